@@ -1,0 +1,47 @@
+"""Non-uniform formats: a 4-bit code is an index into a table of 16 values.
+
+    w ≈ scale · codebook[code]
+
+- `nf4` and `fp4` (QLoRA, arXiv 2305.14314): a fixed table on [−1, 1]; the scale is the group's largest magnitude. `nf4` puts its
+  values where a normal distribution has equal mass, `fp4` is a 2-bit exponent and 1-bit mantissa float.
+- `kmeans4` (non-uniform per channel, as in SqueezeLLM, arXiv 2306.07629): the table is learned. Per channel (`group_size=None`)
+  each row has 16 values of its own and needs no scale; per group, one table serves the matrix and each group has its scale.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore.formats.uniform import check_group_size
+
+# Both tables are the ones bitsandbytes uses, in its order of codes, so that codes can be compared one by one.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+FP4 = tuple(sign * magnitude / 12 for sign in (1, -1) for magnitude in (0, 0.0625, 8, 12, 4, 6, 2, 3))
+FIXED = {"nf4": NF4, "fp4": FP4}
+ENTRIES = 16
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A 4-bit table look-up of one `kind`: "nf4", "fp4" or "kmeans4". `double_quant` stores the scales in 8 bits themselves."""
+
+    kind: str
+    group_size: int | None
+    double_quant: bool = False
+    bits = 4
+
+    def __post_init__(self):
+        if self.kind not in ("nf4", "fp4", "kmeans4"):
+            raise ValueError(f"kind is {self.kind!r}, but a codebook is nf4, fp4 or kmeans4")
+        check_group_size(self.group_size)
+        if self.double_quant and self.group_size is None:
+            raise ValueError("double_quant needs a group_size: per-channel scales are too few to be worth quantizing")
+
+    @property
+    def fixed(self) -> torch.Tensor | None:
+        """The table (16,) fp32 of a fixed kind, None for a learned one."""
+        return torch.tensor(FIXED[self.kind]) if self.kind in FIXED else None

@@ -1,0 +1,44 @@
+"""Codes of 2 to 8 bits as bytes, with no bit wasted.
+
+Eight codes of b bits become b bytes, little-endian: code i of the eight takes the bits i·b … i·b + b − 1 of a 64-bit word whose
+first b bytes are kept. A row's last, incomplete eight is filled with zeros.
+"""
+
+import torch
+from torch.nn.functional import pad
+
+_EIGHT = 8
+
+
+def packed_width(count: int, bits: int) -> int:
+    """Bytes that `count` codes of `bits` bits take."""
+    return -(-count // _EIGHT) * bits
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack uint8 codes (..., K), each below 2^bits, into uint8 (..., packed_width(K, bits))."""
+    if bits == 8:
+        return codes.contiguous() if codes.shape[-1] % _EIGHT == 0 else pad(codes, (0, -codes.shape[-1] % _EIGHT))
+    if codes.shape[-1] % _EIGHT:
+        codes = pad(codes, (0, -codes.shape[-1] % _EIGHT))
+    if bits == 4:
+        return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    eights = codes.unflatten(-1, (-1, _EIGHT))
+    words = torch.zeros(eights.shape[:-1], dtype=torch.int64)
+    for i in range(_EIGHT):
+        words |= eights[..., i].to(torch.int64) << (i * bits)
+    return words.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(-2).contiguous()
+
+
+def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The inverse of `pack`: uint8 codes (..., count) from uint8 (..., packed_width(count, bits))."""
+    if bits == 8:
+        return packed[..., :count]
+    if bits == 4:
+        return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :count]
+    eights = packed.unflatten(-1, (-1, bits)).to(torch.int64)
+    words = torch.zeros(eights.shape[:-1], dtype=torch.int64)
+    for i in range(bits):
+        words |= eights[..., i] << (8 * i)
+    codes = [(words >> (i * bits)) & ((1 << bits) - 1) for i in range(_EIGHT)]
+    return torch.stack(codes, dim=-1).flatten(-2)[..., :count].to(torch.uint8)

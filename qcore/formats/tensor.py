@@ -1,0 +1,165 @@
+"""QuantizedTensor: a quantized weight as it is stored, and the one place that says what its numbers mean.
+
+For a weight of N outputs and K inputs in G = ceil(K / group_size) groups (G = 1 per channel):
+
+    codes       uint8    (N, packed_width(K, bits))   see packing.py
+    scale       float16  (N, G)                       absent for per-channel kmeans4
+    zero_point  uint8    (N, packed_width(G, bits))   asymmetric uniform formats only
+    codebook    float32  (16,) fixed, float16 (16,) per group or (N, 16) per channel if learned
+
+Double quantization replaces `scale` by 8-bit codes in blocks of 256 scales, taken row after row:
+
+    scale_codes uint8    (N, G)
+    scale_range float32  (ceil(N·G / 256), 2)         lowest scale of the block, and the step
+
+The last group may be shorter than the others; K needs not be a multiple of anything.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from qcore.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.packing import pack, unpack
+from qcore.formats.uniform import Uniform
+
+Format = Uniform | Codebook
+SCALES_PER_BLOCK = 256
+
+
+def group_count(columns: int, group_size: int | None) -> int:
+    """G, the number of groups in a row of `columns` inputs."""
+    return 1 if group_size is None else -(-columns // group_size)
+
+
+def spread(per_group: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
+    """Repeat a value per group (N, G) for each input of its group: (N, K), or (N, 1) per channel, which broadcasts."""
+    return per_group if group_size is None else per_group.repeat_interleave(group_size, dim=1)[:, :columns]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """The parts above. `shape` is (N, K), the logical shape. Build one with `from_codes`; read it with `dequantize`."""
+
+    format: Format
+    shape: tuple[int, int]
+    codes: torch.Tensor
+    scale: torch.Tensor | None = None
+    zero_point: torch.Tensor | None = None
+    codebook: torch.Tensor | None = None
+    scale_codes: torch.Tensor | None = None
+    scale_range: torch.Tensor | None = None
+
+    PARTS = ("codes", "scale", "zero_point", "codebook", "scale_codes", "scale_range")
+
+    @classmethod
+    def from_codes(
+        cls,
+        format: Format,
+        codes: torch.Tensor,
+        scale: torch.Tensor | None = None,
+        zero_point: torch.Tensor | None = None,
+        codebook: torch.Tensor | None = None,
+    ) -> "QuantizedTensor":
+        """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
+
+        `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes that loss first so
+        that a method can choose codes for the scales that will be stored. Raises `InputError` if a scale overflows float16.
+        """
+        stored = cls(format, tuple(codes.shape), pack(codes, format.bits), codebook=codebook)
+        if zero_point is not None:
+            stored = replace(stored, zero_point=pack(zero_point, format.bits))
+        if scale is None:
+            return stored
+        if format.double_quant:
+            scale_codes, scale_range = _quantize_scale(scale)
+            return replace(stored, scale_codes=scale_codes, scale_range=scale_range)
+        return replace(stored, scale=_half(scale))
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The tensors that are stored, by name."""
+        return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all parts. A fixed codebook is part of the format's definition and costs nothing."""
+        fixed = isinstance(self.format, Codebook) and self.format.fixed is not None
+        return sum(part.nbytes for name, part in self.parts().items() if not (fixed and name == "codebook"))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 · stored bytes / number of logical weights."""
+        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+    def unpacked_codes(self) -> torch.Tensor:
+        """The codes as uint8 (N, K)."""
+        return unpack(self.codes, self.format.bits, self.shape[1])
+
+    def scales(self) -> torch.Tensor | None:
+        """The scales as float32 (N, G), double quantization undone; None where the format has none."""
+        if self.scale is not None:
+            return self.scale.float()
+        if self.scale_codes is None:
+            return None
+        return _dequantize_scale(self.scale_codes, self.scale_range)
+
+    def zero_points(self) -> torch.Tensor | float:
+        """The zero points as float32 (N, G), or the one number that a symmetric format uses."""
+        if self.zero_point is None:
+            return float(1 << (self.format.bits - 1))
+        return unpack(self.zero_point, self.format.bits, group_count(self.shape[1], self.format.group_size)).float()
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight (N, K) that the codes stand for."""
+        codes = self.unpacked_codes()
+        columns, size, scale = self.shape[1], self.format.group_size, self.scales()
+        if isinstance(self.format, Uniform):
+            zero = self.zero_points()
+            zero = spread(zero, columns, size) if isinstance(zero, torch.Tensor) else zero
+            return ((codes.float() - zero) * spread(scale, columns, size)).to(dtype)
+        table = self.codebook.float()
+        values = table.gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
+        return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
+
+    def rows(self, start: int, stop: int) -> "QuantizedTensor":
+        """The rows `start` … `stop` − 1 as a tensor of its own that shares this one's storage (double quantization: its scales)."""
+        cut = replace(self, shape=(stop - start, self.shape[1]), codes=self.codes[start:stop])
+        if self.scale_codes is not None:
+            plain = replace(self.format, double_quant=False)
+            cut = replace(cut, format=plain, scale=self.scales()[start:stop], scale_codes=None, scale_range=None)
+        elif self.scale is not None:
+            cut = replace(cut, scale=self.scale[start:stop])
+        if self.zero_point is not None:
+            cut = replace(cut, zero_point=self.zero_point[start:stop])
+        if self.codebook is not None and self.codebook.ndim == 2:
+            cut = replace(cut, codebook=self.codebook[start:stop])
+        return cut
+
+
+def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
+    """The float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method must choose codes for."""
+    return _dequantize_scale(*_quantize_scale(scale)) if format.double_quant else _half(scale).float()
+
+
+def _half(scale: torch.Tensor) -> torch.Tensor:
+    half = scale.to(torch.float16)
+    if torch.isinf(half).any():
+        raise InputError(f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16.")
+    return half
+
+
+def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
+    flat = scale.float().flatten()
+    blocks = -(-flat.numel() // SCALES_PER_BLOCK)
+    filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(blocks, SCALES_PER_BLOCK)
+    lowest, highest = filled.aminmax(dim=1, keepdim=True)
+    step = (highest - lowest) / 255
+    codes = ((filled - lowest) / step.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(0, 255).to(torch.uint8)
+    return codes.flatten()[: flat.numel()].view(scale.shape), torch.cat((lowest, step), dim=1)
+
+
+def _dequantize_scale(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
+    lowest, step = (part.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()].view(codes.shape) for part in ranges.unbind(1))
+    return codes.float() * step + lowest

@@ -1,0 +1,208 @@
+"""A recipe says how a model is to be stored and computed. It is frozen, has a short name, and turns into JSON and back.
+
+Names are read from left to right: what the codes are, then refinements in any order.
+
+    fp32 bf16 fp16                    floating point, the baseline and its halves
+    int8                              uniform, one scale a channel, symmetric
+    int4-g64 int4-g32-sym int3 int2   uniform, one scale a group of inputs, asymmetric unless -sym
+    nf4-g64 fp4-g64 kmeans4           a table of 16 values, fixed or learned
+    …-dq                              the scales are quantized again
+    …-dynamic                         activations are quantized too, to 8 bits for each token, while the model runs
+    …-head8                           the output head and the embedding in int8 as well
+    bnb-nf4 torchao-int8 …            the same idea as another library implements it
+"""
+
+import re
+from dataclasses import asdict, dataclass, field, replace
+
+from qcore.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.uniform import Uniform
+from qcore.registry import unknown
+
+DEFAULT_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Float:
+    """Plain floating point: "fp32", "bf16" or "fp16"."""
+
+    dtype: str
+
+    def __post_init__(self):
+        if self.dtype not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"dtype is {self.dtype!r}, but it must be fp32, bf16 or fp16")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Another library's quantizer: `library` names the file in `qcore/backends/` and `variant` the form it is asked for."""
+
+    library: str
+    variant: str
+
+
+Weights = Float | Uniform | Codebook | Engine
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Which modules a recipe touches besides the linear layers inside the blocks.
+
+    `head` and `embeddings` are "keep" (as loaded), "int8" (one scale a channel) or "same" (as the other weights); a tied pair
+    follows `head`. `skip` holds patterns: module names, whole or in part, matched on their dotted segments with `*` for any one
+    segment: "layers.0" skips everything in block 0 and not block 10; "*.down_proj" or "down_proj" every down projection.
+    """
+
+    head: str = "keep"
+    embeddings: str = "keep"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "skip", tuple(self.skip))
+        for name in ("head", "embeddings"):
+            if getattr(self, name) not in ("keep", "int8", "same"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be keep, int8 or same")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans"; "none" for floats and engines), `activations`
+    what a quantized layer multiplies with: "fp32" (exact) or "int8" (quantized for each token while the model runs)."""
+
+    name: str
+    weights: Weights
+    method: str = "none"
+    activations: str = "fp32"
+    modules: Modules = field(default_factory=Modules)
+
+    def __post_init__(self):
+        if self.activations not in ("fp32", "int8"):
+            raise ValueError(f"activations is {self.activations!r}, but it must be fp32 or int8")
+
+    @property
+    def quantizes(self) -> bool:
+        """False for the floating-point recipes."""
+        return not isinstance(self.weights, Float)
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        record = asdict(self)
+        record["weights"] = {"type": type(self.weights).__name__.lower(), **record["weights"]}
+        record["modules"]["skip"] = list(self.modules.skip)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict) -> "Recipe":
+        """Rebuild a recipe from `to_dict`. Raises `InputError` if a field is missing, unknown or out of range."""
+        try:
+            weights = dict(record["weights"])
+            kind = _TYPES[weights.pop("type")]
+            return cls(**{**record, "weights": kind(**weights), "modules": Modules(**record.get("modules", {}))})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"This recipe record cannot be read: {error}.") from error
+
+    def with_modules(self, **choices) -> "Recipe":
+        """The same recipe with other choices of modules, such as `skip=("layers.0",)`."""
+        return replace(self, modules=replace(self.modules, **choices))
+
+
+_TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Engine)}
+
+ENGINES = {
+    "bnb-int8": (Engine("bitsandbytes", "int8"), "bitsandbytes LLM.int8(): weights per channel, activations 8-bit, outliers in floating point"),
+    "bnb-nf4": (Engine("bitsandbytes", "nf4"), "bitsandbytes NF4, blocks of 64"),
+    "bnb-nf4-dq": (Engine("bitsandbytes", "nf4-dq"), "bitsandbytes NF4 with double quantization, as in QLoRA"),
+    "bnb-fp4": (Engine("bitsandbytes", "fp4"), "bitsandbytes FP4, blocks of 64"),
+    "bnb-fp4-dq": (Engine("bitsandbytes", "fp4-dq"), "bitsandbytes FP4 with double quantization"),
+    "torchao-int8": (Engine("torchao", "int8"), "torchao Int8WeightOnly: weights per channel"),
+    "torchao-int8-dynamic": (Engine("torchao", "int8-dynamic"), "torchao Int8DynamicActivationInt8Weight"),
+    "torch-dynamic-int8": (Engine("torch_dynamic", "int8"), "torch.ao quantize_dynamic: one scale a tensor, the head included"),
+    "quanto-int8": (Engine("quanto", "int8"), "optimum-quanto int8 weights, per channel"),
+    "quanto-int4": (Engine("quanto", "int4"), "optimum-quanto int4 weights, groups of 128"),
+}
+BASES = {
+    "fp32": "32-bit floating point, the baseline",
+    "bf16": "16-bit brain float: half the bytes, the same range, 8 bits of precision",
+    "fp16": "16-bit float: half the bytes, 11 bits of precision, largest value 65504",
+    "int8": "8-bit integers, one scale a channel",
+    "int4": "4-bit integers, a scale and a zero point for each group of inputs",
+    "int3": "3-bit integers, a scale and a zero point for each group of inputs",
+    "int2": "2-bit integers, a scale and a zero point for each group of inputs",
+    "nf4": "a table of 16 values with equal mass under a normal distribution, a scale for each group of inputs",
+    "fp4": "a 4-bit float as a table of 16 values, a scale for each group of inputs",
+    "kmeans4": "a table of 16 values learned for each channel by k-means",
+}
+COMMON = (
+    "fp32", "bf16", "fp16", "int8", "int8-g64", "int8-dynamic", "int4-g32", "int4-g64", "int4-g128", "int4-g64-sym", "int4-g64-dq",
+    "int3", "int2", "nf4-g64", "nf4-g64-dq", "fp4-g64", "fp4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g32-head8",
+)  # fmt: skip
+
+
+def names() -> list[str]:
+    """The recipes worth offering in a list: own ones first, then other libraries'. `parse` knows more (any group size)."""
+    return [*COMMON, *ENGINES]
+
+
+def describe(recipe: Recipe) -> str:
+    """One line a newcomer understands."""
+    if recipe.name in ENGINES:
+        return ENGINES[recipe.name][1]
+    base, *options = recipe.name.split("-")
+    text = BASES[base]
+    for option in options:
+        text += "; " + next(explain(option) for pattern, explain in _EXPLAIN if re.fullmatch(pattern, option))
+    return text
+
+
+_EXPLAIN = (
+    (r"g\d+", lambda option: f"groups of {option[1:]} inputs"),
+    (r"sym", lambda option: "symmetric, so no zero point is stored"),
+    (r"asym", lambda option: "with a zero point"),
+    (r"dq", lambda option: "scales in 8 bits"),
+    (r"dynamic", lambda option: "activations in 8 bits as well"),
+    (r"head8", lambda option: "head and embedding in int8"),
+)
+
+
+def parse(name: str) -> Recipe:
+    """The recipe called `name`; "int4" is short for "int4-g64".
+
+    Raises `InputError` with near names for an unknown one, and for options that contradict each other.
+    """
+    name = name.strip().lower()
+    if name in ENGINES:
+        return Recipe(name, ENGINES[name][0])
+    base, *options = name.split("-")
+    if base not in BASES or not all(any(re.fullmatch(pattern, option) for pattern, _ in _EXPLAIN) for option in options):
+        raise unknown("recipe", name, names())
+    if len({re.sub(r"\d+|^a(?=sym)", "", option) for option in options}) < len(options):
+        raise InputError(f"Recipe {name!r} gives the same option twice.")
+    try:
+        return _build(name, base, options)
+    except ValueError as error:
+        raise InputError(f"Recipe {name!r} cannot be built: {error}.") from error
+
+
+def _build(name: str, base: str, options: list[str]) -> Recipe:
+    if base in ("fp32", "bf16", "fp16"):
+        if options:
+            raise ValueError(f"{base} takes no options")
+        return Recipe(name, Float(base))
+    size = next((int(option[1:]) for option in options if re.fullmatch(r"g\d+", option)), None)
+    if size is None and base not in ("int8", "kmeans4"):
+        size = DEFAULT_GROUP
+    if base.startswith("int"):
+        symmetric = "sym" in options or (base == "int8" and "asym" not in options)
+        weights = Uniform(int(base[3:]), size, symmetric, double_quant="dq" in options)
+    elif "sym" in options or "asym" in options:
+        raise ValueError(f"{base} is a table of values, so -sym and -asym mean nothing")
+    else:
+        weights = Codebook(base, size, double_quant="dq" in options)
+    return Recipe(
+        name,
+        weights,
+        method="kmeans" if base == "kmeans4" else "rtn",
+        activations="int8" if "dynamic" in options else "fp32",
+        modules=Modules(head="int8", embeddings="int8") if "head8" in options else Modules(),
+    )
