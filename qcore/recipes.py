@@ -110,7 +110,10 @@ class Recipe:
 _TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Engine)}
 
 ENGINES = {
-    "bnb-int8": (Engine("bitsandbytes", "int8"), "bitsandbytes LLM.int8(): weights per channel, activations 8-bit, outliers in floating point"),
+    "bnb-int8": (
+        Engine("bitsandbytes", "int8"),
+        "bitsandbytes LLM.int8(): weights per channel, activations 8-bit, outliers in floating point",
+    ),
     "bnb-nf4": (Engine("bitsandbytes", "nf4"), "bitsandbytes NF4, blocks of 64"),
     "bnb-nf4-dq": (Engine("bitsandbytes", "nf4-dq"), "bitsandbytes NF4 with double quantization, as in QLoRA"),
     "bnb-fp4": (Engine("bitsandbytes", "fp4"), "bitsandbytes FP4, blocks of 64"),

@@ -4,7 +4,7 @@ For a weight of N outputs and K inputs in G = ceil(K / group_size) groups (G = 1
 
     codes       uint8    (N, packed_width(K, bits))   see packing.py
     scale       float16  (N, G)                       absent for per-channel kmeans4
-    zero_point  uint8    (N, packed_width(G, bits))   asymmetric uniform formats only
+    zero_point  uint8    (packed_width(N·G, bits),)   asymmetric uniform formats only
     codebook    float32  (16,) fixed, float16 (16,) per group or (N, 16) per channel if learned
 
 Double quantization replaces `scale` by 8-bit codes in blocks of 256 scales, taken row after row:
@@ -69,7 +69,7 @@ class QuantizedTensor:
         """
         stored = cls(format, tuple(codes.shape), pack(codes, format.bits), codebook=codebook)
         if zero_point is not None:
-            stored = replace(stored, zero_point=pack(zero_point, format.bits))
+            stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         if scale is None:
             return stored
         if format.double_quant:
@@ -81,11 +81,14 @@ class QuantizedTensor:
         """The tensors that are stored, by name."""
         return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
 
+    def is_stored(self, name: str) -> bool:
+        """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs nothing."""
+        return not (name == "codebook" and isinstance(self.format, Codebook) and self.format.fixed is not None)
+
     @property
     def nbytes(self) -> int:
-        """Stored bytes of all parts. A fixed codebook is part of the format's definition and costs nothing."""
-        fixed = isinstance(self.format, Codebook) and self.format.fixed is not None
-        return sum(part.nbytes for name, part in self.parts().items() if not (fixed and name == "codebook"))
+        """Stored bytes of all parts."""
+        return sum(part.nbytes for name, part in self.parts().items() if self.is_stored(name))
 
     @property
     def bits_per_weight(self) -> float:
@@ -96,45 +99,33 @@ class QuantizedTensor:
         """The codes as uint8 (N, K)."""
         return unpack(self.codes, self.format.bits, self.shape[1])
 
-    def scales(self) -> torch.Tensor | None:
-        """The scales as float32 (N, G), double quantization undone; None where the format has none."""
+    def scales(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
+        """The scales as float32 (N, G) or of some rows, double quantization undone; None where the format has none."""
         if self.scale is not None:
-            return self.scale.float()
+            return self.scale[rows].float()
         if self.scale_codes is None:
             return None
-        return _dequantize_scale(self.scale_codes, self.scale_range)
+        return _dequantize_scale(self.scale_codes, self.scale_range)[rows]
 
     def zero_points(self) -> torch.Tensor | float:
         """The zero points as float32 (N, G), or the one number that a symmetric format uses."""
         if self.zero_point is None:
             return float(1 << (self.format.bits - 1))
-        return unpack(self.zero_point, self.format.bits, group_count(self.shape[1], self.format.group_size)).float()
+        groups = group_count(self.shape[1], self.format.group_size)
+        return unpack(self.zero_point, self.format.bits, self.shape[0] * groups).view(-1, groups).float()
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight (N, K) that the codes stand for."""
-        codes = self.unpacked_codes()
-        columns, size, scale = self.shape[1], self.format.group_size, self.scales()
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight (N, K) that the codes stand for, or only the given `rows` (R,) of it as (R, K)."""
+        pick = slice(None) if rows is None else rows
+        columns, size = self.shape[1], self.format.group_size
+        codes, scale = unpack(self.codes[pick], self.format.bits, columns), self.scales(pick)
         if isinstance(self.format, Uniform):
             zero = self.zero_points()
-            zero = spread(zero, columns, size) if isinstance(zero, torch.Tensor) else zero
+            zero = spread(zero[pick], columns, size) if isinstance(zero, torch.Tensor) else zero
             return ((codes.float() - zero) * spread(scale, columns, size)).to(dtype)
         table = self.codebook.float()
-        values = table.gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
+        values = table[pick].gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
         return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
-
-    def rows(self, start: int, stop: int) -> "QuantizedTensor":
-        """The rows `start` … `stop` − 1 as a tensor of its own that shares this one's storage (double quantization: its scales)."""
-        cut = replace(self, shape=(stop - start, self.shape[1]), codes=self.codes[start:stop])
-        if self.scale_codes is not None:
-            plain = replace(self.format, double_quant=False)
-            cut = replace(cut, format=plain, scale=self.scales()[start:stop], scale_codes=None, scale_range=None)
-        elif self.scale is not None:
-            cut = replace(cut, scale=self.scale[start:stop])
-        if self.zero_point is not None:
-            cut = replace(cut, zero_point=self.zero_point[start:stop])
-        if self.codebook is not None and self.codebook.ndim == 2:
-            cut = replace(cut, codebook=self.codebook[start:stop])
-        return cut
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:

@@ -1,0 +1,16 @@
+"""Which floating-point types this hardware multiplies fast.
+
+A CPU without bfloat16 instructions runs a bfloat16 matrix product some hundred times slower than a float32 one, so models stored
+in 16 bits are computed in float32 there: each layer's weight is widened when it is used.
+"""
+
+import torch
+
+
+def computes_fast(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
+    """Whether matrix products in `dtype` run at full speed on `device`."""
+    if dtype == torch.float32 or torch.device(device).type != "cpu":
+        return True
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

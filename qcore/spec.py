@@ -1,0 +1,149 @@
+"""What one run is asked to do: a model, recipes, a text and the conditions of every measurement. Frozen, and JSON both ways.
+
+A record that holds its `RunSpec` can be repeated: `RunSpec.from_dict(record["spec"])` is the same run again, and `command` is
+the line to type. Recipes are parsed when the spec is built, so a typo is found before anything starts; nothing here loads torch
+until there is a recipe to parse.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcore.errors import InputError
+
+if TYPE_CHECKING:
+    from qcore.recipes import Recipe
+
+# field: (smallest, largest) value; the largest are there to stop slips of the keyboard, not machines
+LIMITS = {
+    "tokens": (2, 10_000_000),
+    "window": (2, 1_000_000),
+    "stride": (1, 1_000_000),
+    "prompt_tokens": (1, 100_000),
+    "new_tokens": (2, 4096),
+    "repeats": (1, 100),
+    "generate_tokens": (1, 4096),
+    "threads": (1, 1024),
+    "seed": (0, 2**63 - 1),
+}
+OPTIONAL = ("stride", "threads")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """`recipes` takes `Recipe`s or their names. Lengths are in tokens.
+
+    `text` is what `qcore.data.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of
+    `window` that move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new
+    ones, `repeats` times. With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for
+    `generate_tokens` each. Raises `InputError` naming the field, its value and what is allowed.
+    """
+
+    model: str
+    recipes: tuple[Recipe, ...]
+    revision: str | None = None
+    text: str | None = None
+    tokens: int = 4096
+    window: int = 512
+    stride: int | None = None
+    prompt_tokens: int = 128
+    new_tokens: int = 32
+    repeats: int = 3
+    generate: bool = True
+    prompts: str | None = None
+    generate_tokens: int = 32
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self):
+        object.__setattr__(self, "recipes", _parse_all(self.recipes))
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
+        for name in ("text", "prompts", "revision"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, str(value))
+        check_limits(**{name: getattr(self, name) for name in LIMITS})
+        if self.stride is not None and self.stride > self.window:
+            raise InputError(f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out.")
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "recipes": [recipe.to_dict() for recipe in self.recipes]}
+
+    @classmethod
+    def from_dict(cls, record: dict) -> RunSpec:
+        """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of range."""
+        from qcore.recipes import Recipe
+
+        try:
+            return cls(**{**record, "recipes": tuple(Recipe.from_dict(recipe) for recipe in record["recipes"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This record of a run cannot be read: {error}.") from error
+
+    def absolute(self) -> RunSpec:
+        """The same spec with relative paths made absolute, so that it means the same from any folder."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in ("model", "text", "prompts")}})
+
+    @property
+    def command(self) -> str | None:
+        """The command line that repeats this run, or None where recipes carry choices that have no option."""
+        skips = {recipe.modules.skip for recipe in self.recipes if recipe.quantizes}
+        plain = all(recipe == _plain(recipe) for recipe in self.recipes)
+        if len(skips) > 1 or not plain:
+            return None
+        words = ["python", "-m", "qcore", "compare", self.model, "--recipes", ",".join(recipe.name for recipe in self.recipes)]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("model", "recipes") or value == f.default:
+                continue
+            words += ["--no-generate"] if f.name == "generate" else ["--" + f.name.replace("_", "-"), str(value)]
+        for pattern in next(iter(skips), ()):
+            words += ["--skip", pattern]
+        return shlex.join(words)
+
+
+def check_limits(**values) -> None:
+    """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its limits."""
+    for name, value in values.items():
+        low, high = LIMITS[name]
+        if value is None and name in OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
+
+
+def absolute_path(source: str | None) -> str | None:
+    """`source` made absolute if it is a relative path that exists and cannot be read as a plain name."""
+    if source is None or ("/" not in source and "\\" not in source and not Path(source).is_file()):
+        return source
+    path = Path(source).expanduser()
+    return str(path.resolve()) if len(source) < 4096 and path.exists() else source
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    from qcore.recipes import parse
+
+    try:
+        return parse(recipe.name).with_modules(skip=recipe.modules.skip)
+    except InputError:
+        return None
+
+
+def _parse_all(recipes) -> tuple[Recipe, ...]:
+    from qcore.recipes import Recipe, parse
+
+    if isinstance(recipes, str):
+        recipes = [name for name in recipes.split(",") if name.strip()]
+    parsed = tuple(recipe if isinstance(recipe, Recipe) else parse(str(recipe)) for recipe in recipes)
+    if not parsed:
+        raise InputError("No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them).")
+    for recipe in parsed:
+        if parsed.count(recipe) > 1:
+            raise InputError(f"Recipe {recipe.name!r} is given twice.")
+    return parsed
