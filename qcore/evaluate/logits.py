@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.errors import RunError
-
 CHECKED = 2  # positions whose logits are compared with the model's own
 CHUNK = 128  # positions at a time …
 CHUNK_ELEMENTS = 1 << 24  # … or fewer, so that a chunk of logits stays below 64 MiB
@@ -60,27 +58,52 @@ class LogitReader:
 
     @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
     def read(self, ids: torch.Tensor, skip: int = 0) -> Iterator[Chunk]:
-        """Yield the logits of positions `skip` … n - 1 of the window `ids` (n,), in order.
-
-        Raises `RunError` if the model's logits are NaN or infinite.
-        """
+        """Yield the logits of positions `skip` … n - 1 of the window `ids` (n,), in order."""
         hidden, logits = self._forward(ids.to(device_of(self.model)))
-        positions = len(ids)
-        step = None
-        start = skip
-        while start < positions:
-            stop = positions if step is None else min(start + step, positions)
+        step = self.chunk or max(1, min(CHUNK, CHUNK_ELEMENTS // logits.shape[-1]))
+        for start in range(skip, len(ids), step):
+            stop = min(start + step, len(ids))
             if hidden is None:
-                step = step or self.chunk_for(logits.shape[-1])
-                stop = min(start + step, positions)
                 yield Chunk(start, stop, logits[start:stop].float(), None)
             else:
-                step = step or self.chunk_for(logits.shape[-1])
-                stop = min(start + step, positions)
-                part = hidden[start:stop].clone()  # a fresh, aligned buffer: the product's rounding must not depend on where it lies
-                yield Chunk(start, stop, self.transform(self.head(part).float()), part)
-            start = stop
+                part = hidden[start:stop].clone()  # a fresh, aligned buffer: rounding must not depend on where it lies in memory
+                yield Chunk(start, stop, self.project(part), part)
 
-    def chunk_for(self, vocabulary: int) -> int:
-        """How many positions are read at a time."""
-        return self.chunk or max(1, min(CHUNK, CHUNK_ELEMENTS // vocabulary))
+    @torch.no_grad()
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The float32 logits (n, V) that the model computes from its head's input `hidden` (n, H)."""
+        return self.transform(self.head(hidden[None])[0].float())
+
+    def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The head's input (n, H) and the logits of the last few positions; or None and all logits, where the head stands in a
+        way that this class does not understand."""
+        if self.head is None:
+            return None, self.model(input_ids=ids[None], use_cache=False).logits[0]
+        seen = []
+
+        def keep(module, arguments):
+            seen.append(arguments[0])
+            return (arguments[0][:, -CHECKED:], *arguments[1:])
+
+        hook = self.head.register_forward_pre_hook(keep)
+        try:
+            logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
+        finally:
+            hook.remove()
+        if not self._checked and not (len(seen) == 1 and seen[0].shape[1] == len(ids) and self._agrees(seen[0][0], logits)):
+            self.head = None
+            return self._forward(ids)
+        self._checked = True
+        return seen[0][0], logits
+
+    def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
+        """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN agrees with NaN.)"""
+        expected, own = logits.float(), self.project(hidden[-CHECKED:])
+        return own.shape == expected.shape and torch.allclose(own, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's inputs must lie: the device of its first parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

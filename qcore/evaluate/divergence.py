@@ -1,0 +1,121 @@
+"""How far a quantized model's predictions lie from the baseline's, token by token and over the whole vocabulary.
+
+    KL(base || quantized) = Σ_v p_v · (log p_v - log q_v)        in nats, one number a scored token
+
+Identical models give exactly 0 for every token and a top-1 agreement of exactly 1. KL orders recipes more steadily than perplexity
+does, which can fall by luck: S. Dutta et al., "Accuracy is Not All You Need", 2024, who also count flips.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore.errors import RunError
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Statistics of KL over the scored tokens, in nats, and what became of the most likely token.
+
+    A flip is a token where baseline and quantized model disagree on the most likely one: harmful if the baseline's was the true
+    next token, beneficial if the quantized model's is, neutral if neither's. `window_kl` holds the sum of KL of each window.
+    """
+
+    kl_mean: float
+    kl_median: float
+    kl_p90: float
+    kl_p99: float
+    kl_max: float
+    top1_agreement: float
+    harmful_flips: int
+    beneficial_flips: int
+    neutral_flips: int
+    window_kl: list[float]
+
+
+class LogProbabilities:
+    """A chunk of logits (n, V), normalised: `shifted` = logits - their maximum, `weights` = exp(shifted), and the float64 logarithm
+    `log_total` (n, 1) of their sum, so that log p = shifted - log_total. Takes over the memory of `logits`."""
+
+    def __init__(self, logits: torch.Tensor):
+        self.shifted = logits.sub_(logits.amax(-1, keepdim=True))
+        self.weights = self.shifted.exp()
+        self.log_total = self.weights.sum(-1, keepdim=True, dtype=torch.float64).log()
+
+    def nll(self, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of the `targets` (n,), in nats, float64 (n,). Raises `RunError` where it is not a finite number."""
+        nll = (self.log_total - self.shifted.gather(1, targets[:, None])).squeeze(1)
+        if not torch.isfinite(nll).all():
+            raise RunError(
+                f"The model's logits are NaN or infinite for {int((~torch.isfinite(nll)).sum())} of {len(nll)} tokens read together, so it "
+                "cannot be scored. Its weights or its activations have overflowed; try another recipe, or fp32."
+            )
+        return nll
+
+    def top(self) -> torch.Tensor:
+        """The most likely token at each position (n,), the first one where several are equal."""
+        return self.shifted.argmax(-1)
+
+
+def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
+    """KL(base || other) at each position, in nats, float64 (n,). Raises `RunError` if it is not finite."""
+    gap = base.shifted - other.shifted
+    if gap.isnan().any():  # a token that the model rules out (-inf) adds nothing
+        gap = torch.where(base.weights > 0, gap, 0)
+    weighted = gap.mul_(base.weights).sum(-1, dtype=torch.float64) / base.log_total.exp().squeeze(1)
+    result = (weighted + (other.log_total - base.log_total).squeeze(1)).clamp_min(0)
+    if not torch.isfinite(result).all():
+        raise RunError("The quantized model rules out tokens that the baseline allows: its divergence is infinite, and it has failed.")
+    return result
+
+
+class DivergenceMeter:
+    """Collects `add`ed chunks and closes windows; `result` has the statistics."""
+
+    def __init__(self):
+        self._kl: list[torch.Tensor] = []
+        self._window: list[float] = []
+        self._sum = 0.0
+        self._flips = {"agreed": 0, "harmful": 0, "beneficial": 0, "neutral": 0}
+
+    def add(self, base: LogProbabilities, other: LogProbabilities, targets: torch.Tensor) -> None:
+        """Take in a chunk of n positions whose true next tokens are `targets` (n,)."""
+        divergence = kl(base, other)
+        self._kl.append(divergence.cpu())
+        self._sum += float(divergence.sum())
+        before, after = base.top(), other.top()
+        differs = before != after
+        counts = {"harmful": differs & (before == targets), "beneficial": differs & (after == targets)}
+        counts["neutral"] = differs & ~(counts["harmful"] | counts["beneficial"])
+        for name, mask in (*counts.items(), ("agreed", ~differs)):
+            self._flips[name] += int(mask.sum())
+
+    def close_window(self) -> None:
+        """End a window: its sum of KL becomes an entry of `window_kl`."""
+        self._window.append(self._sum)
+        self._sum = 0.0
+
+    def result(self) -> Divergence:
+        """The statistics over everything added."""
+        values = torch.cat(self._kl).sort().values
+        quantile = {q: float(_quantile(values, q)) for q in (0.5, 0.9, 0.99)}
+        return Divergence(
+            kl_mean=float(values.mean()),
+            kl_median=quantile[0.5],
+            kl_p90=quantile[0.9],
+            kl_p99=quantile[0.99],
+            kl_max=float(values[-1]),
+            top1_agreement=self._flips["agreed"] / len(values),
+            harmful_flips=self._flips["harmful"],
+            beneficial_flips=self._flips["beneficial"],
+            neutral_flips=self._flips["neutral"],
+            window_kl=self._window,
+        )
+
+
+def _quantile(ordered: torch.Tensor, q: float) -> torch.Tensor:
+    """Linear between neighbours, as numpy does; torch.quantile refuses more than 16 million values."""
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

@@ -1,0 +1,144 @@
+"""Perplexity, and with a reference also divergence from the baseline, in one pass over a text.
+
+    perplexity = exp(Σ NLL / scored tokens)
+
+Every token but the first is scored exactly once (`windows.py` says by which window); windows are not averaged, nothing is padded,
+and no BOS token is added to the text or to any window. Window and stride belong to the number: without them it means nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from qcore.errors import InputError, RunError
+from qcore.evaluate import windows as cut
+from qcore.evaluate.divergence import Divergence, DivergenceMeter, LogProbabilities
+from qcore.evaluate.logits import LogitReader, device_of
+from qcore.evaluate.reference import Recorder, Reference
+
+BOS_POLICY = "none added"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured. `window_nll` holds the sum of NLL (nats) of each window and `window_tokens` how many tokens it scored."""
+
+    perplexity: float
+    nll_sum: float
+    tokens_scored: int
+    window: int
+    stride: int
+    bos_policy: str
+    bits_per_byte: float | None
+    window_nll: list[float]
+    window_tokens: list[int]
+    divergence: Divergence | None
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+    reference: Reference | None = None,
+    record: Path | None = None,
+    text_bytes: int | None = None,
+    progress: Progress | None = None,
+    chunk: int | None = None,
+) -> Evaluation:
+    """Score the text `ids` (T,) with a causal language model.
+
+    window, stride   in tokens; the model reads `window` tokens at a time and moves on by `stride` (default: window)
+    reference        the baseline, recorded over the same text and windows: adds the divergence
+    record           a file to record this model to, as the reference for others (`Reference.open`)
+    text_bytes       UTF-8 length of the text: adds bits per byte = Σ NLL / (ln 2 · bytes)
+    progress         called after each window with (tokens scored, tokens to score, a phrase for people)
+    chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
+
+    Raises `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model cannot read, or a reference
+    over other text; `RunError` if logits are NaN or infinite, so that a broken model never gets a number.
+    """
+    window, stride = cut.check(window, stride)
+    _check_ids(model, ids, window)
+    training = model.training
+    model.eval()
+    try:
+        return _evaluate(model, ids, window, stride, reference, record, text_bytes, progress, chunk)
+    finally:
+        model.train(training)
+
+
+def _evaluate(model, ids, window, stride, reference, record, text_bytes, progress, chunk) -> Evaluation:
+    reader = LogitReader(model, chunk)
+    meter = DivergenceMeter() if reference else None
+    if reference:
+        reference.match(ids, window, stride, reader)
+    recorder = Recorder(record, reader, ids, window, stride) if record else None
+    device, nlls, counts, done = device_of(model), [], [], 0
+    try:
+        for number, span in enumerate(plan := list(cut.windows(len(ids), window, stride)), 1):
+            total = 0.0
+            for part in reader.read(ids[span.begin : span.end], span.skip):
+                targets = ids[span.begin + part.start + 1 : span.begin + part.stop + 1].to(device)
+                if recorder:
+                    recorder.add(part)
+                own = LogProbabilities(part.logits)
+                total += float(own.nll(targets).sum())
+                if reference:
+                    meter.add(LogProbabilities(reference.logits(done, part.hidden, device)), own, targets)
+                done += part.stop - part.start
+            nlls.append(total)
+            counts.append(span.scored)
+            if reference:
+                meter.close_window()
+            if progress:
+                progress(done, len(ids) - 1, f"window {number} of {len(plan)}")
+        if recorder:
+            recorder.close()
+    finally:
+        if recorder:
+            recorder.discard()
+    nll = math.fsum(nlls)
+    return Evaluation(
+        perplexity=_exp(nll / done),
+        nll_sum=nll,
+        tokens_scored=done,
+        window=window,
+        stride=stride,
+        bos_policy=BOS_POLICY,
+        bits_per_byte=nll / math.log(2) / text_bytes if text_bytes else None,
+        window_nll=nlls,
+        window_tokens=counts,
+        divergence=meter.result() if reference else None,
+    )
+
+
+def _exp(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        raise RunError(f"The mean NLL is {nll:.4g} nats, so the perplexity exceeds every number: the model has failed.") from None
+
+
+def _check_ids(model: torch.nn.Module, ids: torch.Tensor, window: int) -> None:
+    if ids.ndim != 1 or len(ids) < 2:
+        raise InputError(f"The text has {ids.numel()} token{'s' * (ids.numel() != 1)}; scoring needs at least 2.")
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= config.vocab_size:
+        wrong = highest if highest >= config.vocab_size else lowest
+        raise InputError(f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: another tokenizer made this text.")
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and min(window, len(ids) - 1) > limit:
+        raise InputError(
+            f"The window of {window} tokens is longer than the {limit} that this model can read; use a window of {limit} or less."
+        )

@@ -1,0 +1,201 @@
+"""The baseline's predictions, kept so that any number of quantized models can be compared with them over the whole vocabulary.
+
+Logits of 4096 tokens over 49,152 words take 805 MB; the output head's *inputs* take 9 MB, and head(input) gives the same logits
+again. So a reference is a safetensors file with
+
+    hidden   (tokens scored, H)   the head's inputs, written window by window, so recording needs no memory
+    check    (1, V)               the baseline's own logits of the first scored token: what is recomputed must agree with it
+    head     (V, H)               only if the head's weight cannot be found, bit for bit, in the checkpoint the model came from
+    bias     (V,)                 if there is one
+
+and, in its metadata, what it was recorded over. Opening maps it; a model whose head is still the baseline's lends its own, so that
+nothing is loaded twice and two identical models are computed by identical steps.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from qcore.errors import InputError, UnavailableError
+from qcore.evaluate.logits import Chunk, LogitReader, LogitTransform
+from qcore.evaluate.tensorfile import TensorFile
+
+FORMAT = "qcore-reference-1"
+ROWS = 8192  # rows of a 16-bit head that are widened at a time
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the head's weight lies: a tensor in a safetensors file."""
+
+    file: str
+    tensor: str
+
+
+class Recorder:
+    """Writes a reference while a model is evaluated: `add` each chunk, then `close`. `discard` removes what was not closed.
+
+    Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from the unquantized model.
+    """
+
+    def __init__(self, path: Path, reader: LogitReader, ids: torch.Tensor, window: int, stride: int):
+        self._file = TensorFile(Path(path))
+        self._reader = reader
+        self._rows = len(ids) - 1
+        self._about = {"format": FORMAT, "text": digest(ids), "window": window, "stride": stride, "transform": asdict(reader.transform)}
+
+    def add(self, chunk: Chunk) -> None:
+        """Append the head's inputs of a chunk."""
+        if not self._file.started:
+            self._start(chunk)
+        self._file.write("hidden", chunk.hidden)
+
+    def _start(self, chunk: Chunk) -> None:
+        weight = getattr(self._reader.head, "weight", None)
+        if chunk.hidden is None or not isinstance(weight, torch.Tensor) or weight.shape != (chunk.logits.shape[1], chunk.hidden.shape[1]):
+            raise UnavailableError(
+                f"{type(self._reader.model).__name__} cannot serve as the baseline: its output head is not a plain matrix. "
+                "Record the reference from the unquantized model."
+            )
+        extra = {"check": chunk.logits[:1].clone()}
+        source = find_tensor(weight, getattr(self._reader.model.config, "_name_or_path", ""))
+        if source is None:
+            extra["head"] = weight.detach()
+        if getattr(self._reader.head, "bias", None) is not None:
+            extra["bias"] = self._reader.head.bias.detach()
+        self._about["head"] = asdict(source) if source else None
+        layout = {"hidden": (chunk.hidden.dtype, (self._rows, chunk.hidden.shape[1]))}
+        layout |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()}
+        self._file.start(layout, {"qcore": json.dumps(self._about)})
+        for name, tensor in extra.items():
+            self._file.write(name, tensor)
+
+    def close(self) -> None:
+        """Flush to disk and give the file its name."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the unfinished file; nothing after `close`."""
+        self._file.discard()
+
+
+class Reference:
+    """A recorded baseline. `open` one, and hand it to `evaluate`."""
+
+    def __init__(self, path: Path, about: dict, file):
+        self.path = path
+        self.window: int = about["window"]
+        self.stride: int = about["stride"]
+        self.transform = LogitTransform(**about["transform"])
+        self._text = about["text"]
+        self._hidden = file.get_slice("hidden")
+        self._check = file.get_tensor("check")
+        self._bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (not a mapping)
+        self._weight = _read(Source(**about["head"])) if about["head"] else file.get_tensor("head")
+        self._lender: LogitReader | None = None
+        self._verify()
+
+    @classmethod
+    def record(cls, model: torch.nn.Module, ids: torch.Tensor, path: Path, *, window: int = 512, stride: int | None = None) -> "Reference":
+        """Run `model` over `ids` (T,) and record it to `path`; `evaluate(…, record=path)` does the same and returns the perplexity."""
+        from qcore.evaluate.perplexity import evaluate
+
+        evaluate(model, ids, window=window, stride=stride, record=path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Reference":
+        """Map a recorded reference. Raises `InputError` if it is missing, damaged, or its baseline checkpoint has changed since."""
+        path = Path(path)
+        try:
+            file = safe_open(path, framework="pt")
+            return cls(path, json.loads(file.metadata()["qcore"]), file)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"The baseline's reference {path.name} cannot be read ({error}); record it again.") from error
+
+    @property
+    def tokens_scored(self) -> int:
+        """How many tokens were scored."""
+        return self._hidden.get_shape()[0]
+
+    def match(self, ids: torch.Tensor, window: int, stride: int, reader: LogitReader) -> None:
+        """Get ready to be compared with the model of `reader` over `ids` (T,).
+
+        Raises `InputError` if the reference was recorded over another text, other windows or another vocabulary.
+        """
+        if (self._text, self.window, self.stride) != (digest(ids), window, stride):
+            was = f"window {self.window}, stride {self.stride}"
+            what = "another text" if self._text != digest(ids) else f"{was}, not window {window}, stride {stride}"
+            raise InputError(f"The baseline's reference was recorded over {what}; record it again.")
+        size = reader.model.config.get_text_config().vocab_size
+        if size != self._weight.shape[0]:
+            raise InputError(
+                f"The baseline has a vocabulary of {self._weight.shape[0]} and this model one of {size}: they cannot be compared."
+            )
+        self._lender = reader if self._same_head(reader) else None
+
+    def logits(self, start: int, like: torch.Tensor | int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The baseline's float32 logits (n, V) of n scored tokens from `start` on; n is an int or the length of the tensor `like`."""
+        count = like if isinstance(like, int) else len(like)
+        hidden = self._hidden[start : start + count].to(device)
+        if self._lender:
+            return self._lender.project(hidden)
+        self._weight = self._weight.to(device)
+        return self._project(hidden)
+
+    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """transform(hidden · weightᵀ + bias) in float32."""
+        weight = self._weight
+        if weight.dtype == hidden.dtype:
+            logits = (hidden @ weight.T).float()
+        else:
+            logits = torch.cat([(hidden.float() @ rows.float().T) for rows in weight.split(ROWS)], dim=1)
+        if self._bias is not None:
+            logits += self._bias.to(logits)
+        return self.transform(logits)
+
+    def _verify(self) -> None:
+        own = self._project(self._hidden[:1])
+        if own.shape != self._check.shape or not torch.allclose(own, self._check, rtol=1e-4, atol=1e-4):
+            raise InputError(f"The baseline's reference {self.path.name} does not match its checkpoint any more; record it again.")
+
+    def _same_head(self, reader: LogitReader) -> bool:
+        """Does that model compute its logits exactly as the baseline did?"""
+        head = reader.head
+        if type(head) is not torch.nn.Linear or reader.transform != self.transform or (head.bias is None) != (self._bias is None):
+            return False
+        pairs = [(head.weight, self._weight)] + ([] if head.bias is None else [(head.bias, self._bias)])
+        return all(own.shape == base.shape and torch.equal(own.detach().to(base), base) for own, base in pairs)
+
+
+def digest(ids: torch.Tensor) -> str:
+    """SHA-256 of token ids (T,), as hexadecimal."""
+    return hashlib.sha256(ids.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
+
+
+def find_tensor(weight: torch.Tensor, folder: str) -> Source | None:
+    """The tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for value, or None."""
+    for file in sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else ():
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                if tuple(tensors.get_slice(name).get_shape()) == tuple(weight.shape):
+                    stored = tensors.get_tensor(name)
+                    if stored.is_floating_point() and _equal(weight.detach(), stored):
+                        return Source(str(file.resolve()), name)
+    return None
+
+
+def _equal(weight: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Row block by row block, so that a 16-bit tensor is never widened as a whole."""
+    return all(torch.equal(own.cpu(), other.to(own.dtype)) for own, other in zip(weight.split(ROWS), stored.split(ROWS), strict=True))
+
+
+def _read(source: Source) -> torch.Tensor:
+    with safe_open(source.file, framework="pt") as file:
+        return file.get_tensor(source.tensor)
