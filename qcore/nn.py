@@ -112,10 +112,10 @@ class StoredExperts(nn.Module):
 
     def __init__(self, weight: nn.Parameter):
         super().__init__()
-        self.weight = weight
+        self.stored = weight
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        return self.weight[int(expert)].float()
+        return self.stored[int(expert)].float()
 
 
 class Widen(nn.Module):

@@ -45,3 +45,9 @@ class Codebook:
     def fixed(self) -> torch.Tensor | None:
         """The table (16,) fp32 of a fixed kind, None for a learned one."""
         return torch.tensor(FIXED[self.kind]) if self.kind in FIXED else None
+
+    @property
+    def label(self) -> str:
+        """A short name, such as "nf4-g64"."""
+        size = "" if self.group_size is None else f"-g{self.group_size}"
+        return f"{self.kind}{size}{'-dq' * self.double_quant}"

@@ -24,7 +24,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 4:
         return codes[..., 0::2] | (codes[..., 1::2] << 4)
     eights = codes.unflatten(-1, (-1, _EIGHT))
-    words = torch.zeros(eights.shape[:-1], dtype=torch.int64)
+    words = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=eights.device)
     for i in range(_EIGHT):
         words |= eights[..., i].to(torch.int64) << (i * bits)
     return words.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(-2).contiguous()
@@ -37,7 +37,7 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     if bits == 4:
         return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :count]
     eights = packed.unflatten(-1, (-1, bits)).to(torch.int64)
-    words = torch.zeros(eights.shape[:-1], dtype=torch.int64)
+    words = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=eights.device)
     for i in range(bits):
         words |= eights[..., i] << (8 * i)
     codes = [(words >> (i * bits)) & ((1 << bits) - 1) for i in range(_EIGHT)]

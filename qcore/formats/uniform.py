@@ -42,3 +42,9 @@ class Uniform:
     def levels(self) -> int:
         """Number of codes, 2^bits."""
         return 1 << self.bits
+
+    @property
+    def label(self) -> str:
+        """A short name, such as "int4-g64-sym"."""
+        size = "" if self.group_size is None else f"-g{self.group_size}"
+        return f"int{self.bits}{size}{'-sym' * self.symmetric}{'-dq' * self.double_quant}"

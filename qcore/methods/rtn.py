@@ -26,19 +26,21 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a uniform or a fixed-table format."""
     rows, columns = weight.shape
     groups = group_count(columns, format.group_size)
-    scale = torch.empty(rows, groups)
-    zero_point = torch.empty(rows, groups, dtype=torch.uint8) if isinstance(format, Uniform) and not format.symmetric else None
+    scale = torch.empty(rows, groups, device=weight.device)
+    zero_point = torch.empty_like(scale, dtype=torch.uint8) if isinstance(format, Uniform) and not format.symmetric else None
     for part in _chunks(weight):
         scale[part], zero = _grid(grouped(weight[part], format.group_size), format)
         if zero_point is not None:
             zero_point[part] = zero
     kept = round_scale(scale, format) if isinstance(format, Uniform) else scale
-    codes = torch.empty(rows, columns, dtype=torch.uint8)
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     choose = _uniform_codes if isinstance(format, Uniform) else _table_codes
     for part in _chunks(weight):
         zero = None if zero_point is None else zero_point[part]
         codes[part] = choose(grouped(weight[part], format.group_size), kept[part], zero, format).flatten(1)[:, :columns]
-    return QuantizedTensor.from_codes(format, codes, scale, zero_point, format.fixed if isinstance(format, Codebook) else None)
+    return QuantizedTensor.from_codes(
+        format, codes, scale, zero_point, format.fixed.to(weight.device) if isinstance(format, Codebook) else None
+    )
 
 
 def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
@@ -75,11 +77,11 @@ def _uniform_codes(groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.
 
 
 def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format: Codebook) -> torch.Tensor:
-    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), format.fixed)
+    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), format.fixed.to(groups.device))
 
 
 def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Index (uint8) of the entry of `table` (16,) nearest to each of `values`; halfway goes to the lower entry."""
     ordered, order = table.sort(stable=True)
     midpoints = (ordered[1:] + ordered[:-1]) / 2
-    return order.to(torch.uint8)[torch.bucketize(values, midpoints, out_int32=True)]
+    return order.to(torch.uint8)[torch.bucketize(values.contiguous(), midpoints, out_int32=True)]

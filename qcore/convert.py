@@ -1,0 +1,190 @@
+"""Apply a recipe to a model in memory, one tensor at a time, and return the ledger of what became of each.
+
+The original of a weight is freed as soon as its quantized form stands in its place, so the peak is the model plus one layer.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from qcore import methods
+from qcore.errors import InputError
+from qcore.formats.tensor import QuantizedTensor
+from qcore.kernels.precision import computes_fast
+from qcore.ledger import Ledger, Row
+from qcore.nn import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear, StoredEmbedding, StoredExperts, StoredLinear, Widen
+from qcore.recipes import Engine, Float, Recipe
+from qcore.select import Target, select
+
+Progress = Callable[[int, int, str], None]  # done, total, name of the tensor at hand
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def quantize(model: nn.Module, recipe: Recipe, *, progress: Progress | None = None) -> Ledger:
+    """Apply `recipe` to `model` in place.
+
+    Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and `InputError` for a model
+    that is quantized already, a skip pattern that matches nothing, or weights that the format cannot hold.
+    """
+    if any(isinstance(module, QuantizedModule) for module in model.modules()):
+        raise InputError("This model is quantized already. Give the original checkpoint to quantize it another way.")
+    report = progress or (lambda done, total, name: None)
+    with torch.no_grad():
+        if isinstance(recipe.weights, Engine):
+            from qcore import backends
+
+            rows = backends.load(recipe.weights.library).apply(model, recipe, report)
+        elif isinstance(recipe.weights, Float):
+            rows = _store_as(model, recipe.weights.dtype, report)
+        else:
+            rows = _quantize_own(model, recipe, report)
+    return Ledger(recipe.name, tuple(rows)).check()
+
+
+def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]]:
+    """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares, or None)."""
+    seen: dict[tuple, str] = {}
+    for module_name, module in model.named_modules():
+        tensors = [*module.named_parameters(recurse=False)]
+        tensors += [
+            (name, buffer) for name, buffer in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set
+        ]
+        for name, tensor in tensors:
+            full = f"{module_name}.{name}" if module_name else name
+            place = (tensor.data_ptr(), tensor.nbytes) if tensor.data_ptr() else (id(tensor), 0)
+            yield full, tensor, seen.get(place)
+            seen.setdefault(place, full)
+
+
+def kept_row(name: str, tensor: torch.Tensor, shared_with: str | None, reason: str | None, intended: bool = True) -> Row:
+    """The ledger row of a tensor that stays as it is."""
+    size = 0 if shared_with else tensor.nbytes
+    reason = f"Shares the storage of {shared_with}." if shared_with else reason
+    return Row(name, tuple(tensor.shape), dtype_name(tensor.dtype), None, size, size, tensor.numel(), reason, intended)
+
+
+def plain_name(name: str) -> str:
+    """The original name of a tensor that `_store_narrow` moved into a wrapper."""
+    return name.replace("parametrizations.", "").removesuffix(".original").removesuffix(".stored")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+# -- own formats ------------------------------------------------------------------------------------------------------------------
+
+
+def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress) -> list[Row]:
+    selection = select(model, recipe)
+    twins = {name: shared for name, _, shared in inventory(model)}
+    rows = {
+        name: kept_row(name, tensor, shared, selection.kept.get(name), intended=name not in selection.missed)
+        for name, tensor, shared in inventory(model)
+    }
+    done: dict[str, list[QuantizedTensor]] = {}
+    for i, target in enumerate(selection.targets):
+        report(i, len(selection.targets), target.name)
+        twin = twins[target.name]
+        weights = done[target.name] = done[twin] if twin in done else choose_codes(model, target)
+        install(model, target, weights)
+        size = 0 if twin in done else sum(weight.nbytes for weight in weights)
+        reason = f"Shares the codes of {twin}." if twin in done else None
+        rows[target.name] = replace(rows[target.name], format=weights[0].format.label, bytes_after=size, reason=reason, intended=True)
+    report(len(selection.targets), len(selection.targets), "")
+    return list(rows.values())
+
+
+def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
+    """Quantize the target's parameter, turned so that its rows are outputs: one tensor, or one for each expert."""
+    module = model.get_submodule(target.module)
+    weight = getattr(module, target.parameter)
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        weight = weight.transpose(-1, -2)
+    matrices = weight.unbind(0) if target.kind == "experts" else [weight]
+    try:
+        return [methods.quantize(matrix, target.format, target.method) for matrix in matrices]
+    except InputError as error:
+        raise InputError(f"{target.name}: {error}") from error
+
+
+def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
+    """Put `weights` in the place of the target's parameter; the original is released."""
+    parent_name, _, last = target.module.rpartition(".")
+    old = model.get_submodule(target.module)
+    if target.kind == "experts":
+        delattr(old, target.parameter)
+        setattr(old, target.parameter, QuantExperts(weights, old.is_transposed))
+        old.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
+        return
+    if target.kind == "embedding":
+        new = QuantEmbedding(weights[0], old.padding_idx)
+    else:
+        new = QuantLinear(weights[0], None if old.bias is None else old.bias.data, target.activations)
+    setattr(model.get_submodule(parent_name), last, new)
+
+
+# -- floating point ---------------------------------------------------------------------------------------------------------------
+
+
+def _store_as(model: nn.Module, name: str, report: Progress) -> list[Row]:
+    """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all the same."""
+    dtype, before = DTYPES[name], {full: (tensor.dtype, tensor.nbytes) for full, tensor, _ in inventory(model)}
+    _check_range(model, dtype)
+    device = next(model.parameters()).device
+    if computes_fast(dtype, device):
+        model.to(dtype)
+    else:
+        _store_narrow(model, dtype, report)
+    rows = []
+    for full, tensor, shared in inventory(model):
+        full = plain_name(full)
+        old_dtype, old_bytes = before[full]
+        row = kept_row(full, tensor, shared, None if tensor.dtype != old_dtype else f"Loaded as {dtype_name(old_dtype)} and kept so.")
+        label = name if tensor.dtype == dtype and dtype != torch.float32 else None
+        rows.append(replace(row, dtype=dtype_name(old_dtype), format=label, bytes_before=0 if shared else old_bytes))
+    return rows
+
+
+def _check_range(model: nn.Module, dtype: torch.dtype) -> None:
+    limit = torch.finfo(dtype).max
+    for full, tensor, _ in inventory(model):
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > limit and tensor.numel() and tensor.abs().max() > limit:
+            raise InputError(f"{full} holds values above {limit:.4g}, the largest that {dtype_name(dtype)} can store. Use bf16 or fp32.")
+
+
+def _store_narrow(model: nn.Module, dtype: torch.dtype, report: Progress) -> None:
+    narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
+
+    def narrow(parameter: nn.Parameter) -> nn.Parameter:
+        if parameter not in narrowed:
+            narrowed[parameter] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+        return narrowed[parameter]
+
+    modules = [(name, module) for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    for i, (name, module) in enumerate(modules):
+        report(i, len(modules), name)
+        parent_name, _, last = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        if type(module) is nn.Linear:
+            bias = None if module.bias is None else narrow(module.bias)
+            setattr(parent, last, StoredLinear(narrow(module.weight), bias))
+        elif type(module) is nn.Embedding:
+            setattr(parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx))
+        else:
+            _narrow_in_place(module, narrow)
+
+
+def _narrow_in_place(module: nn.Module, narrow: Callable[[nn.Parameter], nn.Parameter]) -> None:
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.ndim == 3 and hasattr(module, "is_transposed"):
+            delattr(module, name)
+            setattr(module, name, StoredExperts(narrow(parameter)))
+            module.config._experts_implementation = "eager"
+        else:
+            setattr(module, name, narrow(parameter))
+            parametrize.register_parametrization(module, name, Widen(), unsafe=True)
