@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.errors import RunError
+from qcore.errors import InputError, RunError
+from qcore.measure.quantile import quantile
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class LogProbabilities:
 
 
 def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
-    """KL(base || other) at each position, in nats, float64 (n,). Raises `RunError` if it is not finite."""
+    """KL(base || other) at each position, in nats, float64 (n,). Raises `RunError` if it is not finite, `InputError` if the
+    vocabularies differ."""
+    if base.shifted.shape != other.shifted.shape:
+        sizes = f"{base.shifted.shape[1]} words and this model's has {other.shifted.shape[1]}"
+        raise InputError(f"The baseline's vocabulary has {sizes}, so they cannot be compared.")
     gap = base.shifted - other.shifted
     if gap.isnan().any():  # a token that the model rules out (-inf) adds nothing
         gap = torch.where(base.weights > 0, gap, 0)
@@ -98,12 +103,11 @@ class DivergenceMeter:
     def result(self) -> Divergence:
         """The statistics over everything added."""
         values = torch.cat(self._kl).sort().values
-        quantile = {q: float(_quantile(values, q)) for q in (0.5, 0.9, 0.99)}
         return Divergence(
             kl_mean=float(values.mean()),
-            kl_median=quantile[0.5],
-            kl_p90=quantile[0.9],
-            kl_p99=quantile[0.99],
+            kl_median=quantile(values, 0.5),
+            kl_p90=quantile(values, 0.9),
+            kl_p99=quantile(values, 0.99),
             kl_max=float(values[-1]),
             top1_agreement=self._flips["agreed"] / len(values),
             harmful_flips=self._flips["harmful"],
@@ -111,11 +115,3 @@ class DivergenceMeter:
             neutral_flips=self._flips["neutral"],
             window_kl=self._window,
         )
-
-
-def _quantile(ordered: torch.Tensor, q: float) -> torch.Tensor:
-    """Linear between neighbours, as numpy does; torch.quantile refuses more than 16 million values."""
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

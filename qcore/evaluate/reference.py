@@ -127,7 +127,7 @@ class Reference:
     def match(self, ids: torch.Tensor, window: int, stride: int, reader: LogitReader) -> None:
         """Get ready to be compared with the model of `reader` over `ids` (T,).
 
-        Raises `InputError` if the reference was recorded over another text, other windows or another vocabulary.
+        Raises `InputError` if the reference was recorded over another text or other windows.
         """
         if (self._text, self.window, self.stride) != (digest(ids), window, stride):
             was = f"window {self.window}, stride {self.stride}"

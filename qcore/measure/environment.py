@@ -1,0 +1,145 @@
+"""Where a number was measured: processor, memory, system, libraries, the code's own commit. Part of every record.
+
+Looks things up without importing a library that is not already loaded, so that a page can show it at once.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from qcore.measure.memory import available_bytes, total_bytes
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "safetensors", "tokenizers", "bitsandbytes", "torchao", "optimum", "optimum-quanto",
+    "datasets", "gguf", "numpy", "streamlit",
+)  # fmt: skip
+FLAGS = (
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def environment() -> dict:
+    """A JSON-ready dictionary; sizes in bytes, absent things None or left out."""
+    torch = sys.modules.get("torch")
+    return {
+        "cpu": cpu_name(),
+        "flags": cpu_flags(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads() if torch else None,
+        "fast_bf16": has_fast_bf16(),
+        "memory_total": total_bytes(),
+        "memory_available": available_bytes(),
+        "os": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "libraries": versions(),
+        "commit": commit(),
+        "gpu": gpu_name(),
+    }
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry in /proc/cpuinfo, empty elsewhere."""
+    try:
+        entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in entry.splitlines())}
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets that matter for a kernel's speed, of those this processor has."""
+    info = _cpuinfo()
+    present = set((info.get("flags") or info.get("Features") or "").split())
+    return [flag for flag in FLAGS if flag in present]
+
+
+def has_fast_bf16(device: str = "cpu") -> bool:
+    """Has the device instructions for bf16 products? A CPU without them emulates, a hundred times slower than fp32."""
+    if not str(device).startswith("cuda"):
+        return not FAST_BF16.isdisjoint(cpu_flags())
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def _cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that take part and are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The commit of the checkout this code runs from, with "+changes" if tracked files differ; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def gpu_name() -> str | None:
+    """The first GPU's name, or None. Asks torch if that is loaded, the driver otherwise."""
+    torch = sys.modules.get("torch")
+    if torch:
+        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return None
+
+
+def read_bandwidth(repeats: int = 7) -> float:
+    """Bytes a second that all threads together read from memory: the best of several sums over a buffer that no cache holds.
+
+    The buffer is eight times the last-level cache, between 128 MiB and 512 MiB, and at most a quarter of what is available.
+    """
+    import torch
+
+    size = min(max(8 * _last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
+    buffer = torch.ones(max(size // 8, 1), dtype=torch.int64)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        buffer.sum()
+        best = min(best, time.perf_counter() - start)
+    return buffer.nbytes / best
+
+
+def _last_level_cache() -> int:
+    """Bytes of the largest cache; 32 MiB if the system does not say."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[text[-1]])
+    return max(sizes, default=32 << 20)

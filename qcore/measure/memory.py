@@ -1,0 +1,158 @@
+"""How much memory this process really uses, and how much it may.
+
+Peak memory is the kernel's own high-water mark of resident pages, reset on entry, so nothing between two samples is missed. Pages
+that map a file (weights read through a memory map, libraries) can be dropped and read again, pages of the heap cannot, so the two
+are reported apart; that split is sampled. Measure in a fresh process: an earlier model's freed memory may be reused unseen.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc/self")
+INTERVAL = 0.005  # seconds between samples
+
+
+class PeakMemory:
+    """Context manager; after (or inside) it, `peak_bytes` is the most that was resident at once, `anonymous_bytes` and `file_bytes`
+    the most of each kind, at moments of their own. All three include what the process held on entry (`start_bytes`).
+
+    >>> with PeakMemory() as memory:
+    ...     model = load()
+    >>> memory.peak_bytes - memory.start_bytes
+
+    Linux has the high-water mark; elsewhere `peak_bytes` is sampled too, and the split is 0.
+    """
+
+    _active: list["PeakMemory"] = []  # entering a second one resets the one mark there is, so the first must note it before
+    _lock = threading.Lock()
+
+    def __init__(self):
+        self.start_bytes = self.peak_bytes = self.anonymous_bytes = self.file_bytes = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        with self._lock:
+            for other in self._active:
+                other._note(mark=True)
+            _reset_mark()
+            self._active.append(self)
+        self._note(mark=False)
+        self.start_bytes = self.peak_bytes
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop.set()
+        self._thread.join()
+        with self._lock:
+            self._note(mark=True)
+            self._active.remove(self)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self._note(mark=False)
+
+    def _note(self, mark: bool) -> None:
+        now = _status()
+        self.peak_bytes = max(self.peak_bytes, now["rss"], now["mark"] if mark and _MARK_RESETS else 0)
+        self.anonymous_bytes = max(self.anonymous_bytes, now["anonymous"])
+        self.file_bytes = max(self.file_bytes, now["file"])
+
+
+_FIELDS = {"VmHWM:": "mark", "VmRSS:": "rss", "RssAnon:": "anonymous", "RssFile:": "file", "RssShmem:": "file"}
+
+
+def _status() -> dict[str, int]:
+    """Resident bytes of this process now: rss, anonymous, file, and the high-water mark."""
+    found = dict.fromkeys(_FIELDS.values(), 0)
+    try:
+        lines = (PROC / "status").read_text().splitlines()
+    except OSError:
+        return {**found, "rss": psutil.Process().memory_info().rss}
+    for line in lines:
+        name, _, value = line.partition("\t")
+        if name in _FIELDS:
+            found[_FIELDS[name]] += int(value.split()[0]) * 1024
+    return found
+
+
+def _reset_mark() -> bool:
+    """Set the high-water mark back to what is resident now; False where the system has no such thing."""
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+_MARK_RESETS = _reset_mark()
+
+
+def total_bytes() -> int:
+    """Memory of this machine or, if smaller, of the control group (container) that this process runs in."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping: the machine's, or what the control group leaves if that is less."""
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
+
+
+def _groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = PROC / "cgroup") -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of this process's control group and its parents, where there is a limit.
+
+    Version 2 has memory.max, version 1 memory.limit_in_bytes below a `memory` folder. In a container the path in /proc may not exist
+    below the root, which is then the group itself.
+    """
+    found = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root / controllers
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") if controllers else (
+            "memory.max", "memory.current", "inactive_file")  # fmt: skip
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (entry := _group(folder, *names)) and entry not in found:
+                found.append(entry)
+            if folder == base:
+                break
+    return found
+
+
+def _group(folder: Path, limit: str, usage: str, droppable: str) -> tuple[int, int] | None:
+    try:
+        most = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if most == "max" or int(most) >= 1 << 60:  # version 1 writes "no limit" as a number near 2^63
+        return None
+    return int(most), used - int(stat.get(droppable, 0))
+
+
+def process_tree_bytes(pid: int | None = None) -> int:
+    """Resident bytes of a process (default: this one) and all its children; 0 if it is gone."""
+    try:
+        process = psutil.Process(os.getpid() if pid is None else pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for member in family:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total

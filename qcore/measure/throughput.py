@@ -1,0 +1,156 @@
+"""How fast a model reads a prompt (prefill) and writes one token after another (decode), through its own forward and its own cache.
+
+    TTFT            seconds from the prompt to the first token
+    prefill tok/s   prompt tokens / TTFT
+    decode tok/s    (n - 1) / time from the first token to the n-th
+    p50, p90, p99   milliseconds for each output token after the first, pooled over the repeats
+
+The number of new tokens is fixed and decoding is greedy, so every recipe does the same work; warm-up rounds are run and thrown away.
+"""
+
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from qcore.errors import InputError, RunError
+from qcore.evaluate.logits import device_of
+from qcore.measure.quantile import quantile
+
+Clock = Callable[[], float]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One repeat: seconds to the first token, and seconds for each token after it."""
+
+    ttft_s: float
+    token_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Medians over the repeats, percentiles over all their tokens, and the raw `samples`."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    ttft_s: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    prompt_tokens: int
+    new_tokens: int
+    threads: int
+    dtype: str
+    device: str
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> "Throughput":
+        """Apply the definitions above to `samples`, of which each has at least one token after the first."""
+        tokens = sorted(second for sample in samples for second in sample.token_s)
+        p50, p90, p99 = (1000 * quantile(tokens, q) for q in (0.5, 0.9, 0.99))
+        return cls(
+            prefill_tok_s=statistics.median(prompt_tokens / sample.ttft_s for sample in samples),
+            decode_tok_s=statistics.median(len(sample.token_s) / math.fsum(sample.token_s) for sample in samples),
+            ttft_s=statistics.median(sample.ttft_s for sample in samples),
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            prompt_tokens=prompt_tokens,
+            new_tokens=len(samples[0].token_s) + 1,
+            samples=tuple(samples),
+            **conditions,
+        )
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def measure(
+    model: torch.nn.Module,
+    prompt: torch.Tensor | int,
+    new_tokens: int,
+    *,
+    repeats: int = 3,
+    warmup: int = 1,
+    clock: Clock = time.perf_counter,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Throughput:
+    """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with `seed`).
+
+    Raises `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a logit is NaN.
+    """
+    ids = _prompt(model, prompt, seed)
+    _check(model, ids, new_tokens, repeats, warmup)
+    ids = ids.to(device_of(model))[None]
+    samples = []
+    for round_number in range(warmup + repeats):
+        if progress:
+            phase = "warm-up" if round_number < warmup else f"repeat {round_number - warmup + 1} of {repeats}"
+            progress(round_number, warmup + repeats, phase)
+        samples.append(_sample(model, ids, new_tokens, clock))
+    if progress:
+        progress(warmup + repeats, warmup + repeats, "measured")
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return Throughput.of(
+        samples[warmup:],
+        ids.shape[1],
+        threads=torch.get_num_threads(),
+        dtype=str(model.dtype if weight is None else weight.dtype).removeprefix("torch."),
+        device=str(ids.device),
+    )
+
+
+@torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
+def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock) -> Sample:
+    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each new token."""
+    options = last_only(model)
+    times = [clock()]
+    cache = None
+    for _ in range(new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+        cache = output.past_key_values
+        logits = output.logits[0, -1]
+        token = int(logits.argmax())  # reading the number waits for a GPU
+        times.append(clock())
+        ids = torch.full((1, 1), token, device=ids.device)
+    if logits.isnan().any():
+        raise RunError("The model's logits are NaN, so its speed means nothing: this run has failed.")
+    seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
+    return Sample(seconds[0], tuple(seconds[1:]))
+
+
+def last_only(model: torch.nn.Module) -> dict:
+    """The argument that asks a model for the logits of the last position only, as `generate` does; empty if it has none."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:
+    if isinstance(prompt, torch.Tensor):
+        return prompt.flatten()
+    if isinstance(prompt, bool) or prompt < 1:
+        raise InputError(f"The number of prompt tokens is {prompt}, but it must be at least 1.")
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (prompt,), generator=torch.Generator().manual_seed(seed))
+
+
+def _check(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int) -> None:
+    for name, value, least in (
+        ("number of prompt tokens", len(ids), 1),
+        ("number of new tokens", new_tokens, 2),
+        ("number of repeats", repeats, 1),
+        ("number of warm-up rounds", warmup, 0),
+    ):
+        if value < least:
+            raise InputError(f"The {name} is {value}, but it must be at least {least}.")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(ids) + new_tokens > limit:
+        raise InputError(f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the {limit} positions of this model.")
