@@ -1,0 +1,197 @@
+"""Save a quantized model as safetensors, and load it again with the very same bits.
+
+A folder holds what a Hugging Face checkpoint holds (`config.json`, tokenizer, `model.safetensors`) plus `qcore.json`: the recipe, the
+ledger, the format of each quantized tensor, and the SHA-256 of the weights, which is checked at load. Nothing in it is pickled.
+Quantized weights are stored as the parts of a `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; for a mixture of
+experts each expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
+
+Other libraries refuse such a folder, rightly: its `config.json` says `"quant_method": "qcore"`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from qcore.convert import DTYPES, dtype_name, install, inventory, plain_name, quantize
+from qcore.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import QuantizedTensor
+from qcore.formats.uniform import Uniform
+from qcore.ledger import Ledger
+from qcore.recipes import Engine, Float, Recipe
+from qcore.select import Target, select
+
+MANIFEST, WEIGHTS = "qcore.json", "model.safetensors"
+_VERSION = 1
+_FORMATS = {"uniform": Uniform, "codebook": Codebook}
+
+
+def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it.
+
+    Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
+    `InputError` if the folder exists and holds something (unless `overwrite`), or if the recipe is another library's.
+    """
+    folder = Path(folder)
+    if isinstance(recipe.weights, Engine):
+        raise InputError(
+            f"{recipe.name} is another library's format, which qcore can measure but not save. Choose a recipe of qcore's own."
+        )
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or say that it may be overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        tensors, layout = _tensors(model, recipe)
+        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+        _write_config(model, recipe, scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
+        record["sha256"] = _sha256(scratch / WEIGHTS)
+        (scratch / MANIFEST).write_text(json.dumps(record))
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
+    """Rebuild the model in `folder`, its ledger and its recipe; weights are mapped from the file, not copied.
+
+    Raises `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
+    """
+    folder = Path(folder)
+    record = read_manifest(folder)
+    recipe, ledger = Recipe.from_dict(record["recipe"]), Ledger.from_dict(record["ledger"])
+    if _sha256(folder / WEIGHTS) != record["sha256"]:
+        raise InputError(f"{folder / WEIGHTS} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again.")
+    model = _skeleton(folder)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        _fill(model, file, recipe, record["tensors"])
+    if isinstance(recipe.weights, Float):
+        quantize(model, recipe)
+    return model.eval(), ledger, recipe
+
+
+def read_manifest(folder: Path) -> dict:
+    """The parsed `qcore.json` of a saved model. Raises `InputError` if it is missing, unreadable or of a later version."""
+    try:
+        record = json.loads((folder / MANIFEST).read_text())
+        version = record["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is not a model saved by qcore: {MANIFEST} cannot be read ({error}).") from error
+    if version != _VERSION:
+        raise InputError(f"{folder} was saved in version {version} of the format; this qcore reads version {_VERSION}.")
+    return record
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """All tensors to write, by name, and the layout of the quantized ones. Shared storages are written once."""
+    tensors = {plain_name(name): tensor.detach().contiguous() for name, tensor, shared in inventory(model) if not shared}
+    layout, owners = [], {}
+    for module_name, module in model.named_modules():
+        weight = getattr(module, "quantized", None)
+        if not isinstance(weight, QuantizedTensor):
+            continue
+        owner = owners.setdefault(weight.codes.data_ptr(), module_name)
+        kind = type(weight.format).__name__.lower()
+        layout.append(
+            {"module": module_name, "like": owner, "shape": list(weight.shape), "format": {"type": kind, **asdict(weight.format)}}
+        )
+    return tensors, layout
+
+
+def _write_config(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = dtype_name(DTYPES[recipe.weights.dtype]) if isinstance(recipe.weights, Float) else "float32"
+    if not isinstance(recipe.weights, Float):
+        config["quantization_config"] = {"quant_method": "qcore", "recipe": recipe.name}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------------------
+
+
+def _skeleton(folder: Path) -> nn.Module:
+    """The model with memory reserved but not touched: every weight is put in its place afterwards."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model
+
+
+def _fill(model: nn.Module, file, recipe: Recipe, layout: list[dict]) -> None:
+    """Put the tensors of `file` into `model`: the plain ones first, then (ties being made) the quantized ones."""
+    quantized = {entry["module"]: entry for entry in layout}
+    names = list(file.keys())
+    plain = {name: file.get_tensor(name) for name in names if not _belongs(name, quantized)}
+    if isinstance(recipe.weights, Float):
+        plain = {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
+    targets = [] if isinstance(recipe.weights, Float) else list(select(model, recipe).targets)
+    try:
+        missing = model.load_state_dict(plain, strict=False, assign=True).missing_keys
+    except RuntimeError as error:
+        raise InputError(f"The saved weights do not fit the saved config: {error}.") from error
+    model.tie_weights()
+    known = {target.name for target in targets} | {name for name, _, shared in inventory(model) if shared}
+    if lost := [name for name in missing if name not in known]:
+        raise InputError(f"The saved model has no weights for {', '.join(lost[:3])}. Quantize the model again.")
+    for target in targets:
+        install(model, target, _read_target(target, file, quantized, names))
+
+
+def _belongs(name: str, quantized: dict[str, dict]) -> bool:
+    module, _, part = name.rpartition(".")
+    return module in quantized and part in QuantizedTensor.PARTS
+
+
+def _read_target(target: Target, file, quantized: dict[str, dict], names: list[str]) -> list[QuantizedTensor]:
+    prefix = f"{target.module}.{target.parameter}.experts." if target.kind == "experts" else target.module
+    modules = [name for name in quantized if name.startswith(prefix)] if target.kind == "experts" else [prefix]
+    return [_read_tensor(quantized[module], file, names) for module in modules]
+
+
+def _read_tensor(entry: dict, file, names: list[str]) -> QuantizedTensor:
+    description = dict(entry["format"])
+    format = _FORMATS[description.pop("type")](**description)
+    wanted = [(part, f"{entry['like']}.{part}") for part in QuantizedTensor.PARTS]
+    try:
+        parts = {part: file.get_tensor(name) for part, name in wanted if name in names}
+    except SafetensorError as error:
+        raise InputError(f"{entry['module']} cannot be read: {error}.") from error
+    if isinstance(format, Codebook) and format.fixed is not None:
+        parts["codebook"] = format.fixed
+    return QuantizedTensor(format, tuple(entry["shape"]), **parts)
