@@ -1,0 +1,155 @@
+"""A run's folder: the truth about a run, readable by any process at any time.
+
+    runs/RUN_ID/spec.json       what was asked for
+                status.json     where it stands, replaced atomically, written by one process at a time
+                process.json    pid and start time of the worker, so that a recycled pid is never mistaken for it
+                rows/00.json    one finished recipe each, in the order they were asked for
+                result.json     everything, once the run has ended
+                log.txt         what the worker and the libraries printed
+                cancel          exists if somebody asked for an end
+
+Nothing here loads a heavy library: the dashboard reads these files several times a second.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from qcore.errors import InputError
+from qcore.home import home
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+START_TIME_SLACK = 2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
+LOG_TAIL = 4000  # characters
+
+
+def runs_folder() -> Path:
+    """Where all runs lie; made if it is not there. Raises `InputError` if the disk refuses."""
+    path = home() / "runs"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {path} cannot be made ({error.strerror}); set QCORE_HOME to a folder that can be written.") from error
+    return path
+
+
+class RunFolder:
+    """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless `new`."""
+
+    def __init__(self, run_id: str, *, new: bool = False):
+        known = [] if new else run_ids()
+        if not RUN_ID.fullmatch(run_id) or (not new and run_id not in known):
+            raise _unknown_run(run_id, known)
+        self.run_id = run_id
+        self.path = runs_folder() / run_id
+
+    def read(self, name: str) -> dict | None:
+        """The JSON object in the file `name`, or None if it is missing or damaged."""
+        return read_json(self.path / name)
+
+    def write(self, name: str, value) -> None:
+        """Replace the file `name` atomically."""
+        write_json(self.path / name, value)
+
+    def write_row(self, position: int, row: dict) -> None:
+        """Keep the row of the recipe at `position`, whatever becomes of the run later."""
+        self.write(f"rows/{position:02d}.json", row)
+
+    def rows(self) -> dict[int, dict]:
+        """The finished rows by position."""
+        found = ((int(path.stem), read_json(path)) for path in sorted((self.path / "rows").glob("[0-9]*.json")))
+        return {position: row for position, row in found if row is not None}
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def cancel_asked(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def log_tail(self, characters: int = LOG_TAIL) -> str:
+        """The end of the log, cut at a line."""
+        try:
+            with self.log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - characters))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return text if size <= characters else text.partition("\n")[2] or text
+
+    def process(self) -> psutil.Process | None:
+        """The worker, if the very process that was started for this run is still alive."""
+        return living(self.read("process.json"))
+
+
+def run_ids() -> list[str]:
+    """All run ids, oldest first."""
+    return sorted(path.name for path in runs_folder().iterdir() if RUN_ID.fullmatch(path.name) and (path / "spec.json").exists())
+
+
+def identity(pid: int) -> dict:
+    """What tells this process from any other that will ever have its pid."""
+    return {"pid": pid, "process_started": psutil.Process(pid).create_time()}
+
+
+def living(record: dict | None) -> psutil.Process | None:
+    """The process of an `identity` record if it still runs; None for a zombie, and for another process with the same pid."""
+    try:
+        process = psutil.Process(record["pid"])
+        same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (TypeError, KeyError, ValueError, psutil.Error):
+        return None
+
+
+def write_json(path: Path, value) -> None:
+    """Write to a temporary file beside `path`, flush, rename: readers see the old text or the new one, never half of it.
+
+    Numbers that JSON has no word for (NaN, infinity) become null.
+    """
+    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path):
+    """The value in the file, or None if it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def finite(value):
+    """`value` with tuples as lists and non-finite floats as None, so that it is JSON everywhere."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _unknown_run(run_id: str, known: list[str]) -> InputError:
+    from qcore.registry import unknown
+
+    if not known:
+        return InputError(f"There is no run {run_id[:40]!r}; `python -m qcore runs` lists them.")
+    return unknown("run", run_id[:40], known[-5:])
