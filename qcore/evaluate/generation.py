@@ -1,0 +1,255 @@
+"""Let a model write: one text as a stream, or a set of evaluation prompts to compare with what the baseline wrote.
+
+All limits are enforced here, whatever a page or a script asks for, and nothing is cut without being said in `notes`.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from qcore.errors import InputError
+from qcore.evaluate.logits import device_of
+from qcore.evaluate.sampling import Sampling
+from qcore.evaluate.textstream import TextStream, decode
+from qcore.measure.throughput import last_only
+
+MAX_NEW_TOKENS = 2048
+MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit
+MAX_CHARACTERS = 1_000_000
+BATCH = 16  # prompts decoded together
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The tokens of a prompt, and what had to be done to it in `notes`, sentences for people."""
+
+    tokens: list[int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text and its `tokens` (the end-of-text token not among them). `reason` says why it ends: "end", "length" or "stopped"."""
+
+    text: str
+    tokens: list[int]
+    reason: str
+    prompt_tokens: int
+    notes: tuple[str, ...]
+    ttft_s: float
+    seconds: float
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Tokens a second after the first; None for fewer than two."""
+        return (len(self.tokens) - 1) / (self.seconds - self.ttft_s) if len(self.tokens) > 1 else None
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary."""
+        return {**asdict(self), "notes": list(self.notes), "decode_tok_s": self.decode_tok_s}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote for an evaluation prompt. `first_divergence` is the index of the first token that differs from the
+    baseline's, the shorter length if one is the other's beginning, and None if they are equal (or there is no baseline)."""
+
+    id: str
+    kind: str
+    prompt: str
+    text: str
+    tokens: list[int]
+    first_divergence: int | None
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def generate_text(
+    model: torch.nn.Module,
+    tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    chat: bool = False,
+    on_text: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Generated:
+    """Continue `prompt`, or answer it as a chat message if `chat`, by at most `max_new_tokens` tokens.
+
+    `on_text` gets each piece of text as soon as it is certain; `should_stop` is asked before every token. A prompt that does not fit
+    loses its beginning, which `notes` tells. Raises `InputError` for a number out of range, an empty prompt, a model without a chat
+    template; `RunError` if a logit is NaN.
+    """
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    start = time.perf_counter()
+    ready = prepare(model, tokenizer, prompt, max_new_tokens, chat)
+    ends, stream, generator = end_tokens(model, tokenizer), TextStream(tokenizer), sampling.generator()
+    ids = torch.tensor([ready.tokens], device=device_of(model))
+    pieces, tokens, reason, first = [], [], "length", 0.0
+
+    def show(piece: str) -> None:
+        pieces.append(piece)
+        if piece and on_text:
+            on_text(piece)
+
+    if should_stop and should_stop():
+        return Generated("", [], "stopped", len(ready.tokens), ready.notes, 0.0, time.perf_counter() - start)
+    for row in _steps(model, ids, None, lambda logits: sampling.choose(logits, generator)):
+        token = int(row[0])
+        first = first or time.perf_counter() - start
+        if token in ends:
+            reason = "end"
+            break
+        tokens.append(token)
+        show(stream.push(token))
+        if len(tokens) == max_new_tokens:
+            break
+        if should_stop and should_stop():
+            reason = "stopped"
+            break
+    show(stream.finish())
+    return Generated("".join(pieces), tokens, reason, len(ready.tokens), ready.notes, first, time.perf_counter() - start)
+
+
+def compare_generations(
+    model: torch.nn.Module,
+    tokenizer,
+    prompts: Sequence,
+    max_new_tokens: int,
+    baseline: dict[str, list[int]] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    *,
+    chat: bool | None = None,
+    batch: int = BATCH,
+) -> list[Generation]:
+    """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer leaves the baseline's.
+
+    `baseline` maps a prompt's id to the tokens that the baseline wrote. `chat` None means: as a chat message if the model has a chat
+    template. Prompts of like length are decoded together, padded on the left and masked, several times faster than one by one; do
+    the same for the baseline, and an unchanged model diverges nowhere. Order is kept. Raises like `generate_text`.
+    """
+    chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+    ready = [prepare(model, tokenizer, prompt.text, max_new_tokens, chat).tokens for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(ready[i]))
+    size = batch if "position_ids" in inspect.signature(model.forward).parameters else 1
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    written: dict[int, list[int]] = {}
+    for number, group in enumerate(groups):
+
+        def tell(step: int, number=number, group=group) -> None:
+            if progress:
+                phrase = f"prompts {number * size + 1} to {number * size + len(group)} of {len(prompts)}, token {step}"
+                progress(number * max_new_tokens + step, len(groups) * max_new_tokens, phrase)
+
+        answers = _greedy(model, [ready[i] for i in group], max_new_tokens, end_tokens(model, tokenizer), tell)
+        written.update(zip(group, answers, strict=True))
+        tell(max_new_tokens)
+    return [
+        Generation(
+            prompt.id,
+            prompt.kind,
+            prompt.text,
+            decode(tokenizer, written[i]),
+            written[i],
+            None if baseline is None or prompt.id not in baseline else first_divergence(baseline[prompt.id], written[i]),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first token that differs; the shorter length if one begins the other; None if they are equal."""
+    for index, (left, right) in enumerate(zip(base, other, strict=False)):
+        if left != right:
+            return index
+    return None if len(base) == len(other) else min(len(base), len(other))
+
+
+def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int, chat: bool = False) -> Ready:
+    """Check and tokenize `prompt`; what cannot be taken as it is raises `InputError` or is cut and noted."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
+        raise InputError(f"The number of new tokens is {max_new_tokens}, but it must be between 1 and {MAX_NEW_TOKENS}.")
+    if len(prompt) > MAX_CHARACTERS:
+        raise InputError(f"The prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are taken.")
+    notes = []
+    clean = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if clean != prompt:
+        notes.append("Half characters (lone surrogates) in the prompt were replaced, because no tokenizer can read them.")
+    tokens = _tokenize(tokenizer, clean, chat)
+    config = model.config.get_text_config()
+    if max(tokens) >= config.vocab_size:
+        raise InputError(f"The tokenizer gives token {max(tokens)}, but the model knows only {config.vocab_size}: they do not match.")
+    limit = min(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
+    if max_new_tokens >= limit:
+        raise InputError(f"This model has {limit} positions, so at most {limit - 1} new tokens can be asked for.")
+    keep = limit - max_new_tokens
+    if len(tokens) > keep:
+        notes.append(f"The prompt has {len(tokens):,} tokens; only its last {keep:,} were read, so that {max_new_tokens} new ones fit.")
+    return Ready(tokens[-keep:], tuple(notes))
+
+
+def _tokenize(tokenizer, text: str, chat: bool) -> list[int]:
+    """The token ids of `text`, by the chat template if asked; the BOS token alone if `text` is empty."""
+    if chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("This model has no chat template, so it cannot be asked as a chat; send the prompt as plain text.")
+        message = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    if not tokens and tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id]
+    if not tokens:
+        raise InputError("The prompt is empty, and this model has no token to begin a text with; write at least a word.")
+    return tokens
+
+
+def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
+    """The tokens at which a text ends: what the generation config, the config and the tokenizer say."""
+    found = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return found
+
+
+@torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
+def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable) -> Iterator[torch.Tensor]:
+    """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is padded on its left."""
+    cache, options = None, last_only(model)
+    while True:
+        if mask is not None:
+            options |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]}
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+        cache = output.past_key_values
+        ids = choose(output.logits[:, -1].float()).to(ids.device)[:, None]
+        mask = None if mask is None else torch.cat((mask, torch.ones_like(ids)), dim=1)
+        yield ids[:, 0]
+
+
+def _greedy(model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None]) -> list[list[int]]:
+    """Continue all `prompts` together; each stops at its own end."""
+    width, device, greedy = max(map(len, prompts)), device_of(model), Sampling()
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    if len(prompts) == 1:
+        mask = None
+    written, open_rows = [[] for _ in prompts], set(range(len(prompts)))
+    for step, row in enumerate(_steps(model, ids, mask, lambda logits: greedy.choose(logits, None)), 1):
+        for index in tuple(open_rows):
+            token = int(row[index])
+            if token in ends:
+                open_rows.remove(index)
+            else:
+                written[index].append(token)
+        tell(step)
+        if step == max_new_tokens or not open_rows:
+            return written

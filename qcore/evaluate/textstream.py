@@ -1,0 +1,45 @@
+"""Turn tokens into text while they come, showing no half characters.
+
+One character may take several tokens, and a decoder shows the part it has as U+FFFD; and some tokenizers drop the space in front of
+the first token they decode. So tokens are decoded together with those shown last, and trailing U+FFFD are held back until the next
+token completes or confirms them.
+"""
+
+HELD = "\ufffd"
+
+
+class TextStream:
+    """`push` each token, `finish` at the end; the pieces, joined, are the decoded text."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []  # those shown last, for context, and those not shown yet
+        self._context = 0  # how many of them are context
+        self._shown = 0  # characters of the decoded tokens already given out
+
+    def push(self, token: int) -> str:
+        """The text that is certain now, often a word, sometimes empty."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens)
+        stable = text.rstrip(HELD)
+        piece = stable[self._shown :]
+        self._shown = max(self._shown, len(stable))
+        if stable == text:  # nothing held back: what came before this step's tokens is no longer needed as context
+            self._tokens = self._tokens[self._context :]
+            self._context = len(self._tokens)
+            self._shown = len(self._decode(self._tokens))
+        return piece
+
+    def finish(self) -> str:
+        """What was held back."""
+        text = self._decode(self._tokens)
+        piece, self._shown = text[self._shown :], len(text)
+        return piece
+
+    def _decode(self, tokens: list[int]) -> str:
+        return decode(self._tokenizer, tokens)
+
+
+def decode(tokenizer, tokens: list[int]) -> str:
+    """The text of `tokens`, special tokens left out and spaces as the model wrote them."""
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
