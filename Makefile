@@ -1,0 +1,35 @@
+# make setup | make run | make test: each works from a bare clone and does all of its set-up first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: setup run test quick chromium model
+
+setup: .venv/.ready chromium model
+
+run: setup
+	$(BIN)/streamlit run app.py
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+# The tests that need neither the default model nor a browser; for the minutes between two commits.
+quick: .venv/.ready
+	$(BIN)/pytest -m "not slow and not browser"
+
+.venv/.ready: requirements.txt requirements-test.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		echo "Installing Chromium for the browser tests"; \
+		if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO=sudo; fi; \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
+
+model: .venv/.ready
+	$(BIN)/python -m qcore models --prepare smollm2-135m --prepare smollm2-135m-dithered

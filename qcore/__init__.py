@@ -1,0 +1,34 @@
+"""qcore quantizes language models and measures what that costs, in ten lines:
+
+    import qcore
+
+    model = qcore.load("smollm2-135m")
+    small = qcore.quantize(model, "int4-g64")
+    print(small.ledger.bits_per_weight, small.ledger.coverage)
+    print(qcore.evaluate(small, tokens=2048).perplexity)
+    print(qcore.measure(small).decode_tok_s)
+    qcore.save(small, "smollm2-int4")
+    for row in qcore.compare("smollm2-135m", ["fp32", "int8", "int4-g64"]):
+        print(row["recipe"], row["stored_bytes"], row["perplexity"], row["decode_tok_s"])
+
+Importing it is cheap: what needs torch is imported when it is first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["load", "quantize", "evaluate", "measure", "compare", "save", "plan", "QcoreError"]
+
+_VERBS = ("load", "quantize", "evaluate", "measure", "compare", "save", "plan")
+
+
+def __getattr__(name: str):
+    if name in _VERBS:
+        return getattr(import_module("qcore.api"), name)
+    if name == "QcoreError":
+        return import_module("qcore.errors").QcoreError
+    raise AttributeError(f"module 'qcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,74 @@
+"""The verbs of `import qcore`, each a few lines over the modules that do the work."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from qcore import convert, data, models, recipes
+from qcore.errors import InputError
+from qcore.evaluate.perplexity import Evaluation
+from qcore.evaluate.perplexity import evaluate as score
+from qcore.export import safetensors
+from qcore.measure import throughput
+from qcore.models import Loaded
+from qcore.recipes import Recipe
+
+
+def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
+    """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder that `save` wrote.
+
+    Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved quantized model its `recipe`
+    and `ledger`. Raises `InputError` for one that cannot or must not be loaded, `UnavailableError` if the hub cannot be reached.
+    """
+    return models.load(model, revision, device=device)
+
+
+def quantize(model: Loaded | str, recipe: Recipe | str, *, skip: tuple[str, ...] = (), progress=None) -> Loaded:
+    """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns of modules to leave out.
+
+    Returns the model with its `recipe` and `ledger`. Raises `NotAppliedError` if the recipe did less than it should.
+    """
+    loaded = load(model) if isinstance(model, str) else model
+    recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    if skip:
+        recipe = recipe.with_modules(skip=tuple(skip))
+    ledger = convert.quantize(loaded.model, recipe, progress=progress)
+    return replace(loaded, recipe=recipe, ledger=ledger)
+
+
+def evaluate(
+    model: Loaded | str, text: str | Path | None = None, *, tokens: int | None = 4096, window: int = 512, stride: int | None = None, progress=None
+) -> Evaluation:
+    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`."""
+    loaded = load(model) if isinstance(model, str) else model
+    ids = data.tokenize(data.load_text(text), loaded.tokenizer, limit=tokens)
+    return score(loaded.model, ids, window=window, stride=stride, progress=progress)
+
+
+def measure(model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, progress=None) -> throughput.Throughput:
+    """Prefill and decode speed of `model` on this machine, see `Throughput`."""
+    loaded = load(model) if isinstance(model, str) else model
+    return throughput.measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress)
+
+
+def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
+    """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the README for its keys).
+
+    `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens, repeats, … A recipe that failed
+    is a row with its error; the others are there.
+    """
+    from qcore.recipes import parse
+    from qcore.runs import jobs
+    from qcore.spec import RunSpec
+
+    chosen = tuple(parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
+    run_id = jobs.submit(RunSpec(model=model, recipes=chosen, **conditions))
+    for _ in jobs.follow(run_id):
+        pass
+    return jobs.rows(run_id)
+
+
+def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the folder."""
+    if model.recipe is None:
+        raise InputError("This model is not quantized yet: apply a recipe with qcore.quantize before saving it.")
+    return safetensors.save(model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite)
