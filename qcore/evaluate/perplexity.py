@@ -51,6 +51,7 @@ def evaluate(
     stride: int | None = None,
     reference: Reference | None = None,
     record: Path | None = None,
+    checkpoint: Path | None = None,
     text_bytes: int | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
@@ -60,6 +61,8 @@ def evaluate(
     window, stride   in tokens; the model reads `window` tokens at a time and moves on by `stride` (default: window)
     reference        the baseline, recorded over the same text and windows: adds the divergence
     record           a file to record this model to, as the reference for others (`Reference.open`)
+    checkpoint       the folder whose safetensors files hold the recorded model, unquantized: the record then points to the output
+                     head there instead of holding a copy of it
     text_bytes       UTF-8 length of the text: adds bits per byte = Σ NLL / (ln 2 · bytes)
     progress         called after each window with (tokens scored, tokens to score, a phrase for people)
     chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
@@ -72,17 +75,17 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        return _evaluate(model, ids, window, stride, reference, record, text_bytes, progress, chunk)
+        return _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, chunk)
     finally:
         model.train(training)
 
 
-def _evaluate(model, ids, window, stride, reference, record, text_bytes, progress, chunk) -> Evaluation:
+def _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, chunk) -> Evaluation:
     reader = LogitReader(model, chunk)
     meter = DivergenceMeter() if reference else None
     if reference:
         reference.match(ids, window, stride, reader)
-    recorder = Recorder(record, reader, ids, window, stride) if record else None
+    recorder = Recorder(record, reader, ids, window, stride, checkpoint) if record else None
     device, nlls, counts, done = device_of(model), [], [], 0
     try:
         for number, span in enumerate(plan := list(cut.windows(len(ids), window, stride)), 1):

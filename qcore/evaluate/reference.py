@@ -5,7 +5,7 @@ again. So a reference is a safetensors file with
 
     hidden   (tokens scored, H)   the head's inputs, written window by window, so recording needs no memory
     check    (1, V)               the baseline's own logits of the first scored token: what is recomputed must agree with it
-    head     (V, H)               only if the head's weight cannot be found, bit for bit, in the checkpoint the model came from
+    head     (V, H)               only if the head's weight cannot be found, bit for bit, in the checkpoint folder that is named
     bias     (V,)                 if there is one
 
 and, in its metadata, what it was recorded over. Opening maps it; a model whose head is still the baseline's lends its own, so that
@@ -42,8 +42,9 @@ class Recorder:
     Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from the unquantized model.
     """
 
-    def __init__(self, path: Path, reader: LogitReader, ids: torch.Tensor, window: int, stride: int):
+    def __init__(self, path: Path, reader: LogitReader, ids: torch.Tensor, window: int, stride: int, checkpoint: Path | None):
         self._file = TensorFile(Path(path))
+        self._checkpoint = checkpoint
         self._reader = reader
         self._rows = len(ids) - 1
         self._about = {"format": FORMAT, "text": digest(ids), "window": window, "stride": stride, "transform": asdict(reader.transform)}
@@ -62,7 +63,7 @@ class Recorder:
                 "Record the reference from the unquantized model."
             )
         extra = {"check": chunk.logits[:1].clone()}
-        source = find_tensor(weight, getattr(self._reader.model.config, "_name_or_path", ""))
+        source = find_tensor(weight, self._checkpoint) if self._checkpoint else None
         if source is None:
             extra["head"] = weight.detach()
         if getattr(self._reader.head, "bias", None) is not None:
@@ -84,7 +85,7 @@ class Recorder:
 
 
 class Reference:
-    """A recorded baseline. `open` one, and hand it to `evaluate`."""
+    """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and hand it to `evaluate` with another model."""
 
     def __init__(self, path: Path, about: dict, file):
         self.path = path
@@ -98,14 +99,6 @@ class Reference:
         self._weight = _read(Source(**about["head"])) if about["head"] else file.get_tensor("head")
         self._lender: LogitReader | None = None
         self._verify()
-
-    @classmethod
-    def record(cls, model: torch.nn.Module, ids: torch.Tensor, path: Path, *, window: int = 512, stride: int | None = None) -> "Reference":
-        """Run `model` over `ids` (T,) and record it to `path`; `evaluate(…, record=path)` does the same and returns the perplexity."""
-        from qcore.evaluate.perplexity import evaluate
-
-        evaluate(model, ids, window=window, stride=stride, record=path)
-        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> "Reference":
@@ -179,9 +172,9 @@ def digest(ids: torch.Tensor) -> str:
     return hashlib.sha256(ids.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
 
 
-def find_tensor(weight: torch.Tensor, folder: str) -> Source | None:
+def find_tensor(weight: torch.Tensor, folder: Path) -> Source | None:
     """The tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for value, or None."""
-    for file in sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else ():
+    for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 if tuple(tensors.get_slice(name).get_shape()) == tuple(weight.shape):
