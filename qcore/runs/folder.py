@@ -11,17 +11,15 @@
 Nothing here loads a heavy library: the dashboard reads these files several times a second.
 """
 
-import json
-import math
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import psutil
 
 from qcore.errors import InputError
 from qcore.home import home
+from qcore.jsonfile import read_json, write_json
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 START_TIME_SLACK = 2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
@@ -107,44 +105,6 @@ def living(record: dict | None) -> psutil.Process | None:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (TypeError, KeyError, ValueError, psutil.Error):
         return None
-
-
-def write_json(path: Path, value) -> None:
-    """Write to a temporary file beside `path`, flush, rename: readers see the old text or the new one, never half of it.
-
-    Numbers that JSON has no word for (NaN, infinity) become null.
-    """
-    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path):
-    """The value in the file, or None if it is missing or is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def finite(value):
-    """`value` with tuples as lists and non-finite floats as None, so that it is JSON everywhere."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _unknown_run(run_id: str, known: list[str]) -> InputError:

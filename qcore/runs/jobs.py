@@ -7,6 +7,7 @@ tab, rerunning a page or restarting the server ends nothing; any process finds t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -239,10 +240,8 @@ def _start(folder: RunFolder) -> None:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
     _started.append(worker)
-    try:
+    with contextlib.suppress(psutil.Error):  # it ended already, and `status` will find that out
         folder.write("process.json", identity(worker.pid))
-    except psutil.Error:
-        pass  # it ended already, and `status` will find that out
 
 
 def _alive(folder: RunFolder, about: dict) -> bool:

@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qcore.runs.folder import finite
+from qcore.jsonfile import finite
+from qcore.pipeline import ROW_KEYS
 
 NOTHING = "–"
 
@@ -90,7 +91,6 @@ COLUMNS = (
     Column("peak_run_bytes", "peak running", human_bytes, "less", "Most memory of the process while generating"),
     Column("quantize_s", "quantized in", human_seconds, "less", "Time to apply the recipe to the loaded model"),
 )
-ROW_KEYS = ("recipe", "status", "error", *(column.key for column in COLUMNS), "record")
 RECORD_CELLS = ("model", "revision", "text", "tokens_scored", "window", "stride", "seed", "threads", "compute_dtype", "command")
 
 

@@ -17,7 +17,8 @@ from filelock import FileLock
 
 from qcore.errors import InputError
 from qcore.home import home
-from qcore.runs.folder import RunFolder, finite, run_ids
+from qcore.jsonfile import finite
+from qcore.runs.folder import RunFolder, run_ids
 
 SCHEMA_VERSION = 1
 SCHEMA = """

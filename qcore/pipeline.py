@@ -1,0 +1,302 @@
+"""One recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
+
+The unquantized model comes first and leaves three things in the run's folder for those after it: a reference (see
+`evaluate/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean` was compared with exactly that.
+Everything heavy is imported where it is used, so that looking at a spec costs nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcore.errors import InputError, UnavailableError
+from qcore.spec import RunSpec
+
+if TYPE_CHECKING:
+    from qcore.models import Checkpoint
+    from qcore.recipes import Recipe
+
+__all__ = ["RunSpec", "check", "record_reference", "run_recipe"]
+
+Emit = Callable[[dict], None]
+REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
+FIGURES = (
+    "stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s", "ttft_s",
+    "peak_load_bytes", "peak_run_bytes", "quantize_s",
+)  # fmt: skip
+ROW_KEYS = ("recipe", "status", "error", *FIGURES, "record")
+
+
+def check(spec: RunSpec) -> Checkpoint:
+    """Find out, before anything is started, whether `spec` can be run at all, from headers and files alone.
+
+    Returns the model's checkpoint. Raises `InputError` for a model, text, prompt file or skip pattern that cannot be used, or if no
+    recipe fits into memory; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is left to
+    their rows.
+    """
+    from qcore import data, models, plan
+
+    check_device(spec.device)
+    checkpoint = models.resolve(spec.model, spec.revision)
+    if checkpoint.is_quantized:
+        raise InputError(f"{spec.model} is quantized already. Compare recipes on the original model; eval and bench take this one.")
+    data.load_text(spec.text)
+    if spec.generate:
+        data.load_prompts(spec.prompts)
+    check_skips(checkpoint, spec.recipes)
+    refusals = []
+    for recipe in spec.recipes:
+        try:
+            plan.check_fits(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+        except InputError as error:
+            refusals.append(error)
+    if len(refusals) == len(spec.recipes):
+        raise refusals[0]
+    return checkpoint
+
+
+def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
+    """Raise `InputError` for a skip pattern that matches no module of the checkpoint that has a matrix to quantize."""
+    from qcore.select import matches
+
+    modules = [name.rpartition(".")[0] for name, tensor in checkpoint.tensors.items() if len(tensor.shape) > 1]
+    for pattern in dict.fromkeys(pattern for recipe in recipes for pattern in recipe.modules.skip):
+        if not any(matches(module, pattern) for module in modules):
+            raise InputError(f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. Names look like {modules[-1]!r}.")
+
+
+def check_device(device: str) -> None:
+    """Raise `InputError` for a device that torch does not know, `UnavailableError` for one that this machine does not have."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}; try cpu or cuda.") from error
+    if kind == "cpu":
+        return
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or here.type != kind:
+        raise UnavailableError(f"The device {device!r} is not available on this machine; use cpu.")
+
+
+def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
+    """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline and leaves its reference in
+    `folder`; the others are compared with the reference that they find there.
+
+    `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
+    """
+    from qcore import convert, plan
+    from qcore.measure import throughput
+    from qcore.measure.memory import PeakMemory
+
+    session = _Session(spec, folder, emit)
+    is_baseline = recipe.name == "fp32"
+    progress = session.enter("load")
+    plan.check_fits(session.checkpoint(progress), recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    with PeakMemory() as loading:
+        loaded = session.load(progress)
+        progress = session.enter("quantize")
+        began = time.perf_counter()
+        ledger = convert.quantize(loaded.model, recipe, progress=progress)
+        quantize_s = time.perf_counter() - began
+        gc.collect()
+    progress = session.enter("speed")
+    with PeakMemory() as running:
+        speed = throughput.measure(
+            loaded.model, spec.prompt_tokens, spec.new_tokens, repeats=spec.repeats, seed=spec.seed, progress=progress
+        )
+    evaluation = session.evaluate(loaded, record=is_baseline)
+    generations = session.generate(loaded, record=is_baseline)
+    session.leave()
+    divergence = evaluation.divergence
+    record = session.record(loaded) | {
+        "recipe": recipe.to_dict(),
+        "throughput": speed.to_dict(),
+        "evaluation": evaluation.to_dict(),
+        "generations": generations,
+        "ledger": ledger.to_dict(),
+        "memory": {"loading": _memory(loading), "running": _memory(running)},
+    }
+    row = {
+        "recipe": recipe.name,
+        "status": "ok",
+        "error": None,
+        "stored_bytes": ledger.stored_bytes,
+        "bits_per_weight": ledger.bits_per_weight,
+        "coverage": ledger.coverage,
+        "perplexity": evaluation.perplexity,
+        # the baseline is compared with itself by definition; a recipe without a reference has no number
+        "kl_mean": 0.0 if is_baseline else divergence and divergence.kl_mean,
+        "top1_agreement": 1.0 if is_baseline else divergence and divergence.top1_agreement,
+        "prefill_tok_s": speed.prefill_tok_s,
+        "decode_tok_s": speed.decode_tok_s,
+        "ttft_s": speed.ttft_s,
+        "peak_load_bytes": loading.peak_bytes,
+        "peak_run_bytes": running.peak_bytes,
+        "quantize_s": quantize_s,
+        "record": record,
+    }
+    return {key: row[key] for key in ROW_KEYS}
+
+
+def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
+    """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have no row for it."""
+    from qcore import plan
+    from qcore.recipes import parse
+
+    session = _Session(spec, folder, emit)
+    progress = session.enter("load")
+    checkpoint = session.checkpoint(progress)
+    plan.check_fits(checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    loaded = session.load(progress)
+    session.evaluate(loaded, record=True)
+    session.generate(loaded, record=True)
+    session.leave()
+
+
+class _Session:
+    """The steps that a baseline and a recipe share, and the time each phase takes."""
+
+    def __init__(self, spec: RunSpec, folder: Path, emit: Emit):
+        import psutil
+        import torch
+
+        from qcore import data
+
+        self.spec, self.folder, self.emit = spec, Path(folder), emit
+        self.started_at = time.time()
+        self.seconds = {"start": max(0.0, self.started_at - psutil.Process().create_time())}
+        self.notes: list[str] = []
+        self.known: dict | None = None
+        self._phase, self._since = None, 0.0
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        torch.manual_seed(spec.seed)
+        check_device(spec.device)
+        self.text = data.load_text(spec.text)
+
+    def enter(self, phase: str) -> Callable[[int, int, str], None]:
+        """Begin a phase; returns the function that reports its progress."""
+        self.leave()
+        self._phase, self._since = phase, time.perf_counter()
+        self.emit({"phase": phase, "done": 0, "total": 0, "detail": ""})
+        return lambda done, total, detail="": self.emit({"phase": phase, "done": int(done), "total": int(total), "detail": str(detail)})
+
+    def leave(self) -> None:
+        """End the phase."""
+        if self._phase is not None:
+            self.seconds[self._phase] = time.perf_counter() - self._since
+        self._phase = None
+
+    def checkpoint(self, progress) -> Checkpoint:
+        """The model's checkpoint, checked from its headers; the same one that the baseline was."""
+        from qcore import models
+        from qcore.jsonfile import read_json
+
+        self._checkpoint = models.resolve(self.spec.model, self.spec.revision, progress=progress)
+        self.known = read_json(self.folder / BASELINE)
+        if self.known and self.known["digest"] != self._checkpoint.digest:
+            raise InputError(f"{self.spec.model} has changed since the baseline was measured. Start the run again.")
+        return self._checkpoint
+
+    def load(self, progress):
+        """The model and its tokenizer, on the device asked for."""
+        from qcore import models
+
+        return models.load(self._checkpoint, device=self.spec.device, progress=progress)
+
+    def evaluate(self, loaded, *, record: bool):
+        """Score the text, against the baseline's reference if there is one; `record` makes this model that baseline."""
+        from qcore import data
+        from qcore.evaluate import Reference, evaluate
+
+        progress = self.enter("quality")
+        path = self.folder / REFERENCE
+        ids = data.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        if not record and not path.exists():
+            self.notes.append("There is no KL and no top-1 agreement, because the baseline failed.")
+        return evaluate(
+            loaded.model,
+            ids,
+            window=self.spec.window,
+            stride=self.spec.stride,
+            reference=Reference.open(path) if not record and path.exists() else None,
+            record=path if record else None,
+            text_bytes=scored_bytes(ids, loaded.tokenizer),
+            progress=progress,
+        )
+
+    def generate(self, loaded, *, record: bool) -> list[dict]:
+        """Continue the evaluation prompts; `record` makes the answers those that others are compared with."""
+        from qcore import data
+        from qcore.evaluate.generation import compare_generations
+        from qcore.jsonfile import write_json
+
+        answers = []
+        if self.spec.generate:
+            progress = self.enter("prompts")
+            prompts = data.load_prompts(self.spec.prompts)
+            before = None if record or not self.known else self.known["answers"]
+            answers = compare_generations(loaded.model, loaded.tokenizer, prompts, self.spec.generate_tokens, before, progress)
+        if record:
+            about = {"digest": loaded.checkpoint.digest, "answers": {answer.id: answer.tokens for answer in answers}}
+            write_json(self.folder / BASELINE, about)
+        return [answer.to_dict() for answer in answers]
+
+    def record(self, loaded) -> dict:
+        """Everything a figure depends on, and how to get it again."""
+        spec, checkpoint = self.spec, loaded.checkpoint
+        return describe(loaded, self.text, spec.threads) | {
+            "model": spec.model,
+            "revision": checkpoint.revision or spec.revision,
+            "window": spec.window,
+            "stride": spec.stride or spec.window,
+            "seed": spec.seed,
+            "device": spec.device,
+            "notes": self.notes,
+            "run_id": self.folder.name,
+            "spec": spec.to_dict(),
+            "command": spec.command or f"python -m qcore runs repeat {self.folder.name}",
+            "phase_seconds": self.seconds,
+            "started_at": self.started_at,
+            "finished_at": time.time(),
+        }
+
+
+def describe(loaded, text=None, threads: int | None = None) -> dict:
+    """The part of a record that every measurement has: model, text, machine and libraries."""
+    import torch
+
+    import qcore
+    from qcore.measure.environment import environment
+
+    checkpoint = loaded.checkpoint
+    about = {
+        "qcore": qcore.__version__,
+        "model": checkpoint.name,
+        "model_description": checkpoint.description,
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "parameters": checkpoint.parameters,
+        "compute_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": threads or torch.get_num_threads(),
+        "environment": environment(),
+    }
+    return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
+
+
+def scored_bytes(ids, tokenizer) -> int:
+    """UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
+    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace"))
+
+
+def _memory(memory) -> dict:
+    names = ("start_bytes", "peak_bytes", "anonymous_bytes", "file_bytes")
+    return {name: getattr(memory, name) for name in names}
