@@ -1,0 +1,161 @@
+"""A checkpoint: a folder of safetensors files with config.json whose every header was checked. No weight is loaded for it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.models.config import check_against, is_ours, read_config
+from qcore.models.headers import TensorInfo, read_header, read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+_SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor for the digest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`name`: as the user gave it. `revision`: the hub's commit. `digest`: SHA-256 over config, headers and samples of every tensor:
+    the same for a copy of the folder, another one for other weights. `config`: config.json without the fields that choose code.
+    `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe. `source`: "default", "folder", "gguf" or "hub".
+    `description`: a sentence or two for people: where it came from, and what to know about its weights."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    digest: str
+    config: dict
+    tensors: dict[str, TensorInfo]
+    is_quantized: bool
+    description: str
+    source: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of logical weights, tied ones once; no format changes it."""
+        from qcore.models.skeleton import skeleton
+
+        return sum(parameter.numel() for parameter in skeleton(self).parameters())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the stored tensors, by bytes, largest share first."""
+        share: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            share[tensor.dtype] = share.get(tensor.dtype, 0) + tensor.nbytes
+        return tuple(sorted(share, key=share.get, reverse=True))
+
+
+def read_folder(folder: Path, name: str, source: str, description: str, revision: str | None = None) -> Checkpoint:
+    """Check `folder` and describe it. Raises `InputError` naming the file or tensor that is wrong."""
+    config, stripped = read_config(folder)
+    ours = (folder / "qcore.json").exists()
+    if ours != is_ours(config) and is_ours(config):
+        raise InputError(f"{name} was saved by qcore, but its qcore.json is missing. Quantize the model again.")
+    tensors = _read_tensors(folder)
+    if not ours:
+        check_against(config, tensors)
+        _refuse_integers(tensors, name)
+    if stripped:
+        description += f" Ignored in its config.json: {', '.join(stripped)}."
+    return Checkpoint(name, folder, revision, _digest(folder, config, tensors), config, tensors, ours, description, source)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files that hold the weights, by the index if there is one. Raises `InputError` if there are none."""
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise InputError(f"{folder.name} has both {SINGLE} and {INDEX}, so it is not clear which weights are meant. Remove one.")
+    if single.exists():
+        return [SINGLE]
+    if index.exists():
+        return sorted(set(_weight_map(index).values()))
+    others = sorted(path.name for path in folder.iterdir())
+    pickled = [name for name in others if name.endswith(PICKLED) and not name.startswith("training_args")]
+    safe = [name for name in others if name.endswith(".safetensors")]
+    if safe:
+        raise InputError(f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, rename it {SINGLE}.")
+    if pickled:
+        raise InputError(
+            f"{folder.name} has only pickled weights ({pickled[0]}), which can run any code when opened, so qcore refuses them. "
+            "Look for a safetensors version of this model."
+        )
+    raise InputError(f"{folder.name} has no weights: there is neither {SINGLE} nor {INDEX}.")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{INDEX} has no weight_map, so it does not say where the weights are. Download it again.")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name or "\\" in file:
+            raise InputError(f"{INDEX} looks for {tensor!r} in {file!r}, but weights are only taken from .safetensors files beside it.")
+    return weight_map
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    files = weight_files(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        if not (folder / file).exists():
+            raise InputError(f"{folder.name} lacks {file}, which {INDEX} names. Download the model again.")
+        for name, tensor in read_header(folder / file).items():
+            if name in tensors:
+                raise InputError(f"The tensor {name!r} is in both {tensors[name].file} and {file}, so it is not clear which is meant.")
+            tensors[name] = tensor
+    if files != [SINGLE]:
+        _check_index(folder, tensors, files)
+    if not tensors:
+        raise InputError(f"{folder.name} has no weights: its safetensors files hold no tensors.")
+    return tensors
+
+
+def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str]) -> None:
+    weight_map = _weight_map(folder / INDEX)
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file != file:
+            raise InputError(f"{INDEX} says that {name!r} is in {file}, but it is not. The files do not belong together.")
+    if extra := sorted(set(tensors) - set(weight_map)):
+        raise InputError(f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not know. The files do not belong together.")
+    shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
+    if extra := sorted(shards - set(files)):
+        raise InputError(f"{extra[0]} lies beside the shards, but {INDEX} does not know it. Remove it, or download the model again.")
+
+
+def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
+    """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say so."""
+    for tensor_name, tensor in tensors.items():
+        if tensor.dtype.startswith(("F8", "F6", "F4")) or tensor_name.endswith((".qweight", ".qzeros", ".absmax", ".weight_packed")):
+            raise InputError(
+                f"{name} is already quantized: {tensor_name!r} is stored as {tensor.dtype}. Start from the original model instead."
+            )
+
+
+def _digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:
+    """Cheap and stable: everything in the headers, but only samples of the weights (any training step changes every tensor)."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    by_place = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start))
+    files: dict[str, list[tuple[str, TensorInfo]]] = {}
+    for name, tensor in by_place:
+        files.setdefault(tensor.file, []).append((name, tensor))
+    samples = {}
+    for file, members in files.items():
+        with (folder / file).open("rb") as opened:
+            for name, tensor in members:
+                places = {0, tensor.nbytes // 2, max(0, tensor.nbytes - _SAMPLE)}
+                sample = b""
+                for place in sorted(places):
+                    opened.seek(tensor.start + place)
+                    sample += opened.read(min(_SAMPLE, tensor.nbytes - place))
+                samples[name] = sample
+    for name in sorted(samples):  # by name, so that sharding a model differently does not make it another one
+        tensor = tensors[name]
+        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+        digest.update(samples[name])
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""What config.json may say. It is data from strangers: it may not bring code, name other files, or make us build something absurd."""
+
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.models.headers import TensorInfo, read_json
+from qcore.registry import unknown
+
+OURS = "qcore"  # the quant_method of folders that qcore saved itself
+# Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never passed on.
+_STRIPPED = (
+    "trust_remote_code", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+    "_experts_implementation", "use_kernels", "kernel_config", "fusion_config", "transformers_weights", "_name_or_path", "name_or_path",
+)  # fmt: skip
+_HARMLESS = ("_name_or_path", "name_or_path")  # dropped too, but every config has one, so nobody needs to hear of it
+_QUANTIZED = ("quantization_config", "compression_config")
+_NAMED_ELSEWHERE = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_VOCABULARY, _WIDTH = ("vocab_size",), ("hidden_size", "n_embd", "d_model")
+_LARGEST = {
+    **dict.fromkeys(_LAYERS, 2048),
+    **dict.fromkeys(_VOCABULARY, 1 << 24),
+    **dict.fromkeys((*_WIDTH, "intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim"), 1 << 20),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 1 << 14),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 1 << 14),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 28),
+}
+_MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+
+
+def read_config(folder: Path) -> tuple[dict, list[str]]:
+    """The checked config.json of `folder` without the fields that are never passed on, and the names of those worth mentioning.
+
+    Raises `InputError` if it wants code of its own, is quantized by another library, is an adapter, or has absurd sizes.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"{folder.name} holds an adapter (adapter_config.json), which is no model by itself. Merge it into its model first."
+        )
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and *.safetensors.")
+    config = read_json(folder / "config.json")
+    _refuse_code(config, folder, "config.json")
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        if (folder / name).exists():
+            _refuse_code(read_json(folder / name), folder, name)
+    _refuse_quantized(config, folder)
+    _check_sizes(config)
+    stripped = sorted({key for part in _parts(config) for key in part if key in _STRIPPED and key not in _HARMLESS})
+    return _without(config, _STRIPPED), stripped
+
+
+def is_ours(config: dict) -> bool:
+    """Whether qcore saved this quantized model."""
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == OURS
+
+
+def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
+    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raises `InputError`."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
+    if layers > len(tensors):
+        raise InputError(
+            f"config.json speaks of {layers} layers, but the weights are only {len(tensors)} tensors. They do not belong together."
+        )
+    rows = next((text[key] for key in _VOCABULARY if key in text), 1)
+    width = next((text[key] for key in _WIDTH if key in text), 1)
+    elements = sum(tensor.elements for tensor in tensors.values())
+    if isinstance(rows, int) and isinstance(width, int) and rows * width > 2 * elements:
+        raise InputError(
+            f"config.json speaks of an embedding of {rows} x {width}, but the weights are only {elements} numbers. They do not match."
+        )
+
+
+def _parts(config: dict) -> list[dict]:
+    """The config and all objects inside it."""
+    found, stack = [], [config]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            found.append(part)
+            stack.extend(part.values())
+        elif isinstance(part, list):
+            stack.extend(part)
+    return found
+
+
+def _without(part: object, keys: tuple[str, ...]) -> object:
+    if isinstance(part, dict):
+        return {key: _without(value, keys) for key, value in part.items() if key not in keys}
+    return [_without(value, keys) for value in part] if isinstance(part, list) else part
+
+
+def _refuse_code(config: dict, folder: Path, name: str) -> None:
+    if any(part.get("auto_map") for part in _parts(config)):
+        raise InputError(
+            f"{folder.name} wants to run code of its own (auto_map in {name}), which qcore never does. "
+            "Choose a model whose architecture the transformers library knows."
+        )
+
+
+def _refuse_quantized(config: dict, folder: Path) -> None:
+    if is_ours(config):
+        return
+    method = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
+    if method is not None:
+        name = method.get("quant_method") or method.get("quant_algo") if isinstance(method, dict) else None
+    else:
+        name = next((name for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None)
+        if name is None:
+            return
+    raise InputError(
+        f"{folder.name} is already quantized ({name or 'method not named'}). Quantizing it again would measure both losses at once: "
+        "start from the original model instead."
+    )
+
+
+def _check_sizes(config: dict) -> None:
+    if not isinstance(config.get("model_type"), str):
+        raise InputError("config.json does not name a model_type, so its architecture is not known.")
+    for part in _parts(config):
+        for key, largest in _LARGEST.items():
+            values = part.get(key)
+            for value in values if isinstance(values, list) else [values]:
+                smallest = 0 if key in _MAY_BE_ZERO else 1
+                if value is not None and (type(value) is not int or not smallest <= value <= largest):
+                    raise InputError(f"config.json says {key} = {value!r}, but it must be a whole number from {smallest} to {largest}.")
+
+
+def to_transformers(config: dict):
+    """The transformers config object for a checked `config`. Raises `InputError` for an unknown architecture or invalid values."""
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config["model_type"]
+    if kind not in CONFIG_MAPPING_NAMES:
+        error = unknown("architecture", kind, CONFIG_MAPPING_NAMES)
+        hint = str(error) if "Did you mean" in str(error) else f"Unknown architecture {kind!r}."
+        raise InputError(f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a model.") from None
+    try:
+        built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key != "quantization_config"})
+    except Exception as error:  # a config class may raise anything at all; every failure of it is the file's
+        raise InputError(f"config.json does not describe a valid {kind} model: {_first_line(error)}") from error
+    if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"A {kind} model does not predict the next token, so it cannot be measured here. Choose a causal language model.")
+    return built
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,139 @@
+"""GGUF files (the format of llama.cpp), dequantized and converted to safetensors once, keyed by the file's SHA-256.
+
+A GGUF file is usually quantized. qcore then measures what its own recipes add to that loss, and says so.
+"""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.home import Progress, build_folder, check_space, home
+from qcore.models.headers import regular_size
+
+SOURCE = "source.json"  # beside the converted weights: where they came from
+_MOST_ENTRIES = 1 << 20
+_PLAIN = ("F64", "F32", "F16", "BF16")
+
+
+def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
+    """The folder with the converted `path` (converted now, or earlier), and a description. Raises `InputError` or `UnavailableError`."""
+    check(path)
+    if progress is not None:
+        progress(0, 0, f"reading {path.name}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    final = home() / "models" / f"gguf-{digest[:24]}"
+    build_folder(final, lambda folder: convert(path, folder, {"sha256": digest}, progress), progress=progress)
+    record = read_source(final)
+    if record["types"]:
+        return final, (
+            f"A GGUF file quantized as {', '.join(record['types'])} and dequantized to fp32: its weights already carry that loss, "
+            "and what is measured here is what a recipe adds to it."
+        )
+    return final, "A GGUF file in floating point, converted to fp32."
+
+
+def check(path: Path) -> None:
+    """Look at the first 24 bytes. Raises `InputError` if this is no GGUF file, or one part of several."""
+    size = regular_size(path)
+    with path.open("rb") as file:
+        start = file.read(24)
+    if len(start) < 24 or start[:4] != b"GGUF":
+        raise InputError(f"{path.name} is not a GGUF file: it does not begin with the letters GGUF.")
+    version, tensors, entries = struct.unpack("<IQQ", start[4:])
+    if version not in (2, 3):
+        raise InputError(f"{path.name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.")
+    if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
+        raise InputError(f"{path.name} claims {tensors} tensors and {entries} entries in {size} bytes, so it is damaged.")
+    if "-of-" in path.stem and not path.stem.endswith("-of-00001"):
+        raise InputError(f"{path.name} is one part of several. Merge the parts into one file first.")
+
+
+def convert(path: Path, folder: Path, record: dict, progress: Progress | None = None) -> None:
+    """Write the model and tokenizer of the GGUF file `path` into `folder` as fp32 safetensors, with `record` as source.json.
+
+    Raises `InputError` for an architecture that transformers cannot take from GGUF, or a damaged file.
+    """
+
+    def report(done: int, what: str) -> None:
+        if progress is not None:
+            progress(done, 4, what)
+
+    report(0, f"reading {path.name}")
+    elements, types = _inspect(path)
+    check_space(folder, 4 * elements, f"Converting {path.name}")
+    report(1, "dequantizing the weights")
+    model = _load_model(path)
+    report(2, "converting the tokenizer")
+    tokenizer = _load_tokenizer(path)
+    report(3, "writing safetensors")
+    _save(model, tokenizer, folder)
+    (folder / SOURCE).write_text(json.dumps({**record, "types": types}))
+    report(4, "converted")
+
+
+def read_source(folder: Path) -> dict:
+    """What `convert` noted about a folder's origin."""
+    return json.loads((folder / SOURCE).read_text())
+
+
+def _inspect(path: Path) -> tuple[int, list[str]]:
+    """Number of weights, and the quantized types among the tensors."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(str(path))
+        types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(_PLAIN))
+        return sum(int(tensor.n_elements) for tensor in reader.tensors), types
+    except Exception as error:  # the reader indexes whatever the file says and so may raise anything
+        raise InputError(f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}") from error
+
+
+def _load_model(path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from qcore.models.skeleton import building, quiet
+
+    try:
+        with building, quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # as above: what the file says decides what fails
+        raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+    if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise InputError(f"{path.name} cannot be converted: it has no fitting weights for {lost[0]}.")
+    # What remains of the GGUF origin would make the saved model look quantized.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def _load_tokenizer(path: Path):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    except Exception as error:  # as above
+        raise InputError(f"The tokenizer in {path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+
+
+def _save(model, tokenizer, folder: Path) -> None:
+    from qcore.models.skeleton import quiet
+
+    with quiet():
+        model.save_pretrained(folder, max_shard_size="1TB")
+        tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if "quantization_config" in config:
+        raise RuntimeError("a converted model must not look quantized")
+    (folder / "model.safetensors").chmod(0o644)

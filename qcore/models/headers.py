@@ -1,0 +1,138 @@
+"""What a safetensors file says about itself, checked before a byte of weights is read or memory is taken.
+
+8 bytes   N, little-endian: length of the header
+N bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …, "__metadata__": {…}}
+the rest  the tensors; the ranges cover it exactly, without gap or overlap
+"""
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcore.errors import InputError
+
+LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+LONGEST_JSON = 64_000_000  # bytes of a config or an index
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
+    "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: `dtype` as the file spells it ("F32", "BF16"), `shape`, `nbytes`, the name of its `file` in the folder, and
+    `start`, the position of its first byte in that file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+    start: int
+
+    @property
+    def elements(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, by name. Raises `InputError` naming the file (and the tensor) for whatever is wrong."""
+    size = regular_size(path)
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
+            raise InputError(
+                f"{path.name} is not a valid safetensors file: its header would be {length} bytes long in a file of {size}. "
+                "Download or save it again."
+            )
+        text = file.read(length)
+    header = parse_json(text, path.name)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_ranges(path, tensors, 8 + length, size)
+    return tensors
+
+
+def regular_size(path: Path) -> int:
+    """Size in bytes of a regular file, links followed. Raises `InputError` if it is missing, no file, or unreadable."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read in {path.parent}: {error.strerror or error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path.name} in {path.parent} is not a regular file.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path.name} in {path.parent} may not be read by this user.")
+    return status.st_size
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a small file. Raises `InputError` if it is too long, not UTF-8, not JSON, no object, or repeats a key."""
+    size = regular_size(path)
+    if size > LONGEST_JSON:
+        raise InputError(f"{path.name} is {size / 1e6:.0f} MB long; no such file of a model is.")
+    return parse_json(path.read_bytes(), path.name)
+
+
+def parse_json(text: bytes, name: str) -> dict:
+    """The JSON object in `text`, which came from the file `name`."""
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not valid UTF-8 where it should hold JSON. Download or save it again.") from error
+    except (ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise InputError(f"{name} does not hold valid JSON: {why}. Download or save it again.") from error
+    if not isinstance(parsed, dict):
+        raise InputError(f"{name} should hold a JSON object, but holds a {type(parsed).__name__}.")
+    return parsed
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def _tensor(path: Path, name: str, entry: object, start: int, size: int) -> TensorInfo:
+    def broken(why: str) -> InputError:
+        return InputError(f"The tensor {name!r} in {path.name} {why}. Download or save the file again.")
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise broken("is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise broken(f"has the unknown dtype {dtype!r}")
+    if not _counts(shape):
+        raise broken(f"has the impossible shape {shape!r}")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise broken(f"has the impossible byte range {offsets!r}")
+    bits = math.prod(shape) * BITS[dtype]  # Python's integers cannot overflow
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise broken(f"has {offsets[1] - offsets[0]} bytes where {dtype} {list(shape)} needs {bits / 8:.0f}")
+    if start + offsets[1] > size:
+        raise broken(f"ends at byte {start + offsets[1]}, but the file ends at {size}, so it is cut short")
+    return TensorInfo(dtype, tuple(shape), offsets[1] - offsets[0], path.name, start + offsets[0])
+
+
+def _counts(values: object) -> bool:
+    return isinstance(values, list) and len(values) <= 64 and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_ranges(path: Path, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+    position = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if tensor.start != position:
+            what = "overlaps the one before it" if tensor.start < position else "leaves a gap before it"
+            raise InputError(f"The tensor {name!r} in {path.name} {what}, so the file is damaged. Download or save it again.")
+        position += tensor.nbytes
+    if position != size:
+        raise InputError(f"{path.name} has {size - position} bytes that belong to no tensor, so it is damaged. Download or save it again.")

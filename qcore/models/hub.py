@@ -1,0 +1,157 @@
+"""Downloads from the hub: config, tokenizer and safetensors of one commit, and nothing else.
+
+The small files come first and are checked, so that a model that would be refused is refused before gigabytes of weights. Answers of
+the hub are told apart and put into words of our own: the library's messages may quote requests, and requests may hold a token.
+"""
+
+import re
+from io import StringIO
+from pathlib import Path
+
+from qcore.errors import InputError, QcoreError, UnavailableError
+from qcore.home import Progress, check_space
+from qcore.models.checkpoint import INDEX, PICKLED, SINGLE
+from qcore.models.config import read_config
+from qcore.models.names import DEFAULTS
+from qcore.registry import unknown
+
+_SMALL = (
+    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spiece.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "chat_template.jinja",
+    "chat_template.json", "quantize_config.json", "quant_config.json", "adapter_config.json", "qcore.json",
+)  # fmt: skip
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_PATIENCE = 10  # seconds for an answer
+
+
+def fetch(
+    repo_id: str, revision: str | None, progress: Progress | None = None, *, patience: float = _PATIENCE, cached: bool = True
+) -> tuple[Path, str, str]:
+    """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the description, usually empty).
+
+    If the hub cannot be reached and `cached`, an earlier download is used and the note says so. Raises `InputError` for a model that
+    is missing, gated, or not usable, `UnavailableError` if the hub is unreachable or limits the rate.
+    """
+    from huggingface_hub import HfApi
+
+    if progress is not None:
+        progress(0, 0, f"asking the hub for {repo_id}")
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
+    except Exception as error:
+        explained = _explain(error, repo_id, revision)
+        if isinstance(explained, UnavailableError) and cached and (folder := _cached(repo_id, revision)):
+            return folder, folder.name, " The hub could not be reached, so an earlier download was used."
+        raise explained from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    weights = _choose(sizes, repo_id)
+    small = [name for name in _SMALL if name in sizes]
+    folder = None
+    _download(repo_id, "config.json", revision or "main", patience)  # by the branch's name, so that the cache knows it offline
+    for name in small:
+        folder = _download(repo_id, name, info.sha, patience).parent
+    read_config(folder)
+    missing = sum(sizes[name] for name in weights if not (folder / name).exists())
+    check_space(folder, missing, f"Downloading {repo_id}")
+    done = 0
+    for name in weights:
+        _download(repo_id, name, info.sha, patience, _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"))
+        done += sizes[name]
+    return folder, info.sha, ""
+
+
+def _choose(sizes: dict[str, int], repo_id: str) -> list[str]:
+    """The weight files to take. Raises `InputError` if the repository has none that qcore reads."""
+    if "config.json" not in sizes:
+        raise InputError(f"{repo_id} has no config.json on the hub, so it is no model that can be loaded.")
+    single = [name for name in sizes if name == SINGLE]
+    weights = single or sorted(name for name in sizes if _WEIGHTS.fullmatch(name))
+    if weights:
+        return weights
+    if any(name.endswith(PICKLED) for name in sizes):
+        raise InputError(
+            f"{repo_id} has only pickled weights on the hub, which can run any code when opened, so qcore refuses them. "
+            "Look for a safetensors version of this model."
+        )
+    if any(name.endswith(".gguf") for name in sizes):
+        raise InputError(f"{repo_id} has only GGUF files on the hub. Download one and give its path instead.")
+    raise InputError(f"{repo_id} has no safetensors weights on the hub.")
+
+
+def _download(repo_id: str, name: str, revision: str, patience: float, bar: type | None = None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
+    except Exception as error:
+        raise _explain(error, repo_id, revision) from error
+
+
+def _cached(repo_id: str, revision: str | None) -> Path | None:
+    """The folder of an earlier download. Whether it is complete is seen when its headers are checked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
+    """The error in our words; one that is not about the hub (such as the caller's own cancellation) as it is."""
+    import httpx2
+    from huggingface_hub import errors
+
+    cause = error
+    while isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__ is not None:
+        cause = cause.__cause__  # "not in the cache" hides why it could not be downloaded
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, QcoreError):
+        return cause
+    if isinstance(cause, errors.GatedRepoError) or status == 403:
+        return InputError(
+            f"{repo_id} is gated: its owner gives access on request. Ask for it on the model's page, then log in with `hf auth login`."
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return InputError(f"{repo_id} has no revision {revision!r} on the hub. Leave it out for the latest one.")
+    if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
+        return InputError(
+            f"There is no model {repo_id} on the hub, or it is private.{_hint(repo_id)} Check the spelling, or log in with `hf auth login`."
+        )
+    if status == 429:
+        return UnavailableError("The hub limits how often it can be asked, and the limit is reached. Wait a few minutes, or log in.")
+    if status is not None:
+        return UnavailableError(f"The hub answered with an error (status {status}). Try again later, or give a local folder.")
+    if isinstance(cause, httpx2.HTTPError | errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | OSError):
+        return UnavailableError(
+            f"The hub cannot be reached, so {repo_id} cannot be downloaded.{_hint(repo_id)} "
+            f"Check the network, or use {DEFAULTS[0]} or a local folder."
+        )
+    if isinstance(cause, ValueError):
+        return UnavailableError(f"What answered for {repo_id} is not a model hub. Check HF_ENDPOINT and the network.")
+    return error
+
+
+def _hint(repo_id: str) -> str:
+    """A "did you mean" where a default model was misspelt."""
+    text = str(unknown("model", repo_id.lower(), DEFAULTS))
+    return " " + text[text.index("Did you mean") :] if "Did you mean" in text and "/" not in repo_id else ""
+
+
+def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | None:
+    """A progress bar class for the library that draws nothing and reports bytes to `progress`."""
+    if progress is None:
+        return None
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            self.seen = kwargs.get("initial") or 0
+            super().__init__(
+                *args, **{key: value for key, value in kwargs.items() if key != "name"} | {"file": StringIO(), "disable": False}
+            )
+
+        def update(self, n=1):
+            self.seen += n or 0
+            progress(min(done + self.seen, total), total, what)
+            return super().update(n)
+
+    return Bar

