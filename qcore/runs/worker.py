@@ -19,15 +19,14 @@ from contextlib import closing
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
-from qcore.home import home
 from qcore.quiet import hush
 from qcore.runs.estimate import PHASES, Estimate, guess
 from qcore.runs.folder import RunFolder, identity
 from qcore.runs.jobs import active_before
 from qcore.runs.report import unfinished_row
 from qcore.runs.store import Store, keep_end, keep_row
+from qcore.runs.turn import heavy_turn
 
 BASELINE = "baseline"
 TURN_SECONDS = 0.3  # between two looks at the queue
@@ -37,11 +36,6 @@ LISTEN_SECONDS = 1.0  # the estimate moves on even if a child says nothing
 
 class Stopped(Exception):
     """SIGTERM arrived: somebody cancelled this run, or ends it from outside."""
-
-
-def heavy_lock() -> FileLock:
-    """Held by whatever loads a model; released by the kernel if its holder dies."""
-    return FileLock(str(home() / "heavy.lock"))
 
 
 def child_command(folder: RunFolder, position: int | None, events: int) -> list[str]:
@@ -68,14 +62,7 @@ class Worker:
         signal.signal(signal.SIGTERM, _stop)
         try:
             self._wait_for_turn()
-            lock = heavy_lock()
-            while True:
-                try:
-                    lock.acquire(timeout=TURN_SECONDS)
-                    break
-                except Timeout:
-                    continue
-            with lock:
+            with heavy_turn():
                 self._run_all()
         except Stopped:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,242 @@
+"""`python -m qcore …`: the verbs of the engine for a terminal. Anything heavy is imported when a command needs it.
+
+Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if the input cannot be used (one plain sentence on
+standard error), 130 after Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from qcore.cli_runs import follow, runs
+from qcore.errors import InputError, QcoreError, UnavailableError
+from qcore.output import check_output, say, write_output
+from qcore.progress import Show
+from qcore.quiet import hush
+
+app = typer.Typer(
+    help="Quantize a language model several ways and measure what each costs in memory, speed and quality.",
+    epilog="Start with: python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+app.add_typer(runs, name="runs")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
+Text = Annotated[str | None, typer.Option(help="UTF-8 text file, or wikitext-2; without it, the packaged text", metavar="FILE")]
+Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
+Stride = Annotated[int | None, typer.Option(help="Tokens the window moves on by; without it, the window")]
+Json = Annotated[str | None, typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT")]
+Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda")]
+Skip = Annotated[list[str] | None, typer.Option(help="Leave these modules as they are: layers.0, *.down_proj, … (may be given again)", metavar="PATTERN")]  # fmt: skip  # noqa: E501
+Threads = Annotated[int | None, typer.Option(help="Processor threads; without it, one a core")]
+Seed = Annotated[int, typer.Option(help="Seed of the prompt that speed is measured with")]
+PromptTokens = Annotated[int, typer.Option(help="Length of the prompt that speed is measured with")]
+NewTokens = Annotated[int, typer.Option(help="Tokens written after it")]
+Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians are reported")]
+
+
+@app.command()
+def compare(
+    model: Model,
+    recipes: Annotated[str, typer.Option(help="Names with commas between; `recipes` lists them", metavar="A,B")] = "fp32,int8,int4-g64",
+    text: Text = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text that are scored")] = 4096,
+    window: Window = 512,
+    stride: Stride = None,
+    json: Json = None,
+    revision: Revision = None,
+    skip: Skip = None,
+    prompt_tokens: PromptTokens = 128,
+    new_tokens: NewTokens = 32,
+    repeats: Repeats = 3,
+    generate: Annotated[bool, typer.Option("--generate/--no-generate", help="Continue the evaluation prompts, too")] = True,
+    prompts: Annotated[str | None, typer.Option(help="Your own prompts: one a line, or JSON lines", metavar="FILE")] = None,
+    generate_tokens: Annotated[int, typer.Option(help="Tokens written for each of them")] = 32,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+) -> int:
+    """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
+
+    Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels.
+    """
+    from qcore.pipeline import check
+    from qcore.runs import jobs
+    from qcore.spec import RunSpec
+
+    check_output(json)
+    spec = RunSpec(
+        model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
+        generate_tokens, seed, threads, device,
+    )  # fmt: skip
+    checkpoint = check(spec)
+    say(checkpoint.description)
+    return follow(jobs.submit(spec), json)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    recipe: Annotated[str, typer.Option(help="One of qcore's own recipes; `recipes` lists them", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder to save into; without it, named after model and recipe", metavar="DIR")] = None,
+    skip: Skip = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder")] = False,
+    revision: Revision = None,
+) -> int:
+    """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""
+    from qcore.runs import report, single
+
+    (chosen,) = _recipes(_one(recipe), skip)
+    folder = out if out is not None else Path(single.safe_name(model, chosen.name))
+    with Show() as show:
+        result = single.quantize_to(model, chosen, folder, revision=revision, overwrite=overwrite, progress=show)
+    size, share = report.human_bytes(result["stored_bytes"]), report.human_percent(result["coverage"])
+    bits = report.human_number(result["bits_per_weight"])
+    print(f"{chosen.name}: {size}, {bits} bits a weight on {share} of the weights. Saved in {folder}")
+    return 0
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    text: Text = None,
+    tokens: Annotated[int | None, typer.Option(help="Score only the first ones; without it, the whole text", show_default=False)] = None,
+    window: Window = 512,
+    stride: Stride = None,
+    json: Json = None,
+    revision: Revision = None,
+    device: Device = "cpu",
+) -> int:
+    """Perplexity of MODEL (or of a folder that quantize wrote) on a text."""
+    from qcore.runs import report, single
+
+    check_output(json)
+    with Show() as show:
+        result = single.evaluate_once(
+            model, revision=revision, text=text, tokens=tokens, window=window, stride=stride, device=device, progress=show
+        )
+    perplexity, bits = report.human_perplexity(result["perplexity"]), report.human_number(result["bits_per_byte"])
+    conditions = f"{result['tokens_scored']:,} tokens, window {result['window']}, stride {result['stride']}"
+    return write_output(result, json, f"perplexity {perplexity} ({conditions}); {bits} bits a byte")
+
+
+@app.command()
+def bench(
+    model: Model,
+    prompt_tokens: PromptTokens = 128,
+    new_tokens: NewTokens = 32,
+    repeats: Repeats = 3,
+    json: Json = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    device: Device = "cpu",
+) -> int:
+    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode, time to first token, and memory."""
+    from qcore.runs import report, single
+
+    check_output(json)
+    with Show() as show:
+        result = single.bench_once(
+            model, revision=revision, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed,
+            device=device, progress=show,
+        )  # fmt: skip
+    prefill, decode = report.human_number(result["prefill_tok_s"]), report.human_number(result["decode_tok_s"])
+    first, peak = report.human_seconds(result["ttft_s"]), report.human_bytes(result["peak_run_bytes"])
+    return write_output(result, json, f"prefill {prefill} tok/s, decode {decode} tok/s, first token after {first}, peak memory {peak}")
+
+
+@app.command("models")
+def list_models(
+    prepare: Annotated[str | None, typer.Option(help="Fetch and convert this default model now", metavar="NAME")] = None,
+) -> int:
+    """The default models, and whether they are ready here. Hub ids, folders and GGUF files work wherever MODEL stands, too."""
+    from qcore import models
+    from qcore.home import home
+    from qcore.registry import unknown
+
+    known = dict(models.defaults())
+    if prepare is not None:
+        if prepare not in known:
+            raise unknown("default model", prepare, known)
+        with Show() as show:
+            models.prepare(prepare, show)
+        say(f"{prepare} is ready.")
+        return 0
+    for name, description in known.items():
+        ready = "ready" if (home() / "models" / name).is_dir() else "fetched when first used"
+        print(f"{name}  ({ready})\n    {description}")
+    return 0
+
+
+@app.command("recipes")
+def list_recipes() -> int:
+    """Every recipe with what it is, and whether it can be used here. Group sizes are free: int4-g32, int4-g96, …"""
+    from qcore import backends
+    from qcore.recipes import Engine, describe, names, parse
+
+    entries = [parse(name) for name in names()]
+    width = max(len(recipe.name) for recipe in entries)
+    for recipe in entries:
+        reason = backends.available(recipe.weights.library) if isinstance(recipe.weights, Engine) else None
+        print(f"{recipe.name:{width}}  {describe(recipe)}" + (f"  [not available here: {reason}]" if reason else ""))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    hush()
+    try:
+        return app(args=arguments, prog_name="python -m qcore", standalone_mode=False) or 0
+    except TyperException as error:
+        return _fail(_sentence(error), 2)
+    except (InputError, UnavailableError) as error:
+        return _fail(str(error), 2)
+    except QcoreError as error:
+        return _fail(str(error), 1)
+    except MemoryError:
+        return _fail("There was not enough memory. Close other programs, or take a smaller model or a shorter window.", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Stopped.", 130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stdout = None
+        return 0
+
+
+def _recipes(names: str, skip: list[str] | None) -> tuple:
+    """The recipes called `names`, with the skip patterns on those that quantize. Raises `InputError` before anything starts."""
+    from qcore.recipes import parse
+
+    parsed = [parse(name) for name in names.split(",") if name.strip()]
+    return tuple(recipe.with_modules(skip=tuple(skip)) if skip and recipe.quantizes else recipe for recipe in parsed)
+
+
+def _one(recipe: str) -> str:
+    if "," in recipe or not recipe.strip():
+        raise InputError(f"--recipe takes one recipe, but got {recipe!r}.")
+    return recipe
+
+
+def _fail(sentence: str, status: int) -> int:
+    say(sentence)
+    return status
+
+
+def _sentence(error: TyperException) -> str:
+    """A usage error as one plain sentence; a mistyped option with the nearest ones."""
+    from difflib import get_close_matches
+
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "python -m qcore"
+    wrong = getattr(error, "option_name", None)
+    if wrong is None:
+        return f"{error.format_message().rstrip('.?')}{'?' if error.format_message().endswith('?') else '.'} See {path} --help."
+    known = [option for parameter in context.command.params for option in parameter.opts if option.startswith("--")] if context else []
+    near = get_close_matches(wrong, known, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"See {path} --help."
+    return f"There is no option {wrong}. {hint}"

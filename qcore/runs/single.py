@@ -1,0 +1,174 @@
+"""One model, one measurement, in this process: what `quantize`, `eval` and `bench` do. A saved quantized folder is a model, too.
+
+Each returns its figures and a `record` with everything they depend on, ready for JSON. They wait for their turn like any run.
+"""
+
+import re
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.recipes import Engine, Recipe
+from qcore.runs.turn import heavy_turn
+from qcore.spec import check_limits
+
+Progress = Callable[[int, int, str], None]
+LONGEST_NAME = 80
+
+
+def quantize_to(
+    model: str, recipe: Recipe, folder: Path, *, revision: str | None = None, overwrite: bool = False, progress: Progress
+) -> dict:
+    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all.
+
+    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (unless `overwrite`),
+    or if the model cannot be used or does not fit.
+    """
+    from qcore import convert, models, plan
+    from qcore.export import safetensors
+    from qcore.pipeline import check_skips
+
+    folder = Path(folder)
+    if isinstance(recipe.weights, Engine):
+        raise InputError(f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one of qcore's own.")
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
+    checkpoint = models.resolve(model, revision, progress=progress)
+    if checkpoint.is_quantized:
+        raise InputError(f"{model} is quantized already. Quantize the original model instead.")
+    if folder.exists() and checkpoint.folder.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} holds the model itself. Choose another folder.")
+    check_skips(checkpoint, (recipe,))
+    with heavy_turn(_waiting(progress)):
+        plan.check_fits(checkpoint, recipe, tokens=1, window=1)
+        loaded = models.load(checkpoint, progress=progress)
+        began = time.perf_counter()
+        ledger = convert.quantize(loaded.model, recipe, progress=progress)
+        quantize_s = time.perf_counter() - began
+        progress(0, 0, f"saving to {folder}")
+        try:
+            safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return {
+        "model": model,
+        "recipe": recipe.name,
+        "folder": str(folder),
+        "stored_bytes": ledger.stored_bytes,
+        "bits_per_weight": ledger.bits_per_weight,
+        "coverage": ledger.coverage,
+        "quantize_s": quantize_s,
+    }
+
+
+def evaluate_once(
+    model: str,
+    *,
+    revision: str | None,
+    text: str | None,
+    tokens: int | None,
+    window: int,
+    stride: int | None,
+    device: str,
+    progress: Progress,
+) -> dict:
+    """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text)."""
+    from qcore import data
+    from qcore.evaluate import evaluate
+    from qcore.pipeline import describe, scored_bytes
+
+    check_limits(window=window, stride=stride, **({} if tokens is None else {"tokens": tokens}))
+    content = data.load_text(text)
+    with heavy_turn(_waiting(progress)):
+        began = time.time()
+        loaded = _load(model, revision, device, window, progress)
+        ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
+        size = scored_bytes(ids, loaded.tokenizer)
+        result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress).to_dict()
+    detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
+    words = ["eval", model, *_options(text=text, window=window, stride=stride, tokens=tokens, revision=revision)]
+    record = describe(loaded, content) | _times(began, words) | detail | {"device": device, "recipe": _recipe(loaded)}
+    return {"model": model, **result, "stored_bytes": _stored_bytes(loaded), "record": record}
+
+
+def bench_once(
+    model: str, *, revision: str | None, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, seed: int, device: str,
+    progress: Progress,
+) -> dict:  # fmt: skip
+    """Prefill and decode speed of `model`, and the most memory that this process took."""
+    import torch
+
+    from qcore.measure.memory import PeakMemory
+    from qcore.measure.throughput import measure
+    from qcore.pipeline import describe
+
+    check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed)
+    if threads:
+        torch.set_num_threads(threads)
+    with heavy_turn(_waiting(progress)):
+        began = time.time()
+        with PeakMemory() as loading:
+            loaded = _load(model, revision, device, prompt_tokens + new_tokens, progress)
+        with PeakMemory() as running:
+            result = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress).to_dict()
+    words = ["bench", model, *_options(
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision)]  # fmt: skip
+    samples = {"samples": result.pop("samples")}
+    record = (
+        describe(loaded, threads=threads) | _times(began, words) | samples | {"device": device, "seed": seed, "recipe": _recipe(loaded)}
+    )
+    peaks = {"peak_load_bytes": loading.peak_bytes, "peak_run_bytes": running.peak_bytes}
+    return {"model": model, **result, "stored_bytes": _stored_bytes(loaded), **peaks, "record": record}
+
+
+def safe_name(model: str, recipe: str) -> str:
+    """A folder name made from a model and a recipe that is harmless on every system: lower-case letters, digits, dots and hyphens.
+
+    >>> safe_name("../../Org/Some Model", "int4-g64")
+    'some-model-int4-g64'
+    """
+    stem = re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()
+    stem = re.sub(r"[^a-z0-9.]+", "-", stem).strip("-.")[:LONGEST_NAME] or "model"
+    return f"{stem}-{recipe}"  # never a reserved device name, because of the recipe
+
+
+def _load(model: str, revision: str | None, device: str, window: int, progress: Progress):
+    """Resolve, check that it fits, and load."""
+    from qcore import models, plan
+    from qcore.pipeline import check_device
+    from qcore.recipes import parse
+
+    check_device(device)
+    checkpoint = models.resolve(model, revision, progress=progress)
+    if not checkpoint.is_quantized:
+        plan.check_fits(checkpoint, parse("fp32"), tokens=window, window=window)
+    return models.load(checkpoint, device=device, progress=progress)
+
+
+def _stored_bytes(loaded) -> int:
+    """Bytes of the unique storages of the model as it was loaded."""
+    from qcore.convert import inventory
+
+    if loaded.ledger is not None:
+        return loaded.ledger.stored_bytes
+    return sum(tensor.nbytes for _, tensor, shared in inventory(loaded.model) if not shared)
+
+
+def _recipe(loaded) -> dict | None:
+    return loaded.recipe.to_dict() if loaded.recipe else None
+
+
+def _times(began: float, words: list[str]) -> dict:
+    command = shlex.join(["python", "-m", "qcore", *words])
+    return {"started_at": began, "finished_at": time.time(), "command": command}
+
+
+def _options(**values) -> list[str]:
+    """Command-line options for the values that are set."""
+    return [word for name, value in values.items() if value is not None for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _waiting(progress: Progress) -> Callable[[], None]:
+    return lambda: progress(0, 0, "waiting for another run to end")
