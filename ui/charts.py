@@ -1,0 +1,241 @@
+"""Bars side by side: memory, throughput, quality, and the estimate before a run. Pure functions from rows to Plotly figures.
+
+A row is what `qcore.runs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure has one panel for each
+quantity; the panels share the names at the left, and each bar says its number with its unit, so there are no axes to read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from qcore.runs.report import human_perplexity
+from ui import families
+from ui.text import digits, percent, seconds, size
+
+BAR, HEAD = 30, 34  # pixels for each row, and above the first one
+MUTED = "rgba(128,134,144,0.95)"  # text and lines that step back, on white and on black
+FAINT = "rgba(128,134,144,0.28)"
+LONGEST = 3.0  # a bar or a limit more than this many times the median or the largest bar is cut, and says so
+CONFIG = {"displayModeBar": False, "scrollZoom": False}
+
+Value = Callable[[dict], float | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`value` of a row in the unit that `text` writes; `hover` are further lines; `limit` a mark on the row's bar; `reference` a line
+    through all bars, with its name."""
+
+    title: str
+    hint: str
+    value: Value
+    text: Callable[[float], str]
+    hover: Callable[[dict], str] = lambda row: ""
+    limit: Value | None = None
+    limit_name: str = ""
+    reference: tuple[float, str] | None = None
+
+
+def memory(rows: Sequence[dict]) -> go.Figure:
+    """Stored bytes, and the peak of a fresh process that ran the model."""
+    return bars(
+        rows,
+        [
+            Panel("Stored", "smaller is better", _get("stored_bytes"), size, _stored_hover),
+            Panel("Peak memory while running", "smaller is better", _get("peak_run_bytes"), size, _peak_hover),
+        ],
+    )
+
+
+def throughput(rows: Sequence[dict]) -> go.Figure:
+    """Decode with the memory limit of the machine that ran it, and prefill, in tokens a second."""
+    return bars(
+        rows,
+        [
+            Panel("Decode", "larger is better", _get("decode_tok_s"), _rate, _decode_hover, memory_limit, "memory limit"),
+            Panel("Prefill", "larger is better", _get("prefill_tok_s"), _rate, _prefill_hover),
+        ],
+    )
+
+
+def quality(rows: Sequence[dict]) -> go.Figure:
+    """Perplexity with the baseline's as a line, and the mean KL divergence from the baseline in nats a token."""
+    baseline = next((row["perplexity"] for row in rows if row["recipe"] == "fp32" and row.get("perplexity")), None)
+    line = (baseline, "fp32") if baseline and len(rows) > 1 else None
+    return bars(
+        rows,
+        [
+            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity, _quality_hover, reference=line),
+            Panel("KL divergence from fp32", "smaller is better", _get("kl_mean"), _nats, _quality_hover),
+        ],
+    )
+
+
+def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
+    """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would be."""
+    labels = [row["label"] for row in rows]
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
+    for column, panel in enumerate(panels, start=1):
+        values = [panel.value(row) if row.get("status", "ok") == "ok" else None for row in rows]
+        cut = _cut(values)
+        shown = [None if value is None else min(value, cut) for value in values]
+        top = max((value for value in shown if value is not None), default=1.0) or 1.0
+        limits = [panel.limit(row) if panel.limit and value is not None else None for row, value in zip(rows, values, strict=True)]
+        reach = max([top, *(limit for limit in limits if limit is not None and limit <= LONGEST * top)])
+        figure.add_bar(
+            x=shown, y=labels, orientation="h", width=0.62, row=1, col=column, showlegend=False,
+            marker={"color": [families.color(row["recipe"]) for row in rows], "cornerradius": 3},
+            text=[_bar_text(panel, row, value, cut) for row, value in zip(rows, values, strict=True)],
+            textposition="outside", cliponaxis=False,
+            customdata=[_hover(panel, row, value) for row, value in zip(rows, values, strict=True)],
+            hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+        _draw_missing(figure, rows, values, column)
+        _draw_limits(figure, panel, labels, limits, LONGEST * top, column)
+        if panel.reference and panel.reference[0] <= reach:
+            figure.add_vline(panel.reference[0], line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=column)
+        figure.add_annotation(
+            text=f"<b>{panel.title}</b>  <span style='color:{MUTED}'>{panel.hint}</span>", showarrow=False, xref="x domain",
+            yref="paper", x=0, y=1, xanchor="left", yanchor="bottom", yshift=8, row=1, col=column,
+        )  # fmt: skip
+        figure.update_xaxes(visible=False, range=[0, reach * 1.32], fixedrange=True, row=1, col=column)
+    figure.update_yaxes(autorange="reversed", showgrid=False, showline=False, ticks="", fixedrange=True, zeroline=False)
+    figure.update_layout(
+        height=HEAD + BAR * len(rows) + 8, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, bargap=0.3, hoverlabel={"align": "left"},
+        uniformtext={"minsize": 11, "mode": "show"},
+    )  # fmt: skip
+    return figure
+
+
+def estimate(rows: Sequence[dict], available: float) -> go.Figure:
+    """Expected stored bytes (solid) and peak (pale) for each row {"recipe", "label", "stored_bytes", "peak_bytes", "fits"} against the
+    `available` bytes of this machine."""
+    labels = [row["label"] for row in rows]
+    peaks = [row["peak_bytes"] for row in rows]
+    top = max(peaks)
+    inside = available <= 1.8 * top
+    reach = max(top, available) if inside else top * 1.25
+    figure = go.Figure()
+    for key, opacity in (("peak_bytes", 0.3), ("stored_bytes", 1.0)):
+        figure.add_bar(
+            x=[row[key] for row in rows], y=labels, orientation="h", opacity=opacity, width=0.6, showlegend=False,
+            marker={"color": [families.color(row["recipe"]) if row["fits"] else families.FAILED for row in rows], "cornerradius": 3},
+            customdata=[
+                f"<b>{row['label']}</b><br>stored: {size(row['stored_bytes'])}<br>expected peak: {size(row['peak_bytes'])}<br>"
+                f"available here: {size(available)}" for row in rows
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+            text=[f"{size(row['stored_bytes'])} <span style='color:{MUTED}'>/ {size(row['peak_bytes'])}</span>" for row in rows]
+            if key == "peak_bytes" else None,
+            textposition="outside", cliponaxis=False,
+        )  # fmt: skip
+    if inside:
+        figure.add_vline(available, line={"color": families.FAILED, "width": 1.5, "dash": "dash"})
+    figure.add_annotation(
+        text=f"{size(available)} available" + ("" if inside else " →"), showarrow=False, yref="paper", y=1, yanchor="bottom",
+        xref="x" if inside else "paper", x=available if inside else 1, xanchor="right", font={"color": MUTED},
+    )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[0, reach * 1.45], fixedrange=True)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", fixedrange=True)
+    figure.update_layout(
+        barmode="overlay", height=30 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 24, "b": 2}, hoverlabel={"align": "left"}
+    )
+    return figure
+
+
+def memory_limit(row: dict) -> float | None:
+    """Tokens a second if each stored byte is read once a token at the read bandwidth measured on the machine that made the row."""
+    bandwidth = ((row.get("record") or {}).get("environment") or {}).get("read_bandwidth")
+    stored = row.get("stored_bytes")
+    return bandwidth / stored if bandwidth and stored else None
+
+
+def _cut(values: Sequence[float | None]) -> float:
+    """The length at which bars are cut: so that one that is off by orders of magnitude does not flatten the others."""
+    known = [value for value in values if value]
+    if len(known) < 3 or max(known) <= 2 * LONGEST * median(known):
+        return float("inf")
+    return LONGEST * median(known)
+
+
+def _bar_text(panel: Panel, row: dict, value: float | None, cut: float) -> str:
+    if value is None:
+        return ""
+    return panel.text(value) + (f" <span style='color:{MUTED}'>(bar cut off)</span>" if value > cut else "")
+
+
+def _draw_missing(figure: go.Figure, rows: Sequence[dict], values: Sequence[float | None], column: int) -> None:
+    for row, value in zip(rows, values, strict=True):
+        if value is not None:
+            continue
+        status = row.get("status", "ok")
+        figure.add_annotation(
+            text="not measured" if status == "ok" else status, font={"color": families.FAILED if status == "failed" else MUTED}, x=0,
+            y=row["label"], xanchor="left", showarrow=False, row=1, col=column,
+        )  # fmt: skip
+
+
+def _draw_limits(figure: go.Figure, panel: Panel, labels: list[str], limits: list[float | None], reach: float, column: int) -> None:
+    inside = [(label, limit) for label, limit in zip(labels, limits, strict=True) if limit is not None and limit <= reach]
+    figure.add_scatter(
+        x=[limit for _, limit in inside], y=[label for label, _ in inside], mode="markers", row=1, col=column, showlegend=False,
+        marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": MUTED}},
+        hovertemplate=f"{panel.limit_name}: %{{x:.3s}} tok/s<extra></extra>",
+    )  # fmt: skip
+    for label, limit in zip(labels, limits, strict=True):
+        if limit is not None and limit > reach:
+            figure.add_annotation(
+                text=f"{panel.limit_name} {digits(limit)} →", font={"color": MUTED, "size": 11}, xref="x domain", x=1, xanchor="right",
+                y=label, showarrow=False, row=1, col=column,
+            )  # fmt: skip
+
+
+def _get(key: str) -> Value:
+    return lambda row: row.get(key)
+
+
+def _rate(value: float) -> str:
+    return f"{digits(value)} tok/s"
+
+
+def _nats(value: float) -> str:
+    return "0 (the baseline)" if value == 0 else f"{digits(value)} nats"
+
+
+def _hover(panel: Panel, row: dict, value: float | None) -> str:
+    head = f"<b>{row['label']}</b><br>{panel.title}: {'–' if value is None else panel.text(value)}"
+    return head + panel.hover(row) if value is not None else head
+
+
+def _stored_hover(row: dict) -> str:
+    return f"<br>{digits(row.get('bits_per_weight'))} bits per quantized weight<br>{percent(row.get('coverage'))} of the weights quantized"
+
+
+def _peak_hover(row: dict) -> str:
+    return f"<br>while loading and quantizing: {size(row.get('peak_load_bytes'))}<br>the Python libraries included"
+
+
+def _decode_hover(row: dict) -> str:
+    limit = memory_limit(row)
+    share = f"<br>{percent(row['decode_tok_s'] / limit)} of the memory limit, {_rate(limit)}" if limit else ""
+    return share + _speed_conditions(row)
+
+
+def _prefill_hover(row: dict) -> str:
+    return f"<br>time to first token: {seconds(row.get('ttft_s'))}" + _speed_conditions(row)
+
+
+def _speed_conditions(row: dict) -> str:
+    record = row.get("record") or {}
+    threads, dtype = record.get("threads"), record.get("compute_dtype")
+    return (f"<br>{threads} threads" if threads else "") + (f", computed in {dtype}" if dtype else "")
+
+
+def _quality_hover(row: dict) -> str:
+    return (
+        f"<br>perplexity: {digits(row.get('perplexity'))}<br>KL: {digits(row.get('kl_mean'))} nats a token"
+        f"<br>same top token as fp32: {percent(row.get('top1_agreement'))}"
+    )

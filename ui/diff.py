@@ -1,0 +1,52 @@
+"""Two texts compared word by word, and Markdown that marks the words of the second that the first does not have there."""
+
+import re
+from difflib import SequenceMatcher
+
+from ui.text import NBSP, shielded, visible
+
+_PIECES = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
+LONGEST = 20_000  # characters of each text that are compared; beyond, the rest is shown unmarked
+
+
+def pieces(text: str) -> list[str]:
+    """Words, blanks, line breaks and single signs, which joined give `text` again."""
+    return _PIECES.findall(text)
+
+
+def spans(base: str, other: str) -> list[tuple[str, bool]]:
+    """`other` cut into (text, does it differ from `base` here)."""
+    a, b = pieces(base[:LONGEST]), pieces(other[:LONGEST])
+    found: list[tuple[str, bool]] = []
+    for tag, _, _, low, high in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if high > low:
+            found.append(("".join(b[low:high]), tag != "equal"))
+    if len(other) > LONGEST:
+        found.append((other[LONGEST:], False))
+    return found
+
+
+def marked(base: str, other: str) -> str:
+    """Markdown for `other`, shown verbatim, with what differs from `base` on an orange ground."""
+    lines: list[list[tuple[str, bool]]] = [[]]
+    for text, differs in spans(visible(base), visible(other)):
+        first, *rest = text.split("\n")
+        lines[-1].append((first, differs))
+        lines += [[(line, differs)] for line in rest]
+    return "  \n".join(_line(line) for line in lines)
+
+
+def _line(parts: list[tuple[str, bool]]) -> str:
+    text = "".join(part for part, _ in parts)
+    indent = len(text) - len(text.lstrip(" "))
+    shown, at = NBSP * indent, 0
+    for part, differs in parts:
+        visible_part = part[max(0, indent - at) :]
+        at += len(part)
+        inner = visible_part.strip(" ")
+        if differs and inner:  # a mark must begin and end with something that can be seen
+            before, after = visible_part.split(inner, 1)
+            shown += f"{before}:orange-background[{shielded(inner)}]{after}"
+        else:
+            shown += shielded(visible_part)
+    return shown or NBSP

@@ -1,0 +1,44 @@
+"""One line for each term of the field, as the pages' help texts show it."""
+
+TERMS = {
+    "quantization": "Storing a model's weights with fewer bits each, such as 4 instead of 32, at some cost in quality.",
+    "recipe": "How a model is stored and computed: the number format, its group size, and which layers it touches.",
+    "baseline": "The unquantized 32-bit model. Every other recipe is compared with it.",
+    "stored bytes": "Everything the model needs in memory to compute: codes, scales, zero points, code books and the layers that were "
+    "kept. Shared tensors count once. 1 MB is 1,000,000 bytes.",
+    "bits per weight": "8 × stored bytes of the quantized weights ÷ their number. Scales and zero points are included, so it is above the "
+    "nominal 4 or 8.",
+    "coverage": "Share of all weights that the recipe quantized. Embeddings, norms and often the output head are kept.",
+    "peak memory": "The most memory a fresh process held while it ran the model. Measured, the Python libraries included.",
+    "prefill": "Reading the prompt: all its tokens at once, so it is limited by arithmetic. Prompt tokens ÷ time to the first new token.",
+    "decode": "Writing the answer: one token after another, so it is limited by how fast the weights can be read from memory. "
+    "(New tokens − 1) ÷ time after the first one.",
+    "time to first token": "How long after the prompt was sent the first new token appears.",
+    "memory limit": "Read bandwidth of this machine ÷ stored bytes: the decode speed if each stored byte is read once a token and nothing "
+    "else takes time.",
+    "perplexity": "exp(mean negative log-likelihood of a text's tokens): 1 is perfect, the vocabulary's size is guessing. Lower is better. "
+    "It compares only within the same text, window and tokenizer.",
+    "KL divergence": "How far the quantized model's next-token probabilities are from the baseline's, averaged over the text, in nats. "
+    "0 means identical. Steadier than perplexity.",
+    "top-1 agreement": "Share of positions at which the quantized model's most likely next token is the baseline's.",
+    "window": "How many tokens the model sees at once while a text is scored. A longer window gives lower perplexity.",
+    "stride": "How far the window moves on. Equal to the window, nothing is read twice.",
+    "tokens": "Pieces of words, the unit a model reads and writes. About four characters of English each.",
+    "group size": "How many neighbouring weights share one scale. Smaller groups follow the weights better and cost more bits.",
+    "signal to noise": "10·log₁₀(power of the weights ÷ power of the error), in decibels. 6 dB more is one bit better.",
+    "relative error": "Length of the weights' rounding error ÷ length of the weights.",
+    "frontier": "The recipes that no other one beats on both axes.",
+    "first divergence": "The first new token at which the greedy answer differs from the baseline's.",
+    "greedy": "Always the most likely next token. Repeatable.",
+    "temperature": "0 always takes the most likely token; higher values take chances.",
+    "top-p": "Sample only from the most likely tokens that together have this probability.",
+    "top-k": "Sample only from this many most likely tokens; 0 means all.",
+    "seed": "Fixes the random choices, so that the same settings give the same result.",
+    "dithered": "The default model's weights came as 4-bit numbers, so a 4-bit grid of the same kind fits them exactly and looks better "
+    "than it is. The dithered copy moves every weight by up to half a step: it lies on no grid and makes a fair comparison.",
+}
+
+
+def explain(term: str) -> str:
+    """The line for `term`. Raises `KeyError` for one that is not in the glossary: every term on a page is explained here."""
+    return TERMS[term]

@@ -1,0 +1,134 @@
+"""Size or speed against quality, with the frontier: the recipes that no other one beats on both axes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from ui import families, labels
+from ui.charts import FAINT, MUTED
+from ui.text import digits
+
+HEIGHT = 430
+WIDTH = 900  # pixels assumed for the placing of names; wider is only roomier
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quantity of a row: `scale` turns it into the unit of the `title`; `smaller` says which end is good."""
+
+    key: str
+    name: str
+    title: str
+    unit: str
+    smaller: bool
+    scale: float = 1.0
+    log: bool = False
+
+
+COSTS = {
+    axis.name: axis
+    for axis in (
+        Axis("stored_bytes", "Stored size", "Stored size, MB", "MB", True, 1e-6),
+        Axis("bits_per_weight", "Bits per weight", "Bits per quantized weight", "bits", True),
+        Axis("peak_run_bytes", "Peak memory", "Peak memory while running, MB", "MB", True, 1e-6),
+        Axis("decode_tok_s", "Decode speed", "Decode, tokens a second", "tok/s", False),
+        Axis("prefill_tok_s", "Prefill speed", "Prefill, tokens a second", "tok/s", False),
+    )
+}
+QUALITIES = {
+    axis.name: axis
+    for axis in (
+        Axis("kl_mean", "KL divergence", "Mean KL divergence from fp32, nats a token", "nats", True, log=True),
+        Axis("perplexity", "Perplexity", "Perplexity", "", True, log=True),
+        Axis("top1_agreement", "Top-1 agreement", "Same top token as fp32, %", "%", False, 100.0),
+    )
+}
+
+
+def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: bool) -> list[int]:
+    """Indices of the points that no other beats, from the best x to the worst."""
+    signed = [(x if smaller_x else -x, y if smaller_y else -y, i) for i, (x, y) in enumerate(points)]
+    kept, best = [], math.inf
+    for _, y, i in sorted(signed):
+        if y < best:
+            kept.append(i)
+            best = y
+    return kept
+
+
+def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
+    """One point a row that has both quantities. On a logarithmic axis a value of zero (the baseline's divergence) lies on the axis'
+    lower edge, and its hover text says that it is zero."""
+    kept = [row for row in rows if row.get(cost.key) is not None and row.get(quality.key) is not None]
+    x = [row[cost.key] * cost.scale for row in kept]
+    y = [row[quality.key] * quality.scale for row in kept]
+    x_range, y_range = _range(x, False), _range(y, quality.log)
+    drawn = [_on_axis(value, y_range, quality.log) for value in y]
+    front = frontier(list(zip(x, y, strict=True)), cost.smaller, quality.smaller)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[x[i] for i in front], y=[drawn[i] for i in front], mode="lines", showlegend=False, hoverinfo="skip",
+        line={"color": MUTED, "width": 1.5, "dash": "dot", "shape": "hv"},
+    )  # fmt: skip
+    unit = [(_fraction(a, x_range, False), _fraction(b, y_range, quality.log)) for a, b in zip(x, drawn, strict=True)]
+    places = labels.place(unit, [row["label"] for row in kept], WIDTH, HEIGHT - 70)
+    for family in dict.fromkeys(families.family(row["recipe"]) for row in kept):
+        mine = [i for i, row in enumerate(kept) if families.family(row["recipe"]) == family]
+        figure.add_scatter(
+            x=[x[i] for i in mine], y=[drawn[i] for i in mine], mode="markers+text", name=family.name, showlegend=False,
+            marker={
+                "color": family.color, "size": [13 if i in front else 9 for i in mine],
+                "opacity": [1.0 if i in front else 0.65 for i in mine], "line": {"width": 0},
+            },
+            text=[kept[i]["label"] if places[i] else "" for i in mine], textposition=[places[i] or "middle right" for i in mine],
+            textfont={"size": 12}, cliponaxis=False, customdata=[_hover(kept[i], cost, quality, i in front) for i in mine],
+            hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+    better = f"{'←' if cost.smaller else '→'} better"
+    figure.update_xaxes(title=f"{cost.title}   <span style='color:{MUTED}'>{better}</span>", range=x_range, showgrid=True, gridcolor=FAINT)
+    better = f"{'↓' if quality.smaller else '↑'} better"
+    figure.update_yaxes(
+        title=f"{quality.title}   <span style='color:{MUTED}'>{better}</span>",
+        type="log" if quality.log else "linear",
+        range=y_range,
+        showgrid=True,
+        gridcolor=FAINT,
+    )
+    if quality.log:
+        figure.update_yaxes(tickvals=_ticks(y_range), ticktext=[digits(tick, 1) for tick in _ticks(y_range)])
+    figure.update_layout(height=HEIGHT, margin={"l": 8, "r": 24, "t": 16, "b": 8}, hoverlabel={"align": "left"})
+    return figure
+
+
+def _range(values: Sequence[float], log: bool) -> list[float]:
+    """The axis range with room for names, in powers of ten where logarithmic."""
+    known = [math.log10(value) for value in values if value > 0] if log else list(values)
+    if not known:
+        return [-4.0, 0.0] if log else [0.0, 1.0]
+    low, high = min(known), max(known)
+    span = (high - low) or (0.5 if log else abs(high) or 1.0)
+    if log and any(value <= 0 for value in values):
+        low -= 0.25 * span  # room for zero, which has no place of its own
+    return [low - 0.08 * span, high + 0.12 * span]
+
+
+def _on_axis(value: float, limits: list[float], log: bool) -> float:
+    return 10 ** (limits[0] + 0.05 * (limits[1] - limits[0])) if log and value <= 0 else value
+
+
+def _fraction(value: float, limits: list[float], log: bool) -> float:
+    return ((math.log10(value) if log else value) - limits[0]) / (limits[1] - limits[0])
+
+
+def _ticks(limits: list[float]) -> list[float]:
+    """1, 2 and 5 of each decade in the range; only 1 where there are more than three decades."""
+    steps = (1, 2, 5) if limits[1] - limits[0] < 3 else (1,)
+    decades = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)
+    return [step * 10.0**decade for decade in decades for step in steps if limits[0] <= math.log10(step) + decade <= limits[1]]
+
+
+def _hover(row: dict, cost: Axis, quality: Axis, on_frontier: bool) -> str:
+    values = "<br>".join(f"{axis.name}: {digits(row[axis.key] * axis.scale)} {axis.unit}".rstrip() for axis in (cost, quality))
+    return f"<b>{row['label']}</b><br>{values}" + ("<br>on the frontier" if on_frontier else "")

@@ -1,0 +1,77 @@
+"""One request to the playground's process, followed by a thread, so that pages come and go while texts are being written."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qcore.errors import QcoreError
+from qcore.runs.resident import Resident
+
+
+@dataclass
+class Voice:
+    """What one recipe has written so far. `state`: waiting, loading, writing, done or failed; `note` says more about it."""
+
+    recipe: str
+    state: str = "waiting"
+    note: str = ""
+    fraction: float = 0.0
+    text: str = ""
+    result: dict = field(default_factory=dict)
+
+
+class Player:
+    """Starts at once. `voices` fill up in the order of the recipes; `error` is a sentence if the request failed as a whole."""
+
+    def __init__(self, resident: Resident, prompt: str, recipes: Sequence[str], new_tokens: int, **sampling):
+        self.prompt = prompt
+        self.sampling = {"new_tokens": new_tokens, **sampling}
+        self.voices = {name: Voice(name) for name in recipes}
+        self.error: str | None = None
+        self._stopped = threading.Event()
+        self._arguments = (resident, prompt, new_tokens, sampling)
+        self._thread = threading.Thread(target=self._follow, name="player", daemon=True)
+        self._thread.start()
+
+    @property
+    def active(self) -> bool:
+        """Is anything still being written?"""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End early; what is written stays."""
+        self._stopped.set()
+
+    def _follow(self) -> None:
+        resident, prompt, new_tokens, sampling = self._arguments
+        try:
+            events = resident.generate(prompt, new_tokens, recipes=list(self.voices), **sampling)
+            for event in events:
+                self._take(event)
+                if self._stopped.is_set():
+                    events.close()
+                    break
+        except QcoreError as error:
+            self.error = str(error)
+        for voice in self.voices.values():
+            if voice.state not in ("done", "failed"):
+                voice.state = "stopped" if self._stopped.is_set() else "failed" if self.error else voice.state
+
+    def _take(self, event) -> None:
+        if event.recipe is None:
+            for voice in self.voices.values():
+                voice.note = "waiting for another text" if event.kind == "queued" else voice.note
+            return
+        voice = self.voices[event.recipe]
+        if event.kind == "loading":
+            voice.state, voice.note = "loading", event.text
+            voice.fraction = event.done / event.total if event.total else 0.0
+        elif event.kind == "start":
+            voice.state, voice.note = "writing", ""
+        elif event.kind == "text":
+            voice.text += event.text
+        elif event.kind == "done":
+            voice.state, voice.result = "done", event.result or {}
+            voice.text = voice.result.get("text", voice.text)
+        elif event.kind == "error":
+            voice.state, voice.note = "failed", event.text

@@ -1,0 +1,91 @@
+"""What the pages share besides pictures: who may do what, errors as boxes, results that are slow to get, the page's head."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+
+from qcore.errors import QcoreError
+from qcore.runs import jobs
+from ui.text import verbatim
+
+KEPT = 12  # slow results that are kept, for all sessions together
+PUBLIC_LIMITS = {"tokens": 4096, "window": 1024, "prompt_tokens": 512, "new_tokens": 64, "generate_tokens": 48, "repeats": 3}
+PUBLIC_RECIPES = 8
+PUBLIC_UPLOAD = 5_000_000  # bytes
+
+
+def public() -> bool:
+    """Is this server open to strangers? QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud."""
+    chosen = os.environ.get("QCORE_PUBLIC")
+    if chosen is not None:
+        return chosen.strip().lower() not in ("", "0", "no", "false")
+    return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
+
+
+def page(title: str, lead: str) -> None:
+    """The head of a page, and in the sidebar the run that is under way, if there is one."""
+    st.title(title, anchor=False)
+    st.markdown(lead)
+    with shown_errors():
+        running = [status for status in jobs.list_runs() if status.active]
+        if running:
+            with st.sidebar:
+                _under_way(running[-1].run_id)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Show the sentence of a `QcoreError` raised inside in a red box, and go on after the block."""
+    try:
+        yield
+    except QcoreError as error:
+        st.error(verbatim(str(error)), icon=":material/error:")
+
+
+@st.cache_resource(show_spinner=False)
+def _results() -> OrderedDict:
+    return OrderedDict()
+
+
+def remember(key: tuple, compute: Callable[[], object]) -> object:
+    """The result of `compute` for `key`, computed once and kept for all sessions until `KEPT` newer ones have pushed it out."""
+    results = _results()
+    if key not in results:
+        results[key] = compute()
+        while len(results) > KEPT:
+            results.popitem(last=False)
+    return results[key]
+
+
+def known(key: tuple) -> bool:
+    """Is there a remembered result for `key`?"""
+    return key in _results()
+
+
+def rows(status: jobs.Status) -> list[dict]:
+    """The rows of a run; those of one that has ended are read once."""
+    if status.active:
+        return jobs.rows(status.run_id)
+    return remember(("rows", status.run_id, status.finished_at), lambda: jobs.rows(status.run_id))
+
+
+def model_of(status: jobs.Status) -> str:
+    """The model of a run, short enough for a heading: a path's last part."""
+    name = status.spec.get("model", "unknown model")
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~", ".")) else name
+
+
+@st.fragment(run_every=2.0)
+def _under_way(run_id: str) -> None:
+    status = jobs.status(run_id)
+    if not status.active:
+        st.page_link("pages/compare.py", label="The run has ended: see it", icon=":material/bar_chart:", query_params={"run": run_id})
+        return
+    st.page_link(
+        "pages/quantize.py", label=f"Running: {model_of(status)}", icon=":material/progress_activity:", query_params={"run": run_id}
+    )
+    st.progress(status.fraction, text=status.phase or status.state)
