@@ -36,7 +36,13 @@ def quantize(model: Loaded | str, recipe: Recipe | str, *, skip: tuple[str, ...]
 
 
 def evaluate(
-    model: Loaded | str, text: str | Path | None = None, *, tokens: int | None = 4096, window: int = 512, stride: int | None = None, progress=None
+    model: Loaded | str,
+    text: str | Path | None = None,
+    *,
+    tokens: int | None = 4096,
+    window: int = 512,
+    stride: int | None = None,
+    progress=None,
 ) -> Evaluation:
     """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`."""
     loaded = load(model) if isinstance(model, str) else model
@@ -44,7 +50,9 @@ def evaluate(
     return score(loaded.model, ids, window=window, stride=stride, progress=progress)
 
 
-def measure(model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, progress=None) -> throughput.Throughput:
+def measure(
+    model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, progress=None
+) -> throughput.Throughput:
     """Prefill and decode speed of `model` on this machine, see `Throughput`."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress)
@@ -54,17 +62,11 @@ def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]
     """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the README for its keys).
 
     `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens, repeats, … A recipe that failed
-    is a row with its error; the others are there.
+    is a row with its error; the others are there. Raises `InputError` for input that no recipe can work with.
     """
-    from qcore.recipes import parse
     from qcore.runs import jobs
-    from qcore.spec import RunSpec
 
-    chosen = tuple(parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes)
-    run_id = jobs.submit(RunSpec(model=model, recipes=chosen, **conditions))
-    for _ in jobs.follow(run_id):
-        pass
-    return jobs.rows(run_id)
+    return jobs.compare(model, recipes, **conditions)
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
