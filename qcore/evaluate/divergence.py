@@ -64,10 +64,10 @@ def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
     if base.shifted.shape != other.shifted.shape:
         sizes = f"{base.shifted.shape[1]} words and this model's has {other.shifted.shape[1]}"
         raise InputError(f"The baseline's vocabulary has {sizes}, so they cannot be compared.")
-    gap = base.shifted - other.shifted
-    if gap.isnan().any():  # a token that the model rules out (-inf) adds nothing
-        gap = torch.where(base.weights > 0, gap, 0)
-    weighted = gap.mul_(base.weights).sum(-1, dtype=torch.float64) / base.log_total.exp().squeeze(1)
+    terms = (base.shifted - other.shifted).mul_(base.weights)
+    if not torch.isfinite(terms.sum()):
+        terms = torch.where(base.weights > 0, terms, 0)  # a word that the baseline rules out (-inf) adds nothing
+    weighted = terms.sum(-1, dtype=torch.float64) / base.log_total.exp().squeeze(1)
     result = (weighted + (other.log_total - base.log_total).squeeze(1)).clamp_min(0)
     if not torch.isfinite(result).all():
         raise RunError("The quantized model rules out tokens that the baseline allows: its divergence is infinite, and it has failed.")

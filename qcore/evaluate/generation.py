@@ -174,10 +174,15 @@ def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
     return None if len(base) == len(other) else min(len(base), len(other))
 
 
-def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int, chat: bool = False) -> Ready:
-    """Check and tokenize `prompt`; what cannot be taken as it is raises `InputError` or is cut and noted."""
+def check_new_tokens(max_new_tokens: int) -> None:
+    """Raise `InputError` unless it is a whole number between 1 and `MAX_NEW_TOKENS`."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
         raise InputError(f"The number of new tokens is {max_new_tokens}, but it must be between 1 and {MAX_NEW_TOKENS}.")
+
+
+def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int, chat: bool = False) -> Ready:
+    """Check and tokenize `prompt`; what cannot be taken as it is raises `InputError` or is cut and noted."""
+    check_new_tokens(max_new_tokens)
     if len(prompt) > MAX_CHARACTERS:
         raise InputError(f"The prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are taken.")
     notes = []

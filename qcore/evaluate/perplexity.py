@@ -97,8 +97,8 @@ def _evaluate(model, ids, window, stride, reference, record, checkpoint, text_by
                 own = LogProbabilities(part.logits)
                 total += float(own.nll(targets).sum())
                 if reference:
-                    meter.add(LogProbabilities(reference.logits(done, part.hidden, device)), own, targets)
-                done += part.stop - part.start
+                    meter.add(LogProbabilities(reference.logits(done, len(targets), device)), own, targets)
+                done += len(targets)
             nlls.append(total)
             counts.append(span.scored)
             if reference:

@@ -126,16 +126,10 @@ class Reference:
             was = f"window {self.window}, stride {self.stride}"
             what = "another text" if self._text != digest(ids) else f"{was}, not window {window}, stride {stride}"
             raise InputError(f"The baseline's reference was recorded over {what}; record it again.")
-        size = reader.model.config.get_text_config().vocab_size
-        if size != self._weight.shape[0]:
-            raise InputError(
-                f"The baseline has a vocabulary of {self._weight.shape[0]} and this model one of {size}: they cannot be compared."
-            )
         self._lender = reader if self._same_head(reader) else None
 
-    def logits(self, start: int, like: torch.Tensor | int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The baseline's float32 logits (n, V) of n scored tokens from `start` on; n is an int or the length of the tensor `like`."""
-        count = like if isinstance(like, int) else len(like)
+    def logits(self, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The baseline's float32 logits (count, V) of the scored tokens from number `start` on."""
         hidden = self._hidden[start : start + count].to(device)
         if self._lender:
             return self._lender.project(hidden)
