@@ -10,7 +10,7 @@ For a weight of N outputs and K inputs in G = ceil(K / group_size) groups (G = 1
 Double quantization replaces `scale` by 8-bit codes in blocks of 256 scales, taken row after row:
 
     scale_codes uint8    (N, G)
-    scale_range float32  (ceil(N·G / 256), 2)         lowest scale of the block, and the step
+    scale_range float32  (ceil(N·G / 256), 2)         lowest scale of the block, and the step; scales are rounded to float16
 
 The last group may be shorter than the others; K needs not be a multiple of anything.
 """
@@ -153,4 +153,4 @@ def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _dequantize_scale(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
     lowest, step = (part.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()].view(codes.shape) for part in ranges.unbind(1))
-    return codes.float() * step + lowest
+    return _half(codes.float() * step + lowest).float()  # as kernels hold them, so that both mean the same numbers

@@ -1,0 +1,79 @@
+"""Compile the native kernels on first use, once for each machine, compiler and version of the sources.
+
+The library lands in `home()/kernels/KEY/`, KEY being a digest of the sources, the flags and the compiler's own version, so that a
+changed source, another compiler or another architecture never meets a stale library. A lock lets concurrent processes build once.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from qcore.errors import UnavailableError
+from qcore.home import build_folder, home
+
+SOURCES = Path(__file__).parent / "native"
+LIBRARY = "qcore_kernels.so"
+COMMON = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+ARCHITECTURES = ("x86_64", "amd64")
+_TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the user
+
+
+def build(extra: tuple[str, ...] = ()) -> Path:
+    """Return the path of the compiled library, compiling it first if need be (about ten seconds).
+
+    `extra` flags, such as a sanitizer's, are added to each step. Raises `UnavailableError` if this is no x86-64 machine, if there is
+    no C++ compiler, or if it fails; the message says what to do.
+    """
+    if platform.machine().lower() not in ARCHITECTURES:
+        raise UnavailableError(f"The native kernels are for x86-64 processors, and this is {platform.machine()}.")
+    compiler, version = _compiler()
+    sources = sorted(SOURCES.glob("*.cpp"))
+    digest = hashlib.sha256("\0".join((version, *COMMON, *AVX2, *extra)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+
+    def compile_all(folder: Path) -> None:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(lambda source: _compile(compiler, source, folder, extra), sources))
+        _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
+        for path in objects:
+            path.unlink()
+
+    return build_folder(home() / "kernels" / digest.hexdigest()[:20], compile_all) / LIBRARY
+
+
+def _compile(compiler: str, source: Path, folder: Path, extra: tuple[str, ...]) -> Path:
+    """One object file. Only files that are named after an instruction set may use it: the others run before it is known to exist."""
+    target = folder / f"{source.stem}.o"
+    _run(compiler, *COMMON, *(AVX2 if source.stem.endswith("_avx2") else ()), *extra, "-c", source, "-o", target)
+    return target
+
+
+def _run(*command) -> None:
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"The native kernels cannot be compiled: {error}.") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+        raise UnavailableError(f"The native kernels cannot be compiled: {lines[0] if lines else 'the compiler gave no reason'}.")
+
+
+@cache
+def _compiler() -> tuple[str, str]:
+    """The compiler's path, and the text that tells it from others: its version and target."""
+    wanted = os.environ.get("CXX")
+    path = next((found for name in ([wanted] if wanted else ["g++", "c++", "clang++"]) if (found := shutil.which(name))), None)
+    if path is None:
+        raise UnavailableError("The native kernels need a C++ compiler, and none was found. Install g++, or set CXX to its path.")
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"The C++ compiler {path} does not run: {error}.") from error
+    return path, f"{path}\n{done.stdout}\n{platform.machine()}"

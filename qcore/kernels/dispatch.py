@@ -1,0 +1,74 @@
+"""Which kernel multiplies, and why.
+
+    activations   native kernel                                          where there is none
+    "fp32"        int16 activations, one scale a block of 32 inputs      exact
+    "exact"       float32                                                exact
+    "int8-block"  int8, one scale a block of 32 inputs                   exact
+    "int8"        int8, one scale a token                                int8, one scale a token
+
+The native kernels need AVX2 and a C++ compiler; without them the plain-torch reference runs, and `explain` says so.
+"""
+
+import warnings
+
+import torch
+
+from qcore.errors import InputError
+from qcore.formats.tensor import QuantizedTensor
+from qcore.kernels import native, reference
+from qcore.kernels.packed import PackedWeight, reason_against
+
+MODES = {"fp32": native.INT16, "exact": native.FLOAT, "int16": native.INT16, "int8-block": native.INT8, "int8": native.INT8_TOKEN}
+_NAMES = {
+    native.FLOAT: "exact float32 activations",
+    native.INT16: "int16 activations, one scale a block of 32 inputs",
+    native.INT8: "int8 activations, one scale a block of 32 inputs",
+    native.INT8_TOKEN: "int8 activations, one scale a token",
+}
+
+
+def linear(
+    x: torch.Tensor, weight: QuantizedTensor | PackedWeight, bias: torch.Tensor | None = None, activations: str = "fp32"
+) -> torch.Tensor:
+    """x (..., K) times `weight` (N, K), plus `bias` (N,): (..., N) in x's dtype.
+
+    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into the other where that
+    pays. Gradients flow to x, through the reference. Raises `InputError` if x has another K or `activations` is unknown.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise InputError(f"The input has {x.shape[-1]} features, but this layer takes {weight.shape[1]}.")
+    if activations not in MODES:
+        raise InputError(f"Unknown activations {activations!r}. Known: {', '.join(MODES)}.")
+    if isinstance(weight, QuantizedTensor):
+        return reference.linear(x, weight, bias, "int8" if activations == "int8" else "fp32")
+    if x.requires_grad and torch.is_grad_enabled():
+        return reference.linear(x, weight.unpack(), bias, "int8" if activations == "int8" else "fp32")
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu":
+        panels, table, numbers = native.operands(weight)
+        return native.linear_op(x, panels, table, bias, numbers, MODES[activations])
+    return native.linear(x, weight, bias, MODES[activations])
+
+
+def reason_for_reference(weight: QuantizedTensor) -> str | None:
+    """None if a native kernel can run `weight`, else why the reference will."""
+    if weight.codes.device.type != "cpu":
+        return f"the weight is on {weight.codes.device}, and the native kernels run on the CPU"
+    return reason_against(weight.format, weight.shape) or native.reason_missing()
+
+
+def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
+    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing kernels are warned of once."""
+    reason = reason_for_reference(weight)
+    if reason is None:
+        return PackedWeight.pack(weight)
+    if reason == native.reason_missing():
+        warnings.warn(f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2)  # shown once: same place, same text
+    return weight
+
+
+def explain(weight: QuantizedTensor | PackedWeight, activations: str = "fp32") -> str:
+    """One line for people: which kernel multiplies by this weight, and why."""
+    if isinstance(weight, PackedWeight):
+        return f"native AVX2, {_NAMES[MODES[activations]]}"
+    reason = reason_for_reference(weight)
+    return f"plain torch: {reason}" if reason else f"native AVX2 once packed, {_NAMES[MODES[activations]]}"

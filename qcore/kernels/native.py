@@ -1,0 +1,100 @@
+"""The compiled kernels from Python: loading, and the torch operator `qcore::linear` that `torch.compile` and meta tensors see.
+
+A plain call goes straight through ctypes, which costs less than a trip through torch's dispatcher; both end in the same function.
+"""
+
+import ctypes
+from functools import cache
+
+import torch
+
+from qcore.errors import UnavailableError
+from qcore.kernels.build import build
+from qcore.kernels.packed import Layout, PackedWeight
+
+FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mode` of layout.h
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, compiled if need be. Raises `UnavailableError` if it cannot be, or if this processor lacks AVX2."""
+    try:
+        loaded = ctypes.CDLL(str(build()))
+    except OSError as error:
+        raise UnavailableError(f"The native kernels were compiled but cannot be loaded: {error}.") from error
+    if not loaded.qcore_level():
+        raise UnavailableError("The native kernels need a processor with AVX2, FMA and F16C, and this one lacks them.")
+    pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    loaded.qcore_panel_bytes.argtypes, loaded.qcore_panel_bytes.restype = [pointer], long
+    loaded.qcore_pack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, pointer, whole]
+    loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
+    loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
+    loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
+    return loaded
+
+
+@cache
+def reason_missing() -> str | None:
+    """None if the library can be used, else the sentence that says why not."""
+    try:
+        library()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """The address of a tensor's data, or null."""
+    return ctypes.c_void_p(address(tensor))
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """The address of a tensor's data as a number, or None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, mode: int) -> torch.Tensor:
+    """x (..., K) in any floating dtype times `weight` (N, K): (..., N) in x's dtype."""
+    return _linear(x, weight.layout, weight.shape[0], bias, mode)
+
+
+def _linear(x: torch.Tensor, layout: Layout, rows: int, bias: torch.Tensor | None, mode: int) -> torch.Tensor:
+    columns = x.shape[-1]
+    inputs = x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+    tokens = inputs.numel() // columns
+    result = torch.empty(*x.shape[:-1], rows)
+    if tokens:
+        if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
+            bias = bias.to(torch.float32).contiguous()
+        failed = library().qcore_linear(
+            ctypes.byref(layout), inputs.data_ptr(), tokens, columns, None if bias is None else bias.data_ptr(), result.data_ptr(), rows,
+            mode, torch.get_num_threads(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory for the quantized activations of {tokens} tokens")
+    return result if x.dtype == torch.float32 else result.to(x.dtype)
+
+
+# -- the operator: the same with the layout's numbers as arguments, because an operator takes only tensors and numbers ---------------
+
+
+@torch.library.custom_op("qcore::linear", mutates_args=(), device_types="cpu")
+def linear_op(
+    x: torch.Tensor, panels: torch.Tensor, table: torch.Tensor | None, bias: torch.Tensor | None, numbers: list[int], mode: int
+) -> torch.Tensor:
+    """`linear` with a `PackedWeight` taken apart; `numbers` as `operands` gives them."""
+    kind, zero_bytes, group_blocks, zero, rows, columns, blocks, panel_bytes = numbers
+    layout = Layout(kind, zero_bytes, group_blocks, zero, rows, columns, blocks, panel_bytes, address(panels), address(table))
+    return _linear(x, layout, rows, bias, mode)
+
+
+@linear_op.register_fake
+def _(x, panels, table, bias, numbers, mode):
+    return x.new_empty(*x.shape[:-1], numbers[4])
+
+
+def operands(weight: PackedWeight) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+    """(panels, table, numbers) of a weight, for `linear_op`."""
+    layout = weight.layout
+    numbers = [int(getattr(layout, name)) for name, _ in Layout._fields_[:-2]]
+    return weight.panels, weight.table, numbers

@@ -1,0 +1,29 @@
+// What an instruction set has to provide. Each works on one panel (or pair of panels) and one tile and keeps no state.
+#pragma once
+#include "activations.h"
+#include "layout.h"
+
+namespace qcore {
+
+// y[m][0 … 8) of panel `panel` for the `tokens` (1 … 4) tokens of a tile: reads the codes once, straight from memory.
+using PanelKernel = void (*)(const Weight& w, const uint8_t* panel, const Tile& x, float (*y)[kRows]);
+PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
+
+// Many tokens: a stretch of a pair of panels is widened once into `Stretch`, then meets tile after tile.
+constexpr int kPair = 2 * kRows;
+constexpr int kStretch = 16;  // blocks
+struct alignas(64) Stretch {
+  union {
+    uint8_t bytes[kStretch * 8 * 2 * 32];        // [block][step][panel][32]
+    int16_t words[kStretch * 16 * 2 * 16];       // [block][pair][panel][16], zero point subtracted
+    float floats[kStretch * kBlock * kPair];     // [column][16], times scale
+  };
+  float scale[kStretch][kPair], offset[kStretch][kPair];  // offset = -scale * zero point, for bytes
+};
+
+// Widen the blocks first … first + count of the panels a and b (b may be null) of `w`.
+void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
+// y[m][0 … 16) += the stretch's part for a tile of `tokens` tokens.
+void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+
+}  // namespace qcore

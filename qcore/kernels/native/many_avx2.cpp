@@ -1,0 +1,231 @@
+// Many tokens: codes are widened once for a stretch of 512 columns and 16 rows, which stays in the first-level cache while every
+// tile of 4 tokens passes by. 16 rows x 4 tokens are 8 accumulators, enough to hide the latency of the multiplications.
+#include "codes_avx2.h"
+#include "kernels.h"
+
+namespace qcore {
+namespace {
+
+inline __m256i broadcast4(const void* p) {
+  int32_t value;
+  std::memcpy(&value, p, 4);
+  return _mm256_set1_epi32(value);
+}
+
+template <int... I, class F>
+inline void unroll(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+using Steps = std::make_integer_sequence<int, 8>;
+using Lanes = std::make_integer_sequence<int, 4>;
+
+constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
+
+inline void store(void* p, __m256i v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }
+
+inline void transpose(__m256i v[8]) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+    v[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+  }
+}
+
+template <int kKind>
+void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
+  Table table;
+  if constexpr (kKind == kTable) table = read_table(w.table);
+  for (int64_t i = 0, b = first; i < count; ++i, ++b) {
+    const uint8_t* header = panel + b / w.group_blocks * group_bytes;
+    const uint8_t* p = header;
+    const Group g = read_group(w, p);
+    p += b % w.group_blocks * bytes_of(kKind);
+    const __m256 scale = kKind == kTable && mode != kFloat ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
+    _mm256_store_ps(to.scale[i] + 8 * side, scale);
+    if (mode == kFloat) {
+      unroll(Steps(), [&](auto s) {
+        const __m256i v = step<kKind, s()>(p);
+        unroll(Lanes(), [&](auto j) {
+          __m256 value = as_float<kKind == kTable, j()>(v, table);
+          if constexpr (kKind != kTable) value = _mm256_sub_ps(value, g.zero);
+          _mm256_store_ps(to.floats + (i * kBlock + 4 * s() + j()) * kPair + 8 * side, _mm256_mul_ps(value, scale));
+        });
+      });
+    } else if (Activations::element_bytes(kKind, mode) == 1) {
+      _mm256_store_ps(to.offset[i] + 8 * side, _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setzero_ps(), g.zero)));
+      unroll(Steps(), [&](auto s) { store(to.bytes + ((i * 8 + s()) * 2 + side) * 32, step<kKind, s()>(p)); });
+    } else {
+      const __m256i zero = _mm256_cvtps_epi32(g.zero);
+      const __m256i zeros = _mm256_or_si256(zero, _mm256_slli_epi32(zero, 16));
+      unroll(Steps(), [&](auto s) {
+        __m256i even, odd;
+        widen<kKind == kTable>(step<kKind, s()>(p), table, even, odd);
+        if constexpr (kKind != kTable) {
+          even = _mm256_sub_epi16(even, zeros);
+          odd = _mm256_sub_epi16(odd, zeros);
+        }
+        store(to.words + ((i * 16 + 2 * s()) * 2 + side) * 16, even);
+        store(to.words + ((i * 16 + 2 * s() + 1) * 2 + side) * 16, odd);
+      });
+    }
+  }
+}
+
+void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  Table tables[kRows];
+  alignas(32) float scales[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    tables[r] = read_half_table(panel + 32 * r);
+    scales[r] = tables[r].scale;
+  }
+  for (int64_t i = 0, b = first; i < count; ++i, ++b) {
+    const uint8_t* p = panel + kRows * 32 + b / 2 * kRows * 32;
+    const bool high = b % 2;
+    std::memcpy(to.scale[i] + 8 * side, scales, sizeof scales);
+    if (mode == kFloat) {
+      for (int c = 0; c < kBlock; c += 8) {
+        __m256i v[8];
+        for (int r = 0; r < kRows; ++r) {
+          __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 32 * r + c)));
+          if (high) index = _mm256_srli_epi32(index, 4);
+          v[r] = _mm256_castps_si256(as_float<true, 0>(index, tables[r]));
+        }
+        transpose(v);
+        for (int k = 0; k < 8; ++k) store(to.floats + (i * kBlock + c + k) * kPair + 8 * side, v[k]);
+      }
+      continue;
+    }
+    __m256i even[8], odd[8];
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i v = load(p + 32 * r);
+      widen<true>(_mm256_and_si256(high ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15)), tables[r], even[r], odd[r]);
+    }
+    transpose(even);
+    transpose(odd);
+    for (int s = 0; s < 8; ++s) {
+      store(to.words + ((i * 16 + 2 * s) * 2 + side) * 16, even[s]);
+      store(to.words + ((i * 16 + 2 * s + 1) * 2 + side) * 16, odd[s]);
+    }
+  }
+}
+
+void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  switch (w.kind) {
+    case kBits8: return widen_panel<kBits8>(w, panel, mode, first, count, side, to);
+    case kBits4: return widen_panel<kBits4>(w, panel, mode, first, count, side, to);
+    case kBits3: return widen_panel<kBits3>(w, panel, mode, first, count, side, to);
+    case kBits2: return widen_panel<kBits2>(w, panel, mode, first, count, side, to);
+    case kTable: return widen_panel<kTable>(w, panel, mode, first, count, side, to);
+    default: return widen_row_tables(panel, mode, first, count, side, to);
+  }
+}
+
+template <int T>
+void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, float (*y)[kPair]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
+    __m256i acc[T][2];
+    for (int m = 0; m < T; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_si256();
+    const uint8_t* codes = s.bytes + b * 512;
+    unroll(Steps(), [&](auto i) {
+      const __m256i v0 = load(codes + 64 * i()), v1 = load(codes + 64 * i() + 32);
+      for (int m = 0; m < T; ++m) {
+        const __m256i xs = broadcast4(q + (i() * T + m) * 4);
+        acc[m][0] = _mm256_add_epi16(acc[m][0], _mm256_maddubs_epi16(v0, xs));
+        acc[m][1] = _mm256_add_epi16(acc[m][1], _mm256_maddubs_epi16(v1, xs));
+      }
+    });
+    for (int side = 0; side < 2; ++side) {
+      const __m256 factor = _mm256_load_ps(s.scale[b] + 8 * side), offset = _mm256_load_ps(s.offset[b] + 8 * side);
+      for (int m = 0; m < T; ++m) {
+        const __m256 part = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[m][side], ones));
+        __m256 total = _mm256_load_ps(y[m] + 8 * side);
+        total = _mm256_fmadd_ps(offset, _mm256_set1_ps(sum[m]), total);
+        total = _mm256_fmadd_ps(part, _mm256_mul_ps(factor, _mm256_set1_ps(scale[m])), total);
+        _mm256_store_ps(y[m] + 8 * side, total);
+      }
+    }
+  }
+}
+
+template <int T>
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
+  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
+    __m256i acc[T][2];
+    for (int m = 0; m < T; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_si256();
+    const int16_t* words = s.words + b * 512;
+    for (int i = 0; i < 16; ++i) {
+      const __m256i v0 = load(words + 32 * i), v1 = load(words + 32 * i + 16);
+      for (int m = 0; m < T; ++m) {
+        const __m256i xs = broadcast4(q + (i * T + m) * 2);
+        acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(v0, xs));
+        acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(v1, xs));
+      }
+    }
+    for (int side = 0; side < 2; ++side) {
+      const __m256 factor = _mm256_load_ps(s.scale[b] + 8 * side);
+      for (int m = 0; m < T; ++m) {
+        const __m256 total = _mm256_load_ps(y[m] + 8 * side);
+        const __m256 part = _mm256_cvtepi32_ps(acc[m][side]);
+        _mm256_store_ps(y[m] + 8 * side, _mm256_fmadd_ps(part, _mm256_mul_ps(factor, _mm256_set1_ps(scale[m])), total));
+      }
+    }
+  }
+}
+
+template <int T>
+void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)[kPair]) {
+  __m256 acc[T][2];
+  for (int m = 0; m < T; ++m)
+    for (int side = 0; side < 2; ++side) acc[m][side] = _mm256_load_ps(y[m] + 8 * side);
+  for (int64_t k = 0; k < count * kBlock; ++k) {
+    const __m256 v0 = _mm256_load_ps(s.floats + k * kPair), v1 = _mm256_load_ps(s.floats + k * kPair + 8);
+    for (int m = 0; m < T; ++m) {
+      const __m256 xs = _mm256_broadcast_ss(q + k * T + m);
+      acc[m][0] = _mm256_fmadd_ps(v0, xs, acc[m][0]);
+      acc[m][1] = _mm256_fmadd_ps(v1, xs, acc[m][1]);
+    }
+  }
+  for (int m = 0; m < T; ++m)
+    for (int side = 0; side < 2; ++side) _mm256_store_ps(y[m] + 8 * side, acc[m][side]);
+}
+
+template <int T>
+void multiply(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, float (*y)[kPair]) {
+  const int64_t at = first * kBlock * T;
+  if (mode == kFloat)
+    multiply_floats<T>(s, static_cast<const float*>(x.q) + at, count, y);
+  else if (Activations::element_bytes(w.kind, mode) == 1)
+    multiply_bytes<T>(s, static_cast<const int8_t*>(x.q) + at, x.scale + first * T, x.sum + first * T, count, y);
+  else
+    multiply_words<T>(s, static_cast<const int16_t*>(x.q) + at, x.scale + first * T, count, y);
+}
+
+}  // namespace
+
+void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
+  widen_side(w, a, mode, first, count, 0, to);
+  if (b) widen_side(w, b, mode, first, count, 1, to);
+}
+
+void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+  switch (tokens) {
+    case 1: return multiply<1>(w, s, mode, first, count, x, y);
+    case 2: return multiply<2>(w, s, mode, first, count, x, y);
+    case 3: return multiply<3>(w, s, mode, first, count, x, y);
+    default: return multiply<4>(w, s, mode, first, count, x, y);
+  }
+}
+
+}  // namespace qcore

@@ -1,0 +1,162 @@
+"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and back.
+
+The layout is described in `native/layout.h`: panels of 8 rows in which scales, zero points and codes follow one another as they are
+needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form alone: `unpack` gives back every stored part,
+bit for bit. Bytes are the same up to padding, except that 5- to 7-bit codes take a byte each and double-quantized scales are
+expanded to float16 (their 8-bit form is kept too, for `unpack`).
+"""
+
+import ctypes
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.packing import pack as pack_codes
+from qcore.formats.packing import packed_width
+from qcore.formats.packing import unpack as unpack_codes
+from qcore.formats.tensor import Format, QuantizedTensor, group_count
+from qcore.formats.uniform import Uniform
+
+BLOCK = 32  # columns
+PANEL = 8  # rows
+_BITS8, _BITS4, _BITS3, _BITS2, _TABLE, _ROW_TABLE = range(6)  # as in layout.h
+_KINDS = {4: _BITS4, 3: _BITS3, 2: _BITS2}
+
+
+class Layout(ctypes.Structure):
+    """`struct Weight` of layout.h."""
+
+    _fields_ = [
+        ("kind", ctypes.c_int32), ("zero_bytes", ctypes.c_int32), ("group_blocks", ctypes.c_int32), ("zero", ctypes.c_float),
+        ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("blocks", ctypes.c_int64), ("panel_bytes", ctypes.c_int64),
+        ("panels", ctypes.c_void_p), ("table", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
+    """None if the layout can hold a weight of this format and shape (N, K), else why not."""
+    if format.group_size is not None and format.group_size % BLOCK:
+        return f"groups of {format.group_size} are not a multiple of {BLOCK}"
+    if 0 in shape:
+        return "the weight is empty"
+    return None
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only `unpack` needs."""
+
+    format: Format
+    shape: tuple[int, int]
+    panels: torch.Tensor
+    table: torch.Tensor | None = None
+    codebook: torch.Tensor | None = None
+    scale_codes: torch.Tensor | None = None
+    scale_range: torch.Tensor | None = None
+
+    @classmethod
+    def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
+        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has one."""
+        from qcore.kernels import native
+
+        if reason := reason_against(weight.format, weight.shape):
+            raise ValueError(f"this weight cannot be packed: {reason}")
+        per_row = weight.codebook is not None and weight.codebook.ndim == 2
+        table = weight.codebook.float().contiguous() if weight.codebook is not None and not per_row else None
+        packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
+                     weight.scale_codes, weight.scale_range)  # fmt: skip
+        native.library().qcore_panel_bytes.restype = ctypes.c_int64
+        layout = packed.layout
+        panels = torch.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes, dtype=torch.uint8)
+        groups = group_count(weight.shape[1], weight.format.group_size)
+        scale = None if weight.scales() is None else weight.scales().half().contiguous()
+        zero = None
+        if weight.zero_point is not None:
+            zero = unpack_codes(weight.zero_point, weight.format.bits, weight.shape[0] * groups).contiguous()
+        codes, tables = weight.codes.contiguous(), weight.codebook.contiguous() if per_row else None
+        native.library().qcore_pack(
+            ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables, panels)),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return replace(packed, panels=panels)
+
+    def unpack(self) -> QuantizedTensor:
+        """The inverse of `pack`: the same parts, bit for bit."""
+        from qcore.kernels import native
+
+        (rows, columns), bits = self.shape, self.format.bits
+        groups = group_count(columns, self.format.group_size)
+        codes = torch.zeros(rows, packed_width(columns, bits), dtype=torch.uint8)
+        scale = None if self._per_row else torch.empty(rows, groups, dtype=torch.float16)
+        zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
+        tables = torch.empty(rows, ENTRIES, dtype=torch.float16) if self._per_row else None
+        native.library().qcore_unpack(
+            ctypes.byref(self.layout), bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables)),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return QuantizedTensor(
+            self.format,
+            self.shape,
+            codes,
+            scale=None if self.format.double_quant else scale,
+            zero_point=None if zero is None else pack_codes(zero, bits),
+            codebook=tables if self._per_row else self.codebook,
+            scale_codes=self.scale_codes,
+            scale_range=self.scale_range,
+        )
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """The dequantized rows `ids` (R,) as float32 (R, K). Raises `IndexError` if one lies outside 0 … N − 1."""
+        from qcore.kernels import native
+
+        ids = ids.to(torch.int64).contiguous()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
+            raise IndexError(f"row {int(ids.max())} or {int(ids.min())} lies outside a weight of {self.shape[0]} rows")
+        out = torch.empty(ids.numel(), self.shape[1])
+        native.library().qcore_rows(ctypes.byref(self.layout), native.pointer(ids), ctypes.c_int64(ids.numel()), native.pointer(out))
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything this form keeps."""
+        return sum(part.nbytes for part in (self.panels, self.table, self.scale_codes, self.scale_range) if part is not None)
+
+    @property
+    def _per_row(self) -> bool:
+        return isinstance(self.format, Codebook) and self.format.group_size is None and self.table is None
+
+    @property
+    def _asymmetric(self) -> bool:
+        return isinstance(self.format, Uniform) and not self.format.symmetric
+
+    @cached_property
+    def kind(self) -> int:
+        """Which block layout is used, as numbered in layout.h."""
+        if isinstance(self.format, Codebook):
+            return _ROW_TABLE if self._per_row else _TABLE
+        return _KINDS.get(self.format.bits, _BITS8)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The description that the kernels take; valid as long as this object lives."""
+        from qcore.kernels import native
+
+        blocks = -(-self.shape[1] // BLOCK)
+        blocks += blocks % 2 if self.kind == _ROW_TABLE else 0
+        group_blocks = blocks if self.format.group_size is None else self.format.group_size // BLOCK
+        zero_bytes = 0 if not self._asymmetric else PANEL if self.kind == _BITS8 else PANEL // 2
+        zero = 0.0 if isinstance(self.format, Codebook) else float(1 << (self.format.bits - 1))
+        layout = Layout(
+            self.kind, zero_bytes, group_blocks, zero, *self.shape, blocks, 0, native.address(self.panels), native.address(self.table)
+        )
+        layout.panel_bytes = native.library().qcore_panel_bytes(ctypes.byref(layout))
+        return layout
+
+    def __getstate__(self) -> dict:
+        """Without the cached addresses, which mean nothing in a copy."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("layout", "kind")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)

@@ -1,0 +1,77 @@
+"""Random quantized weights of every format, and the largest error that a kernel may make on them, derived from the bit widths."""
+
+import torch
+
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale, spread
+from qcore.formats.uniform import Uniform
+from qcore.kernels.dispatch import MODES
+from qcore.kernels.native import FLOAT, INT8_TOKEN, INT16
+
+FORMATS: dict[str, Format] = {
+    "int8": Uniform(8, None, True),
+    "int8-asym": Uniform(8, None, False),
+    "int8-g64": Uniform(8, 64, True),
+    "int8-g32-asym": Uniform(8, 32, False),
+    "int4": Uniform(4, None, True),
+    "int4-g32": Uniform(4, 32, False),
+    "int4-g64": Uniform(4, 64, False),
+    "int4-g128-sym": Uniform(4, 128, True),
+    "int4-g96": Uniform(4, 96, False),
+    "int4-g64-dq": Uniform(4, 64, False, double_quant=True),
+    "int3-g64": Uniform(3, 64, False),
+    "int3-g32-sym": Uniform(3, 32, True),
+    "int2-g64": Uniform(2, 64, False),
+    "int6-g64": Uniform(6, 64, False),
+    "int5": Uniform(5, None, True),
+    "nf4-g64": Codebook("nf4", 64),
+    "nf4": Codebook("nf4", None),
+    "fp4-g32": Codebook("fp4", 32),
+    "nf4-g64-dq": Codebook("nf4", 64, double_quant=True),
+    "kmeans4-g64": Codebook("kmeans4", 64),
+    "kmeans4": Codebook("kmeans4", None),
+}
+ENOUGH = {
+    k: v
+    for k, v in FORMATS.items()
+    if k in ("int8", "int8-g32-asym", "int4-g32", "int4-g128-sym", "int3-g64", "int2-g64", "nf4-g64", "kmeans4")
+}
+
+
+def weight(format: Format, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
+    """Random codes over the whole range, random scales over two decades, random zero points and tables."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 1 << format.bits, (rows, columns), generator=generator, dtype=torch.uint8)
+    groups = group_count(columns, format.group_size)
+    scale = 10 ** (-2 * torch.rand(rows, groups, generator=generator))
+    if isinstance(format, Uniform):
+        zero = None if format.symmetric else torch.randint(0, 1 << format.bits, (rows, groups), generator=generator, dtype=torch.uint8)
+        return QuantizedTensor.from_codes(format, codes, round_scale(scale, format), zero)
+    if format.fixed is not None:
+        return QuantizedTensor.from_codes(format, codes, round_scale(scale, format), codebook=format.fixed)
+    table = torch.randn((16,) if format.group_size else (rows, 16), generator=generator).half()
+    return QuantizedTensor.from_codes(format, codes, round_scale(scale, format) if format.group_size else None, codebook=table)
+
+
+def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) -> torch.Tensor:
+    """For x (M, K): the largest error of each output (M, N). Rounded activations are off by half a step of their block, rounded tables
+    by half a step of theirs, and float32 sums by a few units of the largest terms that enter them (code times scale times x)."""
+    x, mode, (rows, columns) = x.double(), MODES[activations], weight.shape
+    dense = weight.dequantize().double()
+    if isinstance(weight.format, Uniform):
+        size = spread(weight.scales().double() * (1 << weight.format.bits), columns, weight.format.group_size).expand(rows, columns)
+        table_step = torch.zeros(rows, 1)
+    else:
+        table = weight.codebook.double().abs().amax(-1, keepdim=True).expand(rows, 1)
+        scale = weight.scales()
+        size = (table if scale is None else spread(table * scale, columns, weight.format.group_size)).expand(rows, columns)
+        table_step = size / 4095
+    error = 2e-6 * x.abs() @ size.T
+    if mode == FLOAT:
+        return error
+    if mode == INT8_TOKEN:
+        most = x.abs().amax(1, keepdim=True).expand_as(x)
+    else:
+        most = torch.nn.functional.pad(x.abs(), (0, -columns % 32)).unflatten(1, (-1, 32)).amax(2).repeat_interleave(32, 1)[:, :columns]
+    limit = (16383 if isinstance(weight.format, Codebook) else 32767) if mode == INT16 else 127
+    return error + 0.501 / limit * most @ dense.abs().T + 0.501 * (x.abs() + most / limit) @ table_step.expand(rows, columns).double().T
