@@ -6,6 +6,7 @@ A GGUF file is usually quantized. qcore then measures what its own recipes add t
 import hashlib
 import json
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 from qcore.errors import InputError
@@ -98,7 +99,7 @@ def _load_model(path: Path):
     from qcore.models.skeleton import building, quiet
 
     try:
-        with building, quiet():
+        with building, quiet(), _without_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
@@ -116,6 +117,19 @@ def _load_model(path: Path):
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
+
+
+@contextmanager
+def _without_bar():
+    """The library's converter draws a progress bar that none of its switches turns off."""
+    from transformers import modeling_gguf_pytorch_utils as converter
+
+    drawn = converter.tqdm
+    converter.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        converter.tqdm = drawn
 
 
 def _load_tokenizer(path: Path):
