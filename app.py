@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="qcore", page_icon=":material/compress:", layout="wide")
+st.set_page_config(page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220)
 st.navigation(
     [
         st.Page("pages/home.py", title="Home", icon=":material/home:", default=True),

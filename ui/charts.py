@@ -74,6 +74,18 @@ def quality(rows: Sequence[dict]) -> go.Figure:
     )
 
 
+def overview(rows: Sequence[dict]) -> go.Figure:
+    """Size, speed and quality in one small picture."""
+    return bars(
+        rows,
+        [
+            Panel("Stored", "smaller is better", _get("stored_bytes"), size, _stored_hover),
+            Panel("Decode", "larger is better", _get("decode_tok_s"), _rate, _decode_hover),
+            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity, _quality_hover),
+        ],
+    )
+
+
 def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
     """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would be."""
     labels = [row["label"] for row in rows]

@@ -83,8 +83,8 @@ def model_of(status: jobs.Status) -> str:
 def _under_way(run_id: str) -> None:
     status = jobs.status(run_id)
     if not status.active:
-        st.page_link("pages/compare.py", label="The run has ended: see it", icon=":material/bar_chart:", query_params={"run": run_id})
-        return
+        st.toast(f"The run of {model_of(status)} is {status.state}.", icon=":material/flag:")
+        st.rerun()
     st.page_link(
         "pages/quantize.py", label=f"Running: {model_of(status)}", icon=":material/progress_activity:", query_params={"run": run_id}
     )

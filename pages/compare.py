@@ -1,0 +1,89 @@
+"""Finished recipes side by side: memory, throughput, quality, the trade-off, the table, the answers, the record."""
+
+import streamlit as st
+
+from qcore.runs import jobs
+from ui import charts, compare_view, families, pareto, results, state
+from ui.glossary import explain
+from ui.text import clock
+
+state.page("Compare", "Memory, speed and quality of each recipe, measured in the same way on the same machine.")
+
+runs = {status.run_id: status for status in jobs.list_runs() if status.recipes}
+if not runs:
+    st.info("Nothing to compare yet. The first comparison takes a few minutes and one click.", icon=":material/bar_chart:")
+    st.page_link("pages/home.py", label="Start the first comparison", icon=":material/play_arrow:")
+    st.stop()
+
+wanted = [run_id for run_id in st.query_params.get_all("run") if run_id in runs]
+finished = [run_id for run_id, status in runs.items() if status.state == "done"]
+if "compare.runs" not in st.session_state or (wanted and wanted != st.session_state.get("compare.asked")):
+    st.session_state["compare.runs"] = wanted or finished[:1] or list(runs)[:1]
+    st.session_state["compare.asked"] = wanted
+
+
+def name(run_id: str) -> str:
+    status = runs[run_id]
+    return f"{state.model_of(status)} · {len(status.recipes)} recipes · {clock(status.created_at)}" + (
+        "" if status.state == "done" else f" · {status.state}"
+    )
+
+
+st.session_state["compare.runs"] = [run_id for run_id in st.session_state["compare.runs"] if run_id in runs]
+chosen = st.multiselect(
+    "Runs", list(runs), key="compare.runs", format_func=name, label_visibility="collapsed", placeholder="Choose one run or several"
+)
+rows = results.joined([runs[run_id] for run_id in chosen])
+good = results.measured(rows)
+if not rows:
+    st.info("No recipe of this run has finished yet." if chosen else "Choose a run.", icon=":material/hourglass_empty:")
+    st.stop()
+unfinished = sum(len(runs[run_id].recipes) for run_id in chosen) - len(rows)
+if unfinished:
+    st.caption(f":material/hourglass_top: {unfinished} more to come.")
+if not good:
+    compare_view.failures(rows)
+    st.stop()
+
+with st.container(horizontal=True):
+    for best in results.best(good):
+        st.metric(f"{best.title} · {best.recipe}", best.value, best.against, delta_color="off", delta_arrow="off", border=True)
+
+present = dict.fromkeys(families.family(row["recipe"]) for row in rows)
+with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+    st.markdown(" &emsp; ".join(f':color[●]{{foreground="{family.color}"}} {family.name}' for family in present), width="content")
+    with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+        for term in ("stored bytes", "peak memory", "decode", "prefill", "memory limit", "perplexity", "KL divergence", "top-1 agreement"):
+            st.markdown(f"**{term.capitalize() if term != 'KL divergence' else term}**: {explain(term)}")
+
+st.subheader("Memory", anchor=False, help=explain("stored bytes"))
+st.plotly_chart(charts.memory(rows), config=charts.CONFIG, key="compare.memory", alt="Stored bytes and peak memory of each recipe")
+st.subheader("Throughput", anchor=False, help=explain("decode"))
+st.plotly_chart(charts.throughput(rows), config=charts.CONFIG, key="compare.throughput", alt="Decode and prefill speed of each recipe")
+st.subheader("Quality", anchor=False, help=explain("perplexity"))
+st.plotly_chart(charts.quality(rows), config=charts.CONFIG, key="compare.quality", alt="Perplexity and divergence of each recipe")
+compare_view.conditions(good)
+compare_view.failures(rows)
+
+if len(good) > 1:
+    st.subheader("The trade-off", anchor=False, help=explain("frontier"))
+    with st.container(horizontal=True, gap="large"):
+        cost = st.segmented_control(
+            "Cost", list(pareto.COSTS), default="Stored size", required=True, key="compare.cost", persist_state="session"
+        )
+        quality = st.segmented_control(
+            "Quality", list(pareto.QUALITIES), default="KL divergence", required=True, key="compare.quality_axis", persist_state="session"
+        )
+    figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
+    st.plotly_chart(figure, config=charts.CONFIG, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
+    st.caption("Large points joined by the dotted line are on the frontier: no other recipe is better on both axes.")
+
+st.subheader("All figures", anchor=False)
+compare_view.table(rows)
+compare_view.downloads(rows)
+
+st.subheader("Answers", anchor=False, help=explain("first divergence") + " " + explain("greedy"))
+compare_view.answers(good)
+
+with st.expander("Record: conditions, machine, and the command that repeats it", icon=":material/receipt_long:"):
+    compare_view.record(rows)

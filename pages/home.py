@@ -1,0 +1,68 @@
+"""What this is, the latest results, and where to start."""
+
+import streamlit as st
+
+from qcore.runs import jobs
+from qcore.spec import RunSpec
+from ui import charts, results, start, state
+from ui.forms.recipes import START
+from ui.text import clock, shielded
+
+MODEL = "smollm2-135m"
+
+state.page(
+    "qcore",
+    "Language models take a lot of memory, and most of it can be saved by storing their weights in 8, 4 or fewer bits. "
+    "qcore quantizes a model in many ways and measures what each one costs in memory, speed and quality, on this machine. "
+    "Every number says how it was taken and can be repeated with one command.",
+)
+
+runs = jobs.list_runs()
+latest = next((status for status in runs if status.state == "done"), None)
+active = next((status for status in runs if status.active), None)
+
+if latest is None:
+    with st.container(border=True):
+        st.subheader("Start here", anchor=False)
+        st.markdown(
+            f"One click compares three forms of **{MODEL}**, a small language model: as it is (fp32), in 8 bits (int8) and in 4 bits "
+            "(int4-g64). It takes a few minutes on two cores, and fetches the model (about 100 MB) the first time."
+        )
+        if active:
+            st.page_link(
+                "pages/quantize.py",
+                label="A run is under way: watch it",
+                icon=":material/progress_activity:",
+                query_params={"run": active.run_id},
+            )
+        elif st.button("Run the first comparison", type="primary", icon=":material/play_arrow:", key="home.first"):
+            with state.shown_errors():
+                start.submit(RunSpec(MODEL, START))
+else:
+    st.subheader("Latest results", anchor=False)
+    rows = results.joined([latest])
+    with st.container(border=True):
+        st.markdown(f"**{shielded(state.model_of(latest))}**, {clock(latest.created_at)}")
+        st.plotly_chart(charts.overview(rows), config=charts.CONFIG, key="home.latest", alt="Size, speed and perplexity of the latest run")
+        st.page_link("pages/compare.py", label="See the whole comparison", icon=":material/bar_chart:", query_params={"run": latest.run_id})
+
+st.subheader("Three ways to go on" if latest else "Or choose yourself", anchor=False)
+ways = (
+    (
+        "pages/quantize.py",
+        "Quantize",
+        ":material/compress:",
+        "Choose a model, recipes and a text, see what memory that needs, and watch it happen.",
+    ),
+    (
+        "pages/playground.py",
+        "Playground",
+        ":material/forum:",
+        "Give one prompt to the original and to quantized models, and see where their answers part.",
+    ),
+    ("pages/layers.py", "Layers", ":material/layers:", "Look inside: the error of each layer, and a weight's values before and after."),
+)
+for column, (page, title, icon, text) in zip(st.columns(3), ways, strict=True):
+    with column.container(border=True, height="stretch"):
+        st.page_link(page, label=f"**{title}**", icon=icon)
+        st.markdown(text)

@@ -1,0 +1,141 @@
+"""The parts of the compare page below its pictures: table, failures, answers, record and downloads."""
+
+import pandas as pd
+import streamlit as st
+
+from qcore.runs import report
+from ui import charts, diff, divergence, families, results
+from ui.glossary import explain
+from ui.text import clock, shielded, size, verbatim
+
+HELP = {
+    "stored_bytes": "stored bytes", "bits_per_weight": "bits per weight", "coverage": "coverage", "perplexity": "perplexity",
+    "kl_mean": "KL divergence", "top1_agreement": "top-1 agreement", "prefill_tok_s": "prefill", "decode_tok_s": "decode",
+    "ttft_s": "time to first token", "peak_load_bytes": "peak memory", "peak_run_bytes": "peak memory",
+}  # fmt: skip
+# key: (heading with unit, factor, printf format)
+COLUMNS = {
+    "stored_bytes": ("stored, MB", 1e-6, "%.1f"), "bits_per_weight": ("bits/weight", 1, "%.2f"), "coverage": ("coverage, %", 100, "%.1f"),
+    "perplexity": ("perplexity", 1, "%.3f"), "kl_mean": ("KL, nats", 1, "%.4f"), "top1_agreement": ("same top-1, %", 100, "%.1f"),
+    "decode_tok_s": ("decode, tok/s", 1, "%.1f"), "prefill_tok_s": ("prefill, tok/s", 1, "%.0f"), "ttft_s": ("TTFT, ms", 1e3, "%.0f"),
+    "peak_load_bytes": ("peak loading, MB", 1e-6, "%.0f"), "peak_run_bytes": ("peak running, MB", 1e-6, "%.0f"),
+    "quantize_s": ("quantized in, s", 1, "%.1f"),
+}  # fmt: skip
+
+
+def table(rows: list[dict]) -> None:
+    """All figures; a failed recipe's line is red, and its sentence stands below."""
+    lines = [
+        {"recipe": row["label"], "state": row["status"]}
+        | {title: None if row[key] is None else row[key] * factor for key, (title, factor, _) in COLUMNS.items()}
+        for row in rows
+    ]
+    frame = pd.DataFrame(lines)
+    if frame["state"].eq("ok").all():
+        frame = frame.drop(columns="state")
+    styled = frame.style.apply(lambda line: [f"color: {families.FAILED}" if line.get("state") == "failed" else ""] * len(line), axis=1)
+    config = {
+        title: st.column_config.NumberColumn(format=form, help=explain(HELP[key]) if key in HELP else None)
+        for key, (title, _, form) in COLUMNS.items()
+    }
+    st.dataframe(styled, hide_index=True, column_config=config | {"recipe": st.column_config.TextColumn(pinned=True)}, key="compare.table")
+
+
+def failures(rows: list[dict]) -> None:
+    """A red box for each recipe that failed, with what to do."""
+    for row in rows:
+        if row["status"] == "failed":
+            st.error(f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason was given')}", icon=":material/error:")
+        elif row["status"] != "ok":
+            st.warning(f"**{shielded(row['label'])}**: {row['status']}. {verbatim(row['error'] or '')}", icon=":material/warning:")
+
+
+def answers(rows: list[dict]) -> None:
+    """How soon each recipe's answers leave the baseline's, and one prompt's answers side by side."""
+    written = [row for row in rows if row["record"].get("generations")]
+    if not written:
+        st.caption("This run continued no prompts.")
+        return
+    st.plotly_chart(divergence.picture(written), config=charts.CONFIG, key="compare.divergence", alt="Tokens before each answer diverges")
+    prompts = {answer["id"]: answer for answer in written[0]["record"]["generations"]}
+    chosen = st.selectbox("Prompt", list(prompts), format_func=lambda name: f"{prompts[name]['kind']}: {name}", key="compare.prompt")
+    st.caption(verbatim(prompts[chosen]["prompt"]))
+    texts = {row["label"]: next((a for a in row["record"]["generations"] if a["id"] == chosen), None) for row in written}
+    base = next((texts[row["label"]] for row in written if row["recipe"] == "fp32"), None)
+    for row in written:
+        answer = texts[row["label"]]
+        if answer is not None:
+            _answer(row, answer, base)
+
+
+def _answer(row: dict, answer: dict, base: dict | None) -> None:
+    left, right = st.columns([1, 4])
+    left.markdown(families.badge(row["recipe"]))
+    with right:
+        if base is None or answer is base:
+            st.markdown(verbatim(answer["text"]))
+            left.caption("the baseline" if answer is base else "no baseline to compare with")
+            return
+        at = answer["first_divergence"]
+        left.caption("the same to the end" if at is None else f"the same for {at} tokens" if at else "differs from the first token")
+        st.markdown(diff.marked(base["text"], answer["text"]))
+
+
+def record(rows: list[dict]) -> None:
+    """The conditions of each run, and how to get the figures again."""
+    for run_id in dict.fromkeys(row["run_id"] for row in rows):
+        found = next(row["record"] for row in rows if row["run_id"] == run_id)
+        environment = found.get("environment") or {}
+        st.markdown(f"**Run {run_id}**, {clock(found.get('started_at'))}")
+        lines = {
+            "model": found.get("model"),
+            "weights": found.get("model_description"),
+            "revision": found.get("revision"),
+            "digest": (found.get("digest") or "")[:16],
+            "text": f"{found['text']['name']}, SHA-256 {found['text']['sha256'][:16]}…" if found.get("text") else None,
+            "window and stride": f"{found.get('window')} and {found.get('stride')} tokens",
+            "seed": found.get("seed"),
+            "processor": f"{environment.get('cpu')}, {environment.get('cores')} cores, {' '.join(environment.get('flags') or [])}",
+            "read bandwidth": f"{environment['read_bandwidth'] / 1e9:.1f} GB/s" if environment.get("read_bandwidth") else None,
+            "memory": f"{size(environment.get('memory_total'))} in all, {size(environment.get('memory_available'))} available at the start",
+            "GPU": environment.get("gpu"),
+            "commit": environment.get("commit"),
+            "libraries": ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items()),
+        }
+        st.table(
+            [{"": name, "value": str(value)} for name, value in lines.items() if value not in (None, "")], hide_header=True, hide_index=True
+        )
+        st.caption("The command that repeats it:")
+        st.code(found.get("command") or "", language="bash", wrap_lines=True)
+
+
+def downloads(rows: list[dict]) -> None:
+    """CSV for spreadsheets, JSON with everything."""
+    plain = [{key: value for key, value in row.items() if key != "label"} for row in rows]
+    with st.container(horizontal=True):
+        st.download_button(
+            "CSV",
+            lambda: report.to_csv(plain),
+            "qcore.csv",
+            "text/csv",
+            icon=":material/table:",
+            on_click="ignore",
+            help="The figures and their conditions.",
+        )
+        st.download_button(
+            "JSON",
+            lambda: report.to_json(plain),
+            "qcore.json",
+            "application/json",
+            icon=":material/data_object:",
+            on_click="ignore",
+            help="Everything, raw samples included.",
+        )
+
+
+def conditions(rows: list[dict]) -> None:
+    """One small line below the pictures, and a warning where rows should not be compared."""
+    phrases, differing = results.shared_conditions(rows)
+    if differing:
+        st.warning(f"These runs differ in {', '.join(differing)}. Compare only what was measured alike.", icon=":material/balance:")
+    st.caption(" · ".join(shielded(phrase) for phrase in phrases))

@@ -1,0 +1,44 @@
+"""Prompts against recipes: how many tokens of each answer are the baseline's before the first that is not."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from ui.layer_charts import SCALE
+
+
+def picture(rows: Sequence[dict]) -> go.Figure:
+    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and prompts across."""
+    rows = [row for row in rows if row["recipe"] != "fp32"] or list(rows)
+    prompts = [answer["id"] for answer in rows[0]["record"]["generations"]]
+    cells, texts = [], []
+    for row in rows:
+        by_id = {answer["id"]: answer for answer in row["record"]["generations"]}
+        answers = [by_id.get(name) for name in prompts]
+        cells.append([None if answer is None else 100 * share(answer) for answer in answers])
+        texts.append([_hover(row, answer) for answer in answers])
+    colors = [[1 - at, color] for at, color in reversed(SCALE)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=cells, x=prompts, y=[row["label"] for row in rows], colorscale=colors, zmin=0, zmax=100, xgap=2, ygap=2, customdata=texts, hovertemplate="%{customdata}<extra></extra>",
+            colorbar={"title": {"text": "same, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+    figure.update_xaxes(showgrid=False, tickangle=-40, ticks="")
+    figure.update_layout(height=130 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    return figure
+
+
+def share(answer: dict) -> float:
+    """Tokens before the first divergence / tokens of the answer; 1 if it never diverges."""
+    at, count = answer["first_divergence"], len(answer["tokens"])
+    return 1.0 if at is None else min(1.0, at / count) if count else 0.0
+
+
+def _hover(row: dict, answer: dict | None) -> str:
+    if answer is None:
+        return "not written"
+    at = answer["first_divergence"]
+    what = "the same to the end" if at is None else f"first other token: number {at + 1} of {len(answer['tokens'])}"
+    return f"<b>{row['label']}</b><br>{answer['kind']}: {answer['id']}<br>{what}"

@@ -1,0 +1,99 @@
+"""Which model, and what its headers say."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from qcore import models
+from qcore.home import home
+from qcore.models.names import classify
+from qcore.runs import jobs
+from ui import state
+from ui.forms import KEEP
+from ui.text import shielded
+
+BUILT_IN, HUB, LOCAL, BEFORE = "Built in", "Hugging Face hub", "Folder or file", "Used before"
+HUB_HELP = "As in the model's address on huggingface.co."
+PATH_HELP = "A path on the machine that runs this dashboard: a folder with config.json and safetensors, or a .gguf file."
+
+
+def choose(prefix: str) -> tuple[str, str | None] | None:
+    """(name, revision) of the model that was chosen, or None while there is none."""
+    before = _used_before()
+    sources = [BUILT_IN, HUB, *([] if state.public() else [LOCAL]), *([BEFORE] if before else [])]
+    source = st.segmented_control(
+        "Where the model comes from", sources, default=BUILT_IN, required=True, key=f"{prefix}.source", label_visibility="collapsed", **KEEP
+    )
+    return {BUILT_IN: _built_in, HUB: _from_hub, LOCAL: _local, BEFORE: _before}[source](prefix)
+
+
+def resolve(name: str, revision: str | None):
+    """The model's checkpoint if it can be had at once, else a button that fetches it; None until then. Shows what is wrong with it."""
+    with state.shown_errors():
+        what = classify(name, revision, public=state.public())
+        if what.kind == "folder":
+            return models.resolve(name)  # never remembered: its files may change
+        key = ("checkpoint", what.text, what.revision)
+        if state.known(key) or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
+            return state.remember(key, lambda: models.resolve(name, revision, public=state.public()))
+        st.caption("Not on this machine yet. The run will fetch it; fetch it now to see first what memory it needs.")
+        if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
+            with Progress("Fetching") as report:
+                state.remember(key, lambda: models.resolve(name, revision, public=state.public(), progress=report))
+            st.rerun()
+    return None
+
+
+class Progress:
+    """A bar for work done inside `with`; gives the function (done, total, text) that moves it, and goes away at the end."""
+
+    def __init__(self, text: str):
+        self._slot = st.empty()
+        self._text = text
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        self._slot.progress(0.0, text=self._text)
+        return self._report
+
+    def __exit__(self, *exception) -> None:
+        self._slot.empty()
+
+    def _report(self, done: int, total: int, text: str = "") -> None:
+        share = min(1.0, done / total) if total else 0.0
+        self._slot.progress(share, text=shielded(text or self._text) + (f" · {share:.0%}" if total else ""))
+
+
+def _built_in(prefix: str) -> tuple[str, None]:
+    known = dict(models.defaults())
+    name = st.radio("Model", list(known), captions=list(known.values()), key=f"{prefix}.default", label_visibility="collapsed", **KEEP)
+    return name, None
+
+
+def _from_hub(prefix: str) -> tuple[str, str | None] | None:
+    left, right = st.columns([3, 1])
+    name = left.text_input("Model id", placeholder="owner/name", key=f"{prefix}.hub", help=HUB_HELP, **KEEP).strip()
+    revision = right.text_input(
+        "Revision", placeholder="main", key=f"{prefix}.revision", help="A branch, a tag or a commit.", **KEEP
+    ).strip()
+    return (name, revision or None) if name else None
+
+
+def _local(prefix: str) -> tuple[str, None] | None:
+    name = st.text_input("Folder or GGUF file", placeholder="/path/to/model", key=f"{prefix}.path", help=PATH_HELP, **KEEP).strip()
+    return (name, None) if name else None
+
+
+def _before(prefix: str) -> tuple[str, str | None] | None:
+    def show(pair: tuple[str, str | None]) -> str:
+        return pair[0] + (f" @ {pair[1]}" if pair[1] else "")
+
+    return st.selectbox("Model of an earlier run", _used_before(), format_func=show, key=f"{prefix}.before", **KEEP)
+
+
+def _used_before() -> list[tuple[str, str | None]]:
+    """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's business."""
+    if state.public():
+        return []
+    known = {name for name, _ in models.defaults()}
+    used = dict.fromkeys((status.spec.get("model"), status.spec.get("revision")) for status in jobs.list_runs())
+    return [pair for pair in used if pair[0] and pair[0] not in known]

@@ -1,0 +1,113 @@
+"""Which recipes: pills in groups, ready-made choices, and the advanced settings that every recipe of a run shares."""
+
+import streamlit as st
+
+from qcore import backends, recipes
+from qcore.recipes import ENGINES, Recipe
+from ui import families
+from ui.forms import KEEP
+from ui.glossary import explain
+from ui.text import shielded
+
+START = ("fp32", "int8", "int4-g64")
+PRESETS = {
+    "First look": START,
+    "Around 8 bits": ("fp32", "int8", "int8-g64", "int8-dynamic", "bnb-int8", "torchao-int8", "torch-dynamic-int8", "quanto-int8"),
+    "Around 4 bits": ("fp32", "int4-g32", "int4-g64", "nf4-g64", "nf4-g64-dq", "fp4-g64", "kmeans4", "bnb-nf4", "quanto-int4"),
+    "Fewer and fewer bits": ("fp32", "int8", "int4-g64", "int3", "int2"),
+}
+HELP = {
+    families.FLOAT.name: "Nothing is quantized. fp32 is the baseline.",
+    families.INTEGER.name: "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share one).",
+    families.TABLE.name: "16 values that are not evenly spaced: fixed (nf4, fp4) or learned from the weights (kmeans4).",
+}
+LIBRARIES, LIBRARIES_HELP = "Other libraries", "The same ideas as other people implement them, for comparison."
+MORE_HELP = "Any name that reads like the ones above, separated by commas: another group size, -sym, -dq, -head8."
+SKIP_HELP = (
+    "Patterns matched on the dotted parts of module names, separated by commas: layers.0 is block 0 and not block 10, down_proj all "
+    "down projections. One that matches nothing is an error."
+)
+HEADS = {"keep": "as loaded", "int8": "8-bit", "same": "like the other weights"}
+HEAD_HELP = "In small models these are a large part of all weights. Applies to integers and tables of values."
+
+
+def choose(prefix: str) -> list[str]:
+    """Names of recipes, in the order they are offered; engines that are missing here are named with the reason."""
+    offered, missing = groups()
+    chosen: list[str] = []
+    for title, (names, help_text) in offered.items():
+        default = [name for name in names if name in START]
+        key = f"{prefix}.recipes.{title}"
+        chosen += st.pills(title, names, selection_mode="multi", default=default, key=key, help=help_text, wrap=True, **KEEP) or []
+    for reason in missing:
+        st.caption(f":material/block: {shielded(reason)}")
+    return chosen
+
+
+def choose_one(prefix: str, label: str, start: str) -> str:
+    """The name of one of qcore's own recipes that quantizes."""
+    names = [name for name in recipes.COMMON if recipes.parse(name).quantizes]
+    return st.selectbox(label, names, index=names.index(start), key=f"{prefix}.recipe", help=explain("recipe"), **KEEP)
+
+
+def presets(prefix: str) -> None:
+    """A row of buttons that set the pills."""
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.caption("Start from", width="content")
+        for title, names in PRESETS.items():
+            st.button(
+                title, key=f"{prefix}.preset.{title}", on_click=set_chosen, args=(prefix, names), type="tertiary", icon=":material/bolt:"
+            )
+
+
+def set_chosen(prefix: str, names: tuple[str, ...]) -> None:
+    """Set the pills to `names`; for a button's `on_click`."""
+    for title, (members, _) in groups()[0].items():
+        st.session_state[f"{prefix}.recipes.{title}"] = [name for name in members if name in names]
+
+
+def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
+    """{title: (names, help)} of the recipes that work here, and a sentence for each library that does not."""
+    offered: dict[str, tuple[list[str], str]] = {}
+    for name in recipes.COMMON:
+        family = families.family(name).name
+        offered.setdefault(family.capitalize(), ([], HELP[family]))[0].append(name)
+    missing: list[str] = []
+    for name, (engine, _) in ENGINES.items():
+        reason = backends.available(engine.library)
+        if reason is None:
+            offered.setdefault(LIBRARIES, ([], LIBRARIES_HELP))[0].append(name)
+        elif reason not in missing:
+            missing.append(reason)
+    return offered, missing
+
+
+def explained(names: list[str]) -> str:
+    """A Markdown list: each recipe's badge and its one line."""
+    return "\n".join(f"- {families.badge(name)} {recipes.describe(recipes.parse(name))}" for name in names)
+
+
+def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
+    """(further recipe names, skip patterns, what becomes of head and embedding)."""
+    more = st.text_input("More recipes", placeholder="int4-g128-dq, int8-g32", key=f"{prefix}.more", help=MORE_HELP, **KEEP)
+    skip = st.text_input("Modules to leave alone", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP)
+    head = st.selectbox("Output head and embedding", list(HEADS), format_func=HEADS.get, key=f"{prefix}.head", help=HEAD_HELP, **KEEP)
+    return split(more), tuple(split(skip)), head
+
+
+def split(text: str) -> list[str]:
+    """The parts of a list that was typed with commas or blanks."""
+    return text.replace(",", " ").split()
+
+
+def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
+    """Recipes from names and the advanced settings. Raises `InputError` for a name that is none."""
+    built = []
+    for name in dict.fromkeys(names):
+        recipe = recipes.parse(name)
+        if skip and recipe.quantizes:
+            recipe = recipe.with_modules(skip=skip)
+        if head != "keep" and recipe.quantizes and name not in ENGINES and "head8" not in name:
+            recipe = recipe.with_modules(head=head, embeddings=head)
+        built.append(recipe)
+    return built

@@ -1,0 +1,112 @@
+"""Pictures of layers: error by block and kind of module, and one weight's values before and after. Pure functions, as in `charts`."""
+
+import re
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ui import families
+from ui.charts import FAINT, MUTED
+from ui.text import digits, percent
+
+SCALE = [[0.0, "#2f6fb8"], [0.5, "#e9c46a"], [1.0, "#c8453b"]]  # a little error, some, much; readable on white and on black
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
+
+
+def where(name: str) -> tuple[int | None, str]:
+    """(block, kind of module) of a tensor: "model.layers.3.self_attn.q_proj.weight" -> (3, "self_attn.q_proj"); block None outside."""
+    name = name.removesuffix(".weight")
+    found = _BLOCK.search(name)
+    return (int(found[1]), found[2]) if found else (None, name.removeprefix("model."))
+
+
+def error_map(errors: Sequence, recipe: str) -> go.Figure:
+    """A heat map, block x kind of module, of the relative errors in percent, with the mean of each kind as bars beside it.
+
+    `errors` are `qcore.layers.LayerError`s; those outside of blocks (head, embedding) are rows with bars alone.
+    """
+    kinds = list(dict.fromkeys(where(error.name)[1] for error in errors))
+    blocks = sorted({where(error.name)[0] for error in errors} - {None})
+    by_place = {where(error.name)[::-1]: error for error in errors}
+    cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
+    means = [_mean([error.relative_error for error in errors if where(error.name)[1] == kind]) for kind in kinds]
+    figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.74, 0.26], horizontal_spacing=0.02)
+    figure.add_heatmap(
+        z=[[100 * cell.relative_error if cell else None for cell in row] for row in cells], x=blocks, y=kinds, colorscale=SCALE, xgap=1,
+        ygap=1, customdata=[[_hover(cell) if cell else "" for cell in row] for row in cells], hoverongaps=False,
+        hovertemplate="%{customdata}<extra></extra>", row=1, col=1,
+        colorbar={"title": {"text": "relative error, %", "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0},
+    )  # fmt: skip
+    figure.add_bar(
+        x=[100 * mean for mean in means], y=kinds, orientation="h", marker={"color": families.color(recipe), "cornerradius": 3}, width=0.6,
+        text=[f"{digits(100 * mean)} %" for mean in means], textposition="outside", cliponaxis=False, showlegend=False,
+        hovertemplate="%{y}: mean relative error %{x:.3g} %<extra></extra>", row=1, col=2,
+    )  # fmt: skip
+    figure.update_xaxes(title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
+    figure.update_xaxes(
+        title="mean over blocks", showticklabels=False, showgrid=False, zeroline=False, range=[0, 1.45 * max(means)], row=1, col=2
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+    figure.update_layout(height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    return figure
+
+
+def error_curve(errors: Sequence, recipe: str) -> go.Figure:
+    """Signal-to-noise ratio in decibels of each tensor along the model: one line a kind of module."""
+    figure = go.Figure()
+    kinds = list(dict.fromkeys(where(error.name)[1] for error in errors if where(error.name)[0] is not None))
+    for i, kind in enumerate(kinds):
+        mine = [error for error in errors if where(error.name)[1] == kind]
+        figure.add_scatter(
+            x=[where(error.name)[0] for error in mine], y=[error.snr_db for error in mine], mode="lines", name=kind, line={"width": 2},
+            opacity=1.0 - 0.09 * i, customdata=[_hover(error) for error in mine], hovertemplate="%{customdata}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="block", showgrid=False)
+    figure.update_yaxes(title="signal to noise, dB", gridcolor=FAINT)
+    figure.update_layout(height=300, margin={"l": 4, "r": 4, "t": 8, "b": 4})
+    return figure
+
+
+def histogram(found, recipe: str) -> go.Figure:
+    """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as ticks below.
+
+    `found` is a `qcore.layers.Histogram`: edges (bins + 1), before, after (bins), grid values.
+    """
+    centres = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.88, 0.12], vertical_spacing=0.02)
+    for name, counts, color, fill in (
+        ("before", found.before, MUTED, "tozeroy"),
+        ("after", found.after, families.color(recipe), None),
+    ):
+        figure.add_scatter(
+            x=centres, y=[count or None for count in counts], name=name, mode="lines", line={"color": color, "width": 1.5, "shape": "hvh"},
+            fill=fill, fillcolor=FAINT, hovertemplate=f"{name}: %{{y:,}} weights near %{{x:.4f}}<extra></extra>", row=1, col=1,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=list(found.grid), y=[0] * len(found.grid), mode="markers", name="grid of one group", row=2, col=1,
+        marker={"symbol": "line-ns", "size": 14, "line": {"width": 1.5, "color": families.color(recipe)}},
+        hovertemplate="a code of this group stands for %{x:.5f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_yaxes(title="weights in the bin", type="log", gridcolor=FAINT, exponentformat="power", dtick=1, row=1, col=1)
+    figure.update_yaxes(visible=False, row=2, col=1)
+    figure.update_xaxes(showgrid=False, zeroline=False, row=1, col=1)
+    figure.update_xaxes(title="value of the weight", showgrid=False, zeroline=False, row=2, col=1)
+    figure.update_layout(
+        height=360,
+        margin={"l": 4, "r": 4, "t": 30, "b": 4},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+    )
+    return figure
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _hover(error) -> str:
+    shape = " × ".join(str(length) for length in error.shape)
+    return (
+        f"<b>{error.name}</b><br>{shape}<br>relative error {percent(error.relative_error)}<br>signal to noise {error.snr_db:.1f} dB"
+        f"<br>{digits(error.bits_per_weight)} bits per weight"
+    )

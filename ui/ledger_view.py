@@ -1,0 +1,59 @@
+"""The ledger of a recipe on a model: every tensor, what became of it, and why. Taken from the newest run that has one."""
+
+import streamlit as st
+
+from qcore.runs.store import Store
+from ui import state
+from ui.glossary import explain
+from ui.text import size
+
+
+def draw(checkpoint, recipe: str) -> None:
+    """Draw the ledger of `recipe` on the model of `checkpoint`, or say how to get it."""
+    st.subheader("Ledger", anchor=False, help="Every tensor of the model, what became of it, and why.")
+    with state.shown_errors():
+        row = next(
+            (row for row in Store().latest(checkpoint.name) if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest),
+            None,
+        )
+        if row is None:
+            st.caption(f"The ledger of {recipe} on this model appears here after a run of it.")
+            st.page_link("pages/quantize.py", label="Go to Quantize", icon=":material/compress:")
+            return
+        table(row)
+
+
+def table(row: dict) -> None:
+    """One line a tensor, the largest first."""
+    tensors = sorted(row["record"]["ledger"]["rows"], key=lambda tensor: -tensor["bytes_before"])
+    lines = [
+        {
+            "tensor": tensor["name"],
+            "shape": " × ".join(map(str, tensor["shape"])),
+            "weights": tensor["weights"],
+            "was": tensor["dtype"],
+            "is": tensor["format"] or "kept",
+            "before, MB": tensor["bytes_before"] / 1e6,
+            "after, MB": tensor["bytes_after"] / 1e6,
+            "bits/weight": 8 * tensor["bytes_after"] / tensor["weights"] if tensor["weights"] else None,
+            "why it was kept": tensor["reason"] or "",
+        }
+        for tensor in tensors
+    ]
+    before, after = (sum(tensor[key] for tensor in tensors) for key in ("bytes_before", "bytes_after"))
+    kept = sum(tensor["format"] is None for tensor in tensors)
+    st.caption(
+        f"{len(tensors)} tensors, {kept} kept as they were: {size(before)} before, {size(after)} after. From run {row.get('run_id', '')}."
+    )
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        lines,
+        hide_index=True,
+        height=360,
+        column_config={
+            "weights": number(format="localized"),
+            "before, MB": number(format="%.3f"),
+            "after, MB": number(format="%.3f", help=explain("stored bytes")),
+            "bits/weight": number(format="%.2f", help=explain("bits per weight")),
+        },
+    )

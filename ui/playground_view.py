@@ -1,0 +1,118 @@
+"""The playground's controls and its stage, where texts appear as they are written."""
+
+import streamlit as st
+
+from qcore import recipes
+from qcore.errors import InputError
+from qcore.models.names import classify
+from qcore.runs.resident import Resident
+from ui import diff, families, state
+from ui.forms import KEEP
+from ui.glossary import explain
+from ui.player import Player, Voice
+from ui.text import digits, seconds, shielded, verbatim
+
+LONGEST_PUBLIC = 128
+REASONS = {"end": "ended by itself", "length": "reached the length that was asked for", "stopped": "stopped"}
+
+
+@st.cache_resource(max_entries=1, show_spinner=False, on_release=Resident.close)
+def resident(model: str, revision: str | None) -> Resident:
+    """The process that holds one model in its forms; the one before is closed when another model is chosen."""
+    return Resident(model, recipes.names(), revision=revision)
+
+
+def sampling(prefix: str) -> dict:
+    """The fields of a request that say how tokens are chosen."""
+    most = LONGEST_PUBLIC if state.public() else 512
+    return {
+        "new_tokens": st.slider("New tokens", 8, most, 64, 8, key=f"{prefix}.new_tokens", help=explain("tokens"), **KEEP),
+        "temperature": st.slider("Temperature", 0.0, 2.0, 0.0, 0.1, key=f"{prefix}.temperature", help=explain("temperature"), **KEEP),
+        "top_p": st.slider("Top-p", 0.05, 1.0, 1.0, 0.05, key=f"{prefix}.top_p", help=explain("top-p"), **KEEP),
+        "top_k": st.number_input("Top-k", 0, 1000, 0, key=f"{prefix}.top_k", help=explain("top-k"), **KEEP),
+        "seed": st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{prefix}.seed", help=explain("seed"), **KEEP),
+    }
+
+
+def controls(prefix: str, model: tuple[str, str | None] | None, names: list[str], prompt: str, options: dict) -> None:
+    """The write and stop buttons; a new request replaces the session's last one."""
+    player: Player | None = st.session_state.get(f"{prefix}.player")
+    writing = player is not None and player.active
+    with st.container(horizontal=True):
+        go = st.button("Write", type="primary", icon=":material/edit:", disabled=writing, key=f"{prefix}.write")
+        if st.button("Stop", icon=":material/stop_circle:", disabled=not writing, key=f"{prefix}.stop") and player:
+            player.stop()
+    if not go:
+        return
+    with state.shown_errors():
+        if model is None:
+            raise InputError("Choose a model first.")
+        if not names:
+            raise InputError("Choose at least one recipe.")
+        if not prompt.strip():
+            raise InputError("The prompt is empty. Write the beginning of a text, or a question as a chat message.")
+        classify(*model, public=state.public())
+        order = [name for name in recipes.names() if name in names]
+        st.session_state[f"{prefix}.player"] = Player(resident(*model), prompt, order, **options)
+        st.rerun()
+
+
+def stage(prefix: str) -> None:
+    """The texts of the session's last request, redrawn several times a second while they are being written."""
+    player: Player | None = st.session_state.get(f"{prefix}.player")
+    if player is None:
+        st.info(
+            "Nothing written yet. The first text takes a moment longer: the model is loaded and quantized once for each recipe.",
+            icon=":material/forum:",
+        )
+        return
+    if player.active:
+        _live(player)
+    else:
+        _draw(player)
+
+
+@st.fragment(run_every=0.4)
+def _live(player: Player) -> None:
+    if not player.active:
+        st.rerun()
+    _draw(player)
+
+
+def _draw(player: Player) -> None:
+    if player.error:
+        st.error(verbatim(player.error), icon=":material/error:")
+    voices = list(player.voices.values())
+    for start in range(0, len(voices), 2 if len(voices) in (2, 4) else 3):
+        row = voices[start : start + (2 if len(voices) in (2, 4) else 3)]
+        for column, voice in zip(st.columns(len(row)), row, strict=True):
+            with column.container(border=True, height="stretch"):
+                _voice(voice, voices[0])
+
+
+def _voice(voice: Voice, first: Voice) -> None:
+    st.markdown(families.badge(voice.recipe) + (" the first, which others are compared with" if voice is first else ""))
+    if voice.state in ("waiting", "loading"):
+        st.progress(voice.fraction, text=shielded(voice.note or "waiting for its turn"))
+        return
+    if voice.state == "failed":
+        st.error(verbatim(voice.note or "It was not written."), icon=":material/error:")
+        return
+    text = voice.text if voice.text else "…"
+    st.markdown(verbatim(text) if voice is first or voice.state == "writing" else diff.marked(first.text, text))
+    st.caption(_about(voice))
+
+
+def _about(voice: Voice) -> str:
+    result = voice.result
+    if voice.state != "done" or not result:
+        return "writing…" if voice.state == "writing" else voice.state
+    parts = [
+        f"**{digits(result['decode_tok_s'])} tok/s**" if result.get("decode_tok_s") else "",
+        f"first token after {seconds(result['ttft_s'])}",
+        f"{len(result['tokens'])} tokens, {REASONS.get(result['reason'], result['reason'])}",
+    ]
+    at = result.get("first_divergence")
+    if at is not None:
+        parts.append(f"same for {at} tokens")
+    return " · ".join(part for part in [*parts, *(shielded(note) for note in result.get("notes") or [])] if part)

@@ -1,0 +1,129 @@
+"""A run as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and the list of all runs."""
+
+import time
+
+import streamlit as st
+
+from qcore.runs import jobs
+from ui import families, state
+from ui.text import clock, seconds, shielded, verbatim
+
+STATES = {
+    "queued": ("gray", "schedule"),
+    "running": ("blue", "progress_activity"),
+    "done": ("green", "check_circle"),
+    "failed": ("red", "error"),
+    "cancelled": ("gray", "cancel"),
+    "interrupted": ("orange", "warning"),
+    "ok": ("green", "check_circle"),
+    "waiting": ("gray", "more_horiz"),
+}
+LISTED = 6
+
+
+def panel(run_id: str) -> None:
+    """Draw the run called `run_id`, and redraw it each second while it is under way."""
+    with state.shown_errors(), st.container(border=True, key=f"panel.{run_id}"):
+        if jobs.status(run_id).active:
+            _live(run_id)
+        else:
+            _draw(jobs.status(run_id))
+
+
+def badge(name: str) -> str:
+    """A state as a Markdown badge with its icon."""
+    color, icon = STATES.get(name, ("gray", "help"))
+    return f":{color}-badge[:material/{icon}: {name}]"
+
+
+def listing(current: str | None = None) -> None:
+    """All runs, newest first, each with a link that opens it."""
+    runs = [status for status in jobs.list_runs() if status.run_id != current]
+    if not runs:
+        return
+    st.subheader("Earlier runs" if current else "Runs", anchor=False)
+    everything = len(runs) > LISTED and st.toggle(f"Show all {len(runs)}", key="runs.all")
+    for status in runs if everything else runs[:LISTED]:
+        _line(status)
+
+
+@st.fragment(run_every=1.0)
+def _live(run_id: str) -> None:
+    with state.shown_errors():
+        status = jobs.status(run_id)
+        if not status.active:
+            st.rerun()
+        _draw(status)
+
+
+def _draw(status: jobs.Status) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{shielded(state.model_of(status))}** &nbsp; {badge(status.state)}", width="content")
+        st.caption(f"run {status.run_id} · started {clock(status.created_at)}", width="content")
+    if status.active:
+        st.progress(status.fraction, text=_doing(status))
+        st.caption(_times(status))
+    if status.error:
+        st.error(verbatim(status.error), icon=":material/error:")
+    elif status.state == "cancelled":
+        st.info("Cancelled. What had finished was kept.", icon=":material/cancel:")
+    elif status.state == "done":
+        st.success(f"Finished in {seconds((status.finished_at or 0) - (status.started_at or 0))}.", icon=":material/check_circle:")
+    _recipes(status)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _actions(status)
+    if status.log_tail and status.state in ("failed", "interrupted"):
+        with st.expander("End of the log"):
+            st.code(status.log_tail, language=None)
+
+
+def _doing(status: jobs.Status) -> str:
+    """The state in words, so that the bar is not the only one to tell."""
+    steps = f" · {status.done} of {status.total}" if status.total > 1 else ""
+    return f"{status.fraction:.0%} · {shielded(status.phase or status.state)}{steps}"
+
+
+def _times(status: jobs.Status) -> str:
+    if status.state == "queued":
+        return "In the queue." + (
+            f" {status.place} before it; one run at a time, so that none disturbs another's figures." if status.place else ""
+        )
+    elapsed = time.time() - (status.started_at or status.created_at or time.time())
+    left = f" · about {seconds(status.eta_s)} left" if status.eta_s is not None else ""
+    return f"{seconds(max(1.0, elapsed))} elapsed{left}. It goes on if this page is closed."
+
+
+def _recipes(status: jobs.Status) -> None:
+    with st.container(horizontal=True, gap="medium"):
+        for recipe in status.recipes:
+            color, icon = STATES.get(recipe["state"], ("gray", "help"))
+            doing = shielded(recipe["phase"]) if recipe["state"] == "running" and recipe.get("phase") else recipe["state"]
+            st.markdown(f"{families.badge(recipe['recipe'])} :{color}[:material/{icon}: {doing}]", width="content")
+
+
+def _actions(status: jobs.Status) -> None:
+    finished = sum(recipe["state"] == "ok" for recipe in status.recipes)
+    if finished or status.state == "failed":
+        label = "See the comparison" if not status.active else f"See what has finished ({finished} of {len(status.recipes)})"
+        st.page_link("pages/compare.py", label=label, icon=":material/bar_chart:", query_params={"run": status.run_id})
+    if status.active and st.button("Cancel", icon=":material/stop_circle:", key=f"cancel.{status.run_id}"):
+        with st.spinner("Ending the run…"):
+            jobs.cancel(status.run_id)
+        st.rerun()
+    if status.active or state.public():
+        return
+    again = status.state != "done" and st.button("Run again", icon=":material/replay:", key=f"again.{status.run_id}")
+    if again:
+        st.query_params["run"] = jobs.repeat(status.run_id)
+        st.rerun()
+    if st.button("Delete", icon=":material/delete:", key=f"delete.{status.run_id}", type="tertiary"):
+        jobs.delete(status.run_id)
+        st.query_params.clear()
+        st.rerun()
+
+
+def _line(status: jobs.Status) -> None:
+    names = " ".join(families.badge(recipe["recipe"]) for recipe in status.recipes)
+    with st.container(horizontal=True, vertical_alignment="center", border=False):
+        st.page_link("pages/quantize.py", label=clock(status.created_at), icon=":material/history:", query_params={"run": status.run_id})
+        st.markdown(f"{badge(status.state)} **{shielded(state.model_of(status))}** {names}", width="content")

@@ -1,0 +1,92 @@
+"""The last look before a run: what it needs against what there is, what the recipes mean, and the button that starts it."""
+
+import streamlit as st
+
+from qcore import pipeline, plan
+from qcore.errors import InputError, QcoreError
+from qcore.runs import jobs
+from qcore.spec import RunSpec
+from ui import charts, families, state
+from ui.forms import recipes
+from ui.text import size, verbatim
+
+
+def review(
+    prefix: str,
+    model: tuple[str, str | None] | None,
+    checkpoint,
+    names: list[str],
+    skip: tuple[str, ...],
+    head: str,
+    options: dict,
+    problem: InputError | None,
+) -> None:
+    """Show the estimate and the start button; `problem` is what is wrong with the form so far."""
+    try:
+        if problem:
+            raise problem
+        spec = _spec(model, names, skip, head, options)
+    except InputError as error:
+        st.info(verbatim(str(error)), icon=":material/edit:")
+        st.button("Start", type="primary", icon=":material/play_arrow:", disabled=True, width="stretch", key=f"{prefix}.start")
+        return
+    if checkpoint is not None:
+        with state.shown_errors():
+            _memory(spec, checkpoint)
+    else:
+        st.caption("The memory estimate appears here once the model is on this machine.")
+    if st.button("Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"):
+        with state.shown_errors(), st.spinner("Checking model and text…"):
+            if checkpoint is not None:
+                pipeline.check(spec)
+            submit(spec)
+    with st.expander(f"What the {len(spec.recipes)} recipes mean", icon=":material/menu_book:", expanded=len(spec.recipes) <= 4):
+        st.markdown(recipes.explained([recipe.name for recipe in spec.recipes]))
+
+
+def submit(spec: RunSpec) -> None:
+    """Start the run and go to its panel."""
+    run_id = jobs.submit(spec)
+    st.switch_page("pages/quantize.py", query_params={"run": run_id})
+
+
+def _spec(model: tuple[str, str | None] | None, names: list[str], skip: tuple[str, ...], head: str, options: dict) -> RunSpec:
+    if model is None:
+        raise InputError("Name a model first.")
+    if not names:
+        raise InputError("Choose at least one recipe.")
+    if state.public() and len(names) > state.PUBLIC_RECIPES:
+        raise InputError(f"This server takes at most {state.PUBLIC_RECIPES} recipes a run; {len(names)} are chosen.")
+    if state.public():
+        from qcore.models.names import classify
+
+        classify(*model, public=True)
+        options = {**options, "generate_tokens": state.PUBLIC_LIMITS["generate_tokens"]}
+    return RunSpec(model[0], tuple(recipes.build(names, skip, head)), revision=model[1], **options)
+
+
+def _memory(spec: RunSpec, checkpoint) -> None:
+    rows, sentences = [], []
+    for recipe in spec.recipes:
+        try:
+            estimate = plan.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+        except QcoreError as error:
+            sentences.append(f"{families.badge(recipe.name)} {verbatim(str(error))}")
+            continue
+        peak = max(estimate.peak_load_bytes, estimate.peak_run_bytes)
+        rows.append(
+            {"recipe": recipe.name, "label": recipe.name, "stored_bytes": estimate.stored_bytes, "peak_bytes": peak, "fits": estimate.fits}
+        )
+        if not estimate.fits:
+            sentences.append(f"{families.badge(recipe.name)} does not fit: {verbatim(estimate.arithmetic)}")
+        available = estimate.available_bytes
+    if rows:
+        st.caption(
+            f"{checkpoint.parameters / 1e6:,.0f} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the file headers: what "
+            "is stored (solid) and the peak of the process (pale)."
+        )
+        st.plotly_chart(
+            charts.estimate(rows, available), config=charts.CONFIG, key="quantize.estimate", alt="Estimated memory of each recipe"
+        )
+    for sentence in sentences:
+        st.warning(sentence, icon=":material/memory:")
