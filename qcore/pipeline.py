@@ -227,6 +227,7 @@ class _Session:
             stride=self.spec.stride,
             reference=Reference.open(path) if not record and path.exists() else None,
             record=path if record else None,
+            checkpoint=loaded.checkpoint.folder,
             text_bytes=scored_bytes(ids, loaded.tokenizer),
             progress=progress,
         )

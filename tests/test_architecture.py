@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the top down: a module may import what stands on its own line or below.
 LAYERS = [
-    ("cli", "__main__"),
+    ("cli", "cli_runs", "output", "progress", "__main__"),
     ("api",),
     ("runs",),
     ("pipeline",),
@@ -24,7 +24,7 @@ LAYERS = [
     ("kernels",),
     ("recipes",),
     ("ledger", "formats"),
-    ("home", "quiet", "registry"),
+    ("home", "jsonfile", "quiet", "registry"),
     ("errors",),
 ]
 LEVEL = {name: level for level, line in enumerate(reversed(LAYERS)) for name in line}

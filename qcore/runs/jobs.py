@@ -230,13 +230,18 @@ def _first_status(run_id: str, now: float, digest: str, request: dict) -> dict:
     return {"run_id": run_id, "state": "queued", "phase": "Starting", "created_at": now, "digest": digest, "recipes": waiting}
 
 
+def worker_command(folder: RunFolder) -> list[str]:
+    """The command line of a run's worker."""
+    return [sys.executable, "-m", "qcore.runs.worker", str(folder.path)]
+
+
 def _start(folder: RunFolder) -> None:
     """Start the worker detached: own session (so own process group), no terminal, output into the run's log."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     with folder.log.open("ab") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "qcore.runs.worker", str(folder.path)],
+            worker_command(folder),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
     _started.append(worker)

@@ -106,6 +106,8 @@ class Worker:
                     error, kind = event["message"], event["kind"]
                 elif event["event"] == "ended":
                     code = event["code"]
+        if code and self.folder.cancel_asked:  # the child was reached by the signal that is on its way to this process
+            raise Stopped
         row = None if position is None else self.folder.rows().get(position)
         if error is None and code != 0 and row is None:
             error, kind = _death(code, PHASES[self._at]), "RunError"

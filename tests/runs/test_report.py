@@ -1,0 +1,98 @@
+import csv
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcore.pipeline import FIGURES, ROW_KEYS
+from qcore.runs import report
+
+FIGURE = dict(zip(FIGURES, (538_060_032, 4.3125, 0.7891, 14.704, 0.0123, 0.9612, 305.2, 13.04, 0.4196, 1.2e9, 1.1e9, 2.5), strict=True))
+OK = {"recipe": "int4-g64", "status": "ok", "error": None, **FIGURE, "record": {"model": "m", "text": {"name": "=t", "sha256": "0"}}}
+FAILED = {**dict.fromkeys(ROW_KEYS), "recipe": "bnb-nf4", "status": "failed", "error": "It was killed.", "record": {}}
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (report.human_bytes, 0, "0 B"),
+        (report.human_bytes, 999, "999 B"),
+        (report.human_bytes, 1000, "1.00 kB"),
+        (report.human_bytes, 999_600, "1.00 MB"),
+        (report.human_bytes, 538_060_032, "538 MB"),
+        (report.human_bytes, 1.2e15, "1,200 TB"),
+        (report.human_bytes, None, "–"),
+        (report.human_number, 0, "0"),
+        (report.human_number, 4.3125, "4.31"),
+        (report.human_number, 0.00123, "0.00123"),
+        (report.human_number, 9.9996, "10.0"),
+        (report.human_number, 12345.6, "12,346"),
+        (report.human_number, 1.5e-7, "1.5e-07"),
+        (report.human_number, -2.5, "-2.50"),
+        (report.human_number, 1e300, "1e+300"),
+        (report.human_seconds, 0.0123, "12.3 ms"),
+        (report.human_seconds, 2.345, "2.3 s"),
+        (report.human_seconds, 59.96, "1 min 00 s"),
+        (report.human_seconds, 125, "2 min 05 s"),
+        (report.human_seconds, 3725, "1 h 02 min"),
+        (report.human_percent, 0.9612, "96.1 %"),
+        (report.human_perplexity, 14.704, "14.70"),
+        (report.human_perplexity, 100000.4, "100,000"),
+    ],
+)
+def test_numbers_as_text(function, value, text):
+    assert function(value) == text
+
+
+@given(st.floats(-1e300, 1e300))
+def test_a_number_as_text_stays_near_the_number(value):
+    text = report.human_number(value).replace(",", "")
+    assert math.isclose(float(text), value, rel_tol=0.006, abs_tol=1e-320)
+
+
+def test_table_has_units_values_and_the_error_of_what_failed():
+    text = report.table([OK, FAILED])
+    head, rule, ok, failed, error = text.splitlines()
+    assert "decode tok/s" in head and set(rule) == {"-", " "}
+    assert "538 MB" in ok and "14.70" in ok and "96.1 %" in ok
+    assert failed.split() == ["bnb-nf4", "failed"] and error == "bnb-nf4 failed: It was killed."
+
+
+def test_table_shows_control_characters_instead_of_obeying_them():
+    text = report.table([{**FAILED, "error": "\x1b[31mred\u202e\x00\n"}])
+    assert "\\x1b[31mred\\u202e\\x00\\n" in text
+
+
+@given(st.text(st.characters()))
+def test_visible_text_never_controls_a_terminal(text):
+    assert report.visible(text).isprintable() or any(c in text for c in "\u2028\u2029\u00a0") or not report.visible(text).isascii()
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_csv_has_every_figure_unrounded():
+    ok, failed = read_csv(report.to_csv([OK, FAILED]))
+    assert float(ok["perplexity"]) == 14.704 and int(ok["stored_bytes"]) == 538_060_032
+    assert set(ROW_KEYS) - {"record"} <= set(ok) and ok["text"] == "'=t"
+    assert failed["perplexity"] == "" and failed["error"] == "It was killed."
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "=cmd|' /C calc'!A0"])
+def test_csv_escapes_what_a_spreadsheet_would_run(cell):
+    (found,) = read_csv(report.to_csv([{**FAILED, "error": cell}]))
+    assert found["error"] == "'" + cell
+    assert json.loads(report.to_json([{**FAILED, "error": cell}]))[0]["error"] == cell
+
+
+@pytest.mark.parametrize("cell", [-1.5, 0, None, "plain", "a=b"])
+def test_csv_leaves_the_rest_alone(cell):
+    assert report.escape_cell(cell) is cell
+
+
+def test_json_has_no_nan():
+    assert json.loads(report.to_json({"a": (1.0, float("nan"))})) == {"a": [1.0, None]}
