@@ -48,6 +48,8 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
     """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares, or None)."""
     seen: dict[tuple, str] = {}
     for module_name, module in model.named_modules():
+        if isinstance(module, QuantizedModule):
+            module.restore()
         tensors = [*module.named_parameters(recurse=False)]
         tensors += [
             (name, buffer) for name, buffer in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set

@@ -3,13 +3,24 @@
 Each keeps the parts of a `QuantizedTensor` as buffers (so `state_dict`, `to` and `safetensors` see them) and the format as a
 plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn.Embedding` and the fused (experts, N, K) parameters of a mixture
 of experts.
+
+A layer that is used on a machine with native kernels lays its weight out for them and lets the buffers go: the same bits in another
+order, so nothing is held twice. Whoever asks for the parts again (saving, moving to a device) gets them back, bit for bit.
 """
+
+import threading
+import weakref
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from qcore.formats.tensor import Format, QuantizedTensor
-from qcore.kernels import reference
+from qcore.kernels import dispatch
+from qcore.kernels.packed import PackedWeight
+
+_packing = threading.RLock()
+_shared: dict[tuple, tuple[StorageWeakRef, weakref.ref]] = {}  # packed forms by the codes' storage, so that tied weights are packed once
 
 
 class QuantizedModule(nn.Module):
@@ -19,13 +30,50 @@ class QuantizedModule(nn.Module):
         super().__init__()
         self.format: Format = weight.format
         self.shape = weight.shape
+        self.packed: PackedWeight | None = None
         for name, part in weight.parts().items():
             self.register_buffer(name, part, persistent=weight.is_stored(name))
 
     @property
     def quantized(self) -> QuantizedTensor:
         """The weight (N, K)."""
-        return QuantizedTensor(self.format, self.shape, **{name: getattr(self, name, None) for name in QuantizedTensor.PARTS})
+        parts = {name: getattr(self, name, None) for name in QuantizedTensor.PARTS}
+        return self.packed.unpack() if parts["codes"] is None else QuantizedTensor(self.format, self.shape, **parts)
+
+    def executable(self) -> QuantizedTensor | PackedWeight:
+        """The weight in the form that runs fastest here. If that is the packed one, the buffers are let go."""
+        if self.packed is not None:
+            return self.packed
+        with _packing:
+            if self.packed is None:
+                weight = self.quantized
+                packed = _pack_shared(weight)
+                if not isinstance(packed, PackedWeight):
+                    return weight
+                self.packed = packed
+                for name in weight.parts():
+                    self._buffers[name] = None
+        return self.packed
+
+    def restore(self) -> None:
+        """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts afterwards, too."""
+        with _packing:
+            if self.packed is not None:
+                for name, part in self.packed.unpacked_once.parts().items():
+                    self._buffers[name] = part
+                self.packed = None
+
+    def _apply(self, *args, **kwargs):
+        self.restore()
+        return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self.restore()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.restore()
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -34,7 +82,7 @@ class QuantizedModule(nn.Module):
 
 
 class QuantLinear(QuantizedModule):
-    """y = x · Wᵀ + bias with a quantized W. `activations`: "fp32" (exact) or "int8" (each token quantized as it comes)."""
+    """y = x · Wᵀ + bias with a quantized W. `activations` is a name that `kernels.dispatch` lists, such as "fp32" or "int8"."""
 
     def __init__(self, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str):
         super().__init__(weight)
@@ -44,7 +92,7 @@ class QuantLinear(QuantizedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return reference.linear(x, self.quantized, self.bias, self.activations)
+        return dispatch.linear(x, self.executable(), self.bias, self.activations)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.format}, activations={self.activations}"
@@ -60,7 +108,21 @@ class QuantEmbedding(QuantizedModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> (..., embedding_dim), float32."""
-        return self.quantized.dequantize(rows=ids.flatten()).view(*ids.shape, self.embedding_dim)
+        return dispatch.rows(self.executable(), ids)
+
+
+def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
+    """Pack `weight`, or find the packed form of a layer that shares its storage."""
+    storage = weight.codes.untyped_storage()
+    for key in [key for key, (owner, packed) in _shared.items() if owner.expired() or packed() is None]:
+        del _shared[key]
+    key = (storage._cdata, weight.codes.storage_offset(), weight.shape, weight.format)
+    found = _shared[key][1]() if key in _shared else None
+    if found is None:
+        found = dispatch.packed(weight)
+        if isinstance(found, PackedWeight):
+            _shared[key] = (StorageWeakRef(storage), weakref.ref(found))
+    return found
 
 
 class QuantExperts(nn.Module):

@@ -43,10 +43,23 @@ def linear(
         return reference.linear(x, weight, bias, "int8" if activations == "int8" else "fp32")
     if x.requires_grad and torch.is_grad_enabled():
         return reference.linear(x, weight.unpack(), bias, "int8" if activations == "int8" else "fp32")
-    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu":
-        panels, table, numbers = native.operands(weight)
-        return native.linear_op(x, panels, table, bias, numbers, MODES[activations])
+    if _traced(x):
+        return native.linear_op(x, weight.panels, weight.table, bias, list(weight.numbers), MODES[activations])
     return native.linear(x, weight, bias, MODES[activations])
+
+
+def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises `IndexError` for a row outside."""
+    if isinstance(weight, QuantizedTensor):
+        return weight.dequantize(rows=ids.flatten()).view(*ids.shape, weight.shape[1])
+    if _traced(ids):
+        return native.rows_op(ids, weight.panels, weight.table, list(weight.numbers))
+    return native.rows(ids, weight)
+
+
+def _traced(x: torch.Tensor) -> bool:
+    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors, subclasses."""
+    return torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu"
 
 
 def reason_for_reference(weight: QuantizedTensor) -> str | None:

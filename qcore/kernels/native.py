@@ -75,17 +75,34 @@ def _linear(x: torch.Tensor, layout: Layout, rows: int, bias: torch.Tensor | Non
     return result if x.dtype == torch.float32 else result.to(x.dtype)
 
 
-# -- the operator: the same with the layout's numbers as arguments, because an operator takes only tensors and numbers ---------------
+def rows(ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K). Raises `IndexError` if one lies outside 0 … N − 1."""
+    return _rows(ids, weight.layout)
+
+
+def _rows(ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+    flat = ids.to(torch.int64).flatten().contiguous()
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < layout.rows:
+        raise IndexError(f"row {int(flat.min())} or {int(flat.max())} lies outside a weight of {layout.rows} rows")
+    out = torch.empty(*ids.shape, layout.columns)
+    library().qcore_rows(ctypes.byref(layout), flat.data_ptr(), flat.numel(), out.data_ptr())
+    return out
+
+
+# -- the operators: the same with the layout's numbers as arguments, because an operator takes only tensors and numbers --------------
+
+
+def _layout(numbers: list[int], panels: torch.Tensor, table: torch.Tensor | None) -> Layout:
+    kind, zero_bytes, group_blocks, zero, *sizes = numbers
+    return Layout(kind, zero_bytes, group_blocks, zero, *sizes, address(panels), address(table))
 
 
 @torch.library.custom_op("qcore::linear", mutates_args=(), device_types="cpu")
 def linear_op(
     x: torch.Tensor, panels: torch.Tensor, table: torch.Tensor | None, bias: torch.Tensor | None, numbers: list[int], mode: int
 ) -> torch.Tensor:
-    """`linear` with a `PackedWeight` taken apart; `numbers` as `operands` gives them."""
-    kind, zero_bytes, group_blocks, zero, rows, columns, blocks, panel_bytes = numbers
-    layout = Layout(kind, zero_bytes, group_blocks, zero, rows, columns, blocks, panel_bytes, address(panels), address(table))
-    return _linear(x, layout, rows, bias, mode)
+    """`linear` with a `PackedWeight` taken apart into `panels`, `table` and `numbers`."""
+    return _linear(x, _layout(numbers, panels, table), numbers[4], bias, mode)
 
 
 @linear_op.register_fake
@@ -93,8 +110,12 @@ def _(x, panels, table, bias, numbers, mode):
     return x.new_empty(*x.shape[:-1], numbers[4])
 
 
-def operands(weight: PackedWeight) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
-    """(panels, table, numbers) of a weight, for `linear_op`."""
-    layout = weight.layout
-    numbers = [int(getattr(layout, name)) for name, _ in Layout._fields_[:-2]]
-    return weight.panels, weight.table, numbers
+@torch.library.custom_op("qcore::rows", mutates_args=(), device_types="cpu")
+def rows_op(ids: torch.Tensor, panels: torch.Tensor, table: torch.Tensor | None, numbers: list[int]) -> torch.Tensor:
+    """`rows` with a `PackedWeight` taken apart."""
+    return _rows(ids, _layout(numbers, panels, table))
+
+
+@rows_op.register_fake
+def _(ids, panels, table, numbers):
+    return panels.new_empty(*ids.shape, numbers[5], dtype=torch.float32)

@@ -55,6 +55,7 @@ class PackedWeight:
     codebook: torch.Tensor | None = None
     scale_codes: torch.Tensor | None = None
     scale_range: torch.Tensor | None = None
+    numbers: tuple[int, ...] = ()  # the layout's numbers, as plain integers for the torch operators
 
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
@@ -67,7 +68,6 @@ class PackedWeight:
         table = weight.codebook.float().contiguous() if weight.codebook is not None and not per_row else None
         packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
                      weight.scale_codes, weight.scale_range)  # fmt: skip
-        native.library().qcore_panel_bytes.restype = ctypes.c_int64
         layout = packed.layout
         panels = torch.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes, dtype=torch.uint8)
         groups = group_count(weight.shape[1], weight.format.group_size)
@@ -80,7 +80,8 @@ class PackedWeight:
             ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables, panels)),
             torch.get_num_threads(),
         )  # fmt: skip
-        return replace(packed, panels=panels)
+        numbers = tuple(int(getattr(layout, name)) for name, _ in Layout._fields_[:-2])
+        return replace(packed, panels=panels, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:
         """The inverse of `pack`: the same parts, bit for bit."""
@@ -107,16 +108,10 @@ class PackedWeight:
             scale_range=self.scale_range,
         )
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """The dequantized rows `ids` (R,) as float32 (R, K). Raises `IndexError` if one lies outside 0 … N − 1."""
-        from qcore.kernels import native
-
-        ids = ids.to(torch.int64).contiguous()
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
-            raise IndexError(f"row {int(ids.max())} or {int(ids.min())} lies outside a weight of {self.shape[0]} rows")
-        out = torch.empty(ids.numel(), self.shape[1])
-        native.library().qcore_rows(ctypes.byref(self.layout), native.pointer(ids), ctypes.c_int64(ids.numel()), native.pointer(out))
-        return out
+    @cached_property
+    def unpacked_once(self) -> QuantizedTensor:
+        """`unpack`, remembered: layers that give up the same packed form get the same parts."""
+        return self.unpack()
 
     @property
     def nbytes(self) -> int:
@@ -155,8 +150,8 @@ class PackedWeight:
         return layout
 
     def __getstate__(self) -> dict:
-        """Without the cached addresses, which mean nothing in a copy."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("layout", "kind")}
+        """Without what is cached: addresses mean nothing in a copy."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("layout", "kind", "unpacked_once")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
