@@ -33,14 +33,14 @@ def list_runs(context: typer.Context) -> int:
 def show(run_id: RunId, json: Json = None) -> int:
     """How a run stands, its rows so far, and the command that repeats it."""
     from qcore.runs import jobs, report
-    from qcore.spec import RunSpec
 
     check_output(json)
     run, rows = jobs.status(run_id), jobs.rows(run_id)
     lines = [f"{run.run_id}: {run.state}" + (f", {run.phase}" if run.active else "")]
     lines += [run.error] if run.error else []
     lines += [report.table(rows)] if rows else []
-    lines += [f"Repeat it with: {RunSpec.from_dict(run.spec).command or f'python -m qcore runs repeat {run_id}'}"]
+    command = next((row["record"]["command"] for row in rows if "command" in row["record"]), f"python -m qcore runs repeat {run_id}")
+    lines += [f"Repeat it with: {report.visible(command)}"]
     if run.state in ("failed", "interrupted") and run.log_tail:
         lines += ["The end of its log:", *(report.visible(line) for line in run.log_tail.splitlines()[-20:])]
     return write_output(rows, json, "\n".join(lines))

@@ -116,6 +116,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     divergence = evaluation.divergence
     record = session.record(loaded) | {
         "recipe": recipe.to_dict(),
+        "tokens_scored": evaluation.tokens_scored,
         "throughput": speed.to_dict(),
         "evaluation": evaluation.to_dict(),
         "generations": generations,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from qcore.pipeline import REFERENCE
 from qcore.quiet import hush
 from qcore.runs.estimate import PHASES, Estimate, guess
 from qcore.runs.folder import RunFolder, identity
@@ -231,6 +232,7 @@ class Worker:
             "state": state, "phase": state.capitalize(), "error": error, "error_kind": kind, "finished_at": time.time(),
             "fraction": fraction, "eta_s": None, "done": 0, "total": 0,
         }  # fmt: skip
+        (self.folder.path / REFERENCE).unlink(missing_ok=True)  # megabytes that nobody will read again
         keep_end(self.folder, self.status)
 
 
