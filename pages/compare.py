@@ -57,11 +57,11 @@ with st.container(horizontal=True, horizontal_alignment="distribute", vertical_a
             st.markdown(f"**{term.capitalize() if term != 'KL divergence' else term}**: {explain(term)}")
 
 st.subheader("Memory", anchor=False, help=explain("stored bytes"))
-st.plotly_chart(charts.memory(rows), config=charts.CONFIG, key="compare.memory", alt="Stored bytes and peak memory of each recipe")
+state.plot(charts.memory(rows), key="compare.memory", alt="Stored bytes and peak memory of each recipe")
 st.subheader("Throughput", anchor=False, help=explain("decode"))
-st.plotly_chart(charts.throughput(rows), config=charts.CONFIG, key="compare.throughput", alt="Decode and prefill speed of each recipe")
+state.plot(charts.throughput(rows), key="compare.throughput", alt="Decode and prefill speed of each recipe")
 st.subheader("Quality", anchor=False, help=explain("perplexity"))
-st.plotly_chart(charts.quality(rows), config=charts.CONFIG, key="compare.quality", alt="Perplexity and divergence of each recipe")
+state.plot(charts.quality(rows), key="compare.quality", alt="Perplexity and divergence of each recipe")
 compare_view.conditions(good)
 compare_view.failures(rows)
 
@@ -75,8 +75,8 @@ if len(good) > 1:
             "Quality", list(pareto.QUALITIES), default="KL divergence", required=True, key="compare.quality_axis", persist_state="session"
         )
     figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
-    st.plotly_chart(figure, config=charts.CONFIG, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
-    st.caption("Large points joined by the dotted line are on the frontier: no other recipe is better on both axes.")
+    state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
+    st.caption("Large points joined by the grey line are on the frontier: no other recipe is better on both axes.")
 
 st.subheader("All figures", anchor=False)
 compare_view.table(rows)

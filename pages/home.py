@@ -43,7 +43,7 @@ else:
     rows = results.joined([latest])
     with st.container(border=True):
         st.markdown(f"**{shielded(state.model_of(latest))}**, {clock(latest.created_at)}")
-        st.plotly_chart(charts.overview(rows), config=charts.CONFIG, key="home.latest", alt="Size, speed and perplexity of the latest run")
+        state.plot(charts.overview(rows), key="home.latest", alt="Size, speed and perplexity of the latest run")
         st.page_link("pages/compare.py", label="See the whole comparison", icon=":material/bar_chart:", query_params={"run": latest.run_id})
 
 st.subheader("Three ways to go on" if latest else "Or choose yourself", anchor=False)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore import layers, recipes
-from ui import charts, layer_charts, ledger_view, state
+from ui import layer_charts, ledger_view, state
 from ui.forms import model
 from ui.forms import recipes as recipe_form
 from ui.glossary import explain
@@ -50,9 +50,7 @@ if state.known(key):
             "Worst", percent(worst.relative_error), worst.name.removesuffix(".weight"), delta_color="off", delta_arrow="off", border=True
         )
     st.subheader("Error of each layer", anchor=False, help=explain("relative error"))
-    st.plotly_chart(
-        layer_charts.error_map(errors, name), config=charts.CONFIG, key=f"{PREFIX}.map", alt="Relative error by block and module"
-    )
+    state.plot(layer_charts.error_map(errors, name), key=f"{PREFIX}.map", alt="Relative error by block and module")
 
     st.subheader("One weight before and after", anchor=False)
     names = [error.name for error in errors]
@@ -61,9 +59,7 @@ if state.known(key):
     )
     with state.shown_errors(), st.spinner("Reading the weight…"):
         found = state.remember(("histogram", checkpoint.digest, name, tensor), lambda: layers.histogram(checkpoint, tensor, recipe))
-        st.plotly_chart(
-            layer_charts.histogram(found, name), config=charts.CONFIG, key=f"{PREFIX}.histogram", alt="Weight values before and after"
-        )
+        state.plot(layer_charts.histogram(found, name), key=f"{PREFIX}.histogram", alt="Weight values before and after")
         st.caption(
             "The grid belongs to the group with the median scale; every group has its own, which is why values fall between its ticks."
         )

@@ -15,11 +15,10 @@ from qcore.runs.report import human_perplexity
 from ui import families
 from ui.text import digits, percent, seconds, size
 
-BAR, HEAD = 30, 34  # pixels for each row, and above the first one
+ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels for each row of few and of many, and above the first one
 MUTED = "rgba(128,134,144,0.95)"  # text and lines that step back, on white and on black
 FAINT = "rgba(128,134,144,0.28)"
 LONGEST = 3.0  # a bar or a limit more than this many times the median or the largest bar is cut, and says so
-CONFIG = {"displayModeBar": False, "scrollZoom": False}
 
 Value = Callable[[dict], float | None]
 
@@ -52,10 +51,19 @@ def memory(rows: Sequence[dict]) -> go.Figure:
 
 def throughput(rows: Sequence[dict]) -> go.Figure:
     """Decode with the memory limit of the machine that ran it, and prefill, in tokens a second."""
+    limited = any(memory_limit(row) for row in rows)
     return bars(
         rows,
         [
-            Panel("Decode", "larger is better", _get("decode_tok_s"), _rate, _decode_hover, memory_limit, "memory limit"),
+            Panel(
+                "Decode",
+                f"larger is better{', ▏memory limit' if limited else ''}",
+                _get("decode_tok_s"),
+                _rate,
+                _decode_hover,
+                memory_limit,
+                "limit",
+            ),
             Panel("Prefill", "larger is better", _get("prefill_tok_s"), _rate, _prefill_hover),
         ],
     )
@@ -89,6 +97,7 @@ def overview(rows: Sequence[dict]) -> go.Figure:
 def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
     """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would be."""
     labels = [row["label"] for row in rows]
+    pitch = ROOMY if len(rows) <= 6 else TIGHT
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
     for column, panel in enumerate(panels, start=1):
         values = [panel.value(row) if row.get("status", "ok") == "ok" else None for row in rows]
@@ -110,13 +119,13 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
         if panel.reference and panel.reference[0] <= reach:
             figure.add_vline(panel.reference[0], line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=column)
         figure.add_annotation(
-            text=f"<b>{panel.title}</b>  <span style='color:{MUTED}'>{panel.hint}</span>", showarrow=False, xref="x domain",
-            yref="paper", x=0, y=1, xanchor="left", yanchor="bottom", yshift=8, row=1, col=column,
+            text=f"<b>{panel.title}</b>  <span style='color:{MUTED}'>{panel.hint}</span>", showarrow=False, x=0, y=1, yshift=6,
+            xref=f"x{column if column > 1 else ''} domain", yref="paper", xanchor="left", yanchor="bottom",
         )  # fmt: skip
         figure.update_xaxes(visible=False, range=[0, reach * 1.32], fixedrange=True, row=1, col=column)
-    figure.update_yaxes(autorange="reversed", showgrid=False, showline=False, ticks="", fixedrange=True, zeroline=False)
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, showline=False, ticks="", fixedrange=True, zeroline=False)
     figure.update_layout(
-        height=HEAD + BAR * len(rows) + 8, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, bargap=0.3, hoverlabel={"align": "left"},
+        height=HEAD + pitch * len(rows) + 4, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, bargap=0.3, hoverlabel={"align": "left"},
         uniformtext={"minsize": 11, "mode": "show"},
     )  # fmt: skip
     return figure
@@ -151,7 +160,7 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
         xref="x" if inside else "paper", x=available if inside else 1, xanchor="right", font={"color": MUTED},
     )  # fmt: skip
     figure.update_xaxes(visible=False, range=[0, reach * 1.45], fixedrange=True)
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", fixedrange=True)
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, ticks="", fixedrange=True)
     figure.update_layout(
         barmode="overlay", height=30 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 24, "b": 2}, hoverlabel={"align": "left"}
     )

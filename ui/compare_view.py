@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from qcore.runs import report
-from ui import charts, diff, divergence, families, results
+from ui import diff, divergence, families, results, state
 from ui.glossary import explain
 from ui.text import clock, shielded, size, verbatim
 
@@ -18,7 +18,7 @@ COLUMNS = {
     "stored_bytes": ("stored, MB", 1e-6, "%.1f"), "bits_per_weight": ("bits/weight", 1, "%.2f"), "coverage": ("coverage, %", 100, "%.1f"),
     "perplexity": ("perplexity", 1, "%.3f"), "kl_mean": ("KL, nats", 1, "%.4f"), "top1_agreement": ("same top-1, %", 100, "%.1f"),
     "decode_tok_s": ("decode, tok/s", 1, "%.1f"), "prefill_tok_s": ("prefill, tok/s", 1, "%.0f"), "ttft_s": ("TTFT, ms", 1e3, "%.0f"),
-    "peak_load_bytes": ("peak loading, MB", 1e-6, "%.0f"), "peak_run_bytes": ("peak running, MB", 1e-6, "%.0f"),
+    "peak_load_bytes": ("peak load, MB", 1e-6, "%.0f"), "peak_run_bytes": ("peak run, MB", 1e-6, "%.0f"),
     "quantize_s": ("quantized in, s", 1, "%.1f"),
 }  # fmt: skip
 
@@ -38,7 +38,14 @@ def table(rows: list[dict]) -> None:
         title: st.column_config.NumberColumn(format=form, help=explain(HELP[key]) if key in HELP else None)
         for key, (title, _, form) in COLUMNS.items()
     }
-    st.dataframe(styled, hide_index=True, column_config=config | {"recipe": st.column_config.TextColumn(pinned=True)}, key="compare.table")
+    st.dataframe(
+        styled,
+        hide_index=True,
+        height="content",
+        placeholder="–",
+        column_config=config | {"recipe": st.column_config.TextColumn(pinned=True, width=150)},
+        key="compare.table",
+    )
 
 
 def failures(rows: list[dict]) -> None:
@@ -56,7 +63,7 @@ def answers(rows: list[dict]) -> None:
     if not written:
         st.caption("This run continued no prompts.")
         return
-    st.plotly_chart(divergence.picture(written), config=charts.CONFIG, key="compare.divergence", alt="Tokens before each answer diverges")
+    state.plot(divergence.picture(written), key="compare.divergence", alt="Tokens before each answer diverges")
     prompts = {answer["id"]: answer for answer in written[0]["record"]["generations"]}
     chosen = st.selectbox("Prompt", list(prompts), format_func=lambda name: f"{prompts[name]['kind']}: {name}", key="compare.prompt")
     st.caption(verbatim(prompts[chosen]["prompt"]))
@@ -69,16 +76,16 @@ def answers(rows: list[dict]) -> None:
 
 
 def _answer(row: dict, answer: dict, base: dict | None) -> None:
+    at = answer["first_divergence"]
+    if base is None:
+        about = "no baseline to compare with"
+    elif answer is base:
+        about = "the baseline"
+    else:
+        about = "the same to the end" if at is None else f"the same for {at} tokens" if at else "differs from the first token"
     left, right = st.columns([1, 4])
-    left.markdown(families.badge(row["recipe"]))
-    with right:
-        if base is None or answer is base:
-            st.markdown(verbatim(answer["text"]))
-            left.caption("the baseline" if answer is base else "no baseline to compare with")
-            return
-        at = answer["first_divergence"]
-        left.caption("the same to the end" if at is None else f"the same for {at} tokens" if at else "differs from the first token")
-        st.markdown(diff.marked(base["text"], answer["text"]))
+    left.markdown(f"{families.badge(row['recipe'])}  \n:small[:gray[{about}]]")
+    right.markdown(diff.marked(base["text"], answer["text"]) if base and answer is not base else verbatim(answer["text"]))
 
 
 def record(rows: list[dict]) -> None:

@@ -4,25 +4,27 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ui.layer_charts import SCALE
+SCALE = [[0.0, "rgba(61,127,219,0.04)"], [1.0, "rgba(61,127,219,1)"]]
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
-    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and prompts across."""
+    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and prompts across; each
+    cell says how many tokens that are, or = if the whole answer is the same."""
     rows = [row for row in rows if row["recipe"] != "fp32"] or list(rows)
     prompts = [answer["id"] for answer in rows[0]["record"]["generations"]]
-    cells, texts = [], []
+    cells, texts, marks = [], [], []
     for row in rows:
         by_id = {answer["id"]: answer for answer in row["record"]["generations"]}
         answers = [by_id.get(name) for name in prompts]
         cells.append([None if answer is None else 100 * share(answer) for answer in answers])
         texts.append([_hover(row, answer) for answer in answers])
-    colors = [[1 - at, color] for at, color in reversed(SCALE)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=cells, x=prompts, y=[row["label"] for row in rows], colorscale=colors, zmin=0, zmax=100, xgap=2, ygap=2, customdata=texts, hovertemplate="%{customdata}<extra></extra>",
-            colorbar={"title": {"text": "same, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
-        )
+        marks.append(["" if answer is None else _mark(answer) for answer in answers])
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=cells, x=prompts, y=[row["label"] for row in rows], colorscale=SCALE, zmin=0, zmax=100, xgap=2, ygap=2, customdata=texts,
+        text=marks, texttemplate="%{text}", textfont={"size": 11},
+        hovertemplate="%{customdata}<extra></extra>",
+        colorbar={"title": {"text": "same, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, tickangle=-40, ticks="")
@@ -34,6 +36,10 @@ def share(answer: dict) -> float:
     """Tokens before the first divergence / tokens of the answer; 1 if it never diverges."""
     at, count = answer["first_divergence"], len(answer["tokens"])
     return 1.0 if at is None else min(1.0, at / count) if count else 0.0
+
+
+def _mark(answer: dict) -> str:
+    return "=" if answer["first_divergence"] is None else str(answer["first_divergence"])
 
 
 def _hover(row: dict, answer: dict | None) -> str:

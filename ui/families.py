@@ -5,21 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """`color` is for plots, `badge` the name of Streamlit's nearest colour."""
-
     name: str
     color: str
-    badge: str
 
 
-FLOAT = Family("floating point", "#7d8794", "gray")
-INTEGER = Family("integers", "#3d7fdb", "blue")
-TABLE = Family("tables of values", "#9161d4", "violet")
-BITSANDBYTES = Family("bitsandbytes", "#dc7d2a", "orange")
-TORCHAO = Family("torchao", "#2a9d7c", "green")
-TORCH = Family("torch.ao", "#ab8f12", "yellow")
-QUANTO = Family("optimum-quanto", "#d0558f", "red")
-OTHER = Family("other", "#5f9ea8", "gray")
+FLOAT = Family("floating point", "#7d8794")
+INTEGER = Family("integers", "#3d7fdb")
+TABLE = Family("tables of values", "#9161d4")
+BITSANDBYTES = Family("bitsandbytes", "#dc7d2a")
+TORCHAO = Family("torchao", "#2a9d7c")
+TORCH = Family("torch.ao", "#ab8f12")
+QUANTO = Family("optimum-quanto", "#d0558f")
+OTHER = Family("other", "#5f9ea8")
 
 FAILED = "#d64550"
 
@@ -41,5 +38,5 @@ def color(recipe: str) -> str:
 
 
 def badge(recipe: str) -> str:
-    """The recipe's name as a small Markdown badge in its family's colour."""
-    return f":{family(recipe).badge}-badge[{recipe}]"
+    """The recipe's name in Markdown, after a dot in its family's colour; the name must be a known recipe's, which needs no escape."""
+    return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{recipe}'

@@ -1,5 +1,7 @@
 """Where to write the name of each point of a scatter plot so that names cover neither points nor each other."""
 
+from collections.abc import Collection
+
 # (Plotly's text position, horizontal and vertical offset of the text's centre in units of its half width and height)
 POSITIONS = (
     ("middle right", 1, 0), ("middle left", -1, 0), ("top center", 0, 1), ("bottom center", 0, -1),
@@ -8,11 +10,13 @@ POSITIONS = (
 CHARACTER, LINE, GAP = 6.6, 14.0, 9.0  # pixels of the plots' 12-pixel font, and between a point's centre and its text
 
 
-def place(points: list[tuple[float, float]], texts: list[str], width: float, height: float) -> list[str | None]:
+def place(
+    points: list[tuple[float, float]], texts: list[str], width: float, height: float, first: Collection[int] = ()
+) -> list[str | None]:
     """A text position for each of `points` ((x, y) within 0 … 1 of a plot of `width` x `height` pixels, y upwards), None where
-    every place is taken. Greedy: crowded points choose first."""
+    every place is taken. Greedy: the points `first` choose first, then crowded ones."""
     pixels = [(x * width, y * height) for x, y in points]
-    order = sorted(range(len(pixels)), key=lambda i: -_crowd(i, pixels))
+    order = sorted(range(len(pixels)), key=lambda i: (i not in first, -_crowd(i, pixels)))
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
     chosen: list[str | None] = [None] * len(pixels)
     for i in order:

@@ -10,7 +10,7 @@ from ui import families
 from ui.charts import FAINT, MUTED
 from ui.text import digits, percent
 
-SCALE = [[0.0, "#2f6fb8"], [0.5, "#e9c46a"], [1.0, "#c8453b"]]  # a little error, some, much; readable on white and on black
+SCALE = [[0.0, "rgba(214,69,80,0.03)"], [1.0, "rgba(214,69,80,1)"]]  # from the page's own ground to red, so it suits white and black
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
 
 

@@ -1,7 +1,7 @@
 """Size or speed against quality, with the frontier: the recipes that no other one beats on both axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -30,7 +30,7 @@ class Axis:
 COSTS = {
     axis.name: axis
     for axis in (
-        Axis("stored_bytes", "Stored size", "Stored size, MB", "MB", True, 1e-6),
+        Axis("stored_bytes", "Stored size", "Stored size, MB", "MB", True, 1e-6, log=True),
         Axis("bits_per_weight", "Bits per weight", "Bits per quantized weight", "bits", True),
         Axis("peak_run_bytes", "Peak memory", "Peak memory while running, MB", "MB", True, 1e-6),
         Axis("decode_tok_s", "Decode speed", "Decode, tokens a second", "tok/s", False),
@@ -64,16 +64,16 @@ def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
     kept = [row for row in rows if row.get(cost.key) is not None and row.get(quality.key) is not None]
     x = [row[cost.key] * cost.scale for row in kept]
     y = [row[quality.key] * quality.scale for row in kept]
-    x_range, y_range = _range(x, False), _range(y, quality.log)
+    x_range, y_range = _range(x, cost.log), _range(y, quality.log)
     drawn = [_on_axis(value, y_range, quality.log) for value in y]
     front = frontier(list(zip(x, y, strict=True)), cost.smaller, quality.smaller)
     figure = go.Figure()
     figure.add_scatter(
         x=[x[i] for i in front], y=[drawn[i] for i in front], mode="lines", showlegend=False, hoverinfo="skip",
-        line={"color": MUTED, "width": 1.5, "dash": "dot", "shape": "hv"},
+        line={"color": FAINT, "width": 2, "shape": "hv"},
     )  # fmt: skip
-    unit = [(_fraction(a, x_range, False), _fraction(b, y_range, quality.log)) for a, b in zip(x, drawn, strict=True)]
-    places = labels.place(unit, [row["label"] for row in kept], WIDTH, HEIGHT - 70)
+    unit = [(_fraction(a, x_range, cost.log), _fraction(b, y_range, quality.log)) for a, b in zip(x, drawn, strict=True)]
+    places = labels.place(unit, [row["label"] for row in kept], WIDTH, HEIGHT - 70, first=front)
     for family in dict.fromkeys(families.family(row["recipe"]) for row in kept):
         mine = [i for i, row in enumerate(kept) if families.family(row["recipe"]) == family]
         figure.add_scatter(
@@ -86,20 +86,18 @@ def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
             textfont={"size": 12}, cliponaxis=False, customdata=[_hover(kept[i], cost, quality, i in front) for i in mine],
             hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
-    better = f"{'←' if cost.smaller else '→'} better"
-    figure.update_xaxes(title=f"{cost.title}   <span style='color:{MUTED}'>{better}</span>", range=x_range, showgrid=True, gridcolor=FAINT)
-    better = f"{'↓' if quality.smaller else '↑'} better"
-    figure.update_yaxes(
-        title=f"{quality.title}   <span style='color:{MUTED}'>{better}</span>",
-        type="log" if quality.log else "linear",
-        range=y_range,
-        showgrid=True,
-        gridcolor=FAINT,
-    )
-    if quality.log:
-        figure.update_yaxes(tickvals=_ticks(y_range), ticktext=[digits(tick, 1) for tick in _ticks(y_range)])
+    _draw_axis(figure.update_xaxes, cost, x_range, "←" if cost.smaller else "→")
+    _draw_axis(figure.update_yaxes, quality, y_range, "↓" if quality.smaller else "↑")
     figure.update_layout(height=HEIGHT, margin={"l": 8, "r": 24, "t": 16, "b": 8}, hoverlabel={"align": "left"})
     return figure
+
+
+def _draw_axis(update: Callable, axis: Axis, limits: list[float], arrow: str) -> None:
+    title = f"{axis.title}   <span style='color:{MUTED}'>{arrow} better</span>"
+    update(title=title, type="log" if axis.log else "linear", range=limits, showgrid=True, gridcolor=FAINT, zeroline=False)
+    if axis.log:
+        ticks = _ticks(limits)
+        update(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
 def _range(values: Sequence[float], log: bool) -> list[float]:
@@ -123,8 +121,9 @@ def _fraction(value: float, limits: list[float], log: bool) -> float:
 
 
 def _ticks(limits: list[float]) -> list[float]:
-    """1, 2 and 5 of each decade in the range; only 1 where there are more than three decades."""
-    steps = (1, 2, 5) if limits[1] - limits[0] < 3 else (1,)
+    """Round numbers in the range, a handful: the more decades, the fewer of each."""
+    span = limits[1] - limits[0]
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.8 else (1, 2, 5) if span < 3 else (1,)
     decades = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)
     return [step * 10.0**decade for decade in decades for step in steps if limits[0] <= math.log10(step) + decade <= limits[1]]
 

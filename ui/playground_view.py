@@ -8,10 +8,12 @@ from qcore.models.names import classify
 from qcore.runs.resident import Resident
 from ui import diff, families, state
 from ui.forms import KEEP
+from ui.forms import recipes as recipe_form
 from ui.glossary import explain
 from ui.player import Player, Voice
 from ui.text import digits, seconds, shielded, verbatim
 
+MOST = 4
 LONGEST_PUBLIC = 128
 REASONS = {"end": "ended by itself", "length": "reached the length that was asked for", "stopped": "stopped"}
 
@@ -20,6 +22,19 @@ REASONS = {"end": "ended by itself", "length": "reached the length that was aske
 def resident(model: str, revision: str | None) -> Resident:
     """The process that holds one model in its forms; the one before is closed when another model is chosen."""
     return Resident(model, recipes.names(), revision=revision)
+
+
+def recipes_wanted(prefix: str) -> list[str]:
+    """Names of the recipes to write with, a few at most: they share the machine's memory."""
+    offered, _ = recipe_form.groups()
+    names = [name for members, _ in offered.values() for name in members]
+    return st.multiselect("Recipes", names, recipe_form.START, max_selections=MOST, key=f"{prefix}.recipes", help=explain("recipe"), **KEEP)
+
+
+def summary(model: tuple[str, str | None] | None, options: dict) -> str:
+    """One line that says what the closed menus hold."""
+    chance = f"temperature {options['temperature']:.1f}" if options["temperature"] else "greedy"
+    return f"{shielded(model[0]) if model else 'no model'} · {options['new_tokens']} new tokens · {chance}"
 
 
 def sampling(prefix: str) -> dict:

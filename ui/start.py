@@ -85,8 +85,6 @@ def _memory(spec: RunSpec, checkpoint) -> None:
             f"{checkpoint.parameters / 1e6:,.0f} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the file headers: what "
             "is stored (solid) and the peak of the process (pale)."
         )
-        st.plotly_chart(
-            charts.estimate(rows, available), config=charts.CONFIG, key="quantize.estimate", alt="Estimated memory of each recipe"
-        )
+        state.plot(charts.estimate(rows, available), key="quantize.estimate", alt="Estimated memory of each recipe")
     for sentence in sentences:
         st.warning(sentence, icon=":material/memory:")

@@ -12,6 +12,7 @@ from qcore.errors import QcoreError
 from qcore.runs import jobs
 from ui.text import verbatim
 
+INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
 KEPT = 12  # slow results that are kept, for all sessions together
 PUBLIC_LIMITS = {"tokens": 4096, "window": 1024, "prompt_tokens": 512, "new_tokens": 64, "generate_tokens": 48, "repeats": 3}
 PUBLIC_RECIPES = 8
@@ -35,6 +36,17 @@ def page(title: str, lead: str) -> None:
         if running:
             with st.sidebar:
                 _under_way(running[-1].run_id)
+
+
+def plot(figure, key: str, alt: str) -> None:
+    """Draw a Plotly figure with names and numbers in the page's text colour, which the browser has told by now."""
+    ink = INK.get(st.context.theme.type)
+    if ink:
+        figure.update_layout(font={"color": ink})
+        figure.update_traces(textfont={"color": ink}, selector={"type": "heatmap"})
+        figure.update_xaxes(tickfont={"color": ink}, title={"font": {"color": ink}})
+        figure.update_yaxes(tickfont={"color": ink}, title={"font": {"color": ink}})
+    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False, "scrollZoom": False})
 
 
 @contextmanager
