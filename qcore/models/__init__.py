@@ -7,17 +7,17 @@
     headers.py      what safetensors files say about themselves, checked before anything is allocated
     config.py       what config.json may say
     checkpoint.py   a folder on disk whose headers and config were checked: `Checkpoint`
-    skeleton.py     the model without its weights, which must agree with the headers
+    assembly.py     the model without its weights, which must agree with the headers
     loading.py      weights into a model
     sources.py      `resolve`, which puts the above together
 
 Nothing here unpickles a file or runs code that came with a model.
 """
 
+from qcore.models.assembly import skeleton
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 from qcore.models.loading import Loaded, load
-from qcore.models.skeleton import skeleton
 from qcore.models.sources import defaults, prepare, resolve
 
 __all__ = ["Checkpoint", "Loaded", "TensorInfo", "defaults", "load", "prepare", "resolve", "skeleton"]

@@ -39,7 +39,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of logical weights, tied ones once; no format changes it."""
-        from qcore.models.skeleton import skeleton
+        from qcore.models.assembly import skeleton
 
         return sum(parameter.numel() for parameter in skeleton(self).parameters())
 

@@ -96,7 +96,7 @@ def _load_model(path: Path):
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from qcore.models.skeleton import building, quiet
+    from qcore.models.assembly import building, quiet
 
     try:
         with building, quiet(), _without_bar():
@@ -142,7 +142,7 @@ def _load_tokenizer(path: Path):
 
 
 def _save(model, tokenizer, folder: Path) -> None:
-    from qcore.models.skeleton import quiet
+    from qcore.models.assembly import quiet
 
     with quiet():
         model.save_pretrained(folder, max_shard_size="1TB")

@@ -39,7 +39,8 @@ def fetch(
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
     except Exception as error:
-        explained = _explain(error, repo_id, revision)
+        if (explained := _explain(error, repo_id, revision)) is error:
+            raise
         if isinstance(explained, UnavailableError) and cached and (folder := _cached(repo_id, revision)):
             return folder, folder.name, " The hub could not be reached, so an earlier download was used."
         raise explained from error
@@ -84,7 +85,9 @@ def _download(repo_id: str, name: str, revision: str, patience: float, bar: type
     try:
         return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
     except Exception as error:
-        raise _explain(error, repo_id, revision) from error
+        if (explained := _explain(error, repo_id, revision)) is error:
+            raise
+        raise explained from error
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:

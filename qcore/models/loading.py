@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from qcore.errors import InputError
 from qcore.home import Progress
+from qcore.models.assembly import assemble, skeleton
 from qcore.models.checkpoint import Checkpoint
-from qcore.models.skeleton import assemble, skeleton
 from qcore.models.sources import resolve
 
 if TYPE_CHECKING:

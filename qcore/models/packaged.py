@@ -116,8 +116,8 @@ def dither(folder: Path, seed: int = 0) -> None:
     from safetensors.torch import load_file, save_file
     from torch import nn
 
+    from qcore.models.assembly import skeleton
     from qcore.models.checkpoint import SINGLE, read_folder
-    from qcore.models.skeleton import skeleton
 
     model = skeleton(read_folder(folder, folder.name, "folder", ""))
     tensors = load_file(folder / SINGLE)

@@ -16,7 +16,7 @@ def resolve(name: str | Path, revision: str | None = None, *, public: bool = Fal
     """
     checkpoint = _find(classify(name, revision, public=public), progress)
     if not checkpoint.is_quantized:
-        from qcore.models.skeleton import skeleton
+        from qcore.models.assembly import skeleton
 
         skeleton(checkpoint)
     return checkpoint

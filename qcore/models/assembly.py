@@ -6,6 +6,7 @@ is ever initialised at random without a word.
 """
 
 import logging
+import re
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_transformers
 
 _KEPT = 4
+_EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.*)")
 _cache: OrderedDict[str, object] = OrderedDict()
 building = threading.RLock()  # transformers sets process-wide defaults (dtype, initialisation) while it builds a model
 
@@ -59,10 +61,11 @@ def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
                 ignore_mismatched_sizes=True,  # to have them reported with names; any is refused below
                 output_loading_info=True,
             )
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise InputError(f"{checkpoint.name} cannot be built from its config.json: {_last_line(error)}") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # model classes check their config with whatever they like, assertions included
+            why = _odd_expert(checkpoint) or _last_line(error)
+            raise InputError(f"{checkpoint.name} is not what its config.json says: {why}") from error
     _check(checkpoint, report)
     return model.eval().requires_grad_(False)
 
@@ -99,6 +102,22 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
         raise InputError(f"{where} the tensor {extra[0]} has no place in the model.{_more(extra)}")
     if report["error_msgs"]:
         raise InputError(f"{where} {_last_line(report['error_msgs'][0])}")
+
+
+def _odd_expert(checkpoint: Checkpoint) -> str | None:
+    """Experts are stored one by one and loaded as one tensor, so the library cannot say which one did not fit: find it by name."""
+    families: dict[tuple[str, str], dict[int, tuple[int, ...]]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if match := _EXPERT.fullmatch(name):
+            families.setdefault((match[1], match[3]), {})[int(match[2])] = tensor.shape
+    counts = {prefix: max(max(members) for (other, _), members in families.items() if other == prefix) for prefix, _ in families}
+    for (prefix, suffix), members in families.items():
+        for number in range(counts[prefix] + 1):
+            if number not in members:
+                return f"no weights for {prefix}.{number}.{suffix}. Nothing is filled in at random."
+            if members[number] != members[0]:
+                return f"{prefix}.{number}.{suffix} has the shape {members[number]}, the first expert {members[0]}."
+    return None
 
 
 def _more(names: list) -> str:

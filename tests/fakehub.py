@@ -1,0 +1,118 @@
+"""A model hub on localhost: a real HTTP server that speaks as much of the hub's protocol as a download needs."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_" + "secret" * 5
+
+
+class Hub:
+    """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for the whole repository
+    ("info") or its files ("files"). `requests` lists (method, path) of all that was asked. With `garbage`, every answer is a page
+    of HTML."""
+
+    def __init__(self):
+        self.repositories: dict[str, Path] = {}
+        self.answers: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.garbage = False
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def asked_for(self, name: str) -> bool:
+        return any(path.endswith("/" + name) for _, path in self.requests)
+
+    def _handler(hub):  # noqa: N805 - the handler below has a self of its own
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self._answer(with_body=True)
+
+            def do_HEAD(self):
+                self._answer(with_body=False)
+
+            def log_message(self, *args):
+                pass
+
+            def _answer(self, with_body: bool) -> None:
+                path = unquote(urlparse(self.path).path).strip("/")
+                hub.requests.append((self.command, path))
+                if hub.garbage:
+                    return self._send(200, b"<html>Please log in to the Wi-Fi</html>", {}, with_body)
+                if path.startswith("api/models/"):
+                    repo, _, revision = path.removeprefix("api/models/").partition("/revision/")
+                    return self._info(repo, revision or "main", with_body)
+                repo, _, rest = path.partition("/resolve/")
+                revision, _, name = rest.partition("/")
+                return self._file(repo, revision, name, with_body)
+
+            def _special(self, repo: str, kind: str, with_body: bool) -> bool:
+                if repo not in hub.repositories and (repo, kind) not in hub.answers:
+                    self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
+                    return True
+                if (repo, kind) in hub.answers:
+                    status, headers = hub.answers[repo, kind]
+                    self._send(status, b"{}", headers, with_body)
+                    return True
+                return False
+
+            def _info(self, repo: str, revision: str, with_body: bool) -> None:
+                if self._special(repo, "info", with_body):
+                    return
+                if revision not in ("main", COMMIT):
+                    return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
+                files = [{"rfilename": path.name, "size": path.stat().st_size} for path in sorted(hub.repositories[repo].iterdir())]
+                body = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
+                self._send(200, body, {"Content-Type": "application/json"}, with_body)
+
+            def _file(self, repo: str, revision: str, name: str, with_body: bool) -> None:
+                if self._special(repo, "files", with_body):
+                    return
+                path = hub.repositories[repo] / name
+                if revision not in ("main", COMMIT) or not path.is_file():
+                    return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+                body = path.read_bytes()
+                etag = hashlib.sha256(body).hexdigest()
+                self._send(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, with_body)
+
+            def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+        return Handler
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A running hub, stopped at the end."""
+    hub = Hub()
+    thread = threading.Thread(target=hub.server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.server.shutdown()
+        hub.server.server_close()
+        thread.join()
+
+
+def point_library_at(monkeypatch, url: str, cache: Path) -> None:
+    """Make huggingface_hub, in this process, talk to `url`, keep its files in `cache`, and carry a token."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)

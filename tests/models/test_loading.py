@@ -1,0 +1,170 @@
+"""Weights into models: bit-equal to the library's own loading, mapped where they can be, never NaN, never in silence."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from qcore import models
+from qcore.convert import quantize
+from qcore.errors import InputError
+from qcore.export import safetensors
+from qcore.measure.memory import PeakMemory
+from qcore.models.checkpoint import SINGLE
+from qcore.models.loading import read_tensors, require_finite
+from qcore.recipes import parse
+
+IDS = torch.arange(24)[None]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    return {kind: tiny.checkpoint(kind, folder / kind) for kind in tiny.CONFIGS}
+
+
+@pytest.fixture
+def folder(originals, tmp_path):
+    return shutil.copytree(originals["llama"], tmp_path / "llama")
+
+
+def retensor(folder, change):
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_logits_are_those_of_the_librarys_own_loading(originals, kind):
+    loaded = models.load(originals[kind])
+    reference = AutoModelForCausalLM.from_pretrained(originals[kind]).eval()
+    assert torch.equal(loaded.model(IDS).logits, reference(IDS).logits)
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert {name for name, _ in loaded.model.named_buffers()} == {name for name, _ in reference.named_buffers()}
+    assert (loaded.recipe, loaded.ledger) == (None, None)
+
+
+def test_tied_weights_stay_tied(originals):
+    model = models.load(originals["llama-tied"]).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_floats_are_computed_in_fp32(folder, dtype):
+    retensor(folder, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
+    model = models.load(folder).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    expected = load_file(folder / SINGLE)["model.layers.0.mlp.up_proj.weight"].float()
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, expected)
+
+
+def test_fp32_weights_are_mapped_from_the_file(tmp_path):
+    weight = torch.ones(64 << 20)  # 256 MiB
+    save_file({"w": weight}, tmp_path / SINGLE)
+    del weight
+    info = {"w": models.TensorInfo("F32", (64 << 20,), 256 << 20, SINGLE, 0)}
+    checkpoint = models.Checkpoint("big", tmp_path, None, "", {}, info, False, "", "folder")
+    with PeakMemory() as memory:
+        tensor = read_tensors(checkpoint)["w"]
+        require_finite("w", tensor)
+    assert memory.anonymous_bytes - memory.start_bytes < 64 << 20
+
+
+def test_loaded_weights_share_the_mapping(originals):
+    checkpoint = models.resolve(originals["llama"])
+    mapped = read_tensors(checkpoint)
+    from qcore.models.assembly import assemble
+
+    model = assemble(checkpoint, dict(mapped), "cpu")
+    assert {parameter.data_ptr() for parameter in model.parameters()} == {tensor.data_ptr() for tensor in mapped.values()}
+
+
+def test_skeleton_names_and_shapes_are_the_models(originals):
+    for kind, folder in originals.items():
+        checkpoint = models.resolve(folder)
+        shapes = {name: parameter.shape for name, parameter in models.load(checkpoint).model.named_parameters()}
+        assert {name: parameter.shape for name, parameter in models.skeleton(checkpoint).named_parameters()} == shapes, kind
+        assert all(parameter.is_meta for parameter in models.skeleton(checkpoint).parameters())
+
+
+@pytest.mark.parametrize("value, what", [(float("nan"), "is NaN"), (float("inf"), "is infinite"), (-float("inf"), "is infinite")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_broken_weights_are_refused_with_name_and_index(folder, value, what, dtype):
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def spoil(tensors):
+        tensors[name] = tensors[name].to(dtype)
+        tensors[name][3, 77] = value
+
+    retensor(folder, spoil)
+    with pytest.raises(InputError, match=rf"{name}\[3, 77\] {what}"):
+        models.load(folder)
+    assert models.load(folder, check_finite=False).model is not None
+
+
+def test_the_first_broken_weight_is_found_across_chunks(monkeypatch):
+    monkeypatch.setattr("qcore.models.loading._CHUNK", 7)
+    tensor = torch.zeros(5, 6)
+    tensor[2, 4] = tensor[4, 5] = float("inf")
+    with pytest.raises(InputError, match=r"w\[2, 4\] is infinite"):
+        require_finite("w", tensor)
+    for fine in (torch.zeros(0, 3), torch.tensor(2.0), torch.arange(3), torch.full((20,), 3e38)):
+        require_finite("w", fine)
+
+
+def test_a_checkpoint_can_be_loaded_twice_and_one_model_changed(originals):
+    checkpoint = models.resolve(originals["llama"])
+    first, second = models.load(checkpoint).model, models.load(checkpoint).model
+    before = second.lm_head.weight.clone()
+    with torch.no_grad():
+        first.lm_head.weight.zero_()
+    assert torch.equal(second.lm_head.weight, before)
+    assert torch.equal(models.load(checkpoint).model.lm_head.weight, before)
+
+
+def test_progress_is_reported(originals):
+    seen = []
+    models.load(originals["llama"], progress=lambda done, total, what: seen.append((done, total, what)))
+    assert seen[0] == (0, 21, "reading weights")
+    assert len(seen) == 21
+
+
+def test_generation_config_is_taken_over(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 257], "temperature": 0.6, "do_sample": True}))
+    assert models.load(folder).model.generation_config.eos_token_id == [7, 257]
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "moe"])
+def test_a_saved_quantized_model(tmp_path, kind):
+    model = tiny.model(kind)
+    ledger = quantize(model, parse("int4-g32"))
+    folder = safetensors.save(model, tiny.tokenizer(), parse("int4-g32"), ledger, tmp_path / "saved")
+    loaded = models.load(folder)
+    assert loaded.checkpoint.is_quantized
+    assert (loaded.recipe.name, loaded.ledger) == ("int4-g32", ledger)
+    assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
+
+
+def test_no_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="has no tokenizer .there is no tokenizer.json."):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff\xff"], ids=repr)
+def test_a_broken_tokenizer(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match="tokenizer"):
+        models.load(folder)
+
+
+def test_the_tokenizer_is_the_checkpoints(originals):
+    tokenizer = models.load(originals["llama"]).tokenizer
+    assert tokenizer("hé")["input_ids"] == tiny.tokenizer()("hé")["input_ids"]
+    assert tokenizer.bos_token_id == 256

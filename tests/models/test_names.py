@@ -1,0 +1,107 @@
+"""What a name means, and which names are refused by their pattern."""
+
+from pathlib import Path
+
+import pytest
+
+from qcore.errors import InputError
+from qcore.models.names import DEFAULTS, classify
+
+HUB_IDS = ["gpt2", "owner/name", "Owner_1/Some-Model.v2", "a/b", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+NOT_HUB_IDS = [
+    "../../etc", "../x", "/etc/passwd", "//server/share", r"\\server\share", r"C:\models\x", "a/b/c", "x" * 10_000, "owner/", "/name",
+    "owner/..", "own..er/x", "a--b/x", "-a/b", "a/b-", ".hidden/x", "owner/name.git",
+    "owner/na me", "owner/näme", "~/models", "owner\\name",
+    "https://host/owner/name", "owner/name?x=1", "owner/name%2f..", "./here",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB_IDS)
+def test_hub_ids(name):
+    assert classify(name).kind == classify(name, public=True).kind == "hub"
+
+
+@pytest.mark.parametrize("name", NOT_HUB_IDS, ids=lambda name: name[:20])
+def test_the_public_can_name_nothing_but_hub_ids(name, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the disk was looked at")
+
+    for method in ("is_dir", "is_file", "exists", "stat", "expanduser"):
+        monkeypatch.setattr(Path, method, forbidden)
+    with pytest.raises(InputError) as raised:
+        classify(name, public=True)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("name", NOT_HUB_IDS, ids=lambda name: name[:20])
+def test_at_home_they_are_paths_that_do_not_exist(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name != "/etc/passwd":
+        with pytest.raises(InputError):
+            classify(name)
+
+
+def test_a_folder_of_the_public_is_not_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert classify("owner/name").kind == "folder"
+    assert classify("owner/name", public=True).kind == "hub"
+
+
+@pytest.mark.parametrize("name", [*DEFAULTS, "SmolLM2-135M", " smollm2-135m "])
+def test_defaults(name):
+    found = classify(name, public=True)
+    assert (found.kind, found.text in DEFAULTS) == ("default", True)
+
+
+def test_gguf_files(tmp_path):
+    (tmp_path / "model.GGUF").write_bytes(b"GGUF")
+    assert classify(tmp_path / "model.GGUF").kind == "gguf"
+    assert classify(str(tmp_path / "absent.gguf")).kind == "gguf"
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\0b", "a\nb", "a\u202eb", "a\u200bb", "\x1b[31m", "a\ud800"], ids=ascii)
+@pytest.mark.parametrize("public", [False, True], ids=["home", "public"])
+def test_blank_and_invisible_characters(name, public):
+    with pytest.raises(InputError) as raised:
+        classify(name, public=public)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [None, 3, b"x", ["x"]], ids=repr)
+def test_other_types(name):
+    with pytest.raises(InputError, match="named by text"):
+        classify(name)
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "model.txt").write_text("x")
+    with pytest.raises(InputError, match="is a file, but a model is a folder"):
+        classify(tmp_path / "model.txt")
+
+
+def test_a_path_object_is_never_a_hub_id():
+    with pytest.raises(InputError, match="There is no folder or file"):
+        classify(Path("owner/name"))
+
+
+def test_the_name_of_a_path_that_is_too_long_for_the_system():
+    with pytest.raises(InputError):
+        classify("x" * 500)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/7", "0123abcd"])
+def test_revisions(revision):
+    assert classify("owner/name", revision).revision == revision
+
+
+@pytest.mark.parametrize("revision", ["", "../main", "a b", "x" * 200, "-x", "a\n"], ids=lambda text: repr(text)[:12])
+def test_impossible_revisions(revision):
+    with pytest.raises(InputError, match="is no revision"):
+        classify("owner/name", revision)
+
+
+@pytest.mark.parametrize("name, kind", [("smollm2-135m", "default"), (".", "local folder")])
+def test_only_hub_ids_have_revisions(name, kind):
+    with pytest.raises(InputError, match=f"is a {kind}. Leave it out"):
+        classify(name, "main")
