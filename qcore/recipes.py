@@ -8,6 +8,7 @@ Names are read from left to right: what the codes are, then refinements in any o
     nf4-g64 fp4-g64 kmeans4           a table of 16 values, fixed or learned
     …-dq                              the scales are quantized again
     …-dynamic                         activations are quantized too, to 8 bits for each token, while the model runs
+    …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16 bits (the default), in 8 bits
     …-head8                           the output head and the embedding in int8 as well
     bnb-nf4 torchao-int8 …            the same idea as another library implements it
 """
@@ -21,6 +22,8 @@ from qcore.formats.uniform import Uniform
 from qcore.registry import unknown
 
 DEFAULT_GROUP = 64
+ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
+_ACTIVATION_OPTIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans"; "none" for floats and engines), `activations`
-    what a quantized layer multiplies with: "fp32" (exact) or "int8" (quantized for each token while the model runs)."""
+    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans"; "none" for floats and engines).
+
+    `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale each, an error of some
+    1e-5 that no 8-bit weight notices; where there is no fast kernel, exact), "int8-block" (the same in 8 bits, some 5e-3) or "int8"
+    (one scale a token: the dynamic recipes).
+    """
 
     name: str
     weights: Weights
@@ -77,8 +84,8 @@ class Recipe:
     modules: Modules = field(default_factory=Modules)
 
     def __post_init__(self):
-        if self.activations not in ("fp32", "int8"):
-            raise ValueError(f"activations is {self.activations!r}, but it must be fp32 or int8")
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(f"activations is {self.activations!r}, but it must be one of {', '.join(ACTIVATIONS)}")
 
     @property
     def quantizes(self) -> bool:
@@ -164,6 +171,7 @@ _EXPLAIN = (
     (r"asym", lambda option: "with a zero point"),
     (r"dq", lambda option: "scales in 8 bits"),
     (r"dynamic", lambda option: "activations in 8 bits as well"),
+    (r"a(8|16|32)", lambda option: f"activations read in {option[1:]} bits by the kernel"),
     (r"head8", lambda option: "head and embedding in int8"),
 )
 
@@ -202,10 +210,13 @@ def _build(name: str, base: str, options: list[str]) -> Recipe:
         raise ValueError(f"{base} is a table of values, so -sym and -asym mean nothing")
     else:
         weights = Codebook(base, size, double_quant="dq" in options)
+    read = [_ACTIVATION_OPTIONS[option] for option in options if option in _ACTIVATION_OPTIONS]
+    if len(read) > 1:
+        raise ValueError("-dynamic, -a8, -a16 and -a32 exclude each other")
     return Recipe(
         name,
         weights,
         method="kmeans" if base == "kmeans4" else "rtn",
-        activations="int8" if "dynamic" in options else "fp32",
+        activations=read[0] if read else "int16",
         modules=Modules(head="int8", embeddings="int8") if "head8" in options else Modules(),
     )

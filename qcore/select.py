@@ -29,7 +29,7 @@ class Target:
     kind: str
     format: Format
     method: str
-    activations: str = "fp32"
+    activations: str
 
     @property
     def name(self) -> str:
@@ -119,7 +119,6 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
 
 
 def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe) -> Target:
-    activations = "fp32" if kind in ("embedding", "experts") else recipe.activations
     if choice == "int8":
-        return Target(module, parameter, kind, INT8, "rtn", activations)
-    return Target(module, parameter, kind, recipe.weights, recipe.method, activations)
+        return Target(module, parameter, kind, INT8, "rtn", recipe.activations)
+    return Target(module, parameter, kind, recipe.weights, recipe.method, recipe.activations)

@@ -24,6 +24,7 @@ def test_names_mean_what_the_field_means_by_them():
     assert parse("int4-g32-sym-dq").weights == Uniform(4, 32, symmetric=True, double_quant=True)
     assert parse("NF4-g128").weights == Codebook("nf4", 128)
     assert parse("int8-dynamic").activations == "int8"
+    assert [parse(f"int4-g32{option}").activations for option in ("", "-a16", "-a8", "-a32")] == ["int16", "int16", "int8-block", "fp32"]
     assert parse("int4-g32-head8").modules.head == parse("int4-g32-head8").modules.embeddings == "int8"
     assert parse("kmeans4").method == "kmeans" and parse("nf4-g64").method == "rtn"
 
@@ -40,6 +41,7 @@ def test_names_mean_what_the_field_means_by_them():
         ("nf4-sym", "mean nothing"),
         ("int8-dq", "needs a group_size"),
         ("fp32-g64", "takes no options"),
+        ("int4-a8-dynamic", "exclude each other"),
         ("", "Unknown recipe"),
     ],
 )

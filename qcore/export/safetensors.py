@@ -32,6 +32,7 @@ from qcore.select import Target, select
 
 MANIFEST, WEIGHTS = "qcore.json", "model.safetensors"
 _VERSION = 1
+_ALIGNMENT = 64  # bytes, as torch allocates
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 
@@ -157,7 +158,7 @@ def _fill(model: nn.Module, file, recipe: Recipe, layout: list[dict]) -> None:
     """Put the tensors of `file` into `model`: the plain ones first, then (ties being made) the quantized ones."""
     quantized = {entry["module"]: entry for entry in layout}
     names = list(file.keys())
-    plain = {name: file.get_tensor(name) for name in names if not _belongs(name, quantized)}
+    plain = {name: _aligned(file.get_tensor(name)) for name in names if not _belongs(name, quantized)}
     if isinstance(recipe.weights, Float):
         plain = {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
     targets = [] if isinstance(recipe.weights, Float) else list(select(model, recipe).targets)
@@ -171,6 +172,11 @@ def _fill(model: nn.Module, file, recipe: Recipe, layout: list[dict]) -> None:
         raise InputError(f"The saved model has no weights for {', '.join(lost[:3])}. Quantize the model again.")
     for target in targets:
         install(model, target, _read_target(target, file, quantized, names))
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, copied if the file maps it to an odd address: there, matrix products would round their last bit differently."""
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def _belongs(name: str, quantized: dict[str, dict]) -> bool:

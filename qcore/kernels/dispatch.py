@@ -1,8 +1,8 @@
 """Which kernel multiplies, and why.
 
     activations   native kernel                                          where there is none
-    "fp32"        int16 activations, one scale a block of 32 inputs      exact
-    "exact"       float32                                                exact
+    "fp32"        float32                                                exact
+    "int16"       int16 activations, one scale a block of 32 inputs      exact
     "int8-block"  int8, one scale a block of 32 inputs                   exact
     "int8"        int8, one scale a token                                int8, one scale a token
 
@@ -18,7 +18,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import native, reference
 from qcore.kernels.packed import PackedWeight, reason_against
 
-MODES = {"fp32": native.INT16, "exact": native.FLOAT, "int16": native.INT16, "int8-block": native.INT8, "int8": native.INT8_TOKEN}
+MODES = {"fp32": native.FLOAT, "int16": native.INT16, "int8-block": native.INT8, "int8": native.INT8_TOKEN}
 _NAMES = {
     native.FLOAT: "exact float32 activations",
     native.INT16: "int16 activations, one scale a block of 32 inputs",
