@@ -11,5 +11,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from hypothesis import settings  # noqa: E402
 
+from qcore.quiet import hush  # noqa: E402
+
 settings.register_profile("steady", deadline=None, max_examples=60)  # machines are noisy: no test fails for being slow
 settings.load_profile("steady")
+
+hush()
