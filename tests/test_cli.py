@@ -1,0 +1,296 @@
+"""The command line: exit statuses, one plain sentence for bad input, JSON as promised."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from qcore import cli, convert, models, pipeline, recipes
+from qcore.evaluate import evaluate
+from qcore.home import home
+from qcore.pipeline import FIGURES, ROW_KEYS
+from qcore.runs import jobs
+
+ROOT = Path(__file__).parent.parent
+FAKE = Path(__file__).parent / "runs" / "fake_child.py"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """An empty cache folder, except for the kernels: they are compiled once for all tests."""
+    kernels, own = home() / "kernels", tmp_path / "home"
+    kernels.mkdir(parents=True, exist_ok=True)
+    own.mkdir()
+    (own / "kernels").symlink_to(kernels)
+    monkeypatch.setenv("QCORE_HOME", str(own))
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(tiny.checkpoint("llama", tmp_path / "llama"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("It was the best of tokens, it was the worst of tokens. " * 5)
+    return str(path)
+
+
+@pytest.fixture
+def said(capsys):
+    """Run a command line; returns (status, standard output, standard error)."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """`compare` with stand-ins for the processes that measure; the text says what each recipe does."""
+    monkeypatch.setattr(jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), "worker", str(folder.path)])
+    monkeypatch.setattr(pipeline, "check", lambda spec: type("Checkpoint", (), {"description": "A model."}))
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "qcore", *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+# -- the whole way, with real processes ---------------------------------------------------------------------------------------------
+
+
+def test_compare_from_the_command_line_to_json(model, text, tmp_path):
+    out = tmp_path / "out.json"
+    options = "--recipes fp32,int8 --tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --generate-tokens 2"
+    done = python("compare", model, *options.split(), "--text", text, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())
+    assert [row["recipe"] for row in rows] == ["fp32", "int8"]
+    for row in rows:
+        assert tuple(row) == ROW_KEYS and row["status"] == "ok"
+        assert all(isinstance(row[key], (int, float)) for key in FIGURES)
+        assert row["record"]["environment"]["libraries"]["torch"]
+    assert rows[0]["kl_mean"] == 0 < rows[1]["kl_mean"]
+    assert "int8" in done.stdout and "perplexity" in done.stdout and "Traceback" not in done.stderr
+    assert shlex.split(rows[0]["record"]["command"])[:5] == ["python", "-m", "qcore", "compare", model]
+    assert not list((tmp_path / "home" / "runs").rglob("reference*")), "megabytes that nobody needs any more"
+
+
+def test_too_little_text_ends_the_run_with_one_sentence(model, tmp_path):
+    """Only the tokenizer can tell, so the baseline's process finds out; status 2 all the same."""
+    (tmp_path / "one.txt").write_text("a")
+    done = python("compare", model, "--recipes", "int8", "--text", str(tmp_path / "one.txt"), "--no-generate")
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("one.txt has 1 token, but at least 2 are needed")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_there_at_once_and_loads_nothing_heavy():
+    code = "import sys; from qcore.cli import main; main(['--help']); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]")
+    for command in ("compare", "quantize", "eval", "bench", "models", "recipes", "runs"):
+        assert f"\n  {command} " in done.stdout
+
+
+# -- one model, in this process -----------------------------------------------------------------------------------------------------
+
+
+def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp_path):
+    folder, out = tmp_path / "small", tmp_path / "out.json"
+    status, printed, _ = said("quantize", model, "--recipe", "int4-g32", "--out", folder, "--skip", "layers.0")
+    assert status == 0 and "int4-g32" in printed and str(folder) in printed
+
+    status, printed, _ = said("eval", folder, "--text", text, "--window", 32, "--stride", 16, "--json", out)
+    result = json.loads(out.read_text())
+    loaded = models.load(model)
+    ids = loaded.tokenizer(Path(text).read_text(), return_tensors="pt")["input_ids"][0]
+    ledger = convert.quantize(loaded.model, recipes.parse("int4-g32").with_modules(skip=("layers.0",)))
+    assert status == 0 and result["perplexity"] == evaluate(loaded.model, ids, window=32, stride=16).perplexity
+    assert (result["window"], result["stride"], result["tokens_scored"]) == (32, 16, len(ids) - 1)
+    assert result["stored_bytes"] == ledger.stored_bytes and result["bits_per_byte"] > 0
+    assert result["record"]["recipe"]["name"] == "int4-g32" and len(result["record"]["text"]["sha256"]) == 64
+
+    status, printed, _ = said("bench", folder, "--prompt-tokens", 8, "--new-tokens", 4, "--repeats", 2, "--json", out)
+    result = json.loads(out.read_text())
+    assert status == 0 and "decode" in printed
+    for key in (
+        "prefill_tok_s",
+        "decode_tok_s",
+        "ttft_s",
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "peak_load_bytes",
+        "peak_run_bytes",
+        "stored_bytes",
+    ):
+        assert result[key] > 0
+    assert (result["prompt_tokens"], result["new_tokens"]) == (8, 4) and len(result["record"]["samples"]) == 2
+
+
+def test_eval_of_some_tokens_to_standard_output(said, model, text):
+    status, printed, err = said("eval", model, "--text", text, "--tokens", 50, "--window", 32, "--json", "-")
+    result = json.loads(printed)
+    assert status == 0 and result["tokens_scored"] == 49 and "perplexity" in err
+
+
+def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("dear")
+    status, out, err = said("quantize", model, "--recipe", "int8", "--out", folder)
+    assert (status, out) == (2, "") and "--overwrite" in err and (folder / "letter.txt").exists()
+    assert said("quantize", model, "--recipe", "int8", "--out", folder, "--overwrite")[0] == 0
+    assert (folder / "model.safetensors").exists() and not (folder / "letter.txt").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".mine")]
+
+
+def test_quantize_never_replaces_the_model_itself(said, model):
+    status, _, err = said("quantize", model, "--recipe", "int8", "--out", model, "--overwrite")
+    assert status == 2 and "holds the model itself" in err and (Path(model) / "model.safetensors").exists()
+
+
+def test_quantize_without_a_folder_names_one(said, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said("quantize", model, "--recipe", "int8")[0] == 0
+    assert (tmp_path / "llama-int8" / "model.safetensors").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(said, model, text, tmp_path):
+    said("quantize", model, "--recipe", "int8", "--out", tmp_path / "small")
+    for arguments in (
+        ("quantize", tmp_path / "small", "--recipe", "int4"),
+        ("compare", tmp_path / "small", "--recipes", "int4", "--text", text),
+    ):
+        status, out, err = said(*arguments)
+        assert (status, out) == (2, "") and "quantized already" in err
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("comapre MODEL", "Did you mean 'compare'?"),
+        ("compare MODEL --recipe int8", "Did you mean --recipes"),
+        ("compare MODEL --recipes fp32,int5", "Unknown recipe 'int5'. Did you mean int8 or"),
+        ("compare MODEL --recipes fp32,,int8,int8", "given twice"),
+        ("compare MODEL --recipes ,", "No recipe was given"),
+        ("compare", "Missing argument 'MODEL'"),
+        ("compare MODEL --tokens many", "--tokens"),
+        ("compare MODEL --tokens 1", "tokens is 1, but it must be a whole number from 2"),
+        ("compare MODEL --new-tokens 1000000000", "new_tokens is 1000000000"),
+        ("compare MODEL --stride 100 --window 50", "stride is 100"),
+        ("compare MODEL --text TMP/missing.txt", "missing.txt"),
+        ("compare MODEL --text TMP", "TMP"),
+        ("compare MODEL --text MODEL/model.safetensors", "model.safetensors"),
+        ("compare MODEL --prompts TMP/missing.txt", "missing.txt"),
+        ("compare MODEL --skip layers.17", "'layers.17' matches no module"),
+        ("compare MODEL --json TMP/no/folder/out.json", "there is no folder"),
+        ("compare MODEL --json TMP", "is a folder"),
+        ("compare MODEL --device abacus", "Unknown device 'abacus'"),
+        ("compare TMP/missing", "There is no folder or file"),
+        ("compare TMP/empty", "no"),
+        ("compare ../../etc", "etc"),
+        ("quantize MODEL", "Missing option '--recipe'"),
+        ("quantize MODEL --recipe bnb-nf4 --out TMP/x", "another library's format"),
+        ("quantize MODEL --recipe int8,int4 --out TMP/x", "takes one recipe"),
+        ("quantize MODEL --recipe int8 --out TMP/x --skip nothing", "'nothing' matches no module"),
+        ("eval MODEL --window 1", "window is 1"),
+        ("eval MODEL --text TMP/one.txt", "at least 2 are needed"),
+        ("eval MODEL --window 4096 --tokens 2000", "window of 4096"),
+        ("eval TMP/missing", "There is no folder or file"),
+        ("bench MODEL --prompt-tokens 0", "prompt_tokens is 0"),
+        ("bench MODEL --prompt-tokens 600", "positions of this model"),
+        ("models --prepare smollm", "Did you mean smollm2-135m"),
+        ("runs show nothing", "no run 'nothing'"),
+        ("runs repeat ../../etc", "no run"),
+        ("runs sohw", "Did you mean 'show'?"),
+    ],
+)
+def test_bad_input_is_one_plain_sentence_and_status_2(said, model, tmp_path, line, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.txt").write_text("a")
+    line = line.replace("MODEL", model) if "'MODEL'" not in line else line
+    status, out, err = said(*line.replace("TMP", str(tmp_path)).split())
+    assert status == 2 and out == ""
+    assert sentence.replace("TMP", str(tmp_path)) in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "home" / "runs").exists() or not list((tmp_path / "home" / "runs").iterdir())
+
+
+def test_a_model_larger_than_memory_is_refused_from_its_headers(said, model, monkeypatch):
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000000")
+    for command in (("compare", model), ("eval", model), ("bench", model), ("quantize", model, "--recipe", "int8", "--out", model + "-x")):
+        status, _, err = said(*command)
+        assert status == 2 and "does not fit into memory" in err and "libraries" in err
+
+
+# -- exit statuses of compare, with stand-ins ----------------------------------------------------------------------------------------
+
+
+def test_a_failed_recipe_is_a_row_and_status_1(said, fake, tmp_path):
+    out = tmp_path / "out.json"
+    status, printed, err = said("compare", "m", "--recipes", "fp32,int8,int4", "--text", '{"int8": "kill"}', "--json", out)
+    rows = json.loads(out.read_text())
+    assert status == 1 and [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert "int8 failed: The recipe's process was killed by signal 9" in printed and "Traceback" not in err
+
+
+def test_input_that_only_the_run_finds_bad_is_status_2(said, fake, tmp_path):
+    out = tmp_path / "out.json"
+    status, printed, err = said("compare", "m", "--recipes", "fp32,int8", "--text", '{"fp32": "InputError"}', "--json", out)
+    assert status == 2 and printed.strip() == "" and err.splitlines()[-1] == "fp32 cannot be done."
+    assert [row["status"] for row in json.loads(out.read_text())] == ["failed", "failed"]
+
+
+def test_json_on_standard_output_stands_alone(said, fake):
+    status, printed, err = said("compare", "m", "--recipes", "fp32", "--json", "-")
+    assert status == 0 and json.loads(printed)[0]["recipe"] == "fp32" and "perplexity" in err
+
+
+def test_ctrl_c_cancels_the_run(said, fake):
+    def press():
+        while not (runs := jobs.list_runs()) or "loading" not in runs[0].phase:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    status, printed, err = said("compare", "m", "--recipes", "fp32,int8", "--text", '{"int8": "hang", "fp32": "slow"}')
+    finger.join()
+    assert status == 130 and err.strip().endswith("Cancelled.")
+    assert [run.state for run in jobs.list_runs()] == ["cancelled"]
+
+
+def test_runs_are_listed_shown_repeated_and_deleted(said, fake, tmp_path):
+    assert "no runs yet" in said("runs")[2]
+    said("compare", "m", "--recipes", "fp32,int8", "--text", '{"int8": "exit"}')
+    (run,) = jobs.list_runs()
+    assert run.run_id in said("runs")[1] and "done" in said("runs")[1]
+    status, printed, _ = said("runs", "show", run.run_id, "--json", tmp_path / "rows.json")
+    assert status == 0 and f"runs repeat {run.run_id}" in printed and "exit code 3" in printed
+    assert json.loads((tmp_path / "rows.json").read_text()) == jobs.rows(run.run_id)
+    assert said("runs", "repeat", run.run_id)[0] == 1 and len(jobs.list_runs()) == 2
+    assert said("runs", "cancel", run.run_id)[1].strip() == f"{run.run_id}: done"
+    assert said("runs", "delete", run.run_id)[0] == 0 and len(jobs.list_runs()) == 1
+
+
+def test_recipes_lists_every_recipe_and_models_the_defaults(said):
+    status, printed, _ = said("recipes")
+    assert status == 0 and all(any(line.startswith(name) for line in printed.splitlines()) for name in recipes.names())
+    status, printed, _ = said("models")
+    assert status == 0 and "smollm2-135m-dithered" in printed and "fetched when first used" in printed
