@@ -140,18 +140,17 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
     inside = available <= 1.8 * top
     reach = max(top, available) if inside else top * 1.25
     figure = go.Figure()
-    for key, opacity in (("peak_bytes", 0.3), ("stored_bytes", 1.0)):
+    colors = [families.color(row["recipe"]) if row["fits"] else families.FAILED for row in rows]
+    for key, alpha in (("peak_bytes", "55"), ("stored_bytes", "ff")):
         figure.add_bar(
-            x=[row[key] for row in rows], y=labels, orientation="h", opacity=opacity, width=0.6, showlegend=False,
-            marker={"color": [families.color(row["recipe"]) if row["fits"] else families.FAILED for row in rows], "cornerradius": 3},
+            x=[row[key] for row in rows], y=labels, orientation="h", width=0.6, showlegend=False,
+            marker={"color": [color + alpha for color in colors], "cornerradius": 3},
             customdata=[
                 f"<b>{row['label']}</b><br>stored: {size(row['stored_bytes'])}<br>expected peak: {size(row['peak_bytes'])}<br>"
                 f"available here: {size(available)}" for row in rows
             ],
-            hovertemplate="%{customdata}<extra></extra>",
-            text=[f"{size(row['stored_bytes'])} <span style='color:{MUTED}'>/ {size(row['peak_bytes'])}</span>" for row in rows]
-            if key == "peak_bytes" else None,
-            textposition="outside", cliponaxis=False,
+            hovertemplate="%{customdata}<extra></extra>", textposition="outside", cliponaxis=False,
+            text=[_estimate_text(row) for row in rows] if key == "peak_bytes" else None,
         )  # fmt: skip
     if inside:
         figure.add_vline(available, line={"color": families.FAILED, "width": 1.5, "dash": "dash"})
@@ -165,6 +164,10 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
         barmode="overlay", height=30 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 24, "b": 2}, hoverlabel={"align": "left"}
     )
     return figure
+
+
+def _estimate_text(row: dict) -> str:
+    return f"{size(row['stored_bytes'])} <span style='color:{MUTED}'>/ {size(row['peak_bytes'])}</span>"
 
 
 def memory_limit(row: dict) -> float | None:

@@ -1,5 +1,6 @@
 """Pictures of layers: error by block and kind of module, and one weight's values before and after. Pure functions, as in `charts`."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -74,13 +75,14 @@ def histogram(found, recipe: str) -> go.Figure:
     `found` is a `qcore.layers.Histogram`: edges (bins + 1), before, after (bins), grid values.
     """
     centres = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
+    decades = [10**power for power in range(len(str(max(found.before))))]
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.88, 0.12], vertical_spacing=0.02)
     for name, counts, color, fill in (
         ("before", found.before, MUTED, "tozeroy"),
         ("after", found.after, families.color(recipe), None),
     ):
         figure.add_scatter(
-            x=centres, y=[count or None for count in counts], name=name, mode="lines", line={"color": color, "width": 1.5, "shape": "hvh"},
+            x=centres, y=[count or 0.5 for count in counts], name=name, mode="lines", line={"color": color, "width": 1.5, "shape": "hvh"},
             fill=fill, fillcolor=FAINT, hovertemplate=f"{name}: %{{y:,}} weights near %{{x:.4f}}<extra></extra>", row=1, col=1,
         )  # fmt: skip
     figure.add_scatter(
@@ -88,7 +90,16 @@ def histogram(found, recipe: str) -> go.Figure:
         marker={"symbol": "line-ns", "size": 14, "line": {"width": 1.5, "color": families.color(recipe)}},
         hovertemplate="a code of this group stands for %{x:.5f}<extra></extra>",
     )  # fmt: skip
-    figure.update_yaxes(title="weights in the bin", type="log", gridcolor=FAINT, exponentformat="power", dtick=1, row=1, col=1)
+    figure.update_yaxes(
+        title="weights in the bin",
+        type="log",
+        gridcolor=FAINT,
+        range=[math.log10(0.6), math.log10(2 * max(found.before))],
+        tickvals=decades,
+        ticktext=[f"{decade:,}" for decade in decades],
+        row=1,
+        col=1,
+    )
     figure.update_yaxes(visible=False, row=2, col=1)
     figure.update_xaxes(showgrid=False, zeroline=False, row=1, col=1)
     figure.update_xaxes(title="value of the weight", showgrid=False, zeroline=False, row=2, col=1)

@@ -106,7 +106,7 @@ def _draw(player: Player) -> None:
 
 
 def _voice(voice: Voice, first: Voice) -> None:
-    st.markdown(families.badge(voice.recipe) + (" the first, which others are compared with" if voice is first else ""))
+    st.markdown(families.badge(voice.recipe) + (" :small[:gray[the others are compared with it]]" if voice is first else ""))
     if voice.state in ("waiting", "loading"):
         st.progress(voice.fraction, text=shielded(voice.note or "waiting for its turn"))
         return

@@ -10,7 +10,8 @@ import streamlit as st
 
 from qcore.errors import QcoreError
 from qcore.runs import jobs
-from ui.text import verbatim
+from ui import navigation
+from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
 KEPT = 12  # slow results that are kept, for all sessions together
@@ -29,6 +30,7 @@ def public() -> bool:
 
 def page(title: str, lead: str) -> None:
     """The head of a page, and in the sidebar the run that is under way, if there is one."""
+    navigation.enter()
     st.title(title, anchor=False)
     st.markdown(lead)
     with shown_errors():
@@ -98,6 +100,9 @@ def _under_way(run_id: str) -> None:
         st.toast(f"The run of {model_of(status)} is {status.state}.", icon=":material/flag:")
         st.rerun()
     st.page_link(
-        "pages/quantize.py", label=f"Running: {model_of(status)}", icon=":material/progress_activity:", query_params={"run": run_id}
+        "pages/quantize.py",
+        label=f"Running: {shielded(model_of(status))}",
+        icon=":material/progress_activity:",
+        query_params={"run": run_id},
     )
-    st.progress(status.fraction, text=status.phase or status.state)
+    st.progress(status.fraction, text=shielded(status.phase or status.state))
