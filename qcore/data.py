@@ -51,7 +51,7 @@ class Prompt:
 def load_text(source: str | Path | None = None) -> Text:
     """The text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8 file.
 
-    Raises `InputError` for a file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
+    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
     """
     if source is None or source == DEFAULT:
         return _text("the Python language reference", language_reference())
@@ -168,15 +168,16 @@ def _text(name: str, content: str) -> Text:
 
 
 def _read(path: Path, largest: int, what: str) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, but {what} must be a file.")
+    shown = repr(str(path) if len(str(path)) < 200 else str(path)[:200] + "…")
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except FileNotFoundError as error:
-        raise InputError(f"There is no file {str(path)!r}. Give a text file, {DEFAULT} or {WIKITEXT}.") from error
+        raise InputError(f"There is no file {shown} to read {what} from. Check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{shown} is a folder, but {what} must be a file.") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(content) > largest:
         raise InputError(f"{path.name} is larger than the {largest / 1e6:.0f} MB that {what} may have. Cut it.")
     return content

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qcore.errors import InputError
 from qcore.models.config import check_against, is_ours, read_config
-from qcore.models.headers import TensorInfo, read_header, read_json
+from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
@@ -131,7 +131,9 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
 def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
     """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say so."""
     for tensor_name, tensor in tensors.items():
-        if tensor.dtype.startswith(("F8", "F6", "F4")) or tensor_name.endswith((".qweight", ".qzeros", ".absmax", ".weight_packed")):
+        packed = tensor.dtype.startswith(("F8_", "F6_", "F4")) or tensor_name.endswith((".qweight", ".qzeros", ".absmax", ".weight_packed"))
+        integers = tensor_name.endswith(".weight") and len(tensor.shape) > 1 and tensor.dtype not in FLOATS
+        if packed or integers:
             raise InputError(
                 f"{name} is already quantized: {tensor_name!r} is stored as {tensor.dtype}. Start from the original model instead."
             )

@@ -231,8 +231,8 @@ def test_one_expert_that_does_not_fit(originals, tmp_path, change, message):
         models.resolve(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-def test_eight_bit_floats_are_quantized_already(folder, dtype):
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8], ids=str)
+def test_eight_bit_weights_are_quantized_already(folder, dtype):
     name = "model.layers.0.mlp.up_proj.weight"
     retensor(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     with pytest.raises(InputError, match=f"already quantized: {name!r}"):
