@@ -233,8 +233,8 @@ def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable
     while True:
         if mask is not None:
             options |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]}
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
+        output = model(input_ids=ids, cache=cache, use_cache=True, **options)
+        cache = output.cache
         ids = choose(output.logits[:, -1].float()).to(ids.device)[:, None]
         mask = None if mask is None else torch.cat((mask, torch.ones_like(ids)), dim=1)
         yield ids[:, 0]

@@ -116,8 +116,8 @@ def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: C
     times = [clock()]
     cache = None
     for _ in range(new_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
+        output = model(input_ids=ids, cache=cache, use_cache=True, **options)
+        cache = output.cache
         logits = output.logits[0, -1]
         token = int(logits.argmax())  # reading the number waits for a GPU
         times.append(clock())
