@@ -51,7 +51,8 @@ class Prompt:
 def load_text(source: str | Path | None = None) -> Text:
     """The text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8 file.
 
-    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
+    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a file that is missing, too
+    large or not text, `UnavailableError` if the hub cannot be reached.
     """
     if source is None or source == DEFAULT:
         return _text("the Python language reference", language_reference())
