@@ -32,4 +32,5 @@ chromium:
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
 
 model: .venv/.ready
-	$(BIN)/python -m qcore models --prepare smollm2-135m --prepare smollm2-135m-dithered
+	$(BIN)/python -m qcore models --prepare smollm2-135m
+	$(BIN)/python -m qcore models --prepare smollm2-135m-dithered

@@ -1,14 +1,26 @@
 """What every test shares: a cache folder of its own, two threads, and no noise from libraries."""
 
 import os
+import shutil
 import tempfile
+from pathlib import Path
 
-# Set before anything is imported: the cache of a developer who runs the tests must stay untouched, and nothing may reach for a hub.
-os.environ["QCORE_HOME"] = os.environ.get("QCORE_TEST_HOME") or tempfile.mkdtemp(prefix="qcore-test-")
+from qcore.home import home
+
+# Set before anything heavy is imported: the cache of whoever runs the tests keeps its runs to itself and nothing may reach for a hub.
+# What `make setup` has prepared there (the default models, compiled kernels) is made once and only read.
+PREPARED = ("models/smollm2-135m", "models/smollm2-135m-dithered", "kernels")
+_scratch = Path(tempfile.mkdtemp(prefix="qcore-test-"))
+(_scratch / "models").mkdir()
+for _name in PREPARED:
+    if (home() / _name).is_dir():
+        (_scratch / _name).symlink_to(home() / _name)
+os.environ["QCORE_HOME"] = str(_scratch)
 os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores with servers and subprocesses: waiting threads must not spin
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from qcore.quiet import hush  # noqa: E402
@@ -17,3 +29,9 @@ settings.register_profile("steady", deadline=None, max_examples=60)  # machines 
 settings.load_profile("steady")
 
 hush()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scratch_is_removed():
+    yield
+    shutil.rmtree(_scratch, ignore_errors=True)
