@@ -46,7 +46,7 @@ def error_map(errors: Sequence, recipe: str) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
     figure.update_xaxes(
-        title="mean over blocks", showticklabels=False, showgrid=False, zeroline=False, range=[0, 1.45 * max(means)], row=1, col=2
+        title="mean over blocks", showticklabels=False, showgrid=False, zeroline=False, range=[0, 145 * max(means)], row=1, col=2
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     figure.update_layout(height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})

@@ -38,6 +38,10 @@ class Player:
         """Is anything still being written?"""
         return self._thread.is_alive()
 
+    def join(self, timeout: float) -> None:
+        """Wait until everything is written, at most `timeout` seconds."""
+        self._thread.join(timeout)
+
     def stop(self) -> None:
         """End early; what is written stays."""
         self._stopped.set()

@@ -101,7 +101,7 @@ def _under_way(run_id: str) -> None:
         st.rerun()
     st.page_link(
         "pages/quantize.py",
-        label=f"Running: {shielded(model_of(status))}",
+        label=shielded(model_of(status)),
         icon=":material/progress_activity:",
         query_params={"run": run_id},
     )

@@ -32,14 +32,14 @@ def row(name: str, *, status: str = "ok", error: str | None = None, model: str =
     recipe = _recipe(name)
     record = {"model": model, "recipe": recipe, "run_id": run_id, "spec": spec(model, [name]), "started_at": time.time() - 60}
     empty = dict.fromkeys(
-        ("stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s", "ttft_s",
-         "peak_load_bytes", "peak_run_bytes", "quantize_s"))  # fmt: skip
+        ("stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s",
+         "ttft_s", "peak_load_bytes", "peak_run_bytes", "quantize_s"))  # fmt: skip
     base = {"recipe": name, "status": status, "error": error, **empty, "record": record}
     if status != "ok":
         return base | changes
     megabytes, bits, perplexity, kl, agreement, decode, prefill = FIGURES[name]
     figures = {
-        "stored_bytes": int(megabytes * 1e6), "bits_per_weight": bits, "coverage": 0.0 if name == "fp32" else 0.79, "perplexity": perplexity,
+        "stored_bytes": int(megabytes * 1e6), "bits_per_weight": bits, "coverage": 0.79 * (name != "fp32"), "perplexity": perplexity,
         "kl_mean": kl, "top1_agreement": agreement, "prefill_tok_s": float(prefill), "decode_tok_s": decode, "ttft_s": 128 / prefill,
         "peak_load_bytes": 1_400_000_000, "peak_run_bytes": int((megabytes + 720) * 1e6), "quantize_s": 3.2,
     }  # fmt: skip
@@ -58,8 +58,8 @@ def generations(name: str) -> list[dict]:
     """Three answers; quantized models leave the baseline's after a few tokens."""
     answers = []
     for i, (kind, prompt, text) in enumerate(
-        (("facts", "The capital of France is", " Paris, the largest city of the country."), ("code", "def add(a, b):", "\n    return a + b\n"),
-         ("language", STRANGE, STRANGE))
+        (("facts", "The capital of France is", " Paris, the largest city of the country."),
+         ("code", "def add(a, b):", "\n    return a + b\n"), ("language", STRANGE, STRANGE))
     ):  # fmt: skip
         changed = text if name in ("fp32", "int8") or i == 1 else text.replace("largest", "second") + " And so on."
         tokens = list(range(10))
@@ -94,7 +94,9 @@ def spec(model: str, names) -> dict:
     }  # fmt: skip
 
 
-def write_run(home: Path, rows: list[dict], *, state: str = "done", model: str = "smollm2-135m", second: int = 0, pending=(), **status) -> str:
+def write_run(
+    home: Path, rows: list[dict], *, state: str = "done", model: str = "smollm2-135m", second: int = 0, pending=(), **status
+) -> str:
     """Leave a run in the cache folder `home` as a worker would, and return its id; `pending` recipes have no row yet."""
     run_id = f"20250102-0304{second:02d}-abcdef"
     folder = home / "runs" / run_id

@@ -47,7 +47,7 @@ def choose(prefix: str) -> list[str]:
 def choose_one(prefix: str, label: str, start: str) -> str:
     """The name of one of qcore's own recipes that quantizes."""
     names = [name for name in recipes.COMMON if recipes.parse(name).quantizes]
-    return st.selectbox(label, names, index=names.index(start), key=f"{prefix}.recipe", help=explain("recipe"), **KEEP)
+    return st.selectbox(label, names, index=names.index(start), key=f"{prefix}.recipe", help=explain("recipe"), width=280, **KEEP)
 
 
 def presets(prefix: str) -> None:
@@ -83,8 +83,8 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
 
 
 def explained(names: list[str]) -> str:
-    """A Markdown list: each recipe's badge and its one line."""
-    return "\n".join(f"- {families.badge(name)} {recipes.describe(recipes.parse(name))}" for name in names)
+    """Markdown with a paragraph for each recipe: its name and its one line."""
+    return "\n\n".join(f"{families.badge(name)}: {recipes.describe(recipes.parse(name))}" for name in names)
 
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:

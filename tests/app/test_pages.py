@@ -1,0 +1,334 @@
+"""Each page through Streamlit's own test runner: empty, half filled, full, failed; hostile texts; public mode. No server, no browser."""
+
+import json
+
+import pytest
+import samples
+import streamlit
+import tiny
+from streamlit.testing.v1 import AppTest
+
+from qcore.errors import InputError
+from qcore.runs import jobs
+
+PATIENCE = 90  # seconds; shared machines are slow
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A cache folder of this test's own; nothing remembered from another test."""
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
+    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    streamlit.cache_resource.clear()
+    return tmp_path
+
+
+@pytest.fixture
+def submitted(monkeypatch, home):
+    """Runs that were submitted; none is started."""
+    specs = []
+
+    def submit(spec):
+        specs.append(spec)
+        return samples.write_run(home, [], state="done", pending=[recipe.name for recipe in spec.recipes], second=len(specs))
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    return specs
+
+
+def open_page(name: str, **query) -> AppTest:
+    at = AppTest.from_file("../../app.py", default_timeout=PATIENCE)
+    for key, value in query.items():
+        at.query_params[key] = value
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    return calm(at.run())
+
+
+def calm(at: AppTest) -> AppTest:
+    assert not at.exception, at.exception[0].stack_trace
+    return at
+
+
+def words(at: AppTest) -> str:
+    kinds = (at.markdown, at.caption, at.error, at.warning, at.info, at.success, at.title, at.subheader)
+    return "\n".join(element.value for kind in kinds for element in kind)
+
+
+def plots(at: AppTest) -> int:
+    return len(at.get("plotly_chart"))
+
+
+@pytest.mark.parametrize("name", ["home", "quantize", "compare", "playground", "layers"])
+def test_empty(name):
+    at = open_page(name)
+    assert at.title[0].value and not at.error
+
+
+@pytest.mark.parametrize("name", ["home", "quantize", "compare", "playground", "layers"])
+def test_full(name, home):
+    samples.write_run(home, [samples.row(recipe) for recipe in samples.FIGURES])
+    assert not open_page(name).error
+
+
+def test_home_starts_the_first_comparison_with_one_click(submitted):
+    at = open_page("home")
+    calm(at.button(key="home.first").click().run())
+    (spec,) = submitted
+    assert spec.model == "smollm2-135m" and [recipe.name for recipe in spec.recipes] == ["fp32", "int8", "int4-g64"]
+
+
+def test_home_shows_the_latest_results(home):
+    samples.write_run(home, [samples.row("fp32"), samples.row("int8")])
+    at = open_page("home")
+    assert plots(at) == 1 and "home.first" not in [button.key for button in at.button]
+
+
+def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
+    samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64")])
+    at = open_page("compare")
+    assert plots(at) == 5  # and the answers
+    assert [subheader.value for subheader in at.subheader][:4] == ["Memory", "Throughput", "Quality", "The trade-off"]
+    assert [metric.label for metric in at.metric] == ["Smallest · int4-g64", "Fastest decode · int8", "Closest to fp32 · int8"]
+
+
+def test_compare_half_filled(home):
+    samples.write_run(home, [samples.row("fp32")], state="interrupted", pending=["int8", "int4-g64"])
+    at = open_page("compare")
+    assert plots(at) >= 3 and "2 more to come" in words(at)
+
+
+def test_compare_with_nothing_finished(home):
+    samples.write_run(home, [], state="interrupted", pending=["fp32"])
+    assert "No recipe of this run has finished" in words(open_page("compare"))
+
+
+def test_a_failed_recipe_is_red_with_its_sentence(home):
+    samples.write_run(home, [samples.row("fp32"), samples.row("int8", status="failed", error="It does not fit. Take int4.")])
+    at = open_page("compare")
+    assert len(at.error) == 1 and at.error[0].value == "**int8** failed: It does not fit\\. Take int4\\."
+
+
+def test_all_failed(home):
+    samples.write_run(home, [samples.row("int8", status="failed", error="No.")], state="failed", error="No recipe worked.")
+    assert [error.value for error in open_page("compare").error] == ["**int8** failed: No\\."]
+
+
+def test_several_runs_are_joined_and_differing_conditions_named(home):
+    first = samples.write_run(home, [samples.row("fp32"), samples.row("int8")])
+    other = samples.row("fp32", model="other")
+    other["record"]["threads"] = 8
+    second = samples.write_run(home, [other], model="other", second=1)
+    at = open_page("compare", run=[first, second])
+    assert "model, threads" in at.warning[0].value and len(at.dataframe[0].value) == 3
+
+
+def test_an_unknown_run_in_the_address_does_no_harm(home):
+    samples.write_run(home, [samples.row("fp32")])
+    assert plots(open_page("compare", run="../../etc/passwd")) >= 3
+    assert "no run" in words(open_page("quantize", run="../../etc/passwd")) or "Unknown run" in words(open_page("quantize", run="../../x"))
+
+
+def test_the_trade_off_follows_its_axes(home):
+    samples.write_run(home, [samples.row(recipe) for recipe in samples.FIGURES])
+    at = open_page("compare")
+    for cost in ("Decode speed", "Bits per weight"):
+        calm(at.segmented_control(key="compare.cost").set_value(cost).run())
+    for quality in ("Perplexity", "Top-1 agreement"):
+        calm(at.segmented_control(key="compare.quality_axis").set_value(quality).run())
+
+
+def test_hostile_texts_are_shown_and_not_obeyed(home):
+    samples.write_run(home, [samples.row("fp32"), samples.row("int4-g64")], model="owner/<b>*x*")
+    at = open_page("compare")
+    calm(at.selectbox(key="compare.prompt").set_value("language-2").run())
+    text = words(at)
+    assert "\\<b\\>" in text and "<b>&amp" not in text and "⟨U\\+202E⟩" in text and "⟨U\\+0000⟩" in text and "[link](" not in text
+
+
+def test_record_and_downloads(home):
+    samples.write_run(home, [samples.row("fp32")])
+    at = open_page("compare")
+    assert "python -m qcore compare smollm2-135m --recipes fp32" in [code.value for code in at.code]
+    assert len(at.get("download_button")) == 2
+
+
+@pytest.mark.parametrize(
+    "state, shown",
+    [("done", "Finished in 3 min 20 s"), ("failed", "No model\\."), ("cancelled", "What had finished was kept"), ("interrupted", "killed")],
+)
+def test_run_panel(home, state, shown):
+    error = {"failed": "No model.", "interrupted": "The run's process was killed from outside."}.get(state)
+    run = samples.write_run(home, [samples.row("fp32")], state=state, error=error, pending=["int8"])
+    assert shown in words(open_page("quantize", run=run))
+
+
+def test_run_panel_of_a_run_under_way(home, monkeypatch):
+    run = samples.write_run(home, [samples.row("fp32")], state="running", phase="int8: quantizing", done=3, total=12, fraction=0.4, 
+                            eta_s=90.0, pending=["int8"])  # fmt: skip
+    monkeypatch.setattr(jobs, "_alive", lambda folder, about: True)
+    cancelled = []
+    monkeypatch.setattr(jobs, "cancel", cancelled.append)
+    at = open_page("quantize", run=run)
+    text = words(at)
+    assert "about 1 min 30 s left" in text and "See what has finished" not in text
+    calm(at.button(key=f"cancel.{run}").click().run())
+    assert cancelled == [run]
+
+
+def test_a_queued_run_shows_its_place(home, monkeypatch):
+    monkeypatch.setattr(jobs, "_alive", lambda folder, about: True)
+    samples.write_run(home, [], state="running", pending=["fp32"])
+    run = samples.write_run(home, [], state="queued", pending=["fp32"], second=1)
+    assert "1 before it" in words(open_page("quantize", run=run))
+
+
+def test_start_sends_what_was_chosen(submitted):
+    at = open_page("quantize")
+    calm(at.number_input(key="quantize.tokens").set_value(512).run())
+    calm(at.text_input(key="quantize.more").set_value("int4-g32-dq").run())
+    calm(at.text_input(key="quantize.skip").set_value("layers.0").run())
+    calm(at.button(key="quantize.start").click().run())
+    (spec,) = submitted
+    assert spec.tokens == 512 and [recipe.name for recipe in spec.recipes] == ["fp32", "int8", "int4-g64", "int4-g32-dq"]
+    assert spec.recipes[3].modules.skip == ("layers.0",) and spec.recipes[0].modules.skip == ()
+
+
+def test_presets_set_the_recipes(submitted):
+    at = open_page("quantize")
+    calm(at.button(key="quantize.preset.Fewer and fewer bits").click().run())
+    calm(at.button(key="quantize.start").click().run())
+    assert [recipe.name for recipe in submitted[0].recipes] == ["fp32", "int8", "int4-g64", "int3", "int2"]
+
+
+def test_a_typo_is_answered_and_nothing_is_lost(submitted):
+    at = open_page("quantize")
+    calm(at.text_input(key="quantize.more").set_value("int4-g46x").run())
+    assert "Did you mean" in words(at) and at.button(key="quantize.start").disabled
+    calm(at.text_input(key="quantize.more").set_value("int4-g128").run())
+    calm(at.button(key="quantize.start").click().run())
+    assert submitted[0].recipes[-1].name == "int4-g128"
+
+
+def test_a_local_model_is_estimated_before_it_runs(tmp_path, submitted):
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    at = open_page("quantize")
+    calm(at.segmented_control(key="quantize.source").set_value("Folder or file").run())
+    assert "Name a model first" in words(at)
+    calm(at.text_input(key="quantize.path").set_value(str(folder)).run())
+    assert plots(at) == 1 and not at.error
+    calm(at.button(key="quantize.start").click().run())
+    assert submitted[0].model == str(folder)
+
+
+def test_what_does_not_fit_is_said_before_it_runs(tmp_path, submitted, monkeypatch):
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000000")
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    at = open_page("quantize")
+    calm(at.segmented_control(key="quantize.source").set_value("Folder or file").run())
+    calm(at.text_input(key="quantize.path").set_value(str(folder)).run())
+    assert len(at.warning) == 3 and "does not fit" in at.warning[0].value
+    calm(at.button(key="quantize.start").click().run())
+    assert at.error and not submitted
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "pickle"])
+def test_a_folder_that_is_no_model_is_refused_with_a_sentence(tmp_path, content):
+    folder = tmp_path / "model"
+    if content != "missing":
+        folder.mkdir()
+    if content == "pickle":
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (folder / "pytorch_model.bin").write_bytes(b"x")
+    at = open_page("quantize")
+    calm(at.segmented_control(key="quantize.source").set_value("Folder or file").run())
+    calm(at.text_input(key="quantize.path").set_value(str(folder)).run())
+    assert len(at.error) == 1 and at.error[0].value.endswith("\\.")
+
+
+def test_public_mode_takes_no_paths_and_caps_sizes(monkeypatch):
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    at = open_page("quantize")
+    assert "Folder or file" not in at.segmented_control(key="quantize.source").options
+    assert "File" not in at.segmented_control(key="quantize.text").options
+    assert at.number_input(key="quantize.tokens").max == 4096
+    calm(at.segmented_control(key="quantize.source").set_value("Hugging Face hub").run())
+    calm(at.text_input(key="quantize.hub").set_value("/etc/passwd").run())
+    assert "is not accepted here" in words(at)
+
+
+def test_uploads_are_kept_once_and_checked(home, monkeypatch):
+    from ui.forms import text
+
+    path = text.keep_upload("a.txt", b"Ein Text.")
+    assert path.read_text() == "Ein Text." and text.keep_upload("b.txt", b"Ein Text.") == path
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(InputError):
+        text.keep_upload("x.txt", b"\xff\xfe\x00\xd8")
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    with pytest.raises(InputError, match="at most 5 MB"):
+        text.keep_upload("x.txt", b"a" * 6_000_000)
+
+
+def test_layers_of_a_local_model(tmp_path):
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    at = open_page("layers")
+    calm(at.segmented_control(key="layers.source").set_value("Folder or file").run())
+    calm(at.text_input(key="layers.path").set_value(str(folder)).run())
+    calm(at.button(key="layers.measure").click().run())
+    assert plots(at) == 2 and at.metric[0].value == "14"
+    calm(at.selectbox(key="layers.recipe").set_value("int8").run())
+    assert plots(at) == 0 and at.button(key="layers.measure")
+
+
+def test_ledger_of_an_earlier_run(tmp_path, home):
+    from qcore import models
+    from qcore.runs.store import Store
+
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    row = samples.row("int4-g64", model=str(folder))
+    row["record"]["digest"] = models.resolve(str(folder)).digest
+    samples.write_run(home, [row], model=str(folder))
+    Store().rebuild()
+    at = open_page("layers")
+    calm(at.segmented_control(key="layers.source").set_value("Folder or file").run())
+    calm(at.text_input(key="layers.path").set_value(str(folder)).run())
+    assert list(at.dataframe[0].value["tensor"]) == ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+    assert "a vector" in at.dataframe[0].value["why it was kept"][1]
+
+
+def test_playground_writes_and_compares(tmp_path):
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    at = open_page("playground")
+    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
+    calm(at.text_input(key="playground.path").set_value(str(folder)).run())
+    calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int4-g64"]).run())
+    calm(at.slider(key="playground.new_tokens").set_value(8).run())
+    calm(at.button(key="playground.write").click().run())
+    player = at.session_state["playground.player"]
+    player.join(PATIENCE)
+    calm(at.run())
+    assert not at.error and list(player.voices) == ["fp32", "int4-g64"]
+    assert all(voice.state == "done" for voice in player.voices.values())
+    assert "tok/s" in words(at) and "8 tokens" in words(at)
+    streamlit.cache_resource.clear()
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [("prompt", " ", "The prompt is empty"), ("recipes", [], "at least one recipe")],
+)
+def test_playground_says_what_is_missing(key, value, sentence):
+    at = open_page("playground")
+    widget = at.text_area(key="playground.prompt") if key == "prompt" else at.multiselect(key="playground.recipes")
+    calm(widget.set_value(value).run())
+    calm(at.button(key="playground.write").click().run())
+    assert sentence in at.error[0].value
+
+
+def test_playground_shows_a_models_error(tmp_path):
+    at = open_page("playground")
+    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
+    calm(at.text_input(key="playground.path").set_value(str(tmp_path / "nothing")).run())
+    calm(at.button(key="playground.write").click().run())
+    assert len(at.error) >= 1
