@@ -19,7 +19,7 @@ from qcore.home import build_folder, home
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = "qcore_kernels.so"
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX2 = ("-mavx2", "-mfma", "-mf16c", "-fno-tree-reassoc")  # reassociated sums need more registers than there are
 ARCHITECTURES = ("x86_64", "amd64")
 _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the user
 

@@ -12,6 +12,37 @@ namespace qcore {
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+// f(0) … f(n − 1), each with its number known at compile time. Compilers scalarize arrays of registers that are indexed so; with an
+// ordinary loop GCC keeps them on the stack.
+template <int... I, class F>
+inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int kCount>
+using Upto = std::make_integer_sequence<int, kCount>;
+
+// The 4 bytes at p in all lanes.
+inline __m256i broadcast4(const void* p) {
+  int32_t value;
+  std::memcpy(&value, p, 4);
+  return _mm256_set1_epi32(value);
+}
+
+// acc + the products of neighbours, added in pairs: int16 sums of unsigned and signed bytes, int32 sums of int16. One piece of assembly
+// each, because GCC starts so many products early that it runs out of registers, and a spilled accumulator costs more than all the rest.
+inline __m256i multiply_add8(__m256i acc, __m256i codes, __m256i x) {
+  __m256i product;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+
+constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
+
 // Step S of a block: 32 bytes, lane r the 4 columns of row r.
 template <int kKind, int S>
 inline __m256i step(const uint8_t* p) {

@@ -11,7 +11,7 @@ PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 
 // Many tokens: a stretch of a pair of panels is widened once into `Stretch`, then meets tile after tile.
 constexpr int kPair = 2 * kRows;
-constexpr int kStretch = 16;  // blocks
+constexpr int kStretch = 8;  // blocks
 struct alignas(64) Stretch {
   union {
     uint8_t bytes[kStretch * 8 * 2 * 32];        // [block][step][panel][32]

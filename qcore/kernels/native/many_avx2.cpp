@@ -6,21 +6,6 @@
 namespace qcore {
 namespace {
 
-inline __m256i broadcast4(const void* p) {
-  int32_t value;
-  std::memcpy(&value, p, 4);
-  return _mm256_set1_epi32(value);
-}
-
-template <int... I, class F>
-inline void unroll(std::integer_sequence<int, I...>, F&& f) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-using Steps = std::make_integer_sequence<int, 8>;
-using Lanes = std::make_integer_sequence<int, 4>;
-
-constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
-
 inline void store(void* p, __m256i v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }
 
 inline void transpose(__m256i v[8]) {
@@ -54,9 +39,9 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
     const __m256 scale = kKind == kTable && mode != kFloat ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
     _mm256_store_ps(to.scale[i] + 8 * side, scale);
     if (mode == kFloat) {
-      unroll(Steps(), [&](auto s) {
+      each(Upto<8>(), [&](auto s) {
         const __m256i v = step<kKind, s()>(p);
-        unroll(Lanes(), [&](auto j) {
+        each(Upto<4>(), [&](auto j) {
           __m256 value = as_float<kKind == kTable, j()>(v, table);
           if constexpr (kKind != kTable) value = _mm256_sub_ps(value, g.zero);
           _mm256_store_ps(to.floats + (i * kBlock + 4 * s() + j()) * kPair + 8 * side, _mm256_mul_ps(value, scale));
@@ -64,11 +49,11 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
       });
     } else if (Activations::element_bytes(kKind, mode) == 1) {
       _mm256_store_ps(to.offset[i] + 8 * side, _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setzero_ps(), g.zero)));
-      unroll(Steps(), [&](auto s) { store(to.bytes + ((i * 8 + s()) * 2 + side) * 32, step<kKind, s()>(p)); });
+      each(Upto<8>(), [&](auto s) { store(to.bytes + ((i * 8 + s()) * 2 + side) * 32, step<kKind, s()>(p)); });
     } else {
       const __m256i zero = _mm256_cvtps_epi32(g.zero);
       const __m256i zeros = _mm256_or_si256(zero, _mm256_slli_epi32(zero, 16));
-      unroll(Steps(), [&](auto s) {
+      each(Upto<8>(), [&](auto s) {
         __m256i even, odd;
         widen<kKind == kTable>(step<kKind, s()>(p), table, even, odd);
         if constexpr (kKind != kTable) {
@@ -131,74 +116,72 @@ void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, 
   }
 }
 
+// Register a of (token m, side) is acc[2 * m + side].
 template <int T>
 void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, float (*y)[kPair]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
-    __m256i acc[T][2];
-    for (int m = 0; m < T; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_si256();
+    __m256i acc[2 * T];
+    each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
     const uint8_t* codes = s.bytes + b * 512;
-    unroll(Steps(), [&](auto i) {
-      const __m256i v0 = load(codes + 64 * i()), v1 = load(codes + 64 * i() + 32);
-      for (int m = 0; m < T; ++m) {
-        const __m256i xs = broadcast4(q + (i() * T + m) * 4);
-        acc[m][0] = _mm256_add_epi16(acc[m][0], _mm256_maddubs_epi16(v0, xs));
-        acc[m][1] = _mm256_add_epi16(acc[m][1], _mm256_maddubs_epi16(v1, xs));
-      }
-    });
-    for (int side = 0; side < 2; ++side) {
-      const __m256 factor = _mm256_load_ps(s.scale[b] + 8 * side), offset = _mm256_load_ps(s.offset[b] + 8 * side);
-      for (int m = 0; m < T; ++m) {
-        const __m256 part = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[m][side], ones));
-        __m256 total = _mm256_load_ps(y[m] + 8 * side);
-        total = _mm256_fmadd_ps(offset, _mm256_set1_ps(sum[m]), total);
-        total = _mm256_fmadd_ps(part, _mm256_mul_ps(factor, _mm256_set1_ps(scale[m])), total);
-        _mm256_store_ps(y[m] + 8 * side, total);
-      }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; ++i) {
+      const __m256i v0 = load(codes + 64 * i), v1 = load(codes + 64 * i + 32);
+      each(Upto<T>(), [&](auto m) {
+        const __m256i xs = broadcast4(q + (i * T + m()) * 4);
+        acc[2 * m()] = multiply_add8(acc[2 * m()], v0, xs);
+        acc[2 * m() + 1] = multiply_add8(acc[2 * m() + 1], v1, xs);
+      });
     }
+    each(Upto<2 * T>(), [&](auto a) {
+      constexpr int m = a() / 2, side = a() % 2;
+      const __m256 part = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[a()], ones));
+      __m256 total = _mm256_load_ps(y[m] + 8 * side);
+      total = _mm256_fmadd_ps(_mm256_load_ps(s.offset[b] + 8 * side), _mm256_set1_ps(sum[m]), total);
+      total = _mm256_fmadd_ps(part, _mm256_mul_ps(_mm256_load_ps(s.scale[b] + 8 * side), _mm256_set1_ps(scale[m])), total);
+      _mm256_store_ps(y[m] + 8 * side, total);
+    });
   }
 }
 
 template <int T>
 void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
-    __m256i acc[T][2];
-    for (int m = 0; m < T; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_si256();
+    __m256i acc[2 * T];
+    each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
     const int16_t* words = s.words + b * 512;
+#pragma GCC unroll 2
     for (int i = 0; i < 16; ++i) {
       const __m256i v0 = load(words + 32 * i), v1 = load(words + 32 * i + 16);
-      for (int m = 0; m < T; ++m) {
-        const __m256i xs = broadcast4(q + (i * T + m) * 2);
-        acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(v0, xs));
-        acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(v1, xs));
-      }
+      each(Upto<T>(), [&](auto m) {
+        const __m256i xs = broadcast4(q + (i * T + m()) * 2);
+        acc[2 * m()] = multiply_add16(acc[2 * m()], v0, xs);
+        acc[2 * m() + 1] = multiply_add16(acc[2 * m() + 1], v1, xs);
+      });
     }
-    for (int side = 0; side < 2; ++side) {
-      const __m256 factor = _mm256_load_ps(s.scale[b] + 8 * side);
-      for (int m = 0; m < T; ++m) {
-        const __m256 total = _mm256_load_ps(y[m] + 8 * side);
-        const __m256 part = _mm256_cvtepi32_ps(acc[m][side]);
-        _mm256_store_ps(y[m] + 8 * side, _mm256_fmadd_ps(part, _mm256_mul_ps(factor, _mm256_set1_ps(scale[m])), total));
-      }
-    }
+    each(Upto<2 * T>(), [&](auto a) {
+      constexpr int m = a() / 2, side = a() % 2;
+      const __m256 factor = _mm256_mul_ps(_mm256_load_ps(s.scale[b] + 8 * side), _mm256_set1_ps(scale[m]));
+      _mm256_store_ps(y[m] + 8 * side, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[a()]), factor, _mm256_load_ps(y[m] + 8 * side)));
+    });
   }
 }
 
 template <int T>
 void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)[kPair]) {
-  __m256 acc[T][2];
-  for (int m = 0; m < T; ++m)
-    for (int side = 0; side < 2; ++side) acc[m][side] = _mm256_load_ps(y[m] + 8 * side);
-  for (int64_t k = 0; k < count * kBlock; ++k) {
-    const __m256 v0 = _mm256_load_ps(s.floats + k * kPair), v1 = _mm256_load_ps(s.floats + k * kPair + 8);
-    for (int m = 0; m < T; ++m) {
-      const __m256 xs = _mm256_broadcast_ss(q + k * T + m);
-      acc[m][0] = _mm256_fmadd_ps(v0, xs, acc[m][0]);
-      acc[m][1] = _mm256_fmadd_ps(v1, xs, acc[m][1]);
-    }
+  __m256 acc[2 * T];
+  each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_load_ps(y[a() / 2] + 8 * (a() % 2)); });
+  const float* values = s.floats;
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < count * kBlock; ++k, values += kPair, q += T) {
+    const __m256 v0 = _mm256_load_ps(values), v1 = _mm256_load_ps(values + 8);
+    each(Upto<T>(), [&](auto m) {
+      const __m256 xs = _mm256_broadcast_ss(q + m());
+      acc[2 * m()] = _mm256_fmadd_ps(v0, xs, acc[2 * m()]);
+      acc[2 * m() + 1] = _mm256_fmadd_ps(v1, xs, acc[2 * m() + 1]);
+    });
   }
-  for (int m = 0; m < T; ++m)
-    for (int side = 0; side < 2; ++side) _mm256_store_ps(y[m] + 8 * side, acc[m][side]);
+  each(Upto<2 * T>(), [&](auto a) { _mm256_store_ps(y[a() / 2] + 8 * (a() % 2), acc[a()]); });
 }
 
 template <int T>
