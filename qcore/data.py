@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.errors import InputError, UnavailableError
+from qcore.home import build_folder, home
 
 if TYPE_CHECKING:
     import torch
 
 DEFAULT, WIKITEXT = "default", "wikitext-2"
+_WIKITEXT_ID = "Salesforce/wikitext"
+_PATIENCE = 10  # seconds for the hub to answer
 LARGEST_TEXT = 200_000_000  # bytes
 LARGEST_PROMPTS = 1_000_000  # bytes
 MOST_PROMPTS = 1000
@@ -192,16 +195,25 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _wikitext() -> str:
-    """The test split of wikitext-2-raw-v1, its lines joined as they were."""
+    """The test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the cache folder."""
+
+    def fetch(folder: Path) -> None:
+        (folder / "test.txt").write_text("".join(_download_wikitext()), encoding="utf-8", newline="")
+
+    return (build_folder(home() / "texts" / WIKITEXT, fetch) / "test.txt").read_bytes().decode("utf-8")
+
+
+def _download_wikitext() -> list[str]:
     failed = "WikiText-2 cannot be downloaded: the hub does not answer. Give a text file, or use the default text."
     try:
         from datasets import load_dataset
+        from huggingface_hub import HfApi
     except ImportError as error:
         raise UnavailableError(
             "WikiText-2 is read with the library `datasets`, which is not installed. Give a text file instead."
         ) from error
     try:
-        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")
+        HfApi().dataset_info(_WIKITEXT_ID, timeout=_PATIENCE)  # asks once; load_dataset would try for half a minute
+        return load_dataset(_WIKITEXT_ID, "wikitext-2-raw-v1", split="test")["text"]
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         raise UnavailableError(failed) from error
-    return "".join(rows["text"])

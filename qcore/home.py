@@ -2,6 +2,7 @@
 
     QCORE_HOME (default ~/.cache/qcore)
         models/     models that were converted once
+        texts/      texts that were downloaded once
         runs/       run folders
         qcore.db    results
 

@@ -76,18 +76,31 @@ def test_missing_files_and_folders(tmp_path):
         data.load_text("x" * 5000)
 
 
-def test_wikitext_without_a_hub():
-    with pytest.raises(UnavailableError, match="Give a text file"):
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+
+
+def test_wikitext_without_a_hub(home):
+    with pytest.raises(UnavailableError, match="does not answer. Give a text file"):
         data.load_text("wikitext-2")
 
 
-def test_wikitext_is_the_lines_joined(monkeypatch):
-    rows = {"text": [" = Title = \n", "", " Some text . \n"]}
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *args, split: rows if split == "test" else None))
-    assert data.load_text("wikitext-2").content == " = Title = \n Some text . \n"
+def test_wikitext_is_the_lines_joined_and_downloaded_once(home, monkeypatch):
+    rows, calls = [" = Title = \n", "", " Some text . \n"], []
+
+    def load_dataset(*arguments, split):
+        calls.append((*arguments, split))
+        return {"text": rows}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **options: None)
+    for _ in range(2):
+        assert data.load_text("wikitext-2").content == " = Title = \n Some text . \n"
+    assert calls == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test")]
 
 
-def test_wikitext_without_the_library(monkeypatch):
+def test_wikitext_without_the_library(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UnavailableError, match="not installed"):
         data.load_text("wikitext-2")

@@ -8,6 +8,7 @@
     config.py       what config.json may say
     checkpoint.py   a folder on disk whose headers and config were checked: `Checkpoint`
     assembly.py     the model without its weights, which must agree with the headers
+    mapping.py      stored tensors as memory maps
     loading.py      weights into a model
     sources.py      `resolve`, which puts the above together
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from qcore.errors import InputError
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_transformers
+from qcore.models.mapping import torch_dtype
 
 _KEPT = 4
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.*)")
@@ -73,11 +74,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
 def _shapes(checkpoint: Checkpoint) -> dict:
     import torch
 
-    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    return {
-        name: torch.empty(tensor.shape, dtype=floats.get(tensor.dtype, torch.float32), device="meta")
-        for name, tensor in checkpoint.tensors.items()
-    }
+    return {name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta") for name, tensor in checkpoint.tensors.items()}
 
 
 def _unfilled(checkpoint: Checkpoint):

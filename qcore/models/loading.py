@@ -14,6 +14,7 @@ from qcore.errors import InputError
 from qcore.home import Progress
 from qcore.models.assembly import assemble, skeleton
 from qcore.models.checkpoint import Checkpoint
+from qcore.models.mapping import read_tensors
 from qcore.models.sources import resolve
 
 if TYPE_CHECKING:
@@ -68,20 +69,6 @@ def load(
     model = assemble(checkpoint, tensors, device)
     _set_generation_config(model, checkpoint.folder)
     return Loaded(model, tokenizer, checkpoint)
-
-
-def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All stored tensors by name, mapped from their files: no memory is taken until they are read. Raises `InputError`."""
-    from safetensors import SafetensorError, safe_open
-
-    tensors = {}
-    for file in sorted({tensor.file for tensor in checkpoint.tensors.values()}):
-        try:
-            with safe_open(checkpoint.folder / file, "pt") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} of {checkpoint.name} cannot be read: {error}.") from error
-    return tensors
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:

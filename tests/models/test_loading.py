@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -15,7 +16,9 @@ from qcore.errors import InputError
 from qcore.export import safetensors
 from qcore.measure.memory import PeakMemory
 from qcore.models.checkpoint import SINGLE
-from qcore.models.loading import read_tensors, require_finite
+from qcore.models.headers import read_header
+from qcore.models.loading import require_finite
+from qcore.models.mapping import read_tensors
 from qcore.recipes import parse
 
 IDS = torch.arange(24)[None]
@@ -63,16 +66,85 @@ def test_other_floats_are_computed_in_fp32(folder, dtype):
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, expected)
 
 
-def test_fp32_weights_are_mapped_from_the_file(tmp_path):
-    weight = torch.ones(64 << 20)  # 256 MiB
-    save_file({"w": weight}, tmp_path / SINGLE)
-    del weight
-    info = {"w": models.TensorInfo("F32", (64 << 20,), 256 << 20, SINGLE, 0)}
-    checkpoint = models.Checkpoint("big", tmp_path, None, "", {}, info, False, "", "folder")
+@pytest.fixture
+def big(tmp_path):
+    """A checkpoint of two tensors of 128 MiB each."""
+    tensors = {name: torch.full((32 << 20,), value) for name, value in (("a", 1.0), ("b", 2.0))}
+    save_file(tensors, tmp_path / SINGLE)
+    return models.Checkpoint("big", tmp_path, None, "", {}, read_header(tmp_path / SINGLE), False, "", "folder")
+
+
+def test_fp32_weights_are_mapped_from_the_file(big):
     with PeakMemory() as memory:
-        tensor = read_tensors(checkpoint)["w"]
-        require_finite("w", tensor)
-    assert memory.anonymous_bytes - memory.start_bytes < 64 << 20
+        for name, tensor in read_tensors(big).items():
+            require_finite(name, tensor)
+    assert memory.anonymous_bytes - memory.start_bytes < 32 << 20
+
+
+def test_a_freed_tensor_lets_go_of_its_pages_while_others_live(big):
+    tensors = read_tensors(big)
+    for name, tensor in tensors.items():
+        require_finite(name, tensor)
+    before = psutil.Process().memory_info().rss
+    del tensors["a"], tensor
+    assert before - psutil.Process().memory_info().rss > 120 << 20
+    assert tensors["b"][-1] == 2
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.uint16,
+        torch.complex64,
+    ],
+    ids=str,
+)
+def test_mapped_tensors_are_what_the_library_reads(tmp_path, dtype):
+    tensors = {"x": torch.arange(3000).view(3, 1000).to(dtype), "none": torch.empty(0, 4, dtype=dtype), "one": torch.tensor(1).to(dtype)}
+    save_file(tensors, tmp_path / SINGLE)
+    checkpoint = models.Checkpoint("x", tmp_path, None, "", {}, read_header(tmp_path / SINGLE), False, "", "folder")
+    found = read_tensors(checkpoint)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == dtype and found[name].shape == tensor.shape and torch.equal(found[name], tensor), name
+
+
+def test_weights_at_an_odd_address(tmp_path):
+    header = b'{"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}'
+    header += b" " * (1 - len(header) % 4 + 4)
+    values = torch.tensor([1.5, -2.0, 3.0])
+    (tmp_path / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + values.numpy().tobytes())
+    info = read_header(tmp_path / SINGLE)
+    assert info["w"].start % 4
+    assert torch.equal(read_tensors(models.Checkpoint("x", tmp_path, None, "", {}, info, False, "", "folder"))["w"], values)
+
+
+def test_changing_a_weight_never_changes_the_file(folder):
+    content = (folder / SINGLE).read_bytes()
+    model = models.load(folder).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    assert (folder / SINGLE).read_bytes() == content
+
+
+def test_a_file_that_goes_away_or_shrinks_between_check_and_load(folder):
+    checkpoint = models.resolve(folder)
+    with (folder / SINGLE).open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(InputError, match="cannot be read any more"):
+        models.load(checkpoint)
+    (folder / SINGLE).unlink()
+    with pytest.raises(InputError, match="cannot be read any more"):
+        models.load(checkpoint)
 
 
 def test_loaded_weights_share_the_mapping(originals):

@@ -1,0 +1,60 @@
+"""Stored tensors as torch tensors without reading them: one private memory map for each tensor.
+
+A map of its own lets go of its pages as soon as its tensor is freed. One map for a whole file, as the safetensors library makes it,
+would keep every page that was ever read for as long as a single tensor of the file lives, so a model whose linear layers were
+quantized would still seem to hold all of its fp32 weights. The map is copy-on-write: changing such a tensor never changes the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from qcore.errors import InputError
+from qcore.models.checkpoint import Checkpoint
+from qcore.models.headers import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All stored tensors by name, mapped: no memory is taken until they are read. Raises `InputError` if a file changed or went away."""
+    files: dict[str, list[tuple[str, TensorInfo]]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        files.setdefault(tensor.file, []).append((name, tensor))
+    tensors = {}
+    for file, members in files.items():
+        try:
+            with (checkpoint.folder / file).open("rb") as opened:
+                tensors |= {name: _map(opened.fileno(), tensor) for name, tensor in members}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} of {checkpoint.name} cannot be read any more: {error}.") from error
+    return tensors
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype for a safetensors one. Raises `InputError` for the packed ones, which hold no plain numbers."""
+    import torch
+
+    if name not in _TORCH:
+        raise InputError(f"Weights in {name} are quantized already and cannot be read as plain numbers.")
+    return getattr(torch, _TORCH[name])
+
+
+def _map(file: int, tensor: TensorInfo) -> torch.Tensor:
+    import torch
+
+    dtype = torch_dtype(tensor.dtype)
+    if not tensor.nbytes:
+        return torch.empty(tensor.shape, dtype=dtype)
+    ahead = tensor.start % mmap.ALLOCATIONGRANULARITY  # maps begin at the start of a page
+    mapped = mmap.mmap(file, ahead + tensor.nbytes, access=mmap.ACCESS_COPY, offset=tensor.start - ahead)
+    if tensor.start % dtype.itemsize:  # only files written by hand: such an address is slow or forbidden, so copy
+        return torch.frombuffer(bytearray(mapped[ahead:]), dtype=dtype).view(tensor.shape)
+    return torch.frombuffer(mapped, dtype=dtype, offset=ahead).view(tensor.shape)
