@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qcore.measure.calls import device_of
+
 CHECKED = 2  # positions whose logits are compared with the model's own
 CHUNK = 128  # positions at a time …
 CHUNK_ELEMENTS = 1 << 24  # … or fewer, so that a chunk of logits stays below 64 MiB
@@ -100,10 +102,3 @@ class LogitReader:
         """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN agrees with NaN.)"""
         expected, own = logits.float(), self.project(hidden[-CHECKED:])
         return own.shape == expected.shape and torch.allclose(own, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where the model's inputs must lie: the device of its first parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -16,8 +16,9 @@ import torch
 from qcore.errors import InputError, RunError
 from qcore.evaluate import windows as cut
 from qcore.evaluate.divergence import Divergence, DivergenceMeter, LogProbabilities
-from qcore.evaluate.logits import LogitReader, device_of
+from qcore.evaluate.logits import LogitReader
 from qcore.evaluate.reference import Recorder, Reference
+from qcore.measure.calls import device_of
 
 BOS_POLICY = "none added"
 Progress = Callable[[int, int, str], None]

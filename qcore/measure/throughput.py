@@ -8,7 +8,6 @@
 The number of new tokens is fixed and decoding is greedy, so every recipe does the same work; warm-up rounds are run and thrown away.
 """
 
-import inspect
 import math
 import statistics
 import time
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.errors import InputError, RunError
-from qcore.evaluate.logits import device_of
+from qcore.measure.calls import device_of, last_only
 from qcore.measure.quantile import quantile
 
 Clock = Callable[[], float]
@@ -126,11 +125,6 @@ def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: C
         raise RunError("The model's logits are NaN, so its speed means nothing: this run has failed.")
     seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
     return Sample(seconds[0], tuple(seconds[1:]))
-
-
-def last_only(model: torch.nn.Module) -> dict:
-    """The argument that asks a model for the logits of the last position only, as `generate` does; empty if it has none."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:

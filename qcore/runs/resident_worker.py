@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 
 from qcore import errors
-from qcore.errors import QcoreError, TooLargeError
+from qcore.errors import QcoreError
 from qcore.quiet import hush
 from qcore.recipes import Recipe
 
@@ -64,21 +65,21 @@ class Worker:
             except queue.Empty:
                 return
             with self._busy:
-                self._answer(request)
+                event, details = self._answer(request)
             self._cancelled.discard(request["id"])
+            self._emit(request["id"], event, **details)
 
-    def _answer(self, request: dict) -> None:
-        number = request["id"]
+    def _answer(self, request: dict) -> tuple[str, dict]:
+        """Carry out a request, whatever comes of it; returns its last event."""
         try:
             self._generate(request)
         except QcoreError as error:
-            self._emit(number, "refused", type=_class_of(error), text=str(error))
+            return "refused", {"type": _class_of(error), "text": str(error)}
         except Cancelled:
-            self._emit(number, "end")
+            return "end", {}
         except Exception as error:
-            self._emit(number, "refused", type="RunError", text=_unexpected(error))
-        else:
-            self._emit(number, "end")
+            return "refused", {"type": "RunError", "text": _unexpected(error)}
+        return "end", {}
 
     def _generate(self, request: dict) -> None:
         from qcore import models
@@ -92,6 +93,8 @@ class Worker:
         first = None
         for record in request["recipes"]:
             recipe = Recipe.from_dict(record)
+            if number in self._cancelled:
+                raise Cancelled
             try:
                 result = self._write(request, checkpoint, recipe, first)
                 first = first or result
@@ -125,8 +128,6 @@ class Worker:
         result["first_divergence"] = first_divergence(first["tokens"], generated.tokens) if first else None
         result["same_characters"] = len(os.path.commonprefix([first["text"], generated.text])) if first else len(generated.text)
         self._emit(number, "done", recipe=recipe.name, result=result)
-        if number in self._cancelled:
-            raise Cancelled
         return result
 
     def _reporter(self, number: int, recipe: str | None):
@@ -172,22 +173,23 @@ class Shelf:
             report(0, 0, "loading the model")
             loaded = models.load(checkpoint, check_finite=not self._models, progress=report)
             if not checkpoint.is_quantized:
-                convert.quantize(loaded.model, recipe, progress=report)
+                loaded = replace(loaded, recipe=recipe, ledger=convert.quantize(loaded.model, recipe, progress=report))
             self._models[key] = loaded
         self._models.move_to_end(key)
         return self._models[key]
 
     def _make_room(self, checkpoint, recipe: Recipe) -> None:
+        """Drop models until the next one fits; `plan.check_fits` says why if it does not even fit alone."""
         from qcore import plan
 
-        while True:
-            try:
-                plan.check_fits(checkpoint, recipe, tokens=POSITIONS, window=POSITIONS)
+        while self._models:
+            held = sum(loaded.ledger.stored_bytes for loaded in self._models.values())
+            limit = os.environ.get("QCORE_MEMORY_LIMIT")  # counts what is on the shelf; what is available does not hold it any more
+            found = plan.estimate(checkpoint, recipe, tokens=POSITIONS, window=1)
+            if max(found.peak_load_bytes, found.peak_run_bytes) + (held if limit else 0) <= plan.budget():
                 return
-            except TooLargeError:
-                if not self._models:
-                    raise
-                self._drop(1)
+            self._drop(1)
+        plan.check_fits(checkpoint, recipe, tokens=POSITIONS, window=1)
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
