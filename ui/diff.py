@@ -2,6 +2,7 @@
 
 import re
 from difflib import SequenceMatcher
+from itertools import groupby
 
 from ui.text import NBSP, shielded, visible
 
@@ -21,9 +22,18 @@ def spans(base: str, other: str) -> list[tuple[str, bool]]:
     for tag, _, _, low, high in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if high > low:
             found.append(("".join(b[low:high]), tag != "equal"))
+    for i in range(1, len(found) - 1):  # a blank between two words that differ is no agreement
+        text, differs = found[i]
+        if not differs and not text.strip(" ") and found[i - 1][1] and found[i + 1][1]:
+            found[i] = (text, True)
+    found = _merged(found)
     if len(other) > LONGEST:
         found.append((other[LONGEST:], False))
     return found
+
+
+def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    return [("".join(text for text, _ in group), differs) for differs, group in groupby(parts, key=lambda part: part[1])]
 
 
 def marked(base: str, other: str) -> str:
