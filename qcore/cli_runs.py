@@ -1,6 +1,10 @@
 """`python -m qcore runs …`: look at runs, repeat, cancel and delete them. `follow` shows one until it ends."""
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -18,7 +22,12 @@ def list_runs(context: typer.Context) -> int:
     if context.invoked_subcommand is not None:
         return 0
     from qcore.runs import jobs
+    from qcore.runs.store import Store
 
+    store = Store()
+    if store.notice:
+        say(store.notice)
+        store.clear_notice()
     found = jobs.list_runs()
     if not found:
         say("There are no runs yet. Start one with: python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64")
@@ -75,12 +84,15 @@ def delete(run_id: RunId) -> int:
 
 
 def follow(run_id: str, json: str | None) -> int:
-    """Show a run's progress until it ends, print its table, write its rows as JSON, and return the exit status. Ctrl-C cancels it."""
+    """Show a run's progress until it ends, print its table, write its rows as JSON, and return the exit status.
+
+    Ctrl-C cancels it, and so does whatever else ends this command politely, because nobody would be left to see the result.
+    """
     from qcore.runs import jobs, report
 
     say(f"Run {run_id}")
     try:
-        with Show() as show:
+        with Show() as show, _endings_interrupt():
             for run in jobs.follow(run_id):
                 left = f", {report.human_seconds(run.eta_s)} left" if run.eta_s else ""
                 show.run(run.fraction, report.visible(run.phase) + left, report.visible(_step(run)))
@@ -100,6 +112,21 @@ def follow(run_id: str, json: str | None) -> int:
         say("Cancelled.")
         return 130
     return 0 if run.state == "done" and not run.error and all(row["status"] == "ok" for row in rows) else 1
+
+
+@contextmanager
+def _endings_interrupt() -> Iterator[None]:
+    """Within it, SIGTERM and a closed terminal do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _step(run) -> str:

@@ -218,15 +218,16 @@ class _Session:
 
         progress = self.enter("quality")
         path = self.folder / REFERENCE
+        compared = not record and self.known is not None  # what a baseline that failed half way left behind does not count
         ids = data.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
-        if not record and not path.exists():
+        if not record and not compared:
             self.notes.append("There is no KL and no top-1 agreement, because the baseline failed.")
         return evaluate(
             loaded.model,
             ids,
             window=self.spec.window,
             stride=self.spec.stride,
-            reference=Reference.open(path) if not record and path.exists() else None,
+            reference=Reference.open(path) if compared else None,
             record=path if record else None,
             checkpoint=loaded.checkpoint.folder,
             text_bytes=scored_bytes(ids, loaded.tokenizer),

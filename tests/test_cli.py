@@ -262,11 +262,12 @@ def test_json_on_standard_output_stands_alone(said, fake):
     assert status == 0 and json.loads(printed)[0]["recipe"] == "fp32" and "perplexity" in err
 
 
-def test_ctrl_c_cancels_the_run(said, fake):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "kill", "terminal closed"])
+def test_ctrl_c_cancels_the_run(said, fake, number):
     def press():
         while not (runs := jobs.list_runs()) or "loading" not in runs[0].phase:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     finger = threading.Thread(target=press)
     finger.start()

@@ -40,9 +40,8 @@ class RunFolder:
     """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless `new`."""
 
     def __init__(self, run_id: str, *, new: bool = False):
-        known = [] if new else run_ids()
-        if not RUN_ID.fullmatch(run_id) or (not new and run_id not in known):
-            raise _unknown_run(run_id, known)
+        if not RUN_ID.fullmatch(run_id) or not (new or (runs_folder() / run_id / "spec.json").exists()):
+            raise _unknown_run(run_id, run_ids())
         self.run_id = run_id
         self.path = runs_folder() / run_id
 

@@ -34,19 +34,39 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """The database at `path` (None: `qcore.db` in the cache folder). `notice` is a sentence for the user, or None."""
+    """The database at `path` (None: `qcore.db` in the cache folder).
+
+    `notice` is a sentence for the user if the database had to be replaced, whichever process did that, until `clear_notice`.
+    """
 
     def __init__(self, path: Path | None = None):
         self.path = Path(path) if path is not None else home() / "qcore.db"
-        self.notice: str | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(self.path) + ".lock"):
-            try:
-                self._prepare()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise InputError(f"The database {self.path} cannot be opened: {error}.") from error
-                self._set_aside(error)
+        self._notice = self.path.with_name(self.path.name + ".notice")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(self.path) + ".lock"):
+                try:
+                    self._prepare()
+                except sqlite3.DatabaseError as error:
+                    if isinstance(error, sqlite3.OperationalError):
+                        raise InputError(f"The database {self.path} cannot be opened: {error}.") from error
+                    self._set_aside(error)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"The database {self.path} cannot be opened ({reason}); set QCORE_HOME to a folder that can be written."
+            ) from error
+
+    @property
+    def notice(self) -> str | None:
+        try:
+            return self._notice.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def clear_notice(self) -> None:
+        """The notice has been seen."""
+        self._notice.unlink(missing_ok=True)
 
     def put_run(self, run_id: str, created_at: float, state: str, status: dict) -> None:
         """Enter or replace the run's own line."""
@@ -131,11 +151,12 @@ class Store:
                 leftover.replace(aside.with_name(aside.name + suffix))
         self._prepare()
         found = self.rebuild() if self.path == home() / "qcore.db" else 0
-        self.notice = (
+        notice = (
             f"The database of results could not be read ({error}). It was set aside as {aside.name}, and a new one was started with "
             f"the {found} runs found in their folders."
         )
-        _log.warning(self.notice)
+        self._notice.write_text(notice, encoding="utf-8")
+        _log.warning(notice)
 
 
 def keep_row(folder: RunFolder, position: int, row: dict) -> None:

@@ -116,7 +116,16 @@ def test_a_damaged_database_is_set_aside_and_rebuilt_from_the_folders(own_home, 
     assert aside.read_bytes() == broken
     assert [r["recipe"] for r in store.rows(folder.run_id)] == ["r0", "r1"]
     assert store.runs() == [{"run_id": folder.run_id, "created_at": 5.0, "state": "done"}]
+    assert Store().notice == store.notice  # until somebody has seen it
+    Store().clear_notice()
     assert Store().notice is None
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(own_home, monkeypatch):
+    own_home.write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="set QCORE_HOME"):
+        Store()
+    own_home.unlink()
 
 
 def test_an_empty_file_becomes_a_database(own_home):
