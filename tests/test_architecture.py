@@ -18,7 +18,7 @@ LAYERS = [
     ("evaluate", "measure"),
     ("convert",),
     ("models", "data", "spec"),
-    ("backends", "select"),
+    ("backends", "decoder", "select"),
     ("nn",),
     ("methods",),
     ("kernels",),
