@@ -61,6 +61,8 @@ class RunSpec:
 
     def __post_init__(self):
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
         if not isinstance(self.model, str) or not self.model.strip():
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
         for name in ("text", "prompts", "revision"):

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import psutil
 from filelock import FileLock
 
 from qcore.errors import InputError, RunError
+from qcore.registry import unknown
 from qcore.runs.folder import RunFolder, identity, run_ids, runs_folder
 from qcore.runs.store import Store, keep_end
 from qcore.spec import RunSpec
@@ -190,6 +191,10 @@ def compare(model: str, recipes, **options) -> list[dict]:
     """
     from qcore.pipeline import check
 
+    names = [known.name for known in fields(RunSpec)]
+    for name in options:
+        if name not in names:
+            raise unknown("option", name, names)
     spec = RunSpec(model, recipes, **options)
     check(spec)
     run_id = submit(spec)

@@ -263,3 +263,15 @@ def test_the_log_tail_is_cut_at_a_line(tmp_path, fake, ended):
     folder.log.write_text("first line\n" + "x" * 10 + "\n" + "last\n")
     assert folder.log_tail(12) == "last\n"
     assert Path(folder.log).exists()
+
+
+def test_compare_waits_and_returns_rows_or_says_what_is_wrong(fake, monkeypatch):
+    from qcore import pipeline
+
+    monkeypatch.setattr(pipeline, "check", lambda spec: None)
+    rows = jobs.compare("m", "fp32,int8", text='{"int8": "kill"}')
+    assert [row["status"] for row in rows] == ["ok", "failed"]
+    with pytest.raises(InputError, match="fp32 cannot be done"):
+        jobs.compare("m", ["fp32"], text='{"fp32": "InputError"}')
+    with pytest.raises(InputError, match="Unknown option 'token'. Did you mean tokens"):
+        jobs.compare("m", ["fp32"], token=5)
