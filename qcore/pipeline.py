@@ -253,8 +253,12 @@ class _Session:
 
     def record(self, loaded) -> dict:
         """Everything a figure depends on, and how to get it again."""
+        from qcore.measure.environment import read_bandwidth
+
         spec, checkpoint = self.spec, loaded.checkpoint
-        return describe(loaded, self.text, spec.threads) | {
+        about = describe(loaded, self.text, spec.threads)
+        about["environment"]["read_bandwidth"] = read_bandwidth()  # last, so that its buffer is in no figure; bounds the decode speed
+        return about | {
             "model": spec.model,
             "revision": checkpoint.revision or spec.revision,
             "window": spec.window,

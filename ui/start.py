@@ -8,7 +8,7 @@ from qcore.runs import jobs
 from qcore.spec import RunSpec
 from ui import charts, families, state
 from ui.forms import recipes
-from ui.text import size, verbatim
+from ui.text import digits, size, verbatim
 
 
 def review(
@@ -82,8 +82,8 @@ def _memory(spec: RunSpec, checkpoint) -> None:
         available = estimate.available_bytes
     if rows:
         st.caption(
-            f"{checkpoint.parameters / 1e6:,.0f} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the file headers: what "
-            "is stored (solid) and the peak of the process (pale)."
+            f"{digits(checkpoint.parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the files' headers: "
+            "what is stored (solid) and the peak of the process (pale)."
         )
         state.plot(charts.estimate(rows, available), key="quantize.estimate", alt="Estimated memory of each recipe")
     for sentence in sentences:

@@ -157,11 +157,9 @@ def cancel(run_id: str) -> Status:
     process = _wait_for_process(folder)
     if process is not None:
         _signal_group(process, signal.SIGTERM)
-        try:
-            process.wait(PATIENCE_SECONDS)
-        except psutil.TimeoutExpired:
+        if not _ends_within(process, PATIENCE_SECONDS):
             _signal_group(process, signal.SIGKILL)
-            process.wait(PATIENCE_SECONDS)
+            _ends_within(process, PATIENCE_SECONDS)
     return status(run_id)
 
 
@@ -278,6 +276,19 @@ def _signal_group(process: psutil.Process, number: int) -> None:
             process.send_signal(number)
     except (ProcessLookupError, psutil.NoSuchProcess):
         pass
+
+
+def _ends_within(process: psutil.Process, seconds: float) -> bool:
+    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not taken note yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _settle(folder: RunFolder, about: dict) -> dict:

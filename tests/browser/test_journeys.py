@@ -1,0 +1,102 @@
+"""What a newcomer does, in a real Chromium against the real server, with a tiny model in the default one's place."""
+
+import sys
+from pathlib import Path
+
+import dashboard
+import pytest
+from playwright.sync_api import Page, expect
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "app"))
+import samples  # noqa: E402
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=dashboard.PATIENCE * 1000)
+RUN = 240_000  # milliseconds for a whole run of a tiny model on a busy machine
+
+
+def plots(page: Page):
+    return page.locator(".js-plotly-plot")
+
+
+def test_the_first_run(page, address):
+    """Home -> one click -> progress -> comparison with its plots."""
+    dashboard.visit(page, address)
+    page.get_by_role("button", name="Run the first comparison").click()
+    page.wait_for_url("**/quantize?run=*")
+    expect(page.get_by_text("elapsed").or_(page.get_by_text("Finished in")).first).to_be_visible()
+    expect(page.get_by_text("Finished in")).to_be_visible(timeout=RUN)
+    page.get_by_role("link", name="See the comparison").click()
+    page.wait_for_url("**/compare?run=*")
+    dashboard.settle(page, 3)
+    for heading in ("Memory", "Throughput", "Quality", "The trade-off", "All figures", "Answers"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    assert plots(page).count() >= 4
+    for name in ("fp32", "int8", "int4-g64"):
+        expect(plots(page).first.get_by_text(name, exact=True)).to_be_visible()
+    dashboard.visit(page, address)
+    expect(page.get_by_text("Latest results")).to_be_visible()
+
+
+def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
+    dashboard.visit(page, f"{address}/quantize")
+    page.get_by_role("button", name="Fewer and fewer bits").click()
+    dashboard.settle(page)
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.wait_for_url("**/quantize?run=*")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    other = page.context.new_page()
+    dashboard.visit(other, f"{address}/layers")
+    expect(other.get_by_test_id("stSidebar").get_by_role("link", name="smollm2-135m")).to_be_visible()
+    dashboard.visit(other, page.url)
+    other.get_by_role("button", name="Cancel").click()
+    expect(other.get_by_text("Cancelled.")).to_be_visible()
+    expect(page.get_by_text("Cancelled.")).to_be_visible()
+
+
+def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
+    dashboard.visit(page, f"{address}/layers")
+    expect(page.get_by_role("heading", name="Layers")).to_be_visible()
+    names = page.get_by_test_id("stSidebarNavLink").all_inner_texts()
+    assert [name.split("\n")[-1] for name in names] == ["Home", "Quantize", "Compare", "Playground", "Layers"]
+    page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").click()
+    expect(page.get_by_role("heading", name="Compare")).to_be_visible()
+
+
+def test_layers_are_measured(page, address):
+    dashboard.visit(page, f"{address}/layers")
+    page.get_by_role("button", name="Measure the layers").click()
+    expect(page.get_by_role("heading", name="Error of each layer")).to_be_visible()
+    dashboard.settle(page, 2)
+    assert plots(page).count() == 2
+
+
+def test_the_playground_writes_and_stops(page, address):
+    dashboard.visit(page, f"{address}/playground")
+    page.get_by_role("button", name="Write").click()
+    expect(page.get_by_text("64 tokens, reached the length").first).to_be_visible(timeout=RUN)
+    expect(page.get_by_text("64 tokens, reached the length")).to_have_count(3, timeout=RUN)
+    expect(page.get_by_text("tok/s").first).to_be_visible()
+
+
+def test_texts_of_strangers_are_shown_verbatim(page, address, home):
+    samples.write_run(home, [samples.row("fp32"), samples.row("int4-g64")], model="owner/*x*<i>y</i>:smile:")
+    dashboard.visit(page, f"{address}/compare", 2.5)
+    page.get_by_role("combobox", name="Prompt").click()
+    page.get_by_role("option", name="language: language-2").click()
+    dashboard.settle(page)
+    text = page.get_by_test_id("stMain").inner_text().replace("\N{WORD JOINER}", "")
+    assert "<b>&amp; *bold* $x$ [link](http://example.com) ![](x.png) :smile: ⟨U+202E⟩right⟨U+0000⟩" in text
+    assert page.locator('a[href="http://example.com"]').count() == 0 and page.locator("img[src='x.png']").count() == 0
+
+
+@pytest.mark.parametrize("size", [dashboard.LAPTOP, dashboard.DESKTOP], ids=["laptop", "desktop"])
+def test_nothing_is_wider_than_the_window(address, home, size):
+    samples.write_run(home, [samples.row(name) for name in samples.FIGURES])
+    with dashboard.browser(size, "dark") as page:
+        for name in ("", "quantize", "compare", "playground", "layers"):
+            dashboard.visit(page, f"{address}/{name}")
+            wide = page.evaluate(
+                "document.querySelector('[data-testid=stMain]').scrollWidth - document.querySelector('[data-testid=stMain]').clientWidth"
+            )
+            assert wide <= 0, f"{name or 'home'} is {wide} pixels too wide"
