@@ -1,7 +1,7 @@
 """Will it fit? Memory estimated from headers and config alone; nothing is loaded.
 
     stored    every tensor in the form the recipe gives it; exact for qcore's own formats, estimated for other libraries'
-    load      libraries + the fp32 model + what is stored so far + room to work on the largest tensor
+    load      libraries + the fp32 model + a 16-bit checkpoint's own bytes + room to work on the largest weight that changes
     run       libraries + stored + one weight unpacked + KV cache + logits of one window
 
     KV cache = 2 · layers · KV heads · head size · tokens · 4 bytes        (fp32; fewer tokens in sliding-window layers)
@@ -22,8 +22,8 @@ from qcore.measure.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.recipes import Engine, Float, Recipe, parse
 
-LIBRARIES = 600_000_000  # bytes that torch, transformers and Python hold before any model
-WORKING_COPIES = 4  # fp32 copies of the largest tensor that choosing codes needs at once
+LIBRARIES = 500_000_000  # bytes that torch, transformers and Python hold before any model
+WORKING_COPIES = 4  # fp32 copies of the largest changed weight that choosing its codes needs at once
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Bits per quantized weight of other libraries: codes plus their scales, rounded up
@@ -55,21 +55,23 @@ def estimate(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, windo
     """
     model = skeleton(checkpoint)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # tied ones once
-    full, largest = 4 * sum(sizes.values()), 4 * max(sizes.values())
     if checkpoint.is_quantized:
-        stored = load = checkpoint.nbytes
+        stored = full = checkpoint.nbytes
+        largest = work = 0
     else:
-        stored, changed = stored_bytes(model, recipe)
-        load = full + changed + (WORKING_COPIES * largest if recipe.quantizes else 0)
+        full = 4 * sum(sizes.values())
+        stored, largest = stored_bytes(model, recipe)
+        widened = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else 0
+        work = widened + largest * (WORKING_COPIES if recipe.quantizes else 2)
     kv = kv_cache_bytes(model.config.get_text_config(), tokens)
     logits = LOGIT_COPIES * 4 * window * model.config.get_text_config().vocab_size
-    run = stored + kv + logits + (0 if recipe.name == "fp32" else largest)
+    run = stored + kv + logits + largest
     available = budget()
-    peak_load, peak_run = LIBRARIES + load, LIBRARIES + run
+    peak_load, peak_run = LIBRARIES + full + work, LIBRARIES + run
     fits = max(peak_load, peak_run) <= available
     arithmetic = (
         f"loading {_millions(sum(sizes.values()))} weights needs {_gb(peak_load)} "
-        f"(fp32 weights {_gb(full)}, codes and work space {_gb(max(0, load - full))}, libraries {_gb(LIBRARIES)}), "
+        f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(LIBRARIES)}), "
         f"running needs {_gb(peak_run)} (weights {_gb(stored)}, KV cache for {tokens} tokens {_gb(kv)}, logits {_gb(logits)}, "
         f"libraries {_gb(LIBRARIES)}), and {_gb(available)} are available"
     )
@@ -97,25 +99,27 @@ def budget() -> int:
 
 
 def stored_bytes(model, recipe: Recipe) -> tuple[int, int]:
-    """Bytes of all tensors of `model` (the skeleton is enough) under `recipe`, and of those among them that it changes."""
+    """Bytes of all tensors of `model` (the skeleton is enough) under `recipe`, and the bytes in fp32 of the largest
+    weight that it changes."""
     total = {name: parameter.numel() for name, parameter in model.named_parameters()}
     persistent = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in model.state_dict())
     if isinstance(recipe.weights, Float):
         stored = FLOAT_BYTES[recipe.weights.dtype] * sum(total.values()) + persistent
-        return stored, 0 if recipe.name == "fp32" else stored
+        return stored, 0 if recipe.name == "fp32" else 4 * max(total.values())
     from qcore.select import select
 
-    changed = 0
+    changed = largest = 0
     left = dict(total)
     targets = select(model, _without_head(recipe)).targets
     for target in targets:
         count = left.pop(target.name, 0)  # absent: tied to one that was counted
+        largest = max(largest, 4 * count)
         if count:
             changed += _target_bytes(model, target, count, recipe)
     if recipe.name == "torch-dynamic-int8" and (head := model.get_output_embeddings()) is not None:
         changed += head.weight.numel()  # this library quantizes the head too, a copy of its own if it is tied
         left.pop("lm_head.weight", None)
-    return changed + 4 * sum(left.values()) + persistent, changed
+    return changed + 4 * sum(left.values()) + persistent, largest
 
 
 def kv_cache_bytes(config, tokens: int) -> int:

@@ -98,7 +98,7 @@ def test_a_model_saved_quantized_is_counted_as_it_is(tmp_path, checkpoints):
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic(checkpoints, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(plan.LIBRARIES + 100_000))
-    with pytest.raises(TooLargeError, match=r"llama does not fit .* loading 0.11 million weights needs 0.60 GB") as raised:
+    with pytest.raises(TooLargeError, match=r"llama does not fit .* loading 0.11 million weights needs 0.50 GB") as raised:
         plan.check_fits(checkpoints["llama"], parse("fp32"))
     assert "available" in str(raised.value)
     assert "million weights would fit" in str(raised.value)
