@@ -101,4 +101,11 @@ class LogitReader:
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
         """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN agrees with NaN.)"""
         expected, own = logits.float(), self.project(hidden[-CHECKED:])
-        return own.shape == expected.shape and torch.allclose(own, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        return own.shape == expected.shape and close(own, expected, logits.dtype)
+
+
+def close(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Do two results of the same product, computed in `dtype`, agree but for rounding? NaN agrees with NaN."""
+    tolerance = max(1e-5, 8 * torch.finfo(dtype).eps)
+    largest = float(right.abs().nan_to_num(0, posinf=0).max())
+    return torch.allclose(left, right, rtol=tolerance, atol=tolerance * largest, equal_nan=True)

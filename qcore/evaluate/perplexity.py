@@ -134,7 +134,9 @@ def _exp(nll: float) -> float:
 
 
 def _check_ids(model: torch.nn.Module, ids: torch.Tensor, window: int) -> None:
-    if ids.ndim != 1 or len(ids) < 2:
+    if ids.ndim != 1:
+        raise InputError(f"The text's token ids have the shape {tuple(ids.shape)}; they must be one row, (T,).")
+    if len(ids) < 2:
         raise InputError(f"The text has {ids.numel()} token{'s' * (ids.numel() != 1)}; scoring needs at least 2.")
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     lowest, highest = int(ids.min()), int(ids.max())

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qcore.errors import InputError, UnavailableError
-from qcore.evaluate.logits import Chunk, LogitReader, LogitTransform
+from qcore.evaluate.logits import Chunk, LogitReader, LogitTransform, close
 from qcore.evaluate.tensorfile import TensorFile
 
 FORMAT = "qcore-reference-1"
@@ -106,7 +106,10 @@ class Reference:
         path = Path(path)
         try:
             file = safe_open(path, framework="pt")
-            return cls(path, json.loads(file.metadata()["qcore"]), file)
+            about = json.loads(file.metadata()["qcore"])
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']!r}, not {FORMAT!r}")
+            return cls(path, about, file)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -148,8 +151,9 @@ class Reference:
         return self.transform(logits)
 
     def _verify(self) -> None:
-        own = self._project(self._hidden[:1])
-        if own.shape != self._check.shape or not torch.allclose(own, self._check, rtol=1e-4, atol=1e-4):
+        first = self._hidden[:1]
+        own = self._project(first)
+        if own.shape != self._check.shape or not close(own, self._check, first.dtype):
             raise InputError(f"The baseline's reference {self.path.name} does not match its checkpoint any more; record it again.")
 
     def _same_head(self, reader: LogitReader) -> bool:

@@ -177,6 +177,7 @@ def test_a_perplexity_beyond_all_numbers_is_a_failure():
     [
         (torch.tensor([1]), {}, "has 1 token; scoring needs at least 2"),
         (torch.tensor([], dtype=torch.long), {}, "has 0 tokens"),
+        (text(6).view(2, 3), {}, r"shape \(2, 3\)"),
         (torch.tensor([1, 258]), {}, "Token id 258 is outside"),
         (torch.tensor([1, -1]), {}, "Token id -1 is outside"),
         (text(9), {"window": 0}, "window is 0"),

@@ -161,12 +161,17 @@ def test_a_changed_checkpoint_is_noticed(tmp_path):
         Reference.open(tmp_path / "r")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign", "another version"])
 def test_a_damaged_record_is_refused(tmp_path, damage):
     path = tmp_path / "r"
     if damage != "missing":
         evaluate(tiny.model("llama"), text(), record=path)
-        path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-10]}.get(damage, b"\x08\0\0\0\0\0\0\0{}      "))
+        data = path.read_bytes()
+        path.write_bytes(
+            {"empty": b"", "cut": data[:-10], "another version": data.replace(b"reference-1", b"reference-9")}.get(
+                damage, b"\x08\0\0\0\0\0\0\0{}      "
+            )
+        )
     with pytest.raises(InputError, match="cannot be read"):
         Reference.open(path)
 

@@ -13,7 +13,7 @@ from qcore.measure.memory import PeakMemory, available_bytes, process_tree_bytes
 
 MIB = 1 << 20
 ALLOCATE = """
-import json, mmap, sys
+import json, mmap, sys, time
 from qcore.measure.memory import PeakMemory
 
 def touch(buffer):
@@ -26,12 +26,14 @@ with PeakMemory() as outer:
     with PeakMemory() as heap:
         block = bytearray(256 << 20)
         touch(block)
+        time.sleep(0.2)  # the split is sampled
         del block
     with PeakMemory() as after:
         pass
     with PeakMemory() as mapped, open(sys.argv[1], "rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         total = sum(view[place] for place in range(0, len(view), 4096))
+        time.sleep(0.2)
         view.close()
 names = ("peak_bytes", "anonymous_bytes", "file_bytes", "start_bytes")
 print(json.dumps({key: {name: getattr(value, name) for name in names} for key, value in locals().items() if isinstance(value, PeakMemory)}))
