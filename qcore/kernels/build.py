@@ -1,6 +1,6 @@
 """Compile the native kernels on first use, once for each machine, compiler and version of the sources.
 
-The library lands in `home()/kernels/KEY/`, KEY being a digest of the sources, the flags and the compiler's own version, so that a
+The library lands in `home()/kernels/KEY/` (QCORE_KERNELS names another folder than `home()/kernels`), KEY being a digest of the sources, the flags and the compiler's own version, so that a
 changed source, another compiler or another architecture never meets a stale library. A lock lets concurrent processes build once.
 """
 
@@ -45,7 +45,8 @@ def build(extra: tuple[str, ...] = ()) -> Path:
         for path in objects:
             path.unlink()
 
-    return build_folder(home() / "kernels" / digest.hexdigest()[:20], compile_all) / LIBRARY
+    folder = Path(os.environ.get("QCORE_KERNELS") or home() / "kernels")
+    return build_folder(folder / digest.hexdigest()[:20], compile_all) / LIBRARY
 
 
 def _compile(compiler: str, source: Path, folder: Path, extra: tuple[str, ...]) -> Path:
@@ -77,3 +78,10 @@ def _compiler() -> tuple[str, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"The C++ compiler {path} does not run: {error}.") from error
     return path, f"{path}\n{done.stdout}\n{platform.machine()}"
+
+
+if __name__ == "__main__":  # for set-up, so that the first run does not wait for the compiler
+    try:
+        print(f"The native kernels are at {build()}.")
+    except UnavailableError as error:
+        raise SystemExit(str(error)) from error

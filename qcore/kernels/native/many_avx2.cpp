@@ -116,22 +116,53 @@ void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, 
   }
 }
 
+// The inner loop for 4 tokens, in assembly: 8 accumulators, two registers of codes, and for each token a broadcast that meets both. Left
+// to GCC, the same intrinsics spill accumulators in every turn and run at half the speed. `steps` counts the registers of codes per panel.
+#define QCORE_TOKEN(multiply, add, at, first, second)  \
+  "vpbroadcastd " #at "(%[x]), %%ymm10\n\t"            \
+  multiply " %%ymm10, %%ymm8, %%ymm11\n\t"             \
+  multiply " %%ymm10, %%ymm9, %%ymm12\n\t"             \
+  add " %%ymm11, " first ", " first "\n\t"             \
+  add " %%ymm12, " second ", " second "\n\t"
+#define QCORE_STEP(multiply, add, codes0, codes1, x0, x1, x2, x3) \
+  "vmovdqa " #codes0 "(%[codes]), %%ymm8\n\t"                    \
+  "vmovdqa " #codes1 "(%[codes]), %%ymm9\n\t"                    \
+  QCORE_TOKEN(multiply, add, x0, "%%ymm0", "%%ymm1")             \
+  QCORE_TOKEN(multiply, add, x1, "%%ymm2", "%%ymm3")             \
+  QCORE_TOKEN(multiply, add, x2, "%%ymm4", "%%ymm5")             \
+  QCORE_TOKEN(multiply, add, x3, "%%ymm6", "%%ymm7")
+#define QCORE_LOOP(multiply, add)                                                                             \
+  asm volatile(                                                                                               \
+      "vpxor %%xmm0, %%xmm0, %%xmm0\n\tvpxor %%xmm1, %%xmm1, %%xmm1\n\tvpxor %%xmm2, %%xmm2, %%xmm2\n\t"      \
+      "vpxor %%xmm3, %%xmm3, %%xmm3\n\tvpxor %%xmm4, %%xmm4, %%xmm4\n\tvpxor %%xmm5, %%xmm5, %%xmm5\n\t"      \
+      "vpxor %%xmm6, %%xmm6, %%xmm6\n\tvpxor %%xmm7, %%xmm7, %%xmm7\n"                                       \
+      "1:\n\t"                                                                                                \
+      QCORE_STEP(multiply, add, 0, 32, 0, 4, 8, 12)                                                           \
+      QCORE_STEP(multiply, add, 64, 96, 16, 20, 24, 28)                                                       \
+      "add $128, %[codes]\n\tadd $32, %[x]\n\tsub $2, %[steps]\n\tjnz 1b\n\t"                                \
+      "vmovdqa %%ymm0, (%[acc])\n\tvmovdqa %%ymm1, 32(%[acc])\n\tvmovdqa %%ymm2, 64(%[acc])\n\t"            \
+      "vmovdqa %%ymm3, 96(%[acc])\n\tvmovdqa %%ymm4, 128(%[acc])\n\tvmovdqa %%ymm5, 160(%[acc])\n\t"        \
+      "vmovdqa %%ymm6, 192(%[acc])\n\tvmovdqa %%ymm7, 224(%[acc])\n\t"                                       \
+      : [codes] "+r"(codes), [x] "+r"(x), [steps] "+r"(steps)                                                 \
+      : [acc] "r"(acc)                                                                                        \
+      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "memory", "cc")
+
+inline void four_tokens_bytes(const void* codes, const void* x, long steps, __m256i* acc) { QCORE_LOOP("vpmaddubsw", "vpaddw"); }
+inline void four_tokens_words(const void* codes, const void* x, long steps, __m256i* acc) { QCORE_LOOP("vpmaddwd", "vpaddd"); }
+
 // Register a of (token m, side) is acc[2 * m + side].
 template <int T>
 void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, float (*y)[kPair]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
     __m256i acc[2 * T];
-    each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
     const uint8_t* codes = s.bytes + b * 512;
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; ++i) {
-      const __m256i v0 = load(codes + 64 * i), v1 = load(codes + 64 * i + 32);
-      each(Upto<T>(), [&](auto m) {
-        const __m256i xs = broadcast4(q + (i * T + m()) * 4);
-        acc[2 * m()] = multiply_add8(acc[2 * m()], v0, xs);
-        acc[2 * m() + 1] = multiply_add8(acc[2 * m() + 1], v1, xs);
-      });
+    if constexpr (T == 4) {
+      four_tokens_bytes(codes, q, 8, acc);
+    } else {
+      each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
+      for (int i = 0; i < 8; ++i)
+        each(Upto<2 * T>(), [&](auto a) { acc[a()] = multiply_add8(acc[a()], load(codes + 64 * i + 32 * (a() % 2)), broadcast4(q + (i * T + a() / 2) * 4)); });
     }
     each(Upto<2 * T>(), [&](auto a) {
       constexpr int m = a() / 2, side = a() % 2;
@@ -148,16 +179,13 @@ template <int T>
 void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
     __m256i acc[2 * T];
-    each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
     const int16_t* words = s.words + b * 512;
-#pragma GCC unroll 2
-    for (int i = 0; i < 16; ++i) {
-      const __m256i v0 = load(words + 32 * i), v1 = load(words + 32 * i + 16);
-      each(Upto<T>(), [&](auto m) {
-        const __m256i xs = broadcast4(q + (i * T + m()) * 2);
-        acc[2 * m()] = multiply_add16(acc[2 * m()], v0, xs);
-        acc[2 * m() + 1] = multiply_add16(acc[2 * m() + 1], v1, xs);
-      });
+    if constexpr (T == 4) {
+      four_tokens_words(words, q, 16, acc);
+    } else {
+      each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
+      for (int i = 0; i < 16; ++i)
+        each(Upto<2 * T>(), [&](auto a) { acc[a()] = multiply_add16(acc[a()], load(words + 32 * i + 16 * (a() % 2)), broadcast4(q + (i * T + a() / 2) * 2)); });
     }
     each(Upto<2 * T>(), [&](auto a) {
       constexpr int m = a() / 2, side = a() % 2;
