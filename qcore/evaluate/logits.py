@@ -3,6 +3,9 @@
 A hook in front of the output head keeps the hidden states it is given and lets it see only the last few of them; the head is then
 run over the rest in chunks. What the model does to the logits after its head (scaling, soft capping) is read from its config and
 checked once against the logits that the model itself returned.
+
+A head whose result for one position depends on the others it is given (torch's per-tensor dynamic quantization does) sees a chunk
+here where the model would give it a whole window.
 """
 
 from collections.abc import Iterator

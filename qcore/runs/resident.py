@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -120,6 +121,7 @@ class Resident:
         with self._lock:
             if self._child is None or not self._child.running:
                 self._child = _Child(self._threads, self._idle_seconds)
+                weakref.finalize(self, self._child.hang_up)  # a client that is forgotten takes its process along
             child = self._child
         number, inbox = child.send(request)
         finished = False
@@ -158,7 +160,7 @@ class _Child:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._command = [sys.executable, "-m", "qcore.runs.resident_worker", str(os.getpid()), str(idle_seconds), str(threads or 0)]
         self._inboxes: dict[int, queue.Queue] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may call `hang_up` in the middle of anything
         self._number = 0
         self._closed = False
         self.running = True
@@ -224,11 +226,15 @@ class _Child:
         for number in numbers:
             self.cancel(number)
 
-    def close(self) -> None:
-        """Ask it to end, and kill it if it does not."""
+    def hang_up(self) -> None:
+        """Close its input, upon which it ends."""
         self._closed = True
         with self._lock, contextlib.suppress(OSError):
             self.process.stdin.close()
+
+    def close(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        self.hang_up()
         try:
             self.process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """The playground's process: what it writes, how it is stopped, and that it never outlives or blocks anyone."""
 
+import gc
 import io
 import os
 import subprocess
@@ -169,7 +170,8 @@ def test_a_killed_process_is_reported_and_the_next_request_starts_another(folder
         os.kill(pid, 9)
         with pytest.raises(RunError, match="signal 9, most likely because memory ran out"):
             list(events)
-        assert list(client.generate("Hi", 1))[-1].kind == "done" and client.pid != pid
+        *_, last = client.generate("Hi", 1)
+        assert (last.kind, last.text) == ("done", "") and client.pid != pid
 
 
 PARENT = """
@@ -185,6 +187,15 @@ os.kill(os.getpid(), 9)
 def test_it_ends_with_its_parent(folder):
     parent = subprocess.run([sys.executable, "-c", PARENT, str(folder)], capture_output=True, text=True, timeout=PATIENCE)
     pid = int(parent.stdout)
+    until(lambda: gone(pid))
+
+
+def test_it_ends_when_its_client_is_forgotten(folder):
+    client = Resident(str(folder), ["fp32"], threads=1)
+    list(client.generate("Hi", 1))
+    pid = client.pid
+    del client
+    gc.collect()
     until(lambda: gone(pid))
 
 
