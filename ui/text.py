@@ -12,6 +12,8 @@ from qcore.runs.report import human_seconds as seconds
 __all__ = ["clock", "digits", "percent", "seconds", "size", "verbatim", "visible", "shielded"]
 
 NBSP = "\N{NO-BREAK SPACE}"
+# the places inside of :emoji:, arrows and dashes, web and mail addresses
+_REPLACED = re.compile(r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\w)", re.I)
 
 
 def clock(value: float | str | None) -> str:
@@ -38,9 +40,9 @@ def visible(text: str) -> str:
 
 def shielded(text: str) -> str:
     """`text`, without line breaks, as Markdown in which nothing has a meaning."""
-    # Streamlit makes emoji and typographic symbols out of text after Markdown's own escapes are resolved: a word joiner, which
-    # cannot be seen, keeps it from recognizing them.
-    text = re.sub(r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)", "\N{WORD JOINER}", text)
+    # Streamlit makes emoji, typographic symbols and links out of text after Markdown's own escapes are resolved: a word joiner,
+    # which cannot be seen, keeps it from recognizing them.
+    text = re.sub(_REPLACED, "\N{WORD JOINER}", text)
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", re.sub(r" (?= )", NBSP, text))
 
 

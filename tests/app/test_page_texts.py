@@ -30,8 +30,8 @@ def test_nothing_in_it_has_a_meaning(text):
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`\[\]<>$:#|~]", verbatim(text))
 
 
-@pytest.mark.parametrize("text", [":smile:", ":material/home:", "->", "<-", "--", ">=", "<=", "~="])
-def test_symbols_that_streamlit_would_replace_are_broken_up(text):
+@pytest.mark.parametrize("text", [":smile:", ":material/home:", "->", "<-", "--", ">=", "<=", "~=", "http://a.b", "www.a.b", "a@b.c"])
+def test_what_streamlit_would_replace_is_broken_up(text):
     assert JOINER in verbatim(text)
 
 
