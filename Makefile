@@ -3,9 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup run test quick chromium model
+.PHONY: setup run test quick chromium model kernels
 
-setup: .venv/.ready chromium model
+setup: .venv/.ready chromium model kernels
 
 run: setup
 	$(BIN)/streamlit run app.py
@@ -34,3 +34,7 @@ chromium:
 model: .venv/.ready
 	$(BIN)/python -m qcore models --prepare smollm2-135m
 	$(BIN)/python -m qcore models --prepare smollm2-135m-dithered
+
+# Compiled on first use otherwise; without a compiler quantized layers run in plain torch, and the dashboard says so.
+kernels: .venv/.ready
+	-$(BIN)/python -m qcore.kernels.build

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from qcore import convert, data, models, recipes
+from qcore import convert, data, models, plan, recipes
 from qcore.errors import InputError
 from qcore.evaluate.perplexity import Evaluation
 from qcore.evaluate.perplexity import evaluate as score
@@ -17,9 +17,12 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
     """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder that `save` wrote.
 
     Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved quantized model its `recipe`
-    and `ledger`. Raises `InputError` for one that cannot or must not be loaded, `UnavailableError` if the hub cannot be reached.
+    and `ledger`. Raises `InputError` for one that cannot or must not be loaded (`TooLargeError`: it does not
+    fit into memory), `UnavailableError` if the hub cannot be reached.
     """
-    return models.load(model, revision, device=device)
+    checkpoint = models.resolve(model, revision)
+    plan.check_fits(checkpoint, recipes.parse("fp32"))
+    return models.load(checkpoint, device=device)
 
 
 def quantize(model: Loaded | str, recipe: Recipe | str, *, skip: tuple[str, ...] = (), progress=None) -> Loaded:

@@ -9,12 +9,13 @@ from qcore.home import home
 
 # Set before anything heavy is imported: the cache of whoever runs the tests keeps its runs to itself and nothing may reach for a hub.
 # What `make setup` has prepared there (the default models, compiled kernels) is made once and only read.
-PREPARED = ("models/smollm2-135m", "models/smollm2-135m-dithered", "kernels")
+PREPARED = ("models/smollm2-135m", "models/smollm2-135m-dithered")
 _scratch = Path(tempfile.mkdtemp(prefix="qcore-test-"))
 (_scratch / "models").mkdir()
 for _name in PREPARED:
     if (home() / _name).is_dir():
         (_scratch / _name).symlink_to(home() / _name)
+os.environ["QCORE_KERNELS"] = str(home() / "kernels")
 os.environ["QCORE_HOME"] = str(_scratch)
 os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores with servers and subprocesses: waiting threads must not spin

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qcore.convert import inventory, kept_row
 from qcore.errors import InputError, NotAppliedError, UnavailableError
+from qcore.inventory import inventory, kept_row
 from qcore.ledger import Row
 from qcore.recipes import Recipe
 from qcore.select import Target, select

@@ -21,12 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from qcore.convert import DTYPES, dtype_name, install, inventory, plain_name, quantize
+from qcore.convert import DTYPES, install, quantize
 from qcore.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
+from qcore.inventory import dtype_name, inventory, plain_name
 from qcore.ledger import Ledger
+from qcore.models.config import read_config, to_transformers
 from qcore.recipes import Engine, Float, Recipe
 from qcore.select import Target, select
 
@@ -142,12 +144,10 @@ def _sha256(path: Path) -> str:
 
 def _skeleton(folder: Path) -> nn.Module:
     """The model with memory reserved but not touched: every weight is put in its place afterwards."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    config = to_transformers(read_config(folder)[0])
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()

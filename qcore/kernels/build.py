@@ -1,7 +1,8 @@
 """Compile the native kernels on first use, once for each machine, compiler and version of the sources.
 
-The library lands in `home()/kernels/KEY/` (QCORE_KERNELS names another folder than `home()/kernels`), KEY being a digest of the sources, the flags and the compiler's own version, so that a
-changed source, another compiler or another architecture never meets a stale library. A lock lets concurrent processes build once.
+The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the sources, the flags and the
+compiler's own version, so that a changed source, another compiler or another architecture never meets a stale library. A lock lets
+concurrent processes build once.
 """
 
 import hashlib
