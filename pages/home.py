@@ -17,6 +17,8 @@ state.page(
     "Every number says how it was taken and can be repeated with one command.",
 )
 
+state.notices()
+
 runs = jobs.list_runs()
 latest = next((status for status in runs if status.state == "done"), None)
 active = next((status for status in runs if status.active), None)

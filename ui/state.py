@@ -10,6 +10,7 @@ import streamlit as st
 
 from qcore.errors import QcoreError
 from qcore.runs import jobs
+from qcore.runs.store import Store
 from ui import navigation
 from ui.text import shielded, verbatim
 
@@ -49,6 +50,15 @@ def plot(figure, key: str, alt: str) -> None:
         figure.update_xaxes(tickfont={"color": ink}, title={"font": {"color": ink}})
         figure.update_yaxes(tickfont={"color": ink}, title={"font": {"color": ink}})
     st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False, "scrollZoom": False})
+
+
+def notices() -> None:
+    """What happened to the database, if it had to be replaced, until somebody has seen it."""
+    with shown_errors():
+        store = Store()
+        if store.notice:
+            st.warning(verbatim(store.notice), icon=":material/database:")
+            st.button("I have seen it", key="notice.seen", on_click=store.clear_notice)
 
 
 @contextmanager

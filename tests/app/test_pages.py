@@ -84,6 +84,14 @@ def test_home_shows_the_latest_results(home):
     assert plots(at) == 1 and "home.first" not in [button.key for button in at.button]
 
 
+def test_a_replaced_database_is_told_until_seen(home):
+    samples.write_run(home, [samples.row("fp32")])
+    (home / "qcore.db").write_bytes(b"no database" * 1000)
+    at = open_page("home")
+    assert len(at.warning) == 1 and plots(at) == 1
+    assert not calm(at.button(key="notice.seen").click().run()).warning
+
+
 def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
     samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64")])
     at = open_page("compare")

@@ -1,0 +1,88 @@
+"""Pictures of every page for the documentation: `python tests/browser/screenshots.py HOME [NAME …]` writes docs/screenshots/*.png.
+
+HOME is a cache folder with the default model and finished runs of it (the newest one is shown). Each page is taken empty (with a cache
+folder that holds nothing) and full, light and dark, at a laptop's width; the comparison at a desktop's width as well. With names
+("compare", "home-empty", …) only pictures whose name contains one of them are taken.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import dashboard
+from PIL import Image
+from playwright.sync_api import Page
+
+OUT = dashboard.ROOT / "docs" / "screenshots"
+PAGES = ("home", "quantize", "compare", "playground", "layers")
+TALLEST = 6000
+RUN = 600_000
+
+
+def main(home: Path, wanted: list[str]) -> None:
+    """Take the pictures whose name contains one of `wanted`, all of them if there are none."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as nothing:
+        for scheme in ("light", "dark"):
+            for folder, suffix, actions in ((Path(nothing), "empty", {}), (home, "full", FULL)):
+                names = [name for name in PAGES if chosen(f"{name}-{suffix}-{scheme}", wanted)]
+                if not names:
+                    continue
+                with dashboard.server(folder) as address, dashboard.browser(dashboard.LAPTOP, scheme) as page:
+                    for name in names:
+                        dashboard.visit(page, f"{address}/{'' if name == 'home' else name}", 2.5)
+                        actions.get(name, lambda page: None)(page)
+                        save(page, f"{name}-{suffix}-{scheme}", dashboard.LAPTOP)
+    if chosen("compare-full-1920", wanted):
+        with dashboard.server(home) as address, dashboard.browser(dashboard.DESKTOP, "light") as page:
+            dashboard.visit(page, f"{address}/compare", 2.5)
+            save(page, "compare-full-1920", dashboard.DESKTOP)
+
+
+def chosen(name: str, wanted: list[str]) -> bool:
+    return not wanted or any(part in name for part in wanted)
+
+
+def show_run(page: Page) -> None:
+    """The newest run's panel above the form."""
+    page.get_by_test_id("stMain").get_by_role("link").filter(has_text=":").first.click()
+    page.wait_for_url("**run=*")
+    dashboard.settle(page, 2.5)
+
+
+def write(page: Page) -> None:
+    """A text with each of the three recipes."""
+    page.get_by_role("button", name="Write").click()
+    page.wait_for_function("document.body.innerText.split('first token after').length === 4", timeout=RUN)
+    dashboard.settle(page, 2.5)
+
+
+def measure(page: Page) -> None:
+    """The errors of all layers, unless an earlier visit measured them."""
+    if page.get_by_role("button", name="Measure the layers").count():
+        page.get_by_role("button", name="Measure the layers").click()
+    page.get_by_role("heading", name="Error of each layer").wait_for(timeout=RUN)
+    dashboard.settle(page, 2.5)
+
+
+FULL: dict[str, Callable[[Page], None]] = {"quantize": show_run, "playground": write, "layers": measure}
+
+
+def save(page: Page, name: str, size: tuple[int, int]) -> None:
+    """The whole page in 256 colours: small files, and nobody sees the difference."""
+    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": size[0], "height": max(size[1], min(height, TALLEST))})
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(1500)
+    path = OUT / f"{name}.png"
+    page.screenshot(path=path)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
