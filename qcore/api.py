@@ -5,10 +5,10 @@ from pathlib import Path
 
 from qcore import convert, data, models, plan, recipes
 from qcore.errors import InputError
-from qcore.evaluate.perplexity import Evaluation
-from qcore.evaluate.perplexity import evaluate as score
+from qcore.evaluation.perplexity import Evaluation
+from qcore.evaluation.perplexity import evaluate as score
 from qcore.export import safetensors
-from qcore.measure import throughput
+from qcore.measurement import throughput
 from qcore.models import Loaded
 from qcore.recipes import Recipe
 

@@ -1,7 +1,7 @@
 """One recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
 
 The unquantized model comes first and leaves three things in the run's folder for those after it: a reference (see
-`evaluate/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean` was compared with exactly that.
+`evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean` was compared with exactly that.
 Everything heavy is imported where it is used, so that looking at a spec costs nothing.
 """
 
@@ -91,8 +91,8 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
     """
     from qcore import convert, plan
-    from qcore.measure import throughput
-    from qcore.measure.memory import PeakMemory
+    from qcore.measurement import throughput
+    from qcore.measurement.memory import PeakMemory
 
     session = _Session(spec, folder, emit)
     is_baseline = recipe.name == "fp32"
@@ -214,7 +214,7 @@ class _Session:
     def evaluate(self, loaded, *, record: bool):
         """Score the text, against the baseline's reference if there is one; `record` makes this model that baseline."""
         from qcore import data
-        from qcore.evaluate import Reference, evaluate
+        from qcore.evaluation import Reference, evaluate
 
         progress = self.enter("quality")
         path = self.folder / REFERENCE
@@ -237,7 +237,7 @@ class _Session:
     def generate(self, loaded, *, record: bool) -> list[dict]:
         """Continue the evaluation prompts; `record` makes the answers those that others are compared with."""
         from qcore import data
-        from qcore.evaluate.generation import compare_generations
+        from qcore.evaluation.generation import compare_generations
         from qcore.jsonfile import write_json
 
         answers = []
@@ -253,7 +253,7 @@ class _Session:
 
     def record(self, loaded) -> dict:
         """Everything a figure depends on, and how to get it again."""
-        from qcore.measure.environment import read_bandwidth
+        from qcore.measurement.environment import read_bandwidth
 
         spec, checkpoint = self.spec, loaded.checkpoint
         about = describe(loaded, self.text, spec.threads)
@@ -280,7 +280,7 @@ def describe(loaded, text=None, threads: int | None = None) -> dict:
     import torch
 
     import qcore
-    from qcore.measure.environment import environment
+    from qcore.measurement.environment import environment
 
     checkpoint = loaded.checkpoint
     about = {

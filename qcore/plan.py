@@ -18,7 +18,7 @@ from qcore.formats.codebook import ENTRIES, Codebook
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import SCALES_PER_BLOCK, Format, group_count
 from qcore.formats.uniform import Uniform
-from qcore.measure.memory import available_bytes
+from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.recipes import Engine, Float, Recipe, parse
 

@@ -15,7 +15,7 @@ LAYERS = [
     ("runs",),
     ("pipeline",),
     ("plan", "export", "layers"),
-    ("evaluate", "measure"),
+    ("evaluation", "measurement"),
     ("convert",),
     ("models", "data", "spec"),
     ("backends", "decoder", "select", "inventory"),

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from qcore import cli, convert, models, pipeline, recipes
-from qcore.evaluate import evaluate
+from qcore.evaluation import evaluate
 from qcore.home import home
 from qcore.pipeline import FIGURES, ROW_KEYS
 from qcore.runs import jobs

@@ -9,7 +9,7 @@ import torch
 
 from qcore import convert, models, pipeline, recipes
 from qcore.errors import InputError, RunError, TooLargeError, UnavailableError
-from qcore.evaluate import evaluate
+from qcore.evaluation import evaluate
 from qcore.pipeline import FIGURES, ROW_KEYS
 from qcore.spec import RunSpec
 

@@ -83,8 +83,8 @@ class Worker:
 
     def _generate(self, request: dict) -> None:
         from qcore import models
-        from qcore.evaluate.generation import check_new_tokens
-        from qcore.evaluate.sampling import Sampling
+        from qcore.evaluation.generation import check_new_tokens
+        from qcore.evaluation.sampling import Sampling
 
         number = request["id"]
         check_new_tokens(request["max_new_tokens"])
@@ -109,7 +109,7 @@ class Worker:
 
     def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
         """Write one recipe's text; `first` is what the first recipe wrote."""
-        from qcore.evaluate.generation import first_divergence, generate_text
+        from qcore.evaluation.generation import first_divergence, generate_text
 
         number = request["id"]
         loaded = self._shelf.get(checkpoint, recipe, self._reporter(number, recipe.name))

@@ -76,7 +76,7 @@ def evaluate_once(
 ) -> dict:
     """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text)."""
     from qcore import data
-    from qcore.evaluate import evaluate
+    from qcore.evaluation import evaluate
     from qcore.pipeline import describe, scored_bytes
 
     check_limits(window=window, stride=stride, **({} if tokens is None else {"tokens": tokens}))
@@ -100,8 +100,8 @@ def bench_once(
     """Prefill and decode speed of `model`, and the most memory that this process took."""
     import torch
 
-    from qcore.measure.memory import PeakMemory
-    from qcore.measure.throughput import measure
+    from qcore.measurement.memory import PeakMemory
+    from qcore.measurement.throughput import measure
     from qcore.pipeline import describe
 
     check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed)

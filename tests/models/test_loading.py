@@ -14,7 +14,7 @@ from qcore import models
 from qcore.convert import quantize
 from qcore.errors import InputError
 from qcore.export import safetensors
-from qcore.measure.memory import PeakMemory
+from qcore.measurement.memory import PeakMemory
 from qcore.models.checkpoint import SINGLE
 from qcore.models.headers import read_header
 from qcore.models.loading import require_finite

@@ -16,7 +16,7 @@ import tiny
 
 from qcore import models, plan
 from qcore.errors import InputError, RunError, TooLargeError
-from qcore.evaluate.generation import generate_text
+from qcore.evaluation.generation import generate_text
 from qcore.recipes import parse
 from qcore.runs.resident import Event, Resident
 from qcore.runs.resident_worker import Shelf, Worker

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.errors import InputError, RunError
-from qcore.measure.calls import device_of, last_only
-from qcore.measure.quantile import quantile
+from qcore.measurement.calls import device_of, last_only
+from qcore.measurement.quantile import quantile
 
 Clock = Callable[[], float]
 Progress = Callable[[int, int, str], None]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from qcore.measure.memory import available_bytes, total_bytes
+from qcore.measurement.memory import available_bytes, total_bytes
 
 LIBRARIES = (
     "torch", "transformers", "accelerate", "safetensors", "tokenizers", "bitsandbytes", "torchao", "optimum", "optimum-quanto",

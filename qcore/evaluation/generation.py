@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.errors import InputError
-from qcore.evaluate.sampling import Sampling
-from qcore.evaluate.textstream import TextStream, decode
-from qcore.measure.calls import device_of, last_only
+from qcore.evaluation.sampling import Sampling
+from qcore.evaluation.textstream import TextStream, decode
+from qcore.measurement.calls import device_of, last_only
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit

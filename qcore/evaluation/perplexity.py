@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from qcore.errors import InputError, RunError
-from qcore.evaluate import windows as cut
-from qcore.evaluate.divergence import Divergence, DivergenceMeter, LogProbabilities
-from qcore.evaluate.logits import LogitReader
-from qcore.evaluate.reference import Recorder, Reference
-from qcore.measure.calls import device_of
+from qcore.evaluation import windows as cut
+from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabilities
+from qcore.evaluation.logits import LogitReader
+from qcore.evaluation.reference import Recorder, Reference
+from qcore.measurement.calls import device_of
 
 BOS_POLICY = "none added"
 Progress = Callable[[int, int, str], None]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.errors import InputError, RunError
-from qcore.evaluate.divergence import DivergenceMeter, LogProbabilities, kl
+from qcore.evaluation.divergence import DivergenceMeter, LogProbabilities, kl
 
 
 def random_logits(rows: int, vocabulary: int, seed: int, scale: float = 3.0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from qcore.evaluate.textstream import TextStream, decode
+from qcore.evaluation.textstream import TextStream, decode
 
 BYTES = tiny.tokenizer()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.measure.calls import device_of
+from qcore.measurement.calls import device_of
 
 CHECKED = 2  # positions whose logits are compared with the model's own
 CHUNK = 128  # positions at a time …

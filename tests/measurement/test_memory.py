@@ -8,13 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qcore.measure import memory
-from qcore.measure.memory import PeakMemory, available_bytes, process_tree_bytes, total_bytes
+from qcore.measurement import memory
+from qcore.measurement.memory import PeakMemory, available_bytes, process_tree_bytes, total_bytes
 
 MIB = 1 << 20
 ALLOCATE = """
 import json, mmap, sys, time
-from qcore.measure.memory import PeakMemory
+from qcore.measurement.memory import PeakMemory
 
 def touch(buffer):
     for place in range(0, len(buffer), 4096):

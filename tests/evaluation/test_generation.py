@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.errors import InputError, RunError
-from qcore.evaluate.generation import MAX_CHARACTERS, compare_generations, first_divergence, generate_text, prepare
-from qcore.evaluate.textstream import decode
+from qcore.evaluation.generation import MAX_CHARACTERS, compare_generations, first_divergence, generate_text, prepare
+from qcore.evaluation.textstream import decode
 
 TOKENIZER = tiny.tokenizer()
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from qcore.convert import quantize
 from qcore.errors import InputError, RunError, UnavailableError
-from qcore.evaluate import Reference, evaluate
-from qcore.evaluate.reference import find_tensor
+from qcore.evaluation import Reference, evaluate
+from qcore.evaluation.reference import find_tensor
 from qcore.recipes import parse
 
 
@@ -46,7 +46,7 @@ def test_an_equal_model_gives_exactly_zero_and_one(recorded):
 
 IN_ANOTHER_PROCESS = """
 import json, sys, tiny, torch
-from qcore.evaluate import Reference, evaluate
+from qcore.evaluation import Reference, evaluate
 torch.set_num_threads(int(sys.argv[3]))
 ids = torch.randint(0, 256, (120,), generator=torch.Generator().manual_seed(0))
 model = tiny.AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32).eval()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.errors import InputError, RunError
-from qcore.measure.quantile import quantile
-from qcore.measure.throughput import Sample, Throughput, measure
+from qcore.measurement.quantile import quantile
+from qcore.measurement.throughput import Sample, Throughput, measure
 
 
 class Clock:

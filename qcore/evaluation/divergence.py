@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from qcore.errors import InputError, RunError
-from qcore.measure.quantile import quantile
+from qcore.measurement.quantile import quantile
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from qcore.errors import InputError, RunError
-from qcore.evaluate import evaluate
-from qcore.evaluate.logits import LogitReader
-from qcore.evaluate.windows import windows
+from qcore.evaluation import evaluate
+from qcore.evaluation.logits import LogitReader
+from qcore.evaluation.windows import windows
 
 SMALL = dict(
     vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qcore.errors import InputError, UnavailableError
-from qcore.evaluate.logits import Chunk, LogitReader, LogitTransform, close
-from qcore.evaluate.tensorfile import TensorFile
+from qcore.evaluation.logits import Chunk, LogitReader, LogitTransform, close
+from qcore.evaluation.tensorfile import TensorFile
 
 FORMAT = "qcore-reference-1"
 ROWS = 8192  # rows of a 16-bit head that are widened at a time

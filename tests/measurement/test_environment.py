@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qcore.measure import environment as env
+from qcore.measurement import environment as env
 
 
 def test_the_record():
@@ -25,7 +25,7 @@ def test_the_record():
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from qcore.measure.environment import environment as e; e(); print(*(n in sys.modules for n in ('torch', 'numpy')))"
+    code = "import sys; from qcore.measurement.environment import environment as e; e(); print(*(n in sys.modules for n in ('torch', 'numpy')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
