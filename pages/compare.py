@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore.runs import jobs
-from ui import charts, compare_view, families, pareto, results, state
+from ui import charts, compare_view, families, pareto, results, start, state
 from ui.glossary import explain
 from ui.text import clock
 
@@ -11,8 +11,9 @@ state.page("Compare", "Memory, speed and quality of each recipe, measured in the
 
 runs = {status.run_id: status for status in jobs.list_runs() if status.recipes}
 if not runs:
-    st.info("Nothing to compare yet. The first comparison takes a few minutes and one click.", icon=":material/bar_chart:")
-    st.page_link("pages/home.py", label="Start the first comparison", icon=":material/play_arrow:")
+    with st.container(border=True):
+        st.subheader("Nothing to compare yet", anchor=False)
+        start.first_comparison("compare.first", None)
     st.stop()
 
 wanted = [run_id for run_id in st.query_params.get_all("run") if run_id in runs]

@@ -3,12 +3,8 @@
 import streamlit as st
 
 from qcore.runs import jobs
-from qcore.spec import RunSpec
 from ui import charts, results, start, state
-from ui.forms.recipes import START
 from ui.text import clock, shielded
-
-MODEL = "smollm2-135m"
 
 state.page(
     "qcore",
@@ -26,20 +22,7 @@ active = next((status for status in runs if status.active), None)
 if latest is None:
     with st.container(border=True):
         st.subheader("Start here", anchor=False)
-        st.markdown(
-            f"One click compares three forms of **{MODEL}**, a small language model: as it is (fp32), in 8 bits (int8) and in 4 bits "
-            "(int4-g64). It takes a few minutes on two cores, and fetches the model (about 100 MB) the first time."
-        )
-        if active:
-            st.page_link(
-                "pages/quantize.py",
-                label="A run is under way: watch it",
-                icon=":material/progress_activity:",
-                query_params={"run": active.run_id},
-            )
-        elif st.button("Run the first comparison", type="primary", icon=":material/play_arrow:", key="home.first"):
-            with state.shown_errors():
-                start.submit(RunSpec(MODEL, START))
+        start.first_comparison("home.first", active)
 else:
     st.subheader("Latest results", anchor=False)
     rows = results.joined([latest])

@@ -20,9 +20,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     button = st.container()
 recipe = recipes.parse(name)
 st.caption(f"{shielded(chosen[0]) if chosen else 'no model'} · {name}: {recipes.describe(recipe)}")
-checkpoint = model.resolve(*chosen) if chosen else None
+checkpoint = model.resolve(*chosen, "Fetch it to look at its layers.") if chosen else None
 if checkpoint is None:
-    st.info("Choose a model in the menu above. Its layers are read straight from its files.", icon=":material/layers:")
+    if not chosen:
+        st.info("Choose a model in the menu above. Its layers are read straight from its files.", icon=":material/layers:")
     st.stop()
 
 key = ("errors", checkpoint.digest, name)

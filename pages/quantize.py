@@ -20,7 +20,7 @@ problem, source, checkpoint = None, None, None
 with left:
     st.subheader("1. Model", anchor=False)
     chosen = model.choose(PREFIX)
-    checkpoint = model.resolve(*chosen) if chosen else None
+    checkpoint = model.resolve(*chosen, "The run will fetch it; fetch it now to see first what memory it needs.") if chosen else None
     st.subheader("2. Recipes", anchor=False, help=explain("recipe"))
     recipes.presets(PREFIX)
     names = recipes.choose(PREFIX)

@@ -10,6 +10,8 @@ from ui import charts, families, state
 from ui.forms import recipes
 from ui.text import digits, size, verbatim
 
+FIRST_MODEL = "smollm2-135m"
+
 
 def review(
     prefix: str,
@@ -42,6 +44,20 @@ def review(
             submit(spec)
     with st.expander(f"What the {len(spec.recipes)} recipes mean", icon=":material/menu_book:", expanded=len(spec.recipes) <= 4):
         st.markdown(recipes.explained([recipe.name for recipe in spec.recipes]))
+
+
+def first_comparison(key: str, active: jobs.Status | None) -> None:
+    """What a newcomer needs: one button that compares the default model in three forms, or the way to that run if it is under way."""
+    st.markdown(
+        f"One click compares three forms of **{FIRST_MODEL}**, a small language model: as it is (fp32), in 8 bits (int8) and in 4 bits "
+        "(int4-g64). It takes a few minutes on two cores, and fetches the model (about 100 MB) the first time."
+    )
+    if active:
+        icon = ":material/progress_activity:"
+        st.page_link("pages/quantize.py", label="A run is under way: watch it", icon=icon, query_params={"run": active.run_id})
+    elif st.button("Run the first comparison", type="primary", icon=":material/play_arrow:", key=key):
+        with state.shown_errors():
+            submit(RunSpec(FIRST_MODEL, recipes.START))
 
 
 def submit(spec: RunSpec) -> None:

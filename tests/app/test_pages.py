@@ -71,9 +71,10 @@ def test_full(name, home):
     assert not open_page(name).error
 
 
-def test_home_starts_the_first_comparison_with_one_click(submitted):
-    at = open_page("home")
-    calm(at.button(key="home.first").click().run())
+@pytest.mark.parametrize("name", ["home", "compare"])
+def test_the_first_comparison_is_one_click_away(submitted, name):
+    at = open_page(name)
+    calm(at.button(key=f"{name}.first").click().run())
     (spec,) = submitted
     assert spec.model == "smollm2-135m" and [recipe.name for recipe in spec.recipes] == ["fp32", "int8", "int4-g64"]
 

@@ -27,8 +27,9 @@ def choose(prefix: str) -> tuple[str, str | None] | None:
     return {BUILT_IN: _built_in, HUB: _from_hub, LOCAL: _local, BEFORE: _before}[source](prefix)
 
 
-def resolve(name: str, revision: str | None):
-    """The model's checkpoint if it can be had at once, else a button that fetches it; None until then. Shows what is wrong with it."""
+def resolve(name: str, revision: str | None, why: str):
+    """The model's checkpoint if it can be had at once, else a button that fetches it, with `why` one should; None until then. Shows
+    what is wrong with the model."""
     with state.shown_errors():
         what = classify(name, revision, public=state.public())
         if what.kind == "folder":
@@ -36,7 +37,7 @@ def resolve(name: str, revision: str | None):
         key = ("checkpoint", what.text, what.revision)
         if state.known(key) or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
             return state.remember(key, lambda: models.resolve(name, revision, public=state.public()))
-        st.caption("Not on this machine yet. The run will fetch it; fetch it now to see first what memory it needs.")
+        st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
             with Progress("Fetching") as report:
                 state.remember(key, lambda: models.resolve(name, revision, public=state.public(), progress=report))
