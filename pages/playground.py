@@ -8,7 +8,7 @@ from ui.forms import KEEP, model
 PREFIX = "playground"
 START = "The three most important things to know about the Moon are"
 
-state.page("Playground", "One prompt, several forms of the same model. Words that differ from the first answer are marked.")
+measuring = state.page("Playground", "One prompt, several forms of the same model. Words that differ from the first answer are marked.")
 
 left, right = st.columns([3, 2], gap="large")
 with left:
@@ -25,6 +25,8 @@ with right:
             "Chat", key=f"{PREFIX}.chat", help="Wraps the prompt in the model's own chat template, as a question to it.", **KEEP
         )
     st.caption(playground_view.summary(chosen, sampling))
+    if measuring:
+        st.caption(":material/warning: A run is being measured. Writing now makes its speeds look worse.")
 with buttons:
     playground_view.controls(PREFIX, chosen, picked, prompt, {**sampling, "chat": chat})
 playground_view.stage(PREFIX)

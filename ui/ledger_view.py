@@ -3,6 +3,7 @@
 import streamlit as st
 
 from qcore.runs.store import Store
+from qcore.spec import absolute_path
 from ui import state
 from ui.glossary import explain
 from ui.text import size
@@ -13,7 +14,11 @@ def draw(checkpoint, recipe: str) -> None:
     st.subheader("Ledger", anchor=False, help="Every tensor of the model, what became of it, and why.")
     with state.shown_errors():
         row = next(
-            (row for row in Store().latest(checkpoint.name) if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest),
+            (
+                row
+                for row in Store().latest(absolute_path(checkpoint.name))
+                if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest
+            ),
             None,
         )
         if row is None:

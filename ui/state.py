@@ -29,8 +29,8 @@ def public() -> bool:
     return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
 
 
-def page(title: str, lead: str) -> None:
-    """The head of a page, and in the sidebar the run that is under way, if there is one."""
+def page(title: str, lead: str) -> bool:
+    """The head of a page, and in the sidebar the run that is under way; returns whether there is one."""
     navigation.enter()
     st.title(title, anchor=False)
     st.markdown(lead)
@@ -39,6 +39,8 @@ def page(title: str, lead: str) -> None:
         if running:
             with st.sidebar:
                 _under_way(running[-1].run_id)
+            return True
+    return False
 
 
 def plot(figure, key: str, alt: str) -> None:
