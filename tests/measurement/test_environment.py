@@ -25,7 +25,8 @@ def test_the_record():
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from qcore.measurement.environment import environment as e; e(); print(*(n in sys.modules for n in ('torch', 'numpy')))"
+    code = "import sys; from qcore.measurement.environment import environment; environment(); "
+    code += "print(*(name in sys.modules for name in ('torch', 'numpy')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
