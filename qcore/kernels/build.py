@@ -28,8 +28,8 @@ _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the u
 def build(extra: tuple[str, ...] | None = None) -> Path:
     """Return the path of the compiled library, compiling it first if need be (about ten seconds).
 
-    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. Raises `UnavailableError` if this is no x86-64 machine, if there is
-    no C++ compiler, or if it fails; the message says what to do.
+    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. Raises
+    `UnavailableError` if this is no x86-64 machine, if there is no C++ compiler, or if it fails; the message says what to do.
     """
     if platform.machine().lower() not in ARCHITECTURES:
         raise UnavailableError(f"The native kernels are for x86-64 processors, and this is {platform.machine()}.")

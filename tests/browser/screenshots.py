@@ -2,7 +2,7 @@
 
 HOME is a cache folder with the default model and finished runs of it (the newest one is shown). Each page is taken empty (with a cache
 folder that holds nothing) and full, light and dark, at a laptop's width; the comparison at a desktop's width as well. With names
-("compare", "home-empty", …) only pictures whose name contains one of them are taken.
+("compare", "home-empty", …) only pictures whose name contains one of them are taken; "quantize-running" only when it is asked for.
 """
 
 import sys
@@ -34,6 +34,14 @@ def main(home: Path, wanted: list[str]) -> None:
                         dashboard.visit(page, f"{address}/{'' if name == 'home' else name}", 2.5)
                         actions.get(name, lambda page: None)(page)
                         save(page, f"{name}-{suffix}-{scheme}", dashboard.LAPTOP)
+    if "quantize-running" in wanted:  # only when asked for: HOME must have a run under way
+        with dashboard.server(home) as address, dashboard.browser(dashboard.LAPTOP, "light") as page:
+            dashboard.visit(page, f"{address}/quantize", 2.5)
+            page.get_by_test_id("stSidebar").get_by_role("link", name="smollm2").click()
+            page.get_by_role("button", name="Cancel").wait_for()
+            dashboard.settle(page, 2.5)
+            page.screenshot(path=OUT / "quantize-running.png")
+            shrink(OUT / "quantize-running.png")
     if chosen("compare-full-1920", wanted):
         with dashboard.server(home) as address, dashboard.browser(dashboard.DESKTOP, "light") as page:
             dashboard.visit(page, f"{address}/compare", 2.5)
@@ -70,7 +78,7 @@ FULL: dict[str, Callable[[Page], None]] = {"quantize": show_run, "playground": w
 
 
 def save(page: Page, name: str, size: tuple[int, int]) -> None:
-    """The whole page in 256 colours: small files, and nobody sees the difference."""
+    """The whole page, however tall."""
     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
     page.set_viewport_size({"width": size[0], "height": max(size[1], min(height, TALLEST))})
     page.mouse.move(5, 5)
@@ -78,6 +86,11 @@ def save(page: Page, name: str, size: tuple[int, int]) -> None:
     path = OUT / f"{name}.png"
     page.screenshot(path=path)
     page.set_viewport_size({"width": size[0], "height": size[1]})
+    shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """256 colours: small files, and nobody sees the difference."""
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
