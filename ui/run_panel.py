@@ -94,11 +94,11 @@ def _times(status: jobs.Status) -> str:
 
 
 def _recipes(status: jobs.Status) -> None:
-    with st.container(horizontal=True, gap="medium"):
-        for recipe in status.recipes:
-            color, icon = STATES.get(recipe["state"], ("gray", "help"))
-            doing = shielded(recipe["phase"]) if recipe["state"] == "running" and recipe.get("phase") else recipe["state"]
-            st.markdown(f"{families.badge(recipe['recipe'])} :{color}[:material/{icon}: {doing}]", width="content")
+    parts = []
+    for recipe in status.recipes:
+        color, icon = STATES.get(recipe["state"], ("gray", "help"))
+        parts.append(f"{families.badge(recipe['recipe'])}&nbsp;:{color}[:material/{icon}:&nbsp;{recipe['state']}]")
+    st.markdown(" &emsp; ".join(parts))
 
 
 def _actions(status: jobs.Status) -> None:
