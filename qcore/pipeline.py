@@ -116,6 +116,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     divergence = evaluation.divergence
     record = session.record(loaded) | {
         "recipe": recipe.to_dict(),
+        "execution": execution(loaded.model),
         "tokens_scored": evaluation.tokens_scored,
         "throughput": speed.to_dict(),
         "evaluation": evaluation.to_dict(),
@@ -296,6 +297,15 @@ def describe(loaded, text=None, threads: int | None = None) -> dict:
         "environment": environment(),
     }
     return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
+
+
+def execution(model) -> list[str]:
+    """How the quantized linear layers of `model` are multiplied: a line for each kernel in use; none where all are plain torch layers."""
+    from qcore.kernels.dispatch import explain
+    from qcore.nn import QuantLinear
+
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    return sorted({explain(layer.packed or layer.quantized, layer.activations) for layer in layers})
 
 
 def scored_bytes(ids, tokenizer) -> int:
