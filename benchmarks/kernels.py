@@ -1,0 +1,124 @@
+"""How fast the native kernels multiply, against the machine's own limit and against the float32 product that they replace.
+
+    python benchmarks/kernels.py [--threads 2] [--rounds 30] [--quick]
+
+One token at a time (GEMV) is bound by reading the weights, so each time is also given as a share of the read bandwidth that this machine
+shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 · M · N · K operations. All candidates of a shape take
+turns, weights are cycled so that none is found in a cache, and the best time of each counts, because a shared machine only ever adds to it.
+The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+
+import torch
+
+from qcore.formats.codebook import Codebook
+from qcore.formats.uniform import Uniform
+from qcore.kernels import dispatch
+from qcore.kernels.packed import PackedWeight
+from qcore.measurement.environment import environment
+from qcore.methods import quantize
+
+FORMATS = {
+    "int4-g32": (Uniform(4, 32, False), "rtn"),
+    "int4-g64": (Uniform(4, 64, False), "rtn"),
+    "int8": (Uniform(8, None, True), "rtn"),
+    "nf4-g64": (Codebook("nf4", 64), "rtn"),
+    "kmeans4": (Codebook("kmeans4", None), "kmeans"),
+}
+ACTIVATIONS = ("int16", "int8-block", "fp32")
+GEMV = ((576, 1536), (1536, 576), (2048, 8192), (4096, 11008))
+GEMM = ((576, 1536), (2048, 8192))
+TOKENS = (2, 4, 8, 16, 64, 256)
+COLD = 96 << 20  # bytes of weights to cycle through, several times the last-level cache's share
+READ = 32 << 20  # bytes that the bandwidth measurement reads in a turn, about as long as the largest product takes
+
+
+def take_turns(candidates: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, all candidates once a round."""
+    times = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def packed(name: str, columns: int, rows: int, cold: bool) -> list[PackedWeight]:
+    """A quantized random weight, copied until the copies exceed every cache."""
+    format, method = FORMATS[name]
+    small = torch.randn(min(rows, 256), columns)  # k-means on more rows takes minutes, and speed does not depend on values
+    weight = PackedWeight.pack(quantize(small.repeat(-(-rows // small.shape[0]), 1)[:rows], format, method))
+    copies = -(-COLD // weight.nbytes) if cold else 1
+    return [weight] + [PackedWeight.pack(weight.unpack()) for _ in range(copies - 1)]
+
+
+def candidates_of(columns: int, rows: int, tokens: int) -> tuple[dict, dict[str, int]]:
+    """Calls to time by name ("int4-g32 int16"), and the bytes of weights that each reads."""
+    x, calls, sizes = torch.randn(tokens, columns), {}, {}
+    for name in FORMATS:
+        weights = itertools.cycle(packed(name, columns, rows, cold=tokens == 1))
+        for activations in ACTIVATIONS:
+            label = f"{name} {activations}"
+            calls[label] = lambda weights=weights, activations=activations: dispatch.linear(x, next(weights), None, activations)
+            sizes[label] = next(weights).nbytes
+    dense = itertools.cycle([torch.randn(rows, columns) for _ in range(-(-COLD // (4 * rows * columns)) if tokens == 1 else 1)])
+    calls["torch fp32"] = lambda: torch.nn.functional.linear(x, next(dense))
+    sizes["torch fp32"] = 4 * rows * columns
+    dynamic = torch.ao.nn.quantized.dynamic.Linear.from_float(_prepared(rows, columns))
+    calls["torch dynamic int8"] = lambda: dynamic(x)
+    sizes["torch dynamic int8"] = rows * columns
+    return calls, sizes
+
+
+def _prepared(rows: int, columns: int) -> torch.nn.Linear:
+    layer = torch.nn.Linear(columns, rows, bias=False)
+    layer.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    return layer
+
+
+def main() -> None:
+    """Parse the options, measure, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="only the largest GEMV and two GEMMs")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    blocks = itertools.cycle(torch.ones(8, READ // 4).unbind())
+    rows, ratios = [], {}
+    shapes = [(*shape, 1) for shape in (GEMV[-1:] if options.quick else GEMV)]
+    shapes += [(*shape, tokens) for shape in (GEMM[:1] if options.quick else GEMM) for tokens in ((16, 256) if options.quick else TOKENS)]
+    with torch.inference_mode():
+        for columns, outputs, tokens in shapes:
+            calls, sizes = candidates_of(columns, outputs, tokens)
+            calls["read"] = lambda: next(blocks).sum()
+            times = take_turns(calls, options.rounds if tokens < 64 else max(5, options.rounds // 4))
+            bandwidth = READ / min(times.pop("read"))
+            for name, seconds in times.items():
+                best = min(seconds)
+                row = {
+                    "K": columns, "N": outputs, "M": tokens, "kernel": name, "us": round(1e6 * best, 1),
+                    "us_median": round(1e6 * statistics.median(seconds), 1), "bandwidth_share": round(sizes[name] / best / bandwidth, 3),
+                    "gops": round(2e-9 * tokens * columns * outputs / best, 1), "vs_torch_fp32": round(min(times["torch fp32"]) / best, 2),
+                }  # fmt: skip
+                rows.append(row)
+                print(
+                    f"{columns:5} x {outputs:5}  M {tokens:4}  {name:20} {row['us']:10.1f} us  {row['bandwidth_share']:6.1%} of "
+                    f"{bandwidth / 1e9:.1f} GB/s  {row['gops']:7.1f} GOPS  {row['vs_torch_fp32']:6.2f} x torch fp32"
+                )
+            if (columns, outputs, tokens) == (*GEMV[-1], 1):
+                share = {row["kernel"]: row["bandwidth_share"] for row in rows if (row["K"], row["M"]) == (columns, 1)}
+                ratios["gemv_int4_bandwidth_share"] = max(share["int4-g32 int16"], share["int4-g32 int8-block"])
+                ratios["gemv_int8_bandwidth_share"] = share["int8 int16"]
+                ratios |= {f"gemv_{name.replace(' ', '_')}_bandwidth_share": value for name, value in share.items()}
+    print(json.dumps({"ratios": ratios, "rows": rows, "environment": environment()}))
+
+
+if __name__ == "__main__":
+    main()
