@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from qcore import recipes
+from qcore import models, recipes
 from qcore.convert import quantize
 from qcore.decoder import Decoder, supports
 from qcore.errors import InputError
@@ -206,3 +206,19 @@ def test_other_models_are_refused_with_the_reason():
     assert "groups of 32" in supports(odd)
     with pytest.raises(InputError, match="needs quantized layers"):
         Decoder(tiny.model("llama"))
+
+
+@pytest.mark.slow
+def test_default_model_writes_what_its_modules_write():
+    """Token by token on the module path's own text. Both paths round activations to 16 bits, so only near ties may differ."""
+    loaded = models.load("smollm2-135m")
+    quantize(loaded.model, recipes.parse("int4-g32-head8"))
+    prompt = loaded.tokenizer("The first animals to live on land were", return_tensors="pt").input_ids
+    text = loaded.model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0, eos_token_id=None)[0]
+    expected, decoder = loaded.model(text[None]).logits[0], Decoder(loaded.model)
+    got = torch.stack([decoder.prefill(text[: prompt.shape[1]]), *(decoder.step(int(token)) for token in text[prompt.shape[1] :])])
+    expected = expected[prompt.shape[1] - 1 :]
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-3 * expected.abs().max().item())
+    best = expected.topk(2).values
+    clear = best[:, 0] - best[:, 1] > 4e-3 * best[:, 0].abs()
+    assert clear.float().mean() > 0.8 and torch.equal(got.argmax(-1)[clear], expected.argmax(-1)[clear])
