@@ -1,5 +1,6 @@
 """Tiny, randomly initialised models of each architecture family, saved as real checkpoint folders, made in milliseconds."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def model(kind: str, seed: int = 0) -> torch.nn.Module:
     """A fresh fp32 model in evaluation mode: "llama", "llama-tied", "gpt2" (Conv1D) or "moe" (fused 3-D experts)."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind]), dtype=torch.float32).eval()
 
 
 def checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
