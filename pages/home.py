@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore.runs import jobs
-from ui import charts, results, start, state
+from ui import charts, compare_view, results, start, state
 from ui.text import clock, shielded
 
 state.page(
@@ -29,6 +29,7 @@ else:
     with st.container(border=True):
         st.markdown(f"**{shielded(state.model_of(latest))}**, {clock(latest.created_at)}")
         state.plot(charts.overview(rows), key="home.latest", alt="Size, speed and perplexity of the latest run")
+        compare_view.conditions(results.measured(rows))
         st.page_link("pages/compare.py", label="See the whole comparison", icon=":material/bar_chart:", query_params={"run": latest.run_id})
 
 st.subheader("Three ways to go on" if latest else "Or choose yourself", anchor=False)

@@ -87,7 +87,7 @@ def stage(prefix: str) -> None:
         _draw(player)
 
 
-@st.fragment(run_every=0.4)
+@st.fragment(run_every=0.7)  # more often would cost the models noticeable time on two cores
 def _live(player: Player) -> None:
     if not player.active:
         st.rerun()

@@ -6,7 +6,7 @@ import streamlit as st
 
 from qcore.runs import jobs
 from ui import families, state
-from ui.text import clock, seconds, shielded, verbatim
+from ui.text import clock, rough, seconds, shielded, verbatim
 
 STATES = {
     "queued": ("gray", "schedule"),
@@ -18,7 +18,7 @@ STATES = {
     "ok": ("green", "check_circle"),
     "waiting": ("gray", "more_horiz"),
 }
-LISTED = 6
+LISTED, NAMED = 6, 6  # runs in the list, and recipes named of each
 
 
 def panel(run_id: str) -> None:
@@ -89,8 +89,8 @@ def _times(status: jobs.Status) -> str:
             f" {status.place} before it; one run at a time, so that none disturbs another's figures." if status.place else ""
         )
     elapsed = time.time() - (status.started_at or status.created_at or time.time())
-    left = f" · about {seconds(status.eta_s)} left" if status.eta_s is not None else ""
-    return f"{seconds(max(1.0, elapsed))} elapsed{left}. It goes on if this page is closed."
+    left = f" · about {rough(status.eta_s)} left" if status.eta_s is not None else ""
+    return f"{rough(max(1.0, elapsed))} elapsed{left}. It goes on if this page is closed."
 
 
 def _recipes(status: jobs.Status) -> None:
@@ -123,7 +123,8 @@ def _actions(status: jobs.Status) -> None:
 
 
 def _line(status: jobs.Status) -> None:
-    names = " ".join(families.badge(recipe["recipe"]) for recipe in status.recipes)
+    names = [families.badge(recipe["recipe"]) for recipe in status.recipes]
+    more = f" :gray[and {len(names) - NAMED} more]" if len(names) > NAMED else ""
     with st.container(horizontal=True, vertical_alignment="center", border=False):
         st.page_link("pages/quantize.py", label=clock(status.created_at), icon=":material/history:", query_params={"run": status.run_id})
-        st.markdown(f"{badge(status.state)} **{shielded(state.model_of(status))}** {names}", width="content")
+        st.markdown(f"{badge(status.state)} **{shielded(state.model_of(status))}** {' '.join(names[:NAMED])}{more}", width="content")

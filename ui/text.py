@@ -9,11 +9,16 @@ from qcore.runs.report import human_number as digits
 from qcore.runs.report import human_percent as percent
 from qcore.runs.report import human_seconds as seconds
 
-__all__ = ["clock", "digits", "percent", "seconds", "size", "verbatim", "visible", "shielded"]
+__all__ = ["clock", "digits", "percent", "rough", "seconds", "size", "verbatim", "visible", "shielded"]
 
 NBSP = "\N{NO-BREAK SPACE}"
 # the places inside of :emoji:, arrows and dashes, web and mail addresses
 _REPLACED = re.compile(r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\w)", re.I)
+
+
+def rough(value: float) -> str:
+    """A duration that keeps changing: whole seconds."""
+    return f"{value:.0f} s" if value < 59.5 else seconds(value)
 
 
 def clock(value: float | str | None) -> str:
