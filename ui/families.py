@@ -24,7 +24,6 @@ _PREFIXES = (
     ("fp32", FLOAT), ("bf16", FLOAT), ("fp16", FLOAT), ("int", INTEGER), ("nf4", TABLE), ("fp4", TABLE), ("kmeans", TABLE),
     ("bnb-", BITSANDBYTES), ("torchao-", TORCHAO), ("torch-", TORCH), ("quanto-", QUANTO),
 )  # fmt: skip
-OWN = (FLOAT, INTEGER, TABLE)
 
 
 def family(recipe: str) -> Family:

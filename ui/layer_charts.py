@@ -53,22 +53,6 @@ def error_map(errors: Sequence, recipe: str) -> go.Figure:
     return figure
 
 
-def error_curve(errors: Sequence, recipe: str) -> go.Figure:
-    """Signal-to-noise ratio in decibels of each tensor along the model: one line a kind of module."""
-    figure = go.Figure()
-    kinds = list(dict.fromkeys(where(error.name)[1] for error in errors if where(error.name)[0] is not None))
-    for i, kind in enumerate(kinds):
-        mine = [error for error in errors if where(error.name)[1] == kind]
-        figure.add_scatter(
-            x=[where(error.name)[0] for error in mine], y=[error.snr_db for error in mine], mode="lines", name=kind, line={"width": 2},
-            opacity=1.0 - 0.09 * i, customdata=[_hover(error) for error in mine], hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
-    figure.update_xaxes(title="block", showgrid=False)
-    figure.update_yaxes(title="signal to noise, dB", gridcolor=FAINT)
-    figure.update_layout(height=300, margin={"l": 4, "r": 4, "t": 8, "b": 4})
-    return figure
-
-
 def histogram(found, recipe: str) -> go.Figure:
     """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as ticks below.
 
