@@ -30,6 +30,17 @@ def home() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "qcore"
 
 
+def is_public() -> bool:
+    """Is this process part of a server open to strangers, who must not name paths on its disk?
+
+    QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud. Runs inherit the variable from the server.
+    """
+    chosen = os.environ.get("QCORE_PUBLIC")
+    if chosen is not None:
+        return chosen.strip().lower() not in ("", "0", "no", "false")
+    return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
+
+
 def check_space(folder: Path, nbytes: int, what: str) -> None:
     """Raise `UnavailableError` unless `nbytes` more fit on the disk that holds `folder` (or its nearest existing parent)."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

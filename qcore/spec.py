@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.errors import InputError
+from qcore.home import is_public
 
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
@@ -88,9 +89,13 @@ class RunSpec:
             raise InputError(f"This record of a run cannot be read: {error}.") from error
 
     def absolute(self) -> RunSpec:
-        """The same spec with relative paths made absolute, so that it means the same from any folder."""
+        """The same spec with relative paths made absolute, so that it means the same from any folder.
+
+        On a public server a model's name never is a path, even if a folder of that name happens to exist.
+        """
+        paths = ("text", "prompts") if is_public() else ("model", "text", "prompts")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in ("model", "text", "prompts")}})
+        return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}})
 
     @property
     def command(self) -> str | None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from qcore import recipes
 from qcore.errors import InputError
+from qcore.models.names import classify
 from qcore.spec import RunSpec, absolute_path
 
 SPECS = [
@@ -77,3 +78,15 @@ def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
 @given(st.text())
 def test_any_text_is_a_path_or_not_without_harm(text):
     assert isinstance(absolute_path(text), str)
+
+
+def test_a_public_server_never_takes_a_name_for_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    local = RunSpec("owner/name", "fp32").absolute().model
+    assert local == str(tmp_path / "owner" / "name") and classify(local).kind == "folder"
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    assert RunSpec("owner/name", "fp32").absolute().model == "owner/name"
+    assert classify("owner/name").kind == "hub"
+    with pytest.raises(InputError, match="is not accepted here"):
+        classify(local)

@@ -1,10 +1,8 @@
 """What the pages share besides pictures: who may do what, errors as boxes, results that are slow to get, the page's head."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import streamlit as st
 
@@ -19,14 +17,6 @@ KEPT = 12  # slow results that are kept, for all sessions together
 PUBLIC_LIMITS = {"tokens": 4096, "window": 1024, "prompt_tokens": 512, "new_tokens": 64, "generate_tokens": 48, "repeats": 3}
 PUBLIC_RECIPES = 8
 PUBLIC_UPLOAD = 5_000_000  # bytes
-
-
-def public() -> bool:
-    """Is this server open to strangers? QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud."""
-    chosen = os.environ.get("QCORE_PUBLIC")
-    if chosen is not None:
-        return chosen.strip().lower() not in ("", "0", "no", "false")
-    return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
 
 
 def page(title: str, lead: str) -> bool:

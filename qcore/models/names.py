@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.errors import InputError
+from qcore.home import is_public
 
 DEFAULTS = ("smollm2-135m", "smollm2-135m-dithered")
 LONGEST_NAME = 1024
@@ -25,12 +26,13 @@ class Name:
     revision: str | None = None
 
 
-def classify(name: str | Path, revision: str | None = None, *, public: bool = False) -> Name:
-    """Say what `name` means. With `public`, only default names and hub ids pass, and the disk is never looked at.
+def classify(name: str | Path, revision: str | None = None, *, public: bool | None = None) -> Name:
+    """Say what `name` means. With `public` (by default on a public server), only default names and hub ids pass, and the disk is
+    never looked at.
 
     Raises `InputError` for a name that can be none of the four, and for a revision where there are none.
     """
-    text = _clean(name)
+    text, public = _clean(name), is_public() if public is None else public
     kind = "default" if text.lower() in DEFAULTS else _kind(name, text, public)
     if kind == "default":
         text = text.lower()

@@ -8,11 +8,12 @@ from qcore.models.checkpoint import Checkpoint, read_folder
 from qcore.models.names import Name, classify
 
 
-def resolve(name: str | Path, revision: str | None = None, *, public: bool = False, progress: Progress | None = None) -> Checkpoint:
+def resolve(name: str | Path, revision: str | None = None, *, public: bool | None = None, progress: Progress | None = None) -> Checkpoint:
     """Find the model called `name`, fetching or converting it first if need be, and check everything but the weights themselves.
 
-    `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With `public`, local paths
-    are refused. Raises `InputError` (wrong name or files) or `UnavailableError` (hub, network, disk).
+    `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With `public` (by
+    default on a public server), local paths are refused. Raises `InputError` (wrong name or files) or `UnavailableError` (hub,
+    network, disk).
     """
     checkpoint = _find(classify(name, revision, public=public), progress)
     if not checkpoint.is_quantized:
