@@ -24,7 +24,7 @@ LAYERS = [
     ("kernels",),
     ("recipes",),
     ("ledger", "formats"),
-    ("home", "jsonfile", "quiet", "registry"),
+    ("cpu", "home", "jsonfile", "quiet", "registry"),
     ("errors",),
 ]
 LEVEL = {name: level for level, line in enumerate(reversed(LAYERS)) for name in line}

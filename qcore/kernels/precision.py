@@ -6,11 +6,11 @@ in 16 bits are computed in float32 there: each layer's weight is widened when it
 
 import torch
 
+from qcore.cpu import has_fast_bf16
+
 
 def computes_fast(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """Whether matrix products in `dtype` run at full speed on `device`."""
     if dtype == torch.float32 or torch.device(device).type != "cpu":
         return True
-    if dtype == torch.bfloat16:
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
+    return dtype == torch.bfloat16 and has_fast_bf16()

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from qcore import cpu
+from qcore.kernels.precision import computes_fast
 from qcore.measurement import environment as env
 
 
@@ -36,19 +39,15 @@ def test_nothing_heavy_is_imported():
     [("fpu avx2 fma", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True), ("fp asimd bf16 i8mm", True), ("", False)],
 )
 def test_bf16_needs_instructions_of_its_own(monkeypatch, flags, fast):
-    monkeypatch.setattr(env, "_cpuinfo", lambda: {"flags": flags})
-    assert env.has_fast_bf16() is fast
-
-
-def test_bf16_on_a_gpu_that_is_not_there():
-    assert env.has_fast_bf16("cuda:99") is False
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: {"flags": flags})
+    assert cpu.has_fast_bf16() is fast and computes_fast(torch.bfloat16) is fast and not computes_fast(torch.float16)
 
 
 def test_flags_are_those_of_either_architecture(monkeypatch):
-    monkeypatch.setattr(env, "_cpuinfo", lambda: {"Features": "fp asimd i8mm crc32"})
-    assert env.cpu_flags() == ["asimd", "i8mm"]
-    monkeypatch.setattr(env, "_cpuinfo", dict)
-    assert env.cpu_flags() == [] and env.cpu_name()
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: {"Features": "fp asimd i8mm crc32"})
+    assert cpu.cpu_flags() == ["asimd", "i8mm"]
+    monkeypatch.setattr(cpu, "_cpuinfo", dict)
+    assert cpu.cpu_flags() == [] and cpu.cpu_name()
 
 
 def test_outside_of_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
