@@ -51,6 +51,16 @@ def model(kind: str, seed: int = 0) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind]), dtype=torch.float32).eval()
 
 
+def sharp(kind: str, seed: int = 0) -> torch.nn.Module:
+    """`model(kind)` with larger weights, so that its predictions depend on the context as a trained model's do."""
+    sharpened = model(kind, seed)
+    with torch.no_grad():
+        for parameter in sharpened.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return sharpened
+
+
 def checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
     """Save `model(kind)` and the byte tokenizer into `folder`, as a hub download would look, and return it."""
     model(kind, seed).save_pretrained(folder)

@@ -24,15 +24,6 @@ class Prompt:
     text: str
 
 
-def sharp(kind: str, seed: int = 0) -> torch.nn.Module:
-    model = tiny.model(kind, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return model
-
-
 def says(model: torch.nn.Module, *tokens: int) -> torch.nn.Module:
     """Make a model write `tokens` in turn, whatever it reads."""
     forward, steps = model.forward, iter(tokens)
@@ -50,7 +41,7 @@ def says(model: torch.nn.Module, *tokens: int) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_greedy_equals_generate(kind):
-    model, ids = sharp(kind), TOKENIZER("Hello there", return_tensors="pt").input_ids
+    model, ids = tiny.sharp(kind), TOKENIZER("Hello there", return_tensors="pt").input_ids
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)[
         0, ids.shape[1] :
     ]
@@ -61,10 +52,10 @@ def test_greedy_equals_generate(kind):
 
 def test_pieces_are_streamed_and_join_to_the_text():
     pieces = []
-    made = generate_text(sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5, on_text=pieces.append)
+    made = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5, on_text=pieces.append)
     assert "".join(pieces) == made.text and all(pieces)
-    again = generate_text(sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5)
-    other = generate_text(sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=6)
+    again = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5)
+    other = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=6)
     assert again.tokens == made.tokens != other.tokens
 
 
@@ -159,7 +150,7 @@ PROMPTS = [Prompt(str(i), "fact", text) for i, text in enumerate(["The capital",
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_prompts_decoded_together_are_as_if_alone(kind):
-    model, calls = sharp(kind), []
+    model, calls = tiny.sharp(kind), []
     together = compare_generations(model, TOKENIZER, PROMPTS, 12, progress=lambda *call: calls.append(call), batch=3)
     alone = [generate_text(model, TOKENIZER, prompt.text, 12) for prompt in PROMPTS]
     assert [made.tokens for made in together] == [made.tokens for made in alone]
@@ -170,19 +161,19 @@ def test_prompts_decoded_together_are_as_if_alone(kind):
 
 
 def test_divergence_from_the_baseline():
-    base = {made.id: made.tokens for made in compare_generations(sharp("llama"), TOKENIZER, PROMPTS, 8)}
-    again = compare_generations(sharp("llama"), TOKENIZER, PROMPTS, 8, base)
+    base = {made.id: made.tokens for made in compare_generations(tiny.sharp("llama"), TOKENIZER, PROMPTS, 8)}
+    again = compare_generations(tiny.sharp("llama"), TOKENIZER, PROMPTS, 8, base)
     assert all(made.first_divergence is None for made in again)
     base["0"] = [*base["0"][:3], 999, *base["0"][4:]]
     del base["1"]
-    changed = compare_generations(sharp("llama"), TOKENIZER, PROMPTS, 8, base)
+    changed = compare_generations(tiny.sharp("llama"), TOKENIZER, PROMPTS, 8, base)
     assert [made.first_divergence for made in changed] == [3, None, None, None, None]
 
 
 def test_prompts_with_a_chat_template_are_asked_as_a_chat():
     chatty = tiny.tokenizer()
     chatty.chat_template = TEMPLATE
-    model = sharp("llama")
+    model = tiny.sharp("llama")
     asked = compare_generations(model, chatty, PROMPTS[:1], 6)[0]
     assert asked.tokens == generate_text(model, chatty, PROMPTS[0].text, 6, chat=True).tokens
     plain = compare_generations(model, chatty, PROMPTS[:1], 6, chat=False)[0]

@@ -29,16 +29,6 @@ def text(tokens: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (tokens,), generator=torch.Generator().manual_seed(seed))
 
 
-def sharp(kind: str, seed: int = 0) -> torch.nn.Module:
-    """A tiny model with larger weights, so that its predictions depend on the context as a trained model's do."""
-    model = tiny.model(kind, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return model
-
-
 def transformers_loop(model, ids: torch.Tensor, window: int, stride: int) -> float:
     """The strided loop of the transformers documentation, with max_length = window + 1 (the last token of a window is only a target)."""
     max_length, total, count, previous_end = window + 1, 0.0, 0, 0
@@ -82,7 +72,7 @@ def test_zero_logits_give_the_vocabulary_size(tokens, window, chunk, data):
 @pytest.mark.parametrize("stride", [64, 40, 1], ids=lambda s: f"stride{s}")
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_agrees_with_a_transformers_loop(kind, stride):
-    model, ids = sharp(kind), text(150)
+    model, ids = tiny.sharp(kind), text(150)
     result = evaluate(model, ids, window=64, stride=stride)
     assert result.perplexity == pytest.approx(transformers_loop(model, ids, 64, stride), rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(math.fsum(result.window_nll) / result.tokens_scored))
@@ -90,14 +80,14 @@ def test_agrees_with_a_transformers_loop(kind, stride):
 
 
 def test_one_window_equals_the_loss_of_the_model():
-    model, ids = sharp("llama"), text(100)
+    model, ids = tiny.sharp("llama"), text(100)
     loss = float(model(input_ids=ids[None], labels=ids[None]).loss.detach())
     assert evaluate(model, ids, window=512).perplexity == pytest.approx(math.exp(loss), rel=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_chunked_equals_unchunked(chunk):
-    model, ids = sharp("llama"), text(200)
+    model, ids = tiny.sharp("llama"), text(200)
     assert evaluate(model, ids, window=64, chunk=chunk).perplexity == pytest.approx(evaluate(model, ids, window=64).perplexity, rel=1e-6)
 
 
@@ -117,7 +107,7 @@ def test_logits_that_are_scaled_or_capped_after_the_head(name):
 
 
 def test_a_head_that_is_not_understood_is_read_whole():
-    model, ids = sharp("llama"), text(150)
+    model, ids = tiny.sharp("llama"), text(150)
     expected = evaluate(model, ids, window=64).perplexity
     forward = model.forward
 

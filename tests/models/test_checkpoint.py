@@ -14,18 +14,6 @@ from qcore.errors import InputError
 from qcore.models.checkpoint import INDEX, SINGLE
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    return {kind: tiny.checkpoint(kind, folder / kind) for kind in tiny.CONFIGS}
-
-
-@pytest.fixture
-def folder(originals, tmp_path):
-    """A copy of the tiny llama that a test may damage."""
-    return shutil.copytree(originals["llama"], tmp_path / "llama")
-
-
 @pytest.fixture
 def sharded(folder):
     """The same in two shards with an index."""

@@ -1,7 +1,6 @@
 """Weights into models: bit-equal to the library's own loading, mapped where they can be, never NaN, never in silence."""
 
 import json
-import shutil
 
 import psutil
 import pytest
@@ -22,17 +21,6 @@ from qcore.models.mapping import read_tensors
 from qcore.recipes import parse
 
 IDS = torch.arange(24)[None]
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    return {kind: tiny.checkpoint(kind, folder / kind) for kind in tiny.CONFIGS}
-
-
-@pytest.fixture
-def folder(originals, tmp_path):
-    return shutil.copytree(originals["llama"], tmp_path / "llama")
 
 
 def retensor(folder, change):
