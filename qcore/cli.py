@@ -85,7 +85,7 @@ def quantize(
     recipe: Annotated[str, typer.Option(help="One of qcore's own recipes; `recipes` lists them", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder to save into; without it, named after model and recipe", metavar="DIR")] = None,
     skip: Skip = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore saved there")] = False,
     revision: Revision = None,
 ) -> int:
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""

@@ -153,6 +153,10 @@ def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
     (folder / "letter.txt").write_text("dear")
     status, out, err = said("quantize", model, "--recipe", "int8", "--out", folder)
     assert (status, out) == (2, "") and "--overwrite" in err and (folder / "letter.txt").exists()
+    status, _, err = said("quantize", model, "--recipe", "int8", "--out", folder, "--overwrite")
+    assert status == 2 and "was not written by qcore" in err and (folder / "letter.txt").exists()
+    (folder / "letter.txt").unlink()
+    assert said("quantize", model, "--recipe", "int8", "--out", folder)[0] == 0
     assert said("quantize", model, "--recipe", "int8", "--out", folder, "--overwrite")[0] == 0
     assert (folder / "model.safetensors").exists() and not (folder / "letter.txt").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".mine")]
@@ -160,6 +164,9 @@ def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
 
 def test_quantize_never_replaces_the_model_itself(said, model):
     status, _, err = said("quantize", model, "--recipe", "int8", "--out", model, "--overwrite")
+    assert status == 2 and "was not written by qcore" in err and (Path(model) / "model.safetensors").exists()
+    (Path(model).parent / "qcore.json").write_text("{}")
+    status, _, err = said("quantize", model, "--recipe", "int8", "--out", Path(model).parent, "--overwrite")
     assert status == 2 and "holds the model itself" in err and (Path(model) / "model.safetensors").exists()
 
 

@@ -42,15 +42,10 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it.
 
     Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
-    `InputError` if the folder exists and holds something (unless `overwrite`), or if the recipe is another library's.
+    `InputError` as `check_target` does.
     """
     folder = Path(folder)
-    if isinstance(recipe.weights, Engine):
-        raise InputError(
-            f"{recipe.name} is another library's format, which qcore can measure but not save. Choose a recipe of qcore's own."
-        )
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or say that it may be overwritten.")
+    check_target(recipe, folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -69,6 +64,19 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
+    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: the recipe is another library's, or the folder holds
+    something. `overwrite` allows a folder that `save` wrote, and no other: nobody's home is emptied by a slip of the keyboard."""
+    if isinstance(recipe.weights, Engine):
+        raise InputError(f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one of qcore's own.")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
 
 
 def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qcore.errors import InputError
-from qcore.recipes import Engine, Recipe
+from qcore.recipes import Recipe
 from qcore.runs.turn import heavy_turn
 from qcore.spec import check_limits
 
@@ -23,18 +23,15 @@ def quantize_to(
 ) -> dict:
     """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all.
 
-    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (unless `overwrite`),
-    or if the model cannot be used or does not fit.
+    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (`overwrite`
+    allows a model that qcore saved there), or if the model cannot be used or does not fit.
     """
     from qcore import convert, models, plan
     from qcore.export import safetensors
     from qcore.pipeline import check_skips
 
     folder = Path(folder)
-    if isinstance(recipe.weights, Engine):
-        raise InputError(f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one of qcore's own.")
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
+    safetensors.check_target(recipe, folder, overwrite=overwrite)
     checkpoint = models.resolve(model, revision, progress=progress)
     if checkpoint.is_quantized:
         raise InputError(f"{model} is quantized already. Quantize the original model instead.")

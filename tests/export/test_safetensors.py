@@ -63,6 +63,16 @@ def test_a_folder_in_use_is_not_overwritten_unasked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"], "no scratch folder is left"
 
 
+def test_overwriting_spares_what_qcore_did_not_write(tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("kept")
+    model, recipe = tiny.model("llama"), parse("int8")
+    ledger = quantize(model, recipe)
+    with pytest.raises(InputError, match="was not written by qcore"):
+        safetensors.save(model, None, recipe, ledger, tmp_path / "letters", overwrite=True)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "kept"
+
+
 def test_another_librarys_format_is_not_saved(tmp_path):
     with pytest.raises(InputError, match="another library"):
         safetensors.save(tiny.model("llama"), None, parse("bnb-nf4"), None, tmp_path / "saved")
