@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qcore import methods
-from qcore.convert import inventory
 from qcore.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
+from qcore.inventory import inventory
 from qcore.models import Checkpoint, skeleton
 from qcore.models.loading import require_finite
 from qcore.recipes import Engine, Recipe

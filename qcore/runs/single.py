@@ -146,7 +146,7 @@ def _load(model: str, revision: str | None, device: str, window: int, progress: 
 
 def _stored_bytes(loaded) -> int:
     """Bytes of the unique storages of the model as it was loaded."""
-    from qcore.convert import inventory
+    from qcore.inventory import inventory
 
     if loaded.ledger is not None:
         return loaded.ledger.stored_bytes
