@@ -4,6 +4,7 @@ import streamlit as st
 
 from qcore import recipes
 from qcore.errors import InputError
+from qcore.home import is_public
 from qcore.models.names import classify
 from qcore.runs.resident import Resident
 from ui import diff, families, state
@@ -39,7 +40,7 @@ def summary(model: tuple[str, str | None] | None, options: dict) -> str:
 
 def sampling(prefix: str) -> dict:
     """The fields of a request that say how tokens are chosen."""
-    most = LONGEST_PUBLIC if state.public() else 512
+    most = LONGEST_PUBLIC if is_public() else 512
     return {
         "new_tokens": st.slider("New tokens", 8, most, 64, 8, key=f"{prefix}.new_tokens", help=explain("tokens"), **KEEP),
         "temperature": st.slider("Temperature", 0.0, 2.0, 0.0, 0.1, key=f"{prefix}.temperature", help=explain("temperature"), **KEEP),
@@ -66,7 +67,7 @@ def controls(prefix: str, model: tuple[str, str | None] | None, names: list[str]
             raise InputError("Choose at least one recipe.")
         if not prompt.strip():
             raise InputError("The prompt is empty. Write the beginning of a text, or a question as a chat message.")
-        classify(*model, public=state.public())
+        classify(*model)
         order = [name for name in recipes.names() if name in names]
         st.session_state[f"{prefix}.player"] = Player(resident(*model), prompt, order, **options)
         st.rerun()

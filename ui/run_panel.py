@@ -4,6 +4,7 @@ import time
 
 import streamlit as st
 
+from qcore.home import is_public
 from qcore.runs import jobs
 from ui import families, state
 from ui.text import clock, rough, seconds, shielded, verbatim
@@ -110,7 +111,7 @@ def _actions(status: jobs.Status) -> None:
         with st.spinner("Ending the run…"):
             jobs.cancel(status.run_id)
         st.rerun()
-    if status.active or state.public():
+    if status.active or is_public():
         return
     again = status.state != "done" and st.button("Run again", icon=":material/replay:", key=f"again.{status.run_id}")
     if again:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from qcore import pipeline, plan
 from qcore.errors import InputError, QcoreError
+from qcore.home import is_public
 from qcore.runs import jobs
 from qcore.spec import RunSpec
 from ui import charts, families, state
@@ -71,9 +72,9 @@ def _spec(model: tuple[str, str | None] | None, names: list[str], skip: tuple[st
         raise InputError("Name a model first.")
     if not names:
         raise InputError("Choose at least one recipe.")
-    if state.public() and len(names) > state.PUBLIC_RECIPES:
+    if is_public() and len(names) > state.PUBLIC_RECIPES:
         raise InputError(f"This server takes at most {state.PUBLIC_RECIPES} recipes a run; {len(names)} are chosen.")
-    if state.public():
+    if is_public():
         from qcore.models.names import classify
 
         classify(*model, public=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from qcore import models
-from qcore.home import home
+from qcore.home import home, is_public
 from qcore.models.names import classify
 from qcore.runs import jobs
 from ui import state
@@ -20,7 +20,7 @@ PATH_HELP = "A path on the machine that runs this dashboard: a folder with confi
 def choose(prefix: str) -> tuple[str, str | None] | None:
     """(name, revision) of the model that was chosen, or None while there is none."""
     before = _used_before()
-    sources = [BUILT_IN, HUB, *([] if state.public() else [LOCAL]), *([BEFORE] if before else [])]
+    sources = [BUILT_IN, HUB, *([] if is_public() else [LOCAL]), *([BEFORE] if before else [])]
     source = st.segmented_control(
         "Where the model comes from", sources, default=BUILT_IN, required=True, key=f"{prefix}.source", label_visibility="collapsed", **KEEP
     )
@@ -31,16 +31,16 @@ def resolve(name: str, revision: str | None, why: str):
     """The model's checkpoint if it can be had at once, else a button that fetches it, with `why` one should; None until then. Shows
     what is wrong with the model."""
     with state.shown_errors():
-        what = classify(name, revision, public=state.public())
+        what = classify(name, revision)
         if what.kind == "folder":
             return models.resolve(name)  # never remembered: its files may change
         key = ("checkpoint", what.text, what.revision)
         if state.known(key) or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
-            return state.remember(key, lambda: models.resolve(name, revision, public=state.public()))
+            return state.remember(key, lambda: models.resolve(name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
             with Progress("Fetching") as report:
-                state.remember(key, lambda: models.resolve(name, revision, public=state.public(), progress=report))
+                state.remember(key, lambda: models.resolve(name, revision, progress=report))
             st.rerun()
     return None
 
@@ -93,7 +93,7 @@ def _before(prefix: str) -> tuple[str, str | None] | None:
 
 def _used_before() -> list[tuple[str, str | None]]:
     """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's business."""
-    if state.public():
+    if is_public():
         return []
     known = {name for name, _ in models.defaults()}
     used = dict.fromkeys((status.spec.get("model"), status.spec.get("revision")) for status in jobs.list_runs())

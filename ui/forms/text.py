@@ -9,7 +9,7 @@ import streamlit as st
 
 from qcore import data
 from qcore.errors import InputError
-from qcore.home import home
+from qcore.home import home, is_public
 from qcore.spec import LIMITS
 from ui import state
 from ui.forms import KEEP
@@ -27,7 +27,7 @@ PROMPTS_HELP = "Facts, arithmetic, code, summaries, other languages: each is con
 def choose(prefix: str) -> str | None:
     """What `qcore.data.load_text` takes: None for the default, "wikitext-2", or a path. Raises `InputError` if there is none or it is no
     text."""
-    sources = [DEFAULT, WIKITEXT, UPLOAD, *([] if state.public() else [FILE])]
+    sources = [DEFAULT, WIKITEXT, UPLOAD, *([] if is_public() else [FILE])]
     label, key = "Text that is scored", f"{prefix}.text"
     source = st.segmented_control(label, sources, default=DEFAULT, required=True, key=key, help=explain("perplexity"), **KEEP)
     if source in NOTES:
@@ -46,7 +46,7 @@ def choose(prefix: str) -> str | None:
 
 def keep_upload(name: str, content: bytes) -> Path:
     """Keep an uploaded text in the cache folder, named after its SHA-256. Raises `InputError` if it is too large or not text."""
-    if state.public() and len(content) > state.PUBLIC_UPLOAD:
+    if is_public() and len(content) > state.PUBLIC_UPLOAD:
         raise InputError(f"The text has {len(content) / 1e6:.1f} MB, but this server takes at most {state.PUBLIC_UPLOAD / 1e6:.0f} MB.")
     data.text_from_bytes(name, content)
     folder = home() / "texts"
@@ -79,5 +79,5 @@ def conditions(prefix: str) -> dict:
 
 def _number(prefix: str, label: str, name: str, value: int, step: int, help_text: str) -> int:
     low, high = LIMITS[name]
-    high = min(high, state.PUBLIC_LIMITS[name]) if state.public() else high
+    high = min(high, state.PUBLIC_LIMITS[name]) if is_public() else high
     return st.number_input(label, low, high, min(value, high), step, key=f"{prefix}.{name}", help=help_text, **KEEP)
