@@ -300,12 +300,15 @@ def describe(loaded, text=None, threads: int | None = None) -> dict:
 
 
 def execution(model) -> list[str]:
-    """How the quantized linear layers of `model` are multiplied: a line for each kernel in use; none where all are plain torch layers."""
+    """How `model` runs: whether a step is one native call, and a line for each kernel that multiplies by quantized weights. Nothing where
+    all layers are plain torch layers."""
+    from qcore import decoder
     from qcore.kernels.dispatch import explain
     from qcore.nn import QuantLinear
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    return sorted({explain(layer.packed or layer.quantized, layer.activations) for layer in layers})
+    kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
+    return [decoder.explain(model), *sorted(kernels)] if layers else []
 
 
 def scored_bytes(ids, tokenizer) -> int:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from qcore.convert import DTYPES, install, quantize
+from qcore.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
@@ -94,6 +94,8 @@ def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
         _fill(model, file, recipe, record["tensors"])
     if isinstance(recipe.weights, Float):
         quantize(model, recipe)
+    else:
+        run_whole_steps(model)
     return model.eval(), ledger, recipe
 
 

@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL:
     loaded.qcore_pack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
-    loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, long, long, pointer, pointer], None
+    loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
     loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
     return loaded
 

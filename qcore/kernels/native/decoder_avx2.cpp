@@ -1,6 +1,6 @@
 // A whole step of a Llama-type model in one call and one parallel region. Threads meet at barriers of their own between the phases
 //
-//   norm, q k v | rotate, write the cache | attention | output, add | norm, gate, up, silu | down, add
+//   norm, q k v | rotate, write the cache | attention | output, add | norm, gate, up, activation | down, add
 //
 // and repeat the small work (norms, quantizing activations) each for itself where that is cheaper than meeting once more.
 #include <omp.h>
@@ -53,39 +53,41 @@ inline Span share(int64_t n, int me, int all) { return {n * me / all, n * (me + 
 
 using Floats = std::vector<float>;
 
-// One call's buffers and threads. Tokens are rows of (tokens, width) matrices.
+// One call's buffers and threads. Tokens are rows of (tokens, width) matrices, one sequence after the other.
 class Step {
  public:
-  Step(const Model& model, int64_t tokens, int64_t position, int threads)
-      : model_(model), tokens_(tokens), position_(position), threads_(threads), few_(tokens <= kTile), barrier_(threads),
-        q_width_(model.heads * model.head_size), kv_width_(model.kv_heads * model.head_size), x_(tokens * model.hidden), query_(tokens * q_width_),
-        key_(tokens * kv_width_), value_(tokens * kv_width_), mixed_(tokens * q_width_), gate_(tokens * model.inner),
-        up_(few_ ? 0 : tokens * model.inner), delta_(few_ ? 0 : tokens * model.hidden) {}
+  Step(const Model& model, const Cache& cache, const Call& call, int threads)
+      : model_(model), cache_(cache), call_(call), tokens_(call.sequences * call.tokens), threads_(threads), few_(tokens_ <= kTile), barrier_(threads),
+        q_width_(model.heads * model.head_size), kv_width_(model.kv_heads * model.head_size), x_(tokens_ * model.hidden), query_(tokens_ * q_width_),
+        key_(tokens_ * kv_width_), value_(tokens_ * kv_width_), mixed_(tokens_ * q_width_), gate_(tokens_ * model.inner + 8),
+        up_(few_ ? 0 : tokens_ * model.inner + 8), delta_(few_ ? 0 : tokens_ * model.hidden) {}
 
-  void run(int me, const int64_t* ids, float* logits, int64_t* best) {
+  void run(int me) {
     Span part = share(tokens_, me, threads_);
-    for (int64_t t = part.first; t < part.last; ++t) embed(ids[t], x_.data() + t * model_.hidden);
-    Floats rows(std::max({model_.hidden, q_width_, model_.inner}) * kTile), scores(3 * (model_.capacity + 16));
+    for (int64_t t = part.first; t < part.last; ++t) embed(call_.ids[t], x_.data() + t * model_.hidden);
+    Floats rows(std::max({model_.hidden, q_width_, model_.inner}) * kTile), scores(3 * (cache_.capacity + 16));
     barrier_.wait();
     for (int64_t l = 0; l < model_.layers; ++l) {
       const Block& block = model_.blocks[l];
       const Projection* qkv[] = {&block.query, &block.key, &block.value};
       float* to[] = {query_.data(), key_.data(), value_.data()};
       project(me, qkv, to, 3, rows, [&](int64_t t, float* out, bool again) { norm(t, l > 0 && !again, block.attention_norm, out); });
-      if (model_.half_cache)
-        attention<uint16_t>(me, block, scores);
+      if (cache_.half)
+        attention<uint16_t>(me, l, scores);
       else
-        attention<float>(me, block, scores);
+        attention<float>(me, l, scores);
       residual(me, block.output, rows, [&](int64_t t, float* out, bool) { std::memcpy(out, mixed_.data() + t * q_width_, q_width_ * 4); });
       mlp(me, block, rows);
       residual(me, block.down, rows, [&](int64_t t, float* out, bool) { activated(t, out); });
     }
-    head(me, rows, logits, best);
+    finish(me, rows);
   }
 
  private:
   const Model& model_;
-  const int64_t tokens_, position_;
+  const Cache& cache_;
+  const Call& call_;
+  const int64_t tokens_;
   const int threads_;
   const bool few_;  // tokens fit one tile: codes are read once and every thread prepares the activations for itself
   Barrier barrier_;
@@ -105,20 +107,22 @@ class Step {
       read_row(*e.packed, id, out);
     else
       std::memcpy(out, e.dense + id * e.columns, e.columns * 4);
+    if (model_.embedding_scale != 1.f)
+      for (int64_t i = 0; i < e.columns; ++i) out[i] *= model_.embedding_scale;
   }
 
   // The token's residual stream, with what the last projection has to add to it (many tokens), normalized.
   void norm(int64_t t, bool add, const float* weight, float* out) {
     float* x = x_.data() + t * model_.hidden;
     if (add && !few_) add_delta(t);
-    rms_norm(x, weight, model_.epsilon, model_.hidden, out);
+    rms_norm(x, weight, model_.norm_offset, model_.epsilon, model_.hidden, out);
   }
   void add_delta(int64_t t) {
     float *x = x_.data() + t * model_.hidden, *d = delta_.data() + t * model_.hidden;
     for (int64_t i = 0; i < model_.hidden; ++i) x[i] += d[i];
   }
 
-  // silu(gate) * up of a token. With few tokens that has been done already.
+  // act(gate) * up of a token. With few tokens that has been done already.
   void activated(int64_t t, float* out) {
     const float* g = gate_.data() + t * model_.inner;
     if (few_) {
@@ -126,9 +130,16 @@ class Step {
       return;
     }
     const float* u = up_.data() + t * model_.inner;
-    int64_t i = 0;
-    for (; i + 8 <= model_.inner; i += 8) _mm256_storeu_ps(out + i, silu_times(_mm256_loadu_ps(g + i), _mm256_loadu_ps(u + i)));
-    for (; i < model_.inner; ++i) out[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
+    for (int64_t i = 0; i < model_.inner; i += 8) {  // buffers end with 8 floats to spare
+      const __m256 v = gated(_mm256_loadu_ps(g + i), _mm256_loadu_ps(u + i), model_.gelu);
+      alignas(32) float last[8];
+      if (i + 8 <= model_.inner) {
+        _mm256_storeu_ps(out + i, v);
+      } else {
+        _mm256_store_ps(last, v);
+        std::memcpy(out + i, last, (model_.inner - i) * 4);
+      }
+    }
   }
 
   // Whether two projections of the same input can read the same activations.
@@ -244,18 +255,22 @@ class Step {
           if (block.gate.bias) g[t][r] += block.gate.bias[row + r];
           if (block.up.bias) u[t][r] += block.up.bias[row + r];
         }
-        _mm256_store_ps(g[t], silu_times(_mm256_load_ps(g[t]), _mm256_load_ps(u[t])));
+        _mm256_store_ps(g[t], gated(_mm256_load_ps(g[t]), _mm256_load_ps(u[t]), model_.gelu));
         std::memcpy(gate_.data() + t * model_.inner + row, g[t], n * 4);
       }
     }
     barrier_.wait();
   }
 
+  // Where a token stands: its place in the cache, and its distance from the first token of its sequence that is no padding.
+  int64_t slot(int64_t t) const { return call_.position + t % call_.tokens; }
+  int64_t start(int64_t t) const { return call_.starts ? call_.starts[t / call_.tokens] : 0; }
+
   // Normalize (Qwen3) and rotate a head: (a, b) of the two halves becomes (a cos − b sin, b cos + a sin).
   void rotate(float* x, int64_t position, const float* weight, float scale) const {
     const int64_t half = model_.head_size / 2;
-    if (weight) rms_norm(x, weight, model_.epsilon, model_.head_size, x);
-    const float *cosine = model_.cosines + position * half, *sine = model_.sines + position * half;
+    if (weight) rms_norm(x, weight, model_.norm_offset, model_.epsilon, model_.head_size, x);
+    const float *cosine = call_.cosines + position * half, *sine = call_.sines + position * half;
     for (int64_t i = 0; i < half; ++i) {
       const float a = x[i], b = x[half + i];
       x[i] = (a * cosine[i] - b * sine[i]) * scale;
@@ -263,12 +278,19 @@ class Step {
     }
   }
 
+  // The keys or values of a key-value head of a token's sequence.
   template <class T>
-  void attention(int me, const Block& block, Floats& scores) {
+  T* held(void* const* layers, int64_t layer, int64_t t, int64_t kv) const {
+    return static_cast<T*>(layers[layer]) + (t / call_.tokens * model_.kv_heads + kv) * cache_.capacity * model_.head_size;
+  }
+
+  template <class T>
+  void attention(int me, int64_t layer, Floats& scores) {
+    const Block& block = model_.blocks[layer];
     const int64_t size = model_.head_size, all = model_.heads + model_.kv_heads;
     const Span part = share(tokens_ * all, me, threads_);
     for (int64_t i = part.first; i < part.last; ++i) {
-      const int64_t t = i / all, h = i % all, position = position_ + t;
+      const int64_t t = i / all, h = i % all, place = slot(t), position = std::max<int64_t>(0, place - start(t));
       if (h < model_.heads) {
         rotate(query_.data() + t * q_width_ + h * size, position, block.query_norm, model_.attention_scale);
         continue;
@@ -277,8 +299,8 @@ class Step {
       float* k = key_.data() + t * kv_width_ + kv * size;
       const float* v = value_.data() + t * kv_width_ + kv * size;
       rotate(k, position, block.key_norm, 1.f);
-      T* keys = static_cast<T*>(block.keys) + kv * model_.capacity * size + position / 8 * 8 * size + position % 8;
-      T* values = static_cast<T*>(block.values) + (kv * model_.capacity + position) * size;
+      T* keys = held<T>(cache_.keys, layer, t, kv) + place / 8 * 8 * size + place % 8;
+      T* values = held<T>(cache_.values, layer, t, kv) + place * size;
       for (int64_t d = 0; d < size; ++d) {
         store1(keys + 8 * d, k[d]);
         store1(values + d, v[d]);
@@ -286,13 +308,13 @@ class Step {
     }
     barrier_.wait();
     auto some = [&](int64_t t, int64_t first, int64_t last) {  // query heads first … last − 1 of a token
-      const int64_t group = model_.heads / model_.kv_heads, end = position_ + t + 1;
-      const int64_t begin = block.window && end > block.window ? end - block.window : 0;
+      const int64_t group = model_.heads / model_.kv_heads, end = slot(t) + 1;
+      int64_t begin = std::min(start(t), end - 1);  // padding meets itself, so that it stays finite
+      if (block.window) begin = std::max(begin, end - block.window);
       for (int64_t h = first; h < last;) {
         const int64_t kv = h / group, next = std::min((kv + 1) * group, last);
-        attend(next - h, query_.data() + t * q_width_ + h * size, static_cast<const T*>(block.keys) + kv * model_.capacity * size,
-               static_cast<const T*>(block.values) + kv * model_.capacity * size, size, begin, end, scores.data(), model_.capacity + 16,
-               mixed_.data() + t * q_width_ + h * size);
+        attend(next - h, query_.data() + t * q_width_ + h * size, held<const T>(cache_.keys, layer, t, kv), held<const T>(cache_.values, layer, t, kv),
+               size, begin, end, scores.data(), cache_.capacity + 16, mixed_.data() + t * q_width_ + h * size);
         h = next;
       }
     };
@@ -311,13 +333,23 @@ class Step {
     barrier_.wait();
   }
 
-  // Logits of the last token, and the first of the largest.
+  // What was asked for: all tokens after the last norm, or the last token's logits.
+  void finish(int me, Floats& rows) {
+    if (call_.hidden) {
+      const Span part = share(tokens_, me, threads_);
+      for (int64_t t = part.first; t < part.last; ++t) norm(t, true, model_.final_norm, call_.hidden + t * model_.hidden);
+      return;
+    }
+    head(me, rows, call_.logits, call_.best);
+  }
+
+  // Logits of the last token of the one sequence, and the first of the largest.
   void head(int me, Floats& rows, float* logits, int64_t* best) {
     const Projection& p = model_.head;
     const int64_t last = tokens_ - 1;
     if (!few_ && me == 0) add_delta(last);
     if (!few_) barrier_.wait();
-    rms_norm(x_.data() + last * model_.hidden, model_.final_norm, model_.epsilon, model_.hidden, rows.data());
+    rms_norm(x_.data() + last * model_.hidden, model_.final_norm, model_.norm_offset, model_.epsilon, model_.hidden, rows.data());
     const int64_t units = (p.rows + kRows - 1) / kRows;
     const Span part = share(units, me, threads_);
     if (p.packed) {
@@ -351,14 +383,14 @@ class Step {
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Run `tokens` tokens that stand at `position` …, fill the cache, and write the last one's logits (vocabulary) and the index of the largest.
-void qcore_decode(const qcore::Model* model, const int64_t* ids, int64_t tokens, int64_t position, float* logits, int64_t* best) {
+// Append the call's tokens to the cache.
+void qcore_decode(const qcore::Model* model, const qcore::Cache* cache, const qcore::Call* call) {
   std::unique_ptr<qcore::Step> step;
-#pragma omp parallel num_threads(model->threads)
+#pragma omp parallel num_threads(call->threads)
   {
 #pragma omp single
-    step = std::make_unique<qcore::Step>(*model, tokens, position, omp_get_num_threads());
-    step->run(omp_get_thread_num(), ids, logits, best);
+    step = std::make_unique<qcore::Step>(*model, *cache, *call, omp_get_num_threads());
+    step->run(omp_get_thread_num());
   }
 }
 

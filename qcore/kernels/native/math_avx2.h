@@ -30,14 +30,20 @@ inline __m256 exp(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 
-// silu(g) * u = g / (1 + e^-g) * u. NaN passes through, because g is a factor.
-inline __m256 silu_times(__m256 g, __m256 u) {
-  const __m256 e = exp(_mm256_sub_ps(_mm256_setzero_ps(), g));
+// act(g) * u where act(g) = g / (1 + e^-z), with z = g for silu, and for gelu by its tanh approximation, where
+// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN passes through, because g is a factor.
+inline __m256 gated(__m256 g, __m256 u, bool gelu) {
+  __m256 z = g;
+  if (gelu) {
+    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(g, g), _mm256_set1_ps(0.044715f), _mm256_set1_ps(1.f));
+    z = _mm256_mul_ps(_mm256_mul_ps(g, cubic), _mm256_set1_ps(1.5957691216f));
+  }
+  const __m256 e = exp(_mm256_sub_ps(_mm256_setzero_ps(), z));
   return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(e, _mm256_set1_ps(1.f))), u);
 }
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight; n is any number.
-inline void rms_norm(const float* x, const float* weight, float epsilon, int64_t n, float* out) {
+// out = x / sqrt(mean(x^2) + epsilon) * (weight + offset); n is any number.
+inline void rms_norm(const float* x, const float* weight, float offset, float epsilon, int64_t n, float* out) {
   __m256 a = _mm256_setzero_ps(), b = a;
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -48,9 +54,10 @@ inline void rms_norm(const float* x, const float* weight, float epsilon, int64_t
   float sum = horizontal_sum(_mm256_add_ps(a, b));
   for (; i < n; ++i) sum += x[i] * x[i];
   const float factor = 1.f / std::sqrt(sum / n + epsilon);
-  const __m256 f = _mm256_set1_ps(factor);
-  for (i = 0; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps(weight + i), _mm256_mul_ps(_mm256_loadu_ps(x + i), f)));
-  for (; i < n; ++i) out[i] = weight[i] * (x[i] * factor);
+  const __m256 f = _mm256_set1_ps(factor), o = _mm256_set1_ps(offset);
+  for (i = 0; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(weight + i), o), _mm256_mul_ps(_mm256_loadu_ps(x + i), f)));
+  for (; i < n; ++i) out[i] = (weight[i] + offset) * (x[i] * factor);
 }
 
 // Four dot products at once of x with rows of w that lie `stride` floats apart.

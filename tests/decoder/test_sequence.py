@@ -5,59 +5,12 @@ import threading
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from decoder_models import CONFIGS, RECIPES, ids, make
 
 from qcore import models, recipes
 from qcore.convert import quantize
 from qcore.decoder import Decoder, supports
 from qcore.errors import InputError
-from qcore.nn import QuantLinear
-
-SIZES = dict(
-    vocab_size=258, hidden_size=64, intermediate_size=120, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, bos_token_id=256, eos_token_id=257,
-)  # fmt: skip
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    "llama3-rope": LlamaConfig(
-        **SIZES,
-        rope_parameters=dict(
-            rope_type="llama3",
-            rope_theta=10000.0,
-            factor=4.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=64,
-        ),
-    ),
-    "one-key-value-head": LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 8, "hidden_size": 64}),
-    "mistral-window": MistralConfig(**SIZES, sliding_window=10),
-    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**SIZES, head_dim=32),
-}
-RECIPES = ("int4-g32", "int8", "int8-dynamic", "int4-g64-dq", "nf4-g64", "kmeans4", "int3", "int4-g32-head8")
-
-
-def make(config: str, recipe: str, activations: str | None = None) -> torch.nn.Module:
-    """A quantized model whose norms and biases are not the ones and zeros that they start as."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[config], dtype=torch.float32).eval()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.ndim == 1:
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        elif "embed" not in name:
-            parameter.mul_(4)  # away from logits that are all alike
-    quantize(model, recipes.parse(recipe))
-    for module in model.modules():
-        if activations and isinstance(module, QuantLinear):
-            module.activations = activations
-    return model
-
-
-def ids(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 258, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +51,7 @@ def test_tokens_are_those_of_generate(config, recipe):
 
 
 def test_prompts_longer_than_a_chunk_are_right(monkeypatch):
-    monkeypatch.setattr("qcore.decoder.CHUNK", 16)
+    monkeypatch.setattr("qcore.decoder.sequence.CHUNK", 16)
     model, tokens = make("llama", "int8", "fp32"), ids(301)
     expected = model(tokens[None]).logits[0, -1]
     torch.testing.assert_close(Decoder(model, capacity=304).prefill(tokens), expected, rtol=0, atol=2e-5 * expected.abs().max().item())
@@ -186,7 +139,7 @@ def test_bad_tokens_are_refused(bad, message):
 
 def test_more_tokens_than_the_cache_holds_are_refused_before_anything_runs():
     decoder = Decoder(make("llama", "int4-g32"), capacity=8)
-    with pytest.raises(InputError, match="5 new ones do not fit into 8"):
+    with pytest.raises(InputError, match="5 tokens and 5 new ones do not fit into the 8 free"):
         decoder.greedy(ids(5), 5)
     assert decoder.position == 0 and len(decoder.greedy(ids(5), 4)) == 4
 
