@@ -12,16 +12,20 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 
-from qcore.formats.codebook import Codebook
-from qcore.formats.uniform import Uniform
-from qcore.kernels import dispatch
-from qcore.kernels.packed import PackedWeight
-from qcore.measurement.environment import environment
-from qcore.methods import quantize
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a file, from anywhere
+
+from qcore.formats.codebook import Codebook  # noqa: E402
+from qcore.formats.uniform import Uniform  # noqa: E402
+from qcore.kernels import dispatch  # noqa: E402
+from qcore.kernels.packed import PackedWeight  # noqa: E402
+from qcore.measurement.environment import environment  # noqa: E402
+from qcore.methods import quantize  # noqa: E402
 
 FORMATS = {
     "int4-g32": (Uniform(4, 32, False), "rtn"),

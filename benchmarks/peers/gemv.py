@@ -1,0 +1,51 @@
+"""One token times a 4096 x 11008 matrix: bytes of weights read a second, beside what this machine reads if it does nothing else.
+
+A round calls every kernel and the plain read in turn, TURNS times, on weights that no cache holds, and keeps the best time of each.
+"int4" and "int8" are int4-g32 and int8 with 16-bit activations, which is what their recipes use; 8-bit and exact ones stand beside them.
+"""
+
+import itertools
+import time
+
+import torch
+
+from benchmarks.kernels import packed
+from qcore.kernels import dispatch
+from qcore.measurement.environment import read_buffer
+
+TURNS = 30
+FIGURES = {
+    "int4": ("int4-g32", "int16"), "int8": ("int8", "int16"), "int4 8-bit activations": ("int4-g32", "int8-block"),
+    "int4 exact activations": ("int4-g32", "fp32"), "int8 8-bit activations": ("int8", "int8-block"),
+}  # fmt: skip
+
+
+def load(options: dict):
+    """See the package; an item is "4096x11008"."""
+    torch.set_num_threads(options["threads"])
+    (item,) = options["items"]
+    columns, rows = map(int, item.split("x"))
+    x, buffer = torch.randn(1, columns), read_buffer()
+    formats = {name: packed(name, columns, rows, cold=True) for name, _ in FIGURES.values()}
+    cycles = {name: itertools.cycle(weights) for name, weights in formats.items()}
+    calls = {
+        figure: (lambda cycle=cycles[name], activations=activations: dispatch.linear(x, next(cycle), None, activations))
+        for figure, (name, activations) in FIGURES.items()
+    }
+    sizes = {figure: formats[name][0].nbytes for figure, (name, _) in FIGURES.items()}
+    # the plain read takes blocks about as long as a product, because a longer one would average over what else the machine does
+    blocks = itertools.cycle(buffer.split(max(sizes.values()) // buffer.element_size())[:-1])
+    calls["read"] = lambda: next(blocks).sum()
+    sizes["read"] = max(sizes.values())
+
+    @torch.inference_mode()
+    def measure(_: str) -> dict[str, float]:
+        best = dict.fromkeys(calls, float("inf"))
+        for _ in range(TURNS):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                best[name] = min(best[name], time.perf_counter() - start)
+        return {name: sizes[name] / seconds for name, seconds in best.items()}
+
+    return measure, {"bytes": sizes, "kernels": [f"{name}: {dispatch.explain(formats[name][0], mode)}" for name, mode in FIGURES.values()]}

@@ -1,0 +1,123 @@
+"""A measured program lives in a process of its own, loads once, and then waits on a pipe until it is told to measure.
+
+So only one program computes at a time (the others sleep in a read), each keeps its threads and its memory, and alternating between
+them costs nothing. One JSON object a line, in both directions; whatever a library prints goes to a log instead.
+
+    {"measure": "q4_0"}  ->  {"rates": {"decode": 113.2, "prefill": 508.9}}          or  {"error": "…"}
+"""
+
+import importlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from qcore.errors import QcoreError, RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 900  # seconds until a process that says nothing is given up: preparing the largest model takes two minutes on two cores
+
+
+class Worker:
+    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and asks it. Use it as a context manager."""
+
+    def __init__(self, name: str, module: str, options: dict):
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.pipe", module, json.dumps(options)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment(options["threads"]),
+        )  # fmt: skip
+        self._usage = psutil.Process(self._process.pid)
+        self._buffer = b""
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._process.stdin.close()  # a process that waits for its next order ends by itself
+        try:
+            self._process.wait(timeout=0 if exception[0] else 15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def ready(self) -> dict:
+        """Wait until it has loaded; returns what it says about itself."""
+        return self._read()["about"]
+
+    def measure(self, item: str) -> tuple[dict[str, float], float]:
+        """Rates of `item`, and how many processors other programs kept busy meanwhile."""
+        before = _busy(self._usage)
+        self._process.stdin.write(json.dumps({"measure": item}).encode() + b"\n")
+        self._process.stdin.flush()
+        rates = self._read()["rates"]
+        after = _busy(self._usage)
+        wall, everyone, own = (end - start for start, end in zip(before, after, strict=True))
+        return rates, max(0.0, (everyone - own) / wall)
+
+    def _read(self) -> dict:
+        """The next line. Raises `RunError` with the end of the log if the process ended, failed, or says nothing."""
+        until = time.monotonic() + LONGEST
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, until - time.monotonic())):
+                    raise RunError(f"{self.name} has said nothing for {LONGEST // 60} minutes.")
+                chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise RunError(f"{self.name} ended before it answered.{self._tail()}")
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RunError(f"{self.name}: {answer['error']}{self._tail()}")
+        return answer
+
+    def _tail(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()[-15:]
+        return "\nThe end of its log:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a measured process: the number of threads, and no network. How threads wait is left to each library:
+    all of them spin for some milliseconds and then sleep, so that a process that waits for its turn takes nothing from the others."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+
+
+def _busy(process: psutil.Process) -> tuple[float, float, float]:
+    """(clock, processor seconds of everyone, those of this process), to be subtracted from each other."""
+    everyone, own = psutil.cpu_times(), process.cpu_times()
+    return time.monotonic(), sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0) - getattr(everyone, "guest", 0), sum(own[:2])
+
+
+def serve(module: str, options: dict) -> None:
+    """The child's end: load `benchmarks.peers.<module>`, then answer until the pipe is closed."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever is printed from here on is a log, C code's output included
+
+    def answer(**content) -> None:
+        answers.write(json.dumps(content).encode() + b"\n")
+
+    try:
+        measure, about = importlib.import_module(f"benchmarks.peers.{module}").load(options)
+        answer(about=about)
+        for line in sys.stdin:
+            answer(rates=measure(json.loads(line)["measure"]))
+    except QcoreError as error:
+        answer(error=str(error))
+        sys.exit(1)
+    # Any other exception ends the process with a traceback in its log, which the parent shows.
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], json.loads(sys.argv[2]))

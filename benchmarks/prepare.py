@@ -1,0 +1,147 @@
+"""The files that `speed.py` measures, made once and kept: the same weights in everybody's format.
+
+    python -m benchmarks.prepare FOLDER THREADS ITEM …
+
+makes what is missing and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last line. Each entry's name holds a
+hash of what it depends on (the model, the peer's version, the code that makes it), so nothing stale is ever measured.
+
+    int4-g32-head8    a folder that qcore saved                       q4_0, q8_0    GGUF files that llama.cpp quantized from float32
+    int4              onnxruntime-genai's builder on that model       0.6b …        the same of a Llama of random weights
+"""
+
+import hashlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from benchmarks import gguf_writer
+from benchmarks.peers import llamacpp
+from benchmarks.plan import MODEL, PROMPT, RANDOM
+from qcore import convert, data, models, recipes
+from qcore.errors import RunError
+from qcore.export import safetensors
+from qcore.home import build_folder
+from qcore.models.checkpoint import Checkpoint
+from qcore.progress import Show
+from qcore.quiet import hush
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = {
+    "hidden_size": 1536, "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 12, "num_key_value_heads": 4,
+    "vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+}  # fmt: skip
+CLOSE = 1e-5  # mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
+
+
+class Cache:
+    """The folder of prepared files, and the models they are made from."""
+
+    def __init__(self, folder: Path, threads: int):
+        self.folder, self.threads = folder, threads
+        self.checkpoint: Checkpoint = models.resolve(MODEL)
+        self._random: torch.nn.Module | None = None
+
+    def path(self, item: str, show) -> Path:
+        """The prepared `item`, made now if it is not there."""
+        source, _, kind = item.rpartition(" ")
+        if kind in ("q4_0", "q8_0"):
+            parts, make = (gguf_writer, llamacpp), self._gguf
+        elif kind == "int4":
+            parts, make = (), self._onnx
+        else:
+            parts, make = (ROOT / "qcore/formats", ROOT / "qcore/methods", safetensors), self._own
+        weights = json.dumps(SHAPE) if source == RANDOM else self.checkpoint.digest
+        key = hashlib.sha256("\n".join([weights, *map(_code, (__file__, *parts)), *_versions(kind)]).encode()).hexdigest()[:12]
+
+        def build(folder: Path) -> None:
+            show(0, 0, f"preparing {item} (once)")
+            make(source, kind, folder)
+
+        final = build_folder(self.folder / f"{source or MODEL}-{kind}-{key}", build)
+        return final / f"{kind}.gguf" if kind in ("q4_0", "q8_0") else final
+
+    def prompt(self) -> list[int]:
+        """The first tokens of the packaged text."""
+        return data.tokenize(data.load_text(None), models.load(self.checkpoint).tokenizer, limit=PROMPT).tolist()
+
+    def model(self, source: str) -> torch.nn.Module:
+        """The float32 model, to be changed at will."""
+        return random_model() if source == RANDOM else models.load(self.checkpoint).model
+
+    def _own(self, source: str, kind: str, folder: Path) -> None:
+        model, recipe = self.model(source), recipes.parse(kind)
+        ledger = convert.quantize(model, recipe)
+        folder.rmdir()  # `save` makes its own
+        safetensors.save(model, None, recipe, ledger, folder)
+
+    def _gguf(self, source: str, kind: str, folder: Path) -> None:
+        model, whole = self.model(source), folder / "f32.gguf"
+        gguf_writer.write(model, whole)
+        llamacpp.quantize(whole, folder / f"{kind}.gguf", kind, self.threads)
+        if source != RANDOM:
+            prompt = self.prompt()
+            reference = _log_probabilities(model, prompt)
+            seen = {name: _divergence(reference, folder / f"{name}.gguf", prompt, self.threads) for name in ("f32", kind)}
+            (folder / "divergence.json").write_text(json.dumps(seen))
+            if not seen["f32"] < CLOSE:
+                raise RunError(
+                    "The GGUF file does not hold the model: in float32, llama.cpp's predictions differ from torch's by "
+                    f"{seen['f32']:.2g} nats a token, and {CLOSE:.0e} is what rounding explains."
+                )
+        whole.unlink()
+
+    def _onnx(self, source: str, kind: str, folder: Path) -> None:
+        from onnxruntime_genai.models.builder import create_model
+
+        options = {"int4_block_size": 32, "int4_accuracy_level": 4}
+        scratch = folder / "scratch"
+        create_model(None, str(self.checkpoint.folder), str(folder), "int4", "cpu", str(scratch), **options)
+
+
+def random_model() -> torch.nn.Module:
+    """A Llama of SHAPE with random weights, always the same: 0.6 billion of them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+
+
+def _code(part) -> str:
+    """The source text of a module, a file, or all files of a folder."""
+    path = Path(getattr(part, "__file__", part))
+    return "".join(file.read_text() for file in (sorted(path.glob("*.py")) if path.is_dir() else [path]))
+
+
+def _versions(kind: str) -> list[str]:
+    packages = {"q4_0": ["llama-cpp-python"], "q8_0": ["llama-cpp-python"], "int4": ["onnxruntime-genai", "onnxruntime"]}.get(kind, [])
+    return [f"{package} {metadata.version(package)}" for package in [*packages, "torch", "transformers"]]
+
+
+@torch.inference_mode()
+def _log_probabilities(model: torch.nn.Module, prompt: list[int]) -> torch.Tensor:
+    return model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+
+
+def _divergence(reference: torch.Tensor, path: Path, prompt: list[int], threads: int) -> float:
+    """Mean KL divergence (nats a token) of what llama.cpp predicts with the file at `path` from `reference` (T, vocabulary)."""
+    llama = llamacpp.Llama(path, threads, exact=True)
+    found = torch.from_numpy(llama.all_logits(prompt)).log_softmax(-1)
+    llama.close()
+    return float((reference.exp() * (reference - found)).sum(-1).mean())
+
+
+def main(folder: str, threads: str, *items: str) -> None:
+    """Prepare `items` in `folder` and print where they are."""
+    hush()
+    torch.set_num_threads(int(threads))
+    cache = Cache(Path(folder), int(threads))
+    with Show() as show:
+        files = {item: str(cache.path(item, show)) for item in items}
+    print(json.dumps({"files": files, "prompt": cache.prompt(), "digest": cache.checkpoint.digest}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,173 @@
+"""How fast qcore is beside what people use instead, in one run on one machine, taking turns.
+
+    pip install -r benchmarks/requirements.txt        (once; compiles llama.cpp)
+    python benchmarks/speed.py [--threads 2] [--rounds N] [--only NAMES] [--json FILE] [--cache FOLDER]
+
+Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of its own; how they take
+turns and what a ratio is stands in `plan.py`, how each is measured in `peers/`. The first run prepares files (a minute or two; about
+1.5 GB in the cache folder), later ones start at once. A run of everything is saved in `benchmarks/results/`, and
+`python benchmarks/table.py` puts the newest into the README. The last line is JSON: {"ratios": {name: value}, "rows": [...]}.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
+
+from benchmarks import pipe, plan, table  # noqa: E402
+from qcore.errors import InputError, QcoreError, RunError  # noqa: E402
+from qcore.home import home  # noqa: E402
+from qcore.measurement.environment import environment  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = (
+    "torch", "transformers", "llama-cpp-python", "onnxruntime-genai", "onnxruntime", "bitsandbytes", "torchao", "optimum-quanto", "gguf",
+    "onnx-ir",
+)  # fmt: skip
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that take part, without importing them."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def prepare(stages: list[plan.Stage], cache: Path, threads: int) -> dict:
+    """The prepared files of everything in `stages`, made in a process of its own; see `prepare.py`."""
+    items = [
+        item for stage in stages for process in stage.processes for item in process.items
+        if process.module in ("own", "llamacpp", "ortgenai") or item == plan.INT4
+    ]  # fmt: skip
+    if not items:
+        return {"files": {}, "prompt": []}
+    command = [sys.executable, "-m", "benchmarks.prepare", str(cache), str(threads), *dict.fromkeys(items)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=pipe.environment(threads))
+    if done.returncode:
+        raise RunError("The files to be measured could not be prepared; the reason stands above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(stage: plan.Stage, prepared: dict, threads: int, rounds: int) -> tuple[plan.Samples, dict]:
+    """Start the stage's processes, let them take turns for `rounds` rounds after one that does not count, and end them.
+
+    Returns the samples, and {"processes": what each says about itself, "others": processors that other programs kept busy}."""
+    samples, others = plan.Samples(), []
+    with ExitStack() as stack:
+        workers = {}
+        for process in stage.processes:  # all load at the same time
+            options = {"threads": threads, "items": process.items, "name": process.name, **prepared}
+            workers[process.name] = stack.enter_context(pipe.Worker(process.name, process.module, options))
+        about = {name: worker.ready() for name, worker in workers.items()}
+        for number in range(-1, rounds):
+            say(f"  {'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}")
+            for process, item in plan.turns(stage, number):
+                rates, busy = workers[process].measure(item)
+                if number >= 0:
+                    samples.add(process, item, rates)
+                    others.append(busy)
+    return samples, {"processes": about, "others": others}
+
+
+def rows_of(stage: plan.Stage, samples: plan.Samples) -> list[dict]:
+    """One row for each rate that was measured."""
+    return [
+        {"stage": stage.title, "process": process, "item": item, "figure": name, "median": median(rate[name] for rate in rates),
+         "best": max(rate[name] for rate in rates), "samples": [rate[name] for rate in rates]}
+        for (process, item), rates in samples.rounds.items() for name in rates[0]
+    ]  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Everything asked for, as the JSON object of the last line."""
+    stages = plan.chosen([name.strip() for name in (options.only or "").split(",") if name.strip()])
+    packages = installed()
+    plan.check_installed(stages, packages)
+    began = time.time()
+    prepared = prepare(stages, options.cache or home() / "benchmarks", options.threads)
+    ratios, comparisons, rows, about, others = {}, [], [], {}, []
+    for stage in stages:
+        rounds = options.rounds or stage.rounds
+        say(f"{stage.title}: {', '.join(process.name for process in stage.processes)}")
+        samples, told = measure(stage, prepared, options.threads, rounds)
+        rows += rows_of(stage, samples)
+        about |= told["processes"]
+        others += told["others"]
+        for ratio in stage.ratios:
+            ratios[ratio.name] = samples.ratio(ratio)
+            comparisons.append(
+                {"name": ratio.name, "measure": ratio.measure, "ratio": ratios[ratio.name], "bar": ratio.bar, "unit": ratio.ours.unit,
+                 "ours": median(samples.of(ratio.ours)), "theirs": median(samples.of(ratio.theirs)), "rounds": rounds}
+            )  # fmt: skip
+    order = {name: place for place, name in enumerate(plan.ratio_names())}
+    return {
+        "ratios": ratios,
+        "rows": rows,
+        "comparisons": sorted(comparisons, key=lambda each: order[each["name"]]),
+        "conditions": {
+            "model": plan.MODEL, "digest": prepared.get("digest"), "prompt_tokens": plan.PROMPT, "steps": plan.STEPS,
+            "generate_tokens": plan.GENERATED, "threads": options.threads, "ratio": "median over the rounds of the ratio within a round",
+        },
+        "environment": environment() | {"threads": options.threads, "libraries": packages},
+        "processes": _without_paths(about),
+        "others_busy": {"median": median(others), "most": max(others)},
+        "started_at": began, "seconds": time.time() - began,
+    }  # fmt: skip
+
+
+def _without_paths(value):
+    """`value` with absolute paths cut to their last part: a result says what was measured, not where somebody keeps it."""
+    if isinstance(value, dict):
+        return {key: _without_paths(each) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    return value
+
+
+def say(text: str) -> None:
+    """To the person who waits, away from the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Parse the options, measure, print a table and the JSON line. Exit status 0, 1 if something failed, 2 if it cannot start."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured; without it, 8 for whole steps and 5 for the rest")
+    parser.add_argument("--only", metavar="NAMES", help="only these ratios: names with commas between, * for any letters")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, a whole run goes to results/")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where prepared files are kept; without it, in qcore's cache folder")
+    options = parser.parse_args()
+    try:
+        if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
+            raise InputError("--threads and --rounds must be at least 1.")
+        result = run(options)
+    except InputError as error:
+        say(str(error))
+        return 2
+    except QcoreError as error:
+        say(str(error))
+        return 1
+    target = options.json or (RESULTS / table.file_name(result) if not options.only else None)
+    print(table.text(result))
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
