@@ -65,9 +65,22 @@ class QuantizedTensor:
         """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
 
         `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes that loss first so
-        that a method can choose codes for the scales that will be stored. Raises `InputError` if a scale overflows float16.
+        that a method can choose codes for the scales that will be stored. Raises `InputError` if a scale overflows float16 or is NaN.
         """
-        stored = cls(format, tuple(codes.shape), pack(codes, format.bits), codebook=codebook)
+        return cls.from_packed(format, tuple(codes.shape), pack(codes, format.bits), scale, zero_point, codebook)
+
+    @classmethod
+    def from_packed(
+        cls,
+        format: Format,
+        shape: tuple[int, int],
+        codes: torch.Tensor,
+        scale: torch.Tensor | None = None,
+        zero_point: torch.Tensor | None = None,
+        codebook: torch.Tensor | None = None,
+    ) -> "QuantizedTensor":
+        """`from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are packed already."""
+        stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         if scale is None:
@@ -135,13 +148,16 @@ def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
 
 def _half(scale: torch.Tensor) -> torch.Tensor:
     half = scale.to(torch.float16)
-    if torch.isinf(half).any():
-        raise InputError(f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16.")
-    return half
+    if half.isfinite().all():
+        return half
+    if scale.isnan().any():
+        raise InputError("The weights hold NaN, so they cannot be quantized. Download the model again, or train it with care.")
+    raise InputError(f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16.")
 
 
 def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
+    _half(scale)  # refuses what cannot be held
     flat = scale.float().flatten()
     blocks = -(-flat.numel() // SCALES_PER_BLOCK)
     filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(blocks, SCALES_PER_BLOCK)

@@ -7,14 +7,19 @@
 Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which costs nothing and
 removes the error that rounding the scale afterwards would add. Codes of nf4 and fp4 are chosen for the exact scale, because
 that is how QLoRA (arXiv 2305.14314) defines them and what other implementations can be compared with.
+
+On a CPU with the native kernels these choose the codes (`kernels.rounding`), at the speed at which memory delivers the weights. What
+stands here is the definition that they follow to the last bit, and what runs everywhere else.
 """
 
 import torch
 from torch.nn.functional import pad
 
+from qcore.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
 from qcore.formats.uniform import Uniform
+from qcore.kernels import rounding
 from qcore.methods import METHODS
 
 _CHUNK = 1 << 22  # weights that are worked on at a time, so that temporaries stay far smaller than the matrix
@@ -23,7 +28,15 @@ _TINY = torch.finfo(torch.float32).tiny  # an all-zero group has scale 0; dividi
 
 @METHODS.register("rtn")
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a uniform or a fixed-table format."""
+    """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for scales above 65504."""
+    if isinstance(format, Codebook) and format.fixed is None:
+        raise InputError(f"Rounding to nearest needs a fixed table; {format.label} learns its own. Use the method kmeans.")
+    found = rounding.quantize(weight, format) if rounding.reason_against(weight) is None else None
+    return reference(weight, format) if found is None else found
+
+
+def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
+    """The same in plain torch, on any device."""
     rows, columns = weight.shape
     groups = group_count(columns, format.group_size)
     scale = torch.empty(rows, groups, device=weight.device)
@@ -59,13 +72,13 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
 
 def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G, group_size)."""
-    lowest, highest = groups.aminmax(dim=2)
     if isinstance(format, Codebook):
-        return torch.maximum(-lowest, highest), None
+        return groups.abs().amax(dim=2), None
     if format.symmetric:
-        return torch.maximum(-lowest, highest) / (format.levels // 2 - 1), None
+        return groups.abs().amax(dim=2) / (format.levels // 2 - 1), None
+    lowest, highest = groups.aminmax(dim=2)
     lowest, highest = lowest.clamp_max(0), highest.clamp_min(0)
-    scale = (highest - lowest) / (format.levels - 1)
+    scale = (highest - lowest).abs() / (format.levels - 1)  # abs: 0, never −0
     return scale, (-lowest / scale.clamp_min(_TINY)).round().clamp(0, format.levels - 1).to(torch.uint8)
 
 

@@ -1,0 +1,104 @@
+"""Rounding a matrix of weights to the nearest codes natively: `native/quantize.h` from Python.
+
+A weight is read once, by all threads, and its codes are written packed; beside the result nothing is allocated but a row of floats a
+thread. Weights whose rows are not stored in one piece (a transposed matrix) or whose dtype the kernel does not read are copied some
+rows at a time.
+"""
+
+import ctypes
+from functools import cache
+
+import torch
+
+from qcore.formats.codebook import Codebook
+from qcore.formats.packing import packed_width
+from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
+from qcore.formats.uniform import Uniform
+from qcore.kernels import native
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Dtype` of quantize.h
+_CHUNK = 1 << 22  # weights copied at a time, where they must be
+_NO_SCALE, _NO_MEMORY = 1, 2
+
+
+class _Job(ctypes.Structure):
+    """`struct QuantizeJob` of quantize.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("dtype", "bits", "symmetric", "reserved")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "group", "row_bytes")),
+        *((name, ctypes.c_void_p) for name in ("weight", "midpoints", "order", "kept", "scale", "half", "zero", "codes")),
+    ]  # fmt: skip
+
+
+def reason_against(weight: torch.Tensor) -> str | None:
+    """None if the native kernel can round `weight`, else why not."""
+    if weight.device.type != "cpu":
+        return f"the weight is on {weight.device}"
+    if not weight.numel():
+        return "the weight is empty"
+    return native.reason_missing()
+
+
+def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
+    """`weight` (N, K) rounded to a uniform or fixed-table `format`, or None if it holds NaN or a group whose scale float16 cannot hold.
+
+    Raises `MemoryError` if not even a row of floats can be had.
+    """
+    (rows, columns), bits = weight.shape, format.bits
+    groups = group_count(columns, format.group_size)
+    uniform = isinstance(format, Uniform)
+    wide = format.double_quant or not uniform  # scales are rounded afterwards, so they are wanted as they are
+    scale = torch.empty(rows, groups, dtype=torch.float32 if wide else torch.float16)
+    zero = torch.empty(rows, groups, dtype=torch.uint8) if uniform and not format.symmetric else None
+    codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
+    parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
+    if uniform and format.double_quant:  # blocks of scales are rounded together, so all of them must be known first
+        if not _run(weight, format, {**parts, "codes": None}):
+            return None
+        parts = {"kept": round_scale(scale, format), "zero": zero, "codes": codes}
+    if not _run(weight, format, parts):
+        return None
+    return QuantizedTensor.from_packed(format, (rows, columns), codes, scale, zero, None if uniform else format.fixed)
+
+
+def _run(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor | None]) -> bool:
+    """Fill `parts`, whose rows are the weight's. False if a scale is out of range."""
+    direct = weight.dtype in _DTYPES and (weight.stride(1) == 1 or weight.shape[1] == 1)
+    step = weight.shape[0] if direct else max(1, _CHUNK // weight.shape[1])
+    good = True
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        piece = weight[rows] if direct else weight[rows].to(weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
+        good &= _call(piece, format, {name: part[rows] for name, part in parts.items() if part is not None})
+    return good
+
+
+def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) -> bool:
+    rows, columns = weight.shape
+    midpoints, order = (None, None) if isinstance(format, Uniform) else _thresholds(format.kind)
+    job = _Job(
+        dtype=_DTYPES[weight.dtype],
+        bits=format.bits,
+        symmetric=isinstance(format, Codebook) or format.symmetric,
+        rows=rows,
+        columns=columns,
+        stride=weight.stride(0),
+        group=format.group_size or columns,
+        row_bytes=packed_width(columns, format.bits),
+        weight=native.address(weight),
+        midpoints=native.address(midpoints),
+        order=native.address(order),
+        **{name: native.address(part) for name, part in parts.items()},
+    )
+    result = native.library().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
+    if result & _NO_MEMORY:
+        raise MemoryError(f"no memory for a row of {columns} floats")
+    return not result & _NO_SCALE
+
+
+@cache
+def _thresholds(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Midpoints (15,) between the sorted entries of a fixed table, and the code of each of the 16 intervals that they bound."""
+    ordered, order = Codebook(kind, None).fixed.sort(stable=True)
+    return (ordered[1:] + ordered[:-1]) / 2, order.to(torch.uint8)
