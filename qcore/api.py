@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcore import convert, data, models, plan, recipes
+from qcore.calibration import check_record, load_calibration
+from qcore.calibration.text import TOKENS
 from qcore.errors import InputError
 from qcore.evaluation.perplexity import Evaluation
 from qcore.evaluation.perplexity import evaluate as score
@@ -11,6 +13,7 @@ from qcore.export import safetensors
 from qcore.measurement import throughput
 from qcore.models import Loaded
 from qcore.recipes import Recipe
+from qcore.spec import check_limits, check_minutes
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
@@ -25,8 +28,20 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
     return models.load(checkpoint, device=device)
 
 
-def quantize(model: Loaded | str, recipe: Recipe | str, *, skip: tuple[str, ...] = (), progress=None) -> Loaded:
+def quantize(
+    model: Loaded | str,
+    recipe: Recipe | str,
+    *,
+    skip: tuple[str, ...] = (),
+    calibration: str | Path | None = None,
+    calibration_tokens: int = TOKENS,
+    calibration_minutes: float | None = None,
+    progress=None,
+) -> Loaded:
     """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns of modules to leave out.
+
+    Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the packaged one); those that learn
+    take about `calibration_minutes`.
 
     Returns the model with its `recipe` and `ledger`. Raises `NotAppliedError` if the recipe did less than it should.
     """
@@ -34,7 +49,12 @@ def quantize(model: Loaded | str, recipe: Recipe | str, *, skip: tuple[str, ...]
     recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     if skip:
         recipe = recipe.with_modules(skip=tuple(skip))
-    ledger = convert.quantize(loaded.model, recipe, progress=progress)
+    check_limits(calibration_tokens=calibration_tokens)
+    check_minutes(calibration_minutes)
+    text = None
+    if recipe.calibrated:
+        text = load_calibration(calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes)
+    ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text)
     return replace(loaded, recipe=recipe, ledger=ledger)
 
 
@@ -49,7 +69,10 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`."""
     loaded = load(model) if isinstance(model, str) else model
-    ids = data.tokenize(data.load_text(text), loaded.tokenizer, limit=tokens)
+    content = data.load_text(text)
+    ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
+    if loaded.ledger is not None and loaded.ledger.calibration:
+        check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
     return score(loaded.model, ids, window=window, stride=stride, progress=progress)
 
 

@@ -40,6 +40,11 @@ NewTokens = Annotated[int, typer.Option(help="Tokens written after it")]
 Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians are reported")]
 
 
+Calibration = Annotated[str | None, typer.Option(help="Text that methods such as gptq read; without it, a packaged one", metavar="FILE")]
+CalibrationTokens = Annotated[int, typer.Option(help="Tokens of it that are read")]
+CalibrationMinutes = Annotated[float | None, typer.Option(help="Time that learned rounding may take; without it, a fixed number of steps", metavar="MINUTES")]  # fmt: skip  # noqa: E501
+
+
 @app.command()
 def compare(
     model: Model,
@@ -60,6 +65,9 @@ def compare(
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = 16384,
+    calibration_minutes: CalibrationMinutes = None,
 ) -> int:
     """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
 
@@ -72,7 +80,7 @@ def compare(
     check_output(json)
     spec = RunSpec(
         model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
-        generate_tokens, seed, threads, device,
+        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes,
     )  # fmt: skip
     checkpoint = check(spec)
     say(checkpoint.description)
@@ -87,6 +95,9 @@ def quantize(
     skip: Skip = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore saved there")] = False,
     revision: Revision = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = 16384,
+    calibration_minutes: CalibrationMinutes = None,
 ) -> int:
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""
     from qcore.runs import report, single
@@ -94,7 +105,10 @@ def quantize(
     (chosen,) = _recipes(_one(recipe), skip)
     folder = out if out is not None else Path(single.safe_name(model, chosen.name))
     with Show() as show:
-        result = single.quantize_to(model, chosen, folder, revision=revision, overwrite=overwrite, progress=show)
+        result = single.quantize_to(
+            model, chosen, folder, revision=revision, overwrite=overwrite, calibration=calibration,
+            calibration_tokens=calibration_tokens, calibration_minutes=calibration_minutes, progress=show,
+        )  # fmt: skip
     size, share = report.human_bytes(result["stored_bytes"]), report.human_percent(result["coverage"])
     bits = report.human_number(result["bits_per_weight"])
     print(f"{chosen.name}: {size}, {bits} bits a weight on {share} of the weights. Saved in {folder}")

@@ -5,33 +5,48 @@ The original of a weight is freed as soon as its quantized form stands in its pl
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from qcore import methods
+from qcore.calibration import Calibration, quantize_blocks
 from qcore.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
 from qcore.inventory import dtype_name, inventory, kept_row, plain_name
 from qcore.kernels.precision import computes_fast
 from qcore.ledger import Ledger, Row
 from qcore.nn import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear, StoredEmbedding, StoredExperts, StoredLinear, Widen
-from qcore.recipes import Engine, Float, Recipe
+from qcore.recipes import CALIBRATED, Engine, Float, Recipe
 from qcore.select import Target, select
 
 Progress = Callable[[int, int, str], None]  # done, total, name of the tensor at hand
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def quantize(model: nn.Module, recipe: Recipe, *, progress: Progress | None = None) -> Ledger:
+def quantize(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    calibration: Calibration | None = None,
+    work: Path | None = None,
+    identity: str | None = None,
+) -> Ledger:
     """Apply `recipe` to `model` in place.
 
+    Recipes with `calibrated` methods read `calibration`. They keep finished blocks in the folder `work` until all are done; called again
+    for the same model (`identity`, such as its digest), recipe and text, they go on where they were stopped.
+
     Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and `InputError` for a model
-    that is quantized already, a skip pattern that matches nothing, or weights that the format cannot hold.
+    that is quantized already, a skip pattern that matches nothing, weights that the format cannot hold, or a missing calibration text.
     """
     if any(isinstance(module, QuantizedModule) for module in model.modules()):
         raise InputError("This model is quantized already. Give the original checkpoint to quantize it another way.")
+    if recipe.calibrated and calibration is None:
+        raise InputError(f"{recipe.name} chooses codes with calibration text: load one with qcore.calibration.load_calibration.")
     report = progress or (lambda done, total, name: None)
     with torch.no_grad():
         if isinstance(recipe.weights, Engine):
@@ -41,14 +56,22 @@ def quantize(model: nn.Module, recipe: Recipe, *, progress: Progress | None = No
         elif isinstance(recipe.weights, Float):
             rows = _store_as(model, recipe.weights.dtype, report)
         else:
-            rows = _quantize_own(model, recipe, report)
-    return Ledger(recipe.name, tuple(rows)).check()
+            rows = _quantize_own(model, recipe, report, calibration, work, identity)
+            run_whole_steps(model)
+    return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None).check()
+
+
+def run_whole_steps(model: nn.Module) -> None:
+    """Let a model of quantized layers take a whole step in one native call where that can be done; see `qcore.decoder`."""
+    from qcore.decoder import attach
+
+    attach(model)
 
 
 # -- own formats ------------------------------------------------------------------------------------------------------------------
 
 
-def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress) -> list[Row]:
+def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity) -> list[Row]:
     selection = select(model, recipe)
     twins = {name: shared for name, _, shared in inventory(model)}
     rows = {
@@ -56,15 +79,29 @@ def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress) -> list[Ro
         for name, tensor, shared in inventory(model)
     }
     done: dict[str, list[QuantizedTensor]] = {}
-    for i, target in enumerate(selection.targets):
-        report(i, len(selection.targets), target.name)
-        twin = twins[target.name]
-        weights = done[target.name] = done[twin] if twin in done else choose_codes(model, target)
+
+    def finish(target: Target, weights: list[QuantizedTensor], note: str | None = None) -> None:
         install(model, target, weights)
+        twin = twins[target.name]
         size = 0 if twin in done else sum(weight.nbytes for weight in weights)
-        reason = f"Shares the codes of {twin}." if twin in done else None
+        reason = f"Shares the codes of {twin}." if twin in done else note
         rows[target.name] = replace(rows[target.name], format=weights[0].format.label, bytes_after=size, reason=reason, intended=True)
-    report(len(selection.targets), len(selection.targets), "")
+        done[target.name] = weights
+
+    if recipe.calibrated:
+        own = [target for target in selection.targets if target.method == recipe.method]
+        names = {target.name: target for target in own}
+        for block in quantize_blocks(model, own, recipe, calibration, report, work, identity):
+            for name, weights in block.weights.items():
+                finish(names[name], weights, block.notes.get(name))
+    left = [target for target in selection.targets if target.name not in done]
+    for i, target in enumerate(left):
+        report(i, len(left), target.name)
+        twin = twins[target.name]
+        alone = replace(target, method=methods.without_text(target.format)) if target.method in CALIBRATED else target
+        note = "Calibration does not reach it, so its codes were rounded to nearest." if alone is not target else None
+        finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
+    report(len(left), len(left), "")
     return list(rows.values())
 
 

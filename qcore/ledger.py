@@ -31,10 +31,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All rows of one model under the recipe called `recipe`."""
+    """All rows of one model under the recipe called `recipe`, and the record of the text that it was calibrated on, if it was."""
 
     recipe: str
     rows: tuple[Row, ...]
+    calibration: dict | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -76,12 +77,14 @@ class Ledger:
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
-        return {"recipe": self.recipe, "rows": [asdict(row) | {"shape": list(row.shape)} for row in self.rows]}
+        rows = [asdict(row) | {"shape": list(row.shape)} for row in self.rows]
+        return {"recipe": self.recipe, "rows": rows, **({"calibration": self.calibration} if self.calibration else {})}
 
     @classmethod
     def from_dict(cls, record: dict) -> "Ledger":
         """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
         try:
-            return cls(record["recipe"], tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"]))
+            rows = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"])
+            return cls(record["recipe"], rows, record.get("calibration"))
         except (KeyError, TypeError) as error:
             raise InputError(f"This ledger cannot be read: {error}.") from error

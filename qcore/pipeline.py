@@ -44,7 +44,9 @@ def check(spec: RunSpec) -> Checkpoint:
     checkpoint = models.resolve(spec.model, spec.revision)
     if checkpoint.is_quantized:
         raise InputError(f"{spec.model} is quantized already. Compare recipes on the original model; eval and bench take this one.")
-    data.load_text(spec.text)
+    text = data.load_text(spec.text)
+    if any(recipe.calibrated for recipe in spec.recipes):
+        check_calibration(spec, text)
     if spec.generate:
         data.load_prompts(spec.prompts)
     check_skips(checkpoint, spec.recipes)
@@ -69,6 +71,18 @@ def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
             raise InputError(f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. Names look like {modules[-1]!r}.")
 
 
+def check_calibration(spec: RunSpec, text) -> None:
+    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share is looked at in the run."""
+    from qcore.calibration.text import calibration_text
+
+    found = calibration_text(spec.calibration)
+    if found.sha256 == text.sha256:
+        raise InputError(
+            f"The calibration text is the evaluation text ({text.name}). A model is not judged by what it was calibrated on; choose "
+            "another text for one of them."
+        )
+
+
 def check_device(device: str) -> None:
     """Raise `InputError` for a device that torch does not know, `UnavailableError` for one that this machine does not have."""
     import torch
@@ -91,6 +105,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
     """
     from qcore import convert, plan
+    from qcore.calibration import unfinished
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
 
@@ -102,7 +117,10 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         loaded = session.load(progress)
         progress = session.enter("quantize")
         began = time.perf_counter()
-        ledger = convert.quantize(loaded.model, recipe, progress=progress)
+        calibration = session.calibration(loaded, recipe)
+        ledger = convert.quantize(
+            loaded.model, recipe, progress=progress, calibration=calibration, work=unfinished(), identity=loaded.checkpoint.digest
+        )
         quantize_s = time.perf_counter() - began
         gc.collect()
     progress = session.enter("speed")
@@ -181,6 +199,18 @@ class _Session:
         torch.manual_seed(spec.seed)
         check_device(spec.device)
         self.text = data.load_text(spec.text)
+
+    def calibration(self, loaded, recipe):
+        """The calibration text for `recipe`, or None if it reads none. Raises `InputError` if it overlaps the text that is scored."""
+        from qcore import data
+        from qcore.calibration import check_overlap, load_calibration
+
+        if not recipe.calibrated:
+            return None
+        spec = self.spec
+        found = load_calibration(spec.calibration, loaded.tokenizer, tokens=spec.calibration_tokens, minutes=spec.calibration_minutes)
+        check_overlap(found, self.text.name, self.text.sha256, data.tokenize(self.text, loaded.tokenizer, limit=spec.tokens))
+        return found
 
     def enter(self, phase: str) -> Callable[[int, int, str], None]:
         """Begin a phase; returns the function that reports its progress."""

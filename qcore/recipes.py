@@ -10,6 +10,10 @@ Names are read from left to right: what the codes are, then refinements in any o
     …-dynamic                         activations are quantized too, to 8 bits for each token, while the model runs
     …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16 bits (the default), in 8 bits
     …-head8                           the output head and the embedding in int8 as well
+    …-hqq                             codes chosen by half-quadratic optimisation, without data
+    …-gptq …-awq …-signround          codes chosen with calibration text: second-order updates, scaled channels, learned rounding
+    kmeans4-hessian                   the table is learned where the inputs are large
+    rot-…                             the residual stream is rotated first, which spreads outliers over all channels
     bnb-nf4 torchao-int8 …            the same idea as another library implements it
 """
 
@@ -23,6 +27,9 @@ from qcore.registry import unknown
 
 DEFAULT_GROUP = 64
 ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
+CALIBRATED = ("gptq", "awq", "kmeans-hessian", "signround")
+"""Methods that need calibration text."""
+PREPARATIONS = ("none", "rotation")
 _ACTIVATION_OPTIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
 
 
@@ -70,7 +77,8 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans"; "none" for floats and engines).
+    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans", "hqq", or one of `CALIBRATED`; "none" for floats
+    and engines). `prepare` is done to the whole model before: "rotation", or "none".
 
     `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale each, an error of some
     1e-5 that no 8-bit weight notices; where there is no fast kernel, exact), "int8-block" (the same in 8 bits, some 5e-3) or "int8"
@@ -82,8 +90,11 @@ class Recipe:
     method: str = "none"
     activations: str = "fp32"
     modules: Modules = field(default_factory=Modules)
+    prepare: str = "none"
 
     def __post_init__(self):
+        if self.prepare not in PREPARATIONS:
+            raise ValueError(f"prepare is {self.prepare!r}, but it must be one of {', '.join(PREPARATIONS)}")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations is {self.activations!r}, but it must be one of {', '.join(ACTIVATIONS)}")
 
@@ -91,6 +102,11 @@ class Recipe:
     def quantizes(self) -> bool:
         """False for the floating-point recipes."""
         return not isinstance(self.weights, Float)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether codes are chosen with the help of a calibration text."""
+        return self.method in CALIBRATED
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
@@ -146,23 +162,29 @@ BASES = {
 COMMON = (
     "fp32", "bf16", "fp16", "int8", "int8-g64", "int8-dynamic", "int4-g32", "int4-g64", "int4-g128", "int4-g64-sym", "int4-g64-dq",
     "int3", "int2", "nf4-g64", "nf4-g64-dq", "fp4-g64", "fp4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g32-head8",
+    "int4-g64-hqq", "int3-g64-hqq",
 )  # fmt: skip
+WITH_TEXT = (
+    "int4-g64-gptq", "int3-g64-gptq", "nf4-g32-dq-gptq", "kmeans4-g32-dq-gptq", "kmeans4-hessian", "int4-g128-awq",
+    "rot-int4-g64-gptq", "int4-g64-signround",
+)  # fmt: skip
+"""Recipes that read calibration text, which `convert.quantize` must be given."""
 
 
 def names() -> list[str]:
     """The recipes worth offering in a list: own ones first, then other libraries'. `parse` knows more (any group size)."""
-    return [*COMMON, *ENGINES]
+    return [*COMMON, *WITH_TEXT, *ENGINES]
 
 
 def describe(recipe: Recipe) -> str:
     """One line a newcomer understands."""
     if recipe.name in ENGINES:
         return ENGINES[recipe.name][1]
-    base, *options = recipe.name.split("-")
+    rotated, base, options = _split(recipe.name)
     text = BASES[base]
     for option in options:
         text += "; " + next(explain(option) for pattern, explain in _EXPLAIN if re.fullmatch(pattern, option))
-    return text
+    return text + ("; the residual stream rotated first" if rotated else "")
 
 
 _EXPLAIN = (
@@ -173,7 +195,19 @@ _EXPLAIN = (
     (r"dynamic", lambda option: "activations in 8 bits as well"),
     (r"a(8|16|32)", lambda option: f"activations read in {option[1:]} bits by the kernel"),
     (r"head8", lambda option: "head and embedding in int8"),
+    (r"hqq", lambda option: "codes by half-quadratic optimisation, without data"),
+    (r"gptq", lambda option: "codes by GPTQ and coordinate descent, from calibration text"),
+    (r"awq", lambda option: "channels scaled by their activations (AWQ), from calibration text"),
+    (r"hessian", lambda option: "where the inputs in calibration text are large"),
+    (r"signround", lambda option: "rounding learned block by block (SignRound, as in AutoRound), from calibration text; the slowest"),
 )
+_METHODS = {"hqq": "hqq", "gptq": "gptq", "awq": "awq", "hessian": "kmeans-hessian", "signround": "signround"}
+
+
+def _split(name: str) -> tuple[bool, str, list[str]]:
+    """Whether `name` begins with "rot-", its base, and its options."""
+    base, *options = name.removeprefix("rot-").split("-")
+    return name.startswith("rot-"), base, options
 
 
 def parse(name: str) -> Recipe:
@@ -184,20 +218,20 @@ def parse(name: str) -> Recipe:
     name = name.strip().lower()
     if name in ENGINES:
         return Recipe(name, ENGINES[name][0])
-    base, *options = name.split("-")
+    rotated, base, options = _split(name)
     if base not in BASES or not all(any(re.fullmatch(pattern, option) for pattern, _ in _EXPLAIN) for option in options):
         raise unknown("recipe", name, names())
     if len({re.sub(r"\d+|^a(?=sym)", "", option) for option in options}) < len(options):
         raise InputError(f"Recipe {name!r} gives the same option twice.")
     try:
-        return _build(name, base, options)
+        return _build(name, rotated, base, options)
     except ValueError as error:
         raise InputError(f"Recipe {name!r} cannot be built: {error}.") from error
 
 
-def _build(name: str, base: str, options: list[str]) -> Recipe:
+def _build(name: str, rotated: bool, base: str, options: list[str]) -> Recipe:
     if base in ("fp32", "bf16", "fp16"):
-        if options:
+        if options or rotated:
             raise ValueError(f"{base} takes no options")
         return Recipe(name, Float(base))
     size = next((int(option[1:]) for option in options if re.fullmatch(r"g\d+", option)), None)
@@ -216,7 +250,24 @@ def _build(name: str, base: str, options: list[str]) -> Recipe:
     return Recipe(
         name,
         weights,
-        method="kmeans" if base == "kmeans4" else "rtn",
+        method=_method(base, options),
         activations=read[0] if read else "int16",
         modules=Modules(head="int8", embeddings="int8") if "head8" in options else Modules(),
+        prepare="rotation" if rotated else "none",
     )
+
+
+def _method(base: str, options: list[str]) -> str:
+    chosen = [option for option in options if option in _METHODS]
+    if len(chosen) > 1:
+        raise ValueError(f"-{chosen[0]} and -{chosen[1]} exclude each other")
+    if not chosen:
+        return "kmeans" if base == "kmeans4" else "rtn"
+    option = chosen[0]
+    if option == "hessian" and base != "kmeans4":
+        raise ValueError("-hessian weights the learning of a table, so it goes with kmeans4; for other formats take -gptq")
+    if option in ("hqq", "signround") and not base.startswith("int"):
+        raise ValueError(f"-{option} works on uniform grids, such as int4-g64-{option}")
+    if option == "awq" and base == "kmeans4":
+        raise ValueError("-awq works on fixed grids, such as int4-g128-awq or nf4-g64-awq")
+    return _METHODS[option]

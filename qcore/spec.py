@@ -29,7 +29,9 @@ LIMITS = {
     "generate_tokens": (1, 4096),
     "threads": (1, 1024),
     "seed": (0, 2**63 - 1),
+    "calibration_tokens": (16, 10_000_000),
 }
+LONGEST_MINUTES = 100_000.0
 OPTIONAL = ("stride", "threads")
 
 
@@ -40,7 +42,9 @@ class RunSpec:
     `text` is what `qcore.data.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of
     `window` that move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new
     ones, `repeats` times. With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for
-    `generate_tokens` each. Raises `InputError` naming the field, its value and what is allowed.
+    `generate_tokens` each. Recipes with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged
+    calibration text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes). Raises
+    `InputError` naming the field, its value and what is allowed.
     """
 
     model: str
@@ -59,6 +63,9 @@ class RunSpec:
     seed: int = 0
     threads: int | None = None
     device: str = "cpu"
+    calibration: str | None = None
+    calibration_tokens: int = 16384
+    calibration_minutes: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
@@ -66,11 +73,12 @@ class RunSpec:
             object.__setattr__(self, "model", str(self.model))
         if not isinstance(self.model, str) or not self.model.strip():
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
-        for name in ("text", "prompts", "revision"):
+        for name in ("text", "prompts", "revision", "calibration"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, str(value))
         check_limits(**{name: getattr(self, name) for name in LIMITS})
+        check_minutes(self.calibration_minutes)
         if self.stride is not None and self.stride > self.window:
             raise InputError(f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out.")
 
@@ -93,7 +101,7 @@ class RunSpec:
 
         On a public server a model's name never is a path, even if a folder of that name happens to exist.
         """
-        paths = ("text", "prompts") if is_public() else ("model", "text", "prompts")
+        paths = ("text", "prompts", "calibration") if is_public() else ("model", "text", "prompts", "calibration")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}})
 
@@ -123,6 +131,14 @@ def check_limits(**values) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Raise `InputError` unless `minutes` is None or a positive number."""
+    if minutes is None:
+        return
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST_MINUTES:
+        raise InputError(f"calibration_minutes is {minutes!r}, but it must be a number of minutes above 0.")
 
 
 def absolute_path(source: str | None) -> str | None:

@@ -17,6 +17,7 @@ LAYERS = [
     ("plan", "export", "layers"),
     ("evaluation", "measurement"),
     ("convert",),
+    ("calibration",),
     ("models", "data", "spec"),
     ("backends", "decoder", "select", "inventory"),
     ("nn",),

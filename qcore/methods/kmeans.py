@@ -47,11 +47,20 @@ def _per_group(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
     return QuantizedTensor.from_codes(format, codes, scale, codebook=table[0])
 
 
-def lloyd(values: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
-    """The centroids (R, 16), ascending, of each row of `values` (R, C)."""
-    ordered = values.sort(dim=1).values.contiguous()
-    count = ordered.shape[1]
-    sums = torch.nn.functional.pad(ordered.double().cumsum(1), (1, 0))
+def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    """Ascending tables (R, 16), float16 values in float32, for `values` (R, C) whose squared errors count `importance` (C,) or (R, C)."""
+    importance = importance.expand(values.shape)
+    step = max(1, values.shape[1] // _SAMPLE)
+    parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
+    return torch.cat([lloyd(part[:, ::step], weights=heavy[:, ::step]) for part, heavy in parts]).to(torch.float16).float()
+
+
+def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The centroids (R, 16), ascending, of each row of `values` (R, C), whose squared errors count as much as `weights` (R, C) say."""
+    ordered, order = values.sort(dim=1)
+    ordered, count = ordered.contiguous(), values.shape[1]
+    heavy = torch.ones_like(ordered, dtype=torch.float64) if weights is None else weights.gather(1, order).double()
+    sums, masses = (torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (ordered * heavy, heavy))
     middle = (torch.arange(ENTRIES) + 0.5) / ENTRIES
     by_rank = ordered[:, (middle * count).long().clamp_max(count - 1)]
     lowest, highest = ordered[:, :1], ordered[:, -1:]
@@ -59,9 +68,9 @@ def lloyd(values: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
     for _ in range(rounds):
         edges = torch.searchsorted(ordered, (centroids[:, 1:] + centroids[:, :-1]) / 2, right=True)
         bounds = torch.cat((torch.zeros_like(edges[:, :1]), edges, torch.full_like(edges[:, :1], count)), dim=1)
-        sizes = bounds.diff(dim=1)
-        means = (sums.gather(1, bounds).diff(dim=1) / sizes.clamp_min(1)).float()
-        moved = torch.where(sizes > 0, means, centroids)
+        mass = masses.gather(1, bounds).diff(dim=1)
+        means = (sums.gather(1, bounds).diff(dim=1) / mass.clamp_min(1e-300)).float()
+        moved = torch.where((bounds.diff(dim=1) > 0) & (mass > 0), means, centroids)
         if torch.equal(moved, centroids):
             break
         centroids = moved

@@ -162,7 +162,7 @@ class Shelf:
 
     def get(self, checkpoint, recipe: Recipe, report):
         """The model of `checkpoint` with `recipe` applied, loaded if need be. Raises `TooLargeError` if it fits on no terms."""
-        from qcore import convert, models
+        from qcore import calibration, convert, models
 
         key = json.dumps(recipe.to_dict(), sort_keys=True)
         if self._digest != checkpoint.digest:
@@ -173,7 +173,9 @@ class Shelf:
             report(0, 0, "loading the model")
             loaded = models.load(checkpoint, check_finite=not self._models, progress=report)
             if not checkpoint.is_quantized:
-                loaded = replace(loaded, recipe=recipe, ledger=convert.quantize(loaded.model, recipe, progress=report))
+                text = calibration.load_calibration(None, loaded.tokenizer) if recipe.calibrated else None
+                ledger = convert.quantize(loaded.model, recipe, progress=report, calibration=text)
+                loaded = replace(loaded, recipe=recipe, ledger=ledger)
             self._models[key] = loaded
         self._models.move_to_end(key)
         return self._models[key]

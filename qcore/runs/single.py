@@ -12,21 +12,27 @@ from pathlib import Path
 from qcore.errors import InputError
 from qcore.recipes import Recipe
 from qcore.runs.turn import heavy_turn
-from qcore.spec import check_limits
+from qcore.spec import check_limits, check_minutes
 
 Progress = Callable[[int, int, str], None]
 LONGEST_NAME = 80
 
 
 def quantize_to(
-    model: str, recipe: Recipe, folder: Path, *, revision: str | None = None, overwrite: bool = False, progress: Progress
-) -> dict:
+    model: str, recipe: Recipe, folder: Path, *, revision: str | None = None, overwrite: bool = False, calibration: str | None = None,
+    calibration_tokens: int = 16384, calibration_minutes: float | None = None, progress: Progress,
+) -> dict:  # fmt: skip
     """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all.
+
+    Calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged one). After a kill the
+    same command goes on at the block where it was stopped.
 
     Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (`overwrite`
     allows a model that qcore saved there), or if the model cannot be used or does not fit.
     """
     from qcore import convert, models, plan
+    from qcore.calibration import load_calibration, unfinished
+    from qcore.calibration.text import calibration_text
     from qcore.export import safetensors
     from qcore.pipeline import check_skips
 
@@ -38,11 +44,18 @@ def quantize_to(
     if folder.exists() and checkpoint.folder.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder} holds the model itself. Choose another folder.")
     check_skips(checkpoint, (recipe,))
+    check_limits(calibration_tokens=calibration_tokens)
+    check_minutes(calibration_minutes)
+    if recipe.calibrated:
+        calibration_text(calibration)
     with heavy_turn(_waiting(progress)):
         plan.check_fits(checkpoint, recipe, tokens=1, window=1)
         loaded = models.load(checkpoint, progress=progress)
         began = time.perf_counter()
-        ledger = convert.quantize(loaded.model, recipe, progress=progress)
+        text = None
+        if recipe.calibrated:
+            text = load_calibration(calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes)
+        ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text, work=unfinished(), identity=checkpoint.digest)
         quantize_s = time.perf_counter() - began
         progress(0, 0, f"saving to {folder}")
         try:
@@ -73,6 +86,7 @@ def evaluate_once(
 ) -> dict:
     """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text)."""
     from qcore import data
+    from qcore.calibration import check_record
     from qcore.evaluation import evaluate
     from qcore.pipeline import describe, scored_bytes
 
@@ -82,6 +96,8 @@ def evaluate_once(
         began = time.time()
         loaded = _load(model, revision, device, window, progress)
         ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
+        if loaded.ledger is not None and loaded.ledger.calibration:
+            check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
         size = scored_bytes(ids, loaded.tokenizer)
         result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}

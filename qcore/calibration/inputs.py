@@ -1,0 +1,143 @@
+"""What the linear layers of a block are given: which of them share an input, and the second moments of each input.
+
+    H = 2/n · Σ x xᵀ                   the Hessian of a layer's squared error, (K, K), over n tokens
+    D = 2/n · Σ (x' − x) xᵀ            drift: x' is what the layer would see in the unquantized model
+
+H is what GPTQ, weighted k-means and AWQ work with; D tells what quantizing the layers before has changed. Layers are found by running
+the block once with hooks. Fused experts (three-dimensional parameters) are not modules; their inputs are seen by watching the products.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from qcore.select import Target
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Targets that read the same input, in the order in which the block comes to them."""
+
+    targets: tuple[Target, ...]
+
+
+@dataclass
+class Moments:
+    """`hessian` (K, K) and `drift` (K, K) or None, float32, over `tokens` tokens."""
+
+    hessian: torch.Tensor
+    drift: torch.Tensor | None
+    tokens: int
+
+    @classmethod
+    def empty(cls, columns: int, drift: bool) -> "Moments":
+        """Nothing seen yet."""
+        return cls(torch.zeros(columns, columns), torch.zeros(columns, columns) if drift else None, 0)
+
+    def add(self, inputs: torch.Tensor, undisturbed: torch.Tensor | None = None) -> None:
+        """Take in `inputs` (n, K), and what they are in the unquantized model."""
+        total = self.tokens + len(inputs)
+        if total == 0:
+            return
+        keep, share = self.tokens / total, 2 / total
+        self.hessian.addmm_(inputs.T, inputs, beta=keep, alpha=share)
+        if self.drift is not None:
+            self.drift.addmm_((undisturbed - inputs).T, inputs, beta=keep, alpha=share)
+        self.tokens = total
+
+
+class _Reached(Exception):  # noqa: N818 (no error: the part of the block that was asked for has been run)
+    pass
+
+
+def find_stages(run: Callable[[], object], block: nn.Module, prefix: str, targets: list[Target]) -> tuple[list[Stage], list[Target]]:
+    """The stages of a block whose modules are called `prefix`.…, found by one `run`; and the targets that it never came to."""
+    calls: list[tuple[Target, torch.Tensor]] = []
+    modules = {target.module: target for target in targets}
+    hooks = []
+    for target in modules.values():
+        inside = [other for other in targets if other.module == target.module]
+
+        def note(module, arguments, keywords, inside=inside):
+            calls.extend((each, _first(arguments, keywords)) for each in inside)
+
+        hooks.append(_within(block, prefix, target).register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stages: list[list[tuple[Target, torch.Tensor]]] = []
+    seen: set[str] = set()
+    for target, given in calls:
+        if target.name in seen:
+            continue
+        seen.add(target.name)
+        last = stages[-1][-1] if stages else None
+        if last is not None and target.kind != "experts" and last[0].kind != "experts" and _same(last[1], given):
+            stages[-1].append((target, given))
+        else:
+            stages.append([(target, given)])
+    found = [Stage(tuple(target for target, _ in stage)) for stage in stages]
+    return found, [target for target in targets if target.name not in seen]
+
+
+def watch(run: Callable[[], object], block: nn.Module, prefix: str, stage: Stage) -> torch.Tensor:
+    """What the linear layers of `stage` are given in one `run`, (n, K); the rest of the block is not run."""
+    seen: list[torch.Tensor] = []
+
+    def stop(module, arguments, keywords):
+        seen.append(_first(arguments, keywords))
+        raise _Reached
+
+    hook = _within(block, prefix, stage.targets[0]).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        run()
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return seen[0].flatten(0, -2).float()
+
+
+def watch_experts(run: Callable[[], object], parameter: torch.Tensor, transposed: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    """For one `run`, (number of the expert, its inputs (n, K)) for each product with a matrix of the fused `parameter` (E, …, …)."""
+    watcher = _Products(parameter, transposed)
+    with watcher:
+        run()
+    yield from watcher.seen
+
+
+class _Products(TorchFunctionMode):
+    """Sees every product whose right-hand side is a slice of `parameter`."""
+
+    def __init__(self, parameter: torch.Tensor, transposed: bool):
+        super().__init__()
+        self.parameter, self.transposed = parameter, transposed
+        self.seen: list[tuple[int, torch.Tensor]] = []
+        self._products = {nn.functional.linear} if not transposed else {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__}
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function in self._products and len(arguments) > 1:
+            inputs, weight = arguments[0], arguments[1]
+            own = self.parameter.untyped_storage().data_ptr()
+            if isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.untyped_storage().data_ptr() == own:
+                size = self.parameter[0].numel()
+                expert = (weight.storage_offset() - self.parameter.storage_offset()) // size
+                self.seen.append((expert, inputs.detach().flatten(0, -2).float()))
+        return function(*arguments, **(keywords or {}))
+
+
+def _within(block: nn.Module, prefix: str, target: Target) -> nn.Module:
+    return block.get_submodule(target.module.removeprefix(f"{prefix}."))
+
+
+def _first(arguments: tuple, keywords: dict) -> torch.Tensor:
+    return arguments[0] if arguments else next(iter(keywords.values()))
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left is right or (left.shape == right.shape and left.data_ptr() == right.data_ptr())

@@ -1,0 +1,208 @@
+"""Quantize a model block by block with calibration text: each block sees what the quantized blocks before it make of the text.
+
+    hidden states of all windows ← embeddings
+    for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
+
+Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states of all windows twice,
+as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcore.calibration.blocks import Blocks
+from qcore.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
+from qcore.calibration.store import BlockStore
+from qcore.calibration.text import Calibration
+from qcore.formats.tensor import QuantizedTensor
+from qcore.methods import BLOCK_METHODS
+from qcore.recipes import Recipe
+from qcore.select import Target
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Finished:
+    """A block's outcome: tensors of each target by name, a sentence for those that were not done as asked, and the block's name."""
+
+    name: str
+    weights: dict[str, list[QuantizedTensor]]
+    notes: dict[str, str]
+
+
+@dataclass
+class BlockWork:
+    """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`, `put` tensors in place.
+
+    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `undisturbed` those in the unquantized one and
+    `original` the block as it was, or both None for methods that do not ask for them.
+    """
+
+    blocks: Blocks
+    position: int
+    targets: list[Target]
+    hidden: list[torch.Tensor]
+    undisturbed: list[torch.Tensor] | None
+    original: nn.Module | None
+    calibration: Calibration
+    step: Callable[[str], None]
+    weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.block = self.blocks.modules[self.position]
+        self.prefix = f"{self.blocks.name}.{self.position}"
+        self.stages, self.unseen = find_stages(lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets)
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The block as it stands, on `hidden` (1, T, H)."""
+        return self.blocks.run(self.position, hidden)
+
+    def module(self, target: Target) -> nn.Module:
+        """The module that holds the target's parameter."""
+        return self.block.get_submodule(target.module.removeprefix(f"{self.prefix}."))
+
+    def matrices(self, target: Target) -> list[torch.Tensor]:
+        """The target's weight as it stands, float32 (N, K): one matrix, or one for each expert."""
+        parameter = getattr(self.module(target), target.parameter).detach()
+        parameter = parameter.transpose(-1, -2) if self._turned(target) else parameter
+        return list(parameter.unbind(0)) if target.kind == "experts" else [parameter]
+
+    def replace(self, target: Target, matrices: list[torch.Tensor]) -> None:
+        """Let the block compute with other weights (N, K)."""
+        value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
+        value = value.transpose(-1, -2).contiguous() if self._turned(target) else value
+        setattr(self.module(target), target.parameter, nn.Parameter(value, requires_grad=False))
+
+    def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
+        """Choose these; from now on the block computes with them."""
+        self.weights[target.name] = weights
+        self.replace(target, [weight.dequantize() for weight in weights])
+
+    def change(self, name: str, value: torch.Tensor) -> None:
+        """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
+        owner, _, last = name.rpartition(".")
+        setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
+        self.changed.add(name)
+
+    def moments(self, stage: Stage) -> Moments:
+        """Second moments of what the linear layers of `stage` are given."""
+        total = None
+        for i, hidden in enumerate(self.hidden):
+            inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stage)
+            before = self._undisturbed_inputs(i, stage)
+            total = total or Moments.empty(inputs.shape[1], before is not None)
+            total.add(inputs, before)
+        return total
+
+    def moments_of_experts(self, target: Target) -> list[Moments]:
+        """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
+        module, matrices = self.module(target), self.matrices(target)
+        totals = [Moments.empty(matrix.shape[1], False) for matrix in matrices]
+        previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
+        try:
+            for hidden in self.hidden:
+                parameter = getattr(module, target.parameter).detach()
+                for expert, inputs in watch_experts(lambda hidden=hidden: self.run(hidden), parameter, self._turned(target)):
+                    totals[expert].add(inputs)
+        finally:
+            module.config._experts_implementation = previous
+        return totals
+
+    def _undisturbed_inputs(self, i: int, stage: Stage) -> torch.Tensor | None:
+        if self.original is None:
+            return None
+        return watch(lambda: self.blocks.run(self.position, self.undisturbed[i], self.original), self.original, self.prefix, stage)
+
+    def _turned(self, target: Target) -> bool:
+        return target.kind == "conv1d" or (target.kind == "experts" and self.module(target).is_transposed)
+
+
+@torch.no_grad()
+def quantize_blocks(
+    model: nn.Module,
+    targets: list[Target],
+    recipe: Recipe,
+    calibration: Calibration,
+    report: Progress,
+    work: Path | None = None,
+    identity: dict | None = None,
+) -> Iterator[Finished]:
+    """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept of a block once the
+    caller comes back for the next one, so it should put the tensors in place first.
+
+    `work` is a folder in which finished blocks are kept until all are done; `identity` says what model this is. A run that is started
+    again with the same ones takes up where the last one stopped. Raises `InputError` for a model that has no list of blocks.
+    """
+    method = BLOCK_METHODS[recipe.method]
+    blocks = Blocks(model)
+    inside = [[target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")] for i in range(len(blocks))]
+    about = {"model": identity, "recipe": recipe.to_dict(), "text": calibration.record | {"fingerprint": None}}
+    store = BlockStore(work if identity is not None else None, about | {"ids": calibration.ids.tolist()})
+    report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
+    hidden = blocks.embed(calibration.ids)
+    undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
+    for position, own in enumerate(inside):
+        block = blocks.modules[position]
+        original = deepcopy(block) if method.wants_drift else None
+        kept = store.read(position)
+        name = f"{blocks.name}.{position}"
+        if kept is not None and set(kept[0]) <= {target.name for target in own}:
+            finished = _take_up(block, name, own, *kept)
+        elif own:
+            finished = _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store)
+        else:
+            finished = Finished(name, {}, {})
+        for i in range(len(hidden)):
+            if position + 1 < len(blocks):
+                hidden[i] = blocks.run(position, hidden[i])
+                if undisturbed is not None:
+                    undisturbed[i] = blocks.run(position, undisturbed[i], original)
+        yield finished
+    report(len(blocks), len(blocks), "")
+    store.remove()
+
+
+def _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store) -> Finished:
+    name = f"{blocks.name}.{position}"
+
+    def step(what: str) -> None:
+        report(position, len(blocks), f"block {position + 1} of {len(blocks)}: {what}")
+
+    step("reading its inputs")
+    task = BlockWork(blocks, position, own, hidden, undisturbed, original, calibration, step)
+    method(task)
+    parameters = dict(task.block.named_parameters())
+    store.write(position, task.weights, {parameter: parameters[parameter] for parameter in sorted(task.changed)})
+    return Finished(name, task.weights, task.notes)
+
+
+def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:
+    """Put what an earlier run had finished back into the block."""
+    for parameter, value in changed.items():
+        owner, _, last = parameter.rpartition(".")
+        setattr(block.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
+    for target in own:
+        if target.name in weights:
+            _compute_with(block.get_submodule(target.module.removeprefix(f"{name}.")), target, weights[target.name])
+    notes = {
+        target.name: "No calibration text reached it, so its codes were rounded to nearest." for target in own if target.name not in weights
+    }
+    return Finished(name, weights, notes)
+
+
+def _compute_with(module: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
+    matrices = [weight.dequantize() for weight in weights]
+    value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        value = value.transpose(-1, -2).contiguous()
+    setattr(module, target.parameter, nn.Parameter(value, requires_grad=False))
