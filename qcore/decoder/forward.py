@@ -67,7 +67,7 @@ class _Forward:
     def _current(self) -> Weights | None:
         """The native description, made anew if it is not true any more; None if there can be none."""
         weights = self._weights
-        if weights is None or not weights.is_current() or not all(place.is_current() for place in self._places):
+        if weights is None or not weights.is_current() or _changed(self._places):
             stack = self._model.model
             weights = None if supports(self._model) or _watched(stack) else Weights(self._model)
             self._places = [_Place.of(module, name) for module in stack.modules() for name, child in module._modules.items() if child]
@@ -89,23 +89,29 @@ class _Forward:
 
 
 class _Place(NamedTuple):
-    """Where a module stands in the tree, and how many hooks it had when somebody looked."""
+    """Where a module stands in the tree, its own attributes, and how many hooks of which kinds it had when somebody looked."""
 
     siblings: dict
     name: str
     module: nn.Module
-    hooks: int
+    attributes: dict
+    hooks: dict
+    pre_hooks: dict
+    heard: int
 
     @classmethod
     def of(cls, parent: nn.Module, name: str) -> "_Place":
         module = parent._modules[name]
-        return cls(parent._modules, name, module, len(module._forward_hooks) + len(module._forward_pre_hooks))
+        hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
+        return cls(parent._modules, name, module, module.__dict__, hooks, pre_hooks, len(hooks) + len(pre_hooks))
 
-    def is_current(self) -> bool:
-        module = self.module
-        if self.siblings.get(self.name) is not module or "forward" in module.__dict__:
-            return False
-        return len(module._forward_hooks) + len(module._forward_pre_hooks) == self.hooks
+
+def _changed(places: list[_Place]) -> bool:
+    """Whether the tree is another one by now, or listened to otherwise. Asked before every step, of hundreds of modules: so one loop."""
+    for siblings, name, module, attributes, hooks, pre_hooks, heard in places:
+        if siblings.get(name) is not module or "forward" in attributes or len(hooks) + len(pre_hooks) != heard:
+            return True
+    return False
 
 
 def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: NativeCache, use_cache: bool):
