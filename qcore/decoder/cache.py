@@ -113,6 +113,30 @@ class NativeCache(Cache):
         return keys, [at + layer.data[0].nbytes for at, layer in zip(keys, self.layers, strict=True)]
 
 
+class Scratch:
+    """What stands in for a `NativeCache` in a call that keeps nothing: every layer writes over the one before."""
+
+    half = 0
+
+    def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
+        self._layer = native_layers(model)[0]
+        self._layer.reserve(sequences, capacity)
+        self._count = len(model.model.layers)
+        self.capacity = self._layer.capacity
+
+    def get_seq_length(self) -> int:
+        """None are held before the call."""
+        return 0
+
+    def advance(self, tokens: int) -> None:
+        """Nothing is held after it either."""
+
+    def pointers(self) -> tuple[list[int], list[int]]:
+        """The same addresses for each layer."""
+        keys = self._layer.data.data_ptr()
+        return [keys] * self._count, [keys + self._layer.data[0].nbytes] * self._count
+
+
 def native_layers(model: torch.nn.Module, half: bool = False) -> list[NativeLayer]:
     """Empty layers for a Llama-type `model`."""
     config, blocks = model.config, model.model.layers

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from qcore.decoder.cache import NativeCache, native_layers
+from qcore.decoder.cache import NativeCache, Scratch, native_layers
 from qcore.decoder.weights import ARCHITECTURES, CHUNK, Weights, supports
 
 _CAPTURE = "transformers.utils.output_capturing"  # hooks that only listen when they are asked to
@@ -41,10 +41,13 @@ class _Forward:
     def __call__(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, inputs_embeds=None, use_cache=None, **others):
         weights = self._current() if self._usable(input_ids, inputs_embeds, others) else None
         if weights is not None:
+            keep = self._model.config.use_cache if use_cache is None else use_cache
             starts = _padding(attention_mask, position_ids, input_ids, cache)
+            if starts is not False and cache is None and not keep:
+                return self._run_once(weights, input_ids, starts)
             held = self._cache(cache, input_ids) if starts is not False else None
             if held is not None:
-                return _run(weights, input_ids, starts, held, self._model.config.use_cache if use_cache is None else use_cache)
+                return _run(weights, input_ids, starts, held, keep)
         stack = self._model.model
         return type(stack).forward(
             stack, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache, inputs_embeds=inputs_embeds,
@@ -73,6 +76,16 @@ class _Forward:
             self._places = [_Place.of(module, name) for module in stack.modules() for name, child in module._modules.items() if child]
             self._weights = weights
         return weights
+
+    def _run_once(self, weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None):
+        """The stack's output where nothing is to be kept: whole sequences, as many at a time as fit into a call."""
+        sequences, tokens = ids.shape
+        scratch, hidden = None, torch.empty(sequences, tokens, weights.hidden)
+        for rows in torch.arange(sequences).split(max(1, CHUNK // tokens)):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            scratch = scratch or Scratch(self._model, len(rows), tokens)
+            weights.run(_checked(weights, ids[part]), scratch, None if starts is None else starts[part], hidden=hidden[part])
+        return _output(hidden, None)
 
     def _cache(self, cache, ids: torch.Tensor) -> NativeCache | None:
         """The cache to use: the given one, if it is native or can become so; None if the modules have to run on it."""
@@ -114,20 +127,27 @@ def _changed(places: list[_Place]) -> bool:
     return False
 
 
-def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: NativeCache, use_cache: bool):
-    """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    if int(ids.min()) < 0 or int(ids.max()) >= weights.tokens:
-        raise IndexError(f"a token lies outside the vocabulary of {weights.tokens}")
+def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: NativeCache, keep: bool):
+    """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens, which `cache` holds afterwards."""
     sequences, tokens = ids.shape
     cache.reserve(sequences, cache.get_seq_length() + tokens)
     parts = []
-    for part in ids.to(torch.int64).split(max(1, CHUNK // sequences), dim=1):
+    for part in _checked(weights, ids).split(max(1, CHUNK // sequences), dim=1):
         parts.append(torch.empty(*part.shape, weights.hidden))
         weights.run(part.contiguous(), cache, starts, hidden=parts[-1])
-    hidden = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache if use_cache else None)
+    return _output(parts[0] if len(parts) == 1 else torch.cat(parts, 1), cache if keep else None)
+
+
+def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
+    if int(ids.min()) < 0 or int(ids.max()) >= weights.tokens:
+        raise IndexError(f"a token lies outside the vocabulary of {weights.tokens}")
+    return ids.to(torch.int64).contiguous()
+
+
+def _output(hidden: torch.Tensor, cache: NativeCache | None):
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
 
 
 def _watched(stack: nn.Module) -> bool:

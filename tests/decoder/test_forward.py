@@ -108,6 +108,16 @@ def test_a_long_batch_is_taken_in_pieces(calls, monkeypatch):
     assert calls == [(3, 20), (3, 20), (3, 10)]
 
 
+def test_without_a_cache_whole_sequences_run_a_few_at_a_time(calls, monkeypatch):
+    model, batch = make("llama", "int4-g32", "fp32"), padded(50, 20, 40, 50)
+    expected = detached(model)(**batch, use_cache=False).logits
+    kept = batch["attention_mask"].bool()
+    monkeypatch.setattr("qcore.decoder.forward.CHUNK", 160)
+    output = model(**batch, use_cache=False)
+    torch.testing.assert_close(output.logits[kept], expected[kept], **close(expected))
+    assert output.cache is None and calls == [(3, 50), (1, 50)]
+
+
 def test_a_cache_grows_and_goes_on(calls):
     model, tokens = make("llama", "int4-g32", "fp32"), ids(600)[None]
     expected = detached(model)(tokens).logits
