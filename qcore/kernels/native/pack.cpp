@@ -3,7 +3,7 @@
 #include <cstring>
 #include <vector>
 
-#include "layout.h"
+#include "pack.h"
 
 namespace qcore {
 namespace {
@@ -30,6 +30,15 @@ void read_row(const uint8_t* row, int bits, int64_t columns, uint8_t* codes) {
 }
 
 void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
+  if (bits == 8) {
+    std::memcpy(row, codes, columns);
+    return;
+  }
+  if (bits == 4) {
+    for (int64_t i = 0; i < columns / 2; ++i) row[i] = codes[2 * i] | (codes[2 * i + 1] << 4);
+    if (columns % 2) row[columns / 2] = codes[columns - 1];
+    return;
+  }
   for (int64_t k = 0; k < columns; k += 8, row += bits) {
     uint64_t word = 0;
     for (int64_t i = 0; i < std::min<int64_t>(8, columns - k); ++i) word |= uint64_t(codes[k + i]) << (i * bits);
@@ -39,35 +48,26 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
 
 // One block of 8 rows x 32 columns; `codes` has `stride` bytes a row.
 void write_block(int kind, const uint8_t* codes, int64_t stride, uint8_t* out) {
+  if (kind != kBits3 && kind != kBits2) return write_block_avx2(kind == kBits8 ? 8 : 4, codes, stride, out);
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
       for (int j = 0; j < 4; ++j) {
         const uint8_t code = codes[r * stride + 4 * step + j];
         const int at = 4 * r + j;
-        switch (kind) {
-          case kBits8: out[32 * step + at] = code; break;
-          case kBits3: out[64 + at] |= (code >> 2) << step;  // fall through
-          case kBits2: out[32 * (step / 4) + at] |= (code & 3) << (2 * (step % 4)); break;
-          default: out[32 * (step / 2) + at] |= code << (4 * (step % 2));
-        }
+        out[32 * (step / 4) + at] |= (code & 3) << (2 * (step % 4));
+        if (kind == kBits3) out[64 + at] |= (code >> 2) << step;
       }
 }
 
 void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
+  if (kind != kBits3 && kind != kBits2) return read_block_avx2(kind == kBits8 ? 8 : 4, in, codes, stride);
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
       for (int j = 0; j < 4; ++j) {
-        uint8_t* code = codes + r * stride + 4 * step + j;
         const int at = 4 * r + j;
-        switch (kind) {
-          case kBits8: *code = in[32 * step + at]; break;
-          case kBits3:
-          case kBits2:
-            *code = (in[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
-            if (kind == kBits3) *code |= ((in[64 + at] >> step) & 1) << 2;
-            break;
-          default: *code = (in[32 * (step / 2) + at] >> (4 * (step % 2))) & 15;
-        }
+        uint8_t code = (in[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
+        if (kind == kBits3) code |= ((in[64 + at] >> step) & 1) << 2;
+        codes[r * stride + 4 * step + j] = code;
       }
 }
 
