@@ -32,6 +32,7 @@ LIMITS = {
     "calibration_tokens": (16, 10_000_000),
 }
 LONGEST_MINUTES = 100_000.0
+LARGEST_MARGIN = 1.0
 OPTIONAL = ("stride", "threads")
 
 
@@ -43,8 +44,9 @@ class RunSpec:
     `window` that move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new
     ones, `repeats` times. With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for
     `generate_tokens` each. Recipes with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged
-    calibration text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes). Raises
-    `InputError` naming the field, its value and what is allowed.
+    calibration text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's
+    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well:
+    "default" (the packaged ones) or a file, None: none. Raises `InputError` naming the field, its value and what is allowed.
     """
 
     model: str
@@ -66,6 +68,8 @@ class RunSpec:
     calibration: str | None = None
     calibration_tokens: int = 16384
     calibration_minutes: float | None = None
+    margin: float = 0.01
+    choices: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
@@ -73,12 +77,13 @@ class RunSpec:
             object.__setattr__(self, "model", str(self.model))
         if not isinstance(self.model, str) or not self.model.strip():
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
-        for name in ("text", "prompts", "revision", "calibration"):
+        for name in ("text", "prompts", "revision", "calibration", "choices"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, str(value))
         check_limits(**{name: getattr(self, name) for name in LIMITS})
         check_minutes(self.calibration_minutes)
+        check_margin(self.margin)
         if self.stride is not None and self.stride > self.window:
             raise InputError(f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out.")
 
@@ -101,7 +106,8 @@ class RunSpec:
 
         On a public server a model's name never is a path, even if a folder of that name happens to exist.
         """
-        paths = ("text", "prompts", "calibration") if is_public() else ("model", "text", "prompts", "calibration")
+        files = ("text", "prompts", "calibration", "choices")
+        paths = files if is_public() else ("model", *files)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}})
 
@@ -139,6 +145,12 @@ def check_minutes(minutes: float | None) -> None:
         return
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST_MINUTES:
         raise InputError(f"calibration_minutes is {minutes!r}, but it must be a number of minutes above 0.")
+
+
+def check_margin(margin: float) -> None:
+    """Raise `InputError` unless `margin` is a share above 0 and at most 1."""
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin <= LARGEST_MARGIN:
+        raise InputError(f"margin is {margin!r}, but it must be above 0 and at most 1: 0.01 means within 1 %.")
 
 
 def absolute_path(source: str | None) -> str | None:
