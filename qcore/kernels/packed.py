@@ -18,6 +18,7 @@ from qcore.formats.packing import packed_width
 from qcore.formats.packing import unpack as unpack_codes
 from qcore.formats.tensor import Format, QuantizedTensor, group_count
 from qcore.formats.uniform import Uniform
+from qcore.kernels import arena
 
 BLOCK = 32  # columns
 PANEL = 8  # rows
@@ -69,7 +70,7 @@ class PackedWeight:
         packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
                      weight.scale_codes, weight.scale_range)  # fmt: skip
         layout = packed.layout
-        panels = torch.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes, dtype=torch.uint8)
+        panels = arena.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes)
         groups = group_count(weight.shape[1], weight.format.group_size)
         scale = None if weight.scales() is None else weight.scales().half().contiguous()
         zero = None
