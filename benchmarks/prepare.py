@@ -11,6 +11,8 @@ hash of what it depends on (the model, the peer's version, the code that makes i
 
 import hashlib
 import json
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +23,7 @@ from benchmarks import gguf_writer
 from benchmarks.peers import llamacpp
 from benchmarks.plan import MODEL, PROMPT, RANDOM
 from qcore import convert, data, models, recipes
-from qcore.errors import RunError
+from qcore.errors import QcoreError, RunError
 from qcore.export import safetensors
 from qcore.home import build_folder
 from qcore.models.checkpoint import Checkpoint
@@ -94,11 +96,15 @@ class Cache:
         whole.unlink()
 
     def _onnx(self, source: str, kind: str, folder: Path) -> None:
-        from onnxruntime_genai.models.builder import create_model
-
-        options = {"int4_block_size": 32, "int4_accuracy_level": 4}
         scratch = folder / "scratch"
-        create_model(None, str(self.checkpoint.folder), str(folder), "int4", "cpu", str(scratch), **options)
+        command = [
+            sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(self.checkpoint.folder), "-o", str(folder), "-p", kind,
+            "-e", "cpu", "-c", str(scratch), "--extra_options", "int4_block_size=32", "int4_accuracy_level=4",
+        ]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RunError("onnxruntime-genai could not build its model. Its last words:\n" + "\n".join(done.stdout.splitlines()[-5:]))
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def random_model() -> torch.nn.Module:
@@ -144,4 +150,7 @@ def main(folder: str, threads: str, *items: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except QcoreError as error:
+        sys.exit(str(error))

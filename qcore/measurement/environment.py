@@ -85,20 +85,23 @@ def gpu_name() -> str | None:
 
 
 def read_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that all threads together read from memory: the best of several sums over a buffer that no cache holds.
-
-    The buffer is eight times the last-level cache, between 128 MiB and 512 MiB, and at most a quarter of what is available.
-    """
-    import torch
-
-    size = min(max(8 * _last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
-    buffer = torch.ones(max(size // 8, 1), dtype=torch.int64)
+    """Bytes a second that all threads together read from memory: the best of several sums over `read_buffer()`."""
+    buffer = read_buffer()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         buffer.sum()
         best = min(best, time.perf_counter() - start)
     return buffer.nbytes / best
+
+
+def read_buffer():
+    """An int64 tensor that no cache holds: eight times the last-level cache, between 128 MiB and 512 MiB, and at most a quarter of what
+    is available. Whole numbers, because their sum is bound by reading alone."""
+    import torch
+
+    size = min(max(8 * _last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
+    return torch.ones(max(size // 8, 1), dtype=torch.int64)
 
 
 def _last_level_cache() -> int:
