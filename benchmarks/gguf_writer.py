@@ -52,8 +52,9 @@ def write(model: torch.nn.Module, path: Path) -> None:
     from gguf import GGUFWriter, LlamaFileType
 
     config = model.config
-    if config.model_type != "llama" or config.rope_parameters.get("rope_type", "default") != "default":
-        raise ValueError(f"only plain Llama models can be written, and this is {config.model_type} with {config.rope_parameters}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if config.model_type != "llama" or rope.get("rope_type", "default") != "default":
+        raise ValueError(f"only plain Llama models can be written, and this is {config.model_type} with {rope}")
     writer = GGUFWriter(str(path), "llama")
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)

@@ -1,0 +1,60 @@
+"""The arithmetic of the speed benchmark, and what it says when something is missing."""
+
+import pytest
+
+from benchmarks import plan, table
+from benchmarks.plan import Figure, Process, Ratio, Samples, Stage
+from qcore.errors import InputError
+
+OURS, THEIRS = Figure("own", "a", "decode"), Figure("peer", "b", "decode")
+RATIO = Ratio("fast", "decode, a against b", OURS, THEIRS, 1.5)
+STAGE = Stage("a stage", 3, (Process("own", "own", ("a",)), Process("peer", "peer", ("b",), ("some-package",))), (RATIO,))
+
+
+def test_a_ratio_is_the_median_of_those_within_a_round():
+    samples = Samples()
+    for ours, theirs in ((10, 10), (30, 10), (400, 200)):  # the machine became ten times faster in the last round
+        samples.add("own", "a", {"decode": ours})
+        samples.add("peer", "b", {"decode": theirs})
+    assert samples.ratio(RATIO) == 2
+
+
+def test_rounds_go_there_and_back():
+    assert plan.turns(STAGE, 0) == [("own", "a"), ("peer", "b")]
+    assert plan.turns(STAGE, 1) == [("peer", "b"), ("own", "a")]
+
+
+def test_only_what_was_asked_for_is_run():
+    (stage,) = plan.chosen(["decode_nf4*"])
+    assert [ratio.name for ratio in stage.ratios] == ["decode_nf4_vs_int4"]
+    assert [(process.name, process.items) for process in stage.processes] == [("qcore", (plan.GROUPED, plan.NF4))]
+    assert [ratio.name for stage in plan.chosen([]) for ratio in stage.ratios] == plan.ratio_names()
+
+
+def test_an_unknown_ratio_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match="No ratio is called 'decode_int5'.*gemv_int4_bandwidth_share"):
+        plan.chosen(["decode_int5"])
+
+
+def test_a_missing_peer_is_named_with_the_command_that_installs_it():
+    with pytest.raises(InputError, match="some-package.*pip install -r benchmarks/requirements.txt"):
+        plan.check_installed([STAGE], ["torch"])
+    plan.check_installed([STAGE], ["some-package"])
+
+
+def test_the_table_says_what_is_below_its_bar_and_what_disturbed():
+    comparison = {"name": "fast", "measure": RATIO.measure, "bar": 1.5, "unit": "tok/s", "ours": 120.0, "theirs": 100.0, "ratio": 1.2}
+    result = {
+        "comparisons": [comparison, comparison | {"ratio": 1.6, "ours": 160.0}],
+        "environment": {"cpu": "Some CPU", "flags": ["avx2"], "libraries": {"torch": "2"}},
+        "conditions": {"threads": 2, "model": "m", "prompt_tokens": 1, "steps": 2, "generate_tokens": 3},
+        "others_busy": {"median": 0.9, "most": 1.0},
+        "started_at": 0,
+    }
+    lines = table.text(result).splitlines()
+    assert lines[1].endswith("BELOW") and not lines[2].endswith("BELOW") and lines[-1].startswith("DISTURBED")
+    readme = table.put(f"before {table.BEGIN} old {table.END} after", result)
+    assert "old" not in readme and readme.startswith("before") and readme.endswith("after")
+    assert "| decode, a against b | 160 tok/s | 100 tok/s | **1.60 x** | 1.5 x |" in readme
+    with pytest.raises(ValueError, match="has no"):
+        table.put("nothing", result)
