@@ -1,7 +1,15 @@
-"""What quantization costs in quality: perplexity, divergence from the baseline, and what the model writes."""
+"""What quantization costs in quality: perplexity, divergence from the baseline, verdicts, task checks, and what the model writes.
 
-from qcore.evaluation.divergence import Divergence
-from qcore.evaluation.perplexity import Evaluation, evaluate
-from qcore.evaluation.reference import Reference
+The names below are imported when they are first used: verdicts need no torch, and a page that only shows them loads none.
+"""
 
+from importlib import import_module
+
+_PLACES = {"Divergence": "divergence", "Evaluation": "perplexity", "evaluate": "perplexity", "Reference": "reference"}
 __all__ = ["Divergence", "Evaluation", "Reference", "evaluate"]
+
+
+def __getattr__(name: str):
+    if name in _PLACES:
+        return getattr(import_module(f"qcore.evaluation.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'qcore.evaluation' has no attribute {name!r}")

@@ -19,7 +19,8 @@ class Divergence:
     """Statistics of KL over the scored tokens, in nats, and what became of the most likely token.
 
     A flip is a token where baseline and quantized model disagree on the most likely one: harmful if the baseline's was the true
-    next token, beneficial if the quantized model's is, neutral if neither's. `window_kl` holds the sum of KL of each window.
+    next token, beneficial if the quantized model's is, neutral if neither's. `window_kl` holds the sum of KL of each window, and
+    `window_base_nll` that of the baseline's NLL, so that the two models can be compared pair by pair.
     """
 
     kl_mean: float
@@ -32,6 +33,7 @@ class Divergence:
     beneficial_flips: int
     neutral_flips: int
     window_kl: list[float]
+    window_base_nll: list[float]
 
 
 class LogProbabilities:
@@ -80,7 +82,8 @@ class DivergenceMeter:
     def __init__(self):
         self._kl: list[torch.Tensor] = []
         self._window: list[float] = []
-        self._sum = 0.0
+        self._window_base: list[float] = []
+        self._sum = self._base_sum = 0.0
         self._flips = {"agreed": 0, "harmful": 0, "beneficial": 0, "neutral": 0}
 
     def add(self, base: LogProbabilities, other: LogProbabilities, targets: torch.Tensor) -> None:
@@ -88,6 +91,7 @@ class DivergenceMeter:
         divergence = kl(base, other)
         self._kl.append(divergence.cpu())
         self._sum += float(divergence.sum())
+        self._base_sum += float(base.nll(targets).sum())
         before, after = base.top(), other.top()
         differs = before != after
         counts = {"harmful": differs & (before == targets), "beneficial": differs & (after == targets)}
@@ -96,9 +100,10 @@ class DivergenceMeter:
             self._flips[name] += int(mask.sum())
 
     def close_window(self) -> None:
-        """End a window: its sum of KL becomes an entry of `window_kl`."""
+        """End a window: its sums become entries of `window_kl` and `window_base_nll`."""
         self._window.append(self._sum)
-        self._sum = 0.0
+        self._window_base.append(self._base_sum)
+        self._sum = self._base_sum = 0.0
 
     def result(self) -> Divergence:
         """The statistics over everything added."""
@@ -114,4 +119,5 @@ class DivergenceMeter:
             beneficial_flips=self._flips["beneficial"],
             neutral_flips=self._flips["neutral"],
             window_kl=self._window,
+            window_base_nll=self._window_base,
         )

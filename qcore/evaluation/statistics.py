@@ -1,0 +1,88 @@
+"""The few distributions that verdicts need, from one function: the regularised incomplete beta function I_x(a, b).
+
+    Student's t    P(T > t)  = I_x(ν/2, 1/2) / 2     with x = ν / (ν + t²), t ≥ 0
+    binomial       P(X ≤ k)  = I_(1-p)(n-k, k+1)     exact for any n, without a sum over n terms
+
+I is the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions, to about 13 digits. That is all of scipy
+that would be used, so scipy is no requirement.
+"""
+
+import math
+from functools import lru_cache
+from statistics import NormalDist
+
+_TINY, _ENOUGH, _MOST = 1e-300, 1e-15, 200_000
+
+
+def beta_share(a: float, b: float, x: float) -> float:
+    """I_x(a, b) for a, b > 0 and 0 ≤ x ≤ 1."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # the fraction converges quickly on the other side
+        return 1 - beta_share(b, a, 1 - x)
+    front = math.exp(a * math.log(x) + b * math.log1p(-x) - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))) / a
+    return front / _fraction(a, b, x)
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """1 + d₁/(1 + d₂/(1 + …)), evaluated from the front (W. J. Lentz, 1976)."""
+    value = ratio = 1.0
+    reciprocal = 0.0
+    for step in range(1, _MOST):
+        m = step // 2
+        if step % 2:
+            d = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            d = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        reciprocal = 1 / (1 + d * reciprocal or _TINY)
+        ratio = 1 + d / ratio or _TINY
+        change = reciprocal * ratio
+        value *= change
+        if abs(change - 1) < _ENOUGH:
+            return value
+    raise ArithmeticError(f"the continued fraction of I_{x}({a}, {b}) does not converge")
+
+
+def t_above(t: float, df: float) -> float:
+    """P(T > t) for Student's t with `df` degrees of freedom, which need not be whole."""
+    tail = beta_share(df / 2, 0.5, df / (df + t * t)) / 2
+    return tail if t >= 0 else 1 - tail
+
+
+@lru_cache(4096)
+def t_quantile(p: float, df: float) -> float:
+    """The t with P(T ≤ t) = p, for 0 < p < 1."""
+    if p < 0.5:
+        return -t_quantile(1 - p, df)
+    low, high = 0.0, 1.0
+    while t_above(high, df) > 1 - p:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_above(middle, df) > 1 - p else (low, middle)
+    return (low + high) / 2
+
+
+def normal_quantile(p: float) -> float:
+    """The z with Φ(z) = p."""
+    return NormalDist().inv_cdf(p)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided exact p-value of McNemar's test: would `lost` and `gained` pairs differ that much if each were as likely as the other?
+
+    Q. McNemar, Psychometrika 12, 1947; exact as a binomial test on the pairs that changed, so right for small counts, too.
+    """
+    changed, fewer = lost + gained, min(lost, gained)
+    if changed == 0 or 2 * fewer == changed:
+        return 1.0
+    return min(1.0, 2 * beta_share(changed - fewer, fewer + 1, 0.5))
+
+
+def wilson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval for a share `hits` / `of` that keeps its promise for small counts and shares near 0 and 1 (E. B. Wilson, 1927)."""
+    z = normal_quantile(0.5 + confidence / 2)
+    share, extra = hits / of, z * z / of
+    centre = (share + extra / 2) / (1 + extra)
+    half = z * math.sqrt(share * (1 - share) / of + extra / (4 * of)) / (1 + extra)
+    return max(0.0, centre - half) if hits else 0.0, min(1.0, centre + half) if hits < of else 1.0
