@@ -47,7 +47,8 @@ def test_recipes_with_choices_that_have_no_option_have_no_command():
         ("tokens", 1), ("tokens", -5), ("tokens", 2.5), ("tokens", True), ("tokens", 10**9), ("tokens", None), ("tokens", float("nan")),
         ("window", 1), ("stride", 0), ("stride", 513), ("prompt_tokens", 0), ("new_tokens", 1), ("new_tokens", 10**9), ("repeats", 0),
         ("generate_tokens", -1), ("threads", 0), ("seed", -1), ("model", ""), ("model", "  "), ("recipes", []), ("recipes", "int9"),
-        ("recipes", "int8,int8"),
+        ("recipes", "int8,int8"), ("margin", 0), ("margin", -0.1), ("margin", 1.5), ("margin", True), ("margin", "1"),
+        ("margin", float("nan")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_one_sentence(field, value):
