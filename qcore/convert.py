@@ -72,10 +72,15 @@ def run_whole_steps(model: nn.Module) -> None:
 
 
 def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity) -> list[Row]:
+    loaded = {name: 0 if shared else tensor.nbytes for name, tensor, shared in inventory(model)}
+    turned = _rotate(model, report) if recipe.prepare == "rotation" else {}
     selection = select(model, recipe)
     twins = {name: shared for name, _, shared in inventory(model)}
     rows = {
-        name: kept_row(name, tensor, shared, selection.kept.get(name), intended=name not in selection.missed)
+        name: replace(
+            kept_row(name, tensor, shared, turned.get(name, selection.kept.get(name)), intended=name not in selection.missed),
+            bytes_before=loaded[name],
+        )
         for name, tensor, shared in inventory(model)
     }
     done: dict[str, list[QuantizedTensor]] = {}
@@ -103,6 +108,13 @@ def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibratio
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
     report(len(left), len(left), "")
     return list(rows.values())
+
+
+def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:
+    from qcore.methods.rotation import rotate
+
+    report(0, 0, "rotating the residual stream")
+    return rotate(model)
 
 
 def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:

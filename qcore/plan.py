@@ -119,6 +119,8 @@ def stored_bytes(model, recipe: Recipe) -> tuple[int, int]:
     if recipe.name == "torch-dynamic-int8" and (head := model.get_output_embeddings()) is not None:
         changed += head.weight.numel()  # this library quantizes the head too, a copy of its own if it is tied
         left.pop("lm_head.weight", None)
+    if recipe.prepare == "rotation" and model.get_output_embeddings().weight is (embedding := model.get_input_embeddings().weight):
+        changed += 4 * embedding.numel()  # the head becomes a matrix of its own
     return changed + 4 * sum(left.values()) + persistent, largest
 
 

@@ -26,16 +26,17 @@ class Stage:
 
 @dataclass
 class Moments:
-    """`hessian` (K, K) and `drift` (K, K) or None, float32, over `tokens` tokens."""
+    """`hessian` (K, K), `drift` (K, K) or None, and the mean `magnitude` |x| (K,), all float32, over `tokens` tokens."""
 
     hessian: torch.Tensor
     drift: torch.Tensor | None
+    magnitude: torch.Tensor
     tokens: int
 
     @classmethod
     def empty(cls, columns: int, drift: bool) -> "Moments":
         """Nothing seen yet."""
-        return cls(torch.zeros(columns, columns), torch.zeros(columns, columns) if drift else None, 0)
+        return cls(torch.zeros(columns, columns), torch.zeros(columns, columns) if drift else None, torch.zeros(columns), 0)
 
     def add(self, inputs: torch.Tensor, undisturbed: torch.Tensor | None = None) -> None:
         """Take in `inputs` (n, K), and what they are in the unquantized model."""
@@ -43,6 +44,7 @@ class Moments:
         if total == 0:
             return
         keep, share = self.tokens / total, 2 / total
+        self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
         self.hessian.addmm_(inputs.T, inputs, beta=keep, alpha=share)
         if self.drift is not None:
             self.drift.addmm_((undisturbed - inputs).T, inputs, beta=keep, alpha=share)

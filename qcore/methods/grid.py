@@ -167,6 +167,12 @@ def _search_table(weight: torch.Tensor, format: Codebook, importance: torch.Tens
     return Grid(format, round_scale(torch.cat(scales), format).T.contiguous(), table=table, order=order)
 
 
+def nearest(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The codes (K, N) of the values nearest to `weight` (K, N): rounding, each weight for itself."""
+    size = grid.format.group_size or len(weight)
+    return torch.cat([grid.round(part, group)[0] for group, part in enumerate(weight.split(size))])
+
+
 def groups_in(columns: int, format: Format) -> int:
     """G, the number of groups along `columns` inputs."""
     return group_count(columns, format.group_size)
