@@ -11,11 +11,9 @@ Both say nothing about how much the model's output minds; they show which layers
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from qcore import methods
 from qcore.errors import InputError
@@ -24,6 +22,7 @@ from qcore.formats.uniform import Uniform
 from qcore.inventory import inventory
 from qcore.models import Checkpoint, skeleton
 from qcore.models.loading import require_finite
+from qcore.models.mapping import read_tensor
 from qcore.recipes import Engine, Recipe
 from qcore.registry import unknown
 from qcore.select import Selection, Target, select
@@ -77,11 +76,10 @@ def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = N
     """
     layers, _ = _layers(checkpoint, recipe)
     results = []
-    with _Files(checkpoint) as files:
-        for done, layer in enumerate(layers):
-            if progress is not None:
-                progress(done, len(layers), layer.name)
-            results.append(_measure(files, layer))
+    for done, layer in enumerate(layers):
+        if progress is not None:
+            progress(done, len(layers), layer.name)
+        results.append(_measure(checkpoint, layer))
     if progress is not None:
         progress(len(layers), len(layers), "")
     return results
@@ -105,16 +103,15 @@ def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: in
         raise InputError(f"{tensor_name} is not changed by {recipe.name}. {selection.kept[tensor_name]}")
     if layer is None:
         raise unknown("layer", tensor_name, [layer.name for layer in layers])
-    with _Files(checkpoint) as files:
-        single = None if layer.target.kind == "experts" else list(_matrices(files, layer))  # experts are gone through twice
-        ranges = [(*weight.aminmax(), *quantized.dequantize().aminmax()) for weight, quantized in single or _matrices(files, layer)]
-        low, high = min(min(limits).item() for limits in ranges), max(max(limits).item() for limits in ranges)
-        if low == high:
-            low, high = low - 0.5, high + 0.5
-        before, after = torch.zeros(2, bins, dtype=torch.int64).unbind(0)
-        for weight, quantized in single or _matrices(files, layer):
-            before += torch.histc(weight, bins, low, high).long()
-            after += torch.histc(quantized.dequantize(), bins, low, high).long()
+    single = None if layer.target.kind == "experts" else list(_matrices(checkpoint, layer))  # experts are gone through twice
+    ranges = [(*weight.aminmax(), *quantized.dequantize().aminmax()) for weight, quantized in single or _matrices(checkpoint, layer)]
+    low, high = min(min(limits).item() for limits in ranges), max(max(limits).item() for limits in ranges)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    before, after = torch.zeros(2, bins, dtype=torch.int64).unbind(0)
+    for weight, quantized in single or _matrices(checkpoint, layer):
+        before += torch.histc(weight, bins, low, high).long()
+        after += torch.histc(quantized.dequantize(), bins, low, high).long()
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
     return Histogram(layer.name, tuple(edges.tolist()), tuple(before.tolist()), tuple(after.tolist()), grid(quantized))
 
@@ -208,31 +205,17 @@ def _natural(name: str) -> list:
 # -- reading and measuring ------------------------------------------------------------------------------------------------------------
 
 
-class _Files(ExitStack):
-    """Opens each file of a checkpoint once and reads tensors from it, mapped, so that only what is looked at takes memory."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        super().__init__()
-        self.checkpoint = checkpoint
-        self._open: dict = {}
-
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor called `name` in the files. Raises `InputError` if it cannot be read, or is NaN or infinite somewhere."""
-        file = self.checkpoint.tensors[name].file
-        try:
-            if file not in self._open:
-                self._open[file] = self.enter_context(safe_open(self.checkpoint.folder / file, "pt"))
-            tensor = self._open[file].get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{name} cannot be read from {file} of {self.checkpoint.name}: {error}.") from error
-        require_finite(name, tensor)
-        return tensor
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """The tensor called `name` in the files, mapped. Raises `InputError` if it cannot be read, or is NaN or infinite somewhere."""
+    tensor = read_tensor(checkpoint, name)
+    require_finite(name, tensor)
+    return tensor
 
 
-def _matrices(files: _Files, layer: _Layer) -> Iterator[tuple[torch.Tensor, QuantizedTensor]]:
+def _matrices(checkpoint: Checkpoint, layer: _Layer) -> Iterator[tuple[torch.Tensor, QuantizedTensor]]:
     """Each matrix of the layer as float32 (N, K) with its quantized form."""
     for name in layer.stored:
-        tensor = files.read(name)
+        tensor = _read(checkpoint, name)
         for matrix in tensor.unbind(0) if tensor.ndim == 3 else (tensor,):
             weight = (matrix.T if layer.transposed else matrix).float().contiguous()
             try:
@@ -241,10 +224,10 @@ def _matrices(files: _Files, layer: _Layer) -> Iterator[tuple[torch.Tensor, Quan
                 raise InputError(f"{layer.name}: {error}") from error
 
 
-def _measure(files: _Files, layer: _Layer) -> LayerError:
+def _measure(checkpoint: Checkpoint, layer: _Layer) -> LayerError:
     signal = noise = 0.0
     nbytes = weights = 0
-    for weight, quantized in _matrices(files, layer):
+    for weight, quantized in _matrices(checkpoint, layer):
         signal += torch.linalg.vector_norm(weight).item() ** 2
         noise += torch.linalg.vector_norm(quantized.dequantize().sub_(weight)).item() ** 2
         nbytes += quantized.nbytes

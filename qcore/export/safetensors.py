@@ -13,28 +13,29 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from qcore.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.errors import InputError
+from qcore.export import tensor_file
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
 from qcore.inventory import dtype_name, inventory, plain_name
 from qcore.ledger import Ledger
 from qcore.models.config import read_config, to_transformers
+from qcore.models.headers import read_header
+from qcore.models.mapping import read_file
 from qcore.recipes import Engine, Float, Recipe
 from qcore.select import Target, select
 
 MANIFEST, WEIGHTS = "qcore.json", "model.safetensors"
 _VERSION = 1
-_ALIGNMENT = 64  # bytes, as torch allocates
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 
@@ -50,12 +51,11 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors, layout = _tensors(model, recipe)
-        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+        digest = tensor_file.write(tensors, scratch / WEIGHTS)
         _write_config(model, recipe, scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
-        record["sha256"] = _sha256(scratch / WEIGHTS)
+        record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout, "sha256": digest}
         (scratch / MANIFEST).write_text(json.dumps(record))
         scratch.chmod(0o755)
         if folder.exists():
@@ -84,19 +84,43 @@ def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
 
     Raises `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
     """
+    return begin(folder).finish()
+
+
+def begin(folder: Path | str) -> "Reading":
+    """`load` in two steps: the check of the weights' SHA-256 runs in a thread from here on, so do something else before `finish`."""
     folder = Path(folder)
     record = read_manifest(folder)
-    recipe, ledger = Recipe.from_dict(record["recipe"]), Ledger.from_dict(record["ledger"])
-    if _sha256(folder / WEIGHTS) != record["sha256"]:
-        raise InputError(f"{folder / WEIGHTS} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again.")
-    model = _skeleton(folder)
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        _fill(model, file, recipe, record["tensors"])
-    if isinstance(recipe.weights, Float):
-        quantize(model, recipe)
-    else:
-        run_whole_steps(model)
-    return model.eval(), ledger, recipe
+    pool = ThreadPoolExecutor(1, "sha256")
+    digest = pool.submit(_sha256, folder / WEIGHTS)
+    pool.shutdown(wait=False)
+    return Reading(folder, record, digest)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 that is being computed."""
+
+    folder: Path
+    record: dict
+    digest: Future
+
+    def finish(self) -> tuple[nn.Module, Ledger, Recipe]:
+        """The model, its ledger and its recipe. Raises `InputError` as `load` does."""
+        recipe, ledger = Recipe.from_dict(self.record["recipe"]), Ledger.from_dict(self.record["ledger"])
+        model, weights = _skeleton(self.folder), self.folder / WEIGHTS
+        if self.digest.result() != self.record["sha256"]:
+            raise InputError(f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again.")
+        try:
+            tensors = read_file(weights, read_header(weights))
+        except OSError as error:
+            raise InputError(f"{weights} cannot be read: {error}.") from error
+        _fill(model, tensors, recipe, self.record["tensors"])
+        if isinstance(recipe.weights, Float):
+            quantize(model, recipe)
+        else:
+            run_whole_steps(model)
+        return model.eval(), ledger, recipe
 
 
 def read_manifest(folder: Path) -> dict:
@@ -164,11 +188,10 @@ def _skeleton(folder: Path) -> nn.Module:
     return model
 
 
-def _fill(model: nn.Module, file, recipe: Recipe, layout: list[dict]) -> None:
-    """Put the tensors of `file` into `model`: the plain ones first, then (ties being made) the quantized ones."""
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, layout: list[dict]) -> None:
+    """Put `tensors` into `model`: the plain ones first, then (ties being made) the quantized ones."""
     quantized = {entry["module"]: entry for entry in layout}
-    names = list(file.keys())
-    plain = {name: _aligned(file.get_tensor(name)) for name in names if not _belongs(name, quantized)}
+    plain = {name: _aligned(tensor) for name, tensor in tensors.items() if not _belongs(name, quantized)}
     if isinstance(recipe.weights, Float):
         plain = {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
     targets = [] if isinstance(recipe.weights, Float) else list(select(model, recipe).targets)
@@ -181,12 +204,12 @@ def _fill(model: nn.Module, file, recipe: Recipe, layout: list[dict]) -> None:
     if lost := [name for name in missing if name not in known]:
         raise InputError(f"The saved model has no weights for {', '.join(lost[:3])}. Quantize the model again.")
     for target in targets:
-        install(model, target, _read_target(target, file, quantized, names))
+        install(model, target, _read_target(target, tensors, quantized))
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, copied if the file maps it to an odd address: there, matrix products would round their last bit differently."""
-    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+    """`tensor`, copied if it is mapped to an odd address: there, matrix products would round their last bit differently."""
+    return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 
 def _belongs(name: str, quantized: dict[str, dict]) -> bool:
@@ -194,20 +217,17 @@ def _belongs(name: str, quantized: dict[str, dict]) -> bool:
     return module in quantized and part in QuantizedTensor.PARTS
 
 
-def _read_target(target: Target, file, quantized: dict[str, dict], names: list[str]) -> list[QuantizedTensor]:
+def _read_target(target: Target, tensors: dict[str, torch.Tensor], quantized: dict[str, dict]) -> list[QuantizedTensor]:
     prefix = f"{target.module}.{target.parameter}.experts." if target.kind == "experts" else target.module
     modules = [name for name in quantized if name.startswith(prefix)] if target.kind == "experts" else [prefix]
-    return [_read_tensor(quantized[module], file, names) for module in modules]
+    return [_read_tensor(quantized[module], tensors) for module in modules]
 
 
-def _read_tensor(entry: dict, file, names: list[str]) -> QuantizedTensor:
+def _read_tensor(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
     description = dict(entry["format"])
     format = _FORMATS[description.pop("type")](**description)
     wanted = [(part, f"{entry['like']}.{part}") for part in QuantizedTensor.PARTS]
-    try:
-        parts = {part: file.get_tensor(name) for part, name in wanted if name in names}
-    except SafetensorError as error:
-        raise InputError(f"{entry['module']} cannot be read: {error}.") from error
+    parts = {part: tensors[name] for part, name in wanted if name in tensors}
     if isinstance(format, Codebook) and format.fixed is not None:
         parts["codebook"] = format.fixed
     return QuantizedTensor(format, tuple(entry["shape"]), **parts)

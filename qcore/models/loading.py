@@ -53,12 +53,14 @@ def load(
     first. Whether it fits into memory is `qcore.plan.check_fits`'s question, to be asked before.
     """
     checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
-    tokenizer = load_tokenizer(checkpoint)
     if checkpoint.is_quantized:
         from qcore.export import safetensors
 
-        model, ledger, recipe = safetensors.load(checkpoint.folder)
+        saved = safetensors.begin(checkpoint.folder)  # its weights are hashed while the tokenizer is read
+        tokenizer = load_tokenizer(checkpoint)
+        model, ledger, recipe = saved.finish()
         return Loaded(model.to(device), tokenizer, checkpoint, recipe, ledger)
+    tokenizer = load_tokenizer(checkpoint)
     skeleton(checkpoint)
     tensors = read_tensors(checkpoint)
     if check_finite:

@@ -8,6 +8,7 @@ quantized would still seem to hold all of its fp32 weights. The map is copy-on-w
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.errors import InputError
@@ -21,21 +22,39 @@ _TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
+_STORED = {torch_name: name for name, torch_name in _TORCH.items()}
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """All stored tensors by name, mapped: no memory is taken until they are read. Raises `InputError` if a file changed or went away."""
-    files: dict[str, list[tuple[str, TensorInfo]]] = {}
+    files: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
-        files.setdefault(tensor.file, []).append((name, tensor))
+        files.setdefault(tensor.file, {})[name] = tensor
     tensors = {}
     for file, members in files.items():
         try:
-            with (checkpoint.folder / file).open("rb") as opened:
-                tensors |= {name: _map(opened.fileno(), tensor) for name, tensor in members}
-        except (OSError, ValueError) as error:
+            tensors |= read_file(checkpoint.folder / file, members)
+        except OSError as error:
             raise InputError(f"{file} of {checkpoint.name} cannot be read any more: {error}.") from error
     return tensors
+
+
+def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """The `tensors` of one file, mapped. Raises `OSError` if it cannot be read or is shorter than they say."""
+    try:
+        with path.open("rb") as opened:
+            return {name: _map(opened.fileno(), tensor) for name, tensor in tensors.items()}
+    except ValueError as error:  # what mmap calls a file that is too short
+        raise OSError(str(error)) from error
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """One stored tensor, mapped; its pages are let go with it. For models too large to map whole. Raises `InputError` as above."""
+    tensor = checkpoint.tensors[name]
+    try:
+        return read_file(checkpoint.folder / tensor.file, {name: tensor})[name]
+    except OSError as error:
+        raise InputError(f"{tensor.file} of {checkpoint.name} cannot be read any more: {error}.") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -45,6 +64,11 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in _TORCH:
         raise InputError(f"Weights in {name} are quantized already and cannot be read as plain numbers.")
     return getattr(torch, _TORCH[name])
+
+
+def stored_name(dtype: torch.dtype) -> str:
+    """The inverse of `torch_dtype`: "F32" for `torch.float32`. Raises `KeyError` for a dtype that safetensors files do not have."""
+    return _STORED[str(dtype).removeprefix("torch.")]
 
 
 def _map(file: int, tensor: TensorInfo) -> torch.Tensor:

@@ -1,12 +1,16 @@
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from qcore.convert import quantize
 from qcore.errors import InputError
-from qcore.export import safetensors
+from qcore.export import safetensors, tensor_file
+from qcore.models.headers import read_header
 from qcore.recipes import COMMON, parse
 
 
@@ -97,3 +101,28 @@ def test_other_libraries_are_told_what_it_is(tmp_path):
     _, _, folder = saved("llama", "int8", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "qcore" and config["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_weights_lie_in_the_file_where_they_can_be_used(kind, tmp_path):
+    _, _, folder = saved(kind, "int4-g64-dq", tmp_path)
+    tensors = read_header(folder / "model.safetensors")
+    assert all(tensor.start % 64 == 0 for tensor in tensors.values() if tensor.nbytes % 64 == 0)
+    model, _, _ = safetensors.load(folder)
+    mapped = {line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line}
+    ranges = [tuple(int(end, 16) for end in line.split("-")) for line in mapped]
+    for name, parameter in model.named_parameters():
+        inside = any(first <= parameter.data_ptr() < last for first, last in ranges)
+        assert inside or parameter.nbytes % 64, f"{name} was copied"
+
+
+def test_the_library_reads_the_file_that_we_write(tmp_path):
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    tensors = {f"{dtype} {shape}": torch.ones(shape).to(dtype) for dtype in dtypes for shape in ((), (3,), (5, 64), (0, 4))}
+    tensors["ramp"] = torch.arange(100.0)
+    digest = tensor_file.write(tensors, tmp_path / "x.safetensors")
+    assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys() == read_header(tmp_path / "x.safetensors").keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
