@@ -160,7 +160,9 @@ def _search_table(weight: torch.Tensor, format: Codebook, importance: torch.Tens
         for share in shrink:
             tried = top * share
             relative = part / tried.clamp_min(_TINY).unsqueeze(2)
-            error = (table[torch.bucketize(relative, midpoints, out_int32=True)] - relative).square_().mul_(heavy).sum(2) * tried.square()
+            error = (table[torch.bucketize(relative.contiguous(), midpoints, out_int32=True)] - relative).square_().mul_(heavy).sum(
+                2
+            ) * tried.square()
             better = error < best
             best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
         scales.append(scale)
