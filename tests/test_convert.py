@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from qcore.convert import quantize
 from qcore.errors import InputError, NotAppliedError
@@ -147,3 +148,19 @@ def test_a_ledger_survives_json_and_a_damaged_one_is_refused():
     assert Ledger.from_dict(ledger.to_dict()) == ledger
     with pytest.raises(InputError, match="cannot be read"):
         Ledger.from_dict({"recipe": "int8", "rows": [{"name": "x"}]})
+
+
+@pytest.mark.parametrize("name", ["int4-g64", "int8-head8", "nf4-g64-dq"])
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
+def test_each_original_is_freed_before_the_next_is_read(kind, name):
+    """So the peak is the model and what one layer takes: see tests/kernels/test_rounding.py for that."""
+    model, done = tiny.model(kind), []
+    storages = {full: StorageWeakRef(parameter.untyped_storage()) for full, parameter in model.named_parameters()}
+
+    def progress(i: int, total: int, at: str) -> None:
+        held = {parameter.untyped_storage()._cdata for parameter in model.parameters()}  # the other half of a tied pair comes later
+        assert not [full for full in done if not storages[full].expired() and storages[full].cdata not in held]
+        done.append(at) if at in storages else None
+
+    quantize(model, parse(name), progress=progress)
+    assert len(done) > 6 and all(storages[full].expired() for full in done)

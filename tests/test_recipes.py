@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +66,21 @@ def test_a_wrong_name_gets_one_helpful_sentence(name, message):
 def test_a_damaged_record_is_refused(damage):
     with pytest.raises(InputError, match="cannot be read"):
         Recipe.from_dict(parse("int4-g64").to_dict() | damage)
+
+
+def test_recipes_are_read_without_torch():
+    """So that a mistyped name on the command line is answered at once."""
+    code = """
+import sys
+from qcore import recipes
+from qcore.errors import InputError
+assert recipes.parse("nf4-g64").weights.kind == "nf4"
+try:
+    recipes.parse("int5-banana")
+except InputError as error:
+    print(error)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    sentence, heavy = done.stdout.splitlines()
+    assert "int5-banana" in sentence and heavy == "False"

@@ -10,6 +10,7 @@ Other libraries refuse such a folder, rightly: its `config.json` says `"quant_me
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from qcore.select import Target, select
 
 MANIFEST, WEIGHTS = "qcore.json", "model.safetensors"
 _VERSION = 1
+_WINDOW = 256 << 20  # bytes, a multiple of the page size
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 
@@ -166,11 +168,16 @@ def _write_config(model: nn.Module, recipe: Recipe, folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """Digest of a file, read through maps of `_WINDOW` bytes: one call a window, during which other threads run undisturbed."""
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            for start in range(0, size := os.fstat(file.fileno()).st_size, _WINDOW):
+                with mmap.mmap(file.fileno(), min(_WINDOW, size - start), access=mmap.ACCESS_READ, offset=start) as window:
+                    digest.update(window)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,15 @@
   each row has 16 values of its own and needs no scale; per group, one table serves the matrix and each group has its scale.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qcore.formats.uniform import check_group_size
+
+if TYPE_CHECKING:
+    import torch
 
 # Both tables are the ones bitsandbytes uses, in its order of codes, so that codes can be compared one by one.
 NF4 = (
@@ -44,6 +48,8 @@ class Codebook:
     @property
     def fixed(self) -> torch.Tensor | None:
         """The table (16,) fp32 of a fixed kind, None for a learned one."""
+        import torch  # here: recipes, which only name formats, are read without it
+
         return torch.tensor(FIXED[self.kind]) if self.kind in FIXED else None
 
     @property

@@ -6,6 +6,7 @@ fp32 weights stay mapped from their files: they cost page cache, which the syste
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,10 +102,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             f"{checkpoint.name} has no tokenizer (there is no tokenizer.json), so it cannot read text. "
             "Copy the tokenizer's files of the original model into its folder."
         )
+    collects = gc.isenabled()
+    gc.disable()  # a vocabulary is parsed into 100,000 lists, and every few thousand the collector would go through all there is
     try:
         return AutoTokenizer.from_pretrained(folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # tokenizer files are parsed by native code that raises bare Exceptions
         raise InputError(f"The tokenizer of {checkpoint.name} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):
