@@ -266,8 +266,8 @@ def _method(base: str, options: list[str]) -> str:
     option = chosen[0]
     if option == "hessian" and base != "kmeans4":
         raise ValueError("-hessian weights the learning of a table, so it goes with kmeans4; for other formats take -gptq")
-    if option in ("hqq", "signround") and not base.startswith("int"):
-        raise ValueError(f"-{option} works on uniform grids, such as int4-g64-{option}")
+    if option == "hqq" and not base.startswith("int"):
+        raise ValueError("-hqq works on uniform grids, such as int4-g64-hqq")
     if option == "awq" and base == "kmeans4":
         raise ValueError("-awq works on fixed grids, such as int4-g128-awq or nf4-g64-awq")
     return _METHODS[option]

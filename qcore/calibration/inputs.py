@@ -9,6 +9,7 @@ the block once with hooks. Fused experts (three-dimensional parameters) are not 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -87,22 +88,31 @@ def find_stages(run: Callable[[], object], block: nn.Module, prefix: str, target
     return found, [target for target in targets if target.name not in seen]
 
 
-def watch(run: Callable[[], object], block: nn.Module, prefix: str, stage: Stage) -> torch.Tensor:
-    """What the linear layers of `stage` are given in one `run`, (n, K); the rest of the block is not run."""
-    seen: list[torch.Tensor] = []
+def watch(
+    run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False
+) -> tuple[list[torch.Tensor], object]:
+    """What the linear layers of each stage are given in one `run`, (n, K), and what it returned. Unless it is to be `whole`, the run
+    ends (with None) where the last stage begins."""
+    seen: list[torch.Tensor | None] = [None] * len(stages)
 
-    def stop(module, arguments, keywords):
-        seen.append(_first(arguments, keywords))
-        raise _Reached
+    def keep(module, arguments, keywords, place):
+        seen[place] = _first(arguments, keywords).flatten(0, -2).float()
+        if not whole and all(inputs is not None for inputs in seen):
+            raise _Reached
 
-    hook = _within(block, prefix, stage.targets[0]).register_forward_pre_hook(stop, with_kwargs=True)
+    hooks = [
+        _within(block, prefix, stage.targets[0]).register_forward_pre_hook(partial(keep, place=place), with_kwargs=True)
+        for place, stage in enumerate(stages)
+    ]
+    result = None
     try:
-        run()
+        result = run()
     except _Reached:
         pass
     finally:
-        hook.remove()
-    return seen[0].flatten(0, -2).float()
+        for hook in hooks:
+            hook.remove()
+    return seen, result
 
 
 def watch_experts(run: Callable[[], object], parameter: torch.Tensor, transposed: bool) -> Iterator[tuple[int, torch.Tensor]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from qcore.calibration.blocks import Blocks
 from qcore.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
@@ -36,6 +37,7 @@ class Finished:
     name: str
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
+    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class BlockWork:
     weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         self.block = self.blocks.modules[self.position]
@@ -66,6 +69,11 @@ class BlockWork:
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block as it stands, on `hidden` (1, T, H)."""
         return self.blocks.run(self.position, hidden)
+
+    def call_with(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """The block on `hidden` with some of its parameters replaced by `tensors` (names count from the block); gradients flow."""
+        swapped = lambda *arguments, **keywords: functional_call(self.block, tensors, arguments, keywords)  # noqa: E731
+        return self.blocks.call(self.position, hidden, swapped)
 
     def module(self, target: Target) -> nn.Module:
         """The module that holds the target's parameter."""
@@ -94,15 +102,16 @@ class BlockWork:
         setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
         self.changed.add(name)
 
-    def moments(self, stage: Stage) -> Moments:
-        """Second moments of what the linear layers of `stage` are given."""
-        total = None
+    def moments(self, stages: list[Stage]) -> list[Moments]:
+        """Second moments of what the linear layers of each of `stages` are given, all from one pass over the text as the block stands."""
+        totals: list[Moments] = []
         for i, hidden in enumerate(self.hidden):
-            inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stage)
-            before = self._undisturbed_inputs(i, stage)
-            total = total or Moments.empty(inputs.shape[1], before is not None)
-            total.add(inputs, before)
-        return total
+            inputs, _ = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+            before = self._undisturbed_inputs(i, stages)
+            totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
+            for total, each, calm in zip(totals, inputs, before, strict=True):
+                total.add(each, calm)
+        return totals
 
     def moments_of_experts(self, target: Target) -> list[Moments]:
         """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
@@ -118,10 +127,17 @@ class BlockWork:
             module.config._experts_implementation = previous
         return totals
 
-    def _undisturbed_inputs(self, i: int, stage: Stage) -> torch.Tensor | None:
+    def _undisturbed_inputs(self, i: int, stages: list[Stage]) -> list[torch.Tensor | None]:
+        """What the stages are given for window `i` in the unquantized model. If that takes nearly all of the block, it is run to the end,
+        so that the next block's inputs are known, too."""
         if self.original is None:
-            return None
-        return watch(lambda: self.blocks.run(self.position, self.undisturbed[i], self.original), self.original, self.prefix, stage)
+            return [None] * len(stages)
+        whole = self.stages[-1] in stages
+        run = lambda: self.blocks.run(self.position, self.undisturbed[i], self.original)  # noqa: E731
+        inputs, output = watch(run, self.original, self.prefix, stages, whole=whole)
+        if whole:
+            self.calm_output[i] = output
+        return inputs
 
     def _turned(self, target: Target) -> bool:
         return target.kind == "conv1d" or (target.kind == "experts" and self.module(target).is_transposed)
@@ -153,7 +169,7 @@ def quantize_blocks(
     undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
     for position, own in enumerate(inside):
         block = blocks.modules[position]
-        original = deepcopy(block) if method.wants_drift else None
+        original = _as_it_is(block) if method.wants_drift else None
         kept = store.read(position)
         name = f"{blocks.name}.{position}"
         if kept is not None and set(kept[0]) <= {target.name for target in own}:
@@ -162,14 +178,25 @@ def quantize_blocks(
             finished = _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store)
         else:
             finished = Finished(name, {}, {})
-        for i in range(len(hidden)):
-            if position + 1 < len(blocks):
-                hidden[i] = blocks.run(position, hidden[i])
-                if undisturbed is not None:
-                    undisturbed[i] = blocks.run(position, undisturbed[i], original)
+        if position + 1 < len(blocks):
+            _advance(blocks, position, hidden, undisturbed, original, finished.calm_output)
+        del original
         yield finished
     report(len(blocks), len(blocks), "")
     store.remove()
+
+
+def _as_it_is(block: nn.Module) -> nn.Module:
+    """A copy of the block that shares its tensors: it stays as it is when the block is given others."""
+    return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
+
+
+def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, calm_output: dict[int, torch.Tensor]) -> None:
+    """Replace the block's inputs by its outputs, window by window."""
+    for i in range(len(hidden)):
+        hidden[i] = blocks.run(position, hidden[i])
+        if undisturbed is not None:
+            undisturbed[i] = calm_output.pop(i) if i in calm_output else blocks.run(position, undisturbed[i], original)
 
 
 def _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store) -> Finished:
@@ -183,7 +210,7 @@ def _choose(method, blocks, position, own, hidden, undisturbed, original, calibr
     method(task)
     parameters = dict(task.block.named_parameters())
     store.write(position, task.weights, {parameter: parameters[parameter] for parameter in sorted(task.changed)})
-    return Finished(name, task.weights, task.notes)
+    return Finished(name, task.weights, task.notes, task.calm_output)
 
 
 def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:

@@ -50,4 +50,4 @@ def without_text(format: Format) -> str:
     return "kmeans" if isinstance(format, Codebook) and format.fixed is None else "rtn"
 
 
-from qcore.methods import awq, gptq, hessian, hqq, kmeans, rtn  # noqa: E402, F401  (each registers itself)
+from qcore.methods import awq, gptq, hessian, hqq, kmeans, rtn, signround  # noqa: E402, F401  (each registers itself)

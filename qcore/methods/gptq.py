@@ -11,6 +11,8 @@ updates are applied lazily, a block at a time, so that most of the work is a mat
 What GPTQ leaves is then refined by coordinate descent on the same objective, see `descent.py`.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from qcore.formats.tensor import Format, QuantizedTensor
@@ -68,9 +70,23 @@ def solve(weight: torch.Tensor, grid: Grid, hessian: torch.Tensor, order: torch.
     return result
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Codes (K, N) on a grid, and the weight (K, N) that they were chosen for."""
+
+    grid: Grid
+    codes: torch.Tensor
+    goal: torch.Tensor
+
+    @property
+    def tensor(self) -> QuantizedTensor:
+        """The stored form."""
+        return self.grid.tensor(self.codes)
+
+
 def quantize(
     weights: list[torch.Tensor], format: Format, hessian: torch.Tensor, drift: torch.Tensor | None = None, rounds: int = descent.ROUNDS
-) -> list[QuantizedTensor]:
+) -> list[Solution]:
     """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see `calibration.inputs`) are given."""
     importance = hessian.diagonal().clone()
     hessian = damped(hessian)
@@ -82,8 +98,8 @@ def quantize(
     codes = solve(goal, descent.stack(grids), hessian)
     if rounds:
         codes, grids = descent.refine(goal, codes, grids, hessian, rounds)
-    parts = codes.split([len(weight) for weight in weights], dim=1)
-    return [grid.tensor(part) for grid, part in zip(grids, parts, strict=True)]
+    sizes = [len(weight) for weight in weights]
+    return [Solution(*each) for each in zip(grids, codes.split(sizes, dim=1), goal.split(sizes, dim=1), strict=True)]
 
 
 def corrected(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, share: float = DRIFT) -> torch.Tensor:
@@ -91,26 +107,37 @@ def corrected(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, 
     return share * torch.linalg.solve(hessian, (weight @ drift).T).T
 
 
-def choose(work) -> None:
-    """Quantize a block, stage by stage: the inputs of a stage are those that the quantized stages before it make."""
-    for stage in work.stages:
-        work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
-        if stage.targets[0].kind == "experts":
-            _experts(work, stage.targets[0])
-            continue
-        moments = work.moments(stage)
+def choose(work) -> dict[str, Solution]:
+    """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs are those that the
+    quantized stages before it make, so each makes up for what the ones before got wrong."""
+    found: dict[str, Solution] = {}
+    linear = [stage for stage in work.stages if stage.targets[0].kind != "experts"]
+    for stage in linear:
+        work.step(names([stage]))
+        (moments,) = work.moments([stage])
         for format in dict.fromkeys(target.format for target in stage.targets):
             alike = [target for target in stage.targets if target.format == format]
-            tensors = quantize([work.matrices(target)[0] for target in alike], format, moments.hessian, moments.drift)
-            for target, tensor in zip(alike, tensors, strict=True):
-                work.put(target, [tensor])
+            solutions = quantize([work.matrices(target)[0] for target in alike], format, moments.hessian, moments.drift)
+            for target, solution in zip(alike, solutions, strict=True):
+                found[target.name] = solution
+                work.put(target, [solution.tensor])
+    for stage in work.stages:
+        if stage not in linear:
+            work.step(names([stage]))
+            _experts(work, stage.targets[0])
+    return found
+
+
+def names(stages) -> str:
+    """The stages' layers, for people."""
+    return ", ".join(target.module.rpartition(".")[2] for stage in stages for target in stage.targets)
 
 
 def _experts(work, target) -> None:
     tensors, alone = [], 0
     for matrix, moments in zip(work.matrices(target), work.moments_of_experts(target), strict=True):
         if moments.tokens:
-            tensors += quantize([matrix], target.format, moments.hessian)
+            tensors.append(quantize([matrix], target.format, moments.hessian)[0].tensor)
         else:
             tensors.append(quantize_alone(matrix, target.format, without_text(target.format)))
             alone += 1

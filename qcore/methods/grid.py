@@ -13,6 +13,7 @@ Everything is held transposed, (G, N) for G groups and N outputs, because the me
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -49,6 +50,11 @@ class Grid:
         """False for per-channel tables, which have no scale."""
         return self.format.group_size is not None or self.table is None or self.format.fixed is not None
 
+    @cached_property
+    def midpoints(self) -> torch.Tensor:
+        """Halfway between the entries of `table`: (15,) or (N, 15)."""
+        return ((self.table[..., 1:] + self.table[..., :-1]) / 2).contiguous()
+
     def group_of(self, column: int) -> int:
         """The group that an input belongs to."""
         return 0 if self.format.group_size is None else column // self.format.group_size
@@ -61,11 +67,10 @@ class Grid:
             codes = (values / scale.clamp_min(_TINY)).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
             return codes, (codes - zero).mul_(scale)
         relative = values / scale.clamp_min(_TINY)
-        midpoints = (self.table[..., 1:] + self.table[..., :-1]) / 2
         if self.table.ndim == 1:
-            codes = torch.bucketize(relative, midpoints)
+            codes = torch.bucketize(relative, self.midpoints)
             return codes.float(), self.table[codes] * scale
-        codes = torch.searchsorted(midpoints, relative.movedim(-1, 0).reshape(relative.shape[-1], -1).contiguous())
+        codes = torch.searchsorted(self.midpoints, relative.movedim(-1, 0).reshape(relative.shape[-1], -1).contiguous())
         values = self.table.gather(1, codes)
         shape = (relative.shape[-1], *relative.shape[:-1])
         return codes.view(shape).movedim(0, -1).float(), values.view(shape).movedim(0, -1) * scale

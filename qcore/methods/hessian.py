@@ -33,7 +33,7 @@ def choose(work) -> None:
             importances = [moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian)) for moments in seen]
             work.put(target, [quantize(*pair) for pair in _pairs(work, target, importances)])
             continue
-        importance = work.moments(stage).hessian.diagonal()
+        importance = work.moments([stage])[0].hessian.diagonal()
         for target in stage.targets:
             work.put(target, [quantize(*pair) for pair in _pairs(work, target, [importance])])
 

@@ -50,7 +50,7 @@ def test_factor_is_that_of_the_inverse():
 def test_an_input_that_is_always_zero_does_no_harm():
     weight, hessian = layer()
     hessian[5], hessian[:, 5] = 0, 0
-    (tensor,) = gptq.quantize([weight], Uniform(4, 32, False), hessian)
+    tensor = gptq.quantize([weight], Uniform(4, 32, False), hessian)[0].tensor
     assert torch.isfinite(tensor.dequantize()).all()
 
 
@@ -62,6 +62,6 @@ def test_error_is_well_below_rounding_and_descent_lowers_it_further(bits):
         return descent.objective(weight.T, tensor.dequantize().T, hessian)
 
     rounded = error(rtn.quantize(weight, format))
-    plain = error(gptq.quantize([weight], format, hessian, rounds=0)[0])
-    refined = error(gptq.quantize([weight], format, hessian)[0])
+    plain = error(gptq.quantize([weight], format, hessian, rounds=0)[0].tensor)
+    refined = error(gptq.quantize([weight], format, hessian)[0].tensor)
     assert plain < 0.7 * rounded and refined < plain
