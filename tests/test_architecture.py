@@ -14,6 +14,7 @@ LAYERS = [
     ("api",),
     ("runs",),
     ("pipeline",),
+    ("streaming",),
     ("plan", "export", "layers"),
     ("evaluation", "measurement"),
     ("convert",),

@@ -2,6 +2,7 @@
 
 A folder holds what a Hugging Face checkpoint holds (`config.json`, tokenizer, `model.safetensors`) plus `qcore.json`: the recipe, the
 ledger, the format of each quantized tensor, and the SHA-256 of the weights, which is checked at load. Nothing in it is pickled.
+Large models, which `qcore.streaming` writes, are cut into several files with an index, as the hub's are; each has its own SHA-256.
 Quantized weights are stored as the parts of a `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; for a mixture of
 experts each expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
 
@@ -54,11 +55,7 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     try:
         tensors, layout = _tensors(model, recipe)
         digest = tensor_file.write(tensors, scratch / WEIGHTS)
-        _write_config(model, recipe, scratch)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
-        record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout, "sha256": digest}
-        (scratch / MANIFEST).write_text(json.dumps(record))
+        write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch)
         scratch.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -66,6 +63,19 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def write_about(
+    model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, layout: list[dict], digests: dict[str, str], folder: Path
+) -> None:
+    """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and the manifest with the SHA-256
+    of each weight file, `digests`."""
+    _write_config(model, recipe, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
+    record["sha256"] = digests[WEIGHTS] if set(digests) == {WEIGHTS} else digests
+    (folder / MANIFEST).write_text(json.dumps(record))
 
 
 def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
@@ -93,30 +103,33 @@ def begin(folder: Path | str) -> "Reading":
     """`load` in two steps: the check of the weights' SHA-256 runs in a thread from here on, so do something else before `finish`."""
     folder = Path(folder)
     record = read_manifest(folder)
+    files = record["sha256"] if isinstance(record["sha256"], dict) else [WEIGHTS]
     pool = ThreadPoolExecutor(1, "sha256")
-    digest = pool.submit(_sha256, folder / WEIGHTS)
+    digests = {file: pool.submit(_sha256, folder / file) for file in files}
     pool.shutdown(wait=False)
-    return Reading(folder, record, digest)
+    return Reading(folder, record, digests)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 that is being computed."""
+    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 of each weight file, which is being computed."""
 
     folder: Path
     record: dict
-    digest: Future
+    digests: dict[str, Future]
 
     def finish(self) -> tuple[nn.Module, Ledger, Recipe]:
         """The model, its ledger and its recipe. Raises `InputError` as `load` does."""
         recipe, ledger = Recipe.from_dict(self.record["recipe"]), Ledger.from_dict(self.record["ledger"])
-        model, weights = _skeleton(self.folder), self.folder / WEIGHTS
-        if self.digest.result() != self.record["sha256"]:
-            raise InputError(f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again.")
-        try:
-            tensors = read_file(weights, read_header(weights))
-        except OSError as error:
-            raise InputError(f"{weights} cannot be read: {error}.") from error
+        model, tensors, saved = _skeleton(self.folder), {}, self.record["sha256"]
+        for file, digest in self.digests.items():
+            weights = self.folder / file
+            if digest.result() != (saved[file] if isinstance(saved, dict) else saved):
+                raise InputError(f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again.")
+            try:
+                tensors |= read_file(weights, read_header(weights))
+            except OSError as error:
+                raise InputError(f"{weights} cannot be read: {error}.") from error
         _fill(model, tensors, recipe, self.record["tensors"])
         if isinstance(recipe.weights, Float):
             quantize(model, recipe)

@@ -70,7 +70,7 @@ def load(
                 progress(i, len(tensors), "reading weights")
             require_finite(tensor_name, tensor)
     model = assemble(checkpoint, tensors, device)
-    _set_generation_config(model, checkpoint.folder)
+    set_generation_config(model, checkpoint.folder)
     return Loaded(model, tokenizer, checkpoint)
 
 
@@ -120,7 +120,8 @@ def _tokenizer_hint(checkpoint: Checkpoint):
     return to_transformers(checkpoint.config)
 
 
-def _set_generation_config(model: PreTrainedModel, folder: Path) -> None:
+def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Give `model` the generation_config.json of `folder`, if there is one. Raises `InputError` if it cannot be read."""
     from transformers import GenerationConfig
 
     if not (folder / "generation_config.json").exists():

@@ -1,0 +1,186 @@
+"""What a quantized model will consist of, to the byte, before anything is read: the shapes of a model and a recipe decide it.
+
+A `Unit` is what is made at once: the parts of one quantized matrix (one expert's, for fused experts), or one kept tensor. Units follow
+each other as the model has them and are cut into shards of about equal size. Within a shard, tensors whose size is a multiple of 64 bytes
+come first, in the order in which they are made, so that they can be written and hashed as they come and still start at aligned
+addresses; the few others stand at the end, those of wide types first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.packing import packed_width
+from qcore.formats.tensor import SCALES_PER_BLOCK, Format, group_count
+from qcore.formats.uniform import Uniform
+from qcore.inventory import inventory, kept_row
+from qcore.ledger import Ledger
+from qcore.recipes import Recipe
+from qcore.select import Target, select
+
+EVEN = 64  # bytes; see above
+HELD = 64 << 20  # bytes of uneven tensors after which a shard is closed: they wait in memory for its end
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of the output."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Unit:
+    """`parameter` (of fused experts, number `expert` of it) and what is stored of it. `target` is None for a kept tensor."""
+
+    parameter: str
+    expert: int | None
+    target: Target | None
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its pieces."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the output: its units in order, and its pieces in the order in which they stand in it."""
+
+    file: str
+    units: tuple[Unit, ...]
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """See the module's docstring."""
+        every = [piece for unit in self.units for piece in unit.pieces]
+        uneven = sorted((piece for piece in every if piece.nbytes % EVEN), key=lambda piece: -piece.dtype.itemsize)
+        return [piece for piece in every if piece.nbytes % EVEN == 0] + uneven
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(unit.nbytes for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that will be written. `tensors` is the manifest's description of the quantized matrices."""
+
+    shards: tuple[Shard, ...]
+    ledger: Ledger
+    tensors: tuple[dict, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards' tensors."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
+    """Lay out `model` (a skeleton) under `recipe`, one of qcore's own data-free ones, in shards of about `shard_bytes`.
+
+    Raises what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change, `InputError` for a skip
+    pattern without a match.
+    """
+    selection = select(model, recipe)
+    targets = {target.name: target for target in selection.targets}
+    rows, units, described, owner = {}, [], {}, {}
+    for name, tensor, shared in inventory(model):
+        row = kept_row(name, tensor, shared, selection.kept.get(name), intended=name not in selection.missed)
+        target = targets.get(name)
+        made = [] if target is None else _quantized_units(model, target)
+        if target is not None:
+            twin = shared if shared in described else None
+            owner[name] = twin or name
+            described[name] = made
+            size = 0 if twin else sum(unit.nbytes for unit in made)
+            reason = f"Shares the codes of {twin}." if twin else None
+            row = replace(row, format=target.format.label, bytes_after=size, reason=reason, intended=True)
+            units += [] if twin else made
+        elif not shared:
+            units.append(Unit(name, None, None, (Piece(name, tensor.dtype, tuple(tensor.shape)),)))
+        rows[name] = row
+    ledger = Ledger(recipe.name, tuple(rows.values())).check()
+    tensors = [entry for target in selection.targets for entry in _describe(model, target, targets[owner[target.name]])]
+    return Layout(_cut(units, shard_bytes), ledger, tuple(tensors))
+
+
+def matrix_shape(model: torch.nn.Module, target: Target) -> tuple[int, int, int]:
+    """(matrices, outputs N, inputs K) of a target's parameter."""
+    module = model.get_submodule(target.module)
+    *experts, rows, columns = getattr(module, target.parameter).shape
+    if is_turned(model, target):
+        rows, columns = columns, rows
+    return (*(experts or [1]), rows, columns)
+
+
+def is_turned(model: torch.nn.Module, target: Target) -> bool:
+    """Does the model hold the target's matrices as (K, N)?"""
+    return target.kind == "conv1d" or (target.kind == "experts" and model.get_submodule(target.module).is_transposed)
+
+
+def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
+    count, rows, columns = matrix_shape(model, target)
+    numbers = range(count) if target.kind == "experts" else [None]
+    pieces = parts_of(target.format, rows, columns)
+    return [
+        Unit(target.name, number, target, tuple(Piece(f"{stem}.{part}", dtype, shape) for part, (dtype, shape) in pieces.items()))
+        for number, stem in zip(numbers, _stems(target, count), strict=True)
+    ]
+
+
+def _stems(target: Target, count: int) -> list[str]:
+    """Names under which the matrices' parts are stored."""
+    return [f"{target.name}.experts.{i}" for i in range(count)] if target.kind == "experts" else [target.module]
+
+
+def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dict]:
+    count, rows, columns = matrix_shape(model, target)
+    format = {"type": type(target.format).__name__.lower(), **asdict(target.format)}
+    stems = zip(_stems(target, count), _stems(owner, count), strict=True)
+    return [{"module": own, "like": first, "shape": [rows, columns], "format": format} for own, first in stems]
+
+
+def parts_of(format: Format, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """{part: (dtype, shape)} of the parts of a `QuantizedTensor` (rows outputs, columns inputs) that are stored."""
+    groups = group_count(columns, format.group_size)
+    parts = {"codes": (torch.uint8, (rows, packed_width(columns, format.bits)))}
+    learned = isinstance(format, Codebook) and format.fixed is None
+    if not format.double_quant and not (learned and format.group_size is None):
+        parts["scale"] = (torch.float16, (rows, groups))
+    if isinstance(format, Uniform) and not format.symmetric:
+        parts["zero_point"] = (torch.uint8, (packed_width(rows * groups, format.bits),))
+    if learned:
+        parts["codebook"] = (torch.float16, (ENTRIES,) if format.group_size else (rows, ENTRIES))
+    if format.double_quant:
+        parts["scale_codes"] = (torch.uint8, (rows, groups))
+        parts["scale_range"] = (torch.float32, (-(-rows * groups // SCALES_PER_BLOCK), 2))
+    return parts
+
+
+def _cut(units: list[Unit], shard_bytes: int) -> tuple[Shard, ...]:
+    groups: list[list[Unit]] = [[]]
+    size = held = 0
+    for unit in units:
+        if groups[-1] and (size + unit.nbytes > shard_bytes or held > HELD):
+            groups.append([])
+            size = held = 0
+        groups[-1].append(unit)
+        size += unit.nbytes
+        held += sum(piece.nbytes for piece in unit.pieces if piece.nbytes % EVEN)
+    if len(groups) == 1:
+        return (Shard("model.safetensors", tuple(groups[0])),)
+    return tuple(Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group)) for i, group in enumerate(groups, 1))

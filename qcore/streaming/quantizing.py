@@ -1,0 +1,184 @@
+"""Quantize a checkpoint of any size: one tensor after another is read through a map, quantized, and written into shards.
+
+The system reads ahead while a tensor is worked on by all cores, and a thread writes and hashes the one before. Held at any time, beside
+the libraries, is a multiple of the largest stored tensor (for experts that are stored one by one, of the largest expert):
+
+    rtn       its mapped pages, and twice the quantized form                                        at most 2 x
+    hqq       fp32 codes besides                                                                    at most 8 x
+    kmeans    sorted values and sums in float64 besides                                             at most 16 x
+
+for 16-bit sources; half as much for 32-bit ones. A kept tensor is widened a few million weights at a time. The result is, bit for bit,
+what `export.safetensors.save` writes after quantizing in memory, but for being cut into files.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import qcore
+from qcore import methods
+from qcore.errors import InputError, UnavailableError
+from qcore.export import safetensors
+from qcore.formats.tensor import QuantizedTensor
+from qcore.home import check_space
+from qcore.ledger import Ledger
+from qcore.models import Checkpoint
+from qcore.models.checkpoint import INDEX
+from qcore.models.loading import load_tokenizer
+from qcore.recipes import Engine, Float, Recipe
+from qcore.streaming.journal import Journal
+from qcore.streaming.layout import Layout, Shard, Unit, is_turned, plan
+from qcore.streaming.pace import Pace
+from qcore.streaming.source import Source
+from qcore.streaming.writer import ShardWriter
+
+SHARD_BYTES = 1 << 30
+_CHUNK = 1 << 22  # weights of a kept tensor that are widened at a time
+_SMALL_FILES = 64 << 20  # bytes for config, tokenizer and manifest
+
+Progress = Callable[[int, int, str], None]
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `InputError` for a recipe that a tensor cannot be given by itself."""
+    if isinstance(recipe.weights, Engine):
+        raise InputError(f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's own recipes.")
+    if isinstance(recipe.weights, Float):
+        raise InputError(f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64.")
+    if recipe.calibrated or recipe.prepare != "none":
+        needs = "reads calibration text" if recipe.calibrated else "changes the whole model first"
+        raise InputError(
+            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Leave out --stream, or take a recipe that looks "
+            "at each weight alone, such as int4-g64-hqq."
+        )
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Ledger:
+    """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the ledger.
+
+    `folder` appears complete or not at all. Called again after a kill, with the same arguments, it goes on at the shard it had come to.
+    `progress` gets (bytes read, bytes to read, a phrase with speed and time left).
+
+    Raises `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized already or holds NaN, or a target
+    that `check_target` refuses; `UnavailableError` if the disk is full.
+    """
+    check(recipe)
+    folder = Path(folder).absolute()
+    safetensors.check_target(recipe, folder, overwrite=overwrite)
+    if checkpoint.is_quantized:
+        raise InputError(f"{checkpoint.name} is quantized already. Quantize the original model instead.")
+    tokenizer = load_tokenizer(checkpoint)
+    source = Source(checkpoint)
+    layout = plan(source.model, recipe, shard_bytes)
+    identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "shard_bytes": shard_bytes, "qcore": qcore.__version__}
+    try:
+        with Journal(folder, identity) as journal:
+            digests = _write_shards(source, layout, journal, progress)
+            about = (source.described(), tokenizer, recipe, layout.ledger, list(layout.tensors), digests)
+            safetensors.write_about(*about, journal.folder)
+            if len(layout.shards) > 1:
+                _write_index(layout, journal.folder)
+            journal.publish()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise UnavailableError(
+            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some space and give the same command "
+            "again to go on, or remove that folder."
+        ) from error
+    return layout.ledger
+
+
+def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Progress | None) -> dict[str, str]:
+    """{file: SHA-256} of all shards; those that an earlier run finished are not made again."""
+    digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
+    left = [shard for shard in layout.shards if shard.file not in digests]
+    check_space(journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model")
+    pace = Pace(progress, sum(_read_bytes(source, shard) for shard in left), sum(_read_bytes(source, shard) for shard in layout.shards))
+    for shard in left:
+        digests[shard.file] = write_shard(source, shard, journal.folder, pace)
+        journal.note(shard.file, digests[shard.file])
+    pace.finish()
+    return digests
+
+
+def write_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> str:
+    """Make one file of the output in `folder` and return its SHA-256. Depends on nothing but its arguments."""
+    writer = ShardWriter(folder / shard.file, shard.pieces)
+    try:
+        for i, unit in enumerate(shard.units):
+            if i + 1 < len(shard.units):
+                source.expect(shard.units[i + 1].parameter, shard.units[i + 1].expert)
+            for name, tensor in _make(source, unit):
+                writer.write(name, tensor)
+            if pace is not None:
+                pace.step(_unit_bytes(source, unit), unit.parameter)
+        source.forget()
+        return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the file, contiguous chunk) of everything that is stored of `unit`."""
+    if unit.target is None:
+        (piece,) = unit.pieces
+        flat = source.read(unit.parameter).reshape(-1)
+        for start in range(0, flat.numel(), _CHUNK):
+            part = flat[start : start + _CHUNK]
+            if part.is_floating_point() and not part.isfinite().all():
+                source.check_finite(unit.parameter)
+            yield piece.name, part.to(piece.dtype, copy=True)
+        return
+    for piece, tensor in zip(unit.pieces, stored_parts(choose(source, unit)), strict=True):
+        if tensor.shape != piece.shape or tensor.dtype != piece.dtype:
+            raise RuntimeError(f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} {piece.dtype}")
+        yield piece.name, tensor.contiguous()
+
+
+def choose(source: Source, unit: Unit) -> QuantizedTensor:
+    """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or infinite."""
+    target = unit.target
+    weight = source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)
+    if is_turned(source.model, target):
+        weight = weight.transpose(-1, -2)
+    if target.method != "rtn":
+        source.check_finite(unit.parameter, unit.expert)
+    try:
+        return methods.quantize(weight, target.format, target.method)
+    except InputError as error:
+        source.check_finite(unit.parameter, unit.expert)  # rounding notices NaN by itself, but not where it is
+        raise InputError(f"{target.name}: {error}") from error
+
+
+def stored_parts(weight: QuantizedTensor) -> list[torch.Tensor]:
+    """The parts that a file holds, in the order of `QuantizedTensor.PARTS`."""
+    return [part for name, part in weight.parts().items() if weight.is_stored(name)]
+
+
+def _unit_bytes(source: Source, unit: Unit) -> int:
+    return sum(source.checkpoint.tensors[name].nbytes for name in source.stored_names(unit.parameter, unit.expert))
+
+
+def _read_bytes(source: Source, shard: Shard) -> int:
+    return sum(_unit_bytes(source, unit) for unit in shard.units)
+
+
+def _write_index(layout: Layout, folder: Path) -> None:
+    places = {piece.name: shard.file for shard in layout.shards for piece in shard.pieces}
+    index = {"metadata": {"total_size": layout.nbytes}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=1))

@@ -1,0 +1,175 @@
+"""Each parameter of a model straight from the checkpoint's files, one at a time.
+
+Files and model do not always agree on names and shapes: names are changed, three projections are stored as one, experts are stored one
+by one and computed as one tensor. transformers has rules for that, which it applies while it loads a whole model; here the same rules
+are applied to the few stored tensors that one parameter is made of. What needs no rule stays mapped and in its stored dtype: it takes
+memory only while it is read, and goes with the tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import copy, deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qcore.errors import InputError
+from qcore.models import Checkpoint, skeleton
+from qcore.models.loading import require_finite, set_generation_config
+from qcore.models.mapping import read_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class _Recipe:
+    """What a parameter is made of: the names of stored tensors by the pattern that a rule knows them by, and the rule, if any."""
+
+    converter: object | None = None
+    stored: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for names in self.stored.values() for name in names]
+
+
+class Source:
+    """Parameters of `checkpoint` by the names they have in the model."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.model = skeleton(checkpoint)
+        self._made: dict[str, _Recipe] = {}
+        self._targets: dict[str, str] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
+        self._last: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._read_rules()
+        self._add_ties()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The parameter in the shape that the model has it in. Mapped from the file, or made anew if it takes a rule."""
+        first = self._targets[name]
+        recipe = self._made[first]
+        if recipe.converter is None:
+            return self._stored(recipe.names[0])
+        if self._last is None or self._last[0] != first:
+            self._last = None  # let go of the old one before the new one is made
+            self._last = first, self._convert(first, {pattern: list(names) for pattern, names in recipe.stored.items()})
+        return self._last[1][name]
+
+    def expert(self, name: str, number: int) -> torch.Tensor:
+        """Matrix `number` of the fused experts' parameter `name` (E, …), made without the others where they are stored apart."""
+        first = self._targets[name]
+        recipe = self._made[first]
+        if recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
+            return self._convert(first, {pattern: [names[number]] for pattern, names in recipe.stored.items()})[name][0]
+        return self.read(name)[number]
+
+    def stored_names(self, name: str, expert: int | None = None) -> list[str]:
+        """The stored tensors that the parameter (or its matrix number `expert`) is made of."""
+        recipe = self._made[self._targets[name]]
+        if expert is not None and recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
+            return [names[expert] for names in recipe.stored.values()]
+        return recipe.names
+
+    def check_finite(self, name: str, expert: int | None = None) -> None:
+        """Raise `InputError` naming the first NaN or infinity among the stored tensors of a parameter."""
+        for stored in self.stored_names(name, expert):
+            require_finite(stored, read_tensor(self.checkpoint, stored))
+
+    def expect(self, name: str, expert: int | None = None) -> None:
+        """Let the system fetch the parameter's bytes from the disk while something else is done."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for stored in self.stored_names(name, expert):
+            tensor = self.checkpoint.tensors[stored]
+            with (self.checkpoint.folder / tensor.file).open("rb") as file:
+                os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def described(self) -> torch.nn.Module:
+        """The model without weights, with the checkpoint's own generation config: what a saved folder's config files are written from."""
+        model = copy(self.model)  # the skeleton itself is shared and stays as it is
+        model.config = deepcopy(model.config)
+        set_generation_config(model, self.checkpoint.folder)
+        return model
+
+    def forget(self) -> None:
+        """Let go of what the last rule made."""
+        self._last = None
+
+    def _stored(self, stored: str) -> torch.Tensor:
+        import torch
+
+        tensor = read_tensor(self.checkpoint, stored)
+        return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
+
+    def _convert(self, first: str, stored: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+        converter = deepcopy(self._made[first].converter)
+        for pattern, names in stored.items():
+            for stored_name in names:
+                converter.add_tensor(first, stored_name, pattern, self._stored(stored_name))
+        made = converter.convert(first, model=self.model, config=self.model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def _read_rules(self) -> None:
+        """Sort the stored names into the parameters they belong to, as `transformers.core_model_loading` does when it loads."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        rules = get_model_conversion_mapping(self.model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        prefix, wanted = self.model.base_model_prefix, self.model.state_dict()
+        for stored in sorted(self.checkpoint.tensors, key=dot_natural_key):
+            name, pattern = rename_source_key(stored, renamings, converters, prefix, wanted)
+            if name not in wanted and stored in wanted:
+                name, pattern = rename_source_key(stored, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
+            if name not in wanted:
+                continue  # left out on purpose by the model's class, or `skeleton` would have refused the checkpoint
+            recipe = self._made.setdefault(name, _Recipe(by_pattern.get(pattern)))
+            recipe.stored.setdefault(pattern or stored, []).append(stored)
+        for first, recipe in self._made.items():
+            for name in [first] if recipe.converter is None else self._targets_of(first, recipe.converter):
+                self._targets.setdefault(name, first)
+
+    def _targets_of(self, first: str, converter) -> list[str]:
+        """All parameters that a rule makes at once; the rule is known by the first of them."""
+        pattern = next((pattern for pattern in converter.target_patterns if pattern in first), None)
+        return [first] if pattern is None else [first.replace(pattern, other, 1) for other in converter.target_patterns]
+
+    def _add_ties(self) -> None:
+        """A tied parameter has several names and is stored under one of them."""
+        import torch
+
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        for family in names.values():
+            known = [name for name in family if name in self._targets]
+            if not known:
+                raise InputError(f"{self.checkpoint.name} has no weights for {family[0]}. Nothing is filled in at random.")
+            for other in known[1:]:
+                if self._targets[other] != self._targets[known[0]] and not torch.equal(self.read(known[0]), self.read(other)):
+                    raise InputError(
+                        f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but its config.json says that they are "
+                        "one. Correct tie_word_embeddings there, or load the model whole."
+                    )
+            for name in family:
+                self._targets.setdefault(name, self._targets[known[0]])
+
+
+def _apart(recipe: _Recipe, experts: int) -> bool:
+    """Does the rule put experts together that are stored one by one, and otherwise only do to each what it does to all?"""
+    from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
+
+    stacked = False
+    for operation in recipe.converter.operations:
+        kind = type(operation)
+        if kind is MergeModulelist and operation.dim == 0:
+            stacked = True
+        elif not stacked:
+            return False
+        elif not (kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0):
+            return False
+    return stacked and all(len(names) == experts for names in recipe.stored.values())

@@ -1,0 +1,135 @@
+"""Write a safetensors file whose tensors come one after another, in pieces, while the next ones are still being made.
+
+A thread of its own writes and hashes; what waits for it is bounded. The file has a temporary name until it is complete and on the disk,
+so a file with its final name is always whole. Tensors that come too early (`layout` puts uneven ones last) wait in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from pathlib import Path
+
+import torch
+
+from qcore.models.mapping import stored_name
+from qcore.streaming.layout import Piece
+
+WAITING = 2  # chunks that may wait to be written
+_FLUSHED = 64 << 20  # bytes after which the system is asked to begin writing
+
+
+class ShardWriter:
+    """`write` chunks of tensors in any order in which each tensor's own chunks follow each other, then `close`, or `discard`.
+
+    `pieces` are all tensors of the file, in their order in it. Raises `OSError` if the disk does not take them, from `write` or `close`.
+    """
+
+    def __init__(self, path: Path, pieces: list[Piece]):
+        self.path = path
+        self.sha256: str | None = None
+        self._temporary = path.with_name(f"{path.name}.partial")
+        self._pieces = pieces
+        self._next = 0  # the piece that the file is waiting for
+        self._missing = pieces[0].nbytes if pieces else 0
+        self._early: dict[str, list[torch.Tensor]] = {}
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue = queue.Queue(WAITING)
+        self._error: BaseException | None = None
+        self._file = self._temporary.open("wb", buffering=0)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        self._queue.put(self._header())
+
+    def write(self, name: str, chunk: torch.Tensor) -> None:
+        """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be written."""
+        if self._error is not None:
+            raise self._error
+        if self._next < len(self._pieces) and self._pieces[self._next].name == name:
+            self._append(chunk)
+            self._catch_up()
+        else:
+            self._early.setdefault(name, []).append(chunk)
+
+    def close(self) -> str:
+        """Make the file durable, give it its name, and return its SHA-256."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is None and self._next < len(self._pieces):
+            self._error = ValueError(f"{self._pieces[self._next].name} is shorter than was planned")
+        if self._error is not None:
+            self.discard()
+            raise self._error
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+        self.sha256 = self._hash.hexdigest()
+        return self.sha256
+
+    def discard(self) -> None:
+        """Stop, and remove what was written."""
+        if self._thread.is_alive():
+            self._error = self._error or RuntimeError("discarded")
+            self._queue.put(None)
+            self._thread.join()
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _header(self) -> torch.Tensor:
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for piece in self._pieces:
+            entry = {"dtype": stored_name(piece.dtype), "shape": list(piece.shape), "data_offsets": [offset, offset + piece.nbytes]}
+            header[piece.name] = entry
+            offset += piece.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % 64)  # tensors begin at a multiple of 64 bytes
+        return torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+
+    def _append(self, chunk: torch.Tensor) -> None:
+        self._missing -= chunk.nbytes
+        if self._missing < 0:
+            raise ValueError(f"{self._pieces[self._next].name} is longer than was planned")
+        if chunk.nbytes:
+            self._queue.put(chunk)
+
+    def _catch_up(self) -> None:
+        """Go on to the next piece while the one at hand is complete, and write what had come early."""
+        while self._missing == 0 and self._next < len(self._pieces):
+            self._next += 1
+            if self._next < len(self._pieces):
+                piece = self._pieces[self._next]
+                self._missing = piece.nbytes
+                for chunk in self._early.pop(piece.name, []):
+                    self._append(chunk)
+
+    def _work(self) -> None:
+        unflushed = 0
+        while (chunk := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # keep emptying the queue, so that nobody waits for ever
+            try:
+                data = memoryview(chunk.detach().reshape(-1).view(torch.uint8).numpy())
+                self._hash.update(data)
+                while data:
+                    data = data[self._file.write(data) :]
+                unflushed += chunk.nbytes
+                if unflushed > _FLUSHED and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # starts writing what is dirty, drops what is not
+                    unflushed = 0
+            except BaseException as error:  # handed to whoever writes or closes
+                self._error = error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
