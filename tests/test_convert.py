@@ -153,7 +153,7 @@ def test_a_ledger_survives_json_and_a_damaged_one_is_refused():
 @pytest.mark.parametrize("name", ["int4-g64", "int8-head8", "nf4-g64-dq"])
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
 def test_each_original_is_freed_before_the_next_is_read(kind, name):
-    """So the peak is the model and what one layer takes: see tests/kernels/test_rounding.py for that."""
+    """So the peak is the model and what one layer takes: see tests/methods/test_rtn.py for that."""
     model, done = tiny.model(kind), []
     storages = {full: StorageWeakRef(parameter.untyped_storage()) for full, parameter in model.named_parameters()}
 

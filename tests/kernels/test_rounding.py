@@ -1,8 +1,6 @@
 """The native rounding against the definition in plain torch: the same bits, whatever the weights, the format and the layout in memory."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -136,28 +134,3 @@ def test_the_method_takes_the_native_way_where_it_can_and_the_definition_where_i
 def test_a_learned_table_is_not_rounded_to():
     with pytest.raises(InputError, match="method kmeans"):
         methods.quantize(torch.ones(2, 8), Codebook("kmeans4", None), "rtn")
-
-
-MEASURE = """
-import torch
-from qcore import methods
-from qcore.formats.codebook import Codebook
-from qcore.formats.uniform import Uniform
-from qcore.measurement.memory import PeakMemory
-
-weight = torch.randn(8192, 4096)
-for dtype in (torch.float32, torch.bfloat16):
-    weight = weight.to(dtype)
-    for format in (Uniform(4, 64, False), Uniform(4, 64, False, True), Uniform(8, None, True), Uniform(3, 32, True), Codebook("nf4", 64)):
-        methods.quantize(weight[:64], format, "rtn")
-        with PeakMemory() as memory:
-            stored = methods.quantize(weight, format, "rtn")
-        print(memory.peak_bytes - memory.start_bytes - stored.nbytes)
-"""
-
-
-def test_quantizing_takes_no_memory_but_the_result_and_its_scales():
-    """A matrix of 128 MiB, of which the scales in single precision are 2 MiB and a few copies of them are made."""
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
-    extra = [int(line) / 2**20 for line in done.stdout.split()]
-    assert len(extra) == 10 and max(extra) < 24, extra

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,3 +65,28 @@ def test_half_precision_and_transposed_inputs_give_the_same_codes():
     format = Uniform(4, 32, False)
     expected = methods.quantize(weight.float().T.contiguous(), format, "rtn")
     assert torch.equal(methods.quantize(weight.T, format, "rtn").codes, expected.codes)
+
+
+MEASURE = """
+import torch
+from qcore import methods
+from qcore.formats.codebook import Codebook
+from qcore.formats.uniform import Uniform
+from qcore.measurement.memory import PeakMemory
+
+weight = torch.randn(8192, 4096)
+for dtype in (torch.float32, torch.bfloat16):
+    weight = weight.to(dtype)
+    for format in (Uniform(4, 64, False), Uniform(4, 64, False, True), Uniform(8, None, True), Uniform(3, 32, True), Codebook("nf4", 64)):
+        methods.quantize(weight[:64], format, "rtn")
+        with PeakMemory() as memory:
+            stored = methods.quantize(weight, format, "rtn")
+        print(memory.peak_bytes - memory.start_bytes - stored.nbytes)
+"""
+
+
+def test_quantizing_takes_no_memory_but_the_result_and_its_scales():
+    """A matrix of 128 MiB, of which the scales in single precision are 2 MiB and a few copies of them are made."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    extra = [int(line) / 2**20 for line in done.stdout.split()]
+    assert len(extra) == 10 and max(extra) < 24, extra
