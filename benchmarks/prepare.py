@@ -5,8 +5,8 @@
 makes what is missing and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last line. Each entry's name holds a
 hash of what it depends on (the model, the peer's version, the code that makes it), so nothing stale is ever measured.
 
-    int4-g32-head8    a folder that qcore saved                       q4_0, q8_0    GGUF files that llama.cpp quantized from float32
-    int4              onnxruntime-genai's builder on that model       0.6b …        the same of a Llama of random weights
+    int4-g32-head8    a folder that qcore saved                      q4_0, q8_0    GGUF files that llama.cpp quantized from float32
+    ort-int4          by onnxruntime-genai's own builder             0.6b …        the same of a Llama of random weights
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import gguf_writer
 from benchmarks.peers import llamacpp
-from benchmarks.plan import MODEL, PROMPT, RANDOM
+from benchmarks.plan import MODEL, ORT_HEAD8, ORT_INT4, PROMPT, RANDOM
 from qcore import convert, data, models, recipes
 from qcore.errors import QcoreError, RunError
 from qcore.export import safetensors
@@ -51,7 +51,7 @@ class Cache:
         source, _, kind = item.rpartition(" ")
         if kind in ("q4_0", "q8_0"):
             parts, make = (gguf_writer, llamacpp), self._gguf
-        elif kind == "int4":
+        elif kind in (ORT_INT4, ORT_HEAD8):
             parts, make = (), self._onnx
         else:
             parts, make = (ROOT / "qcore/formats", ROOT / "qcore/methods", safetensors), self._own
@@ -63,6 +63,9 @@ class Cache:
             make(source, kind, folder)
 
         final = build_folder(self.folder / f"{source or MODEL}-{kind}-{key}", build)
+        for stale in self.folder.glob(f"{source or MODEL}-{kind}-{'[0-9a-f]' * len(key)}"):
+            if stale != final:
+                shutil.rmtree(stale, ignore_errors=True)
         return final / f"{kind}.gguf" if kind in ("q4_0", "q8_0") else final
 
     def prompt(self) -> list[int]:
@@ -98,8 +101,9 @@ class Cache:
     def _onnx(self, source: str, kind: str, folder: Path) -> None:
         scratch = folder / "scratch"
         command = [
-            sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(self.checkpoint.folder), "-o", str(folder), "-p", kind,
-            "-e", "cpu", "-c", str(scratch), "--extra_options", "int4_block_size=32", "int4_accuracy_level=4",
+            sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(self.checkpoint.folder), "-o", str(folder), "-p", "int4",
+            "-e", "cpu", "-c", str(scratch), "--extra_options", "block_size=32", "accuracy_level=4",
+            *(["algo_config=rtn", "matmul_mixed_precision=last_matmul:int8"] if kind == ORT_HEAD8 else []),
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
@@ -122,8 +126,9 @@ def _code(part) -> str:
 
 
 def _versions(kind: str) -> list[str]:
-    packages = {"q4_0": ["llama-cpp-python"], "q8_0": ["llama-cpp-python"], "int4": ["onnxruntime-genai", "onnxruntime"]}.get(kind, [])
-    return [f"{package} {metadata.version(package)}" for package in [*packages, "torch", "transformers"]]
+    packages = ["llama-cpp-python"] if kind in ("q4_0", "q8_0") else []
+    packages += ["onnxruntime-genai", "onnxruntime"] if kind in (ORT_INT4, ORT_HEAD8) else []
+    return [f"{package} {metadata.version(package)}" for package in (*packages, "torch", "transformers")]
 
 
 @torch.inference_mode()

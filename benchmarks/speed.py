@@ -145,7 +145,11 @@ def main() -> int:
     """Parse the options, measure, print a table and the JSON line. Exit status 0, 1 if something failed, 2 if it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured; without it, 8 for whole steps and 5 for the rest")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="how often everything is measured; without it, 8 for whole steps of the default model, 4 or 5 for the rest",
+    )
     parser.add_argument("--only", metavar="NAMES", help="only these ratios: names with commas between, * for any letters")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, a whole run goes to results/")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where prepared files are kept; without it, in qcore's cache folder")
