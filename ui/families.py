@@ -27,8 +27,8 @@ _PREFIXES = (
 
 
 def family(recipe: str) -> Family:
-    """The family of the recipe called `recipe`."""
-    return next((found for prefix, found in _PREFIXES if recipe.startswith(prefix)), OTHER)
+    """The family of the recipe called `recipe`; a preparation such as rotation does not change it."""
+    return next((found for prefix, found in _PREFIXES if recipe.removeprefix("rot-").startswith(prefix)), OTHER)
 
 
 def color(recipe: str) -> str:

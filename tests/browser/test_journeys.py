@@ -60,7 +60,7 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
     names = page.get_by_test_id("stSidebarNavLink").all_inner_texts()
     assert [name.split("\n")[-1] for name in names] == ["Home", "Quantize", "Compare", "Playground", "Layers"]
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").click()
-    expect(page.get_by_role("heading", name="Compare")).to_be_visible()
+    expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
 
 
 def test_layers_are_measured(page, address):
