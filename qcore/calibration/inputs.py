@@ -3,6 +3,9 @@
     H = 2/n · Σ x xᵀ                   the Hessian of a layer's squared error, (K, K), over n tokens
     D = 2/n · Σ (x' − x) xᵀ            drift: x' is what the layer would see in the unquantized model
 
+The error of a layer that writes to the residual stream matters relative to what it is added to, because the next norm divides by that;
+a few tokens are a thousand times larger than the others there. So for those layers each token counts 1 / |stream|².
+
 H is what GPTQ, weighted k-means and AWQ work with; D tells what quantizing the layers before has changed. Layers are found by running
 the block once with hooks. Fused experts (three-dimensional parameters) are not modules; their inputs are seen by watching the products.
 """
@@ -39,13 +42,16 @@ class Moments:
         """Nothing seen yet."""
         return cls(torch.zeros(columns, columns), torch.zeros(columns, columns) if drift else None, torch.zeros(columns), 0)
 
-    def add(self, inputs: torch.Tensor, undisturbed: torch.Tensor | None = None) -> None:
-        """Take in `inputs` (n, K), and what they are in the unquantized model."""
+    def add(self, inputs: torch.Tensor, undisturbed: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
+        """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is multiplied by its `weight`
+        (n, 1), if there is one; the mean |x| is that of the inputs as they are."""
         total = self.tokens + len(inputs)
         if total == 0:
             return
         keep, share = self.tokens / total, 2 / total
         self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
+        if weight is not None:
+            inputs, undisturbed = inputs * weight, None if undisturbed is None else undisturbed * weight
         self.hessian.addmm_(inputs.T, inputs, beta=keep, alpha=share)
         if self.drift is not None:
             self.drift.addmm_((undisturbed - inputs).T, inputs, beta=keep, alpha=share)

@@ -109,9 +109,14 @@ class BlockWork:
             inputs, _ = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
             before = self._undisturbed_inputs(i, stages)
             totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
-            for total, each, calm in zip(totals, inputs, before, strict=True):
-                total.add(each, calm)
+            for stage, total, each, calm in zip(stages, totals, inputs, before, strict=True):
+                total.add(each, calm, _token_weight(hidden) if self._writes(stage) else None)
         return totals
+
+    def _writes(self, stage: Stage) -> bool:
+        """Whether the stage's layers add to the residual stream: they put out its width, and are not the first to read it."""
+        width = self.hidden[0].shape[-1]
+        return stage != self.stages[0] and all(len(self.matrices(target)[0]) == width for target in stage.targets)
 
     def moments_of_experts(self, target: Target) -> list[Moments]:
         """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
@@ -184,6 +189,12 @@ def quantize_blocks(
         yield finished
     report(len(blocks), len(blocks), "")
     store.remove()
+
+
+def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
+    """(n, 1): one over the size of each token in the stream `hidden` (1, T, H), 1 for the median token."""
+    size = hidden.flatten(0, -2).float().square().mean(1, keepdim=True).sqrt()
+    return size.median() / size.clamp_min(1e-6 * size.median().clamp_min(1e-30))
 
 
 def _as_it_is(block: nn.Module) -> nn.Module:
