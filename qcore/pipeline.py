@@ -108,6 +108,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     from qcore.calibration import unfinished
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
+    from qcore.measurement.traffic import bytes_a_token
 
     session = _Session(spec, folder, emit)
     is_baseline = recipe.name == "fp32"
@@ -135,6 +136,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     record = session.record(loaded) | {
         "recipe": recipe.to_dict(),
         "execution": execution(loaded.model),
+        "bytes_a_token": bytes_a_token(loaded.model, ledger.rows),
         "tokens_scored": evaluation.tokens_scored,
         "throughput": speed.to_dict(),
         "evaluation": evaluation.to_dict(),
@@ -288,7 +290,8 @@ class _Session:
 
         spec, checkpoint = self.spec, loaded.checkpoint
         about = describe(loaded, self.text, spec.threads)
-        about["environment"]["read_bandwidth"] = read_bandwidth()  # last, so that its buffer is in no figure; bounds the decode speed
+        if spec.device == "cpu":  # last, so that its buffer is in no figure; bounds the decode speed
+            about["environment"]["read_bandwidth"] = read_bandwidth()
         return about | {
             "model": spec.model,
             "revision": checkpoint.revision or spec.revision,

@@ -171,10 +171,11 @@ def _estimate_text(row: dict) -> str:
 
 
 def memory_limit(row: dict) -> float | None:
-    """Tokens a second if each stored byte is read once a token at the read bandwidth measured on the machine that made the row."""
-    bandwidth = ((row.get("record") or {}).get("environment") or {}).get("read_bandwidth")
-    stored = row.get("stored_bytes")
-    return bandwidth / stored if bandwidth and stored else None
+    """Tokens a second if the weights that a token needs are read at the bandwidth measured on the machine that made the row."""
+    record = row.get("record") or {}
+    bandwidth = (record.get("environment") or {}).get("read_bandwidth")
+    read = record.get("bytes_a_token") or row.get("stored_bytes")  # earlier records lack the first
+    return bandwidth / read if bandwidth and read else None
 
 
 def _cut(values: Sequence[float | None]) -> float:

@@ -14,8 +14,8 @@ TERMS = {
     "decode": "Writing the answer: one token after another, so it is limited by how fast the weights can be read from memory. "
     "(New tokens − 1) ÷ time after the first one.",
     "time to first token": "How long after the prompt was sent the first new token appears.",
-    "memory limit": "Read bandwidth of this machine ÷ stored bytes: the decode speed if each stored byte is read once a token and nothing "
-    "else takes time.",
+    "memory limit": "Read bandwidth of this machine ÷ the bytes of weights that a token needs: the decode speed if each is read once and "
+    "nothing else takes time. Of an embedding that is not the head, too, a token needs one row.",
     "perplexity": "exp(mean negative log-likelihood of a text's tokens): 1 is perfect, the vocabulary's size is guessing. Lower is better. "
     "It compares only within the same text, window and tokenizer.",
     "KL divergence": "How far the quantized model's next-token probabilities are from the baseline's, averaged over the text, in nats. "

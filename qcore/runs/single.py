@@ -110,11 +110,14 @@ def bench_once(
     model: str, *, revision: str | None, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, seed: int, device: str,
     progress: Progress,
 ) -> dict:  # fmt: skip
-    """Prefill and decode speed of `model`, and the most memory that this process took."""
+    """Prefill and decode speed of `model`, the share of the machine's read bandwidth that decoding reaches ("bandwidth_share", None on
+    an accelerator), and the most memory that this process took."""
     import torch
 
+    from qcore.measurement.environment import read_bandwidth
     from qcore.measurement.memory import PeakMemory
     from qcore.measurement.throughput import measure
+    from qcore.measurement.traffic import bytes_a_token
     from qcore.pipeline import describe
 
     check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed)
@@ -126,14 +129,19 @@ def bench_once(
             loaded = _load(model, revision, device, prompt_tokens + new_tokens, progress)
         with PeakMemory() as running:
             result = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress).to_dict()
+        read = bytes_a_token(loaded.model, _rows(loaded))
+        bandwidth = read_bandwidth() if device == "cpu" else None  # last, so that its buffer is in no figure
     words = ["bench", model, *_options(
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision)]  # fmt: skip
     samples = {"samples": result.pop("samples")}
     record = (
         describe(loaded, threads=threads) | _times(began, words) | samples | {"device": device, "seed": seed, "recipe": _recipe(loaded)}
     )
+    record["bytes_a_token"] = read
+    record["environment"]["read_bandwidth"] = bandwidth
+    share = result["decode_tok_s"] * read / bandwidth if bandwidth else None
     peaks = {"peak_load_bytes": loading.peak_bytes, "peak_run_bytes": running.peak_bytes}
-    return {"model": model, **result, "stored_bytes": _stored_bytes(loaded), **peaks, "record": record}
+    return {"model": model, **result, "bandwidth_share": share, "stored_bytes": _stored_bytes(loaded), **peaks, "record": record}
 
 
 def safe_name(model: str, recipe: str) -> str:
@@ -162,11 +170,14 @@ def _load(model: str, revision: str | None, device: str, window: int, progress: 
 
 def _stored_bytes(loaded) -> int:
     """Bytes of the unique storages of the model as it was loaded."""
-    from qcore.inventory import inventory
+    return sum(row.bytes_after for row in _rows(loaded))
 
-    if loaded.ledger is not None:
-        return loaded.ledger.stored_bytes
-    return sum(tensor.nbytes for _, tensor, shared in inventory(loaded.model) if not shared)
+
+def _rows(loaded):
+    """The ledger's rows, or those of a model that nothing was done to."""
+    from qcore.inventory import inventory, kept_row
+
+    return loaded.ledger.rows if loaded.ledger is not None else [kept_row(*each, None) for each in inventory(loaded.model)]
 
 
 def _recipe(loaded) -> dict | None:

@@ -74,9 +74,10 @@ def test_missing_numbers_are_not_measured():
     assert "not measured" in [note.text for note in charts.quality(rows).layout.annotations]
 
 
-def test_memory_limit_is_bandwidth_over_stored_bytes():
+def test_memory_limit_is_bandwidth_over_the_bytes_of_a_token():
     row = samples.row("fp32")
     assert charts.memory_limit(row) == 25e9 / row["stored_bytes"]
+    assert charts.memory_limit({**row, "record": {**row["record"], "bytes_a_token": 1e8}}) == 250
     assert charts.memory_limit({**row, "record": {}}) is None
 
 
