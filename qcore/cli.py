@@ -151,7 +151,7 @@ def bench(
     revision: Revision = None,
     device: Device = "cpu",
 ) -> int:
-    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode, time to first token, and memory."""
+    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the read bandwidth, TTFT, memory."""
     from qcore.runs import report, single
 
     check_output(json)
@@ -162,7 +162,14 @@ def bench(
         )  # fmt: skip
     prefill, decode = report.human_number(result["prefill_tok_s"]), report.human_number(result["decode_tok_s"])
     first, peak = report.human_seconds(result["ttft_s"]), report.human_bytes(result["peak_run_bytes"])
-    return write_output(result, json, f"prefill {prefill} tok/s, decode {decode} tok/s, first token after {first}, peak memory {peak}")
+    text = f"prefill {prefill} tok/s, decode {decode} tok/s, first token after {first}, peak memory {peak}"
+    if result["bandwidth_share"] is not None:
+        read, bandwidth = result["record"]["bytes_a_token"], result["record"]["environment"]["read_bandwidth"]
+        text += (
+            f"\ndecoding reads {report.human_bytes(read)} of weights a token: {report.human_percent(result['bandwidth_share'])} of the "
+            f"{report.human_bytes(bandwidth)}/s that this machine reads, whose limit is {report.human_number(bandwidth / read)} tok/s"
+        )
+    return write_output(result, json, text)
 
 
 @app.command("models")

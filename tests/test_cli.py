@@ -142,6 +142,9 @@ def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp
 
 
 def test_eval_of_some_tokens_to_standard_output(said, model, text):
+    read, bandwidth = result["record"]["bytes_a_token"], result["record"]["environment"]["read_bandwidth"]
+    assert 0 < read <= result["stored_bytes"] and result["bandwidth_share"] == result["decode_tok_s"] * read / bandwidth
+    assert "% of the" in printed and "that this machine reads" in printed
     status, printed, err = said("eval", model, "--text", text, "--tokens", 50, "--window", 32, "--json", "-")
     result = json.loads(printed)
     assert status == 0 and result["tokens_scored"] == 49 and "perplexity" in err
