@@ -96,8 +96,8 @@ def quantize(
         if error.errno != errno.ENOSPC:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise UnavailableError(
-            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some space and give the same command "
-            "again to go on, or remove that folder."
+            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some space and give the same "
+            "command again to go on, or remove that folder."
         ) from error
     return layout.ledger
 

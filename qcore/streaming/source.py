@@ -152,8 +152,8 @@ class Source:
             for other in known[1:]:
                 if self._targets[other] != self._targets[known[0]] and not torch.equal(self.read(known[0]), self.read(other)):
                     raise InputError(
-                        f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but its config.json says that they are "
-                        "one. Correct tie_word_embeddings there, or load the model whole."
+                        f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but its config.json says that they "
+                        "are one. Correct tie_word_embeddings there, or load the model whole."
                     )
             for name in family:
                 self._targets.setdefault(name, self._targets[known[0]])
@@ -168,8 +168,8 @@ def _apart(recipe: _Recipe, experts: int) -> bool:
         kind = type(operation)
         if kind is MergeModulelist and operation.dim == 0:
             stacked = True
-        elif not stacked:
-            return False
-        elif not (kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0):
+            continue
+        within = kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0
+        if not (stacked and within):
             return False
     return stacked and all(len(names) == experts for names in recipe.stored.values())
