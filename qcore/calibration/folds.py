@@ -71,7 +71,7 @@ def apply(work, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
 def _candidates(work, stage: Stage, columns: int) -> list[Fold]:
     own = {target.name for target in stage.targets}
     straight = torch.arange(columns)
-    (given,), _ = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
+    (given,) = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
     found = []
     for name, made in _norm_outputs(work).items():
         if made.shape == given.shape and torch.equal(made, given):

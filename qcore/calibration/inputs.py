@@ -94,11 +94,8 @@ def find_stages(run: Callable[[], object], block: nn.Module, prefix: str, target
     return found, [target for target in targets if target.name not in seen]
 
 
-def watch(
-    run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False
-) -> tuple[list[torch.Tensor], object]:
-    """What the linear layers of each stage are given in one `run`, (n, K), and what it returned. Unless it is to be `whole`, the run
-    ends (with None) where the last stage begins."""
+def watch(run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False) -> list[torch.Tensor]:
+    """What the linear layers of each stage are given in one `run`, (n, K). Unless it is to be `whole`, it ends where the last begins."""
     seen: list[torch.Tensor | None] = [None] * len(stages)
 
     def keep(module, arguments, keywords, place):
@@ -110,15 +107,14 @@ def watch(
         _within(block, prefix, stage.targets[0]).register_forward_pre_hook(partial(keep, place=place), with_kwargs=True)
         for place, stage in enumerate(stages)
     ]
-    result = None
     try:
-        result = run()
+        run()
     except _Reached:
         pass
     finally:
         for hook in hooks:
             hook.remove()
-    return seen, result
+    return seen
 
 
 def watch_experts(run: Callable[[], object], parameter: torch.Tensor, transposed: bool) -> Iterator[tuple[int, torch.Tensor]]:

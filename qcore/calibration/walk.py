@@ -4,7 +4,8 @@
     for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
 
 Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states of all windows twice,
-as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes.
+as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes;
+for the latter also what the block's layers are given in the unquantized model, 2 bytes for each token and input.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class BlockWork:
     notes: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
+    _calm: dict[Stage, dict[int, torch.Tensor]] | None = None
 
     def __post_init__(self):
         self.block = self.blocks.modules[self.position]
@@ -105,12 +107,13 @@ class BlockWork:
     def moments(self, stages: list[Stage]) -> list[Moments]:
         """Second moments of what the linear layers of each of `stages` are given, all from one pass over the text as the block stands."""
         totals: list[Moments] = []
+        calm = self._calm_inputs() if self.original is not None else None
         for i, hidden in enumerate(self.hidden):
-            inputs, _ = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
-            before = self._undisturbed_inputs(i, stages)
+            inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+            before = [calm[stage].pop(i).float() if calm else None for stage in stages]
             totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
-            for stage, total, each, calm in zip(stages, totals, inputs, before, strict=True):
-                total.add(each, calm, _token_weight(hidden) if self._writes(stage) else None)
+            for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
+                total.add(each, undisturbed, _token_weight(hidden) if self._writes(stage) else None)
         return totals
 
     def _writes(self, stage: Stage) -> bool:
@@ -132,17 +135,20 @@ class BlockWork:
             module.config._experts_implementation = previous
         return totals
 
-    def _undisturbed_inputs(self, i: int, stages: list[Stage]) -> list[torch.Tensor | None]:
-        """What the stages are given for window `i` in the unquantized model. If that takes nearly all of the block, it is run to the end,
-        so that the next block's inputs are known, too."""
-        if self.original is None:
-            return [None] * len(stages)
-        whole = self.stages[-1] in stages
-        run = lambda: self.blocks.run(self.position, self.undisturbed[i], self.original)  # noqa: E731
-        inputs, output = watch(run, self.original, self.prefix, stages, whole=whole)
-        if whole:
-            self.calm_output[i] = output
-        return inputs
+    def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:
+        """What the linear layers of each stage are given for each window in the unquantized model, in 16 bits. The block is run for it
+        once, to the end, so that the next block's inputs are known, too; what has been used is let go."""
+        if self._calm is None:
+            linear = [stage for stage in self.stages if stage.targets[0].kind != "experts"]
+            self._calm = {stage: {} for stage in linear}
+            for i, state in enumerate(self.undisturbed):
+
+                def run(i: int = i, state: torch.Tensor = state) -> None:
+                    self.calm_output[i] = self.blocks.run(self.position, state, self.original)
+
+                for stage, inputs in zip(linear, watch(run, self.original, self.prefix, linear, whole=True), strict=True):
+                    self._calm[stage][i] = inputs.to(torch.bfloat16)
+        return self._calm
 
     def _turned(self, target: Target) -> bool:
         return target.kind == "conv1d" or (target.kind == "experts" and self.module(target).is_transposed)
