@@ -65,6 +65,7 @@ st.subheader("Quality", anchor=False, help=explain("perplexity"))
 state.plot(charts.quality(rows), key="compare.quality", alt="Perplexity and divergence of each recipe")
 compare_view.conditions(good)
 compare_view.failures(rows)
+compare_view.verdicts(good)
 
 if len(good) > 1:
     st.subheader("The trade-off", anchor=False, help=explain("frontier"))

@@ -68,6 +68,7 @@ def compare(
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = 16384,
     calibration_minutes: CalibrationMinutes = None,
+    margin: Annotated[float, typer.Option(help="Perplexity within this share of the baseline's counts as equal; 0.01 is 1 %")] = 0.01,
 ) -> int:
     """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
 
@@ -80,7 +81,7 @@ def compare(
     check_output(json)
     spec = RunSpec(
         model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
-        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes,
+        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin,
     )  # fmt: skip
     checkpoint = check(spec)
     say(checkpoint.description)

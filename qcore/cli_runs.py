@@ -15,6 +15,7 @@ from qcore.progress import Show
 runs = typer.Typer(help="Runs that were made here: list them, show one, repeat, cancel or delete it.", rich_markup_mode=None)
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
 Json = Annotated[str | None, typer.Option("--json", help="Write the rows there as JSON; - is standard output", metavar="OUT")]
+Margin = Annotated[float | None, typer.Option(help="Judge within another margin than the run's; 0.01 is 1 %", show_default=False)]
 
 
 @runs.callback(invoke_without_command=True)
@@ -39,12 +40,15 @@ def list_runs(context: typer.Context) -> int:
 
 
 @runs.command()
-def show(run_id: RunId, json: Json = None) -> int:
+def show(run_id: RunId, json: Json = None, margin: Margin = None) -> int:
     """How a run stands, its rows so far, and the command that repeats it."""
     from qcore.runs import jobs, report
+    from qcore.spec import check_margin
 
     check_output(json)
-    run, rows = jobs.status(run_id), jobs.rows(run_id)
+    if margin is not None:
+        check_margin(margin)
+    run, rows = jobs.status(run_id), jobs.rows(run_id, margin)
     lines = [f"{run.run_id}: {run.state}" + (f", {run.phase}" if run.active else "")]
     lines += [run.error] if run.error else []
     lines += [report.table(rows)] if rows else []

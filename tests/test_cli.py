@@ -74,16 +74,19 @@ def python(*arguments, **options):
 
 def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     out = tmp_path / "out.json"
-    options = "--recipes fp32,int8 --tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --generate-tokens 2"
+    options = "--recipes fp32,int8 --tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --generate-tokens 2 --margin 0.2"
     done = python("compare", model, *options.split(), "--text", text, "--json", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())
     assert [row["recipe"] for row in rows] == ["fp32", "int8"]
     for row in rows:
-        assert tuple(row) == ROW_KEYS and row["status"] == "ok"
+        assert tuple(row) == (*ROW_KEYS[:-1], "verdict", "record") and row["status"] == "ok"
         assert all(isinstance(row[key], (int, float)) for key in FIGURES)
         assert row["record"]["environment"]["libraries"]["torch"]
     assert rows[0]["kl_mean"] == 0 < rows[1]["kl_mean"]
+    assert rows[0]["verdict"] is None and rows[1]["verdict"]["margin"] == 0.2
+    assert f"int8: {rows[1]['verdict']['sentence']} KL " in done.stdout
+    assert rows[1]["verdict"]["ratio"]["estimate"] == pytest.approx(rows[1]["perplexity"] / rows[0]["perplexity"])
     assert "int8" in done.stdout and "perplexity" in done.stdout and "Traceback" not in done.stderr
     assert shlex.split(rows[0]["record"]["command"])[:5] == ["python", "-m", "qcore", "compare", model]
     assert not list((tmp_path / "home" / "runs").rglob("reference*")), "megabytes that nobody needs any more"
@@ -139,12 +142,12 @@ def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp
     ):
         assert result[key] > 0
     assert (result["prompt_tokens"], result["new_tokens"]) == (8, 4) and len(result["record"]["samples"]) == 2
-
-
-def test_eval_of_some_tokens_to_standard_output(said, model, text):
     read, bandwidth = result["record"]["bytes_a_token"], result["record"]["environment"]["read_bandwidth"]
     assert 0 < read <= result["stored_bytes"] and result["bandwidth_share"] == result["decode_tok_s"] * read / bandwidth
     assert "% of the" in printed and "that this machine reads" in printed
+
+
+def test_eval_of_some_tokens_to_standard_output(said, model, text):
     status, printed, err = said("eval", model, "--text", text, "--tokens", 50, "--window", 32, "--json", "-")
     result = json.loads(printed)
     assert status == 0 and result["tokens_scored"] == 49 and "perplexity" in err

@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from qcore.evaluation.verdict import details
 from qcore.runs import report
 from ui import diff, divergence, families, results, state
 from ui.glossary import explain
@@ -55,6 +56,22 @@ def failures(rows: list[dict]) -> None:
             st.error(f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason was given')}", icon=":material/error:")
         elif row["status"] != "ok":
             st.warning(f"**{shielded(row['label'])}**: {row['status']}. {verbatim(row['error'] or '')}", icon=":material/warning:")
+
+
+def verdicts(rows: list[dict]) -> None:
+    """A sentence for each recipe: is its loss real?"""
+    judged = [row for row in rows if row.get("verdict")]
+    if not judged:
+        return
+    st.subheader("Verdicts", anchor=False)
+    st.caption(
+        "Each recipe against the fp32 baseline, window by window of the same text: equivalent if the 95 % interval of the perplexity's "
+        "ratio lies within the margin, worse if it lies above, undecided if it crosses the edge."
+    )
+    for row in judged:
+        more = details(row["verdict"])
+        small = f"  \n:small[:gray[{more}]]" if more else ""
+        st.markdown(f"**{shielded(row['label'])}**: {shielded(row['verdict']['sentence'])}{small}")
 
 
 def answers(rows: list[dict]) -> None:

@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 from statistics import NormalDist
 
-_TINY, _ENOUGH, _MOST = 1e-300, 1e-15, 200_000
+_TINY, _ENOUGH, _MOST = 1e-300, 1e-14, 200_000
 
 
 def beta_share(a: float, b: float, x: float) -> float:
@@ -45,7 +45,10 @@ def _fraction(a: float, b: float, x: float) -> float:
 
 def t_above(t: float, df: float) -> float:
     """P(T > t) for Student's t with `df` degrees of freedom, which need not be whole."""
-    tail = beta_share(df / 2, 0.5, df / (df + t * t)) / 2
+    if t * t < df:  # where df / (df + t²) would round to 1, t² / (df + t²) does not round to 0
+        tail = 0.5 - beta_share(0.5, df / 2, t * t / (df + t * t)) / 2
+    else:
+        tail = beta_share(df / 2, 0.5, df / (df + t * t)) / 2
     return tail if t >= 0 else 1 - tail
 
 
@@ -57,10 +60,21 @@ def t_quantile(p: float, df: float) -> float:
     low, high = 0.0, 1.0
     while t_above(high, df) > 1 - p:
         low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_above(middle, df) > 1 - p else (low, middle)
-    return (low + high) / 2
+    t = (low + high) / 2
+    for _ in range(60):  # Newton's steps, and halves of what is left where one would leave it
+        over = t_above(t, df) - (1 - p)
+        low, high = (t, high) if over > 0 else (low, t)
+        step = over / math.exp(_log_density(t, df))
+        last, t = t, t + step if low < t + step < high else (low + high) / 2
+        if abs(t - last) <= 1e-14 * t:
+            break
+    return t
+
+
+def _log_density(t: float, df: float) -> float:
+    """The logarithm of Student's density."""
+    scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+    return scale - (df + 1) / 2 * math.log1p(t * t / df)
 
 
 def normal_quantile(p: float) -> float:

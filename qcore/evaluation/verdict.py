@@ -10,8 +10,8 @@ For windows of one length that is the paired t interval; for others it is the ra
 1977, chapter 6) with Kish's effective number of windows m in the place of their number, so that a short last window counts as what it
 is. Pairing is what makes it sharp: that a passage is hard shows in both models and cancels. Mean KL gets the same interval.
 
-The ratio is compared with a margin, by default 1 %, by two one-sided tests (D. J. Schuirmann, 1987), each at 2.5 %, which is to look where the
-95 % interval lies: inside of [1/(1+margin), 1+margin] is "equivalent", above it "worse", below it "better". Across an edge is
+The ratio is compared with a margin, by default 1 %, by two one-sided tests (D. J. Schuirmann, 1987), each at 2.5 %, which is to look where
+the 95 % interval lies: inside of [1/(1+margin), 1+margin] is "equivalent", above it "worse", below it "better". Across an edge is
 "undecided", with the number of tokens after which the interval would lie on one side with a probability of 80 % if the estimate and the
 spread of the windows stayed what they are.
 
@@ -220,7 +220,7 @@ def _needed(mean: _Mean, edge: float) -> int | None:
         low, high = high, 2 * high
         if high * mean.tokens > MOST_TOKENS:
             return None
-    for _ in range(20):
+    for _ in range(8):  # to a quarter of a percent
         middle = (low + high) / 2
         low, high = (low, middle) if clears(middle) else (middle, high)
     needed = high * mean.tokens

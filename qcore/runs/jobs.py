@@ -27,7 +27,7 @@ from filelock import FileLock
 from qcore.errors import InputError, RunError
 from qcore.registry import unknown
 from qcore.runs.folder import RunFolder, identity, run_ids, runs_folder
-from qcore.runs.store import Store, keep_end
+from qcore.runs.store import Store, judged_rows, keep_end
 from qcore.spec import RunSpec
 
 ACTIVE = ("queued", "running")
@@ -127,9 +127,10 @@ def list_runs() -> list[Status]:
     return [status(run_id) for run_id in reversed(run_ids())]
 
 
-def rows(run_id: str) -> list[dict]:
-    """The rows that are finished so far, in the order their recipes were asked for."""
-    return [row for _, row in sorted(RunFolder(run_id).rows().items())]
+def rows(run_id: str, margin: float | None = None) -> list[dict]:
+    """The rows that are finished so far, in the order their recipes were asked for, each with its verdict within the margin of the run or
+    another `margin`."""
+    return list(judged_rows(RunFolder(run_id), margin).values())
 
 
 def follow(run_id: str, interval: float = 0.3) -> Iterator[Status]:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qcore.evaluation.verdict import details
 from qcore.jsonfile import finite
 from qcore.pipeline import ROW_KEYS
 
@@ -91,6 +92,7 @@ COLUMNS = (
     Column("peak_run_bytes", "peak running", human_bytes, "less", "Most memory of the process while generating"),
     Column("quantize_s", "quantized in", human_seconds, "less", "Time to apply the recipe to the loaded model"),
 )
+VERDICT_CELLS = ("verdict", "ratio", "ratio_low", "ratio_high", "margin")
 RECORD_CELLS = ("model", "revision", "text", "tokens_scored", "window", "stride", "seed", "threads", "compute_dtype", "command")
 
 
@@ -115,17 +117,25 @@ def unfinished_row(
 
 
 def table(rows: Sequence[dict]) -> str:
-    """The rows as aligned text for a terminal; what failed follows below, one sentence each."""
+    """The rows as aligned text for a terminal; verdicts and what failed follow below, one sentence each."""
     shown = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
-    lines = [["recipe", *(column.title for column in shown)]]
+    judged = any(row.get("verdict") for row in rows)
+    lines = [["recipe", *(column.title for column in shown), *(["verdict"] if judged else [])]]
     for row in rows:
         cells = [column.text(row.get(column.key)) for column in shown] if row["status"] == "ok" else [row["status"]]
+        cells += [row["verdict"]["outcome"]] if row.get("verdict") else []
         lines.append([visible(row["recipe"]), *cells])
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
     text = [_align(line, widths) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
+    text += [f"{visible(row['recipe'])}: {row['verdict']['sentence']}{_behind(row['verdict'])}" for row in rows if row.get("verdict")]
     text += [f"{visible(row['recipe'])} {row['status']}: {visible(row['error'])}" for row in rows if row.get("error")]
     return "\n".join(text)
+
+
+def _behind(verdict: dict) -> str:
+    more = details(verdict)
+    return f" {more}." if more else ""
 
 
 def to_json(value) -> str:
@@ -137,12 +147,19 @@ def to_csv(rows: Sequence[dict]) -> str:
     """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so formulas are escaped."""
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow([*ROW_KEYS[:-1], *RECORD_CELLS])
+    writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS])
     for row in rows:
         record = row.get("record") or {}
-        cells = [*(row.get(key) for key in ROW_KEYS[:-1]), *(record.get(key) for key in RECORD_CELLS)]
+        cells = [*(row.get(key) for key in ROW_KEYS[:-1]), *_verdict_cells(row.get("verdict")), *(record.get(key) for key in RECORD_CELLS)]
         writer.writerow([escape_cell(cell) for cell in cells])
     return file.getvalue()
+
+
+def _verdict_cells(verdict: dict | None) -> list:
+    if not verdict:
+        return [None] * len(VERDICT_CELLS)
+    ratio = verdict["ratio"]
+    return [verdict["outcome"], ratio["estimate"], ratio["low"], ratio["high"], verdict["margin"]]
 
 
 def escape_cell(cell):

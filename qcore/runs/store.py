@@ -19,6 +19,7 @@ from qcore.errors import InputError
 from qcore.home import home
 from qcore.jsonfile import finite
 from qcore.runs.folder import RunFolder, run_ids
+from qcore.runs.verdicts import with_verdicts
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -118,7 +119,7 @@ class Store:
             folder = RunFolder(run_id)
             status = folder.read("status.json") or {}
             self.put_run(run_id, status.get("created_at") or 0.0, status.get("state") or "interrupted", status)
-            for position, row in folder.rows().items():
+            for position, row in judged_rows(folder).items():
                 self.put_row(run_id, position, row)
         return len(found)
 
@@ -167,11 +168,16 @@ def keep_row(folder: RunFolder, position: int, row: dict) -> None:
         _log.warning("The row of %s is in the run's folder, but not in the database: %s", row["recipe"], error)
 
 
+def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, dict]:
+    """The rows that are finished so far with their verdicts, by position and in its order."""
+    rows = dict(sorted(folder.rows().items()))
+    return dict(zip(rows, with_verdicts(list(rows.values()), margin), strict=True))
+
+
 def keep_end(folder: RunFolder, about: dict) -> None:
     """Write the end of a run: `result.json` with everything, the database, and last the status that others wait for."""
-    rows = folder.rows()
-    ordered = [row for _, row in sorted(rows.items())]
-    folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": ordered})
+    rows = judged_rows(folder)
+    folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": list(rows.values())})
     try:
         store = Store()
         for position, row in rows.items():

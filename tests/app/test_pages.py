@@ -101,6 +101,15 @@ def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
     assert [metric.label for metric in at.metric] == ["Smallest · int4-g64", "Fastest decode · int8", "Closest to fp32 · int8"]
 
 
+def test_compare_says_whether_a_loss_is_real(home):
+    base, worse = samples.row("fp32"), samples.row("int4-g64")
+    windows = {"tokens_scored": 4000, "window": 512, "stride": 512, "window_tokens": [500] * 8}
+    base["record"]["evaluation"] = {**windows, "window_nll": [1500.0] * 8, "divergence": None}
+    worse["record"]["evaluation"] = {**windows, "window_nll": [1600.0 + i for i in range(8)], "divergence": None}
+    samples.write_run(home, [base, worse])
+    assert "Worse, by more than 1 %: perplexity is 23 % higher than the baseline's" in words(open_page("compare")).replace("\\", "")
+
+
 def test_compare_half_filled(home):
     samples.write_run(home, [samples.row("fp32")], state="interrupted", pending=["int8", "int4-g64"])
     at = open_page("compare")

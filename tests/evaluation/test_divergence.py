@@ -69,6 +69,7 @@ def test_flips_counted_by_hand():
     each = exact(one_hot(0), one_hot(1)).item()
     assert result.kl_mean == pytest.approx(0.6 * each) and result.kl_max == pytest.approx(each) and result.kl_median == pytest.approx(each)
     assert result.window_kl == [pytest.approx(3 * each)]
+    assert result.window_base_nll == [pytest.approx(-sum(one_hot(t).log_softmax(-1)[0, 0].item() for t in (0, 0, 1, 1, 2)))]
 
 
 def test_statistics_over_windows_are_those_of_all_tokens():

@@ -99,6 +99,38 @@ def test_95_percent_of_the_intervals_hold_the_truth():
     assert 0.93 <= held / rounds <= 0.97
 
 
+def rate(outcome, truth, rounds=1000, seed=1, windows=10, spread=0.1):
+    """How often the verdict is `outcome` when the true logarithm of the ratio is `truth`."""
+    draw, tokens, found = random.Random(seed), [200] * windows, 0
+    for _ in range(rounds):
+        base = [draw.gauss(3.0, 0.4) * count for count in tokens]
+        after = [each + draw.gauss(truth * count, spread * math.sqrt(count)) for each, count in zip(base, tokens, strict=True)]
+        found += verdict(base, after, tokens).outcome == outcome
+    return found / rounds
+
+
+@pytest.mark.parametrize("edge", [math.log1p(0.01), -math.log1p(0.01)], ids=["above", "below"])
+def test_a_model_on_the_edge_is_seldom_called_equivalent_and_seldom_different(edge):
+    """The error rates of the one-sided tests: at most 2.5 % each, and not far below it."""
+    for outcome in ("equivalent", "worse" if edge > 0 else "better"):
+        assert 0.01 <= rate(outcome, edge, 1500) <= 0.037  # 2.5 %, and three standard errors of 1,500 draws
+
+
+def test_enough_tokens_find_out():
+    assert rate("equivalent", 0.001, windows=60, rounds=300) > 0.98
+    assert rate("worse", 0.03, windows=60, rounds=300) > 0.98
+    assert rate("undecided", 0.001, windows=2, rounds=300) > 0.9
+
+
+def test_the_promised_number_of_tokens_decides_about_four_times_in_five():
+    """Plan with one look at a true spread, then draw that many windows again and again."""
+    truth, spread = 0.004, 0.2
+    first = verdict(*shifted(truth, spread / math.sqrt(200), 10, 200), [200] * 10)
+    windows = round(first.tokens_needed / 200)
+    assert first.outcome == "undecided" and 10 < windows < 200
+    assert 0.7 <= rate("equivalent", truth, 500, windows=windows, spread=spread) <= 0.93
+
+
 def test_judge_takes_what_an_evaluation_holds():
     base, other = shifted(0.2, 0.01)
     conditions = {"window": 100, "stride": 100, "window_tokens": EVEN}

@@ -75,6 +75,26 @@ def read_csv(text):
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
+VERDICT = {
+    "outcome": "worse", "sentence": "Worse.", "margin": 0.01, "ratio": {"estimate": 1.5, "low": 1.4, "high": 1.6},
+    "kl": {"estimate": 0.03, "low": 0.02, "high": 0.04}, "flips": {"harmful": 9, "beneficial": 3, "p": 0.146},
+}  # fmt: skip
+
+
+def test_table_has_the_verdict_as_a_word_and_as_a_sentence():
+    lines = report.table([{**OK, "recipe": "fp32", "verdict": None}, {**OK, "verdict": VERDICT}, FAILED]).splitlines()
+    assert lines[0].split()[-1] == "verdict" and lines[3].split()[-1] == "worse" and "worse" not in lines[2] + lines[4]
+    assert lines[5] == "int4-g64: Worse. KL 0.0300 nats a token (0.0200 to 0.0400); 9 harmful and 3 beneficial flips (McNemar p = 0.15)."
+    assert lines[6].startswith("bnb-nf4 failed")
+    assert "verdict" not in report.table([{**OK, "verdict": None}, FAILED])
+
+
+def test_csv_has_the_verdict():
+    judged, plain = read_csv(report.to_csv([{**OK, "verdict": VERDICT}, FAILED]))
+    assert [judged[name] for name in report.VERDICT_CELLS] == ["worse", "1.5", "1.4", "1.6", "0.01"]
+    assert [plain[name] for name in report.VERDICT_CELLS] == [""] * 5
+
+
 def test_csv_has_every_figure_unrounded():
     ok, failed = read_csv(report.to_csv([OK, FAILED]))
     assert float(ok["perplexity"]) == 14.704 and int(ok["stored_bytes"]) == 538_060_032
