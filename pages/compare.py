@@ -7,6 +7,11 @@ from ui import charts, compare_view, families, pareto, results, start, state
 from ui.glossary import explain
 from ui.text import clock
 
+WORDS = (
+    "stored bytes", "peak memory", "decode", "prefill", "memory limit", "perplexity", "KL divergence", "top-1 agreement", "flips",
+    "verdict", "margin",
+)  # fmt: skip
+
 state.page("Compare", "Memory, speed and quality of each recipe, measured in the same way on the same machine.")
 
 runs = {status.run_id: status for status in jobs.list_runs() if status.recipes}
@@ -54,7 +59,7 @@ present = dict.fromkeys(families.family(row["recipe"]) for row in rows)
 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
     st.markdown(" &emsp; ".join(f':color[●]{{foreground="{family.color}"}} {family.name}' for family in present), width="content")
     with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
-        for term in ("stored bytes", "peak memory", "decode", "prefill", "memory limit", "perplexity", "KL divergence", "top-1 agreement"):
+        for term in WORDS:
             st.markdown(f"**{term.capitalize() if term != 'KL divergence' else term}**: {explain(term)}")
 
 st.subheader("Memory", anchor=False, help=explain("stored bytes"))
@@ -65,7 +70,7 @@ st.subheader("Quality", anchor=False, help=explain("perplexity"))
 state.plot(charts.quality(rows), key="compare.quality", alt="Perplexity and divergence of each recipe")
 compare_view.conditions(good)
 compare_view.failures(rows)
-compare_view.verdicts(good)
+compare_view.verdicts(rows)
 
 if len(good) > 1:
     st.subheader("The trade-off", anchor=False, help=explain("frontier"))

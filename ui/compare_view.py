@@ -3,12 +3,16 @@
 import pandas as pd
 import streamlit as st
 
+from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
 from qcore.runs import report
-from ui import diff, divergence, families, results, state
+from qcore.runs.verdicts import with_verdicts
+from ui import diff, divergence, families, forest, results, state
 from ui.glossary import explain
 from ui.text import clock, shielded, size, verbatim
 
+MARGINS = (0.005, 0.01, 0.02, 0.05)
+BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": "orange"}
 HELP = {
     "stored_bytes": "stored bytes", "bits_per_weight": "bits per weight", "coverage": "coverage", "perplexity": "perplexity",
     "kl_mean": "KL divergence", "top1_agreement": "top-1 agreement", "prefill_tok_s": "prefill", "decode_tok_s": "decode",
@@ -59,19 +63,32 @@ def failures(rows: list[dict]) -> None:
 
 
 def verdicts(rows: list[dict]) -> None:
-    """A sentence for each recipe: is its loss real?"""
-    judged = [row for row in rows if row.get("verdict")]
-    if not judged:
+    """Is the loss of each recipe real? A forest plot of the intervals, and a sentence for each; the margin can be chosen."""
+    if not any(row.get("verdict") for row in rows):
+        if any(row["recipe"] != "fp32" for row in rows):
+            st.caption("There are no verdicts, because nothing was recorded of the baseline to compare with.")
         return
-    st.subheader("Verdicts", anchor=False)
-    st.caption(
-        "Each recipe against the fp32 baseline, window by window of the same text: equivalent if the 95 % interval of the perplexity's "
-        "ratio lies within the margin, worse if it lies above, undecided if it crosses the edge."
-    )
-    for row in judged:
-        more = details(row["verdict"])
-        small = f"  \n:small[:gray[{more}]]" if more else ""
-        st.markdown(f"**{shielded(row['label'])}**: {shielded(row['verdict']['sentence'])}{small}")
+    st.subheader("Verdicts", anchor=False, help=explain("verdict"))
+    given = {row["verdict"]["margin"] for row in rows if row.get("verdict")}
+    margin = st.segmented_control(
+        "Margin", sorted({*MARGINS, *given}), default=max(given), required=True, format_func=percent_of, key="compare.margin",
+        help=explain("margin"),
+    )  # fmt: skip
+    runs = [[row for row in rows if row["run_id"] == run_id] for run_id in dict.fromkeys(row["run_id"] for row in rows)]
+    rows = [row for run in runs for row in with_verdicts(run, margin)]
+    state.plot(forest.picture(rows, margin), key="compare.forest", alt="Interval of each recipe's perplexity against the baseline's")
+    for row in rows:
+        if row["verdict"]:
+            _sentence(row)
+
+
+def _sentence(row: dict) -> None:
+    found = row["verdict"]
+    badge = f":{BADGES[found['outcome']]}-badge[{found['outcome']}]"
+    words = found["sentence"].partition(": ")[2]
+    more = details(found)
+    small = f"  \n:small[:gray[{shielded(more)}]]" if more else ""
+    st.markdown(f"**{shielded(row['label'])}** {badge} {shielded(words[:1].upper() + words[1:])}{small}")
 
 
 def answers(rows: list[dict]) -> None:

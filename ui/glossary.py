@@ -21,6 +21,11 @@ TERMS = {
     "KL divergence": "How far the quantized model's next-token probabilities are from the baseline's, averaged over the text, in nats. "
     "0 means identical. Steadier than perplexity.",
     "top-1 agreement": "Share of positions at which the quantized model's most likely next token is the baseline's.",
+    "verdict": "Is the loss real? Recipe and baseline are paired window by window of the same text, which gives a 95 % interval of the "
+    "ratio of their perplexities. Inside of the margin: equivalent. Outside: worse (or better). Across its edge: undecided.",
+    "margin": "The change of perplexity that you would still call none. The larger it is, the fewer tokens it takes to find out.",
+    "flips": "Tokens on which recipe and baseline disagree about the most likely one: harmful where the baseline was right, beneficial "
+    "where the recipe is. McNemar's p is small if one kind prevails by more than luck.",
     "window": "How many tokens the model sees at once while a text is scored. A longer window gives lower perplexity.",
     "stride": "How far the window moves on. Equal to the window, nothing is read twice.",
     "tokens": "Pieces of words, the unit a model reads and writes. About four characters of English each.",

@@ -46,12 +46,27 @@ def row(name: str, *, status: str = "ok", error: str | None = None, model: str =
     record |= {
         "model_description": "A test's model.", "revision": None, "digest": "0" * 64, "text": {"name": "a text", "sha256": "1" * 64},
         "window": 512, "stride": 512, "seed": 0, "threads": 2, "compute_dtype": "float32", "device": "cpu", "notes": [],
-        "command": f"python -m qcore compare {model} --recipes {name}", "evaluation": {"tokens_scored": 4095},
+        "command": f"python -m qcore compare {model} --recipes {name}", "evaluation": evaluation(name),
         "environment": {"cpu": "A test's processor", "cores": 2, "flags": ["avx2"], "read_bandwidth": 25e9, "memory_total": 24e9,
                         "memory_available": 20e9, "libraries": {"torch": "2.13.0"}},
         "generations": generations(name), "ledger": ledger(name),
     }  # fmt: skip
     return base | figures | changes
+
+
+def evaluation(name: str) -> dict:
+    """Eight windows whose perplexity is that of the recipe, and what verdicts need of the baseline."""
+    tokens, kl, perplexity = [512] * 7 + [511], FIGURES[name][3], FIGURES[name][2]
+    base = [count * math.log(FIGURES["fp32"][2]) + 20.0 * (-1) ** i for i, count in enumerate(tokens)]
+    more = math.log(perplexity / FIGURES["fp32"][2])
+    nll = [each + count * more + (name != "fp32") * 4.0 * (-1) ** i for i, (each, count) in enumerate(zip(base, tokens, strict=True))]
+    divergence = {
+        "kl_mean": kl, "window_kl": [kl * count for count in tokens], "window_base_nll": base, "harmful_flips": 80, "beneficial_flips": 63,
+    }  # fmt: skip
+    return {
+        "tokens_scored": 4095, "window": 512, "stride": 512, "window_tokens": tokens, "window_nll": nll, "perplexity": perplexity,
+        "divergence": None if name == "fp32" else divergence,
+    }  # fmt: skip
 
 
 def generations(name: str) -> list[dict]:

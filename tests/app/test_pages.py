@@ -96,18 +96,40 @@ def test_a_replaced_database_is_told_until_seen(home):
 def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
     samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64")])
     at = open_page("compare")
-    assert plots(at) == 5  # and the answers
-    assert [subheader.value for subheader in at.subheader][:4] == ["Memory", "Throughput", "Quality", "The trade-off"]
+    assert plots(at) == 6  # and the answers
+    assert [subheader.value for subheader in at.subheader][:5] == ["Memory", "Throughput", "Quality", "Verdicts", "The trade-off"]
     assert [metric.label for metric in at.metric] == ["Smallest · int4-g64", "Fastest decode · int8", "Closest to fp32 · int8"]
 
 
-def test_compare_says_whether_a_loss_is_real(home):
-    base, worse = samples.row("fp32"), samples.row("int4-g64")
-    windows = {"tokens_scored": 4000, "window": 512, "stride": 512, "window_tokens": [500] * 8}
-    base["record"]["evaluation"] = {**windows, "window_nll": [1500.0] * 8, "divergence": None}
-    worse["record"]["evaluation"] = {**windows, "window_nll": [1600.0 + i for i in range(8)], "divergence": None}
-    samples.write_run(home, [base, worse])
-    assert "Worse, by more than 1 %: perplexity is 23 % higher than the baseline's" in words(open_page("compare")).replace("\\", "")
+def test_compare_says_whether_a_loss_is_real_and_within_what(home):
+    samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64", "bnb-int8")])
+    at = open_page("compare")
+    found = {line.split("**")[1]: line for line in (each.value.replace("\\", "") for each in at.markdown) if "-badge[" in line}
+    assert {name: value.split("[")[1].split("]")[0] for name, value in found.items()} == {
+        "int8": "equivalent", "int4-g64": "worse", "bnb-int8": "undecided",
+    }  # fmt: skip
+    assert "Perplexity is 27 % higher than the baseline's (95 % interval" in found["int4-g64"]
+    assert "80 harmful and 63 beneficial flips (McNemar p = 0.18)" in found["int8"] and "tokens would decide" in found["bnb-int8"]
+    calm(at.segmented_control(key="compare.margin").set_value(0.05).run())
+    assert words(at).count("green-badge[equivalent]") == 2 and "red-badge[worse]" in words(at)
+
+
+def test_the_margin_of_the_run_is_the_one_shown_first(home):
+    rows = [samples.row("fp32"), samples.row("int4-g64")]
+    rows[1]["record"]["spec"]["margin"] = 0.5
+    samples.write_run(home, rows)
+    at = open_page("compare")
+    assert at.segmented_control(key="compare.margin").value == 0.5 and "green-badge[equivalent]" in words(at)
+
+
+def test_a_baseline_alone_has_no_verdicts_and_recipes_without_one_say_why(home):
+    samples.write_run(home, [samples.row("fp32")])
+    at = open_page("compare")
+    assert "Verdicts" not in [subheader.value for subheader in at.subheader] and "no verdicts" not in words(at)
+    lonely = samples.row("int8")
+    lonely["record"]["evaluation"] |= {"divergence": None}
+    run = samples.write_run(home, [lonely, samples.row("int4-g64", status="failed", error="No.")], second=1)
+    assert "There are no verdicts" in words(open_page("compare", run=run))
 
 
 def test_compare_half_filled(home):

@@ -1,0 +1,109 @@
+"""How sure is the loss? A forest plot: for each recipe the interval of its perplexity's ratio to the baseline's, and the margin as a band.
+
+The axis is asinh(ln(ratio) / ln(1 + margin)): even near the baseline, where the margin is, and logarithmic far from it, so that a change
+of 0.1 % and one of 10 times are both read off one picture.
+"""
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from qcore.evaluation.phrases import percent, times
+from qcore.evaluation.verdict import details
+from ui import families
+from ui.charts import FAINT, MUTED
+
+BAND = "rgba(46,160,94,0.16)"
+OUTCOMES = {"equivalent": "#2e9e5e", "worse": families.FAILED, "better": "#3d7fdb", "undecided": "#c07f17"}
+TICKS = (0.1, 0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.001, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 100, 1000, 1e5, 1e8)
+NEAREST = 0.07  # two ticks are at least this share of the axis apart
+ROW, HEAD, FOOT = 30, 12, 46
+
+
+def picture(rows: Sequence[dict], margin: float) -> go.Figure:
+    """One line a row: an interval for each that has a verdict, a word for the others. The rows' verdicts must be within `margin`."""
+    rows = [row for row in rows if row["recipe"] != "fp32" or row.get("verdict")]
+    edge = math.log1p(margin)
+    figure = go.Figure()
+    judged = [row for row in rows if row.get("verdict")]
+    places = [place(value, edge) for row in judged for value in row["verdict"]["ratio"].values() if value is not None]
+    low, high = min([*places, -1.6]), max([*places, 1.6])
+    room = 0.30 * (high - low)
+    figure.add_vrect(place(1 / (1 + margin), edge), place(1 + margin, edge), fillcolor=BAND, line_width=0, layer="below")
+    figure.add_vline(0, line={"color": MUTED, "width": 1, "dash": "dot"})
+    for row in rows:
+        _draw(figure, row, edge, high + 0.03 * room)
+    ticks, hint = _ticks(low, high, edge, margin), f"green: within {percent(margin)}, logarithmic beyond"
+    figure.update_xaxes(
+        range=[low - 0.06 * (high - low), high + room], tickvals=[place(tick, edge) for tick in ticks], ticktext=[_named(t) for t in ticks],
+        showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True,
+        title=f"Perplexity against fp32, 95 % interval   <span style='color:{MUTED}'>{hint}</span>",
+    )  # fmt: skip
+    labels = [row["label"] for row in rows]
+    figure.update_yaxes(
+        range=[len(rows) - 0.5, -0.5], tickvals=labels, categoryorder="array", categoryarray=labels, showgrid=False, ticks="",
+        fixedrange=True, zeroline=False,
+    )  # fmt: skip
+    figure.update_layout(
+        height=HEAD + ROW * len(rows) + FOOT, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, hoverlabel={"align": "left"}, showlegend=False
+    )
+    return figure
+
+
+def place(ratio: float, edge: float) -> float:
+    """Where a ratio lies on the axis; ±asinh(1) are the edges of the margin whose logarithm is `edge`."""
+    return math.asinh(math.log(ratio) / edge)
+
+
+def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
+    verdict = row.get("verdict")
+    if not verdict:
+        failed = row["status"] == "failed"
+        words = row["status"] if row["status"] != "ok" else "no baseline to compare with"
+        color = families.FAILED if failed else MUTED
+        figure.add_scatter(x=[None], y=[row["label"]], mode="markers")  # keeps its line
+        figure.add_annotation(text=words, x=0, y=row["label"], xanchor="left", showarrow=False, font={"color": color})
+        return
+    ratio, color = verdict["ratio"], families.color(row["recipe"])
+    centre = place(ratio["estimate"], edge)
+    whiskers = None
+    if ratio["low"] is not None:
+        whiskers = {
+            "type": "data", "symmetric": False, "thickness": 2.5, "width": 5, "color": color,
+            "array": [place(ratio["high"], edge) - centre], "arrayminus": [centre - place(ratio["low"], edge)],
+        }  # fmt: skip
+    figure.add_scatter(
+        x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 10}, error_x=whiskers,
+        customdata=[_hover(row)], hovertemplate="%{customdata}<extra></extra>",
+    )  # fmt: skip
+    figure.add_annotation(
+        text=f"<b>{verdict['outcome']}</b>  <span style='color:{MUTED}'>{_named(ratio['estimate'])}</span>", x=right, y=row["label"],
+        xanchor="left", showarrow=False, font={"color": OUTCOMES[verdict["outcome"]]},
+    )  # fmt: skip
+
+
+def _ticks(low: float, high: float, edge: float, margin: float) -> list[float]:
+    """The baseline, the edges of the margin, and of the round ratios those that have room."""
+    taken = [1.0, 1 + margin, 1 / (1 + margin)]
+    gap = NEAREST * (high - low) * 1.36
+    for tick in sorted(TICKS, key=lambda tick: abs(math.log(tick))):
+        at = place(tick, edge)
+        if low <= at <= high and all(abs(at - place(other, edge)) >= gap for other in taken):
+            taken.append(tick)
+    return sorted(taken)
+
+
+def _named(ratio: float) -> str:
+    if ratio >= 2:
+        return times(ratio).replace(" times", "×")
+    if ratio == 1:
+        return "±0"
+    return f"{'+' if ratio > 1 else '−'}{percent(ratio - 1)}"
+
+
+def _hover(row: dict) -> str:
+    verdict = row["verdict"]
+    lines = [f"<b>{row['label']}</b>", *verdict["sentence"].replace(" (95 %", "<br>(95 %").split(". ")]
+    more = details(verdict)
+    return "<br>".join([*lines, *(more.split("; ") if more else [])])
