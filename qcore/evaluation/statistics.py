@@ -30,10 +30,9 @@ def _fraction(a: float, b: float, x: float) -> float:
     reciprocal = 0.0
     for step in range(1, _MOST):
         m = step // 2
-        if step % 2:
-            d = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            d = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        top = a + 2 * m
+        d = -(a + m) * (a + b + m) / (top + 1) if step % 2 else m * (b - m) / (top - 1)
+        d *= x / top
         reciprocal = 1 / (1 + d * reciprocal or _TINY)
         ratio = 1 + d / ratio or _TINY
         change = reciprocal * ratio
@@ -45,11 +44,12 @@ def _fraction(a: float, b: float, x: float) -> float:
 
 def t_above(t: float, df: float) -> float:
     """P(T > t) for Student's t with `df` degrees of freedom, which need not be whole."""
-    if t * t < df:  # where df / (df + t²) would round to 1, t² / (df + t²) does not round to 0
-        tail = 0.5 - beta_share(0.5, df / 2, t * t / (df + t * t)) / 2
-    else:
-        tail = beta_share(df / 2, 0.5, df / (df + t * t)) / 2
-    return tail if t >= 0 else 1 - tail
+    if t < 0:
+        return 1 - t_above(-t, df)
+    square = t * t
+    if square < df:  # where df / (df + t²) would round to 1, t² / (df + t²) does not round to 0
+        return 0.5 - beta_share(0.5, df / 2, square / (df + square)) / 2
+    return beta_share(df / 2, 0.5, df / (df + square)) / 2
 
 
 @lru_cache(4096)
