@@ -99,6 +99,7 @@ def quantize(
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = 16384,
     calibration_minutes: CalibrationMinutes = None,
+    stream: Annotated[bool, typer.Option("--stream", help="One tensor at a time, for models larger than memory")] = False,
 ) -> int:
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""
     from qcore.runs import report, single
@@ -108,7 +109,7 @@ def quantize(
     with Show() as show:
         result = single.quantize_to(
             model, chosen, folder, revision=revision, overwrite=overwrite, calibration=calibration,
-            calibration_tokens=calibration_tokens, calibration_minutes=calibration_minutes, progress=show,
+            calibration_tokens=calibration_tokens, calibration_minutes=calibration_minutes, stream=stream, progress=show,
         )  # fmt: skip
     size, share = report.human_bytes(result["stored_bytes"]), report.human_percent(result["coverage"])
     bits = report.human_number(result["bits_per_weight"])

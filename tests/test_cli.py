@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 from qcore import cli, convert, models, pipeline, recipes
 from qcore.evaluation import evaluate
@@ -151,6 +153,17 @@ def test_eval_of_some_tokens_to_standard_output(said, model, text):
     status, printed, err = said("eval", model, "--text", text, "--tokens", 50, "--window", 32, "--json", "-")
     result = json.loads(printed)
     assert status == 0 and result["tokens_scored"] == 49 and "perplexity" in err
+
+
+def test_a_streamed_model_is_the_one_quantized_in_memory(said, model, tmp_path):
+    folders = tmp_path / "whole", tmp_path / "streamed"
+    for folder, more in zip(folders, ((), ("--stream",)), strict=True):
+        status, out, _ = said("quantize", model, "--recipe", "int4-g32", "--out", folder, *more)
+        assert status == 0 and f"Saved in {folder}" in out
+    whole, streamed = (load_file(folder / "model.safetensors") for folder in folders)
+    assert whole.keys() == streamed.keys() and all(torch.equal(whole[name], streamed[name]) for name in whole)
+    status, _, err = said("quantize", model, "--recipe", "int4-g64-gptq", "--out", tmp_path / "no", "--stream")
+    assert status == 2 and "reads calibration text" in err
 
 
 def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):

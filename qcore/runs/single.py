@@ -20,12 +20,13 @@ LONGEST_NAME = 80
 
 def quantize_to(
     model: str, recipe: Recipe, folder: Path, *, revision: str | None = None, overwrite: bool = False, calibration: str | None = None,
-    calibration_tokens: int = 16384, calibration_minutes: float | None = None, progress: Progress,
+    calibration_tokens: int = 16384, calibration_minutes: float | None = None, stream: bool = False, progress: Progress,
 ) -> dict:  # fmt: skip
-    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all.
+    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream` the model is never held in
+    memory: one tensor after another goes from its file into a shard.
 
     Calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged one). After a kill the
-    same command goes on at the block where it was stopped.
+    same command goes on at the block, or with `stream` at the shard, where it was stopped.
 
     Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (`overwrite`
     allows a model that qcore saved there), or if the model cannot be used or does not fit.
@@ -35,9 +36,12 @@ def quantize_to(
     from qcore.calibration.text import calibration_text
     from qcore.export import safetensors
     from qcore.pipeline import check_skips
+    from qcore.streaming import quantizing as streaming
 
     folder = Path(folder)
     safetensors.check_target(recipe, folder, overwrite=overwrite)
+    if stream:
+        streaming.check(recipe)
     checkpoint = models.resolve(model, revision, progress=progress)
     if checkpoint.is_quantized:
         raise InputError(f"{model} is quantized already. Quantize the original model instead.")
@@ -48,6 +52,11 @@ def quantize_to(
     check_minutes(calibration_minutes)
     if recipe.calibrated:
         calibration_text(calibration)
+    began = time.perf_counter()
+    if stream:
+        with heavy_turn(_waiting(progress)):
+            ledger = streaming.quantize(checkpoint, recipe, folder, overwrite=overwrite, progress=progress)
+        return _saved(model, folder, ledger, time.perf_counter() - began)
     with heavy_turn(_waiting(progress)):
         plan.check_fits(checkpoint, recipe, tokens=1, window=1)
         loaded = models.load(checkpoint, progress=progress)
@@ -62,9 +71,13 @@ def quantize_to(
             safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return _saved(model, folder, ledger, quantize_s)
+
+
+def _saved(model: str, folder: Path, ledger, quantize_s: float) -> dict:
     return {
         "model": model,
-        "recipe": recipe.name,
+        "recipe": ledger.recipe,
         "folder": str(folder),
         "stored_bytes": ledger.stored_bytes,
         "bits_per_weight": ledger.bits_per_weight,

@@ -1,0 +1,91 @@
+"""Streamed quantization writes what quantizing in memory and saving writes, and goes on where it was stopped."""
+
+import filecmp
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from qcore import convert, models, recipes
+from qcore.errors import InputError
+from qcore.export import safetensors
+from qcore.streaming import quantizing
+
+SHARD = 60_000  # bytes, so that a tiny model takes several
+
+
+def stored(folder) -> dict[str, torch.Tensor]:
+    """Every tensor of every file."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        part = load_file(file)
+        assert not found.keys() & part.keys()
+        found |= part
+    return found
+
+
+def in_memory(checkpoint, recipe, folder):
+    loaded = models.load(checkpoint)
+    safetensors.save(loaded.model, loaded.tokenizer, recipe, convert.quantize(loaded.model, recipe), folder)
+
+
+@pytest.mark.parametrize("recipe", ["int4-g64", "nf4-g64-dq", "kmeans4", "int4-g32-head8", "int4-g64-hqq"])
+@pytest.mark.parametrize("config", tiny.CONFIGS)
+def test_every_byte_is_that_of_the_model_in_memory(config, recipe, tmp_path):
+    recipe = recipes.parse(recipe)
+    tiny.checkpoint(config, tmp_path / "model")
+    checkpoint = models.resolve(tmp_path / "model")
+    in_memory(checkpoint, recipe, tmp_path / "whole")
+    ledger = quantizing.quantize(checkpoint, recipe, tmp_path / "streamed", shard_bytes=SHARD)
+    expected, got = stored(tmp_path / "whole"), stored(tmp_path / "streamed")
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == got[name].dtype and torch.equal(tensor, got[name]), name
+    about = [json.loads((tmp_path / name / "qcore.json").read_text()) for name in ("whole", "streamed")]
+    assert {**about[0], "sha256": None} == {**about[1], "sha256": None} and about[1]["ledger"] == ledger.to_dict()
+    for file in (tmp_path / "whole").iterdir():
+        assert file.name in ("qcore.json", "model.safetensors") or filecmp.cmp(file, tmp_path / "streamed" / file.name, shallow=False)
+    one, other = (models.load(models.resolve(tmp_path / name)).model for name in ("whole", "streamed"))
+    ids = torch.arange(20)[None]
+    assert torch.equal(one(ids).logits, other(ids).logits)
+
+
+def test_a_stopped_run_goes_on_at_the_next_shard(tmp_path):
+    recipe = recipes.parse("int4-g64")
+    tiny.checkpoint("llama", tmp_path / "model")
+    checkpoint = models.resolve(tmp_path / "model")
+    quantizing.quantize(checkpoint, recipe, tmp_path / "expected", shard_bytes=SHARD)
+
+    def stop(done: int, total: int, phrase: str) -> None:
+        if list(tmp_path.glob(".out.streaming-*/*.safetensors")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantizing.quantize(checkpoint, recipe, tmp_path / "out", shard_bytes=SHARD, progress=stop)
+    (work,) = tmp_path.glob(".out.streaming-*")
+    kept = {file.name: file.stat().st_ino for file in work.glob("*.safetensors")}
+    assert kept and not (tmp_path / "out").exists()
+    quantizing.quantize(checkpoint, recipe, tmp_path / "out", shard_bytes=SHARD)
+    files = {file.name: file for file in (tmp_path / "out").iterdir()}
+    assert all(files[name].stat().st_ino == inode for name, inode in kept.items()) and not work.exists()
+    assert files.keys() == {file.name for file in (tmp_path / "expected").iterdir()}
+    for name, file in files.items():
+        assert filecmp.cmp(file, tmp_path / "expected" / name, shallow=False), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("bnb-nf4", "another library's"),
+        ("bf16", "quantizes nothing"),
+        ("int4-g64-gptq", "reads calibration text"),
+        ("rot-int4-g64-gptq", "text"),
+    ],
+)
+def test_recipes_that_need_the_whole_model_are_refused(recipe, message, tmp_path):
+    tiny.checkpoint("llama", tmp_path / "model")
+    with pytest.raises(InputError, match=message):
+        quantizing.quantize(models.resolve(tmp_path / "model"), recipes.parse(recipe), tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
