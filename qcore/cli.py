@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from qcore.cli_checks import check_tasks
 from qcore.cli_runs import follow, runs
 from qcore.errors import InputError, QcoreError, UnavailableError
 from qcore.output import check_output, say, write_output
@@ -42,6 +43,7 @@ Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians
 
 Calibration = Annotated[str | None, typer.Option(help="Text that methods such as gptq read; without it, a packaged one", metavar="FILE")]
 CalibrationTokens = Annotated[int, typer.Option(help="Tokens of it that are read")]
+Choices = Annotated[str | None, typer.Option(help="Ask multiple-choice questions: a file, or default for the packaged ones", metavar="FILE")]  # fmt: skip  # noqa: E501
 CalibrationMinutes = Annotated[float | None, typer.Option(help="Time that learned rounding may take; without it, a fixed number of steps", metavar="MINUTES")]  # fmt: skip  # noqa: E501
 
 
@@ -69,6 +71,7 @@ def compare(
     calibration_tokens: CalibrationTokens = 16384,
     calibration_minutes: CalibrationMinutes = None,
     margin: Annotated[float, typer.Option(help="Perplexity within this share of the baseline's counts as equal; 0.01 is 1 %")] = 0.01,
+    choices: Choices = None,
 ) -> int:
     """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
 
@@ -81,7 +84,7 @@ def compare(
     check_output(json)
     spec = RunSpec(
         model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
-        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin,
+        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices,
     )  # fmt: skip
     checkpoint = check(spec)
     say(checkpoint.description)
@@ -124,14 +127,25 @@ def evaluate(
     tokens: Annotated[int | None, typer.Option(help="Score only the first ones; without it, the whole text", show_default=False)] = None,
     window: Window = 512,
     stride: Stride = None,
+    choices: Choices = None,
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", help="Hand the model to lm-eval for these tasks, commas between", metavar="TASKS")
+    ] = None,  # fmt: skip  # noqa: E501
+    lm_eval_folder: Annotated[str | None, typer.Option(help="Folder with task files of your own for lm-eval", metavar="DIR")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="At most so many documents of each task")] = None,
     json: Json = None,
     revision: Revision = None,
     device: Device = "cpu",
 ) -> int:
-    """Perplexity of MODEL (or of a folder that quantize wrote) on a text."""
+    """Perplexity of MODEL (or of a folder that quantize wrote) on a text; or its answers to questions, or what lm-eval measures."""
     from qcore.runs import report, single
 
     check_output(json)
+    if choices is not None or lm_eval is not None:
+        about_text = (text, tokens, window, stride) != (None, None, 512, None)
+        return check_tasks(
+            model, choices, lm_eval, lm_eval_folder, lm_eval_limit, revision=revision, device=device, text_options=about_text, json=json
+        )
     with Show() as show:
         result = single.evaluate_once(
             model, revision=revision, text=text, tokens=tokens, window=window, stride=stride, device=device, progress=show

@@ -112,7 +112,7 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
     Raises `InputError` naming the line that cannot be used.
     """
     source = _PACKAGED if path is None else Path(path).expanduser()
-    lines = _decode(_read(source, LARGEST_PROMPTS, "prompts"), source.name).splitlines()
+    lines = read_text_file(source, LARGEST_PROMPTS, "prompts").splitlines()
     prompts = [_prompt(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise InputError(f"{source.name} holds no prompts. Write one a line.")
@@ -169,6 +169,12 @@ def _is_prose(lines: list[str], paragraph: str) -> bool:
 
 def _text(name: str, content: str) -> Text:
     return Text(name, content, hashlib.sha256(content.encode("utf-8")).hexdigest())
+
+
+def read_text_file(path: Path, largest: int, what: str) -> str:
+    """The content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in it, for the sentence of an
+    `InputError` if it cannot be read."""
+    return _decode(_read(path, largest, what), path.name)
 
 
 def _read(path: Path, largest: int, what: str) -> bytes:

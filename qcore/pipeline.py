@@ -28,7 +28,7 @@ FIGURES = (
     "stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s", "ttft_s",
     "peak_load_bytes", "peak_run_bytes", "quantize_s",
 )  # fmt: skip
-ROW_KEYS = ("recipe", "status", "error", *FIGURES, "record")
+ROW_KEYS = ("recipe", "status", "error", *FIGURES, "choices", "record")
 
 
 def check(spec: RunSpec) -> Checkpoint:
@@ -39,6 +39,7 @@ def check(spec: RunSpec) -> Checkpoint:
     their rows.
     """
     from qcore import data, models, plan
+    from qcore.evaluation.questions import load_questions
 
     check_device(spec.device)
     checkpoint = models.resolve(spec.model, spec.revision)
@@ -49,6 +50,8 @@ def check(spec: RunSpec) -> Checkpoint:
         check_calibration(spec, text)
     if spec.generate:
         data.load_prompts(spec.prompts)
+    if spec.choices is not None:
+        load_questions(spec.choices)
     check_skips(checkpoint, spec.recipes)
     refusals = []
     for recipe in spec.recipes:
@@ -130,6 +133,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
             loaded.model, spec.prompt_tokens, spec.new_tokens, repeats=spec.repeats, seed=spec.seed, progress=progress
         )
     evaluation = session.evaluate(loaded, record=is_baseline)
+    choices, answers = session.ask(loaded, record=is_baseline)
     generations = session.generate(loaded, record=is_baseline)
     session.leave()
     divergence = evaluation.divergence
@@ -140,6 +144,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         "tokens_scored": evaluation.tokens_scored,
         "throughput": speed.to_dict(),
         "evaluation": evaluation.to_dict(),
+        "choices": answers,
         "generations": generations,
         "ledger": ledger.to_dict(),
         "memory": {"loading": _memory(loading), "running": _memory(running)},
@@ -161,6 +166,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         "peak_load_bytes": loading.peak_bytes,
         "peak_run_bytes": running.peak_bytes,
         "quantize_s": quantize_s,
+        "choices": choices,
         "record": record,
     }
     return {key: row[key] for key in ROW_KEYS}
@@ -177,6 +183,7 @@ def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
     plan.check_fits(checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     loaded = session.load(progress)
     session.evaluate(loaded, record=True)
+    session.ask(loaded, record=True)
     session.generate(loaded, record=True)
     session.leave()
 
@@ -195,6 +202,7 @@ class _Session:
         self.seconds = {"start": max(0.0, self.started_at - psutil.Process().create_time())}
         self.notes: list[str] = []
         self.known: dict | None = None
+        self._right: dict | None = None
         self._phase, self._since = None, 0.0
         if spec.threads:
             torch.set_num_threads(spec.threads)
@@ -267,6 +275,20 @@ class _Session:
             progress=progress,
         )
 
+    def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
+        """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it, and every answer. Two Nones
+        if no questions were given."""
+        from qcore.evaluation.choices import ask, summary
+        from qcore.evaluation.questions import load_questions
+
+        if self.spec.choices is None:
+            return None, None
+        progress, asked = self.enter("questions"), load_questions(self.spec.choices)
+        answers = ask(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
+        self._right = {"plain": answers.right, "by_length": answers.right_by_length}
+        before = None if record or not self.known else self.known.get("right")
+        return summary(asked, answers, before), answers.to_dict()
+
     def generate(self, loaded, *, record: bool) -> list[dict]:
         """Continue the evaluation prompts; `record` makes the answers those that others are compared with."""
         from qcore import data
@@ -280,7 +302,7 @@ class _Session:
             before = None if record or not self.known else self.known["answers"]
             answers = compare_generations(loaded.model, loaded.tokenizer, prompts, self.spec.generate_tokens, before, progress)
         if record:
-            about = {"digest": loaded.checkpoint.digest, "answers": {answer.id: answer.tokens for answer in answers}}
+            about = {"digest": loaded.checkpoint.digest, "answers": {answer.id: answer.tokens for answer in answers}, "right": self._right}
             write_json(self.folder / BASELINE, about)
         return [answer.to_dict() for answer in answers]
 

@@ -45,8 +45,8 @@ class RunSpec:
     ones, `repeats` times. With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for
     `generate_tokens` each. Recipes with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged
     calibration text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's
-    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). Raises `InputError` naming the field, its value and what
-    is allowed.
+    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well:
+    "default" (the packaged ones) or a file; None asks none. Raises `InputError` naming the field, its value and what is allowed.
     """
 
     model: str
@@ -69,6 +69,7 @@ class RunSpec:
     calibration_tokens: int = 16384
     calibration_minutes: float | None = None
     margin: float = 0.01
+    choices: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
@@ -76,7 +77,7 @@ class RunSpec:
             object.__setattr__(self, "model", str(self.model))
         if not isinstance(self.model, str) or not self.model.strip():
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
-        for name in ("text", "prompts", "revision", "calibration"):
+        for name in ("text", "prompts", "revision", "calibration", "choices"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, str(value))
@@ -105,7 +106,7 @@ class RunSpec:
 
         On a public server a model's name never is a path, even if a folder of that name happens to exist.
         """
-        files = ("text", "prompts", "calibration")
+        files = ("text", "prompts", "calibration", "choices")
         paths = files if is_public() else ("model", *files)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}})

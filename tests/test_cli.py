@@ -166,6 +166,54 @@ def test_a_streamed_model_is_the_one_quantized_in_memory(said, model, tmp_path):
     assert status == 2 and "reads calibration text" in err
 
 
+def test_eval_asks_questions(said, model, tmp_path):
+    file, out, folder = tmp_path / "q.csv", tmp_path / "out.json", tmp_path / "small"
+    file.write_text("question,A,B,answer\nThe opposite of hot is,warm,cold,B\nTwo and two make,four,five,A\n")
+    assert said("quantize", model, "--recipe", "int8", "--out", folder)[0] == 0
+    for each in (model, folder):
+        status, printed, _ = said("eval", each, "--choices", file, "--json", out)
+        result = json.loads(out.read_text())
+        assert status == 0 and f"{result['accuracy']['right']} of 2 questions right" in printed and "guessing 50 %" in printed
+        assert (result["questions"], result["chance"], len(result["record"]["choices"]["scores"])) == (2, 0.5, 2)
+        assert shlex.split(result["record"]["command"])[3:] == ["eval", str(each), "--choices", str(file)]
+    assert result["record"]["recipe"]["name"] == "int8"
+
+
+def test_eval_without_lm_eval_says_how_to_install_it(said, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    status, out, err = said("eval", model, "--lm-eval", "hellaswag")
+    assert status == 2 and out == "" and err.strip().endswith("Install it with: python -m pip install lm_eval==0.4.13")
+
+
+def test_eval_prints_what_lm_eval_found(said, model, monkeypatch, tmp_path):
+    from qcore.evaluation import harness
+
+    metrics = {"acc,none": {"value": 0.5, "stderr": 0.125}, "word_perplexity,none": {"value": 12.3456, "stderr": None}}
+    monkeypatch.setattr(harness, "check_tasks", lambda tasks, folder: None)
+    monkeypatch.setattr(
+        harness,
+        "run_tasks",
+        lambda *arguments, **options: {"lm_eval": "1", "limit": 4, "tasks": {"t": {"documents": 4, "metrics": metrics}}},
+    )
+    status, printed, _ = said("eval", model, "--lm-eval", "t", "--lm-eval-limit", 4, "--json", tmp_path / "out.json")
+    assert status == 0 and printed.splitlines() == ["t  acc,none  0.5000 ± 0.125", "t  word_perplexity,none  12.35"]
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["tasks"]["t"]["metrics"] == metrics and "--lm-eval-limit 4" in result["record"]["command"]
+
+
+def test_runs_show_judges_within_another_margin(said, model, text, tmp_path):
+    out = tmp_path / "out.json"
+    options = "--recipes fp32,int2 --tokens 100 --window 16 --prompt-tokens 8 --new-tokens 2 --repeats 1 --no-generate"
+    assert said("compare", model, *options.split(), "--text", text, "--json", out)[0] == 0
+    (run,) = jobs.list_runs()
+    assert json.loads(out.read_text())[1]["verdict"]["margin"] == 0.01
+    assert said("runs", "show", run.run_id, "--margin", 1, "--json", out)[0] == 0
+    verdict = json.loads(out.read_text())[1]["verdict"]
+    assert (verdict["margin"], verdict["outcome"]) == (1.0, "equivalent")
+    assert "margin is -1.0" in said("runs", "show", run.run_id, "--margin", -1)[2]
+
+
 def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -239,6 +287,14 @@ def test_a_quantized_model_is_not_quantized_again(said, model, text, tmp_path):
         ("eval MODEL --window 1", "window is 1"),
         ("eval MODEL --text TMP/one.txt", "at least 2 are needed"),
         ("eval MODEL --window 4096 --tokens 2000", "window of 4096"),
+        ("eval MODEL --choices TMP/missing.json", "missing.json"),
+        ("eval MODEL --choices default --tokens 50", "take the place of a text"),
+        ("eval MODEL --choices default --lm-eval piqa", "ask for one at a time"),
+        ("eval MODEL --lm-eval piqa --lm-eval-limit 0", "lm-eval-limit is 0"),
+        ("eval MODEL --lm-eval piqa --lm-eval-folder TMP/missing", "There is no folder"),
+        ("eval MODEL --lm-eval ,", "No lm-eval task was given"),
+        ("compare MODEL --choices TMP/missing.json", "missing.json"),
+        ("compare MODEL --margin 2", "margin is 2.0"),
         ("eval TMP/missing", "There is no folder or file"),
         ("bench MODEL --prompt-tokens 0", "prompt_tokens is 0"),
         ("bench MODEL --prompt-tokens 600", "positions of this model"),

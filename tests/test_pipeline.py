@@ -10,6 +10,8 @@ import torch
 from qcore import convert, models, pipeline, recipes
 from qcore.errors import InputError, RunError, TooLargeError, UnavailableError
 from qcore.evaluation import evaluate
+from qcore.evaluation.choices import ask, summary
+from qcore.evaluation.questions import load_questions
 from qcore.pipeline import FIGURES, ROW_KEYS
 from qcore.spec import RunSpec
 
@@ -154,6 +156,35 @@ def test_no_prompts_when_not_asked(spec, tmp_path):
     assert run(spec(generate=False), tmp_path)[1]["record"]["generations"] == []
 
 
+QUESTIONS = [
+    {"question": "It was the best of", "choices": ["tokens", "times", "wines"], "answer": "tokens"},
+    {"question": "It was the worst of", "choices": ["tokens", "times"], "answer": "times"},
+    {"question": "The opposite of hot is", "choices": ["cold", "warm"], "answer": 0},
+]
+
+
+@pytest.mark.parametrize("row_of_its_own", [True, False], ids=["fp32 in the run", "a baseline without a row"])
+def test_questions_are_asked_of_each_recipe_and_compared_with_the_baseline(spec, tmp_path, row_of_its_own):
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps(QUESTIONS))
+    wanted = spec(names="fp32,int2" if row_of_its_own else "int2", choices=str(file))
+    if row_of_its_own:
+        base, row = run(wanted, tmp_path)
+        assert "lost_and_gained" not in base["choices"] and "--choices" in row["record"]["command"]
+    else:
+        pipeline.record_reference(wanted, tmp_path, lambda event: None)
+        (row,) = run(wanted, tmp_path)
+    loaded = models.load(wanted.model)
+    before = ask(loaded.model, loaded.tokenizer, load_questions(file).questions)
+    convert.quantize(loaded.model, recipes.parse("int2"))
+    after = ask(loaded.model, loaded.tokenizer, load_questions(file).questions)
+    assert row["choices"] == summary(load_questions(file), after, {"plain": before.right, "by_length": before.right_by_length})
+    assert row["record"]["choices"] == after.to_dict() and row["choices"]["questions"] == 3
+    if row_of_its_own:
+        assert base["record"]["choices"] == before.to_dict()
+    json.dumps(row, allow_nan=False)
+
+
 def test_a_model_that_changed_since_the_baseline_is_refused(spec, tmp_path):
     wanted = spec()
     pipeline.run_recipe(wanted, wanted.recipes[0], tmp_path, lambda event: None)
@@ -181,11 +212,12 @@ def test_a_model_whose_logits_are_nan_has_failed(spec, tmp_path):
         ({"text": "missing.txt"}, "missing.txt"),
         ({"text": "blank.txt"}, "empty"),
         ({"prompts": "missing.txt"}, "missing.txt"),
+        ({"choices": "missing.json"}, "missing.json"),
         ({"device": "abacus"}, "Unknown device"),
         ({"model": "no/such/model/at/all"}, "no/such/model/at/all"),
         ({"recipes": (recipes.parse("int8").with_modules(skip=("layers.7",)),)}, "'layers.7' matches no module"),
     ],
-    ids=["text", "blank", "prompts", "device", "model", "skip"],
+    ids=["text", "blank", "prompts", "choices", "device", "model", "skip"],
 )
 def test_check_finds_bad_input_before_anything_starts(spec, tmp_path, monkeypatch, change, sentence):
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,9 @@ from qcore.spec import RunSpec, absolute_path
 SPECS = [
     RunSpec("smollm2-135m", "fp32,int8"),
     RunSpec("a/b", ["int4-g64"], revision="main", text="t.txt", tokens=10, window=8, stride=4, generate=False, threads=2, seed=7),
-    RunSpec("m", (recipes.parse("fp32"), recipes.parse("int8").with_modules(skip=("layers.0", "*.down_proj"))), margin=0.05),
+    RunSpec(
+        "m", (recipes.parse("fp32"), recipes.parse("int8").with_modules(skip=("layers.0", "*.down_proj"))), margin=0.05, choices="default"
+    ),
 ]
 
 

@@ -53,6 +53,18 @@ def flips_phrase(harmful: int, beneficial: int, p: float) -> str:
     return f"{harmful:,} harmful and {beneficial:,} beneficial flips (McNemar p {probability(p)})"
 
 
+def answers_phrase(choices: dict) -> str:
+    """A row's "choices" in words: "53 of 64 questions right (83 %, 95 % interval 72 % to 90 %), 51 by length; against fp32 2 lost …"."""
+    plain, by_length, of = choices["accuracy"], choices["accuracy_by_length"], choices["questions"]
+    interval = f"95 % interval {percent(plain['low'])} to {percent(plain['high'])}; guessing {percent(choices['chance'])}"
+    words = f"{plain['right']:,} of {of:,} questions right ({percent(plain['estimate'])}, {interval}), {by_length['right']:,} by length"
+    for key, name in (("lost_and_gained", "against the baseline"), ("lost_and_gained_by_length", "by length")):
+        if choices.get(key):
+            change = choices[key]
+            words += f"; {name} {change['lost']:,} lost and {change['gained']:,} gained (McNemar p {probability(change['p'])})"
+    return words
+
+
 def probability(p: float) -> str:
     """ "= 0.18" or "< 0.0001"."""
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"

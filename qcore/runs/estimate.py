@@ -13,9 +13,11 @@ PHASES = {
     "quantize": "quantizing",
     "speed": "measuring speed",
     "quality": "scoring the text",
+    "questions": "asking the questions",
     "prompts": "continuing the prompts",
 }
 PREFILL, DECODE = 300.0, 12.0  # tokens/s of a first guess: a model of 135 million parameters on two cores
+QUESTIONS = 10.0  # seconds for the packaged ones
 LEAST_SHARE = 0.1  # of a phase is still expected to be left when it has taken longer than it should
 
 
@@ -28,6 +30,7 @@ def guess(spec: dict) -> dict[str, float]:
         "quantize": 5.0,
         "speed": speed,
         "quality": spec["tokens"] / PREFILL * (spec["window"] / (spec["stride"] or spec["window"])),
+        "questions": QUESTIONS if spec.get("choices") else 0.0,
         "prompts": 20 * spec["generate_tokens"] / DECODE if spec["generate"] else 0.0,
     }
 

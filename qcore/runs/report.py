@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.jsonfile import finite
 from qcore.pipeline import ROW_KEYS
@@ -117,18 +118,21 @@ def unfinished_row(
 
 
 def table(rows: Sequence[dict]) -> str:
-    """The rows as aligned text for a terminal; verdicts and what failed follow below, one sentence each."""
+    """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence each."""
     shown = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
-    judged = any(row.get("verdict") for row in rows)
-    lines = [["recipe", *(column.title for column in shown), *(["verdict"] if judged else [])]]
+    judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
+    lines = [["recipe", *(column.title for column in shown), *["questions"] * asked, *["verdict"] * judged]]
     for row in rows:
         cells = [column.text(row.get(column.key)) for column in shown] if row["status"] == "ok" else [row["status"]]
-        cells += [row["verdict"]["outcome"]] if row.get("verdict") else []
+        if row["status"] == "ok":
+            cells += [human_percent(row["choices"]["accuracy"]["estimate"]) if row.get("choices") else NOTHING] * asked
+            cells += [row["verdict"]["outcome"] if row.get("verdict") else NOTHING] * judged
         lines.append([visible(row["recipe"]), *cells])
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
     text = [_align(line, widths) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     text += [f"{visible(row['recipe'])}: {row['verdict']['sentence']}{_behind(row['verdict'])}" for row in rows if row.get("verdict")]
+    text += [f"{visible(row['recipe'])}: {answers_phrase(row['choices'])}." for row in rows if row.get("choices")]
     text += [f"{visible(row['recipe'])} {row['status']}: {visible(row['error'])}" for row in rows if row.get("error")]
     return "\n".join(text)
 
@@ -165,7 +169,7 @@ def _verdict_cells(verdict: dict | None) -> list:
 def escape_cell(cell):
     """`cell` with an apostrophe in front if it is text that a spreadsheet would take for a formula; numbers stay numbers."""
     if isinstance(cell, dict):
-        cell = cell.get("name", "")
+        cell = cell["accuracy"]["estimate"] if "accuracy" in cell else cell.get("name", "")
     if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return "'" + cell
     return cell

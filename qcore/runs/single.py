@@ -54,10 +54,10 @@ def quantize_to(
         calibration_text(calibration)
     began = time.perf_counter()
     if stream:
-        with heavy_turn(_waiting(progress)):
+        with heavy_turn(waiting(progress)):
             ledger = streaming.quantize(checkpoint, recipe, folder, overwrite=overwrite, progress=progress)
         return _saved(model, folder, ledger, time.perf_counter() - began)
-    with heavy_turn(_waiting(progress)):
+    with heavy_turn(waiting(progress)):
         plan.check_fits(checkpoint, recipe, tokens=1, window=1)
         loaded = models.load(checkpoint, progress=progress)
         began = time.perf_counter()
@@ -105,18 +105,18 @@ def evaluate_once(
 
     check_limits(window=window, stride=stride, **({} if tokens is None else {"tokens": tokens}))
     content = data.load_text(text)
-    with heavy_turn(_waiting(progress)):
+    with heavy_turn(waiting(progress)):
         began = time.time()
-        loaded = _load(model, revision, device, window, progress)
+        loaded = load_once(model, revision, device, window, progress)
         ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
         if loaded.ledger is not None and loaded.ledger.calibration:
             check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
         size = scored_bytes(ids, loaded.tokenizer)
         result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
-    words = ["eval", model, *_options(text=text, window=window, stride=stride, tokens=tokens, revision=revision)]
-    record = describe(loaded, content) | _times(began, words) | detail | {"device": device, "recipe": _recipe(loaded)}
-    return {"model": model, **result, "stored_bytes": _stored_bytes(loaded), "record": record}
+    words = ["eval", model, *options(text=text, window=window, stride=stride, tokens=tokens, revision=revision)]
+    record = describe(loaded, content) | times(began, words) | detail | {"device": device, "recipe": recipe_of(loaded)}
+    return {"model": model, **result, "stored_bytes": stored_bytes(loaded), "record": record}
 
 
 def bench_once(
@@ -136,25 +136,25 @@ def bench_once(
     check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed)
     if threads:
         torch.set_num_threads(threads)
-    with heavy_turn(_waiting(progress)):
+    with heavy_turn(waiting(progress)):
         began = time.time()
         with PeakMemory() as loading:
-            loaded = _load(model, revision, device, prompt_tokens + new_tokens, progress)
+            loaded = load_once(model, revision, device, prompt_tokens + new_tokens, progress)
         with PeakMemory() as running:
             result = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress).to_dict()
         read = bytes_a_token(loaded.model, _rows(loaded))
         bandwidth = read_bandwidth() if device == "cpu" else None  # last, so that its buffer is in no figure
-    words = ["bench", model, *_options(
+    words = ["bench", model, *options(
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision)]  # fmt: skip
     samples = {"samples": result.pop("samples")}
     record = (
-        describe(loaded, threads=threads) | _times(began, words) | samples | {"device": device, "seed": seed, "recipe": _recipe(loaded)}
+        describe(loaded, threads=threads) | times(began, words) | samples | {"device": device, "seed": seed, "recipe": recipe_of(loaded)}
     )
     record["bytes_a_token"] = read
     record["environment"]["read_bandwidth"] = bandwidth
     share = result["decode_tok_s"] * read / bandwidth if bandwidth else None
     peaks = {"peak_load_bytes": loading.peak_bytes, "peak_run_bytes": running.peak_bytes}
-    return {"model": model, **result, "bandwidth_share": share, "stored_bytes": _stored_bytes(loaded), **peaks, "record": record}
+    return {"model": model, **result, "bandwidth_share": share, "stored_bytes": stored_bytes(loaded), **peaks, "record": record}
 
 
 def safe_name(model: str, recipe: str) -> str:
@@ -168,7 +168,7 @@ def safe_name(model: str, recipe: str) -> str:
     return f"{stem}-{recipe}"  # never a reserved device name, because of the recipe
 
 
-def _load(model: str, revision: str | None, device: str, window: int, progress: Progress):
+def load_once(model: str, revision: str | None, device: str, window: int, progress: Progress):
     """Resolve, check that it fits, and load."""
     from qcore import models, plan
     from qcore.pipeline import check_device
@@ -181,7 +181,7 @@ def _load(model: str, revision: str | None, device: str, window: int, progress: 
     return models.load(checkpoint, device=device, progress=progress)
 
 
-def _stored_bytes(loaded) -> int:
+def stored_bytes(loaded) -> int:
     """Bytes of the unique storages of the model as it was loaded."""
     return sum(row.bytes_after for row in _rows(loaded))
 
@@ -193,19 +193,22 @@ def _rows(loaded):
     return loaded.ledger.rows if loaded.ledger is not None else [kept_row(*each, None) for each in inventory(loaded.model)]
 
 
-def _recipe(loaded) -> dict | None:
+def recipe_of(loaded) -> dict | None:
+    """The recipe of a saved quantized model, as a dictionary."""
     return loaded.recipe.to_dict() if loaded.recipe else None
 
 
-def _times(began: float, words: list[str]) -> dict:
+def times(began: float, words: list[str]) -> dict:
+    """When a measurement began and ended, and the command that repeats it."""
     command = shlex.join(["python", "-m", "qcore", *words])
     return {"started_at": began, "finished_at": time.time(), "command": command}
 
 
-def _options(**values) -> list[str]:
+def options(**values) -> list[str]:
     """Command-line options for the values that are set."""
     return [word for name, value in values.items() if value is not None for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _waiting(progress: Progress) -> Callable[[], None]:
+def waiting(progress: Progress) -> Callable[[], None]:
+    """What to call while another run has its turn."""
     return lambda: progress(0, 0, "waiting for another run to end")

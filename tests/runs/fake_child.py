@@ -45,7 +45,8 @@ def child(folder: RunFolder, which: str, channel: int) -> int:
     if plan == "slow":
         time.sleep(0.5)
     if which != "None":
-        row = {**dict.fromkeys(ROW_KEYS, 1.0), "recipe": name, "status": "ok", "error": None, "record": {"model": spec["model"]}}
+        figures = {**dict.fromkeys(ROW_KEYS, 1.0), "choices": None}
+        row = {**figures, "recipe": name, "status": "ok", "error": None, "record": {"model": spec["model"]}}
         folder.write_row(int(which), row)
     return 0
 
