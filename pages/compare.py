@@ -71,6 +71,7 @@ state.plot(charts.quality(rows), key="compare.quality", alt="Perplexity and dive
 compare_view.conditions(good)
 compare_view.failures(rows)
 compare_view.verdicts(rows)
+compare_view.questions(good)
 
 if len(good) > 1:
     st.subheader("The trade-off", anchor=False, help=explain("frontier"))

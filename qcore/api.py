@@ -7,13 +7,18 @@ from qcore import convert, data, models, plan, recipes
 from qcore.calibration import check_record, load_calibration
 from qcore.calibration.text import TOKENS
 from qcore.errors import InputError
+from qcore.evaluation.choices import Answers
+from qcore.evaluation.choices import ask as answer
 from qcore.evaluation.perplexity import Evaluation
 from qcore.evaluation.perplexity import evaluate as score
+from qcore.evaluation.questions import load_questions
+from qcore.evaluation.verdict import MARGIN, Verdict
+from qcore.evaluation.verdict import judge as verdict_on
 from qcore.export import safetensors
 from qcore.measurement import throughput
 from qcore.models import Loaded
 from qcore.recipes import Recipe
-from qcore.spec import check_limits, check_minutes
+from qcore.spec import check_limits, check_margin, check_minutes
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
@@ -74,6 +79,23 @@ def evaluate(
     if loaded.ledger is not None and loaded.ledger.calibration:
         check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
     return score(loaded.model, ids, window=window, stride=stride, progress=progress)
+
+
+def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
+    """Is the loss real? The verdict on `after` against `before`, two evaluations over the same text and windows; perplexity within
+    `margin` (0.01 is 1 %) counts as equal. See `Verdict`.
+
+    Raises `InputError` if they were not taken over the same windows.
+    """
+    check_margin(margin)
+    return verdict_on(after.to_dict(), before.to_dict(), margin)
+
+
+def ask(model: Loaded | str, choices: str | Path | None = None, *, progress=None) -> Answers:
+    """The answers of `model` to the multiple-choice questions in the file `choices` (None: the packaged ones), by likelihood."""
+    asked = load_questions(choices)
+    loaded = load(model) if isinstance(model, str) else model
+    return answer(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
 
 
 def measure(

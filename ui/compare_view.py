@@ -3,14 +3,16 @@
 import pandas as pd
 import streamlit as st
 
+from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
 from qcore.runs import report
 from qcore.runs.verdicts import with_verdicts
-from ui import diff, divergence, families, forest, results, state
+from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
 from ui.text import clock, shielded, size, verbatim
 
+FEW = 300  # questions; with fewer a difference of five percent is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
 BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": "orange"}
 HELP = {
@@ -89,6 +91,19 @@ def _sentence(row: dict) -> None:
     more = details(found)
     small = f"  \n:small[:gray[{shielded(more)}]]" if more else ""
     st.markdown(f"**{shielded(row['label'])}** {badge} {shielded(words[:1].upper() + words[1:])}{small}")
+
+
+def questions(rows: list[dict]) -> None:
+    """How many multiple-choice questions each recipe got right; nothing if none were asked."""
+    asked = [row for row in rows if row.get("choices")]
+    if not asked:
+        return
+    st.subheader("Questions", anchor=False, help=explain("multiple choice"))
+    state.plot(questions_chart.picture(asked), key="compare.questions", alt="Share of the questions that each recipe got right")
+    about = asked[0]["choices"]
+    few = " So few questions tell a broken model from a good one, and no more than that." if about["questions"] < FEW else ""
+    st.caption(f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing. {few}")
+    st.markdown("\n".join(f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in asked))
 
 
 def answers(rows: list[dict]) -> None:

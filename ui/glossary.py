@@ -26,6 +26,8 @@ TERMS = {
     "margin": "The change of perplexity that you would still call none. The larger it is, the fewer tokens it takes to find out.",
     "flips": "Tokens on which recipe and baseline disagree about the most likely one: harmful where the baseline was right, beneficial "
     "where the recipe is. McNemar's p is small if one kind prevails by more than luck.",
+    "multiple choice": "The model's answer is the choice that it would most probably go on with. Long choices are less probable, so the "
+    "score divided by the choice's length is told as well.",
     "window": "How many tokens the model sees at once while a text is scored. A longer window gives lower perplexity.",
     "stride": "How far the window moves on. Equal to the window, nothing is read twice.",
     "tokens": "Pieces of words, the unit a model reads and writes. About four characters of English each.",

@@ -1,12 +1,14 @@
-"""The forest plot: where intervals lie, the margin's band, and what stands for rows without a verdict."""
+"""The forest plots: where intervals lie, the margin's band, and what stands for rows without a verdict."""
 
 import math
 
 import pytest
 import samples
 
+from qcore.evaluation.questions import load_questions
 from qcore.runs.verdicts import with_verdicts
-from ui import families, forest
+from ui import families, forest, questions_chart
+from ui.forms import text
 
 
 def judged(names, margin=0.01, more=()):
@@ -56,6 +58,22 @@ def test_rows_without_a_verdict_say_why():
     assert notes["nf4-g64"].text == "failed" and notes["nf4-g64"].font.color == families.FAILED
     assert notes["int2"].text == "no baseline to compare with" and "equivalent" in notes["int8"].text
     assert list(figure.layout.yaxis.categoryarray) == ["int8", "nf4-g64", "int2"]
+
+
+def test_questions_are_points_with_intervals():
+    rows = [{**row, "choices": samples.choices(row["recipe"])} for row in samples.labelled(("fp32", "int4-g64"))]
+    figure = questions_chart.picture(rows)
+    full = {trace.y[0]: trace for trace in figure.data if trace.error_x.array is not None}
+    for row in rows:
+        share, trace = row["choices"]["accuracy"], full[row["label"]]
+        assert trace.x[0] == 100 * share["estimate"]
+        assert trace.x[0] + trace.error_x.array[0] == pytest.approx(100 * share["high"])
+        assert trace.x[0] - trace.error_x.arrayminus[0] == pytest.approx(100 * share["low"])
+    assert figure.layout.shapes[0].x0 == 25
+
+
+def test_the_form_says_how_many_questions_there_are():
+    assert text.QUESTIONS.split()[1] == str(len(load_questions().questions))
 
 
 def test_one_window_has_a_point_and_no_interval():

@@ -122,6 +122,15 @@ def test_the_margin_of_the_run_is_the_one_shown_first(home):
     assert at.segmented_control(key="compare.margin").value == 0.5 and "green-badge[equivalent]" in words(at)
 
 
+def test_compare_shows_the_questions_if_they_were_asked(home):
+    run = samples.write_run(home, [samples.row(name, choices=samples.choices(name)) for name in ("fp32", "int4-g64")])
+    text = words(open_page("compare", run=run)).replace("\\", "")
+    assert "Questions" in text and "**int4-g64**: 45 of 64 questions right (70 %" in text and "broken model" in text
+    assert "against the baseline 9 lost and 1 gained" in text
+    run = samples.write_run(home, [samples.row("fp32"), samples.row("int8")], second=1)
+    assert "questions right" not in words(open_page("compare", run=run))
+
+
 def test_a_baseline_alone_has_no_verdicts_and_recipes_without_one_say_why(home):
     samples.write_run(home, [samples.row("fp32")])
     at = open_page("compare")
@@ -226,11 +235,17 @@ def test_a_queued_run_shows_its_place(home, monkeypatch):
 def test_start_sends_what_was_chosen(submitted):
     at = open_page("quantize")
     calm(at.number_input(key="quantize.tokens").set_value(512).run())
+    calm(at.toggle(key="quantize.ask").set_value(True).run())
     calm(at.text_input(key="quantize.more").set_value("int4-g32-dq").run())
     calm(at.text_input(key="quantize.skip").set_value("layers.0").run())
     calm(at.button(key="quantize.start").click().run())
     (spec,) = submitted
-    assert spec.tokens == 512 and [recipe.name for recipe in spec.recipes] == ["fp32", "int8", "int4-g64", "int4-g32-dq"]
+    assert (spec.tokens, spec.choices) == (512, "default") and [recipe.name for recipe in spec.recipes] == [
+        "fp32",
+        "int8",
+        "int4-g64",
+        "int4-g32-dq",
+    ]
     assert spec.recipes[3].modules.skip == ("layers.0",) and spec.recipes[0].modules.skip == ()
 
 

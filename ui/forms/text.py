@@ -20,6 +20,8 @@ NOTES = {
     DEFAULT: "The prose of the Python language reference, from the standard library: works without a network.",
     WIKITEXT: "WikiText-2 raw, test: what papers report. Fetched from the hub.",
 }
+QUESTIONS = "Ask 64 multiple-choice questions"
+QUESTIONS_HELP = "Easy general knowledge. Too few to see small losses, but a broken model shows at once."
 PROMPTS = "Compare answers to 20 prompts"
 PROMPTS_HELP = "Facts, arithmetic, code, summaries, other languages: each is continued greedily and compared with the baseline's answer."
 
@@ -74,7 +76,9 @@ def conditions(prefix: str) -> dict:
         window = _number(prefix, "Window, tokens", "window", 512, 128, explain("window"))
         new = _number(prefix, "New tokens", "new_tokens", 32, 16, "How many are written while speed is measured. " + explain("decode"))
     generate = st.toggle(PROMPTS, value=True, key=f"{prefix}.generate", help=PROMPTS_HELP, **KEEP)
-    return {"tokens": tokens, "window": window, "prompt_tokens": prompt, "new_tokens": new, "generate": generate}
+    ask = st.toggle(QUESTIONS, value=False, key=f"{prefix}.ask", help=QUESTIONS_HELP + " " + explain("multiple choice"), **KEEP)
+    conditions = {"tokens": tokens, "window": window, "prompt_tokens": prompt, "new_tokens": new, "generate": generate}
+    return conditions | {"choices": "default" if ask else None}
 
 
 def _number(prefix: str, label: str, name: str, value: int, step: int, help_text: str) -> int:
