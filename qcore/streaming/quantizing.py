@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -108,15 +109,20 @@ def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Pr
     left = [shard for shard in layout.shards if shard.file not in digests]
     check_space(journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model")
     pace = Pace(progress, sum(_read_bytes(source, shard) for shard in left), sum(_read_bytes(source, shard) for shard in layout.shards))
-    for shard in left:
-        digests[shard.file] = write_shard(source, shard, journal.folder, pace)
-        journal.note(shard.file, digests[shard.file])
+    with ThreadPoolExecutor(1, "close") as pool:
+        closing: tuple[Shard, Future] | None = None  # a shard whose bytes are on their way to the disk while the next one is made
+        for shard in [*left, None]:
+            writer = None if shard is None else fill_shard(source, shard, journal.folder, pace)
+            if closing is not None:
+                digests[closing[0].file] = closing[1].result()
+                journal.note(closing[0].file, digests[closing[0].file])
+            closing = None if shard is None else (shard, pool.submit(writer.close))
     pace.finish()
     return digests
 
 
-def write_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> str:
-    """Make one file of the output in `folder` and return its SHA-256. Depends on nothing but its arguments."""
+def fill_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> ShardWriter:
+    """Make one file of the output in `folder`; closing the result gives its SHA-256. Depends on nothing but its arguments."""
     writer = ShardWriter(folder / shard.file, shard.pieces)
     try:
         for i, unit in enumerate(shard.units):
@@ -126,11 +132,11 @@ def write_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = 
                 writer.write(name, tensor)
             if pace is not None:
                 pace.step(_unit_bytes(source, unit), unit.parameter)
-        source.forget()
-        return writer.close()
     except BaseException:
         writer.discard()
         raise
+    source.forget()
+    return writer
 
 
 def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
@@ -140,7 +146,7 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
         flat = source.read(unit.parameter).reshape(-1)
         for start in range(0, flat.numel(), _CHUNK):
             part = flat[start : start + _CHUNK]
-            if part.is_floating_point() and not part.isfinite().all():
+            if part.is_floating_point() and not all(end.isfinite() for end in part.aminmax()):  # NaN makes both ends NaN
                 source.check_finite(unit.parameter)
             yield piece.name, part.to(piece.dtype, copy=True)
         return

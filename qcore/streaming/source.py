@@ -163,13 +163,12 @@ def _apart(recipe: _Recipe, experts: int) -> bool:
     """Does the rule put experts together that are stored one by one, and otherwise only do to each what it does to all?"""
     from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
 
-    stacked = False
-    for operation in recipe.converter.operations:
+    first, *others = recipe.converter.operations
+    if type(first) is not MergeModulelist or first.dim != 0:
+        return False
+    for operation in others:
         kind = type(operation)
-        if kind is MergeModulelist and operation.dim == 0:
-            stacked = True
-            continue
-        within = kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0
-        if not (stacked and within):
+        inside = kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0
+        if not inside:
             return False
-    return stacked and all(len(names) == experts for names in recipe.stored.values())
+    return all(len(names) == experts for names in recipe.stored.values())

@@ -1,0 +1,135 @@
+"""Perplexity and divergence of the baseline and several recipes in one pass over the layers of a model of any size.
+
+    for each block:   for the baseline and each recipe:   fill it, advance the hidden states of all windows, drop it
+
+Held at any time: the hidden states (tokens · width · 4 bytes for each recipe and the baseline), a block of quantized weights, and the
+one weight that is being widened. Afterwards each model is scored by `qcore.evaluation.evaluate` itself, with a model whose blocks hand out
+what was computed; logits are had a few positions at a time, so nothing of the size tokens x vocabulary exists.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcore.calibration.blocks import Blocks, find_blocks
+from qcore.errors import InputError
+from qcore.evaluation import Evaluation, Reference, evaluate
+from qcore.evaluation import windows as cut
+from qcore.models import Checkpoint
+from qcore.recipes import Recipe, parse
+from qcore.streaming.frame import Frame
+from qcore.streaming.quantizing import check
+from qcore.streaming.source import Source
+
+BASELINE = "fp32"
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate_streamed(
+    checkpoint: Checkpoint,
+    recipes: list[Recipe],
+    ids: torch.Tensor,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+    text_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Evaluation]:
+    """Score the text `ids` (T,) with the baseline and each of `recipes`: {name: evaluation}, the baseline "fp32" first.
+
+    The figures are those of `qcore.evaluation.evaluate`, to rounding. Raises `InputError` for recipes that need more than one tensor at a
+    time, a checkpoint that is quantized already, or a model whose blocks are not called one after another.
+    """
+    if checkpoint.is_quantized:
+        raise InputError(f"{checkpoint.name} is quantized already. Give the original model, and the recipes with --recipes.")
+    chosen = [recipe for recipe in recipes if recipe.name != BASELINE]
+    for recipe in chosen:
+        check(recipe)
+    window, stride = cut.check(window, stride)
+    source = Source(checkpoint)
+    models = [_Model(source, recipe, ids, window, stride) for recipe in (parse(BASELINE), *chosen)]
+    blocks = len(models[0].blocks)
+    for position in range(blocks):
+        for number, model in enumerate(models):
+            if progress is not None:
+                progress(position * len(models) + number, blocks * len(models), f"block {position + 1} of {blocks}: {model.recipe.name}")
+            model.advance(position)
+    results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = Path(scratch) / "reference.safetensors"
+        for model in models:
+            is_baseline = model.recipe.name == BASELINE
+            results[model.recipe.name] = evaluate(
+                model.frame.model, ids, window=window, stride=stride, text_bytes=text_bytes, progress=progress,
+                record=reference if is_baseline else None, checkpoint=checkpoint.folder,
+                reference=None if is_baseline else Reference.open(reference),
+            )  # fmt: skip
+    return results
+
+
+class _Model:
+    """One recipe's model and its hidden states. After the last `advance` its blocks hand out what they computed."""
+
+    @torch.no_grad()
+    def __init__(self, source: Source, recipe: Recipe, ids: torch.Tensor, window: int, stride: int):
+        self.recipe = recipe
+        self.frame = Frame(source, recipe)
+        self._name, self.blocks = find_blocks(self.frame.model)
+        self._unused = list(self.blocks)  # each is put back for its turn
+        self._returns_tuple = False
+        self._reading: bytes = b""
+        self._final: dict[bytes, torch.Tensor] = {}
+        texts = [ids[span.begin : span.end] for span in cut.windows(len(ids), window, stride)]
+        lengths = dict.fromkeys(len(text) for text in texts)
+        self._groups = [(Blocks(self.frame.model), [text for text in texts if len(text) == length]) for length in lengths]
+        for position in range(1, len(self.blocks)):
+            self.blocks[position] = self._stand_in(position)
+        self.frame.fill("", leave=self._name)
+        self.frame.fill(f"{self._name}.0")
+        self.blocks[0].register_forward_hook(self._look)
+        self._states = [blocks.embed(torch.stack(members)) for blocks, members in self._groups]
+
+    @torch.no_grad()
+    def advance(self, position: int) -> None:
+        """Run block number `position` over all windows, and drop it."""
+        if position:
+            self.blocks[position] = self._unused[position]
+            self.frame.fill(f"{self._name}.{position}")
+        for (blocks, _), states in zip(self._groups, self._states, strict=True):
+            for i, hidden in enumerate(states):
+                states[i] = blocks.run(position, hidden)
+        self.blocks[position], self._unused[position] = self._stand_in(position), None
+        if position == len(self.blocks) - 1:
+            for (_, members), states in zip(self._groups, self._states, strict=True):
+                self._final |= {_key(text): state for text, state in zip(members, states, strict=True)}
+            self._states = []
+            self.frame.model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _stand_in(self, position: int) -> nn.Module:
+        """A block without weights that passes on what it is given; the last one hands out what was computed for the text at hand."""
+        block = self.frame.empty(self._unused[position])
+
+        def forward(_, *arguments, **keywords):
+            hidden = arguments[0] if arguments else keywords["hidden_states"]
+            if self._final and position == len(self.blocks) - 1:
+                hidden = self._final[self._reading]
+            return (hidden,) if self._returns_tuple else hidden
+
+        block.__class__ = type("StandIn", (type(block),), {"forward": forward})  # its other attributes say which mask it wants
+        return block
+
+    def _look(self, module: nn.Module, arguments, output) -> None:
+        self._returns_tuple = isinstance(output, tuple)
+
+    def _note(self, module: nn.Module, arguments, keywords) -> None:
+        self._reading = _key((arguments[0] if arguments else keywords["input_ids"])[0])
+
+
+def _key(text: torch.Tensor) -> bytes:
+    """What windows of the same tokens, and so of the same hidden states, have in common."""
+    return text.cpu().to(torch.int64).numpy().tobytes()

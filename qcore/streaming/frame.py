@@ -1,0 +1,157 @@
+"""A model without weights that is filled a block at a time.
+
+Its parameters are left out, its buffers (rotary frequencies and the like) are real, and what stands outside the decoder's blocks
+(embeddings, last norm, head) is filled when it is made. Weights stay mapped from the checkpoint's files and are widened to float32 when a
+layer uses them, so a block costs no memory but that of the layer at work. With a recipe, the weights it targets are quantized instead
+when their block is filled.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from qcore.convert import install
+from qcore.models.assembly import building, quiet
+from qcore.models.config import to_transformers
+from qcore.nn import StoredEmbedding, StoredLinear, Widen
+from qcore.recipes import Recipe
+from qcore.select import Target, select
+from qcore.streaming.layout import Unit, matrix_shape
+from qcore.streaming.quantizing import choose
+from qcore.streaming.source import Source
+
+ROWS = 8192  # rows of a 16-bit head that are widened at a time
+_SMALL = 1 << 16  # weights up to which a parameter is simply widened
+
+
+class Frame:
+    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raises `InputError` as quantizing does."""
+
+    def __init__(self, source: Source, recipe: Recipe | None):
+        self.source = source
+        self.model = _unfilled(source)
+        self._targets: dict[str, Target] = {}
+        if recipe is not None and recipe.quantizes:
+            self._targets = {target.name: target for target in select(self.model, recipe).targets}
+        self._codes: dict[str, list] = {}  # of tied weights, by their first name
+        self._tied = _tied_names(self.model)
+        self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters(remove_duplicate=False)}
+
+    def fill(self, prefix: str, leave: str | None = None) -> None:
+        """Give weights to all modules below `prefix` ("" is the whole model), but for those below `leave`."""
+        inside = f"{prefix}." if prefix else ""
+        names = [name for name in self._shapes if name.startswith(inside) and not (leave and name.startswith(f"{leave}."))]
+        chosen = [name for name in names if name in self._targets]
+        for name in names:
+            if name not in self._targets:
+                self._put(name)
+        for name in chosen:
+            install(self.model, self._targets[name], self._quantized(name))
+        self.source.forget()
+
+    def empty(self, block: nn.Module) -> nn.Module:
+        """A copy of `block` without any parameters or buffers; its config is the model's own."""
+        configs = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+        tensors = [*block.parameters(), *block.buffers()]
+        copied = deepcopy(block, configs | {id(tensor): None for tensor in tensors})
+        return copied
+
+    def _quantized(self, name: str) -> list:
+        first = self._tied.get(name, name)
+        if first in self._codes:
+            return self._codes[first]
+        target = self._targets[name]
+        count = matrix_shape(self.source.model, target)[0]
+        numbers = range(count) if target.kind == "experts" else [None]
+        weights = [choose(self.source, Unit(name, number, target, ())) for number in numbers]
+        if name in self._tied:
+            self._codes[first] = weights
+        return weights
+
+    def _put(self, name: str) -> None:
+        owner_name, _, last = name.rpartition(".")
+        module = self.model.get_submodule(owner_name)
+        parameter = module._parameters.get(last)
+        if parameter is None:
+            return  # belongs to a module that was replaced as a whole, its bias with it
+        if parameter.ndim == 3 and hasattr(module, "is_transposed") and not last.endswith("bias"):
+            delattr(module, last)
+            setattr(module, last, _Experts(self.source, name))
+            module.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
+            return
+        value = self.source.read(name)
+        if value.dtype == torch.float32 or value.numel() <= _SMALL or not value.is_floating_point():
+            setattr(module, last, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
+            return
+        stored = nn.Parameter(value, requires_grad=False)
+        parent_name, _, own = owner_name.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        if module is self.model.get_output_embeddings() and type(module) is nn.Linear:
+            setattr(parent, own, _Head(stored, self._bias(owner_name, module)))
+        elif type(module) is nn.Linear:
+            setattr(parent, own, StoredLinear(stored, self._bias(owner_name, module)))
+        elif type(module) is nn.Embedding:
+            setattr(parent, own, StoredEmbedding(stored, module.padding_idx))
+        else:
+            setattr(module, last, stored)
+            parametrize.register_parametrization(module, last, Widen(), unsafe=True)
+
+    def _bias(self, owner_name: str, module: nn.Linear) -> torch.Tensor | None:
+        return None if module.bias is None else self.source.read(f"{owner_name}.bias").float()
+
+
+class _Experts(nn.Module):
+    """Fused experts whose weights are read when they are asked for."""
+
+    def __init__(self, source: Source, name: str):
+        super().__init__()
+        self._source, self._name = source, name
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        return self._source.expert(self._name, int(expert)).float()
+
+
+class _Head(nn.Module):
+    """An output head stored in 16 bits, of which some rows of the vocabulary are widened at a time."""
+
+    def __init__(self, weight: nn.Parameter, bias: torch.Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., V) in float32."""
+        flat = x.reshape(-1, x.shape[-1]).float()
+        logits = torch.cat([flat @ rows.float().T for rows in self.weight.split(ROWS)], dim=1)
+        logits = logits if self.bias is None else logits + self.bias
+        return logits.view(*x.shape[:-1], -1)
+
+
+def _unfilled(source: Source) -> nn.Module:
+    """The model with real buffers and parameters on the meta device."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = to_transformers(source.checkpoint.config)
+    with building, quiet(), init_empty_weights(include_buffers=False), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    persistent = [name for name in dict(model.named_buffers()) if name in source.model.state_dict()]
+    for name in persistent:
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner)._buffers[last] = source.read(name).clone()
+    return model.eval().requires_grad_(False)
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """{name: first name} of the parameters that have several."""
+    families: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        families.setdefault(id(parameter), []).append(name)
+    return {name: family[0] for family in families.values() if len(family) > 1 for name in family}

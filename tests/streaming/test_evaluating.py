@@ -1,0 +1,43 @@
+"""Streamed evaluation gives the figures of evaluation in memory, for every architecture and for the baseline and recipes together."""
+
+import pytest
+import tiny
+import torch
+
+from qcore import convert, models, recipes
+from qcore.errors import InputError
+from qcore.evaluation import Reference, evaluate
+from qcore.streaming.evaluating import evaluate_streamed
+
+RECIPES = ("int4-g64", "nf4-g32", "int4-g32-head8", "kmeans4")
+
+
+def ids(count: int = 300) -> torch.Tensor:
+    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("config", tiny.CONFIGS)
+def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
+    tiny.checkpoint(config, tmp_path / "model")
+    checkpoint, chosen = models.resolve(tmp_path / "model"), [recipes.parse(name) for name in RECIPES]
+    found = evaluate_streamed(checkpoint, chosen, ids(), window=64, stride=48)
+    assert list(found) == ["fp32", *RECIPES]
+    base = models.load(checkpoint).model
+    expected = evaluate(base, ids(), window=64, stride=48, record=tmp_path / "reference.safetensors", checkpoint=checkpoint.folder)
+    assert found["fp32"].perplexity == pytest.approx(expected.perplexity, rel=1e-5)
+    for recipe in chosen:
+        model = models.load(checkpoint).model
+        convert.quantize(model, recipe)
+        reference = Reference.open(tmp_path / "reference.safetensors")
+        expected = evaluate(model, ids(), window=64, stride=48, reference=reference)
+        got = found[recipe.name]
+        assert got.perplexity == pytest.approx(expected.perplexity, rel=1e-5)
+        assert got.divergence.kl_mean == pytest.approx(expected.divergence.kl_mean, rel=1e-3, abs=1e-6)
+        assert got.window_tokens == expected.window_tokens
+
+
+def test_what_cannot_be_streamed_is_refused(tmp_path):
+    tiny.checkpoint("llama", tmp_path / "model")
+    checkpoint = models.resolve(tmp_path / "model")
+    with pytest.raises(InputError, match="reads calibration text"):
+        evaluate_streamed(checkpoint, [recipes.parse("int4-g64-gptq")], ids(), window=64)
