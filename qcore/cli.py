@@ -133,6 +133,8 @@ def evaluate(
     ] = None,  # fmt: skip  # noqa: E501
     lm_eval_folder: Annotated[str | None, typer.Option(help="Folder with task files of your own for lm-eval", metavar="DIR")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="At most so many documents of each task")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="One block at a time, for models larger than memory")] = False,
+    recipes: Annotated[str | None, typer.Option(help="With --stream: score these, too, in the same pass", metavar="A,B")] = None,
     json: Json = None,
     revision: Revision = None,
     device: Device = "cpu",
@@ -141,6 +143,9 @@ def evaluate(
     from qcore.runs import report, single
 
     check_output(json)
+    if stream or recipes is not None:
+        others = (choices, lm_eval) != (None, None) or device != "cpu"
+        return _evaluate_streamed(model, stream, recipes, others, json, revision, text, tokens, window, stride)
     if choices is not None or lm_eval is not None:
         about_text = (text, tokens, window, stride) != (None, None, 512, None)
         return check_tasks(
@@ -153,6 +158,28 @@ def evaluate(
     perplexity, bits = report.human_perplexity(result["perplexity"]), report.human_number(result["bits_per_byte"])
     conditions = f"{result['tokens_scored']:,} tokens, window {result['window']}, stride {result['stride']}"
     return write_output(result, json, f"perplexity {perplexity} ({conditions}); {bits} bits a byte")
+
+
+def _evaluate_streamed(model, stream, recipes, others, json, revision, text, tokens, window, stride) -> int:
+    from qcore.runs import report
+    from qcore.runs.streamed import evaluate_streamed_once
+
+    if not stream:
+        raise InputError("--recipes belongs to --stream here; to measure recipes otherwise, use compare.")
+    if others:
+        raise InputError("With --stream only a text can be scored, on the CPU. Leave out --choices, --lm-eval and --device.")
+    chosen = _recipes(recipes, None) if recipes else ()
+    with Show() as show:
+        result = evaluate_streamed_once(
+            model, chosen, revision=revision, text=text, tokens=tokens, window=window, stride=stride, progress=show
+        )
+    lines = []
+    for row in result["rows"]:
+        distance = f"; KL {report.human_number(row['divergence']['kl_mean'])} nats a token" if row["divergence"] else ""
+        lines.append(f"{row['recipe']}: perplexity {report.human_perplexity(row['perplexity'])}{distance}")
+    first = result["rows"][0]
+    lines.append(f"{first['tokens_scored']:,} tokens, window {first['window']}, stride {first['stride']}")
+    return write_output(result, json, "\n".join(lines))
 
 
 @app.command()

@@ -214,6 +214,23 @@ def test_runs_show_judges_within_another_margin(said, model, text, tmp_path):
     assert "margin is -1.0" in said("runs", "show", run.run_id, "--margin", -1)[2]
 
 
+def test_a_streamed_evaluation_scores_all_recipes_in_one_pass(said, model, text, tmp_path):
+    options = ("--text", text, "--tokens", 100, "--window", 32)
+    status, printed, _ = said("eval", model, "--stream", "--recipes", "int4-g32,int8", *options, "--json", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert status == 0 and [row["recipe"] for row in rows] == ["fp32", "int4-g32", "int8"] and "int8: perplexity" in printed
+    assert said("eval", model, *options, "--json", tmp_path / "whole.json")[0] == 0
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert rows[0]["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5) and rows[1]["divergence"]["kl_mean"] > 0
+    for wrong, message in (
+        (("--recipes", "int8"), "belongs to --stream"),
+        (("--stream", "--choices", "default"), "only a text can be scored"),
+        (("--stream", "--recipes", "int4-g64-gptq"), "reads calibration text"),
+    ):
+        status, _, err = said("eval", model, *wrong, *options)
+        assert status == 2 and message in err
+
+
 def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
