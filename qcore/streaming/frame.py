@@ -115,14 +115,8 @@ class _Experts(nn.Module):
         return self._source.expert(self._name, int(expert)).float()
 
 
-class _Head(nn.Module):
+class _Head(StoredLinear):
     """An output head stored in 16 bits, of which some rows of the vocabulary are widened at a time."""
-
-    def __init__(self, weight: nn.Parameter, bias: torch.Tensor | None):
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight = weight
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., V) in float32."""
