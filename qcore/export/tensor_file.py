@@ -6,6 +6,7 @@ to copy. Here the header is padded, tensors of a size that is a multiple of 64 b
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,18 +19,24 @@ ALIGNMENT = 64  # bytes, as torch allocates
 def write(tensors: dict[str, torch.Tensor], path: Path) -> str:
     """Write contiguous CPU `tensors`, by name, to `path`, and return the SHA-256 of the file. Nothing is copied in memory."""
     ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT > 0, -item[1].dtype.itemsize, item[0]))
-    header, place = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in ordered:
-        header[name] = {"dtype": stored_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [place, place + tensor.nbytes]}
-        place += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    start = header((name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in ordered)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little") + text, *(_bytes(tensor) for _, tensor in ordered if tensor.nbytes)):
+        for part in (start, *(_bytes(tensor) for _, tensor in ordered if tensor.nbytes)):
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
+
+
+def header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> bytes:
+    """The beginning of the file for tensors (name, dtype, shape, bytes) that follow in this order; a multiple of 64 bytes."""
+    entries, place = {"__metadata__": {"format": "pt"}}, 0
+    for name, dtype, shape, nbytes in tensors:
+        entries[name] = {"dtype": stored_name(dtype), "shape": list(shape), "data_offsets": [place, place + nbytes]}
+        place += nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

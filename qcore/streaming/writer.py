@@ -7,7 +7,6 @@ so a file with its final name is always whole. Tensors that come too early (`lay
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import queue
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qcore.models.mapping import stored_name
+from qcore.export.tensor_file import header
 from qcore.streaming.layout import Piece
 
 WAITING = 2  # chunks that may wait to be written
@@ -42,7 +41,8 @@ class ShardWriter:
         self._file = self._temporary.open("wb", buffering=0)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-        self._queue.put(self._header())
+        start = header((piece.name, piece.dtype, piece.shape, piece.nbytes) for piece in pieces)
+        self._queue.put(torch.frombuffer(bytearray(start), dtype=torch.uint8))
 
     def write(self, name: str, chunk: torch.Tensor) -> None:
         """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be written."""
@@ -78,16 +78,6 @@ class ShardWriter:
             self._thread.join()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
-
-    def _header(self) -> torch.Tensor:
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
-        for piece in self._pieces:
-            entry = {"dtype": stored_name(piece.dtype), "shape": list(piece.shape), "data_offsets": [offset, offset + piece.nbytes]}
-            header[piece.name] = entry
-            offset += piece.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % 64)  # tensors begin at a multiple of 64 bytes
-        return torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
 
     def _append(self, chunk: torch.Tensor) -> None:
         self._missing -= chunk.nbytes
