@@ -102,7 +102,7 @@ def questions(rows: list[dict]) -> None:
     state.plot(questions_chart.picture(asked), key="compare.questions", alt="Share of the questions that each recipe got right")
     about = asked[0]["choices"]
     few = " So few questions tell a broken model from a good one, and no more than that." if about["questions"] < FEW else ""
-    st.caption(f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing. {few}")
+    st.caption(f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing.{few}")
     st.markdown("\n".join(f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in asked))
 
 

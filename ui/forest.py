@@ -40,15 +40,27 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
         showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True,
         title=f"Perplexity against fp32, 95 % interval   <span style='color:{MUTED}'>{hint}</span>",
     )  # fmt: skip
-    labels = [row["label"] for row in rows]
+    return one_line_each(figure, [row["label"] for row in rows])
+
+
+def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
+    """`figure` with a line for each of `labels`, from the top down, and as high as they need."""
     figure.update_yaxes(
-        range=[len(rows) - 0.5, -0.5], tickvals=labels, categoryorder="array", categoryarray=labels, showgrid=False, ticks="",
+        range=[len(labels) - 0.5, -0.5], tickvals=labels, categoryorder="array", categoryarray=labels, showgrid=False, ticks="",
         fixedrange=True, zeroline=False,
     )  # fmt: skip
     figure.update_layout(
-        height=HEAD + ROW * len(rows) + FOOT, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, hoverlabel={"align": "left"}, showlegend=False
+        height=HEAD + ROW * len(labels) + FOOT, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, hoverlabel={"align": "left"}, showlegend=False
     )
     return figure
+
+
+def whiskers(low: float, centre: float, high: float, color: str) -> dict:
+    """The bars of an interval from `low` to `high` around a point at `centre`."""
+    return {
+        "type": "data", "symmetric": False, "thickness": 2.5, "width": 5, "color": color,
+        "array": [high - centre], "arrayminus": [centre - low],
+    }  # fmt: skip
 
 
 def place(ratio: float, edge: float) -> float:
@@ -67,14 +79,10 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         return
     ratio, color = verdict["ratio"], families.color(row["recipe"])
     centre = place(ratio["estimate"], edge)
-    whiskers = None
-    if ratio["low"] is not None:
-        whiskers = {
-            "type": "data", "symmetric": False, "thickness": 2.5, "width": 5, "color": color,
-            "array": [place(ratio["high"], edge) - centre], "arrayminus": [centre - place(ratio["low"], edge)],
-        }  # fmt: skip
+    known = ratio["low"] is not None
+    bars = whiskers(place(ratio["low"], edge), centre, place(ratio["high"], edge), color) if known else None
     figure.add_scatter(
-        x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 10}, error_x=whiskers,
+        x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 10}, error_x=bars,
         customdata=[_hover(row)], hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
     figure.add_annotation(

@@ -6,22 +6,16 @@ import plotly.graph_objects as go
 
 from ui import families
 from ui.charts import FAINT, MUTED
+from ui.forest import one_line_each, whiskers
 from ui.text import percent
-
-ROW, HEAD, FOOT = 30, 12, 46
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
     """One line a row that has "choices": the plain score as a full point with its interval, the one by length as an open point."""
-    labels = [row["label"] for row in rows]
     figure = go.Figure()
     for row in rows:
         plain, by_length, color = row["choices"]["accuracy"], row["choices"]["accuracy_by_length"], families.color(row["recipe"])
         centre = 100 * plain["estimate"]
-        whiskers = {
-            "type": "data", "symmetric": False, "thickness": 2.5, "width": 5, "color": color,
-            "array": [100 * plain["high"] - centre], "arrayminus": [centre - 100 * plain["low"]],
-        }  # fmt: skip
         words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} right, {{}}"
         figure.add_scatter(
             x=[100 * by_length["estimate"]], y=[row["label"]], mode="markers",
@@ -29,7 +23,8 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             customdata=[words.format(by_length["right"], "scores divided by length")], hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
-            x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 9}, error_x=whiskers,
+            x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 9}, 
+            error_x=whiskers(100 * plain["low"], centre, 100 * plain["high"], color),
             customdata=[words.format(plain["right"], "plain scores")], hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(
@@ -37,13 +32,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
         )
     figure.add_vline(100 * rows[0]["choices"]["chance"], line={"color": MUTED, "width": 1, "dash": "dot"})
     title = f"Right answers, %, 95 % interval   <span style='color:{MUTED}'>● plain score  ○ by length</span>"
-    figure.update_xaxes(range=[0, 114], tickvals=list(range(0, 101, 20)), showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True, 
-                        title=title)  # fmt: skip
-    figure.update_yaxes(
-        range=[len(rows) - 0.5, -0.5], tickvals=labels, categoryorder="array", categoryarray=labels, showgrid=False, ticks="",
-        fixedrange=True, zeroline=False,
-    )  # fmt: skip
-    figure.update_layout(
-        height=HEAD + ROW * len(rows) + FOOT, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, hoverlabel={"align": "left"}, showlegend=False
+    figure.update_xaxes(
+        range=[0, 114], tickvals=list(range(0, 101, 20)), showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True, title=title
     )
-    return figure
+    return one_line_each(figure, [row["label"] for row in rows])
