@@ -8,6 +8,8 @@ takes and returns tensors (sequences, key-value heads, tokens, head size), so a 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from qcore.decoder.weights import window
+
 _BLOCK = 8  # slots side by side
 _LEAST = 256  # slots
 
@@ -140,9 +142,8 @@ class Scratch:
 def native_layers(model: torch.nn.Module, half: bool = False) -> list[NativeLayer]:
     """Empty layers for a Llama-type `model`."""
     config, blocks = model.config, model.model.layers
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if getattr(config, "sliding_window", None) else ""] * len(blocks)
     dtype = torch.float16 if half else torch.float32
     return [
-        NativeLayer(config.num_key_value_heads, block.self_attn.head_dim, dtype, kind == "sliding_attention")
-        for block, kind in zip(blocks, kinds, strict=True)
+        NativeLayer(config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0)
+        for index, block in enumerate(blocks)
     ]

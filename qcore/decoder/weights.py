@@ -171,7 +171,7 @@ class Weights:
             self._pointer(block.post_attention_layernorm.weight),
             *(self._pointer(getattr(getattr(attention, name, None), "weight", None)) for name in ("q_norm", "k_norm")),
             *(self._projection(module) for module in _projections(block).values()),
-            _window(model.config, index),
+            window(model.config, index),
         )
 
 
@@ -189,7 +189,7 @@ def _head_size(model: nn.Module) -> int:
     return model.model.layers[0].self_attn.head_dim
 
 
-def _window(config, index: int) -> int:
+def window(config, index: int) -> int:
     """How far this layer looks back, itself included; 0 for no limit."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and kinds[index] != "sliding_attention":
