@@ -41,7 +41,7 @@ from qcore.export import safetensors
 from qcore.kernels import native
 from qcore.models.loading import load_tokenizer
 from transformers.models.llama import modeling_llama
-native.library()
+native.functions()
 marks = [time.perf_counter()]
 model = qcore.load(sys.argv[1])
 marks.append(time.perf_counter())

@@ -247,7 +247,7 @@ def list_recipes() -> int:
     entries = [parse(name) for name in names()]
     width = max(len(recipe.name) for recipe in entries)
     for recipe in entries:
-        reason = backends.available(recipe.weights.library) if isinstance(recipe.weights, Engine) else None
+        reason = backends.available(recipe.weights.backend) if isinstance(recipe.weights, Engine) else None
         print(f"{recipe.name:{width}}  {describe(recipe)}" + (f"  [not available here: {reason}]" if reason else ""))
     return 0
 

@@ -52,7 +52,7 @@ def quantize(
         if isinstance(recipe.weights, Engine):
             from qcore import backends
 
-            rows = backends.load(recipe.weights.library).apply(model, recipe, report)
+            rows = backends.load(recipe.weights.backend).apply(model, recipe, report)
         elif isinstance(recipe.weights, Float):
             rows = _store_as(model, recipe.weights.dtype, report)
         else:

@@ -46,9 +46,9 @@ class Float:
 
 @dataclass(frozen=True)
 class Engine:
-    """Another library's quantizer: `library` names the file in `qcore/backends/` and `variant` the form it is asked for."""
+    """Another library's quantizer: `backend` names the file in `qcore/backends/` and `variant` the form it is asked for."""
 
-    library: str
+    backend: str
     variant: str
 
 
@@ -121,6 +121,8 @@ class Recipe:
         try:
             weights = dict(record["weights"])
             kind = _TYPES[weights.pop("type")]
+            if kind is Engine and "library" in weights:  # as it was called in earlier records
+                weights["backend"] = weights.pop("library")
             return cls(**{**record, "weights": kind(**weights), "modules": Modules(**record.get("modules", {}))})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This recipe record cannot be read: {error}.") from error

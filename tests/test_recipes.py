@@ -68,6 +68,12 @@ def test_a_damaged_record_is_refused(damage):
         Recipe.from_dict(parse("int4-g64").to_dict() | damage)
 
 
+def test_a_record_with_the_earlier_name_of_an_engines_backend_is_read():
+    record = parse("bnb-nf4").to_dict()
+    record["weights"]["library"] = record["weights"].pop("backend")
+    assert Recipe.from_dict(record) == parse("bnb-nf4")
+
+
 def test_recipes_are_read_without_torch():
     """So that a mistyped name on the command line is answered at once."""
     code = """

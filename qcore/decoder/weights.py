@@ -134,7 +134,7 @@ class Weights:
             sequences, tokens, position, torch.get_num_threads(), *map(native.address, (starts, ids, cosines, sines, hidden, logits)),
             ctypes.addressof(best),
         )  # fmt: skip
-        native.library().qcore_decode(ctypes.byref(self._model), ctypes.byref(stored), ctypes.byref(call))
+        native.functions().qcore_decode(ctypes.byref(self._model), ctypes.byref(stored), ctypes.byref(call))
         cache.advance(tokens)
         return None if logits is None else best.value
 

@@ -16,7 +16,7 @@ FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mo
 
 
 @cache
-def library() -> ctypes.CDLL:
+def functions() -> ctypes.CDLL:
     """The library, compiled if need be. Raises `UnavailableError` if it cannot be, or if this processor lacks AVX2."""
     try:
         loaded = ctypes.CDLL(str(build()))
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
 def reason_missing() -> str | None:
     """None if the library can be used, else the sentence that says why not."""
     try:
-        library()
+        functions()
     except UnavailableError as error:
         return str(error)
     return None
@@ -67,7 +67,7 @@ def _linear(x: torch.Tensor, layout: Layout, rows: int, bias: torch.Tensor | Non
     if tokens:
         if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
             bias = bias.to(torch.float32).contiguous()
-        failed = library().qcore_linear(
+        failed = functions().qcore_linear(
             ctypes.byref(layout), inputs.data_ptr(), tokens, columns, None if bias is None else bias.data_ptr(), result.data_ptr(), rows,
             mode, torch.get_num_threads(),
         )  # fmt: skip
@@ -86,7 +86,7 @@ def _rows(ids: torch.Tensor, layout: Layout) -> torch.Tensor:
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < layout.rows:
         raise IndexError(f"row {int(flat.min())} or {int(flat.max())} lies outside a weight of {layout.rows} rows")
     out = torch.empty(*ids.shape, layout.columns)
-    library().qcore_rows(ctypes.byref(layout), flat.data_ptr(), flat.numel(), out.data_ptr())
+    functions().qcore_rows(ctypes.byref(layout), flat.data_ptr(), flat.numel(), out.data_ptr())
     return out
 
 

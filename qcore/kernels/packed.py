@@ -77,7 +77,7 @@ class PackedWeight:
         if weight.zero_point is not None:
             zero = unpack_codes(weight.zero_point, weight.format.bits, weight.shape[0] * groups).contiguous()
         codes, tables = weight.codes.contiguous(), weight.codebook.contiguous() if per_row else None
-        native.library().qcore_pack(
+        native.functions().qcore_pack(
             ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables, panels)),
             torch.get_num_threads(),
         )  # fmt: skip
@@ -94,7 +94,7 @@ class PackedWeight:
         scale = None if self._per_row else torch.empty(rows, groups, dtype=torch.float16)
         zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
         tables = torch.empty(rows, ENTRIES, dtype=torch.float16) if self._per_row else None
-        native.library().qcore_unpack(
+        native.functions().qcore_unpack(
             ctypes.byref(self.layout), bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables)),
             torch.get_num_threads(),
         )  # fmt: skip
@@ -147,7 +147,7 @@ class PackedWeight:
         layout = Layout(
             self.kind, zero_bytes, group_blocks, zero, *self.shape, blocks, 0, native.address(self.panels), native.address(self.table)
         )
-        layout.panel_bytes = native.library().qcore_panel_bytes(ctypes.byref(layout))
+        layout.panel_bytes = native.functions().qcore_panel_bytes(ctypes.byref(layout))
         return layout
 
     def __getstate__(self) -> dict:

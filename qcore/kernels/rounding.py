@@ -91,7 +91,7 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
         order=native.address(order),
         **{name: native.address(part) for name, part in parts.items()},
     )
-    result = native.library().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
+    result = native.functions().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
     if result & _NO_MEMORY:
         raise MemoryError(f"no memory for a row of {columns} floats")
     return not result & _NO_SCALE

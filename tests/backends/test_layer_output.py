@@ -34,7 +34,7 @@ def apply(name: str) -> tuple[One, torch.Tensor, list]:
     weight = model.linear.weight.detach().clone()
     recipe = recipes.parse(name)
     with torch.no_grad():
-        rows = load(recipe.weights.library).apply(model, recipe, lambda *step: None)
+        rows = load(recipe.weights.backend).apply(model, recipe, lambda *step: None)
     return model, weight, rows
 
 

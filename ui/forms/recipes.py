@@ -74,7 +74,7 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
         offered.setdefault(family.capitalize(), ([], HELP[family]))[0].append(name)
     missing: list[str] = []
     for name, (engine, _) in ENGINES.items():
-        reason = backends.available(engine.library)
+        reason = backends.available(engine.backend)
         if reason is None:
             offered.setdefault(LIBRARIES, ([], LIBRARIES_HELP))[0].append(name)
         elif reason not in missing:
