@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from qcore import convert, data, models, plan, recipes
+from qcore import convert, data, models, planning, recipes
 from qcore.calibration import check_record, load_calibration
 from qcore.calibration.text import TOKENS
 from qcore.errors import InputError
@@ -29,7 +29,7 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
     fit into memory), `UnavailableError` if the hub cannot be reached.
     """
     checkpoint = models.resolve(model, revision)
-    plan.check_fits(checkpoint, recipes.parse("fp32"))
+    planning.check_fits(checkpoint, recipes.parse("fp32"))
     return models.load(checkpoint, device=device)
 
 

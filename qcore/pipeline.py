@@ -38,7 +38,7 @@ def check(spec: RunSpec) -> Checkpoint:
     recipe fits into memory; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is left to
     their rows.
     """
-    from qcore import data, models, plan
+    from qcore import data, models, planning
     from qcore.evaluation.questions import load_questions
 
     check_device(spec.device)
@@ -56,7 +56,7 @@ def check(spec: RunSpec) -> Checkpoint:
     refusals = []
     for recipe in spec.recipes:
         try:
-            plan.check_fits(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            planning.check_fits(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
         except InputError as error:
             refusals.append(error)
     if len(refusals) == len(spec.recipes):
@@ -107,7 +107,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
 
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
     """
-    from qcore import convert, plan
+    from qcore import convert, planning
     from qcore.calibration import unfinished
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
@@ -116,7 +116,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     session = _Session(spec, folder, emit)
     is_baseline = recipe.name == "fp32"
     progress = session.enter("load")
-    plan.check_fits(session.checkpoint(progress), recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    planning.check_fits(session.checkpoint(progress), recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     with PeakMemory() as loading:
         loaded = session.load(progress)
         progress = session.enter("quantize")
@@ -174,13 +174,13 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
 
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
     """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have no row for it."""
-    from qcore import plan
+    from qcore import planning
     from qcore.recipes import parse
 
     session = _Session(spec, folder, emit)
     progress = session.enter("load")
     checkpoint = session.checkpoint(progress)
-    plan.check_fits(checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    planning.check_fits(checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     loaded = session.load(progress)
     session.evaluate(loaded, record=True)
     session.ask(loaded, record=True)

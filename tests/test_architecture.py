@@ -15,7 +15,7 @@ LAYERS = [
     ("runs",),
     ("pipeline",),
     ("streaming",),
-    ("plan", "export", "layers"),
+    ("planning", "export", "layers"),
     ("evaluation", "measurement"),
     ("convert",),
     ("calibration",),

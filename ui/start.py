@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qcore import pipeline, plan
+from qcore import pipeline, planning
 from qcore.errors import InputError, QcoreError
 from qcore.home import is_public
 from qcore.runs import jobs
@@ -86,7 +86,7 @@ def _memory(spec: RunSpec, checkpoint) -> None:
     rows, sentences = [], []
     for recipe in spec.recipes:
         try:
-            estimate = plan.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            estimate = planning.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
         except QcoreError as error:
             sentences.append(f"{families.badge(recipe.name)} {verbatim(str(error))}")
             continue

@@ -51,7 +51,7 @@ def load(
     """Load a model by name (see `resolve`) or from a `Checkpoint`, in fp32 on `device`.
 
     Raises `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or infinite, naming the
-    first. Whether it fits into memory is `qcore.plan.check_fits`'s question, to be asked before.
+    first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be asked before.
     """
     checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
     if checkpoint.is_quantized:

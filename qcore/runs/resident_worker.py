@@ -181,17 +181,17 @@ class Shelf:
         return self._models[key]
 
     def _make_room(self, checkpoint, recipe: Recipe) -> None:
-        """Drop models until the next one fits; `plan.check_fits` says why if it does not even fit alone."""
-        from qcore import plan
+        """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit alone."""
+        from qcore import planning
 
         while self._models:
             held = sum(loaded.ledger.stored_bytes for loaded in self._models.values())
             limit = os.environ.get("QCORE_MEMORY_LIMIT")  # counts what is on the shelf; what is available does not hold it any more
-            found = plan.estimate(checkpoint, recipe, tokens=POSITIONS, window=1)
-            if max(found.peak_load_bytes, found.peak_run_bytes) + (held if limit else 0) <= plan.budget():
+            found = planning.estimate(checkpoint, recipe, tokens=POSITIONS, window=1)
+            if max(found.peak_load_bytes, found.peak_run_bytes) + (held if limit else 0) <= planning.budget():
                 return
             self._drop(1)
-        plan.check_fits(checkpoint, recipe, tokens=POSITIONS, window=1)
+        planning.check_fits(checkpoint, recipe, tokens=POSITIONS, window=1)
 
     def _drop(self, count: int) -> None:
         for _ in range(count):

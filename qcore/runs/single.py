@@ -31,7 +31,7 @@ def quantize_to(
     Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (`overwrite`
     allows a model that qcore saved there), or if the model cannot be used or does not fit.
     """
-    from qcore import convert, models, plan
+    from qcore import convert, models, planning
     from qcore.calibration import load_calibration, unfinished
     from qcore.calibration.text import calibration_text
     from qcore.export import safetensors
@@ -58,7 +58,7 @@ def quantize_to(
             ledger = streaming.quantize(checkpoint, recipe, folder, overwrite=overwrite, progress=progress)
         return _saved(model, folder, ledger, time.perf_counter() - began)
     with heavy_turn(waiting(progress)):
-        plan.check_fits(checkpoint, recipe, tokens=1, window=1)
+        planning.check_fits(checkpoint, recipe, tokens=1, window=1)
         loaded = models.load(checkpoint, progress=progress)
         began = time.perf_counter()
         text = None
@@ -170,14 +170,14 @@ def safe_name(model: str, recipe: str) -> str:
 
 def load_once(model: str, revision: str | None, device: str, window: int, progress: Progress):
     """Resolve, check that it fits, and load."""
-    from qcore import models, plan
+    from qcore import models, planning
     from qcore.pipeline import check_device
     from qcore.recipes import parse
 
     check_device(device)
     checkpoint = models.resolve(model, revision, progress=progress)
     if not checkpoint.is_quantized:
-        plan.check_fits(checkpoint, parse("fp32"), tokens=window, window=window)
+        planning.check_fits(checkpoint, parse("fp32"), tokens=window, window=window)
     return models.load(checkpoint, device=device, progress=progress)
 
 

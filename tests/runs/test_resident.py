@@ -14,7 +14,7 @@ import psutil
 import pytest
 import tiny
 
-from qcore import models, plan
+from qcore import models, planning
 from qcore.errors import InputError, RunError, TooLargeError
 from qcore.evaluation.generation import generate_text
 from qcore.recipes import parse
@@ -228,9 +228,9 @@ def test_the_least_recently_used_model_makes_room(folder, monkeypatch):
         need = 0 if len(shelf._models) < room else 2
         return SimpleNamespace(peak_load_bytes=need, peak_run_bytes=0)
 
-    monkeypatch.setattr(plan, "estimate", estimate)
-    monkeypatch.setattr(plan, "budget", lambda: 1)
-    monkeypatch.setattr(plan, "check_fits", lambda *arguments, **options: None)
+    monkeypatch.setattr(planning, "estimate", estimate)
+    monkeypatch.setattr(planning, "budget", lambda: 1)
+    monkeypatch.setattr(planning, "check_fits", lambda *arguments, **options: None)
     first, second = (weakref.ref(shelf.get(checkpoint, parse(name), report).model) for name in ("fp32", "fp16"))
     assert shelf.get(checkpoint, parse("fp32"), report).model is first()
     shelf.get(checkpoint, parse("bf16"), report)
@@ -241,7 +241,7 @@ def test_a_memory_limit_counts_what_is_held(folder, monkeypatch):
     checkpoint, report = checkpoint_and_report(folder)
     shelf = Shelf()
     shelf.get(checkpoint, parse("fp32"), report)
-    need = plan.estimate(checkpoint, parse("fp16"), tokens=2048, window=1)
+    need = planning.estimate(checkpoint, parse("fp16"), tokens=2048, window=1)
     most = max(need.peak_load_bytes, need.peak_run_bytes)
     held = 4 * checkpoint.parameters
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(most + held))

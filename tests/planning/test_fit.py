@@ -6,11 +6,12 @@ import pytest
 import tiny
 import torch
 
-from qcore import methods, models, plan
+from qcore import methods, models
 from qcore.convert import quantize
 from qcore.errors import InputError, TooLargeError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
+from qcore.planning import fit as plan
 from qcore.recipes import COMMON, ENGINES, parse
 
 KINDS = list(tiny.CONFIGS)
