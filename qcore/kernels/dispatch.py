@@ -82,6 +82,6 @@ def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
 def explain(weight: QuantizedTensor | PackedWeight, activations: str = "fp32") -> str:
     """One line for people: which kernel multiplies by this weight, and why."""
     if isinstance(weight, PackedWeight):
-        return f"native AVX2, {_NAMES[MODES[activations]]}"
+        return f"native {native.instructions()}, {_NAMES[MODES[activations]]}"
     reason = reason_for_reference(weight)
-    return f"plain torch: {reason}" if reason else f"native AVX2 once packed, {_NAMES[MODES[activations]]}"
+    return f"plain torch: {reason}" if reason else f"native {native.instructions()} once packed, {_NAMES[MODES[activations]]}"

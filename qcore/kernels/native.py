@@ -4,6 +4,7 @@ A plain call goes straight through ctypes, which costs less than a trip through 
 """
 
 import ctypes
+import os
 from functools import cache
 
 import torch
@@ -15,23 +16,41 @@ from qcore.kernels.packed import Layout, PackedWeight
 FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mode` of layout.h
 
 
+NAMES = {"avx2": "AVX2"}  # of instruction sets, as the library and as people call them
+
+
 @cache
 def functions() -> ctypes.CDLL:
-    """The library, compiled if need be. Raises `UnavailableError` if it cannot be, or if this processor lacks AVX2."""
+    """The library, compiled if need be, with the fastest instruction set of this processor, or the one that QCORE_INSTRUCTIONS names.
+
+    Raises `UnavailableError` if it cannot be compiled or loaded, or if this processor lacks every instruction set that it is written for.
+    """
     try:
         loaded = ctypes.CDLL(str(build()))
     except OSError as error:
         raise UnavailableError(f"The native kernels were compiled but cannot be loaded: {error}.") from error
-    if not loaded.qcore_level():
+    declare(loaded)
+    if not loaded.qcore_instructions():
         raise UnavailableError("The native kernels need a processor with AVX2, FMA and F16C, and this one lacks them.")
+    wanted = os.environ.get("QCORE_INSTRUCTIONS", "").strip().lower()
+    if wanted and not loaded.qcore_choose(wanted.encode()):
+        raise UnavailableError(
+            f"QCORE_INSTRUCTIONS is {wanted!r}, which this processor or its compiler lacks. Unset it, or choose from {', '.join(NAMES)}."
+        )
+    return loaded
+
+
+def declare(loaded: ctypes.CDLL) -> None:
+    """Tell ctypes what the functions of a library that was just loaded take and return."""
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    loaded.qcore_instructions.argtypes, loaded.qcore_instructions.restype = [], ctypes.c_char_p
+    loaded.qcore_choose.argtypes = [ctypes.c_char_p]
     loaded.qcore_panel_bytes.argtypes, loaded.qcore_panel_bytes.restype = [pointer], long
     loaded.qcore_pack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
     loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
     loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
-    return loaded
 
 
 @cache
@@ -42,6 +61,11 @@ def reason_missing() -> str | None:
     except UnavailableError as error:
         return str(error)
     return None
+
+
+def instructions() -> str:
+    """The instruction set that runs, as people call it. Raises `UnavailableError` as `functions` does."""
+    return NAMES[functions().qcore_instructions().decode()]
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

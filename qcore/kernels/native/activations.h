@@ -22,42 +22,52 @@ struct Tile {
   const float* sum;
 };
 
+// How a call's activations are laid out and rounded.
+struct Form {
+  bool row_major;  // for row tables
+  int mode;
+  int width;       // bytes of a value
+  int limit;       // the largest integer
+  int64_t blocks;
+};
+
 // Where the activations of one call live. Each call has its own, so that calls may run at once.
 class Activations {
  public:
-  Activations(const Weight& w, int mode, int64_t tokens) : row_major_(w.kind == kRowTable && tokens <= kTile), mode_(mode), blocks_(w.blocks), tokens_(tokens) {
-    width_ = mode == kFloat ? 4 : element_bytes(w.kind, mode);
+  Activations(const Weight& w, int mode, int64_t tokens) : tokens_(tokens) {
+    // 14 bits meet table values (see kTableMax), 15 bits meet codes
+    const int limit = mode == kInt16 ? ((w.kind == kTable || w.kind == kRowTable) ? 16383 : 32767) : 127;
+    form_ = {w.kind == kRowTable && tokens <= kTile, mode, width_of(w.kind, mode), limit, w.blocks};
     const int64_t padded = (tokens + kTile - 1) / kTile * kTile;
-    const int64_t values = padded * blocks_ * kBlock * width_;
-    scales_ = mode == kFloat ? 0 : padded * blocks_;
+    const int64_t values = padded * form_.blocks * kBlock * form_.width;
+    scales_ = mode == kFloat ? 0 : padded * form_.blocks;
     memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (values + 2 * scales_ * 4 + 63 + 64) / 64 * 64)));
     scale_ = reinterpret_cast<float*>(memory_.get() + values);
-    // 14 bits meet table values (see kTableMax), 15 bits meet codes
-    limit_ = mode == kInt16 ? ((w.kind == kTable || w.kind == kRowTable) ? 16383 : 32767) : 127;
   }
 
   bool ok() const { return memory_ != nullptr; }
   int64_t tiles() const { return (tokens_ + kTile - 1) / kTile; }
   int tile_tokens(int64_t tile) const { return int(tokens_ - tile * kTile < kTile ? tokens_ - tile * kTile : kTile); }
-  int width() const { return width_; }
 
   Tile tile(int64_t t) const {
-    return {memory_.get() + t * kTile * blocks_ * kBlock * width_, scale_ + t * kTile * blocks_, scale_ + scales_ + t * kTile * blocks_};
+    const int64_t first = t * kTile * form_.blocks;
+    return {memory_.get() + first * kBlock * form_.width, scale_ + first, scale_ + scales_ + first};
   }
 
   // Fill tile `t` from `tokens` rows of x, `stride` floats apart, of `columns` values.
   void fill(int64_t t, const float* x, int64_t stride, int64_t columns);
 
-  // Only codes below 8 bits and without a table have products small enough for 8-bit multiplication.
+  // Only codes below 8 bits and without a table have products small enough for 8-bit multiplication in AVX2.
   static int element_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind >= kBits4 && kind <= kBits2 ? 1 : 2; }
 
  private:
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
   };
-  bool row_major_;
-  int mode_, width_, limit_;
-  int64_t blocks_, tokens_, scales_;
+  static int width_of(int kind, int mode);
+
+  Form form_;
+  int64_t tokens_, scales_;
   float* scale_;
   std::unique_ptr<uint8_t, Free> memory_;
 };

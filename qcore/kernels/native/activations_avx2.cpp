@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "activations.h"
+#include "kernels.h"
 
 namespace qcore {
 namespace {
@@ -60,9 +60,8 @@ inline void narrow16(const __m256i in[4], __m256i out[2]) {
 
 }  // namespace
 
-void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t columns) {
-  const Tile to = tile(t);
-  const int tokens = tile_tokens(t);
+void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns) {
+  const auto [row_major, mode, width, limit, blocks] = form;
   const int64_t full = columns / kBlock;
   alignas(32) float tail[kBlock];
   for (int m = 0; m < tokens; ++m, x += stride) {
@@ -72,12 +71,12 @@ void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t column
       if (b == full) std::copy(x + b * kBlock, x + columns, tail);
       return tail;
     };
-    if (mode_ == kFloat) {
+    if (mode == kFloat) {
       float* q = static_cast<float*>(const_cast<void*>(to.q));
-      for (int64_t b = 0; b < blocks_; ++b) {
+      for (int64_t b = 0; b < blocks; ++b) {
         const float* in = block(b);
-        if (row_major_ || tokens == 1) {
-          std::memcpy(q + (row_major_ ? m * blocks_ + b : b) * kBlock, in, kBlock * 4);
+        if (row_major || tokens == 1) {
+          std::memcpy(q + (row_major ? m * blocks + b : b) * kBlock, in, kBlock * 4);
         } else {
           for (int k = 0; k < kBlock; ++k) q[(b * kBlock + k) * tokens + m] = in[k];
         }
@@ -85,23 +84,23 @@ void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t column
       continue;
     }
     Scale one{};
-    if (mode_ == kInt8Token) {
+    if (mode == kInt8Token) {
       __m256i most = _mm256_setzero_si256();
-      for (int64_t b = 0; b < blocks_; ++b) most = _mm256_max_epi32(most, magnitude(block(b)));
-      one = scale_of(horizontal_max(most), limit_);
+      for (int64_t b = 0; b < blocks; ++b) most = _mm256_max_epi32(most, magnitude(block(b)));
+      one = scale_of(horizontal_max(most), limit);
     }
     uint8_t* q = static_cast<uint8_t*>(const_cast<void*>(to.q));
     float* scale = const_cast<float*>(to.scale);
     float* sum = const_cast<float*>(to.sum);
-    for (int64_t b = 0; b < blocks_; ++b) {
+    for (int64_t b = 0; b < blocks; ++b) {
       const float* in = block(b);
-      const Scale s = mode_ == kInt8Token ? one : scale_of(horizontal_max(magnitude(in)), limit_);
+      const Scale s = mode == kInt8Token ? one : scale_of(horizontal_max(magnitude(in)), limit);
       __m256i wide[4], half[2];
       round_block(in, s.inverse, wide);
       narrow16(wide, half);
       scale[b * tokens + m] = s.scale;
       sum[b * tokens + m] = s.scale * horizontal_sum(_mm256_add_epi32(_mm256_add_epi32(wide[0], wide[1]), _mm256_add_epi32(wide[2], wide[3])));
-      if (width_ == 1) {
+      if (width == 1) {
         const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(half[0], half[1]), 0xd8);
         uint8_t* out = q + b * kBlock * tokens;
         if (tokens == 1) {
@@ -114,7 +113,7 @@ void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t column
         continue;
       }
       alignas(32) int16_t values[32];
-      if (row_major_) {  // even columns first, then odd ones
+      if (row_major) {  // even columns first, then odd ones
         const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
         const __m256i low = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(half[0], order), 0xd8);  // even 0-14, odd 1-15
         const __m256i high = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(half[1], order), 0xd8);

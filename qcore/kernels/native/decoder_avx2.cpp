@@ -217,7 +217,7 @@ class Step {
     std::optional<Activations> own;
     prepare(own, nullptr, p, rows.data());
     const Span part = share(panel_count(*p.packed), me, threads_);
-    const PanelKernel kernel = panel_kernel_avx2(p.packed->kind, p.mode, int(tokens_));
+    const PanelKernel kernel = kernels().panel(p.packed->kind, p.mode, int(tokens_));
     alignas(32) float out[kTile][kRows];
     for (int64_t panel = part.first; panel < part.last; ++panel) {
       kernel(*p.packed, p.packed->panels + panel * p.packed->panel_bytes, own->tile(0), out);
@@ -242,8 +242,8 @@ class Step {
     const bool same = alike(block.gate, block.up);
     if (!same) prepare(other, nullptr, block.up, rows.data());
     const Tile x = own->tile(0), y = same ? x : other->tile(0);
-    const PanelKernel gate = panel_kernel_avx2(block.gate.packed->kind, block.gate.mode, int(tokens_));
-    const PanelKernel up = panel_kernel_avx2(block.up.packed->kind, block.up.mode, int(tokens_));
+    const PanelKernel gate = kernels().panel(block.gate.packed->kind, block.gate.mode, int(tokens_));
+    const PanelKernel up = kernels().panel(block.up.packed->kind, block.up.mode, int(tokens_));
     const Span part = share(panel_count(*block.gate.packed), me, threads_);
     alignas(32) float g[kTile][kRows], u[kTile][kRows];
     for (int64_t panel = part.first; panel < part.last; ++panel) {

@@ -1,4 +1,7 @@
-// What an instruction set has to provide. Each works on one panel (or pair of panels) and one tile and keeps no state.
+// What an instruction set has to provide. Each function works on one panel (or pair of panels) and one tile and keeps no state.
+//
+// The library holds them for several instruction sets, and a processor may lack all but one: what is in a file that is named after an
+// instruction set runs only when `kernels()` has chosen it, and shares no function with other files, of which the linker would keep one.
 #pragma once
 #include "activations.h"
 #include "layout.h"
@@ -7,7 +10,6 @@ namespace qcore {
 
 // y[m][0 … 8) of panel `panel` for the `tokens` (1 … 4) tokens of a tile: reads the codes once, straight from memory.
 using PanelKernel = void (*)(const Weight& w, const uint8_t* panel, const Tile& x, float (*y)[kRows]);
-PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 
 // Many tokens: a stretch of a pair of panels is widened once into `Stretch`, then meets tile after tile.
 constexpr int kPair = 2 * kRows;
@@ -21,9 +23,24 @@ struct alignas(64) Stretch {
   float scale[kStretch][kPair], offset[kStretch][kPair];  // offset = -scale * zero point, for bytes
 };
 
-// Widen the blocks first … first + count of the panels a and b (b may be null) of `w`.
+struct Kernels {
+  const char* name;
+  bool wide_bytes;  // 8-bit codes meet 8-bit activations as bytes: the sums of their products have 32 bits from the start
+  // Quantize `tokens` rows of x, `stride` floats apart, of `columns` values, into a tile.
+  void (*fill)(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
+  PanelKernel (*panel)(int kind, int mode, int tokens);
+  // Widen the blocks first … first + count of the panels a and b (b may be null) of `w`.
+  void (*widen)(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
+  // y[m][0 … 16) += the stretch's part for a tile of `tokens` tokens.
+  void (*multiply)(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+};
+
+// The fastest that this processor runs, or what qcore_choose chose.
+const Kernels& kernels();
+
+void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
+PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
-// y[m][0 … 16) += the stretch's part for a tile of `tokens` tokens.
 void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
 
 }  // namespace qcore

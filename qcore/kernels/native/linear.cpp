@@ -10,21 +10,37 @@
 namespace qcore {
 namespace {
 
-// Write 8 or fewer rows of a token.
-inline void put(const Weight& w, int64_t row, const float* values, const float* bias, float* y, int count) {
-  const int n = int(std::min<int64_t>(count, w.rows - row));
-  for (int r = 0; r < n; ++r) y[row + r] = bias ? values[r] + bias[row + r] : values[r];
+// Write kCount rows of a token, or what the weight has left of them.
+template <int kCount>
+inline void put(const Weight& w, int64_t row, const float* values, const float* bias, float* y) {
+  const int n = int(std::min<int64_t>(kCount, w.rows - row));
+  y += row;
+  if (bias)
+    for (int r = 0; r < n; ++r) y[r] = values[r] + bias[row + r];
+  else if (n == kCount)
+    std::memcpy(y, values, kCount * sizeof(float));
+  else
+    std::memcpy(y, values, n * sizeof(float));
 }
 
 }  // namespace
 
+int Activations::width_of(int kind, int mode) {
+  if (mode == kFloat) return 4;
+  return kind == kBits8 && mode != kInt16 && kernels().wide_bytes ? 1 : element_bytes(kind, mode);
+}
+
+void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t columns) {
+  kernels().fill(form_, tile(t), tile_tokens(t), x, stride, columns);
+}
+
 void few_panels(const Weight& w, int mode, const Activations& x, int tokens, int64_t first, int64_t last, const float* bias, float* y, int64_t y_stride) {
-  const PanelKernel kernel = panel_kernel_avx2(w.kind, mode, tokens);
+  const PanelKernel kernel = kernels().panel(w.kind, mode, tokens);
   const Tile tile = x.tile(0);
   alignas(32) float out[kTile][kRows];
   for (int64_t p = first; p < last; ++p) {
     kernel(w, w.panels + p * w.panel_bytes, tile, out);
-    for (int m = 0; m < tokens; ++m) put(w, p * kRows, out[m], bias, y + m * y_stride, kRows);
+    for (int m = 0; m < tokens; ++m) put<kRows>(w, p * kRows, out[m], bias, y + m * y_stride);
   }
 }
 
@@ -32,15 +48,16 @@ void many_pair(const Weight& w, int mode, const Activations& x, int64_t first_ti
                int64_t y_stride, Stretch& stretch) {
   const uint8_t* a = w.panels + 2 * pair * w.panel_bytes;
   const uint8_t* b = 2 * pair + 1 < panel_count(w) ? a + w.panel_bytes : nullptr;
+  const Kernels& use = kernels();
   alignas(64) float out[kTokensAtOnce][kPair];
   std::memset(out, 0, sizeof out[0] * std::min<int64_t>(kTokensAtOnce, (last_tile - first_tile) * kTile));
   for (int64_t k = 0; k < w.blocks; k += kStretch) {
     const int64_t count = std::min<int64_t>(kStretch, w.blocks - k);
-    widen_avx2(w, a, b, mode, k, count, stretch);
-    for (int64_t t = first_tile; t < last_tile; ++t) multiply_avx2(w, stretch, mode, k, count, x.tile(t), x.tile_tokens(t), out + (t - first_tile) * kTile);
+    use.widen(w, a, b, mode, k, count, stretch);
+    for (int64_t t = first_tile; t < last_tile; ++t) use.multiply(w, stretch, mode, k, count, x.tile(t), x.tile_tokens(t), out + (t - first_tile) * kTile);
   }
   for (int64_t t = first_tile; t < last_tile; ++t)
-    for (int m = 0; m < x.tile_tokens(t); ++m) put(w, 2 * pair * kRows, out[(t - first_tile) * kTile + m], bias, y + (t * kTile + m) * y_stride, kPair);
+    for (int m = 0; m < x.tile_tokens(t); ++m) put<kPair>(w, 2 * pair * kRows, out[(t - first_tile) * kTile + m], bias, y + (t * kTile + m) * y_stride);
 }
 
 }  // namespace qcore
@@ -84,9 +101,6 @@ int qcore_linear(const Weight* w, const float* x, int64_t tokens, int64_t x_stri
 void qcore_rows(const Weight* w, const int64_t* rows, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) read_row(*w, rows[i], out + i * w->columns);
 }
-
-// 2 where the AVX2 kernels run, 0 where none does.
-int qcore_level() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? 2 : 0; }
 
 #pragma GCC visibility pop
 }  // extern "C"

@@ -1,0 +1,58 @@
+// Which instruction set's kernels run: chosen when the library is loaded, and again if the caller asks for another.
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace qcore {
+namespace {
+
+struct Candidate {
+  const Kernels* kernels;  // null where the compiler was too old to compile them
+  bool (*runs)();
+};
+
+#if defined(__x86_64__)
+bool avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+constexpr Kernels kAvx2{"avx2", false, fill_avx2, panel_kernel_avx2, widen_avx2, multiply_avx2};
+
+const Candidate candidates[] = {{&kAvx2, avx2}};  // the fastest first
+#endif
+
+const Kernels* find(const char* name) {
+  for (const Candidate& candidate : candidates)
+    if (candidate.kernels && (!name || !std::strcmp(name, candidate.kernels->name)) && candidate.runs()) return candidate.kernels;
+  return nullptr;
+}
+
+const Kernels* chosen = find(nullptr);
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen; }
+
+}  // namespace qcore
+
+extern "C" {
+#pragma GCC visibility push(default)
+
+// The name of the instruction set in use, or null if this processor has none that the library knows: then nothing else may be called.
+const char* qcore_instructions() { return qcore::chosen ? qcore::chosen->name : nullptr; }
+
+// Use the instruction set `name`, or the best one for null. Returns 1, or 0 if this processor or library lacks it: nothing changes then.
+// No other call may run meanwhile, and activations that were prepared before are not to be used afterwards.
+int qcore_choose(const char* name) {
+  const qcore::Kernels* found = qcore::find(name);
+  if (found) qcore::chosen = found;
+  return found != nullptr;
+}
+
+#pragma GCC visibility pop
+}  // extern "C"
