@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -15,14 +16,15 @@ TOKEN = "hf_" + "secret" * 5
 
 class Hub:
     """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for the whole repository
-    ("info") or its files ("files"). `requests` lists (method, path) of all that was asked. With `garbage`, every answer is a page
-    of HTML."""
+    ("info") or its files ("files"). `requests` lists (method, path) of all that was asked, `sent` counts the bytes of all bodies. With
+    `garbage`, every answer is a page of HTML; without `ranges`, whole files are sent whatever part is asked for."""
 
     def __init__(self):
         self.repositories: dict[str, Path] = {}
         self.answers: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
         self.requests: list[tuple[str, str]] = []
         self.garbage = False
+        self.ranges, self.sent = True, 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -78,8 +80,12 @@ class Hub:
                 if revision not in ("main", COMMIT) or not path.is_file():
                     return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
                 body = path.read_bytes()
-                etag = hashlib.sha256(body).hexdigest()
-                self._send(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, with_body)
+                headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+                if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if hub.ranges else None:
+                    first, last = int(wanted[1]), min(int(wanted[2]), len(body) - 1)
+                    headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                    return self._send(206, body[first : last + 1], headers, with_body)
+                self._send(200, body, headers, with_body)
 
             def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
                 self.send_response(status)
@@ -88,7 +94,9 @@ class Hub:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if with_body:
-                    self.wfile.write(body)
+                    hub.sent += len(body)
+                    with suppress(ConnectionError):  # who has read enough hangs up
+                        self.wfile.write(body)
 
         return Handler
 

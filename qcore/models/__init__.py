@@ -11,6 +11,8 @@
     mapping.py      stored tensors as memory maps
     loading.py      weights into a model
     sources.py      `resolve`, which puts the above together
+    outlines.py     `outline`, the same from headers alone: of a model on the hub no weights are fetched, no GGUF file is converted
+    gguf_header.py  what a GGUF file says about itself, in milliseconds
 
 Nothing here unpickles a file or runs code that came with a model.
 """
@@ -19,6 +21,7 @@ from qcore.models.assembly import skeleton
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 from qcore.models.loading import Loaded, load
+from qcore.models.outlines import is_foreign, outline
 from qcore.models.sources import defaults, prepare, resolve
 
-__all__ = ["Checkpoint", "Loaded", "TensorInfo", "defaults", "load", "prepare", "resolve", "skeleton"]
+__all__ = ["Checkpoint", "Loaded", "TensorInfo", "defaults", "is_foreign", "load", "outline", "prepare", "resolve", "skeleton"]

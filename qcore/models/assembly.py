@@ -32,7 +32,7 @@ def skeleton(checkpoint: Checkpoint):
         if checkpoint.digest in _cache:
             _cache.move_to_end(checkpoint.digest)
             return _cache[checkpoint.digest]
-        model = _unfilled(checkpoint) if checkpoint.is_quantized else assemble(checkpoint, _shapes(checkpoint), "meta")
+        model = unfilled(checkpoint) if checkpoint.is_quantized else assemble(checkpoint, _shapes(checkpoint), "meta")
         _cache[checkpoint.digest] = model
         if len(_cache) > _KEPT:
             _cache.popitem(last=False)
@@ -77,7 +77,7 @@ def _shapes(checkpoint: Checkpoint) -> dict:
     return {name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta") for name, tensor in checkpoint.tensors.items()}
 
 
-def _unfilled(checkpoint: Checkpoint):
+def unfilled(checkpoint: Checkpoint):
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -52,14 +52,17 @@ class Checkpoint:
         return tuple(sorted(share, key=share.get, reverse=True))
 
 
-def read_folder(folder: Path, name: str, source: str, description: str, revision: str | None = None) -> Checkpoint:
-    """Check `folder` and describe it. Raises `InputError` naming the file or tensor that is wrong."""
-    config, stripped = read_config(folder)
+def read_folder(
+    folder: Path, name: str, source: str, description: str, revision: str | None = None, *, quantized: bool = False
+) -> Checkpoint:
+    """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at only. Raises `InputError`
+    naming the file or tensor that is wrong."""
+    config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):
         raise InputError(f"{name} was saved by qcore, but its qcore.json is missing. Quantize the model again.")
     tensors = _read_tensors(folder)
-    if not ours:
+    if not ours and not quantized:
         check_against(config, tensors)
         _refuse_integers(tensors, name)
     if stripped:

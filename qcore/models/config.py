@@ -29,10 +29,11 @@ _LARGEST = {
 _MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
-def read_config(folder: Path) -> tuple[dict, list[str]]:
+def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
     """The checked config.json of `folder` without the fields that are never passed on, and the names of those worth mentioning.
 
-    Raises `InputError` if it wants code of its own, is quantized by another library, is an adapter, or has absurd sizes.
+    Raises `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to look at it only), is an
+    adapter, or has absurd sizes.
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -45,10 +46,17 @@ def read_config(folder: Path) -> tuple[dict, list[str]]:
     for name in ("tokenizer_config.json", "generation_config.json"):
         if (folder / name).exists():
             _refuse_code(read_json(folder / name), folder, name)
-    _refuse_quantized(config, folder)
+    if not quantized:
+        _refuse_quantized(config, folder)
     _check_sizes(config)
     stripped = sorted({key for part in _parts(config) for key in part if key in _STRIPPED and key not in _HARMLESS})
     return _without(config, _STRIPPED), stripped
+
+
+def checked(config: dict) -> dict:
+    """A config from elsewhere, without the fields that are never passed on. Raises `InputError` for absurd sizes."""
+    _check_sizes(config)
+    return _without(config, _STRIPPED)
 
 
 def is_ours(config: dict) -> bool:
@@ -101,20 +109,23 @@ def _refuse_code(config: dict, folder: Path, name: str) -> None:
         )
 
 
-def _refuse_quantized(config: dict, folder: Path) -> None:
+def quantized_by(config: dict, folder: Path) -> str | None:
+    """The method with which another library quantized the model ("gptq", "method not named"); None if none did."""
     if is_ours(config):
-        return
+        return None
     method = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
-    if method is not None:
-        name = method.get("quant_method") or method.get("quant_algo") if isinstance(method, dict) else None
-    else:
-        name = next((name for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None)
-        if name is None:
-            return
-    raise InputError(
-        f"{folder.name} is already quantized ({name or 'method not named'}). Quantizing it again would measure both losses at once: "
-        "start from the original model instead."
-    )
+    if method is None:
+        return next((name for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None)
+    name = method.get("quant_method") or method.get("quant_algo") if isinstance(method, dict) else None
+    return str(name or "method not named")
+
+
+def _refuse_quantized(config: dict, folder: Path) -> None:
+    if name := quantized_by(config, folder):
+        raise InputError(
+            f"{folder.name} is already quantized ({name}). Quantizing it again would measure both losses at once: "
+            "start from the original model instead."
+        )
 
 
 def _check_sizes(config: dict) -> None:

@@ -15,7 +15,7 @@ from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # beside the converted weights: where they came from
 _MOST_ENTRIES = 1 << 20
-_PLAIN = ("F64", "F32", "F16", "BF16")
+PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
@@ -86,7 +86,7 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
 
     try:
         reader = GGUFReader(str(path))
-        types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(_PLAIN))
+        types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(PLAIN))
         return sum(int(tensor.n_elements) for tensor in reader.tensors), types
     except Exception as error:  # the reader indexes whatever the file says and so may raise anything
         raise InputError(f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}") from error

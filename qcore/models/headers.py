@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from qcore.errors import InputError
 
@@ -52,10 +52,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 "Download or save it again."
             )
         text = file.read(length)
-    header = parse_json(text, path.name)
+    return parse_header(text, path, size)
+
+
+def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:
+    """The tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long and need not be here. Raises
+    `InputError` as `read_header` does."""
+    header, start = parse_json(text, path.name), 8 + len(text)
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    _check_ranges(path, tensors, 8 + length, size)
+    tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
+    _check_ranges(path, tensors, start, size)
     return tensors
 
 
@@ -102,7 +108,7 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def _tensor(path: Path, name: str, entry: object, start: int, size: int) -> TensorInfo:
+def _tensor(path: PurePath, name: str, entry: object, start: int, size: int) -> TensorInfo:
     def broken(why: str) -> InputError:
         return InputError(f"The tensor {name!r} in {path.name} {why}. Download or save the file again.")
 
@@ -127,7 +133,7 @@ def _counts(values: object) -> bool:
     return isinstance(values, list) and len(values) <= 64 and all(type(value) is int and value >= 0 for value in values)
 
 
-def _check_ranges(path: Path, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+def _check_ranges(path: PurePath, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
     position = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != position:

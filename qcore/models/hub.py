@@ -20,6 +20,7 @@ _SMALL = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "chat_template.jinja",
     "chat_template.json", "quantize_config.json", "quant_config.json", "adapter_config.json", "qcore.json",
 )  # fmt: skip
+_DESCRIBING = ("config.json", INDEX, "quantize_config.json", "quant_config.json", "adapter_config.json", "qcore.json")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PATIENCE = 10  # seconds for an answer
 
@@ -39,18 +40,15 @@ def fetch(
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
     except Exception as error:
-        if (explained := _explain(error, repo_id, revision)) is error:
+        if (explained := explain(error, repo_id, revision)) is error:
             raise
         if isinstance(explained, UnavailableError) and cached and (folder := _cached(repo_id, revision)):
             return folder, folder.name, " The hub could not be reached, so an earlier download was used."
         raise explained from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     weights = _choose(sizes, repo_id)
-    small = [name for name in _SMALL if name in sizes]
-    folder = None
     _download(repo_id, "config.json", revision or "main", patience)  # by the branch's name, so that the cache knows it offline
-    for name in small:
-        folder = _download(repo_id, name, info.sha, patience).parent
+    folder = _fetch_small(repo_id, sizes, info.sha, patience)
     read_config(folder)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     check_space(folder, missing, f"Downloading {repo_id}")
@@ -59,6 +57,34 @@ def fetch(
         _download(repo_id, name, info.sha, patience, _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"))
         done += sizes[name]
     return folder, info.sha, ""
+
+
+def look(repo_id: str, revision: str | None, *, patience: float = _PATIENCE) -> tuple[Path, str, dict[str, int]]:
+    """The small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files, which stay on the hub).
+
+    Raises what `fetch` raises.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
+    except Exception as error:
+        if (explained := explain(error, repo_id, revision)) is error:
+            raise
+        raise explained from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    weights = _choose(sizes, repo_id)
+    folder = _fetch_small(repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, info.sha, patience)
+    return folder, info.sha, {name: sizes[name] for name in weights}
+
+
+def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
+    """The folder with those of the small files that the repository has; config.json is one of them."""
+    folder = None
+    for name in _SMALL:
+        if name in sizes:
+            folder = _download(repo_id, name, commit, patience).parent
+    return folder
 
 
 def _choose(sizes: dict[str, int], repo_id: str) -> list[str]:
@@ -85,7 +111,7 @@ def _download(repo_id: str, name: str, revision: str, patience: float, bar: type
     try:
         return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
     except Exception as error:
-        if (explained := _explain(error, repo_id, revision)) is error:
+        if (explained := explain(error, repo_id, revision)) is error:
             raise
         raise explained from error
 
@@ -98,8 +124,8 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
-    """The error in our words; one that is not about the hub (such as the caller's own cancellation) as it is."""
+def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
+    """An error of the hub's library in our words; one that is not about the hub (such as the caller's own cancellation) as it is."""
     import httpx2
     from huggingface_hub import errors
 

@@ -1,0 +1,170 @@
+"""What a GGUF file says about itself, read in milliseconds: its settings, and its tensors' names, shapes and types.
+
+    "GGUF" version tensors entries · entries of (key, type, value) · tensors of (name, dimensions, shape, type, offset) · data
+
+The library's own reader makes an array of every token of the vocabulary, which takes half a minute. To have its settings translated by
+transformers all the same, they are written into a file of a few kilobytes, without the vocabulary and without data.
+"""
+
+import hashlib
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from qcore.errors import InputError
+from qcore.models import gguf_file
+from qcore.models.checkpoint import Checkpoint
+from qcore.models.config import check_against
+from qcore.models.headers import TensorInfo
+
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY, _UINT32 = 8, 9, 4
+_LONGEST = 1 << 24  # bytes of one string, and entries of one array
+_MOST_DIMENSIONS = 8
+_SHORT = 4096  # bytes of an array that is carried over
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`shape` as torch has it (outermost first); `type` is ggml's number of the format."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """`entries` maps each key to (type, the value's bytes; None for long arrays), `lengths` the arrays' keys to their lengths."""
+
+    entries: dict[str, tuple[int, bytes | None]]
+    lengths: dict[str, int]
+    tensors: tuple[Tensor, ...]
+
+
+def outline(path: Path, name: str) -> Checkpoint:
+    """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises `InputError`."""
+    from qcore.inventory import inventory
+    from qcore.models.assembly import unfilled
+
+    gguf_file.check(path)
+    found = read(path)
+    config = _config(path, found)
+    check_against(config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors})
+    digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
+    bare = Checkpoint(name, path.parent, None, f"gguf-{digest}-bare", config, {}, False, "", "gguf")
+    tensors, start = {}, 0
+    for full, tensor, shared in inventory(unfilled(bare)):
+        if not shared:
+            tensors[full] = TensorInfo("F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start)
+            start += 4 * tensor.numel()
+    return Checkpoint(name, path.parent, None, f"gguf-{digest}", config, tensors, False, _describe(path, found), "gguf")
+
+
+def read(path: Path) -> Header:
+    """The header of a file that `gguf_file.check` accepted. Raises `InputError` if it is damaged or cut short."""
+    with path.open("rb") as file:
+        try:
+            _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
+            known, lengths = {}, {}
+            for _ in range(entries):
+                key = _string(file).decode()
+                (kind,) = struct.unpack("<I", file.read(4))
+                known[key] = (kind, _value(file, kind, key, lengths))
+            return Header(known, lengths, tuple(_tensor(file) for _ in range(count)))
+        except (struct.error, UnicodeDecodeError, ValueError) as error:
+            raise InputError(f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}.") from error
+
+
+def _string(file: BinaryIO) -> bytes:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _LONGEST:
+        raise ValueError(f"a text of {length} bytes")
+    return file.read(length)
+
+
+def _value(file: BinaryIO, kind: int, key: str, lengths: dict[str, int]) -> bytes | None:
+    start = file.tell()
+    if kind == _STRING:
+        _string(file)
+    elif kind in _NUMBERS:
+        file.seek(struct.calcsize(_NUMBERS[kind]), 1)
+    elif kind == _ARRAY:
+        inner, lengths[key] = struct.unpack("<IQ", file.read(12))
+        if lengths[key] > _LONGEST:
+            raise ValueError(f"a list of {lengths[key]} entries")
+        if inner == _STRING:
+            for _ in range(lengths[key]):
+                _string(file)
+        elif inner in _NUMBERS:
+            file.seek(struct.calcsize(_NUMBERS[inner]) * lengths[key], 1)
+        else:
+            raise ValueError(f"a list of type {inner}")
+    else:
+        raise ValueError(f"a value of type {kind}")
+    end = file.tell()
+    if kind == _ARRAY and end - start > _SHORT:
+        return None
+    file.seek(start)
+    value = file.read(end - start)
+    if len(value) < end - start:
+        raise ValueError("it ends in the middle of a value")
+    return value
+
+
+def _tensor(file: BinaryIO) -> Tensor:
+    name = _string(file).decode()
+    (dimensions,) = struct.unpack("<I", file.read(4))
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of {dimensions} dimensions")
+    shape = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
+    kind, _ = struct.unpack("<IQ", file.read(12))
+    return Tensor(name, tuple(reversed(shape)), kind)
+
+
+def _config(path: Path, header: Header) -> dict:
+    """The settings as a transformers config. Raises `InputError` for an architecture that transformers cannot take from GGUF."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    from qcore.models.config import checked
+
+    with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
+        small = Path(scratch) / path.name
+        small.write_bytes(_without_data(header))
+        try:
+            parsed = load_gguf_checkpoint(str(small), return_tensors=False)["config"]
+        except Exception as error:  # the library indexes whatever the file says and so may raise anything
+            raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in parsed.items()}
+    return checked(plain)
+
+
+def _without_data(header: Header) -> bytes:
+    """A GGUF file with the same settings and tensor names: no long lists, and one number for each tensor."""
+    entries = {key: entry for key, entry in header.entries.items() if entry[1] is not None}
+    architecture = next((value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), "")
+    rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    if rows is not None:
+        entries.setdefault(f"{architecture}.vocab_size", (_UINT32, struct.pack("<I", rows)))
+    entries.setdefault("general.name", (_STRING, struct.pack("<Q", 0)))
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(header.tensors), len(entries))]
+    for key, (kind, value) in entries.items():
+        parts.append(struct.pack("<Q", len(key.encode())) + key.encode() + struct.pack("<I", kind) + value)
+    for tensor in header.tensors:
+        name = tensor.name.encode()
+        parts.append(struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, 1, 0, 0))
+    text = b"".join(parts)
+    return text + bytes(-len(text) % 64 + 64)
+
+
+def _describe(path: Path, header: Header) -> str:
+    from gguf import GGMLQuantizationType
+
+    known = {kind.value: kind.name for kind in GGMLQuantizationType}
+    types = sorted({known.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors} - set(gguf_file.PLAIN))
+    size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
+    if not types:
+        return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."
+    return f"A GGUF file quantized as {', '.join(types)}, {size}. It is dequantized to fp32 when used; what a recipe loses comes on top."
