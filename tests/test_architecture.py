@@ -18,6 +18,7 @@ LAYERS = [
     ("planning", "export", "layers"),
     ("evaluation", "measurement"),
     ("convert",),
+    ("sensitivity",),
     ("calibration",),
     ("models", "data", "spec"),
     ("backends", "decoder", "select", "inventory"),

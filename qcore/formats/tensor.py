@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from qcore.errors import InputError
-from qcore.formats.codebook import Codebook
-from qcore.formats.packing import pack, unpack
+from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.packing import pack, packed_width, unpack
 from qcore.formats.uniform import Uniform
 
 Format = Uniform | Codebook
@@ -139,6 +139,22 @@ class QuantizedTensor:
         table = self.codebook.float()
         values = table[pick].gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
         return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
+
+
+def format_bytes(format: Format, rows: int, columns: int) -> int:
+    """Stored bytes of one weight (rows outputs, columns inputs): what `QuantizedTensor.nbytes` will be."""
+    groups = group_count(columns, format.group_size)
+    learned = isinstance(format, Codebook) and format.fixed is None
+    total = rows * packed_width(columns, format.bits)
+    if format.double_quant:
+        total += rows * groups + 8 * -(-rows * groups // SCALES_PER_BLOCK)
+    elif not (learned and format.group_size is None):
+        total += 2 * rows * groups
+    if isinstance(format, Uniform) and not format.symmetric:
+        total += packed_width(rows * groups, format.bits)
+    if learned:
+        total += 2 * ENTRIES * (rows if format.group_size is None else 1)
+    return total
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:

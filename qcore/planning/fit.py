@@ -14,10 +14,7 @@ import os
 from dataclasses import dataclass, replace
 
 from qcore.errors import InputError, TooLargeError
-from qcore.formats.codebook import ENTRIES, Codebook
-from qcore.formats.packing import packed_width
-from qcore.formats.tensor import SCALES_PER_BLOCK, Format, group_count
-from qcore.formats.uniform import Uniform
+from qcore.formats.tensor import format_bytes
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.recipes import Engine, Float, Recipe, parse
@@ -136,22 +133,6 @@ def kv_cache_bytes(config, tokens: int) -> int:
     sliding = getattr(config, "sliding_window", None) or tokens
     lengths = {"sliding_attention": min(tokens, sliding), "linear_attention": 0, "conv": 0, "mamba": 0}
     return 4 * kv_heads * (key + value) * sum(lengths.get(kind, tokens) for kind in kinds)
-
-
-def format_bytes(format: Format, rows: int, columns: int) -> int:
-    """Stored bytes of one weight (rows outputs, columns inputs): what `QuantizedTensor.nbytes` will be."""
-    groups = group_count(columns, format.group_size)
-    learned = isinstance(format, Codebook) and format.fixed is None
-    total = rows * packed_width(columns, format.bits)
-    if format.double_quant:
-        total += rows * groups + 8 * -(-rows * groups // SCALES_PER_BLOCK)
-    elif not (learned and format.group_size is None):
-        total += 2 * rows * groups
-    if isinstance(format, Uniform) and not format.symmetric:
-        total += packed_width(rows * groups, format.bits)
-    if learned:
-        total += 2 * ENTRIES * (rows if format.group_size is None else 1)
-    return total
 
 
 def _without_head(recipe: Recipe) -> Recipe:

@@ -1,0 +1,140 @@
+"""The loss of every layer in every format, predicted in one walk through the model: some forward passes instead of thousands.
+
+For each layer the weights are rounded to each candidate, which gives the error e = (Q − W) x of its output at every token, and
+
+    loss = ½ · mean over tokens and samples of (g · e)²        output error = Σ ‖e‖² / Σ ‖W x‖²
+
+with the gradients g of `gradients.py`. Fused experts are rounded and their block is run again; e and g are then those of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import nn
+
+from qcore.calibration import Calibration
+from qcore.calibration.blocks import Blocks
+from qcore.calibration.walk import BlockWork
+from qcore.errors import InputError
+from qcore.formats.tensor import Format, format_bytes
+from qcore.select import Target
+from qcore.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
+from qcore.sensitivity.rounding import Expected, check_method
+from qcore.sensitivity.table import Layer
+
+TOKENS = 4096
+Progress = Callable[[int, int, str], None]
+
+
+def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
+    """The targets of each block."""
+    return [[target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")] for i in range(len(blocks))]
+
+
+def some_windows(calibration: Calibration, tokens: int = TOKENS) -> Calibration:
+    """`calibration` with only as many of its windows, evenly spread, as `tokens` takes (at least one)."""
+    count, window = calibration.ids.shape
+    wanted = max(1, min(count, -(-tokens // window)))
+    picked = [count * i // wanted for i in range(wanted)]
+    return Calibration(calibration.name, calibration.sha256, calibration.ids[picked])
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, targets: list[Target], formats: list[Format], method: str, calibration: Calibration, report: Progress,
+    samples: int = SAMPLES, seed: int = 0,
+) -> list[Layer]:  # fmt: skip
+    """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in each of the `formats` as
+    `method` rounds. All of the `calibration`'s windows are read; `report` gets (blocks done, all blocks, words).
+
+    Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by layer.
+    """
+    check_method(method)
+    blocks = Blocks(model)
+    own = inside(blocks, targets)
+    steps = 2 * len(blocks)
+    if not any(own):
+        raise InputError("No layer that this recipe quantizes lies inside of the model's blocks, so there is nothing to choose.")
+    between = states(blocks, calibration.ids, lambda done: report(done, steps, f"block {done + 1} of {len(blocks)}: reading the text"))
+    report(len(blocks), steps, "what the predictions mind")
+    rows: dict[str, Layer] = {}
+    for found in backwards(blocks, calibration.ids, between, own, samples, seed):
+        done = len(blocks) + len(blocks) - 1 - found.position
+        report(done, steps, f"block {found.position + 1} of {len(blocks)}: rounding its layers")
+        if own[found.position]:
+            work = BlockWork(blocks, found.position, own[found.position], found.hidden, None, None, calibration, lambda words: None)
+            rows |= _block(work, found, formats, method)
+    report(steps, steps, "")
+    return [rows[target.name] for each in own for target in each if target.name in rows]
+
+
+def _block(work: BlockWork, found: BlockGradients, formats: list[Format], method: str) -> dict[str, Layer]:
+    rows: dict[str, Layer] = {}
+    for stage in work.stages:
+        if stage.targets[0].kind == "experts":
+            rows |= _experts(work, found, stage.targets[0], formats, method)
+            continue
+        (moments,) = work.moments([stage])
+        weights = [work.matrices(target)[0].float() for target in stage.targets]
+        rounded = Expected(method, moments.hessian)
+        seen = [found.seen[target.name] for target in stage.targets]
+        sizes = [float((each.inputs @ weight.T).square().sum(dtype=torch.float64)) for each, weight in zip(seen, weights, strict=True)]
+        losses: list[list[float]] = [[] for _ in weights]
+        errors: list[list[float]] = [[] for _ in weights]
+        for format in formats:
+            for i, quantized in enumerate(rounded(weights, format)):
+                loss, energy = _loss(seen[i], quantized.sub_(weights[i]))
+                losses[i].append(loss)
+                errors[i].append(energy / sizes[i] if sizes[i] else 0.0)
+        for i, target in enumerate(stage.targets):
+            rows[target.name] = row(work, target, formats, losses[i], errors[i])
+    return rows
+
+
+def _loss(seen: Seen, change: torch.Tensor) -> tuple[float, float]:
+    """(½ · mean (g · e)², Σ ‖e‖²) for the change (N, K) of a layer's weights."""
+    error = seen.inputs @ change.T
+    return _quadratic(error, seen.gradients), float(error.square().sum(dtype=torch.float64))
+
+
+def _quadratic(error: torch.Tensor, gradients: list[torch.Tensor]) -> float:
+    total = sum(float((gradient * error).sum(-1).square().sum(dtype=torch.float64)) for gradient in gradients)
+    return 0.5 * total / (len(gradients) * len(error))
+
+
+def _experts(work: BlockWork, found: BlockGradients, target: Target, formats: list[Format], method: str) -> dict[str, Layer]:
+    moments, matrices = work.moments_of_experts(target), work.matrices(target)
+    before = [work.run(hidden) for hidden in work.hidden]
+    size = sum(float((out - hidden).square().sum(dtype=torch.float64)) for out, hidden in zip(before, work.hidden, strict=True))
+    gradients = [torch.cat([each.flatten(0, -2) for each in sample]) for sample in found.outgoing]
+    module = work.module(target)
+    original = getattr(module, target.parameter)
+    rounded = [Expected(method if each.tokens else "rtn", each.hessian) for each in moments]
+    losses, errors = [], []
+    for format in formats:
+        work.replace(target, [choose([matrix], format)[0] for choose, matrix in zip(rounded, matrices, strict=True)])
+        error = torch.cat([(work.run(hidden) - out).flatten(0, -2) for hidden, out in zip(work.hidden, before, strict=True)])
+        losses.append(_quadratic(error, gradients))
+        errors.append(float(error.square().sum(dtype=torch.float64)) / size if size else 0.0)
+    setattr(module, target.parameter, original)
+    return {target.name: row(work, target, formats, losses, errors)}
+
+
+def row(work: BlockWork, target: Target, formats: list[Format], losses: list[float], errors: list[float]) -> Layer:
+    """The table's row of one target."""
+    matrices = work.matrices(target)
+    rows, columns = matrices[0].shape
+    kind = target.name.removeprefix(f"{work.prefix}.").removesuffix(".weight")
+    return Layer(
+        name=target.name,
+        block=work.position,
+        kind=kind,
+        shape=tuple(getattr(work.module(target), target.parameter).shape),
+        weights=prod((len(matrices), rows, columns)),
+        nbytes=tuple(len(matrices) * format_bytes(format, rows, columns) for format in formats),
+        loss=tuple(losses),
+        output_error=tuple(errors),
+    )
