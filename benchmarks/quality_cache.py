@@ -1,0 +1,82 @@
+"""Rows of `quality.py` that were measured already, so that a run that was interrupted goes on where it stopped.
+
+A row is kept under a hash of everything that it follows from: the model, both texts, all settings, the versions of the packages, and the
+code that quantizes and scores. Whatever changes, the row is measured again; a table never mixes rows of different inputs.
+"""
+
+import hashlib
+import json
+import re
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.quality_plan import Method
+
+ROOT = Path(__file__).resolve().parent.parent
+SCORING = ("qcore/evaluation", "qcore/data.py", "qcore/models", "benchmarks/quality_row.py", "benchmarks/quantizers/__init__.py")
+OWN = (
+    "qcore/methods", "qcore/formats", "qcore/calibration", "qcore/kernels", "qcore/decoder", "qcore/convert.py", "qcore/nn.py",
+    "qcore/recipes.py", "qcore/select.py", "benchmarks/quantizers/own.py",
+)  # fmt: skip
+LIBRARY = ("qcore/backends", "benchmarks/quantizers/own.py")
+PEER = ("qcore/calibration/text.py",)
+LLAMA = ("benchmarks/gguf_writer.py", "benchmarks/imatrix.py", "qcore/calibration/blocks.py", "qcore/calibration/inputs.py")
+FOLDERS_OF_OWN = ("qcore/sensitivity", "qcore/allocation", "qcore/mixed")  # whichever of them there are
+COMMON = ("torch", "transformers")
+
+
+def key(method: Method, conditions: dict) -> str:
+    """A hash of all that the row of `method` follows from under `conditions` (JSON-ready)."""
+    versions = [f"{package} {_version(package)}" for package in (*COMMON, *method.needs)]
+    parts = [json.dumps([method.module, method.item, conditions], sort_keys=True), *versions, *(code(part) for part in sources(method))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def reference_key(conditions: dict) -> str:
+    """The same for the baseline's predictions, which do not depend on how anything is quantized."""
+    parts = [json.dumps(conditions, sort_keys=True), *(f"{package} {_version(package)}" for package in COMMON)]
+    return hashlib.sha256("\n".join([*parts, *map(code, SCORING[:3])]).encode()).hexdigest()[:16]
+
+
+def sources(method: Method) -> tuple[str, ...]:
+    """The files and folders whose text the row depends on."""
+    if method.own:
+        return SCORING + OWN + FOLDERS_OF_OWN
+    if method.module == "own":
+        return SCORING + LIBRARY
+    return SCORING + PEER + (f"benchmarks/quantizers/{method.module}.py",) + (LLAMA if method.module == "llamacpp" else ())
+
+
+def code(part: str) -> str:
+    """The source text of a file, or of all files below a folder; empty if there is none."""
+    path = ROOT / part
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
+    return "".join(f"{file.relative_to(ROOT)}\n{file.read_text()}" for file in files)
+
+
+def read(folder: Path, method: Method, name: str) -> dict | None:
+    """The row kept under the hash `name`, or None. A file that cannot be read is as good as none."""
+    try:
+        return json.loads(_path(folder, method, name).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write(folder: Path, method: Method, name: str, row: dict) -> None:
+    """Keep a row; rows of the same method under other hashes stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = _path(folder, method, name)
+    temporary = final.with_suffix(".part")
+    temporary.write_text(json.dumps(row))
+    temporary.replace(final)
+
+
+def _path(folder: Path, method: Method, name: str) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', method.name)}-{name}.json"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

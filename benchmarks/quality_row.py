@@ -1,0 +1,125 @@
+"""One row of `quality.py`, in a process of its own: load the model, quantize it, score it, print the row.
+
+    python -m benchmarks.quality_row '{"module": …, "item": …, "model": …, …}'
+
+Lines on standard output are JSON: {"say": "…"} while it works, then {"row": {…}} or {"error": "…"}. What libraries print goes to
+standard error. Memory, threads and patches of one library never reach the next.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.quantizers import Job, Stored, check_layers, linears, quantizer
+from qcore import data, models
+from qcore.calibration import check_overlap, load_calibration
+from qcore.errors import QcoreError
+from qcore.evaluation.perplexity import evaluate
+from qcore.evaluation.reference import Reference
+from qcore.quiet import hush
+
+
+def row(options: dict, say) -> dict:
+    """Everything about one method, JSON-ready. `options` is what `quality.py` sends; the file "reference" is made if it is missing."""
+    torch.set_num_threads(options["threads"])
+    torch.manual_seed(options["seed"])
+    say("loading the model")
+    loaded = models.load(options["model"])
+    text = data.load_text(options["text"])
+    ids = data.tokenize(text, loaded.tokenizer, limit=options["tokens"])
+    expected = frozenset(linears(loaded.model))
+
+    def calibration(tokenizer):
+        found = load_calibration(
+            options["calibration"], tokenizer, tokens=options["calibration_tokens"], window=options["window"], minutes=options["minutes"]
+        )
+        check_overlap(found, text.name, text.sha256, ids)
+        return found
+
+    def score(**more):
+        return evaluate(loaded.model, ids, window=options["window"], progress=lambda done, total, phrase: say(f"scoring, {phrase}"), **more)
+
+    reference = Path(options["reference"])
+    baseline = options["item"] == "fp32"
+    if baseline and not reference.exists():
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        score(record=reference, checkpoint=loaded.checkpoint.folder)
+    with tempfile.TemporaryDirectory(prefix="qcore-quality-") as scratch:
+        job = Job(loaded, options["item"], options["threads"], Path(scratch), calibration, say)
+        stored, seconds, busy = clocked(lambda: quantizer(options["module"])(job))
+    if not baseline:
+        check_layers(stored, expected)
+    found = score(reference=Reference.open(reference))
+    divergence = found.divergence
+    return {
+        "bits_per_weight": stored.bits_per_weight,
+        "perplexity": found.perplexity,
+        "kl_mean": divergence.kl_mean,
+        "top1_agreement": divergence.top1_agreement,
+        "seconds": seconds,
+        "stored_bytes": stored.nbytes,
+        "weights": stored.weights,
+        "kl_median": divergence.kl_median,
+        "kl_p99": divergence.kl_p99,
+        "window_kl": divergence.window_kl,
+        "tokens_scored": found.tokens_scored,
+        "others_busy": busy,
+        "peak_bytes": _peak(),
+        "notes": list(stored.notes),
+        "details": stored.details,
+        "measured_at": time.time(),
+    }
+
+
+def clocked(call) -> tuple[Stored, float, float]:
+    """What `call` returns, the seconds it took, and how many processors other programs kept busy meanwhile."""
+    process = psutil.Process()
+
+    def marks() -> tuple[float, float, float]:
+        everyone, own = psutil.cpu_times(), process.cpu_times()
+        idle = everyone.idle + getattr(everyone, "iowait", 0) + getattr(everyone, "guest", 0)
+        return time.monotonic(), sum(everyone) - idle, sum(own[:4])  # its children's, too
+
+    before = marks()
+    result = call()
+    wall, others, own = (end - start for start, end in zip(before, marks(), strict=True))
+    return result, wall, max(0.0, (others - own) / wall) if wall else 0.0
+
+
+def _peak() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main(options: str) -> int:
+    """Print the row, or what went wrong."""
+    hush()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever is printed from here on is a log, C code's output included
+
+    def answer(**content) -> None:
+        answers.write(json.dumps(content) + "\n")
+
+    try:
+        answer(row=row(json.loads(options), lambda text: answer(say=text)))
+    except QcoreError as error:
+        answer(error=str(error))
+        return 1
+    except Exception as error:  # a library's: the row is left out and says so, the others go on
+        traceback.print_exc()
+        answer(error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

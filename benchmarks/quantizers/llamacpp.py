@@ -1,0 +1,85 @@
+"""llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, widened again by the package `gguf`.
+
+An item is a file type, "Q4_0", or one "with imatrix". The embedding (the output head, too, in the default model) is left in float32, so
+that only the linear layers differ from the baseline. A tensor whose rows the asked type cannot hold (576 inputs are no multiple of 256)
+gets another one from llama.cpp, as in the files that people download; `details` counts the types.
+"""
+
+import ctypes
+from collections import Counter
+
+import torch
+
+from benchmarks import gguf_writer, imatrix
+from benchmarks.peers.llamacpp import silence
+from benchmarks.quantizers import Job, Stored, linears, put
+from qcore.errors import RunError
+
+WITH = " with imatrix"
+
+
+def quantize(job: Job) -> Stored:
+    """See the module."""
+    model, kind = job.loaded.model, job.item.removesuffix(WITH)
+    layers = linears(model)
+    names = {name: _name_in_file(name) for name in layers}
+    values = {}
+    if job.item.endswith(WITH):
+        found = imatrix.importance(model, job.calibration().ids, job.say)
+        values = {names[name]: found[name] for name in layers}
+    whole, small = job.scratch / "f32.gguf", job.scratch / "small.gguf"
+    job.say("writing the weights as a GGUF file")
+    gguf_writer.write(model, whole)
+    job.say(f"llama.cpp quantizes to {kind}")
+    run(whole, small, kind, job.threads, values)
+    whole.unlink()
+    return take(model, small)
+
+
+def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]) -> None:
+    """Let llama.cpp quantize the file `source` to `kind`, the embedding and the head left in float32. Raises `RunError` if it fails."""
+    import llama_cpp
+
+    silence(llama_cpp)
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    options.nthread = threads
+    options.token_embedding_type = options.output_tensor_type = llama_cpp.GGML_TYPE_F32
+    array = imatrix.as_c(values, llama_cpp.llama_model_imatrix_data) if values else None
+    if array:
+        options.imatrix = ctypes.cast(array, type(options.imatrix))
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)):
+        raise RunError(f"llama.cpp could not quantize the model to {kind}.")
+
+
+def take(model: torch.nn.Module, path) -> Stored:
+    """Give the linear layers of `model` the values that the file at `path` holds for them."""
+    from gguf import GGUFReader, dequantize
+
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    layers, types, nbytes = linears(model), Counter(), 0
+    for name, layer in layers.items():
+        tensor = stored[_name_in_file(name)]
+        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).view(layer.weight.shape)
+        put(layer, _as_loaded(name, values, model.config))
+        types[tensor.tensor_type.name] += layer.weight.numel()
+        nbytes += int(tensor.n_bytes)
+    weights = sum(types.values())
+    shares = {kind: count / weights for kind, count in types.most_common()}
+    mixture = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
+    return Stored(nbytes, weights, frozenset(layers), (f"Weights by type: {mixture}.",), {"types": shares})
+
+
+def _name_in_file(name: str) -> str:
+    _, _, number, part = name.removesuffix(".weight").split(".", 3)
+    return f"blk.{number}.{gguf_writer.LAYER[part]}.weight"
+
+
+def _as_loaded(name: str, values: torch.Tensor, config) -> torch.Tensor:
+    """Rows of queries and keys in the order that the model has them."""
+    part = name.split(".")[-2]
+    if part not in ("q_proj", "k_proj"):
+        return values
+    heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
+    order = gguf_writer.interleaved(torch.arange(len(values)).unsqueeze(1), heads).flatten()
+    return values[order.argsort()]

@@ -1,0 +1,18 @@
+"""qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto): what the app itself does with the same name."""
+
+from benchmarks.quantizers import Job, Stored
+from qcore import convert, recipes
+
+
+def quantize(job: Job) -> Stored:
+    """The recipe `job.item`; "fp32" counts all weights of the same layers at 32 bits."""
+    model, recipe = job.loaded.model, recipes.parse(job.item)
+    text = job.calibration() if recipe.calibrated else None
+    ledger = convert.quantize(model, recipe, progress=lambda done, total, name: job.say(f"{done} of {total} {name}"), calibration=text)
+    rows = ledger.quantized or [row for row in ledger.rows if row.bytes_after]
+    return Stored(
+        nbytes=sum(row.bytes_after for row in rows),
+        weights=sum(row.weights for row in rows),
+        layers=frozenset(row.name for row in ledger.quantized),
+        details={"recipe": recipe.to_dict()},
+    )
