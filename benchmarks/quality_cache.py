@@ -21,7 +21,7 @@ OWN = (
 LIBRARY = ("qcore/backends", "benchmarks/quantizers/own.py")
 PEER = ("qcore/calibration/text.py",)
 LLAMA = ("benchmarks/gguf_writer.py", "benchmarks/imatrix.py", "qcore/calibration/blocks.py", "qcore/calibration/inputs.py")
-FOLDERS_OF_OWN = ("qcore/sensitivity", "qcore/allocation", "qcore/mixed")  # whichever of them there are
+MIXED = ("qcore/sensitivity",)
 COMMON = ("torch", "transformers")
 
 
@@ -41,7 +41,7 @@ def reference_key(conditions: dict) -> str:
 def sources(method: Method) -> tuple[str, ...]:
     """The files and folders whose text the row depends on."""
     if method.own:
-        return SCORING + OWN + FOLDERS_OF_OWN
+        return SCORING + OWN + (MIXED if "auto-" in method.name else ())
     if method.module == "own":
         return SCORING + LIBRARY
     return SCORING + PEER + (f"benchmarks/quantizers/{method.module}.py",) + (LLAMA if method.module == "llamacpp" else ())

@@ -99,10 +99,12 @@ def test_a_row_is_kept_until_something_it_follows_from_changes(tmp_path, monkeyp
     assert len(others | {name}) == 5
 
 
-@pytest.mark.parametrize("method", [*quality_plan.PEERS, PLAIN], ids=lambda method: method.name)
+MIXED = Method("auto-4.25bpw-gptq", "own", "auto-4.25bpw-gptq", own=True)
+
+
+@pytest.mark.parametrize("method", [*quality_plan.PEERS, PLAIN, MIXED], ids=lambda method: method.name)
 def test_what_a_row_follows_from_exists(method):
-    wanted = set(quality_cache.sources(method)) - set(quality_cache.FOLDERS_OF_OWN)
-    assert all(quality_cache.code(part) for part in wanted)
+    assert all(quality_cache.code(part) for part in quality_cache.sources(method))
 
 
 def test_the_table_says_what_missed_what_is_missing_and_which_times_were_disturbed():
