@@ -61,7 +61,7 @@ inline void narrow16(const __m256i in[4], __m256i out[2]) {
 }  // namespace
 
 void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns) {
-  const auto [row_major, mode, width, limit, blocks] = form;
+  const auto [row_major, mode, width, limit, blocks, shared] = form;
   const int64_t full = columns / kBlock;
   alignas(32) float tail[kBlock];
   for (int m = 0; m < tokens; ++m, x += stride) {
@@ -83,18 +83,17 @@ void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int
       }
       continue;
     }
-    Scale one{};
-    if (mode == kInt8Token) {
-      __m256i most = _mm256_setzero_si256();
-      for (int64_t b = 0; b < blocks; ++b) most = _mm256_max_epi32(most, magnitude(block(b)));
-      one = scale_of(horizontal_max(most), limit);
-    }
     uint8_t* q = static_cast<uint8_t*>(const_cast<void*>(to.q));
     float* scale = const_cast<float*>(to.scale);
     float* sum = const_cast<float*>(to.sum);
+    Scale s{};
     for (int64_t b = 0; b < blocks; ++b) {
+      if (b % shared == 0) {
+        __m256i most = _mm256_setzero_si256();
+        for (int64_t i = b; i < std::min(b + shared, blocks); ++i) most = _mm256_max_epi32(most, magnitude(block(i)));
+        s = scale_of(horizontal_max(most), limit);
+      }
       const float* in = block(b);
-      const Scale s = mode == kInt8Token ? one : scale_of(horizontal_max(magnitude(in)), limit);
       __m256i wide[4], half[2];
       round_block(in, s.inverse, wide);
       narrow16(wide, half);

@@ -144,7 +144,8 @@ class Step {
 
   // Whether two projections of the same input can read the same activations.
   static bool alike(const Projection& a, const Projection& b) {
-    return a.mode == b.mode && (a.packed->kind == b.packed->kind) && a.packed->blocks == b.packed->blocks;
+    return a.mode == b.mode && a.packed->kind == b.packed->kind && a.packed->blocks == b.packed->blocks &&
+           Activations::shared_blocks(*a.packed, a.mode) == Activations::shared_blocks(*b.packed, b.mode);
   }
 
   // `count` projections of the same input, whose rows `input(t, out, again)` gives; what it does to the residual stream it does once.

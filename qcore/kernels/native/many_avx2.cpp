@@ -1,5 +1,7 @@
 // Many tokens: codes are widened once for a stretch of 512 columns and 16 rows, which stays in the first-level cache while every
 // tile of 4 tokens passes by. 16 rows x 4 tokens are 8 accumulators, enough to hide the latency of the multiplications.
+#include <algorithm>
+
 #include "codes_avx2.h"
 #include "kernels.h"
 
@@ -26,6 +28,11 @@ inline void transpose(__m256i v[8]) {
   }
 }
 
+template <int kBytes>
+inline void fetch(const void* from, int64_t ahead) {
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(static_cast<const char*>(from) + ahead + i, _MM_HINT_T0);
+}
+
 template <int kKind>
 void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
   const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
@@ -36,6 +43,7 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
     const uint8_t* p = header;
     const Group g = read_group(w, p);
     p += b % w.group_blocks * bytes_of(kKind);
+    fetch<bytes_of(kKind)>(p, kStretch * bytes_of(kKind));  // the next stretch, which is read when every tile has met this one
     const __m256 scale = kKind == kTable && mode != kFloat ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
     _mm256_store_ps(to.scale[i] + 8 * side, scale);
     if (mode == kFloat) {
@@ -152,9 +160,10 @@ inline void four_tokens_words(const void* codes, const void* x, long steps, __m2
 
 // Register a of (token m, side) is acc[2 * m + side].
 template <int T>
-void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, float (*y)[kPair]) {
+void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, int64_t ahead, float (*y)[kPair]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
+    fetch<kBlock * T>(q, ahead);  // the next tile
     __m256i acc[2 * T];
     const uint8_t* codes = s.bytes + b * 512;
     if constexpr (T == 4) {
@@ -175,16 +184,19 @@ void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const
   }
 }
 
+// `span` blocks in a row share their scales, of the weight and of the tokens, so that their integers are summed before they are scaled.
 template <int T>
-void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
-  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, int64_t span, int64_t ahead, float (*y)[kPair]) {
+  for (int64_t b = 0, n; b < count; b += n, q += n * kBlock * T, scale += n * T) {
+    n = std::min(span, count - b);
+    for (int64_t i = 0; i < n; ++i) fetch<2 * kBlock * T>(q + i * kBlock * T, ahead);
     __m256i acc[2 * T];
     const int16_t* words = s.words + b * 512;
     if constexpr (T == 4) {
-      four_tokens_words(words, q, 16, acc);
+      four_tokens_words(words, q, 16 * n, acc);
     } else {
       each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
-      for (int i = 0; i < 16; ++i)
+      for (int i = 0; i < 16 * n; ++i)
         each(Upto<2 * T>(), [&](auto a) { acc[a()] = multiply_add16(acc[a()], load(words + 32 * i + 16 * (a() % 2)), broadcast4(q + (i * T + a() / 2) * 2)); });
     }
     each(Upto<2 * T>(), [&](auto a) {
@@ -215,12 +227,14 @@ void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)
 template <int T>
 void multiply(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, float (*y)[kPair]) {
   const int64_t at = first * kBlock * T;
+  // blocks of a stretch that share a scale of the weight
+  const int64_t shared = w.group_blocks == w.blocks ? kStretch : kStretch % w.group_blocks ? 1 : w.group_blocks;
   if (mode == kFloat)
     multiply_floats<T>(s, static_cast<const float*>(x.q) + at, count, y);
   else if (Activations::element_bytes(w.kind, mode) == 1)
-    multiply_bytes<T>(s, static_cast<const int8_t*>(x.q) + at, x.scale + first * T, x.sum + first * T, count, y);
+    multiply_bytes<T>(s, static_cast<const int8_t*>(x.q) + at, x.scale + first * T, x.sum + first * T, count, x.next, y);
   else
-    multiply_words<T>(s, static_cast<const int16_t*>(x.q) + at, x.scale + first * T, count, y);
+    multiply_words<T>(s, static_cast<const int16_t*>(x.q) + at, x.scale + first * T, count, std::min(shared, Activations::shared_blocks(w, mode)), x.next, y);
 }
 
 }  // namespace
