@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from qcore import methods
 from qcore.calibration import Calibration, quantize_blocks
 from qcore.errors import InputError
+from qcore.formats.budget import Budget
 from qcore.formats.tensor import QuantizedTensor
 from qcore.inventory import dtype_name, inventory, kept_row, plain_name
 from qcore.kernels.precision import computes_fast
@@ -21,6 +22,7 @@ from qcore.ledger import Ledger, Row
 from qcore.nn import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear, StoredEmbedding, StoredExperts, StoredLinear, Widen
 from qcore.recipes import CALIBRATED, Engine, Float, Recipe
 from qcore.select import Target, select
+from qcore.sensitivity.choosing import choose_formats
 
 Progress = Callable[[int, int, str], None]  # done, total, name of the tensor at hand
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,8 +39,8 @@ def quantize(
 ) -> Ledger:
     """Apply `recipe` to `model` in place.
 
-    Recipes with `calibrated` methods read `calibration`. They keep finished blocks in the folder `work` until all are done; called again
-    for the same model (`identity`, such as its digest), recipe and text, they go on where they were stopped.
+    Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in the folder `work` until all are
+    done; called again for the same model (`identity`, such as its digest), recipe and text, they go on where they were stopped.
 
     Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and `InputError` for a model
     that is quantized already, a skip pattern that matches nothing, weights that the format cannot hold, or a missing calibration text.
@@ -46,8 +48,8 @@ def quantize(
     if any(isinstance(module, QuantizedModule) for module in model.modules()):
         raise InputError("This model is quantized already. Give the original checkpoint to quantize it another way.")
     if recipe.calibrated and calibration is None:
-        raise InputError(f"{recipe.name} chooses codes with calibration text: load one with qcore.calibration.load_calibration.")
-    report = progress or (lambda done, total, name: None)
+        raise InputError(f"{recipe.name} needs calibration text to choose by: load one with qcore.calibration.load_calibration.")
+    report, chosen = progress or (lambda done, total, name: None), None
     with torch.no_grad():
         if isinstance(recipe.weights, Engine):
             from qcore import backends
@@ -56,9 +58,9 @@ def quantize(
         elif isinstance(recipe.weights, Float):
             rows = _store_as(model, recipe.weights.dtype, report)
         else:
-            rows = _quantize_own(model, recipe, report, calibration, work, identity)
+            rows, chosen = _quantize_own(model, recipe, report, calibration, work, identity)
             run_whole_steps(model)
-    return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None).check()
+    return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None, chosen).check()
 
 
 def run_whole_steps(model: nn.Module) -> None:
@@ -71,10 +73,16 @@ def run_whole_steps(model: nn.Module) -> None:
 # -- own formats ------------------------------------------------------------------------------------------------------------------
 
 
-def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity) -> list[Row]:
+def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity) -> tuple[list[Row], dict | None]:
+    """The ledger's rows, and the record of the formats' choice if the recipe has a budget."""
     loaded = {name: 0 if shared else tensor.nbytes for name, tensor, shared in inventory(model)}
     turned = _rotate(model, report) if recipe.prepare == "rotation" else {}
-    selection = select(model, recipe)
+    selection, chosen = select(model, recipe), None
+    targets = list(selection.targets)
+    if isinstance(recipe.weights, Budget):
+        chosen = choose_formats(model, recipe, targets, calibration, report, identity)
+        targets = [replace(target, format=chosen.formats.get(target.name, target.format)) for target in targets]
+        identity = identity and f"{identity} {chosen.digest}"
     twins = {name: shared for name, _, shared in inventory(model)}
     rows = {
         name: replace(
@@ -93,13 +101,13 @@ def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibratio
         rows[target.name] = replace(rows[target.name], format=weights[0].format.label, bytes_after=size, reason=reason, intended=True)
         done[target.name] = weights
 
-    if recipe.calibrated:
-        own = [target for target in selection.targets if target.method == recipe.method]
+    if recipe.method in CALIBRATED:
+        own = [target for target in targets if target.method == recipe.method]
         names = {target.name: target for target in own}
         for block in quantize_blocks(model, own, recipe, calibration, report, work, identity):
             for name, weights in block.weights.items():
                 finish(names[name], weights, block.notes.get(name))
-    left = [target for target in selection.targets if target.name not in done]
+    left = [target for target in targets if target.name not in done]
     for i, target in enumerate(left):
         report(i, len(left), target.name)
         twin = twins[target.name]
@@ -107,7 +115,7 @@ def _quantize_own(model: nn.Module, recipe: Recipe, report: Progress, calibratio
         note = "Calibration does not reach it, so its codes were rounded to nearest." if alone is not target else None
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
     report(len(left), len(left), "")
-    return list(rows.values())
+    return list(rows.values()), chosen and chosen.record
 
 
 def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 
 from qcore import methods
 from qcore.errors import InputError
+from qcore.formats.budget import Budget
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
 from qcore.inventory import inventory
@@ -169,6 +170,11 @@ def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise InputError(
             f"{recipe.name} is another library's format, which is applied to a whole model and cannot be looked at layer by layer. "
             f"The nearest of qcore's own recipes is {nearest}."
+        )
+    if isinstance(recipe.weights, Budget):
+        raise InputError(
+            f"{recipe.name} chooses each layer's format by how much the model minds, which is another view: the page Sensitivity, or "
+            "`python -m qcore sensitivity`."
         )
     if not recipe.quantizes:
         raise InputError(f"{recipe.name} keeps floating point, so there are no codes to look at. Choose a recipe such as int8 or int4-g64.")

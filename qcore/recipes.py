@@ -14,6 +14,8 @@ Names are read from left to right: what the codes are, then refinements in any o
     …-gptq …-awq …-signround          codes chosen with calibration text: second-order updates, scaled channels, learned rounding
     kmeans4-hessian                   the table is learned where the inputs are large
     rot-…                             the residual stream is rotated first, which spreads outliers over all channels
+    auto-4.25bpw auto-90mb auto-0.1kl each layer in the format that it needs: the least predicted loss for so many bits a weight or
+                                      bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
     bnb-nf4 torchao-int8 …            the same idea as another library implements it
 """
 
@@ -21,13 +23,15 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 
 from qcore.errors import InputError
+from qcore.formats import budget
+from qcore.formats.budget import Budget
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.registry import unknown
 
 DEFAULT_GROUP = 64
 ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
-CALIBRATED = ("gptq", "awq", "kmeans-hessian", "signround")
+CALIBRATED = ("gptq", "awq", "kmeans-hessian", "signround", "distilled")
 """Methods that need calibration text."""
 PREPARATIONS = ("none", "rotation")
 _ACTIVATION_OPTIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
@@ -52,7 +56,7 @@ class Engine:
     variant: str
 
 
-Weights = Float | Uniform | Codebook | Engine
+Weights = Float | Uniform | Codebook | Budget | Engine
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,13 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether codes are chosen with the help of a calibration text."""
-        return self.method in CALIBRATED
+        return self.method in CALIBRATED or isinstance(self.weights, Budget)
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
         record = asdict(self)
-        record["weights"] = {"type": type(self.weights).__name__.lower(), **record["weights"]}
+        weights = self.weights.to_dict() if isinstance(self.weights, Budget) else record["weights"]
+        record["weights"] = {"type": type(self.weights).__name__.lower(), **weights}
         record["modules"]["skip"] = list(self.modules.skip)
         return record
 
@@ -132,7 +137,7 @@ class Recipe:
         return replace(self, modules=replace(self.modules, **choices))
 
 
-_TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Engine)}
+_TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Budget, Engine)}
 
 ENGINES = {
     "bnb-int8": (
@@ -160,6 +165,7 @@ BASES = {
     "nf4": "a table of 16 values with equal mass under a normal distribution, a scale for each group of inputs",
     "fp4": "a 4-bit float as a table of 16 values, a scale for each group of inputs",
     "kmeans4": "a table of 16 values learned for each channel by k-means",
+    "auto": "each layer in the format that it needs, by how much the model's predictions mind, from calibration text",
 }
 COMMON = (
     "fp32", "bf16", "fp16", "int8", "int8-g64", "int8-dynamic", "int4-g32", "int4-g64", "int4-g128", "int4-g64-sym", "int4-g64-dq",
@@ -168,7 +174,7 @@ COMMON = (
 )  # fmt: skip
 WITH_TEXT = (
     "int4-g64-gptq", "int3-g64-gptq", "nf4-g32-dq-gptq", "kmeans4-g32-dq-gptq", "kmeans4-hessian", "int4-g128-awq",
-    "rot-int4-g64-gptq", "int4-g64-signround",
+    "rot-int4-g64-gptq", "int4-g64-signround", "auto-4.25bpw", "auto-4.25bpw-gptq",
 )  # fmt: skip
 """Recipes that read calibration text, which `convert.quantize` must be given."""
 
@@ -190,6 +196,7 @@ def describe(recipe: Recipe) -> str:
 
 
 _EXPLAIN = (
+    (budget.PATTERN, lambda option: "at most " + Budget(*budget.read(option)).words),
     (r"g\d+", lambda option: f"groups of {option[1:]} inputs"),
     (r"sym", lambda option: "symmetric, so no zero point is stored"),
     (r"asym", lambda option: "with a zero point"),
@@ -202,8 +209,9 @@ _EXPLAIN = (
     (r"awq", lambda option: "channels scaled by their activations (AWQ), from calibration text"),
     (r"hessian", lambda option: "where the inputs in calibration text are large"),
     (r"signround", lambda option: "rounding learned block by block (SignRound, as in AutoRound), from calibration text; the slowest"),
+    (r"distilled", lambda option: "after GPTQ, rounding learned for all blocks together from the unquantized model's predictions"),
 )
-_METHODS = {"hqq": "hqq", "gptq": "gptq", "awq": "awq", "hessian": "kmeans-hessian", "signround": "signround"}
+_METHODS = {"hqq": "hqq", "gptq": "gptq", "awq": "awq", "hessian": "kmeans-hessian", "signround": "signround", "distilled": "distilled"}
 
 
 def _split(name: str) -> tuple[bool, str, list[str]]:
@@ -236,10 +244,15 @@ def _build(name: str, rotated: bool, base: str, options: list[str]) -> Recipe:
         if options or rotated:
             raise ValueError(f"{base} takes no options")
         return Recipe(name, Float(base))
+    amounts = [found for option in options if (found := budget.read(option))]
     size = next((int(option[1:]) for option in options if re.fullmatch(r"g\d+", option)), None)
-    if size is None and base not in ("int8", "kmeans4"):
+    if size is None and base not in ("int8", "kmeans4", "auto"):
         size = DEFAULT_GROUP
-    if base.startswith("int"):
+    if base == "auto":
+        weights = _budget(amounts, options, size)
+    elif amounts:
+        raise ValueError(f"a budget goes with auto, as in auto-{amounts[0][0]:g}{amounts[0][1]}, and not with {base}")
+    elif base.startswith("int"):
         symmetric = "sym" in options or (base == "int8" and "asym" not in options)
         weights = Uniform(int(base[3:]), size, symmetric, double_quant="dq" in options)
     elif "sym" in options or "asym" in options:
@@ -259,6 +272,15 @@ def _build(name: str, rotated: bool, base: str, options: list[str]) -> Recipe:
     )
 
 
+def _budget(amounts: list[tuple[float, str]], options: list[str], size: int | None) -> Budget:
+    if len(amounts) != 1:
+        raise ValueError("auto needs one budget: bits a weight, MB or nats, as in auto-4.25bpw, auto-90mb or auto-0.1kl")
+    if size is not None or "sym" in options or "asym" in options:
+        raise ValueError("auto chooses the group sizes itself, so -g, -sym and -asym mean nothing")
+    candidates = budget.with_double_quant() if "dq" in options else budget.CANDIDATES
+    return Budget(*amounts[0], candidates)
+
+
 def _method(base: str, options: list[str]) -> str:
     chosen = [option for option in options if option in _METHODS]
     if len(chosen) > 1:
@@ -268,7 +290,7 @@ def _method(base: str, options: list[str]) -> str:
     option = chosen[0]
     if option == "hessian" and base != "kmeans4":
         raise ValueError("-hessian weights the learning of a table, so it goes with kmeans4; for other formats take -gptq")
-    if option == "hqq" and not base.startswith("int"):
+    if option == "hqq" and not base.startswith(("int", "auto")):
         raise ValueError("-hqq works on uniform grids, such as int4-g64-hqq")
     if option == "awq" and base == "kmeans4":
         raise ValueError("-awq works on fixed grids, such as int4-g128-awq or nf4-g64-awq")
