@@ -3,20 +3,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup run test quick chromium model kernels
+.PHONY: setup run test quick chromium simde model kernels
 
 setup: .venv/.ready chromium model kernels
 
 run: setup
 	$(BIN)/streamlit run app.py
 
-test: setup
+test: setup simde
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
-quick: .venv/.ready
+quick: .venv/.ready simde
 	$(BIN)/pytest -m "not slow and not browser"
 
 .venv/.ready: requirements.txt requirements-test.txt
@@ -30,6 +30,13 @@ chromium:
 		echo "Installing Chromium for the browser tests"; \
 		if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO=sudo; fi; \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
+
+# Headers that express one processor's instructions in another's: the kernels of AVX-512 and NEON are tested on every machine.
+simde:
+	@echo '#include <simde/simde-common.h>' | $${CXX:-g++} -fsyntax-only -x c++ - 2>/dev/null || { \
+		echo "Installing SIMDe for the tests of other processors' kernels"; \
+		if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO=sudo; fi; \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends libsimde-dev; }
 
 model: .venv/.ready
 	$(BIN)/python -m qcore models --prepare smollm2-135m

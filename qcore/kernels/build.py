@@ -21,28 +21,36 @@ SOURCES = Path(__file__).parent / "native"
 LIBRARY = "qcore_kernels.so"
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra")
 AVX2 = ("-mavx2", "-mfma", "-mf16c", "-fno-tree-reassoc")  # reassociated sums need more registers than there are
-ARCHITECTURES = ("x86_64", "amd64")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-Wno-maybe-uninitialized")  # GCC's own header warns
+X86 = {"avx2": AVX2, "avxvnni": (*AVX2, "-mavxvnni"), "avx512": (*AVX2, *AVX512)}
+ARM = {"neon": (), "dotprod": ("-march=armv8.2-a+dotprod",)}
+FAMILIES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+EMULATED = ("-DQCORE_EMULATE", "-O1", "-Wno-psabi")  # what SIMDe makes of an instruction set is long, and -O3 takes minutes to read it
 _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the user
 
 
-def build(extra: tuple[str, ...] | None = None) -> Path:
-    """Return the path of the compiled library, compiling it first if need be (about ten seconds).
+def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Path:
+    """Return the path of the compiled library, compiling it first if need be (half a minute of one core).
 
-    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. Raises
-    `UnavailableError` if this is no x86-64 machine, if there is no C++ compiler, or if it fails; the message says what to do.
+    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. `emulate` is for
+    tests: the functions of every instruction set, of other processors too, in terms of AVX2 through the headers of SIMDe, which must be
+    installed. Raises `UnavailableError` if nothing is written for this machine, if there is no C++ compiler, or if it fails; the message
+    says what to do.
     """
-    if platform.machine().lower() not in ARCHITECTURES:
-        raise UnavailableError(f"The native kernels are for x86-64 processors, and this is {platform.machine()}.")
+    family = FAMILIES.get(platform.machine().lower())
+    if family is None:
+        raise UnavailableError(f"The native kernels are for x86-64 and 64-bit ARM processors, and this is {platform.machine()}.")
     extra = tuple(os.environ.get("QCORE_KERNEL_FLAGS", "").split()) if extra is None else extra
     compiler, version = _compiler()
-    sources = sorted(SOURCES.glob("*.cpp"))
-    digest = hashlib.sha256("\0".join((version, *COMMON, *AVX2, *extra)).encode())
+    flags = {source: _flags(source, family, extra, emulate) for source in sorted(SOURCES.glob("*.cpp"))}
+    digest = hashlib.sha256(f"{version}\0{COMMON}{sorted((source.name, used) for source, used in flags.items())}".encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
 
     def compile_all(folder: Path) -> None:
+        largest = sorted((source for source, used in flags.items() if used is not None), key=lambda source: -source.stat().st_size)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(pool.map(lambda source: _compile(compiler, source, folder, extra), sources))
+            objects = list(pool.map(lambda source: _compile(compiler, source, folder, flags[source]), largest))
         _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
         for path in objects:
             path.unlink()
@@ -51,11 +59,32 @@ def build(extra: tuple[str, ...] | None = None) -> Path:
     return build_folder(folder / digest.hexdigest()[:20], compile_all) / LIBRARY
 
 
-def _compile(compiler: str, source: Path, folder: Path, extra: tuple[str, ...]) -> Path:
-    """One object file. Only files that are named after an instruction set may use it: the others run before it is known to exist."""
+def _flags(source: Path, family: dict[str, tuple[str, ...]], extra: tuple[str, ...], emulate: bool) -> tuple[str, ...] | None:
+    """The flags of one source, None if it is not for this processor. Only files that are named after an instruction set may use it: the
+    others run before it is known to exist."""
+    instructions = source.stem.rpartition("_")[2]
+    if emulate and instructions != "avx2":
+        return (*AVX2, *EMULATED, *extra)
+    if instructions in family:
+        return (*family[instructions], *extra)
+    return None if instructions in X86 or instructions in ARM else extra
+
+
+def _compile(compiler: str, source: Path, folder: Path, flags: tuple[str, ...]) -> Path:
+    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the file holds nothing."""
     target = folder / f"{source.stem}.o"
-    _run(compiler, *COMMON, *(AVX2 if source.stem.endswith("_avx2") else ()), *extra, "-c", source, "-o", target)
+    if not _takes(compiler, flags):
+        flags = tuple(flag for flag in flags if flag in AVX2 or not flag.startswith("-m"))
+    _run(compiler, *COMMON, *flags, "-c", source, "-o", target)
     return target
+
+
+def _takes(compiler: str, flags: tuple[str, ...]) -> bool:
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"The C++ compiler {compiler} does not run: {error}.") from error
 
 
 def _run(*command) -> None:

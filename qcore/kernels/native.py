@@ -16,7 +16,7 @@ from qcore.kernels.packed import Layout, PackedWeight
 FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mode` of layout.h
 
 
-NAMES = {"avx2": "AVX2"}  # of instruction sets, as the library and as people call them
+NAMES = {"avx512vnni": "AVX-512 VNNI", "avxvnni": "AVX-VNNI", "avx2": "AVX2"}  # of instruction sets, as the library and as people call them
 
 
 @cache

@@ -4,22 +4,14 @@
 
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 #include "layout.h"
+#include "unroll.h"
 
 namespace qcore {
+namespace {  // each file its own, because each may be compiled for another instruction set
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-
-// f(0) … f(n − 1), each with its number known at compile time. Compilers scalarize arrays of registers that are indexed so; with an
-// ordinary loop GCC keeps them on the stack.
-template <int... I, class F>
-inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F&& f) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-template <int kCount>
-using Upto = std::make_integer_sequence<int, kCount>;
 
 // The 4 bytes at p in all lanes.
 inline __m256i broadcast4(const void* p) {
@@ -153,4 +145,5 @@ inline __m256 sum_rows(const __m256 v[8]) {
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
+}  // namespace
 }  // namespace qcore

@@ -38,6 +38,12 @@ struct Kernels {
 // The fastest that this processor runs, or what qcore_choose chose.
 const Kernels& kernels();
 
+// In many_*.cpp; null where the compiler was too old for the instruction set.
+extern const Kernels* const kernels_avx512;
+extern const Kernels* const kernels_avxvnni;
+PanelKernel panel_kernel_avx512(int kind, int mode, int tokens);
+PanelKernel panel_kernel_avxvnni(int kind, int mode, int tokens);
+
 void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
 PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);

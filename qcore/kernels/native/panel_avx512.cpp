@@ -1,0 +1,29 @@
+// One to four tokens with AVX-512 VNNI: products of bytes go to 32-bit sums in one instruction.
+#include "avx512.h"
+
+#ifdef QCORE_AVX512
+#include "codes_avx2.h"
+
+namespace qcore {
+namespace {
+
+struct Dot {
+  static constexpr bool kWide = true;
+  static __m256i bytes(__m256i acc, __m256i codes, __m256i x) { return _mm256_dpbusd_epi32(acc, codes, x); }
+  static __m256i words(__m256i acc, __m256i codes, __m256i x) { return _mm256_dpwssd_epi32(acc, codes, x); }
+  static __m256i total(__m256i acc) { return acc; }
+};
+
+}  // namespace
+}  // namespace qcore
+
+#include "panel_x86.h"
+
+namespace qcore {
+
+PanelKernel panel_kernel_avx512(int kind, int mode, int tokens) {
+  return mode == kFloat ? panel_kernel_avx2(kind, mode, tokens) : integer_kernel(kind, mode, tokens);
+}
+
+}  // namespace qcore
+#endif
