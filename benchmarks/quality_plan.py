@@ -54,7 +54,8 @@ PEERS = (
     ),
     Method("HQQ int4-g64", "hqq", "4 64", ("hqq",), about="the library's defaults, scales and zero points in 16 bits"),
     Method("GPTQModel int4-g64", "gptqmodel", "4 64", ("gptqmodel",), about="the library's defaults but for the group size"),
-    Method("AutoRound int4-g64", "autoround", "4 64", ("auto-round",), about="symmetric, 200 steps a block"),
+    Method("AutoRound int4-g64 light", "autoround", "4 64 50", ("auto-round",), about="50 steps a block, its authors' light recipe"),
+    Method("AutoRound int4-g64", "autoround", "4 64 200", ("auto-round",), about="200 steps a block, its default"),
 )
 
 

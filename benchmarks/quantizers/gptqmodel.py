@@ -3,11 +3,14 @@
 It loads the checkpoint itself, in float32, and reads the windows of calibration text that everybody reads; what it saves is read back.
 """
 
+import os
+
 from benchmarks.quantizers import Job, Stored, packed
 
 
 def quantize(job: Job) -> Stored:
     """See the module."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it wants two to load a model, and takes one by itself on two cores
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 
