@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -178,6 +178,7 @@ def quantize_blocks(
     report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
     hidden = blocks.embed(calibration.ids)
     undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
+    together, waiting = method.together() if method.together else None, []
     for position, own in enumerate(inside):
         block = blocks.modules[position]
         original = _as_it_is(block) if method.wants_drift else None
@@ -189,12 +190,30 @@ def quantize_blocks(
             finished = _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store)
         else:
             finished = Finished(name, {}, {})
-        if position + 1 < len(blocks):
+        if together is not None:
+            together.take(name, block, original, own, finished.weights)
+        if position + 1 < len(blocks) or together is not None:
             _advance(blocks, position, hidden, undisturbed, original, finished.calm_output)
         del original
-        yield finished
+        if together is None:
+            yield finished
+        else:
+            waiting.append(finished)
+    if together is not None:
+        yield from _learn_together(blocks, together, waiting, undisturbed, calibration, report)
     report(len(blocks), len(blocks), "")
     store.remove()
+
+
+def _learn_together(blocks: Blocks, together, finished: list[Finished], wanted, calibration: Calibration, report: Progress):
+    """Go on with all blocks at once; hand them over as they are then."""
+
+    def step(what: str) -> None:
+        report(len(blocks), len(blocks), what)
+
+    better = together.learn(blocks, calibration.ids, wanted, calibration.minutes, step)
+    for position, block in enumerate(finished):
+        yield replace(block, weights=block.weights | together.results(position)) if better else block
 
 
 def _token_weight(hidden: torch.Tensor) -> torch.Tensor:

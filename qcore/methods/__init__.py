@@ -20,10 +20,12 @@ METHODS: Registry[Method] = Registry("method")
 
 @dataclass(frozen=True)
 class BlockMethod:
-    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is then run alongside."""
+    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is then run alongside. `together`
+    makes what takes in the finished blocks and goes on learning when all are there, see `together.py`."""
 
     choose: Callable
     wants_drift: bool = False
+    together: Callable | None = None
 
     def __call__(self, work) -> None:
         self.choose(work)
@@ -50,4 +52,4 @@ def without_text(format: Format) -> str:
     return "kmeans" if isinstance(format, Codebook) and format.fixed is None else "rtn"
 
 
-from qcore.methods import awq, gptq, hessian, hqq, kmeans, rtn, signround  # noqa: E402, F401  (each registers itself)
+from qcore.methods import awq, gptq, hessian, hqq, kmeans, rtn, signround, together  # noqa: E402, F401  (each registers itself)

@@ -180,6 +180,21 @@ def nearest(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
     return torch.cat([grid.round(part, group)[0] for group, part in enumerate(weight.split(size))])
 
 
+def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
+    """The grid of a stored `tensor` and its codes (K, N), as floats: what `Grid.tensor` was made from."""
+    format, codes = tensor.format, tensor.unpacked_codes()
+    scale = tensor.scales()
+    scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
+    if isinstance(format, Uniform):
+        zero = None if format.symmetric else tensor.zero_points().T.contiguous()
+        return Grid(format, scale, zero), codes.T.float().contiguous()
+    table, order = tensor.codebook.float(), None
+    if format.fixed is not None:
+        table, order = table.sort()
+        codes = order.argsort()[codes.long()]
+    return Grid(format, scale, table=table, order=order), codes.T.float().contiguous()
+
+
 def groups_in(columns: int, format: Format) -> int:
     """G, the number of groups along `columns` inputs."""
     return group_count(columns, format.group_size)

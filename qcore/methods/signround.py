@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qcore.formats.tensor import round_scale
+from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.methods import BLOCK_METHODS, BlockMethod, gptq
 from qcore.methods.grid import Grid
 
@@ -53,19 +53,26 @@ class Learned:
 
     def weight(self) -> torch.Tensor:
         """ŵ (N, K); gradients reach the position and the gain."""
-        highest = self.grid.format.levels - 1 if self.grid.table is None else self.grid.table.shape[-1] - 1
-        codes = self.position.detach().round().clamp_(self.grid.lowest, highest)
-        units = self.grid.units(codes) + (self.position - self.position.detach())
+        units = self.grid.units(self.codes()) + (self.position - self.position.detach())
         scale = self.grid.scale * self.gain
         if self.grid.scaled:
             scale = scale + (round_scale(scale.detach().T.contiguous(), self.grid.format).T - scale.detach())
-        return (units * self.grid.spread(scale, len(codes))).T
+        return (units * self.grid.spread(scale, len(units))).T
+
+    def codes(self) -> torch.Tensor:
+        """The codes (K, N) at which the positions are."""
+        highest = self.grid.format.levels - 1 if self.grid.table is None else self.grid.table.shape[-1] - 1
+        return self.position.detach().round().clamp_(self.grid.lowest, highest)
 
     def result(self) -> tuple[Grid, torch.Tensor]:
         """The grid and the codes (K, N) that were learned."""
-        highest = self.grid.format.levels - 1 if self.grid.table is None else self.grid.table.shape[-1] - 1
         grid = self.grid.with_scale((self.grid.scale * self.gain).detach()) if self.grid.scaled else self.grid
-        return grid, self.position.detach().round().clamp_(self.grid.lowest, highest)
+        return grid, self.codes()
+
+    def tensor(self) -> QuantizedTensor:
+        """The stored form of what was learned."""
+        grid, codes = self.result()
+        return grid.tensor(codes)
 
     def move(self, rate: float) -> None:
         """One step against the sign of the gradients."""

@@ -154,7 +154,7 @@ def test_a_model_without_a_list_of_blocks_is_refused():
 def test_text_is_needed_and_layers_alone_cannot_be_calibrated():
     from qcore import methods
 
-    assert set(BLOCK_METHODS) == {"gptq", "awq", "kmeans-hessian", "signround"}
+    assert set(BLOCK_METHODS) == {"gptq", "awq", "kmeans-hessian", "signround", "distilled"}
     with pytest.raises(InputError, match="calibration text"):
         quantize(tiny.model("llama"), parse("int4-g64-gptq"))
     with pytest.raises(InputError, match="by itself"):
