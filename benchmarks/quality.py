@@ -12,6 +12,7 @@ README. The last line is JSON: [{"name", "bits_per_weight", "perplexity", "kl_me
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -156,6 +157,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where measured rows are kept; without it, in qcore's cache folder")
     options = parser.parse_args()
     hush()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a row's process is ended, too
     try:
         check(options)
         options.text, options.calibration = absolute(options.text), absolute(options.calibration)
