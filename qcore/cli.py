@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from qcore.cli_checks import check_tasks
 from qcore.cli_runs import follow, runs
+from qcore.cli_sensitivity import sensitivity
 from qcore.errors import InputError, QcoreError, UnavailableError
 from qcore.output import check_output, say, write_output
 from qcore.progress import Show
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 app.add_typer(runs, name="runs")
+app.command()(sensitivity)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]

@@ -7,6 +7,7 @@ of the finished model is for the run to measure.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def choose_formats(
     """
     budget = recipe.weights
     open_ = [target for target in targets if target.format == budget]
-    table, key = find_or_predict(model, recipe, open_, calibration, report, identity)
+    part = some_windows(calibration)
+    table, store = find_or_predict(model, open_, budget.candidates, recipe.method, part, report, identity=identity, prepare=recipe.prepare)
     twins = {name for name, _, shared in inventory(model) if shared}
     rows = {layer.name: layer for layer in table.layers}
     unseen = [target for target in open_ if target.name not in rows]
@@ -73,7 +75,7 @@ def choose_formats(
         "budget": {"amount": budget.amount, "unit": budget.unit},
         "candidates": labels,
         "method": recipe.method,
-        "sensitivities": key,
+        "sensitivities": store and store.key,
         "measure": table.conditions,
         "predicted_kl": predicted,
         "bits_per_weight": bits,
@@ -87,29 +89,32 @@ def choose_formats(
 
 
 def find_or_predict(
-    model: nn.Module, recipe: Recipe, targets: list[Target], calibration: Calibration, report: Progress, identity: str | None
-) -> tuple[Sensitivities, str | None]:
-    """The table of `targets` for the candidates of `recipe`, and the key under which it is kept (None without an `identity`)."""
-    part = some_windows(calibration)
-    candidates = list(recipe.weights.candidates)
+    model: nn.Module, targets: list[Target], candidates: tuple[Format, ...], method: str, calibration: Calibration, report: Progress, *,
+    identity: str | None, prepare: str = "none", about: dict | None = None,
+) -> tuple[Sensitivities, TableStore | None]:  # fmt: skip
+    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what tells this model from others).
+    `about` is what else its conditions should say, such as the model's name."""
     conditions = {
         "digest": identity,
-        "method": recipe.method,
-        "prepare": recipe.prepare,
-        "text": {"name": part.name, "sha256": part.sha256},
-        "tokens": part.ids.numel(),
-        "window": part.ids.shape[1],
+        "method": method,
+        "prepare": prepare,
+        "text": {"name": calibration.name, "sha256": calibration.sha256},
+        "tokens": calibration.ids.numel(),
+        "window": calibration.ids.shape[1],
         "samples": SAMPLES,
     }
-    ids = hashlib.sha256(part.ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-    about = conditions | {"formats": [str(each) for each in candidates], "ids": ids, "layers": [target.name for target in targets]}
-    store = None if identity is None else TableStore(about)
+    ids = hashlib.sha256(calibration.ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+    decides = {"formats": [str(each) for each in candidates], "ids": ids, "layers": [target.name for target in targets]}
+    store = None if identity is None else TableStore(conditions | decides)
     table = store.read() if store else None
     if table is None:
-        table = Sensitivities(tuple(candidates), tuple(predict(model, targets, candidates, recipe.method, part, report)), conditions)
+        began = time.perf_counter()
+        layers = predict(model, targets, list(candidates), method, calibration, report)
+        spent = {"seconds": time.perf_counter() - began, "made_at": time.time()}
+        table = Sensitivities(candidates, tuple(layers), conditions | spent | (about or {}))
         if store:
             store.write(table)
-    return table, store.key if store else None
+    return table, store
 
 
 def solve_within(budget: Budget, layers: tuple[Layer, ...], settled: int, weights: int, kept: int) -> Choice:

@@ -1,0 +1,227 @@
+"""Sensitivities of a model, asked for by name: computed here and now, or in a process of its own that a page can watch and stop.
+
+What is found is kept in the cache folder, see `qcore.sensitivity.store`; asked again, it is there. Measured divergences are kept block by
+block, so whatever stops a measurement, the next one goes on after its last block.
+
+    QCORE_HOME/sensitivity/job/request.json     what was asked for
+                               status.json      where it stands: state, done, total, words, key
+                               process.json     pid and start time of the worker
+                               log.txt          what the worker printed
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.home import home
+from qcore.jsonfile import read_json, write_json
+from qcore.runs.folder import identity, living
+from qcore.runs.turn import heavy_turn
+from qcore.spec import absolute_path
+
+Progress = Callable[[int, int, str], None]
+FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
+LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
+WINDOW = 256  # tokens of the windows that divergences are measured over: their logits are held
+PATIENCE_SECONDS = 5.0
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """`formats` are names such as "int4-g64"; `method` rounds to them. `tokens` of the calibration text `text` (None: the packaged one) are
+    read for the prediction; with `measure_tokens` above 0 the divergence of each layer and format is measured over so many of them.
+
+    Raises `InputError` naming the field that cannot be used.
+    """
+
+    model: str
+    formats: tuple[str, ...] = FORMATS
+    method: str = "rtn"
+    text: str | None = None
+    tokens: int = 4096
+    measure_tokens: int = 0
+    revision: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
+        if not self.model.strip():
+            raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
+        if not self.formats:
+            raise InputError("No format was given; try int3-g64,int4-g64,int8.")
+        for name in self.formats:
+            _format(name)
+
+    @property
+    def candidates(self) -> tuple:
+        """The formats themselves, from the smallest to the largest."""
+        return tuple(sorted((_format(name) for name in self.formats), key=_bits))
+
+
+def compute(request: Request, progress: Progress) -> tuple[str, object]:
+    """(key, `qcore.sensitivity.Sensitivities`) of the request, from the store as far as it is there. Waits for its turn.
+
+    Raises `InputError` for a model or text that cannot be used, or a method that does not look at layers one by one.
+    """
+    from qcore import models, planning
+    from qcore.calibration import load_calibration
+    from qcore.calibration.text import calibration_text
+    from qcore.recipes import parse
+    from qcore.runs.single import waiting
+    from qcore.select import select
+    from qcore.sensitivity.choosing import find_or_predict
+    from qcore.sensitivity.proxy import some_windows
+    from qcore.sensitivity.rounding import check_method
+
+    check_method(request.method)
+    calibration_text(request.text)
+    checkpoint = models.resolve(request.model, request.revision, progress=progress)
+    if checkpoint.is_quantized:
+        raise InputError(f"{request.model} is quantized already. Look at the original model instead.")
+    with heavy_turn(waiting(progress)):
+        planning.check_fits(checkpoint, parse("fp32"), tokens=1, window=512)
+        loaded = models.load(checkpoint, progress=progress)
+        part = some_windows(load_calibration(request.text, loaded.tokenizer, tokens=max(request.tokens, 16384)), request.tokens)
+        targets = list(select(loaded.model, parse("int4-g64")).targets)
+        table, store = find_or_predict(
+            loaded.model, targets, request.candidates, request.method, part, progress, identity=checkpoint.digest,
+            about={"model": checkpoint.name},
+        )  # fmt: skip
+        if request.measure_tokens and not table.measured:
+            table = _measured(loaded.model, targets, request, part, table, store, progress)
+    return store.key, table
+
+
+def _measured(model, targets, request: Request, part, table, store, progress: Progress):
+    from qcore.sensitivity import measure
+
+    window = min(WINDOW, part.ids.shape[1])
+    ids = part.ids[: max(1, request.measure_tokens // window), :window]
+    known, began = store.parts(), time.perf_counter()
+    number = len(list((store.path / "kl").glob("*.json")))
+    for block in measure(model, targets, list(request.candidates), request.method, part, ids, progress, known=set(known)):
+        store.write_part(number, block)
+        known, number = known | block, number + 1
+    about = {"measured_tokens": ids.numel(), "measured_window": window, "measured_seconds": time.perf_counter() - began}
+    table = replace(table.with_kl(known), conditions=table.conditions | about)
+    store.write(table)
+    store.remove_parts()
+    return table
+
+
+# -- in a process of its own ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """`state`: "running", "done", "failed", "cancelled" or "interrupted" (its process was killed). `key` is the finished table's."""
+
+    state: str
+    words: str = ""
+    done: int = 0
+    total: int = 0
+    key: str | None = None
+    error: str | None = None
+    started_at: float | None = None
+    request: dict | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether something is being computed."""
+        return self.state == "running"
+
+    @property
+    def fraction(self) -> float:
+        """Share of the present step, 0 … 1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+
+def job_folder() -> Path:
+    """Where the one job at a time lies."""
+    return home() / "sensitivity" / "job"
+
+
+def submit(request: Request) -> None:
+    """Start computing. Raises `InputError` while another request is under way."""
+    request = replace(request, text=absolute_path(request.text), model=absolute_path(request.model) or request.model)
+    now = status()
+    if now is not None and now.active:
+        raise InputError("Sensitivities are being computed already; wait for them, or cancel.")
+    folder = job_folder()
+    (folder / "process.json").unlink(missing_ok=True)
+    write_json(folder / "request.json", asdict(request))
+    write_json(folder / "status.json", {"state": "running", "words": "starting", "started_at": time.time()})
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with (folder / "log.txt").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "qcore.runs.sensitivity_worker"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+    write_json(folder / "process.json", identity(worker.pid))
+
+
+def status() -> Status | None:
+    """Where the last request stands; None if there never was one."""
+    folder = job_folder()
+    about = read_json(folder / "status.json")
+    if about is None:
+        return None
+    if about["state"] == "running" and not _alive(folder, about):
+        about = read_json(folder / "status.json") or about  # it may have ended between the two looks
+        if about["state"] == "running":
+            about |= {"state": "interrupted", "error": "Its process was killed from outside. Start again: what was measured is kept."}
+    return Status(
+        **{name: about[name] for name in Status.__dataclass_fields__ if name in about} | {"request": read_json(folder / "request.json")}
+    )
+
+
+def cancel() -> None:
+    """Stop what is being computed; measured blocks are kept."""
+    folder = job_folder()
+    process = living(read_json(folder / "process.json"))
+    about = read_json(folder / "status.json")
+    if process is None or about is None or about["state"] != "running":
+        return
+    os.kill(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while living(read_json(folder / "process.json")) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if living(read_json(folder / "process.json")) is not None:
+        os.kill(process.pid, signal.SIGKILL)
+    write_json(folder / "status.json", (read_json(folder / "status.json") or about) | {"state": "cancelled", "words": "cancelled"})
+
+
+def _alive(folder: Path, about: dict) -> bool:
+    record = read_json(folder / "process.json")
+    if record is None:
+        return time.time() - (about.get("started_at") or 0) < START_SECONDS
+    return living(record) is not None
+
+
+def _bits(format) -> float:
+    groups = 0 if format.group_size is None else 1 / format.group_size
+    return format.bits + groups * (8 if format.double_quant else 16 + format.bits * (not getattr(format, "symmetric", True)))
+
+
+def _format(name: str):
+    from qcore.formats.codebook import Codebook
+    from qcore.formats.uniform import Uniform
+    from qcore.recipes import parse
+
+    recipe = parse(name)
+    if not isinstance(recipe.weights, Uniform | Codebook) or recipe.method not in ("rtn",) or recipe.prepare != "none":
+        raise InputError(f"{name} is no plain format; name some like int3-g64, int4-g32 or int8, and a method with --method.")
+    return recipe.weights
