@@ -10,7 +10,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.quality_plan import Method
+from benchmarks.quality_plan import BASELINE, Method
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORING = ("qcore/evaluation", "qcore/data.py", "qcore/models", "benchmarks/quality_row.py", "benchmarks/quantizers/__init__.py")
@@ -40,6 +40,8 @@ def reference_key(conditions: dict) -> str:
 
 def sources(method: Method) -> tuple[str, ...]:
     """The files and folders whose text the row depends on."""
+    if method.name == BASELINE:
+        return SCORING
     if method.own:
         return SCORING + OWN + (MIXED if "auto-" in method.name else ())
     if method.module == "own":
