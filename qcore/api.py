@@ -117,6 +117,33 @@ def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]
     return jobs.compare(model, recipes, **conditions)
 
 
+def plan(
+    model: str | Path,
+    recipes: list[str | Recipe] | None = None,
+    *,
+    context: int | None = None,
+    users: int = 1,
+    memory: str | int | None = None,
+    probe: bool = False,
+    min_tokens_per_second: float | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    revision: str | None = None,
+    progress=None,
+) -> planning.Plan:
+    """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its headers alone.
+
+    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for each of `users`. With `probe`
+    the model's shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
+    """
+    from qcore.runs.planned import plan_here
+
+    return plan_here(
+        model, recipes, context=context, users=users, memory=memory, probe=probe, min_tokens_per_second=min_tokens_per_second,
+        max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision, progress=progress,
+    )  # fmt: skip
+
+
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the folder."""
     if model.recipe is None:

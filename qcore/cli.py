@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from qcore.cli_checks import check_tasks
+from qcore.cli_plan import plan
 from qcore.cli_runs import follow, runs
 from qcore.cli_sensitivity import sensitivity
 from qcore.errors import InputError, QcoreError, UnavailableError
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )  # fmt: skip
 app.add_typer(runs, name="runs")
+app.command()(plan)
 app.command()(sensitivity)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False)]

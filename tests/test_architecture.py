@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the top down: a module may import what stands on its own line or below.
 LAYERS = [
-    ("cli", "cli_checks", "cli_runs", "cli_sensitivity", "output", "progress", "__main__"),
+    ("cli", "cli_checks", "cli_plan", "cli_runs", "cli_sensitivity", "output", "progress", "__main__"),
     ("api",),
     ("runs",),
     ("pipeline",),

@@ -100,12 +100,12 @@ def read_buffer():
     is available. Whole numbers, because their sum is bound by reading alone."""
     import torch
 
-    size = min(max(8 * _last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
+    size = min(max(8 * last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
     return torch.ones(max(size // 8, 1), dtype=torch.int64)
 
 
-def _last_level_cache() -> int:
-    """Bytes of the largest cache; 32 MiB if the system does not say."""
+def last_level_cache() -> int:
+    """Bytes of the largest cache of a processor; 32 MiB if the system does not say."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()

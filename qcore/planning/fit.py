@@ -1,78 +1,94 @@
 """Will it fit? Memory estimated from headers and config alone; nothing is loaded.
 
-    stored    every tensor in the form the recipe gives it; exact for qcore's own formats, estimated for other libraries'
-    load      libraries + the fp32 model + a 16-bit checkpoint's own bytes + room to work on the largest weight that changes
-    run       libraries + stored + one weight unpacked + KV cache + logits of one window
+    load     libraries + the fp32 model + a 16-bit checkpoint's own bytes, or else + room to work on the largest weight that changes
+    stream   libraries + a multiple of the largest weight (see streaming/quantizing.py), whatever the size of the model
+    run      libraries + stored + what is unpacked or packed anew + KV cache + activations + logits
 
-    KV cache = 2 · layers · KV heads · head size · tokens · 4 bytes        (fp32; fewer tokens in sliding-window layers)
-
-The larger of load and run is compared with the memory at hand: QCORE_MEMORY_LIMIT (bytes) if it is set, else what the machine and
-the control group have left. A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU.
+A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU; tensors that are fp32 in their file stay mapped, and the
+pages of a map count as well. While the first step runs, the native kernels lay the codes out anew, and a freed layout may not have gone
+back to the system: so the quantized weights count twice. The larger of load and run is compared with the memory at hand:
+QCORE_MEMORY_LIMIT (bytes) if it is set, else what the machine and the control group have left.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qcore.errors import InputError, TooLargeError
-from qcore.formats.tensor import format_bytes
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
+from qcore.planning import cache
+from qcore.planning.stored import Stored, stored
 from qcore.recipes import Engine, Float, Recipe, parse
 
-LIBRARIES = 500_000_000  # bytes that torch, transformers and Python hold before any model
-WORKING_COPIES = 4  # fp32 copies of the largest changed weight that choosing its codes needs at once
+LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before any model, as measured
+AROUND = 45_000_000  # tokenizer, module objects and what reading them leaves behind, as measured with a small model
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
-FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Bits per quantized weight of other libraries: codes plus their scales, rounded up
-ENGINE_BITS = {
-    "bnb-int8": 8.1, "bnb-nf4": 4.5, "bnb-nf4-dq": 4.2, "bnb-fp4": 4.5, "bnb-fp4-dq": 4.2, "torchao-int8": 8.1,
-    "torchao-int8-dynamic": 8.1, "torch-dynamic-int8": 8.1, "quanto-int8": 8.1, "quanto-int4": 4.5,
-}  # fmt: skip
+# What other libraries hold when they are loaded, beside what torch holds already, as measured
+ENGINE_LIBRARIES = {"bitsandbytes": 230_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000}
+# fp32 copies of the largest changed weight that choosing its codes needs at once
+WORK = {"rtn": 1.0, "hqq": 4.0, "kmeans": 7.0}
+CALIBRATED_WORK = 6.0
+STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """All in bytes. `fits` compares the larger peak with `available_bytes`; `arithmetic` is the sum in words."""
+    """All in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time. `fits` compares the larger of the
+    peaks of loading and running with `available_bytes`; `arithmetic` is the sum in words."""
 
     stored_bytes: int
+    bits_per_weight: float | None
     peak_load_bytes: int
+    peak_stream_bytes: int | None
     peak_run_bytes: int
     kv_bytes: int
+    activation_bytes: int
+    library_bytes: int
     available_bytes: int
     fits: bool
     arithmetic: str
 
 
-def estimate(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, window: int = 512) -> Estimate:
-    """Estimate the memory for `checkpoint` under `recipe`, with a cache of `tokens` and logits of a `window`, both in tokens.
+def estimate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    tokens: int = 512,
+    window: int = 512,
+    users: int = 1,
+    kv: cache.CacheFormat = cache.FORMATS["fp32"],
+    scored: bool = True,
+    available: int | None = None,
+) -> Estimate:
+    """Estimate the memory for `checkpoint` under `recipe`: caches of `tokens` tokens for each of `users` in the format `kv`, activations of
+    a prompt or `window` of so many tokens, and logits of all of them if they are `scored`, else of the last ones.
 
-    A model that qcore saved quantized keeps its own recipe. Raises `InputError` for a checkpoint whose shapes contradict its config,
-    or a skip pattern that matches nothing.
+    A model that is quantized already keeps its own recipe. `available` is what there is, by default `budget()`. Raises `InputError` for a
+    checkpoint whose shapes contradict its config, or a skip pattern that matches nothing.
     """
     model = skeleton(checkpoint)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # tied ones once
-    if checkpoint.is_quantized:
-        stored = full = checkpoint.nbytes
-        largest = work = 0
-    else:
-        full = 4 * sum(sizes.values())
-        stored, largest = stored_bytes(model, recipe)
-        widened = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else 0
-        work = widened + largest * (WORKING_COPIES if recipe.quantizes else 2)
-    kv = kv_cache_bytes(model.config.get_text_config(), tokens)
-    logits = LOGIT_COPIES * 4 * window * model.config.get_text_config().vocab_size
-    run = stored + kv + logits + largest
-    available = budget()
-    peak_load, peak_run = LIBRARIES + full + work, LIBRARIES + run
-    fits = max(peak_load, peak_run) <= available
+    config = model.config.get_text_config()
+    weights = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
+    size = _as_it_is(checkpoint) if checkpoint.is_quantized else stored(model, recipe)
+    full, work = _while_loading(checkpoint, recipe, 4 * weights, size)
+    libraries = LIBRARIES + AROUND + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
+    kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
+    activations = activation_bytes(config, window, users, scored)
+    again = _held_again(recipe, size, config)
+    available = budget() if available is None else available
+    load = libraries + full + work
+    run = libraries + size.total + again + kv_size + activations
     arithmetic = (
-        f"loading {_millions(sum(sizes.values()))} weights needs {_gb(peak_load)} "
-        f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(LIBRARIES)}), "
-        f"running needs {_gb(peak_run)} (weights {_gb(stored)}, KV cache for {tokens} tokens {_gb(kv)}, logits {_gb(logits)}, "
-        f"libraries {_gb(LIBRARIES)}), and {_gb(available)} are available"
+        f"loading {_millions(weights)} weights needs {_gb(load)} "
+        f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(libraries)}), "
+        f"running needs {_gb(run)} (weights {_gb(size.total + again)}, KV cache for {_tokens(tokens, users)} {_gb(kv_size)}, activations "
+        f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
-    return Estimate(stored, peak_load, peak_run, kv, available, fits, arithmetic)
+    return Estimate(
+        size.total, size.bits_per_weight, load, _while_streaming(checkpoint, recipe), run, kv_size, activations, libraries, available,
+        max(load, run) <= available, arithmetic,
+    )  # fmt: skip
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, window: int = 512) -> Estimate:
@@ -95,63 +111,50 @@ def budget() -> int:
     return min(int(limit), available_bytes())
 
 
-def stored_bytes(model, recipe: Recipe) -> tuple[int, int]:
-    """Bytes of all tensors of `model` (the skeleton is enough) under `recipe`, and the bytes in fp32 of the largest
-    weight that it changes."""
-    total = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    persistent = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in model.state_dict())
+def activation_bytes(config, window: int, users: int = 1, scored: bool = False) -> int:
+    """Bytes of what a pass over `window` tokens keeps at once in fp32: some vectors of the stream's width, those inside of the MLP, and
+    logits: of every token if they are `scored`, else of each user's last."""
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    if isinstance(inner, list):
+        inner = max(inner)
+    if experts := getattr(config, "num_experts_per_tok", None):
+        inner = max(inner, experts * (getattr(config, "moe_intermediate_size", None) or inner))
+    logits = LOGIT_COPIES * window if scored else users
+    return 4 * (window * (8 * config.hidden_size + 3 * inner) + logits * config.vocab_size)
+
+
+def _as_it_is(checkpoint: Checkpoint) -> Stored:
+    narrow = sum(tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16"))
+    return Stored(checkpoint.nbytes, narrow, 0, 0)
+
+
+def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, size: Stored) -> tuple[int, int]:
+    """(bytes of the model as loaded, bytes beside it) at the worst moment of loading and quantizing."""
+    if checkpoint.is_quantized:
+        return size.total, 0
     if isinstance(recipe.weights, Float):
-        stored = FLOAT_BYTES[recipe.weights.dtype] * sum(total.values()) + persistent
-        return stored, 0 if recipe.name == "fp32" else 4 * max(total.values())
-    from qcore.select import select
-
-    changed = largest = 0
-    left = dict(total)
-    targets = select(model, _without_head(recipe)).targets
-    for target in targets:
-        count = left.pop(target.name, 0)  # absent: tied to one that was counted
-        largest = max(largest, 4 * count)
-        if count:
-            changed += _target_bytes(model, target, count, recipe)
-    if recipe.name == "torch-dynamic-int8" and (head := model.get_output_embeddings()) is not None:
-        changed += head.weight.numel()  # this library quantizes the head too, a copy of its own if it is tied
-        left.pop("lm_head.weight", None)
-    if recipe.prepare == "rotation" and model.get_output_embeddings().weight is (embedding := model.get_input_embeddings().weight):
-        changed += 4 * embedding.numel()  # the head becomes a matrix of its own
-    return changed + 4 * sum(left.values()) + persistent, largest
+        work = 0 if recipe.name == "fp32" else size.total  # the wide form is let go when all is narrow
+    elif isinstance(recipe.weights, Engine):
+        work = size.largest
+    else:
+        work = round(size.largest * WORK.get(recipe.method, CALIBRATED_WORK))
+    own = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else 0  # let go when the wide form stands
+    return full, max(own, work)
 
 
-def kv_cache_bytes(config, tokens: int) -> int:
-    """Bytes of keys and values for `tokens` tokens in fp32, from a model's text `config`: grouped queries, sliding windows and
-    layers without a cache are taken into account."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    key = value = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if getattr(config, "kv_lora_rank", None):  # latent attention, cached expanded
-        kv_heads, key, value = heads, config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    sliding = getattr(config, "sliding_window", None) or tokens
-    lengths = {"sliding_attention": min(tokens, sliding), "linear_attention": 0, "conv": 0, "mamba": 0}
-    return 4 * kv_heads * (key + value) * sum(lengths.get(kind, tokens) for kind in kinds)
+def _while_streaming(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
+    if checkpoint.is_quantized or recipe.method not in STREAMED or recipe.prepare != "none":
+        return None
+    largest = max(tensor.elements for tensor in checkpoint.tensors.values())
+    mapped = max(tensor.nbytes for tensor in checkpoint.tensors.values())
+    return LIBRARIES + AROUND + max(mapped, round(2 * largest * STREAMED[recipe.method]))
 
 
-def _without_head(recipe: Recipe) -> Recipe:
-    return (
-        recipe
-        if not isinstance(recipe.weights, Engine)
-        else replace(recipe, modules=replace(recipe.modules, head="keep", embeddings="keep"))
-    )
-
-
-def _target_bytes(model, target, count: int, recipe: Recipe) -> int:
-    if isinstance(target.format, Engine):
-        return round(count * ENGINE_BITS.get(recipe.name, 8.1) / 8)
-    module = model.get_submodule(target.module)
-    shape = getattr(module, target.parameter).shape
-    rows, columns = shape[-2:]
-    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
-        rows, columns = columns, rows
-    return (count // (rows * columns)) * format_bytes(target.format, rows, columns)
+def _held_again(recipe: Recipe, size: Stored, config) -> int:
+    """Bytes that running holds beside what is stored: codes laid out anew, or the largest weight widened."""
+    if isinstance(recipe.weights, Float):
+        return size.largest
+    return size.largest if isinstance(recipe.weights, Engine) else size.quantized
 
 
 def _advice(checkpoint: Checkpoint, found: Estimate) -> str:
@@ -159,11 +162,15 @@ def _advice(checkpoint: Checkpoint, found: Estimate) -> str:
         for name in SMALLER:
             if estimate(checkpoint, parse(name)).fits:
                 return f"As {name} it would fit, and so would a smaller window or fewer tokens."
-    room = found.available_bytes - LIBRARIES
+    room = found.available_bytes - found.library_bytes
     if room <= 0:
         return "Nothing fits into so little memory; free some first."
-    fitting = room / (found.peak_load_bytes - LIBRARIES) * checkpoint.parameters
+    fitting = room / (found.peak_load_bytes - found.library_bytes) * checkpoint.parameters
     return f"A model of up to about {_millions(fitting)} weights would fit; this one needs {_gb(found.peak_load_bytes)} free."
+
+
+def _tokens(tokens: int, users: int) -> str:
+    return f"{tokens} tokens" if users == 1 else f"{users} users of {tokens} tokens"
 
 
 def _millions(count: float) -> str:

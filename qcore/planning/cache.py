@@ -1,0 +1,93 @@
+"""The key-value cache: what each layer keeps of the tokens before, as the caches of transformers hold it.
+
+full        every token: KV heads · (key + value size) numbers
+sliding     the same of the last `window` - 1 tokens
+latent      every token: one compressed vector and the rotary key, shared by all heads (MLA, DeepSeek)
+none        no tokens: layers with a state of constant size (convolution, linear attention), or that read another layer's cache
+
+bytes = users · Σ over layers (numbers a token · tokens kept) · bits / 8
+"""
+
+from dataclasses import dataclass
+
+from qcore.registry import unknown
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """How keys and values are stored: `bits` a number, scales included."""
+
+    name: str
+    bits: float
+    description: str
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        CacheFormat("fp32", 32, "as qcore computes on a CPU"),
+        CacheFormat("fp16", 16, "half the bytes; tokens may differ in rare cases"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """`kind` as above, `numbers` kept of each token, and at most how many tokens (`most`, None: all)."""
+
+    kind: str
+    numbers: int
+    most: int | None = None
+
+    def held(self, tokens: int) -> int:
+        """Numbers that are held after `tokens` tokens."""
+        return self.numbers * (tokens if self.most is None else min(tokens, self.most))
+
+
+def format_named(name: str) -> CacheFormat:
+    """The format called `name`. Raises `InputError` with near names."""
+    if name not in FORMATS:
+        raise unknown("KV cache format", name, FORMATS)
+    return FORMATS[name]
+
+
+def layout(config) -> tuple[CacheLayer, ...]:
+    """One entry for each layer of a transformers text `config`."""
+    from transformers.cache_utils import get_layer_types_and_kwargs  # what the real caches are made by
+
+    kinds, options = get_layer_types_and_kwargs(config)
+    configs = config.per_layer_config
+    return tuple(_layer(*each) for each in zip(kinds, options, configs, strict=True))
+
+
+def kv_bytes(layers: tuple[CacheLayer, ...], tokens: int, users: int = 1, format: CacheFormat = FORMATS["fp32"]) -> int:
+    """Bytes of the caches of `users` sequences of `tokens` tokens each."""
+    return round(users * sum(layer.held(tokens) for layer in layers) * format.bits / 8)
+
+
+def describe(layers: tuple[CacheLayer, ...]) -> str:
+    """One phrase for people: "30 layers of 384 numbers a token", sliding and latent ones told apart."""
+    groups: dict[CacheLayer, int] = {}
+    for layer in layers:
+        groups[layer] = groups.get(layer, 0) + 1
+    return ", ".join(_phrase(layer, count) for layer, count in groups.items())
+
+
+def _phrase(layer: CacheLayer, count: int) -> str:
+    if layer.kind == "none":
+        return f"{count} layers without one"
+    kind = {"latent": "latent ", "sliding": "sliding "}.get(layer.kind, "")
+    limit = f", the last {layer.most:,} tokens" if layer.most is not None else ""
+    return f"{count} {kind}layers of {layer.numbers:,} numbers a token{limit}"
+
+
+def _layer(kind: str, options: dict, config) -> CacheLayer:
+    if kind in ("conv", "linear_attention", "mamba", "dummy"):
+        return CacheLayer("none", 0)
+    window = options.get("sliding_window")
+    if getattr(config, "kv_lora_rank", None):
+        return CacheLayer("latent", config.kv_lora_rank + config.qk_rope_head_dim)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * heads * size
+    return CacheLayer("full", numbers) if window is None else CacheLayer("sliding", numbers, max(window - 1, 1))

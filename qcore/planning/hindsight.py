@@ -1,0 +1,79 @@
+"""What was predicted for a run, and by how much it was wrong: the error band of the plan.
+
+Every run keeps its prediction beside its figures, made by the same functions as the plan and without a look at what was measured.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from qcore.errors import QcoreError
+from qcore.measurement.memory import available_bytes
+from qcore.models import Checkpoint, skeleton
+from qcore.planning import fit, probe, speed
+from qcore.recipes import Recipe
+
+FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
+"""What is predicted, and the share by which it may be wrong."""
+ROOM = 3.0  # times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
+
+
+@dataclass(frozen=True)
+class Band:
+    """Errors of one figure over `runs` predictions, as shares of what was measured: the median size, the largest, and how many of them
+    were within `bar`."""
+
+    figure: str
+    runs: int
+    median: float
+    largest: float
+    within: int
+    bar: float
+
+
+def predict(checkpoint: Checkpoint, recipe: Recipe, prompt_tokens: int, new_tokens: int, *, timed: bool) -> dict:
+    """The predicted figures of a run, ready for JSON. With `timed`, the recipe is probed if it has not been, memory allowing; speeds are
+    None where there is no probe, and "decode_is" says why."""
+    found = fit.estimate(checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False)
+    figures = {name: getattr(found, name) for name in ("stored_bytes", "peak_load_bytes", "peak_run_bytes")}
+    model = skeleton(checkpoint)
+    known, reason = probe.known(model, recipe), "no probe"
+    if known is None and timed:
+        known, reason = _probe(model, recipe)
+    if known is None:
+        return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": reason}
+    there = speed.predict(known, model, recipe, prompt_tokens + new_tokens // 2, prompt_tokens)
+    about = {"decode_is": "probed", "depth": known.depth, "layers": known.layers, "probe_s": known.took_s}
+    return figures | {"decode_tok_s": there.decode_tok_s, "prefill_tok_s": there.prefill_tok_s, **about}
+
+
+def bands(rows: Iterable[dict]) -> list[Band]:
+    """The error band of each figure over the finished `rows` that carry a prediction; figures nobody predicted are left out."""
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        for figure, error in of_row(row).items():
+            errors.setdefault(figure, []).append(error)
+    return [
+        Band(figure, len(found), statistics.median(map(abs, found)), max(found, key=abs), sum(abs(error) <= bar for error in found), bar)
+        for figure, bar in FIGURES.items()
+        if (found := errors.get(figure))
+    ]
+
+
+def of_row(row: dict) -> dict[str, float]:
+    """{figure: predicted / measured − 1} of one row."""
+    predicted = (row.get("record") or {}).get("predicted") or {}
+    pairs = ((figure, predicted.get(figure), row.get(figure)) for figure in FIGURES)
+    return {figure: expected / found - 1 for figure, expected, found in pairs if expected and found}
+
+
+def _probe(model, recipe: Recipe) -> tuple[probe.Probe | None, str]:
+    try:
+        depth = probe.depth_for(model, recipe)
+    except QcoreError as error:
+        return None, str(error)
+    whole = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if ROOM * whole * depth / model.config.get_text_config().num_hidden_layers > available_bytes():
+        return None, "too little free memory to time a copy beside the model"
+    found = probe.probe(model, [recipe])[recipe.name]
+    return (None, found.error) if found.error else (found, "probed")

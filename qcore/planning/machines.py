@@ -1,0 +1,40 @@
+"""Well-known accelerators and their memory, and memory as people write it."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from qcore.errors import InputError
+
+RUNTIME = 800_000_000  # bytes that a driver's context and its libraries take on a card before any model
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?b|b?)", re.IGNORECASE)
+LEAST, MOST = 10_000_000, 1_000_000_000_000_000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A card's `name` and the bytes of it that a model may fill."""
+
+    name: str
+    bytes: int
+
+
+@cache
+def machines() -> tuple[Machine, ...]:
+    """Those in machines.json, smallest first."""
+    listed = json.loads(Path(__file__).with_name("machines.json").read_text(encoding="utf-8"))["machines"]
+    found = (Machine(each["name"], int(each["memory_gib"] * 2**30 * each.get("usable", 1.0))) for each in listed)
+    return tuple(sorted(found, key=lambda machine: machine.bytes))
+
+
+def memory(text: str | int | float) -> int:
+    """Bytes from "16GB", "24 GiB", "512MB" or a plain number. Raises `InputError` for anything else."""
+    match = _MEMORY.fullmatch(str(text).strip())
+    size = float(match[1]) * _UNITS[match[2].lower()] if match else math.nan
+    if not LEAST <= size <= MOST:
+        raise InputError(f"{str(text)!r} is no amount of memory. Write it like 16GB, 24GiB or 800MB.")
+    return int(size)

@@ -1,0 +1,164 @@
+"""The speed probe: how long a step of this very model takes here, timed on a shortened copy before anything is downloaded or quantized.
+
+    step(copy)  = head + blocks of the copy · time of a block
+    step(model) = head + blocks of the model · time of a block
+
+The copy has the model's shapes, classes and formats (see sample.py) and enough blocks that no cache holds them, so each weight is read
+from memory, as it will be. The head is timed by itself, after other memory was read. Small models are timed whole. A probe is kept in
+the cache folder under what it depends on: shapes, recipe, processor, threads, version.
+"""
+
+import gc
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import qcore
+from qcore.errors import QcoreError, TooLargeError
+from qcore.home import home
+from qcore.jsonfile import read_json, write_json
+from qcore.measurement import throughput
+from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
+from qcore.measurement.memory import available_bytes
+from qcore.planning import sample
+from qcore.planning.stored import stored
+from qcore.recipes import Engine, Float, Recipe
+
+COLD = 2.5  # times the last-level cache that the copy's blocks hold at least
+SHARE = 0.5  # of the available memory that the copy may take
+PROMPT, NEW_TOKENS, REPEATS = 128, 12, 3
+LEAST_CONTEXT = 16
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds: of the head and of one block in a decoding step, and of one block reading the prompt. `depth` of the model's `layers`
+    blocks were timed, after a prompt of `prompt_tokens`; `context` is the mean number of tokens in the cache while decoding. `bandwidth` is
+    what this machine read in bytes a second at the time. `error`: why the recipe could not be timed, and then the numbers are 0."""
+
+    recipe: str
+    layers: int
+    depth: int = 0
+    head_s: float = 0.0
+    block_s: float = 0.0
+    prefill_block_s: float = 0.0
+    prompt_tokens: int = 0
+    context: float = 0.0
+    threads: int = 0
+    bandwidth: float = 0.0
+    took_s: float = 0.0
+    measured_at: float = 0.0
+    native: bool = False
+    error: str | None = None
+
+
+def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None) -> dict[str, Probe]:
+    """Time `recipes` on a shortened copy of `model` (a skeleton), one after another, and keep what was found.
+
+    A recipe that cannot be timed gets a `Probe` with its `error`; the others are timed all the same.
+    """
+    bandwidth = read_bandwidth()
+    found = {}
+    for i, recipe in enumerate(recipes):
+        if progress is not None:
+            progress(i, len(recipes), f"timing {recipe.name}")
+        try:
+            found[recipe.name] = _time(model, recipe, bandwidth)
+        except QcoreError as error:
+            found[recipe.name] = Probe(recipe.name, model.config.get_text_config().num_hidden_layers, error=str(error))
+        else:
+            write_json(_place(model, recipe), asdict(found[recipe.name]))
+    if progress is not None:
+        progress(len(recipes), len(recipes), "timed")
+    return found
+
+
+def known(model, recipe: Recipe) -> Probe | None:
+    """The probe of an earlier call under the same conditions, or None."""
+    record = read_json(_place(model, recipe))
+    try:
+        return None if record is None else Probe(**record)
+    except TypeError:  # written by another version
+        return None
+
+
+def depth_for(model, recipe: Recipe) -> int:
+    """How many blocks the copy gets. Raises `TooLargeError` if not even one fits into the memory that may be used for it."""
+    layers = model.config.get_text_config().num_hidden_layers
+    blocks = [parameter.numel() for name, parameter in model.named_parameters() if _is_block(name)]
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if not blocks:
+        return layers
+    block = sum(blocks) / layers
+    bits = 8 * stored(model, recipe).total / whole
+    wanted = -(-COLD * last_level_cache() * 8 // max(block * bits, 1))
+    loaded = 8 * 4 if isinstance(recipe.weights, Engine | Float) else 8 * 1.5  # bits a weight while the copy is made, at most
+    room = available_bytes() * SHARE - 4 * (whole - sum(blocks))
+    fitting = int(room // max(block * loaded / 8, 1))
+    if fitting < 1:
+        raise TooLargeError(f"Timing {recipe.name} needs {block * loaded / 8 / 1e9:.1f} GB for one block, which is not free. Leave it out.")
+    return int(max(1, min(layers, wanted, fitting)))
+
+
+def _is_block(name: str) -> bool:
+    return any(part.isdecimal() for part in name.split("."))
+
+
+def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
+    began = time.perf_counter()
+    layers = model.config.get_text_config().num_hidden_layers
+    copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
+    limit = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW_TOKENS
+    prompt = max(1, min(PROMPT, limit - NEW_TOKENS))
+    speed = throughput.measure(copy, prompt, NEW_TOKENS, repeats=REPEATS)
+    step = statistics.median(second for each in speed.samples for second in each.token_s)
+    head = min(_head_seconds(copy), step)
+    native = _is_native(copy)
+    del copy
+    gc.collect()
+    return Probe(
+        recipe.name, layers, depth, head, (step - head) / depth, max(0.0, speed.ttft_s - head) / depth, prompt, prompt + NEW_TOKENS / 2,
+        speed.threads, bandwidth, time.perf_counter() - began, time.time(), native,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _head_seconds(model, repeats: int = 5) -> float:
+    """The median time of one multiplication by the output head whose weights are in no cache."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return 0.0
+    hidden = torch.full((1, 1, model.config.get_text_config().hidden_size), 0.1)
+    elsewhere = torch.ones(2 * last_level_cache() // 8, dtype=torch.int64)
+    head(hidden)
+    seconds = []
+    for _ in range(repeats):
+        elsewhere.sum()
+        start = time.perf_counter()
+        head(hidden)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _is_native(model) -> bool:
+    from qcore import decoder
+
+    return decoder.explain(model).startswith("whole step")
+
+
+def _place(model, recipe: Recipe) -> Path:
+    about = environment()
+    depends = {
+        "config": model.config.to_dict(), "recipe": recipe.to_dict(), "threads": torch.get_num_threads(), "cpu": about["cpu"],
+        "flags": about["flags"], "qcore": qcore.__version__, "torch": torch.__version__,
+    }  # fmt: skip
+    text = json.dumps(depends, sort_keys=True, default=str)
+    return home() / "probes" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"

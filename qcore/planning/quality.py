@@ -1,0 +1,74 @@
+"""What a recipe costs in quality: measured where the user has run it on this very model, else a typical figure that says where it is from.
+
+The typical figures were measured by qcore itself on one small model (typical.json holds the conditions). Larger models lose less, so they
+are a cautious guess; none is made up for a recipe that was not measured.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from qcore.models import Checkpoint
+
+MEASURED, ESTIMATED = "measured", "estimated"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """`kl`: nats a token from the baseline; `ratio`: perplexity over the baseline's (None where no baseline is known). `source` is
+    "measured" or "estimated", `about` says on what."""
+
+    kl: float | None
+    ratio: float | None
+    source: str
+    about: str
+
+
+def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[str, Quality]:
+    """Quality by recipe from finished `rows` (newest first) of the same weights."""
+    own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
+    bases = {_conditions(row): row["perplexity"] for row in own if row["recipe"] == "fp32" and row.get("perplexity")}
+    found: dict[str, Quality] = {}
+    for row in own:
+        if row["recipe"] in found or row.get("kl_mean") is None:
+            continue
+        base, text = bases.get(_conditions(row)), row["record"].get("text") or {}
+        ratio = row["perplexity"] / base if base and row.get("perplexity") else None
+        scored = row["record"].get("tokens_scored")
+        found[row["recipe"]] = Quality(
+            row["kl_mean"], ratio, MEASURED, f"your run on {text.get('name', 'a text')}, {scored:,} tokens" if scored else "your run"
+        )
+    return found
+
+
+def is_of(checkpoint: Checkpoint, record: dict) -> bool:
+    """Does a run's record speak of the weights of `checkpoint`? By digest, or on the hub by name and commit."""
+    if record.get("digest") == checkpoint.digest:
+        return True
+    return checkpoint.source == "hub" and record.get("model") == checkpoint.name and record.get("revision") == checkpoint.revision
+
+
+def typical(recipe: str) -> Quality | None:
+    """The typical figure for the recipe called `recipe`, None if it was not measured."""
+    if recipe == "fp32":
+        return Quality(0.0, 1.0, MEASURED, "the baseline itself")
+    table = _typical()
+    entry = table["recipes"].get(recipe)
+    return None if entry is None else Quality(entry["kl"], entry["perplexity"] / table["perplexity"], ESTIMATED, table["about"])
+
+
+def _conditions(row: dict) -> tuple:
+    record = row["record"]
+    return (record.get("text") or {}).get("sha256"), record.get("window"), record.get("stride"), record.get("tokens_scored")
+
+
+@cache
+def _typical() -> dict:
+    table = json.loads(Path(__file__).with_name("typical.json").read_text(encoding="utf-8"))
+    for name, entry in table["recipes"].items():
+        if not all(math.isfinite(value) for value in entry.values()):
+            raise ValueError(f"typical.json has no finite figures for {name}")
+    return table

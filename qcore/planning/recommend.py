@@ -1,0 +1,131 @@
+"""Which recipe to take: of all that meet the needs, the one that loses least; what stands in the way of a better one; and the runner-up.
+
+A candidate is a recipe with a format of the KV cache. It is out if it breaks a need, and a figure that is not known breaks none but is
+said to be unknown. Among those left the smallest loss (KL) wins, then the more exact cache, then speed, then size. The binding
+constraint is the one that keeps the best of the excluded better ones out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcore.errors import InputError
+
+MEMORY, SPEED, LOSS, PERPLEXITY = "memory", "decode speed", "KL divergence", "perplexity"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must hold: bytes of memory, least tokens a second, most nats of KL a token, most perplexity over the baseline's (1.05 is 5 %
+    more). None asks for nothing. Raises `InputError` for numbers out of range."""
+
+    memory: int
+    min_tokens_per_second: float | None = None
+    max_kl: float | None = None
+    max_ratio: float | None = None
+
+    def __post_init__(self):
+        for name, value, least in (
+            ("min-tokens-per-second", self.min_tokens_per_second, 0),
+            ("max-kl", self.max_kl, 0),
+            ("max-perplexity-ratio", self.max_ratio, 1),
+        ):  # fmt: skip
+            if value is not None and not least <= value < float("inf"):
+                raise InputError(f"{name} is {value}, but it must be a number of at least {least}.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice with its figures; `decode_tok_s` and `kl`, `ratio` are None where they are not known. `exactness` orders the formats of
+    the cache, the most exact first."""
+
+    recipe: str
+    kv: str
+    bytes: int
+    decode_tok_s: float | None
+    kl: float | None
+    ratio: float | None
+    exactness: int = 0
+
+    def breaks(self, needs: Needs) -> list[str]:
+        """The needs that this choice does not meet."""
+        checks = (
+            (MEMORY, self.bytes > needs.memory),
+            (SPEED, _below(self.decode_tok_s, needs.min_tokens_per_second)),
+            (LOSS, _below(needs.max_kl, self.kl)),
+            (PERPLEXITY, _below(needs.max_ratio, self.ratio)),
+        )
+        return [name for name, broken in checks if broken]
+
+    def unknown(self, needs: Needs) -> list[str]:
+        """The needs that cannot be checked for it."""
+        checks = (
+            (SPEED, needs.min_tokens_per_second, self.decode_tok_s),
+            (LOSS, needs.max_kl, self.kl),
+            (PERPLEXITY, needs.max_ratio, self.ratio),
+        )  # fmt: skip
+        return [name for name, need, value in checks if need is not None and value is None]
+
+    @property
+    def order(self) -> tuple:
+        """Smaller is better."""
+        loss = float("inf") if self.kl is None else self.kl
+        return (loss, self.exactness, -(self.decode_tok_s or 0.0), self.bytes)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`best` and `runner_up` (None where nothing fits), the `binding` need (None if nothing better exists), and a `sentence`."""
+
+    best: Candidate | None
+    runner_up: Candidate | None
+    binding: str | None
+    sentence: str
+
+
+def recommend(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
+    """Choose among `candidates`."""
+    good = sorted((each for each in candidates if not each.breaks(needs)), key=lambda each: (bool(each.unknown(needs)), *each.order))
+    if not good:
+        return _nothing(candidates, needs)
+    best = good[0]
+    runner_up = next((each for each in good[1:] if each.recipe != best.recipe), None)
+    better = sorted((each for each in candidates if each.breaks(needs) and each.order < best.order), key=lambda each: each.order)
+    binding = better[0].breaks(needs)[0] if better else None
+    said = f"Take {_name(best)}"
+    if binding is None:
+        said += ": nothing that loses less is among the recipes."
+    else:
+        said += f": {_name(better[0])} loses less, but {_why(better[0], binding, needs)}."
+    if lacking := best.unknown(needs):
+        said += f" Its {' and '.join(lacking)} is not known; measure it before you rely on it."
+    if runner_up is not None:
+        said += f" Next after it: {_name(runner_up)}."
+    return Recommendation(best, runner_up, binding, said)
+
+
+def _nothing(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
+    if not candidates:
+        return Recommendation(None, None, None, "No recipe was given, so none can be recommended.")
+    nearest = min(candidates, key=lambda each: (len(each.breaks(needs)), each.bytes))
+    binding = nearest.breaks(needs)[0]
+    return Recommendation(
+        None, None, binding, f"None of the recipes meets all of it. Nearest is {_name(nearest)}: {_why(nearest, binding, needs)}."
+    )
+
+
+def _why(candidate: Candidate, binding: str, needs: Needs) -> str:
+    if binding == MEMORY:
+        return f"it needs {candidate.bytes / 1e9:.2f} GB where {needs.memory / 1e9:.2f} GB are allowed"
+    if binding == SPEED:
+        return f"it decodes {candidate.decode_tok_s:.3g} tokens a second where {needs.min_tokens_per_second:g} are wanted"
+    if binding == LOSS:
+        return f"its KL divergence of {candidate.kl:.3g} nats is above {needs.max_kl:g}"
+    return f"its perplexity is {candidate.ratio:.3g} times the baseline's where {needs.max_ratio:g} is the most"
+
+
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.recipe} with a {candidate.kv} cache"
+
+
+def _below(value: float | None, least: float | None) -> bool:
+    return value is not None and least is not None and value < least

@@ -1,0 +1,120 @@
+"""A shortened copy of a model with random weights, to be timed: its real classes and shapes, as many blocks as memory allows.
+
+Codes are drawn at random, because what a kernel takes does not depend on them; nothing is quantized for qcore's own recipes. Other
+libraries get random fp32 weights and quantize them themselves. Nothing of the model's files is read.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from qcore.convert import install, quantize, run_whole_steps
+from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.packing import packed_width
+from qcore.formats.tensor import Format, QuantizedTensor, group_count
+from qcore.formats.uniform import Uniform
+from qcore.models.assembly import building, quiet
+from qcore.recipes import Engine, Float, Recipe
+from qcore.select import Target, select
+
+_PATTERN = 1 << 20  # random numbers that larger tensors repeat
+
+
+def shortened(config, depth: int):
+    """A copy of a transformers `config` with `depth` blocks: the last ones, which are what most of a model is like."""
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    if depth == layers:
+        return copy.deepcopy(config)
+    changed = copy.deepcopy(text.to_dict())
+    for key, value in changed.items():
+        if isinstance(value, list) and len(value) == layers:
+            changed[key] = value[-depth:]
+    changed |= {"num_hidden_layers": depth} | ({"n_layer": depth} if "n_layer" in changed else {})
+    if "first_k_dense_replace" in changed:
+        changed["first_k_dense_replace"] = 0
+    return type(text).from_dict(changed)
+
+
+def build(config, recipe: Recipe, seed: int = 0) -> nn.Module:
+    """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`, `NotAppliedError`,
+    `UnavailableError`)."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    generator = torch.Generator().manual_seed(seed)
+    with building, quiet(), init_empty_weights(include_buffers=False), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    model.eval().requires_grad_(False)
+    own = not isinstance(recipe.weights, Engine | Float)
+    if own:
+        _install_random(model, recipe, generator)
+    _fill(model, generator)
+    if own:
+        run_whole_steps(model)
+    elif recipe.name != "fp32":
+        quantize(model, recipe)
+    return model
+
+
+def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator) -> None:
+    if recipe.prepare == "rotation":  # which unties the head
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is embedding.weight:
+            head.weight = nn.Parameter(embedding.weight.clone(), requires_grad=False)
+    made: dict[nn.Parameter, list[QuantizedTensor]] = {}
+    for target in select(model, recipe).targets:
+        module = model.get_submodule(target.module)
+        weight = getattr(module, target.parameter)
+        if weight not in made:  # tied weights share their codes
+            made[weight] = _random_weights(target, module, weight.shape, generator)
+        if getattr(module, "bias", None) is not None and target.kind in ("linear", "conv1d", "head"):
+            module.bias = nn.Parameter(torch.zeros(module.bias.shape), requires_grad=False)
+        install(model, target, made[weight])
+
+
+def _random_weights(target: Target, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> list[QuantizedTensor]:
+    *experts, rows, columns = shape
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        rows, columns = columns, rows
+    return [random_weight(target.format, rows, columns, generator) for _ in range(experts[0] if experts else 1)]
+
+
+def random_weight(format: Format, rows: int, columns: int, generator: torch.Generator) -> QuantizedTensor:
+    """A weight (rows, columns) in `format` with random codes and a small scale."""
+    codes = _repeat(torch.randint(0, 256, (_PATTERN,), dtype=torch.uint8, generator=generator), rows * packed_width(columns, format.bits))
+    groups = group_count(columns, format.group_size)
+    scale, zero_point, codebook = torch.full((rows, groups), 1e-3), None, None
+    if isinstance(format, Uniform):
+        zero_point = None if format.symmetric else torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
+    elif isinstance(format, Codebook):
+        codebook = format.fixed
+        if codebook is None:
+            codebook = torch.linspace(-1, 1, ENTRIES).half().mul(1e-2)
+            if format.group_size is None:
+                scale, codebook = None, codebook.expand(rows, ENTRIES).contiguous()
+    return QuantizedTensor.from_packed(
+        format, (rows, columns), codes.view(rows, -1), None if scale is None else scale, zero_point, codebook
+    )
+
+
+def _fill(model: nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter that is still without memory some: vectors 1, matrices small random numbers."""
+    pattern = torch.randn(_PATTERN, generator=generator) * 0.02
+    filled: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            if parameter not in filled:
+                data = torch.ones(parameter.shape) if parameter.ndim < 2 else _repeat(pattern, parameter.numel()).view(parameter.shape)
+                filled[parameter] = nn.Parameter(data, requires_grad=False)
+            module.register_parameter(name, filled[parameter])
+
+
+def _repeat(pattern: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` numbers of `pattern` repeated without end, in memory of their own."""
+    return pattern.repeat(-(-count // len(pattern)))[:count].clone() if count > len(pattern) else pattern[:count].clone()

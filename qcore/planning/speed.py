@@ -1,0 +1,66 @@
+"""Prefill and decode predicted from a probe, and the recipes that would be smaller but slower here.
+
+    step(context)  = head + blocks · block + (KV bytes at the context − KV bytes in the probe) / rate
+    decode tok/s   = 1 / step
+    prefill tok/s  = prompt / (head + blocks · block reading the prompt)
+    memory limit   = read bandwidth / (bytes of weights that a token needs + KV bytes at the context)
+
+The native step reads keys and values at about half of the read bandwidth, as measured; modules of transformers append to their cache by
+copying all of it, so a token costs its bytes some five times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcore.measurement.traffic import bytes_a_token
+from qcore.planning import cache
+from qcore.planning.probe import Probe
+from qcore.planning.stored import tensors
+from qcore.recipes import Recipe
+
+NATIVE_RATE, MODULES_RATE = 0.5, 0.2  # of the read bandwidth, for keys and values
+SLOWER = 0.95  # of the larger recipe's speed, below which a smaller one is called slower
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second for one user at a context; `limit_tok_s` is what reading the weights and the cache alone would allow."""
+
+    decode_tok_s: float
+    prefill_tok_s: float
+    limit_tok_s: float
+
+
+def weights_a_token(model, recipe: Recipe) -> int:
+    """Bytes of weights that a step of `model` (a skeleton) reads under `recipe`."""
+    return bytes_a_token(model, tensors(model, recipe))
+
+
+def predict(probe: Probe, model, recipe: Recipe, context: int, prompt: int | None = None) -> Speed:
+    """Speed with `context` tokens in the cache, and of reading a prompt of `prompt` tokens (None: as long as the probe's)."""
+    layers = cache.layout(model.config.get_text_config())
+    rate = probe.bandwidth * (NATIVE_RATE if probe.native else MODULES_RATE)
+    held = cache.kv_bytes(layers, context)
+    more = (held - cache.kv_bytes(layers, round(probe.context))) / rate
+    step = probe.head_s + probe.layers * probe.block_s
+    read = probe.head_s + probe.layers * probe.prefill_block_s * (prompt or probe.prompt_tokens) / probe.prompt_tokens
+    return Speed(
+        1 / max(step + more, 0.5 * step), (prompt or probe.prompt_tokens) / read,
+        probe.bandwidth / (weights_a_token(model, recipe) + held),
+    )  # fmt: skip
+
+
+def smaller_but_slower(rows: Sequence) -> list[str]:
+    """A sentence for each row (with `recipe`, `stored_bytes`, `decode_tok_s`) that is smaller than another one and slower all the same; the
+    one it is compared with is fp32 if that is there, else the fastest larger one."""
+    timed = [row for row in rows if row.decode_tok_s]
+    sentences = []
+    for row in timed:
+        larger = [other for other in timed if other.stored_bytes > row.stored_bytes and row.decode_tok_s < SLOWER * other.decode_tok_s]
+        if larger:
+            other = next((each for each in larger if each.recipe == "fp32"), max(larger, key=lambda each: each.decode_tok_s))
+            sentences.append(
+                f"{row.recipe} is smaller than {other.recipe}, but slower on this machine: {row.decode_tok_s:.3g} against "
+                f"{other.decode_tok_s:.3g} tok/s."
+            )
+    return sentences

@@ -1,0 +1,106 @@
+"""What a model will weigh under a recipe, to the byte for qcore's own formats, from its shapes alone.
+
+Own formats are counted as their tensors will be laid out; other libraries' as codes and scales, rounded up.
+"""
+
+from dataclasses import dataclass, replace
+
+from qcore.formats.budget import Budget
+from qcore.formats.tensor import format_bytes
+from qcore.recipes import Engine, Float, Recipe
+from qcore.select import select
+
+FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Bits per quantized weight of other libraries: codes plus their scales, rounded up
+ENGINE_BITS = {
+    "bnb-int8": 8.1, "bnb-nf4": 4.5, "bnb-nf4-dq": 4.2, "bnb-fp4": 4.5, "bnb-fp4-dq": 4.2, "torchao-int8": 8.1,
+    "torchao-int8-dynamic": 8.1, "torch-dynamic-int8": 8.1, "quanto-int8": 8.1, "quanto-int4": 4.5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights those were, `largest` the bytes
+    in fp32 of the largest of them."""
+
+    total: int
+    quantized: int
+    weights: int
+    largest: int
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the quantized weights; None if there are none."""
+        return 8 * self.quantized / self.weights if self.weights else None
+
+
+def stored(model, recipe: Recipe) -> Stored:
+    """Count all tensors of `model` (the skeleton is enough) under `recipe`. Raises `InputError` for a skip pattern without a match."""
+    items = tensors(model, recipe)
+    changed = [item for item in items if item.changed]
+    kept = model.state_dict()
+    buffers = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in kept)
+    return Stored(
+        sum(item.bytes_after for item in items) + buffers,
+        sum(item.bytes_after for item in changed),
+        sum(item.weights for item in changed),
+        max((4 * item.weights for item in changed), default=0),
+    )
+
+
+@dataclass(frozen=True)
+class Item:
+    """A parameter as a ledger row says it, as far as that is known before: `bytes_after` is 0 where it shares another one's storage."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes_after: int
+    weights: int
+    changed: bool
+
+
+def tensors(model, recipe: Recipe) -> list[Item]:
+    """Every parameter of `model` under `recipe`; a head that the recipe makes a matrix of its own is counted under its own name."""
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    head_name = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
+    if isinstance(recipe.weights, Float):
+        width, changed, targets = FLOAT_BYTES[recipe.weights.dtype], recipe.name != "fp32", {}
+    else:
+        width, changed = 4, False
+        targets = {target.name: target for target in select(model, _without_head(recipe)).targets}
+    own_head = tied and (recipe.name == "torch-dynamic-int8" or recipe.prepare == "rotation")
+    items, seen = [], {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        count = parameter.numel()
+        shares = parameter in seen and not own_head
+        seen.setdefault(parameter, name)
+        if recipe.name == "torch-dynamic-int8" and name == head_name:  # this library quantizes the head too, in a copy of its own
+            items.append(Item(name, tuple(parameter.shape), count, count, True))
+        elif shares:
+            items.append(Item(name, tuple(parameter.shape), 0, count, False))
+        elif name in targets:
+            items.append(Item(name, tuple(parameter.shape), _target_bytes(model, targets[name], count, recipe), count, True))
+        else:
+            items.append(Item(name, tuple(parameter.shape), width * count, count, changed))
+    return items
+
+
+def _without_head(recipe: Recipe) -> Recipe:
+    if not isinstance(recipe.weights, Engine):
+        return recipe
+    return replace(recipe, modules=replace(recipe.modules, head="keep", embeddings="keep"))
+
+
+def _target_bytes(model, target, count: int, recipe: Recipe) -> int:
+    if isinstance(target.format, Budget) and target.format.unit == "bpw":
+        return round(count * target.format.amount / 8)
+    if isinstance(target.format, Budget):  # at most: which formats are chosen is not known before
+        target = replace(target, format=target.format.largest)
+    if isinstance(target.format, Engine):
+        return round(count * ENGINE_BITS.get(recipe.name, 8.1) / 8)
+    module = model.get_submodule(target.module)
+    rows, columns = getattr(module, target.parameter).shape[-2:]
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        rows, columns = columns, rows
+    return (count // (rows * columns)) * format_bytes(target.format, rows, columns)

@@ -1,0 +1,227 @@
+"""The plan: every recipe's bytes, peaks, speed and quality on one page, before anything is paid for. Each figure says where it is from.
+
+measured     taken from a run of this model, or counted from its shapes where that is exact
+probed       timed on a shortened copy of the model on this machine
+estimated    a formula or a typical figure
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from qcore import models
+from qcore.errors import InputError
+from qcore.models import Checkpoint, skeleton
+from qcore.planning import cache, fit, quality, speed
+from qcore.planning.machines import RUNTIME, machines
+from qcore.planning.machines import memory as read_memory
+from qcore.planning.recommend import Candidate, Needs, Recommendation, recommend
+from qcore.recipes import Recipe, parse
+
+RECIPES = ("fp32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g64-gptq", "nf4-g64", "int3")
+CONTEXT = 2048
+LARGEST_CONTEXT, MOST_USERS = 100_000_000, 1_000_000
+AS_IT_IS = "as it is"
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs here, `parts` what that is made
+    of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and with --stream (None: it cannot be streamed), `card_bytes` what
+    it takes on an accelerator. `fits` compares `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and
+    "quality" to where the figure is from."""
+
+    recipe: str
+    kv: str
+    stored_bytes: int
+    bits_per_weight: float | None
+    kv_bytes: int
+    run_bytes: int
+    load_bytes: int
+    stream_bytes: int | None
+    card_bytes: int
+    parts: dict[str, int]
+    fits: bool
+    decode_tok_s: float | None = None
+    prefill_tok_s: float | None = None
+    limit_tok_s: float | None = None
+    kl: float | None = None
+    perplexity_ratio: float | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`parameters` are logical weights; `checkpoint_bytes` what is stored (on the hub: what would be fetched). `memory` is what the rows
+    are held against, and `memory_is` says what that is. `machines` lists well-known accelerators with the recipes that fit on each."""
+
+    model: str
+    description: str
+    parameters: int
+    checkpoint_bytes: int
+    dtypes: tuple[str, ...]
+    cache_layout: str
+    context: int
+    users: int
+    memory: int
+    memory_is: str
+    rows: tuple[Row, ...]
+    machines: tuple[dict, ...]
+    warnings: tuple[str, ...]
+    recommendation: Recommendation
+    probed: dict | None
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def plan(
+    model: str | Path | Checkpoint,
+    recipes: Sequence[Recipe | str] | None = None,
+    *,
+    context: int | None = None,
+    users: int = 1,
+    memory: str | int | None = None,
+    kv: Sequence[str] = ("fp32", "fp16"),
+    probe: bool = False,
+    min_tokens_per_second: float | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    revision: str | None = None,
+    runs: Iterable[dict] = (),
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan `model` (a name, or a `Checkpoint` from `models.outline`) under `recipes` (None: a selection) from its headers.
+
+    `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has). `memory` is what it must run in,
+    such as "16GB" (None: what is free here). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier
+    probes count. `runs` are finished rows of earlier runs, newest first, for measured quality and speed.
+
+    Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub cannot be reached.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else models.outline(model, revision, progress=progress)
+    chosen = _recipes(checkpoint, RECIPES if recipes is None else recipes)
+    skeleton_ = skeleton(checkpoint)
+    config = skeleton_.config.get_text_config()
+    context = _context(config, context)
+    if isinstance(users, bool) or not isinstance(users, int) or not 1 <= users <= MOST_USERS:
+        raise InputError(f"users is {users!r}, but it must be a whole number from 1 to {MOST_USERS:,}.")
+    formats = [cache.format_named(name) for name in kv]
+    available, memory_is = (fit.budget(), "free on this machine") if memory is None else (read_memory(memory), "given")
+    needs = Needs(available, min_tokens_per_second, max_kl, max_perplexity_ratio)
+    runs = list(runs)
+    timed = {} if checkpoint.is_quantized else _probes(skeleton_, chosen, probe, progress)
+    found_quality = quality.from_runs(checkpoint, runs)
+    rows = []
+    for recipe in chosen:
+        for format in formats:
+            estimate = fit.estimate(
+                checkpoint, recipe, tokens=context, window=min(context, 512), users=users, kv=format, scored=False, available=available
+            )
+            rows.append(_row(checkpoint, recipe, format, estimate, timed.get(recipe.name), found_quality, context, available))
+    order = {format.name: i for i, format in enumerate(formats)}
+    candidates = [
+        Candidate(row.recipe, row.kv, row.run_bytes, row.decode_tok_s, row.kl, row.perplexity_ratio, order[row.kv]) for row in rows
+    ]
+    slower = speed.smaller_but_slower([row for row in rows if row.kv == formats[0].name])
+    return Plan(
+        model=checkpoint.name,
+        description=checkpoint.description,
+        parameters=checkpoint.parameters,
+        checkpoint_bytes=checkpoint.nbytes,
+        dtypes=checkpoint.dtypes,
+        cache_layout=cache.describe(cache.layout(config)),
+        context=context,
+        users=users,
+        memory=available,
+        memory_is=memory_is,
+        rows=tuple(rows),
+        machines=_fitting(rows),
+        warnings=tuple(slower),
+        recommendation=recommend(candidates, needs),
+        probed=_about([each for each in timed.values() if each is not None and not each.error]),
+    )
+
+
+def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Recipe]:
+    if checkpoint.is_quantized:
+        return [parse("fp32")]  # a stand-in: it is counted as it is
+    chosen = [recipe if isinstance(recipe, Recipe) else parse(recipe) for recipe in recipes]
+    if not chosen:
+        raise InputError("No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them).")
+    return list({recipe.name: recipe for recipe in chosen}.values())
+
+
+def _context(config, context: int | None) -> int:
+    positions = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return min(CONTEXT, positions or CONTEXT)
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= LARGEST_CONTEXT:
+        raise InputError(f"context is {context!r}, but it must be a whole number of tokens from 1 to {LARGEST_CONTEXT:,}.")
+    if positions and context > positions:
+        raise InputError(f"context is {context:,} tokens, but this model has only {positions:,} positions.")
+    return context
+
+
+def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None) -> dict:
+    from qcore.planning import probe as probing
+
+    if probe:
+        return probing.probe(model, recipes, progress=progress)
+    return {recipe.name: probing.known(model, recipe) for recipe in recipes}
+
+
+def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, available: int) -> Row:
+    notes, sources = [], {"stored": "estimated" if hasattr(recipe.weights, "backend") else "counted", "peak": "estimated"}
+    figures = {}
+    if timed is not None and timed.error:
+        notes.append(f"It could not be timed: {timed.error}")
+    elif timed is not None:
+        found = speed.predict(timed, skeleton(checkpoint), recipe, context)
+        figures = {"decode_tok_s": found.decode_tok_s, "prefill_tok_s": found.prefill_tok_s, "limit_tok_s": found.limit_tok_s}
+        sources |= dict.fromkeys(("decode", "prefill"), "probed")
+    name = AS_IT_IS if checkpoint.is_quantized else recipe.name
+    known = None if checkpoint.is_quantized else measured.get(recipe.name) or quality.typical(recipe.name)
+    if known is not None:
+        figures |= {"kl": known.kl, "perplexity_ratio": known.ratio}
+        sources["quality"] = known.source
+        notes.append(f"Quality {known.source}: {known.about}.")
+    if estimate.peak_load_bytes > available:
+        stream = estimate.peak_stream_bytes
+        how = "quantize it with --stream" if stream is not None and stream <= available else "it must be quantized on a larger machine"
+        notes.append(f"Quantizing it in memory needs {estimate.peak_load_bytes / 1e9:.2f} GB; {how}.")
+    card = RUNTIME + estimate.stored_bytes + estimate.kv_bytes + estimate.activation_bytes
+    parts = {
+        "libraries": estimate.library_bytes, "weights": estimate.stored_bytes, "KV cache": estimate.kv_bytes,
+        "activations and logits": estimate.activation_bytes,
+        "packing": estimate.peak_run_bytes - estimate.library_bytes - estimate.stored_bytes - estimate.kv_bytes - estimate.activation_bytes,
+    }  # fmt: skip
+    return Row(
+        name, format.name, estimate.stored_bytes, estimate.bits_per_weight, estimate.kv_bytes, estimate.peak_run_bytes,
+        estimate.peak_load_bytes, estimate.peak_stream_bytes, card, parts, estimate.peak_run_bytes <= available, **figures, sources=sources,
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _fitting(rows: list[Row]) -> tuple[dict, ...]:
+    """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
+    found = []
+    for machine in machines():
+        fitting = [row for row in rows if row.card_bytes <= machine.bytes]
+        names = dict.fromkeys(row.recipe for row in sorted(fitting, key=lambda row: -row.stored_bytes))
+        found.append({"name": machine.name, "bytes": machine.bytes, "fits": list(names)})
+    return tuple(found)
+
+
+def _about(probes: list) -> dict | None:
+    if not probes:
+        return None
+    newest = max(probes, key=lambda each: each.measured_at)
+    return {
+        "threads": newest.threads, "bandwidth": newest.bandwidth, "prompt_tokens": newest.prompt_tokens, "measured_at": newest.measured_at,
+        "recipes": {each.recipe: asdict(each) for each in probes},
+    }  # fmt: skip

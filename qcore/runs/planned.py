@@ -1,0 +1,35 @@
+"""A plan that knows what was run here before: `planning.plan` with the rows of the store."""
+
+from qcore.errors import QcoreError
+from qcore.planning import Plan, hindsight, plan
+from qcore.runs.store import Store
+from qcore.runs.turn import heavy_turn
+
+ROWS = 500  # newest rows that are looked through
+
+
+def plan_here(model, recipes=None, *, probe: bool = False, progress=None, **needs) -> Plan:
+    """`planning.plan` with measured quality from the runs of this cache folder. A probe waits for its turn like any run."""
+    rows = known_rows()
+    if not probe:
+        return plan(model, recipes, runs=rows, progress=progress, **needs)
+
+    def waiting() -> None:
+        if progress is not None:
+            progress(0, 0, "waiting for another run to end")
+
+    with heavy_turn(waiting):
+        return plan(model, recipes, probe=True, runs=rows, progress=progress, **needs)
+
+
+def known_rows() -> list[dict]:
+    """The newest finished rows of all models; none if there is no database that can be read."""
+    try:
+        return Store().latest(limit=ROWS)
+    except QcoreError:
+        return []
+
+
+def error_bands() -> list[hindsight.Band]:
+    """By how much the plan was wrong for the runs of this cache folder."""
+    return hindsight.bands(known_rows())
