@@ -138,6 +138,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     session.leave()
     divergence = evaluation.divergence
     record = session.record(loaded) | {
+        "predicted": session.predicted(loaded.checkpoint, recipe),
         "recipe": recipe.to_dict(),
         "execution": execution(loaded.model),
         "bytes_a_token": bytes_a_token(loaded.model, ledger.rows),
@@ -329,6 +330,13 @@ class _Session:
             "started_at": self.started_at,
             "finished_at": time.time(),
         }
+
+    def predicted(self, checkpoint: Checkpoint, recipe: Recipe) -> dict:
+        """What the plan says about this run, so that its error is known. Made last, because a probe takes memory and time."""
+        from qcore.planning import hindsight
+
+        timed = self.spec.device == "cpu"
+        return hindsight.predict(checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed)
 
 
 def describe(loaded, text=None, threads: int | None = None) -> dict:

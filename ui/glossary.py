@@ -16,6 +16,13 @@ TERMS = {
     "time to first token": "How long after the prompt was sent the first new token appears.",
     "memory limit": "Read bandwidth of this machine ÷ the bytes of weights that a token needs: the decode speed if each is read once and "
     "nothing else takes time. Of an embedding that is not the head, too, a token needs one row.",
+    "KV cache": "Keys and values of all tokens so far, kept so that they are not computed again. It grows with the context and with every "
+    "user; grouped queries, sliding windows and latent attention make it smaller.",
+    "context": "How many tokens a user's text and answer have together, all of which are in the KV cache at the end.",
+    "probe": "A shortened copy of the model with its real shapes and random weights is timed on this machine, a few seconds a recipe, and "
+    "the time of a block times the number of blocks predicts the whole.",
+    "activations": "What the model holds while it computes: vectors for each token of the prompt, and the scores of the next token.",
+    "error band": "By how much the plan was wrong for the runs on this machine: predicted against measured, each made without the other.",
     "perplexity": "exp(mean negative log-likelihood of a text's tokens): 1 is perfect, the vocabulary's size is guessing. Lower is better. "
     "It compares only within the same text, window and tokenizer.",
     "KL divergence": "How far the quantized model's next-token probabilities are from the baseline's, averaged over the text, in nats. "
@@ -34,6 +41,16 @@ TERMS = {
     "group size": "How many neighbouring weights share one scale. Smaller groups follow the weights better and cost more bits.",
     "signal to noise": "10·log₁₀(power of the weights ÷ power of the error), in decibels. 6 dB more is one bit better.",
     "relative error": "Length of the weights' rounding error ÷ length of the weights.",
+    "sensitivity": "How much the model's predictions change when one layer alone is quantized, everything else being as it was.",
+    "predicted loss": "Half the mean square of (gradient · error) at the layer's output, with gradients of tokens that are drawn from the "
+    "model's own predictions: the divergence to second order, in nats a token, without running the model again.",
+    "measured KL": "The KL divergence of the model's output, in nats a token, with only this layer quantized. Exact, and slow.",
+    "error of the output": "Energy of the error of the layer's own output ÷ energy of that output, over the text. Also called the "
+    "Hessian-weighted error.",
+    "rank correlation": "Spearman's: 1 if the proxy puts layers and formats in the very order of the measured divergence, 0 if it knows "
+    "nothing of it.",
+    "mixed precision": "Each layer in its own format. For the bits that may be spent, the formats with the least sum of predicted losses "
+    "are found exactly (a multiple-choice knapsack).",
     "frontier": "The recipes that no other one beats on both axes.",
     "first divergence": "The first new token at which the greedy answer differs from the baseline's.",
     "greedy": "Always the most likely next token. Repeatable.",

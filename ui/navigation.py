@@ -15,10 +15,12 @@ def pages() -> list[st.Page]:
     _opened = True
     return [
         st.Page("pages/home.py", title="Home", icon=":material/home:", default=True),
+        st.Page("pages/plan.py", title="Plan", icon=":material/straighten:"),
         st.Page("pages/quantize.py", title="Quantize", icon=":material/compress:"),
         st.Page("pages/compare.py", title="Compare", icon=":material/bar_chart:"),
         st.Page("pages/playground.py", title="Playground", icon=":material/forum:"),
         st.Page("pages/layers.py", title="Layers", icon=":material/layers:"),
+        st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/grid_on:"),
     ]
 
 

@@ -31,6 +31,24 @@ def machines() -> tuple[Machine, ...]:
     return tuple(sorted(found, key=lambda machine: machine.bytes))
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a model must run in: `bytes`, what that `is` in words, and whether it is an accelerator's (`card`), where other things take room
+    than in a process on a CPU."""
+
+    bytes: int
+    is_: str
+    card: bool = False
+
+
+def target(text: str | int | float) -> Target:
+    """An amount of memory, or the name of a known machine. Raises `InputError` for what is neither."""
+    for machine in machines():
+        if str(text).strip().lower() == machine.name.lower():
+            return Target(machine.bytes, f"on {machine.name}", card=True)
+    return Target(memory(text), "given")
+
+
 def memory(text: str | int | float) -> int:
     """Bytes from "16GB", "24 GiB", "512MB" or a plain number. Raises `InputError` for anything else."""
     match = _MEMORY.fullmatch(str(text).strip())

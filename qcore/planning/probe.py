@@ -72,8 +72,12 @@ def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None)
             progress(i, len(recipes), f"timing {recipe.name}")
         try:
             found[recipe.name] = _time(model, recipe, bandwidth)
-        except QcoreError as error:
-            found[recipe.name] = Probe(recipe.name, model.config.get_text_config().num_hidden_layers, error=str(error))
+        except MemoryError:
+            raise
+        except Exception as error:  # model classes and libraries raise what they like for a copy they did not expect
+            first = str(error).strip().partition("\n")[0][:200]
+            said = str(error) if isinstance(error, QcoreError) else f"{type(error).__name__}: {first}"
+            found[recipe.name] = Probe(recipe.name, model.config.get_text_config().num_hidden_layers, error=said)
         else:
             write_json(_place(model, recipe), asdict(found[recipe.name]))
     if progress is not None:

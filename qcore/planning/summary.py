@@ -13,8 +13,7 @@ from qcore import models
 from qcore.errors import InputError
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache, fit, quality, speed
-from qcore.planning.machines import RUNTIME, machines
-from qcore.planning.machines import memory as read_memory
+from qcore.planning.machines import RUNTIME, Target, machines, target
 from qcore.planning.recommend import Candidate, Needs, Recommendation, recommend
 from qcore.recipes import Recipe, parse
 
@@ -28,7 +27,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs here, `parts` what that is made
+    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs, `parts` what that is made
     of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and with --stream (None: it cannot be streamed), `card_bytes` what
     it takes on an accelerator. `fits` compares `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and
     "quality" to where the figure is from."""
@@ -98,8 +97,8 @@ def plan(
     """Plan `model` (a name, or a `Checkpoint` from `models.outline`) under `recipes` (None: a selection) from its headers.
 
     `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has). `memory` is what it must run in,
-    such as "16GB" (None: what is free here). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier
-    probes count. `runs` are finished rows of earlier runs, newest first, for measured quality and speed.
+    such as "16GB" or a known accelerator's name (None: what is free here). With `probe`, recipes are timed on a shortened copy for some
+    seconds each; without, earlier probes count. `runs` are finished rows of earlier runs, newest first, for measured quality.
 
     Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub cannot be reached.
     """
@@ -111,8 +110,8 @@ def plan(
     if isinstance(users, bool) or not isinstance(users, int) or not 1 <= users <= MOST_USERS:
         raise InputError(f"users is {users!r}, but it must be a whole number from 1 to {MOST_USERS:,}.")
     formats = [cache.format_named(name) for name in kv]
-    available, memory_is = (fit.budget(), "free on this machine") if memory is None else (read_memory(memory), "given")
-    needs = Needs(available, min_tokens_per_second, max_kl, max_perplexity_ratio)
+    goal = Target(fit.budget(), "free on this machine") if memory is None else target(memory)
+    needs = Needs(goal.bytes, min_tokens_per_second, max_kl, max_perplexity_ratio)
     runs = list(runs)
     timed = {} if checkpoint.is_quantized else _probes(skeleton_, chosen, probe, progress)
     found_quality = quality.from_runs(checkpoint, runs)
@@ -120,9 +119,9 @@ def plan(
     for recipe in chosen:
         for format in formats:
             estimate = fit.estimate(
-                checkpoint, recipe, tokens=context, window=min(context, 512), users=users, kv=format, scored=False, available=available
+                checkpoint, recipe, tokens=context, window=min(context, 512), users=users, kv=format, scored=False, available=goal.bytes
             )
-            rows.append(_row(checkpoint, recipe, format, estimate, timed.get(recipe.name), found_quality, context, available))
+            rows.append(_row(checkpoint, recipe, format, estimate, timed.get(recipe.name), found_quality, context, goal))
     order = {format.name: i for i, format in enumerate(formats)}
     candidates = [
         Candidate(row.recipe, row.kv, row.run_bytes, row.decode_tok_s, row.kl, row.perplexity_ratio, order[row.kv]) for row in rows
@@ -137,8 +136,8 @@ def plan(
         cache_layout=cache.describe(cache.layout(config)),
         context=context,
         users=users,
-        memory=available,
-        memory_is=memory_is,
+        memory=goal.bytes,
+        memory_is=goal.is_,
         rows=tuple(rows),
         machines=_fitting(rows),
         warnings=tuple(slower),
@@ -175,7 +174,7 @@ def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None
     return {recipe.name: probing.known(model, recipe) for recipe in recipes}
 
 
-def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, available: int) -> Row:
+def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, goal: Target) -> Row:
     notes, sources = [], {"stored": "estimated" if hasattr(recipe.weights, "backend") else "counted", "peak": "estimated"}
     figures = {}
     if timed is not None and timed.error:
@@ -190,21 +189,31 @@ def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, co
         figures |= {"kl": known.kl, "perplexity_ratio": known.ratio}
         sources["quality"] = known.source
         notes.append(f"Quality {known.source}: {known.about}.")
-    if estimate.peak_load_bytes > available:
+    if estimate.peak_load_bytes > (available := fit.budget()):
         stream = estimate.peak_stream_bytes
         how = "quantize it with --stream" if stream is not None and stream <= available else "it must be quantized on a larger machine"
         notes.append(f"Quantizing it in memory needs {estimate.peak_load_bytes / 1e9:.2f} GB; {how}.")
-    card = RUNTIME + estimate.stored_bytes + estimate.kv_bytes + estimate.activation_bytes
-    parts = {
-        "libraries": estimate.library_bytes, "weights": estimate.stored_bytes, "KV cache": estimate.kv_bytes,
-        "activations and logits": estimate.activation_bytes,
-        "packing": estimate.peak_run_bytes - estimate.library_bytes - estimate.stored_bytes - estimate.kv_bytes - estimate.activation_bytes,
-    }  # fmt: skip
+    weights, kept, passing = estimate.stored_bytes, estimate.kv_bytes, estimate.activation_bytes
+    card = RUNTIME + weights + kept + passing
+    parts = {"libraries": RUNTIME if goal.card else estimate.library_bytes, "weights": weights, "KV cache": kept, "activations": passing}
+    running = card if goal.card else estimate.peak_run_bytes
+    parts["work space"] = running - sum(parts.values())
     return Row(
-        name, format.name, estimate.stored_bytes, estimate.bits_per_weight, estimate.kv_bytes, estimate.peak_run_bytes,
-        estimate.peak_load_bytes, estimate.peak_stream_bytes, card, parts, estimate.peak_run_bytes <= available, **figures, sources=sources,
+        recipe=name,
+        kv=format.name,
+        stored_bytes=weights,
+        bits_per_weight=estimate.bits_per_weight,
+        kv_bytes=kept,
+        run_bytes=running,
+        load_bytes=estimate.peak_load_bytes,
+        stream_bytes=estimate.peak_stream_bytes,
+        card_bytes=card,
+        parts=parts,
+        fits=running <= goal.bytes,
+        sources=sources,
         notes=tuple(notes),
-    )  # fmt: skip
+        **figures,
+    )
 
 
 def _fitting(rows: list[Row]) -> tuple[dict, ...]:

@@ -5,12 +5,12 @@ from qcore.planning import Plan, hindsight, plan
 from qcore.runs.store import Store
 from qcore.runs.turn import heavy_turn
 
-ROWS = 500  # newest rows that are looked through
+ROWS = 60  # newest rows that are looked through
 
 
 def plan_here(model, recipes=None, *, probe: bool = False, progress=None, **needs) -> Plan:
     """`planning.plan` with measured quality from the runs of this cache folder. A probe waits for its turn like any run."""
-    rows = known_rows()
+    rows = known_rows(str(getattr(model, "name", model)))
     if not probe:
         return plan(model, recipes, runs=rows, progress=progress, **needs)
 
@@ -22,10 +22,10 @@ def plan_here(model, recipes=None, *, probe: bool = False, progress=None, **need
         return plan(model, recipes, probe=True, runs=rows, progress=progress, **needs)
 
 
-def known_rows() -> list[dict]:
-    """The newest finished rows of all models; none if there is no database that can be read."""
+def known_rows(model: str | None = None) -> list[dict]:
+    """The newest finished rows of `model` (None: of all); none if there is no database that can be read."""
     try:
-        return Store().latest(limit=ROWS)
+        return Store().latest(model, limit=ROWS)
     except QcoreError:
         return []
 

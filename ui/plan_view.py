@@ -1,0 +1,235 @@
+"""The parts of the plan page: the model's outline, the needs, the recommendation, the probe under way, the table."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from qcore import models
+from qcore.home import home, is_public
+from qcore.models.names import classify
+from qcore.planning import Plan, hindsight
+from qcore.planning.cache import FORMATS
+from qcore.planning.machines import machines
+from qcore.planning.summary import RECIPES
+from qcore.runs.planned import error_bands, known_rows
+from qcore.runs.probing import Probing
+from ui import plan_charts, state
+from ui.forms import KEEP, model
+from ui.forms import recipes as recipe_form
+from ui.glossary import explain
+from ui.text import digits, percent, shielded, size, verbatim
+
+HERE, AMOUNT = "Free on this machine", "Another amount"
+SOURCES = {"measured": "green", "counted": "green", "probed": "blue", "estimated": "orange"}
+FIGURES = {"stored_bytes": "stored bytes", "peak_load_bytes": "peak while loading", "peak_run_bytes": "peak while running", "decode_tok_s": "decode"}  # fmt: skip  # noqa: E501
+
+
+def outlined(name: str, revision: str | None):
+    """The model's outline if it can be had at once, else a button that looks it up; None until then."""
+    with state.shown_errors():
+        what = classify(name, revision)
+        if what.kind == "folder":
+            return models.outline(name)  # never remembered: its files may change
+        key = ("outline", what.text, what.revision)
+        if state.known(key) or what.kind == "gguf" or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
+            return state.remember(key, lambda: models.outline(name, revision))
+        fetched = what.kind == "default"
+        st.caption("Not on this machine yet." if fetched else "Only its headers are read, some kilobytes; no weights are downloaded.")
+        if st.button("Fetch it" if fetched else "Look it up", icon=":material/travel_explore:", key=f"outline.{what.text}", type="primary"):
+            with model.Progress("Reading headers") as report:
+                state.remember(key, lambda: models.outline(name, revision, progress=report))
+            st.rerun()
+    return None
+
+
+def needs(prefix: str, positions: int) -> dict:
+    """What the model must do and run in: the arguments of `planning.plan`."""
+    first, second, third, fourth = st.columns([2, 1, 2, 2])
+    context = first.number_input(
+        "Context, tokens", 16, positions, min(2048, positions), 256, key=f"{prefix}.context", help=explain("context"), **KEEP
+    )
+    users = second.number_input("Users", 1, 10_000, 1, key=f"{prefix}.users", help="Sequences that are held at once.", **KEEP)
+    where = third.selectbox(
+        "Memory", [HERE, AMOUNT, *(machine.name for machine in machines())], key=f"{prefix}.memory", help=explain("peak memory"), **KEEP
+    )
+    kv = fourth.segmented_control(
+        "KV cache in", list(FORMATS), default="fp32", required=True, key=f"{prefix}.kv", help=explain("KV cache"), **KEEP
+    )
+    amount = st.text_input("Memory, such as 16GB", "16GB", key=f"{prefix}.amount", **KEEP) if where == AMOUNT else None
+    with st.expander("Recipes and limits", icon=":material/tune:"):
+        offered, _ = recipe_form.groups()
+        names = [*RECIPES, *(name for members, _ in offered.values() for name in members if name not in RECIPES)]
+        chosen = st.multiselect("Recipes", names, list(RECIPES), key=f"{prefix}.recipes", help=explain("recipe"), **KEEP)
+        left, right = st.columns(2)
+        least = left.number_input(
+            "Least decode speed, tok/s", 0.0, None, 0.0, 1.0, key=f"{prefix}.least", help=explain("decode") + " 0 asks for nothing.", **KEEP
+        )
+        most = right.number_input(
+            "Most KL divergence, nats", 0.0, None, 0.0, 0.01, format="%.3f", key=f"{prefix}.kl",
+            help=explain("KL divergence") + " 0 asks for nothing.", **KEEP,
+        )  # fmt: skip
+    return {
+        "recipes": chosen, "context": context, "users": users, "kv": (kv, *(name for name in FORMATS if name != kv)),
+        "memory": None if where == HERE else amount if where == AMOUNT else where,
+        "min_tokens_per_second": least or None, "max_kl": most or None,
+    }  # fmt: skip
+
+
+def rows_of(name: str) -> list[dict]:
+    """Finished rows of the model, read again only when a run has ended."""
+    newest = tuple((status.run_id, status.finished_at) for status in state.jobs.list_runs()[:3])
+    return state.remember(("rows of model", name, newest), lambda: known_rows(name))
+
+
+def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> None:
+    """What to take, why, its figures with their sources, and the way to the page that does it."""
+    best = plan.recommendation.best
+    with st.container(border=True):
+        st.markdown(f":material/{'recommend' if best else 'block'}: {verbatim(plan.recommendation.sentence)}")
+        if best is None:
+            return
+        row = next(row for row in plan.rows if (row.recipe, row.kv) == (best.recipe, best.kv))
+        figures = [
+            ("Stored", size(row.stored_bytes), row.sources["stored"]),
+            ("Running", size(row.run_bytes), row.sources["peak"]),
+            ("Decode", "–" if row.decode_tok_s is None else f"{digits(row.decode_tok_s)} tok/s", row.sources.get("decode", "not probed")),
+            ("KL divergence", "–" if row.kl is None else f"{digits(row.kl)} nats", row.sources.get("quality", "unknown")),
+        ]
+        with st.container(horizontal=True, vertical_alignment="center"):
+            for label, value, source in figures:
+                st.markdown(f"{label} **{value}** :{SOURCES.get(source, 'gray')}-badge[{source}]", width="content")
+        if row.recipe not in ("as it is",) and st.button(
+            f"Quantize with {row.recipe}", icon=":material/compress:", key=f"{prefix}.go", on_click=_hand_over, args=(chosen, row.recipe)
+        ):
+            st.switch_page("pages/quantize.py")
+
+
+def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], probed: dict | None) -> None:
+    """The probe's button, or its progress while it is under way."""
+    running: Probing | None = st.session_state.get(f"{prefix}.probing")
+    if running is not None and running.active:
+        _live(prefix)
+        return
+    if running is not None and running.error:
+        st.warning(verbatim(running.error), icon=":material/timer_off:")
+    known = set() if probed is None else set(probed["recipes"])
+    missing = [name for name in names if name not in known]
+    if missing:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if st.button(f"Probe the speed of {len(missing)} recipes", icon=":material/timer:", key=f"{prefix}.probe", type="primary"):
+                with state.shown_errors():
+                    st.session_state[f"{prefix}.probing"] = Probing(*chosen, missing)
+                    st.rerun()
+            st.caption("A few seconds each. " + explain("probe"))
+
+
+def table(rows: Sequence) -> None:
+    """All figures, a row a recipe."""
+    columns = {
+        "recipe": [row.recipe for row in rows],
+        "stored": [size(row.stored_bytes) for row in rows],
+        "bits a weight": [digits(row.bits_per_weight) for row in rows],
+        "KV cache": [size(row.kv_bytes) for row in rows],
+        "running": [size(row.run_bytes) for row in rows],
+        "quantizing": [size(row.load_bytes) for row in rows],
+        "… with --stream": ["–" if row.stream_bytes is None else size(row.stream_bytes) for row in rows],
+        "fits": ["yes" if row.fits else "no" for row in rows],
+        "decode": [_rate(row.decode_tok_s, row.sources.get("decode")) for row in rows],
+        "prefill": [_rate(row.prefill_tok_s, row.sources.get("prefill")) for row in rows],
+        "KL": ["–" if row.kl is None else f"{digits(row.kl)} ({row.sources['quality']})" for row in rows],
+        "perplexity ratio": ["–" if row.perplexity_ratio is None else digits(row.perplexity_ratio) for row in rows],
+        "notes": [" ".join(row.notes) for row in rows],
+    }
+    st.dataframe(columns, hide_index=True, width="stretch")
+
+
+def accelerators(plan: Plan) -> None:
+    """What fits on well-known accelerators."""
+    st.dataframe(
+        {
+            "accelerator": [each["name"] for each in plan.machines],
+            "memory": [size(each["bytes"]) for each in plan.machines],
+            "recipes that fit": [", ".join(each["fits"]) or "none" for each in plan.machines],
+        },
+        hide_index=True, width="stretch",
+    )  # fmt: skip
+
+
+def error_band() -> None:
+    """By how much the plan was wrong here."""
+    newest = tuple((status.run_id, status.finished_at) for status in state.jobs.list_runs()[:3])
+    found: list[hindsight.Band] = state.remember(("error bands", newest), error_bands)
+    if not found:
+        st.caption("No run on this machine carries a prediction yet. Every new one does, and its error will be shown here.")
+        return
+    for band in found:
+        color = "green" if band.within == band.runs else "orange"
+        st.markdown(
+            f":{color}-badge[{band.within} of {band.runs} within {percent(band.bar)}] **{FIGURES[band.figure]}**: wrong by "
+            f"{percent(band.median)} in the median, {percent(abs(band.largest))} too {'much' if band.largest > 0 else 'little'} at worst"
+        )
+
+
+def shown(plan: Plan, kv: str) -> list:
+    """The plan's rows with the cache in one format."""
+    return [row for row in plan.rows if row.kv == kv]
+
+
+def pictures(prefix: str, plan: Plan, kv: str) -> None:
+    """Memory against the line."""
+    rows = shown(plan, kv)
+    st.subheader("Memory while it runs", anchor=False, help=explain("peak memory"))
+    st.markdown(plan_charts.legend())
+    state.plot(plan_charts.memory(rows, plan.memory, plan.memory_is), key=f"{prefix}.bars", alt="Memory of each recipe by what fills it")
+    st.caption(
+        f"{digits(plan.parameters / 1e6)} million weights, {size(plan.checkpoint_bytes)} stored as {', '.join(plan.dtypes)}. KV cache: "
+        f"{plan.cache_layout}; {plan.context:,} tokens for {plan.users} user{'s' if plan.users > 1 else ''}. {shielded(plan.description)}"
+    )
+
+
+def speeds(prefix: str, plan: Plan, kv: str) -> None:
+    """Predicted speed of the recipes that were probed, and warnings."""
+    timed = [row for row in shown(plan, kv) if row.decode_tok_s]
+    if timed:
+        state.plot(plan_charts.speed(timed), key=f"{prefix}.speed", alt="Predicted decode and prefill speed of each recipe")
+        st.caption(
+            f"For one user with {plan.context:,} tokens in the cache; {plan.probed['threads']} threads; this machine read "
+            f"{size(plan.probed['bandwidth'])}/s."
+        )
+    for warning in plan.warnings:
+        st.warning(verbatim(warning), icon=":material/speed:")
+
+
+@st.fragment(run_every=1.0)
+def _live(prefix: str) -> None:
+    running: Probing = st.session_state[f"{prefix}.probing"]
+    if not running.active:
+        st.rerun()
+    share = running.done / running.total if running.total else 0.0
+    st.progress(min(1.0, share), text=f"{running.done} of {running.total} · {shielded(running.text)}")
+    if st.button("Cancel", icon=":material/stop_circle:", key=f"{prefix}.cancel"):
+        running.cancel()
+        running.join(5.0)
+        st.rerun()
+
+
+def _hand_over(chosen: tuple[str, str | None], name: str) -> None:
+    """Put the model and the recipe, with the baseline, into the quantize page's form."""
+    text, revision = chosen
+    kind = classify(text, revision).kind
+    source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(kind, (model.LOCAL, "path"))
+    values = {"source": source, field: text, "revision": revision or ""}
+    names = [each for members, _ in recipe_form.groups()[0].values() for each in members]
+    recipe_form.set_chosen("quantize", tuple(each for each in ("fp32", name) if each in names))
+    values["more"] = "" if name in names else name
+    for key, value in values.items():
+        st.session_state[f"quantize.{key}"] = value
+
+
+def _rate(value: float | None, source: str | None) -> str:
+    return "–" if value is None else f"{digits(value)} tok/s ({source})"
+
+
+def public_names(names: Sequence[str]) -> list[str]:
+    """At most as many recipes as a public server probes at a time."""
+    return list(names)[: state.PUBLIC_RECIPES] if is_public() else list(names)
