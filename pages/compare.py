@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore.runs import jobs
-from ui import charts, compare_view, families, pareto, results, start, state
+from ui import allocation_view, charts, compare_view, families, pareto, results, start, state
 from ui.glossary import explain
 from ui.text import clock
 
@@ -85,6 +85,8 @@ if len(good) > 1:
     figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
     state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
     st.caption("Large points joined by the grey line are on the frontier: no other recipe is better on both axes.")
+
+allocation_view.draw(good)
 
 st.subheader("All figures", anchor=False)
 compare_view.table(rows)

@@ -21,7 +21,7 @@ def sensitivity(
     formats: Formats = "int3-g64,int3-g32,int4-g128,int4-g64,int4-g32,int8",
     method: Method = "rtn",
     text: Text = None,
-    tokens: Tokens = 4096,
+    tokens: Tokens = 2048,
     measure: Measure = 0,
     budget: Budget = None,
     json: Annotated[str | None, typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT")] = None,

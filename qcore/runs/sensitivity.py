@@ -47,7 +47,7 @@ class Request:
     formats: tuple[str, ...] = FORMATS
     method: str = "rtn"
     text: str | None = None
-    tokens: int = 4096
+    tokens: int = 2048
     measure_tokens: int = 0
     revision: str | None = None
 

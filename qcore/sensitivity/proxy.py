@@ -25,7 +25,7 @@ from qcore.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards
 from qcore.sensitivity.rounding import Expected, check_method
 from qcore.sensitivity.table import Layer
 
-TOKENS = 4096
+TOKENS = 2048
 Progress = Callable[[int, int, str], None]
 
 

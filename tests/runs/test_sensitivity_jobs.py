@@ -147,4 +147,5 @@ def test_a_failure_and_a_death_are_told(text):
     assert "nowhere" in failed.error
     folder = sensitivity.job_folder()
     (folder / "status.json").write_text(json.dumps({"state": "running", "words": "x", "started_at": 0}))
+    (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "process_started": 0}))
     assert sensitivity.status().state == "interrupted" and "killed" in sensitivity.status().error

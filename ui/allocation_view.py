@@ -1,0 +1,37 @@
+"""Mixed recipes on the compare page: the frontier they were chosen from, and the loss that was predicted against the measured one."""
+
+import streamlit as st
+
+from ui import sensitivity_charts, state
+from ui.glossary import explain
+from ui.text import digits, shielded
+
+
+def draw(rows: list[dict]) -> None:
+    """A picture and a line for each row whose formats were chosen layer by layer; nothing if there is none."""
+    for position, (row, found) in enumerate(_mixed(rows)):
+        if position == 0:
+            st.subheader("Mixed precision", anchor=False, help=explain("mixed precision"))
+        measured = row["kl_mean"]
+        points = [] if measured is None else [(row["label"], row["bits_per_weight"], measured)]
+        chosen = (found["bits_per_weight"], found["predicted_kl"])
+        figure = sensitivity_charts.frontier(found["frontier"], found["single"], chosen, points)
+        state.plot(figure, key=f"compare.mixed.{position}", alt=f"Predicted loss against bits a weight, and where {row['label']} lies")
+        st.caption(_sentence(row, found))
+
+
+def _mixed(rows: list[dict]) -> list[tuple[dict, dict]]:
+    pairs = [(row, (row["record"].get("ledger") or {}).get("allocation")) for row in rows]
+    return [(row, found) for row, found in pairs if found]
+
+
+def _sentence(row: dict, found: dict) -> str:
+    formats = ", ".join(f"{count} × {shielded(label)}" for label, count in found["layers_by_format"].items())
+    measured = "" if row["kl_mean"] is None else f", measured {digits(row['kl_mean'])}"
+    proof = "the least of all choices" if found["exact"] else f"at most {digits(found['predicted_kl'] - found['bound'])} above the least"
+    text = shielded(found["measure"]["text"]["name"])
+    tokens = f"{found['measure']['tokens']:,} tokens"
+    return (
+        f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits a weight. Loss a token: "
+        f"predicted {digits(found['predicted_kl'])} nats ({proof}; the sum of its layers', from {tokens} of {text}){measured}."
+    )

@@ -1,0 +1,153 @@
+"""Pictures of sensitivities: who pays by block and kind of module, predicted against measured, the frontier, the chosen formats."""
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ui import families
+from ui.charts import FAINT, MUTED
+from ui.layer_charts import SCALE
+from ui.text import digits
+
+MEASURES = {"loss": "predicted loss, nats", "kl": "measured KL, nats", "output_error": "relative error of the output"}
+CHOSEN, MEASURED = "#dc7d2a", "#2a9d7c"
+STEPS = ("rgba(61,127,219,0.10)", "rgba(61,127,219,0.26)", "rgba(61,127,219,0.44)", "rgba(61,127,219,0.62)", "rgba(61,127,219,0.80)", "#3457b2", "#9161d4", "#d0558f")  # fmt: skip  # noqa: E501
+SMALLEST = 1e-9  # nats; what is less than this is drawn as this
+
+
+def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
+    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a logarithmic scale that all
+    formats share; and the sum over blocks (for errors of outputs, the mean) as bars beside it."""
+    kinds, blocks, by_place = _places(table)
+    cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
+    everything = [_log(value) for layer in table.layers for value in getattr(layer, measure)]
+    low, high = min(everything), max(everything)
+    sums = []
+    for row in cells:
+        values = [getattr(cell, measure)[format_index] for cell in row if cell]
+        sums.append(sum(values) / (len(values) if measure == "output_error" else 1))
+    figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.76, 0.24], horizontal_spacing=0.02)
+    ticks = list(range(math.floor(low), math.ceil(high) + 1))
+    figure.add_heatmap(
+        z=[[_log(getattr(cell, measure)[format_index]) if cell else None for cell in row] for row in cells], x=blocks, y=kinds,
+        zmin=low, zmax=max(high, low + 1e-6), colorscale=SCALE, xgap=1, ygap=1, hoverongaps=False,
+        customdata=[[_hover(table, cell) if cell else "" for cell in row] for row in cells], hovertemplate="%{customdata}<extra></extra>",
+        colorbar={
+            "title": {"text": MEASURES[measure], "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0,
+            "tickvals": ticks, "ticktext": [_power(tick) for tick in ticks],
+        },
+        row=1, col=1,
+    )  # fmt: skip
+    figure.add_bar(
+        x=sums, y=kinds, orientation="h", marker={"color": families.FAILED, "cornerradius": 3}, width=0.6, opacity=0.85,
+        text=[digits(value) for value in sums], textposition="outside", cliponaxis=False, showlegend=False,
+        hovertemplate="%{y}: %{x:.3g}<extra></extra>", row=1, col=2,
+    )  # fmt: skip
+    title = "mean over blocks" if measure == "output_error" else "sum over blocks, nats"
+    figure.update_xaxes(title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
+    figure.update_xaxes(title=title, showticklabels=False, showgrid=False, zeroline=False, range=[0, 1.5 * (max(sums) or 1)], row=1, col=2)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+    figure.update_layout(height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    return figure
+
+
+def agreement(table) -> go.Figure:
+    """Predicted against measured divergence, a point for each layer and format, with the line on which they are equal."""
+    figure = go.Figure()
+    values = [max(SMALLEST, value) for layer in table.layers for value in (*layer.loss, *layer.kl)]
+    ends = [min(values), max(values)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 2}, hoverinfo="skip", showlegend=False)
+    colors = ("#d64550", "#dc7d2a", "#ab8f12", "#2a9d7c", "#3d7fdb", "#9161d4", "#d0558f", "#7d8794")
+    for k, label in enumerate(table.labels):
+        figure.add_scatter(
+            x=[max(SMALLEST, layer.loss[k]) for layer in table.layers], y=[max(SMALLEST, layer.kl[k]) for layer in table.layers],
+            mode="markers", name=label, marker={"size": 6, "opacity": 0.7, "color": colors[k % len(colors)]},
+            customdata=[layer.name.removesuffix(".weight") for layer in table.layers],
+            hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats<extra></extra>",
+        )  # fmt: skip
+    for update, title in ((figure.update_xaxes, "predicted loss, nats a token"), (figure.update_yaxes, "measured KL, nats a token")):
+        update(title=title, type="log", gridcolor=FAINT, zeroline=False, exponentformat="power", dtick=1)
+    figure.update_layout(height=380, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=_legend())
+    return figure
+
+
+def frontier(points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()) -> go.Figure:
+    """Predicted loss against bits a weight: the solver's points as a line, every layer in one format as named points, the `chosen` point
+    (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs. Losses have a logarithmic axis."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[bits for bits, _ in points], y=[max(SMALLEST, loss) for _, loss in points], mode="lines", name="best choices",
+        line={"color": "#3d7fdb", "width": 2}, hovertemplate="%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[bits for bits, _ in singles.values()], y=[max(SMALLEST, loss) for _, loss in singles.values()], mode="markers+text",
+        text=list(singles), textposition="top right", name="every layer in one format", cliponaxis=False, textfont={"size": 12},
+        marker={"color": MUTED, "size": 9}, hovertemplate="%{text}<br>%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[chosen[0]], y=[max(SMALLEST, chosen[1])], mode="markers", name="chosen", marker={"color": CHOSEN, "size": 14},
+        hovertemplate="chosen: %{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+    )  # fmt: skip
+    if measured:
+        figure.add_scatter(
+            x=[bits for _, bits, _ in measured], y=[max(SMALLEST, kl) for _, _, kl in measured], mode="markers+text",
+            text=[name for name, _, _ in measured], textposition="bottom right", name="measured in runs", cliponaxis=False,
+            textfont={"size": 12}, marker={"color": MEASURED, "size": 11, "symbol": "diamond"},
+            hovertemplate="%{text}<br>%{x:.3f} bits a weight<br>measured KL %{y:.3g} nats<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="bits a weight as stored", gridcolor=FAINT, zeroline=False)
+    figure.update_yaxes(title="loss, nats a token", type="log", gridcolor=FAINT, zeroline=False, dtick=1, exponentformat="power")
+    figure.update_layout(height=400, margin={"l": 8, "r": 60, "t": 30, "b": 8}, legend=_legend())
+    return figure
+
+
+def chosen_map(table, options: Sequence[int]) -> go.Figure:
+    """Which format each layer gets, block x kind of module: the more bits, the darker."""
+    kinds, blocks, by_place = _places(table)
+    picked = {layer.name: k for layer, k in zip(table.layers, options, strict=True)}
+    cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
+    count = len(table.labels)
+    shades = [STEPS[round(i * (len(STEPS) - 3) / max(1, count - 1))] for i in range(count)] if count <= len(STEPS) - 2 else STEPS[:count]
+    scale = [[edge, shade] for i, shade in enumerate(shades) for edge in (i / count, (i + 1) / count)]
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=[[picked[cell.name] if cell else None for cell in row] for row in cells], x=blocks, y=kinds, zmin=-0.5, zmax=count - 0.5,
+        colorscale=scale, xgap=1, ygap=1, hoverongaps=False, hovertemplate="%{customdata}<extra></extra>",
+        customdata=[[f"<b>{cell.name}</b><br>{table.labels[picked[cell.name]]}" if cell else "" for cell in row] for row in cells],
+        colorbar={
+            "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0, "tickvals": list(range(count)), "ticktext": list(table.labels),
+        },
+    )  # fmt: skip
+    figure.update_xaxes(title="block", showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+    figure.update_layout(height=90 + 30 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    return figure
+
+
+def _places(table) -> tuple[list[str], list[int], dict]:
+    kinds = list(dict.fromkeys(layer.kind for layer in table.layers))
+    blocks = sorted({layer.block for layer in table.layers})
+    return kinds, blocks, {(layer.kind, layer.block): layer for layer in table.layers}
+
+
+def _log(value: float) -> float:
+    return math.log10(max(SMALLEST, value))
+
+
+def _power(tick: int) -> str:
+    return f"10<sup>{tick}</sup>" if not -3 < tick < 3 else f"{10.0**tick:g}"
+
+
+def _legend() -> dict:
+    return {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+
+
+def _hover(table, layer) -> str:
+    shape = " × ".join(str(length) for length in layer.shape)
+    lines = [f"<b>{layer.name}</b>", shape]
+    for k, label in enumerate(table.labels):
+        measured = f", measured {digits(layer.kl[k])}" if layer.kl is not None else ""
+        lines.append(f"{label}: predicted {digits(layer.loss[k])}{measured} nats")
+    return "<br>".join(lines)

@@ -1,0 +1,185 @@
+"""The parts of the sensitivity page: what was computed, who pays, predicted against measured, the best choice for a budget."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from qcore.errors import QcoreError
+from qcore.formats.budget import Budget
+from qcore.runs import jobs
+from qcore.sensitivity import frontier
+from qcore.sensitivity.choosing import solve_within
+from ui import sensitivity_charts as charts
+from ui import state
+from ui.glossary import explain
+from ui.text import clock, digits, percent, seconds, shielded, verbatim
+
+TOP = 0.1  # share of the layers whose part of the loss is told
+START = 4.25
+WORDS = ("sensitivity", "predicted loss", "measured KL", "error of the output", "rank correlation", "mixed precision", "bits per weight")
+
+
+def title(table, models: dict[str, str]) -> str:
+    """A table's name in the list of what was computed."""
+    about = table.conditions
+    measured = ", measured" if table.measured else ""
+    return f"{_model(table, models)} · {about['method']} · {len(table.formats)} formats{measured} · {clock(about.get('made_at'))}"
+
+
+def models_of_runs() -> dict[str, str]:
+    """{digest: model} of finished runs: recipes leave tables that know no more than the digest."""
+    found: dict[str, str] = {}
+    for status in jobs.list_runs():
+        for row in state.rows(status) if status.state == "done" else ():
+            record = row.get("record") or {}
+            if record.get("digest"):
+                found[record["digest"]] = state.model_of(status)
+    return found
+
+
+def draw(key: str, table, models: dict[str, str]) -> None:
+    """Everything about one table."""
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.caption(_conditions(table, models), width="content")
+        with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+            for term in WORDS:
+                st.markdown(f"**{term[0].upper() + term[1:]}**: {explain(term)}")
+    st.subheader("Which layers pay", anchor=False, help=explain("sensitivity"))
+    measures = {"Predicted loss": "loss", "Measured KL": "kl", "Error of the output": "output_error"}
+    if not table.measured:
+        del measures["Measured KL"]
+    with st.container(horizontal=True, gap="large"):
+        label = st.segmented_control("Format", table.labels, default=table.labels[0], required=True, key=f"sensitivity.format.{key}")
+        measure = st.segmented_control(
+            "Measure", list(measures), default=next(iter(measures)), required=True, key=f"sensitivity.measure.{key}"
+        )
+    k = table.labels.index(label)
+    alt = f"{measure} of each layer in {label}, by block and kind of module"
+    state.plot(charts.sensitivity_map(table, measures[measure], k), key="sensitivity.map", alt=alt)
+    _summary(table, measures[measure], k)
+    if table.measured:
+        _agreement(table)
+    options = _choice(key, table)
+    st.subheader("All layers", anchor=False)
+    _table(table, options)
+
+
+def _summary(table, measure: str, k: int) -> None:
+    values = sorted(((getattr(layer, measure)[k], layer.name) for layer in table.layers), reverse=True)
+    total = sum(value for value, _ in values)
+    few = max(1, round(TOP * len(values)))
+    share = sum(value for value, _ in values[:few]) / total if total else 0.0
+    worst = values[0][1].removesuffix(".weight")
+    st.caption(
+        f"Each layer alone in {table.labels[k]}, everything else unquantized. The {few} most sensitive of {len(values)} layers make up "
+        f"{percent(share)} of the sum; the first is {shielded(worst)}. All formats share one colour scale, which is logarithmic."
+    )
+
+
+def _agreement(table) -> None:
+    found = table.correlations()
+    about = table.conditions
+    st.subheader("Is the prediction right?", anchor=False, help=explain("rank correlation"))
+    state.plot(
+        charts.agreement(table), key="sensitivity.agreement", alt="Predicted loss against measured divergence of each layer and format"
+    )
+    st.caption(
+        f"Spearman's rank correlation with the measured KL: predicted loss {found['loss']['all']:.3f}, error of the layer's output "
+        f"{found['output_error']['all']:.3f}, over all layers and formats. Within a format the predicted loss reaches "
+        + ", ".join(f"{found['loss'][label]:.3f} ({label})" for label in table.labels)
+        + f". Measured over {about['measured_tokens']:,} tokens, windows of {about['measured_window']}."
+    )
+
+
+def _choice(key: str, table) -> Sequence[int] | None:
+    """The best formats for a budget that the slider sets: their frontier, where the choice lies, and a map."""
+    st.subheader("The best choice for a budget", anchor=False, help=explain("mixed precision"))
+    if len(table.formats) < 2:
+        st.caption("With one format there is nothing to choose.")
+        return None
+    weights = sum(layer.weights for layer in table.layers)
+    costs, losses = [list(layer.nbytes) for layer in table.layers], [list(layer.loss) for layer in table.layers]
+    points = [
+        (8 * cost / weights, loss) for cost, loss, _ in state.remember(("frontier", key, len(losses)), lambda: frontier(costs, losses))
+    ]
+    low, high = points[0][0], points[-1][0]
+    lowest = int(20 * low + 1) / 20
+    bits = st.slider(
+        "Bits a weight at most", lowest, max(lowest + 0.05, int(20 * high) / 20), min(max(START, lowest), high), 0.05, "%.2f",
+        key=f"sensitivity.bits.{key}", help=explain("bits per weight"), width=520,
+    )  # fmt: skip
+    try:
+        found = solve_within(Budget(bits, "bpw", table.formats), table.layers, 0, weights, 0)
+    except QcoreError as error:
+        st.error(verbatim(str(error)), icon=":material/error:")
+        return None
+    chosen = (8 * sum(costs[i][k] for i, k in enumerate(found.options)) / weights, sum(losses[i][k] for i, k in enumerate(found.options)))
+    singles = {
+        label: (8 * sum(cost[k] for cost in costs) / weights, sum(loss[k] for loss in losses)) for k, label in enumerate(table.labels)
+    }
+    figure = charts.frontier(points, singles, chosen, _measured_runs(table))
+    state.plot(figure, key="sensitivity.frontier", alt="Predicted loss against bits a weight, with the chosen point")
+    suffix = "" if table.conditions["method"] == "rtn" else f"-{table.conditions['method']}"
+    proof = (
+        "No other choice is predicted to lose less" if found.exact else f"No choice is predicted to lose less than {digits(found.bound)}"
+    )
+    st.caption(
+        f"{chosen[0]:.3f} bits a weight, predicted loss {digits(chosen[1])} nats a token: the sum of the layers' losses. {proof}. As a "
+        f"recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."
+    )
+    state.plot(charts.chosen_map(table, found.options), key="sensitivity.chosen", alt="The format of each layer in the chosen mix")
+    return found.options
+
+
+def _measured_runs(table) -> list[tuple[str, float, float]]:
+    """(recipe, bits a weight, KL) of finished runs of this very model: mixed recipes, and the table's own formats."""
+    found: dict[str, tuple[str, float, float]] = {}
+    names = {format.label.replace("int8-sym", "int8") for format in table.formats}
+    method = table.conditions["method"]
+    wanted = {name if method == "rtn" else f"{name}-{method}" for name in names}
+    for status in jobs.list_runs():
+        for row in state.rows(status) if status.state == "done" else ():
+            record = row.get("record") or {}
+            own = record.get("digest") == table.conditions.get("digest") and row.get("kl_mean") is not None
+            allocation = (record.get("ledger") or {}).get("allocation") or {}
+            if own and (allocation.get("method") == method or row["recipe"] in wanted):
+                found.setdefault(row["recipe"], (row["recipe"], row["bits_per_weight"], row["kl_mean"]))
+    return list(found.values())
+
+
+def _table(table, options: Sequence[int] | None) -> None:
+    lines = []
+    for i, layer in enumerate(table.layers):
+        line = {"layer": layer.name.removesuffix(".weight"), "weights": layer.weights}
+        if options is not None:
+            line["chosen"] = table.labels[options[i]]
+        for k, label in enumerate(table.labels):
+            line[f"{label}, predicted"] = layer.loss[k]
+            if layer.kl is not None:
+                line[f"{label}, measured"] = layer.kl[k]
+        lines.append(line)
+    config = {name: st.column_config.NumberColumn(format="%.2e") for name in lines[0] if name not in ("layer", "weights", "chosen")}
+    config |= {"layer": st.column_config.TextColumn(pinned=True), "weights": st.column_config.NumberColumn(format="localized")}
+    st.dataframe(pd.DataFrame(lines), hide_index=True, height=320, key="sensitivity.table", column_config=config)
+    st.caption("Nats of KL a token.")
+
+
+def _conditions(table, models: dict[str, str]) -> str:
+    about = table.conditions
+    parts = [
+        shielded(_model(table, models)),
+        f"method {about['method']}",
+        f"text: {shielded(about['text']['name'])}",
+        f"{about['tokens']:,} tokens, windows of {about['window']}",
+        f"{about['samples']} samples of each prediction",
+        *([f"model prepared by {about['prepare']}"] if about.get("prepare", "none") != "none" else []),
+        *([f"computed in {seconds(about['seconds'])}"] if about.get("seconds") else []),
+        *([f"measured in {seconds(about['measured_seconds'])}"] if about.get("measured_seconds") else []),
+    ]
+    return " · ".join(parts)
+
+
+def _model(table, models: dict[str, str]) -> str:
+    about = table.conditions
+    return about.get("model") or models.get(about.get("digest") or "") or f"model {(about.get('digest') or '?')[:8]}"
