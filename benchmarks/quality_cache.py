@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.quality_plan import BASELINE, Method
 
 ROOT = Path(__file__).resolve().parent.parent
-SCORING = ("qcore/evaluation", "qcore/data.py", "qcore/models", "benchmarks/quality_row.py", "benchmarks/quantizers/__init__.py")
+REFERENCE = tuple(f"qcore/evaluation/{name}.py" for name in ("perplexity", "divergence", "logits", "reference", "windows"))
+SCORING = (*REFERENCE, "qcore/data.py", "benchmarks/quality_row.py", "benchmarks/quantizers/__init__.py")
 OWN = (
     "qcore/methods", "qcore/formats", "qcore/calibration", "qcore/kernels", "qcore/decoder", "qcore/convert.py", "qcore/nn.py",
     "qcore/recipes.py", "qcore/select.py", "benchmarks/quantizers/own.py",
@@ -35,7 +36,7 @@ def key(method: Method, conditions: dict) -> str:
 def reference_key(conditions: dict) -> str:
     """The same for the baseline's predictions, which do not depend on how anything is quantized."""
     parts = [json.dumps(conditions, sort_keys=True), *(f"{package} {_version(package)}" for package in COMMON)]
-    return hashlib.sha256("\n".join([*parts, *map(code, SCORING[:3])]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([*parts, *map(code, REFERENCE)]).encode()).hexdigest()[:16]
 
 
 def sources(method: Method) -> tuple[str, ...]:
