@@ -1,15 +1,18 @@
-"""Which recipe to take: of all that meet the needs, the one that loses least; what stands in the way of a better one; and the runner-up.
+"""Which recipe to take: of all that meet the needs, the best; what stands in the way of a better one; and the runner-up.
 
-A candidate is a recipe with a format of the KV cache. It is out if it breaks a need, and a figure that is not known breaks none but is
-said to be unknown. Among those left the smallest loss (KL) wins, then the more exact cache, then speed, then size. The binding
-constraint is the one that keeps the best of the excluded better ones out.
+A candidate is a recipe with a format of the KV cache. It is out if it breaks a need; a figure that is not known breaks none, but is said
+to be unknown, and a candidate whose needs are all known goes first. Losses that are allowed (the most KL, or `NEGLIGIBLE` where nothing is
+asked) count as equal. So the order is: loss beyond that, the more exact cache, decode speed, size. The binding constraint is the one that
+keeps the best of the excluded better ones out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcore.errors import InputError
 
+NEGLIGIBLE = 0.005  # nats a token: about what 8-bit weights cost
 MEMORY, SPEED, LOSS, PERPLEXITY = "memory", "decode speed", "KL divergence", "perplexity"
 
 
@@ -65,11 +68,11 @@ class Candidate:
         )  # fmt: skip
         return [name for name, need, value in checks if need is not None and value is None]
 
-    @property
-    def order(self) -> tuple:
+    def order(self, needs: Needs) -> tuple:
         """Smaller is better."""
-        loss = float("inf") if self.kl is None else self.kl
-        return (loss, self.exactness, -(self.decode_tok_s or 0.0), self.bytes)
+        allowed = NEGLIGIBLE if needs.max_kl is None else needs.max_kl
+        loss = math.inf if self.kl is None else max(self.kl, allowed)
+        return (bool(self.unknown(needs)), loss, self.exactness, -(self.decode_tok_s or 0.0), self.bytes)
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,35 @@ class Recommendation:
 
 def recommend(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
     """Choose among `candidates`."""
-    good = sorted((each for each in candidates if not each.breaks(needs)), key=lambda each: (bool(each.unknown(needs)), *each.order))
+    ranked = sorted(candidates, key=lambda each: each.order(needs))
+    good = [each for each in ranked if not each.breaks(needs)]
     if not good:
         return _nothing(candidates, needs)
     best = good[0]
     runner_up = next((each for each in good[1:] if each.recipe != best.recipe), None)
-    better = sorted((each for each in candidates if each.breaks(needs) and each.order < best.order), key=lambda each: each.order)
-    binding = better[0].breaks(needs)[0] if better else None
-    said = f"Take {_name(best)}"
-    if binding is None:
-        said += ": nothing that loses less is among the recipes."
-    else:
-        said += f": {_name(better[0])} loses less, but {_why(better[0], binding, needs)}."
+    better = next((each for each in ranked[: ranked.index(best)] if each.breaks(needs)), None)
+    binding = better.breaks(needs)[0] if better else None
+    said = f"Take {_name(best)}" + (f": {_advantage(better, best)}, but {_why(better, binding, needs)}." if better else _reason(best))
     if lacking := best.unknown(needs):
         said += f" Its {' and '.join(lacking)} is not known; measure it before you rely on it."
     if runner_up is not None:
         said += f" Next after it: {_name(runner_up)}."
     return Recommendation(best, runner_up, binding, said)
+
+
+def _reason(best: Candidate) -> str:
+    if best.kl is None:
+        return ", the smallest; its loss is not known."
+    speed = "fastest" if best.decode_tok_s else "smallest"
+    return f": no recipe that fits loses less, and of those that lose as little it is the {speed}."
+
+
+def _advantage(better: Candidate, best: Candidate) -> str:
+    if better.kl is not None and (best.kl is None or better.kl < best.kl):
+        return f"{_name(better)} loses less"
+    if better.exactness < best.exactness:
+        return f"{_name(better)} keeps a more exact cache"
+    return f"{_name(better)} is {'faster' if (better.decode_tok_s or 0) > (best.decode_tok_s or 0) else 'smaller'}"
 
 
 def _nothing(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:

@@ -1,0 +1,121 @@
+"""The probe on tiny models: copies of the right shapes, results that are kept, failures that are told."""
+
+import json
+import sys
+
+import pytest
+import tiny
+import torch
+
+from qcore import decoder, models
+from qcore.convert import quantize
+from qcore.inventory import inventory
+from qcore.planning import probe, sample
+from qcore.recipes import parse
+from qcore.runs import probing
+
+OWN = ("int8", "int4-g64", "int4-g32-head8", "nf4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g64-gptq", "int3")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+
+
+def parts(model):
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor, shared in inventory(model) if not shared}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_a_copy_holds_what_the_quantized_model_would(kind, name):
+    recipe = parse(name)
+    model = tiny.model(kind)
+    copy = sample.build(sample.shortened(model.config, 2), recipe)
+    with torch.no_grad():
+        assert copy(torch.arange(8)[None]).logits.isfinite().all()
+    if not recipe.calibrated:
+        quantize(model, recipe)
+        assert parts(copy) == parts(model)
+        assert decoder.explain(copy) == decoder.explain(model)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "torch-dynamic-int8"])
+def test_copies_for_floats_and_other_libraries_run(name):
+    copy = sample.build(tiny.CONFIGS["llama"], parse(name))
+    with torch.no_grad():
+        assert copy(torch.arange(8)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_shortened_configs_have_so_many_blocks(kind):
+    copy = sample.build(sample.shortened(tiny.CONFIGS[kind], 1), parse("int8"))
+    assert copy.config.get_text_config().num_hidden_layers == 1
+    assert {name.split(".")[2] for name, _ in copy.named_parameters() if ".layers." in name or ".h." in name} <= {"0"}
+
+
+def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
+    from transformers import LlamaConfig
+
+    with torch.device("meta"):
+        model = tiny.AutoModelForCausalLM.from_config(
+            LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, vocab_size=258)
+        )
+    monkeypatch.setattr(probe, "last_level_cache", lambda: 32 << 20)
+    monkeypatch.setattr(probe, "available_bytes", lambda: 8 << 30)
+    block = 4 * 1024 * 1024 + 3 * 1024 * 4096
+    assert probe.depth_for(model, parse("fp32")) == -(-2.5 * (32 << 20) // (4 * block))
+    assert probe.depth_for(model, parse("int4-g64")) > probe.depth_for(model, parse("int8"))
+    monkeypatch.setattr(probe, "available_bytes", lambda: 400_000_000)
+    assert probe.depth_for(model, parse("fp32")) == 2
+    monkeypatch.setattr(probe, "available_bytes", lambda: 1_000_000)
+    with pytest.raises(probe.TooLargeError, match="Leave it out"):
+        probe.depth_for(model, parse("fp32"))
+
+
+def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
+    skeleton = models.skeleton(models.outline(tiny.checkpoint("moe", tmp_path / "moe")))
+    seen = []
+    found = probe.probe(skeleton, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event))
+    good = found["int8"]
+    assert good.error is None and good.block_s > 0 and good.layers == good.depth == 2 and not good.native
+    assert "full precision" in found["bnb-nf4"].error
+    assert seen[0] == (0, 2, "timing int8") and seen[-1][:2] == (2, 2)
+    assert probe.known(skeleton, parse("int8")) == good
+    assert probe.known(skeleton, parse("bnb-nf4")) is None and probe.known(skeleton, parse("int4-g64")) is None
+    (place,) = (tmp_path / "home" / "probes").iterdir()
+    place.write_text(json.dumps({"recipe": "int8", "another": 1}))
+    assert probe.known(skeleton, parse("int8")) is None
+
+
+def test_a_probe_in_a_process_of_its_own(tmp_path):
+    folder = str(tiny.checkpoint("llama", tmp_path / "llama"))
+    job = probing.Probing(folder, None, ["int8", "fp32"])
+    job.join(120)
+    assert not job.active and job.error is None and (job.done, job.total) == (2, 2)
+    skeleton = models.skeleton(models.outline(folder))
+    assert probe.known(skeleton, parse("int8")) or torch.get_num_threads() != probe_threads()
+
+
+def probe_threads() -> int:
+    """The number of threads that a fresh process has; the tests may run with another."""
+    import subprocess
+
+    code = "import torch; print(torch.get_num_threads())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_probe_that_cannot_start_says_why(tmp_path):
+    job = probing.Probing(str(tmp_path / "nothing"), None, ["int8"])
+    job.join(120)
+    assert "There is no folder or file" in job.error
+    moe = probing.Probing(str(tiny.checkpoint("moe", tmp_path / "moe")), None, ["bnb-nf4"])
+    moe.join(120)
+    assert "bnb-nf4 could not be timed" in moe.error
+
+
+def test_a_probe_can_be_cancelled(tmp_path):
+    job = probing.Probing(str(tiny.checkpoint("llama", tmp_path / "llama")), None, ["int8"])
+    job.cancel()
+    job.join(20)
+    assert not job.active and job.cancelled and job.error is None
