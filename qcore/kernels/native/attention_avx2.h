@@ -1,4 +1,4 @@
-// Attention of the query heads that share one key-value head, for one token: scores, softmax, weighted sum of values.
+// Attention of the query heads that share one key-value head, for one token and some positions: scores, exponentials, weighted sum of values.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -36,8 +36,13 @@ void score(const float* q, int64_t q_stride, const T* keys, int64_t size, int64_
   }
 }
 
-// scores[first … last) to probabilities, in place. What lies beyond them in the blocks of 8 becomes 0.
-inline void softmax(float* scores, int64_t first, int64_t last) {
+// A part of a softmax: its largest score, and the sum of e^(score − most).
+struct Part {
+  float most, sum;
+};
+
+// scores[first … last) become e^(score − most), in place. What lies beyond them in the blocks of 8 becomes 0.
+inline Part exponentials(float* scores, int64_t first, int64_t last) {
   const int64_t begin = first / 8 * 8, end = (last + 7) / 8 * 8;
   for (int64_t p = begin; p < first; ++p) scores[p] = -std::numeric_limits<float>::infinity();
   for (int64_t p = last; p < end; ++p) scores[p] = -std::numeric_limits<float>::infinity();
@@ -47,16 +52,12 @@ inline void softmax(float* scores, int64_t first, int64_t last) {
   _mm256_store_ps(lanes, most);
   const float top = *std::max_element(lanes, lanes + 8);
   const __m256 tops = _mm256_set1_ps(top);
-  __m256 sums = _mm256_setzero_ps();
-  for (int64_t p = begin; p < end; p += 8) {
-    const __m256 e = exp(_mm256_sub_ps(_mm256_loadu_ps(scores + p), tops));
-    _mm256_storeu_ps(scores + p, e);
-  }
+  for (int64_t p = begin; p < end; p += 8) _mm256_storeu_ps(scores + p, exp(_mm256_sub_ps(_mm256_loadu_ps(scores + p), tops)));
   for (int64_t p = begin; p < first; ++p) scores[p] = 0;
   for (int64_t p = last; p < end; ++p) scores[p] = 0;
+  __m256 sums = _mm256_setzero_ps();
   for (int64_t p = begin; p < end; p += 8) sums = _mm256_add_ps(sums, _mm256_loadu_ps(scores + p));
-  const __m256 factor = _mm256_set1_ps(1.f / horizontal_sum(sums));
-  for (int64_t p = begin; p < end; p += 8) _mm256_storeu_ps(scores + p, _mm256_mul_ps(_mm256_loadu_ps(scores + p), factor));
+  return {top, horizontal_sum(sums)};
 }
 
 // out[h] = sum over positions of scores[h][p] * value[p], 8 * kVectors dimensions at a time.
@@ -78,9 +79,10 @@ void gather(const float* scores, int64_t stride, const T* values, int64_t size, 
 }
 
 template <int N, class T>
-void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride, float* out) {
+void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride, float* out,
+                  Part* parts) {
   score<N>(q, size, keys, size, first / 8 * 8, last, scores, stride);
-  for (int h = 0; h < N; ++h) softmax(scores + h * stride, first, last);
+  for (int h = 0; h < N; ++h) parts[h] = exponentials(scores + h * stride, first, last);
   if (size % 32 == 0)
     gather<N, 4>(scores, stride, values, size, first, last, out);
   else if (size % 16 == 0)
@@ -89,14 +91,20 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t size, 
     gather<N, 1>(scores, stride, values, size, first, last, out);
 }
 
-// `count` query heads, size floats apart in q and out, that share these keys and values, over the positions first … last − 1.
-// `scores` holds 3 * stride floats.
+// `count` query heads, size floats apart in q and out, that share these keys and values, over the positions first … last − 1: out is the sum of
+// values times e^(score − most), so that parts can be joined (or divided by `sum`, where there is but one). `scores` holds 3 * stride floats.
 template <class T>
 void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride,
-            float* out) {
-  for (; count >= 3; count -= 3, q += 3 * size, out += 3 * size) attend_heads<3>(q, keys, values, size, first, last, scores, stride, out);
-  if (count == 2) attend_heads<2>(q, keys, values, size, first, last, scores, stride, out);
-  if (count == 1) attend_heads<1>(q, keys, values, size, first, last, scores, stride, out);
+            float* out, Part* parts) {
+  for (; count >= 3; count -= 3, q += 3 * size, out += 3 * size, parts += 3)
+    attend_heads<3>(q, keys, values, size, first, last, scores, stride, out, parts);
+  if (count == 2) attend_heads<2>(q, keys, values, size, first, last, scores, stride, out, parts);
+  if (count == 1) attend_heads<1>(q, keys, values, size, first, last, scores, stride, out, parts);
+}
+
+// out = x * factor, or out += x * factor.
+inline void scale(const float* x, float factor, int64_t n, bool add, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = (add ? out[i] : 0.f) + x[i] * factor;
 }
 
 }  // namespace qcore

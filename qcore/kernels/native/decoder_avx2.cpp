@@ -59,7 +59,8 @@ class Step {
   Step(const Model& model, const Cache& cache, const Call& call, int threads)
       : model_(model), cache_(cache), call_(call), tokens_(call.sequences * call.tokens), threads_(threads), few_(tokens_ <= kTile), barrier_(threads),
         q_width_(model.heads * model.head_size), kv_width_(model.kv_heads * model.head_size), x_(tokens_ * model.hidden), query_(tokens_ * q_width_),
-        key_(tokens_ * kv_width_), value_(tokens_ * kv_width_), mixed_(tokens_ * q_width_), gate_(tokens_ * model.inner + 8),
+        key_(tokens_ * kv_width_), value_(tokens_ * kv_width_), mixed_(tokens_ * q_width_ * (few_ ? threads : 1)),
+        parts_(few_ ? threads * tokens_ * model.heads : 0), gate_(tokens_ * model.inner + 8),
         up_(few_ ? 0 : tokens_ * model.inner + 8), delta_(few_ ? 0 : tokens_ * model.hidden) {}
 
   void run(int me) {
@@ -76,7 +77,7 @@ class Step {
         attention<uint16_t>(me, l, scores);
       else
         attention<float>(me, l, scores);
-      residual(me, block.output, rows, [&](int64_t t, float* out, bool) { std::memcpy(out, mixed_.data() + t * q_width_, q_width_ * 4); });
+      residual(me, block.output, rows, [&](int64_t t, float* out, bool) { attended(t, out); });
       mlp(me, block, rows);
       residual(me, block.down, rows, [&](int64_t t, float* out, bool) { activated(t, out); });
     }
@@ -92,7 +93,10 @@ class Step {
   const bool few_;  // tokens fit one tile: codes are read once and every thread prepares the activations for itself
   Barrier barrier_;
   const int64_t q_width_, kv_width_;
-  Floats x_, query_, key_, value_, mixed_, gate_, up_, delta_;
+  Floats x_, query_, key_, value_;
+  Floats mixed_;             // values weighted by attention; with few tokens one (tokens, width) for each thread, and its
+  std::vector<Part> parts_;  // (tokens, heads)
+  Floats gate_, up_, delta_;
   std::optional<Activations> shared_;
   std::atomic<int64_t> jobs_{0}, tiles_{0};
   struct Best {
@@ -308,30 +312,84 @@ class Step {
       }
     }
     barrier_.wait();
-    auto some = [&](int64_t t, int64_t first, int64_t last) {  // query heads first … last − 1 of a token
-      const int64_t group = model_.heads / model_.kv_heads, end = slot(t) + 1;
-      int64_t begin = std::min(start(t), end - 1);  // padding meets itself, so that it stays finite
-      if (block.window) begin = std::max(begin, end - block.window);
-      for (int64_t h = first; h < last;) {
-        const int64_t kv = h / group, next = std::min((kv + 1) * group, last);
-        attend(next - h, query_.data() + t * q_width_ + h * size, held<const T>(cache_.keys, layer, t, kv), held<const T>(cache_.values, layer, t, kv),
-               size, begin, end, scores.data(), cache_.capacity + 16, mixed_.data() + t * q_width_ + h * size);
-        h = next;
-      }
-    };
-    if (few_) {
-      for (int64_t t = 0; t < tokens_; ++t) {
-        const Span heads = share(model_.heads, me, threads_);
-        some(t, heads.first, heads.last);
-      }
-    } else {  // one key-value head after the other, so that it stays in the cache; later tokens are more work, so they come first
-      const int64_t group = model_.heads / model_.kv_heads;
-      for (int64_t job; (job = jobs_.fetch_add(1)) < tokens_ * model_.kv_heads;) {
-        const int64_t kv = job / tokens_, t = tokens_ - 1 - job % tokens_;
-        some(t, kv * group, (kv + 1) * group);
+    if (few_)
+      attend_some<T>(me, layer, scores);
+    else
+      attend_all<T>(layer, scores);
+    barrier_.wait();
+  }
+
+  // The slots that a token meets: first … last − 1.
+  Span seen(int64_t t, int64_t window) const {
+    const int64_t last = slot(t) + 1, first = std::min(start(t), last - 1);  // padding meets itself, so that it stays finite
+    return {window ? std::max(first, last - window) : first, last};
+  }
+
+  // A token's query heads that share a key-value head, over some slots.
+  template <class T>
+  void attend_group(int64_t layer, int64_t t, int64_t kv, Span slots, Floats& scores, float* out, Part* parts) const {
+    const int64_t size = model_.head_size, group = model_.heads / model_.kv_heads;
+    attend(group, query_.data() + t * q_width_ + kv * group * size, held<const T>(cache_.keys, layer, t, kv), held<const T>(cache_.values, layer, t, kv), size,
+           slots.first, slots.last, scores.data(), cache_.capacity + 16, out + (t * model_.heads + kv * group) * size, parts);
+  }
+
+  // Many tokens: one key-value head after the other, so that it stays in the cache; later tokens are more work, so they come first.
+  template <class T>
+  void attend_all(int64_t layer, Floats& scores) {
+    const int64_t size = model_.head_size, group = model_.heads / model_.kv_heads;
+    std::vector<Part> parts(group);
+    for (int64_t job; (job = jobs_.fetch_add(1)) < tokens_ * model_.kv_heads;) {
+      const int64_t kv = job / tokens_, t = tokens_ - 1 - job % tokens_;
+      attend_group<T>(layer, t, kv, seen(t, model_.blocks[layer].window), scores, mixed_.data(), parts.data());
+      float* out = mixed_.data() + t * q_width_ + kv * group * size;
+      for (int64_t h = 0; h < group; ++h) scale(out + h * size, 1.f / parts[h].sum, size, false, out + h * size);
+    }
+  }
+
+  // Few tokens: the cache is read once from memory, and each thread reads as much of it as the others, wherever a head begins or ends.
+  template <class T>
+  void attend_some(int me, int64_t layer, Floats& scores) {
+    constexpr int64_t kUnit = 16;  // slots
+    const int64_t window = model_.blocks[layer].window, group = model_.heads / model_.kv_heads;
+    Part* parts = parts_.data() + me * tokens_ * model_.heads;
+    std::fill(parts, parts + tokens_ * model_.heads, Part{0, 0});
+    auto units = [&](int64_t t) { return (seen(t, window).last + kUnit - 1) / kUnit - seen(t, window).first / kUnit; };
+    int64_t all = 0, at = 0;
+    for (int64_t t = 0; t < tokens_; ++t) all += units(t) * model_.kv_heads;
+    const Span mine = share(all, me, threads_);
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const Span slots = seen(t, window);
+      for (int64_t kv = 0, n = units(t); kv < model_.kv_heads; ++kv, at += n) {
+        const int64_t from = std::max(mine.first, at) - at, to = std::min(mine.last, at + n) - at, base = slots.first / kUnit;
+        if (from >= to) continue;
+        const Span some{std::max(slots.first, (base + from) * kUnit), std::min(slots.last, (base + to) * kUnit)};
+        attend_group<T>(layer, t, kv, some, scores, mixed_.data() + me * tokens_ * q_width_, parts + t * model_.heads + kv * group);
       }
     }
-    barrier_.wait();
+  }
+
+  // What attention gives for a token: with few tokens, the threads' parts joined.
+  void attended(int64_t t, float* out) const {
+    if (!few_) {
+      std::memcpy(out, mixed_.data() + t * q_width_, q_width_ * 4);
+      return;
+    }
+    const int64_t size = model_.head_size, stride = tokens_ * model_.heads;
+    for (int64_t h = 0; h < model_.heads; ++h) {
+      const Part* parts = parts_.data() + t * model_.heads + h;
+      float most = -std::numeric_limits<float>::infinity(), sum = 0;
+      for (int i = 0; i < threads_; ++i)
+        if (parts[i * stride].sum != 0) most = std::max(parts[i * stride].most, most);
+      for (int i = 0; i < threads_; ++i)
+        if (parts[i * stride].sum != 0) sum += parts[i * stride].sum * std::exp(parts[i * stride].most - most);
+      bool add = false;
+      for (int i = 0; i < threads_; ++i) {
+        const Part part = parts[i * stride];
+        if (part.sum == 0) continue;
+        scale(mixed_.data() + (i * tokens_ + t) * q_width_ + h * size, std::exp(part.most - most) / sum, size, add, out + h * size);
+        add = true;
+      }
+    }
   }
 
   // What was asked for: all tokens after the last norm, or the last token's logits.
