@@ -39,11 +39,11 @@ def plan(
     from qcore.runs.planned import plan_here
 
     check_output(json)
+    names = None if recipes is None else [name for name in recipes.split(",") if name.strip()]
     with Show() as show:
         found = plan_here(
-            model, recipes.split(",") if recipes is not None else None, context=context, users=users, memory=memory, probe=probe,
-            min_tokens_per_second=min_tokens_per_second, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision,
-            progress=show,
+            model, names, context=context, users=users, memory=memory, probe=probe, min_tokens_per_second=min_tokens_per_second,
+            max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision, progress=show,
         )  # fmt: skip
     return write_output(found.to_dict(), json, text(found))
 

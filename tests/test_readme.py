@@ -31,7 +31,7 @@ def test_the_script(tmp_path):
 @pytest.mark.slow
 def test_the_commands(tmp_path):
     lines = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines() if line.startswith("python -m qcore")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         run(line.split()[1:], tmp_path)
     assert (tmp_path / "out.json").stat().st_size > 10_000

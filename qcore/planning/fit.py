@@ -26,7 +26,7 @@ LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
 # What other libraries hold when they are loaded, beside what torch holds already, as measured
 ENGINE_LIBRARIES = {"bitsandbytes": 230_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000}
 # fp32 copies of the largest changed weight that choosing its codes needs at once
-WORK = {"rtn": 1.0, "hqq": 4.0, "kmeans": 7.0}
+WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
 CALIBRATED_WORK = 6.0
 STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
