@@ -1,14 +1,16 @@
 """How fast the native kernels multiply, against the machine's own limit and against the float32 product that they replace.
 
-    python benchmarks/kernels.py [--threads 2] [--rounds 30] [--quick]
+    python benchmarks/kernels.py [--threads 2] [--rounds 30] [--quick] [--only gemv|gemm]
 
 One token at a time (GEMV) is bound by reading the weights, so each time is also given as a share of the read bandwidth that this machine
-shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 · M · N · K operations. All candidates of a shape take
-turns, weights are cycled so that none is found in a cache, and the best time of each counts, because a shared machine only ever adds to it.
+shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 · M · N · K operations; the peers there are MKL on float32
+weights and FBGEMM's dynamic int8, which gives activations 7 bits so that its products fit 16. All candidates of a shape take turns, weights
+are cycled so that a single token finds none in a cache, and the best time of each counts, because a shared machine only ever adds to it.
 The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -34,10 +36,12 @@ FORMATS = {
     "nf4-g64": (Codebook("nf4", 64), "rtn"),
     "kmeans4": (Codebook("kmeans4", None), "kmeans"),
 }
-ACTIVATIONS = ("int16", "int8-block", "fp32")
+ACTIVATIONS = ("int16", "int8", "int8-block", "fp32")
 GEMV = ((576, 1536), (1536, 576), (2048, 8192), (4096, 11008))
 GEMM = ((576, 1536), (2048, 8192))
-TOKENS = (2, 4, 8, 16, 64, 256)
+TOKENS = (2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PEERS = ("MKL fp32", "FBGEMM int8")
+SHOWN = ("int4-g64 int8-block", "int4-g64 int16", "int8 int8", "int8 int16", *PEERS)
 COLD = 96 << 20  # bytes of weights to cycle through, several times the last-level cache's share
 READ = 32 << 20  # bytes that the bandwidth measurement reads in a turn, about as long as the largest product takes
 
@@ -62,21 +66,27 @@ def packed(name: str, columns: int, rows: int, cold: bool) -> list[PackedWeight]
     return [weight] + [PackedWeight.pack(weight.unpack()) for _ in range(copies - 1)]
 
 
+@functools.lru_cache(maxsize=1)
+def all_packed(columns: int, rows: int, cold: bool) -> dict[str, list[PackedWeight]]:
+    """`packed` for every format. The last shape's are kept, for all its numbers of tokens."""
+    return {name: packed(name, columns, rows, cold) for name in FORMATS}
+
+
 def candidates_of(columns: int, rows: int, tokens: int) -> tuple[dict, dict[str, int]]:
     """Calls to time by name ("int4-g32 int16"), and the bytes of weights that each reads."""
     x, calls, sizes = torch.randn(tokens, columns), {}, {}
-    for name in FORMATS:
-        weights = itertools.cycle(packed(name, columns, rows, cold=tokens == 1))
+    for name, each in all_packed(columns, rows, tokens == 1).items():
+        weights = itertools.cycle(each)
         for activations in ACTIVATIONS:
             label = f"{name} {activations}"
             calls[label] = lambda weights=weights, activations=activations: dispatch.linear(x, next(weights), None, activations)
             sizes[label] = next(weights).nbytes
     dense = itertools.cycle([torch.randn(rows, columns) for _ in range(-(-COLD // (4 * rows * columns)) if tokens == 1 else 1)])
-    calls["torch fp32"] = lambda: torch.nn.functional.linear(x, next(dense))
-    sizes["torch fp32"] = 4 * rows * columns
+    calls["MKL fp32"] = lambda: torch.nn.functional.linear(x, next(dense))
+    sizes["MKL fp32"] = 4 * rows * columns
     dynamic = torch.ao.nn.quantized.dynamic.Linear.from_float(_prepared(rows, columns))
-    calls["torch dynamic int8"] = lambda: dynamic(x)
-    sizes["torch dynamic int8"] = rows * columns
+    calls["FBGEMM int8"] = lambda: dynamic(x)
+    sizes["FBGEMM int8"] = rows * columns
     return calls, sizes
 
 
@@ -86,18 +96,30 @@ def _prepared(rows: int, columns: int) -> torch.nn.Linear:
     return layer
 
 
+def gemm_table(rows: list[dict]) -> str:
+    """Operations a second by shape and number of tokens, as Markdown, with the ratio to the faster peer."""
+    lines = [f"| K x N | tokens | {' | '.join(SHOWN)} |", "| --- " * (2 + len(SHOWN)) + "|"] if rows else []
+    for columns, outputs, tokens in sorted({(row["K"], row["N"], row["M"]) for row in rows}):
+        here = {row["kernel"]: row for row in rows if (row["K"], row["N"], row["M"]) == (columns, outputs, tokens)}
+        cells = [f"{here[name]['gops']:.0f}" + ("" if name in PEERS else f" ({here[name]['vs_fastest_peer']:.2f}x)") for name in SHOWN]
+        lines.append(f"| {columns} x {outputs} | {tokens} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse the options, measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="only the largest GEMV and two GEMMs")
+    parser.add_argument("--only", choices=("gemv", "gemm"), help="one token, or several")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     blocks = itertools.cycle(torch.ones(8, READ // 4).unbind())
     rows, ratios = [], {}
     shapes = [(*shape, 1) for shape in (GEMV[-1:] if options.quick else GEMV)]
     shapes += [(*shape, tokens) for shape in (GEMM[:1] if options.quick else GEMM) for tokens in ((16, 256) if options.quick else TOKENS)]
+    shapes = [shape for shape in shapes if options.only is None or (options.only == "gemv") == (shape[2] == 1)]
     with torch.inference_mode():
         for columns, outputs, tokens in shapes:
             calls, sizes = candidates_of(columns, outputs, tokens)
@@ -109,18 +131,26 @@ def main() -> None:
                 row = {
                     "K": columns, "N": outputs, "M": tokens, "kernel": name, "us": round(1e6 * best, 1),
                     "us_median": round(1e6 * statistics.median(seconds), 1), "bandwidth_share": round(sizes[name] / best / bandwidth, 3),
-                    "gops": round(2e-9 * tokens * columns * outputs / best, 1), "vs_torch_fp32": round(min(times["torch fp32"]) / best, 2),
+                    "gops": round(2e-9 * tokens * columns * outputs / best, 1), "vs_mkl_fp32": round(min(times["MKL fp32"]) / best, 2),
+                    "vs_fastest_peer": round(min(min(times[peer]) for peer in PEERS) / best, 2),
                 }  # fmt: skip
                 rows.append(row)
                 print(
                     f"{columns:5} x {outputs:5}  M {tokens:4}  {name:20} {row['us']:10.1f} us  {row['bandwidth_share']:6.1%} of "
-                    f"{bandwidth / 1e9:.1f} GB/s  {row['gops']:7.1f} GOPS  {row['vs_torch_fp32']:6.2f} x torch fp32"
+                    f"{bandwidth / 1e9:.1f} GB/s  {row['gops']:7.1f} GOPS  {row['vs_mkl_fp32']:6.2f} x MKL fp32  "
+                    f"{row['vs_fastest_peer']:6.2f} x the faster peer"
                 )
             if (columns, outputs, tokens) == (*GEMV[-1], 1):
                 share = {row["kernel"]: row["bandwidth_share"] for row in rows if (row["K"], row["M"]) == (columns, 1)}
                 ratios["gemv_int4_bandwidth_share"] = max(share["int4-g32 int16"], share["int4-g32 int8-block"])
                 ratios["gemv_int8_bandwidth_share"] = share["int8 int16"]
                 ratios |= {f"gemv_{name.replace(' ', '_')}_bandwidth_share": value for name, value in share.items()}
+    many = [row for row in rows if row["M"] > 1]
+    for name in SHOWN[:4] if many else ():
+        ratios[f"gemm_{name.replace(' ', '_')}_vs_fastest_peer_worst"] = min(
+            row["vs_fastest_peer"] for row in many if row["kernel"] == name
+        )
+    print(gemm_table(many))
     print(json.dumps({"ratios": ratios, "rows": rows, "environment": environment()}))
 
 
