@@ -19,8 +19,9 @@ with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f"**{shielded(chosen[0])}**" if chosen else ":gray[no model yet]", width="content")
 outline = plan_view.outlined(*chosen) if chosen else None
 if outline is None:
-    if not chosen:
-        st.info("Choose a model in the menu above. Of one on the hub, only some kilobytes are read.", icon=":material/straighten:")
+    what = "Choose a model in the menu above. Of one on the hub, only some kilobytes are read."
+    here = "What it takes in each recipe, what fits and how fast it will be appear here once its headers are known."
+    st.info(here if chosen else what, icon=":material/straighten:")
     st.stop()
 
 plan, needs = None, {}

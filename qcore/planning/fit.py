@@ -75,7 +75,7 @@ def estimate(
     libraries = LIBRARIES + AROUND + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
     kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
     activations = activation_bytes(config, window, users, scored)
-    again = _held_again(recipe, size, config)
+    again = _held_again(recipe, size)
     available = budget() if available is None else available
     load = libraries + full + work
     run = libraries + size.total + again + kv_size + activations
@@ -150,7 +150,7 @@ def _while_streaming(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
     return LIBRARIES + AROUND + max(mapped, round(2 * largest * STREAMED[recipe.method]))
 
 
-def _held_again(recipe: Recipe, size: Stored, config) -> int:
+def _held_again(recipe: Recipe, size: Stored) -> int:
     """Bytes that running holds beside what is stored: codes laid out anew, or the largest weight widened."""
     if isinstance(recipe.weights, Float):
         return size.largest

@@ -4,6 +4,7 @@ from qcore.errors import QcoreError
 from qcore.planning import Plan, hindsight, plan
 from qcore.runs.store import Store
 from qcore.runs.turn import heavy_turn
+from qcore.spec import absolute_path
 
 ROWS = 60  # newest rows that are looked through
 
@@ -25,7 +26,7 @@ def plan_here(model, recipes=None, *, probe: bool = False, progress=None, **need
 def known_rows(model: str | None = None) -> list[dict]:
     """The newest finished rows of `model` (None: of all); none if there is no database that can be read."""
     try:
-        return Store().latest(model, limit=ROWS)
+        return Store().latest(absolute_path(model), limit=ROWS)  # runs keep absolute paths
     except QcoreError:
         return []
 
