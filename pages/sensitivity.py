@@ -18,7 +18,7 @@ state.page(
 sensitivity_form.progress()
 kept = dict(tables())
 if not kept:
-    sensitivity_form.form(PREFIX)
+    sensitivity_form.form(PREFIX, "Start here")
     st.info(HOW, icon=":material/grid_on:")
     st.stop()
 models = sensitivity_view.models_of_runs()
@@ -27,5 +27,5 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Table", list(kept), format_func=lambda key: sensitivity_view.title(kept[key], models), key=f"{PREFIX}.table", width="stretch"
     )
     with st.popover("Compute", icon=":material/query_stats:", width=200):
-        sensitivity_form.form(PREFIX)
+        sensitivity_form.form(PREFIX, "Compute another table")
 sensitivity_view.draw(key, kept[key], models)

@@ -21,10 +21,10 @@ MEASURE_HELP = (
 )
 
 
-def form(prefix: str) -> None:
-    """Model, method, text, whether to measure; and the button that starts."""
+def form(prefix: str, title: str) -> None:
+    """Under `title`: model, method, text, whether to measure; and the button that starts."""
     with st.container(border=True):
-        st.markdown("**Compute another table**")
+        st.markdown(f"**{title}**")
         chosen = model.choose(prefix)
         with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
             method = st.segmented_control(
