@@ -28,6 +28,9 @@ ENGINE_LIBRARIES = {"bitsandbytes": 230_000_000, "torchao": 60_000_000, "torch_d
 # fp32 copies of the largest changed weight that choosing its codes needs at once
 WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
 CALIBRATED_WORK = 6.0
+# Experts are put together from what the file holds one by one: what that takes beside both forms, and what the system has not got back
+# afterwards; shares of their bytes in fp32, as measured
+FUSING, LEFT_BEHIND = 0.4, 0.45
 STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
@@ -71,11 +74,12 @@ def estimate(
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     size = _as_it_is(checkpoint) if checkpoint.is_quantized else stored(model, recipe)
-    full, work = _while_loading(checkpoint, recipe, 4 * weights, size)
+    fused = 0 if checkpoint.is_quantized else _fused_bytes(checkpoint, model)
+    full, work = _while_loading(checkpoint, recipe, 4 * weights, fused, size)
     libraries = LIBRARIES + AROUND + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
     kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
     activations = activation_bytes(config, window, users, scored)
-    again = _held_again(recipe, size)
+    again = _held_again(recipe, size) + round(LEFT_BEHIND * fused)
     available = budget() if available is None else available
     load = libraries + full + work
     run = libraries + size.total + again + kv_size + activations
@@ -125,10 +129,15 @@ def activation_bytes(config, window: int, users: int = 1, scored: bool = False) 
 
 def _as_it_is(checkpoint: Checkpoint) -> Stored:
     narrow = sum(tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16"))
-    return Stored(checkpoint.nbytes, narrow, 0, 0)
+    return Stored(checkpoint.nbytes, narrow, 0, 0, narrow)
 
 
-def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, size: Stored) -> tuple[int, int]:
+def _fused_bytes(checkpoint: Checkpoint, model) -> int:
+    """Bytes in fp32 of the experts that the files hold one by one and the model as one tensor."""
+    return sum(4 * each.numel() for name, each in model.named_parameters() if each.ndim == 3 and name not in checkpoint.tensors)
+
+
+def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int, size: Stored) -> tuple[int, int]:
     """(bytes of the model as loaded, bytes beside it) at the worst moment of loading and quantizing."""
     if checkpoint.is_quantized:
         return size.total, 0
@@ -138,8 +147,8 @@ def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, size: Stor
         work = size.largest
     else:
         work = round(size.largest * WORK.get(recipe.method, CALIBRATED_WORK))
-    own = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else 0  # let go when the wide form stands
-    return full, max(own, work)
+    own = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else fused  # let go when the wide form stands
+    return full, max(own + round(FUSING * fused), work)
 
 
 def _while_streaming(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
@@ -154,7 +163,7 @@ def _held_again(recipe: Recipe, size: Stored) -> int:
     """Bytes that running holds beside what is stored: codes laid out anew, or the largest weight widened."""
     if isinstance(recipe.weights, Float):
         return size.largest
-    return size.largest if isinstance(recipe.weights, Engine) else size.quantized
+    return size.largest if isinstance(recipe.weights, Engine) else size.packed
 
 
 def _advice(checkpoint: Checkpoint, found: Estimate) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qcore.convert import install, quantize, run_whole_steps
+from qcore.formats.budget import Budget
 from qcore.formats.codebook import ENTRIES, Codebook
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import Format, QuantizedTensor, group_count
@@ -78,9 +79,10 @@ def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator
 
 def _random_weights(target: Target, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> list[QuantizedTensor]:
     *experts, rows, columns = shape
+    format = target.format.largest if isinstance(target.format, Budget) else target.format  # what is chosen is not known before
     if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
         rows, columns = columns, rows
-    return [random_weight(target.format, rows, columns, generator) for _ in range(experts[0] if experts else 1)]
+    return [random_weight(format, rows, columns, generator) for _ in range(experts[0] if experts else 1)]
 
 
 def random_weight(format: Format, rows: int, columns: int, generator: torch.Generator) -> QuantizedTensor:

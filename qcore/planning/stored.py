@@ -21,12 +21,13 @@ ENGINE_BITS = {
 @dataclass(frozen=True)
 class Stored:
     """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights those were, `largest` the bytes
-    in fp32 of the largest of them."""
+    in fp32 of the largest of them, `packed` the bytes of those that native kernels may lay out anew (fused experts stay as they are)."""
 
     total: int
     quantized: int
     weights: int
     largest: int
+    packed: int
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -45,6 +46,7 @@ def stored(model, recipe: Recipe) -> Stored:
         sum(item.bytes_after for item in changed),
         sum(item.weights for item in changed),
         max((4 * item.weights for item in changed), default=0),
+        sum(item.bytes_after for item in changed if len(item.shape) == 2),
     )
 
 
