@@ -4,7 +4,6 @@
 //
 // and repeat the small work (norms, quantizing activations) each for itself where that is cheaper than meeting once more.
 #include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,43 +12,12 @@
 #include <optional>
 #include <vector>
 
-#include "attention_avx2.h"
+#include "cached_attention.h"
 #include "decoder.h"
 #include "linear.h"
 
 namespace qcore {
 namespace {
-
-class Barrier {
- public:
-  explicit Barrier(int threads) : threads_(threads) {}
-  void wait() {
-    const int round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < 4000)
-        _mm_pause();
-      else
-        sched_yield();  // someone else has the core that the other thread needs
-    }
-  }
-
- private:
-  const int threads_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> round_{0};
-};
-
-struct Span {
-  int64_t first, last;
-};
-
-// The part of 0 … n − 1 that thread `me` of `all` takes.
-inline Span share(int64_t n, int me, int all) { return {n * me / all, n * (me + 1) / all}; }
 
 using Floats = std::vector<float>;
 
@@ -57,27 +25,22 @@ using Floats = std::vector<float>;
 class Step {
  public:
   Step(const Model& model, const Cache& cache, const Call& call, int threads)
-      : model_(model), cache_(cache), call_(call), tokens_(call.sequences * call.tokens), threads_(threads), few_(tokens_ <= kTile), barrier_(threads),
-        q_width_(model.heads * model.head_size), kv_width_(model.kv_heads * model.head_size), x_(tokens_ * model.hidden), query_(tokens_ * q_width_),
-        key_(tokens_ * kv_width_), value_(tokens_ * kv_width_), mixed_(tokens_ * q_width_ * (few_ ? threads : 1)),
-        parts_(few_ ? threads * tokens_ * model.heads : 0), gate_(tokens_ * model.inner + 8),
+      : model_(model), call_(call), tokens_(call.sequences * call.tokens), threads_(threads), few_(tokens_ <= kTile), barrier_(threads),
+        attention_(model, cache, call, threads, few_, barrier_), x_(tokens_ * model.hidden), gate_(tokens_ * model.inner + 8),
         up_(few_ ? 0 : tokens_ * model.inner + 8), delta_(few_ ? 0 : tokens_ * model.hidden) {}
 
   void run(int me) {
     Span part = share(tokens_, me, threads_);
     for (int64_t t = part.first; t < part.last; ++t) embed(call_.ids[t], x_.data() + t * model_.hidden);
-    Floats rows(std::max({model_.hidden, q_width_, model_.inner}) * kTile), scores(3 * (cache_.capacity + 16));
+    Floats rows(std::max({model_.hidden, model_.heads * model_.head_size, model_.inner}) * kTile), scores(attention_.scratch());
     barrier_.wait();
     for (int64_t l = 0; l < model_.layers; ++l) {
       const Block& block = model_.blocks[l];
       const Projection* qkv[] = {&block.query, &block.key, &block.value};
-      float* to[] = {query_.data(), key_.data(), value_.data()};
+      float* to[] = {attention_.query(), attention_.key(), attention_.value()};
       project(me, qkv, to, 3, rows, [&](int64_t t, float* out, bool again) { norm(t, l > 0 && !again, block.attention_norm, out); });
-      if (cache_.half)
-        attention<uint16_t>(me, l, scores);
-      else
-        attention<float>(me, l, scores);
-      residual(me, block.output, rows, [&](int64_t t, float* out, bool) { attended(t, out); });
+      attention_.run(me, l, scores.data());
+      residual(me, block.output, rows, [&](int64_t t, float* out, bool) { attention_.read(t, out); });
       mlp(me, block, rows);
       residual(me, block.down, rows, [&](int64_t t, float* out, bool) { activated(t, out); });
     }
@@ -86,17 +49,13 @@ class Step {
 
  private:
   const Model& model_;
-  const Cache& cache_;
   const Call& call_;
   const int64_t tokens_;
   const int threads_;
   const bool few_;  // tokens fit one tile: codes are read once and every thread prepares the activations for itself
   Barrier barrier_;
-  const int64_t q_width_, kv_width_;
-  Floats x_, query_, key_, value_;
-  Floats mixed_;             // values weighted by attention; with few tokens one (tokens, width) for each thread, and its
-  std::vector<Part> parts_;  // (tokens, heads)
-  Floats gate_, up_, delta_;
+  CachedAttention attention_;
+  Floats x_, gate_, up_, delta_;
   std::optional<Activations> shared_;
   std::atomic<int64_t> jobs_{0}, tiles_{0};
   struct Best {
@@ -265,131 +224,6 @@ class Step {
       }
     }
     barrier_.wait();
-  }
-
-  // Where a token stands: its place in the cache, and its distance from the first token of its sequence that is no padding.
-  int64_t slot(int64_t t) const { return call_.position + t % call_.tokens; }
-  int64_t start(int64_t t) const { return call_.starts ? call_.starts[t / call_.tokens] : 0; }
-
-  // Normalize (Qwen3) and rotate a head: (a, b) of the two halves becomes (a cos − b sin, b cos + a sin).
-  void rotate(float* x, int64_t position, const float* weight, float scale) const {
-    const int64_t half = model_.head_size / 2;
-    if (weight) rms_norm(x, weight, model_.norm_offset, model_.epsilon, model_.head_size, x);
-    const float *cosine = call_.cosines + position * half, *sine = call_.sines + position * half;
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = x[i], b = x[half + i];
-      x[i] = (a * cosine[i] - b * sine[i]) * scale;
-      x[half + i] = (b * cosine[i] + a * sine[i]) * scale;
-    }
-  }
-
-  // The keys or values of a key-value head of a token's sequence.
-  template <class T>
-  T* held(void* const* layers, int64_t layer, int64_t t, int64_t kv) const {
-    return static_cast<T*>(layers[layer]) + (t / call_.tokens * model_.kv_heads + kv) * cache_.capacity * model_.head_size;
-  }
-
-  template <class T>
-  void attention(int me, int64_t layer, Floats& scores) {
-    const Block& block = model_.blocks[layer];
-    const int64_t size = model_.head_size, all = model_.heads + model_.kv_heads;
-    const Span part = share(tokens_ * all, me, threads_);
-    for (int64_t i = part.first; i < part.last; ++i) {
-      const int64_t t = i / all, h = i % all, place = slot(t), position = std::max<int64_t>(0, place - start(t));
-      if (h < model_.heads) {
-        rotate(query_.data() + t * q_width_ + h * size, position, block.query_norm, model_.attention_scale);
-        continue;
-      }
-      const int64_t kv = h - model_.heads;
-      float* k = key_.data() + t * kv_width_ + kv * size;
-      const float* v = value_.data() + t * kv_width_ + kv * size;
-      rotate(k, position, block.key_norm, 1.f);
-      T* keys = held<T>(cache_.keys, layer, t, kv) + place / 8 * 8 * size + place % 8;
-      T* values = held<T>(cache_.values, layer, t, kv) + place * size;
-      for (int64_t d = 0; d < size; ++d) {
-        store1(keys + 8 * d, k[d]);
-        store1(values + d, v[d]);
-      }
-    }
-    barrier_.wait();
-    if (few_)
-      attend_some<T>(me, layer, scores);
-    else
-      attend_all<T>(layer, scores);
-    barrier_.wait();
-  }
-
-  // The slots that a token meets: first … last − 1.
-  Span seen(int64_t t, int64_t window) const {
-    const int64_t last = slot(t) + 1, first = std::min(start(t), last - 1);  // padding meets itself, so that it stays finite
-    return {window ? std::max(first, last - window) : first, last};
-  }
-
-  // A token's query heads that share a key-value head, over some slots.
-  template <class T>
-  void attend_group(int64_t layer, int64_t t, int64_t kv, Span slots, Floats& scores, float* out, Part* parts) const {
-    const int64_t size = model_.head_size, group = model_.heads / model_.kv_heads;
-    attend(group, query_.data() + t * q_width_ + kv * group * size, held<const T>(cache_.keys, layer, t, kv), held<const T>(cache_.values, layer, t, kv), size,
-           slots.first, slots.last, scores.data(), cache_.capacity + 16, out + (t * model_.heads + kv * group) * size, parts);
-  }
-
-  // Many tokens: one key-value head after the other, so that it stays in the cache; later tokens are more work, so they come first.
-  template <class T>
-  void attend_all(int64_t layer, Floats& scores) {
-    const int64_t size = model_.head_size, group = model_.heads / model_.kv_heads;
-    std::vector<Part> parts(group);
-    for (int64_t job; (job = jobs_.fetch_add(1)) < tokens_ * model_.kv_heads;) {
-      const int64_t kv = job / tokens_, t = tokens_ - 1 - job % tokens_;
-      attend_group<T>(layer, t, kv, seen(t, model_.blocks[layer].window), scores, mixed_.data(), parts.data());
-      float* out = mixed_.data() + t * q_width_ + kv * group * size;
-      for (int64_t h = 0; h < group; ++h) scale(out + h * size, 1.f / parts[h].sum, size, false, out + h * size);
-    }
-  }
-
-  // Few tokens: the cache is read once from memory, and each thread reads as much of it as the others, wherever a head begins or ends.
-  template <class T>
-  void attend_some(int me, int64_t layer, Floats& scores) {
-    constexpr int64_t kUnit = 16;  // slots
-    const int64_t window = model_.blocks[layer].window, group = model_.heads / model_.kv_heads;
-    Part* parts = parts_.data() + me * tokens_ * model_.heads;
-    std::fill(parts, parts + tokens_ * model_.heads, Part{0, 0});
-    auto units = [&](int64_t t) { return (seen(t, window).last + kUnit - 1) / kUnit - seen(t, window).first / kUnit; };
-    int64_t all = 0, at = 0;
-    for (int64_t t = 0; t < tokens_; ++t) all += units(t) * model_.kv_heads;
-    const Span mine = share(all, me, threads_);
-    for (int64_t t = 0; t < tokens_; ++t) {
-      const Span slots = seen(t, window);
-      for (int64_t kv = 0, n = units(t); kv < model_.kv_heads; ++kv, at += n) {
-        const int64_t from = std::max(mine.first, at) - at, to = std::min(mine.last, at + n) - at, base = slots.first / kUnit;
-        if (from >= to) continue;
-        const Span some{std::max(slots.first, (base + from) * kUnit), std::min(slots.last, (base + to) * kUnit)};
-        attend_group<T>(layer, t, kv, some, scores, mixed_.data() + me * tokens_ * q_width_, parts + t * model_.heads + kv * group);
-      }
-    }
-  }
-
-  // What attention gives for a token: with few tokens, the threads' parts joined.
-  void attended(int64_t t, float* out) const {
-    if (!few_) {
-      std::memcpy(out, mixed_.data() + t * q_width_, q_width_ * 4);
-      return;
-    }
-    const int64_t size = model_.head_size, stride = tokens_ * model_.heads;
-    for (int64_t h = 0; h < model_.heads; ++h) {
-      const Part* parts = parts_.data() + t * model_.heads + h;
-      float most = -std::numeric_limits<float>::infinity(), sum = 0;
-      for (int i = 0; i < threads_; ++i)
-        if (parts[i * stride].sum != 0) most = std::max(parts[i * stride].most, most);
-      for (int i = 0; i < threads_; ++i)
-        if (parts[i * stride].sum != 0) sum += parts[i * stride].sum * std::exp(parts[i * stride].most - most);
-      bool add = false;
-      for (int i = 0; i < threads_; ++i) {
-        const Part part = parts[i * stride];
-        if (part.sum == 0) continue;
-        scale(mixed_.data() + (i * tokens_ + t) * q_width_ + h * size, std::exp(part.most - most) / sum, size, add, out + h * size);
-        add = true;
-      }
-    }
   }
 
   // What was asked for: all tokens after the last norm, or the last token's logits.
