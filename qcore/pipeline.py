@@ -148,6 +148,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         "choices": answers,
         "generations": generations,
         "ledger": ledger.to_dict(),
+        "allocation": None if ledger.allocation is None else _prediction(ledger.allocation, divergence),
         "memory": {"loading": _memory(loading), "running": _memory(running)},
     }
     row = {
@@ -378,6 +379,11 @@ def scored_bytes(ids, tokenizer) -> int:
     """UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
     text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return len(text.encode("utf-8", "replace"))
+
+
+def _prediction(allocation: dict, divergence) -> dict:
+    """What the choice of formats was predicted to lose, and what it did: nats a token."""
+    return {"predicted_kl": allocation["predicted_kl"], "measured_kl": divergence and divergence.kl_mean}
 
 
 def _memory(memory) -> dict:

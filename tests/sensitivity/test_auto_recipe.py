@@ -194,3 +194,23 @@ def test_planning_knows_the_size(tmp_path):
     with pytest.raises(InputError, match="python -m qcore sensitivity"):
         errors(checkpoint, parse("auto-4bpw"))
     assert layers.names(checkpoint, parse("int4"))
+
+
+def test_a_runs_record_holds_predicted_and_measured_loss(tmp_path, monkeypatch):
+    from qcore import pipeline
+    from qcore.spec import RunSpec
+
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+    read, scored = tmp_path / "calibration.txt", tmp_path / "scored.txt"
+    read.write_text("It was the best of tokens, it was the worst of tokens. " * 20)
+    scored.write_text("All happy models are alike; each unhappy one is quantized in its own way. " * 5)
+    spec = RunSpec(
+        str(tiny.checkpoint("llama", tmp_path / "llama")), "fp32,auto-5bpw-gptq", text=str(scored), tokens=120, window=40, prompt_tokens=8,
+        new_tokens=2, repeats=1, generate=False, calibration=str(read), calibration_tokens=256,
+    )  # fmt: skip
+    base, mixed = (pipeline.run_recipe(spec, recipe, tmp_path, lambda event: None) for recipe in spec.recipes)
+    assert base["record"]["allocation"] is None and mixed["bits_per_weight"] <= 5
+    chosen = mixed["record"]["ledger"]["allocation"]
+    assert mixed["record"]["allocation"] == {"predicted_kl": chosen["predicted_kl"], "measured_kl": mixed["kl_mean"]}
+    assert spec.command and "auto-5bpw-gptq" in spec.command
+    assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
