@@ -6,37 +6,38 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui import families
+from ui import families, labels
 from ui.charts import FAINT, MUTED
 from ui.layer_charts import SCALE
 from ui.text import digits
 
 MEASURES = {"loss": "predicted loss, nats", "kl": "measured KL, nats", "output_error": "relative error of the output"}
 CHOSEN, MEASURED = "#dc7d2a", "#2a9d7c"
-STEPS = ("rgba(61,127,219,0.10)", "rgba(61,127,219,0.26)", "rgba(61,127,219,0.44)", "rgba(61,127,219,0.62)", "rgba(61,127,219,0.80)", "#3457b2", "#9161d4", "#d0558f")  # fmt: skip  # noqa: E501
+BLUE = "61,127,219"
+WIDTH, HEIGHT = 900, 400  # pixels assumed for the placing of names
 SMALLEST = 1e-9  # nats; what is less than this is drawn as this
 
 
 def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
-    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a logarithmic scale that all
-    formats share; and the sum over blocks (for errors of outputs, the mean) as bars beside it."""
+    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a logarithmic scale
+    from the least to the most sensitive; and the sum over blocks (for errors of outputs, the mean) as bars beside it."""
     kinds, blocks, by_place = _places(table)
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
-    everything = [_log(value) for layer in table.layers for value in getattr(layer, measure)]
-    low, high = min(everything), max(everything)
+    logs = [_log(getattr(layer, measure)[format_index]) for layer in table.layers]
+    low, high = min(logs), max(logs)
     sums = []
     for row in cells:
         values = [getattr(cell, measure)[format_index] for cell in row if cell]
         sums.append(sum(values) / (len(values) if measure == "output_error" else 1))
     figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.76, 0.24], horizontal_spacing=0.02)
-    ticks = list(range(math.floor(low), math.ceil(high) + 1))
+    ticks = _decades(low, high)
     figure.add_heatmap(
         z=[[_log(getattr(cell, measure)[format_index]) if cell else None for cell in row] for row in cells], x=blocks, y=kinds,
         zmin=low, zmax=max(high, low + 1e-6), colorscale=SCALE, xgap=1, ygap=1, hoverongaps=False,
         customdata=[[_hover(table, cell) if cell else "" for cell in row] for row in cells], hovertemplate="%{customdata}<extra></extra>",
         colorbar={
             "title": {"text": MEASURES[measure], "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0,
-            "tickvals": ticks, "ticktext": [_power(tick) for tick in ticks],
+            "tickvals": ticks, "ticktext": [f"{10**tick:.1g}" for tick in ticks],
         },
         row=1, col=1,
     )  # fmt: skip
@@ -81,25 +82,28 @@ def frontier(points: Sequence, singles: dict, chosen: Sequence, measured: Sequen
         x=[bits for bits, _ in points], y=[max(SMALLEST, loss) for _, loss in points], mode="lines", name="best choices",
         line={"color": "#3d7fdb", "width": 2}, hovertemplate="%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
     )  # fmt: skip
-    figure.add_scatter(
-        x=[bits for bits, _ in singles.values()], y=[max(SMALLEST, loss) for _, loss in singles.values()], mode="markers+text",
-        text=list(singles), textposition="top right", name="every layer in one format", cliponaxis=False, textfont={"size": 12},
-        marker={"color": MUTED, "size": 9}, hovertemplate="%{text}<br>%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
-    )  # fmt: skip
+    named = [(name, bits, loss) for name, (bits, loss) in singles.items()] + list(measured)
+    places = _names(points, named, chosen)
+    count = len(singles)
+    for name, words, part, where, marker in (
+        ("every layer in one format", "predicted", named[:count], places[:count], {"color": MUTED, "size": 9}),
+        ("measured in runs", "measured KL", named[count:], places[count:], {"color": MEASURED, "size": 11, "symbol": "diamond"}),
+    ):
+        if part:
+            figure.add_scatter(
+                x=[bits for _, bits, _ in part], y=[max(SMALLEST, loss) for _, _, loss in part], mode="markers+text", name=name,
+                text=[label if place else "" for (label, _, _), place in zip(part, where, strict=True)],
+                textposition=[place or "top right" for place in where], textfont={"size": 12}, cliponaxis=False, marker=marker,
+                customdata=[label for label, _, _ in part],
+                hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} bits a weight<br>{words} %{{y:.3g}} nats<extra></extra>",
+            )  # fmt: skip
     figure.add_scatter(
         x=[chosen[0]], y=[max(SMALLEST, chosen[1])], mode="markers", name="chosen", marker={"color": CHOSEN, "size": 14},
         hovertemplate="chosen: %{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
     )  # fmt: skip
-    if measured:
-        figure.add_scatter(
-            x=[bits for _, bits, _ in measured], y=[max(SMALLEST, kl) for _, _, kl in measured], mode="markers+text",
-            text=[name for name, _, _ in measured], textposition="bottom right", name="measured in runs", cliponaxis=False,
-            textfont={"size": 12}, marker={"color": MEASURED, "size": 11, "symbol": "diamond"},
-            hovertemplate="%{text}<br>%{x:.3f} bits a weight<br>measured KL %{y:.3g} nats<extra></extra>",
-        )  # fmt: skip
     figure.update_xaxes(title="bits a weight as stored", gridcolor=FAINT, zeroline=False)
     figure.update_yaxes(title="loss, nats a token", type="log", gridcolor=FAINT, zeroline=False, dtick=1, exponentformat="power")
-    figure.update_layout(height=400, margin={"l": 8, "r": 60, "t": 30, "b": 8}, legend=_legend())
+    figure.update_layout(height=HEIGHT, margin={"l": 8, "r": 60, "t": 30, "b": 8}, legend=_legend())
     return figure
 
 
@@ -109,7 +113,7 @@ def chosen_map(table, options: Sequence[int]) -> go.Figure:
     picked = {layer.name: k for layer, k in zip(table.layers, options, strict=True)}
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
     count = len(table.labels)
-    shades = [STEPS[round(i * (len(STEPS) - 3) / max(1, count - 1))] for i in range(count)] if count <= len(STEPS) - 2 else STEPS[:count]
+    shades = [f"rgba({BLUE},{0.08 + 0.92 * i / max(1, count - 1):.3f})" for i in range(count)]
     scale = [[edge, shade] for i, shade in enumerate(shades) for edge in (i / count, (i + 1) / count)]
     figure = go.Figure()
     figure.add_heatmap(
@@ -126,6 +130,16 @@ def chosen_map(table, options: Sequence[int]) -> go.Figure:
     return figure
 
 
+def _names(points: Sequence, named: Sequence[tuple[str, float, float]], chosen: Sequence) -> list[str | None]:
+    """Where the names of points go so that none covers another, the chosen point left free."""
+    spots = [(bits, _log(loss)) for _, bits, loss in named] + [(chosen[0], _log(chosen[1]))]
+    everything = spots + [(bits, _log(loss)) for bits, loss in points]
+    low_x, high_x = min(x for x, _ in everything), max(x for x, _ in everything)
+    low_y, high_y = min(y for _, y in everything), max(y for _, y in everything)
+    unit = [((x - low_x) / ((high_x - low_x) or 1), (y - low_y) / ((high_y - low_y) or 1)) for x, y in spots]
+    return labels.place(unit, [name for name, _, _ in named] + [""], WIDTH, HEIGHT - 110)[: len(named)]
+
+
 def _places(table) -> tuple[list[str], list[int], dict]:
     kinds = list(dict.fromkeys(layer.kind for layer in table.layers))
     blocks = sorted({layer.block for layer in table.layers})
@@ -136,8 +150,11 @@ def _log(value: float) -> float:
     return math.log10(max(SMALLEST, value))
 
 
-def _power(tick: int) -> str:
-    return f"10<sup>{tick}</sup>" if not -3 < tick < 3 else f"{10.0**tick:g}"
+def _decades(low: float, high: float) -> list[float]:
+    """Logarithms of round numbers between two logarithms: powers of ten, with 2 and 5 between them where those are few."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    return [tick for power in powers for step in steps if low <= (tick := power + math.log10(step)) <= high]
 
 
 def _legend() -> dict:

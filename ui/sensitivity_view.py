@@ -73,7 +73,7 @@ def _summary(table, measure: str, k: int) -> None:
     worst = values[0][1].removesuffix(".weight")
     st.caption(
         f"Each layer alone in {table.labels[k]}, everything else unquantized. The {few} most sensitive of {len(values)} layers make up "
-        f"{percent(share)} of the sum; the first is {shielded(worst)}. All formats share one colour scale, which is logarithmic."
+        f"{percent(share)} of the sum; the first is {shielded(worst)}. The colour scale is logarithmic and this format's own."
     )
 
 
@@ -121,9 +121,7 @@ def _choice(key: str, table) -> Sequence[int] | None:
     figure = charts.frontier(points, singles, chosen, _measured_runs(table))
     state.plot(figure, key="sensitivity.frontier", alt="Predicted loss against bits a weight, with the chosen point")
     suffix = "" if table.conditions["method"] == "rtn" else f"-{table.conditions['method']}"
-    proof = (
-        "No other choice is predicted to lose less" if found.exact else f"No choice is predicted to lose less than {digits(found.bound)}"
-    )
+    proof = "No choice is predicted to lose less" + ("" if found.exact else f" than {digits(found.bound)}")
     st.caption(
         f"{chosen[0]:.3f} bits a weight, predicted loss {digits(chosen[1])} nats a token: the sum of the layers' losses. {proof}. As a "
         f"recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."

@@ -99,7 +99,7 @@ def test_runs_of_the_model_are_drawn_as_measured(home):
     at = open_page("sensitivity")
     assert plots(at) == 3
     figure = sensitivity_charts.frontier([(4.0, 0.1), (5.0, 0.01)], {"int4-g64": (4.3, 0.2)}, (4.2, 0.08), [("int4-g64", 4.3, 0.21)])
-    assert [trace.name for trace in figure.data] == ["best choices", "every layer in one format", "chosen", "measured in runs"]
+    assert [trace.name for trace in figure.data] == ["best choices", "every layer in one format", "measured in runs", "chosen"]
 
 
 def test_what_is_asked_for_is_submitted(monkeypatch):
