@@ -91,7 +91,7 @@ def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
             unknown[name] = str(error)
             continue
         if recipe.name not in [method.name for method in methods]:
-            methods.append(Method(recipe.name, "own", recipe.name, own=True, learned=recipe.method == "signround"))
+            methods.append(Method(recipe.name, "own", recipe.name, own=True, learned=recipe.method in ("signround", "distilled")))
     return methods, unknown
 
 

@@ -24,7 +24,7 @@ from qcore.home import home
 
 KEPT_DAYS = 14
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
-VERSION = 1  # goes up whenever a method chooses other codes than before
+VERSION = 2  # goes up whenever a method chooses other codes than before
 
 
 def unfinished() -> Path:

@@ -4,13 +4,15 @@
     for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
 
 Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states of all windows twice,
-as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes;
-for the latter also what the block's layers are given in the unquantized model, 2 bytes for each token and input.
+as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes,
+and as much for what finished parts of the block put out (`settled.py`); for methods that look at drift also what the block's layers are
+given in the unquantized model, 2 bytes for each token and input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch.func import functional_call
 
 from qcore.calibration.blocks import Blocks
 from qcore.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
+from qcore.calibration.settled import Settled
 from qcore.calibration.store import BlockStore
 from qcore.calibration.text import Calibration
 from qcore.formats.tensor import QuantizedTensor
@@ -39,6 +42,7 @@ class Finished:
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
     calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
+    settled: Settled | None = None
 
 
 @dataclass
@@ -67,6 +71,7 @@ class BlockWork:
         self.block = self.blocks.modules[self.position]
         self.prefix = f"{self.blocks.name}.{self.position}"
         self.stages, self.unseen = find_stages(lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets)
+        self.settled = Settled(self.block, self.prefix, [[target.name for target in stage.targets] for stage in self.stages])
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block as it stands, on `hidden` (1, T, H)."""
@@ -92,24 +97,28 @@ class BlockWork:
         value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
         value = value.transpose(-1, -2).contiguous() if self._turned(target) else value
         setattr(self.module(target), target.parameter, nn.Parameter(value, requires_grad=False))
+        self.settled.change(target.name)
 
     def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
         """Choose these; from now on the block computes with them."""
         self.weights[target.name] = weights
         self.replace(target, [weight.dequantize() for weight in weights])
+        self.settled.choose(target.name)
 
     def change(self, name: str, value: torch.Tensor) -> None:
         """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
         owner, _, last = name.rpartition(".")
         setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
         self.changed.add(name)
+        self.settled.change()
 
     def moments(self, stages: list[Stage]) -> list[Moments]:
         """Second moments of what the linear layers of each of `stages` are given, all from one pass over the text as the block stands."""
         totals: list[Moments] = []
         calm = self._calm_inputs() if self.original is not None else None
         for i, hidden in enumerate(self.hidden):
-            inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+            with self.settled.window(i):
+                inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
             before = [calm[stage].pop(i).float() if calm else None for stage in stages]
             totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
             for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
@@ -193,7 +202,7 @@ def quantize_blocks(
         if together is not None:
             together.take(name, block, original, own, finished.weights)
         if position + 1 < len(blocks) or together is not None:
-            _advance(blocks, position, hidden, undisturbed, original, finished.calm_output)
+            _advance(blocks, position, hidden, undisturbed, original, finished)
         del original
         if together is None:
             yield finished
@@ -227,12 +236,14 @@ def _as_it_is(block: nn.Module) -> nn.Module:
     return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
 
 
-def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, calm_output: dict[int, torch.Tensor]) -> None:
+def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, finished: Finished) -> None:
     """Replace the block's inputs by its outputs, window by window."""
+    calm = finished.calm_output
     for i in range(len(hidden)):
-        hidden[i] = blocks.run(position, hidden[i])
+        with finished.settled.window(i) if finished.settled else nullcontext():
+            hidden[i] = blocks.run(position, hidden[i])
         if undisturbed is not None:
-            undisturbed[i] = calm_output.pop(i) if i in calm_output else blocks.run(position, undisturbed[i], original)
+            undisturbed[i] = calm.pop(i) if i in calm else blocks.run(position, undisturbed[i], original)
 
 
 def _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store) -> Finished:
@@ -246,7 +257,7 @@ def _choose(method, blocks, position, own, hidden, undisturbed, original, calibr
     method(task)
     parameters = dict(task.block.named_parameters())
     store.write(position, task.weights, {parameter: parameters[parameter] for parameter in sorted(task.changed)})
-    return Finished(name, task.weights, task.notes, task.calm_output)
+    return Finished(name, task.weights, task.notes, task.calm_output, task.settled)
 
 
 def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:

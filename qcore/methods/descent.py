@@ -44,16 +44,17 @@ def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.
     values = grid.values(codes)
     gradient = hessian @ (values - weight)
     curvature = hessian.diagonal().tolist()
+    now, slope, chosen = values.unbind(), gradient.unbind(), codes.unbind()  # views, made once
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         moves = torch.empty(stop - start, weight.shape[1])
-        local = gradient[start:stop]
-        for j in range(start, stop):
-            wish = values[j] - gradient[j] / curvature[j]
-            codes[j], rounded = grid.round(wish, grid.group_of(j))
-            move = torch.sub(rounded, values[j], out=moves[j - start])
+        for j, move in zip(range(start, stop), moves.unbind(), strict=True):
+            wish = torch.sub(now[j], slope[j], alpha=1 / curvature[j])
+            code, rounded = grid.round(wish, grid.group_of(j))
+            chosen[j].copy_(code)
+            torch.sub(rounded, now[j], out=move)
             if j + 1 < stop:
-                local[j + 1 - start :].addr_(hessian[j, j + 1 : stop], move)
+                gradient[j + 1 : stop].addr_(hessian[j, j + 1 : stop], move)
         if stop < columns:
             gradient[stop:].addmm_(hessian[stop:, start:stop], moves)
     return codes
@@ -84,7 +85,8 @@ def _refit_scale(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian:
     moved = hessian @ weight
     for group in range(count):
         span = slice(group * size, min((group + 1) * size, columns))
-        pull = torch.nn.functional.pad((hessian[:, span] @ units[span]) * units, (0, 0, 0, pad))
+        pull = (hessian[:, span] @ units[span]).mul_(units)
+        pull = torch.nn.functional.pad(pull, (0, 0, 0, pad)) if pad else pull
         system[:, group] = pull.view(count, size, rows).sum(1).T
         wanted[:, group] = (units[span] * moved[span]).sum(0)
     ridge = _ridge(system)

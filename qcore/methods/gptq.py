@@ -55,12 +55,14 @@ def solve(weight: torch.Tensor, grid: Grid, hessian: torch.Tensor, order: torch.
     codes = torch.empty_like(left)
     groups = [grid.group_of(column) for column in order.tolist()]
     pivots = factor.diagonal().tolist()
+    now, chosen = left.unbind(), codes.unbind()  # views, made once
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         errors = torch.empty(stop - start, weight.shape[1])
-        for j in range(start, stop):
-            codes[j], rounded = grid.round(left[j], groups[j])
-            error = torch.sub(left[j], rounded, out=errors[j - start]).div_(pivots[j])
+        for j, error in zip(range(start, stop), errors.unbind(), strict=True):
+            code, rounded = grid.round(now[j], groups[j])
+            chosen[j].copy_(code)
+            torch.sub(now[j], rounded, out=error).div_(pivots[j])
             if j + 1 < stop:
                 left[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
         if stop < columns:

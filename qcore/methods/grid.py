@@ -55,21 +55,32 @@ class Grid:
         """Halfway between the entries of `table`: (15,) or (N, 15)."""
         return ((self.table[..., 1:] + self.table[..., :-1]) / 2).contiguous()
 
+    @cached_property
+    def inverse(self) -> torch.Tensor:
+        """1 / scale, (G, N)."""
+        return self.scale.clamp_min(_TINY).reciprocal()
+
+    @cached_property
+    def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]]:
+        """(1 / scale, scale, zero point) of each group, (N,) each: a look-up a group where it would be one a call."""
+        middle = self.format.levels // 2 if self.table is None else 0
+        zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
+        return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
+
     def group_of(self, column: int) -> int:
         """The group that an input belongs to."""
         return 0 if self.format.group_size is None else column // self.format.group_size
 
-    def round(self, values: torch.Tensor, group: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong to `group`."""
-        scale = self.scale[group]
+        inverse, scale, zero = self._rows[group]
         if self.table is None:
-            zero = self.format.levels // 2 if self.zero is None else self.zero[group]
-            codes = (values / scale.clamp_min(_TINY)).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
-            return codes, (codes - zero).mul_(scale)
-        relative = values / scale.clamp_min(_TINY)
+            codes = torch.mul(values, inverse).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
+            return codes, torch.sub(codes, zero).mul_(scale)
+        relative = values * inverse
         if self.table.ndim == 1:
-            codes = torch.bucketize(relative, self.midpoints)
-            return codes.float(), self.table[codes] * scale
+            codes = torch.bucketize(relative, self.midpoints, out_int32=True)
+            return codes.float(), self.table.index_select(0, codes.flatten()).view(codes.shape).mul_(scale)
         codes = torch.searchsorted(self.midpoints, relative.movedim(-1, 0).reshape(relative.shape[-1], -1).contiguous())
         values = self.table.gather(1, codes)
         shape = (relative.shape[-1], *relative.shape[:-1])

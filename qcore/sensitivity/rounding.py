@@ -16,7 +16,7 @@ from qcore import methods
 from qcore.errors import InputError
 from qcore.formats.tensor import Format
 
-GPTQ_LIKE = ("gptq", "signround")
+GPTQ_LIKE = ("gptq", "signround", "distilled")
 METHODS = ("rtn", "hqq", "awq", *GPTQ_LIKE)
 
 

@@ -1,0 +1,81 @@
+"""What is kept of a block's finished parts is what they would have put out, and it is forgotten when something changes."""
+
+import pytest
+import tiny
+import torch
+
+from qcore.calibration import Calibration
+from qcore.calibration.blocks import Blocks
+from qcore.calibration.settled import Settled
+from qcore.calibration.walk import BlockWork
+from qcore.methods import quantize
+from qcore.recipes import parse
+from qcore.select import select
+
+
+def work_on(kind: str) -> BlockWork:
+    """A block of a tiny model with three windows."""
+    ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
+    model = tiny.model(kind)
+    blocks, recipe = Blocks(model), parse("int4-g32")
+    targets = [target for target in select(model, recipe).targets if target.module.startswith(f"{blocks.name}.0.")]
+    text = Calibration("random bytes", "0" * 64, ids)
+    work = BlockWork(blocks, 0, targets, blocks.embed(ids), None, None, text, lambda what: None)
+    return work
+
+
+def put(work: BlockWork, stage) -> None:
+    for target in stage.targets:
+        work.put(target, [quantize(matrix, target.format, "rtn") for matrix in work.matrices(target)])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_moments_are_the_same_as_without(kind):
+    work, plain = work_on(kind), work_on(kind)
+    plain.settled.choose = lambda target: None  # nothing ever settles
+    for stage, other in zip(work.stages, plain.stages, strict=True):
+        (own,), (expected,) = work.moments([stage]), plain.moments([other])
+        assert torch.equal(own.hessian, expected.hessian)
+        put(work, stage)
+        put(plain, other)
+    for i, hidden in enumerate(work.hidden):
+        with work.settled.window(i):
+            assert torch.equal(work.run(hidden), plain.run(hidden))
+    assert work.settled._kept and not plain.settled._kept
+
+
+@torch.no_grad()
+def test_a_finished_child_runs_once_for_each_window_until_something_changes():
+    class Child(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.ran = torch.nn.Linear(2, 2), 0
+
+        def forward(self, inputs):
+            self.ran += 1
+            return self.layer(inputs)
+
+    block = torch.nn.Sequential()
+    block.first, block.second = Child(), Child()
+    settled = Settled(block, "block.0", [["block.0.first.layer.weight"], ["block.0.second.layer.weight"]])
+
+    def run() -> tuple[int, int]:
+        before = block.first.ran, block.second.ran
+        for number in range(3):
+            with settled.window(number):
+                block(torch.ones(1, 2))
+        return block.first.ran - before[0], block.second.ran - before[1]
+
+    assert run() == (3, 3)
+    settled.choose("block.0.first.layer.weight")
+    assert run() == (3, 3) and run() == (0, 3)
+    settled.choose("block.0.second.layer.weight")
+    assert run() == (0, 3) and run() == (0, 0)
+    settled.choose("block.0.second.layer.weight")  # chosen again: only what it has a part in is forgotten
+    assert run() == (0, 3)
+    settled.change("block.0.first.layer.weight")
+    assert run() == (3, 3)
+    settled.change()
+    assert run() == (3, 3) and run() == (0, 0)
+    assert "forward" not in vars(block.first)
