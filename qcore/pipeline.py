@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunSpec", "check", "record_reference", "run_recipe"]
 
 Emit = Callable[[dict], None]
+PROBED_WITHIN = 60.0  # seconds for measuring speed, above which a probe would take too long beside it
 REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
 FIGURES = (
     "stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s", "ttft_s",
@@ -336,7 +337,7 @@ class _Session:
         """What the plan says about this run, so that its error is known. Made last, because a probe takes memory and time."""
         from qcore.planning import hindsight
 
-        timed = self.spec.device == "cpu"
+        timed = self.spec.device == "cpu" and self.seconds["speed"] < PROBED_WITHIN
         return hindsight.predict(checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed)
 
 
