@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 
 from torch import nn
 
@@ -20,7 +21,7 @@ class Settled:
         self._children: dict[str, nn.Module] = {}
         self._needs: dict[str, set[str]] = {}  # what must be chosen before a child's output is final: its own targets and all before them
         self._chosen: set[str] = set()
-        self._kept: dict[str, dict[int, object]] = {}
+        self._kept: dict[str, dict[tuple[int, int], object]] = {}  # by window and call
         before: set[str] = set()
         for stage in stages:
             before = before | set(stage)
@@ -52,10 +53,13 @@ class Settled:
                 del child.forward  # the class's own method shows again
 
     @staticmethod
-    def _stand_in(forward, kept: dict[int, object], number: int):
+    def _stand_in(forward, kept: dict[tuple[int, int], object], number: int):
+        calls = count()  # a child may be run more than once
+
         def run(*arguments, **keywords):
-            if number not in kept:
-                kept[number] = forward(*arguments, **keywords)
-            return kept[number]
+            key = number, next(calls)
+            if key not in kept:
+                kept[key] = forward(*arguments, **keywords)
+            return kept[key]
 
         return run
