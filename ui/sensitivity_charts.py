@@ -136,7 +136,11 @@ def _names(points: Sequence, named: Sequence[tuple[str, float, float]], chosen: 
     everything = spots + [(bits, _log(loss)) for bits, loss in points]
     low_x, high_x = min(x for x, _ in everything), max(x for x, _ in everything)
     low_y, high_y = min(y for _, y in everything), max(y for _, y in everything)
-    unit = [((x - low_x) / ((high_x - low_x) or 1), (y - low_y) / ((high_y - low_y) or 1)) for x, y in spots]
+    edge = 0.06  # what the axes leave beside the outermost points
+    unit = [
+        (edge + (1 - 2 * edge) * (x - low_x) / ((high_x - low_x) or 1), edge + (1 - 2 * edge) * (y - low_y) / ((high_y - low_y) or 1))
+        for x, y in spots
+    ]
     return labels.place(unit, [name for name, _, _ in named] + [""], WIDTH, HEIGHT - 110)[: len(named)]
 
 
