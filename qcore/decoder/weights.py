@@ -60,7 +60,7 @@ def supports(model: nn.Module) -> str | None:
     """None if the native step can run `model`, else one sentence that says why its modules run instead."""
     if type(model).__name__ not in ARCHITECTURES:
         return f"The decoder knows Llama, Mistral, Qwen2, Qwen3 and Gemma, and this is {type(model).__name__}."
-    if reason := native.reason_missing():
+    if reason := native.reason_without("qcore_decode"):
         return reason
     config = model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")

@@ -6,7 +6,8 @@
     "int8-block"  int8, one scale a block of 32 inputs                   exact
     "int8"        int8, one scale a token                                int8, one scale a token
 
-The native kernels need AVX2 and a C++ compiler; without them the plain-torch reference runs, and `explain` says so.
+The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one; without them the plain-torch
+reference runs. `explain` says which, and names the instruction set.
 """
 
 import warnings

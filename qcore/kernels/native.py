@@ -15,15 +15,21 @@ from qcore.kernels.packed import Layout, PackedWeight
 
 FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mode` of layout.h
 
-
-NAMES = {"avx512vnni": "AVX-512 VNNI", "avxvnni": "AVX-VNNI", "avx2": "AVX2"}  # of instruction sets, as the library and as people call them
+NAMES = {  # of instruction sets, as the library and as people call them
+    "avx512vnni": "AVX-512 VNNI",
+    "avxvnni": "AVX-VNNI",
+    "avx2": "AVX2",
+    "dotprod": "NEON with dot products",
+    "neon": "NEON",
+}
+_X86_ONLY = {"qcore_decode": "The whole-step decoder", "qcore_quantize": "Native rounding"}
 
 
 @cache
 def functions() -> ctypes.CDLL:
     """The library, compiled if need be, with the fastest instruction set of this processor, or the one that QCORE_INSTRUCTIONS names.
 
-    Raises `UnavailableError` if it cannot be compiled or loaded, or if this processor lacks every instruction set that it is written for.
+    Raises `UnavailableError` if it cannot be compiled or loaded, or if this processor has no instruction set that it is written for.
     """
     try:
         loaded = ctypes.CDLL(str(build()))
@@ -31,7 +37,7 @@ def functions() -> ctypes.CDLL:
         raise UnavailableError(f"The native kernels were compiled but cannot be loaded: {error}.") from error
     declare(loaded)
     if not loaded.qcore_instructions():
-        raise UnavailableError("The native kernels need a processor with AVX2, FMA and F16C, and this one lacks them.")
+        raise UnavailableError("The native kernels need an x86-64 processor with AVX2, FMA and F16C, or 64-bit ARM, and this is neither.")
     wanted = os.environ.get("QCORE_INSTRUCTIONS", "").strip().lower()
     if wanted and not loaded.qcore_choose(wanted.encode()):
         raise UnavailableError(
@@ -49,7 +55,8 @@ def declare(loaded: ctypes.CDLL) -> None:
     loaded.qcore_pack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
-    loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
+    if hasattr(loaded, "qcore_decode"):
+        loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
     loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
 
 
@@ -61,6 +68,15 @@ def reason_missing() -> str | None:
     except UnavailableError as error:
         return str(error)
     return None
+
+
+def reason_without(function: str) -> str | None:
+    """None if the library can be used and has `function` ("qcore_decode", "qcore_quantize"), else the sentence that says why not."""
+    if reason := reason_missing():
+        return reason
+    if hasattr(functions(), function):
+        return None
+    return f"{_X86_ONLY[function]} is written for x86-64 processors with AVX2, and this one runs {instructions()}."
 
 
 def instructions() -> str:

@@ -37,7 +37,7 @@ def reason_against(weight: torch.Tensor) -> str | None:
         return f"the weight is on {weight.device}"
     if not weight.numel():
         return "the weight is empty"
-    return native.reason_missing()
+    return native.reason_without("qcore_quantize")
 
 
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:

@@ -9,7 +9,7 @@ from qcore.errors import UnavailableError
 from qcore.kernels import native
 from qcore.kernels.build import build
 
-INSTRUCTIONS = ("avx512vnni", "avxvnni")
+INSTRUCTIONS = ("avx512vnni", "avxvnni", "neon", "dotprod")
 
 
 @cache

@@ -43,9 +43,12 @@ def test_awkward_shapes_are_right(instructions, format, activations):
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, format, activations, monkeypatch):
-    """The integers are the same, so that only float32 sums may differ; up to four tokens they are added in the same order too."""
+    """The integers are the same, so that only float32 sums may differ. Up to four tokens they are added in the same order too, but where
+    registers are half as long (tables of a row), and where NEON takes 128 from codes and zero points to make bytes signed."""
     stored = weight(format, 45, 320)
     packed = PackedWeight.pack(stored)
+    moved = instructions in ("neon", "dotprod") and packed.kind == 0 and activations.startswith("int8")
+    same_order = not packed._per_row and not moved
     for tokens in (1, 2, 3, 4, 7, 40):
         torch.manual_seed(tokens)
         x = torch.randn(tokens, 320) * 10 ** torch.randn(tokens, 1)
@@ -54,7 +57,7 @@ def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, forma
         use("avx2", monkeypatch)
         expected = dispatch.linear(x, packed, None, activations)
         assert ((y - expected).abs() <= allowed_error(x, stored, "fp32")).all()
-        if tokens <= 4 and not packed._per_row:
+        if tokens <= 4 and (same_order or (packed._per_row and instructions.startswith("avx"))):
             assert torch.equal(y, expected)
 
 

@@ -5,6 +5,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace qcore {
@@ -15,13 +18,21 @@ struct Candidate {
   bool (*runs)();
 };
 
-#ifdef QCORE_EMULATE  // every instruction set, in terms of AVX2, for the tests
+#if defined(__x86_64__) || defined(QCORE_EMULATE)
+constexpr Kernels kAvx2{"avx2", false, fill_avx2, panel_kernel_avx2, widen_avx2, multiply_avx2};
+#endif
+#if defined(__aarch64__) || defined(QCORE_EMULATE)
+constexpr Kernels kDotprod{"dotprod", true, fill_neon, panel_kernel_dotprod, widen_neon, multiply_dotprod};
+constexpr Kernels kNeon{"neon", true, fill_neon, panel_kernel_neon, widen_neon, multiply_neon};
+#endif
+
+// The candidates, the fastest first.
+
+#if defined(QCORE_EMULATE)  // all of them, in terms of AVX2, for the tests
 
 bool always() { return true; }
 
-constexpr Kernels kAvx2{"avx2", false, fill_avx2, panel_kernel_avx2, widen_avx2, multiply_avx2};
-
-const Candidate candidates[] = {{&kAvx2, always}, {kernels_avx512, always}, {kernels_avxvnni, always}};
+const Candidate candidates[] = {{kernels_avx512, always}, {kernels_avxvnni, always}, {&kAvx2, always}, {&kDotprod, always}, {&kNeon, always}};
 
 #elif defined(__x86_64__)
 
@@ -40,9 +51,21 @@ bool avxvnni() {  // not asked by its name, which compilers learned late
   return avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-constexpr Kernels kAvx2{"avx2", false, fill_avx2, panel_kernel_avx2, widen_avx2, multiply_avx2};
+const Candidate candidates[] = {{kernels_avx512, avx512}, {kernels_avxvnni, avxvnni}, {&kAvx2, avx2}};
 
-const Candidate candidates[] = {{kernels_avx512, avx512}, {kernels_avxvnni, avxvnni}, {&kAvx2, avx2}};  // the fastest first
+#else
+
+bool neon() { return true; }  // every 64-bit ARM processor has it
+
+bool dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // the others are Apple's, which all have dot products
+#endif
+}
+
+const Candidate candidates[] = {{&kDotprod, dotprod}, {&kNeon, neon}};
 
 #endif
 

@@ -49,4 +49,11 @@ PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
 void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
 
+void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
+void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
+PanelKernel panel_kernel_neon(int kind, int mode, int tokens);
+void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+PanelKernel panel_kernel_dotprod(int kind, int mode, int tokens);
+void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+
 }  // namespace qcore

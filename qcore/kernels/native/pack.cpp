@@ -48,27 +48,39 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
 
 // One block of 8 rows x 32 columns; `codes` has `stride` bytes a row.
 void write_block(int kind, const uint8_t* codes, int64_t stride, uint8_t* out) {
+#if defined(__x86_64__)
   if (kind != kBits3 && kind != kBits2) return write_block_avx2(kind == kBits8 ? 8 : 4, codes, stride, out);
+#endif
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
       for (int j = 0; j < 4; ++j) {
         const uint8_t code = codes[r * stride + 4 * step + j];
         const int at = 4 * r + j;
-        out[32 * (step / 4) + at] |= (code & 3) << (2 * (step % 4));
-        if (kind == kBits3) out[64 + at] |= (code >> 2) << step;
+        if (kind == kBits8) {
+          out[32 * step + at] = code;
+        } else if (kind != kBits3 && kind != kBits2) {
+          out[32 * (step / 2) + at] |= code << (4 * (step % 2));
+        } else {
+          out[32 * (step / 4) + at] |= (code & 3) << (2 * (step % 4));
+          if (kind == kBits3) out[64 + at] |= (code >> 2) << step;
+        }
       }
 }
 
+inline uint8_t code_at(int kind, const uint8_t* block, int step, int at) {
+  if (kind == kBits8) return block[32 * step + at];
+  if (kind != kBits3 && kind != kBits2) return (block[32 * (step / 2) + at] >> (4 * (step % 2))) & 15;
+  const uint8_t low = (block[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
+  return kind == kBits2 ? low : low | ((block[64 + at] >> step) & 1) << 2;
+}
+
 void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
+#if defined(__x86_64__)
   if (kind != kBits3 && kind != kBits2) return read_block_avx2(kind == kBits8 ? 8 : 4, in, codes, stride);
+#endif
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < 4; ++j) {
-        const int at = 4 * r + j;
-        uint8_t code = (in[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
-        if (kind == kBits3) code |= ((in[64 + at] >> step) & 1) << 2;
-        codes[r * stride + 4 * step + j] = code;
-      }
+      for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
 }
 
 struct Stored {  // the parts of a QuantizedTensor; zero points as one byte each

@@ -1,4 +1,5 @@
 // Round-to-nearest quantization of a matrix, row by row on all threads: the plain C interface.
+#if defined(__x86_64__)  // elsewhere torch rounds
 #include "quantize.h"
 
 #include <cstdlib>
@@ -26,3 +27,4 @@ int qcore_quantize(const qcore::QuantizeJob* job, int threads) {
 
 #pragma GCC visibility pop
 }  // extern "C"
+#endif
