@@ -1,7 +1,7 @@
 """Will it fit? Memory estimated from headers and config alone; nothing is loaded.
 
     load     libraries + the fp32 model + a 16-bit checkpoint's own bytes, or else + room to work on the largest weight that changes
-    stream   libraries + a multiple of the largest weight (see streaming/quantizing.py), whatever the size of the model
+    stream   libraries + the largest kept tensor or a multiple of the largest changed one (see streaming/quantizing.py)
     run      libraries + stored + what is unpacked or packed anew + KV cache + activations + logits
 
 A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU; tensors that are fp32 in their file stay mapped, and the
@@ -31,6 +31,7 @@ CALIBRATED_WORK = 6.0
 # Experts are put together from what the file holds one by one: what that takes beside both forms, and what the system has not got back
 # afterwards; shares of their bytes in fp32, as measured
 FUSING, LEFT_BEHIND = 0.4, 0.45
+STREAM_AROUND = 56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
 STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
@@ -90,7 +91,7 @@ def estimate(
         f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
     return Estimate(
-        size.total, size.bits_per_weight, load, _while_streaming(checkpoint, recipe), run, kv_size, activations, libraries, available,
+        size.total, size.bits_per_weight, load, _while_streaming(checkpoint, recipe, size), run, kv_size, activations, libraries, available,
         max(load, run) <= available, arithmetic,
     )  # fmt: skip
 
@@ -151,12 +152,12 @@ def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int
     return full, max(own + round(FUSING * fused), work)
 
 
-def _while_streaming(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
+def _while_streaming(checkpoint: Checkpoint, recipe: Recipe, size: Stored) -> int | None:
     if checkpoint.is_quantized or recipe.method not in STREAMED or recipe.prepare != "none":
         return None
-    largest = max(tensor.elements for tensor in checkpoint.tensors.values())
+    changed = min(size.largest // 4, max(tensor.elements for tensor in checkpoint.tensors.values()))  # experts come one by one
     mapped = max(tensor.nbytes for tensor in checkpoint.tensors.values())
-    return LIBRARIES + AROUND + max(mapped, round(2 * largest * STREAMED[recipe.method]))
+    return LIBRARIES + AROUND + STREAM_AROUND + max(mapped, round(2 * changed * STREAMED[recipe.method]))
 
 
 def _held_again(recipe: Recipe, size: Stored) -> int:
