@@ -194,6 +194,7 @@ def quantize_blocks(
         kept = store.read(position)
         name = f"{blocks.name}.{position}"
         if kept is not None and set(kept[0]) <= {target.name for target in own}:
+            report(position, len(blocks), f"taking up what was finished: {name}")
             finished = _take_up(block, name, own, *kept)
         elif own:
             finished = _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store)
