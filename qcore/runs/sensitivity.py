@@ -82,7 +82,6 @@ def compute(request: Request, progress: Progress) -> tuple[str, object]:
     from qcore.runs.single import waiting
     from qcore.select import select
     from qcore.sensitivity.choosing import find_or_predict
-    from qcore.sensitivity.proxy import some_windows
     from qcore.sensitivity.rounding import check_method
 
     check_method(request.method)
@@ -93,25 +92,27 @@ def compute(request: Request, progress: Progress) -> tuple[str, object]:
     with heavy_turn(waiting(progress)):
         planning.check_fits(checkpoint, parse("fp32"), tokens=1, window=512)
         loaded = models.load(checkpoint, progress=progress)
-        part = some_windows(load_calibration(request.text, loaded.tokenizer, tokens=max(request.tokens, 16384)), request.tokens)
+        calibration = load_calibration(request.text, loaded.tokenizer, tokens=max(2 * request.tokens, 16384))
         targets = list(select(loaded.model, parse("int4-g64")).targets)
         table, store = find_or_predict(
-            loaded.model, targets, request.candidates, request.method, part, progress, identity=checkpoint.digest,
-            about={"model": checkpoint.name},
+            loaded.model, targets, request.candidates, request.method, calibration, progress, identity=checkpoint.digest,
+            about={"model": checkpoint.name}, tokens=request.tokens,
         )  # fmt: skip
         if request.measure_tokens and not table.measured:
-            table = _measured(loaded.model, targets, request, part, table, store, progress)
+            table = _measured(loaded.model, targets, request, calibration, table, store, progress)
     return store.key, table
 
 
-def _measured(model, targets, request: Request, part, table, store, progress: Progress):
+def _measured(model, targets, request: Request, calibration, table, store, progress: Progress):
     from qcore.sensitivity import measure
+    from qcore.sensitivity.proxy import split
 
+    part, given = split(calibration, request.method, request.tokens)
     window = min(WINDOW, part.ids.shape[1])
     ids = part.ids[: max(1, request.measure_tokens // window), :window]
     known, began = store.parts(), time.perf_counter()
     number = len(list((store.path / "kl").glob("*.json")))
-    for block in measure(model, targets, list(request.candidates), request.method, part, ids, progress, known=set(known)):
+    for block in measure(model, targets, list(request.candidates), request.method, given or part, ids, progress, known=set(known)):
         store.write_part(number, block)
         known, number = known | block, number + 1
     about = {"measured_tokens": ids.numel(), "measured_window": window, "measured_seconds": time.perf_counter() - began}

@@ -7,6 +7,7 @@ of the finished model is for the run to measure.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from qcore.recipes import Recipe
 from qcore.select import Target
 from qcore.sensitivity.allocation import Choice, frontier, solve
 from qcore.sensitivity.gradients import SAMPLES
-from qcore.sensitivity.proxy import predict, some_windows
+from qcore.sensitivity.proxy import TOKENS, predict, split
 from qcore.sensitivity.store import TableStore
 from qcore.sensitivity.table import Layer, Sensitivities
 
@@ -56,8 +57,9 @@ def choose_formats(
     """
     budget = recipe.weights
     open_ = [target for target in targets if target.format == budget]
-    part = some_windows(calibration)
-    table, store = find_or_predict(model, open_, budget.candidates, recipe.method, part, report, identity=identity, prepare=recipe.prepare)
+    table, store = find_or_predict(
+        model, open_, budget.candidates, recipe.method, calibration, report, identity=identity, prepare=recipe.prepare
+    )
     twins = {name for name, _, shared in inventory(model) if shared}
     rows = {layer.name: layer for layer in table.layers}
     unseen = [target for target in open_ if target.name not in rows]
@@ -90,26 +92,30 @@ def choose_formats(
 
 def find_or_predict(
     model: nn.Module, targets: list[Target], candidates: tuple[Format, ...], method: str, calibration: Calibration, report: Progress, *,
-    identity: str | None, prepare: str = "none", about: dict | None = None,
+    identity: str | None, prepare: str = "none", about: dict | None = None, tokens: int = TOKENS,
 ) -> tuple[Sensitivities, TableStore | None]:  # fmt: skip
     """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what tells this model from others).
-    `about` is what else its conditions should say, such as the model's name."""
+    `tokens` of the `calibration` are what the loss is predicted for. `about` is what else the conditions should say, such as the model's
+    name."""
+    loss, given = split(calibration, method, tokens)
     conditions = {
         "digest": identity,
         "method": method,
         "prepare": prepare,
         "text": {"name": calibration.name, "sha256": calibration.sha256},
-        "tokens": calibration.ids.numel(),
-        "window": calibration.ids.shape[1],
+        "tokens": loss.ids.numel(),
+        "hessian_tokens": 0 if given is None else given.ids.numel(),
+        "window": loss.ids.shape[1],
         "samples": SAMPLES,
     }
-    ids = hashlib.sha256(calibration.ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+    read = [loss.ids.tolist(), None if given is None else given.ids.tolist()]
+    ids = hashlib.sha256(json.dumps(read).encode()).hexdigest()
     decides = {"formats": [str(each) for each in candidates], "ids": ids, "layers": [target.name for target in targets]}
     store = None if identity is None else TableStore(conditions | decides)
     table = store.read() if store else None
     if table is None:
         began = time.perf_counter()
-        layers = predict(model, targets, list(candidates), method, calibration, report)
+        layers = predict(model, targets, list(candidates), method, loss, report, given)
         spent = {"seconds": time.perf_counter() - began, "made_at": time.time()}
         table = Sensitivities(candidates, tuple(layers), conditions | spent | (about or {}))
         if store:

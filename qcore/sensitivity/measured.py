@@ -21,7 +21,7 @@ from qcore.formats.tensor import Format
 from qcore.select import Target
 from qcore.sensitivity.gradients import states
 from qcore.sensitivity.proxy import inside
-from qcore.sensitivity.rounding import check_method, rounded
+from qcore.sensitivity.rounding import SEEING, check_method, rounded
 from qcore.sensitivity.tail import Tail
 
 TOKENS = 512
@@ -41,10 +41,13 @@ def measure(
     from qcore.evaluation.divergence import LogProbabilities, kl
 
     check_method(method)
+    sees = method in SEEING
     reader, blocks = Blocks(model), Blocks(model)  # what comes with the states depends on the windows' length, so each has its own
     own = inside(blocks, targets)
     total = sum(len(each) for each in own)
-    seen = states(reader, calibration.ids, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: reading the calibration text"))
+    words = "reading the calibration text"
+    read = calibration.ids if sees else calibration.ids[:1]  # a window is enough to see which layers share their inputs
+    seen = states(reader, read, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: {words}"))
     between = states(blocks, ids, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: reading the text"))
     tail = Tail(blocks)
     base = [LogProbabilities(tail(window, state)) for window, state in zip(ids, between[-1], strict=True)]
@@ -66,7 +69,10 @@ def measure(
         result: dict[str, list[float]] = {}
         for stage in work.stages:
             experts = stage.targets[0].kind == "experts"
-            moments = work.moments_of_experts(stage.targets[0]) if experts else work.moments([stage])
+            if sees:
+                moments = work.moments_of_experts(stage.targets[0]) if experts else work.moments([stage])
+            else:
+                moments = [None] * len(work.matrices(stage.targets[0]))
             for target in stage.targets:
                 place = f"block {position + 1} of {len(blocks)}: {target.module.rpartition('.')[2]}"
                 report(done - len(each) + len(result), total, place)
@@ -76,14 +82,14 @@ def measure(
 
 
 def _one(
-    work: BlockWork, target: Target, formats: list[Format], method: str, moments: list[Moments], divergence: Callable[[], float]
+    work: BlockWork, target: Target, formats: list[Format], method: str, moments: list[Moments | None], divergence: Callable[[], float]
 ) -> list[float]:
     module, matrices = work.module(target), [matrix.float() for matrix in work.matrices(target)]
     original, found = getattr(module, target.parameter), []
     try:
         for format in formats:
             tensors = [
-                rounded(method if each.tokens else "rtn", [matrix], format, each.hessian)[0]
+                rounded(method if each is None or each.tokens else "rtn", [matrix], format, None if each is None else each.hessian)[0]
                 for matrix, each in zip(matrices, moments, strict=True)
             ]
             work.replace(target, tensors)

@@ -4,12 +4,15 @@ For each layer the weights are rounded to each candidate, which gives the error 
 
     loss = ½ · mean over tokens and samples of (g · e)²        output error = Σ ‖e‖² / Σ ‖W x‖²
 
-with the gradients g of `gradients.py`. Fused experts are rounded and their block is run again; e and g are then those of the block.
+with the gradients g of `gradients.py`. What a method chooses by (the Hessian) comes from other windows of the text than those that the
+loss is predicted for: GPTQ fits the tokens that it has seen, so on the same ones it would look better than it is. Fused experts are
+rounded and their block is run again; e and g are then those of the block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -17,15 +20,16 @@ from torch import nn
 
 from qcore.calibration import Calibration
 from qcore.calibration.blocks import Blocks
+from qcore.calibration.inputs import Moments
 from qcore.calibration.walk import BlockWork
 from qcore.errors import InputError
 from qcore.formats.tensor import Format, format_bytes
 from qcore.select import Target
 from qcore.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
-from qcore.sensitivity.rounding import Expected, check_method
+from qcore.sensitivity.rounding import SEEING, Expected, check_method
 from qcore.sensitivity.table import Layer
 
-TOKENS = 2048
+TOKENS, HESSIAN_TOKENS = 2048, 8192
 Progress = Callable[[int, int, str], None]
 
 
@@ -39,16 +43,32 @@ def some_windows(calibration: Calibration, tokens: int = TOKENS) -> Calibration:
     count, window = calibration.ids.shape
     wanted = max(1, min(count, -(-tokens // window)))
     picked = [count * i // wanted for i in range(wanted)]
-    return Calibration(calibration.name, calibration.sha256, calibration.ids[picked])
+    return replace(calibration, ids=calibration.ids[picked])
+
+
+def split(calibration: Calibration, method: str, tokens: int = TOKENS) -> tuple[Calibration, Calibration | None]:
+    """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for what the `method` chooses by:
+    None if it looks at weights alone. A text of one window serves for both."""
+    if method not in SEEING:
+        return some_windows(calibration, tokens), None
+    count, window = calibration.ids.shape
+    wanted = max(1, min(-(-tokens // window), count // 4))
+    taken = [count * i // wanted for i in range(wanted)]
+    left = [i for i in range(count) if i not in taken] or taken
+    loss, others = (replace(calibration, ids=calibration.ids[rows]) for rows in (taken, left))
+    return loss, some_windows(others, HESSIAN_TOKENS)
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module, targets: list[Target], formats: list[Format], method: str, calibration: Calibration, report: Progress,
-    samples: int = SAMPLES, seed: int = 0,
+    given: Calibration | None = None, samples: int = SAMPLES, seed: int = 0,
 ) -> list[Layer]:  # fmt: skip
     """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in each of the `formats` as
-    `method` rounds. All of the `calibration`'s windows are read; `report` gets (blocks done, all blocks, words).
+    `method` rounds. All windows are read, of `calibration` for the loss, of `given` for what the method chooses by (None: the same); see
+    `split`. `report` gets (steps done, all steps, words).
+
+    Held are the states between all blocks: (blocks + 1) · hidden size · 4 bytes a token of `calibration`, 2 a token of `given`.
 
     Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by layer.
     """
@@ -56,9 +76,11 @@ def predict(
     blocks = Blocks(model)
     own = inside(blocks, targets)
     steps = 2 * len(blocks)
+    inputs = _Inputs(model, given if method in SEEING else None)
     if not any(own):
         raise InputError("No layer that this recipe quantizes lies inside of the model's blocks, so there is nothing to choose.")
     between = states(blocks, calibration.ids, lambda done: report(done, steps, f"block {done + 1} of {len(blocks)}: reading the text"))
+    inputs.read(lambda position: report(len(blocks), steps, f"block {position + 1} of {len(blocks)}: reading what layers are given"))
     report(len(blocks), steps, "what the predictions mind")
     rows: dict[str, Layer] = {}
     for found in backwards(blocks, calibration.ids, between, own, samples, seed):
@@ -66,20 +88,50 @@ def predict(
         report(done, steps, f"block {found.position + 1} of {len(blocks)}: rounding its layers")
         if own[found.position]:
             work = BlockWork(blocks, found.position, own[found.position], found.hidden, None, None, calibration, lambda words: None)
-            rows |= _block(work, found, formats, method)
+            rows |= _block(work, inputs.work(found.position, own[found.position]) or work, found, formats, method)
     report(steps, steps, "")
     return [rows[target.name] for each in own for target in each if target.name in rows]
 
 
-def _block(work: BlockWork, found: BlockGradients, formats: list[Format], method: str) -> dict[str, Layer]:
+class _Inputs:
+    """The text that a method chooses by, as every block is given it; nothing for methods that look at weights alone."""
+
+    def __init__(self, model: nn.Module, calibration: Calibration | None):
+        self.calibration = calibration
+        self.blocks = None if calibration is None else Blocks(model)
+        self._between: list[list[torch.Tensor]] = []
+
+    def read(self, step: Callable[[int], None]) -> None:
+        """Run the text through the model; 16 bits are enough for second moments."""
+        if self.blocks is None:
+            return
+        hidden = self.blocks.embed(self.calibration.ids)
+        for position in range(len(self.blocks)):
+            step(position)
+            self._between.append([state.to(torch.bfloat16) for state in hidden])
+            hidden = [self.blocks.run(position, state) for state in hidden]
+
+    def work(self, position: int, targets: list[Target]) -> BlockWork | None:
+        """The block with its inputs, which are let go: ask once, from the last block to the first."""
+        if self.blocks is None:
+            return None
+        hidden = [state.float() for state in self._between[position]]
+        del self._between[position:]
+        return BlockWork(self.blocks, position, targets, hidden, None, None, self.calibration, lambda words: None)
+
+
+def _block(work: BlockWork, given: BlockWork, found: BlockGradients, formats: list[Format], method: str) -> dict[str, Layer]:
     rows: dict[str, Layer] = {}
+    linear = [stage for stage in given.stages if stage.targets[0].kind != "experts"]
+    moments: list[Moments | None] = given.moments(linear) if method in SEEING and linear else [None] * len(linear)
+    seen_by = {stage.targets: each for stage, each in zip(linear, moments, strict=True)}
     for stage in work.stages:
         if stage.targets[0].kind == "experts":
-            rows |= _experts(work, found, stage.targets[0], formats, method)
+            rows |= _experts(work, given, found, stage.targets[0], formats, method)
             continue
-        (moments,) = work.moments([stage])
         weights = [work.matrices(target)[0].float() for target in stage.targets]
-        rounded = Expected(method, moments.hessian)
+        known = seen_by[stage.targets]
+        rounded = Expected(method, None if known is None else known.hessian)
         seen = [found.seen[target.name] for target in stage.targets]
         sizes = [float((each.inputs @ weight.T).square().sum(dtype=torch.float64)) for each, weight in zip(seen, weights, strict=True)]
         losses: list[list[float]] = [[] for _ in weights]
@@ -105,8 +157,10 @@ def _quadratic(error: torch.Tensor, gradients: list[torch.Tensor]) -> float:
     return 0.5 * total / (len(gradients) * len(error))
 
 
-def _experts(work: BlockWork, found: BlockGradients, target: Target, formats: list[Format], method: str) -> dict[str, Layer]:
-    moments, matrices = work.moments_of_experts(target), work.matrices(target)
+def _experts(
+    work: BlockWork, given: BlockWork, found: BlockGradients, target: Target, formats: list[Format], method: str
+) -> dict[str, Layer]:  # fmt: skip
+    moments, matrices = given.moments_of_experts(target), work.matrices(target)
     before = [work.run(hidden) for hidden in work.hidden]
     size = sum(float((out - hidden).square().sum(dtype=torch.float64)) for out, hidden in zip(before, work.hidden, strict=True))
     gradients = [torch.cat([each.flatten(0, -2) for each in sample]) for sample in found.outgoing]

@@ -17,7 +17,9 @@ from qcore.errors import InputError
 from qcore.formats.tensor import Format
 
 GPTQ_LIKE = ("gptq", "signround", "distilled")
-METHODS = ("rtn", "hqq", "awq", *GPTQ_LIKE)
+SEEING = ("awq", *GPTQ_LIKE)
+"""Methods that round by what a layer is given."""
+METHODS = ("rtn", "hqq", *SEEING)
 
 
 def check_method(method: str) -> None:
@@ -26,8 +28,9 @@ def check_method(method: str) -> None:
         raise InputError(f"Formats can be chosen layer by layer with the methods {', '.join(METHODS)}; {method} is none of them.")
 
 
-def rounded(method: str, weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
-    """The matrices (N, K) of `weights`, which share the inputs with that `hessian` (K, K), in `format`, float32."""
+def rounded(method: str, weights: list[torch.Tensor], format: Format, hessian: torch.Tensor | None) -> list[torch.Tensor]:
+    """The matrices (N, K) of `weights`, which share the inputs with that `hessian` (K, K), in `format`, float32. Methods that look at
+    weights alone need no Hessian."""
     from qcore.methods import gptq
 
     if method not in GPTQ_LIKE:
@@ -38,7 +41,7 @@ def rounded(method: str, weights: list[torch.Tensor], format: Format, hessian: t
 class Expected:
     """The same for many formats, cheaply: what depends on the inputs' `hessian` (K, K) alone is worked out once."""
 
-    def __init__(self, method: str, hessian: torch.Tensor):
+    def __init__(self, method: str, hessian: torch.Tensor | None):
         check_method(method)
         self.method, self.hessian = method, hessian
         self._factor: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -67,7 +70,7 @@ class Expected:
         return left.T
 
 
-def _alone(method: str, weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
+def _alone(method: str, weights: list[torch.Tensor], format: Format, hessian: torch.Tensor | None) -> list[torch.Tensor]:
     from qcore.methods.awq import clipped
 
     if method == "awq":

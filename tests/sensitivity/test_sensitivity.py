@@ -17,7 +17,7 @@ from qcore.recipes import parse
 from qcore.select import select
 from qcore.sensitivity import Layer, Sensitivities, measure, predict, spearman
 from qcore.sensitivity.gradients import states
-from qcore.sensitivity.proxy import some_windows
+from qcore.sensitivity.proxy import some_windows, split
 from qcore.sensitivity.rounding import Expected, rounded
 from qcore.sensitivity.store import TableStore, tables
 from qcore.sensitivity.tail import Tail
@@ -227,3 +227,19 @@ def test_spearman_is_pearsons_correlation_of_ranks(pairs):
         assert math.isnan(found)
     else:
         assert found == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]), abs=1e-9)
+
+
+def test_methods_that_see_inputs_choose_by_other_windows_than_the_loss_is_for():
+    whole = text(rows=16, columns=10)
+    assert torch.equal(split(whole, "rtn", 40)[0].ids, some_windows(whole, 40).ids) and split(whole, "rtn")[1] is None
+    loss, given = split(whole, "gptq", 40)
+    assert torch.equal(loss.ids, whole.ids[[0, 4, 8, 12]])
+    assert torch.equal(given.ids, whole.ids[[i for i in range(16) if i % 4]])
+    loss, given = split(text(rows=1), "gptq")
+    assert torch.equal(loss.ids, given.ids)
+    model = tiny.model("llama")
+    seen, unseen = (
+        sum(row.loss[0] for row in predict(model, targets_of(model), FORMATS[:1], "gptq", text(rows=1), quiet, other))
+        for other in (text(rows=1), Calibration("others", "1" * 64, text(rows=4).ids[1:2]))
+    )
+    assert seen < unseen, "on the very tokens that it was fitted to, GPTQ looks better"
