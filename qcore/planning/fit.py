@@ -24,7 +24,8 @@ LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before
 AROUND = 45_000_000  # tokenizer, module objects and what reading them leaves behind, as measured with a small model
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
 # What other libraries hold when they are loaded, beside what torch holds already, as measured
-ENGINE_LIBRARIES = {"bitsandbytes": 230_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000}
+ENGINE_LIBRARIES = {"bitsandbytes": 255_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000}
+ENGINE_RUNNING = {"nf4": 220_000_000, "fp4": 220_000_000, "int8": 60_000_000}  # and while they run, by variant, as measured
 # fp32 copies of the largest changed weight that choosing its codes needs at once
 WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
 CALIBRATED_WORK = 6.0
@@ -77,16 +78,17 @@ def estimate(
     size = _as_it_is(checkpoint) if checkpoint.is_quantized else stored(model, recipe)
     fused = 0 if checkpoint.is_quantized else _fused_bytes(checkpoint, model)
     full, work = _while_loading(checkpoint, recipe, 4 * weights, fused, size)
-    libraries = LIBRARIES + AROUND + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
+    base = LIBRARIES + AROUND
+    libraries = base + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
     kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
     activations = activation_bytes(config, window, users, scored)
     again = _held_again(recipe, size) + round(LEFT_BEHIND * fused)
     available = budget() if available is None else available
-    load = libraries + full + work
+    load = max(base + full + work, libraries + size.total)  # another library is loaded when the first layers have shrunk
     run = libraries + size.total + again + kv_size + activations
     arithmetic = (
         f"loading {_millions(weights)} weights needs {_gb(load)} "
-        f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(libraries)}), "
+        f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(base)}), "
         f"running needs {_gb(run)} (weights {_gb(size.total + again)}, KV cache for {_tokens(tokens, users)} {_gb(kv_size)}, activations "
         f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
@@ -164,7 +166,9 @@ def _held_again(recipe: Recipe, size: Stored) -> int:
     """Bytes that running holds beside what is stored: codes laid out anew, or the largest weight widened."""
     if isinstance(recipe.weights, Float):
         return size.largest
-    return size.largest if isinstance(recipe.weights, Engine) else size.packed
+    if isinstance(recipe.weights, Engine):
+        return size.largest + ENGINE_RUNNING.get(recipe.weights.variant.removesuffix("-dq"), 0)
+    return size.packed
 
 
 def _advice(checkpoint: Checkpoint, found: Estimate) -> str:
