@@ -32,12 +32,13 @@ class Row:
 @dataclass(frozen=True)
 class Ledger:
     """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated on, if it was; and, if formats
-    were chosen layer by layer, the record of that choice."""
+    were chosen layer by layer, the record of that choice; if it was trained, how (see `qcore.training`)."""
 
     recipe: str
     rows: tuple[Row, ...]
     calibration: dict | None = None
     allocation: dict | None = None
+    training: dict | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -80,7 +81,7 @@ class Ledger:
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
         rows = [asdict(row) | {"shape": list(row.shape)} for row in self.rows]
-        extra = {"calibration": self.calibration, "allocation": self.allocation}
+        extra = {"calibration": self.calibration, "allocation": self.allocation, "training": self.training}
         return {"recipe": self.recipe, "rows": rows, **{name: value for name, value in extra.items() if value}}
 
     @classmethod
@@ -88,6 +89,6 @@ class Ledger:
         """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
         try:
             rows = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"])
-            return cls(record["recipe"], rows, record.get("calibration"), record.get("allocation"))
+            return cls(record["recipe"], rows, record.get("calibration"), record.get("allocation"), record.get("training"))
         except (KeyError, TypeError) as error:
             raise InputError(f"This ledger cannot be read: {error}.") from error

@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the top down: a module may import what stands on its own line or below.
 LAYERS = [
-    ("cli", "cli_checks", "cli_plan", "cli_runs", "cli_sensitivity", "output", "progress", "__main__"),
+    ("cli", "cli_checks", "cli_plan", "cli_runs", "cli_sensitivity", "cli_use", "output", "progress", "__main__"),
     ("api",),
     ("runs",),
     ("pipeline",),
+    ("training", "pruning"),
     ("streaming",),
     ("planning", "export", "layers"),
     ("evaluation", "measurement"),
@@ -22,6 +23,7 @@ LAYERS = [
     ("calibration",),
     ("models", "data", "spec"),
     ("backends", "decoder", "select", "inventory"),
+    ("kvcache",),
     ("nn",),
     ("methods",),
     ("kernels",),

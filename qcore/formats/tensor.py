@@ -90,6 +90,13 @@ class QuantizedTensor:
             return replace(stored, scale_codes=scale_codes, scale_range=scale_range)
         return replace(stored, scale=_half(scale))
 
+    def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
+        """The same codes with other scales (N, G), which are rounded to what the format stores."""
+        if self.format.double_quant:
+            scale_codes, scale_range = _quantize_scale(scale)
+            return replace(self, scale_codes=scale_codes, scale_range=scale_range)
+        return replace(self, scale=_half(scale))
+
     def parts(self) -> dict[str, torch.Tensor]:
         """The tensors that are stored, by name."""
         return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}

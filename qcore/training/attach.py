@@ -1,0 +1,175 @@
+"""Layers that are trained, in the place of the quantized layers of a model, and back again.
+
+The output head is left as it is, and so is a quantized embedding: they may share their codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qcore.errors import InputError
+from qcore.formats.tensor import QuantizedTensor
+from qcore.nn import QuantExperts, QuantLinear
+from qcore.training.fake import Full, Light
+
+
+class FakeLinear(nn.Module):
+    """y = x · ŵᵀ + bias."""
+
+    def __init__(self, fake: nn.Module, bias: torch.Tensor | None, activations: str):
+        super().__init__()
+        self.fake, self.activations = fake, activations
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., N)."""
+        return nn.functional.linear(x, self.fake.weight(), self.bias)
+
+
+class FakeExperts(nn.Module):
+    """Fused experts; indexing gives one expert's ŵ, as the model stores it."""
+
+    def __init__(self, fakes: list[nn.Module], transposed: bool):
+        super().__init__()
+        self.fakes, self.transposed = nn.ModuleList(fakes), transposed
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        weight = self.fakes[int(expert)].weight()
+        return weight.T if self.transposed else weight
+
+
+class FakeHead(nn.Module):
+    """A quantized output head, which is not trained: it may share its codes with the embedding."""
+
+    def __init__(self, layer: QuantLinear):
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("weight", layer.weight, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., N)."""
+        return nn.functional.linear(x, self.weight, self.layer.bias)
+
+
+@dataclass(frozen=True)
+class Form:
+    """ "light" (scales and norms) or "full" (the weights, too, with scales as they are unless `learn_scales`)."""
+
+    name: str = "light"
+    learn_scales: bool = False
+
+    def __post_init__(self):
+        if self.name not in ("light", "full"):
+            raise InputError(f"The form of training is {self.name!r}, but it must be light or full.")
+        if self.learn_scales and self.name == "light":
+            raise InputError("The light form trains scales anyway; --learn-scales belongs to --form full.")
+
+
+def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -> None:
+    """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before, with the same names; weights
+    of the full form begin leaning towards its weights.
+
+    Raises `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
+    """
+    model.requires_grad_(False)
+    model.base_model.__dict__.pop("forward", None)  # the native whole step knows no gradients; `detach` brings it back
+    head, count = model.get_output_embeddings(), 0
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            if module is head:
+                new = FakeHead(module)
+            else:
+                new = FakeLinear(_fake(name, module.quantized, form, _before(unquantized, name)), module.bias, module.activations)
+                count += 1
+        elif isinstance(module, QuantExperts):
+            before = _experts_before(unquantized, name, module.transposed)
+            tensors = [expert.quantized for expert in module.experts]
+            fakes = [_fake(name, each, form, None if before is None else before[i]) for i, each in enumerate(tensors)]
+            new = FakeExperts(fakes, module.transposed)
+            count += 1
+        else:
+            continue
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
+    if not count:
+        raise InputError("This model has no quantized layers to train. Apply one of qcore's own recipes first, such as int3-g64.")
+    for norm in norms(model):
+        for parameter in norm.parameters(recurse=False):
+            parameter.requires_grad_(True)
+
+
+def detach(model: nn.Module) -> None:
+    """Put ordinary quantized layers in the place of those that were trained."""
+    from qcore import convert
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FakeLinear):
+            new = QuantLinear(module.fake.result(), None if module.bias is None else module.bias.data, module.activations)
+        elif isinstance(module, FakeExperts):
+            new = QuantExperts([fake.result() for fake in module.fakes], module.transposed)
+        elif isinstance(module, FakeHead):
+            new = module.layer
+        else:
+            continue
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
+    model.requires_grad_(False).eval()
+    convert.run_whole_steps(model)
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """The modules that normalise: their weights are trained."""
+    return [
+        module
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), nn.Parameter)
+    ]
+
+
+def groups(model: nn.Module, rate: float) -> list[dict]:
+    """The parameters that are trained with their learning rates, for an optimizer whose steps are about as large as the rate (Adam's are).
+
+    `rate` is a share: a gain moves by it, a norm's weight by it times the weights' mean size, a latent weight by it times a step of its
+    grid.
+    """
+    found = []
+    for module in model.modules():
+        if isinstance(module, Light) or (isinstance(module, Full) and module.gain is not None):
+            found.append({"params": [module.gain], "lr": rate})
+        if isinstance(module, Full):
+            found.append({"params": [module.latent], "lr": rate * float(module.scale.mean())})
+    for norm in norms(model):
+        found.append({"params": list(norm.parameters(recurse=False)), "lr": rate * float(norm.weight.detach().abs().mean())})
+    return found
+
+
+def _fake(name: str, tensor: QuantizedTensor, form: Form, unquantized: torch.Tensor | None) -> nn.Module:
+    if form.name == "full":
+        return Full(tensor, unquantized, form.learn_scales)
+    if tensor.scales() is None:
+        raise InputError(
+            f"{name} is stored as {tensor.format.label}, a table for each channel without scales, so the light form has nothing to train "
+            "there. Take --form full, or a recipe with groups such as kmeans4-g64."
+        )
+    return Light(tensor)
+
+
+def _before(model: nn.Module | None, name: str) -> torch.Tensor | None:
+    """The weight (N, K) of the layer of that name in the unquantized model."""
+    if model is None:
+        return None
+    from transformers.pytorch_utils import Conv1D
+
+    module = model.get_submodule(name)
+    return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+
+
+def _experts_before(model: nn.Module | None, name: str, transposed: bool) -> torch.Tensor | None:
+    if model is None:
+        return None
+    owner, _, parameter = name.rpartition(".")
+    weight = getattr(model.get_submodule(owner), parameter).detach()
+    return weight.transpose(1, 2) if transposed else weight

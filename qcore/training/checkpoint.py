@@ -1,0 +1,104 @@
+"""What a run that was killed goes on from: everything that is trained, the optimizer's memory, and where the run stood.
+
+    QCORE_HOME/unfinished/training-KEY/state.safetensors    the present state, replaced as a whole
+                                       best.safetensors     the trained parameters that did best on the validation text
+                                       begin/               the model that training began with, where it took long to make
+
+KEY is a hash of everything that decides the outcome: the model's digest and all options. A run never goes on from another's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from qcore.errors import UnavailableError
+from qcore.home import home
+
+KEPT_DAYS = 14
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Checkpoint:
+    """The folder for the run that `identity` (JSON-ready) describes."""
+
+    def __init__(self, identity: dict):
+        parent = home() / "unfinished"
+        for old in parent.glob("training-*"):
+            if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
+                shutil.rmtree(old, ignore_errors=True)
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = parent / f"training-{key}"
+
+    @property
+    def begin(self) -> Path:
+        """Where the model that training begins with is kept."""
+        return self.folder / "begin"
+
+    def write(self, parameters: dict[str, torch.nn.Parameter], optimizer, about: dict) -> None:
+        """Keep `parameters`, the optimizer's state and `about` (JSON-ready). Raises `UnavailableError` if the disk refuses."""
+        tensors = {f"parameter/{name}": value.detach().cpu() for name, value in parameters.items()}
+        for name, value in parameters.items():
+            state = optimizer.state.get(value, {})
+            tensors |= {f"{moment}/{name}": state[moment].cpu() for moment in _MOMENTS if moment in state}
+        self._save("state", tensors, about)
+
+    def write_best(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Keep the `parameters` that did best so far."""
+        self._save("best", {name: value.detach().cpu() for name, value in parameters.items()}, {})
+
+    def read(self, parameters: dict[str, torch.nn.Parameter], optimizer) -> dict | None:
+        """Put a kept state into `parameters` and the optimizer; returns what `write` was told, or None if there is none (a damaged file is
+        none: the run begins anew)."""
+        found = self._load("state")
+        if found is None or {name for name in found[0] if name.startswith("parameter/")} != {f"parameter/{name}" for name in parameters}:
+            return None
+        tensors, about = found
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(tensors[f"parameter/{name}"])
+                moments = {moment: tensors[f"{moment}/{name}"].to(value.device) for moment in _MOMENTS if f"{moment}/{name}" in tensors}
+                if moments:
+                    optimizer.state[value] = moments | {"step": torch.tensor(float(about["step"]))}
+        return about
+
+    def read_best(self, parameters: dict[str, torch.nn.Parameter]) -> bool:
+        """Put the best `parameters` back; returns whether there were any."""
+        found = self._load("best")
+        if found is None or set(found[0]) != set(parameters):
+            return False
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(found[0][name])
+        return True
+
+    def remove(self) -> None:
+        """The result is saved: nothing needs to be taken up again."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, name: str, tensors: dict[str, torch.Tensor], about: dict) -> None:
+        path = self.folder / f"{name}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".partial")
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata={"qcore": json.dumps(about)})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise UnavailableError(f"The state of the training cannot be kept in {self.folder}: {error}. Free some space there.") from error
+
+    def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict] | None:
+        try:
+            with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["qcore"])  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None

@@ -1,0 +1,192 @@
+"""Layers that compute with what their codes will stand for, and let gradients through: "fake quantization".
+
+    light    ŵ = gain · scale · unit                       codes stay; a gain for each scale is learned
+    full     ŵ = scale · (round(w / scale) as far as the grid goes)      the weight w behind the codes is learned
+
+Rounding has no gradient, so it is passed over (the straight-through estimator, Bengio et al., arXiv 1308.3432): ∂ŵ/∂w = 1 where w lies
+within the grid, 0 beyond its ends. With `learn_scales` the full form learns scales as LSQ does (arXiv 1902.08153): for a uniform grid
+
+    ∂ŵ/∂scale = round(w / scale) − w / scale within the grid, and the last code beyond its ends
+
+and the same with table values for codebooks. Scales are rounded to what the format stores (float16, or 8 bits with -dq) as they are used,
+so what is trained is, to the last bit, what will be saved.
+
+Any model that qcore has quantized can be trained: `attach.py` takes the codes that its method has chosen as the beginning, `detach` puts
+ordinary quantized layers in their place again. In the full form the weights begin at their codes, leaning towards the unquantized weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from qcore.formats.packing import pack
+from qcore.formats.tensor import QuantizedTensor, round_scale, spread
+from qcore.formats.uniform import Uniform
+from qcore.methods.rtn import nearest
+
+LEAN = 0.4  # how far from its code towards the unquantized weight a weight begins, in steps of the grid
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class Light(nn.Module):
+    """Codes that stay, and a `gain` (N, G) for each scale, which begins at 1."""
+
+    def __init__(self, tensor: QuantizedTensor):
+        super().__init__()
+        self.tensor = tensor
+        self.register_buffer("units", _units(tensor), persistent=False)
+        self.register_buffer("scale", tensor.scales(), persistent=False)
+        self.gain = nn.Parameter(torch.ones_like(self.scale))
+
+    def weight(self) -> torch.Tensor:
+        """ŵ (N, K), float32."""
+        scale = _stored(self.scale * self.gain, self.tensor)
+        return _Scaled.apply(self.units, scale, self.tensor.format.group_size)
+
+    def result(self) -> QuantizedTensor:
+        """What ŵ is stored as."""
+        scale = (self.scale * self.gain).detach()
+        return _to(self.tensor, scale.device).with_scales(scale)
+
+
+class Full(nn.Module):
+    """The weight behind the codes, `latent` (N, K), on the grid that `tensor` has; `gain` (N, G) if scales are learned, too."""
+
+    def __init__(self, tensor: QuantizedTensor, unquantized: torch.Tensor | None, learn_scales: bool):
+        super().__init__()
+        self.tensor = tensor
+        scale = tensor.scales()
+        self.register_buffer(
+            "scale", torch.ones(tensor.shape[0], 1, device=tensor.codes.device) if scale is None else scale, persistent=False
+        )
+        zero = tensor.zero_points() if isinstance(tensor.format, Uniform) else None
+        self.register_buffer("zero", zero if isinstance(zero, torch.Tensor) else None, persistent=False)
+        self.middle = zero if isinstance(zero, float) else None
+        table = None if tensor.codebook is None else tensor.codebook.float()
+        self.register_buffer("table", table, persistent=False)
+        self.latent = nn.Parameter(self._begin(unquantized))
+        self.gain = nn.Parameter(torch.ones_like(self.scale)) if learn_scales and scale is not None else None
+
+    def weight(self) -> torch.Tensor:
+        """ŵ (N, K), float32."""
+        return _Rounded.apply(self.latent, self._scale(), self)
+
+    def result(self) -> QuantizedTensor:
+        """What ŵ is stored as: the codes of the latent weight."""
+        with torch.no_grad():
+            codes = self.round(self.latent, self._scale())[0].to(torch.uint8)
+            stored = replace(_to(self.tensor, codes.device), codes=pack(codes, self.tensor.format.bits))
+            return stored if self.gain is None else stored.with_scales(self.scale * self.gain)
+
+    def round(self, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, units and position w / scale (N, K) of `weight` under the scales (N, G)."""
+        format, columns = self.tensor.format, weight.shape[1]
+        position = weight / spread(scale, columns, format.group_size).clamp_min(_TINY)
+        if self.table is None:
+            zero = self.middle if self.zero is None else spread(self.zero, columns, format.group_size)
+            codes = (position.round() + zero).clamp_(1 if format.symmetric else 0, format.levels - 1)
+            return codes, codes - zero, position
+        if self.table.ndim == 1:
+            codes = nearest(position, self.table)
+            return codes, self.table[codes.int()], position
+        ordered, order = self.table.sort(dim=1)
+        places = torch.searchsorted(((ordered[:, 1:] + ordered[:, :-1]) / 2).contiguous(), position.contiguous())
+        codes = order.gather(1, places)
+        return codes, self.table.gather(1, codes), position
+
+    def limits(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """The lowest and the highest unit of the grid, (N, K) where groups differ."""
+        format, columns = self.tensor.format, self.tensor.shape[1]
+        if self.table is not None:
+            return self.table.amin(-1, keepdim=True), self.table.amax(-1, keepdim=True)
+        if self.zero is None:
+            return 1 - self.middle, format.levels - 1 - self.middle
+        zero = spread(self.zero, columns, format.group_size)
+        return -zero, format.levels - 1 - zero
+
+    def _scale(self) -> torch.Tensor:
+        if self.gain is None:
+            return self.scale
+        return _stored(self.scale * self.gain, self.tensor)
+
+    def _begin(self, unquantized: torch.Tensor | None) -> torch.Tensor:
+        values = self.tensor.dequantize()
+        if unquantized is None:
+            return values
+        reach = LEAN * spread(self.scale, values.shape[1], self.tensor.format.group_size)
+        if self.table is not None:
+            gaps = self.table.sort(dim=-1).values.diff(dim=-1)
+            reach = reach * gaps.masked_fill(gaps == 0, torch.inf).amin(-1, keepdim=self.table.ndim == 2)  # fp4 has two zeros
+        return values + (unquantized.to(values) - values).clamp(-reach, reach)
+
+
+class _Scaled(torch.autograd.Function):
+    """units (N, K) times scales (N, G); of the gradient of the weight only what the scales need is kept."""
+
+    @staticmethod
+    def forward(ctx, units: torch.Tensor, scale: torch.Tensor, size: int | None) -> torch.Tensor:
+        ctx.save_for_backward(units)
+        ctx.size, ctx.groups = size, scale.shape[1]
+        return units * spread(scale, units.shape[1], size)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        (units,) = ctx.saved_tensors
+        return None, _by_group(gradient * units, ctx.size, ctx.groups), None
+
+
+class _Rounded(torch.autograd.Function):
+    """`latent` (N, K) rounded to its grid with scales (N, G); straight through within the grid's ends, LSQ's gradient for scales."""
+
+    @staticmethod
+    def forward(ctx, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
+        _, units, position = layer.round(latent, scale)
+        low, high = layer.limits()
+        inside = (position >= low) & (position <= high)
+        ctx.wants_scale = ctx.needs_input_grad[1]
+        if ctx.wants_scale:
+            ctx.save_for_backward(inside, units - torch.where(inside, position, 0))
+        else:
+            ctx.save_for_backward(inside)
+        ctx.size, ctx.groups = layer.tensor.format.group_size, scale.shape[1]
+        return units * spread(scale, units.shape[1], ctx.size)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        inside, *slopes = ctx.saved_tensors
+        by_scale = None
+        if slopes:
+            by_scale = _by_group(gradient * slopes[0], ctx.size, ctx.groups)
+        return gradient * inside, by_scale, None
+
+
+def _stored(scale: torch.Tensor, tensor: QuantizedTensor) -> torch.Tensor:
+    """The scales (N, G) as the format of `tensor` holds them; gradients pass."""
+    return scale + (round_scale(scale.detach(), tensor.format) - scale.detach())
+
+
+def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tensor:
+    """Sums (N, G) over the inputs of each group of `values` (N, K)."""
+    if size is None:
+        return values.sum(1, keepdim=True)
+    missing = groups * size - values.shape[1]
+    return (nn.functional.pad(values, (0, missing)) if missing else values).unflatten(1, (groups, size)).sum(2)
+
+
+def _units(tensor: QuantizedTensor) -> torch.Tensor:
+    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid, or values of a table."""
+    codes = tensor.unpacked_codes()
+    if isinstance(tensor.format, Uniform):
+        zero = tensor.zero_points()
+        zero = spread(zero, tensor.shape[1], tensor.format.group_size) if isinstance(zero, torch.Tensor) else zero
+        narrow = torch.int8 if tensor.format.bits < 8 or tensor.format.symmetric else torch.int16
+        return (codes.float() - zero).to(narrow)
+    table = tensor.codebook.float()
+    return table.gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
+
+
+def _to(tensor: QuantizedTensor, device: torch.device) -> QuantizedTensor:
+    return replace(tensor, **{name: part.to(device) for name, part in tensor.parts().items()})

@@ -1,0 +1,195 @@
+"""The loop that quantization-aware training and distillation share: steps through `accelerate`, a schedule, validation, early stop.
+
+A step reads `batch` windows. The learning rate rises over the first twentieth of the run and then falls along a cosine to nothing; how far
+the run is, is counted in steps or, with a time limit, in time. Validation happens at the beginning and then at even shares of the run. What
+did best there is what comes out; when `patience` validations in a row were worse than the best, the run ends.
+
+The order of windows depends on the seed and the pass alone, so a run that goes on after a kill takes the same steps as one that was never
+stopped (with a time limit: as many as go into what is left).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import nn
+
+from qcore.errors import InputError, RunError
+from qcore.training.checkpoint import Checkpoint
+
+Progress = Callable[[int, int, str], None]
+WARM = 0.05  # share of the run over which the learning rate rises
+LOWEST = 0.02  # share of the rate that is left at the end
+CLIP = 1.0  # largest norm of the gradients
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. `minutes` takes the place of `steps` where it is given. `patience` counts validations.
+
+    Raises `InputError` naming what is out of range.
+    """
+
+    steps: int = 200
+    minutes: float | None = None
+    batch: int = 1
+    validations: int = 8
+    patience: int = 3
+    seed: int = 0
+
+    LIMITS = {"steps": (1, 10_000_000), "batch": (1, 4096), "validations": (1, 1000), "patience": (1, 1000), "seed": (0, 2**31 - 1)}
+
+    def __post_init__(self):
+        for name, (low, high) in self.LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
+        if self.minutes is not None and not 0 < self.minutes <= 100_000:
+            raise InputError(f"minutes is {self.minutes!r}, but it must be more than 0 and at most 100,000.")
+
+    def share(self, step: int, seconds: float) -> float:
+        """How far the run is, 0 … 1, after `step` steps and `seconds`."""
+        return min(1.0, step / self.steps if self.minutes is None else seconds / (60 * self.minutes))
+
+    def rate(self, share: float) -> float:
+        """The factor of the learning rate, 0 … 1."""
+        if share < WARM:
+            return max(LOWEST, share / WARM)
+        return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * (share - WARM) / (1 - WARM)))
+
+
+@dataclass
+class History:
+    """What happened: `curve` [step, tokens, seconds, loss] of each step, `validations` [step, loss, perplexity], and why the run ended."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)
+    validations: list[list[float]] = field(default_factory=list)
+    best_step: int = 0
+    ended: str = ""
+
+    @property
+    def best(self) -> float:
+        """The least validation loss so far."""
+        return min((each[1] for each in self.validations), default=math.inf)
+
+    def record(self) -> dict:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned. `loss` of the student on windows `ids` (B, T) called `numbers`, with gradients; `judge` gives (loss,
+    perplexity) on the validation text, without."""
+
+    student: nn.Module
+    groups: list[dict]
+    windows: torch.Tensor
+    loss: Callable[[nn.Module, list[int], torch.Tensor], torch.Tensor]
+    judge: Callable[[nn.Module], tuple[float, float]]
+
+
+def train(
+    problem: Problem, schedule: Schedule, kept: Checkpoint, progress: Progress, *, device: str = "cpu",
+    watch: Callable[[History], None] | None = None,
+) -> History:  # fmt: skip
+    """Train the student in place, and leave it with the parameters that did best on the validation text.
+
+    `watch` sees the history after each step. Raises `RunError` if the loss is no longer a number.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device == "cpu")
+    optimizer = torch.optim.AdamW(problem.groups, betas=(0.9, 0.95), weight_decay=0.0)
+    base = [group["lr"] for group in optimizer.param_groups]
+    parameters = {name: value for name, value in problem.student.named_parameters() if value.requires_grad}
+    known = kept.read(parameters, optimizer)
+    history = History(**known) if known is not None else History()
+    student, optimizer = accelerator.prepare(problem.student, optimizer)
+    looks = watch or (lambda history: None)
+    before, began, saved = history.seconds, time.monotonic(), time.monotonic()
+
+    def clock() -> float:
+        return before + time.monotonic() - began
+
+    def keep() -> None:
+        if accelerator.is_main_process:
+            kept.write(parameters, optimizer, history.record())
+
+    def validate() -> bool:
+        """Whether it is worth going on."""
+        progress(history.step, _expected(schedule, history), "validating")
+        loss, perplexity = problem.judge(student)
+        if loss < history.best:
+            history.best_step = history.step
+            if accelerator.is_main_process:
+                kept.write_best(parameters)
+        history.validations.append([history.step, loss, perplexity])
+        recent = [each[1] for each in history.validations[-schedule.patience :]]
+        return len(history.validations) <= schedule.patience or min(recent) <= history.best
+
+    if not history.validations:
+        validate()
+        looks(history)
+    while not history.ended and schedule.share(history.step, clock()) < 1:
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * schedule.rate(schedule.share(history.step, clock()))
+        loss = _step(problem, schedule, accelerator, student, optimizer, history.step)
+        history.step, history.seconds = history.step + 1, clock()
+        history.tokens += schedule.batch * problem.windows.shape[1]
+        history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
+        if not math.isfinite(loss):
+            raise RunError(f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate.")
+        progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
+        due = int(schedule.share(history.step, clock()) * schedule.validations)
+        if due >= len(history.validations) and not validate():
+            history.ended = "early stop"
+        looks(history)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            keep()
+            saved = time.monotonic()
+    if not history.ended:
+        if history.validations[-1][0] != history.step:
+            validate()
+        history.ended = "time" if schedule.minutes is not None else "steps"
+    history.seconds = clock()
+    keep()
+    kept.read_best(parameters)
+    looks(history)
+    return replace(history)
+
+
+def _step(problem: Problem, schedule: Schedule, accelerator, student: nn.Module, optimizer, step: int) -> float:
+    """One step on the next `batch` windows, shared out among processes; returns its loss."""
+    picked = order(len(problem.windows), schedule, step)
+    own = picked[accelerator.process_index :: accelerator.num_processes] or picked[:1]
+    optimizer.zero_grad(set_to_none=True)
+    loss = problem.loss(student, own, problem.windows[own].to(accelerator.device))
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_([value for value in student.parameters() if value.requires_grad], CLIP)
+    optimizer.step()
+    return float(accelerator.reduce(loss.detach(), "mean"))
+
+
+def order(count: int, schedule: Schedule, step: int) -> list[int]:
+    """The numbers of the windows that a step reads, of `count`: each once before any comes again."""
+    picked: list[int] = []
+    for place in range(step * schedule.batch, (step + 1) * schedule.batch):
+        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + place // count)
+        picked.append(int(torch.randperm(count, generator=generator)[place % count]))
+    return picked
+
+
+def _expected(schedule: Schedule, history: History) -> int:
+    """How many steps the run will have, as far as can be told; 0: not known yet."""
+    if schedule.minutes is None:
+        return schedule.steps
+    return round(history.step * 60 * schedule.minutes / history.seconds) if history.step and history.seconds else 0

@@ -1,0 +1,124 @@
+"""Quantization-aware training: a model is quantized by a recipe, then learns to predict what it did before, in its quantized form.
+
+The light form learns scales and norms while codes stay (as the second phase of EfficientQAT does, arXiv 2407.11062); its memory is that of
+inference plus what autograd keeps, and minutes on a small machine pay. The full form learns the weights behind the codes (LLM-QAT,
+arXiv 2305.17888), with scales as they are or learned (LSQ, arXiv 1902.08153). Either ends as an ordinary quantized model of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+
+from qcore import convert, models
+from qcore.calibration import Calibration, load_calibration, unfinished
+from qcore.errors import InputError
+from qcore.export import safetensors
+from qcore.formats.budget import Budget
+from qcore.models import Checkpoint, Loaded
+from qcore.recipes import Engine, Recipe
+from qcore.training import judging, texts
+from qcore.training.attach import Form, attach, detach, groups
+from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.loop import History, Problem, Progress, Schedule, train
+from qcore.training.teacher import Teacher, next_loss, soft_loss
+
+RATES = {"light": 3e-3, "full": 3e-2}
+LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
+
+
+@dataclass(frozen=True)
+class Qat:
+    """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are files; without them, the
+    packaged calibration text and its end. `rate` None is the form's usual one. Raises `InputError` naming what cannot be used."""
+
+    form: Form = field(default_factory=Form)
+    loss: str = "kl"
+    text: str | None = None
+    validation: str | None = None
+    tokens: int = 65536
+    window: int = 256
+    rate: float | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self):
+        if self.loss not in ("kl", "next"):
+            raise InputError(f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) or next (the text does).")
+        check_common(self.tokens, self.window, self.rate)
+
+    @property
+    def used_rate(self) -> float:
+        """The learning rate."""
+        return RATES[self.form.name] if self.rate is None else self.rate
+
+
+def check_common(tokens: int, window: int, rate: float | None) -> None:
+    """Raise `InputError` for what no training can use."""
+    for name, value in (("tokens", tokens), ("window", window)):
+        low, high = LIMITS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InputError(f"{name} is {value!r}, but it must be a whole number from {low:,} to {high:,}.")
+    if rate is not None and not 0 < rate <= 1:
+        raise InputError(f"rate is {rate!r}, but it must be more than 0 and at most 1.")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise `InputError` if there is nothing to train in models of `recipe`."""
+    if isinstance(recipe.weights, Engine):
+        raise InputError(
+            f"{recipe.name} is another library's format, which qcore cannot train. Choose one of qcore's own, such as int3-g64."
+        )
+    if not recipe.quantizes:
+        raise InputError(f"{recipe.name} keeps floating point, so there is nothing to train. Choose a recipe such as int3-g64.")
+
+
+def run(
+    checkpoint: Checkpoint, recipe: Recipe, options: Qat, progress: Progress, *, device: str = "cpu",
+    watch: Callable[[History], None] | None = None,
+) -> tuple[Loaded, History, Kept]:  # fmt: skip
+    """Quantize the model of `checkpoint` by `recipe` and train it. Returns it, ready to be saved, with the history, and what was kept for a
+    run that is killed: remove that once the model is saved. Started again with the same arguments after a kill, it goes on.
+
+    Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
+    """
+    check_recipe(recipe)
+    teacher = models.load(checkpoint, device=device, progress=progress)
+    words = texts.load(options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window)
+    identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "options": asdict(options), "text": words.record["text"]}
+    kept = Kept({"kind": "qat", **identity})
+    student, ledger = _begin(checkpoint, recipe, options, kept, progress, device)
+    leans = recipe.prepare == "none" and recipe.method != "awq" and not isinstance(recipe.weights, Budget)
+    attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
+    wise = Teacher(teacher.model)
+    windows = words.train.to(device)
+
+    def loss(model, numbers, ids):
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        return soft_loss(wise.logits(numbers, ids), logits) if options.loss == "kl" else next_loss(ids, logits)
+
+    problem = Problem(
+        student, groups(student, options.used_rate), windows, loss, judging.judge(wise, words.held_out.to(device), options.loss)
+    )
+    history = train(problem, options.schedule, kept, progress, device=device, watch=watch)
+    detach(student)
+    record = texts.merge(words.record, ledger.calibration)
+    about = {"kind": "qat", **_about(options), "rate": options.used_rate, "history": history.record()}
+    ledger = replace(ledger, calibration=record, training=about)
+    return Loaded(student, teacher.tokenizer, checkpoint, recipe, ledger), history, kept
+
+
+def _begin(checkpoint: Checkpoint, recipe: Recipe, options: Qat, kept: Kept, progress: Progress, device: str):
+    """The model as the recipe's own method quantizes it, and its ledger. Where that takes long it is kept for a run that goes on."""
+    if kept.begin.is_dir():
+        model, ledger, _ = safetensors.load(kept.begin)
+        return model.to(device), ledger
+    loaded = models.load(checkpoint, device=device, progress=progress)
+    text: Calibration | None = load_calibration(options.text, loaded.tokenizer) if recipe.calibrated else None
+    ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text, work=unfinished(), identity=checkpoint.digest)
+    if recipe.calibrated:
+        safetensors.save(loaded.model, None, recipe, ledger, kept.begin)
+    return loaded.model, ledger
+
+
+def _about(options: Qat) -> dict:
+    return {name: value for name, value in asdict(options).items() if name not in ("rate",)}

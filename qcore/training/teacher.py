@@ -1,0 +1,69 @@
+"""What a model in training is to predict, and by how much it misses it.
+
+    kl      KL(teacher || student), mean over tokens: the whole distribution of the unquantized or larger model (Hinton et al., arXiv
+            1503.02531); with a temperature T both are softened, and the loss is multiplied by T², so that gradients keep their size
+    next    −log p of the text's next token
+
+A teacher's predictions for a window are needed each time that the window is read. What is kept of them is what its head is given, H numbers
+a token instead of one for each word; the head is run again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qcore.methods.together import divergence
+
+KEPT_BYTES = 512 << 20  # of hidden states, at most
+
+
+class Teacher:
+    """The predictions of `model`, frozen, for windows that are told apart by their numbers."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model.eval().requires_grad_(False)
+        self._kept: dict[int, torch.Tensor] = {}
+        self._bytes = 0
+        self._plain: bool | None = None
+
+    @torch.no_grad()
+    def logits(self, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, T, V), float32, for the windows `ids` (B, T) called `numbers`."""
+        if self._plain is not False and all(number in self._kept for number in numbers):
+            return self._head(torch.stack([self._kept[number] for number in numbers])).float()
+        seen: list[torch.Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+        try:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        if self._plain is None:  # some models scale or cap what their head puts out; then nothing is kept, and the model is run each time
+            self._plain = len(seen) == 1 and torch.equal(self._head(seen[0]), logits)
+        if self._plain:
+            for number, state in zip(numbers, seen[0], strict=True):
+                if number not in self._kept and self._bytes + state.nbytes <= KEPT_BYTES:
+                    self._kept[number] = state.clone()
+                    self._bytes += state.nbytes
+        return logits.float()
+
+    @property
+    def _head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    def hidden(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """The hidden states (B, T, H) between the blocks, the embedding's output first."""
+        with torch.no_grad():
+            return list(self.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states)
+
+
+def soft_loss(wanted: torch.Tensor, logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T² · KL(softmax(wanted / T) || softmax(logits / T)), mean over positions, in nats; both (B, T, V)."""
+    if temperature == 1.0:
+        return divergence(wanted.flatten(0, -2), logits.flatten(0, -2))
+    return temperature**2 * divergence(wanted.flatten(0, -2) / temperature, logits.flatten(0, -2) / temperature)
+
+
+def next_loss(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Mean −log p of the next tokens, in nats: `logits` (B, T, V) for the windows `ids` (B, T)."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, -2).float(), ids[:, 1:].flatten())
