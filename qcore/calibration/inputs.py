@@ -27,6 +27,11 @@ class Stage:
 
     targets: tuple[Target, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the targets."""
+        return [target.name for target in self.targets]
+
 
 @dataclass
 class Moments:
@@ -52,10 +57,20 @@ class Moments:
         self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
         if weight is not None:
             inputs, undisturbed = inputs * weight, None if undisturbed is None else undisturbed * weight
-        self.hessian.addmm_(inputs.T, inputs, beta=keep, alpha=share)
+        _add_square(self.hessian, inputs, keep, share)
         if self.drift is not None:
             self.drift.addmm_((undisturbed - inputs).T, inputs, beta=keep, alpha=share)
         self.tokens = total
+
+
+def _add_square(to: torch.Tensor, inputs: torch.Tensor, keep: float, share: float, parts: int = 4) -> None:
+    """`to` = keep · `to` + share · XᵀX for the `inputs` X (n, K). It is symmetric, so what lies left of the diagonal is not multiplied but
+    copied: with 4 parts that saves 3/8 of the work."""
+    size = -(-len(to) // parts)
+    for start in range(0, len(to), size):
+        rows, later = slice(start, start + size), slice(start + size, None)
+        to[rows, start:].addmm_(inputs[:, rows].T, inputs[:, start:], beta=keep, alpha=share)
+        to[later, rows] = to[rows, later].T
 
 
 class _Reached(Exception):  # noqa: N818 (no error: the part of the block that was asked for has been run)

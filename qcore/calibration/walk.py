@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from qcore.calibration.blocks import Blocks
 from qcore.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
-from qcore.calibration.settled import Settled
+from qcore.calibration.settled import Settled, endings
 from qcore.calibration.store import BlockStore
 from qcore.calibration.text import Calibration
 from qcore.formats.tensor import QuantizedTensor
@@ -42,7 +42,7 @@ class Finished:
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
     calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
-    settled: Settled | None = None
+    settled: Settled | None = None  # None where nothing was chosen
 
 
 @dataclass
@@ -70,8 +70,9 @@ class BlockWork:
     def __post_init__(self):
         self.block = self.blocks.modules[self.position]
         self.prefix = f"{self.blocks.name}.{self.position}"
-        self.stages, self.unseen = find_stages(lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets)
-        self.settled = Settled(self.block, self.prefix, [[target.name for target in stage.targets] for stage in self.stages])
+        with endings(self.block, self.prefix, self.targets) as ends:
+            self.stages, self.unseen = find_stages(lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets)
+        self.settled = Settled(self.block, self.prefix, [stage.names for stage in self.stages], ends)
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block as it stands, on `hidden` (1, T, H)."""
@@ -103,7 +104,7 @@ class BlockWork:
         """Choose these; from now on the block computes with them."""
         self.weights[target.name] = weights
         self.replace(target, [weight.dequantize() for weight in weights])
-        self.settled.choose(target.name)
+        self.settled.choose(target.name, *_alone(target, self.module(target), weights))
 
     def change(self, name: str, value: torch.Tensor) -> None:
         """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
@@ -119,6 +120,9 @@ class BlockWork:
         for i, hidden in enumerate(self.hidden):
             with self.settled.window(i):
                 inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+            for stage, each in zip(stages, inputs, strict=True):
+                if hidden.dtype == torch.float32:  # `each` is what the layers were given, and no wider copy of it
+                    self.settled.remember(i, stage.names, each.view(*hidden.shape[:-1], -1))
             before = [calm[stage].pop(i).float() if calm else None for stage in stages]
             totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
             for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
@@ -266,13 +270,21 @@ def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -
     for parameter, value in changed.items():
         owner, _, last = parameter.rpartition(".")
         setattr(block.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
+    settled = Settled(block, name, [])
     for target in own:
         if target.name in weights:
-            _compute_with(block.get_submodule(target.module.removeprefix(f"{name}.")), target, weights[target.name])
+            module = block.get_submodule(target.module.removeprefix(f"{name}."))
+            _compute_with(module, target, weights[target.name])
+            settled.choose(target.name, *_alone(target, module, weights[target.name]))
     notes = {
         target.name: "No calibration text reached it, so its codes were rounded to nearest." for target in own if target.name not in weights
     }
-    return Finished(name, weights, notes)
+    return Finished(name, weights, notes, settled=settled)
+
+
+def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) -> tuple:
+    """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer and its weight."""
+    return (module, weights[0]) if target.kind == "linear" else ()
 
 
 def _compute_with(module: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:

@@ -22,7 +22,11 @@ NAMES = {  # of instruction sets, as the library and as people call them
     "dotprod": "NEON with dot products",
     "neon": "NEON",
 }
-_X86_ONLY = {"qcore_decode": "The whole-step decoder", "qcore_quantize": "Native rounding"}
+_X86_ONLY = {
+    "qcore_decode": "The whole-step decoder",
+    "qcore_quantize": "Native rounding",
+    "qcore_choose_codes": "Native choosing of codes",
+}
 
 
 @cache
@@ -57,6 +61,8 @@ def declare(loaded: ctypes.CDLL) -> None:
     loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
     if hasattr(loaded, "qcore_decode"):
         loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
+    if hasattr(loaded, "qcore_choose_codes"):
+        loaded.qcore_choose_codes.argtypes, loaded.qcore_choose_codes.restype = [pointer, whole], None
     loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
 
 
@@ -71,7 +77,7 @@ def reason_missing() -> str | None:
 
 
 def reason_without(function: str) -> str | None:
-    """None if the library can be used and has `function` ("qcore_decode", "qcore_quantize"), else the sentence that says why not."""
+    """None if the library can be used and has `function` (one that not every processor has), else the sentence that says why not."""
     if reason := reason_missing():
         return reason
     if hasattr(functions(), function):

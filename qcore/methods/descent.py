@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import torch
 
+from qcore.methods import stepwise
 from qcore.methods.grid import Grid, groups_in
 
-BLOCK = 64
 ROUNDS = 3
 
 
@@ -31,64 +31,48 @@ def refine(
 ) -> tuple[torch.Tensor, list[Grid]]:
     """Better codes (K, N) and grids for `weight` (K, N), starting from `codes`. The columns belong to the `grids` one after another
     (several matrices that read the same inputs are worked on together)."""
+    pull = hessian @ weight
     for _ in range(rounds):
-        codes, grids = refit(weight, codes, grids, hessian)
+        codes, grids = refit(pull, codes, grids, hessian)
         for _ in range(sweeps):
             codes = sweep(weight, codes, stack(grids), hessian)
-    return refit(weight, codes, grids, hessian)
+    return refit(pull, codes, grids, hessian)
 
 
 def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> torch.Tensor:
     """One pass over all inputs. Returns new codes (K, N)."""
-    columns, codes = len(weight), codes.clone()
     values = grid.values(codes)
-    gradient = hessian @ (values - weight)
-    curvature = hessian.diagonal().tolist()
-    now, slope, chosen = values.unbind(), gradient.unbind(), codes.unbind()  # views, made once
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        moves = torch.empty(stop - start, weight.shape[1])
-        for j, move in zip(range(start, stop), moves.unbind(), strict=True):
-            wish = torch.sub(now[j], slope[j], alpha=1 / curvature[j])
-            code, rounded = grid.round(wish, grid.group_of(j))
-            chosen[j].copy_(code)
-            torch.sub(rounded, now[j], out=move)
-            if j + 1 < stop:
-                gradient[j + 1 : stop].addr_(hessian[j, j + 1 : stop], move)
-        if stop < columns:
-            gradient[stop:].addmm_(hessian[stop:, start:stop], moves)
-    return codes
+    return stepwise.choose(grid, hessian, hessian @ (values - weight), hessian.diagonal().reciprocal(), values)
 
 
-def refit(weight: torch.Tensor, codes: torch.Tensor, grids: list[Grid], hessian: torch.Tensor) -> tuple[torch.Tensor, list[Grid]]:
+def refit(pull: torch.Tensor, codes: torch.Tensor, grids: list[Grid], hessian: torch.Tensor) -> tuple[torch.Tensor, list[Grid]]:
     """The grids with the scales (or tables) that are best for `codes`, in the precision that is stored, and the codes, which change
-    only where the entries of a table have changed places."""
+    only where the entries of a table have changed places. `pull` (K, N) is H · w, the Hessian times the weights."""
     fitted, kept, start = [], [], 0
     for grid in grids:
         part = slice(start, start := start + grid.scale.shape[1])
         own = codes[:, part].contiguous()
         if grid.scaled:
-            fitted.append(_refit_scale(weight[:, part], own, grid, hessian))
+            fitted.append(_refit_scale(pull[:, part], own, grid, hessian))
         else:
-            own, grid = _refit_table(weight[:, part], own, grid, hessian)
+            own, grid = _refit_table(pull[:, part], own, grid, hessian)
             fitted.append(grid)
         kept.append(own)
     return torch.cat(kept, dim=1), fitted
 
 
-def _refit_scale(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> Grid:
-    columns, rows = weight.shape
+def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> Grid:
+    columns, rows = pull.shape
     units, count = grid.units(codes), groups_in(columns, grid.format)
     size = grid.format.group_size or columns
-    pad = count * size - columns
     system, wanted = torch.empty(rows, count, count), torch.empty(rows, count)
-    moved = hessian @ weight
     for group in range(count):
-        span = slice(group * size, min((group + 1) * size, columns))
-        pull = (hessian[:, span] @ units[span]).mul_(units)
-        pull = torch.nn.functional.pad(pull, (0, 0, 0, pad)) if pad else pull
-        system[:, group] = pull.view(count, size, rows).sum(1).T
-        wanted[:, group] = (units[span] * moved[span]).sum(0)
+        span, upto = slice(group * size, min((group + 1) * size, columns)), min((group + 1) * size, columns)
+        shared = (hessian[:upto, span] @ units[span]).mul_(units[:upto])
+        shared = torch.nn.functional.pad(shared, (0, 0, 0, (group + 1) * size - upto))
+        system[:, group, : group + 1] = shared.view(group + 1, size, rows).sum(1).T
+        system[:, :group, group] = system[:, group, :group]  # the same, as the Hessian is symmetric
+        wanted[:, group] = (units[span] * pull[span]).sum(0)
     ridge = _ridge(system)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
     scale = torch.linalg.solve(system, wanted + ridge * grid.scale.T).T
@@ -96,10 +80,10 @@ def _refit_scale(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian:
     return grid.with_scale(torch.where(usable, scale, grid.scale))
 
 
-def _refit_table(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+def _refit_table(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> tuple[torch.Tensor, Grid]:
     rows, entries = grid.table.shape
     used = codes.T.long().contiguous()  # (N, K)
-    wanted = torch.zeros(rows, entries).scatter_add_(1, used, (hessian @ weight).T.contiguous())
+    wanted = torch.zeros(rows, entries).scatter_add_(1, used, pull.T.contiguous())
     system = torch.zeros(rows, entries, entries)
     for entry in range(entries):
         system[:, entry].scatter_add_(1, used, (hessian @ (codes == entry).float()).T.contiguous())

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from qcore.formats.tensor import Format, QuantizedTensor
-from qcore.methods import BLOCK_METHODS, BlockMethod, descent, without_text
+from qcore.methods import BLOCK_METHODS, BlockMethod, descent, stepwise, without_text
 from qcore.methods import quantize as quantize_alone
 from qcore.methods.grid import Grid, search
 
-BLOCK = 64
 DAMPING = 0.01
 DRIFT = 0.5
 
@@ -48,25 +47,9 @@ def solve(weight: torch.Tensor, grid: Grid, hessian: torch.Tensor, order: torch.
     `order` (K,) is the order in which inputs are taken (default: largest diagonal first). Raises `torch.linalg.LinAlgError` if the
     Hessian is not positive definite.
     """
-    columns = len(weight)
     order = hessian.diagonal().argsort(descending=True) if order is None else order
     factor = inverse_factor(hessian[order][:, order])
-    left = weight[order]
-    codes = torch.empty_like(left)
-    groups = [grid.group_of(column) for column in order.tolist()]
-    pivots = factor.diagonal().tolist()
-    now, chosen = left.unbind(), codes.unbind()  # views, made once
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        errors = torch.empty(stop - start, weight.shape[1])
-        for j, error in zip(range(start, stop), errors.unbind(), strict=True):
-            code, rounded = grid.round(now[j], groups[j])
-            chosen[j].copy_(code)
-            torch.sub(now[j], rounded, out=error).div_(pivots[j])
-            if j + 1 < stop:
-                left[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
-        if stop < columns:
-            left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    codes = stepwise.choose(grid, factor, weight[order], factor.diagonal().reciprocal(), order=order)
     result = torch.empty_like(codes)
     result[order] = codes
     return result

@@ -20,6 +20,7 @@ import torch
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
 from qcore.formats.uniform import Uniform
+from qcore.kernels.choosing import Levels
 from qcore.methods.rtn import grouped
 
 SHRINK = tuple(1 - 0.025 * step for step in range(21))  # shares of the full range that are tried: 1 … 0.5
@@ -66,6 +67,14 @@ class Grid:
         middle = self.format.levels // 2 if self.table is None else 0
         zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
         return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The same for the native function that chooses codes."""
+        if self.table is not None:
+            return Levels(self.inverse, self.scale, table=self.table, midpoints=self.midpoints)
+        levels = self.format.levels
+        return Levels(self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1)
 
     def group_of(self, column: int) -> int:
         """The group that an input belongs to."""

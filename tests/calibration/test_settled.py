@@ -33,16 +33,38 @@ def put(work: BlockWork, stage) -> None:
 @torch.no_grad()
 def test_moments_are_the_same_as_without(kind):
     work, plain = work_on(kind), work_on(kind)
-    plain.settled.choose = lambda target: None  # nothing ever settles
+    plain.settled._children.clear()  # nothing ever settles
     for stage, other in zip(work.stages, plain.stages, strict=True):
         (own,), (expected,) = work.moments([stage]), plain.moments([other])
         assert torch.equal(own.hessian, expected.hessian)
         put(work, stage)
         put(plain, other)
+    if kind == "llama":
+        assert set(work.settled._ends) == {"self_attn", "mlp"}
+        ran = []
+        work.block.mlp.gate_proj.register_forward_pre_hook(lambda *_: ran.append(1))
     for i, hidden in enumerate(work.hidden):
-        with work.settled.window(i):
+        with work.settled.window(i), plain.settled.window(i):
             assert torch.equal(work.run(hidden), plain.run(hidden))
     assert work.settled._kept and not plain.settled._kept
+    assert kind != "llama" or not ran  # the feed-forward part goes on from what its last layer was given
+
+
+@torch.no_grad()
+def test_inputs_that_no_longer_hold_are_forgotten():
+    work = work_on("llama")
+    for stage in work.stages:
+        work.moments([stage])
+        put(work, stage)
+    assert work.settled._given
+    put(work, work.stages[0])  # the attention's first layers are others now, and so is all that comes after them
+    with work.settled.window(0):
+        again = work.run(work.hidden[0])
+    plain = work_on("llama")
+    for stage in (*plain.stages, plain.stages[0]):
+        put(plain, stage)
+    with plain.settled.window(0):
+        torch.testing.assert_close(again, plain.run(plain.hidden[0]))
 
 
 @torch.no_grad()
