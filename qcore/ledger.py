@@ -15,7 +15,8 @@ class Row:
     `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it ("int4-g64", "nf4",
     "bf16", …) or None if it was kept. `bytes_before`, `bytes_after`: stored bytes, scales, zero points and codebooks included; 0 for
     a tensor that shares another's storage. `weights`: logical weights, which no format changes. `reason`: why it was kept.
-    `intended`: False if the recipe meant to change it and could not; such a row turns the run red.
+    `sparsity`: the share of its weights that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row
+    turns the run red.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Row:
     weights: int
     reason: str | None = None
     intended: bool = True
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import nn
 from qcore.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.errors import InputError
 from qcore.export import tensor_file
+from qcore.export.sparse import grow, shrink
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
@@ -33,6 +35,7 @@ from qcore.ledger import Ledger
 from qcore.models.config import read_config, to_transformers
 from qcore.models.headers import read_header
 from qcore.models.mapping import read_file
+from qcore.nn import QuantizedModule
 from qcore.recipes import Engine, Float, Recipe
 from qcore.select import Target, select
 
@@ -42,8 +45,12 @@ _WINDOW = 256 << 20  # bytes, a multiple of the page size
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 
-def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it.
+def save(
+    model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Path | str, *, overwrite: bool = False,
+    sparse: Set[str] = frozenset(),
+) -> Path:  # fmt: skip
+    """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it. Tensors called as in
+    `sparse` are stored without their zeros where that is smaller, see `sparse.py`.
 
     Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
     `InputError` as `check_target` does.
@@ -54,8 +61,12 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors, layout = _tensors(model, recipe)
+        entries = []
+        if sparse:
+            quantized = {name: module.quantized for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
+            tensors, entries = shrink(tensors, quantized, set(sparse))
         digest = tensor_file.write(tensors, scratch / WEIGHTS)
-        write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch)
+        write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch, sparse=entries)
         scratch.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -66,14 +77,16 @@ def save(model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Pa
 
 
 def write_about(
-    model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, layout: list[dict], digests: dict[str, str], folder: Path
-) -> None:
+    model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, layout: list[dict], digests: dict[str, str], folder: Path,
+    *, sparse: Sequence[dict] = (),
+) -> None:  # fmt: skip
     """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and the manifest with the SHA-256
-    of each weight file, `digests`."""
-    _write_config(model, recipe, folder)
+    of each weight file, `digests`, and the list of what is stored `sparse`."""
+    _write_config(model, recipe, folder, ours=bool(sparse))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
+    record |= {"sparse": list(sparse)} if sparse else {}
     record["sha256"] = digests[WEIGHTS] if set(digests) == {WEIGHTS} else digests
     (folder / MANIFEST).write_text(json.dumps(record))
 
@@ -130,6 +143,8 @@ class Reading:
                 tensors |= read_file(weights, read_header(weights))
             except OSError as error:
                 raise InputError(f"{weights} cannot be read: {error}.") from error
+        if sparse := self.record.get("sparse"):
+            tensors = grow(tensors, sparse, {entry["module"]: _without_codes(entry, tensors) for entry in self.record["tensors"]})
         _fill(model, tensors, recipe, self.record["tensors"])
         if isinstance(recipe.weights, Float):
             quantize(model, recipe)
@@ -169,11 +184,11 @@ def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     return tensors, layout
 
 
-def _write_config(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+def _write_config(model: nn.Module, recipe: Recipe, folder: Path, ours: bool) -> None:
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config["dtype"] = dtype_name(DTYPES[recipe.weights.dtype]) if isinstance(recipe.weights, Float) else "float32"
-    if not isinstance(recipe.weights, Float):
+    if ours or not isinstance(recipe.weights, Float):
         config["quantization_config"] = {"quant_method": "qcore", "recipe": recipe.name}
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
     if model.can_generate():
@@ -241,6 +256,11 @@ def _read_target(target: Target, tensors: dict[str, torch.Tensor], quantized: di
     prefix = f"{target.module}.{target.parameter}.experts." if target.kind == "experts" else target.module
     modules = [name for name in quantized if name.startswith(prefix)] if target.kind == "experts" else [prefix]
     return [_read_tensor(quantized[module], tensors) for module in modules]
+
+
+def _without_codes(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
+    """The scales and zero points of a tensor whose codes are yet to be put together."""
+    return _read_tensor(entry, {**tensors, f"{entry['like']}.codes": torch.empty(0, dtype=torch.uint8)})
 
 
 def _read_tensor(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:

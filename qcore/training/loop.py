@@ -108,7 +108,7 @@ def train(
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device == "cpu")
-    optimizer = torch.optim.AdamW(problem.groups, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(problem.groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
     parameters = {name: value for name, value in problem.student.named_parameters() if value.requires_grad}
     known = kept.read(parameters, optimizer)

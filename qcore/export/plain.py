@@ -1,0 +1,58 @@
+"""Models that qcore has made but not quantized (pruned, distilled): an ordinary folder that transformers and qcore load, with the record of
+how.
+
+The folder holds what any checkpoint holds, and `qcore-made.json`: what it was made from, by what, on which text (so that it is never judged
+by that), and for how long.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from qcore.errors import InputError
+from qcore.jsonfile import read_json, write_json
+
+MADE, MANIFEST = "qcore-made.json", "qcore.json"
+
+
+def check_target(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise `InputError` if a model cannot be saved into `folder`: it holds something, and (with `overwrite`) nothing that qcore made."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
+    if not any((folder / name).is_file() for name in (MADE, MANIFEST)):
+        raise InputError(f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
+
+
+def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete or not at all.
+
+    Raises `InputError` as `check_target` does.
+    """
+    folder = Path(folder)
+    check_target(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        from qcore.models.assembly import quiet
+
+        with quiet():
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        write_json(scratch / MADE, record)
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def read_made(folder: Path) -> dict | None:
+    """The record of how the model in `folder` was made; None if qcore did not make it."""
+    return read_json(Path(folder) / MADE)

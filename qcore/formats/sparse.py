@@ -1,0 +1,53 @@
+"""Sparse storage: a bit for each weight says whether it is 0, and only the others are stored.
+
+    mask      uint8 (N, ceil(K / 8))     bit k mod 8 of byte k // 8: is there a value?
+    values    those of the weights that are there, row after row: floats as they are, codes of b bits packed (see packing.py)
+
+With b bits a weight and a share s of zeros this takes 1 + b · (1 − s) bits instead of b, so it is smaller where
+
+    s > 1 / b      3.1 % for fp32, 6.25 % for 16 bits, 12.5 % for 8, 25 % for 4, 33.3 % for 3
+
+Scales and zero points are stored as ever. Reading it gives back the very same bits.
+"""
+
+import torch
+
+from qcore.formats.packing import pack, packed_width, unpack
+from qcore.formats.tensor import QuantizedTensor, spread
+from qcore.formats.uniform import Uniform
+
+
+def break_even(bits: int) -> float:
+    """The share of zeros above which sparse storage of weights of `bits` bits is smaller."""
+    return 1 / bits
+
+
+def sparse_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
+    """Bytes of a matrix (rows, columns) of which `kept` weights of `bits` bits are stored."""
+    return rows * packed_width(columns, 1) + (packed_width(kept, bits) if bits <= 8 else kept * bits // 8)
+
+
+def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mask, values) of `values` (N, K), floats or, with `bits` up to 8, uint8 codes; `kept` (N, K) says which are stored."""
+    chosen = values[kept]
+    return pack(kept.to(torch.uint8), 1), pack(chosen, bits) if values.dtype == torch.uint8 else chosen
+
+
+def expand(mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor) -> torch.Tensor:
+    """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever nothing is stored."""
+    kept = unpack(mask, 1, columns).bool()
+    chosen = unpack(values, bits, int(kept.sum())) if values.dtype == torch.uint8 else values
+    full = empty.to(chosen.dtype).expand(kept.shape).clone()
+    full[kept] = chosen
+    return full
+
+
+def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
+    """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact 0."""
+    if isinstance(tensor.format, Uniform):
+        zero = tensor.zero_points()
+        full = spread(zero, tensor.shape[1], tensor.format.group_size) if isinstance(zero, torch.Tensor) else torch.tensor([[zero]])
+        return full.to(torch.uint8)
+    if tensor.format.fixed is None:
+        return None
+    return (tensor.format.fixed == 0).nonzero()[0].to(torch.uint8)[None]

@@ -1,0 +1,211 @@
+"""Structured pruning: neurons, heads or whole layers are cut out, and what is left is an ordinary, smaller model, faster with ordinary
+kernels.
+
+    neurons    of each MLP, those whose part in the output is least:  ‖column j of the down projection‖ · ‖activation of neuron j‖
+    heads      of each attention, the key-value groups (all query heads that share keys and values) whose part in the output is least, by
+               the same measure over the columns of the output projection that belong to them
+    layers     those that change the hidden states least: 1 − cosine of a block's input and output, mean over tokens ("block influence",
+               ShortGPT, arXiv 2403.03853)
+
+Norms are over calibration text. Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the
+saved folder loads wherever a model of that architecture does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qcore.calibration.blocks import Blocks
+from qcore.errors import InputError
+from qcore.registry import unknown
+
+Progress = Callable[[int, int, str], None]
+METHODS = ("neurons", "heads", "layers")
+_MLPS = (("gate_proj", "up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc1", "fc2"), ("up_proj", "down_proj"))
+_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
+_DEPTHS = ("num_hidden_layers", "n_layer")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What goes: the `method` and the share of each layer's neurons or key-value groups, or of the layers. Raises `InputError`."""
+
+    method: str
+    share: float
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise unknown("pruning method", self.method, METHODS)
+        if not 0 < self.share < 1:
+            raise InputError(
+                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share of the {self.method} to prune."
+            )
+
+
+@torch.no_grad()
+def cut(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, dict]:
+    """A smaller model with the weights of `model` that stay, and a record of what went. `ids` (windows, T) are read for the scores.
+
+    Raises `InputError` for an architecture whose parts are not known, or an amount that leaves nothing or changes nothing.
+    """
+    if what.method == "layers":
+        influence = layer_influence(model, ids, progress)
+        count = len(influence) - _part(what, len(influence), "layers")
+        kept = sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:count])
+        return with_layers(model, kept), {"kept_layers": kept, "influence": influence}
+    return _narrow(model, what, ids, progress)
+
+
+def with_layers(model: nn.Module, kept: list[int]) -> nn.Module:
+    """A model of the blocks `kept`, in this order, and everything else of `model`."""
+    blocks = Blocks(model)
+    config = deepcopy(model.config)
+    total = len(blocks)
+    for name, value in config.to_dict().items():
+        if name in _DEPTHS:
+            setattr(config, name, len(kept))
+        elif isinstance(value, list) and len(value) == total:  # one entry a layer, such as which attention it has
+            setattr(config, name, [value[i] for i in kept])
+    places = {str(i): str(place) for place, i in enumerate(kept)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(f"{blocks.name}."):
+            state[name] = tensor
+            continue
+        number, _, rest = name.removeprefix(f"{blocks.name}.").partition(".")
+        if number in places:
+            state[f"{blocks.name}.{places[number]}.{rest}"] = tensor
+    return _build(model, config, state)
+
+
+def layer_influence(model: nn.Module, ids: torch.Tensor, progress: Progress) -> list[float]:
+    """1 − cosine of each block's input and output, mean over the tokens of `ids` (windows, T)."""
+    blocks = Blocks(model)
+    hidden, found = blocks.embed(ids), []
+    for position in range(len(blocks)):
+        progress(position, len(blocks), f"scoring layer {position + 1} of {len(blocks)}")
+        after = [blocks.run(position, state) for state in hidden]
+        cosines = [nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(hidden, after, strict=True)]
+        found.append(1 - float(torch.stack(cosines).mean()))
+        hidden = after
+    return found
+
+
+def _part(what: Cut, total: int, name: str) -> int:
+    """How many of `total` go: at least one, and one stays."""
+    count = round(what.share * total)
+    if not 0 < count < total:
+        raise InputError(f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another --amount.")
+    return count
+
+
+def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, dict]:
+    blocks = Blocks(model)
+    config, state = deepcopy(model.config), dict(model.state_dict())
+    hidden, size, kept = blocks.embed(ids), 0, []
+    for position, block in enumerate(blocks.modules):
+        progress(position, len(blocks), f"scoring {what.method} of layer {position + 1} of {len(blocks)}")
+        plan = _neurons(block) if what.method == "neurons" else _heads(block, config)
+        last = block.get_submodule(plan.out)
+        total = torch.zeros(_matrix(last).shape[1])
+        hook = last.register_forward_pre_hook(
+            lambda module, given, total=total: total.add_(given[0].flatten(0, -2).float().square().sum(0))
+        )
+        try:
+            hidden = [blocks.run(position, state_) for state_ in hidden]
+        finally:
+            hook.remove()
+        parts = (_matrix(last).float().square().sum(0) * total).view(-1, plan.width_in).sum(1).sqrt()
+        size = len(parts) - _part(what, len(parts), what.method if what.method == "neurons" else "key-value groups")
+        stays = parts.topk(size).indices.sort().values
+        kept.append(stays.tolist())
+        for name, width in plan.rows.items():
+            _cut_rows(state, f"{blocks.name}.{position}.{name}", block.get_submodule(name), _spread(stays, width))
+        _cut_columns(state, f"{blocks.name}.{position}.{plan.out}", last, _spread(stays, plan.width_in))
+    if what.method == "neurons":
+        setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), size)
+    else:
+        shared = config.num_attention_heads // _groups(config)
+        config.head_dim = _head_size(config)
+        config.num_attention_heads, config.num_key_value_heads = size * shared, size
+    return _build(model, config, state), {f"kept_{'neurons' if what.method == 'neurons' else 'groups'}": size, "kept": kept}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Modules whose `rows` belong to the parts, with the rows of each part; `out` reads them, `width_in` columns for each part."""
+
+    rows: dict[str, int]
+    out: str
+    width_in: int
+
+
+def _neurons(block: nn.Module) -> _Plan:
+    for name, module in block.named_modules():
+        for names in _MLPS:
+            if all(isinstance(getattr(module, each, None), nn.Linear | Conv1D) for each in names):
+                prefix = f"{name}." if name else ""
+                return _Plan({f"{prefix}{each}": 1 for each in names[:-1]}, f"{prefix}{names[-1]}", 1)
+    raise InputError("The MLPs of this model are not of a known form (experts, for example), so their neurons cannot be cut. Prune layers.")
+
+
+def _heads(block: nn.Module, config) -> _Plan:
+    for name, module in block.named_modules():
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        if all(isinstance(getattr(module, each, None), nn.Linear) for each in names):
+            size, shared = _head_size(config), config.num_attention_heads // _groups(config)
+            rows = {f"{name}.q_proj": shared * size, f"{name}.k_proj": size, f"{name}.v_proj": size}
+            return _Plan(rows, f"{name}.o_proj", shared * size)
+    raise InputError(
+        "The attention of this model has no separate query, key and value projections, and its config ties the heads' size to their "
+        "number, so heads cannot be cut. Prune neurons or layers."
+    )
+
+
+def _groups(config) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _head_size(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _spread(stays: torch.Tensor, width: int) -> torch.Tensor:
+    """Indices of all rows of the parts that stay."""
+    return (stays[:, None] * width + torch.arange(width)).flatten()
+
+
+def _matrix(module: nn.Module) -> torch.Tensor:
+    """The weight (N, K)."""
+    return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+
+
+def _cut_rows(state: dict, name: str, module: nn.Module, rows: torch.Tensor) -> None:
+    axis = 1 if isinstance(module, Conv1D) else 0
+    state[f"{name}.weight"] = module.weight.detach().index_select(axis, rows)
+    if module.bias is not None:
+        state[f"{name}.bias"] = module.bias.detach()[rows]
+
+
+def _cut_columns(state: dict, name: str, module: nn.Module, columns: torch.Tensor) -> None:
+    state[f"{name}.weight"] = module.weight.detach().index_select(0 if isinstance(module, Conv1D) else 1, columns)
+
+
+def _build(model: nn.Module, config, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A model like `model` with the given config and weights."""
+    from transformers.initialization import no_init_weights
+
+    from qcore.models.assembly import building, quiet
+
+    with building, quiet(), no_init_weights():
+        smaller = type(model)._from_config(config, dtype=model.dtype)
+    smaller.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    smaller.tie_weights()
+    smaller.generation_config = deepcopy(model.generation_config)
+    return smaller.eval().requires_grad_(False)

@@ -1,0 +1,136 @@
+"""Distillation: a smaller model, made of a part of a larger one, learns to predict what that one predicts.
+
+    loss = T² · KL(teacher || student) at temperature T  (Hinton et al., arXiv 1503.02531)
+         + h · mean over kept layers of |student − teacher|² / |teacher|²     the hidden states that each layer puts out, if h > 0
+
+The student begins with every so many of the teacher's layers (as DistilBERT does, arXiv 1910.01108), or with those that change the hidden
+states most, and with narrower MLPs if that is wished. Embedding and head stay the teacher's. It is saved as an ordinary model, which can
+then be quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from qcore import models
+from qcore.calibration.blocks import Blocks
+from qcore.errors import InputError
+from qcore.models import Checkpoint, Loaded
+from qcore.pruning.structured import Cut, cut, layer_influence, with_layers
+from qcore.training import judging, texts
+from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.loop import History, Problem, Progress, Schedule, train
+from qcore.training.qat import check_common
+from qcore.training.teacher import Teacher, soft_loss
+
+RATE = 5e-4
+SCORED = 8  # windows that layers and neurons are scored by
+
+
+@dataclass(frozen=True)
+class Distill:
+    """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons` cut from each MLP if that is given.
+
+    `temperature` softens both distributions; `hidden` weighs the loss of hidden states. The rest as for `Qat`. Raises `InputError`.
+    """
+
+    layers: int
+    keep: str = "even"
+    neurons: float | None = None
+    temperature: float = 1.0
+    hidden: float = 0.0
+    text: str | None = None
+    validation: str | None = None
+    tokens: int = 131072
+    window: int = 256
+    rate: float | None = None
+    schedule: Schedule = field(default_factory=lambda: Schedule(batch=2))
+
+    def __post_init__(self):
+        check_common(self.tokens, self.window, self.rate)
+        if self.keep not in ("even", "influence"):
+            raise InputError(f"keep is {self.keep!r}, but it must be even or influence.")
+        if isinstance(self.layers, bool) or not isinstance(self.layers, int) or self.layers < 1:
+            raise InputError(f"layers is {self.layers!r}, but it must be a whole number of at least 1.")
+        if not 0.1 <= self.temperature <= 100:
+            raise InputError(f"temperature is {self.temperature!r}, but it must be from 0.1 to 100.")
+        if not 0 <= self.hidden <= 1000:
+            raise InputError(f"hidden is {self.hidden!r}, but it must be from 0 to 1000: how much hidden states count.")
+        if self.neurons is not None:
+            Cut("neurons", self.neurons)
+
+    @property
+    def used_rate(self) -> float:
+        """The learning rate."""
+        return RATE if self.rate is None else self.rate
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """`count` of `total` layers at even distances, the first and the last among them (one alone is the first)."""
+    return [0] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def run(
+    checkpoint: Checkpoint, options: Distill, progress: Progress, *, device: str = "cpu", watch: Callable[[History], None] | None = None,
+) -> tuple[Loaded, dict, Kept]:  # fmt: skip
+    """Train a student of the model of `checkpoint`. Returns it with the record of how it was made, and what was kept for a run that is
+    killed. Started again with the same arguments after a kill, it goes on. Raises `InputError` and `RunError` as `qat.run` does."""
+    teacher = models.load(checkpoint, device=device, progress=progress)
+    words = texts.load(options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window)
+    kept = Kept({"kind": "distill", "model": checkpoint.digest, "options": asdict(options), "text": words.record["text"]})
+    student, layers = begin(teacher.model, options, words.train[:SCORED].to(device), progress)
+    body = Blocks(student).modules
+    for parameter in body.parameters():
+        parameter.requires_grad_(True)
+    wise, windows = Teacher(teacher.model), words.train.to(device)
+
+    def loss(model: nn.Module, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
+        if not options.hidden:
+            return soft_loss(wise.logits(numbers, ids), model(input_ids=ids, use_cache=False).logits.float(), options.temperature)
+        made = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        soft = soft_loss(wise.logits(numbers, ids), made.logits.float(), options.temperature)
+        return soft + options.hidden * hidden_loss(wise.hidden(ids), list(made.hidden_states), layers)
+
+    judge = judging.judge(wise, words.held_out.to(device), "kl")
+    problem = Problem(student, [{"params": list(body.parameters()), "lr": options.used_rate}], windows, loss, judge)
+    history = train(problem, options.schedule, kept, progress, device=device, watch=watch)
+    student.requires_grad_(False).eval()
+    about = {
+        "kind": "distill", "from": {"model": checkpoint.name, "digest": checkpoint.digest}, "options": asdict(options),
+        "rate": options.used_rate, "kept_layers": layers, "calibration": words.record, "history": history.record(),
+        "trained_seconds": history.seconds, "trained_tokens": history.tokens, "device": device,
+    }  # fmt: skip
+    return Loaded(student, teacher.tokenizer, checkpoint), about, kept
+
+
+def begin(model: nn.Module, options: Distill, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, list[int]]:
+    """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not so many."""
+    total = len(Blocks(model))
+    if options.layers > total or (options.layers == total and options.neurons is None):
+        raise InputError(f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer --layers.")
+    layers = evenly(total, options.layers)
+    if options.keep == "influence" and options.layers < total:
+        influence = layer_influence(model, ids, progress)
+        layers = sorted(sorted(range(total), key=lambda i: -influence[i])[: options.layers])
+    student = with_layers(model, layers)
+    if options.neurons is not None:
+        student, _ = cut(student, Cut("neurons", options.neurons), ids, progress)
+    for parameter in student.parameters():  # the teacher keeps its own
+        if parameter is not student.get_input_embeddings().weight:
+            parameter.data = parameter.data.clone()
+    return student, layers
+
+
+def hidden_loss(teacher: list[torch.Tensor], student: list[torch.Tensor], layers: list[int]) -> torch.Tensor:
+    """Mean over the student's layers of |student − teacher|² / |teacher|², token by token; lists of (B, T, H) begin with the embedding's
+    output. The last entry of either is behind the final norm, so the last layers are compared there."""
+    losses = []
+    for place, layer in enumerate(layers):
+        wanted, made = teacher[layer + 1].float(), student[place + 1].float()
+        if (layer + 2 == len(teacher)) == (place + 2 == len(student)):  # both behind the final norm, or neither
+            losses.append(((made - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean())
+    return torch.stack(losses).mean() if losses else student[0].new_zeros(())
