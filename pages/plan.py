@@ -4,6 +4,7 @@ import streamlit as st
 
 from qcore import planning
 from qcore.models import skeleton
+from qcore.planning.cache import formats_for
 from qcore.planning.summary import LARGEST_CONTEXT
 from ui import plan_view, state
 from ui.forms import model
@@ -26,8 +27,9 @@ if outline is None:
 
 plan, needs = None, {}
 with state.shown_errors():
-    positions = getattr(skeleton(outline).config.get_text_config(), "max_position_embeddings", None) or LARGEST_CONTEXT
-    needs = plan_view.needs(PREFIX, positions)
+    config = skeleton(outline).config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or LARGEST_CONTEXT
+    needs = plan_view.needs(PREFIX, positions, formats_for(config))
     plan = planning.plan(outline, runs=plan_view.rows_of(outline.name), **needs)
 if plan is None:
     st.stop()

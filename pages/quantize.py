@@ -26,6 +26,7 @@ with left:
     names = recipes.choose(PREFIX)
     with st.expander("Advanced", icon=":material/tune:"):
         more, skip, head = recipes.advanced(PREFIX)
+        kv = recipes.cache(PREFIX)
     st.subheader("3. Measurement", anchor=False)
     try:
         source = text.choose(PREFIX)
@@ -34,6 +35,6 @@ with left:
     conditions = text.conditions(PREFIX)
 with right:
     st.subheader("Before you start", anchor=False)
-    start.review(PREFIX, chosen, checkpoint, [*names, *more], skip, head, {"text": source, **conditions}, problem)
+    start.review(PREFIX, chosen, checkpoint, [*names, *more], skip, head, {"text": source, "kv": kv, **conditions}, problem)
 
 run_panel.listing(run_id)

@@ -15,6 +15,7 @@ from qcore.evaluation.questions import load_questions
 from qcore.evaluation.verdict import MARGIN, Verdict
 from qcore.evaluation.verdict import judge as verdict_on
 from qcore.export import safetensors
+from qcore.kvcache import NONE, form_named
 from qcore.measurement import throughput
 from qcore.models import Loaded
 from qcore.recipes import Recipe
@@ -70,15 +71,18 @@ def evaluate(
     tokens: int | None = 4096,
     window: int = 512,
     stride: int | None = None,
+    kv: str = NONE,
     progress=None,
 ) -> Evaluation:
-    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`."""
+    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`.
+
+    With `kv` "int8" or "int4" the text is read through a key-value cache of that form."""
     loaded = load(model) if isinstance(model, str) else model
     content = data.load_text(text)
     ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
     if loaded.ledger is not None and loaded.ledger.calibration:
         check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
-    return score(loaded.model, ids, window=window, stride=stride, progress=progress)
+    return score(loaded.model, ids, window=window, stride=stride, progress=progress, kv=form_named(kv))
 
 
 def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
@@ -99,11 +103,11 @@ def ask(model: Loaded | str, choices: str | Path | None = None, *, progress=None
 
 
 def measure(
-    model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, progress=None
+    model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, kv: str = NONE, progress=None
 ) -> throughput.Throughput:
-    """Prefill and decode speed of `model` on this machine, see `Throughput`."""
+    """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see `Throughput`."""
     loaded = load(model) if isinstance(model, str) else model
-    return throughput.measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress)
+    return throughput.measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv))
 
 
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:

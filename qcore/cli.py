@@ -15,7 +15,9 @@ from qcore.cli_checks import check_tasks
 from qcore.cli_plan import plan
 from qcore.cli_runs import follow, runs
 from qcore.cli_sensitivity import sensitivity
+from qcore.cli_use import Kv, NewTokens, PromptTokens, Repeats, Revision, Seed, Threads, bench, generate
 from qcore.errors import InputError, QcoreError, UnavailableError
+from qcore.kvcache import NONE
 from qcore.output import check_output, say, write_output
 from qcore.progress import Show
 from qcore.quiet import hush
@@ -29,22 +31,16 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.command()(plan)
 app.command()(sensitivity)
+app.command()(bench)
+app.command()(generate)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
 Text = Annotated[str | None, typer.Option(help="UTF-8 text file, or wikitext-2; without it, the packaged text", metavar="FILE")]
 Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
 Stride = Annotated[int | None, typer.Option(help="Tokens the window moves on by; without it, the window")]
 Json = Annotated[str | None, typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT")]
 Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda")]
 Skip = Annotated[list[str] | None, typer.Option(help="Leave these modules as they are: layers.0, *.down_proj, … (may be given again)", metavar="PATTERN")]  # fmt: skip  # noqa: E501
-Threads = Annotated[int | None, typer.Option(help="Processor threads; without it, one a core")]
-Seed = Annotated[int, typer.Option(help="Seed of the prompt that speed is measured with")]
-PromptTokens = Annotated[int, typer.Option(help="Length of the prompt that speed is measured with")]
-NewTokens = Annotated[int, typer.Option(help="Tokens written after it")]
-Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians are reported")]
-
-
 Calibration = Annotated[str | None, typer.Option(help="Text that methods such as gptq read; without it, a packaged one", metavar="FILE")]
 CalibrationTokens = Annotated[int, typer.Option(help="Tokens of it that are read")]
 Choices = Annotated[str | None, typer.Option(help="Ask multiple-choice questions: a file, or default for the packaged ones", metavar="FILE")]  # fmt: skip  # noqa: E501
@@ -76,6 +72,7 @@ def compare(
     calibration_minutes: CalibrationMinutes = None,
     margin: Annotated[float, typer.Option(help="Perplexity within this share of the baseline's counts as equal; 0.01 is 1 %")] = 0.01,
     choices: Choices = None,
+    kv: Kv = NONE,
 ) -> int:
     """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
 
@@ -88,7 +85,7 @@ def compare(
     check_output(json)
     spec = RunSpec(
         model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
-        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices,
+        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices, kv,
     )  # fmt: skip
     checkpoint = check(spec)
     say(checkpoint.description)
@@ -142,25 +139,27 @@ def evaluate(
     json: Json = None,
     revision: Revision = None,
     device: Device = "cpu",
+    kv: Kv = NONE,
 ) -> int:
     """Perplexity of MODEL (or of a folder that quantize wrote) on a text; or its answers to questions, or what lm-eval measures."""
     from qcore.runs import report, single
 
     check_output(json)
     if stream or recipes is not None:
-        others = (choices, lm_eval) != (None, None) or device != "cpu"
+        others = (choices, lm_eval, kv) != (None, None, NONE) or device != "cpu"
         return _evaluate_streamed(model, stream, recipes, others, json, revision, text, tokens, window, stride)
     if choices is not None or lm_eval is not None:
-        about_text = (text, tokens, window, stride) != (None, None, 512, None)
+        about_text = (text, tokens, window, stride, kv) != (None, None, 512, None, NONE)
         return check_tasks(
             model, choices, lm_eval, lm_eval_folder, lm_eval_limit, revision=revision, device=device, text_options=about_text, json=json
         )
     with Show() as show:
         result = single.evaluate_once(
-            model, revision=revision, text=text, tokens=tokens, window=window, stride=stride, device=device, progress=show
+            model, revision=revision, text=text, tokens=tokens, window=window, stride=stride, device=device, progress=show, kv=kv
         )
     perplexity, bits = report.human_perplexity(result["perplexity"]), report.human_number(result["bits_per_byte"])
     conditions = f"{result['tokens_scored']:,} tokens, window {result['window']}, stride {result['stride']}"
+    conditions += "" if kv == NONE else f", KV cache in {kv}"
     return write_output(result, json, f"perplexity {perplexity} ({conditions}); {bits} bits a byte")
 
 
@@ -171,7 +170,7 @@ def _evaluate_streamed(model, stream, recipes, others, json, revision, text, tok
     if not stream:
         raise InputError("--recipes belongs to --stream here; to measure recipes otherwise, use compare.")
     if others:
-        raise InputError("With --stream only a text can be scored, on the CPU. Leave out --choices, --lm-eval and --device.")
+        raise InputError("With --stream only a text can be scored, on the CPU. Leave out --choices, --lm-eval, --kv and --device.")
     chosen = _recipes(recipes, None) if recipes else ()
     with Show() as show:
         result = evaluate_streamed_once(
@@ -184,39 +183,6 @@ def _evaluate_streamed(model, stream, recipes, others, json, revision, text, tok
     first = result["rows"][0]
     lines.append(f"{first['tokens_scored']:,} tokens, window {first['window']}, stride {first['stride']}")
     return write_output(result, json, "\n".join(lines))
-
-
-@app.command()
-def bench(
-    model: Model,
-    prompt_tokens: PromptTokens = 128,
-    new_tokens: NewTokens = 32,
-    repeats: Repeats = 3,
-    json: Json = None,
-    threads: Threads = None,
-    seed: Seed = 0,
-    revision: Revision = None,
-    device: Device = "cpu",
-) -> int:
-    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the read bandwidth, TTFT, memory."""
-    from qcore.runs import report, single
-
-    check_output(json)
-    with Show() as show:
-        result = single.bench_once(
-            model, revision=revision, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed,
-            device=device, progress=show,
-        )  # fmt: skip
-    prefill, decode = report.human_number(result["prefill_tok_s"]), report.human_number(result["decode_tok_s"])
-    first, peak = report.human_seconds(result["ttft_s"]), report.human_bytes(result["peak_run_bytes"])
-    text = f"prefill {prefill} tok/s, decode {decode} tok/s, first token after {first}, peak memory {peak}"
-    if result["bandwidth_share"] is not None:
-        read, bandwidth = result["record"]["bytes_a_token"], result["record"]["environment"]["read_bandwidth"]
-        text += (
-            f"\ndecoding reads {report.human_bytes(read)} of weights a token: {report.human_percent(result['bandwidth_share'])} of the "
-            f"{report.human_bytes(bandwidth)}/s that this machine reads, whose limit is {report.human_number(bandwidth / read)} tok/s"
-        )
-    return write_output(result, json, text)
 
 
 @app.command("models")

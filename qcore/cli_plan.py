@@ -18,6 +18,7 @@ MostKl = Annotated[float | None, typer.Option("--max-kl", help="Most KL divergen
 MostRatio = Annotated[
     float | None, typer.Option("--max-perplexity-ratio", help="Most perplexity over the baseline's; 1.05 is 5 % more", show_default=False)
 ]
+Kv = Annotated[str | None, typer.Option(help="Formats of the KV cache with commas between; without it, all", metavar="A,B")]
 Json = Annotated[str | None, typer.Option("--json", help="Write the plan there as JSON; - is standard output", metavar="OUT")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
 
@@ -27,6 +28,7 @@ def plan(
     recipes: Recipes = None,
     context: Context = None,
     users: Users = 1,
+    kv: Kv = None,
     memory: Memory = None,
     probe: Probe = False,
     min_tokens_per_second: Least = None,
@@ -40,10 +42,12 @@ def plan(
 
     check_output(json)
     names = None if recipes is None else [name for name in recipes.split(",") if name.strip()]
+    formats = None if kv is None else [name.strip() for name in kv.split(",") if name.strip()]
     with Show() as show:
         found = plan_here(
-            model, names, context=context, users=users, memory=memory, probe=probe, min_tokens_per_second=min_tokens_per_second,
-            max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision, progress=show,
+            model, names, context=context, users=users, kv=formats or None, memory=memory, probe=probe,
+            min_tokens_per_second=min_tokens_per_second, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision,
+            progress=show,
         )  # fmt: skip
     return write_output(found.to_dict(), json, text(found))
 

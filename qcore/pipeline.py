@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.errors import InputError, UnavailableError
+from qcore.kvcache import NONE, Form
 from qcore.spec import RunSpec
 
 if TYPE_CHECKING:
+    from qcore.measurement.throughput import Throughput
     from qcore.models import Checkpoint
     from qcore.recipes import Recipe
 
@@ -25,6 +27,10 @@ __all__ = ["RunSpec", "check", "record_reference", "run_recipe"]
 Emit = Callable[[dict], None]
 PROBED_WITHIN = 60.0  # seconds for measuring speed, above which a probe would take too long beside it
 REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
+THROUGH_THE_CACHE = (
+    "The text was read through the quantized key-value cache as if token by token, and prompts were continued with it one by one; "
+    "multiple-choice questions are answered without a cache."
+)
 FIGURES = (
     "stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s", "ttft_s",
     "peak_load_bytes", "peak_run_bytes", "quantize_s",
@@ -54,6 +60,7 @@ def check(spec: RunSpec) -> Checkpoint:
     if spec.choices is not None:
         load_questions(spec.choices)
     check_skips(checkpoint, spec.recipes)
+    check_kv(checkpoint, spec.kv_form)
     refusals = []
     for recipe in spec.recipes:
         try:
@@ -73,6 +80,15 @@ def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
     for pattern in dict.fromkeys(pattern for recipe in recipes for pattern in recipe.modules.skip):
         if not any(matches(module, pattern) for module in modules):
             raise InputError(f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. Names look like {modules[-1]!r}.")
+
+
+def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
+    """Raise `InputError` if the architecture keeps no keys and values that the form `kv` could hold."""
+    from qcore.kvcache import check_config
+    from qcore.models import skeleton
+
+    if kv is not None:
+        check_config(skeleton(checkpoint).config)
 
 
 def check_calibration(spec: RunSpec, text) -> None:
@@ -104,7 +120,8 @@ def check_device(device: str) -> None:
 
 def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline and leaves its reference in
-    `folder`; the others are compared with the reference that they find there.
+    `folder`; the others are compared with the reference that they find there. With a quantized key-value cache fp32 is one of the others,
+    which shows what the cache alone costs; `record_reference` makes the baseline then.
 
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
     """
@@ -115,7 +132,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     from qcore.measurement.traffic import bytes_a_token
 
     session = _Session(spec, folder, emit)
-    is_baseline = recipe.name == "fp32"
+    is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_form
     progress = session.enter("load")
     planning.check_fits(session.checkpoint(progress), recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     with PeakMemory() as loading:
@@ -131,7 +148,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     progress = session.enter("speed")
     with PeakMemory() as running:
         speed = throughput.measure(
-            loaded.model, spec.prompt_tokens, spec.new_tokens, repeats=spec.repeats, seed=spec.seed, progress=progress
+            loaded.model, spec.prompt_tokens, spec.new_tokens, repeats=spec.repeats, seed=spec.seed, progress=progress, kv=kv
         )
     evaluation = session.evaluate(loaded, record=is_baseline)
     choices, answers = session.ask(loaded, record=is_baseline)
@@ -141,7 +158,8 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     record = session.record(loaded) | {
         "predicted": session.predicted(loaded.checkpoint, recipe),
         "recipe": recipe.to_dict(),
-        "execution": execution(loaded.model),
+        "execution": execution(loaded.model, kv),
+        "kv": kv_record(kv, speed),
         "bytes_a_token": bytes_a_token(loaded.model, ledger.rows),
         "tokens_scored": evaluation.tokens_scored,
         "throughput": speed.to_dict(),
@@ -264,6 +282,8 @@ class _Session:
         path = self.folder / REFERENCE
         compared = not record and self.known is not None  # what a baseline that failed half way left behind does not count
         ids = data.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        if self._kv(record) is not None:
+            self.notes.append(THROUGH_THE_CACHE)
         if not record and not compared:
             self.notes.append("There is no KL and no top-1 agreement, because the baseline failed.")
         return evaluate(
@@ -276,7 +296,12 @@ class _Session:
             checkpoint=loaded.checkpoint.folder,
             text_bytes=scored_bytes(ids, loaded.tokenizer),
             progress=progress,
+            kv=self._kv(record),
         )
+
+    def _kv(self, is_baseline: bool) -> Form | None:
+        """The form of the key-value cache: the baseline keeps its own."""
+        return None if is_baseline else self.spec.kv_form
 
     def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
         """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it, and every answer. Two Nones
@@ -303,7 +328,9 @@ class _Session:
             progress = self.enter("prompts")
             prompts = data.load_prompts(self.spec.prompts)
             before = None if record or not self.known else self.known["answers"]
-            answers = compare_generations(loaded.model, loaded.tokenizer, prompts, self.spec.generate_tokens, before, progress)
+            answers = compare_generations(
+                loaded.model, loaded.tokenizer, prompts, self.spec.generate_tokens, before, progress, kv=self._kv(record)
+            )
         if record:
             about = {"digest": loaded.checkpoint.digest, "answers": {answer.id: answer.tokens for answer in answers}, "right": self._right}
             write_json(self.folder / BASELINE, about)
@@ -338,7 +365,7 @@ class _Session:
         from qcore.planning import hindsight
 
         timed = self.spec.device == "cpu" and self.seconds["speed"] < PROBED_WITHIN
-        return hindsight.predict(checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed)
+        return hindsight.predict(checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed, kv=self.spec.kv)
 
 
 def describe(loaded, text=None, threads: int | None = None) -> dict:
@@ -364,16 +391,25 @@ def describe(loaded, text=None, threads: int | None = None) -> dict:
     return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
 
 
-def execution(model) -> list[str]:
-    """How `model` runs: whether a step is one native call, and a line for each kernel that multiplies by quantized weights. Nothing where
-    all layers are plain torch layers."""
+def execution(model, kv: Form | None = None) -> list[str]:
+    """How `model` runs with a cache in the form `kv`: whether a step is one native call, and a line for each kernel that multiplies by
+    quantized weights. Nothing where all layers are plain torch layers and the cache is not quantized."""
     from qcore import decoder
     from qcore.kernels.dispatch import explain
     from qcore.nn import QuantLinear
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
+    if kv is not None:
+        return [f"module by module: the native step does not read a cache in {kv.name}.", *sorted(kernels)]
     return [decoder.explain(model), *sorted(kernels)] if layers else []
+
+
+def kv_record(kv: Form | None, speed: Throughput) -> dict:
+    """How keys and values were kept while `speed` was measured, and what they took: bytes as stored, room that is kept free included."""
+    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
+    form = {"name": NONE} if kv is None else kv.to_dict()
+    return {**form, "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
 
 
 def scored_bytes(ids, tokenizer) -> int:

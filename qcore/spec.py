@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qcore.errors import InputError
 from qcore.home import is_public
+from qcore.kvcache import NONE, Form, form_named
 
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
@@ -34,19 +35,21 @@ LIMITS = {
 LONGEST_MINUTES = 100_000.0
 LARGEST_MARGIN = 1.0
 OPTIONAL = ("stride", "threads")
+BASELINE = "fp32"
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """`recipes` takes `Recipe`s or their names. Lengths are in tokens.
 
-    `text` is what `qcore.data.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of
-    `window` that move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new
-    ones, `repeats` times. With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for
-    `generate_tokens` each. Recipes with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged
-    calibration text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's
-    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well:
-    "default" (the packaged ones) or a file; None asks none. Raises `InputError` naming the field, its value and what is allowed.
+    `text` is what `qcore.data.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of `window` that
+    move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new ones, `repeats` times.
+    With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes
+    with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration text), and learned ones take
+    about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's perplexity counts as equal to the baseline's
+    within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None
+    asks none. `kv` is the form of the key-value cache that text is scored, speed measured and prompts continued with ("int8", "int4"); the
+    baseline that recipes are compared with keeps its own. Raises `InputError` naming the field, its value and what is allowed.
     """
 
     model: str
@@ -70,6 +73,7 @@ class RunSpec:
     calibration_minutes: float | None = None
     margin: float = 0.01
     choices: str | None = None
+    kv: str = NONE
 
     def __post_init__(self):
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
@@ -84,8 +88,18 @@ class RunSpec:
         check_limits(**{name: getattr(self, name) for name in LIMITS})
         check_minutes(self.calibration_minutes)
         check_margin(self.margin)
+        form_named(self.kv)
         if self.stride is not None and self.stride > self.window:
             raise InputError(f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out.")
+
+    @property
+    def kv_form(self) -> Form | None:
+        """The form of the key-value cache, None for as computed."""
+        return form_named(self.kv)
+
+    def is_baseline(self, recipe: str) -> bool:
+        """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized cache none is."""
+        return recipe == BASELINE and self.kv == NONE
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""

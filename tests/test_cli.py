@@ -106,7 +106,7 @@ def test_help_is_there_at_once_and_loads_nothing_heavy():
     code = "import sys; from qcore.cli import main; main(['--help']); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]")
-    for command in ("compare", "quantize", "eval", "bench", "models", "recipes", "runs"):
+    for command in ("compare", "quantize", "eval", "bench", "generate", "models", "recipes", "runs"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -394,3 +394,41 @@ def test_recipes_lists_every_recipe_and_models_the_defaults(said):
     assert status == 0 and all(any(line.startswith(name) for line in printed.splitlines()) for name in recipes.names())
     status, printed, _ = said("models")
     assert status == 0 and "smollm2-135m-dithered" in printed and "fetched when first used" in printed
+
+
+def test_a_quantized_cache_for_eval_bench_and_generate(said, model, text, tmp_path):
+    out = tmp_path / "out.json"
+    status, printed, _ = said("eval", model, "--text", text, "--window", 128, "--kv", "int4", "--json", out)
+    kept = json.loads(out.read_text())
+    assert status == 0 and "KV cache in int4" in printed and kept["record"]["kv"]["name"] == "int4"
+    assert said("eval", model, "--text", text, "--window", 128, "--json", out)[0] == 0
+    assert kept["perplexity"] != json.loads(out.read_text())["perplexity"]
+    status, printed, _ = said("bench", model, "--prompt-tokens", 80, "--new-tokens", 3, "--repeats", 1, "--kv", "int8", "--json", out)
+    found = json.loads(out.read_text())["record"]
+    assert status == 0 and "KV cache in int8: " in printed and "module by module" in printed
+    assert found["kv"]["tokens"] == 82 and found["kv"]["bytes"] < 4 * 2 * 64 * 82 and "--kv int8" in found["command"]
+    status, printed, _ = said("generate", model, "--prompt", "Hello there", "--new-tokens", 5, "--kv", "int8", "--json", out)
+    found = json.loads(out.read_text())
+    assert status == 0 and found["text"].strip() in printed and len(found["tokens"]) <= 5 and found["record"]["kv"]["name"] == "int8"
+    assert shlex.split(found["record"]["command"])[3:] == [
+        "generate", model, "--prompt", "Hello there", "--new-tokens", "5", "--kv", "int8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["eval"], ["bench"], ["generate", "--prompt", "x"], ["compare"]], ids=lambda words: words[0])
+def test_an_unknown_form_of_the_cache_is_one_sentence(said, model, command):
+    status, out, err = said(command[0], model, *command[1:], "--kv", "int9")
+    assert (status, out) == (2, "") and "Unknown KV cache form 'int9'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--new-tokens", "0"], "number of new tokens is 0"), (["--temperature", "-1"], "temperature"), (["--chat"], "no chat template"),
+        (["--threads", "0"], "threads is 0"),
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_what_generate_cannot_do_is_one_sentence(said, model, options, words):
+    status, out, err = said("generate", model, "--prompt", "x", *options)
+    assert (status, out) == (2, "") and words in err and "Traceback" not in err

@@ -13,9 +13,13 @@ from qcore.evaluation import evaluate
 from qcore.evaluation.choices import ask, summary
 from qcore.evaluation.questions import load_questions
 from qcore.pipeline import FIGURES, ROW_KEYS
+from qcore.planning import cache as planned_cache
+from qcore.runs.report import table
+from qcore.runs.verdicts import with_verdicts
 from qcore.spec import RunSpec
 
 SMALL = dict(tokens=120, window=32, prompt_tokens=8, new_tokens=3, repeats=2, generate_tokens=3)
+LAYERS = planned_cache.layout(tiny.CONFIGS["llama"])
 
 
 @pytest.fixture
@@ -241,3 +245,33 @@ def test_check_refuses_a_model_of_which_no_recipe_fits(spec, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000000")
     with pytest.raises(TooLargeError, match="does not fit into memory"):
         pipeline.check(spec())
+
+
+def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spec, tmp_path):
+    """fp32 shows what the cache alone costs; its bytes are those that the plan counts; text and prompts really go through it."""
+    wanted = spec("llama", "fp32,int4-g32", kv="int4", window=120, prompt_tokens=100)
+    (tmp_path / "run").mkdir()
+    pipeline.record_reference(wanted, tmp_path / "run", [].append)
+    fp32, int4 = run(wanted, tmp_path / "run")
+    (tmp_path / "plain").mkdir()
+    _, exact = run(spec("llama", "fp32,int4-g32", window=120, prompt_tokens=100), tmp_path / "plain")
+    assert 0 < fp32["kl_mean"] < int4["kl_mean"] and int4["kl_mean"] != exact["kl_mean"]
+    kept, plain = int4["record"]["kv"], exact["record"]["kv"]
+    assert (kept["name"], kept["bits"], kept["group"], kept["recent"], kept["tokens"]) == ("int4", 4, 32, 32, 102)
+    assert kept["bytes"] == planned_cache.kv_bytes(LAYERS, 102, 1, planned_cache.FORMATS["int4"])
+    assert kept["bytes_a_token"] == kept["bytes"] / 102 and plain["name"] == "none" and plain["bytes_a_token"] > kept["bytes_a_token"]
+    assert int4["record"]["execution"][0].startswith("module by module") and pipeline.THROUGH_THE_CACHE in int4["record"]["notes"]
+    assert int4["record"]["predicted"]["decode_is"] == "no probe with a quantized cache"
+    judged = with_verdicts([fp32, int4])
+    assert all(row["verdict"] for row in judged) and "KV cache in int4" in table(judged)
+
+
+def test_an_architecture_without_plain_keys_and_values_is_refused_before_anything_starts(spec, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=258)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "odd")
+    tiny.tokenizer().save_pretrained(tmp_path / "odd")
+    with pytest.raises(InputError, match="heads of 12 numbers"):
+        pipeline.check(spec("odd", "int8", kv="int8"))
+    pipeline.check(spec("odd", "int8"))

@@ -16,15 +16,16 @@ SPECS = [
     RunSpec(
         "m", (recipes.parse("fp32"), recipes.parse("int8").with_modules(skip=("layers.0", "*.down_proj"))), margin=0.05, choices="default"
     ),
+    RunSpec("m", "fp32,int8", kv="int4"),
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
 def test_json_both_ways(spec):
     assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
 def test_the_command_repeats_the_spec(spec, monkeypatch):
     """Typed in again, it asks for the very same spec."""
     from qcore import cli, pipeline
@@ -49,8 +50,8 @@ def test_recipes_with_choices_that_have_no_option_have_no_command():
         ("tokens", 1), ("tokens", -5), ("tokens", 2.5), ("tokens", True), ("tokens", 10**9), ("tokens", None), ("tokens", float("nan")),
         ("window", 1), ("stride", 0), ("stride", 513), ("prompt_tokens", 0), ("new_tokens", 1), ("new_tokens", 10**9), ("repeats", 0),
         ("generate_tokens", -1), ("threads", 0), ("seed", -1), ("model", ""), ("model", "  "), ("recipes", []), ("recipes", "int9"),
-        ("recipes", "int8,int8"), ("margin", 0), ("margin", -0.1), ("margin", 1.5), ("margin", True), ("margin", "1"),
-        ("margin", float("nan")),
+        ("recipes", "int8,int8"), ("kv", "int9"), ("kv", 8), ("margin", 0), ("margin", -0.1), ("margin", 1.5), ("margin", True),
+        ("margin", "1"), ("margin", float("nan")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_one_sentence(field, value):
@@ -58,7 +59,7 @@ def test_what_cannot_be_run_is_one_sentence(field, value):
         RunSpec(**{"model": "m", "recipes": "int8", field: value})
     message = str(error.value)
     assert "\n" not in message and len(message) < 250
-    if field not in ("recipes", "model"):
+    if field not in ("recipes", "model", "kv"):
         assert field in message
 
 

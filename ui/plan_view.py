@@ -8,7 +8,6 @@ from qcore import models
 from qcore.home import home, is_public
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
-from qcore.planning.cache import FORMATS
 from qcore.planning.machines import machines
 from qcore.planning.summary import RECIPES
 from qcore.runs.planned import error_bands, known_rows
@@ -42,8 +41,8 @@ def outlined(name: str, revision: str | None):
     return None
 
 
-def needs(prefix: str, positions: int) -> dict:
-    """What the model must do and run in: the arguments of `planning.plan`."""
+def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
+    """What the model must do and run in: the arguments of `planning.plan`. Its cache can be kept in `formats`."""
     first, second, third, fourth = st.columns([2, 1, 2, 2])
     context = first.number_input(
         "Context, tokens", 16, positions, min(2048, positions), 256, key=f"{prefix}.context", help=explain("context"), **KEEP
@@ -53,7 +52,7 @@ def needs(prefix: str, positions: int) -> dict:
         "Memory", [HERE, AMOUNT, *(machine.name for machine in machines())], key=f"{prefix}.memory", help=explain("peak memory"), **KEEP
     )
     kv = fourth.segmented_control(
-        "KV cache in", list(FORMATS), default="fp32", required=True, key=f"{prefix}.kv", help=explain("KV cache"), **KEEP
+        "KV cache in", list(formats), default="fp32", required=True, key=f"{prefix}.kv", help=explain("KV cache"), **KEEP
     )
     amount = st.text_input("Memory, such as 16GB", "16GB", key=f"{prefix}.amount", **KEEP) if where == AMOUNT else None
     with st.expander("Recipes and limits", icon=":material/tune:"):
@@ -69,7 +68,7 @@ def needs(prefix: str, positions: int) -> dict:
             help=explain("KL divergence") + " 0 asks for nothing.", **KEEP,
         )  # fmt: skip
     return {
-        "recipes": chosen, "context": context, "users": users, "kv": (kv, *(name for name in FORMATS if name != kv)),
+        "recipes": chosen, "context": context, "users": users, "kv": (kv, *(name for name in formats if name != kv)),
         "memory": None if where == HERE else amount if where == AMOUNT else where,
         "min_tokens_per_second": least or None, "max_kl": most or None,
     }  # fmt: skip

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qcore.kvcache import NONE
 from qcore.runs import jobs
+from qcore.runs.verdicts import kv_of
 from ui import state
 from ui.text import clock, digits, percent, size
 
@@ -105,12 +107,14 @@ def _value(record: dict, key: str) -> str:
 
 
 def _choices(row: dict) -> str:
-    """What the recipe's name does not say: skipped modules, another head."""
+    """What the recipe's name does not say: skipped modules, another head, a quantized cache."""
     modules = ((row.get("record") or {}).get("recipe") or {}).get("modules") or {}
     skip = modules.get("skip") or []
     head = modules.get("head", "keep")
     plain = head == "keep" or "head8" in row["recipe"]
-    return (f" without {', '.join(skip)}" if skip else "") + ("" if plain else f", head {head}")
+    kv = kv_of(row)
+    cache = "" if kv == NONE else f", KV {kv}"
+    return (f" without {', '.join(skip)}" if skip else "") + ("" if plain else f", head {head}") + cache
 
 
 def _times(more: float, less: float, word: str) -> str:

@@ -84,6 +84,7 @@ def _spec(model: tuple[str, str | None] | None, names: list[str], skip: tuple[st
 
 def _memory(spec: RunSpec, checkpoint) -> None:
     rows, sentences = [], []
+    pipeline.check_kv(checkpoint, spec.kv_form)
     for recipe in spec.recipes:
         try:
             estimate = planning.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)

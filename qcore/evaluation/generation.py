@@ -13,7 +13,8 @@ import torch
 from qcore.errors import InputError
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
-from qcore.measurement.calls import device_of, last_only
+from qcore.kvcache import Form
+from qcore.measurement.calls import device_of, last_only, new_cache
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit
@@ -81,10 +82,12 @@ def generate_text(
     chat: bool = False,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    kv: Form | None = None,
 ) -> Generated:
     """Continue `prompt`, or answer it as a chat message if `chat`, by at most `max_new_tokens` tokens.
 
-    `on_text` gets each piece of text as soon as it is certain; `should_stop` is asked before every token. A prompt that does not fit
+    Keys and values are kept in the form `kv` (None: as computed). `on_text` gets each piece of text as soon as it is certain; `should_stop`
+    is asked before every token. A prompt that does not fit
     loses its beginning, which `notes` tells. Raises `InputError` for a number out of range, an empty prompt, a model without a chat
     template; `RunError` if a logit is NaN.
     """
@@ -102,7 +105,7 @@ def generate_text(
 
     if should_stop and should_stop():
         return Generated("", [], "stopped", len(ready.tokens), ready.notes, 0.0, time.perf_counter() - start)
-    for row in _steps(model, ids, None, lambda logits: sampling.choose(logits, generator)):
+    for row in _steps(model, ids, None, lambda logits: sampling.choose(logits, generator), kv):
         token = int(row[0])
         first = first or time.perf_counter() - start
         if token in ends:
@@ -129,17 +132,19 @@ def compare_generations(
     *,
     chat: bool | None = None,
     batch: int = BATCH,
+    kv: Form | None = None,
 ) -> list[Generation]:
     """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer leaves the baseline's.
 
     `baseline` maps a prompt's id to the tokens that the baseline wrote. `chat` None means: as a chat message if the model has a chat
     template. Prompts of like length are decoded together, padded on the left and masked, several times faster than one by one; do
-    the same for the baseline, and an unchanged model diverges nowhere. Order is kept. Raises like `generate_text`.
+    the same for the baseline, and an unchanged model diverges nowhere. With a quantized cache (`kv`)
+    prompts are decoded one by one, because padding would share scales with what it pads. Order is kept. Raises like `generate_text`.
     """
     chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     ready = [prepare(model, tokenizer, prompt.text, max_new_tokens, chat).tokens for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(ready[i]))
-    size = batch if "position_ids" in inspect.signature(model.forward).parameters else 1
+    size = batch if kv is None and "position_ids" in inspect.signature(model.forward).parameters else 1
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     written: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
@@ -149,7 +154,7 @@ def compare_generations(
                 phrase = f"prompts {number * size + 1} to {number * size + len(group)} of {len(prompts)}, token {step}"
                 progress(number * max_new_tokens + step, len(groups) * max_new_tokens, phrase)
 
-        answers = _greedy(model, [ready[i] for i in group], max_new_tokens, end_tokens(model, tokenizer), tell)
+        answers = _greedy(model, [ready[i] for i in group], max_new_tokens, end_tokens(model, tokenizer), tell, kv)
         written.update(zip(group, answers, strict=True))
         tell(max_new_tokens)
     return [
@@ -226,9 +231,9 @@ def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
 
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
-def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable) -> Iterator[torch.Tensor]:
+def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable, kv: Form | None) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is padded on its left."""
-    cache, options = None, last_only(model)
+    cache, options = new_cache(model, kv), last_only(model)
     while True:
         if mask is not None:
             options |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]}
@@ -239,7 +244,7 @@ def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable
         yield ids[:, 0]
 
 
-def _greedy(model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None]) -> list[list[int]]:
+def _greedy(model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None], kv) -> list[list[int]]:
     """Continue all `prompts` together; each stops at its own end."""
     width, device, greedy = max(map(len, prompts)), device_of(model), Sampling()
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
@@ -247,7 +252,7 @@ def _greedy(model, prompts: list[list[int]], max_new_tokens: int, ends: set[int]
     if len(prompts) == 1:
         mask = None
     written, open_rows = [[] for _ in prompts], set(range(len(prompts)))
-    for step, row in enumerate(_steps(model, ids, mask, lambda logits: greedy.choose(logits, None)), 1):
+    for step, row in enumerate(_steps(model, ids, mask, lambda logits: greedy.choose(logits, None), kv), 1):
         for index in tuple(open_rows):
             token = int(row[index])
             if token in ends:

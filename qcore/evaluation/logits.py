@@ -4,6 +4,9 @@ A hook in front of the output head keeps the hidden states it is given and lets 
 run over the rest in chunks. What the model does to the logits after its head (scaling, soft capping) is read from its config and
 checked once against the logits that the model itself returned.
 
+With a `kv` form the window is read a few tokens at a time through a quantized key-value cache. Codes are made at multiples of as many
+tokens, so every position sees the very codes that it would see if the text were written token by token.
+
 A head whose result for one position depends on the others it is given (torch's per-tensor dynamic quantization does) sees a chunk
 here where the model would give it a whole window.
 """
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qcore.kvcache import Form
+from qcore.kvcache.forms import GROUP
 from qcore.measurement.calls import device_of
 
 CHECKED = 2  # positions whose logits are compared with the model's own
@@ -54,8 +59,8 @@ class Chunk:
 class LogitReader:
     """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole from the model."""
 
-    def __init__(self, model: torch.nn.Module, chunk: int | None = None):
-        self.model = model
+    def __init__(self, model: torch.nn.Module, chunk: int | None = None, kv: Form | None = None):
+        self.model, self.kv = model, kv
         self.head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         self.transform = LogitTransform.of(model.config)
         self.chunk = chunk
@@ -83,7 +88,7 @@ class LogitReader:
         """The head's input (n, H) and the logits of the last few positions; or None and all logits, where the head stands in a
         way that this class does not understand."""
         if self.head is None:
-            return None, self.model(input_ids=ids[None], use_cache=False).logits[0]
+            return None, self._run(ids)
         seen = []
 
         def keep(module, arguments):
@@ -92,14 +97,25 @@ class LogitReader:
 
         hook = self.head.register_forward_pre_hook(keep)
         try:
-            logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
+            logits = self._run(ids)
         finally:
             hook.remove()
-        if not self._checked and not (len(seen) == 1 and seen[0].shape[1] == len(ids) and self._agrees(seen[0][0], logits)):
+        hidden = torch.cat([part[0] for part in seen]) if len(seen) > 1 else seen[0][0] if seen else logits[:0]
+        if not self._checked and not (len(hidden) == len(ids) and self._agrees(hidden, logits[-CHECKED:])):
             self.head = None
             return self._forward(ids)
         self._checked = True
-        return seen[0][0], logits
+        return hidden, logits
+
+    def _run(self, ids: torch.Tensor) -> torch.Tensor:
+        """The logits that the model returns for the window `ids`: those of all positions, or what a hook has left of them."""
+        if self.kv is None:
+            return self.model(input_ids=ids[None], use_cache=False).logits[0]
+        from qcore.kvcache.cache import QuantizedKVCache
+
+        cache = QuantizedKVCache(self.model.config, self.kv)
+        parts = [self.model(input_ids=part[None], cache=cache, use_cache=True).logits[0] for part in ids.split(GROUP)]
+        return torch.cat(parts)
 
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
         """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN agrees with NaN.)"""

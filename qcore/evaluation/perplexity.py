@@ -18,6 +18,7 @@ from qcore.evaluation import windows as cut
 from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabilities
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.reference import Recorder, Reference
+from qcore.kvcache import Form
 from qcore.measurement.calls import device_of
 
 BOS_POLICY = "none added"
@@ -56,6 +57,7 @@ def evaluate(
     text_bytes: int | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
+    kv: Form | None = None,
 ) -> Evaluation:
     """Score the text `ids` (T,) with a causal language model.
 
@@ -67,6 +69,7 @@ def evaluate(
     text_bytes       UTF-8 length of the text: adds bits per byte = Σ NLL / (ln 2 · bytes)
     progress         called after each window with (tokens scored, tokens to score, a phrase for people)
     chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
+    kv               read every window through a key-value cache in this form, as if token by token (default: no cache)
 
     Raises `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model cannot read, or a reference
     over other text; `RunError` if logits are NaN or infinite, so that a broken model never gets a number.
@@ -76,13 +79,13 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        return _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, chunk)
+        reader = LogitReader(model, chunk, kv)
+        return _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader)
     finally:
         model.train(training)
 
 
-def _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, chunk) -> Evaluation:
-    reader = LogitReader(model, chunk)
+def _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader) -> Evaluation:
     meter = DivergenceMeter() if reference else None
     if reference:
         reference.match(ids, window, stride, reader)

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.errors import InputError, RunError
-from qcore.measurement.calls import device_of, last_only
+from qcore.kvcache import Form
+from qcore.measurement.calls import cache_bytes, device_of, last_only, new_cache
 from qcore.measurement.quantile import quantile
 
 Clock = Callable[[], float]
@@ -34,7 +35,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Medians over the repeats, percentiles over all their tokens, and the raw `samples`."""
+    """Medians over the repeats, percentiles over all their tokens, and the raw `samples`. `cache_bytes` is what the key-value cache of
+    `cache_tokens` tokens took, as stored."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -48,6 +50,8 @@ class Throughput:
     dtype: str
     device: str
     samples: tuple[Sample, ...]
+    cache_bytes: int | None = None
+    cache_tokens: int | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> "Throughput":
@@ -64,6 +68,7 @@ class Throughput:
             prompt_tokens=prompt_tokens,
             new_tokens=len(samples[0].token_s) + 1,
             samples=tuple(samples),
+            cache_tokens=prompt_tokens + len(samples[-1].token_s),  # the last token is chosen, and never read
             **conditions,
         )
 
@@ -82,20 +87,23 @@ def measure(
     clock: Clock = time.perf_counter,
     seed: int = 0,
     progress: Progress | None = None,
+    kv: Form | None = None,
 ) -> Throughput:
     """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with `seed`).
+    Keys and values are kept in the form `kv` (None: as the model does).
 
     Raises `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a logit is NaN.
     """
     ids = _prompt(model, prompt, seed)
     _check(model, ids, new_tokens, repeats, warmup)
     ids = ids.to(device_of(model))[None]
-    samples = []
+    samples, held = [], None
     for round_number in range(warmup + repeats):
         if progress:
             phase = "warm-up" if round_number < warmup else f"repeat {round_number - warmup + 1} of {repeats}"
             progress(round_number, warmup + repeats, phase)
-        samples.append(_sample(model, ids, new_tokens, clock))
+        sample, held = _sample(model, ids, new_tokens, clock, kv)
+        samples.append(sample)
     if progress:
         progress(warmup + repeats, warmup + repeats, "measured")
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -105,15 +113,17 @@ def measure(
         threads=torch.get_num_threads(),
         dtype=str(model.dtype if weight is None else weight.dtype).removeprefix("torch."),
         device=str(ids.device),
+        cache_bytes=held,
     )
 
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
-def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock) -> Sample:
-    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each new token."""
+def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None) -> tuple[Sample, int | None]:
+    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each new token; and the bytes that
+    the cache takes in the end."""
     options = last_only(model)
+    cache = new_cache(model, kv)
     times = [clock()]
-    cache = None
     for _ in range(new_tokens):
         output = model(input_ids=ids, cache=cache, use_cache=True, **options)
         cache = output.cache
@@ -124,7 +134,7 @@ def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: C
     if logits.isnan().any():
         raise RunError("The model's logits are NaN, so its speed means nothing: this run has failed.")
     seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
-    return Sample(seconds[0], tuple(seconds[1:]))
+    return Sample(seconds[0], tuple(seconds[1:])), cache_bytes(cache)
 
 
 def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:

@@ -6,20 +6,26 @@ latent      every token: one compressed vector and the rotary key, shared by all
 none        no tokens: layers with a state of constant size (convolution, linear attention), or that read another layer's cache
 
 bytes = users · Σ over layers (numbers a token · tokens kept) · bits / 8
+
+The quantized forms (`qcore.kvcache`) keep their newest tokens exact, so their bytes are those that the form itself counts.
 """
 
 from dataclasses import dataclass
 
+from qcore import kvcache
+from qcore.errors import InputError
+from qcore.kvcache.forms import GROUP, SCALE_BITS
 from qcore.registry import unknown
 
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How keys and values are stored: `bits` a number, scales included."""
+    """How keys and values are stored: `bits` a number, scales included. `form` for those that quantize, whose newest tokens take more."""
 
     name: str
     bits: float
     description: str
+    form: kvcache.Form | None = None
 
 
 FORMATS = {
@@ -27,21 +33,31 @@ FORMATS = {
     for format in (
         CacheFormat("fp32", 32, "as qcore computes on a CPU"),
         CacheFormat("fp16", 16, "half the bytes; tokens may differ in rare cases"),
+        *(CacheFormat(form.name, form.bits + SCALE_BITS / GROUP, form.description, form) for form in kvcache.FORMS.values()),
     )
 }
 
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """`kind` as above, `numbers` kept of each token, and at most how many tokens (`most`, None: all)."""
+    """`kind` as above, `numbers` kept of each token, at most how many tokens (`most`, None: all), and how many numbers a head's key has,
+    and its value (`size`)."""
 
     kind: str
     numbers: int
     most: int | None = None
+    size: int = GROUP
 
     def held(self, tokens: int) -> int:
         """Numbers that are held after `tokens` tokens."""
         return self.numbers * (tokens if self.most is None else min(tokens, self.most))
+
+    def bits(self, tokens: int, format: CacheFormat) -> float:
+        """Bits that are held after `tokens` tokens in `format`."""
+        if format.form is None or not self.numbers:
+            return self.held(tokens) * format.bits
+        window = None if self.most is None else self.most + 1
+        return format.form.layer_bits(self.numbers // (2 * self.size), self.size, self.size, tokens, window=window)
 
 
 def format_named(name: str) -> CacheFormat:
@@ -49,6 +65,15 @@ def format_named(name: str) -> CacheFormat:
     if name not in FORMATS:
         raise unknown("KV cache format", name, FORMATS)
     return FORMATS[name]
+
+
+def formats_for(config) -> tuple[str, ...]:
+    """Names of the formats that a model with this `config` can keep its cache in."""
+    try:
+        kvcache.check_config(config)
+    except InputError:
+        return tuple(name for name, format in FORMATS.items() if format.form is None)
+    return tuple(FORMATS)
 
 
 def layout(config) -> tuple[CacheLayer, ...]:
@@ -62,7 +87,7 @@ def layout(config) -> tuple[CacheLayer, ...]:
 
 def kv_bytes(layers: tuple[CacheLayer, ...], tokens: int, users: int = 1, format: CacheFormat = FORMATS["fp32"]) -> int:
     """Bytes of the caches of `users` sequences of `tokens` tokens each."""
-    return round(users * sum(layer.held(tokens) for layer in layers) * format.bits / 8)
+    return round(users * sum(layer.bits(tokens, format) for layer in layers) / 8)
 
 
 def describe(layers: tuple[CacheLayer, ...]) -> str:
@@ -90,4 +115,4 @@ def _layer(kind: str, options: dict, config) -> CacheLayer:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * heads * size
-    return CacheLayer("full", numbers) if window is None else CacheLayer("sliding", numbers, max(window - 1, 1))
+    return CacheLayer("full", numbers, None, size) if window is None else CacheLayer("sliding", numbers, max(window - 1, 1), size)

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qcore.errors import QcoreError
+from qcore.kvcache import NONE
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
-from qcore.planning import fit, probe, speed
+from qcore.planning import cache, fit, probe, speed
 from qcore.recipes import Recipe
 
 FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
@@ -31,11 +32,14 @@ class Band:
     bar: float
 
 
-def predict(checkpoint: Checkpoint, recipe: Recipe, prompt_tokens: int, new_tokens: int, *, timed: bool) -> dict:
-    """The predicted figures of a run, ready for JSON. With `timed`, the recipe is probed if it has not been, memory allowing; speeds are
-    None where there is no probe, and "decode_is" says why."""
-    found = fit.estimate(checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False)
+def predict(checkpoint: Checkpoint, recipe: Recipe, prompt_tokens: int, new_tokens: int, *, timed: bool, kv: str = NONE) -> dict:
+    """The predicted figures of a run with a cache in the form `kv`, ready for JSON. With `timed`, the recipe is probed if it has not been,
+    memory allowing; speeds are None where there is no probe, and "decode_is" says why."""
+    format = cache.FORMATS["fp32" if kv == NONE else kv]
+    found = fit.estimate(checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format)
     figures = {name: getattr(found, name) for name in ("stored_bytes", "peak_load_bytes", "peak_run_bytes")}
+    if kv != NONE:
+        return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": "no probe with a quantized cache"}
     model = skeleton(checkpoint)
     known, reason = probe.known(model, recipe), "no probe"
     if known is None and timed:

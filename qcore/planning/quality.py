@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from qcore.kvcache import NONE
 from qcore.models import Checkpoint
 
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -27,21 +28,33 @@ class Quality:
     about: str
 
 
-def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[str, Quality]:
-    """Quality by recipe from finished `rows` (newest first) of the same weights."""
+def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, str], Quality]:
+    """Quality by (recipe, form of the key-value cache) from finished `rows` (newest first) of the same weights; the form is "none" where
+    the cache was not quantized."""
     own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
-    bases = {_conditions(row): row["perplexity"] for row in own if row["recipe"] == "fp32" and row.get("perplexity")}
-    found: dict[str, Quality] = {}
+    bases = {_conditions(row): row["perplexity"] for row in own if _key(row) == ("fp32", NONE) and row.get("perplexity")}
+    found: dict[tuple[str, str], Quality] = {}
     for row in own:
-        if row["recipe"] in found or row.get("kl_mean") is None:
+        if _key(row) in found or row.get("kl_mean") is None:
             continue
         base, text = bases.get(_conditions(row)), row["record"].get("text") or {}
         ratio = row["perplexity"] / base if base and row.get("perplexity") else None
         scored = row["record"].get("tokens_scored")
-        found[row["recipe"]] = Quality(
+        found[_key(row)] = Quality(
             row["kl_mean"], ratio, MEASURED, f"your run on {text.get('name', 'a text')}, {scored:,} tokens" if scored else "your run"
         )
     return found
+
+
+def with_cache(weights: Quality | None, cache: str) -> Quality | None:
+    """The quality of a recipe whose own is `weights`, with its key-value cache in the form `cache`: an estimate, the losses of both added
+    up."""
+    if weights is None or cache == NONE:
+        return weights
+    entry = _typical()["caches"][cache]
+    kl = None if weights.kl is None else weights.kl + entry["kl"]
+    ratio = None if weights.ratio is None else weights.ratio * entry["ratio"]
+    return Quality(kl, ratio, ESTIMATED, f"{weights.about}; the cache: {_typical()['caches']['about']}")
 
 
 def is_of(checkpoint: Checkpoint, record: dict) -> bool:
@@ -58,6 +71,10 @@ def typical(recipe: str) -> Quality | None:
     table = _typical()
     entry = table["recipes"].get(recipe)
     return None if entry is None else Quality(entry["kl"], entry["perplexity"] / table["perplexity"], ESTIMATED, table["about"])
+
+
+def _key(row: dict) -> tuple[str, str]:
+    return row["recipe"], (row["record"].get("kv") or {}).get("name", NONE)
 
 
 def _conditions(row: dict) -> tuple:

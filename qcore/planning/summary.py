@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qcore import models
 from qcore.errors import InputError
+from qcore.kvcache import FORMS, NONE, check_config
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
@@ -85,7 +86,7 @@ def plan(
     context: int | None = None,
     users: int = 1,
     memory: str | int | None = None,
-    kv: Sequence[str] = ("fp32", "fp16"),
+    kv: Sequence[str] | None = None,
     probe: bool = False,
     min_tokens_per_second: float | None = None,
     max_kl: float | None = None,
@@ -96,7 +97,8 @@ def plan(
 ) -> Plan:
     """Plan `model` (a name, or a `Checkpoint` from `models.outline`) under `recipes` (None: a selection) from its headers.
 
-    `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has). `memory` is what it must run in,
+    `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has), in each of the formats `kv`, the
+    preferred one first (None: all that the architecture allows, the most exact first). `memory` is what it must run in,
     such as "16GB" or a known accelerator's name (None: what is free here). With `probe`, recipes are timed on a shortened copy for some
     seconds each; without, earlier probes count. `runs` are finished rows of earlier runs, newest first, for measured quality.
 
@@ -109,7 +111,9 @@ def plan(
     context = _context(config, context)
     if isinstance(users, bool) or not isinstance(users, int) or not 1 <= users <= MOST_USERS:
         raise InputError(f"users is {users!r}, but it must be a whole number from 1 to {MOST_USERS:,}.")
-    formats = [cache.format_named(name) for name in kv]
+    formats = [cache.format_named(name) for name in (cache.formats_for(config) if kv is None else kv)]
+    if any(format.form is not None for format in formats):
+        check_config(config)
     goal = Target(fit.budget(), "free on this machine") if memory is None else target(memory)
     needs = Needs(goal.bytes, min_tokens_per_second, max_kl, max_perplexity_ratio)
     runs = list(runs)
@@ -175,16 +179,17 @@ def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None
 
 
 def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, goal: Target) -> Row:
-    notes, sources = [], {"stored": "estimated" if hasattr(recipe.weights, "backend") else "counted", "peak": "estimated"}
+    notes, kv = [], NONE if format.form is None else format.name
+    sources = {"stored": "estimated" if hasattr(recipe.weights, "backend") else "counted", "peak": "estimated"}
     figures = {}
     if timed is not None and timed.error:
         notes.append(f"It could not be timed: {timed.error}")
-    elif timed is not None:
+    elif timed is not None and kv == NONE:  # the native step does not read a quantized cache, so a probe says nothing about it
         found = speed.predict(timed, skeleton(checkpoint), recipe, context)
         figures = {"decode_tok_s": found.decode_tok_s, "prefill_tok_s": found.prefill_tok_s, "limit_tok_s": found.limit_tok_s}
         sources |= dict.fromkeys(("decode", "prefill"), "probed")
     name = AS_IT_IS if checkpoint.is_quantized else recipe.name
-    known = None if checkpoint.is_quantized else measured.get(recipe.name) or quality.typical(recipe.name)
+    known = None if checkpoint.is_quantized else _quality(recipe.name, kv, measured)
     if known is not None:
         figures |= {"kl": known.kl, "perplexity_ratio": known.ratio}
         sources["quality"] = known.source
@@ -216,11 +221,19 @@ def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, co
     )
 
 
+def _quality(recipe: str, kv: str, measured: dict):
+    """As measured with this very cache; else the recipe's, measured or typical, with what the cache typically adds."""
+    if (recipe, kv) in measured:
+        return measured[recipe, kv]
+    return quality.with_cache(measured.get((recipe, NONE)) or quality.typical(recipe), kv)
+
+
 def _fitting(rows: list[Row]) -> tuple[dict, ...]:
     """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
+    offered = [row for row in rows if row.kv not in FORMS] or rows  # what other programs run there keeps its cache plain, unless asked
     found = []
     for machine in machines():
-        fitting = [row for row in rows if row.card_bytes <= machine.bytes]
+        fitting = [row for row in offered if row.card_bytes <= machine.bytes]
         names = dict.fromkeys(row.recipe for row in sorted(fitting, key=lambda row: -row.stored_bytes))
         found.append({"name": machine.name, "bytes": machine.bytes, "fits": list(names)})
     return tuple(found)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.jsonfile import finite
+from qcore.kvcache import NONE
 from qcore.pipeline import ROW_KEYS
+from qcore.runs.verdicts import kv_of
 
 NOTHING = "–"
 
@@ -132,6 +134,7 @@ def table(rows: Sequence[dict]) -> str:
     text = [_align(line, widths) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     text += [f"{visible(row['recipe'])}: {row['verdict']['sentence']}{_behind(row['verdict'])}" for row in rows if row.get("verdict")]
+    text += [f"{visible(row['recipe'])}: {cache_phrase(row['record']['kv'])}." for row in rows if kv_of(row) != NONE]
     text += [f"{visible(row['recipe'])}: {answers_phrase(row['choices'])}." for row in rows if row.get("choices")]
     text += [f"{visible(row['recipe'])} {row['status']}: {visible(row['error'])}" for row in rows if row.get("error")]
     return "\n".join(text)
@@ -140,6 +143,12 @@ def table(rows: Sequence[dict]) -> str:
 def _behind(verdict: dict) -> str:
     more = details(verdict)
     return f" {more}." if more else ""
+
+
+def cache_phrase(kv: dict) -> str:
+    """What a record says of the key-value cache, for people: "KV cache in int8: 2.6 MB for 160 tokens, 16.4 kB a token"."""
+    taken = f"{human_bytes(kv['bytes'])} for {kv['tokens']:,} tokens, {human_bytes(kv['bytes_a_token'])} a token" if kv.get("bytes") else ""
+    return f"KV cache in {kv['name']}" + (f": {taken}" if taken else "")
 
 
 def to_json(value) -> str:
@@ -178,6 +187,11 @@ def escape_cell(cell):
 def visible(text: str | None) -> str:
     """`text` with control characters (ANSI sequences, right-to-left overrides, NUL) written out, so that a terminal only shows it."""
     return "".join(_escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text or "")
+
+
+def visible_text(text: str) -> str:
+    """`visible` for a text of several lines, whose line breaks and tabs stay."""
+    return "\n".join("\t".join(visible(part) for part in line.split("\t")) for line in text.split("\n"))
 
 
 def _escape(character: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qcore.errors import InputError
+from qcore.kvcache import NONE, Form, form_named
 from qcore.recipes import Recipe
 from qcore.runs.turn import heavy_turn
 from qcore.spec import check_limits, check_minutes
@@ -96,61 +97,67 @@ def evaluate_once(
     stride: int | None,
     device: str,
     progress: Progress,
+    kv: str = NONE,
 ) -> dict:
-    """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text)."""
+    """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text), read through a cache in the form
+    `kv`."""
     from qcore import data
     from qcore.calibration import check_record
     from qcore.evaluation import evaluate
     from qcore.pipeline import describe, scored_bytes
 
     check_limits(window=window, stride=stride, **({} if tokens is None else {"tokens": tokens}))
-    content = data.load_text(text)
+    content, form = data.load_text(text), form_named(kv)
     with heavy_turn(waiting(progress)):
         began = time.time()
-        loaded = load_once(model, revision, device, window, progress)
+        loaded = load_once(model, revision, device, window, progress, form)
         ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
         if loaded.ledger is not None and loaded.ledger.calibration:
             check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
         size = scored_bytes(ids, loaded.tokenizer)
-        result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress).to_dict()
+        result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress, kv=form).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
-    words = ["eval", model, *options(text=text, window=window, stride=stride, tokens=tokens, revision=revision)]
-    record = describe(loaded, content) | times(began, words) | detail | {"device": device, "recipe": recipe_of(loaded)}
+    words = ["eval", model, *options(text=text, window=window, stride=stride, tokens=tokens, revision=revision, **kv_option(kv))]
+    about = {"device": device, "recipe": recipe_of(loaded), "kv": {"name": NONE} if form is None else form.to_dict()}
+    record = describe(loaded, content) | times(began, words) | detail | about
     return {"model": model, **result, "stored_bytes": stored_bytes(loaded), "record": record}
 
 
 def bench_once(
     model: str, *, revision: str | None, prompt_tokens: int, new_tokens: int, repeats: int, threads: int | None, seed: int, device: str,
-    progress: Progress,
+    progress: Progress, kv: str = NONE,
 ) -> dict:  # fmt: skip
-    """Prefill and decode speed of `model`, the share of the machine's read bandwidth that decoding reaches ("bandwidth_share", None on
-    an accelerator), and the most memory that this process took."""
+    """Prefill and decode speed of `model` with a cache in the form `kv`, the share of the machine's read bandwidth that decoding reaches
+    ("bandwidth_share", None on an accelerator), and the most memory that this process took."""
     import torch
 
     from qcore.measurement.environment import read_bandwidth
     from qcore.measurement.memory import PeakMemory
     from qcore.measurement.throughput import measure
     from qcore.measurement.traffic import bytes_a_token
-    from qcore.pipeline import describe
+    from qcore.pipeline import describe, execution, kv_record
 
     check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed)
+    form = form_named(kv)
     if threads:
         torch.set_num_threads(threads)
     with heavy_turn(waiting(progress)):
         began = time.time()
         with PeakMemory() as loading:
-            loaded = load_once(model, revision, device, prompt_tokens + new_tokens, progress)
+            loaded = load_once(model, revision, device, prompt_tokens + new_tokens, progress, form)
         with PeakMemory() as running:
-            result = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress).to_dict()
+            speed = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress, kv=form)
+            result = speed.to_dict()
         read = bytes_a_token(loaded.model, _rows(loaded))
         bandwidth = read_bandwidth() if device == "cpu" else None  # last, so that its buffer is in no figure
     words = ["bench", model, *options(
-        prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision)]  # fmt: skip
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision,
+        **kv_option(kv))]  # fmt: skip
     samples = {"samples": result.pop("samples")}
     record = (
         describe(loaded, threads=threads) | times(began, words) | samples | {"device": device, "seed": seed, "recipe": recipe_of(loaded)}
     )
-    record["bytes_a_token"] = read
+    record |= {"bytes_a_token": read, "kv": kv_record(form, speed), "execution": execution(loaded.model, form)}
     record["environment"]["read_bandwidth"] = bandwidth
     share = result["decode_tok_s"] * read / bandwidth if bandwidth else None
     peaks = {"peak_load_bytes": loading.peak_bytes, "peak_run_bytes": running.peak_bytes}
@@ -168,14 +175,15 @@ def safe_name(model: str, recipe: str) -> str:
     return f"{stem}-{recipe}"  # never a reserved device name, because of the recipe
 
 
-def load_once(model: str, revision: str | None, device: str, window: int, progress: Progress):
-    """Resolve, check that it fits, and load."""
+def load_once(model: str, revision: str | None, device: str, window: int, progress: Progress, kv: Form | None = None):
+    """Resolve, check that it fits and can keep a cache in the form `kv`, and load."""
     from qcore import models, planning
-    from qcore.pipeline import check_device
+    from qcore.pipeline import check_device, check_kv
     from qcore.recipes import parse
 
     check_device(device)
     checkpoint = models.resolve(model, revision, progress=progress)
+    check_kv(checkpoint, kv)
     if not checkpoint.is_quantized:
         planning.check_fits(checkpoint, parse("fp32"), tokens=window, window=window)
     return models.load(checkpoint, device=device, progress=progress)
@@ -202,6 +210,11 @@ def times(began: float, words: list[str]) -> dict:
     """When a measurement began and ended, and the command that repeats it."""
     command = shlex.join(["python", "-m", "qcore", *words])
     return {"started_at": began, "finished_at": time.time(), "command": command}
+
+
+def kv_option(kv: str) -> dict:
+    """The option for `options`, nothing for the default."""
+    return {} if kv == NONE else {"kv": kv}
 
 
 def options(**values) -> list[str]:

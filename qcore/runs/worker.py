@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from qcore.kvcache import NONE
 from qcore.pipeline import REFERENCE
 from qcore.quiet import hush
 from qcore.runs.estimate import PHASES, Estimate, guess
@@ -54,7 +55,7 @@ class Worker:
         self.spec = folder.read("spec.json")
         self.status = folder.read("status.json")
         self.names = [recipe["name"] for recipe in self.spec["recipes"]]
-        self.order = _order(self.spec["recipes"])
+        self.order = _order(self.spec)
         self._written = 0.0
         self._estimate: Estimate | None = None
 
@@ -91,7 +92,7 @@ class Worker:
         self._finish()
 
     def _is_baseline(self, position: int | None) -> bool:
-        return position is None or self.names[position] == "fp32"
+        return position is None or (position == self.order[0] and None not in self.order)
 
     def _run_one(self, position: int | None) -> tuple[str | None, str | None]:
         """Run one child to its end and keep its row. Returns its error and the error's class, or two Nones."""
@@ -254,10 +255,11 @@ def expected_seconds(spec: dict) -> dict[str, float]:
     return expected | {phase: sum(values) / len(values) for phase, values in measured.items()}
 
 
-def _order(recipes: list[dict]) -> list[int | None]:
-    """Positions in the order to run them: the baseline first, since the others are compared with it; None is a baseline without a row."""
-    names = [recipe["name"] for recipe in recipes]
-    if "fp32" not in names:
+def _order(spec: dict) -> list[int | None]:
+    """Positions in the order to run them: the baseline first, since the others are compared with it; None is a baseline without a row,
+    which every run with a quantized key-value cache has."""
+    names = [recipe["name"] for recipe in spec["recipes"]]
+    if "fp32" not in names or spec.get("kv", NONE) != NONE:
         return [None, *range(len(names))]
     first = names.index("fp32")
     return [first, *(position for position in range(len(names)) if position != first)]

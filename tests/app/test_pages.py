@@ -238,9 +238,10 @@ def test_start_sends_what_was_chosen(submitted):
     calm(at.toggle(key="quantize.ask").set_value(True).run())
     calm(at.text_input(key="quantize.more").set_value("int4-g32-dq").run())
     calm(at.text_input(key="quantize.skip").set_value("layers.0").run())
+    calm(at.selectbox(key="quantize.kv").set_value("int8").run())
     calm(at.button(key="quantize.start").click().run())
     (spec,) = submitted
-    assert (spec.tokens, spec.choices) == (512, "default") and [recipe.name for recipe in spec.recipes] == [
+    assert (spec.tokens, spec.choices, spec.kv) == (512, "default", "int8") and [recipe.name for recipe in spec.recipes] == [
         "fp32",
         "int8",
         "int4-g64",

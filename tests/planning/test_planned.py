@@ -56,14 +56,16 @@ def test_sharded_16_bit_and_already_quantized(checkpoints, tmp_path):
     assert narrow.rows[0].stored_bytes == wide.rows[0].stored_bytes
     small = qcore.quantize(str(checkpoints["llama"].folder), "int4-g64")
     saved = plan(qcore.save(small, tmp_path / "saved"), ["int8"])
-    assert [row.recipe for row in saved.rows] == ["as it is", "as it is"]
+    assert [row.recipe for row in saved.rows] == ["as it is"] * 4
     assert saved.rows[0].stored_bytes == small.ledger.stored_bytes and saved.parameters == wide.parameters
 
 
 def test_context_users_and_the_caches_format(checkpoints):
     one = plan(checkpoints["llama"], ["int8"], context=100).rows
     many = plan(checkpoints["llama"], ["int8"], context=200, users=3).rows
-    assert [row.kv for row in one] == ["fp32", "fp16"]
+    assert [row.kv for row in one] == ["fp32", "fp16", "int8", "int4"]
+    long = [row.kv_bytes for row in plan(checkpoints["llama"], ["int8"], context=500).rows]
+    assert long == sorted(long, reverse=True)
     assert one[0].kv_bytes == 2 * one[1].kv_bytes == 4 * 2 * 64 * 100 and many[0].kv_bytes == 6 * one[0].kv_bytes
     assert sum(one[0].parts.values()) == one[0].run_bytes
 
@@ -125,11 +127,36 @@ def test_quality_is_measured_where_the_model_was_run(checkpoints):
     runs = [run_row(here, "int8", 0.01, 11.0), run_row(here, "fp32", 0.0, 10.0), run_row(here, "int8", 0.5, 20.0),
             run_row(checkpoints["gpt2"], "int4-g64", 0.2, 12.0)]  # fmt: skip
     found = quality.from_runs(here, runs)
-    assert set(found) == {"int8", "fp32"}
-    assert (found["int8"].kl, found["int8"].ratio, found["int8"].source) == (0.01, pytest.approx(1.1), "measured")
+    assert set(found) == {("int8", "none"), ("fp32", "none")}
+    int8 = found["int8", "none"]
+    assert (int8.kl, int8.ratio, int8.source) == (0.01, pytest.approx(1.1), "measured")
     rows = {row.recipe: row for row in plan(here, ["int8", "int4-g64", "int4-g96"], runs=runs, kv=("fp32",)).rows}
     assert rows["int8"].sources["quality"] == "measured" and "your run on a text" in rows["int8"].notes[0]
     assert rows["int4-g96"].kl is None and "quality" not in rows["int4-g96"].sources
+
+
+def test_quality_with_a_quantized_cache(checkpoints):
+    """Measured where the model was run with this very cache, else what the recipe loses and what the cache typically adds."""
+    here = checkpoints["llama"]
+    kept = {"name": "int4", "bits": 4}
+    runs = [run_row(here, "int8", 0.01, 11.0), run_row(here, "fp32", 0.02, 30.0, kv=kept), run_row(here, "fp32", 0.0, 10.0)]
+    rows = {(row.recipe, row.kv): row for row in plan(here, ["fp32", "int8", "int4-g96"], runs=runs).rows}
+    exact, added, measured = rows["int8", "fp32"], rows["int8", "int4"], rows["fp32", "int4"]
+    assert (exact.kl, exact.sources["quality"], exact.perplexity_ratio) == (0.01, "measured", pytest.approx(1.1))
+    assert added.kl > rows["int8", "int8"].kl > 0.01 and added.sources["quality"] == "estimated" and "the cache" in added.notes[0]
+    assert (measured.kl, measured.sources["quality"], measured.perplexity_ratio) == (0.02, "measured", 3.0)
+    assert rows["fp32", "fp32"].kl == 0 and rows["int4-g96", "int4"].kl is None
+
+
+def test_a_model_whose_cache_cannot_be_quantized_is_planned_without(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=258)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "odd")
+    tiny.tokenizer().save_pretrained(tmp_path / "odd")
+    assert [row.kv for row in plan(tmp_path / "odd", ["int8"]).rows] == ["fp32", "fp16"]
+    with pytest.raises(InputError, match="heads of 12 numbers"):
+        plan(tmp_path / "odd", ["int8"], kv=("int8",))
 
 
 def test_typical_figures_say_where_they_are_from():

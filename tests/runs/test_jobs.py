@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,14 @@ def test_a_recipe_that_dies_is_a_row_and_the_others_go_on(fake, ended, plan, sen
 def test_a_run_of_which_nothing_succeeded_has_failed(fake, ended):
     status = ended(jobs.submit(fake("int8", int8="kill")))
     assert status.state == "failed" and "killed by signal 9" in status.error
+
+
+def test_with_a_quantized_cache_fp32_is_compared_with_the_baseline_like_any_other(fake, ended):
+    run_id = jobs.submit(replace(fake("int8,fp32"), kv="int8"))
+    assert ended(run_id).state == "done"
+    log = RunFolder(run_id).log.read_text()
+    assert log.index("baseline does ok") < log.index("int8 does ok") < log.index("fp32 does ok")
+    assert [row["recipe"] for row in jobs.rows(run_id)] == ["int8", "fp32"]
 
 
 @pytest.mark.parametrize("recipes", ["fp32,int8", "int8"], ids=["fp32 asked for", "baseline alone"])

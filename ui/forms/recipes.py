@@ -3,6 +3,7 @@
 import streamlit as st
 
 from qcore import backends, recipes
+from qcore.kvcache import FORMS, NONE
 from qcore.recipes import ENGINES, Recipe
 from ui import families
 from ui.forms import KEEP
@@ -28,6 +29,11 @@ SKIP_HELP = (
     "down projections. One that matches nothing is an error."
 )
 HEADS = {"keep": "as loaded", "int8": "8-bit", "same": "like the other weights"}
+CACHES = {NONE: "as computed"} | {form.name: f"{form.bits}-bit" for form in FORMS.values()}
+CACHE_HELP = (
+    "With a quantized one, text is scored, speed measured and prompts continued through it. The baseline keeps its own, so the recipe fp32 "
+    "shows what the cache alone costs."
+)
 HEAD_HELP = "In small models these are a large part of all weights. Applies to integers and tables of values."
 
 
@@ -93,6 +99,13 @@ def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
     skip = st.text_input("Modules to leave alone", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP)
     head = st.selectbox("Output head and embedding", list(HEADS), format_func=HEADS.get, key=f"{prefix}.head", help=HEAD_HELP, **KEEP)
     return split(more), tuple(split(skip)), head
+
+
+def cache(prefix: str) -> str:
+    """The form in which keys and values are kept while the recipes are measured."""
+    return st.selectbox(
+        "KV cache", list(CACHES), format_func=CACHES.get, key=f"{prefix}.kv", help=CACHE_HELP + " " + explain("KV cache"), **KEEP
+    )
 
 
 def split(text: str) -> list[str]:
