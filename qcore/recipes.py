@@ -153,6 +153,9 @@ ENGINES = {
     "torch-dynamic-int8": (Engine("torch_dynamic", "int8"), "torch.ao quantize_dynamic: one scale a tensor, the head included"),
     "quanto-int8": (Engine("quanto", "int8"), "optimum-quanto int8 weights, per channel"),
     "quanto-int4": (Engine("quanto", "int4"), "optimum-quanto int4 weights, groups of 128"),
+    "onnx-fp32": (Engine("onnxruntime", "fp32"), "ONNX Runtime on the graph that PyTorch exports, nothing quantized"),
+    "onnx-int8": (Engine("onnxruntime", "int8"), "ONNX Runtime quantize_dynamic: one scale a matrix, activations for each call"),
+    "onnx-int4": (Engine("onnxruntime", "int4"), "ONNX Runtime MatMulNBits with the codes of int4-g64"),
 }
 BASES = {
     "fp32": "32-bit floating point, the baseline",

@@ -16,6 +16,7 @@ BITSANDBYTES = Family("bitsandbytes", "#dc7d2a")
 TORCHAO = Family("torchao", "#2a9d7c")
 TORCH = Family("torch.ao", "#ab8f12")
 QUANTO = Family("optimum-quanto", "#d0558f")
+ONNX = Family("ONNX Runtime", "#4b9bab")
 MIXED = Family("mixed formats", "#6b8e23")
 OTHER = Family("other", "#5f9ea8")
 
@@ -24,6 +25,7 @@ FAILED = "#d64550"
 _PREFIXES = (
     ("fp32", FLOAT), ("bf16", FLOAT), ("fp16", FLOAT), ("int", INTEGER), ("nf4", TABLE), ("fp4", TABLE), ("kmeans", TABLE), ("auto", MIXED),
     ("bnb-", BITSANDBYTES), ("torchao-", TORCHAO), ("torch-", TORCH), ("quanto-", QUANTO),
+    ("onnx-", ONNX),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ LIBRARIES = {
     "torchao": ("torchao", "torchao", "torchao"),
     "torch_dynamic": ("torch.ao.quantization", "torch", "torch.ao"),
     "quanto": ("optimum.quanto", "optimum-quanto", "optimum-quanto"),
+    "onnxruntime": ("onnxruntime", "onnxruntime onnx onnxscript", "ONNX Runtime"),
 }
 
 

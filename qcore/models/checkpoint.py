@@ -10,6 +10,7 @@ from qcore.models.config import check_against, is_ours, read_config
 from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ONNX, ONNX_MANIFEST = "onnx", "qcore-onnx.json"  # the source of a model that qcore exported as a graph, and its mark
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor for the digest
 
@@ -18,7 +19,7 @@ _SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor 
 class Checkpoint:
     """`name`: as the user gave it. `revision`: the hub's commit. `digest`: SHA-256 over config, headers and samples of every tensor:
     the same for a copy of the folder, another one for other weights. `config`: config.json without the fields that choose code.
-    `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe. `source`: "default", "folder", "gguf" or "hub".
+    `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe. `source`: "default", "folder", "gguf", "hub", "onnx".
     `description`: a sentence or two for people: where it came from, and what to know about its weights."""
 
     name: str
@@ -57,6 +58,10 @@ def read_folder(
 ) -> Checkpoint:
     """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at only. Raises `InputError`
     naming the file or tensor that is wrong."""
+    if (folder / ONNX_MANIFEST).exists():
+        from qcore.export import onnx_folder
+
+        return onnx_folder.checkpoint(folder, name, description)
     config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qcore.errors import InputError
 from qcore.home import Progress
 from qcore.models.assembly import assemble, skeleton
-from qcore.models.checkpoint import Checkpoint
+from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.mapping import read_tensors
 from qcore.models.sources import resolve
 
@@ -54,6 +54,12 @@ def load(
     first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be asked before.
     """
     checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
+    if checkpoint.source == ONNX:
+        from qcore.export import onnx_folder
+
+        if device != "cpu":
+            raise InputError(f"{checkpoint.name} is an ONNX graph, which runs on the CPU here. Leave out the device {device!r}.")
+        return onnx_folder.load(checkpoint, load_tokenizer(checkpoint))
     if checkpoint.is_quantized:
         from qcore.export import safetensors
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import qcore
-from qcore.errors import QcoreError, TooLargeError
+from qcore.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.home import home
 from qcore.jsonfile import read_json, write_json
 from qcore.measurement import throughput
@@ -118,6 +118,8 @@ def _is_block(name: str) -> bool:
 
 def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
     began = time.perf_counter()
+    if getattr(recipe.weights, "backend", None) == "onnxruntime":
+        raise UnavailableError("ONNX Runtime runs a whole graph, which takes longer to export than a probe may; it is measured in a run.")
     layers = model.config.get_text_config().num_hidden_layers
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
     limit = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW_TOKENS

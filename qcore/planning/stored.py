@@ -15,6 +15,7 @@ FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ENGINE_BITS = {
     "bnb-int8": 8.1, "bnb-nf4": 4.5, "bnb-nf4-dq": 4.2, "bnb-fp4": 4.5, "bnb-fp4-dq": 4.2, "torchao-int8": 8.1,
     "torchao-int8-dynamic": 8.1, "torch-dynamic-int8": 8.1, "quanto-int8": 8.1, "quanto-int4": 4.5,
+    "onnx-fp32": 32.0, "onnx-int8": 8.1, "onnx-int4": 4.6,
 }  # fmt: skip
 
 
