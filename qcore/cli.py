@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from qcore.cli_checks import check_tasks
+from qcore.cli_export import export
 from qcore.cli_plan import plan
 from qcore.cli_runs import follow, runs
 from qcore.cli_sensitivity import sensitivity
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.command()(plan)
 app.command()(sensitivity)
+app.command()(export)
 app.command()(bench)
 app.command()(generate)
 
