@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcore import convert, data, models, planning, recipes
-from qcore.calibration import check_record, load_calibration
+from qcore.calibration import load_calibration
 from qcore.calibration.text import TOKENS
 from qcore.errors import InputError
 from qcore.evaluation.choices import Answers
@@ -15,6 +15,7 @@ from qcore.evaluation.questions import load_questions
 from qcore.evaluation.verdict import MARGIN, Verdict
 from qcore.evaluation.verdict import judge as verdict_on
 from qcore.export import safetensors
+from qcore.export.plain import check_judged
 from qcore.kvcache import NONE, form_named
 from qcore.measurement import throughput
 from qcore.models import Loaded
@@ -80,8 +81,7 @@ def evaluate(
     loaded = load(model) if isinstance(model, str) else model
     content = data.load_text(text)
     ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
-    if loaded.ledger is not None and loaded.ledger.calibration:
-        check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
+    check_judged(loaded, content.name, content.sha256, ids)
     return score(loaded.model, ids, window=window, stride=stride, progress=progress, kv=form_named(kv))
 
 

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from qcore.cli_checks import check_tasks
-from qcore.cli_export import export
+from qcore.cli_making import distill, prune, qat
 from qcore.cli_plan import plan
 from qcore.cli_runs import follow, runs
 from qcore.cli_sensitivity import sensitivity
@@ -32,7 +32,9 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.command()(plan)
 app.command()(sensitivity)
-app.command()(export)
+app.command()(qat)
+app.command()(prune)
+app.command()(distill)
 app.command()(bench)
 app.command()(generate)
 

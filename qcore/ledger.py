@@ -6,6 +6,7 @@ from qcore.errors import InputError, NotAppliedError
 
 BASELINE = "fp32"  # the one recipe that is meant to change nothing
 _NAMES_SHOWN = 3
+_EXTRA = ("calibration", "allocation", "training", "pruning")
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Row:
 @dataclass(frozen=True)
 class Ledger:
     """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated on, if it was; and, if formats
-    were chosen layer by layer, the record of that choice; if it was trained, how (see `qcore.training`)."""
+    were chosen layer by layer, the record of that choice; if it was trained or pruned, how (see `qcore.training`,
+    `qcore.pruning`)."""
 
     recipe: str
     rows: tuple[Row, ...]
     calibration: dict | None = None
     allocation: dict | None = None
     training: dict | None = None
+    pruning: dict | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -82,15 +85,22 @@ class Ledger:
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
-        rows = [asdict(row) | {"shape": list(row.shape)} for row in self.rows]
-        extra = {"calibration": self.calibration, "allocation": self.allocation, "training": self.training}
-        return {"recipe": self.recipe, "rows": rows, **{name: value for name, value in extra.items() if value}}
+        rows = [_row(row) for row in self.rows]
+        extra = {name: value for name in _EXTRA if (value := getattr(self, name))}
+        return {"recipe": self.recipe, "rows": rows, **extra}
 
     @classmethod
     def from_dict(cls, record: dict) -> "Ledger":
         """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
         try:
             rows = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"])
-            return cls(record["recipe"], rows, record.get("calibration"), record.get("allocation"), record.get("training"))
+            return cls(record["recipe"], rows, **{name: record.get(name) for name in _EXTRA})
         except (KeyError, TypeError) as error:
             raise InputError(f"This ledger cannot be read: {error}.") from error
+
+
+def _row(row: Row) -> dict:
+    record = asdict(row) | {"shape": list(row.shape)}
+    if row.sparsity is None:
+        del record["sparsity"]
+    return record

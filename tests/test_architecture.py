@@ -10,19 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the top down: a module may import what stands on its own line or below.
 LAYERS = [
-    (
-        "cli",
-        "cli_checks",
-        "cli_making",
-        "cli_export",
-        "cli_plan",
-        "cli_runs",
-        "cli_sensitivity",
-        "cli_use",
-        "output",
-        "progress",
-        "__main__",
-    ),
+    ("cli", "cli_checks", "cli_making", "cli_plan", "cli_runs", "cli_sensitivity", "cli_use", "output", "progress", "__main__"),
     ("api",),
     ("runs",),
     ("pipeline",),
@@ -34,7 +22,7 @@ LAYERS = [
     ("sensitivity",),
     ("calibration",),
     ("models", "data", "spec"),
-    ("backends", "decoder", "onnx", "select", "inventory"),
+    ("backends", "decoder", "select", "inventory"),
     ("kvcache",),
     ("nn",),
     ("methods",),

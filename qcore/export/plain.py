@@ -53,6 +53,15 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
     return folder
 
 
+def check_judged(loaded, name: str, sha256: str, ids) -> None:
+    """Raise `InputError` if the text called `name`, of which the tokens `ids` (T,) are scored, is one that the model was made with."""
+    from qcore.calibration import check_record
+
+    made = loaded.ledger.calibration if loaded.ledger is not None else (read_made(loaded.checkpoint.folder) or {}).get("calibration")
+    if made:
+        check_record(made, name, sha256, ids)
+
+
 def read_made(folder: Path) -> dict | None:
     """The record of how the model in `folder` was made; None if qcore did not make it."""
     return read_json(Path(folder) / MADE)

@@ -25,7 +25,7 @@ from torch import nn
 
 from qcore.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.errors import InputError
-from qcore.export import tensor_file
+from qcore.export import plain, tensor_file
 from qcore.export.sparse import grow, shrink
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
@@ -100,7 +100,7 @@ def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> No
         return
     if not overwrite:
         raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
-    if not (folder / MANIFEST).is_file():
+    if not any((folder / name).is_file() for name in (MANIFEST, plain.MADE)):
         raise InputError(f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
 
 

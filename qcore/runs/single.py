@@ -102,8 +102,8 @@ def evaluate_once(
     """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text), read through a cache in the form
     `kv`."""
     from qcore import data
-    from qcore.calibration import check_record
     from qcore.evaluation import evaluate
+    from qcore.export.plain import check_judged
     from qcore.pipeline import describe, scored_bytes
 
     check_limits(window=window, stride=stride, **({} if tokens is None else {"tokens": tokens}))
@@ -112,8 +112,7 @@ def evaluate_once(
         began = time.time()
         loaded = load_once(model, revision, device, window, progress, form)
         ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
-        if loaded.ledger is not None and loaded.ledger.calibration:
-            check_record(loaded.ledger.calibration, content.name, content.sha256, ids)
+        check_judged(loaded, content.name, content.sha256, ids)
         size = scored_bytes(ids, loaded.tokenizer)
         result = evaluate(loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress, kv=form).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}

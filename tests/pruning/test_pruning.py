@@ -1,0 +1,217 @@
+"""Pruned models: zeros where they should be, smaller in files, ordinary where parts are cut out, and refused where it makes no sense."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+import qcore
+from qcore import cli, data, models
+from qcore.errors import InputError
+from qcore.evaluation import evaluate
+from qcore.nn import QuantizedModule
+from qcore.pruning import masks, structured
+from qcore.pruning.masks import Amount
+from qcore.pruning.structured import Cut
+from qcore.recipes import parse
+from qcore.runs import making
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+
+
+def quiet(*step) -> None:
+    pass
+
+
+def ids(rows: int = 3, length: int = 40) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def linear_zeros(model) -> tuple[int, int]:
+    """(zeros, weights) of the block's matrices."""
+    weights = [
+        value for name, value in model.named_parameters() if value.ndim > 1 and ("layers" in name or ".h." in name) and "gate.w" not in name
+    ]
+    return sum(int((value == 0).sum()) for value in weights), sum(value.numel() for value in weights)
+
+
+@pytest.mark.parametrize("kind", list(tiny.CONFIGS))
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "2:4"])
+def test_half_of_the_weights_of_every_architecture_become_zero(kind, method):
+    model = tiny.sharp(kind)
+    kept = masks.prune(model, Amount(method), ids(), quiet)
+    assert all(share == 0.5 for share in masks.sparsity(kept).values())
+    zeros, weights = linear_zeros(model)
+    assert zeros == weights / 2
+    assert all(torch.isfinite(model(ids()).logits).flatten().tolist())
+
+
+def test_the_norms_of_inputs_are_those_of_the_text():
+    model = tiny.sharp("llama")
+    seen = []
+    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2)))
+    model(ids())
+    hook.remove()
+    from qcore.calibration.blocks import Blocks
+    from qcore.select import select
+
+    blocks = Blocks(model)
+    hidden = [blocks.run(0, state) for state in blocks.embed(ids())]
+    targets = [target for target in select(model, parse("int8")).targets if target.module.startswith("model.layers.1.")]
+    found = masks.input_norms(blocks, 1, targets, hidden)
+    torch.testing.assert_close(found["model.layers.1.mlp.down_proj.weight"][0], torch.cat(seen).norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "recipe"),
+    [
+        ("llama", "before", "int3-g64"),
+        ("llama", "after", "nf4-g32"),
+        ("gpt2", "before", "int8"),
+        ("gpt2", "after", "int4-g32-sym"),
+        ("moe", "before", "int4-g32-gptq"),
+        ("moe", "after", "int4-g32"),
+    ],
+    ids=[f"{i}" for i in range(6)],
+)
+def test_pruned_codes_stand_for_zero_and_are_stored_without_them(tmp_path, kind, order, recipe):
+    folder = str(tiny.checkpoint(kind, tmp_path / kind))
+    whole = making_quantized(folder, recipe)
+    result = making.prune(folder, "wanda", 0.5, tmp_path / "out", recipe=parse(recipe), order=order, tokens=256, progress=quiet)
+    loaded = models.load(str(tmp_path / "out"))
+    pruned = {row.name: row for row in loaded.ledger.rows if row.sparsity}
+    assert pruned and all(row.sparsity == 0.5 for row in pruned.values())
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, QuantizedModule) and "head" not in name and "embed" not in name:
+            assert float((module.weight == 0).float().mean()) >= 0.5
+    assert loaded.ledger.stored_bytes == result["stored_bytes"] < whole
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert size == pytest.approx(result["stored_bytes"], rel=0.1)  # names and shapes are in the file, too
+    assert loaded.ledger.pruning["method"] == "wanda" and torch.isfinite(loaded.model(ids()).logits).all()
+
+
+def making_quantized(folder: str, recipe: str) -> int:
+    return qcore.quantize(folder, recipe, calibration_tokens=512).ledger.stored_bytes
+
+
+def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_path):
+    folder = str(tiny.checkpoint("llama-tied", tmp_path / "m"))
+    dense = making.prune(folder, "magnitude", 0.6, tmp_path / "dense", progress=quiet)
+    sparse = making.prune(folder, "magnitude", 0.6, tmp_path / "sparse", sparse=True, progress=quiet)
+    one, other = models.load(str(tmp_path / "dense")).model, models.load(str(tmp_path / "sparse"))
+    for (name, value), (_, twin) in zip(one.named_parameters(), other.model.named_parameters(), strict=True):
+        assert torch.equal(value, twin), name
+    assert sparse["stored_bytes"] == other.ledger.stored_bytes < 0.8 * dense["stored_bytes"]
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")(ids()).logits, one(ids()).logits)
+    assert evaluate(other.model, ids(1)[0], window=20).perplexity > 1
+    assert qcore.quantize(str(tmp_path / "dense"), "int4-g32").ledger.coverage > 0.5  # an ordinary model
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "share", "changed"),
+    [
+        ("neurons", "llama", 0.25, {"intermediate_size": 96}),
+        ("neurons", "gpt2", 0.25, {"n_inner": 192}),
+        ("heads", "llama", 0.5, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}),
+        ("heads", "moe", 0.5, {"num_attention_heads": 2, "num_key_value_heads": 1}),
+        ("layers", "llama-tied", 0.5, {"num_hidden_layers": 1}),
+        ("layers", "gpt2", 0.5, {"n_layer": 1}),
+        ("layers", "moe", 0.5, {"num_hidden_layers": 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_cut_is_gone_and_the_rest_loads_anywhere(tmp_path, method, kind, share, changed):
+    folder = str(tiny.checkpoint(kind, tmp_path / "m"))
+    result = making.prune(folder, method, share, tmp_path / "out", tokens=256, progress=quiet)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: config[name] for name in changed} == changed
+    again = models.load(str(tmp_path / "out"))
+    assert sum(value.numel() for value in again.model.parameters()) == result["parameters"] < result["parameters_before"]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids()).logits
+        torch.testing.assert_close(theirs, again.model(ids()).logits)
+        assert again.model.generate(ids(1)[:, :5], max_new_tokens=4, do_sample=False).shape == (1, 9)
+    assert qcore.quantize(str(tmp_path / "out"), "int4-g32").ledger.coverage > 0.3
+
+
+@pytest.mark.parametrize(("method", "share"), [("neurons", 0.5), ("heads", 0.5)])
+def test_parts_that_do_nothing_go_first_and_nothing_changes(method, share):
+    model = tiny.sharp("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if method == "neurons":
+                layer.mlp.down_proj.weight[:, ::2] = 0
+            else:
+                layer.self_attn.o_proj.weight[:, :32] = 0  # the first of two groups: two heads of 16
+        smaller, _ = structured.cut(model, Cut(method, share), ids(), quiet)
+        torch.testing.assert_close(smaller(ids()).logits, model(ids()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_passes_everything_on_goes_first():
+    model = tiny.sharp("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        smaller, record = structured.cut(model, Cut("layers", 0.5), ids(), quiet)
+        assert record["kept_layers"] == [1] and record["influence"][0] == pytest.approx(0, abs=1e-6)
+        torch.testing.assert_close(smaller(ids()).logits, model(ids()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_says_what_became_of_the_model(tmp_path, capsys):
+    folder = str(tiny.checkpoint("llama", tmp_path / "m"))
+    out = str(tmp_path / "out")
+    assert cli.main(["prune", folder, "--method", "layers", "--amount", "0.5", "--tokens", "256", "--out", out, "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert "of the weights removed" in said and "before: " in said and "after: " in said
+    assert cli.main(["prune", folder, "--method", "2:4", "--recipe", "int4-g32", "--tokens", "256", "--out", out]) == 2
+    assert "not empty" in capsys.readouterr().err
+    options = ["--recipe", "int4-g32", "--tokens", "256", "--out", out, "--overwrite", "--json", "-"]
+    assert cli.main(["prune", folder, "--method", "2:4", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["sparsity"] == 0.5
+    assert cli.main(["eval", out, "--tokens", "200", "--window", "100"]) == 0
+    assert cli.main(["bench", out, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]) == 0
+
+
+def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
+    folder, text = str(tiny.checkpoint("llama", tmp_path / "m")), tmp_path / "text.txt"
+    text.write_text("It was the best of tokens, it was the worst of tokens. " * 40)
+    making.prune(folder, "wanda", 0.5, tmp_path / "out", calibration=str(text), tokens=512, progress=quiet)
+    with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
+        qcore.evaluate(str(tmp_path / "out"), text, tokens=300)
+    assert data.load_text(text).name == "text.txt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "wand"}, "Did you mean"),
+        ({"amount": 1.0}, "less than 1"),
+        ({"method": "2:4", "amount": 0.3}, "two of every four"),
+        ({"order": "after"}, "belongs to --recipe"),
+        ({"order": "during", "recipe": "int4"}, "before or after"),
+        ({"recipe": "fp32"}, "keeps floating point"),
+        ({"recipe": "kmeans4"}, "need not hold a 0"),
+        ({"recipe": "auto-4bpw"}, "chooses formats itself"),
+        ({"recipe": "rot-int4-g32", "order": "after"}, "rotates the model"),
+        ({"method": "neurons", "recipe": "int4"}, "quantize the result"),
+        ({"method": "layers", "amount": 0.1}, "none of them"),
+        ({"method": "heads", "amount": 0.5, "kind": "gpt2"}, "heads cannot be cut"),
+        ({"method": "neurons", "amount": 0.5, "kind": "moe"}, "not of a known form"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:20],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, changes, sentence):
+    folder = str(tiny.checkpoint(changes.pop("kind", "llama"), tmp_path / "m"))
+    recipe = changes.pop("recipe", None)
+    asked = {"method": "wanda", "amount": 0.5} | changes
+    with pytest.raises(InputError, match=sentence):
+        making.prune(
+            folder, folder=tmp_path / "out", recipe=None if recipe is None else parse(recipe), tokens=256, progress=quiet, **asked
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
