@@ -76,8 +76,8 @@ class Settled:
         self._before: dict[str, set[str]] = {}  # what a target's inputs depend on: the targets of earlier stages
         self._ends = ends or {}
         self._chosen: set[str] = set()
-        self._kept: dict[str, dict[tuple[int, int], object]] = {}  # by window and call
-        self._given: dict[str, dict[int, torch.Tensor]] = {}  # inputs (1, T, K) of layers that end a child, by window
+        self._kept: dict[str, dict[tuple[int, int], object]] = {}  # by batch and call
+        self._given: dict[str, dict[int, torch.Tensor]] = {}  # inputs (B, T, K) of layers that end a child, by batch
         self._native: dict[str, tuple[nn.Module, PackedWeight]] = {}  # by target
         before: set[str] = set()
         for stage in stages:
@@ -87,7 +87,7 @@ class Settled:
                 self._children[name], self._needs[name] = getattr(block, name), before
 
     def remember(self, number: int, stage: list[str], inputs: torch.Tensor) -> None:
-        """On window `number`, the targets of a stage were given `inputs` (1, T, K)."""
+        """On batch `number`, the targets of a stage were given `inputs` (B, T, K)."""
         for ending in self._ends.values():
             if ending.target in stage and self._before[ending.target] <= self._chosen:
                 self._given.setdefault(ending.target, {})[number] = inputs
@@ -109,8 +109,8 @@ class Settled:
         self._native.pop(target, None)
 
     @contextmanager
-    def window(self, number: int) -> Iterator[None]:
-        """Inside, the block is run on window `number`."""
+    def batch(self, number: int) -> Iterator[None]:
+        """Inside, the block is run on batch `number` of the windows."""
         replaced = []
         for layer, weight in self._native.values():
             layer.forward = partial(dispatch.linear, weight=weight, bias=layer.bias, activations="int16")

@@ -72,6 +72,7 @@ class BlockWork:
         self.prefix = f"{self.blocks.name}.{self.position}"
         with endings(self.block, self.prefix, self.targets) as ends:
             self.stages, self.unseen = find_stages(lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets)
+        self.batches = self.blocks.batches(self.hidden)
         self.settled = Settled(self.block, self.prefix, [stage.names for stage in self.stages], ends)
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -117,13 +118,14 @@ class BlockWork:
         """Second moments of what the linear layers of each of `stages` are given, all from one pass over the text as the block stands."""
         totals: list[Moments] = []
         calm = self._calm_inputs() if self.original is not None else None
-        for i, hidden in enumerate(self.hidden):
-            with self.settled.window(i):
+        for number, part in enumerate(self.batches):
+            hidden = torch.cat(self.hidden[part])
+            with self.settled.batch(number):
                 inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
             for stage, each in zip(stages, inputs, strict=True):
                 if hidden.dtype == torch.float32:  # `each` is what the layers were given, and no wider copy of it
-                    self.settled.remember(i, stage.names, each.view(*hidden.shape[:-1], -1))
-            before = [calm[stage].pop(i).float() if calm else None for stage in stages]
+                    self.settled.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
+            before = [calm[stage].pop(number).float() if calm else None for stage in stages]
             totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
             for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
                 total.add(each, undisturbed, _token_weight(hidden) if self._writes(stage) else None)
@@ -149,18 +151,19 @@ class BlockWork:
         return totals
 
     def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:
-        """What the linear layers of each stage are given for each window in the unquantized model, in 16 bits. The block is run for it
+        """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits. The block is run for it
         once, to the end, so that the next block's inputs are known, too; what has been used is let go."""
         if self._calm is None:
             linear = [stage for stage in self.stages if stage.targets[0].kind != "experts"]
             self._calm = {stage: {} for stage in linear}
-            for i, state in enumerate(self.undisturbed):
+            for number, part in enumerate(self.batches):
 
-                def run(i: int = i, state: torch.Tensor = state) -> None:
-                    self.calm_output[i] = self.blocks.run(self.position, state, self.original)
+                def run(part: slice = part) -> None:
+                    output = self.blocks.run(self.position, torch.cat(self.undisturbed[part]), self.original)
+                    self.calm_output |= zip(range(part.start, part.stop), output.split(1), strict=True)
 
                 for stage, inputs in zip(linear, watch(run, self.original, self.prefix, linear, whole=True), strict=True):
-                    self._calm[stage][i] = inputs.to(torch.bfloat16)
+                    self._calm[stage][number] = inputs.to(torch.bfloat16)
         return self._calm
 
     def _turned(self, target: Target) -> bool:
@@ -242,13 +245,18 @@ def _as_it_is(block: nn.Module) -> nn.Module:
 
 
 def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, finished: Finished) -> None:
-    """Replace the block's inputs by its outputs, window by window."""
+    """Replace the block's inputs by its outputs, batch by batch."""
     calm = finished.calm_output
-    for i in range(len(hidden)):
-        with finished.settled.window(i) if finished.settled else nullcontext():
-            hidden[i] = blocks.run(position, hidden[i])
-        if undisturbed is not None:
-            undisturbed[i] = calm.pop(i) if i in calm else blocks.run(position, undisturbed[i], original)
+    for number, part in enumerate(blocks.batches(hidden)):
+        with finished.settled.batch(number) if finished.settled else nullcontext():
+            hidden[part] = blocks.run(position, torch.cat(hidden[part])).split(1)
+        if undisturbed is None:
+            continue
+        windows = range(part.start, part.stop)
+        known = all(i in calm for i in windows)
+        undisturbed[part] = (
+            [calm.pop(i) for i in windows] if known else blocks.run(position, torch.cat(undisturbed[part]), original).split(1)
+        )
 
 
 def _choose(method, blocks, position, own, hidden, undisturbed, original, calibration, report, store) -> Finished:

@@ -75,21 +75,22 @@ def quantize(
     """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see `calibration.inputs`) are given."""
     importance = hessian.diagonal().clone()
     hessian = damped(hessian)
-    goals = [weight.float() for weight in weights]
+    sizes = [len(weight) for weight in weights]
+    goal = torch.cat([weight.float() for weight in weights])
     if drift is not None:
-        goals = [goal + corrected(goal, hessian, drift) for goal in goals]
+        goal = goal + corrected(goal, hessian, drift)
+    goals = goal.split(sizes)
     grids = [search(goal, format, importance) for goal in goals]
-    goal = torch.cat(goals).T.contiguous()
+    goal = goal.T.contiguous()
     codes = solve(goal, descent.stack(grids), hessian)
     if rounds:
         codes, grids = descent.refine(goal, codes, grids, hessian, rounds)
-    sizes = [len(weight) for weight in weights]
     return [Solution(*each) for each in zip(grids, codes.split(sizes, dim=1), goal.split(sizes, dim=1), strict=True)]
 
 
 def corrected(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, share: float = DRIFT) -> torch.Tensor:
     """What to add to `weight` (N, K) so that, given the quantized model's inputs, it puts out what it did in the unquantized one."""
-    return share * torch.linalg.solve(hessian, (weight @ drift).T).T
+    return share * torch.cholesky_solve((weight @ drift).T, torch.linalg.cholesky(hessian)).T
 
 
 def choose(work) -> dict[str, Solution]:

@@ -43,8 +43,9 @@ def test_moments_are_the_same_as_without(kind):
         assert set(work.settled._ends) == {"self_attn", "mlp"}
         ran = []
         work.block.mlp.gate_proj.register_forward_pre_hook(lambda *_: ran.append(1))
-    for i, hidden in enumerate(work.hidden):
-        with work.settled.window(i), plain.settled.window(i):
+    for number, part in enumerate(work.batches):
+        hidden = torch.cat(work.hidden[part])
+        with work.settled.batch(number), plain.settled.batch(number):
             assert torch.equal(work.run(hidden), plain.run(hidden))
     assert work.settled._kept and not plain.settled._kept
     assert kind != "llama" or not ran  # the feed-forward part goes on from what its last layer was given
@@ -58,17 +59,17 @@ def test_inputs_that_no_longer_hold_are_forgotten():
         put(work, stage)
     assert work.settled._given
     put(work, work.stages[0])  # the attention's first layers are others now, and so is all that comes after them
-    with work.settled.window(0):
-        again = work.run(work.hidden[0])
+    with work.settled.batch(0):
+        again = work.run(torch.cat(work.hidden[work.batches[0]]))
     plain = work_on("llama")
     for stage in (*plain.stages, plain.stages[0]):
         put(plain, stage)
-    with plain.settled.window(0):
-        torch.testing.assert_close(again, plain.run(plain.hidden[0]))
+    with plain.settled.batch(0):
+        torch.testing.assert_close(again, plain.run(torch.cat(plain.hidden[plain.batches[0]])))
 
 
 @torch.no_grad()
-def test_a_finished_child_runs_once_for_each_window_until_something_changes():
+def test_a_finished_child_runs_once_for_each_batch_until_something_changes():
     class Child(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -85,7 +86,7 @@ def test_a_finished_child_runs_once_for_each_window_until_something_changes():
     def run() -> tuple[int, int]:
         before = block.first.ran, block.second.ran
         for number in range(3):
-            with settled.window(number):
+            with settled.batch(number):
                 block(torch.ones(1, 2))
         return block.first.ran - before[0], block.second.ran - before[1]
 
