@@ -58,6 +58,13 @@ TERMS = {
     "top-p": "Sample only from the most likely tokens that together have this probability.",
     "top-k": "Sample only from this many most likely tokens; 0 means all.",
     "seed": "Fixes the random choices, so that the same settings give the same result.",
+    "quantization-aware training": "The model computes with its quantized weights while it learns, and rounding lets gradients pass. The "
+    "light form trains scales and norms while codes stay; the full one trains the weights behind the codes, and scales as LSQ does.",
+    "pruning": "Taking away what matters least. Weights that become 0 save bytes where zeros are not stored, and no time on ordinary "
+    "hardware; neurons, heads and layers that are cut out save both.",
+    "distillation": "A smaller model learns to predict the whole distribution that a larger one predicts, not just the text's next token.",
+    "sparse storage": "A bit for each weight says whether it is 0, and only the others are stored: smaller from 25 % zeros on at 4 bits, "
+    "from 3 % at 32.",
     "dithered": "The default model's weights came as 4-bit numbers, so a 4-bit grid of the same kind fits them exactly and looks better "
     "than it is. The dithered copy moves every weight by up to half a step: it lies on no grid and makes a fair comparison.",
 }

@@ -58,14 +58,8 @@ def prune(
     from qcore import models, planning, recipes
     from qcore.calibration.text import calibration_text
     from qcore.export import plain
-    from qcore.pruning.masks import Amount
-    from qcore.pruning.structured import Cut
-    from qcore.registry import unknown
 
-    if method not in (*UNSTRUCTURED, *STRUCTURED):
-        raise unknown("pruning method", method, (*UNSTRUCTURED, *STRUCTURED))
-    what = Amount(method, amount) if method in UNSTRUCTURED else Cut(method, amount)
-    _check_pruning(method, recipe, order, sparse)
+    what = check_pruning(method, amount, recipe, order, sparse)
     plain.check_target(Path(folder), overwrite=overwrite)
     calibration_text(calibration)
     checkpoint = _original(model, revision, folder, progress)
@@ -104,11 +98,17 @@ def distill(
 # -- pruning ------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_pruning(method: str, recipe, order: str, sparse: bool) -> None:
+def check_pruning(method: str, amount: float, recipe, order: str, sparse: bool):
+    """What is to go, as a `masks.Amount` or a `structured.Cut`. Raises `InputError` for what makes no sense together."""
     from qcore.formats.budget import Budget
-    from qcore.pruning.masks import check_format
+    from qcore.pruning.masks import Amount, check_format
+    from qcore.pruning.structured import Cut
+    from qcore.registry import unknown
     from qcore.training.qat import check_recipe
 
+    if method not in (*UNSTRUCTURED, *STRUCTURED):
+        raise unknown("pruning method", method, (*UNSTRUCTURED, *STRUCTURED))
+    what = Amount(method, amount) if method in UNSTRUCTURED else Cut(method, amount)
     if order not in ("before", "after"):
         raise InputError(f"order is {order!r}, but it must be before or after: when weights are pruned, counted from quantization.")
     if method in STRUCTURED and (recipe is not None or sparse):
@@ -118,13 +118,14 @@ def _check_pruning(method: str, recipe, order: str, sparse: bool) -> None:
     if recipe is None:
         if order == "after":
             raise InputError("--order after belongs to --recipe: weights are pruned after they are quantized.")
-        return
+        return what
     check_recipe(recipe)
     if isinstance(recipe.weights, Budget):
         raise InputError(f"{recipe.name} chooses formats itself. Choose one format, such as int4-g64, for a model that is pruned.")
     if order == "after" and recipe.prepare != "none":
         raise InputError(f"{recipe.name} rotates the model first, so its weights are no longer those that pruning looks at. Prune before.")
     check_format(recipe.weights)
+    return what
 
 
 def _cut_weights(loaded, what, recipe, order, sparse, calibration, tokens, folder, overwrite, progress) -> dict:

@@ -58,7 +58,8 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
     dashboard.visit(page, f"{address}/layers")
     expect(page.get_by_role("heading", name="Layers")).to_be_visible()
     names = page.get_by_test_id("stSidebarNavLink").all_inner_texts()
-    assert [name.split("\n")[-1] for name in names] == ["Home", "Plan", "Quantize", "Compare", "Playground", "Layers", "Sensitivity"]
+    menu = ["Home", "Plan", "Quantize", "Compare", "Playground", "Layers", "Sensitivity", "Train & prune"]
+    assert [name.split("\n")[-1] for name in names] == menu
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").click()
     expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
 

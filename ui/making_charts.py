@@ -1,0 +1,78 @@
+"""Pictures of models in the making: the loss as it falls, and what came out beside what it was made from."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from qcore.runs.report import human_perplexity
+from ui import charts
+from ui.charts import FAINT, MUTED, Panel
+from ui.text import digits, size
+
+BLUE, ORANGE = "#3d7fdb", "#dc7d2a"
+SMOOTH = 12  # steps that the line through the losses averages over
+NAMES = {"before": "the model it began with", "rounded": "quantized, not trained", "after": "what came out"}
+
+
+def loss(history: dict) -> go.Figure:
+    """The loss of each step (pale), its running mean, and the validation loss, over steps."""
+    figure = go.Figure()
+    steps, values = [each[0] for each in history["curve"]], [each[3] for each in history["curve"]]
+    figure.add_scatter(
+        x=steps, y=values, mode="markers", name="each step", marker={"size": 4, "color": FAINT},
+        hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=steps, y=_running(values), mode="lines", name="running mean", line={"color": BLUE, "width": 2},
+        hovertemplate="step %{x}: mean %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    looks = history["validations"]
+    figure.add_scatter(
+        x=[each[0] for each in looks], y=[each[1] for each in looks], mode="lines+markers", name="validation text",
+        line={"color": ORANGE, "width": 2}, marker={"size": 8}, customdata=[human_perplexity(each[2]) for each in looks],
+        hovertemplate="step %{x}: validation %{y:.4f}, perplexity %{customdata}<extra></extra>",
+    )  # fmt: skip
+    if looks and history.get("best_step") is not None:
+        best = min(looks, key=lambda each: each[1])
+        figure.add_annotation(
+            x=best[0], y=best[1], text=f"best {digits(best[1])}", showarrow=True, arrowhead=0, ax=0, ay=-26,
+            font={"color": MUTED}, arrowcolor=MUTED,
+        )  # fmt: skip
+    figure.update_xaxes(title="step", gridcolor=FAINT, zeroline=False, rangemode="tozero")
+    figure.update_yaxes(title="loss, nats a token", gridcolor=FAINT, zeroline=False, rangemode="tozero")
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+    figure.update_layout(height=300, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend, hoverlabel={"align": "left"})
+    return figure
+
+
+def rows(result: dict) -> list[dict]:
+    """What `compared` measured as rows that charts draw, with a label each."""
+    found = result["compared"]
+    recipe = result.get("recipe") or "other"
+    recipes = {"before": "fp32", "rounded": recipe, "after": recipe}
+    return [found[name] | {"label": NAMES[name], "recipe": recipes[name]} for name in NAMES if name in found]
+
+
+def outcome(result: dict) -> go.Figure:
+    """Size, perplexity, divergence and decode speed of the models, side by side."""
+    return charts.bars(
+        rows(result),
+        [
+            Panel("Stored", "smaller is better", _get("stored_bytes"), size),
+            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity),
+            Panel("KL divergence", "smaller is better", _get("kl_mean"), _nats),
+            Panel("Decode", "larger is better", _get("decode_tok_s"), lambda value: f"{digits(value)} tok/s"),
+        ],
+    )
+
+
+def _running(values: Sequence[float]) -> list[float]:
+    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - SMOOTH) : i + 1])]
+
+
+def _nats(value: float) -> str:
+    return "0" if value < 1e-9 else f"{digits(value)} nats"
+
+
+def _get(key: str):
+    return lambda row: row.get(key)

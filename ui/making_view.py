@@ -1,0 +1,99 @@
+"""What came out of training, pruning or distilling a model: the pictures, the numbers, and where the model is."""
+
+import pandas as pd
+import streamlit as st
+
+from qcore.runs.making_jobs import Status
+from qcore.runs.report import human_perplexity
+from ui import making_charts, state
+from ui.glossary import explain
+from ui.making_form import KINDS
+from ui.text import clock, digits, percent, seconds, shielded, size
+
+WORDS = ("quantization-aware training", "pruning", "distillation", "sparse storage", "KL divergence")
+
+
+def title(status: Status) -> str:
+    """A job's name in the list."""
+    request = status.request or {}
+    model = str(request.get("model", "")).rstrip("/").rpartition("/")[2]
+    return f"{model} · {_what(request)} · {clock(status.finished_at)}"
+
+
+def draw(status: Status) -> None:
+    """Everything about one finished job."""
+    result = status.result or {}
+    if not result:
+        st.info("Its record is gone.", icon=":material/info:")
+        return
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.caption(_conditions(status, result), width="content")
+        with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+            for term in WORDS:
+                st.markdown(f"**{term[0].upper() + term[1:]}**: {explain(term)}")
+    if compared := result.get("compared"):
+        st.subheader("What it changed", anchor=False)
+        state.plot(
+            making_charts.outcome(result), key="making.outcome", alt="Size, perplexity, divergence and decode speed before and after"
+        )
+        st.caption(_verdict(result))
+        st.caption(
+            f"{compared['tokens']:,} tokens of {shielded(compared['text'])} in windows of {compared['window']}; decode: "
+            f"{compared['new_tokens']} tokens after {compared['prompt_tokens']}, on this machine, once."
+        )
+    if history := result.get("history"):
+        st.subheader("How it learned", anchor=False)
+        state.plot(making_charts.loss(history), key="making.loss", alt="Loss of each step and of the validation text")
+    if compared:
+        st.subheader("Numbers", anchor=False)
+        _table(result)
+    st.caption("The model is in this folder; eval, bench and the pages take it as a model:")
+    st.code(result["folder"], language=None)
+
+
+def _what(request: dict) -> str:
+    about = request.get("arguments", {})
+    if request.get("kind") == "qat":
+        return f"{about.get('recipe')} trained"
+    if request.get("kind") == "distill":
+        return f"distilled to {about.get('layers')} layers"
+    recipe = f", {about['recipe']}" if about.get("recipe") else ""
+    return f"{about.get('method')} {percent(about.get('amount'))} pruned{recipe}"
+
+
+def _conditions(status: Status, result: dict) -> str:
+    parts = [KINDS.get((status.request or {}).get("kind"), ""), shielded(str(result["model"])), f"took {seconds(result['seconds'])}"]
+    if history := result.get("history"):
+        parts += [
+            f"{history['step']} steps over {history['tokens']:,} tokens in {seconds(history['seconds'])}",
+            f"ended by {history['ended']}",
+        ]
+    if result.get("sparsity") is not None:
+        parts.append(f"{percent(result['sparsity'])} of the weights of linear layers are 0")
+    if result.get("removed") is not None:
+        parts.append(f"{percent(result['removed'])} of all weights removed")
+    return " · ".join(parts)
+
+
+def _verdict(result: dict) -> str:
+    """In words, what the picture shows."""
+    found = result["compared"]
+    before, after = found["before"], found["after"]
+    words = f"{size(after['stored_bytes'])} instead of {size(before['stored_bytes'])}, perplexity {human_perplexity(after['perplexity'])} "
+    words += f"instead of {human_perplexity(before['perplexity'])}."
+    if rounded := found.get("rounded"):
+        lost, left = rounded["perplexity"] - before["perplexity"], after["perplexity"] - before["perplexity"]
+        if "history" in result and lost > 0:
+            words += f" Training won back {percent(max(0.0, 1 - left / lost))} of the perplexity that rounding had lost."
+    return words
+
+
+def _table(result: dict) -> None:
+    lines = [
+        {
+            "model": row["label"], "stored": size(row["stored_bytes"]), "perplexity": human_perplexity(row["perplexity"]),
+            "KL, nats": digits(row["kl_mean"]), "decode, tok/s": digits(row["decode_tok_s"]),
+        }
+        for row in making_charts.rows(result)
+    ]  # fmt: skip
+    st.dataframe(pd.DataFrame(lines), hide_index=True, key="making.table")
