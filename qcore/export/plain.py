@@ -62,6 +62,19 @@ def check_judged(loaded, name: str, sha256: str, ids) -> None:
         check_record(made, name, sha256, ids)
 
 
+def describe(folder: Path) -> str | None:
+    """How the model in `folder` was made, in a sentence; None if qcore did not make it, or did not say."""
+    record = read_made(folder)
+    try:
+        origin = record["from"]["model"]
+        if record["kind"] == "distill":
+            layers, seconds, tokens = len(record["kept_layers"]), record["trained_seconds"], record["trained_tokens"]
+            return f"Distilled from {origin} to {layers} layers, trained for {seconds:.0f} s on {tokens:,} tokens."
+        return f"Made from {origin} by pruning: {record['method']}, {100 * record['share']:g} %."
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
 def read_made(folder: Path) -> dict | None:
     """The record of how the model in `folder` was made; None if qcore did not make it."""
     return read_json(Path(folder) / MADE)

@@ -39,7 +39,9 @@ def _find(name: Name, progress: Progress | None) -> Checkpoint:
         return read_folder(folder, name.text, "default", packaged.describe(folder))
     if name.kind == "folder":
         folder = Path(name.text).expanduser().absolute()
-        return read_folder(folder, name.text, "folder", "A local folder.")
+        from qcore.export.plain import describe
+
+        return read_folder(folder, name.text, "folder", " ".join(filter(None, ("A local folder.", describe(folder)))))
     if name.kind == "gguf":
         from qcore.models import gguf_file
 

@@ -103,6 +103,7 @@ def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_pat
     folder = str(tiny.checkpoint("llama-tied", tmp_path / "m"))
     dense = making.prune(folder, "magnitude", 0.6, tmp_path / "dense", progress=quiet)
     sparse = making.prune(folder, "magnitude", 0.6, tmp_path / "sparse", sparse=True, progress=quiet)
+    assert models.resolve(str(tmp_path / "dense")).description.endswith("by pruning: magnitude, 60 %.")
     one, other = models.load(str(tmp_path / "dense")).model, models.load(str(tmp_path / "sparse"))
     for (name, value), (_, twin) in zip(one.named_parameters(), other.model.named_parameters(), strict=True):
         assert torch.equal(value, twin), name
