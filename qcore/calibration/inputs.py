@@ -35,17 +35,18 @@ class Stage:
 
 @dataclass
 class Moments:
-    """`hessian` (K, K), `drift` (K, K) or None, and the mean `magnitude` |x| (K,), all float32, over `tokens` tokens."""
+    """`hessian` (K, K), and where they were asked for `drift` (K, K) and the mean `magnitude` |x| (K,), all float32, over `tokens`."""
 
     hessian: torch.Tensor
     drift: torch.Tensor | None
-    magnitude: torch.Tensor
+    magnitude: torch.Tensor | None
     tokens: int
 
     @classmethod
-    def empty(cls, columns: int, drift: bool) -> "Moments":
+    def empty(cls, columns: int, *, drift: bool = False, magnitude: bool = False) -> "Moments":
         """Nothing seen yet."""
-        return cls(torch.zeros(columns, columns), torch.zeros(columns, columns) if drift else None, torch.zeros(columns), 0)
+        square = lambda: torch.zeros(columns, columns)  # noqa: E731
+        return cls(square(), square() if drift else None, torch.zeros(columns) if magnitude else None, 0)
 
     def add(self, inputs: torch.Tensor, undisturbed: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
         """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is multiplied by its `weight`
@@ -54,12 +55,14 @@ class Moments:
         if total == 0:
             return
         keep, share = self.tokens / total, 2 / total
-        self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
+        if self.magnitude is not None:
+            self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
+        moved = undisturbed - inputs if self.drift is not None else None
         if weight is not None:
-            inputs, undisturbed = inputs * weight, None if undisturbed is None else undisturbed * weight
+            inputs, moved = inputs * weight, None if moved is None else moved.mul_(weight)
         _add_square(self.hessian, inputs, keep, share)
-        if self.drift is not None:
-            self.drift.addmm_((undisturbed - inputs).T, inputs, beta=keep, alpha=share)
+        if moved is not None:
+            self.drift.addmm_(moved.T, inputs, beta=keep, alpha=share)
         self.tokens = total
 
 

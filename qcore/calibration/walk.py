@@ -114,8 +114,9 @@ class BlockWork:
         self.changed.add(name)
         self.settled.change()
 
-    def moments(self, stages: list[Stage]) -> list[Moments]:
-        """Second moments of what the linear layers of each of `stages` are given, all from one pass over the text as the block stands."""
+    def moments(self, stages: list[Stage], *, magnitude: bool = False) -> list[Moments]:
+        """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given, all from one pass over the
+        text as the block stands."""
         totals: list[Moments] = []
         calm = self._calm_inputs() if self.original is not None else None
         for number, part in enumerate(self.batches):
@@ -125,8 +126,8 @@ class BlockWork:
             for stage, each in zip(stages, inputs, strict=True):
                 if hidden.dtype == torch.float32:  # `each` is what the layers were given, and no wider copy of it
                     self.settled.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
-            before = [calm[stage].pop(number).float() if calm else None for stage in stages]
-            totals = totals or [Moments.empty(each.shape[1], self.original is not None) for each in inputs]
+            before = [calm[stage].pop(number) if calm else None for stage in stages]
+            totals = totals or [Moments.empty(each.shape[1], drift=calm is not None, magnitude=magnitude) for each in inputs]
             for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
                 total.add(each, undisturbed, _token_weight(hidden) if self._writes(stage) else None)
         return totals
@@ -139,7 +140,7 @@ class BlockWork:
     def moments_of_experts(self, target: Target) -> list[Moments]:
         """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
         module, matrices = self.module(target), self.matrices(target)
-        totals = [Moments.empty(matrix.shape[1], False) for matrix in matrices]
+        totals = [Moments.empty(matrix.shape[1]) for matrix in matrices]
         previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
         try:
             for hidden in self.hidden:

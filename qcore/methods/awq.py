@@ -54,7 +54,7 @@ def choose(work) -> None:
         work.step(f"scales of {', '.join(target.module.rpartition('.')[2] for target in stage.targets)}")
         if stage.targets[0].kind == "experts":
             continue
-        (moments,), fold = work.moments([stage]), find_fold(work, stage)
+        (moments,), fold = work.moments([stage], magnitude=True), find_fold(work, stage)
         scale = torch.ones(len(moments.hessian))
         if fold is not None:
             weights = [work.matrices(target)[0] for target in stage.targets]
