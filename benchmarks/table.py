@@ -84,7 +84,7 @@ def _widest(flags: list[str]) -> str:
 
 def main() -> None:
     """Write the table into the README."""
-    kept = [file for file in (ROOT / "benchmarks/results").glob("*.json") if not file.name.startswith("quality-")]
+    kept = [file for file in (ROOT / "benchmarks/results").glob("*.json") if not file.name.startswith(("quality-", "streaming-"))]
     files = [Path(name) for name in sys.argv[1:]] or sorted(kept, key=_started)[-1:]
     if len(files) != 1:
         sys.exit("There is no result yet: run python benchmarks/speed.py first, or give one file.")

@@ -1,0 +1,219 @@
+"""A model larger than memory, streamed: how fast, in how much memory, and does a kill in the middle change a byte?
+
+    python benchmarks/streaming.py                  a 7B-shaped Llama in bf16: 13.5 GB, and as much again for its results and peers
+    python benchmarks/streaming.py --size tiny      some megabytes, as the tests do
+
+Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of its own and with the files out of the system's cache:
+
+    copy        reading all its bytes and writing as many as the quantized model has, nothing else
+    quantize    int4-g64, streamed; no less than half as fast as `copy`, below 1.5 GB; loading the libraries is counted apart
+    kill        the same, ended by SIGKILL at half of the shards, and the same command again: every byte is the same
+    peer        llama.cpp's own quantizer (Q4_0, from a bfloat16 GGUF), or bitsandbytes where llama-cpp-python is not installed
+    evaluate    perplexity of fp32 and two recipes over 512 tokens, streamed; below 3 GB
+
+How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made from it are deleted at the end.
+The last line is JSON; a run of the whole size is kept in `benchmarks/results/`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
+
+from benchmarks import make_checkpoint  # noqa: E402
+from benchmarks.pipe import environment as variables  # noqa: E402
+from benchmarks.streaming_steps import Stopwatch, flush  # noqa: E402
+from qcore.measurement.environment import environment  # noqa: E402
+
+RECIPE, RECIPES = "int4-g64", ("int4-g64", "nf4-g64")
+BARS = {"quantize_share_of_copy": 0.5, "quantize_peak_bytes": 1.5e9, "evaluate_peak_bytes": 3e9}
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The checkpoint's shape, the bytes of its shards and of the output's, and how many tokens are scored in which window."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    vocabulary: int
+    source_shard: float
+    shard: int
+    tokens: int
+    window: int
+
+    @property
+    def config(self) -> dict:
+        """Its config.json."""
+        shape = SimpleNamespace(
+            layers=self.layers, hidden=self.hidden, mlp=self.mlp, heads=self.heads, kv_heads=self.heads, vocabulary=self.vocabulary
+        )
+        return make_checkpoint.shape(shape)
+
+
+SIZES = {
+    "7b": Size(32, 4096, 11008, 32, 32000, 1e9, 1 << 30, 513, 512),
+    "tiny": Size(4, 128, 256, 4, 512, 2e5, 100_000, 65, 32),
+}
+
+
+def step(name: str, threads: int, **options) -> dict:
+    """Carry out a step in a process of its own: its figures, its most resident bytes ("peak_bytes"), seconds in all ("wall_s"), processors
+    that others kept busy ("others_busy"), seconds in which all was stopped from outside ("stopped_s", in none of the times) and its exit
+    code, negative for a signal ("code")."""
+    command = [sys.executable, "-m", "benchmarks.streaming_steps", name, json.dumps(options)]
+    before, watch = psutil.cpu_times(), Stopwatch()
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables(threads))
+    said = child.stdout.read().strip().splitlines()
+    _, status, usage = os.wait4(child.pid, 0)
+    wall, after = watch.seconds, psutil.cpu_times()
+    child.returncode = os.waitstatus_to_exitcode(status)
+    others = max(0.0, (busy(after) - busy(before) - usage.ru_utime - usage.ru_stime) / (wall + watch.stopped))
+    figures = json.loads(said[-1]) if said and not child.returncode else {}
+    return figures | {
+        "code": child.returncode,
+        "wall_s": wall,
+        "stopped_s": watch.stopped,
+        "peak_bytes": 1024 * usage.ru_maxrss,
+        "others_busy": others,
+    }
+
+
+def busy(times) -> float:
+    """Processor seconds that were not idle."""
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+
+
+def measured(name: str, threads: int, source: Path, **options) -> dict:
+    """A `step` that has to succeed, started with the checkpoint out of the cache."""
+    say(f"{name} …")
+    flush(source.glob("*.safetensors"))
+    found = step(name, threads, source=str(source), **options)
+    if found["code"]:
+        raise RuntimeError(f"{name} ended with {found['code']}")
+    say(f"{name}: {found['wall_s']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB, others kept {found['others_busy']:.1f} processors busy")
+    return found
+
+
+def killed(threads: int, source: Path, target: Path, shards: int, **options) -> dict:
+    """Quantize, be killed after half of `shards`, and quantize again: both steps, and the shards that were not made again."""
+    half = max(1, shards // 2)
+    say(f"quantize, killed after {half} of {shards} shards …")
+    first = step("quantize", threads, source=str(source), target=str(target), die_after=half, **options)
+    if first["code"] != -9 or target.exists():
+        raise RuntimeError(f"the run that should have been killed ended with {first['code']}")
+    second = measured("quantize", threads, source, target=str(target), **options)
+    return {"killed": first, "resumed": second, "shards_kept": shards - second["shards_made"]}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    return {file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def run(size: Size, folder: Path, threads: int, peer: str | None = None) -> dict:
+    """All steps in `folder`; see the module. `peer` None: whichever is installed."""
+    source, out, again = folder / "checkpoint", folder / "out", folder / "again"
+    began = time.time()
+    say("making the checkpoint …")
+    about = make_checkpoint.make(source, size.config, size.source_shard)
+    options = {"recipe": RECIPE, "shard_bytes": size.shard}
+    quantized = measured("quantize", threads, source, target=str(out), **options)
+    nbytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    copied = measured("copy", threads, source, target=str(folder / "copied"), nbytes=nbytes)
+    resumed = killed(threads, source, again, quantized["shards_made"], **options)
+    same = digests(out) == digests(again)
+    shutil.rmtree(again), shutil.rmtree(out)
+    peers = _peer(peer or ("llama_cpp" if find_spec("llama_cpp") else "bitsandbytes"), threads, source, folder)
+    scored = measured("evaluate", threads, source, recipes=list(RECIPES), tokens=size.tokens, window=size.window)
+    shutil.rmtree(source)
+    share = (copied["read_s"] + copied["write_s"]) / quantized["quantize_s"]
+    figures = {
+        "quantize_share_of_copy": share,
+        "quantize_peak_bytes": max(quantized["peak_bytes"], resumed["resumed"]["peak_bytes"]),
+        "evaluate_peak_bytes": scored["peak_bytes"],
+    }
+    met = {name: figures[name] >= bar if name.endswith("copy") else figures[name] < bar for name, bar in BARS.items()}
+    return {
+        "figures": figures, "bars": BARS, "met": met, "same_bytes_after_kill": same,
+        "read_rate": about["bytes"] / quantized["quantize_s"], "written_bytes": nbytes,
+        "times_as_fast_as_peer": peers["quantize_s"] / quantized["quantize_s"],
+        "steps": {"copy": copied, "quantize": quantized, "kill": resumed, "peer": peers, "evaluate": scored},
+        "conditions": {"size": asdict(size), "recipe": RECIPE, "threads": threads, "bytes": about["bytes"],
+                       "weights": about["weights"], "source_shards": about["shards"]},
+        "environment": environment(), "started_at": began, "seconds": time.time() - began,
+    }  # fmt: skip
+
+
+def _peer(name: str, threads: int, source: Path, folder: Path) -> dict:
+    if name == "bitsandbytes":
+        return measured(name, threads, source, kind="nf4") | {"peer": "bitsandbytes quantize_4bit nf4, blocks of 64, nothing written"}
+    return measured(name, threads, source, scratch=str(folder), kind="Q4_0", workers=threads) | {
+        "peer": "llama.cpp llama_model_quantize Q4_0"
+    }
+
+
+def text(result: dict) -> str:
+    """The result for people."""
+    figures, steps = result["figures"], result["steps"]
+    about, same = result["conditions"], "the same" if result["same_bytes_after_kill"] else "OTHER"
+    lines = [
+        f"{about['weights'] / 1e9:.2f} billion weights, {about['bytes'] / 1e9:.2f} GB: quantized to {RECIPE} in "
+        f"{steps['quantize']['quantize_s']:.1f} s after {steps['quantize']['starting_s']:.1f} s for the libraries ("
+        f"{result['read_rate'] / 1e6:.0f} MB/s), {figures['quantize_share_of_copy']:.2f} of the rate "
+        f"of reading and writing alone ({steps['copy']['read_s']:.1f} + {steps['copy']['write_s']:.1f} s), peak "
+        f"{figures['quantize_peak_bytes'] / 1e9:.2f} GB",
+        f"killed and resumed: {same} bytes, {steps['kill']['shards_kept']} shards kept",
+        f"{steps['peer']['peer']}: {steps['peer']['quantize_s']:.1f} s, peak {steps['peer']['peak_bytes'] / 1e9:.2f} GB",
+        f"evaluated in {steps['evaluate']['wall_s']:.0f} s, peak {figures['evaluate_peak_bytes'] / 1e9:.2f} GB: "
+        + ", ".join(f"{row['recipe']} {row['perplexity']:.4g}" for row in steps["evaluate"]["rows"]),
+    ]
+    return "\n".join(lines + [f"MISSED: {name}" for name, met in result["met"].items() if not met])
+
+
+def say(phrase: str) -> None:
+    """To the person who waits, away from the result."""
+    print(phrase, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Parse the options, measure, print; 0 if all bars are met and the bytes are the same, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("streaming-benchmark"), help="a new folder for 35 GB, removed at the end")
+    parser.add_argument("--peer", choices=("llama_cpp", "bitsandbytes"), help="without it, whichever is installed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, the whole size goes to results/")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True)
+    try:
+        result = run(SIZES[options.size], folder, options.threads, options.peer)
+    finally:
+        shutil.rmtree(folder)
+    print(text(result))
+    if options.json or options.size == "7b":
+        day = time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))
+        target = options.json or RESULTS / f"streaming-{options.size}-{options.threads}-threads-{day}.json"
+        target.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0 if all(result["met"].values()) and result["same_bytes_after_kill"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
