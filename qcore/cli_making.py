@@ -102,6 +102,8 @@ def prune(
         share = f"{human_percent(result['removed'])} of the weights removed, {result['parameters']:,} are left"
     else:
         share = f"{human_percent(result['sparsity'])} of the weights of linear layers are 0"
+        if "break_even" in result:
+            share += f" and not stored, which pays from {human_percent(result['break_even'])} on"
     line = f"{method}: {share}; {human_bytes(result['stored_bytes'])}. Saved in {out}"
     return write_output(result, json, "\n".join([line, *_compared(result)]))
 

@@ -19,7 +19,7 @@ def loss(history: dict) -> go.Figure:
     figure = go.Figure()
     steps, values = [each[0] for each in history["curve"]], [each[3] for each in history["curve"]]
     figure.add_scatter(
-        x=steps, y=values, mode="markers", name="each step", marker={"size": 4, "color": FAINT},
+        x=steps, y=values, mode="markers", name="each step", marker={"size": 4, "color": MUTED}, opacity=0.5,
         hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
@@ -55,15 +55,17 @@ def rows(result: dict) -> list[dict]:
 
 def outcome(result: dict) -> go.Figure:
     """Size, perplexity, divergence and decode speed of the models, side by side."""
-    return charts.bars(
+    figure = charts.bars(
         rows(result),
         [
             Panel("Stored", "smaller is better", _get("stored_bytes"), size),
             Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity),
             Panel("KL divergence", "smaller is better", _get("kl_mean"), _nats),
-            Panel("Decode", "larger is better", _get("decode_tok_s"), lambda value: f"{digits(value)} tok/s"),
+            Panel("Decode", "larger is better", _get("decode_tok_s"), lambda value: f"{value:.3g} tok/s"),
         ],
     )
+    figure.update_layout(margin={"r": 28})  # four panels leave little room for the last unit
+    return figure
 
 
 def _running(values: Sequence[float]) -> list[float]:

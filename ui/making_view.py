@@ -69,7 +69,8 @@ def _conditions(status: Status, result: dict) -> str:
             f"ended by {history['ended']}",
         ]
     if result.get("sparsity") is not None:
-        parts.append(f"{percent(result['sparsity'])} of the weights of linear layers are 0")
+        stored = f" and not stored, which pays from {percent(result['break_even'])} on" if "break_even" in result else ""
+        parts.append(f"{percent(result['sparsity'])} of the weights of linear layers are 0{stored}")
     if result.get("removed") is not None:
         parts.append(f"{percent(result['removed'])} of all weights removed")
     return " · ".join(parts)

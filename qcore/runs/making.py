@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from qcore.errors import InputError
@@ -132,6 +133,7 @@ def _cut_weights(loaded, what, recipe, order, sparse, calibration, tokens, folde
     from qcore import convert, recipes
     from qcore.calibration import load_calibration
     from qcore.export import plain, safetensors
+    from qcore.formats.sparse import break_even
     from qcore.pruning import ledger as ledgers
     from qcore.pruning import masks
 
@@ -154,16 +156,17 @@ def _cut_weights(loaded, what, recipe, order, sparse, calibration, tokens, folde
     if recipe is None:
         _saving(folder, lambda: plain.save(loaded.model, loaded.tokenizer, about | _origin(loaded) | result, folder, overwrite=overwrite))
         return result | {"stored_bytes": stored_bytes(loaded)}
-    from dataclasses import replace
-
     ledger = replace(ledger, calibration=text.record if reads or recipe.calibrated else None, pruning=about | result)
     names = ledgers.sparse_names(loaded.model, kept)
     _saving(folder, lambda: safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite, sparse=names))
-    return result | {"recipe": recipe.name, "stored_bytes": ledger.stored_bytes}
+    bits = getattr(recipe.weights, "bits", 32)
+    return result | {"recipe": recipe.name, "stored_bytes": ledger.stored_bytes, "break_even": break_even(bits)}
 
 
 def _twin(loaded):
     """A float model that computes with what the codes of the quantized one stand for."""
+    import torch
+
     from qcore import models
     from qcore.nn import QuantExperts, QuantizedModule
 
@@ -171,8 +174,6 @@ def _twin(loaded):
     parameters = dict(twin.named_parameters())
     for name, module in loaded.model.named_modules():
         if isinstance(module, QuantExperts):
-            import torch
-
             value = torch.stack([module[i] for i in range(len(module.experts))])
             parameters[name].data = value
         elif isinstance(module, QuantizedModule) and f"{name}.weight" in parameters:

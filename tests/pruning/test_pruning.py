@@ -174,7 +174,7 @@ def test_the_command_says_what_became_of_the_model(tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
     options = ["--recipe", "int4-g32", "--tokens", "256", "--out", out, "--overwrite", "--json", "-"]
     assert cli.main(["prune", folder, "--method", "2:4", *options]) == 0
-    assert json.loads(capsys.readouterr().out)["sparsity"] == 0.5
+    assert (found := json.loads(capsys.readouterr().out))["sparsity"] == 0.5 and found["break_even"] == 0.25
     assert cli.main(["eval", out, "--tokens", "200", "--window", "100"]) == 0
     assert cli.main(["bench", out, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]) == 0
 
