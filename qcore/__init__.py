@@ -17,9 +17,9 @@ Importing it is cheap: what needs torch is imported when it is first used.
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan", "QcoreError"]
+__all__ = ["load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan", "qat", "prune", "distill", "QcoreError"]
 
-_VERBS = ("load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan")
+_VERBS = ("load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan", "qat", "prune", "distill")
 
 
 def __getattr__(name: str):

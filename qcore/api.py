@@ -20,6 +20,7 @@ from qcore.kvcache import NONE, form_named
 from qcore.measurement import throughput
 from qcore.models import Loaded
 from qcore.recipes import Recipe
+from qcore.registry import unknown
 from qcore.spec import check_limits, check_margin, check_minutes
 
 
@@ -153,3 +154,66 @@ def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     if model.recipe is None:
         raise InputError("This model is not quantized yet: apply a recipe with qcore.quantize before saving it.")
     return safetensors.save(model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite)
+
+
+def qat(
+    model: str, recipe: Recipe | str, folder: str | Path, *, form: str = "light", learn_scales: bool = False, schedule: dict | None = None,
+    overwrite: bool = False, compare: bool = False, device: str = "cpu", progress=None, **options,
+) -> dict:  # fmt: skip
+    """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and is saved in `folder`.
+
+    `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate), `schedule` those of
+    `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns what came out, with the loss curve; with `compare` also measured
+    beside the model it began with. After a kill the same call goes on. Raises `InputError` for what cannot be used.
+    """
+    from qcore.runs import making
+    from qcore.training.attach import Form
+    from qcore.training.loop import Schedule
+    from qcore.training.qat import Qat
+
+    asked = _options(Qat, form=Form(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options)
+    chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    return making.train_quantized(
+        model, chosen, asked, folder, overwrite=overwrite, compare=compare, device=device, progress=progress or _unseen
+    )  # fmt: skip
+
+
+def prune(
+    model: str, method: str, amount: float, folder: str | Path, *, recipe: Recipe | str | None = None, progress=None, **options
+) -> dict:
+    """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and save it in `folder`.
+
+    `options` are those of `qcore.runs.making.prune`: order, sparse, calibration, tokens, overwrite, compare. Returns what came out.
+    """
+    from qcore.runs import making
+
+    chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    return making.prune(model, method, amount, folder, recipe=chosen, progress=progress or _unseen, **options)
+
+
+def distill(
+    model: str, layers: int, folder: str | Path, *, schedule: dict | None = None, overwrite: bool = False, compare: bool = False,
+    device: str = "cpu", progress=None, **options,
+) -> dict:  # fmt: skip
+    """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an ordinary model.
+
+    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns what came out, with the loss curve.
+    """
+    from qcore.runs import making
+    from qcore.training.distill import Distill
+    from qcore.training.loop import Schedule
+
+    asked = _options(Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options)
+    return making.distill(model, asked, folder, overwrite=overwrite, compare=compare, device=device, progress=progress or _unseen)
+
+
+def _options(kind: type, **given):
+    known = kind.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise unknown("option", name, known)
+    return kind(**given)
+
+
+def _unseen(done: int, total: int, text: str = "") -> None:
+    pass

@@ -30,6 +30,7 @@ def train_quantized(
 
     After a kill the same call goes on. Raises `InputError` before anything is loaded for what cannot be used.
     """
+    from qcore import planning, recipes
     from qcore.export import safetensors
     from qcore.training import qat
 
@@ -37,6 +38,7 @@ def train_quantized(
     safetensors.check_target(recipe, Path(folder), overwrite=overwrite)
     checkpoint = _original(model, revision, folder, progress)
     with heavy_turn(waiting(progress)):
+        planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=options.window, window=options.window)
         began = time.perf_counter()
         made, history, kept = qat.run(checkpoint, recipe, options, progress, device=device, watch=watch)
         progress(0, 0, f"saving to {folder}")
@@ -80,12 +82,14 @@ def distill(
 ) -> dict:  # fmt: skip
     """A student of `model` (`qcore.training.distill.Distill` options), trained and saved in `folder` as an ordinary model. After a kill the
     same call goes on. Raises `InputError` for what cannot be used."""
+    from qcore import planning, recipes
     from qcore.export import plain
     from qcore.training import distill as training
 
     plain.check_target(Path(folder), overwrite=overwrite)
     checkpoint = _original(model, revision, folder, progress)
     with heavy_turn(waiting(progress)):
+        planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=options.window, window=options.window)
         began = time.perf_counter()
         made, record, kept = training.run(checkpoint, options, progress, device=device, watch=watch)
         progress(0, 0, f"saving to {folder}")

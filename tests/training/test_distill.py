@@ -95,6 +95,15 @@ def test_a_student_must_be_smaller(learned, words, tmp_path):
         making.distill(str(learned), asked(words, layers=2), tmp_path / "out", progress=quiet)
 
 
+def test_the_verbs_do_the_same(learned, words, tmp_path):
+    about = {"text": str(words / "train.txt"), "window": 64, "tokens": 2048, "schedule": {"steps": 2, "validations": 1}}
+    assert qcore.qat(str(learned), "int3-g64", tmp_path / "q", **about)["recipe"] == "int3-g64"
+    assert qcore.distill(str(learned), 1, tmp_path / "d", **about)["kept_layers"] == [0]
+    assert qcore.prune(str(learned), "magnitude", 0.5, tmp_path / "p")["sparsity"] == 0.5
+    with pytest.raises(InputError, match="Did you mean"):
+        qcore.qat(str(learned), "int3-g64", tmp_path / "x", windows=64)
+
+
 def test_the_commands_train_and_say_so(learned, words, tmp_path, capsys):
     text = ["--text", str(words / "train.txt"), "--tokens", "2048", "--window", "64", "--steps", "4", "--validations", "2"]
     out, other = str(tmp_path / "q"), str(tmp_path / "d")
