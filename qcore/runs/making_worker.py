@@ -1,6 +1,7 @@
 """`python -m qcore.runs.making_worker JOB`: makes the model that the request in the job's folder asks for, and says how far it is."""
 
 import logging
+import signal
 import sys
 import time
 
@@ -16,6 +17,7 @@ STATUS_SECONDS = 0.3
 def main(job: str) -> int:
     """Make it; 0 if it succeeded, 1 if it failed and said so."""
     hush()
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.WARNING)
     place = folder(job)
     about = read_json(place / "status.json")
@@ -58,6 +60,11 @@ def main(job: str) -> int:
     write_json(place / "result.json", result)
     say(True, state="done", words="done", done=0, total=0, finished_at=time.time())
     return 0
+
+
+def _interrupt(number: int, frame) -> None:
+    """A page's Cancel: training keeps its state on the way out."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

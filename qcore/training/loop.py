@@ -139,23 +139,27 @@ def train(
     if not history.validations:
         validate()
         looks(history)
-    while not history.ended and schedule.share(history.step, clock()) < 1:
-        for group, rate in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = rate * schedule.rate(schedule.share(history.step, clock()))
-        loss = _step(problem, schedule, accelerator, student, optimizer, history.step)
-        history.step, history.seconds = history.step + 1, clock()
-        history.tokens += schedule.batch * problem.windows.shape[1]
-        history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
-        if not math.isfinite(loss):
-            raise RunError(f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate.")
-        progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
-        due = int(schedule.share(history.step, clock()) * schedule.validations)
-        if due >= len(history.validations) and not validate():
-            history.ended = "early stop"
-        looks(history)
-        if time.monotonic() - saved > SAVE_SECONDS:
-            keep()
-            saved = time.monotonic()
+    try:
+        while not history.ended and schedule.share(history.step, clock()) < 1:
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * schedule.rate(schedule.share(history.step, clock()))
+            loss = _step(problem, schedule, accelerator, student, optimizer, history.step)
+            history.step, history.seconds = history.step + 1, clock()
+            history.tokens += schedule.batch * problem.windows.shape[1]
+            history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
+            if not math.isfinite(loss):
+                raise RunError(f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate.")
+            progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
+            due = int(schedule.share(history.step, clock()) * schedule.validations)
+            if due >= len(history.validations) and not validate():
+                history.ended = "early stop"
+            looks(history)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                keep()
+                saved = time.monotonic()
+    except KeyboardInterrupt:  # somebody wants an end: nothing that was learned is lost
+        keep()
+        raise
     if not history.ended:
         if history.validations[-1][0] != history.step:
             validate()
