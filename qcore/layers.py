@@ -24,7 +24,7 @@ from qcore.inventory import inventory
 from qcore.models import Checkpoint, skeleton
 from qcore.models.loading import require_finite
 from qcore.models.mapping import read_tensor
-from qcore.recipes import Engine, Recipe
+from qcore.recipes import Engine, Recipe, parse
 from qcore.registry import unknown
 from qcore.select import Selection, Target, select
 
@@ -89,6 +89,18 @@ def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = N
 def names(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
     """The names of the layers that `recipe` quantizes, as `histogram` takes them. Raises `InputError` as `errors` does."""
     return [layer.name for layer in _layers(checkpoint, recipe)[0]]
+
+
+def weight(checkpoint: Checkpoint, tensor_name: str) -> torch.Tensor:
+    """One layer's weight as float32 (N outputs, K inputs); of a mixture of experts the first expert's. Raises `InputError` as `errors`
+    does, and for a layer that does not exist."""
+    layers, _ = _layers(checkpoint, parse("int8"))
+    layer = next((layer for layer in layers if layer.name == tensor_name), None)
+    if layer is None:
+        raise unknown("layer", tensor_name, [layer.name for layer in layers])
+    tensor = _read(checkpoint, layer.stored[0])
+    matrix = tensor[0] if tensor.ndim == 3 else tensor
+    return (matrix.T if layer.transposed else matrix).float().contiguous()
 
 
 def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: int = 200) -> Histogram:

@@ -21,8 +21,8 @@ def pages() -> list[st.Page]:
         st.Page("pages/playground.py", title="Playground", icon=":material/forum:"),
         st.Page("pages/layers.py", title="Layers", icon=":material/layers:"),
         st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/grid_on:"),
-        st.Page("pages/learn.py", title="Learn", icon=":material/school:"),
         st.Page("pages/train.py", title="Train & prune", icon=":material/model_training:"),
+        st.Page("pages/learn.py", title="Learn", icon=":material/school:"),
     ]
 
 

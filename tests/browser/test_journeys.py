@@ -58,7 +58,7 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
     dashboard.visit(page, f"{address}/layers")
     expect(page.get_by_role("heading", name="Layers")).to_be_visible()
     names = page.get_by_test_id("stSidebarNavLink").all_inner_texts()
-    menu = ["Home", "Plan", "Quantize", "Compare", "Playground", "Layers", "Sensitivity", "Train & prune"]
+    menu = ["Home", "Plan", "Quantize", "Compare", "Playground", "Layers", "Sensitivity", "Train & prune", "Learn"]
     assert [name.split("\n")[-1] for name in names] == menu
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").click()
     expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
@@ -103,3 +103,24 @@ def test_nothing_is_wider_than_the_window(address, home, size):
                 "document.querySelector('[data-testid=stMain]').scrollWidth - document.querySelector('[data-testid=stMain]').clientWidth"
             )
             assert wide <= 0, f"{name or 'home'} is {wide} pixels too wide"
+
+
+def test_learning_on_a_real_weight(page, address):
+    """A lesson is chosen, a control is moved, and picture and number change."""
+    dashboard.visit(page, f"{address}/learn")
+    expect(page.get_by_role("heading", name="Grids")).to_be_visible()
+    before = page.get_by_test_id("stMetricValue").first.inner_text()
+    page.get_by_test_id("stMain").get_by_text("fp4-g64", exact=True).first.click()
+    expect(page.get_by_test_id("stMetricValue").first).not_to_have_text(before)
+    assert plots(page).count() == 2
+    page.get_by_test_id("stMain").get_by_text("Clipping", exact=True).click()
+    expect(page.get_by_role("heading", name="Clipping")).to_be_visible()
+    before = page.get_by_test_id("stMetricValue").first.inner_text()
+    slider = page.get_by_role("slider").nth(1)
+    slider.focus()
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    expect(page.get_by_test_id("stMetricValue").first).not_to_have_text(before)
+    expect(page.get_by_role("link", name="arXiv 2306.00978")).to_have_attribute("href", "https://arxiv.org/abs/2306.00978")
+    page.get_by_role("link", name="Run int4-g64-hqq").click()
+    page.wait_for_url("**/quantize")

@@ -1,0 +1,44 @@
+"""What quantization does and what it costs, on real weights: each control changes a picture and a number."""
+
+import streamlit as st
+
+from qcore import lessons
+from qcore.home import home
+from ui import learn_models, learn_view, state
+from ui.forms import model
+from ui.learn_lessons import LESSONS
+from ui.text import shielded
+
+PREFIX, DITHERED = "learn", "smollm2-135m-dithered"
+TITLES = {lesson.title: lesson for lesson in LESSONS}
+
+state.page("Learn", "Every idea on a real weight of a real model. Move a control, and see what it does.")
+
+if f"{PREFIX}.default" not in st.session_state and (home() / "models" / DITHERED).is_dir():
+    st.session_state[f"{PREFIX}.default"] = DITHERED  # whose weights lie on no grid
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    place = st.container()
+    with st.popover("Model", icon=":material/deployed_code:"):
+        chosen = model.choose(PREFIX)
+checkpoint = model.resolve(*chosen, "Fetch it to learn on its weights.") if chosen else None
+sample = None
+if checkpoint is not None:
+    with state.shown_errors():
+        names = state.remember(("lesson names", checkpoint.digest), lambda: lessons.names(checkpoint))
+        usual = next((i for i, name in enumerate(names) if name.endswith("mlp.down_proj.weight")), 0)
+        name = place.selectbox("Weight", names, index=usual, key=f"{PREFIX}.weight.{checkpoint.digest[:8]}", width=420)
+        sample = state.remember(("lesson weight", checkpoint.digest, name), lambda: lessons.read(checkpoint, name))
+        rows, columns = sample.weight.shape
+        part = "" if sample.is_whole else f", the first of {sample.rows:,}"
+        st.caption(f"{shielded(chosen[0])} · {columns:,} inputs, {rows:,} outputs{part}")
+
+title = st.pills(
+    "Lesson", list(TITLES), default=LESSONS[0].title, required=True, key=f"{PREFIX}.lesson", label_visibility="collapsed", wrap=True
+)
+lesson = TITLES[title]
+if lesson.key == "runs":
+    learn_models.runs(lesson)
+elif lesson.key == "distillation":
+    learn_models.distillation(lesson, checkpoint)
+else:
+    learn_view.draw(lesson, sample, checkpoint.digest if checkpoint else "")
