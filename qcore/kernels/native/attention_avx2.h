@@ -14,14 +14,19 @@ inline __m256 load8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(
 inline void store1(float* p, float v) { *p = v; }
 inline void store1(uint16_t* p, float v) { *p = _cvtss_sh(v, 0); }
 
-// scores[h][p] = q[h] · key[p] for N heads and the positions 16b … of `blocks` double blocks.
+// scores[h][p] = q[h] · key[p] for N heads and the positions from `first`, a multiple of 8. Meanwhile the next keys and the values of the same
+// positions are fetched from memory: the processor's own look-ahead ends with each page.
 template <int N, class T>
-void score(const float* q, int64_t q_stride, const T* keys, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride) {
+void score(const float* q, int64_t q_stride, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores,
+           int64_t stride) {
   for (int64_t p = first; p < last; p += 16) {
     const T *a = keys + p * size, *b = p + 8 < last ? a + 8 * size : a;
     __m256 acc[2 * N];
     each(Upto<2 * N>(), [&](auto i) { acc[i()] = _mm256_setzero_ps(); });
+    const T *next = a + 16 * size, *later = values + p * size;
     for (int64_t d = 0; d < size; ++d) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + 16 * d), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(later + 16 * d), _MM_HINT_T0);
       const __m256 k0 = load8(a + 8 * d), k1 = load8(b + 8 * d);
       each(Upto<N>(), [&](auto h) {
         const __m256 x = _mm256_broadcast_ss(q + h() * q_stride + d);
@@ -81,7 +86,7 @@ void gather(const float* scores, int64_t stride, const T* values, int64_t size, 
 template <int N, class T>
 void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride, float* out,
                   Part* parts) {
-  score<N>(q, size, keys, size, first / 8 * 8, last, scores, stride);
+  score<N>(q, size, keys, values, size, first / 8 * 8, last, scores, stride);
   for (int h = 0; h < N; ++h) parts[h] = exponentials(scores + h * stride, first, last);
   if (size % 32 == 0)
     gather<N, 4>(scores, stride, values, size, first, last, out);
