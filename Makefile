@@ -17,9 +17,9 @@ test: setup simde
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: .venv/.ready simde
-	$(BIN)/pytest -m "not slow and not browser"
+	$(BIN)/pytest -m "not slow and not browser and not ray"
 
-.venv/.ready: requirements.txt requirements-test.txt
+.venv/.ready: requirements.txt requirements-test.txt requirements-ray.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt

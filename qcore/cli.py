@@ -5,6 +5,7 @@ standard error), 130 after Ctrl-C.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +13,19 @@ import typer
 from typer.exceptions import TyperException
 
 from qcore.cli_checks import check_tasks
+from qcore.cli_export import export
 from qcore.cli_making import distill, prune, qat
 from qcore.cli_plan import plan
-from qcore.cli_runs import follow, runs
+from qcore.cli_runs import runs
 from qcore.cli_sensitivity import sensitivity
+from qcore.cli_spread import Address, Also, EngineName, follow_all
 from qcore.cli_use import Kv, NewTokens, PromptTokens, Repeats, Revision, Seed, Threads, bench, generate
 from qcore.errors import InputError, QcoreError, UnavailableError
 from qcore.kvcache import NONE
 from qcore.output import check_output, say, write_output
 from qcore.progress import Show
 from qcore.quiet import hush
+from qcore.spread import LOCAL
 
 app = typer.Typer(
     help="Quantize a language model several ways and measure what each costs in memory, speed and quality.",
@@ -35,6 +39,7 @@ app.command()(sensitivity)
 app.command()(qat)
 app.command()(prune)
 app.command()(distill)
+app.command()(export)
 app.command()(bench)
 app.command()(generate)
 
@@ -77,23 +82,31 @@ def compare(
     margin: Annotated[float, typer.Option(help="Perplexity within this share of the baseline's counts as equal; 0.01 is 1 %")] = 0.01,
     choices: Choices = None,
     kv: Kv = NONE,
+    also: Also = None,
+    engine: EngineName = LOCAL,
+    address: Address = None,
 ) -> int:
     """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
 
-    Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels.
+    Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels. With
+    --engine ray recipes and models are spread over the machines of a cluster, which share the cache folder; the rows are the same.
     """
     from qcore.pipeline import check
     from qcore.runs import jobs
     from qcore.spec import RunSpec
+    from qcore.spread import Engine
 
     check_output(json)
+    where = Engine(engine, address)
+    where.check()
     spec = RunSpec(
         model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
         generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices, kv,
     )  # fmt: skip
-    checkpoint = check(spec)
-    say(checkpoint.description)
-    return follow(jobs.submit(spec), json)
+    specs = [spec, *(replace(spec, model=other) for other in also or ())]
+    for description in [check(each).description for each in specs]:
+        say(description)
+    return follow_all([jobs.submit(each, where) for each in specs], json)
 
 
 @app.command()
@@ -108,16 +121,20 @@ def quantize(
     calibration_tokens: CalibrationTokens = 16384,
     calibration_minutes: CalibrationMinutes = None,
     stream: Annotated[bool, typer.Option("--stream", help="One tensor at a time, for models larger than memory")] = False,
+    engine: EngineName = LOCAL,
+    address: Address = None,
 ) -> int:
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""
     from qcore.runs import report, single
+    from qcore.spread import Engine
 
-    (chosen,) = _recipes(_one(recipe), skip)
+    (chosen,), where = _recipes(_one(recipe), skip), Engine(engine, address)
     folder = out if out is not None else Path(single.safe_name(model, chosen.name))
     with Show() as show:
         result = single.quantize_to(
             model, chosen, folder, revision=revision, overwrite=overwrite, calibration=calibration,
-            calibration_tokens=calibration_tokens, calibration_minutes=calibration_minutes, stream=stream, progress=show,
+            calibration_tokens=calibration_tokens, calibration_minutes=calibration_minutes, stream=stream, engine=where,
+            progress=show,
         )  # fmt: skip
     size, share = report.human_bytes(result["stored_bytes"]), report.human_percent(result["coverage"])
     bits = report.human_number(result["bits_per_weight"])

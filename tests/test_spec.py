@@ -33,8 +33,8 @@ def test_the_command_repeats_the_spec(spec, monkeypatch):
 
     asked = []
     monkeypatch.setattr(pipeline, "check", lambda spec: type("Checkpoint", (), {"description": ""}))
-    monkeypatch.setattr(jobs, "submit", asked.append)
-    monkeypatch.setattr(cli, "follow", lambda run_id, json: 0)
+    monkeypatch.setattr(jobs, "submit", lambda spec, engine: asked.append(spec))
+    monkeypatch.setattr(cli, "follow_all", lambda run_ids, json: 0)
     assert cli.main(shlex.split(spec.command)[3:]) == 0
     assert asked == [spec]
 

@@ -29,10 +29,12 @@ from qcore.registry import unknown
 from qcore.runs.folder import RunFolder, identity, run_ids, runs_folder
 from qcore.runs.store import Store, judged_rows, keep_end
 from qcore.spec import RunSpec
+from qcore.spread import LOCAL, Engine
 
 ACTIVE = ("queued", "running")
 DOUBLE_CLICK_SECONDS = 2.0
 START_SECONDS = 30.0  # a worker that has not shown itself after this long will not
+HERE = Engine()
 PATIENCE_SECONDS = 5.0  # between asking a run to end and ending it
 _started: list[subprocess.Popen] = []  # workers of this process, kept so that they are reaped
 
@@ -75,15 +77,17 @@ class Status:
         return asdict(self)
 
 
-def submit(spec: RunSpec) -> str:
-    """Start the run, or queue it behind those that came first, and return its id at once.
+def submit(spec: RunSpec, engine: Engine = HERE) -> str:
+    """Start the run, or queue it behind those that came first, and return its id at once. With another `engine` than this machine its
+    recipes are spread over a cluster.
 
     The same request twice within two seconds (a double click) is one run, as long as the first has not ended. Raises `InputError` if
     the cache folder cannot be written.
     """
     spec = spec.absolute()
     request = spec.to_dict()
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    engine.check()
+    digest = hashlib.sha256(json.dumps([request, asdict(engine)], sort_keys=True).encode()).hexdigest()
     with FileLock(str(runs_folder() / ".submit.lock")):
         now = time.time()
         for run_id in reversed(run_ids()):
@@ -95,6 +99,8 @@ def submit(spec: RunSpec) -> str:
         folder = _new_folder(now)
         try:
             folder.write("status.json", _first_status(folder.run_id, now, digest, request))
+            if not engine.is_local:
+                folder.write("engine.json", asdict(engine))
             folder.write("spec.json", request)  # last: from here on the run exists for others
             _start(folder)
         except OSError as error:
@@ -183,8 +189,9 @@ def repeat(run_id: str) -> str:
     return submit(RunSpec.from_dict(request))
 
 
-def compare(model: str, recipes, **options) -> list[dict]:
-    """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of `RunSpec`.
+def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options) -> list[dict]:
+    """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of `RunSpec`; `engine` and `address` as
+    in `qcore.spread.Engine`.
 
     Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with its error.
     """
@@ -194,9 +201,9 @@ def compare(model: str, recipes, **options) -> list[dict]:
     for name in options:
         if name not in names:
             raise unknown("option", name, names)
-    spec = RunSpec(model, recipes, **options)
+    where, spec = Engine(engine, address), RunSpec(model, recipes, **options)
     check(spec)
-    run_id = submit(spec)
+    run_id = submit(spec, where)
     try:
         for now in follow(run_id):
             last = now

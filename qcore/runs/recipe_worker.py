@@ -1,7 +1,7 @@
 """`python -m qcore.runs.recipe_worker RUN_DIR POSITION EVENTS`: one recipe of a run, in this process, start to end.
 
-POSITION counts the run's recipes from 0, or is "baseline"; EVENTS is a file descriptor that takes one JSON object a line. The row is
-written to the run's folder before its event is sent. Standard input is a lifeline: when it closes, whoever started this is gone.
+POSITION counts the run's recipes from 0, or is "baseline"; EVENTS is a file descriptor, or a file, that takes one JSON object a line. The
+row is written to the run's folder before its event is sent. Standard input is a lifeline: when it closes, whoever started this is gone.
 """
 
 import json
@@ -16,16 +16,17 @@ from qcore.errors import QcoreError
 from qcore.quiet import hush
 from qcore.runs.folder import RunFolder
 from qcore.spec import RunSpec
+from qcore.spread.cluster import end_with_parent
 
 EVENT_SECONDS = 0.1  # between two events of the same phase
 
 
 def main(arguments: list[str]) -> int:
     """Run one recipe; 0 if it succeeded, 1 if it failed and said so."""
-    folder, which, channel = RunFolder(Path(arguments[0]).name), arguments[1], int(arguments[2])
+    folder, which, channel = RunFolder(Path(arguments[0]).name), arguments[1], _channel(arguments[2])
     hush()
     logging.basicConfig(level=logging.WARNING)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     emit = _Emitter(channel)
     try:
         from qcore import pipeline
@@ -82,11 +83,8 @@ def _kind(error: QcoreError) -> str:
     return type(error).__name__
 
 
-def _end_with_parent() -> None:
-    """Return only if standard input is closed at the other end: then nobody waits for the result any more."""
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
+def _channel(events: str) -> int:
+    return int(events) if events.isdecimal() else os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 if __name__ == "__main__":

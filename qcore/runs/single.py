@@ -14,17 +14,20 @@ from qcore.kvcache import NONE, Form, form_named
 from qcore.recipes import Recipe
 from qcore.runs.turn import heavy_turn
 from qcore.spec import check_limits, check_minutes
+from qcore.spread import Engine
 
 Progress = Callable[[int, int, str], None]
 LONGEST_NAME = 80
+HERE = Engine()
 
 
 def quantize_to(
     model: str, recipe: Recipe, folder: Path, *, revision: str | None = None, overwrite: bool = False, calibration: str | None = None,
     calibration_tokens: int = 16384, calibration_minutes: float | None = None, stream: bool = False, progress: Progress,
+    engine: Engine = HERE,
 ) -> dict:  # fmt: skip
     """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream` the model is never held in
-    memory: one tensor after another goes from its file into a shard.
+    memory: one tensor after another goes from its file into a shard, and these can be spread over the machines of an `engine`.
 
     Calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged one). After a kill the
     same command goes on at the block, or with `stream` at the shard, where it was stopped.
@@ -39,6 +42,9 @@ def quantize_to(
     from qcore.pipeline import check_skips
     from qcore.streaming import quantizing as streaming
 
+    if not (stream or engine.is_local):
+        raise InputError("Only a streamed quantization can be spread over machines. Add --stream, or leave out --engine.")
+    engine.check()
     folder = Path(folder)
     safetensors.check_target(recipe, folder, overwrite=overwrite)
     if stream:
@@ -56,7 +62,7 @@ def quantize_to(
     began = time.perf_counter()
     if stream:
         with heavy_turn(waiting(progress)):
-            ledger = streaming.quantize(checkpoint, recipe, folder, overwrite=overwrite, progress=progress)
+            ledger = streaming.quantize(checkpoint, recipe, folder, overwrite=overwrite, progress=progress, engine=engine)
         return _saved(model, folder, ledger, time.perf_counter() - began)
     with heavy_turn(waiting(progress)):
         planning.check_fits(checkpoint, recipe, tokens=1, window=1)

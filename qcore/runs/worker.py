@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 
+from qcore.errors import QcoreError
 from qcore.kvcache import NONE
 from qcore.pipeline import REFERENCE
 from qcore.quiet import hush
@@ -57,39 +58,56 @@ class Worker:
         self.names = [recipe["name"] for recipe in self.spec["recipes"]]
         self.order = _order(self.spec)
         self._written = 0.0
+        self._at: dict[int | None, str] = {}  # the phase of each recipe, None: of the baseline
         self._estimate: Estimate | None = None
 
     def run(self) -> None:
         """Wait for the turn, run every recipe, and write the end."""
         signal.signal(signal.SIGTERM, _stop)
         try:
-            self._wait_for_turn()
-            with heavy_turn():
+            with self._turn():
                 self._run_all()
         except Stopped:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._end_stopped()
+        except QcoreError as error:
+            self._end("failed", str(error), type(error).__name__)
         except Exception as error:
             logging.exception("The run failed")
             self._end("failed", f"The run failed unexpectedly ({type(error).__name__}: {error}); its log has the details.", "RunError")
 
-    def _wait_for_turn(self) -> None:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Runs that were submitted before go first, and one heavy thing happens at a time."""
         while any(active_before(self.folder.run_id)):
             time.sleep(TURN_SECONDS)
+        with heavy_turn():
+            yield
 
     def _run_all(self) -> None:
-        phases = [tuple(p for p in PHASES if p not in ("quantize", "speed") or item is not None) for item in self.order]
-        self._estimate = Estimate(phases, expected_seconds(self.spec))
+        self._estimate = self._make_estimate()
         self._update(state="running", started_at=time.time(), force=True)
-        for number, position in enumerate(self.order):
-            self._estimate.start(number)
-            error, kind = self._run_one(position)
-            self._estimate.end(number, complete=error is None)
-            if error and position == self.order[0] and self._is_baseline(position):
-                self._baseline_failed(position, error, kind)
-                if kind == "InputError":
-                    break
+        self._run_in_order()
         self._finish()
+
+    def _make_estimate(self) -> Estimate:
+        phases = [tuple(p for p in PHASES if p not in ("quantize", "speed") or item is not None) for item in self.order]
+        return Estimate(phases, expected_seconds(self.spec))
+
+    def _run_in_order(self) -> None:
+        for number, position in enumerate(self.order):
+            if not self._take(number, position):
+                break
+
+    def _take(self, number: int, position: int | None) -> bool:
+        """Run the recipe at `position`, the run's item `number`; False if nothing after it makes sense."""
+        self._estimate.start(number)
+        error, kind = self._run_one(position)
+        self._estimate.end(number, complete=error is None)
+        if error and position == self.order[0] and self._is_baseline(position):
+            self._baseline_failed(position, error, kind)
+            return kind != "InputError"
+        return True
 
     def _is_baseline(self, position: int | None) -> bool:
         return position is None or (position == self.order[0] and None not in self.order)
@@ -112,11 +130,13 @@ class Worker:
             raise Stopped
         row = None if position is None else self.folder.rows().get(position)
         if error is None and code != 0 and row is None:
-            error, kind = _death(code, PHASES[self._at]), "RunError"
+            error, kind = _death(code, PHASES[self._at[position]]), "RunError"
         if error is None and position is not None and row is None:
             error, kind = "The recipe's process ended without a result; the run's log may say why.", "RunError"
         if error is not None and position is not None:
-            row = unfinished_row(self.spec, position, "failed", error, kind, phase=self._at, started_at=began, run_id=self.folder.run_id)
+            row = unfinished_row(
+                self.spec, position, "failed", error, kind, phase=self._at[position], started_at=began, run_id=self.folder.run_id
+            )
             self.folder.write_row(position, row)
         if row is not None:
             keep_row(self.folder, position, row)
@@ -166,8 +186,8 @@ class Worker:
         return {**os.environ, **({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {})}
 
     def _phase(self, position: int | None, phase: str, detail: str, done: int = 0, total: int = 0) -> None:
-        changed = (position, phase) != getattr(self, "_last", None)
-        self._last, self._at = (position, phase), phase
+        changed = phase != self._at.get(position)
+        self._at[position] = phase
         self._estimate.enter(phase)
         self._estimate.step(done, total)
         words = PHASES[phase] + (f", {detail}" if detail else "")
@@ -286,7 +306,14 @@ def main(arguments: list[str]) -> int:
         folder.write("process.json", identity(os.getpid()))
     except psutil.Error as error:
         logging.warning("This process cannot look at itself: %s", error)
-    Worker(folder).run()
+    engine = folder.read("engine.json")
+    if engine is None:
+        Worker(folder).run()
+    else:
+        from qcore.runs.spread_worker import SpreadWorker
+        from qcore.spread import Engine
+
+        SpreadWorker(folder, Engine(**engine)).run()
     return 0
 
 

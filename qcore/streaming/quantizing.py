@@ -17,6 +17,7 @@ import errno
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,11 +32,14 @@ from qcore.ledger import Ledger
 from qcore.models import Checkpoint
 from qcore.models.checkpoint import INDEX
 from qcore.models.loading import load_tokenizer
-from qcore.recipes import Engine, Float, Recipe
+from qcore.recipes import Engine as Library
+from qcore.recipes import Float, Recipe
+from qcore.spread import Engine
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard, Unit, is_turned, plan
 from qcore.streaming.pace import Pace
 from qcore.streaming.source import Source
+from qcore.streaming.spread import clear, write_shards
 from qcore.streaming.writer import ShardWriter
 
 SHARD_BYTES = 1 << 30
@@ -47,7 +51,7 @@ Progress = Callable[[int, int, str], None]
 
 def check(recipe: Recipe) -> None:
     """Raise `InputError` for a recipe that a tensor cannot be given by itself."""
-    if isinstance(recipe.weights, Engine):
+    if isinstance(recipe.weights, Library):
         raise InputError(f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's own recipes.")
     if isinstance(recipe.weights, Float):
         raise InputError(f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64.")
@@ -67,11 +71,13 @@ def quantize(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Ledger:
     """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the ledger.
 
     `folder` appears complete or not at all. Called again after a kill, with the same arguments, it goes on at the shard it had come to.
-    `progress` gets (bytes read, bytes to read, a phrase with speed and time left).
+    `progress` gets (bytes read, bytes to read, a phrase with speed and time left). With an `engine` other than this machine the shards are
+    made by the machines of a cluster (see `spread.py`), to the same bytes.
 
     Raises `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized already or holds NaN, or a target
     that `check_target` refuses; `UnavailableError` if the disk is full.
@@ -87,11 +93,13 @@ def quantize(
     identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "shard_bytes": shard_bytes, "qcore": qcore.__version__}
     try:
         with Journal(folder, identity) as journal:
-            digests = _write_shards(source, layout, journal, progress)
+            spread = None if engine is None or engine.is_local else partial(write_shards, engine, checkpoint, recipe, shard_bytes)
+            digests = _write_shards(source, layout, journal, progress, spread)
             about = (source.described(), tokenizer, recipe, layout.ledger, list(layout.tensors), digests)
             safetensors.write_about(*about, journal.folder)
             if len(layout.shards) > 1:
                 _write_index(layout, journal.folder)
+            clear(journal)
             journal.publish()
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -103,12 +111,17 @@ def quantize(
     return layout.ledger
 
 
-def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Progress | None) -> dict[str, str]:
-    """{file: SHA-256} of all shards; those that an earlier run finished are not made again."""
+def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None) -> dict[str, str]:
+    """{file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread` makes them elsewhere."""
     digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
     left = [shard for shard in layout.shards if shard.file not in digests]
     check_space(journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model")
     pace = Pace(progress, sum(_read_bytes(source, shard) for shard in left), sum(_read_bytes(source, shard) for shard in layout.shards))
+    if spread is not None:
+        sizes = {shard.file: _read_bytes(source, shard) for shard in left}
+        digests |= spread(layout, left, journal, pace, sizes) if left else {}
+        pace.finish()
+        return _in_order(digests, layout)
     with ThreadPoolExecutor(1, "close") as pool:
         closing: tuple[Shard, Future] | None = None  # a shard whose bytes are on their way to the disk while the next one is made
         for shard in [*left, None]:
@@ -118,7 +131,12 @@ def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Pr
                 journal.note(closing[0].file, digests[closing[0].file])
             closing = None if shard is None else (shard, pool.submit(writer.close))
     pace.finish()
-    return digests
+    return _in_order(digests, layout)
+
+
+def _in_order(digests: dict[str, str], layout: Layout) -> dict[str, str]:
+    """As the files follow each other, whichever was finished first: it is written down."""
+    return {shard.file: digests[shard.file] for shard in layout.shards}
 
 
 def fill_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> ShardWriter:

@@ -60,5 +60,5 @@ if __name__ == "__main__":
     else:
         import threading
 
-        threading.Thread(target=recipe_worker._end_with_parent, daemon=True).start()
+        threading.Thread(target=recipe_worker.end_with_parent, daemon=True).start()
         sys.exit(child(run, sys.argv[3], int(sys.argv[4])))

@@ -1,0 +1,51 @@
+"""`python -m qcore.streaming.shard_worker REQUEST NUMBER FILE`: makes one shard of a streamed quantization, see `spread.py`.
+
+REQUEST is a JSON file in the folder spread/ of the unfinished model; the result goes beside it, named after
+FILE, the shard. Standard input is a lifeline: when it closes,
+whoever started this is gone.
+"""
+
+import logging
+import sys
+import threading
+from pathlib import Path
+
+from qcore.errors import InputError, QcoreError
+from qcore.jsonfile import read_json, write_json
+from qcore.quiet import hush
+from qcore.spread.cluster import end_with_parent
+
+
+def make(request: dict, number: int, folder: Path) -> dict:
+    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raises `InputError` if this machine sees other weights."""
+    from qcore.models.checkpoint import read_folder
+    from qcore.recipes import Recipe
+    from qcore.streaming.layout import plan
+    from qcore.streaming.quantizing import fill_shard
+    from qcore.streaming.source import Source
+
+    source = Path(request["folder"])
+    checkpoint = read_folder(source, source.name, "folder", "")
+    if checkpoint.digest != request["digest"]:
+        raise InputError(f"A machine of the cluster sees other weights in {source}. All of them have to share that folder.")
+    described = Source(checkpoint)
+    shard = plan(described.model, Recipe.from_dict(request["recipe"]), request["shard_bytes"]).shards[number]
+    return {"sha256": fill_shard(described, shard, folder).close()}
+
+
+def main(arguments: list[str]) -> int:
+    """0 if the shard is whole, 1 if the result says why not."""
+    path, number, file = Path(arguments[0]), int(arguments[1]), arguments[2]
+    hush()
+    logging.basicConfig(level=logging.WARNING)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        result = make(read_json(path), number, path.parent.parent)
+    except QcoreError as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    write_json(path.parent / f"{file}.json", result)
+    return int("error" in result)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
