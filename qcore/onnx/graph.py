@@ -54,8 +54,8 @@ def export(model: nn.Module, folder: Path) -> Path:
     model.set_attn_implementation("sdpa")
     step = _Step(model).eval()
     ids = torch.zeros(_ROWS, _TOKENS, dtype=torch.int64)
-    free = torch.export.Dim.DYNAMIC
-    shapes = ({0: free, 1: free}, {0: free}, tuple({0: free, 2: free} for _ in past))
+    rows, tokens, held, wanted = (torch.export.Dim(name) for name in ("batch", "tokens", "past", "wanted"))
+    shapes = ({0: rows, 1: tokens}, {0: wanted}, tuple({0: rows, 2: held} for _ in past))  # one symbol for all layers: traced sooner
     inputs, outputs = names(len(past) // 2)
     try:
         with torch.no_grad(), _silence():

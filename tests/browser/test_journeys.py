@@ -112,6 +112,7 @@ def test_learning_on_a_real_weight(page, address):
     before = page.get_by_test_id("stMetricValue").first.inner_text()
     page.get_by_test_id("stMain").get_by_text("fp4-g64", exact=True).first.click()
     expect(page.get_by_test_id("stMetricValue").first).not_to_have_text(before)
+    dashboard.settle(page)
     assert plots(page).count() == 2
     page.get_by_test_id("stMain").get_by_text("Clipping", exact=True).click()
     expect(page.get_by_role("heading", name="Clipping")).to_be_visible()
