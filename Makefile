@@ -14,6 +14,7 @@ test: setup simde
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+	PYTHON=$(BIN)/python tests/kernels/sanitize.sh -q
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: .venv/.ready simde
