@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from qcore.convert import install
 from qcore.models.assembly import building, quiet
 from qcore.models.config import to_transformers
-from qcore.nn import StoredEmbedding, StoredLinear, Widen
+from qcore.nn import QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.recipes import Recipe
 from qcore.select import Target, select
 from qcore.streaming.layout import Unit, matrix_shape
@@ -57,8 +57,8 @@ class Frame:
         """A copy of `block` without any parameters or buffers; its config is the model's own."""
         configs = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
         tensors = [*block.parameters(), *block.buffers()]
-        copied = deepcopy(block, configs | {id(tensor): None for tensor in tensors})
-        return copied
+        filled = [module for module in block.modules() if isinstance(module, QuantizedModule | _Experts)]  # codes are no parameters
+        return deepcopy(block, configs | {id(tensor): None for tensor in tensors} | {id(module): nn.Module() for module in filled})
 
     def _quantized(self, name: str) -> list:
         first = self._tied.get(name, name)

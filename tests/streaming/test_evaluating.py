@@ -1,5 +1,7 @@
 """Streamed evaluation gives the figures of evaluation in memory, for every architecture and for the baseline and recipes together."""
 
+import gc
+
 import pytest
 import tiny
 import torch
@@ -7,6 +9,8 @@ import torch
 from qcore import convert, models, recipes
 from qcore.errors import InputError
 from qcore.evaluation import Reference, evaluate
+from qcore.formats.tensor import QuantizedTensor
+from qcore.streaming import evaluating
 from qcore.streaming.evaluating import evaluate_streamed
 
 RECIPES = ("int4-g64", "nf4-g32", "int4-g32-head8", "kmeans4")
@@ -34,6 +38,24 @@ def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
         assert got.perplexity == pytest.approx(expected.perplexity, rel=1e-5)
         assert got.divergence.kl_mean == pytest.approx(expected.divergence.kl_mean, rel=1e-3, abs=1e-6)
         assert got.window_tokens == expected.window_tokens
+
+
+@pytest.mark.parametrize("config", ["llama", "moe"])
+def test_no_codes_outlive_their_block(config, tmp_path, monkeypatch):
+    """What stands in for a block afterwards holds nothing of it, or a large model's codes would add up."""
+    alive, advance = [], evaluating._Model.advance
+
+    def count(self, position):
+        advance(self, position)
+        gc.collect()
+        alive.append(sum(type(each) is QuantizedTensor for each in gc.get_objects()))
+
+    monkeypatch.setattr(evaluating._Model, "advance", count)
+    tiny.checkpoint(config, tmp_path / "model")
+    gc.collect()
+    before = sum(type(each) is QuantizedTensor for each in gc.get_objects())
+    evaluate_streamed(models.resolve(tmp_path / "model"), [recipes.parse("int4-g64"), recipes.parse("nf4-g32")], ids(), window=64)
+    assert len(alive) == 3 * 2 and max(alive) == before
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
