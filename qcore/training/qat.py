@@ -23,7 +23,7 @@ from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Progress, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
-RATES = {"light": 3e-3, "full": 3e-2}
+RATES = {"light": 5e-3, "full": 3e-2}
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 
