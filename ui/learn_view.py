@@ -37,7 +37,7 @@ def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: st
     with left:
         st.markdown(lesson.text)
     if sample is not None:
-        with state.shown_errors():
+        with state.shown_errors(), st.spinner("Working it out… The very first time, kernels are compiled for this machine."):
             DRAW[lesson.key](_Known(sample, digest), left, right)
     else:
         right.info("Fetch the model above to see this on one of its weights.", icon=":material/school:")
