@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 OUT = dashboard.ROOT / "docs" / "screenshots"
-PAGES = ("home", "plan", "quantize", "compare", "playground", "layers", "sensitivity", "train")
+PAGES = ("home", "plan", "quantize", "compare", "playground", "layers", "sensitivity", "train", "learn")
 TALLEST = 6000
 RUN = 600_000
 
