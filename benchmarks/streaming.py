@@ -11,7 +11,8 @@ Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of it
     peer        llama.cpp's own quantizer (Q4_0, from a bfloat16 GGUF), or bitsandbytes where llama-cpp-python is not installed
     evaluate    perplexity of fp32 and two recipes over 512 tokens, streamed; below 3 GB
 
-How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made from it are deleted at the end.
+How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made from it are deleted at the end;
+interrupted before that, the same command goes on with the next step.
 The last line is JSON; a run of the whole size is kept in `benchmarks/results/`.
 """
 
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 from benchmarks import make_checkpoint  # noqa: E402
 from benchmarks.pipe import environment as variables  # noqa: E402
 from benchmarks.streaming_steps import Stopwatch, flush  # noqa: E402
+from qcore.jsonfile import read_json, write_json  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
 
 RECIPE, RECIPES = "int4-g64", ("int4-g64", "nf4-g64")
@@ -126,34 +129,79 @@ def digests(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in sorted(folder.iterdir()) if file.is_file()}
 
 
-def run(size: Size, folder: Path, threads: int, peer: str | None = None) -> dict:
-    """All steps in `folder`; see the module. `peer` None: whichever is installed."""
-    source, out, again = folder / "checkpoint", folder / "out", folder / "again"
-    began = time.time()
-    say("making the checkpoint …")
-    about = make_checkpoint.make(source, size.config, size.source_shard)
+class Kept:
+    """What steps found, in a file of the folder, so that a benchmark that was interrupted goes on where it stopped."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "steps.json"
+        self.found = read_json(self._path) or {"began": time.time()}
+
+    def forget(self, name: str) -> None:
+        """The step is to be taken again."""
+        self.found.pop(name, None)
+
+    def __call__(self, name: str, take: Callable[[], object]):
+        """The result of the step called `name`, by `take` unless it is known."""
+        if name not in self.found:
+            self.found[name] = take()
+            write_json(self._path, self.found)
+        return self.found[name]
+
+
+def run(
+    size: Size, folder: Path, threads: int, peer: str | None = None, again: Sequence[str] = (), only: Sequence[str] = ()
+) -> dict | None:  # fmt: skip
+    """All steps in `folder`, those that are known from an earlier start left out but for `again`; see the module. `peer` None: whichever is
+    installed. None if `only` some were asked for."""
+    kept, source, out = Kept(folder), folder / "checkpoint", folder / "out"
     options = {"recipe": RECIPE, "shard_bytes": size.shard}
-    quantized = measured("quantize", threads, source, target=str(out), **options)
-    nbytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    copied = measured("copy", threads, source, target=str(folder / "copied"), nbytes=nbytes)
-    resumed = killed(threads, source, again, quantized["shards_made"], **options)
-    same = digests(out) == digests(again)
-    shutil.rmtree(again), shutil.rmtree(out)
-    peers = _peer(peer or ("llama_cpp" if find_spec("llama_cpp") else "bitsandbytes"), threads, source, folder)
-    scored = measured("evaluate", threads, source, recipes=list(RECIPES), tokens=size.tokens, window=size.window)
-    shutil.rmtree(source)
-    share = (copied["read_s"] + copied["write_s"]) / quantized["quantize_s"]
+
+    def make() -> dict:
+        say("making the checkpoint …")
+        shutil.rmtree(source, ignore_errors=True)
+        return make_checkpoint.make(source, size.config, size.source_shard)
+
+    def quantize() -> dict:
+        shutil.rmtree(out, ignore_errors=True)
+        found = measured("quantize", threads, source, target=str(out), **options)
+        return found | {"nbytes": sum(file.stat().st_size for file in out.glob("*.safetensors")), "sha256": digests(out)}
+
+    def kill() -> dict:
+        shutil.rmtree(out, ignore_errors=True)
+        found = killed(threads, source, out, kept.found["quantize"]["shards_made"], **options)
+        return found | {"sha256": digests(out)}
+
+    takes = {
+        "make": make,
+        "quantize": quantize,
+        "copy": lambda: measured("copy", threads, source, target=str(folder / "copied"), nbytes=kept.found["quantize"]["nbytes"]),
+        "kill": kill,
+        "peer": lambda: _peer(peer or ("llama_cpp" if find_spec("llama_cpp") else "bitsandbytes"), threads, source, folder),
+        "evaluate": lambda: measured("evaluate", threads, source, recipes=list(RECIPES), tokens=size.tokens, window=size.window),
+    }
+    for name, take in takes.items():
+        if name in again:
+            kept.forget(name)
+        if not only or name in only:
+            kept(name, take)
+    return None if only else summary({name: kept.found[name] for name in takes}, size, threads, kept.found["began"])
+
+
+def summary(steps: dict, size: Size, threads: int, began: float) -> dict:
+    """The result as it is written down, from what each step found."""
+    about, quantized, copied, resumed = (steps.pop(name) for name in ("make", "quantize", "copy", "kill"))
+    same = quantized.pop("sha256") == resumed.pop("sha256")
     figures = {
-        "quantize_share_of_copy": share,
+        "quantize_share_of_copy": (copied["read_s"] + copied["write_s"]) / quantized["quantize_s"],
         "quantize_peak_bytes": max(quantized["peak_bytes"], resumed["resumed"]["peak_bytes"]),
-        "evaluate_peak_bytes": scored["peak_bytes"],
+        "evaluate_peak_bytes": steps["evaluate"]["peak_bytes"],
     }
     met = {name: figures[name] >= bar if name.endswith("copy") else figures[name] < bar for name, bar in BARS.items()}
     return {
         "figures": figures, "bars": BARS, "met": met, "same_bytes_after_kill": same,
-        "read_rate": about["bytes"] / quantized["quantize_s"], "written_bytes": nbytes,
-        "times_as_fast_as_peer": peers["quantize_s"] / quantized["quantize_s"],
-        "steps": {"copy": copied, "quantize": quantized, "kill": resumed, "peer": peers, "evaluate": scored},
+        "read_rate": about["bytes"] / quantized["quantize_s"], "written_bytes": quantized["nbytes"],
+        "times_as_fast_as_peer": steps["peer"]["quantize_s"] / quantized["quantize_s"],
+        "steps": {"copy": copied, "quantize": quantized, "kill": resumed, **steps},
         "conditions": {"size": asdict(size), "recipe": RECIPE, "threads": threads, "bytes": about["bytes"],
                        "weights": about["weights"], "source_shards": about["shards"]},
         "environment": environment(), "started_at": began, "seconds": time.time() - began,
@@ -196,16 +244,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("streaming-benchmark"), help="a new folder for 35 GB, removed at the end")
+    parser.add_argument("--folder", type=Path, default=Path("streaming-benchmark"), help="for 35 GB, removed at the end")
+    parser.add_argument("--again", metavar="STEPS", help="take these again, though an interrupted benchmark has them: quantize,copy,…")
+    parser.add_argument("--only", metavar="STEPS", help="take no others, and keep the folder for the rest")
     parser.add_argument("--peer", choices=("llama_cpp", "bitsandbytes"), help="without it, whichever is installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, the whole size goes to results/")
     options = parser.parse_args()
     folder = options.folder.absolute()
-    folder.mkdir(parents=True)
-    try:
-        result = run(SIZES[options.size], folder, options.threads, options.peer)
-    finally:
-        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    again, only = (tuple(filter(None, (names or "").split(","))) for names in (options.again, options.only))
+    result = run(SIZES[options.size], folder, options.threads, options.peer, again, only)
+    if result is None:
+        return 0
+    shutil.rmtree(folder)
     print(text(result))
     if options.json or options.size == "7b":
         day = time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))

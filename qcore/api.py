@@ -114,8 +114,9 @@ def measure(
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
     """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the README for its keys).
 
-    `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens, repeats, … A recipe that failed
-    is a row with its error; the others are there. Raises `InputError` for input that no recipe can work with.
+    `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens, repeats, kv, …; and `engine` "ray"
+    with an `address`, which spreads the recipes over a cluster. A recipe that failed is a row with its error; the others are there. Raises
+    `InputError` for input that no recipe can work with.
     """
     from qcore.runs import jobs
 
@@ -129,6 +130,7 @@ def plan(
     context: int | None = None,
     users: int = 1,
     memory: str | int | None = None,
+    kv: list[str] | None = None,
     probe: bool = False,
     min_tokens_per_second: float | None = None,
     max_kl: float | None = None,
@@ -138,13 +140,14 @@ def plan(
 ) -> planning.Plan:
     """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its headers alone.
 
-    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for each of `users`. With `probe`
+    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for each of `users`,
+    in the formats `kv` (None: all that the architecture allows). With `probe`
     the model's shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
     """
     from qcore.runs.planned import plan_here
 
     return plan_here(
-        model, recipes, context=context, users=users, memory=memory, probe=probe, min_tokens_per_second=min_tokens_per_second,
+        model, recipes, context=context, users=users, memory=memory, kv=kv, probe=probe, min_tokens_per_second=min_tokens_per_second,
         max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision, progress=progress,
     )  # fmt: skip
 

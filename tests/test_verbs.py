@@ -30,6 +30,17 @@ def test_judge_pairs_two_evaluations(model, tmp_path):
         qcore.judge(before, after, margin=0)
 
 
+def test_a_quantized_cache_and_its_plan(model, tmp_path):
+    (tmp_path / "text.txt").write_text("It was the best of tokens, it was the worst of tokens. " * 9)
+    plain, kept = (qcore.evaluate(model, tmp_path / "text.txt", tokens=200, window=128, kv=kv) for kv in ("none", "int4"))
+    assert plain.perplexity != kept.perplexity == pytest.approx(plain.perplexity, rel=0.05)
+    found = qcore.measure(model, prompt_tokens=99, new_tokens=2, repeats=1, kv="int8")
+    (row,) = qcore.plan(model, ["int8"], context=found.cache_tokens, kv=["int8"]).rows
+    assert row.kv_bytes == found.cache_bytes
+    with pytest.raises(InputError, match="Unknown KV cache form"):
+        qcore.evaluate(model, tmp_path / "text.txt", kv="int9")
+
+
 def test_ask_takes_a_file_or_the_packaged_questions(model, tmp_path):
     file = tmp_path / "q.json"
     file.write_text(json.dumps([{"question": "Hot and", "choices": ["cold", "very much so"], "answer": "cold"}]))

@@ -5,6 +5,7 @@ import streamlit as st
 from qcore import recipes
 from qcore.errors import InputError
 from qcore.home import is_public
+from qcore.kvcache import NONE
 from qcore.models.names import classify
 from qcore.runs.resident import Resident
 from ui import diff, families, state
@@ -35,7 +36,8 @@ def recipes_wanted(prefix: str) -> list[str]:
 def summary(model: tuple[str, str | None] | None, options: dict) -> str:
     """One line that says what the closed menus hold."""
     chance = f"temperature {options['temperature']:.1f}" if options["temperature"] else "greedy"
-    return f"{shielded(model[0]) if model else 'no model'} · {options['new_tokens']} new tokens · {chance}"
+    kept = "" if options["kv"] == NONE else f" · KV cache in {options['kv']}"
+    return f"{shielded(model[0]) if model else 'no model'} · {options['new_tokens']} new tokens · {chance}{kept}"
 
 
 def sampling(prefix: str) -> dict:
@@ -47,6 +49,7 @@ def sampling(prefix: str) -> dict:
         "top_p": st.slider("Top-p", 0.05, 1.0, 1.0, 0.05, key=f"{prefix}.top_p", help=explain("top-p"), **KEEP),
         "top_k": st.number_input("Top-k", 0, 1000, 0, key=f"{prefix}.top_k", help=explain("top-k"), **KEEP),
         "seed": st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{prefix}.seed", help=explain("seed"), **KEEP),
+        "kv": recipe_form.cache(prefix, "Kept so while the texts are written."),
     }
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from qcore import errors
 from qcore.errors import InputError, QcoreError, RunError
+from qcore.kvcache import NONE
 from qcore.recipes import Recipe, parse
 
 IDLE_SECONDS = 900.0
@@ -97,6 +98,7 @@ class Resident:
         top_k: int = 0,
         seed: int = 0,
         chat: bool = False,
+        kv: str = NONE,
         recipes: Sequence[str] | None = None,
     ) -> Iterator[Event]:
         """Write a text with each of the recipes (or those named), one after another, and yield what happens.
@@ -114,6 +116,7 @@ class Resident:
             "max_new_tokens": max_new_tokens,
             "sampling": {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
             "chat": chat,
+            "kv": kv,
         }
         return self._events(request)
 

@@ -85,9 +85,11 @@ class Worker:
         from qcore import models
         from qcore.evaluation.generation import check_new_tokens
         from qcore.evaluation.sampling import Sampling
+        from qcore.kvcache import form_named
 
         number = request["id"]
         check_new_tokens(request["max_new_tokens"])
+        form_named(request.get("kv"))
         Sampling(**request["sampling"])
         checkpoint = models.resolve(request["model"], request["revision"], progress=self._reporter(number, None))
         first = None
@@ -110,6 +112,7 @@ class Worker:
     def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
         """Write one recipe's text; `first` is what the first recipe wrote."""
         from qcore.evaluation.generation import first_divergence, generate_text
+        from qcore.kvcache import form_named
 
         number = request["id"]
         loaded = self._shelf.get(checkpoint, recipe, self._reporter(number, recipe.name))
@@ -121,6 +124,7 @@ class Worker:
             request["max_new_tokens"],
             **request["sampling"],
             chat=request["chat"],
+            kv=form_named(request.get("kv")),
             on_text=lambda text: self._emit(number, "text", recipe=recipe.name, text=text),
             should_stop=lambda: number in self._cancelled,
         )

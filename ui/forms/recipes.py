@@ -101,11 +101,9 @@ def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
     return split(more), tuple(split(skip)), head
 
 
-def cache(prefix: str) -> str:
-    """The form in which keys and values are kept while the recipes are measured."""
-    return st.selectbox(
-        "KV cache", list(CACHES), format_func=CACHES.get, key=f"{prefix}.kv", help=CACHE_HELP + " " + explain("KV cache"), **KEEP
-    )
+def cache(prefix: str, about: str = CACHE_HELP) -> str:
+    """The form in which keys and values are kept; `about` says what for."""
+    return st.selectbox("KV cache", list(CACHES), format_func=CACHES.get, key=f"{prefix}.kv", help=f"{about} {explain('KV cache')}", **KEEP)
 
 
 def split(text: str) -> list[str]:
