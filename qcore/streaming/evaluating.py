@@ -9,6 +9,7 @@ what was computed; logits are had a few positions at a time, so nothing of the s
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,7 @@ class _Model:
             for i, hidden in enumerate(states):
                 states[i] = blocks.run(position, hidden)
         self.blocks[position], self._unused[position] = self._stand_in(position), None
+        gc.collect()  # modules refer to each other in circles, and gigabytes of them would wait for the collector
         if position == len(self.blocks) - 1:
             for (_, members), states in zip(self._groups, self._states, strict=True):
                 self._final |= {_key(text): state for text, state in zip(members, states, strict=True)}

@@ -47,7 +47,6 @@ def test_no_codes_outlive_their_block(config, tmp_path, monkeypatch):
 
     def count(self, position):
         advance(self, position)
-        gc.collect()
         alive.append(sum(type(each) is QuantizedTensor for each in gc.get_objects()))
 
     monkeypatch.setattr(evaluating._Model, "advance", count)
