@@ -92,8 +92,9 @@ class _Model:
             self.blocks[position] = self._stand_in(position)
         self.frame.fill("", leave=self._name)
         self.frame.fill(f"{self._name}.0")
-        self.blocks[0].register_forward_hook(self._look)
+        hook = self.blocks[0].register_forward_hook(self._look)
         self._states = [blocks.embed(torch.stack(members)) for blocks, members in self._groups]
+        hook.remove()  # a stand-in is a copy of its block, and would copy all that hangs on the hook
 
     @torch.no_grad()
     def advance(self, position: int) -> None:

@@ -41,20 +41,24 @@ def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["llama", "moe"])
-def test_no_codes_outlive_their_block(config, tmp_path, monkeypatch):
-    """What stands in for a block afterwards holds nothing of it, or a large model's codes would add up."""
+def test_nothing_of_a_block_outlives_it(config, tmp_path, monkeypatch):
+    """What stands in for a block afterwards holds nothing of it, and no copy of the model, or a large model's would add up."""
     alive, advance = [], evaluating._Model.advance
+
+    def living() -> tuple[int, int]:
+        kinds = [type(each) for each in gc.get_objects()]
+        return kinds.count(QuantizedTensor), kinds.count(evaluating.Frame)
 
     def count(self, position):
         advance(self, position)
-        alive.append(sum(type(each) is QuantizedTensor for each in gc.get_objects()))
+        alive.append(living())
 
     monkeypatch.setattr(evaluating._Model, "advance", count)
     tiny.checkpoint(config, tmp_path / "model")
     gc.collect()
-    before = sum(type(each) is QuantizedTensor for each in gc.get_objects())
+    codes, frames = living()
     evaluate_streamed(models.resolve(tmp_path / "model"), [recipes.parse("int4-g64"), recipes.parse("nf4-g32")], ids(), window=64)
-    assert len(alive) == 3 * 2 and max(alive) == before
+    assert alive == [(codes, frames + 3)] * (3 * 2)
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
