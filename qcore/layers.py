@@ -176,6 +176,8 @@ def _layers(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[_Layer], Selec
 def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
     if checkpoint.is_quantized:
         raise InputError(f"{checkpoint.name} is quantized already. Choose the original model to see what a recipe does to it.")
+    if not recipe.quantizes or isinstance(recipe.weights, Engine) and recipe.weights.variant == "fp32":
+        raise InputError(f"{recipe.name} keeps floating point, so there are no codes to look at. Choose a recipe such as int8 or int4-g64.")
     if isinstance(recipe.weights, Engine):
         variant = recipe.weights.variant
         nearest = _OWN.get(variant) or variant.replace("4", "4-g64", 1)
@@ -188,8 +190,6 @@ def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
             f"{recipe.name} chooses each layer's format by how much the model minds, which is another view: the page Sensitivity, or "
             "`python -m qcore sensitivity`."
         )
-    if not recipe.quantizes:
-        raise InputError(f"{recipe.name} keeps floating point, so there are no codes to look at. Choose a recipe such as int8 or int4-g64.")
 
 
 def _stored_name(name: str, checkpoint: Checkpoint, prefix: str) -> str | None:

@@ -196,13 +196,13 @@ def test_a_constant_weight_has_a_histogram(tmp_path):
 # -- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "onnx-fp32"])
 def test_floating_point_recipes_have_no_codes(checkpoint, name):
     with pytest.raises(InputError, match="floating point"):
         layers.errors(checkpoint("llama"), recipes.parse(name))
 
 
-@pytest.mark.parametrize("name", recipes.ENGINES)
+@pytest.mark.parametrize("name", [name for name in recipes.ENGINES if name != "onnx-fp32"])
 def test_an_engine_names_the_nearest_recipe_of_ours(checkpoint, name):
     with pytest.raises(InputError, match="another library") as caught:
         layers.errors(checkpoint("llama"), recipes.parse(name))

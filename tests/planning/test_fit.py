@@ -40,7 +40,8 @@ def test_stored_bytes_by_hand_for_the_tied_llama(checkpoints):
 @pytest.mark.parametrize("name", ENGINES)
 def test_other_libraries_are_estimated_between_their_codes_and_fp32(checkpoints, name):
     checkpoint = checkpoints["llama"]
-    assert checkpoint.nbytes / 8 < plan.estimate(checkpoint, parse(name)).stored_bytes < checkpoint.nbytes
+    stored = plan.estimate(checkpoint, parse(name)).stored_bytes
+    assert checkpoint.nbytes / 8 < stored < checkpoint.nbytes or (name == "onnx-fp32" and stored == checkpoint.nbytes)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 64), (7, 100), (600, 65)], ids=str)
