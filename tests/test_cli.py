@@ -368,10 +368,14 @@ def test_ctrl_c_cancels_the_run(said, fake, number):
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    finger = threading.Thread(target=press)
-    finger.start()
-    status, printed, err = said("compare", "m", "--recipes", "fp32,int8", "--text", '{"int8": "hang", "fp32": "slow"}')
-    finger.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background deaf to Ctrl-C
+    try:
+        finger = threading.Thread(target=press)
+        finger.start()
+        status, printed, err = said("compare", "m", "--recipes", "fp32,int8", "--text", '{"int8": "hang", "fp32": "slow"}')
+        finger.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 130 and err.strip().endswith("Cancelled.")
     assert [run.state for run in jobs.list_runs()] == ["cancelled"]
 
