@@ -8,6 +8,7 @@ import os
 from functools import cache
 
 import torch
+from torch.library import custom_op
 
 from qcore.errors import UnavailableError
 from qcore.kernels.build import build
@@ -144,7 +145,7 @@ def _layout(numbers: list[int], panels: torch.Tensor, table: torch.Tensor | None
     return Layout(kind, zero_bytes, group_blocks, zero, *sizes, address(panels), address(table))
 
 
-@torch.library.custom_op("qcore::linear", mutates_args=(), device_types="cpu")
+@custom_op("qcore::linear", mutates_args=(), device_types="cpu")
 def linear_op(
     x: torch.Tensor, panels: torch.Tensor, table: torch.Tensor | None, bias: torch.Tensor | None, numbers: list[int], mode: int
 ) -> torch.Tensor:
@@ -157,7 +158,7 @@ def _(x, panels, table, bias, numbers, mode):
     return x.new_empty(*x.shape[:-1], numbers[4])
 
 
-@torch.library.custom_op("qcore::rows", mutates_args=(), device_types="cpu")
+@custom_op("qcore::rows", mutates_args=(), device_types="cpu")
 def rows_op(ids: torch.Tensor, panels: torch.Tensor, table: torch.Tensor | None, numbers: list[int]) -> torch.Tensor:
     """`rows` with a `PackedWeight` taken apart."""
     return _rows(ids, _layout(numbers, panels, table))

@@ -49,7 +49,7 @@ class Estimate:
     peak_run_bytes: int
     kv_bytes: int
     activation_bytes: int
-    library_bytes: int
+    libraries_bytes: int
     available_bytes: int
     fits: bool
     arithmetic: str
@@ -176,10 +176,10 @@ def _advice(checkpoint: Checkpoint, found: Estimate) -> str:
         for name in SMALLER:
             if estimate(checkpoint, parse(name)).fits:
                 return f"As {name} it would fit, and so would a smaller window or fewer tokens."
-    room = found.available_bytes - found.library_bytes
+    room = found.available_bytes - found.libraries_bytes
     if room <= 0:
         return "Nothing fits into so little memory; free some first."
-    fitting = room / (found.peak_load_bytes - found.library_bytes) * checkpoint.parameters
+    fitting = room / (found.peak_load_bytes - found.libraries_bytes) * checkpoint.parameters
     return f"A model of up to about {_millions(fitting)} weights would fit; this one needs {_gb(found.peak_load_bytes)} free."
 
 

@@ -200,7 +200,7 @@ def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, co
         notes.append(f"Quantizing it in memory needs {estimate.peak_load_bytes / 1e9:.2f} GB; {how}.")
     weights, kept, passing = estimate.stored_bytes, estimate.kv_bytes, estimate.activation_bytes
     card = RUNTIME + weights + kept + passing
-    parts = {"libraries": RUNTIME if goal.card else estimate.library_bytes, "weights": weights, "KV cache": kept, "activations": passing}
+    parts = {"libraries": RUNTIME if goal.card else estimate.libraries_bytes, "weights": weights, "KV cache": kept, "activations": passing}
     running = card if goal.card else estimate.peak_run_bytes
     parts["work space"] = running - sum(parts.values())
     return Row(
