@@ -91,7 +91,7 @@ def compare(
     Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels. With
     --engine ray recipes and models are spread over the machines of a cluster, which share the cache folder; the rows are the same.
     """
-    from qcore.pipeline import check
+    from qcore.checks import check
     from qcore.runs import jobs
     from qcore.spec import RunSpec
     from qcore.spread import Engine

@@ -27,7 +27,7 @@ LAYERS = [
     ("api",),
     ("runs",),
     ("lessons",),
-    ("pipeline",),
+    ("pipeline", "checks"),
     ("training", "pruning"),
     ("streaming",),
     ("planning", "export", "layers"),

@@ -15,7 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from qcore import cli, convert, models, pipeline, recipes
+from qcore import checks, cli, convert, models, recipes
 from qcore.evaluation import evaluate
 from qcore.home import home
 from qcore.pipeline import FIGURES, ROW_KEYS
@@ -64,7 +64,7 @@ def said(capsys):
 def fake(monkeypatch):
     """`compare` with stand-ins for the processes that measure; the text says what each recipe does."""
     monkeypatch.setattr(jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), "worker", str(folder.path)])
-    monkeypatch.setattr(pipeline, "check", lambda spec: type("Checkpoint", (), {"description": "A model."}))
+    monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": "A model."}))
 
 
 def python(*arguments, **options):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from qcore import convert, models, pipeline, recipes
+from qcore import checks, convert, models, pipeline, recipes
 from qcore.errors import InputError, RunError, TooLargeError, UnavailableError
 from qcore.evaluation import evaluate
 from qcore.evaluation.choices import ask, summary
@@ -227,24 +227,24 @@ def test_check_finds_bad_input_before_anything_starts(spec, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blank.txt").write_text("  \n")
     good = spec()
-    assert pipeline.check(good).folder == tmp_path / "llama"
+    assert checks.check(good).folder == tmp_path / "llama"
     with pytest.raises(InputError) as error:
-        pipeline.check(RunSpec(**{**{name: getattr(good, name) for name in good.__dataclass_fields__}, **change}))
+        checks.check(RunSpec(**{**{name: getattr(good, name) for name in good.__dataclass_fields__}, **change}))
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
 def test_check_refuses_a_device_that_is_not_here(spec):
     if torch.accelerator.is_available():
-        pipeline.check(spec(device=torch.accelerator.current_accelerator().type))
+        checks.check(spec(device=torch.accelerator.current_accelerator().type))
     else:
         with pytest.raises(UnavailableError, match="not available on this machine"):
-            pipeline.check(spec(device="cuda"))
+            checks.check(spec(device="cuda"))
 
 
 def test_check_refuses_a_model_of_which_no_recipe_fits(spec, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000000")
     with pytest.raises(TooLargeError, match="does not fit into memory"):
-        pipeline.check(spec())
+        checks.check(spec())
 
 
 def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spec, tmp_path):
@@ -273,5 +273,5 @@ def test_an_architecture_without_plain_keys_and_values_is_refused_before_anythin
     LlamaForCausalLM(config).save_pretrained(tmp_path / "odd")
     tiny.tokenizer().save_pretrained(tmp_path / "odd")
     with pytest.raises(InputError, match="heads of 12 numbers"):
-        pipeline.check(spec("odd", "int8", kv="int8"))
-    pipeline.check(spec("odd", "int8"))
+        checks.check(spec("odd", "int8", kv="int8"))
+    checks.check(spec("odd", "int8"))

@@ -28,11 +28,11 @@ def test_json_both_ways(spec):
 @pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
 def test_the_command_repeats_the_spec(spec, monkeypatch):
     """Typed in again, it asks for the very same spec."""
-    from qcore import cli, pipeline
+    from qcore import checks, cli
     from qcore.runs import jobs
 
     asked = []
-    monkeypatch.setattr(pipeline, "check", lambda spec: type("Checkpoint", (), {"description": ""}))
+    monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": ""}))
     monkeypatch.setattr(jobs, "submit", lambda spec, engine: asked.append(spec))
     monkeypatch.setattr(cli, "follow_all", lambda run_ids, json: 0)
     assert cli.main(shlex.split(spec.command)[3:]) == 0

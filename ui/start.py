@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qcore import pipeline, planning
+from qcore import checks, planning
 from qcore.errors import InputError, QcoreError
 from qcore.home import is_public
 from qcore.runs import jobs
@@ -41,7 +41,7 @@ def review(
     if st.button("Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"):
         with state.shown_errors(), st.spinner("Checking model and text…"):
             if checkpoint is not None:
-                pipeline.check(spec)
+                checks.check(spec)
             submit(spec)
     with st.expander(f"What the {len(spec.recipes)} recipes mean", icon=":material/menu_book:", expanded=len(spec.recipes) <= 4):
         st.markdown(recipes.explained([recipe.name for recipe in spec.recipes]))
@@ -84,7 +84,7 @@ def _spec(model: tuple[str, str | None] | None, names: list[str], skip: tuple[st
 
 def _memory(spec: RunSpec, checkpoint) -> None:
     rows, sentences = [], []
-    pipeline.check_kv(checkpoint, spec.kv_form)
+    checks.check_kv(checkpoint, spec.kv_form)
     for recipe in spec.recipes:
         try:
             estimate = planning.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)

@@ -24,10 +24,10 @@ def export_to(
     """
     from qcore import backends, convert, models, planning
     from qcore.calibration import load_calibration, unfinished
+    from qcore.checks import check_skips
     from qcore.export import onnx_folder
     from qcore.models.loading import Loaded
     from qcore.onnx import writing
-    from qcore.pipeline import check_skips
     from qcore.recipes import parse
     from qcore.runs.single import waiting
 

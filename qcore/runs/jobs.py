@@ -195,7 +195,7 @@ def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = N
 
     Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with its error.
     """
-    from qcore.pipeline import check
+    from qcore.checks import check
 
     names = [known.name for known in fields(RunSpec)]
     for name in options:

@@ -38,8 +38,8 @@ def quantize_to(
     from qcore import convert, models, planning
     from qcore.calibration import load_calibration, unfinished
     from qcore.calibration.text import calibration_text
+    from qcore.checks import check_skips
     from qcore.export import safetensors
-    from qcore.pipeline import check_skips
     from qcore.streaming import quantizing as streaming
 
     if not (stream or engine.is_local):
@@ -183,7 +183,7 @@ def safe_name(model: str, recipe: str) -> str:
 def load_once(model: str, revision: str | None, device: str, window: int, progress: Progress, kv: Form | None = None):
     """Resolve, check that it fits and can keep a cache in the form `kv`, and load."""
     from qcore import models, planning
-    from qcore.pipeline import check_device, check_kv
+    from qcore.checks import check_device, check_kv
     from qcore.recipes import parse
 
     check_device(device)

@@ -9,9 +9,9 @@ import torch
 import qcore
 from qcore.calibration import check_overlap, check_record, load_calibration
 from qcore.calibration.text import OVERLAP, Calibration, docstrings
+from qcore.checks import check
 from qcore.data import language_reference, text_from_bytes, tokenize
 from qcore.errors import InputError
-from qcore.pipeline import check
 from qcore.spec import RunSpec
 
 PROSE = "".join(f"Sentence number {number} says that {number * number} is a square. " for number in range(400))

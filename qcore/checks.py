@@ -1,0 +1,93 @@
+"""Whether a run can be done at all, found out from headers and files alone, before anything is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qcore.errors import InputError, UnavailableError
+from qcore.kvcache import Form
+from qcore.spec import RunSpec
+
+if TYPE_CHECKING:
+    from qcore.models import Checkpoint
+    from qcore.recipes import Recipe
+
+
+def check(spec: RunSpec) -> Checkpoint:
+    """Find out, before anything is started, whether `spec` can be run at all, from headers and files alone.
+
+    Returns the model's checkpoint. Raises `InputError` for a model, text, prompt file or skip pattern that cannot be used, or if no
+    recipe fits into memory; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is left to
+    their rows.
+    """
+    from qcore import data, models, planning
+    from qcore.evaluation.questions import load_questions
+
+    check_device(spec.device)
+    checkpoint = models.resolve(spec.model, spec.revision)
+    if checkpoint.is_quantized:
+        raise InputError(f"{spec.model} is quantized already. Compare recipes on the original model; eval and bench take this one.")
+    text = data.load_text(spec.text)
+    if any(recipe.calibrated for recipe in spec.recipes):
+        check_calibration(spec, text)
+    if spec.generate:
+        data.load_prompts(spec.prompts)
+    if spec.choices is not None:
+        load_questions(spec.choices)
+    check_skips(checkpoint, spec.recipes)
+    check_kv(checkpoint, spec.kv_form)
+    refusals = []
+    for recipe in spec.recipes:
+        try:
+            planning.check_fits(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+        except InputError as error:
+            refusals.append(error)
+    if len(refusals) == len(spec.recipes):
+        raise refusals[0]
+    return checkpoint
+
+
+def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
+    """Raise `InputError` for a skip pattern that matches no module of the checkpoint that has a matrix to quantize."""
+    from qcore.select import matches
+
+    modules = [name.rpartition(".")[0] for name, tensor in checkpoint.tensors.items() if len(tensor.shape) > 1]
+    for pattern in dict.fromkeys(pattern for recipe in recipes for pattern in recipe.modules.skip):
+        if not any(matches(module, pattern) for module in modules):
+            raise InputError(f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. Names look like {modules[-1]!r}.")
+
+
+def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
+    """Raise `InputError` if the architecture keeps no keys and values that the form `kv` could hold."""
+    from qcore.kvcache import check_config
+    from qcore.models import skeleton
+
+    if kv is not None:
+        check_config(skeleton(checkpoint).config)
+
+
+def check_calibration(spec: RunSpec, text) -> None:
+    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share is looked at in the run."""
+    from qcore.calibration.text import calibration_text
+
+    found = calibration_text(spec.calibration)
+    if found.sha256 == text.sha256:
+        raise InputError(
+            f"The calibration text is the evaluation text ({text.name}). A model is not judged by what it was calibrated on; choose "
+            "another text for one of them."
+        )
+
+
+def check_device(device: str) -> None:
+    """Raise `InputError` for a device that torch does not know, `UnavailableError` for one that this machine does not have."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}; try cpu or cuda.") from error
+    if kind == "cpu":
+        return
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or here.type != kind:
+        raise UnavailableError(f"The device {device!r} is not available on this machine; use cpu.")
