@@ -35,14 +35,20 @@ inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
 
 constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
 
+// Step S of a block of 4-bit codes, with other bits in the high nibbles.
+template <int S>
+inline __m256i nibbles(const uint8_t* p) {
+  const __m256i v = load(p + 32 * (S / 2));
+  return S % 2 ? _mm256_srli_epi16(v, 4) : v;
+}
+
 // Step S of a block: 32 bytes, lane r the 4 columns of row r.
 template <int kKind, int S>
 inline __m256i step(const uint8_t* p) {
   if constexpr (kKind == kBits8) {
     return load(p + 32 * S);
   } else if constexpr (kKind == kBits4 || kKind == kTable) {
-    const __m256i v = load(p + 32 * (S / 2));
-    return _mm256_and_si256(S % 2 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
+    return _mm256_and_si256(nibbles<S>(p), _mm256_set1_epi8(15));
   } else {
     const __m256i v = load(p + 32 * (S / 4));
     const __m256i low = _mm256_and_si256(_mm256_srli_epi16(v, 2 * (S % 4)), _mm256_set1_epi8(3));
@@ -53,9 +59,9 @@ inline __m256i step(const uint8_t* p) {
   }
 }
 
-// A table of 16 values as 13-bit integers (low and high bytes, for pshufb) and as floats (two halves, for permutevar8x32).
+// A table of 16 values as 13-bit integers (in order, and low and high bytes for pshufb) and as floats (two halves, for permutevar8x32).
 struct Table {
-  __m256i low, high;
+  __m256i words, low, high;
   __m256 first, second;
   float scale;  // value = scale * integer
 };
@@ -72,11 +78,10 @@ inline Table read_table(const float* values) {
   const float largest = _mm256_cvtss_f32(most);
   t.scale = largest / kTableMax;
   const __m256 inverse = _mm256_set1_ps(largest > 1e-30f ? kTableMax / largest : 0.f);
-  const __m256i wide =  // 16 int16 in order
-      _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(t.first, inverse)),
-                                                  _mm256_cvtps_epi32(_mm256_mul_ps(t.second, inverse))), 0xd8);
+  t.words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(t.first, inverse)),
+                                                         _mm256_cvtps_epi32(_mm256_mul_ps(t.second, inverse))), 0xd8);
   const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(wide, split), 0xd8);  // 16 low bytes, 16 high bytes
+  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(t.words, split), 0xd8);  // 16 low bytes, 16 high bytes
   t.low = _mm256_permute2x128_si256(bytes, bytes, 0x00);
   t.high = _mm256_permute2x128_si256(bytes, bytes, 0x11);
   return t;

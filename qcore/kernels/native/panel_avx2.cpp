@@ -5,10 +5,12 @@ namespace qcore {
 namespace {
 
 struct Dot {
+  static constexpr int kAhead = 2048;
   static constexpr bool kWide = false;  // 8 products of at most 15 * 127, pairwise added, fit int16 for one block
   static __m256i bytes(__m256i acc, __m256i codes, __m256i x) { return multiply_add8(acc, codes, x); }
   static __m256i words(__m256i acc, __m256i codes, __m256i x) { return multiply_add16(acc, codes, x); }
   static __m256i total(__m256i acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+  static void look_up(__m256i v, const Table& t, __m256i& even, __m256i& odd) { widen<true>(_mm256_and_si256(v, _mm256_set1_epi8(15)), t, even, odd); }
 };
 
 }  // namespace

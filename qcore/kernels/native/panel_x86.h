@@ -2,9 +2,11 @@
 // At one token the reading is what takes the time, so all that counts is to keep up with memory.
 //
 // The file that includes this says how an instruction set multiplies and adds, in a struct `Dot`:
+//   kAhead           bytes to prefetch ahead of the codes
 //   kWide            whether `bytes` takes any 8-bit codes; else only those whose 8 products fit 16 bits
 //   bytes(acc, u, x) acc + the products of unsigned bytes u and signed bytes x; total(acc): one 32-bit number a row
 //   words(acc, c, x) acc + the products of int16, added in pairs, 32 bits
+//   look_up(v, t, even, odd)  what the low nibbles of v's bytes stand for in the table t, as int16: those of the even and the odd bytes
 #pragma once
 #include "codes_avx2.h"
 #include "kernels.h"
@@ -12,11 +14,9 @@
 namespace qcore {
 namespace {
 
-constexpr int kAhead = 2048;  // bytes to prefetch ahead of the codes
-
 template <int kBytes>
 inline void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + kAhead + i), _MM_HINT_T0);
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + Dot::kAhead + i), _MM_HINT_T0);
 }
 
 // Codes times int8.
@@ -70,7 +70,8 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
       each(Upto<T>(), [&](auto m) { acc[m()] = acc2[m()] = _mm256_setzero_si256(); });
       each(Upto<8>(), [&](auto s) {
         __m256i even, odd;
-        widen<kKind == kTable>(step<kKind, s()>(p), table, even, odd);
+        if constexpr (kKind == kTable) Dot::look_up(nibbles<s()>(p), table, even, odd);
+        else widen<false>(step<kKind, s()>(p), table, even, odd);
         each(Upto<T>(), [&](auto m) {
           acc[m()] = Dot::words(acc[m()], even, broadcast4(q + (2 * s() * T + m()) * 2));
           acc2[m()] = Dot::words(acc2[m()], odd, broadcast4(q + ((2 * s() + 1) * T + m()) * 2));
@@ -98,7 +99,6 @@ void panel_rows_int16_one(const Weight& w, const uint8_t* p, const Tile& x, floa
   for (int r = 0; r < kRows; ++r) tables[r] = read_half_table(p + 32 * r);
   p += kRows * 32;
   const int16_t* q = static_cast<const int16_t*>(x.q);
-  const __m256i nibble = _mm256_set1_epi8(15);
   __m256 total[kRows];
   each(Upto<kRows>(), [&](auto r) { total[r()] = _mm256_setzero_ps(); });
   for (int64_t b = 0; b < w.blocks; b += 2, p += kRows * 32, q += 2 * kBlock) {
@@ -108,9 +108,9 @@ void panel_rows_int16_one(const Weight& w, const uint8_t* p, const Tile& x, floa
     each(Upto<kRows>(), [&](auto r) {
       const __m256i v = load(p + 32 * r());
       __m256i even, odd;
-      widen<true>(_mm256_and_si256(v, nibble), tables[r()], even, odd);
+      Dot::look_up(v, tables[r()], even, odd);
       const __m256i low = Dot::words(_mm256_madd_epi16(even, x0), odd, x1);
-      widen<true>(_mm256_and_si256(_mm256_srli_epi16(v, 4), nibble), tables[r()], even, odd);
+      Dot::look_up(_mm256_srli_epi16(v, 4), tables[r()], even, odd);
       const __m256i high = Dot::words(_mm256_madd_epi16(even, x2), odd, x3);
       total[r()] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), low_scale, total[r()]);
       total[r()] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), high_scale, total[r()]);
@@ -136,7 +136,7 @@ void panel_rows_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*
       const __m256i v = load(at);
       for (int half = 0; half < 2; ++half, q += kBlock * T, scale += T) {
         __m256i even, odd;
-        widen<true>(_mm256_and_si256(half ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15)), table, even, odd);
+        Dot::look_up(half ? _mm256_srli_epi16(v, 4) : v, table, even, odd);
         for (int m = 0; m < T; ++m) {
           const __m256i product = Dot::words(_mm256_madd_epi16(even, load(q + 32 * m)), odd, load(q + 32 * m + 16));
           total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_set1_ps(scale[m]), total[m]);
