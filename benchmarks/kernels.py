@@ -26,7 +26,7 @@ from qcore.formats.codebook import Codebook  # noqa: E402
 from qcore.formats.uniform import Uniform  # noqa: E402
 from qcore.kernels import dispatch  # noqa: E402
 from qcore.kernels.packed import PackedWeight  # noqa: E402
-from qcore.measurement.environment import environment  # noqa: E402
+from qcore.measurement.environment import environment, readers  # noqa: E402
 from qcore.methods import quantize  # noqa: E402
 
 FORMATS = {
@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("gemv", "gemm"), help="one token, or several")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    blocks = itertools.cycle(torch.ones(8, READ // 4).unbind())
+    blocks = itertools.cycle(torch.ones(8, READ // 8, dtype=torch.int64).unbind())
+    reads = {f"read by {read.__name__}": (lambda read=read: read(next(blocks))) for read in readers()}
     rows, ratios = [], {}
     shapes = [(*shape, 1) for shape in (GEMV[-1:] if options.quick else GEMV)]
     shapes += [(*shape, tokens) for shape in (GEMM[:1] if options.quick else GEMM) for tokens in ((16, 256) if options.quick else TOKENS)]
@@ -123,9 +124,8 @@ def main() -> None:
     with torch.inference_mode():
         for columns, outputs, tokens in shapes:
             calls, sizes = candidates_of(columns, outputs, tokens)
-            calls["read"] = lambda: next(blocks).sum()
-            times = take_turns(calls, options.rounds if tokens < 64 else max(5, options.rounds // 4))
-            bandwidth = READ / min(times.pop("read"))
+            times = take_turns(calls | reads, options.rounds if tokens < 64 else max(5, options.rounds // 4))
+            bandwidth = READ / min(min(times.pop(name)) for name in reads)
             for name, seconds in times.items():
                 best = min(seconds)
                 row = {

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.kernels import packed
 from qcore.kernels import dispatch
-from qcore.measurement.environment import read_buffer
+from qcore.measurement.environment import read_buffer, readers
 
 TURNS = 30
 FIGURES = {
@@ -33,19 +33,20 @@ def load(options: dict):
         for figure, (name, activations) in FIGURES.items()
     }
     sizes = {figure: formats[name][0].nbytes for figure, (name, _) in FIGURES.items()}
-    # the plain read takes blocks about as long as a product, because a longer one would average over what else the machine does
-    blocks = itertools.cycle(buffer.split(max(sizes.values()) // buffer.element_size())[:-1])
-    calls["read"] = lambda: next(blocks).sum()
-    sizes["read"] = max(sizes.values())
+    # a plain read takes about as long as a product, because a longer one would average over what else the machine does
+    size = max(sizes.values())
+    blocks = itertools.cycle(buffer.split(size // buffer.element_size())[:-1])
+    reads = {f"read by {read.__name__}": (lambda read=read: read(next(blocks))) for read in readers()}
 
     @torch.inference_mode()
     def measure(_: str) -> dict[str, float]:
-        best = dict.fromkeys(calls, float("inf"))
+        best = dict.fromkeys([*calls, *reads], float("inf"))
         for _ in range(TURNS):
-            for name, call in calls.items():
+            for name, call in (calls | reads).items():
                 start = time.perf_counter()
                 call()
                 best[name] = min(best[name], time.perf_counter() - start)
-        return {name: sizes[name] / seconds for name, seconds in best.items()}
+        read = min(best.pop(name) for name in reads)
+        return {name: sizes[name] / seconds for name, seconds in best.items()} | {"read": size / read}
 
     return measure, {"bytes": sizes, "kernels": [f"{name}: {dispatch.explain(formats[name][0], mode)}" for name, mode in FIGURES.values()]}

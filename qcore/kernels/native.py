@@ -60,6 +60,7 @@ def declare(loaded: ctypes.CDLL) -> None:
     loaded.qcore_pack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
     loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
+    loaded.qcore_sum_words.argtypes, loaded.qcore_sum_words.restype = [pointer, long, whole], ctypes.c_uint64
     if hasattr(loaded, "qcore_decode"):
         loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
     if hasattr(loaded, "qcore_choose_codes"):
@@ -135,6 +136,11 @@ def _rows(ids: torch.Tensor, layout: Layout) -> torch.Tensor:
     out = torch.empty(*ids.shape, layout.columns)
     functions().qcore_rows(ctypes.byref(layout), flat.data_ptr(), flat.numel(), out.data_ptr())
     return out
+
+
+def sum_words(words: torch.Tensor) -> int:
+    """The sum of an int64 tensor modulo 2⁶⁴, by all threads, as fast as memory can be read."""
+    return functions().qcore_sum_words(words.data_ptr(), words.numel(), torch.get_num_threads())
 
 
 # -- the operators: the same with the layout's numbers as arguments, because an operator takes only tensors and numbers --------------

@@ -71,3 +71,8 @@ def test_the_commit_and_whether_files_differ(monkeypatch, tmp_path):
 
 def test_read_bandwidth_is_that_of_memory():
     assert 1e8 < env.read_bandwidth(repeats=2) < 1e13
+
+
+def test_every_reader_reads_every_word():
+    words = torch.arange(100_003)  # not a whole number of cache lines
+    assert [int(read(words)) for read in env.readers()] == [int(words.sum())] * len(env.readers())
