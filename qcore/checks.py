@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qcore.errors import InputError, UnavailableError
 from qcore.kvcache import Form
-from qcore.spec import RunSpec
+from qcore.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:
     from qcore.models import Checkpoint
@@ -22,11 +22,14 @@ def check(spec: RunSpec) -> Checkpoint:
     """
     from qcore import data, models, planning
     from qcore.evaluation.questions import load_questions
+    from qcore.recipes import SAVED
 
     check_device(spec.device)
     checkpoint = models.resolve(spec.model, spec.revision)
     if checkpoint.is_quantized:
-        raise InputError(f"{spec.model} is quantized already. Compare recipes on the original model; eval and bench take this one.")
+        raise InputError(
+            f"{spec.model} is quantized already. Set it beside the original: compare ORIGINAL --recipes {BASELINE},{SAVED}{spec.model}"
+        )
     text = data.load_text(spec.text)
     if any(recipe.calibrated for recipe in spec.recipes):
         check_calibration(spec, text)
@@ -35,16 +38,37 @@ def check(spec: RunSpec) -> Checkpoint:
     if spec.choices is not None:
         load_questions(spec.choices)
     check_skips(checkpoint, spec.recipes)
-    check_kv(checkpoint, spec.kv_form)
+    for recipe in spec.recipes:
+        check_kv(loaded_from(checkpoint, recipe)[0], spec.kv_form)
     refusals = []
     for recipe in spec.recipes:
         try:
-            planning.check_fits(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            planning.check_fits(*loaded_from(checkpoint, recipe), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
         except InputError as error:
             refusals.append(error)
     if len(refusals) == len(spec.recipes):
         raise refusals[0]
     return checkpoint
+
+
+def loaded_from(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
+    """What a row of a comparison on `checkpoint` loads, and the recipe that is applied to it: none to a saved model, which is "fp32".
+
+    Raises `InputError` for a saved model that cannot be read, or that cannot have been made from `checkpoint`.
+    """
+    from qcore import models
+    from qcore.recipes import Saved, parse
+
+    if not isinstance(recipe.weights, Saved):
+        return checkpoint, recipe
+    saved = models.resolve(recipe.weights.folder)
+    ours, theirs = (each.config.get("vocab_size") for each in (checkpoint, saved))
+    if ours != theirs:
+        raise InputError(
+            f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}, so it was not made from it. Only what "
+            "was made from a model can be set beside it."
+        )
+    return saved, parse(BASELINE)
 
 
 def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:

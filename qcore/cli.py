@@ -43,6 +43,7 @@ app.command()(export)
 app.command()(bench)
 app.command()(generate)
 
+RECIPES_HELP = "Names with commas between; `recipes` lists them, and saved:FOLDER is what was made from MODEL before"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False)]
 Text = Annotated[str | None, typer.Option(help="UTF-8 text file, or wikitext-2; without it, the packaged text", metavar="FILE")]
 Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
@@ -59,7 +60,7 @@ CalibrationMinutes = Annotated[float | None, typer.Option(help="Time that learne
 @app.command()
 def compare(
     model: Model,
-    recipes: Annotated[str, typer.Option(help="Names with commas between; `recipes` lists them", metavar="A,B")] = "fp32,int8,int4-g64",
+    recipes: Annotated[str, typer.Option(help=RECIPES_HELP, metavar="A,B")] = "fp32,int8,int4-g64",
     text: Text = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text that are scored")] = 4096,
     window: Window = 512,
@@ -100,8 +101,8 @@ def compare(
     where = Engine(engine, address)
     where.check()
     spec = RunSpec(
-        model, _recipes(recipes, skip), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate, prompts,
-        generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices, kv,
+        model, _recipes(recipes, skip, saved=True), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate,
+        prompts, generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices, kv,
     )  # fmt: skip
     specs = [spec, *(replace(spec, model=other) for other in also or ())]
     for description in [check(each).description for each in specs]:
@@ -263,11 +264,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def _recipes(names: str, skip: list[str] | None) -> tuple:
-    """The recipes called `names`, with the skip patterns on those that quantize. Raises `InputError` before anything starts."""
-    from qcore.recipes import parse
+def _recipes(names: str, skip: list[str] | None, *, saved: bool = False) -> tuple:
+    """The recipes called `names`, with the skip patterns on those that quantize; with `saved`, saved models may stand among them. Raises
+    `InputError` before anything starts."""
+    from qcore.recipes import parse, parse_row
 
-    parsed = [parse(name) for name in names.split(",") if name.strip()]
+    parsed = [(parse_row if saved else parse)(name) for name in names.split(",") if name.strip()]
     return tuple(recipe.with_modules(skip=tuple(skip)) if skip and recipe.quantizes else recipe for recipe in parsed)
 
 

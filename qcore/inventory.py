@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from qcore.ledger import Row
+from qcore.ledger import Ledger, Row
 from qcore.nn import QuantizedModule
 
 
@@ -31,6 +31,11 @@ def kept_row(name: str, tensor: torch.Tensor, shared_with: str | None, reason: s
     size = 0 if shared_with else tensor.nbytes
     reason = f"Shares the storage of {shared_with}." if shared_with else reason
     return Row(name, tuple(tensor.shape), dtype_name(tensor.dtype), None, size, size, tensor.numel(), reason, intended)
+
+
+def as_it_is(model: nn.Module, name: str) -> Ledger:
+    """The ledger, called `name`, of a model that no recipe is applied to."""
+    return Ledger(name, tuple(kept_row(*each, None) for each in inventory(model)))
 
 
 def plain_name(name: str) -> str:

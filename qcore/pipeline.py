@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcore.checks import check_device
+from qcore.checks import check_device, loaded_from
 from qcore.errors import InputError
 from qcore.kvcache import NONE, Form
 from qcore.spec import RunSpec
 
 if TYPE_CHECKING:
+    from qcore.ledger import Ledger
     from qcore.measurement.throughput import Throughput
     from qcore.models import Checkpoint
     from qcore.recipes import Recipe
@@ -46,8 +47,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
 
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
     """
-    from qcore import convert, planning
-    from qcore.calibration import unfinished
+    from qcore import planning
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
     from qcore.measurement.traffic import bytes_a_token
@@ -55,16 +55,11 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     session = _Session(spec, folder, emit)
     is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_form
     progress = session.enter("load")
-    planning.check_fits(session.checkpoint(progress), recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    checkpoint, applied = loaded_from(session.checkpoint(progress), recipe)
+    planning.check_fits(checkpoint, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     with PeakMemory() as loading:
-        loaded = session.load(progress)
-        progress = session.enter("quantize")
-        began = time.perf_counter()
-        calibration = session.calibration(loaded, recipe)
-        ledger = convert.quantize(
-            loaded.model, recipe, progress=progress, calibration=calibration, work=unfinished(), identity=loaded.checkpoint.digest
-        )
-        quantize_s = time.perf_counter() - began
+        loaded = session.load(checkpoint, progress)
+        ledger, quantize_s = (session.quantize if applied is recipe else session.take)(loaded, recipe)
         gc.collect()
     progress = session.enter("speed")
     with PeakMemory() as running:
@@ -77,7 +72,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     session.leave()
     divergence = evaluation.divergence
     record = session.record(loaded) | {
-        "predicted": session.predicted(loaded.checkpoint, recipe),
+        "predicted": session.predicted(checkpoint, applied),
         "recipe": recipe.to_dict(),
         "execution": execution(loaded.model, kv),
         "kv": kv_record(kv, speed),
@@ -123,7 +118,7 @@ def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
     progress = session.enter("load")
     checkpoint = session.checkpoint(progress)
     planning.check_fits(checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
-    loaded = session.load(progress)
+    loaded = session.load(checkpoint, progress)
     session.evaluate(loaded, record=True)
     session.ask(loaded, record=True)
     session.generate(loaded, record=True)
@@ -182,17 +177,41 @@ class _Session:
         from qcore import models
         from qcore.jsonfile import read_json
 
-        self._checkpoint = models.resolve(self.spec.model, self.spec.revision, progress=progress)
+        checkpoint = models.resolve(self.spec.model, self.spec.revision, progress=progress)
         self.known = read_json(self.folder / BASELINE)
-        if self.known and self.known["digest"] != self._checkpoint.digest:
+        if self.known and self.known["digest"] != checkpoint.digest:
             raise InputError(f"{self.spec.model} has changed since the baseline was measured. Start the run again.")
-        return self._checkpoint
+        return checkpoint
 
-    def load(self, progress):
+    def load(self, checkpoint: Checkpoint, progress):
         """The model and its tokenizer, on the device asked for."""
         from qcore import models
 
-        return models.load(self._checkpoint, device=self.spec.device, progress=progress)
+        return models.load(checkpoint, device=self.spec.device, progress=progress)
+
+    def quantize(self, loaded, recipe: Recipe) -> tuple[Ledger, float]:
+        """Apply `recipe`: the ledger, and the seconds it took."""
+        from qcore import convert
+        from qcore.calibration import unfinished
+
+        progress, began = self.enter("quantize"), time.perf_counter()
+        calibration = self.calibration(loaded, recipe)
+        ledger = convert.quantize(
+            loaded.model, recipe, progress=progress, calibration=calibration, work=unfinished(), identity=loaded.checkpoint.digest
+        )
+        return ledger, time.perf_counter() - began
+
+    def take(self, loaded, recipe: Recipe) -> tuple[Ledger, None]:
+        """The ledger of a saved model. Raises `InputError` if the text that is scored is one that it was made with."""
+        from qcore import data
+        from qcore.export.plain import check_judged, describe
+        from qcore.inventory import as_it_is
+
+        ids = data.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        check_judged(loaded, self.text.name, self.text.sha256, ids)
+        made = loaded.recipe and f"Saved as {loaded.recipe.name}." or describe(loaded.checkpoint.folder)
+        self.notes.append(made or f"Read from {loaded.checkpoint.folder}; how it was made is not on record.")
+        return loaded.ledger or as_it_is(loaded.model, recipe.name), None
 
     def evaluate(self, loaded, *, record: bool):
         """Score the text, against the baseline's reference if there is one; `record` makes this model that baseline."""

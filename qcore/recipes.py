@@ -17,10 +17,13 @@ Names are read from left to right: what the codes are, then refinements in any o
     auto-4.25bpw auto-90mb auto-0.1kl each layer in the format that it needs: the least predicted loss for so many bits a weight or
                                       bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
     bnb-nf4 torchao-int8 …            the same idea as another library implements it
+
+A row of a comparison can also be `saved:FOLDER`: what was made from the same model before, quantized, trained, pruned or distilled.
 """
 
 import re
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from qcore.errors import InputError
 from qcore.formats import budget
@@ -34,6 +37,7 @@ ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
 CALIBRATED = ("gptq", "awq", "kmeans-hessian", "signround", "distilled")
 """Methods that need calibration text."""
 PREPARATIONS = ("none", "rotation")
+SAVED = "saved:"
 _ACTIVATION_OPTIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
 
 
@@ -56,7 +60,14 @@ class Engine:
     variant: str
 
 
-Weights = Float | Uniform | Codebook | Budget | Engine
+@dataclass(frozen=True)
+class Saved:
+    """Weights that are not made now but lie in `folder`, a model that was made from the one at hand."""
+
+    folder: str
+
+
+Weights = Float | Uniform | Codebook | Budget | Engine | Saved
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,8 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans", "hqq", or one of `CALIBRATED`; "none" for floats
-    and engines). `prepare` is done to the whole model before: "rotation", or "none".
+    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans", "hqq", or one of `CALIBRATED`; "none" for floats,
+    engines and saved models). `prepare` is done to the whole model before: "rotation", or "none".
 
     `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale each, an error of some
     1e-5 that no 8-bit weight notices; where there is no fast kernel, exact), "int8-block" (the same in 8 bits, some 5e-3) or "int8"
@@ -104,8 +115,8 @@ class Recipe:
 
     @property
     def quantizes(self) -> bool:
-        """False for the floating-point recipes."""
-        return not isinstance(self.weights, Float)
+        """False for the floating-point recipes, and for saved models, which are taken as they are."""
+        return not isinstance(self.weights, Float | Saved)
 
     @property
     def calibrated(self) -> bool:
@@ -137,7 +148,7 @@ class Recipe:
         return replace(self, modules=replace(self.modules, **choices))
 
 
-_TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Budget, Engine)}
+_TYPES = {kind.__name__.lower(): kind for kind in (Float, Uniform, Codebook, Budget, Engine, Saved)}
 
 ENGINES = {
     "bnb-int8": (
@@ -191,6 +202,8 @@ def describe(recipe: Recipe) -> str:
     """One line a newcomer understands."""
     if recipe.name in ENGINES:
         return ENGINES[recipe.name][1]
+    if isinstance(recipe.weights, Saved):
+        return f"made from this model before, in {recipe.weights.folder}"
     rotated, base, options = _split(recipe.name)
     text = BASES[base]
     for option in options:
@@ -240,6 +253,19 @@ def parse(name: str) -> Recipe:
         return _build(name, rotated, base, options)
     except ValueError as error:
         raise InputError(f"Recipe {name!r} cannot be built: {error}.") from error
+
+
+def parse_row(name: str) -> Recipe:
+    """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its path names. Raises
+    `InputError` as `parse` does, and for a path without a name."""
+    name = name.strip()
+    if not name.startswith(SAVED):
+        return parse(name)
+    folder = name.removeprefix(SAVED)
+    last = folder and Path(folder).expanduser().absolute().name
+    if not last:
+        raise InputError(f"{name!r} names no folder; write {SAVED} and the folder that quantize, qat, prune, distill or export made.")
+    return Recipe(SAVED + last, Saved(folder))
 
 
 def _build(name: str, rotated: bool, base: str, options: list[str]) -> Recipe:

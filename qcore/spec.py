@@ -8,7 +8,7 @@ until there is a recipe to parse.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ BASELINE = "fp32"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """`recipes` takes `Recipe`s or their names. Lengths are in tokens.
+    """`recipes` takes `Recipe`s or their names, "saved:FOLDER" among them (see `recipes.parse_row`). Lengths are in tokens.
 
     `text` is what `qcore.data.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of `window` that
     move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new ones, `repeats` times.
@@ -123,7 +123,8 @@ class RunSpec:
         files = ("text", "prompts", "calibration", "choices")
         paths = files if is_public() else ("model", *files)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}})
+        recipes = tuple(_absolute(recipe) for recipe in self.recipes)
+        return RunSpec(**{**values, **{name: absolute_path(values[name]) for name in paths}, "recipes": recipes})
 
     @property
     def command(self) -> str | None:
@@ -132,7 +133,7 @@ class RunSpec:
         plain = all(recipe == _plain(recipe) for recipe in self.recipes)
         if len(skips) > 1 or not plain:
             return None
-        words = ["python", "-m", "qcore", "compare", self.model, "--recipes", ",".join(recipe.name for recipe in self.recipes)]
+        words = ["python", "-m", "qcore", "compare", self.model, "--recipes", ",".join(_typed(recipe) for recipe in self.recipes)]
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in ("model", "recipes") or value == f.default:
@@ -175,24 +176,41 @@ def absolute_path(source: str | None) -> str | None:
     return str(path.resolve()) if len(source) < 4096 and path.exists() else source
 
 
+def _typed(recipe: Recipe) -> str:
+    """What to type for `recipe`."""
+    from qcore.recipes import SAVED, Saved
+
+    return SAVED + recipe.weights.folder if isinstance(recipe.weights, Saved) else recipe.name
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    from qcore.recipes import Saved
+
+    if not isinstance(recipe.weights, Saved):
+        return recipe
+    return replace(recipe, weights=Saved(str(Path(recipe.weights.folder).expanduser().absolute())))
+
+
 def _plain(recipe: Recipe) -> Recipe:
-    from qcore.recipes import parse
+    from qcore.recipes import parse_row
 
     try:
-        return parse(recipe.name).with_modules(skip=recipe.modules.skip)
+        return parse_row(_typed(recipe)).with_modules(skip=recipe.modules.skip)
     except InputError:
         return None
 
 
 def _parse_all(recipes) -> tuple[Recipe, ...]:
-    from qcore.recipes import Recipe, parse
+    from qcore.recipes import SAVED, Recipe, parse_row
 
     if isinstance(recipes, str):
         recipes = [name for name in recipes.split(",") if name.strip()]
-    parsed = tuple(recipe if isinstance(recipe, Recipe) else parse(str(recipe)) for recipe in recipes)
+    parsed = tuple(recipe if isinstance(recipe, Recipe) else parse_row(str(recipe)) for recipe in recipes)
     if not parsed:
         raise InputError("No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them).")
     for recipe in parsed:
         if parsed.count(recipe) > 1:
             raise InputError(f"Recipe {recipe.name!r} is given twice.")
+        if recipe.name.startswith(SAVED) and [other.name for other in parsed].count(recipe.name) > 1:
+            raise InputError(f"Two folders would both be called {recipe.name!r}. Rename one of them.")
     return parsed

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ui.text import shielded
+
 
 @dataclass(frozen=True)
 class Family:
@@ -18,6 +20,7 @@ TORCH = Family("torch.ao", "#ab8f12")
 QUANTO = Family("optimum-quanto", "#d0558f")
 ONNX = Family("ONNX Runtime", "#4b9bab")
 MIXED = Family("mixed formats", "#6b8e23")
+SAVED = Family("made before", "#b5651d")
 OTHER = Family("other", "#5f9ea8")
 
 FAILED = "#d64550"
@@ -25,7 +28,7 @@ FAILED = "#d64550"
 _PREFIXES = (
     ("fp32", FLOAT), ("bf16", FLOAT), ("fp16", FLOAT), ("int", INTEGER), ("nf4", TABLE), ("fp4", TABLE), ("kmeans", TABLE), ("auto", MIXED),
     ("bnb-", BITSANDBYTES), ("torchao-", TORCHAO), ("torch-", TORCH), ("quanto-", QUANTO),
-    ("onnx-", ONNX),
+    ("onnx-", ONNX), ("saved:", SAVED),
 )  # fmt: skip
 
 
@@ -40,5 +43,6 @@ def color(recipe: str) -> str:
 
 
 def badge(recipe: str) -> str:
-    """The recipe's name in Markdown, after a dot in its family's colour; the name must be a known recipe's, which needs no escape."""
-    return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{recipe}'
+    """The recipe's name in Markdown, after a dot in its family's colour."""
+    name = shielded(recipe) if family(recipe) is SAVED else recipe  # a folder's name may hold anything, a known recipe's does not
+    return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{name}'

@@ -3,9 +3,11 @@
 import pandas as pd
 import streamlit as st
 
+from qcore.recipes import SAVED
 from qcore.runs.making_jobs import Status
 from qcore.runs.report import human_perplexity
 from ui import making_charts, state
+from ui.forms.handing import PAGE, hand_over
 from ui.glossary import explain
 from ui.making_form import KINDS
 from ui.text import clock, digits, percent, seconds, shielded, size
@@ -49,6 +51,10 @@ def draw(status: Status) -> None:
         _table(result)
     st.caption("The model is in this folder; eval, bench and the pages take it as a model:")
     st.code(result["folder"], language=None)
+    chosen = str(result["model"]), (status.request or {}).get("revision")
+    beside = {"on_click": hand_over, "args": (chosen, f"{SAVED}{result['folder']}")}
+    if st.button("Measure it beside the original", icon=":material/bar_chart:", key="making.beside", **beside):
+        st.switch_page(PAGE)
 
 
 def _what(request: dict) -> str:

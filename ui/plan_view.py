@@ -15,6 +15,7 @@ from qcore.runs.probing import Probing
 from ui import plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
+from ui.forms.handing import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import digits, percent, shielded, size, verbatim
 
@@ -98,9 +99,9 @@ def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> N
             for label, value, source in figures:
                 st.markdown(f"{label} **{value}** :{SOURCES.get(source, 'gray')}-badge[{source}]", width="content")
         if row.recipe not in ("as it is",) and st.button(
-            f"Quantize with {row.recipe}", icon=":material/compress:", key=f"{prefix}.go", on_click=_hand_over, args=(chosen, row.recipe)
+            f"Quantize with {row.recipe}", icon=":material/compress:", key=f"{prefix}.go", on_click=hand_over, args=(chosen, row.recipe)
         ):
-            st.switch_page("pages/quantize.py")
+            st.switch_page(PAGE)
 
 
 def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], probed: dict | None) -> None:
@@ -210,19 +211,6 @@ def _live(prefix: str) -> None:
         running.cancel()
         running.join(5.0)
         st.rerun()
-
-
-def _hand_over(chosen: tuple[str, str | None], name: str) -> None:
-    """Put the model and the recipe, with the baseline, into the quantize page's form."""
-    text, revision = chosen
-    kind = classify(text, revision).kind
-    source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(kind, (model.LOCAL, "path"))
-    values = {"source": source, field: text, "revision": revision or ""}
-    names = [each for members, _ in recipe_form.groups()[0].values() for each in members]
-    recipe_form.set_chosen("quantize", tuple(each for each in ("fp32", name) if each in names))
-    values["more"] = "" if name in names else name
-    for key, value in values.items():
-        st.session_state[f"quantize.{key}"] = value
 
 
 def _rate(value: float | None, source: str | None) -> str:

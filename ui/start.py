@@ -44,7 +44,7 @@ def review(
                 checks.check(spec)
             submit(spec)
     with st.expander(f"What the {len(spec.recipes)} recipes mean", icon=":material/menu_book:", expanded=len(spec.recipes) <= 4):
-        st.markdown(recipes.explained([recipe.name for recipe in spec.recipes]))
+        st.markdown(recipes.explained(spec.recipes))
 
 
 def first_comparison(key: str, active: jobs.Status | None) -> None:
@@ -87,7 +87,8 @@ def _memory(spec: RunSpec, checkpoint) -> None:
     checks.check_kv(checkpoint, spec.kv_form)
     for recipe in spec.recipes:
         try:
-            estimate = planning.estimate(checkpoint, recipe, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            loaded = checks.loaded_from(checkpoint, recipe)
+            estimate = planning.estimate(*loaded, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
         except QcoreError as error:
             sentences.append(f"{families.badge(recipe.name)} {verbatim(str(error))}")
             continue

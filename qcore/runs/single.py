@@ -153,7 +153,7 @@ def bench_once(
         with PeakMemory() as running:
             speed = measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, seed=seed, progress=progress, kv=form)
             result = speed.to_dict()
-        read = bytes_a_token(loaded.model, _rows(loaded))
+        read = bytes_a_token(loaded.model, ledger_of(loaded).rows)
         bandwidth = read_bandwidth() if device == "cpu" else None  # last, so that its buffer is in no figure
     words = ["bench", model, *options(
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed, revision=revision,
@@ -196,14 +196,14 @@ def load_once(model: str, revision: str | None, device: str, window: int, progre
 
 def stored_bytes(loaded) -> int:
     """Bytes of the unique storages of the model as it was loaded."""
-    return sum(row.bytes_after for row in _rows(loaded))
+    return ledger_of(loaded).stored_bytes
 
 
-def _rows(loaded):
-    """The ledger's rows, or those of a model that nothing was done to."""
-    from qcore.inventory import inventory, kept_row
+def ledger_of(loaded):
+    """The saved ledger, or one of a model that nothing was done to."""
+    from qcore.inventory import as_it_is
 
-    return loaded.ledger.rows if loaded.ledger is not None else [kept_row(*each, None) for each in inventory(loaded.model)]
+    return loaded.ledger or as_it_is(loaded.model, "as loaded")
 
 
 def recipe_of(loaded) -> dict | None:

@@ -59,6 +59,13 @@ def test_a_trained_model():
     assert list(at.dataframe[0].value["stored"]) == ["538 MB", "160 MB", "160 MB"]
 
 
+def test_it_is_handed_over_to_the_comparison():
+    trained()
+    at = calm(open_page("train").button(key="making.beside").click().run())
+    assert at.title[0].value == "Quantize" and at.text_input(key="quantize.hub").value == "a/model"
+    assert at.text_input(key="quantize.more").value == "saved:/made/it"
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra", "sentence"),
     [

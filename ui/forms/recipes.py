@@ -1,5 +1,7 @@
 """Which recipes: pills in groups, ready-made choices, and the advanced settings that every recipe of a run shares."""
 
+from collections.abc import Iterable
+
 import streamlit as st
 
 from qcore import backends, recipes
@@ -23,7 +25,10 @@ HELP = {
     families.TABLE.name: "16 values that are not evenly spaced: fixed (nf4, fp4) or learned from the weights (kmeans4).",
 }
 LIBRARIES, LIBRARIES_HELP = "Other libraries", "The same ideas as other people implement them, for comparison."
-MORE_HELP = "Any name that reads like the ones above, separated by commas: another group size, -sym, -dq, -head8."
+MORE_HELP = (
+    "Any name that reads like the ones above, separated by commas: another group size, -sym, -dq, -head8; or saved: and a folder, for "
+    "what was quantized, trained, pruned or distilled from this model before."
+)
 SKIP_HELP = (
     "Patterns matched on the dotted parts of module names, separated by commas: layers.0 is block 0 and not block 10, down_proj all "
     "down projections. One that matches nothing is an error."
@@ -88,14 +93,14 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
     return offered, missing
 
 
-def explained(names: list[str]) -> str:
+def explained(chosen: Iterable[Recipe]) -> str:
     """Markdown with a paragraph for each recipe: its name and its one line."""
-    return "\n\n".join(f"{families.badge(name)}: {recipes.describe(recipes.parse(name))}" for name in names)
+    return "\n\n".join(f"{families.badge(recipe.name)}: {shielded(recipes.describe(recipe))}" for recipe in chosen)
 
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
     """(further recipe names, skip patterns, what becomes of head and embedding)."""
-    more = st.text_input("More recipes", placeholder="int4-g128-dq, int8-g32", key=f"{prefix}.more", help=MORE_HELP, **KEEP)
+    more = st.text_input("More recipes", placeholder="int4-g128-dq, saved:folder", key=f"{prefix}.more", help=MORE_HELP, **KEEP)
     skip = st.text_input("Modules to leave alone", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP)
     head = st.selectbox("Output head and embedding", list(HEADS), format_func=HEADS.get, key=f"{prefix}.head", help=HEAD_HELP, **KEEP)
     return split(more), tuple(split(skip)), head
@@ -115,7 +120,7 @@ def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
     """Recipes from names and the advanced settings. Raises `InputError` for a name that is none."""
     built = []
     for name in dict.fromkeys(names):
-        recipe = recipes.parse(name)
+        recipe = recipes.parse_row(name)
         if skip and recipe.quantizes:
             recipe = recipe.with_modules(skip=skip)
         if head != "keep" and recipe.quantizes and name not in ENGINES and "head8" not in name:

@@ -1,0 +1,21 @@
+"""From another page to the form that starts a run: a model and a recipe, filled in beside the baseline."""
+
+import streamlit as st
+
+from qcore.models.names import classify
+from ui.forms import model, recipes
+
+PAGE = "pages/quantize.py"
+
+
+def hand_over(chosen: tuple[str, str | None], name: str) -> None:
+    """Put the model, a (name, revision), and the recipe called `name`, with the baseline, into the form; for a button's `on_click`."""
+    text, revision = chosen
+    kind = classify(text, revision).kind
+    source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(kind, (model.LOCAL, "path"))
+    values = {"source": source, field: text, "revision": revision or ""}
+    names = [each for members, _ in recipes.groups()[0].values() for each in members]
+    recipes.set_chosen("quantize", tuple(each for each in ("fp32", name) if each in names))
+    values["more"] = "" if name in names else name
+    for key, value in values.items():
+        st.session_state[f"quantize.{key}"] = value
