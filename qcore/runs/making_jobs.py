@@ -1,11 +1,8 @@
 """Models being made in a process of its own, for a page that watches, stops and looks back: training, pruning, distillation.
 
-    QCORE_HOME/making/ID/request.json     what was asked for: kind, model, arguments
-                         status.json      where it stands: state, done, total, words
+    QCORE_HOME/making/ID/                 see `qcore.runs.background`; the request holds kind, model, arguments
                          history.json     the loss curve so far (training and distillation)
                          result.json      what came out, with the comparison to the model it began with
-                         process.json     pid and start time of the worker
-                         log.txt          what the worker printed
     QCORE_HOME/made/NAME                  the models themselves
 
 One at a time. A training that was stopped goes on when the same is asked for again.
@@ -13,25 +10,19 @@ One at a time. A training that was stopped goes on when the same is asked for ag
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from qcore.errors import InputError
 from qcore.home import home
-from qcore.jsonfile import read_json, write_json
-from qcore.runs.folder import identity, living
+from qcore.jsonfile import read_json
+from qcore.runs import background
 from qcore.runs.single import safe_name
 from qcore.spec import absolute_path
 
 KINDS = ("qat", "prune", "distill")
-PATIENCE_SECONDS = 5.0
-START_SECONDS = 30.0
 KEPT = 50  # records
 
 
@@ -95,29 +86,11 @@ def call(request: Request, out: Path | None, progress, watch, *, check: bool = F
     return None if check else making.distill(request.model, options, out, **about)
 
 
-@dataclass(frozen=True)
-class Status:
-    """`state`: "running", "done", "failed", "cancelled" or "interrupted" (its process was killed)."""
+@dataclass(frozen=True, kw_only=True)
+class Status(background.Status):
+    """Where the making of a model called `job` stands."""
 
     job: str
-    state: str
-    words: str = ""
-    done: int = 0
-    total: int = 0
-    error: str | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    request: dict | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether something is being made."""
-        return self.state == "running"
-
-    @property
-    def fraction(self) -> float:
-        """Share of the present step, 0 … 1."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def history(self) -> dict | None:
@@ -149,52 +122,15 @@ def submit(request: Request) -> str:
     model = absolute_path(request.model) or request.model
     request = replace(request, model=model, arguments=request.arguments | texts)
     job = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    place = folder(job)
-    write_json(place / "request.json", asdict(request))
-    write_json(place / "status.json", {"state": "running", "words": "starting", "started_at": time.time()})
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with (place / "log.txt").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "qcore.runs.making_worker", job],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-    write_json(place / "process.json", identity(worker.pid))
+    background.start(folder(job), asdict(request), "qcore.runs.making_worker", job)
     return job
 
 
 def status(job: str) -> Status | None:
     """Where a job stands; None if there is none of that name."""
-    place = folder(job)
-    about = read_json(place / "status.json")
-    if about is None:
-        return None
-    if about["state"] == "running" and not _alive(place, about):
-        about = read_json(place / "status.json") or about  # it may have ended between the two looks
-        if about["state"] == "running":
-            about |= {"state": "interrupted", "error": "Its process was killed from outside. Ask for the same again: training goes on."}
-    known = {name: about[name] for name in Status.__dataclass_fields__ if name in about}
-    return Status(**known | {"job": job, "request": read_json(place / "request.json")})
+    return background.look(folder(job), Status, "Ask for the same again: training goes on.", job=job)
 
 
 def cancel(job: str) -> None:
     """Stop what is being made; what was trained is kept for two weeks, and the same request goes on from there."""
-    place = folder(job)
-    process, about = living(read_json(place / "process.json")), read_json(place / "status.json")
-    if process is None or about is None or about["state"] != "running":
-        return
-    os.kill(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while living(read_json(place / "process.json")) is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if living(read_json(place / "process.json")) is not None:
-        os.kill(process.pid, signal.SIGKILL)
-    now = read_json(place / "status.json") or about
-    write_json(place / "status.json", now | {"state": "cancelled", "words": "cancelled", "finished_at": time.time()})
-
-
-def _alive(place: Path, about: dict) -> bool:
-    record = read_json(place / "process.json")
-    if record is None:
-        return time.time() - (about.get("started_at") or 0) < START_SECONDS
-    return living(record) is not None
+    background.end(folder(job))

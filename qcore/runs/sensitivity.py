@@ -3,18 +3,11 @@
 What is found is kept in the cache folder, see `qcore.sensitivity.store`; asked again, it is there. Measured divergences are kept block by
 block, so whatever stops a measurement, the next one goes on after its last block.
 
-    QCORE_HOME/sensitivity/job/request.json     what was asked for
-                               status.json      where it stands: state, done, total, words, key
-                               process.json     pid and start time of the worker
-                               log.txt          what the worker printed
+    QCORE_HOME/sensitivity/job/     the work under way, or the last: see `qcore.runs.background`
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +15,7 @@ from pathlib import Path
 
 from qcore.errors import InputError
 from qcore.home import home
-from qcore.jsonfile import read_json, write_json
-from qcore.runs.folder import identity, living
+from qcore.runs import background
 from qcore.runs.turn import heavy_turn
 from qcore.spec import absolute_path
 
@@ -31,8 +23,6 @@ Progress = Callable[[int, int, str], None]
 FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
 LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
 WINDOW = 256  # tokens of the windows that divergences are measured over: their logits are held
-PATIENCE_SECONDS = 5.0
-START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -125,28 +115,11 @@ def _measured(model, targets, request: Request, calibration, table, store, progr
 # -- in a process of its own ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Status:
-    """`state`: "running", "done", "failed", "cancelled" or "interrupted" (its process was killed). `key` is the finished table's."""
+@dataclass(frozen=True, kw_only=True)
+class Status(background.Status):
+    """Where the last request stands; `key` is the finished table's."""
 
-    state: str
-    words: str = ""
-    done: int = 0
-    total: int = 0
     key: str | None = None
-    error: str | None = None
-    started_at: float | None = None
-    request: dict | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether something is being computed."""
-        return self.state == "running"
-
-    @property
-    def fraction(self) -> float:
-        """Share of the present step, 0 … 1."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 def job_folder() -> Path:
@@ -160,56 +133,17 @@ def submit(request: Request) -> None:
     now = status()
     if now is not None and now.active:
         raise InputError("Sensitivities are being computed already; wait for them, or cancel.")
-    folder = job_folder()
-    (folder / "process.json").unlink(missing_ok=True)
-    write_json(folder / "request.json", asdict(request))
-    write_json(folder / "status.json", {"state": "running", "words": "starting", "started_at": time.time()})
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with (folder / "log.txt").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "qcore.runs.sensitivity_worker"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-    write_json(folder / "process.json", identity(worker.pid))
+    background.start(job_folder(), asdict(request), "qcore.runs.sensitivity_worker")
 
 
 def status() -> Status | None:
     """Where the last request stands; None if there never was one."""
-    folder = job_folder()
-    about = read_json(folder / "status.json")
-    if about is None:
-        return None
-    if about["state"] == "running" and not _alive(folder, about):
-        about = read_json(folder / "status.json") or about  # it may have ended between the two looks
-        if about["state"] == "running":
-            about |= {"state": "interrupted", "error": "Its process was killed from outside. Start again: what was measured is kept."}
-    return Status(
-        **{name: about[name] for name in Status.__dataclass_fields__ if name in about} | {"request": read_json(folder / "request.json")}
-    )
+    return background.look(job_folder(), Status, "Start again: what was measured is kept.")
 
 
 def cancel() -> None:
     """Stop what is being computed; measured blocks are kept."""
-    folder = job_folder()
-    process = living(read_json(folder / "process.json"))
-    about = read_json(folder / "status.json")
-    if process is None or about is None or about["state"] != "running":
-        return
-    os.kill(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while living(read_json(folder / "process.json")) is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if living(read_json(folder / "process.json")) is not None:
-        os.kill(process.pid, signal.SIGKILL)
-    write_json(folder / "status.json", (read_json(folder / "status.json") or about) | {"state": "cancelled", "words": "cancelled"})
-
-
-def _alive(folder: Path, about: dict) -> bool:
-    record = read_json(folder / "process.json")
-    if record is None:
-        return time.time() - (about.get("started_at") or 0) < START_SECONDS
-    return living(record) is not None
+    background.end(job_folder())
 
 
 def _bits(format) -> float:
