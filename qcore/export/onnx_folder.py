@@ -11,9 +11,7 @@ cache. Where both compute in float32, they must agree.
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from torch import nn
 
 from qcore.errors import InputError, RunError
+from qcore.export.saving import replaced_folder
 from qcore.ledger import Ledger
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
@@ -61,11 +60,8 @@ def save(loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = Fals
     """
     from qcore.onnx import run_onnx, writing
 
-    check_target(folder, overwrite=overwrite)
     writing.source(recipe)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replaced_folder(folder, overwrite=overwrite) as scratch:
         config, generation = loaded.model.config.to_dict(), loaded.model.generation_config
         ids, wanted = _reference(loaded.model)
         written = writing.write(loaded.model, recipe, scratch, progress, None if loaded.ledger is None else loaded.ledger.rows)
@@ -83,23 +79,7 @@ def save(loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = Fals
             "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("model.onnx*"))}, "source": loaded.checkpoint.digest,
         }  # fmt: skip
         (scratch / MANIFEST).write_text(json.dumps(record))
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return ledger, agreement
-
-
-def check_target(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if nothing may be written to `folder`; `overwrite` allows a folder that `save` wrote, and no other."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} was not exported by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
 
 
 def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:

@@ -7,50 +7,25 @@ by that), and for how long.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from qcore.errors import InputError
+from qcore.export.saving import MADE, replaced_folder
 from qcore.jsonfile import read_json, write_json
-
-MADE, MANIFEST = "qcore-made.json", "qcore.json"
-
-
-def check_target(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model cannot be saved into `folder`: it holds something, and (with `overwrite`) nothing that qcore made."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
-    if not any((folder / name).is_file() for name in (MADE, MANIFEST)):
-        raise InputError(f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
 
 
 def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool = False) -> Path:
     """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete or not at all.
 
-    Raises `InputError` as `check_target` does.
+    Raises `InputError` as `check_folder` does.
     """
-    folder = Path(folder)
-    check_target(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        from qcore.models.assembly import quiet
+    from qcore.models.assembly import quiet
 
+    with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
         with quiet():
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         write_json(scratch / MADE, record)
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
 def check_judged(loaded, name: str, sha256: str, ids) -> None:

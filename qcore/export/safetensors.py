@@ -13,8 +13,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,7 +23,8 @@ from torch import nn
 
 from qcore.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.errors import InputError
-from qcore.export import plain, tensor_file
+from qcore.export import tensor_file
+from qcore.export.saving import MANIFEST, check_folder, replaced_folder
 from qcore.export.sparse import grow, shrink
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
@@ -39,7 +38,7 @@ from qcore.nn import QuantizedModule
 from qcore.recipes import Engine, Float, Recipe
 from qcore.select import Target, select
 
-MANIFEST, WEIGHTS = "qcore.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 _VERSION = 1
 _WINDOW = 256 << 20  # bytes, a multiple of the page size
 _FORMATS = {"uniform": Uniform, "codebook": Codebook}
@@ -55,11 +54,8 @@ def save(
     Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
     `InputError` as `check_target` does.
     """
-    folder = Path(folder)
-    check_target(recipe, folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    check_recipe(recipe)
+    with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
         tensors, layout = _tensors(model, recipe)
         entries = []
         if sparse:
@@ -67,13 +63,7 @@ def save(
             tensors, entries = shrink(tensors, quantized, set(sparse))
         digest = tensor_file.write(tensors, scratch / WEIGHTS)
         write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch, sparse=entries)
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
 def write_about(
@@ -91,17 +81,16 @@ def write_about(
     (folder / MANIFEST).write_text(json.dumps(record))
 
 
-def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: the recipe is another library's, or the folder holds
-    something. `overwrite` allows a folder that `save` wrote, and no other: nobody's home is emptied by a slip of the keyboard."""
+def check_recipe(recipe: Recipe) -> None:
+    """Raise `InputError` if models of `recipe` cannot be saved, because it is another library's."""
     if isinstance(recipe.weights, Engine):
         raise InputError(f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one of qcore's own.")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise InputError(f"{folder} exists already and is not empty. Choose another folder, or give --overwrite.")
-    if not any((folder / name).is_file() for name in (MANIFEST, plain.MADE)):
-        raise InputError(f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself.")
+
+
+def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
+    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: see `check_recipe` and `check_folder`."""
+    check_recipe(recipe)
+    check_folder(folder, overwrite=overwrite)
 
 
 def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:

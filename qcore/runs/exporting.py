@@ -26,12 +26,13 @@ def export_to(
     from qcore.calibration import load_calibration, unfinished
     from qcore.checks import check_skips
     from qcore.export import onnx_folder
+    from qcore.export.saving import check_folder
     from qcore.models.loading import Loaded
     from qcore.onnx import writing
     from qcore.recipes import parse
     from qcore.runs.single import waiting
 
-    onnx_folder.check_target(folder, overwrite=overwrite)
+    check_folder(folder, overwrite=overwrite)
     backends.load("onnxruntime")
     own = None if recipe is None else writing.source(recipe)
     check_limits(calibration_tokens=calibration_tokens)

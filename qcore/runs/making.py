@@ -60,10 +60,10 @@ def prune(
     """
     from qcore import models, planning, recipes
     from qcore.calibration.text import calibration_text
-    from qcore.export import plain
+    from qcore.export.saving import check_folder
 
     what = check_pruning(method, amount, recipe, order, sparse)
-    plain.check_target(Path(folder), overwrite=overwrite)
+    check_folder(Path(folder), overwrite=overwrite)
     calibration_text(calibration)
     checkpoint = _original(model, revision, folder, progress)
     with heavy_turn(waiting(progress)):
@@ -84,9 +84,10 @@ def distill(
     same call goes on. Raises `InputError` for what cannot be used."""
     from qcore import planning, recipes
     from qcore.export import plain
+    from qcore.export.saving import check_folder
     from qcore.training import distill as training
 
-    plain.check_target(Path(folder), overwrite=overwrite)
+    check_folder(Path(folder), overwrite=overwrite)
     checkpoint = _original(model, revision, folder, progress)
     with heavy_turn(waiting(progress)):
         planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=options.window, window=options.window)

@@ -142,7 +142,7 @@ def test_folders_are_not_overwritten_by_a_slip(source, exported, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for folder, overwrite, message in (
         (tmp_path, False, "not empty"),
-        (tmp_path, True, "not exported by qcore"),
+        (tmp_path, True, "not written by qcore"),
         (exported, False, "not empty"),
     ):
         with pytest.raises(InputError, match=message):
