@@ -1,14 +1,16 @@
 """What was made from a model before stands beside it as a row of a comparison: saved:FOLDER."""
 
 import copy
+import json
 
 import pytest
 import tiny
 from transformers import LlamaForCausalLM
 
-from qcore import checks, convert, models, pipeline, recipes
+from qcore import checks, cli, convert, models, pipeline, recipes
 from qcore.errors import InputError
 from qcore.export import plain, safetensors
+from qcore.home import home
 from qcore.pipeline import ROW_KEYS
 from qcore.spec import RunSpec
 
@@ -108,3 +110,17 @@ def test_the_spec_survives_json_paths_and_its_command(tmp_path, monkeypatch):
     assert [recipe.name for recipe in spec.recipes] == ["fp32", "saved:student"]
     assert RunSpec.from_dict(spec.to_dict()) == spec
     assert f"--recipes fp32,saved:{tmp_path}/made/student" in spec.command
+
+
+def test_from_the_command_line(original, tmp_path, monkeypatch):
+    kernels, own = home() / "kernels", tmp_path / "home"
+    kernels.mkdir(parents=True, exist_ok=True)
+    own.mkdir()
+    (own / "kernels").symlink_to(kernels)
+    monkeypatch.setenv("QCORE_HOME", str(own))
+    monkeypatch.chdir(quantized(original, tmp_path / "mine").parent)
+    words = "--tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --no-generate --text text.txt --json out.json"
+    assert cli.main(["compare", str(original), "--recipes", "fp32,saved:mine", *words.split()]) == 0
+    _, saved = json.loads((tmp_path / "out.json").read_text())
+    assert saved["recipe"] == "saved:mine" and saved["kl_mean"] > 0 and saved["decode_tok_s"] > 0
+    assert f"saved:{tmp_path / 'mine'}" in saved["record"]["command"]
