@@ -35,7 +35,7 @@ class Method:
 
 OWN = (
     "int8", "int4-g64", "nf4-g64", "int4-g64-hqq", "int4-g64-gptq", "int4-g128-awq", "kmeans4-hessian", "rot-int4-g64-gptq",
-    "kmeans4-g32-dq-gptq", "kmeans4-g24-dq-gptq", "kmeans4-g16-dq-gptq", "auto-4.25bpw-gptq", "auto-4.45bpw-gptq", "auto-5bpw-gptq",
+    "kmeans4-g32-dq-gptq", "kmeans4-g24-dq-gptq", "kmeans4-g16-dq-gptq", "auto-4.6bpw-gptq", "auto-5bpw-gptq",
     "auto-5.5bpw-gptq", "int4-g64-signround", "int3-g64-signround", "kmeans4-g24-dq-distilled", "int3-g64-distilled",
 )  # fmt: skip
 """qcore's recipes that are compared unless others are asked for: each method once, and something near the size of every peer."""
