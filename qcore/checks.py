@@ -38,12 +38,12 @@ def check(spec: RunSpec) -> Checkpoint:
     if spec.choices is not None:
         load_questions(spec.choices)
     check_skips(checkpoint, spec.recipes)
-    for recipe in spec.recipes:
-        check_kv(loaded_from(checkpoint, recipe)[0], spec.kv_form)
     refusals = []
     for recipe in spec.recipes:
+        loaded, applied = loaded_from(checkpoint, recipe)
+        check_kv(loaded, spec.kv_form)
         try:
-            planning.check_fits(*loaded_from(checkpoint, recipe), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            planning.check_fits(loaded, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
         except InputError as error:
             refusals.append(error)
     if len(refusals) == len(spec.recipes):

@@ -50,6 +50,7 @@ def test_a_saved_model_has_the_figures_of_its_recipe(original, spec, tmp_path):
     assert record["ledger"]["recipe"] == "int4-g32" and record["notes"] == ["Saved as int4-g32."]
     assert record["recipe"]["weights"] == {"type": "saved", "folder": str(tmp_path / "mine")}
     assert record["predicted"]["stored_bytes"] == pytest.approx(saved["stored_bytes"], rel=0.01)
+    assert record["predicted"]["decode_tok_s"] is None and "quantized already" in record["predicted"]["decode_is"]
 
 
 def test_a_model_that_was_made_but_not_quantized(original, spec, tmp_path):

@@ -38,8 +38,9 @@ def predict(checkpoint: Checkpoint, recipe: Recipe, prompt_tokens: int, new_toke
     format = cache.FORMATS["fp32" if kv == NONE else kv]
     found = fit.estimate(checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format)
     figures = {name: getattr(found, name) for name in ("stored_bytes", "peak_load_bytes", "peak_run_bytes")}
-    if kv != NONE:
-        return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": "no probe with a quantized cache"}
+    if kv != NONE or checkpoint.is_quantized:
+        what = "with a quantized cache" if kv != NONE else "of a model that is quantized already"
+        return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": f"no probe {what}"}
     model = skeleton(checkpoint)
     known, reason = probe.known(model, recipe), "no probe"
     if known is None and timed:

@@ -95,7 +95,12 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
 
 def explained(chosen: Iterable[Recipe]) -> str:
     """Markdown with a paragraph for each recipe: its name and its one line."""
-    return "\n\n".join(f"{families.badge(recipe.name)}: {shielded(recipes.describe(recipe))}" for recipe in chosen)
+    return "\n\n".join(f"{families.badge(recipe.name)}: {_line(recipe)}" for recipe in chosen)
+
+
+def _line(recipe: Recipe) -> str:
+    text = recipes.describe(recipe)
+    return shielded(text) if recipe.name.startswith(recipes.SAVED) else text  # a path may hold anything
 
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
