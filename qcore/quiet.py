@@ -19,6 +19,8 @@ LOGGED = (
     # CUDA kernels, or kernels built for another Python; the paths used here are plain torch
     ("torchao", r"Failed to load \S*_C_(mxfp8|cutlass)"),
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass"),
+    # a kernel that the hub would have for processors with AVX-512; the library's own is used without it
+    ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward from kernels-community"),
     # one line for every layer and token; the cast is how LLM.int8() works
     ("bitsandbytes.autograd._functions", r"MatMul8bitLt: inputs will be cast"),
 )

@@ -12,6 +12,7 @@ from qcore.errors import InputError, RunError, TooLargeError, UnavailableError
 from qcore.evaluation import evaluate
 from qcore.evaluation.choices import ask, summary
 from qcore.evaluation.questions import load_questions
+from qcore.kernels.precision import computes_fast
 from qcore.pipeline import FIGURES, ROW_KEYS
 from qcore.planning import cache as planned_cache
 from qcore.runs.report import table
@@ -91,9 +92,12 @@ def test_a_recipe_that_changes_no_value_diverges_nowhere(spec, tmp_path):
             parameter.copy_(parameter.bfloat16())
     model.save_pretrained(wanted.model)
     fp32, bf16 = run(wanted, tmp_path)
+    assert bf16["stored_bytes"] < 0.51 * fp32["stored_bytes"]
+    if computes_fast(torch.bfloat16, torch.device("cpu")):  # then the model computes in 16 bits, which rounds
+        assert 0 <= bf16["kl_mean"] < 0.01
+        return
     assert (bf16["kl_mean"], bf16["top1_agreement"], bf16["perplexity"]) == (0.0, 1.0, fp32["perplexity"])
     assert [answer["first_divergence"] for answer in bf16["record"]["generations"]] == [None, None]
-    assert bf16["stored_bytes"] < 0.51 * fp32["stored_bytes"]
 
 
 def test_a_baseline_without_a_row_gives_the_same_divergence(spec, tmp_path):

@@ -24,6 +24,7 @@ from qcore.recipes import Recipe
 
 OUTLIERS = 6.0
 BLOCK = 64
+PACKED_ROWS = 32
 
 
 def available() -> str | None:
@@ -73,6 +74,8 @@ def _four_bits(linear: nn.Linear, kind: str, double_quant: bool) -> Converted:
     if weight.dtype != torch.uint8 or state is None or state.nested is not double_quant:
         raise unchanged("bitsandbytes", f"its weight is {weight.dtype}")
     new.weight, new.bias = weight, linear.bias
+    if linear.out_features % PACKED_ROWS:  # its kernel for processors with bfloat16 packs so many rows, and fails on others
+        new.support_avx512bf16_for_cpu = False
     parts = [weight.data, state.absmax, state.code]
     if state.nested:
         parts += [state.offset, state.state2.absmax, state.state2.code]

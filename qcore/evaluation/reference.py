@@ -161,6 +161,8 @@ class Reference:
         head = reader.head
         if type(head) is not torch.nn.Linear or reader.transform != self.transform or (head.bias is None) != (self._bias is None):
             return False
+        if head.weight.dtype != self._hidden[:1].dtype:  # such as a model that computes in 16 bits
+            return False
         pairs = [(head.weight, self._weight)] + ([] if head.bias is None else [(head.bias, self._bias)])
         return all(own.shape == base.shape and torch.equal(own.detach().to(base), base) for own, base in pairs)
 

@@ -50,8 +50,8 @@ def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
     expect(other.get_by_test_id("stSidebar").get_by_role("link", name="smollm2-135m")).to_be_visible()
     dashboard.visit(other, page.url)
     other.get_by_role("button", name="Cancel").click()
-    expect(other.get_by_text("Cancelled.")).to_be_visible()
-    expect(page.get_by_text("Cancelled.")).to_be_visible()
+    expect(other.get_by_text("Cancelled. What had finished")).to_be_visible()
+    expect(page.get_by_text("Cancelled. What had finished")).to_be_visible()
 
 
 def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):

@@ -35,7 +35,7 @@ def test_a_layer_runs_the_native_kernel(monkeypatch):
 
 
 def test_explain_names_the_kernel_and_the_reason():
-    assert "native AVX2" in dispatch.explain(weight(INT4, 16, 64))
+    assert f"native {native.instructions()}" in dispatch.explain(weight(INT4, 16, 64))
     assert "int16" in dispatch.explain(PackedWeight.pack(weight(INT4, 16, 64)), "int16")
     odd = weight(type(INT4)(4, 24, True), 8, 48)
     assert dispatch.explain(odd) == "plain torch: groups of 24 are not a multiple of 32"
