@@ -8,19 +8,13 @@ log.txt          what the worker printed
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.jsonfile import read_json, write_json
-from qcore.runs.folder import identity, living
-
-PATIENCE_SECONDS = 5.0  # between the wish that a worker ends and its end
-START_SECONDS = 30.0  # in which a worker may be without a process.json
+from qcore.runs import process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +46,9 @@ def start(place: Path, request: dict, module: str, *arguments: str) -> None:
     (place / "process.json").unlink(missing_ok=True)
     write_json(place / "request.json", request)
     write_json(place / "status.json", {"state": "running", "words": "starting", "started_at": time.time()})
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with (place / "log.txt").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-    write_json(place / "process.json", identity(worker.pid))
+        worker = process.start_detached([sys.executable, "-m", module, *arguments], log)
+    write_json(place / "process.json", process.identity(worker.pid))
 
 
 def look(place: Path, kind: type[Status], advice: str, **more) -> Status | None:
@@ -77,16 +66,11 @@ def look(place: Path, kind: type[Status], advice: str, **more) -> Status | None:
 
 
 def end(place: Path) -> None:
-    """Stop the work in `place`, if it is under way: asked first, and killed if it does not listen."""
-    process, about = living(read_json(place / "process.json")), read_json(place / "status.json")
-    if process is None or about is None or about["state"] != "running":
+    """Stop the work in `place`, if it is under way."""
+    worker, about = process.living(read_json(place / "process.json")), read_json(place / "status.json")
+    if worker is None or about is None or about["state"] != "running":
         return
-    os.kill(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while living(read_json(place / "process.json")) is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if living(read_json(place / "process.json")) is not None:
-        os.kill(process.pid, signal.SIGKILL)
+    process.end(worker)
     now = read_json(place / "status.json") or about
     write_json(place / "status.json", now | {"state": "cancelled", "words": "cancelled", "finished_at": time.time()})
 
@@ -94,5 +78,5 @@ def end(place: Path) -> None:
 def _alive(place: Path, about: dict) -> bool:
     record = read_json(place / "process.json")
     if record is None:
-        return time.time() - (about.get("started_at") or 0) < START_SECONDS
-    return living(record) is not None
+        return time.time() - (about.get("started_at") or 0) < process.START_SECONDS
+    return process.living(record) is not None

@@ -20,9 +20,9 @@ import psutil
 from qcore.errors import InputError
 from qcore.home import home
 from qcore.jsonfile import read_json, write_json
+from qcore.runs.process import living
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
-START_TIME_SLACK = 2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
 LOG_TAIL = 4000  # characters
 
 
@@ -89,21 +89,6 @@ class RunFolder:
 def run_ids() -> list[str]:
     """All run ids, oldest first."""
     return sorted(path.name for path in runs_folder().iterdir() if RUN_ID.fullmatch(path.name) and (path / "spec.json").exists())
-
-
-def identity(pid: int) -> dict:
-    """What tells this process from any other that will ever have its pid."""
-    return {"pid": pid, "process_started": psutil.Process(pid).create_time()}
-
-
-def living(record: dict | None) -> psutil.Process | None:
-    """The process of an `identity` record if it still runs; None for a zombie, and for another process with the same pid."""
-    try:
-        process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (TypeError, KeyError, ValueError, psutil.Error):
-        return None
 
 
 def _unknown_run(run_id: str, known: list[str]) -> InputError:

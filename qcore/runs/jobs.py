@@ -10,32 +10,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
 import psutil
 from filelock import FileLock
 
 from qcore.errors import InputError, RunError
 from qcore.registry import unknown
-from qcore.runs.folder import RunFolder, identity, run_ids, runs_folder
+from qcore.runs.folder import RunFolder, run_ids, runs_folder
+from qcore.runs.process import PATIENCE_SECONDS, START_SECONDS, end, identity, start_detached
 from qcore.runs.store import Store, judged_rows, keep_end
 from qcore.spec import RunSpec
 from qcore.spread import LOCAL, Engine
 
 ACTIVE = ("queued", "running")
 DOUBLE_CLICK_SECONDS = 2.0
-START_SECONDS = 30.0  # a worker that has not shown itself after this long will not
 HERE = Engine()
-PATIENCE_SECONDS = 5.0  # between asking a run to end and ending it
 _started: list[subprocess.Popen] = []  # workers of this process, kept so that they are reaped
 
 
@@ -163,10 +159,7 @@ def cancel(run_id: str) -> Status:
     (folder.path / "cancel").touch()
     process = _wait_for_process(folder)
     if process is not None:
-        _signal_group(process, signal.SIGTERM)
-        if not _ends_within(process, PATIENCE_SECONDS):
-            _signal_group(process, signal.SIGKILL)
-            _ends_within(process, PATIENCE_SECONDS)
+        end(process, PATIENCE_SECONDS)
     return status(run_id)
 
 
@@ -247,14 +240,9 @@ def worker_command(folder: RunFolder) -> list[str]:
 
 
 def _start(folder: RunFolder) -> None:
-    """Start the worker detached: own session (so own process group), no terminal, output into the run's log."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    """Start the worker, its output into the run's log."""
     with folder.log.open("ab") as log:
-        worker = subprocess.Popen(
-            worker_command(folder),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+        worker = start_detached(worker_command(folder), log)
     _started.append(worker)
     with contextlib.suppress(psutil.Error):  # it ended already, and `status` will find that out
         folder.write("process.json", identity(worker.pid))
@@ -273,30 +261,6 @@ def _wait_for_process(folder: RunFolder) -> psutil.Process | None:
     """The worker, waiting for a submission that is just being made to note who it is."""
     with FileLock(str(runs_folder() / ".submit.lock")):
         return folder.process()
-
-
-def _signal_group(process: psutil.Process, number: int) -> None:
-    try:
-        group = os.getpgid(process.pid)
-        if group == process.pid:  # the worker leads its group; anything else would be somebody else's
-            os.killpg(group, number)
-        else:
-            process.send_signal(number)
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        pass
-
-
-def _ends_within(process: psutil.Process, seconds: float) -> bool:
-    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not taken note yet."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def _settle(folder: RunFolder, about: dict) -> dict:

@@ -25,8 +25,9 @@ from qcore.kvcache import NONE
 from qcore.pipeline import REFERENCE
 from qcore.quiet import hush
 from qcore.runs.estimate import PHASES, Estimate, guess
-from qcore.runs.folder import RunFolder, identity
+from qcore.runs.folder import RunFolder
 from qcore.runs.jobs import active_before
+from qcore.runs.process import identity
 from qcore.runs.report import unfinished_row
 from qcore.runs.store import Store, keep_end, keep_row
 from qcore.runs.turn import heavy_turn

@@ -9,7 +9,7 @@ from test_pages import calm, open_page, plots, words
 
 from qcore.jsonfile import read_json, write_json
 from qcore.runs import making_jobs
-from qcore.runs.folder import identity
+from qcore.runs.process import identity
 from ui import making_charts
 
 HISTORY = {

@@ -11,8 +11,8 @@ from qcore.home import home
 from qcore.jsonfile import write_json
 from qcore.models import resolve
 from qcore.runs import making_jobs
-from qcore.runs.folder import identity
 from qcore.runs.making_jobs import Request
+from qcore.runs.process import identity
 
 
 @pytest.fixture
