@@ -36,3 +36,18 @@ hush()
 def _scratch_is_removed():
     yield
     shutil.rmtree(_scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def said(capsys):
+    """Run a command line; returns (status, standard output, standard error)."""
+
+    from qcore.cli import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

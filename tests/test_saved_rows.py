@@ -10,7 +10,6 @@ from transformers import LlamaForCausalLM
 from qcore import checks, cli, convert, models, pipeline, recipes
 from qcore.errors import InputError
 from qcore.export import plain, safetensors
-from qcore.home import home
 from qcore.pipeline import ROW_KEYS
 from qcore.spec import RunSpec
 
@@ -114,11 +113,7 @@ def test_the_spec_survives_json_paths_and_its_command(tmp_path, monkeypatch):
 
 
 def test_from_the_command_line(original, tmp_path, monkeypatch):
-    kernels, own = home() / "kernels", tmp_path / "home"
-    kernels.mkdir(parents=True, exist_ok=True)
-    own.mkdir()
-    (own / "kernels").symlink_to(kernels)
-    monkeypatch.setenv("QCORE_HOME", str(own))
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(quantized(original, tmp_path / "mine").parent)
     words = "--tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --no-generate --text text.txt --json out.json"
     assert cli.main(["compare", str(original), "--recipes", "fp32,saved:mine", *words.split()]) == 0

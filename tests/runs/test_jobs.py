@@ -11,8 +11,7 @@ import pytest
 from conftest import pid_gone
 
 from qcore.errors import InputError
-from qcore.runs import folder as folders
-from qcore.runs import jobs
+from qcore.runs import jobs, process
 from qcore.runs.folder import RunFolder
 from qcore.runs.store import Store
 
@@ -221,7 +220,7 @@ def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
     run_id = jobs.submit(fake("fp32"))
     ended(run_id)
     folder = RunFolder(run_id)
-    me = folders.identity(os.getpid())
+    me = process.identity(os.getpid())
     folder.write("process.json", {**me, "process_started": me["process_started"] - 60})
     folder.write("status.json", {**folder.read("status.json"), "state": "running"})
     assert folder.process() is None
@@ -234,7 +233,7 @@ def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
     "record", [None, {}, {"pid": "x"}, {"pid": 1}, {"pid": 2**22 + 7, "process_started": 1.0}, {"pid": -1, "process_started": 1}]
 )
 def test_records_without_a_living_process(record):
-    assert folders.living(record) is None
+    assert process.living(record) is None
 
 
 def test_a_zombie_is_dead():
@@ -244,8 +243,8 @@ def test_a_zombie_is_dead():
     identity = None
     while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    identity = folders.identity(pid)
-    assert folders.living(identity) is None
+    identity = process.identity(pid)
+    assert process.living(identity) is None
     os.waitpid(pid, 0)
 
 
