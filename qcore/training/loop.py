@@ -6,6 +6,8 @@ did best there is what comes out; when `patience` validations in a row were wors
 
 The order of windows depends on the seed and the pass alone, so a run that goes on after a kill takes the same steps as one that was never
 stopped (with a time limit: as many as go into what is left).
+
+On a processor with instructions for bfloat16 steps compute in mixed precision; what is learned, and what judges it, is float32.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from qcore.errors import InputError, RunError
+from qcore.kernels.precision import mixed
 from qcore.training.checkpoint import Checkpoint
 
 Progress = Callable[[int, int, str], None]
@@ -176,7 +179,8 @@ def _step(problem: Problem, schedule: Schedule, accelerator, student: nn.Module,
     picked = order(len(problem.windows), schedule, step)
     own = picked[accelerator.process_index :: accelerator.num_processes] or picked[:1]
     optimizer.zero_grad(set_to_none=True)
-    loss = problem.loss(student, own, problem.windows[own].to(accelerator.device))
+    with mixed(accelerator.device):
+        loss = problem.loss(student, own, problem.windows[own].to(accelerator.device))
     accelerator.backward(loss)
     accelerator.clip_grad_norm_([value for value in student.parameters() if value.requires_grad], CLIP)
     optimizer.step()

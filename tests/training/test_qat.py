@@ -16,6 +16,7 @@ from qcore.calibration import check_record
 from qcore.errors import InputError, RunError
 from qcore.evaluation import evaluate
 from qcore.export import safetensors
+from qcore.kernels import precision
 from qcore.nn import QuantizedModule
 from qcore.recipes import parse
 from qcore.training import qat, texts
@@ -42,6 +43,29 @@ def asked(words, steps: int = 60, **changes) -> qat.Qat:
 def perplexity(model, words) -> float:
     ids = data.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=2000)
     return evaluate(model, ids, window=128).perplexity
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_steps_are_in_mixed_precision_where_the_processor_is_fast_at_it(monkeypatch, tmp_path, fast):
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda: fast)
+    torch.manual_seed(0)
+    student, ids, seen = torch.nn.Linear(8, 4, bias=False), torch.randn(4, 2, 8), {"step": [], "judge": []}
+
+    def loss(model, numbers, ids):
+        made = model(ids)
+        seen["step"].append(made.dtype)
+        return made.float().square().mean()
+
+    def judge(model):
+        made = model(ids)
+        seen["judge"].append(made.dtype)
+        return float(made.detach().square().mean()), 1.0
+
+    problem = Problem(student, [{"params": [student.weight], "lr": 1e-2}], ids, loss, judge)
+    history = train(problem, Schedule(steps=4), Kept({"kind": "test", "fast": fast}), quiet)
+    assert set(seen["step"]) == {torch.bfloat16 if fast else torch.float32}
+    assert set(seen["judge"]) == {torch.float32} and student.weight.dtype == torch.float32
+    assert history.best < history.validations[0][1]
 
 
 def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, words, tmp_path):
