@@ -156,7 +156,8 @@ def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the folder."""
     if model.recipe is None:
         raise InputError("This model is not quantized yet: apply a recipe with qcore.quantize before saving it.")
-    return safetensors.save(model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite)
+    origin = model.checkpoint.origin
+    return safetensors.save(model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite, origin=origin)
 
 
 def qat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qcore.errors import InputError, UnavailableError
@@ -22,13 +23,15 @@ def check(spec: RunSpec) -> Checkpoint:
     """
     from qcore import data, models, planning
     from qcore.evaluation.questions import load_questions
+    from qcore.export.saving import made_from
     from qcore.recipes import SAVED
 
     check_device(spec.device)
     checkpoint = models.resolve(spec.model, spec.revision)
     if checkpoint.is_quantized:
+        original = (made_from(checkpoint.folder) or {}).get("model", "ORIGINAL")
         raise InputError(
-            f"{spec.model} is quantized already. Set it beside the original: compare ORIGINAL --recipes {BASELINE},{SAVED}{spec.model}"
+            f"{spec.model} is quantized already. Set it beside the original: compare {original} --recipes {BASELINE},{SAVED}{spec.model}"
         )
     text = data.load_text(spec.text)
     if any(recipe.calibrated for recipe in spec.recipes):
@@ -49,6 +52,25 @@ def check(spec: RunSpec) -> Checkpoint:
     if len(refusals) == len(spec.recipes):
         raise refusals[0]
     return checkpoint
+
+
+def beside_original(spec: RunSpec) -> RunSpec:
+    """`spec` as it is, or, for a model that qcore has quantized, the comparison on the model that it was made from, with it as the last row.
+
+    Raises `InputError` if what it was made from is not known, or is no longer the same.
+    """
+    from qcore import models
+    from qcore.export.saving import made_from
+    from qcore.recipes import SAVED, parse_row
+
+    checkpoint = models.resolve(spec.model, spec.revision)
+    origin = made_from(checkpoint.folder) if checkpoint.is_quantized else None
+    if origin is None:
+        return spec
+    if models.resolve(origin["model"], origin["revision"]).digest != origin["digest"]:
+        raise InputError(f"{spec.model} was made from {origin['model']}, which holds other weights now. Quantize it again.")
+    row = parse_row(SAVED + spec.model)
+    return beside_original(replace(spec, model=origin["model"], revision=origin["revision"], recipes=(*spec.recipes, row)))
 
 
 def loaded_from(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:

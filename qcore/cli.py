@@ -92,7 +92,7 @@ def compare(
     Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels. With
     --engine ray recipes and models are spread over the machines of a cluster, which share the cache folder; the rows are the same.
     """
-    from qcore.checks import check
+    from qcore.checks import beside_original, check
     from qcore.runs import jobs
     from qcore.spec import RunSpec
     from qcore.spread import Engine
@@ -104,7 +104,7 @@ def compare(
         model, _recipes(recipes, skip, saved=True), revision, text, tokens, window, stride, prompt_tokens, new_tokens, repeats, generate,
         prompts, generate_tokens, seed, threads, device, calibration, calibration_tokens, calibration_minutes, margin, choices, kv,
     )  # fmt: skip
-    specs = [spec, *(replace(spec, model=other) for other in also or ())]
+    specs = [beside_original(each) for each in (spec, *(replace(spec, model=other) for other in also or ()))]
     for description in [check(each).description for each in specs]:
         say(description)
     return follow_all([jobs.submit(each, where) for each in specs], json)

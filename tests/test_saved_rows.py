@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 from qcore import checks, cli, convert, models, pipeline, recipes
 from qcore.errors import InputError
 from qcore.export import plain, safetensors
+from qcore.export.saving import made_from
 from qcore.pipeline import ROW_KEYS
 from qcore.spec import RunSpec
 
@@ -99,6 +100,55 @@ def test_a_quantized_model_says_how_it_is_compared(original, tmp_path):
         checks.check(RunSpec(str(tmp_path / "mine"), "fp32"))
 
 
+def test_a_quantized_model_is_compared_with_what_it_was_made_from(original, tmp_path):
+    from qcore import api
+
+    small = api.save(api.quantize(str(original), "int4-g32"), tmp_path / "small")
+    spec = RunSpec(str(small), "fp32,int8", tokens=64)
+    found = checks.beside_original(spec)
+    assert (found.model, [recipe.name for recipe in found.recipes]) == (str(original), ["fp32", "int8", "saved:small"])
+    assert (found.tokens, found.recipes[-1].weights.folder) == (64, str(small))
+    assert checks.beside_original(found) == found
+    with pytest.raises(InputError, match=f"compare {original} --recipes fp32,saved:{small}"):
+        checks.check(spec)
+
+
+def test_every_way_to_make_a_quantized_model_says_what_it_was_made_from(original, tmp_path):
+    from qcore import api
+    from qcore.runs import single
+
+    words = tmp_path / "words.txt"
+    words.write_text("Tokens of a text that is long enough to be learned from, and a little longer. " * 60)
+    silent = dict(progress=lambda *step: None)
+    single.quantize_to(str(original), recipes.parse("int8"), tmp_path / "streamed", stream=True, **silent)
+    single.quantize_to(str(original), recipes.parse("int8"), tmp_path / "at-once", **silent)
+    api.qat(str(original), "int4-g32", tmp_path / "trained", text=str(words), tokens=256, window=32, schedule={"steps": 1})
+    api.prune(str(original), "2:4", 0.5, tmp_path / "sparse", recipe="int8", calibration=str(words), tokens=256)
+    api.prune(str(original), "magnitude", 0.5, tmp_path / "zeros")
+    for name in ("streamed", "at-once", "trained", "sparse", "zeros"):
+        assert made_from(tmp_path / name) == models.resolve(str(original)).origin, name
+
+
+def test_what_a_model_was_made_from_may_have_changed(original, tmp_path):
+    from qcore import api
+
+    small = api.save(api.quantize(str(original), "int8"), tmp_path / "small")
+    other = models.load(original)
+    next(other.model.parameters()).data.mul_(0.5)
+    other.model.save_pretrained(original)
+    with pytest.raises(InputError, match="holds other weights now"):
+        checks.beside_original(RunSpec(str(small), "fp32"))
+
+
+@pytest.mark.parametrize("origin", [None, [], "original", {"model": "original"}, {"model": 1, "digest": 2}])
+def test_records_that_do_not_say_what_it_was_made_from(original, tmp_path, origin):
+    folder = quantized(original, tmp_path / "mine")
+    manifest = json.loads((folder / "qcore.json").read_text())
+    (folder / "qcore.json").write_text(json.dumps(manifest | {"from": origin}))
+    spec = RunSpec(str(folder), "fp32")
+    assert made_from(folder) is None and checks.beside_original(spec) == spec
+
+
 def test_other_commands_take_no_saved_model_for_a_recipe():
     with pytest.raises(InputError, match="Unknown recipe"):
         recipes.parse("saved:folder")
@@ -120,3 +170,8 @@ def test_from_the_command_line(original, tmp_path, monkeypatch):
     _, saved = json.loads((tmp_path / "out.json").read_text())
     assert saved["recipe"] == "saved:mine" and saved["kl_mean"] > 0 and saved["decode_tok_s"] > 0
     assert f"saved:{tmp_path / 'mine'}" in saved["record"]["command"]
+    assert cli.main(["quantize", str(original), "--recipe", "int8", "--out", "small"]) == 0
+    assert cli.main(["compare", "small", "--recipes", "fp32", *words.split()]) == 0
+    base, saved = json.loads((tmp_path / "out.json").read_text())
+    assert (base["recipe"], saved["recipe"]) == ("fp32", "saved:small") and saved["kl_mean"] > 0
+    assert f"compare {original} " in saved["record"]["command"]

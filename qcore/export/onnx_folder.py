@@ -76,7 +76,7 @@ def save(loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = Fals
         shutil.copyfile(run_onnx.__file__, scratch / PROGRAM)
         record = {
             "version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "agreement": asdict(agreement),
-            "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("model.onnx*"))}, "source": loaded.checkpoint.digest,
+            "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("model.onnx*"))}, "from": loaded.checkpoint.origin,
         }  # fmt: skip
         (scratch / MANIFEST).write_text(json.dumps(record))
     return ledger, agreement

@@ -46,10 +46,10 @@ _FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 def save(
     model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, folder: Path | str, *, overwrite: bool = False,
-    sparse: Set[str] = frozenset(),
+    sparse: Set[str] = frozenset(), origin: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it. Tensors called as in
-    `sparse` are stored without their zeros where that is smaller, see `sparse.py`.
+    `sparse` are stored without their zeros where that is smaller, see `sparse.py`. `origin` says what it was made from.
 
     Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
     `InputError` as `check_target` does.
@@ -62,21 +62,21 @@ def save(
             quantized = {name: module.quantized for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
             tensors, entries = shrink(tensors, quantized, set(sparse))
         digest = tensor_file.write(tensors, scratch / WEIGHTS)
-        write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch, sparse=entries)
+        write_about(model, tokenizer, recipe, ledger, layout, {WEIGHTS: digest}, scratch, sparse=entries, origin=origin)
     return Path(folder)
 
 
 def write_about(
     model: nn.Module, tokenizer, recipe: Recipe, ledger: Ledger, layout: list[dict], digests: dict[str, str], folder: Path,
-    *, sparse: Sequence[dict] = (),
+    *, sparse: Sequence[dict] = (), origin: dict | None = None,
 ) -> None:  # fmt: skip
     """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and the manifest with the SHA-256
-    of each weight file, `digests`, and the list of what is stored `sparse`."""
+    of each weight file, `digests`, the list of what is stored `sparse`, and the `origin`."""
     _write_config(model, recipe, folder, ours=bool(sparse))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
-    record |= {"sparse": list(sparse)} if sparse else {}
+    record |= ({"sparse": list(sparse)} if sparse else {}) | ({"from": origin} if origin else {})
     record["sha256"] = digests[WEIGHTS] if set(digests) == {WEIGHTS} else digests
     (folder / MANIFEST).write_text(json.dumps(record))
 

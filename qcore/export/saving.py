@@ -8,10 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qcore.errors import InputError
+from qcore.jsonfile import read_json
 from qcore.models.checkpoint import ONNX_MANIFEST
 
 MADE, MANIFEST = "qcore-made.json", "qcore.json"
 """The files by which a folder is known that qcore made without quantizing, or quantized."""
+
+
+def made_from(folder: Path) -> dict | None:
+    """What the model in `folder` was made from, as `Checkpoint.origin` says it; None if qcore did not make it, or did not say."""
+    for name in (MADE, MANIFEST, ONNX_MANIFEST):
+        record = read_json(folder / name)
+        origin = record.get("from") if isinstance(record, dict) else None
+        if isinstance(origin, dict) and {"model", "revision", "digest"} <= set(origin):
+            return origin
+    return None
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:

@@ -33,6 +33,12 @@ class Checkpoint:
     source: str
 
     @property
+    def origin(self) -> dict:
+        """What a model that is made from this one says about it, JSON-ready; `model` and `revision` find it again, from any folder."""
+        local = self.source in ("folder", "gguf", ONNX)
+        return {"model": str(Path(self.name).expanduser().absolute()) if local else self.name, "revision": self.revision, "digest": self.digest}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

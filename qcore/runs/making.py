@@ -42,7 +42,8 @@ def train_quantized(
         began = time.perf_counter()
         made, history, kept = qat.run(checkpoint, recipe, options, progress, device=device, watch=watch)
         progress(0, 0, f"saving to {folder}")
-        _saving(folder, lambda: safetensors.save(made.model, made.tokenizer, recipe, made.ledger, folder, overwrite=overwrite))
+        parts, origin = (made.model, made.tokenizer, recipe, made.ledger), checkpoint.origin
+        _saving(folder, lambda: safetensors.save(*parts, folder, overwrite=overwrite, origin=origin))
         kept.remove()
         result = _about(model, folder, made, began, recipe=recipe.name, history=history.record())
         return result | ({"compared": _compare(checkpoint, folder, recipe, progress)} if compare else {})
@@ -145,6 +146,7 @@ def _cut_weights(loaded, what, recipe, order, sparse, calibration, tokens, folde
     text = load_calibration(calibration, loaded.tokenizer, tokens=tokens)
     reads = what.method != "magnitude"
     about = {"kind": "prune", "method": what.method, "share": what.share, "calibration": text.record if reads else None}
+    origin = loaded.checkpoint.origin
     if recipe is None or order == "before":
         kept = masks.prune(loaded.model, what, text.ids if reads else None, progress)
     if recipe is not None:
@@ -159,11 +161,12 @@ def _cut_weights(loaded, what, recipe, order, sparse, calibration, tokens, folde
     zeros = sum(shares[name] * sum(mask.numel() for mask in kept[name]) for name in kept)
     result = {"zeros": round(zeros), "sparsity": zeros / sum(mask.numel() for each in kept.values() for mask in each)}
     if recipe is None:
-        _saving(folder, lambda: plain.save(loaded.model, loaded.tokenizer, about | _origin(loaded) | result, folder, overwrite=overwrite))
+        _saving(folder, lambda: plain.save(loaded.model, loaded.tokenizer, about | {"from": origin} | result, folder, overwrite=overwrite))
         return result | {"stored_bytes": stored_bytes(loaded)}
     ledger = replace(ledger, calibration=text.record if reads or recipe.calibrated else None, pruning=about | result)
     names = ledgers.sparse_names(loaded.model, kept)
-    _saving(folder, lambda: safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite, sparse=names))
+    parts = (loaded.model, loaded.tokenizer, recipe, ledger)
+    _saving(folder, lambda: safetensors.save(*parts, folder, overwrite=overwrite, sparse=names, origin=origin))
     bits = getattr(recipe.weights, "bits", 32)
     return result | {"recipe": recipe.name, "stored_bytes": ledger.stored_bytes, "break_even": break_even(bits)}
 
@@ -201,7 +204,8 @@ def _cut_parts(loaded, what, recipe, order, sparse, calibration, tokens, folder,
     after = sum(parameter.numel() for parameter in smaller.parameters())
     result = {"parameters_before": before, "parameters": after, "removed": 1 - after / before}
     record = {"kind": "prune", "method": what.method, "share": what.share, "calibration": text.record, **went, **result}
-    _saving(folder, lambda: plain.save(smaller, loaded.tokenizer, record | _origin(loaded), folder, overwrite=overwrite))
+    record |= {"from": loaded.checkpoint.origin}
+    _saving(folder, lambda: plain.save(smaller, loaded.tokenizer, record, folder, overwrite=overwrite))
     return result | {"stored_bytes": sum(parameter.nbytes for parameter in smaller.parameters())}
 
 
@@ -218,10 +222,6 @@ def _original(model: str, revision: str | None, folder: Path, progress: Progress
     if Path(folder).exists() and checkpoint.folder.resolve().is_relative_to(Path(folder).resolve()):
         raise InputError(f"{folder} holds the model itself. Choose another folder.")
     return checkpoint
-
-
-def _origin(loaded) -> dict:
-    return {"from": {"model": loaded.checkpoint.name, "digest": loaded.checkpoint.digest}}
 
 
 def _saving(folder: Path, save: Callable[[], object]) -> None:

@@ -75,7 +75,7 @@ def quantize_to(
         quantize_s = time.perf_counter() - began
         progress(0, 0, f"saving to {folder}")
         try:
-            safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite)
+            safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, overwrite=overwrite, origin=checkpoint.origin)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return _saved(model, folder, ledger, quantize_s)

@@ -96,7 +96,7 @@ def quantize(
             spread = None if engine is None or engine.is_local else partial(write_shards, engine, checkpoint, recipe, shard_bytes)
             digests = _write_shards(source, layout, journal, progress, spread)
             about = (source.described(), tokenizer, recipe, layout.ledger, list(layout.tensors), digests)
-            safetensors.write_about(*about, journal.folder)
+            safetensors.write_about(*about, journal.folder, origin=checkpoint.origin)
             if len(layout.shards) > 1:
                 _write_index(layout, journal.folder)
             clear(journal)

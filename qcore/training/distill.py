@@ -100,7 +100,7 @@ def run(
     history = train(problem, options.schedule, kept, progress, device=device, watch=watch)
     student.requires_grad_(False).eval()
     about = {
-        "kind": "distill", "from": {"model": checkpoint.name, "digest": checkpoint.digest}, "options": asdict(options),
+        "kind": "distill", "from": checkpoint.origin, "options": asdict(options),
         "rate": options.used_rate, "kept_layers": layers, "calibration": words.record, "history": history.record(),
         "trained_seconds": history.seconds, "trained_tokens": history.tokens, "device": device,
     }  # fmt: skip
