@@ -55,7 +55,7 @@ def check(spec: RunSpec) -> Checkpoint:
 
 
 def beside_original(spec: RunSpec) -> RunSpec:
-    """`spec` as it is, or, for a model that qcore has quantized, the comparison on the model that it was made from, with it as the last row.
+    """`spec` as it is; for a model that qcore has quantized, the comparison on the model that it was made from, with it as the last row.
 
     Raises `InputError` if what it was made from is not known, or is no longer the same.
     """

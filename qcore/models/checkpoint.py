@@ -36,7 +36,8 @@ class Checkpoint:
     def origin(self) -> dict:
         """What a model that is made from this one says about it, JSON-ready; `model` and `revision` find it again, from any folder."""
         local = self.source in ("folder", "gguf", ONNX)
-        return {"model": str(Path(self.name).expanduser().absolute()) if local else self.name, "revision": self.revision, "digest": self.digest}
+        name = str(Path(self.name).expanduser().absolute()) if local else self.name
+        return {"model": name, "revision": self.revision, "digest": self.digest}
 
     @property
     def nbytes(self) -> int:
