@@ -23,6 +23,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from trained import learned, words  # noqa: E402, F401 (fixtures)
 
 from qcore.quiet import hush  # noqa: E402
 

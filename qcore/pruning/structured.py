@@ -1,14 +1,19 @@
 """Structured pruning: neurons, heads or whole layers are cut out, and what is left is an ordinary, smaller model, faster with ordinary
 kernels.
 
-    neurons    of each MLP, those whose part in the output is least:  ‖column j of the down projection‖ · ‖activation of neuron j‖
-    heads      of each attention, the key-value groups (all query heads that share keys and values) whose part in the output is least, by
-               the same measure over the columns of the output projection that belong to them
+    neurons    of each MLP, those whose part in the output of the down projection is least
+    heads      of each attention, the key-value groups (all query heads that share keys and values) whose part in the output of the output
+               projection is least
     layers     those that change the hidden states least: 1 − cosine of a block's input and output, mean over tokens ("block influence",
                ShortGPT, arXiv 2403.03853)
 
-Norms are over calibration text. Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the
-saved folder loads wherever a model of that architecture does.
+With H = Σ x xᵀ over what calibration text gives the projection W, the part of columns P is  tr(W_P H_PP W_Pᵀ),  each token's output being
+divided by the size of its hidden state, because the next norm divides by it anyway: a few tokens are thousands of times larger than the
+others, and would decide alone. The columns S that stay make up for those that go, R, by least squares (as OBS does for whole layers,
+arXiv 2203.07259):  W_S + W_R H_RS (H_SS + damping)⁻¹.  Later layers see what the pruned ones before them make.
+
+Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the saved folder loads wherever a
+model of that architecture does.
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qcore.calibration.blocks import Blocks
+from qcore.calibration.inputs import Moments
 from qcore.errors import InputError
+from qcore.methods.gptq import damped
 from qcore.registry import unknown
 
 Progress = Callable[[int, int, str], None]
@@ -113,21 +120,17 @@ def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) 
         progress(position, len(blocks), f"scoring {what.method} of layer {position + 1} of {len(blocks)}")
         plan = _neurons(block) if what.method == "neurons" else _heads(block, config)
         last = block.get_submodule(plan.out)
-        total = torch.zeros(_matrix(last).shape[1])
-        hook = last.register_forward_pre_hook(
-            lambda module, given, total=total: total.add_(given[0].flatten(0, -2).float().square().sum(0))
-        )
-        try:
-            hidden = [blocks.run(position, state_) for state_ in hidden]
-        finally:
-            hook.remove()
-        parts = (_matrix(last).float().square().sum(0) * total).view(-1, plan.width_in).sum(1).sqrt()
+        weight, given = _matrix(last).float(), _given(blocks, position, last, hidden)
+        parts = _parts(weight, given, plan.width_in)
         size = len(parts) - _part(what, len(parts), what.method if what.method == "neurons" else "key-value groups")
         stays = parts.topk(size).indices.sort().values
         kept.append(stays.tolist())
         for name, width in plan.rows.items():
             _cut_rows(state, f"{blocks.name}.{position}.{name}", block.get_submodule(name), _spread(stays, width))
-        _cut_columns(state, f"{blocks.name}.{position}.{plan.out}", last, _spread(stays, plan.width_in))
+        columns = _spread(stays, plan.width_in)
+        left = _refitted(weight, given, columns)
+        state[f"{blocks.name}.{position}.{plan.out}.weight"] = _like(last, left)
+        hidden = _run_with(blocks, position, last, torch.zeros_like(weight).index_copy_(1, columns, left), hidden)
     if what.method == "neurons":
         setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), size)
     else:
@@ -135,6 +138,44 @@ def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) 
         config.head_dim = _head_size(config)
         config.num_attention_heads, config.num_key_value_heads = size * shared, size
     return _build(model, config, state), {f"kept_{'neurons' if what.method == 'neurons' else 'groups'}": size, "kept": kept}
+
+
+def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
+    """Twice the mean x xᵀ (K, K) of what the module `last` of a block is given, each token's x divided by the size of its hidden state."""
+    moments, seen = Moments.empty(_matrix(last).shape[1]), []
+    hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).float()))
+    try:
+        for state in hidden:
+            sizes = blocks.run(position, state).flatten(0, -2).float().norm(dim=1, keepdim=True)
+            moments.add(seen.pop(), weight=sizes.clamp_min(1e-12).reciprocal())
+    finally:
+        hook.remove()
+    return moments.hessian
+
+
+def _parts(weight: torch.Tensor, given: torch.Tensor, width: int) -> torch.Tensor:
+    """tr(W_P H_PP W_Pᵀ) for each part P of `width` columns of `weight` (N, K), with H `given` (K, K)."""
+    columns = weight.unflatten(1, (-1, width))
+    among = given.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)
+    return torch.einsum("npi,ijp,npj->p", columns, among, columns)
+
+
+def _refitted(weight: torch.Tensor, given: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`columns` of `weight` (N, K), changed so that they make up for the others."""
+    gone = torch.ones(weight.shape[1], dtype=torch.bool).index_fill_(0, columns, False).nonzero().flatten()
+    lost = weight[:, gone] @ given[gone][:, columns]
+    factor = torch.linalg.cholesky(damped(given[columns][:, columns]))
+    return weight[:, columns] + torch.cholesky_solve(lost.T, factor).T
+
+
+def _run_with(blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a block puts out while its `module` has another `weight` (N, K)."""
+    before = module.weight.data
+    module.weight.data = _like(module, weight)
+    try:
+        return [blocks.run(position, state) for state in hidden]
+    finally:
+        module.weight.data = before
 
 
 @dataclass(frozen=True)
@@ -193,8 +234,9 @@ def _cut_rows(state: dict, name: str, module: nn.Module, rows: torch.Tensor) -> 
         state[f"{name}.bias"] = module.bias.detach()[rows]
 
 
-def _cut_columns(state: dict, name: str, module: nn.Module, columns: torch.Tensor) -> None:
-    state[f"{name}.weight"] = module.weight.detach().index_select(0 if isinstance(module, Conv1D) else 1, columns)
+def _like(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """The matrix `weight` (N, K) as `module` stores it."""
+    return (weight.T if isinstance(module, Conv1D) else weight).to(module.weight.dtype).contiguous()
 
 
 def _build(model: nn.Module, config, state: dict[str, torch.Tensor]) -> nn.Module:

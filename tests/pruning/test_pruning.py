@@ -154,6 +154,37 @@ def test_parts_that_do_nothing_go_first_and_nothing_changes(method, share):
         torch.testing.assert_close(smaller(ids()).logits, model(ids()).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_part_is_what_its_columns_add_to_the_output():
+    torch.manual_seed(0)
+    x, weight = torch.randn(200, 12) * torch.rand(12), torch.randn(5, 12)
+    given = 2 / len(x) * x.T @ x
+    added = [(x[:, i : i + 3] @ weight[:, i : i + 3].T).square().sum() for i in range(0, 12, 3)]
+    torch.testing.assert_close(structured._parts(weight, given, 3), 2 / len(x) * torch.stack(added))
+
+
+def test_what_stays_makes_up_for_what_goes_as_least_squares_would():
+    torch.manual_seed(0)
+    x = torch.randn(400, 12) @ torch.randn(12, 12)  # inputs that know of each other
+    weight, columns = torch.randn(5, 12), torch.tensor([0, 2, 3, 5, 6, 8, 9, 11])
+    left = structured._refitted(weight, 2 / len(x) * x.T @ x, columns)
+    wanted = x @ weight.T
+    error = lambda matrix: float((x[:, columns] @ matrix.T - wanted).square().sum())  # noqa: E731
+    best = error(torch.linalg.lstsq(x[:, columns], wanted).solution.T)
+    assert best <= error(left) < 1.1 * best < 0.5 * error(weight[:, columns])
+
+
+@pytest.mark.parametrize(("method", "share"), [("neurons", 0.8), ("heads", 0.5)])
+def test_a_model_that_makes_up_for_what_went_loses_less(learned, words, monkeypatch, method, share):
+    model = models.load(str(learned)).model
+    tokens = data.tokenize((words / "train.txt").read_text(), tiny.tokenizer(), limit=2048).view(-1, 64)
+    test = data.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=1024)
+    before = evaluate(model, test, window=64).perplexity
+    lost = evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity - before
+    monkeypatch.setattr(structured, "_refitted", lambda weight, given, columns: weight[:, columns])
+    plainly = evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity - before
+    assert lost < 0.8 * plainly > 0
+
+
 def test_a_layer_that_passes_everything_on_goes_first():
     model = tiny.sharp("llama")
     with torch.no_grad():
