@@ -13,7 +13,7 @@ import hashlib
 import re
 import sysconfig
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,12 @@ class Calibration:
     sha256: str
     ids: torch.Tensor
     minutes: float | None = None
+
+    def part(self, tokens: int) -> Calibration:
+        """Only as many of the windows, evenly spread, as `tokens` takes (at least one)."""
+        count, window = self.ids.shape
+        wanted = max(1, min(count, -(-tokens // window)))
+        return replace(self, ids=self.ids[[count * i // wanted for i in range(wanted)]])
 
     @property
     def record(self) -> dict:

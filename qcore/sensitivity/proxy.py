@@ -38,25 +38,17 @@ def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
     return [[target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")] for i in range(len(blocks))]
 
 
-def some_windows(calibration: Calibration, tokens: int = TOKENS) -> Calibration:
-    """`calibration` with only as many of its windows, evenly spread, as `tokens` takes (at least one)."""
-    count, window = calibration.ids.shape
-    wanted = max(1, min(count, -(-tokens // window)))
-    picked = [count * i // wanted for i in range(wanted)]
-    return replace(calibration, ids=calibration.ids[picked])
-
-
 def split(calibration: Calibration, method: str, tokens: int = TOKENS) -> tuple[Calibration, Calibration | None]:
     """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for what the `method` chooses by:
     None if it looks at weights alone. A text of one window serves for both."""
     if method not in SEEING:
-        return some_windows(calibration, tokens), None
+        return calibration.part(tokens), None
     count, window = calibration.ids.shape
     wanted = max(1, min(-(-tokens // window), count // 4))
     taken = [count * i // wanted for i in range(wanted)]
     left = [i for i in range(count) if i not in taken] or taken
     loss, others = (replace(calibration, ids=calibration.ids[rows]) for rows in (taken, left))
-    return loss, some_windows(others, HESSIAN_TOKENS)
+    return loss, others.part(HESSIAN_TOKENS)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from qcore import convert, models
-from qcore.calibration import Calibration, load_calibration, unfinished
+from qcore.calibration import unfinished
+from qcore.calibration.text import TOKENS
 from qcore.errors import InputError
 from qcore.export import safetensors
 from qcore.formats.budget import Budget
@@ -24,13 +25,14 @@ from qcore.training.loop import History, Problem, Progress, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 RATES = {"light": 5e-3, "full": 3e-2}
+CALM = 0.2  # of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there first
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 
 @dataclass(frozen=True)
 class Qat:
     """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are files; without them, the
-    packaged calibration text and its end. `rate` None is the form's usual one. Raises `InputError` naming what cannot be used."""
+    packaged calibration text and its end. `rate` None is the usual one. Raises `InputError` naming what cannot be used."""
 
     form: Form = field(default_factory=Form)
     loss: str = "kl"
@@ -46,10 +48,10 @@ class Qat:
             raise InputError(f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) or next (the text does).")
         check_common(self.tokens, self.window, self.rate)
 
-    @property
-    def used_rate(self) -> float:
+    def rate_for(self, recipe: Recipe) -> float:
         """The learning rate."""
-        return RATES[self.form.name] if self.rate is None else self.rate
+        usual = RATES[self.form.name] * (CALM if recipe.calibrated else 1)
+        return usual if self.rate is None else self.rate
 
 
 def check_common(tokens: int, window: int, rate: float | None) -> None:
@@ -86,7 +88,7 @@ def run(
     words = texts.load(options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window)
     identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "options": asdict(options), "text": words.record["text"]}
     kept = Kept({"kind": "qat", **identity})
-    student, ledger = _begin(checkpoint, recipe, options, kept, progress, device)
+    student, ledger = _begin(checkpoint, recipe, words, kept, progress, device)
     leans = recipe.prepare == "none" and recipe.method != "awq" and not isinstance(recipe.weights, Budget)
     attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
     wise = Teacher(teacher.model)
@@ -96,29 +98,24 @@ def run(
         logits = model(input_ids=ids, use_cache=False).logits.float()
         return soft_loss(wise.logits(numbers, ids), logits) if options.loss == "kl" else next_loss(ids, logits)
 
-    problem = Problem(
-        student, groups(student, options.used_rate), windows, loss, judging.judge(wise, words.held_out.to(device), options.loss)
-    )
+    rate, judge = options.rate_for(recipe), judging.judge(wise, words.held_out.to(device), options.loss)
+    problem = Problem(student, groups(student, rate), windows, loss, judge)
     history = train(problem, options.schedule, kept, progress, device=device, watch=watch)
     detach(student)
-    record = texts.merge(words.record, ledger.calibration)
-    about = {"kind": "qat", **_about(options), "rate": options.used_rate, "history": history.record()}
-    ledger = replace(ledger, calibration=record, training=about)
+    about = {"kind": "qat", **asdict(options), "rate": rate, "history": history.record()}
+    ledger = replace(ledger, calibration=words.record, training=about)
     return Loaded(student, teacher.tokenizer, checkpoint, recipe, ledger), history, kept
 
 
-def _begin(checkpoint: Checkpoint, recipe: Recipe, options: Qat, kept: Kept, progress: Progress, device: str):
-    """The model as the recipe's own method quantizes it, and its ledger. Where that takes long it is kept for a run that goes on."""
+def _begin(checkpoint: Checkpoint, recipe: Recipe, words: texts.Texts, kept: Kept, progress: Progress, device: str):
+    """The model as the recipe's own method quantizes it, with a part of the training text if it reads any, and its ledger. Where that takes
+    long it is kept for a run that goes on."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
         return model.to(device), ledger
     loaded = models.load(checkpoint, device=device, progress=progress)
-    text: Calibration | None = load_calibration(options.text, loaded.tokenizer) if recipe.calibrated else None
+    text = words.source.part(TOKENS) if recipe.calibrated else None
     ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text, work=unfinished(), identity=checkpoint.digest)
     if recipe.calibrated:
         safetensors.save(loaded.model, None, recipe, ledger, kept.begin)
     return loaded.model, ledger
-
-
-def _about(options: Qat) -> dict:
-    return {name: value for name, value in asdict(options).items() if name not in ("rate",)}

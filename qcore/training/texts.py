@@ -23,12 +23,17 @@ JUDGED = 2048  # tokens of validation
 
 @dataclass(frozen=True)
 class Texts:
-    """`train` (windows, T) and `held_out` (windows, T) token ids; `record` is the training text's (see `Calibration.record`), with the
-    fingerprints of both: a trained model may not be judged by either."""
+    """`source` is the training text, `train` its windows (windows, T) and `held_out` (windows, T) the others, token ids; `record` is
+    the training text's (see `Calibration.record`), with the fingerprints of both: a trained model may not be judged by either."""
 
-    train: torch.Tensor
+    source: Calibration
     held_out: torch.Tensor
     record: dict
+
+    @property
+    def train(self) -> torch.Tensor:
+        """See the class."""
+        return self.source.ids
 
 
 def load(source: str | Path | None, validation: str | Path | None, tokenizer, *, tokens: int, window: int, judged: int = JUDGED) -> Texts:
@@ -61,11 +66,4 @@ def load(source: str | Path | None, validation: str | Path | None, tokenizer, *,
     record = train.record
     record["fingerprint"] = sorted({*record["fingerprint"], *held_out.record["fingerprint"]})
     record["validation"] = {"name": held_out.name, "sha256": held_out.sha256, "tokens": held_out.ids.numel()}
-    return Texts(train.ids, held_out.ids, record)
-
-
-def merge(record: dict, other: dict | None) -> dict:
-    """The record of what was trained on, with the fingerprint of what codes were chosen by, `other`, added."""
-    if not other:
-        return record
-    return record | {"fingerprint": sorted({*record["fingerprint"], *other["fingerprint"]})}
+    return Texts(train, held_out.ids, record)

@@ -17,7 +17,7 @@ from qcore.recipes import parse
 from qcore.select import select
 from qcore.sensitivity import Layer, Sensitivities, measure, predict, spearman
 from qcore.sensitivity.gradients import states
-from qcore.sensitivity.proxy import some_windows, split
+from qcore.sensitivity.proxy import split
 from qcore.sensitivity.rounding import Expected, rounded
 from qcore.sensitivity.store import TableStore, tables
 from qcore.sensitivity.tail import Tail
@@ -212,8 +212,8 @@ def test_methods_that_cannot_be_looked_at_are_refused():
 
 def test_windows_are_spread_over_the_text():
     whole = text(rows=16, columns=10)
-    assert torch.equal(some_windows(whole, 40).ids, whole.ids[[0, 4, 8, 12]])
-    assert torch.equal(some_windows(whole, 1).ids, whole.ids[:1]) and torch.equal(some_windows(whole, 10**6).ids, whole.ids)
+    assert torch.equal(whole.part(40).ids, whole.ids[[0, 4, 8, 12]])
+    assert torch.equal(whole.part(1).ids, whole.ids[:1]) and torch.equal(whole.part(10**6).ids, whole.ids)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30))
@@ -231,7 +231,7 @@ def test_spearman_is_pearsons_correlation_of_ranks(pairs):
 
 def test_methods_that_see_inputs_choose_by_other_windows_than_the_loss_is_for():
     whole = text(rows=16, columns=10)
-    assert torch.equal(split(whole, "rtn", 40)[0].ids, some_windows(whole, 40).ids) and split(whole, "rtn")[1] is None
+    assert torch.equal(split(whole, "rtn", 40)[0].ids, whole.part(40).ids) and split(whole, "rtn")[1] is None
     loss, given = split(whole, "gptq", 40)
     assert torch.equal(loss.ids, whole.ids[[0, 4, 8, 12]])
     assert torch.equal(given.ids, whole.ids[[i for i in range(16) if i % 4]])

@@ -110,6 +110,26 @@ def test_other_forms_and_beginnings_end_no_worse_than_they_began(learned, words,
     assert best < first and trained.recipe.name == recipe
 
 
+def test_codes_are_not_chosen_by_what_the_model_is_judged_by(learned, words, monkeypatch):
+    options, seen = asked(words, steps=1), []
+    quantize = convert.quantize
+    monkeypatch.setattr(
+        convert,
+        "quantize",
+        lambda *given, calibration=None, **more: (seen.append(calibration), quantize(*given, calibration=calibration, **more))[1],
+    )
+    qat.run(models.resolve(str(learned)), parse("int3-g64-gptq"), options, quiet)
+    found = texts.load(options.text, None, tiny.tokenizer(), tokens=options.tokens, window=options.window)
+    rows = lambda ids: set(map(tuple, ids.tolist()))  # noqa: E731
+    assert seen[0].ids.numel() >= 4096 and rows(seen[0].ids) <= rows(found.train) and rows(seen[0].ids).isdisjoint(rows(found.held_out))
+
+
+def test_chosen_codes_are_trained_in_smaller_steps():
+    options = qat.Qat()
+    assert options.rate_for(parse("int3-g64-gptq")) == 0.2 * options.rate_for(parse("int3-g64"))
+    assert qat.Qat(rate=0.01).rate_for(parse("int3-g64-gptq")) == 0.01
+
+
 def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
     checkpoint, recipe, options = models.resolve(str(learned)), parse("int3-g64"), asked(words, steps=10)
     whole, history, kept = qat.run(checkpoint, recipe, options, quiet)
