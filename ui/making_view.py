@@ -41,7 +41,7 @@ def draw(status: Status) -> None:
         st.caption(_verdict(result))
         st.caption(
             f"{compared['tokens']:,} tokens of {shielded(compared['text'])} in windows of {compared['window']}; decode: "
-            f"{compared['new_tokens']} tokens after {compared['prompt_tokens']}, on this machine, once."
+            f"{compared['new_tokens']} tokens after {compared['prompt_tokens']}, on this machine, the models in turns."
         )
     if history := result.get("history"):
         st.subheader("How it learned", anchor=False)

@@ -23,8 +23,10 @@ from qcore.recipes import Engine, Float, Recipe, parse
 LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before any model, as measured
 AROUND = 45_000_000  # tokenizer, module objects and what reading them leaves behind, as measured with a small model
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
-# What other libraries hold when they are loaded, beside what torch holds already, as measured
-ENGINE_LIBRARIES = {"bitsandbytes": 255_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000}
+# What other libraries hold when they are loaded, beside what torch holds already, as measured; for ONNX Runtime with what export leaves
+ENGINE_LIBRARIES = {
+    "bitsandbytes": 255_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000, "onnxruntime": 640_000_000,
+}  # fmt: skip
 ENGINE_RUNNING = {"nf4": 220_000_000, "fp4": 220_000_000, "int8": 60_000_000}  # and while they run, by variant, as measured
 # fp32 copies of the largest changed weight that choosing its codes needs at once
 WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
