@@ -18,9 +18,12 @@ def computes_fast(dtype: torch.dtype, device: torch.device | str = "cpu") -> boo
     return dtype == torch.bfloat16 and has_fast_bf16()
 
 
+def mixes(device: torch.device | str = "cpu") -> bool:
+    """Whether `mixed` changes anything on `device`."""
+    return torch.device(device).type == "cpu" and has_fast_bf16()
+
+
 def mixed(device: torch.device | str = "cpu") -> AbstractContextManager:
     """Within it, matrix products of float32 are computed in bfloat16 (`torch.autocast`) on a CPU that is fast at it; else nothing changes.
     For training: what is learned stays float32."""
-    if torch.device(device).type == "cpu" and has_fast_bf16():
-        return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16) if mixes(device) else nullcontext()

@@ -25,6 +25,7 @@ from torch import nn
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor, round_scale, spread
 from qcore.formats.uniform import Uniform
+from qcore.kernels.precision import mixes
 from qcore.methods.rtn import nearest
 
 LEAN = 0.4  # how far from its code towards the unquantized weight a weight begins, in steps of the grid
@@ -32,7 +33,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Light(nn.Module):
-    """Codes that stay, and a `gain` (N, G) for each scale, which begins at 1."""
+    """Codes that stay, and a `gain` (N, G) for each scale, which begins at 1.
+
+    In mixed precision ŵ is made in bfloat16 at once, from scales rounded to it: what is kept and judged is not."""
 
     def __init__(self, tensor: QuantizedTensor):
         super().__init__()
@@ -42,8 +45,10 @@ class Light(nn.Module):
         self.gain = nn.Parameter(torch.ones_like(self.scale))
 
     def weight(self) -> torch.Tensor:
-        """ŵ (N, K), float32."""
+        """ŵ (N, K), float32 or as autocast wants it."""
         scale = _stored(self.scale * self.gain, self.tensor)
+        if self.units.dtype == torch.bfloat16 and torch.is_autocast_enabled(scale.device.type):
+            scale = scale.to(torch.bfloat16)
         return _Scaled.apply(self.units, scale, self.tensor.format.group_size)
 
     def result(self) -> QuantizedTensor:
@@ -130,6 +135,8 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx, units: torch.Tensor, scale: torch.Tensor, size: int | None) -> torch.Tensor:
         ctx.save_for_backward(units)
         ctx.size, ctx.groups = size, scale.shape[1]
+        if size is not None and units.shape[1] == size * scale.shape[1]:
+            return (units.unflatten(1, (-1, size)) * scale.unsqueeze(2)).flatten(1)
         return units * spread(scale, units.shape[1], size)
 
     @staticmethod
@@ -177,11 +184,14 @@ def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tens
 
 
 def _units(tensor: QuantizedTensor) -> torch.Tensor:
-    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid, or values of a table."""
+    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid (bfloat16, which holds them exactly,
+    where products in it are fast), or values of a table."""
     codes = tensor.unpacked_codes()
     if isinstance(tensor.format, Uniform):
         zero = tensor.zero_points()
         zero = spread(zero, tensor.shape[1], tensor.format.group_size) if isinstance(zero, torch.Tensor) else zero
+        if mixes(tensor.codes.device):
+            return (codes.float() - zero).to(torch.bfloat16)
         narrow = torch.int8 if tensor.format.bits < 8 or tensor.format.symmetric else torch.int16
         return (codes.float() - zero).to(narrow)
     table = tensor.codebook.float()

@@ -10,6 +10,7 @@ from qcore.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import spread
 from qcore.formats.uniform import Uniform
+from qcore.kernels import precision
 from qcore.nn import QuantizedModule
 from qcore.recipes import parse
 from qcore.training.attach import Form, attach, detach, groups, norms
@@ -45,6 +46,26 @@ def test_the_light_form_computes_what_is_stored_before_and_after_gains_have_move
     stored = fake.result()
     assert torch.equal(fake.weight(), stored.dequantize()) and not torch.equal(fake.weight(), tensor.dequantize())
     assert torch.equal(stored.codes, tensor.codes) and stored.nbytes == tensor.nbytes
+
+
+@pytest.mark.parametrize("columns", [64, 80], ids=["whole groups", "a short group"])
+@pytest.mark.parametrize("pair", FORMATS, ids=ids)
+def test_the_light_form_in_mixed_precision_is_as_near_as_its_numbers(monkeypatch, pair, columns):
+    """The product and the gradients of the gains beside those in float32; what is stored is the same."""
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
+    tensor = methods.quantize(weight(columns), *pair)
+    plain = Light(tensor)
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda: True)
+    fast, x = Light(tensor), weight(columns)[:5]
+    made = []
+    for fake in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fake is fast):
+            made.append(torch.nn.functional.linear(x, fake.weight()))
+        made[-1].float().square().sum().backward()
+    assert made[1].dtype == torch.bfloat16
+    torch.testing.assert_close(made[1].float(), made[0], rtol=0.05, atol=0.02 * float(made[0].detach().abs().max()))
+    torch.testing.assert_close(fast.gain.grad, plain.gain.grad, rtol=0.1, atol=0.02 * float(plain.gain.grad.abs().max()))
+    assert torch.equal(fast.weight(), plain.weight()) and torch.equal(fast.result().dequantize(), plain.result().dequantize())
 
 
 @pytest.mark.parametrize("pair", [*FORMATS, CHANNEL], ids=ids)
