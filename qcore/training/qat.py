@@ -25,7 +25,7 @@ from qcore.training.loop import History, Problem, Progress, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 RATES = {"light": 5e-3, "full": 3e-2}
-CALM = 0.2  # of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there first
+CALM = 0.4  # of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there first
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 

@@ -28,7 +28,8 @@ def stored(folder) -> dict[str, torch.Tensor]:
 
 def in_memory(checkpoint, recipe, folder):
     loaded = models.load(checkpoint)
-    safetensors.save(loaded.model, loaded.tokenizer, recipe, convert.quantize(loaded.model, recipe), folder)
+    ledger = convert.quantize(loaded.model, recipe)
+    safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, origin=checkpoint.origin)
 
 
 @pytest.mark.parametrize("recipe", ["int4-g64", "nf4-g64-dq", "kmeans4", "int4-g32-head8", "int4-g64-hqq"])
