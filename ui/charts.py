@@ -19,6 +19,7 @@ ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels for each row of few and of many, and a
 MUTED = "rgba(128,134,144,0.95)"  # text and lines that step back, on white and on black
 FAINT = "rgba(128,134,144,0.28)"
 LONGEST = 3.0  # a bar or a limit more than this many times the median or the largest bar is cut, and says so
+LONGEST_LABEL = 20  # letters of a name beside a narrow picture
 
 Value = Callable[[dict], float | None]
 
@@ -158,12 +159,18 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
         text=f"{size(available)} available" + ("" if inside else " →"), showarrow=False, yref="paper", y=1, yanchor="bottom",
         xref="x" if inside else "paper", x=available if inside else 1, xanchor="right", font={"color": MUTED},
     )  # fmt: skip
-    figure.update_xaxes(visible=False, range=[0, reach * 1.45], fixedrange=True)
-    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, ticks="", fixedrange=True)
+    figure.update_xaxes(visible=False, range=[0, reach * 1.8], fixedrange=True)
+    names = {"tickvals": labels, "ticktext": [_shortened(label) for label in labels]}
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, ticks="", fixedrange=True, **names)
     figure.update_layout(
         barmode="overlay", height=30 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 24, "b": 2}, hoverlabel={"align": "left"}
     )
     return figure
+
+
+def _shortened(label: str) -> str:
+    """A name that leaves room for its bar: both ends of a long one; the whole is in the hover text."""
+    return label if len(label) <= LONGEST_LABEL else f"{label[:6]}…{label[-LONGEST_LABEL + 7 :]}"
 
 
 def _estimate_text(row: dict) -> str:

@@ -105,6 +105,15 @@ def test_estimate_marks_what_does_not_fit():
     assert any("8.00 GB available" in note.text for note in figure.layout.annotations)
 
 
+def test_a_long_name_leaves_room_for_its_bar():
+    rows = [
+        {"recipe": name, "label": name, "stored_bytes": 5e8, "peak_bytes": 1e9, "fits": True}
+        for name in ("fp32", "saved:a-model-with-neurons-25")
+    ]
+    axis = charts.estimate(rows, 8e9).layout.yaxis
+    assert axis.ticktext == ("fp32", "saved:…th-neurons-25") and axis.tickvals == ("fp32", "saved:a-model-with-neurons-25")
+
+
 @pytest.mark.parametrize(
     "smaller_x, expected", [(True, [1, 0, 3]), (False, [3])], ids=["size: small and good", "speed: one point is best at both"]
 )
