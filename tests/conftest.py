@@ -40,6 +40,12 @@ def _scratch_is_removed():
 
 
 @pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    """An empty cache folder, which no run outlives; `pytest.mark.usefixtures("own_home")` gives it to every test of a file."""
+    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
 def said(capsys):
     """Run a command line; returns (status, standard output, standard error)."""
 

@@ -17,13 +17,9 @@ from qcore.pipeline import FIGURES, ROW_KEYS
 from qcore.runs import jobs
 
 ROOT = Path(__file__).parent.parent
-FAKE = Path(__file__).parent / "runs" / "fake_child.py"
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    """An empty cache folder, which no run outlives."""
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture

@@ -14,9 +14,7 @@ def model(tmp_path_factory):
     return str(tiny.checkpoint("llama", tmp_path_factory.mktemp("models") / "llama"))
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def test_the_table_and_the_json(model, tmp_path, capsys):

@@ -16,9 +16,7 @@ from qcore.runs import jobs
 FAKE = Path(__file__).parent / "runs" / "fake_child.py"
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture
@@ -26,6 +24,7 @@ def fake(monkeypatch):
     """`compare` with stand-ins for the processes that measure; the text says what each recipe does."""
     monkeypatch.setattr(jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), "worker", str(folder.path)])
     monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": "A model."}))
+    monkeypatch.setattr(checks, "beside_original", lambda spec: spec)
 
 
 def test_a_failed_recipe_is_a_row_and_status_1(said, fake, tmp_path):

@@ -33,6 +33,7 @@ def test_the_command_repeats_the_spec(spec, monkeypatch):
 
     asked = []
     monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": ""}))
+    monkeypatch.setattr(checks, "beside_original", lambda spec: spec)
     monkeypatch.setattr(jobs, "submit", lambda spec, engine: asked.append(spec))
     monkeypatch.setattr(cli, "follow_all", lambda run_ids, json: 0)
     assert cli.main(shlex.split(spec.command)[3:]) == 0

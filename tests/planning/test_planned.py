@@ -17,9 +17,7 @@ from qcore.recipes import parse
 KINDS = list(tiny.CONFIGS)
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ PATIENCE = 600  # seconds; shared machines are slow
 OWN = ("int8", "int4-g64", "int4-g32-head8", "nf4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g64-gptq", "int3")
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def parts(model):

@@ -18,10 +18,7 @@ from qcore.pruning.structured import Cut
 from qcore.recipes import parse
 from qcore.runs import making
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def quiet(*step) -> None:

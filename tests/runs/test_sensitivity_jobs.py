@@ -18,9 +18,7 @@ from qcore.sensitivity.store import TableStore, tables
 FORMATS = "int3-g32,int4-g32,int8"
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ from qcore.training import distill
 from qcore.training.distill import Distill, begin, evenly, hidden_loss
 from qcore.training.loop import Schedule
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def quiet(*step) -> None:

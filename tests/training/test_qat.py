@@ -25,10 +25,7 @@ from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Schedule, order, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def quiet(*step) -> None:
