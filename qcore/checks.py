@@ -57,7 +57,7 @@ def check(spec: RunSpec) -> Checkpoint:
 def beside_original(spec: RunSpec) -> RunSpec:
     """`spec` as it is; for a model that qcore has quantized, the comparison on the model that it was made from, with it as the last row.
 
-    Raises `InputError` if what it was made from is not known, or is no longer the same.
+    A model that does not say what it was made from is left to `check`. Raises `InputError` if the original is gone or no longer the same.
     """
     from qcore import models
     from qcore.export.saving import made_from
