@@ -181,9 +181,34 @@ class Together:
 
 
 def divergence(wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Mean over positions of KL(wanted || logits), for logits (T, V), in nats."""
-    wanted, log_q = wanted.log_softmax(-1), logits.log_softmax(-1)
-    return (wanted.exp() * (wanted - log_q)).sum(-1).mean()
+    """Mean over positions of KL(wanted || logits), for logits (T, V), in nats: float32, whatever they are."""
+    return _Divergence.apply(wanted, logits)
+
+
+class _Divergence(torch.autograd.Function):
+    """A few rows at a time, so that nothing as large as the logits is made but their gradient, (softmax(logits) - softmax(wanted)) / T."""
+
+    ENTRIES = 1 << 19  # of logits at a time: 2 MiB each in float32, which caches hold
+
+    @staticmethod
+    def forward(ctx, wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        total, count = logits.new_zeros((), dtype=torch.float64), len(logits)
+        rows = max(1, _Divergence.ENTRIES // logits.shape[1])
+        for first in range(0, count, rows):
+            part = slice(first, first + rows)
+            log_p, log_q = (each[part].float().log_softmax(-1) for each in (wanted, logits))
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            if gradient is not None:
+                gradient[part] = log_q.exp_().sub_(p).div_(count)
+        ctx.save_for_backward(gradient)
+        return (total / count).float()
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * slope
 
 
 BLOCK_METHODS.register("distilled")(BlockMethod(gptq.choose, wants_drift=True, together=Together))

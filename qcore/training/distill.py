@@ -90,9 +90,9 @@ def run(
 
     def loss(model: nn.Module, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
         if not options.hidden:
-            return soft_loss(wise.logits(numbers, ids), model(input_ids=ids, use_cache=False).logits.float(), options.temperature)
+            return soft_loss(wise.logits(numbers, ids), model(input_ids=ids, use_cache=False).logits, options.temperature)
         made = model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        soft = soft_loss(wise.logits(numbers, ids), made.logits.float(), options.temperature)
+        soft = soft_loss(wise.logits(numbers, ids), made.logits, options.temperature)
         return soft + options.hidden * hidden_loss(wise.hidden(ids), list(made.hidden_states), layers)
 
     judge = judging.judge(wise, words.held_out.to(device), "kl")

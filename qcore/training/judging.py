@@ -19,7 +19,7 @@ def judge(teacher: Teacher, held_out: torch.Tensor, loss: str) -> Callable[[nn.M
     def measure(model: nn.Module) -> tuple[float, float]:
         divergence = nll = 0.0
         for number, ids in enumerate(held_out.unsqueeze(1)):
-            logits = model(input_ids=ids, use_cache=False).logits.float()
+            logits = model(input_ids=ids, use_cache=False).logits
             nll += float(next_loss(ids, logits))
             if loss == "kl":
                 divergence += float(soft_loss(teacher.logits([-1 - number], ids), logits))

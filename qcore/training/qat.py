@@ -95,7 +95,7 @@ def run(
     windows = words.train.to(device)
 
     def loss(model, numbers, ids):
-        logits = model(input_ids=ids, use_cache=False).logits.float()
+        logits = model(input_ids=ids, use_cache=False).logits
         return soft_loss(wise.logits(numbers, ids), logits) if options.loss == "kl" else next_loss(ids, logits)
 
     rate, judge = options.rate_for(recipe), judging.judge(wise, words.held_out.to(device), options.loss)

@@ -29,9 +29,9 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V), float32, for the windows `ids` (B, T) called `numbers`."""
+        """Logits (B, T, V), of the type that the model computes in, for the windows `ids` (B, T) called `numbers`."""
         if self._plain is not False and all(number in self._kept for number in numbers):
-            return self._head(torch.stack([self._kept[number] for number in numbers])).float()
+            return self._head(torch.stack([self._kept[number] for number in numbers]))
         seen: list[torch.Tensor] = []
         hook = self._head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
         try:
@@ -45,7 +45,7 @@ class Teacher:
                 if number not in self._kept and self._bytes + state.nbytes <= KEPT_BYTES:
                     self._kept[number] = state.clone()
                     self._bytes += state.nbytes
-        return logits.float()
+        return logits
 
     @property
     def _head(self) -> nn.Module:
@@ -59,9 +59,10 @@ class Teacher:
 
 def soft_loss(wanted: torch.Tensor, logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """T² · KL(softmax(wanted / T) || softmax(logits / T)), mean over positions, in nats; both (B, T, V)."""
+    wanted, logits = wanted.flatten(0, -2), logits.flatten(0, -2)
     if temperature == 1.0:
-        return divergence(wanted.flatten(0, -2), logits.flatten(0, -2))
-    return temperature**2 * divergence(wanted.flatten(0, -2) / temperature, logits.flatten(0, -2) / temperature)
+        return divergence(wanted, logits)
+    return temperature**2 * divergence(wanted.float() / temperature, logits.float() / temperature)
 
 
 def next_loss(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

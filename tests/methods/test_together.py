@@ -49,6 +49,18 @@ def test_the_divergence_is_that_of_the_definition():
     assert float(together.divergence(wanted, wanted)) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+def test_the_gradient_of_the_divergence_is_that_of_the_definition(monkeypatch, dtype, error):
+    monkeypatch.setattr(together._Divergence, "ENTRIES", 15)  # two rows at a time, the last one alone
+    wanted, other = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
+    first, second = other.clone().requires_grad_(), other.double().requires_grad_()
+    (3 * together.divergence(wanted, first)).backward()
+    p, q = wanted.double().softmax(-1), second.softmax(-1)
+    (3 * (p * (p / q).log()).sum(-1).mean()).backward()
+    assert first.grad.dtype == dtype
+    torch.testing.assert_close(first.grad.double(), second.grad, rtol=error, atol=1e-6)
+
+
 @pytest.mark.parametrize("turned", [False, True], ids=["linear", "conv1d"])
 def test_a_step_goes_against_the_sign_of_the_gradient(turned):
     weight = torch.randn(16, 80, generator=torch.Generator().manual_seed(0))
