@@ -45,7 +45,7 @@ class Distill:
     hidden: float = 0.0
     text: str | None = None
     validation: str | None = None
-    tokens: int = 131072
+    tokens: int = 262144
     window: int = 256
     rate: float | None = None
     schedule: Schedule = field(default_factory=lambda: Schedule(batch=2))

@@ -38,7 +38,7 @@ class Qat:
     loss: str = "kl"
     text: str | None = None
     validation: str | None = None
-    tokens: int = 65536
+    tokens: int = 262144
     window: int = 256
     rate: float | None = None
     schedule: Schedule = field(default_factory=Schedule)
