@@ -4,5 +4,7 @@ import streamlit as st
 
 from ui import navigation
 
-st.set_page_config(page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220)
+st.set_page_config(
+    page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
+)
 st.navigation(navigation.pages()).run()

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from benchmarks.plan import STEPS
 
 
-def timed(read: Callable[[Sequence[int]], int], write: Callable[[int], int], prompt: Sequence[int]) -> dict[str, float]:
+def timed(
+    read: Callable[[Sequence[int]], int], write: Callable[[int], int], prompt: Sequence[int]
+) -> dict[str, float]:
     """Rates in tokens a second: "prefill" of `prompt`, "decode" of STEPS tokens after it.
 
     `read(tokens)` starts anew and processes a prompt, `write(token)` one token more; both return the seconds that it took and the most

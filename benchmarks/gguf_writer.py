@@ -11,10 +11,16 @@ from pathlib import Path
 import torch
 
 LAYER = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+}
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -54,7 +60,9 @@ def write(model: torch.nn.Module, path: Path) -> None:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     if config.model_type != "llama" or rope.get("rope_type", "default") != "default":
-        raise ValueError(f"only plain Llama models can be written, and this is {config.model_type} with {rope}")
+        raise ValueError(
+            f"only plain Llama models can be written, and this is {config.model_type} with {rope}"
+        )
     writer = GGUFWriter(str(path), "llama")
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)

@@ -10,10 +10,10 @@ import ctypes
 
 import torch
 
-from qcore.calibration.blocks import Blocks
-from qcore.calibration.inputs import find_stages, watch
+from qcore.layers.select import select
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import find_stages, watch
 from qcore.recipes import parse
-from qcore.select import select
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from qcore.formats.uniform import Uniform  # noqa: E402
 from qcore.kernels import dispatch  # noqa: E402
 from qcore.kernels.packed import PackedWeight  # noqa: E402
 from qcore.measurement.environment import environment, readers  # noqa: E402
-from qcore.methods import quantize  # noqa: E402
+from qcore.quantization.methods import quantize  # noqa: E402
 
 FORMATS = {
     "int4-g32": (Uniform(4, 32, False), "rtn"),
@@ -43,7 +43,9 @@ TOKENS = (2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PEERS = ("MKL fp32", "FBGEMM int8")
 SHOWN = ("int4-g64 int8-block", "int4-g64 int16", "int8 int8", "int8 int16", *PEERS)
 COLD = 96 << 20  # bytes of weights to cycle through, several times the last-level cache's share
-READ = 32 << 20  # bytes that the bandwidth measurement reads in a turn, about as long as the largest product takes
+READ = (
+    32 << 20
+)  # bytes that the bandwidth measurement reads in a turn, about as long as the largest product takes
 
 
 def take_turns(candidates: dict, rounds: int) -> dict[str, list[float]]:
@@ -60,7 +62,9 @@ def take_turns(candidates: dict, rounds: int) -> dict[str, list[float]]:
 def packed(name: str, columns: int, rows: int, cold: bool) -> list[PackedWeight]:
     """A quantized random weight, copied until the copies exceed every cache."""
     format, method = FORMATS[name]
-    small = torch.randn(min(rows, 256), columns)  # k-means on more rows takes minutes, and speed does not depend on values
+    small = torch.randn(
+        min(rows, 256), columns
+    )  # k-means on more rows takes minutes, and speed does not depend on values
     weight = PackedWeight.pack(quantize(small.repeat(-(-rows // small.shape[0]), 1)[:rows], format, method))
     copies = -(-COLD // weight.nbytes) if cold else 1
     return [weight] + [PackedWeight.pack(weight.unpack()) for _ in range(copies - 1)]
@@ -79,9 +83,13 @@ def candidates_of(columns: int, rows: int, tokens: int) -> tuple[dict, dict[str,
         weights = itertools.cycle(each)
         for activations in ACTIVATIONS:
             label = f"{name} {activations}"
-            calls[label] = lambda weights=weights, activations=activations: dispatch.linear(x, next(weights), None, activations)
+            calls[label] = lambda weights=weights, activations=activations: dispatch.linear(
+                x, next(weights), None, activations
+            )
             sizes[label] = next(weights).nbytes
-    dense = itertools.cycle([torch.randn(rows, columns) for _ in range(-(-COLD // (4 * rows * columns)) if tokens == 1 else 1)])
+    dense = itertools.cycle(
+        [torch.randn(rows, columns) for _ in range(-(-COLD // (4 * rows * columns)) if tokens == 1 else 1)]
+    )
     calls["MKL fp32"] = lambda: torch.nn.functional.linear(x, next(dense))
     sizes["MKL fp32"] = 4 * rows * columns
     dynamic = torch.ao.nn.quantized.dynamic.Linear.from_float(_prepared(rows, columns))
@@ -100,8 +108,14 @@ def gemm_table(rows: list[dict]) -> str:
     """Operations a second by shape and number of tokens, as Markdown, with the ratio to the faster peer."""
     lines = [f"| K x N | tokens | {' | '.join(SHOWN)} |", "| --- " * (2 + len(SHOWN)) + "|"] if rows else []
     for columns, outputs, tokens in sorted({(row["K"], row["N"], row["M"]) for row in rows}):
-        here = {row["kernel"]: row for row in rows if (row["K"], row["N"], row["M"]) == (columns, outputs, tokens)}
-        cells = [f"{here[name]['gops']:.0f}" + ("" if name in PEERS else f" ({here[name]['vs_fastest_peer']:.2f}x)") for name in SHOWN]
+        here = {
+            row["kernel"]: row for row in rows if (row["K"], row["N"], row["M"]) == (columns, outputs, tokens)
+        }
+        cells = [
+            f"{here[name]['gops']:.0f}"
+            + ("" if name in PEERS else f" ({here[name]['vs_fastest_peer']:.2f}x)")
+            for name in SHOWN
+        ]
         lines.append(f"| {columns} x {outputs} | {tokens} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -119,8 +133,14 @@ def main() -> None:
     reads = {f"read by {read.__name__}": (lambda read=read: read(next(blocks))) for read in readers()}
     rows, ratios = [], {}
     shapes = [(*shape, 1) for shape in (GEMV[-1:] if options.quick else GEMV)]
-    shapes += [(*shape, tokens) for shape in (GEMM[:1] if options.quick else GEMM) for tokens in ((16, 256) if options.quick else TOKENS)]
-    shapes = [shape for shape in shapes if options.only is None or (options.only == "gemv") == (shape[2] == 1)]
+    shapes += [
+        (*shape, tokens)
+        for shape in (GEMM[:1] if options.quick else GEMM)
+        for tokens in ((16, 256) if options.quick else TOKENS)
+    ]
+    shapes = [
+        shape for shape in shapes if options.only is None or (options.only == "gemv") == (shape[2] == 1)
+    ]
     with torch.inference_mode():
         for columns, outputs, tokens in shapes:
             calls, sizes = candidates_of(columns, outputs, tokens)
@@ -129,11 +149,17 @@ def main() -> None:
             for name, seconds in times.items():
                 best = min(seconds)
                 row = {
-                    "K": columns, "N": outputs, "M": tokens, "kernel": name, "us": round(1e6 * best, 1),
-                    "us_median": round(1e6 * statistics.median(seconds), 1), "bandwidth_share": round(sizes[name] / best / bandwidth, 3),
-                    "gops": round(2e-9 * tokens * columns * outputs / best, 1), "vs_mkl_fp32": round(min(times["MKL fp32"]) / best, 2),
+                    "K": columns,
+                    "N": outputs,
+                    "M": tokens,
+                    "kernel": name,
+                    "us": round(1e6 * best, 1),
+                    "us_median": round(1e6 * statistics.median(seconds), 1),
+                    "bandwidth_share": round(sizes[name] / best / bandwidth, 3),
+                    "gops": round(2e-9 * tokens * columns * outputs / best, 1),
+                    "vs_mkl_fp32": round(min(times["MKL fp32"]) / best, 2),
                     "vs_fastest_peer": round(min(min(times[peer]) for peer in PEERS) / best, 2),
-                }  # fmt: skip
+                }
                 rows.append(row)
                 print(
                     f"{columns:5} x {outputs:5}  M {tokens:4}  {name:20} {row['us']:10.1f} us  {row['bandwidth_share']:6.1%} of "
@@ -141,10 +167,18 @@ def main() -> None:
                     f"{row['vs_fastest_peer']:6.2f} x the faster peer"
                 )
             if (columns, outputs, tokens) == (*GEMV[-1], 1):
-                share = {row["kernel"]: row["bandwidth_share"] for row in rows if (row["K"], row["M"]) == (columns, 1)}
-                ratios["gemv_int4_bandwidth_share"] = max(share["int4-g32 int16"], share["int4-g32 int8-block"])
+                share = {
+                    row["kernel"]: row["bandwidth_share"]
+                    for row in rows
+                    if (row["K"], row["M"]) == (columns, 1)
+                }
+                ratios["gemv_int4_bandwidth_share"] = max(
+                    share["int4-g32 int16"], share["int4-g32 int8-block"]
+                )
                 ratios["gemv_int8_bandwidth_share"] = share["int8 int16"]
-                ratios |= {f"gemv_{name.replace(' ', '_')}_bandwidth_share": value for name, value in share.items()}
+                ratios |= {
+                    f"gemv_{name.replace(' ', '_')}_bandwidth_share": value for name, value in share.items()
+                }
     many = [row for row in rows if row["M"] > 1]
     for name in SHOWN[:4] if many else ():
         ratios[f"gemm_{name.replace(' ', '_')}_vs_fastest_peer_worst"] = min(

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from qcore.home import check_space  # noqa: E402
+from qcore.base.home import check_space  # noqa: E402
 from qcore.streaming.layout import Piece  # noqa: E402
 from qcore.streaming.writer import ShardWriter  # noqa: E402
 
@@ -30,7 +30,14 @@ CHUNK = 1 << 22  # weights written at a time
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    for name, default in (("layers", 32), ("hidden", 4096), ("mlp", 11008), ("heads", 32), ("kv-heads", 32), ("vocabulary", 32000)):
+    for name, default in (
+        ("layers", 32),
+        ("hidden", 4096),
+        ("mlp", 11008),
+        ("heads", 32),
+        ("kv-heads", 32),
+        ("vocabulary", 32000),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--shard-gb", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -77,7 +84,9 @@ def make(out: Path, config: dict, shard_bytes: float, seed: int = 0) -> dict:
                 count = min(CHUNK, math.prod(piece.shape) - start)
                 position = (position + 64 * 10007) % (POOL - CHUNK)
                 chunk = pool[position : position + count]
-                writer.write(piece.name, torch.ones(count, dtype=torch.bfloat16) if len(piece.shape) == 1 else chunk)
+                writer.write(
+                    piece.name, torch.ones(count, dtype=torch.bfloat16) if len(piece.shape) == 1 else chunk
+                )
         writer.close()
     (out / "config.json").write_text(json.dumps(config, indent=1))
     index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -93,10 +102,15 @@ def tensors(config: dict) -> list[tuple[str, tuple[int, ...]]]:
     found = [("model.embed_tokens.weight", (config["vocab_size"], hidden))]
     for i in range(config["num_hidden_layers"]):
         rows = {"q_proj": hidden, "k_proj": kv, "v_proj": kv, "o_proj": hidden}
-        found += [(f"model.layers.{i}.self_attn.{name}.weight", (size, hidden)) for name, size in rows.items()]
+        found += [
+            (f"model.layers.{i}.self_attn.{name}.weight", (size, hidden)) for name, size in rows.items()
+        ]
         found += [(f"model.layers.{i}.mlp.{name}.weight", (mlp, hidden)) for name in ("gate_proj", "up_proj")]
         found += [(f"model.layers.{i}.mlp.down_proj.weight", (hidden, mlp))]
-        found += [(f"model.layers.{i}.{name}.weight", (hidden,)) for name in ("input_layernorm", "post_attention_layernorm")]
+        found += [
+            (f"model.layers.{i}.{name}.weight", (hidden,))
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
     return [*found, ("model.norm.weight", (hidden,)), ("lm_head.weight", (config["vocab_size"], hidden))]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from qcore.errors import QcoreError, RunError
+from qcore.base.errors import QcoreError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 900  # seconds until a process that says nothing is given up: preparing the largest model takes two minutes on two cores
@@ -32,8 +32,12 @@ class Worker:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.pipe", module, json.dumps(options)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment(options["threads"]),
-        )  # fmt: skip
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment(options["threads"]),
+        )
         self._usage = psutil.Process(self._process.pid)
         self._buffer = b""
 
@@ -91,13 +95,22 @@ class Worker:
 def environment(threads: int) -> dict[str, str]:
     """Environment variables of a measured process: the number of threads, and no network. How threads wait is left to each library:
     all of them spin for some milliseconds and then sleep, so that a process that waits for its turn takes nothing from the others."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def _busy(process: psutil.Process) -> tuple[float, float, float]:
     """(clock, processor seconds of everyone, those of this process), to be subtracted from each other."""
     everyone, own = psutil.cpu_times(), process.cpu_times()
-    return time.monotonic(), sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0) - getattr(everyone, "guest", 0), sum(own[:2])
+    return (
+        time.monotonic(),
+        sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0) - getattr(everyone, "guest", 0),
+        sum(own[:2]),
+    )
 
 
 def serve(module: str, options: dict) -> None:

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from statistics import median
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 MODEL = "smollm2-135m"
-PROMPT, STEPS, GENERATED = 256, 64, 32  # tokens read, tokens written one by one, tokens written through transformers' generate
+PROMPT, STEPS, GENERATED = (
+    256,
+    64,
+    32,
+)  # tokens read, tokens written one by one, tokens written through transformers' generate
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Samples:
 
     def ratio(self, ratio: Ratio) -> float:
         """The median of the ratios within each round."""
-        return median(ours / theirs for ours, theirs in zip(self.of(ratio.ours), self.of(ratio.theirs), strict=True))
+        return median(
+            ours / theirs for ours, theirs in zip(self.of(ratio.ours), self.of(ratio.theirs), strict=True)
+        )
 
 
 def _own(recipe: str, name: str = "decode") -> Figure:
@@ -88,7 +94,10 @@ INT4, INT8, GROUPED = "int4-g32-head8", "int8-head8", "int4-g64-head8"
 INT4_A8 = f"{INT4}-a8"  # what llama.cpp and accuracy level 4 multiply with; the recipe's own 16 bits are 250 times closer
 NF4, KMEANS = "nf4-g64-head8", "kmeans4-head8"
 LLAMA, ORT = "llama.cpp", "onnxruntime-genai"
-ORT_INT4, ORT_HEAD8 = "ort-int4", "ort-int4-head8"  # its builder's default, head in 4 bits; and the format that ours and Q4_0 have
+ORT_INT4, ORT_HEAD8 = (
+    "ort-int4",
+    "ort-int4-head8",
+)  # its builder's default, head in 4 bits; and the format that ours and Q4_0 have
 RANDOM = "0.6b"
 LIBRARIES = {
     "bnb-nf4": ("bitsandbytes_nf4", "bitsandbytes nf4", ("bitsandbytes",)),
@@ -108,60 +117,131 @@ def _generated(recipe: str) -> Figure:
 
 STAGES = (
     Stage(
-        "the default model, whole steps", 8,
+        "the default model, whole steps",
+        8,
         (
             Process("qcore", "own", (INT4, INT4_A8, INT8, GROUPED, NF4, KMEANS)),
             Process(LLAMA, "llamacpp", ("q4_0", "q8_0"), ("llama-cpp-python", "gguf")),
             Process(ORT, "ortgenai", (ORT_INT4, ORT_HEAD8), ("onnxruntime-genai", "onnxruntime", "onnx-ir")),
         ),
         (
-            Ratio("decode_int4_vs_llamacpp_q4_0", f"decode, {INT4} against llama.cpp Q4_0", _own(INT4), _llama("q4_0"), 1.5),
-            Ratio("decode_int8_vs_llamacpp_q8_0", f"decode, {INT8} against llama.cpp Q8_0", _own(INT8), _llama("q8_0"), 1.3),
-            Ratio("prefill_int4_vs_llamacpp_q4_0", f"prefill of {PROMPT} tokens, {INT4} against llama.cpp Q4_0",
-                  _own(INT4, "prefill"), _llama("q4_0", "prefill"), 1.2),
-            Ratio("decode_int4_vs_ortgenai_int4", f"decode, {INT4} against onnxruntime-genai int4, both with 8-bit activations and head",
-                  _own(INT4_A8), Figure(ORT, ORT_HEAD8, "decode"), 1.6),
-            Ratio("decode_int4_a8_vs_ortgenai_int4_head4", "… with its head in 4 bits",
-                  _own(INT4_A8), Figure(ORT, ORT_INT4, "decode"), 1.0),
-            Ratio("decode_int4_a16_vs_ortgenai_int4_head4", "… and our activations in 16 bits: each as it comes",
-                  _own(INT4), Figure(ORT, ORT_INT4, "decode"), 1.0),
+            Ratio(
+                "decode_int4_vs_llamacpp_q4_0",
+                f"decode, {INT4} against llama.cpp Q4_0",
+                _own(INT4),
+                _llama("q4_0"),
+                1.5,
+            ),
+            Ratio(
+                "decode_int8_vs_llamacpp_q8_0",
+                f"decode, {INT8} against llama.cpp Q8_0",
+                _own(INT8),
+                _llama("q8_0"),
+                1.3,
+            ),
+            Ratio(
+                "prefill_int4_vs_llamacpp_q4_0",
+                f"prefill of {PROMPT} tokens, {INT4} against llama.cpp Q4_0",
+                _own(INT4, "prefill"),
+                _llama("q4_0", "prefill"),
+                1.2,
+            ),
+            Ratio(
+                "decode_int4_vs_ortgenai_int4",
+                f"decode, {INT4} against onnxruntime-genai int4, both with 8-bit activations and head",
+                _own(INT4_A8),
+                Figure(ORT, ORT_HEAD8, "decode"),
+                1.6,
+            ),
+            Ratio(
+                "decode_int4_a8_vs_ortgenai_int4_head4",
+                "… with its head in 4 bits",
+                _own(INT4_A8),
+                Figure(ORT, ORT_INT4, "decode"),
+                1.0,
+            ),
+            Ratio(
+                "decode_int4_a16_vs_ortgenai_int4_head4",
+                "… and our activations in 16 bits: each as it comes",
+                _own(INT4),
+                Figure(ORT, ORT_INT4, "decode"),
+                1.0,
+            ),
             Ratio("decode_nf4_vs_int4", f"decode, {NF4} against {GROUPED}", _own(NF4), _own(GROUPED), 0.8),
-            Ratio("decode_kmeans4_vs_int4", f"decode, {KMEANS} against {GROUPED}", _own(KMEANS), _own(GROUPED), 0.8),
+            Ratio(
+                "decode_kmeans4_vs_int4",
+                f"decode, {KMEANS} against {GROUPED}",
+                _own(KMEANS),
+                _own(GROUPED),
+                0.8,
+            ),
         ),
     ),
     Stage(
-        "a Llama of 0.6 billion random weights", 5,
+        "a Llama of 0.6 billion random weights",
+        5,
         (
             Process(f"qcore {RANDOM}", "own", (f"{RANDOM} {INT4}",)),
             Process(f"{LLAMA} {RANDOM}", "llamacpp", (f"{RANDOM} q4_0",), ("llama-cpp-python", "gguf")),
         ),
         (
-            Ratio("decode_int4_0.6b_vs_llamacpp_q4_0", f"decode, random Llama of 0.6B, {INT4} against llama.cpp Q4_0",
-                  Figure(f"qcore {RANDOM}", f"{RANDOM} {INT4}", "decode"), Figure(f"{LLAMA} {RANDOM}", f"{RANDOM} q4_0", "decode"), 1.2),
+            Ratio(
+                "decode_int4_0.6b_vs_llamacpp_q4_0",
+                f"decode, random Llama of 0.6B, {INT4} against llama.cpp Q4_0",
+                Figure(f"qcore {RANDOM}", f"{RANDOM} {INT4}", "decode"),
+                Figure(f"{LLAMA} {RANDOM}", f"{RANDOM} q4_0", "decode"),
+                1.2,
+            ),
         ),
     ),
     Stage(
-        "the default model through transformers' generate", 4,
-        (_generating("fp32"), _generating(INT4), *(_generating(recipe, needs) for recipe, (_, _, needs) in LIBRARIES.items())),
+        "the default model through transformers' generate",
+        4,
         (
-            Ratio("generate_int4_vs_fp32", f"decode in generate, {INT4} against fp32", _generated(INT4), _generated("fp32"), 4.5),
-            *(Ratio(f"generate_int4_vs_{short}", f"decode in generate, {INT4} against {title}", _generated(INT4), _generated(recipe), 1.0)
-              for recipe, (short, title, _) in LIBRARIES.items()),
+            _generating("fp32"),
+            _generating(INT4),
+            *(_generating(recipe, needs) for recipe, (_, _, needs) in LIBRARIES.items()),
+        ),
+        (
+            Ratio(
+                "generate_int4_vs_fp32",
+                f"decode in generate, {INT4} against fp32",
+                _generated(INT4),
+                _generated("fp32"),
+                4.5,
+            ),
+            *(
+                Ratio(
+                    f"generate_int4_vs_{short}",
+                    f"decode in generate, {INT4} against {title}",
+                    _generated(INT4),
+                    _generated(recipe),
+                    1.0,
+                )
+                for recipe, (short, title, _) in LIBRARIES.items()
+            ),
         ),
     ),
     Stage(
-        "one product with a 4096 x 11008 matrix", 5,
+        "one product with a 4096 x 11008 matrix",
+        5,
         (Process("gemv", "gemv", ("4096x11008",)),),
         tuple(
-            Ratio(f"gemv_{name}_bandwidth_share", f"GEMV at 4096x11008, {words}, share of the read bandwidth",
-                  Figure("gemv", "4096x11008", figure, "bytes/s"), Figure("gemv", "4096x11008", "read", "bytes/s"), 0.8)
+            Ratio(
+                f"gemv_{name}_bandwidth_share",
+                f"GEMV at 4096x11008, {words}, share of the read bandwidth",
+                Figure("gemv", "4096x11008", figure, "bytes/s"),
+                Figure("gemv", "4096x11008", "read", "bytes/s"),
+                0.8,
+            )
             for name, words, figure in (
-                ("int4", "int4-g32", "int4"), ("int4_a8", "int4-g32 with 8-bit activations", "int4 8-bit activations"),
+                ("int4", "int4-g32", "int4"),
+                ("int4_a8", "int4-g32 with 8-bit activations", "int4 8-bit activations"),
                 ("int8", "int8", "int8"),
             )
         ),
     ),
-)  # fmt: skip
+)
 
 
 def ratio_names() -> list[str]:
@@ -177,7 +257,11 @@ def chosen(patterns: Sequence[str]) -> list[Stage]:
             raise InputError(f"No ratio is called {pattern!r}. There are: {', '.join(ratio_names())}.")
     stages = []
     for stage in STAGES:
-        ratios = tuple(ratio for ratio in stage.ratios if not patterns or any(fnmatchcase(ratio.name, each) for each in patterns))
+        ratios = tuple(
+            ratio
+            for ratio in stage.ratios
+            if not patterns or any(fnmatchcase(ratio.name, each) for each in patterns)
+        )
         used = {(figure.process, figure.item) for ratio in ratios for figure in (ratio.ours, ratio.theirs)}
         processes = []
         for process in stage.processes:
@@ -196,7 +280,9 @@ def turns(stage: Stage, round_number: int) -> list[tuple[str, str]]:
 
 def missing(stages: Sequence[Stage], installed: Sequence[str]) -> list[str]:
     """Packages that `stages` need and that are not among `installed`."""
-    needed = dict.fromkeys(package for stage in stages for process in stage.processes for package in process.needs)
+    needed = dict.fromkeys(
+        package for stage in stages for process in stage.processes for package in process.needs
+    )
     return [package for package in needed if package not in installed]
 
 

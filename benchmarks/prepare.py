@@ -22,19 +22,27 @@ import torch
 from benchmarks import gguf_writer
 from benchmarks.peers import llamacpp
 from benchmarks.plan import MODEL, ORT_HEAD8, ORT_INT4, PROMPT, RANDOM
-from qcore import convert, data, models, recipes
-from qcore.errors import QcoreError, RunError
-from qcore.export import safetensors
-from qcore.home import build_folder
+from qcore import library, recipes
+from qcore.base import texts
+from qcore.base.errors import QcoreError, RunError
+from qcore.base.home import build_folder
+from qcore.base.quiet import hush
+from qcore.cli.progress import Show
+from qcore.library import safetensors
 from qcore.models.checkpoint import Checkpoint
-from qcore.progress import Show
-from qcore.quiet import hush
+from qcore.quantization import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {
-    "hidden_size": 1536, "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 12, "num_key_value_heads": 4,
-    "vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 1536,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
 CLOSE = 1e-5  # mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
 
 
@@ -43,7 +51,7 @@ class Cache:
 
     def __init__(self, folder: Path, threads: int):
         self.folder, self.threads = folder, threads
-        self.checkpoint: Checkpoint = models.resolve(MODEL)
+        self.checkpoint: Checkpoint = library.resolve(MODEL)
         self._random: torch.nn.Module | None = None
 
     def path(self, item: str, show) -> Path:
@@ -56,7 +64,9 @@ class Cache:
         else:
             parts, make = (ROOT / "qcore/formats", ROOT / "qcore/methods", safetensors), self._own
         weights = json.dumps(SHAPE) if source == RANDOM else self.checkpoint.digest
-        key = hashlib.sha256("\n".join([weights, *map(_code, (__file__, *parts)), *_versions(kind)]).encode()).hexdigest()[:12]
+        key = hashlib.sha256(
+            "\n".join([weights, *map(_code, (__file__, *parts)), *_versions(kind)]).encode()
+        ).hexdigest()[:12]
 
         def build(folder: Path) -> None:
             show(0, 0, f"preparing {item} (once)")
@@ -70,11 +80,13 @@ class Cache:
 
     def prompt(self) -> list[int]:
         """The first tokens of the packaged text."""
-        return data.tokenize(data.load_text(None), models.load(self.checkpoint).tokenizer, limit=PROMPT).tolist()
+        return texts.tokenize(
+            texts.load_text(None), library.load(self.checkpoint).tokenizer, limit=PROMPT
+        ).tolist()
 
     def model(self, source: str) -> torch.nn.Module:
         """The float32 model, to be changed at will."""
-        return random_model() if source == RANDOM else models.load(self.checkpoint).model
+        return random_model() if source == RANDOM else library.load(self.checkpoint).model
 
     def _own(self, source: str, kind: str, folder: Path) -> None:
         model, recipe = self.model(source), recipes.parse(kind)
@@ -89,7 +101,10 @@ class Cache:
         if source != RANDOM:
             prompt = self.prompt()
             reference = _log_probabilities(model, prompt)
-            seen = {name: _divergence(reference, folder / f"{name}.gguf", prompt, self.threads) for name in ("f32", kind)}
+            seen = {
+                name: _divergence(reference, folder / f"{name}.gguf", prompt, self.threads)
+                for name in ("f32", kind)
+            }
             (folder / "divergence.json").write_text(json.dumps(seen))
             if not seen["f32"] < CLOSE:
                 raise RunError(
@@ -101,13 +116,30 @@ class Cache:
     def _onnx(self, source: str, kind: str, folder: Path) -> None:
         scratch = folder / "scratch"
         command = [
-            sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(self.checkpoint.folder), "-o", str(folder), "-p", "int4",
-            "-e", "cpu", "-c", str(scratch), "--extra_options", "block_size=32", "accuracy_level=4",
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(self.checkpoint.folder),
+            "-o",
+            str(folder),
+            "-p",
+            "int4",
+            "-e",
+            "cpu",
+            "-c",
+            str(scratch),
+            "--extra_options",
+            "block_size=32",
+            "accuracy_level=4",
             *(["algo_config=rtn", "matmul_mixed_precision=last_matmul:int8"] if kind == ORT_HEAD8 else []),
-        ]  # fmt: skip
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
-            raise RunError("onnxruntime-genai could not build its model. Its last words:\n" + "\n".join(done.stdout.splitlines()[-5:]))
+            raise RunError(
+                "onnxruntime-genai could not build its model. Its last words:\n"
+                + "\n".join(done.stdout.splitlines()[-5:])
+            )
         shutil.rmtree(scratch, ignore_errors=True)
 
 

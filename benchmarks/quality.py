@@ -24,18 +24,28 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
 from benchmarks import pipe, quality_cache, quality_plan, quality_table  # noqa: E402
-from qcore import data, models  # noqa: E402
-from qcore.calibration.text import TOKENS, calibration_text  # noqa: E402
-from qcore.errors import InputError, QcoreError, RunError  # noqa: E402
-from qcore.home import home  # noqa: E402
+from qcore import library  # noqa: E402
+from qcore.base import texts  # noqa: E402
+from qcore.base.errors import InputError, QcoreError, RunError  # noqa: E402
+from qcore.base.home import home  # noqa: E402
+from qcore.base.quiet import hush  # noqa: E402
+from qcore.cli.progress import Show  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
-from qcore.progress import Show  # noqa: E402
-from qcore.quiet import hush  # noqa: E402
+from qcore.quantization.calibration.text import TOKENS, calibration_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
-    "torch", "transformers", "bitsandbytes", "optimum-quanto", "llama-cpp-python", "gguf", "hqq", "gptqmodel", "auto-round", "numpy",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "optimum-quanto",
+    "llama-cpp-python",
+    "gguf",
+    "hqq",
+    "gptqmodel",
+    "auto-round",
+    "numpy",
+)
 LINE = ("name", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement", "seconds")
 
 
@@ -63,7 +73,12 @@ def run(options: argparse.Namespace) -> dict:
     missing |= quality_plan.left_out(methods, packages)
     began, folder = time.time(), (options.cache or home() / "benchmarks") / "quality"
     conditions = conditions_of(options)
-    settings = {**vars(options), "cache": None, "json": None, "reference": str(folder / f"{reference_name(conditions)}.safetensors")}
+    settings = {
+        **vars(options),
+        "cache": None,
+        "json": None,
+        "reference": str(folder / f"{reference_name(conditions)}.safetensors"),
+    }
     rows = {}
     with Show() as show:
         for place, method in enumerate(method for method in methods if method.name not in missing):
@@ -72,7 +87,9 @@ def run(options: argparse.Namespace) -> dict:
             if found is None:
                 say = f"{method.name} ({place + 1} of {len(methods)})"
                 try:
-                    found = measure(method, settings, lambda text, say=say: show.run(0.0, f"{say}: {text}", say))
+                    found = measure(
+                        method, settings, lambda text, say=say: show.run(0.0, f"{say}: {text}", say)
+                    )
                 except RunError as error:
                     if method.own:
                         raise
@@ -96,13 +113,22 @@ def run(options: argparse.Namespace) -> dict:
 
 def conditions_of(options: argparse.Namespace) -> dict:
     """Everything that all rows share, JSON-ready; texts by name and hash."""
-    checkpoint = models.resolve(options.model)
-    text, calibration = data.load_text(options.text), calibration_text(options.calibration)
+    checkpoint = library.resolve(options.model)
+    text, calibration = texts.load_text(options.text), calibration_text(options.calibration)
     return {
-        "model": options.model, "digest": checkpoint.digest, "text": text.name, "text_sha256": text.sha256, "tokens": options.tokens,
-        "window": options.window, "calibration": calibration.name, "calibration_sha256": calibration.sha256,
-        "calibration_tokens": options.calibration_tokens, "minutes": options.minutes, "threads": options.threads, "seed": options.seed,
-    }  # fmt: skip
+        "model": options.model,
+        "digest": checkpoint.digest,
+        "text": text.name,
+        "text_sha256": text.sha256,
+        "tokens": options.tokens,
+        "window": options.window,
+        "calibration": calibration.name,
+        "calibration_sha256": calibration.sha256,
+        "calibration_tokens": options.calibration_tokens,
+        "minutes": options.minutes,
+        "threads": options.threads,
+        "seed": options.seed,
+    }
 
 
 def reference_name(conditions: dict) -> str:
@@ -117,8 +143,12 @@ def measure(method: quality_plan.Method, settings: dict, say) -> dict:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.quality_row", json.dumps(request)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, env=pipe.environment(settings["threads"]),
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=pipe.environment(settings["threads"]),
+        )
         answer = {}
         try:
             for line in child.stdout:
@@ -135,26 +165,60 @@ def measure(method: quality_plan.Method, settings: dict, say) -> dict:
         log.seek(0)
         tail = "\n".join(f"    {line}" for line in log.read().strip().splitlines()[-15:])
         print(f"The end of the log of {method.name}:\n{tail}", file=sys.stderr, flush=True)
-        raise RunError(f"{method.name}: {answer.get('error', f'its process ended with status {child.returncode}')}")
+        raise RunError(
+            f"{method.name}: {answer.get('error', f'its process ended with status {child.returncode}')}"
+        )
 
 
 def main() -> int:
     """Parse the options, measure, print tables and the JSON line. Exit status 0, 1 if something failed, 2 if it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=quality_plan.MODEL)
-    parser.add_argument("--text", metavar="FILE", help="what is scored, such as WikiText-2's wiki.test.raw; without it, the packaged text")
-    parser.add_argument("--calibration", metavar="FILE", help="what is calibrated on, such as WikiText-2's valid.txt; likewise")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="what is scored, such as WikiText-2's wiki.test.raw; without it, the packaged text",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what is calibrated on, such as WikiText-2's valid.txt; likewise",
+    )
     parser.add_argument("--tokens", type=int, default=quality_plan.TOKENS, help="tokens that are scored")
     parser.add_argument("--window", type=int, default=quality_plan.WINDOW)
     parser.add_argument("--calibration-tokens", type=int, default=TOKENS)
-    parser.add_argument("--minutes", type=float, help="what a learned recipe may take; without it, its fixed number of steps")
-    parser.add_argument("--recipes", metavar="NAMES", help=f"qcore's recipes, commas between (default: {','.join(quality_plan.OWN)})")
-    parser.add_argument("--only", metavar="NAMES", help="only these rows and fp32: names with commas between, * for any letters")
+    parser.add_argument(
+        "--minutes", type=float, help="what a learned recipe may take; without it, its fixed number of steps"
+    )
+    parser.add_argument(
+        "--recipes",
+        metavar="NAMES",
+        help=f"qcore's recipes, commas between (default: {','.join(quality_plan.OWN)})",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help="only these rows and fp32: names with commas between, * for any letters",
+    )
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="measure everything again, also rows that an earlier run has left")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, a whole run goes to results/")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where measured rows are kept; without it, in qcore's cache folder")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="measure everything again, also rows that an earlier run has left",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the result there; without it, a whole run goes to results/",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="where measured rows are kept; without it, in qcore's cache folder",
+    )
     options = parser.parse_args()
     hush()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a row's process is ended, too
@@ -168,7 +232,9 @@ def main() -> int:
     except QcoreError as error:
         print(error, file=sys.stderr)
         return 1
-    target = options.json or (RESULTS / quality_table.file_name(result) if not options.only and not options.recipes else None)
+    target = options.json or (
+        RESULTS / quality_table.file_name(result) if not options.only and not options.recipes else None
+    )
     print(quality_table.text(result))
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,9 +250,17 @@ def absolute(source: str | None) -> str | None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise `InputError` for a number that makes no sense."""
-    for name, least in (("tokens", 2), ("window", 2), ("calibration_tokens", 16), ("threads", 1), ("seed", 0)):
+    for name, least in (
+        ("tokens", 2),
+        ("window", 2),
+        ("calibration_tokens", 16),
+        ("threads", 1),
+        ("seed", 0),
+    ):
         if getattr(options, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}, but it must be at least {least}.")
+            raise InputError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}, but it must be at least {least}."
+            )
     if options.minutes is not None and not options.minutes > 0:
         raise InputError(f"--minutes is {options.minutes}, but it must be above 0.")
 

@@ -13,15 +13,35 @@ from pathlib import Path
 from benchmarks.quality_plan import BASELINE, Method
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = tuple(f"qcore/evaluation/{name}.py" for name in ("perplexity", "divergence", "logits", "reference", "windows"))
-SCORING = (*REFERENCE, "qcore/data.py", "benchmarks/quality_row.py", "benchmarks/quantizers/__init__.py")
+REFERENCE = tuple(
+    f"qcore/evaluation/{name}.py" for name in ("perplexity", "divergence", "logits", "reference", "windows")
+)
+SCORING = (
+    *REFERENCE,
+    "qcore/base/texts.py",
+    "benchmarks/quality_row.py",
+    "benchmarks/quantizers/__init__.py",
+)
 OWN = (
-    "qcore/methods", "qcore/formats", "qcore/calibration", "qcore/kernels", "qcore/decoder", "qcore/convert.py", "qcore/nn.py",
-    "qcore/recipes.py", "qcore/select.py", "benchmarks/quantizers/own.py",
-)  # fmt: skip
+    "qcore/methods",
+    "qcore/formats",
+    "qcore/calibration",
+    "qcore/kernels",
+    "qcore/decoder",
+    "qcore/quantization/convert.py",
+    "qcore/layers/modules.py",
+    "qcore/recipes/recipe.py",
+    "qcore/layers/select.py",
+    "benchmarks/quantizers/own.py",
+)
 LIBRARY = ("qcore/backends", "benchmarks/quantizers/own.py")
-PEER = ("qcore/calibration/text.py",)
-LLAMA = ("benchmarks/gguf_writer.py", "benchmarks/imatrix.py", "qcore/calibration/blocks.py", "qcore/calibration/inputs.py")
+PEER = ("qcore/quantization/calibration/text.py",)
+LLAMA = (
+    "benchmarks/gguf_writer.py",
+    "benchmarks/imatrix.py",
+    "qcore/quantization/calibration/blocks.py",
+    "qcore/quantization/calibration/inputs.py",
+)
 MIXED = ("qcore/sensitivity",)
 COMMON = ("torch", "transformers")
 
@@ -29,13 +49,20 @@ COMMON = ("torch", "transformers")
 def key(method: Method, conditions: dict) -> str:
     """A hash of all that the row of `method` follows from under `conditions` (JSON-ready)."""
     versions = [f"{package} {_version(package)}" for package in (*COMMON, *method.needs)]
-    parts = [json.dumps([method.module, method.item, conditions], sort_keys=True), *versions, *(code(part) for part in sources(method))]
+    parts = [
+        json.dumps([method.module, method.item, conditions], sort_keys=True),
+        *versions,
+        *(code(part) for part in sources(method)),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def reference_key(conditions: dict) -> str:
     """The same for the baseline's predictions, which do not depend on how anything is quantized."""
-    parts = [json.dumps(conditions, sort_keys=True), *(f"{package} {_version(package)}" for package in COMMON)]
+    parts = [
+        json.dumps(conditions, sort_keys=True),
+        *(f"{package} {_version(package)}" for package in COMMON),
+    ]
     return hashlib.sha256("\n".join([*parts, *map(code, REFERENCE)]).encode()).hexdigest()[:16]
 
 
@@ -47,13 +74,22 @@ def sources(method: Method) -> tuple[str, ...]:
         return SCORING + OWN + (MIXED if "auto-" in method.name else ())
     if method.module == "own":
         return SCORING + LIBRARY
-    return SCORING + PEER + (f"benchmarks/quantizers/{method.module}.py",) + (LLAMA if method.module == "llamacpp" else ())
+    return (
+        SCORING
+        + PEER
+        + (f"benchmarks/quantizers/{method.module}.py",)
+        + (LLAMA if method.module == "llamacpp" else ())
+    )
 
 
 def code(part: str) -> str:
     """The source text of a file, or of all files below a folder; empty if there is none."""
     path = ROOT / part
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
+    )
     return "".join(f"{file.relative_to(ROOT)}\n{file.read_text()}" for file in files)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.recipes import parse
 
 MODEL = "smollm2-135m-dithered"
@@ -34,28 +34,77 @@ class Method:
 
 
 OWN = (
-    "int8", "int4-g64", "nf4-g64", "int4-g64-hqq", "int4-g64-gptq", "int4-g128-awq", "kmeans4-hessian", "rot-int4-g64-gptq",
-    "kmeans4-g32-dq-gptq", "kmeans4-g24-dq-gptq", "kmeans4-g16-dq-gptq", "auto-4.6bpw-gptq", "auto-5bpw-gptq",
-    "auto-5.5bpw-gptq", "int4-g64-signround", "int3-g64-signround", "kmeans4-g24-dq-distilled", "int3-g64-distilled",
-)  # fmt: skip
+    "int8",
+    "int4-g64",
+    "nf4-g64",
+    "int4-g64-hqq",
+    "int4-g64-gptq",
+    "int4-g128-awq",
+    "kmeans4-hessian",
+    "rot-int4-g64-gptq",
+    "kmeans4-g32-dq-gptq",
+    "kmeans4-g24-dq-gptq",
+    "kmeans4-g16-dq-gptq",
+    "auto-4.6bpw-gptq",
+    "auto-5bpw-gptq",
+    "auto-5.5bpw-gptq",
+    "int4-g64-signround",
+    "int3-g64-signround",
+    "kmeans4-g24-dq-distilled",
+    "int3-g64-distilled",
+)
 """qcore's recipes that are compared unless others are asked for: each method once, and something near the size of every peer."""
 
 _LLAMA = ("llama-cpp-python", "gguf")
 PEERS = (
-    Method("bitsandbytes nf4", "own", "bnb-nf4", ("bitsandbytes",), about="blocks of 64, a float32 maximum each"),
-    Method("quanto int4", "own", "quanto-int4", ("optimum-quanto",), about="groups of 96, 64 or 32, as the library chooses"),
+    Method(
+        "bitsandbytes nf4", "own", "bnb-nf4", ("bitsandbytes",), about="blocks of 64, a float32 maximum each"
+    ),
+    Method(
+        "quanto int4",
+        "own",
+        "quanto-int4",
+        ("optimum-quanto",),
+        about="groups of 96, 64 or 32, as the library chooses",
+    ),
     *(
-        Method(f"llama.cpp {kind}", "llamacpp", f"{kind} with imatrix", _LLAMA, about="with an importance matrix of the calibration text")
+        Method(
+            f"llama.cpp {kind}",
+            "llamacpp",
+            f"{kind} with imatrix",
+            _LLAMA,
+            about="with an importance matrix of the calibration text",
+        )
         for kind in ("Q4_0", "Q4_1", "IQ4_XS", "Q4_K_M")
     ),
     *(
         Method(f"llama.cpp {kind} without imatrix", "llamacpp", kind, _LLAMA, about="without calibration")
         for kind in ("Q4_0", "Q4_1", "IQ4_XS", "Q4_K_M")
     ),
-    Method("HQQ int4-g64", "hqq", "4 64", ("hqq",), about="the library's defaults, scales and zero points in 16 bits"),
-    Method("GPTQModel int4-g64", "gptqmodel", "4 64", ("gptqmodel",), about="the library's defaults but for the group size"),
-    Method("AutoRound int4-g64 light", "autoround", "4 64 50", ("auto-round",), about="50 steps a block, its authors' light recipe"),
-    Method("AutoRound int4-g64", "autoround", "4 64 200", ("auto-round",), about="200 steps a block, its default"),
+    Method(
+        "HQQ int4-g64",
+        "hqq",
+        "4 64",
+        ("hqq",),
+        about="the library's defaults, scales and zero points in 16 bits",
+    ),
+    Method(
+        "GPTQModel int4-g64",
+        "gptqmodel",
+        "4 64",
+        ("gptqmodel",),
+        about="the library's defaults but for the group size",
+    ),
+    Method(
+        "AutoRound int4-g64 light",
+        "autoround",
+        "4 64 50",
+        ("auto-round",),
+        about="50 steps a block, its authors' light recipe",
+    ),
+    Method(
+        "AutoRound int4-g64", "autoround", "4 64 200", ("auto-round",), about="200 steps a block, its default"
+    ),
 )
 
 
@@ -91,7 +140,15 @@ def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
             unknown[name] = str(error)
             continue
         if recipe.name not in [method.name for method in methods]:
-            methods.append(Method(recipe.name, "own", recipe.name, own=True, learned=recipe.method in ("signround", "distilled")))
+            methods.append(
+                Method(
+                    recipe.name,
+                    "own",
+                    recipe.name,
+                    own=True,
+                    learned=recipe.method in ("signround", "distilled"),
+                )
+            )
     return methods, unknown
 
 
@@ -100,11 +157,16 @@ def chosen(methods: Sequence[Method], patterns: Sequence[str]) -> list[Method]:
     pattern that matches nothing."""
     for pattern in patterns:
         if not any(fnmatchcase(method.name, pattern) for method in methods):
-            raise InputError(f"No row is called {pattern!r}. There are: {', '.join(method.name for method in methods)}.")
+            raise InputError(
+                f"No row is called {pattern!r}. There are: {', '.join(method.name for method in methods)}."
+            )
     return [
-        method for method in methods
-        if not patterns or method.name == BASELINE or any(fnmatchcase(method.name, pattern) for pattern in patterns)
-    ]  # fmt: skip
+        method
+        for method in methods
+        if not patterns
+        or method.name == BASELINE
+        or any(fnmatchcase(method.name, pattern) for pattern in patterns)
+    ]
 
 
 def left_out(methods: Sequence[Method], installed: Sequence[str]) -> dict[str, str]:
@@ -112,7 +174,9 @@ def left_out(methods: Sequence[Method], installed: Sequence[str]) -> dict[str, s
     reasons = {}
     for method in methods:
         if absent := [package for package in method.needs if package not in installed]:
-            reasons[method.name] = f"{', '.join(absent)} not installed: pip install -r benchmarks/requirements-quality.txt"
+            reasons[method.name] = (
+                f"{', '.join(absent)} not installed: pip install -r benchmarks/requirements-quality.txt"
+            )
     return reasons
 
 
@@ -122,10 +186,16 @@ def comparisons(rows: Sequence[dict], methods: Sequence[Method]) -> list[dict]:
     {"kind", "name", "ours", "theirs", "value", "bar", "holds"}; `value` is our mean KL over theirs, or seconds. `holds` is None where
     a side was not measured, and then `why` says what is missing."""
     by_name = {row["name"]: row for row in rows}
-    own = [(method, by_name[method.name]) for method in methods if method.own and method.name in by_name and method.name != BASELINE]
+    own = [
+        (method, by_name[method.name])
+        for method in methods
+        if method.own and method.name in by_name and method.name != BASELINE
+    ]
     peers = [method for method in methods if not method.own]
     entries = [_bar(bar, own, by_name) for bar in BARS]
-    entries += [_beside(by_name[peer.name], [row for _, row in own]) for peer in peers if peer.name in by_name]
+    entries += [
+        _beside(by_name[peer.name], [row for _, row in own]) for peer in peers if peer.name in by_name
+    ]
     return entries + [_limit(row) for method, row in own if _limited(method.name)]
 
 
@@ -140,7 +210,9 @@ def _bar(bar: Bar, own, by_name) -> dict:
 def _beside(peer: dict, own: list[dict]) -> dict:
     entry = {"kind": "peer", "name": f"beside {peer['name']}, within {NEAR} bits", "bar": 1.0}
     fit = [row for row in own if abs(row["bits_per_weight"] - peer["bits_per_weight"]) <= NEAR]
-    return entry | (_ratio(min(fit, key=_loss), peer, 1.0) if fit else _missing("a recipe of ours of that size"))
+    return entry | (
+        _ratio(min(fit, key=_loss), peer, 1.0) if fit else _missing("a recipe of ours of that size")
+    )
 
 
 def _limited(name: str) -> str | None:
@@ -151,14 +223,24 @@ def _limited(name: str) -> str | None:
 def _limit(row: dict) -> dict:
     limit, seconds = SECONDS[_limited(row["name"])], row["seconds"]
     return {
-        "kind": "seconds", "name": f"seconds for {row['name']}", "ours": row["name"], "theirs": None, "value": seconds, "bar": limit,
+        "kind": "seconds",
+        "name": f"seconds for {row['name']}",
+        "ours": row["name"],
+        "theirs": None,
+        "value": seconds,
+        "bar": limit,
         "holds": seconds < limit,
-    }  # fmt: skip
+    }
 
 
 def _ratio(ours: dict, theirs: dict, share: float) -> dict:
     value = ours["kl_mean"] / theirs["kl_mean"] if theirs["kl_mean"] else float("inf")
-    return {"ours": ours["name"], "theirs": theirs["name"], "value": value, "holds": value < 1 if share == 1 else value <= share}
+    return {
+        "ours": ours["name"],
+        "theirs": theirs["name"],
+        "value": value,
+        "holds": value < 1 if share == 1 else value <= share,
+    }
 
 
 def _missing(what: str) -> dict:

@@ -18,12 +18,13 @@ import psutil
 import torch
 
 from benchmarks.quantizers import Job, Stored, check_layers, linears, quantizer
-from qcore import data, models
-from qcore.calibration import check_overlap, load_calibration
-from qcore.errors import QcoreError
+from qcore import library
+from qcore.base import texts
+from qcore.base.errors import QcoreError
+from qcore.base.quiet import hush
 from qcore.evaluation.perplexity import evaluate
 from qcore.evaluation.reference import Reference
-from qcore.quiet import hush
+from qcore.quantization.calibration import check_overlap, load_calibration
 
 
 def row(options: dict, say) -> dict:
@@ -31,20 +32,30 @@ def row(options: dict, say) -> dict:
     torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
     say("loading the model")
-    loaded = models.load(options["model"])
-    text = data.load_text(options["text"])
-    ids = data.tokenize(text, loaded.tokenizer, limit=options["tokens"])
+    loaded = library.load(options["model"])
+    text = texts.load_text(options["text"])
+    ids = texts.tokenize(text, loaded.tokenizer, limit=options["tokens"])
     expected = frozenset(linears(loaded.model))
 
     def calibration(tokenizer):
         found = load_calibration(
-            options["calibration"], tokenizer, tokens=options["calibration_tokens"], window=options["window"], minutes=options["minutes"]
+            options["calibration"],
+            tokenizer,
+            tokens=options["calibration_tokens"],
+            window=options["window"],
+            minutes=options["minutes"],
         )
         check_overlap(found, text.name, text.sha256, ids)
         return found
 
     def score(**more):
-        return evaluate(loaded.model, ids, window=options["window"], progress=lambda done, total, phrase: say(f"scoring, {phrase}"), **more)
+        return evaluate(
+            loaded.model,
+            ids,
+            window=options["window"],
+            progress=lambda done, total, phrase: say(f"scoring, {phrase}"),
+            **more,
+        )
 
     reference = Path(options["reference"])
     baseline = options["item"] == "fp32"

@@ -17,13 +17,27 @@ BUSY = 0.15  # processors' worth of other work from which a time is called distu
 def text(result: dict) -> str:
     """The tables for a terminal, then what was left out, and the conditions."""
     against = _yardstick(result)
-    rows = [("", "bits/weight", "perplexity", "mean KL", "same top-1", "seconds", *([f"KL / {against['name']}"] if against else []), "")]
+    rows = [
+        (
+            "",
+            "bits/weight",
+            "perplexity",
+            "mean KL",
+            "same top-1",
+            "seconds",
+            *([f"KL / {against['name']}"] if against else []),
+            "",
+        )
+    ]
     for row in result["rows"]:
         share = [_number(row["kl_mean"] / against["kl_mean"], 3)] if against else []
         busy = row["seconds"] >= 1 and row["others_busy"] > BUSY
         rows.append((row["name"], *_cells(row), *share, "time disturbed" * busy))
     checks = [("", "ours", "value", "bar", "")]
-    checks += [(each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each)) for each in result["comparisons"]]
+    checks += [
+        (each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each))
+        for each in result["comparisons"]
+    ]
     shown = [*_columns(rows), "", *(_columns(checks) if len(checks) > 1 else []), ""]
     shown += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     shown += [f"{row['name']}: {note}" for row in result["rows"] for note in row["notes"]]
@@ -40,7 +54,8 @@ def markdown(result: dict) -> str:
         lines.append(f"| {name} | {' | '.join(_cells(row))} |")
     lines += ["", "| | ours | value | bar | |", "| --- | --- | ---: | ---: | --- |"]
     lines += [
-        f"| {each['name']} | {each['ours'] or '–'} | {_value(each)} | {_limit(each)} | {verdict(each)} |" for each in result["comparisons"]
+        f"| {each['name']} | {each['ours'] or '–'} | {_value(each)} | {_limit(each)} | {verdict(each)} |"
+        for each in result["comparisons"]
     ]
     lines += [f"\nLeft out: {name} ({reason})." for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", conditions(result)])
@@ -86,9 +101,12 @@ def _yardstick(result: dict) -> dict | None:
 def _cells(row: dict) -> tuple[str, ...]:
     """bits, perplexity, KL, top-1, seconds."""
     return (
-        f"{row['bits_per_weight']:.2f}", f"{row['perplexity']:.2f}", _number(row["kl_mean"], 4), f"{100 * row['top1_agreement']:.1f} %",
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['perplexity']:.2f}",
+        _number(row["kl_mean"], 4),
+        f"{100 * row['top1_agreement']:.1f} %",
         f"{row['seconds']:.1f}",
-    )  # fmt: skip
+    )
 
 
 def _number(value: float, digits: int) -> str:
@@ -110,7 +128,12 @@ def _limit(each: dict) -> str:
 def _columns(lines: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
         for line in lines
     ]
 
@@ -121,7 +144,9 @@ def _day(result: dict) -> str:
 
 def main() -> None:
     """Write the table into the README."""
-    files = [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "benchmarks/results").glob("quality-*.json"), key=_started)[-1:]
+    files = [Path(name) for name in sys.argv[1:]] or sorted(
+        (ROOT / "benchmarks/results").glob("quality-*.json"), key=_started
+    )[-1:]
     if len(files) != 1:
         sys.exit("There is no result yet: run python benchmarks/quality.py first, or give one file.")
     readme = ROOT / "README.md"

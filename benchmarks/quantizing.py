@@ -22,14 +22,25 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
-from qcore import methods  # noqa: E402
 from qcore.kernels.packed import PackedWeight  # noqa: E402
 from qcore.measurement.environment import environment, read_bandwidth  # noqa: E402
+from qcore.quantization import methods  # noqa: E402
 from qcore.recipes import parse  # noqa: E402
 
 SHAPE = (4096, 11008)
 MATRICES = 3
-OWN = ("int4-g64", "int4-g32", "int4-g128-sym", "int4-g64-dq", "int8", "int8-g64", "int3", "int2", "nf4-g64", "fp4-g64")
+OWN = (
+    "int4-g64",
+    "int4-g32",
+    "int4-g128-sym",
+    "int4-g64-dq",
+    "int8",
+    "int8-g64",
+    "int3",
+    "int2",
+    "nf4-g64",
+    "fp4-g64",
+)
 BILLION = 1e9
 LOAD = """
 import json, sys, time
@@ -37,9 +48,9 @@ start = time.perf_counter()
 import torch
 torch.set_num_threads(int(sys.argv[2]))
 import qcore
-from qcore.export import safetensors
+from qcore.library import safetensors
 from qcore.kernels import native
-from qcore.models.loading import load_tokenizer
+from qcore.library.loading import load_tokenizer
 from transformers.models.llama import modeling_llama
 native.functions()
 marks = [time.perf_counter()]
@@ -134,20 +145,23 @@ def take_turns(calls: dict, weights: list[torch.Tensor], rounds: int) -> dict[st
 
 def whole_model(name: str, threads: int, rounds: int) -> dict:
     """Seconds of quantizing the loaded model to int4-g64 and to int8, saving it, and loading what was saved."""
-    from qcore import convert, models
-    from qcore.export import safetensors
+    from qcore import library
+    from qcore.library import safetensors
+    from qcore.quantization import convert
 
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         for recipe in ("int8", "int4-g64"):
             seconds = []
             for _ in range(rounds):
-                loaded = models.load(name)
+                loaded = library.load(name)
                 start = time.perf_counter()
                 ledger = convert.quantize(loaded.model, parse(recipe))
                 seconds.append(time.perf_counter() - start)
             start = time.perf_counter()
-            folder = safetensors.save(loaded.model, loaded.tokenizer, parse(recipe), ledger, Path(scratch) / recipe)
+            folder = safetensors.save(
+                loaded.model, loaded.tokenizer, parse(recipe), ledger, Path(scratch) / recipe
+            )
             found[recipe] = {"quantize": min(seconds), "save": time.perf_counter() - start}
             del loaded
             runs = [_load(folder, threads) for _ in range(rounds)]
@@ -157,7 +171,12 @@ def whole_model(name: str, threads: int, rounds: int) -> dict:
 
 def _load(folder: Path, threads: int) -> dict:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder), str(threads)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
+        [sys.executable, "-c", LOAD, str(folder), str(threads)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -176,7 +195,12 @@ def main() -> None:
         weights = [0.02 * torch.randn(SHAPE) for _ in range(MATRICES)]
         size = weights[0].numel()
         bandwidth = read_bandwidth()
-        rows = [{"what": f"qcore int4-g64, {options.weights:.0e} weights in one go", "seconds": a_billion(weights, options.weights)}]
+        rows = [
+            {
+                "what": f"qcore int4-g64, {options.weights:.0e} weights in one go",
+                "seconds": a_billion(weights, options.weights),
+            }
+        ]
         rows[0] |= {
             "seconds_for_1e9": rows[0]["seconds"] * BILLION / options.weights,
             "read_share": 4 * options.weights / bandwidth / rows[0]["seconds"],
@@ -185,14 +209,23 @@ def main() -> None:
             best = min(seconds)
             nbytes = 2 if name.endswith("bf16") else 4
             share = None if "packing" in name else nbytes * size / bandwidth / best
-            rows.append({"what": name, "seconds": best, "seconds_for_1e9": best * BILLION / size, "read_share": share})
+            rows.append(
+                {"what": name, "seconds": best, "seconds_for_1e9": best * BILLION / size, "read_share": share}
+            )
     del weights
     for row in rows:
-        share = "" if row["read_share"] is None else f"{row['read_share']:6.1%} of reading at {bandwidth / 1e9:.1f} GB/s"
+        share = (
+            ""
+            if row["read_share"] is None
+            else f"{row['read_share']:6.1%} of reading at {bandwidth / 1e9:.1f} GB/s"
+        )
         print(f"{row['what']:44} {row['seconds_for_1e9']:8.2f} s for a billion weights  {share}")
     loading = whole_model(options.model, options.threads, options.rounds)
     for recipe, times in loading.items():
-        print(f"{options.model} {recipe}: " + ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in times.items()))
+        print(
+            f"{options.model} {recipe}: "
+            + ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in times.items())
+        )
     by_name = {row["what"]: row["seconds_for_1e9"] for row in rows}
     ratios = {
         "quantize_int4_1e9_seconds": rows[0]["seconds_for_1e9"],
@@ -206,7 +239,9 @@ def main() -> None:
     }
     for peer, ours in pairs.items():
         if peer in by_name and ours in by_name:
-            ratios[f"{ours.removeprefix('qcore ')}_vs_{peer}".replace(" ", "_")] = by_name[peer] / by_name[ours]
+            ratios[f"{ours.removeprefix('qcore ')}_vs_{peer}".replace(" ", "_")] = (
+                by_name[peer] / by_name[ours]
+            )
     print(json.dumps({"ratios": ratios, "rows": rows, "loading": loading, "environment": environment()}))
 
 

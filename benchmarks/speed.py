@@ -23,15 +23,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
 from benchmarks import pipe, plan, table  # noqa: E402
-from qcore.errors import InputError, QcoreError, RunError  # noqa: E402
-from qcore.home import home  # noqa: E402
+from qcore.base.errors import InputError, QcoreError, RunError  # noqa: E402
+from qcore.base.home import home  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
-    "torch", "transformers", "llama-cpp-python", "onnxruntime-genai", "onnxruntime", "bitsandbytes", "torchao", "optimum-quanto", "gguf",
+    "torch",
+    "transformers",
+    "llama-cpp-python",
+    "onnxruntime-genai",
+    "onnxruntime",
+    "bitsandbytes",
+    "torchao",
+    "optimum-quanto",
+    "gguf",
     "onnx-ir",
-)  # fmt: skip
+)
 
 
 def installed() -> dict[str, str]:
@@ -48,9 +56,12 @@ def installed() -> dict[str, str]:
 def prepare(stages: list[plan.Stage], cache: Path, threads: int) -> dict:
     """The prepared files of everything in `stages`, made in a process of its own; see `prepare.py`."""
     items = [
-        item for stage in stages for process in stage.processes for item in process.items
+        item
+        for stage in stages
+        for process in stage.processes
+        for item in process.items
         if process.module in ("own", "llamacpp", "ortgenai") or item == plan.INT4
-    ]  # fmt: skip
+    ]
     if not items:
         return {"files": {}, "prompt": []}
     command = [sys.executable, "-m", "benchmarks.prepare", str(cache), str(threads), *dict.fromkeys(items)]
@@ -84,10 +95,18 @@ def measure(stage: plan.Stage, prepared: dict, threads: int, rounds: int) -> tup
 def rows_of(stage: plan.Stage, samples: plan.Samples) -> list[dict]:
     """One row for each rate that was measured."""
     return [
-        {"stage": stage.title, "process": process, "item": item, "figure": name, "median": median(rate[name] for rate in rates),
-         "best": max(rate[name] for rate in rates), "samples": [rate[name] for rate in rates]}
-        for (process, item), rates in samples.rounds.items() for name in rates[0]
-    ]  # fmt: skip
+        {
+            "stage": stage.title,
+            "process": process,
+            "item": item,
+            "figure": name,
+            "median": median(rate[name] for rate in rates),
+            "best": max(rate[name] for rate in rates),
+            "samples": [rate[name] for rate in rates],
+        }
+        for (process, item), rates in samples.rounds.items()
+        for name in rates[0]
+    ]
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -108,23 +127,37 @@ def run(options: argparse.Namespace) -> dict:
         for ratio in stage.ratios:
             ratios[ratio.name] = samples.ratio(ratio)
             comparisons.append(
-                {"name": ratio.name, "measure": ratio.measure, "ratio": ratios[ratio.name], "bar": ratio.bar, "unit": ratio.ours.unit,
-                 "ours": median(samples.of(ratio.ours)), "theirs": median(samples.of(ratio.theirs)), "rounds": rounds}
-            )  # fmt: skip
+                {
+                    "name": ratio.name,
+                    "measure": ratio.measure,
+                    "ratio": ratios[ratio.name],
+                    "bar": ratio.bar,
+                    "unit": ratio.ours.unit,
+                    "ours": median(samples.of(ratio.ours)),
+                    "theirs": median(samples.of(ratio.theirs)),
+                    "rounds": rounds,
+                }
+            )
     order = {name: place for place, name in enumerate(plan.ratio_names())}
     return {
         "ratios": ratios,
         "rows": rows,
         "comparisons": sorted(comparisons, key=lambda each: order[each["name"]]),
         "conditions": {
-            "model": plan.MODEL, "digest": prepared.get("digest"), "prompt_tokens": plan.PROMPT, "steps": plan.STEPS,
-            "generate_tokens": plan.GENERATED, "threads": options.threads, "ratio": "median over the rounds of the ratio within a round",
+            "model": plan.MODEL,
+            "digest": prepared.get("digest"),
+            "prompt_tokens": plan.PROMPT,
+            "steps": plan.STEPS,
+            "generate_tokens": plan.GENERATED,
+            "threads": options.threads,
+            "ratio": "median over the rounds of the ratio within a round",
         },
         "environment": environment() | {"threads": options.threads, "libraries": packages},
         "processes": _without_paths(about),
         "others_busy": {"median": median(others), "most": max(others)},
-        "started_at": began, "seconds": time.time() - began,
-    }  # fmt: skip
+        "started_at": began,
+        "seconds": time.time() - began,
+    }
 
 
 def _without_paths(value):
@@ -150,9 +183,21 @@ def main() -> int:
         type=int,
         help="how often everything is measured; without it, 8 for whole steps of the default model, 4 or 5 for the rest",
     )
-    parser.add_argument("--only", metavar="NAMES", help="only these ratios: names with commas between, * for any letters")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, a whole run goes to results/")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where prepared files are kept; without it, in qcore's cache folder")
+    parser.add_argument(
+        "--only", metavar="NAMES", help="only these ratios: names with commas between, * for any letters"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the result there; without it, a whole run goes to results/",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="where prepared files are kept; without it, in qcore's cache folder",
+    )
     options = parser.parse_args()
     try:
         if options.threads < 1 or (options.rounds is not None and options.rounds < 1):

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 from benchmarks import make_checkpoint  # noqa: E402
 from benchmarks.pipe import environment as variables  # noqa: E402
 from benchmarks.streaming_steps import Stopwatch, flush  # noqa: E402
-from qcore.jsonfile import read_json, write_json  # noqa: E402
+from qcore.base.files import read_json, write_json  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
 
 RECIPE, RECIPES = "int4-g64", ("int4-g64", "nf4-g64")
@@ -64,7 +64,12 @@ class Size:
     def config(self) -> dict:
         """Its config.json."""
         shape = SimpleNamespace(
-            layers=self.layers, hidden=self.hidden, mlp=self.mlp, heads=self.heads, kv_heads=self.heads, vocabulary=self.vocabulary
+            layers=self.layers,
+            hidden=self.hidden,
+            mlp=self.mlp,
+            heads=self.heads,
+            kv_heads=self.heads,
+            vocabulary=self.vocabulary,
         )
         return make_checkpoint.shape(shape)
 
@@ -109,7 +114,9 @@ def measured(name: str, threads: int, source: Path, **options) -> dict:
     found = step(name, threads, source=str(source), **options)
     if found["code"]:
         raise RuntimeError(f"{name} ended with {found['code']}")
-    say(f"{name}: {found['wall_s']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB, others kept {found['others_busy']:.1f} processors busy")
+    say(
+        f"{name}: {found['wall_s']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB, others kept {found['others_busy']:.1f} processors busy"
+    )
     return found
 
 
@@ -126,7 +133,11 @@ def killed(threads: int, source: Path, target: Path, shards: int, **options) -> 
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file."""
-    return {file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in sorted(folder.iterdir()) if file.is_file()}
+    return {
+        file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+    }
 
 
 class Kept:
@@ -149,8 +160,13 @@ class Kept:
 
 
 def run(
-    size: Size, folder: Path, threads: int, peer: str | None = None, again: Sequence[str] = (), only: Sequence[str] = ()
-) -> dict | None:  # fmt: skip
+    size: Size,
+    folder: Path,
+    threads: int,
+    peer: str | None = None,
+    again: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> dict | None:
     """All steps in `folder`, those that are known from an earlier start left out but for `again`; see the module. `peer` None: whichever is
     installed. None if `only` some were asked for."""
     kept, source, out = Kept(folder), folder / "checkpoint", folder / "out"
@@ -164,7 +180,10 @@ def run(
     def quantize() -> dict:
         shutil.rmtree(out, ignore_errors=True)
         found = measured("quantize", threads, source, target=str(out), **options)
-        return found | {"nbytes": sum(file.stat().st_size for file in out.glob("*.safetensors")), "sha256": digests(out)}
+        return found | {
+            "nbytes": sum(file.stat().st_size for file in out.glob("*.safetensors")),
+            "sha256": digests(out),
+        }
 
     def kill() -> dict:
         shutil.rmtree(out, ignore_errors=True)
@@ -174,17 +193,27 @@ def run(
     takes = {
         "make": make,
         "quantize": quantize,
-        "copy": lambda: measured("copy", threads, source, target=str(folder / "copied"), nbytes=kept.found["quantize"]["nbytes"]),
+        "copy": lambda: measured(
+            "copy", threads, source, target=str(folder / "copied"), nbytes=kept.found["quantize"]["nbytes"]
+        ),
         "kill": kill,
-        "peer": lambda: _peer(peer or ("llama_cpp" if find_spec("llama_cpp") else "bitsandbytes"), threads, source, folder),
-        "evaluate": lambda: measured("evaluate", threads, source, recipes=list(RECIPES), tokens=size.tokens, window=size.window),
+        "peer": lambda: _peer(
+            peer or ("llama_cpp" if find_spec("llama_cpp") else "bitsandbytes"), threads, source, folder
+        ),
+        "evaluate": lambda: measured(
+            "evaluate", threads, source, recipes=list(RECIPES), tokens=size.tokens, window=size.window
+        ),
     }
     for name, take in takes.items():
         if name in again:
             kept.forget(name)
         if not only or name in only:
             kept(name, take)
-    return None if only else summary({name: kept.found[name] for name in takes}, size, threads, kept.found["began"])
+    return (
+        None
+        if only
+        else summary({name: kept.found[name] for name in takes}, size, threads, kept.found["began"])
+    )
 
 
 def summary(steps: dict, size: Size, threads: int, began: float) -> dict:
@@ -196,21 +225,38 @@ def summary(steps: dict, size: Size, threads: int, began: float) -> dict:
         "quantize_peak_bytes": max(quantized["peak_bytes"], resumed["resumed"]["peak_bytes"]),
         "evaluate_peak_bytes": steps["evaluate"]["peak_bytes"],
     }
-    met = {name: figures[name] >= bar if name.endswith("copy") else figures[name] < bar for name, bar in BARS.items()}
+    met = {
+        name: figures[name] >= bar if name.endswith("copy") else figures[name] < bar
+        for name, bar in BARS.items()
+    }
     return {
-        "figures": figures, "bars": BARS, "met": met, "same_bytes_after_kill": same,
-        "read_rate": about["bytes"] / quantized["quantize_s"], "written_bytes": quantized["nbytes"],
+        "figures": figures,
+        "bars": BARS,
+        "met": met,
+        "same_bytes_after_kill": same,
+        "read_rate": about["bytes"] / quantized["quantize_s"],
+        "written_bytes": quantized["nbytes"],
         "times_as_fast_as_peer": steps["peer"]["quantize_s"] / quantized["quantize_s"],
         "steps": {"copy": copied, "quantize": quantized, "kill": resumed, **steps},
-        "conditions": {"size": asdict(size), "recipe": RECIPE, "threads": threads, "bytes": about["bytes"],
-                       "weights": about["weights"], "source_shards": about["shards"]},
-        "environment": environment(), "started_at": began, "seconds": time.time() - began,
-    }  # fmt: skip
+        "conditions": {
+            "size": asdict(size),
+            "recipe": RECIPE,
+            "threads": threads,
+            "bytes": about["bytes"],
+            "weights": about["weights"],
+            "source_shards": about["shards"],
+        },
+        "environment": environment(),
+        "started_at": began,
+        "seconds": time.time() - began,
+    }
 
 
 def _peer(name: str, threads: int, source: Path, folder: Path) -> dict:
     if name == "bitsandbytes":
-        return measured(name, threads, source, kind="nf4") | {"peer": "bitsandbytes quantize_4bit nf4, blocks of 64, nothing written"}
+        return measured(name, threads, source, kind="nf4") | {
+            "peer": "bitsandbytes quantize_4bit nf4, blocks of 64, nothing written"
+        }
     return measured(name, threads, source, scratch=str(folder), kind="Q4_0", workers=threads) | {
         "peer": "llama.cpp llama_model_quantize Q4_0"
     }
@@ -244,11 +290,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("streaming-benchmark"), help="for 35 GB, removed at the end")
-    parser.add_argument("--again", metavar="STEPS", help="take these again, though an interrupted benchmark has them: quantize,copy,…")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("streaming-benchmark"), help="for 35 GB, removed at the end"
+    )
+    parser.add_argument(
+        "--again",
+        metavar="STEPS",
+        help="take these again, though an interrupted benchmark has them: quantize,copy,…",
+    )
     parser.add_argument("--only", metavar="STEPS", help="take no others, and keep the folder for the rest")
-    parser.add_argument("--peer", choices=("llama_cpp", "bitsandbytes"), help="without it, whichever is installed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; without it, the whole size goes to results/")
+    parser.add_argument(
+        "--peer", choices=("llama_cpp", "bitsandbytes"), help="without it, whichever is installed"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the result there; without it, the whole size goes to results/",
+    )
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qcore.quiet import hush
+from qcore.base.quiet import hush
 
 CHUNK = 8 << 20  # bytes read or written at a time
 GAP = 2.0  # seconds
@@ -63,8 +63,8 @@ def copy(source: str, target: str, nbytes: int) -> dict:
 def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after: int | None = None) -> dict:
     """What `python -m qcore quantize --stream` does. With `die_after` the process kills itself with SIGKILL when so many shards are
     finished and the next one is under way."""
-    from qcore import models
-    from qcore.models.loading import load_tokenizer
+    from qcore import library, models
+    from qcore.library.loading import load_tokenizer
     from qcore.recipes import parse
     from qcore.streaming import journal, quantizing
 
@@ -78,22 +78,36 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
 
     journal.Journal.note = count
     start = Stopwatch()
-    checkpoint = models.resolve(source)
-    load_tokenizer(checkpoint), models.skeleton(checkpoint)  # loads the libraries, whose time is counted apart
+    checkpoint = library.resolve(source)
+    (
+        load_tokenizer(checkpoint),
+        models.skeleton(checkpoint),
+    )  # loads the libraries, whose time is counted apart
     starting, watch = start.seconds, Stopwatch()
     ledger = quantizing.quantize(checkpoint, parse(recipe), Path(target), shard_bytes=shard_bytes)
-    return {"quantize_s": watch.seconds, "starting_s": starting, "shards_made": len(notes), "bits_per_weight": ledger.bits_per_weight}
+    return {
+        "quantize_s": watch.seconds,
+        "starting_s": starting,
+        "shards_made": len(notes),
+        "bits_per_weight": ledger.bits_per_weight,
+    }
 
 
 def evaluate(source: str, recipes: list[str], tokens: int, window: int) -> dict:
     """What `python -m qcore eval --stream --recipes …` does."""
     from qcore.recipes import parse
-    from qcore.runs.streamed import evaluate_streamed_once
+    from qcore.verbs.streamed import evaluate_streamed_once
 
     found = evaluate_streamed_once(
-        source, tuple(parse(name) for name in recipes), revision=None, text=None, tokens=tokens, window=window, stride=None,
+        source,
+        tuple(parse(name) for name in recipes),
+        revision=None,
+        text=None,
+        tokens=tokens,
+        window=window,
+        stride=None,
         progress=lambda done, total, detail: None,
-    )  # fmt: skip
+    )
     rows = [
         {
             "recipe": row["recipe"],
@@ -129,7 +143,12 @@ def llama_cpp(source: str, scratch: str, kind: str, workers: int) -> dict:
     with small.open("rb+") as file:
         os.fsync(file.fileno())
     flushed = watch.seconds
-    found = {"quantize_s": flushed, "unflushed_s": seconds, "writing_gguf_s": written, "written_bytes": small.stat().st_size}
+    found = {
+        "quantize_s": flushed,
+        "unflushed_s": seconds,
+        "writing_gguf_s": written,
+        "written_bytes": small.stat().st_size,
+    }
     whole.unlink(), small.unlink()
     return found
 
@@ -166,7 +185,11 @@ def write_gguf(source: Path, path: Path) -> None:
                 if tensor.ndim == 1:  # norms are kept in float32, as llama.cpp wants them
                     writer.add_tensor(f"{name}.weight", tensor.float().numpy())
                 else:
-                    writer.add_tensor(f"{name}.weight", tensor.view(torch.uint8).numpy(), raw_dtype=GGMLQuantizationType.BF16)
+                    writer.add_tensor(
+                        f"{name}.weight",
+                        tensor.view(torch.uint8).numpy(),
+                        raw_dtype=GGMLQuantizationType.BF16,
+                    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

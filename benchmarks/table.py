@@ -21,12 +21,21 @@ def text(result: dict) -> str:
         lines.append((each["measure"], *_cells(each), "" if each["ratio"] >= each["bar"] else "BELOW"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
         for line in lines
     ]
     busy = result["others_busy"]
     state = "DISTURBED: " if busy["median"] > BUSY else ""
-    shown += ["", conditions(result), f"{state}other programs kept {busy['median']:.2f} processors busy, {busy['most']:.2f} at most."]
+    shown += [
+        "",
+        conditions(result),
+        f"{state}other programs kept {busy['median']:.2f} processors busy, {busy['most']:.2f} at most.",
+    ]
     return "\n".join(shown)
 
 
@@ -35,7 +44,9 @@ def markdown(result: dict) -> str:
     lines = ["| measure | ours | theirs | ratio | bar |", "| --- | ---: | ---: | ---: | ---: |"]
     for each in result["comparisons"]:
         ours, theirs, ratio, bar = _cells(each)
-        lines.append(f"| {each['measure']} | {ours} | {theirs} | {f'**{ratio}**' if each['ratio'] >= each['bar'] else ratio} | {bar} |")
+        lines.append(
+            f"| {each['measure']} | {ours} | {theirs} | {f'**{ratio}**' if each['ratio'] >= each['bar'] else ratio} | {bar} |"
+        )
     return "\n".join([*lines, "", conditions(result)])
 
 
@@ -69,7 +80,10 @@ def _cells(each: dict) -> tuple[str, str, str, str]:
     if each["unit"] == "bytes/s":
         rates = [f"{each[side] / 1e9:.1f} GB/s" for side in ("ours", "theirs")]
         return *rates, f"{100 * each['ratio']:.0f} %", f"{100 * each['bar']:.0f} %"
-    rates = [f"{each[side]:.0f} tok/s" if each[side] >= 99.5 else f"{each[side]:.1f} tok/s" for side in ("ours", "theirs")]
+    rates = [
+        f"{each[side]:.0f} tok/s" if each[side] >= 99.5 else f"{each[side]:.1f} tok/s"
+        for side in ("ours", "theirs")
+    ]
     return *rates, f"{each['ratio']:.2f} x", "faster" if each["bar"] == 1 else f"{each['bar']:.1f} x"
 
 
@@ -79,12 +93,23 @@ def _day(result: dict) -> str:
 
 def _widest(flags: list[str]) -> str:
     known = {flag.lower() for flag in flags}
-    return next((name for flag, name in (("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimd", "NEON")) if flag in known), "no SIMD")
+    return next(
+        (
+            name
+            for flag, name in (("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimd", "NEON"))
+            if flag in known
+        ),
+        "no SIMD",
+    )
 
 
 def main() -> None:
     """Write the table into the README."""
-    kept = [file for file in (ROOT / "benchmarks/results").glob("*.json") if not file.name.startswith(("quality-", "streaming-"))]
+    kept = [
+        file
+        for file in (ROOT / "benchmarks/results").glob("*.json")
+        if not file.name.startswith(("quality-", "streaming-"))
+    ]
     files = [Path(name) for name in sys.argv[1:]] or sorted(kept, key=_started)[-1:]
     if len(files) != 1:
         sys.exit("There is no result yet: run python benchmarks/speed.py first, or give one file.")

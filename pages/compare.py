@@ -2,17 +2,28 @@
 
 import streamlit as st
 
-from qcore.runs import jobs
+from qcore.jobs import jobs
 from ui import allocation_view, charts, compare_view, families, pareto, results, start, state
 from ui.glossary import explain
 from ui.text import clock
 
 WORDS = (
-    "stored bytes", "peak memory", "decode", "prefill", "memory limit", "perplexity", "KL divergence", "top-1 agreement", "flips",
-    "verdict", "margin",
-)  # fmt: skip
+    "stored bytes",
+    "peak memory",
+    "decode",
+    "prefill",
+    "memory limit",
+    "perplexity",
+    "KL divergence",
+    "top-1 agreement",
+    "flips",
+    "verdict",
+    "margin",
+)
 
-state.page("Compare", "Memory, speed and quality of each recipe, measured in the same way on the same machine.")
+state.page(
+    "Compare", "Memory, speed and quality of each recipe, measured in the same way on the same machine."
+)
 
 runs = {status.run_id: status for status in jobs.list_runs() if status.recipes}
 if not runs:
@@ -37,12 +48,20 @@ def name(run_id: str) -> str:
 
 st.session_state["compare.runs"] = [run_id for run_id in st.session_state["compare.runs"] if run_id in runs]
 chosen = st.multiselect(
-    "Runs", list(runs), key="compare.runs", format_func=name, label_visibility="collapsed", placeholder="Choose one run or several"
+    "Runs",
+    list(runs),
+    key="compare.runs",
+    format_func=name,
+    label_visibility="collapsed",
+    placeholder="Choose one run or several",
 )
 rows = results.joined([runs[run_id] for run_id in chosen])
 good = results.measured(rows)
 if not rows:
-    st.info("No recipe of this run has finished yet." if chosen else "Choose a run.", icon=":material/hourglass_empty:")
+    st.info(
+        "No recipe of this run has finished yet." if chosen else "Choose a run.",
+        icon=":material/hourglass_empty:",
+    )
     st.stop()
 unfinished = sum(len(runs[run_id].recipes) for run_id in chosen) - len(rows)
 if unfinished:
@@ -53,11 +72,21 @@ if not good:
 
 with st.container(horizontal=True):
     for best in results.best(good):
-        st.metric(f"{best.title} · {best.recipe}", best.value, best.against, delta_color="off", delta_arrow="off", border=True)
+        st.metric(
+            f"{best.title} · {best.recipe}",
+            best.value,
+            best.against,
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+        )
 
 present = dict.fromkeys(families.family(row["recipe"]) for row in rows)
 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-    st.markdown(" &emsp; ".join(f':color[●]{{foreground="{family.color}"}} {family.name}' for family in present), width="content")
+    st.markdown(
+        " &emsp; ".join(f':color[●]{{foreground="{family.color}"}} {family.name}' for family in present),
+        width="content",
+    )
     with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
         for term in WORDS:
             st.markdown(f"**{term.capitalize() if term != 'KL divergence' else term}**: {explain(term)}")
@@ -77,14 +106,26 @@ if len(good) > 1:
     st.subheader("The trade-off", anchor=False, help=explain("frontier"))
     with st.container(horizontal=True, gap="large"):
         cost = st.segmented_control(
-            "Cost", list(pareto.COSTS), default="Stored size", required=True, key="compare.cost", persist_state="session"
+            "Cost",
+            list(pareto.COSTS),
+            default="Stored size",
+            required=True,
+            key="compare.cost",
+            persist_state="session",
         )
         quality = st.segmented_control(
-            "Quality", list(pareto.QUALITIES), default="KL divergence", required=True, key="compare.quality_axis", persist_state="session"
+            "Quality",
+            list(pareto.QUALITIES),
+            default="KL divergence",
+            required=True,
+            key="compare.quality_axis",
+            persist_state="session",
         )
     figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
     state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
-    st.caption("Large points joined by the grey line are on the frontier: no other recipe is better on both axes.")
+    st.caption(
+        "Large points joined by the grey line are on the frontier: no other recipe is better on both axes."
+    )
 
 allocation_view.draw(good)
 
@@ -95,5 +136,7 @@ compare_view.downloads(rows)
 st.subheader("Answers", anchor=False, help=explain("first divergence") + " " + explain("greedy"))
 compare_view.answers(good)
 
-with st.expander("Record: conditions, machine, and the command that repeats it", icon=":material/receipt_long:"):
+with st.expander(
+    "Record: conditions, machine, and the command that repeats it", icon=":material/receipt_long:"
+):
     compare_view.record(rows)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qcore.runs import jobs
+from qcore.jobs import jobs
 from ui import charts, compare_view, results, start, state
 from ui.text import clock, shielded
 
@@ -28,9 +28,16 @@ else:
     rows = results.joined([latest])
     with st.container(border=True):
         st.markdown(f"**{shielded(state.model_of(latest))}**, {clock(latest.created_at)}")
-        state.plot(charts.overview(rows), key="home.latest", alt="Size, speed and perplexity of the latest run")
+        state.plot(
+            charts.overview(rows), key="home.latest", alt="Size, speed and perplexity of the latest run"
+        )
         compare_view.conditions(results.measured(rows))
-        st.page_link("pages/compare.py", label="See the whole comparison", icon=":material/bar_chart:", query_params={"run": latest.run_id})
+        st.page_link(
+            "pages/compare.py",
+            label="See the whole comparison",
+            icon=":material/bar_chart:",
+            query_params={"run": latest.run_id},
+        )
 
 st.subheader("Three ways to go on" if latest else "Or choose yourself", anchor=False)
 ways = (
@@ -46,7 +53,12 @@ ways = (
         ":material/forum:",
         "Give one prompt to the original and to quantized models, and see where their answers part.",
     ),
-    ("pages/layers.py", "Layers", ":material/layers:", "Look inside: the error of each layer, and a weight's values before and after."),
+    (
+        "pages/layers.py",
+        "Layers",
+        ":material/layers:",
+        "Look inside: the error of each layer, and a weight's values before and after.",
+    ),
 )
 for column, (page, title, icon, text) in zip(st.columns(3), ways, strict=True):
     with column.container(border=True, height="stretch"):

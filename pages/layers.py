@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from qcore import layers, recipes
+from qcore import recipes
+from qcore.verbs import layer_errors
 from ui import layers_view, ledger_view, state
 from ui.forms import model
 from ui.forms import recipes as recipe_form
@@ -11,7 +12,10 @@ from ui.text import shielded
 PREFIX = "layers"
 HOW = "Takes seconds for a small model. Nothing is loaded: the weights are read from the files one at a time."
 
-state.page("Layers", "See where a recipe loses precision: each weight matrix is quantized by itself and compared with the original.")
+state.page(
+    "Layers",
+    "See where a recipe loses precision: each weight matrix is quantized by itself and compared with the original.",
+)
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     name = recipe_form.choose_one(PREFIX, "Recipe", "int4-g64")
@@ -23,13 +27,18 @@ st.caption(f"{shielded(chosen[0]) if chosen else 'no model'} · {name}: {recipes
 checkpoint = model.resolve(*chosen, "Fetch it to look at its layers.") if chosen else None
 if checkpoint is None:
     if not chosen:
-        st.info("Choose a model in the menu above. Its layers are read straight from its files.", icon=":material/layers:")
+        st.info(
+            "Choose a model in the menu above. Its layers are read straight from its files.",
+            icon=":material/layers:",
+        )
     st.stop()
 
 key = ("errors", checkpoint.digest, name)
-if not state.known(key) and button.button("Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"):
+if not state.known(key) and button.button(
+    "Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"
+):
     with state.shown_errors(), model.Progress("Quantizing layer by layer") as report:
-        state.remember(key, lambda: layers.errors(checkpoint, recipe, report))
+        state.remember(key, lambda: layer_errors.errors(checkpoint, recipe, report))
         st.rerun()
 if state.known(key):
     layers_view.draw(checkpoint, recipe, state.remember(key, list))

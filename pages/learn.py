@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from qcore import lessons
-from qcore.home import home
+from qcore.base.home import home
+from qcore.verbs import lessons
 from ui import learn_models, learn_view, state
 from ui.forms import model
 from ui.learn_lessons import LESSONS
@@ -26,14 +26,24 @@ if checkpoint is not None:
     with state.shown_errors():
         names = state.remember(("lesson names", checkpoint.digest), lambda: lessons.names(checkpoint))
         usual = next((i for i, name in enumerate(names) if name.endswith("mlp.down_proj.weight")), 0)
-        name = place.selectbox("Weight", names, index=usual, key=f"{PREFIX}.weight.{checkpoint.digest[:8]}", width=420)
-        sample = state.remember(("lesson weight", checkpoint.digest, name), lambda: lessons.read(checkpoint, name))
+        name = place.selectbox(
+            "Weight", names, index=usual, key=f"{PREFIX}.weight.{checkpoint.digest[:8]}", width=420
+        )
+        sample = state.remember(
+            ("lesson weight", checkpoint.digest, name), lambda: lessons.read(checkpoint, name)
+        )
         rows, columns = sample.weight.shape
         part = "" if sample.is_whole else f", the first of {sample.rows:,}"
         st.caption(f"{shielded(chosen[0])} · {columns:,} inputs, {rows:,} outputs{part}")
 
 title = st.pills(
-    "Lesson", list(TITLES), default=LESSONS[0].title, required=True, key=f"{PREFIX}.lesson", label_visibility="collapsed", wrap=True
+    "Lesson",
+    list(TITLES),
+    default=LESSONS[0].title,
+    required=True,
+    key=f"{PREFIX}.lesson",
+    label_visibility="collapsed",
+    wrap=True,
 )
 lesson = TITLES[title]
 if lesson.key == "runs":

@@ -12,7 +12,10 @@ from ui.text import shielded
 
 PREFIX = "plan"
 
-state.page("Plan", "What a model will take, how fast it will be here and which recipe to choose, from its headers alone.")
+state.page(
+    "Plan",
+    "What a model will take, how fast it will be here and which recipe to choose, from its headers alone.",
+)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     with st.popover("Model", icon=":material/deployed_code:"):

@@ -8,7 +8,10 @@ from ui.forms import KEEP, model
 PREFIX = "playground"
 START = "The three most important things to know about the Moon are"
 
-measuring = state.page("Playground", "One prompt, several forms of the same model. Words that differ from the first answer are marked.")
+measuring = state.page(
+    "Playground",
+    "One prompt, several forms of the same model. Words that differ from the first answer are marked.",
+)
 
 left, right = st.columns([3, 2], gap="large")
 with left:
@@ -22,7 +25,10 @@ with right:
         with st.popover("Sampling", icon=":material/casino:"):
             sampling = playground_view.sampling(PREFIX)
         chat = st.toggle(
-            "Chat", key=f"{PREFIX}.chat", help="Wraps the prompt in the model's own chat template, as a question to it.", **KEEP
+            "Chat",
+            key=f"{PREFIX}.chat",
+            help="Wraps the prompt in the model's own chat template, as a question to it.",
+            **KEEP,
         )
     st.caption(playground_view.summary(chosen, sampling))
     if measuring:

@@ -2,14 +2,17 @@
 
 import streamlit as st
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from ui import run_panel, start, state
 from ui.forms import model, recipes, text
 from ui.glossary import explain
 
 PREFIX = "quantize"
 
-state.page("Quantize", "Choose a model and how to store it. Every recipe runs in a process of its own and is measured in the same way.")
+state.page(
+    "Quantize",
+    "Choose a model and how to store it. Every recipe runs in a process of its own and is measured in the same way.",
+)
 
 run_id = st.query_params.get("run")
 if run_id:
@@ -20,7 +23,11 @@ problem, source, checkpoint = None, None, None
 with left:
     st.subheader("1. Model", anchor=False)
     chosen = model.choose(PREFIX)
-    checkpoint = model.resolve(*chosen, "The run will fetch it; fetch it now to see first what memory it needs.") if chosen else None
+    checkpoint = (
+        model.resolve(*chosen, "The run will fetch it; fetch it now to see first what memory it needs.")
+        if chosen
+        else None
+    )
     st.subheader("2. Recipes", anchor=False, help=explain("recipe"))
     recipes.presets(PREFIX)
     names = recipes.choose(PREFIX)
@@ -35,6 +42,15 @@ with left:
     conditions = text.conditions(PREFIX)
 with right:
     st.subheader("Before you start", anchor=False)
-    start.review(PREFIX, chosen, checkpoint, [*names, *more], skip, head, {"text": source, "kv": kv, **conditions}, problem)
+    start.review(
+        PREFIX,
+        chosen,
+        checkpoint,
+        [*names, *more],
+        skip,
+        head,
+        {"text": source, "kv": kv, **conditions},
+        problem,
+    )
 
 run_panel.listing(run_id)

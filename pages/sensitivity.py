@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from qcore.sensitivity.store import tables
+from qcore.quantization.sensitivity.store import tables
 from ui import sensitivity_form, sensitivity_view, state
 
 PREFIX = "sensitivity"
@@ -12,7 +12,8 @@ HOW = (
 )
 
 state.page(
-    "Sensitivity", "A few layers pay most of the price of quantization. See which, and what each should get if the bits are yours to spend."
+    "Sensitivity",
+    "A few layers pay most of the price of quantization. See which, and what each should get if the bits are yours to spend.",
 )
 
 sensitivity_form.progress()
@@ -24,7 +25,11 @@ if not kept:
 models = sensitivity_view.models_of_runs()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     key = st.selectbox(
-        "Table", list(kept), format_func=lambda key: sensitivity_view.title(kept[key], models), key=f"{PREFIX}.table", width="stretch"
+        "Table",
+        list(kept),
+        format_func=lambda key: sensitivity_view.title(kept[key], models),
+        key=f"{PREFIX}.table",
+        width="stretch",
     )
     with st.popover("Compute", icon=":material/query_stats:", width=200):
         sensitivity_form.form(PREFIX, "Compute another table")

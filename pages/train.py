@@ -2,13 +2,16 @@
 
 import streamlit as st
 
-from qcore.runs import making_jobs
+from qcore.jobs import making_jobs
 from ui import making_form, making_view, state
 
 PREFIX = "making"
 HOW = "Nothing has been made yet. Choose above: training a small model in 3 bits for ten minutes wins back most of what rounding lost."
 
-state.page("Train & prune", "Win back what quantization lost, or take away what the model can do without, and see what each costs.")
+state.page(
+    "Train & prune",
+    "Win back what quantization lost, or take away what the model can do without, and see what each costs.",
+)
 
 making_form.progress()
 finished = {status.job: status for status in making_jobs.jobs() if status.state == "done"}
@@ -18,5 +21,10 @@ if not finished:
     st.stop()
 with st.expander("Make another", icon=":material/add:"):
     making_form.form(PREFIX)
-job = st.selectbox("Made so far", list(finished), format_func=lambda job: making_view.title(finished[job]), key=f"{PREFIX}.job")
+job = st.selectbox(
+    "Made so far",
+    list(finished),
+    format_func=lambda job: making_view.title(finished[job]),
+    key=f"{PREFIX}.job",
+)
 making_view.draw(finished[job])

@@ -17,16 +17,43 @@ Importing it is cheap: what needs torch is imported when it is first used.
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan", "qat", "prune", "distill", "QcoreError"]
+__all__ = [
+    "load",
+    "quantize",
+    "evaluate",
+    "judge",
+    "ask",
+    "measure",
+    "compare",
+    "save",
+    "plan",
+    "qat",
+    "prune",
+    "distill",
+    "QcoreError",
+]
 
-_VERBS = ("load", "quantize", "evaluate", "judge", "ask", "measure", "compare", "save", "plan", "qat", "prune", "distill")
+_VERBS = (
+    "load",
+    "quantize",
+    "evaluate",
+    "judge",
+    "ask",
+    "measure",
+    "compare",
+    "save",
+    "plan",
+    "qat",
+    "prune",
+    "distill",
+)
 
 
 def __getattr__(name: str):
     if name in _VERBS:
         return getattr(import_module("qcore.api"), name)
     if name == "QcoreError":
-        return import_module("qcore.errors").QcoreError
+        return import_module("qcore.base.errors").QcoreError
     raise AttributeError(f"module 'qcore' has no attribute {name!r}")
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from qcore.cli import main
+from qcore.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from qcore import convert, data, models, planning, recipes
-from qcore.calibration import load_calibration
-from qcore.calibration.text import TOKENS
-from qcore.errors import InputError
+from qcore import library, planning, recipes
+from qcore.base import texts
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
 from qcore.evaluation.choices import Answers
 from qcore.evaluation.choices import ask as answer
 from qcore.evaluation.perplexity import Evaluation
@@ -14,14 +14,15 @@ from qcore.evaluation.perplexity import evaluate as score
 from qcore.evaluation.questions import load_questions
 from qcore.evaluation.verdict import MARGIN, Verdict
 from qcore.evaluation.verdict import judge as verdict_on
-from qcore.export import safetensors
-from qcore.export.plain import check_judged
-from qcore.kvcache import NONE, form_named
+from qcore.formats.kv import NONE, form_named
+from qcore.library import Loaded, safetensors
+from qcore.library.plain import check_judged
 from qcore.measurement import throughput
-from qcore.models import Loaded
+from qcore.quantization import convert
+from qcore.quantization.calibration import load_calibration
+from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Recipe
-from qcore.registry import unknown
-from qcore.spec import check_limits, check_margin, check_minutes
+from qcore.recipes.spec import check_limits, check_margin, check_minutes
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
@@ -31,9 +32,9 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
     and `ledger`. Raises `InputError` for one that cannot or must not be loaded (`TooLargeError`: it does not
     fit into memory), `UnavailableError` if the hub cannot be reached.
     """
-    checkpoint = models.resolve(model, revision)
+    checkpoint = library.resolve(model, revision)
     planning.check_fits(checkpoint, recipes.parse("fp32"))
-    return models.load(checkpoint, device=device)
+    return library.load(checkpoint, device=device)
 
 
 def quantize(
@@ -61,7 +62,9 @@ def quantize(
     check_minutes(calibration_minutes)
     text = None
     if recipe.calibrated:
-        text = load_calibration(calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes)
+        text = load_calibration(
+            calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes
+        )
     ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text)
     return replace(loaded, recipe=recipe, ledger=ledger)
 
@@ -80,8 +83,8 @@ def evaluate(
 
     With `kv` "int8" or "int4" the text is read through a key-value cache of that form."""
     loaded = load(model) if isinstance(model, str) else model
-    content = data.load_text(text)
-    ids = data.tokenize(content, loaded.tokenizer, limit=tokens)
+    content = texts.load_text(text)
+    ids = texts.tokenize(content, loaded.tokenizer, limit=tokens)
     check_judged(loaded, content.name, content.sha256, ids)
     return score(loaded.model, ids, window=window, stride=stride, progress=progress, kv=form_named(kv))
 
@@ -104,11 +107,19 @@ def ask(model: Loaded | str, choices: str | Path | None = None, *, progress=None
 
 
 def measure(
-    model: Loaded | str, *, prompt_tokens: int = 128, new_tokens: int = 32, repeats: int = 3, kv: str = NONE, progress=None
+    model: Loaded | str,
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    kv: str = NONE,
+    progress=None,
 ) -> throughput.Throughput:
     """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see `Throughput`."""
     loaded = load(model) if isinstance(model, str) else model
-    return throughput.measure(loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv))
+    return throughput.measure(
+        loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv)
+    )
 
 
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
@@ -118,7 +129,7 @@ def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]
     with an `address`, which spreads the recipes over a cluster. A recipe that failed is a row with its error; the others are there. Raises
     `InputError` for input that no recipe can work with.
     """
-    from qcore.runs import jobs
+    from qcore.jobs import jobs
 
     return jobs.compare(model, recipes, **conditions)
 
@@ -144,71 +155,129 @@ def plan(
     in the formats `kv` (None: all that the architecture allows). With `probe`
     the model's shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
     """
-    from qcore.runs.planned import plan_here
+    from qcore.verbs.planned import plan_here
 
     return plan_here(
-        model, recipes, context=context, users=users, memory=memory, kv=kv, probe=probe, min_tokens_per_second=min_tokens_per_second,
-        max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio, revision=revision, progress=progress,
-    )  # fmt: skip
+        model,
+        recipes,
+        context=context,
+        users=users,
+        memory=memory,
+        kv=kv,
+        probe=probe,
+        min_tokens_per_second=min_tokens_per_second,
+        max_kl=max_kl,
+        max_perplexity_ratio=max_perplexity_ratio,
+        revision=revision,
+        progress=progress,
+    )
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the folder."""
     if model.recipe is None:
-        raise InputError("This model is not quantized yet: apply a recipe with qcore.quantize before saving it.")
+        raise InputError(
+            "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
+        )
     origin = model.checkpoint.origin
-    return safetensors.save(model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite, origin=origin)
+    return safetensors.save(
+        model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite, origin=origin
+    )
 
 
 def qat(
-    model: str, recipe: Recipe | str, folder: str | Path, *, form: str = "light", learn_scales: bool = False, schedule: dict | None = None,
-    overwrite: bool = False, compare: bool = False, device: str = "cpu", progress=None, **options,
-) -> dict:  # fmt: skip
+    model: str,
+    recipe: Recipe | str,
+    folder: str | Path,
+    *,
+    form: str = "light",
+    learn_scales: bool = False,
+    schedule: dict | None = None,
+    overwrite: bool = False,
+    compare: bool = False,
+    device: str = "cpu",
+    progress=None,
+    **options,
+) -> dict:
     """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and is saved in `folder`.
 
     `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate), `schedule` those of
     `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns what came out, with the loss curve; with `compare` also measured
     beside the model it began with. After a kill the same call goes on. Raises `InputError` for what cannot be used.
     """
-    from qcore.runs import making
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
+    from qcore.verbs import making
 
-    asked = _options(Qat, form=Form(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options)
+    asked = _options(
+        Qat, form=Form(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
+    )
     chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     return making.train_quantized(
-        model, chosen, asked, folder, overwrite=overwrite, compare=compare, device=device, progress=progress or _unseen
-    )  # fmt: skip
+        model,
+        chosen,
+        asked,
+        folder,
+        overwrite=overwrite,
+        compare=compare,
+        device=device,
+        progress=progress or _unseen,
+    )
 
 
 def prune(
-    model: str, method: str, amount: float, folder: str | Path, *, recipe: Recipe | str | None = None, progress=None, **options
+    model: str,
+    method: str,
+    amount: float,
+    folder: str | Path,
+    *,
+    recipe: Recipe | str | None = None,
+    progress=None,
+    **options,
 ) -> dict:
     """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and save it in `folder`.
 
-    `options` are those of `qcore.runs.making.prune`: order, sparse, calibration, tokens, overwrite, compare. Returns what came out.
+    `options` are those of `qcore.verbs.making.prune`: order, sparse, calibration, tokens, overwrite, compare. Returns what came out.
     """
-    from qcore.runs import making
+    from qcore.verbs import making
 
     chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     return making.prune(model, method, amount, folder, recipe=chosen, progress=progress or _unseen, **options)
 
 
 def distill(
-    model: str, layers: int, folder: str | Path, *, schedule: dict | None = None, overwrite: bool = False, compare: bool = False,
-    device: str = "cpu", progress=None, **options,
-) -> dict:  # fmt: skip
+    model: str,
+    layers: int,
+    folder: str | Path,
+    *,
+    schedule: dict | None = None,
+    overwrite: bool = False,
+    compare: bool = False,
+    device: str = "cpu",
+    progress=None,
+    **options,
+) -> dict:
     """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an ordinary model.
 
     `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns what came out, with the loss curve.
     """
-    from qcore.runs import making
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule
+    from qcore.verbs import making
 
-    asked = _options(Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options)
-    return making.distill(model, asked, folder, overwrite=overwrite, compare=compare, device=device, progress=progress or _unseen)
+    asked = _options(
+        Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options
+    )
+    return making.distill(
+        model,
+        asked,
+        folder,
+        overwrite=overwrite,
+        compare=compare,
+        device=device,
+        progress=progress or _unseen,
+    )
 
 
 def _options(kind: type, **given):

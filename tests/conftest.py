@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from qcore.home import home
+from qcore.base.home import home
 
 # Set before anything heavy is imported: the cache of whoever runs the tests keeps its runs to itself and nothing may reach for a hub.
 # What `make setup` has prepared there (the default models, compiled kernels) is made once and only read.
@@ -18,16 +18,20 @@ for _name in PREPARED:
 os.environ["QCORE_KERNELS"] = str(home() / "kernels")
 os.environ["QCORE_HOME"] = str(_scratch)
 os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores with servers and subprocesses: waiting threads must not spin
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # tests share the cores with servers and subprocesses: waiting threads must not spin
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from trained import learned, words  # noqa: E402, F401 (fixtures)
 
-from qcore.quiet import hush  # noqa: E402
+from qcore.base.quiet import hush  # noqa: E402
 
-settings.register_profile("steady", deadline=None, max_examples=60)  # machines are noisy: no test fails for being slow
+settings.register_profile(
+    "steady", deadline=None, max_examples=60
+)  # machines are noisy: no test fails for being slow
 settings.load_profile("steady")
 
 hush()
@@ -43,13 +47,14 @@ def _scratch_is_removed():
 def own_home(tmp_path, monkeypatch):
     """An empty cache folder, which no run outlives; `pytest.mark.usefixtures("own_home")` gives it to every test of a file."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture
 def said(capsys):
     """Run a command line; returns (status, standard output, standard error)."""
 
-    from qcore.cli import main
+    from qcore.cli.main import main
 
     def call(*arguments):
         capsys.readouterr()

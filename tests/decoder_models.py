@@ -3,16 +3,30 @@
 import copy
 
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from qcore import recipes
-from qcore.convert import quantize
-from qcore.nn import QuantLinear
+from qcore.layers.modules import QuantLinear
+from qcore.quantization.convert import quantize
 
 SIZES = dict(
-    vocab_size=258, hidden_size=64, intermediate_size=120, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, bos_token_id=256, eos_token_id=257,
-)  # fmt: skip
+    vocab_size=258,
+    hidden_size=64,
+    intermediate_size=120,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=256,
+    eos_token_id=257,
+)
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -27,7 +41,9 @@ CONFIGS = {
             original_max_position_embeddings=64,
         ),
     ),
-    "one-key-value-head": LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 8, "hidden_size": 64}),
+    "one-key-value-head": LlamaConfig(
+        **{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 8, "hidden_size": 64}
+    ),
     "mistral-window": MistralConfig(**SIZES, sliding_window=10),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),

@@ -69,7 +69,10 @@ class Hub:
                     return
                 if revision not in ("main", COMMIT):
                     return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
-                files = [{"rfilename": path.name, "size": path.stat().st_size} for path in sorted(hub.repositories[repo].iterdir())]
+                files = [
+                    {"rfilename": path.name, "size": path.stat().st_size}
+                    for path in sorted(hub.repositories[repo].iterdir())
+                ]
                 body = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
                 self._send(200, body, {"Content-Type": "application/json"}, with_body)
 
@@ -81,7 +84,11 @@ class Hub:
                     return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
                 body = path.read_bytes()
                 headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if hub.ranges else None:
+                if (
+                    wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                    if hub.ranges
+                    else None
+                ):
                     first, last = int(wanted[1]), min(int(wanted[2]), len(body) - 1)
                     headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
                     return self._send(206, body[first : last + 1], headers, with_body)
@@ -120,7 +127,9 @@ def point_library_at(monkeypatch, url: str, cache: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -56,7 +56,11 @@ def imports(path: Path) -> set[str]:
     for node in ast.parse(path.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "qcore" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "qcore"
+                else [node.module]
+            )
         found |= {name.split(".")[1] for name in names if name.startswith("qcore.")}
     return found
 
@@ -88,4 +92,9 @@ def test_the_engine_knows_nothing_of_the_dashboard():
 
 def test_importing_qcore_loads_nothing_heavy():
     code = "import sys, qcore; print([name for name in ('torch', 'transformers', 'streamlit', 'numpy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

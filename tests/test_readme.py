@@ -15,7 +15,9 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 def run(arguments: list[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -30,7 +32,13 @@ def test_the_script(tmp_path):
 
 @pytest.mark.slow
 def test_the_commands(tmp_path):
-    lines = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines() if line.startswith("python -m qcore")]
+    lines = [
+        line
+        for language, text in BLOCKS
+        if language == "bash"
+        for line in text.splitlines()
+        if line.startswith("python -m qcore")
+    ]
     assert len(lines) == 7
     for line in lines:
         run(line.split()[1:], tmp_path)

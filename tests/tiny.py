@@ -30,19 +30,39 @@ def tokenizer() -> PreTrainedTokenizerFast:
 _COMMON = dict(vocab_size=VOCABULARY, bos_token_id=256, eos_token_id=257, pad_token_id=None)
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=False, **_COMMON,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        **_COMMON,
     ),
     "llama-tied": LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=True, **_COMMON,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        **_COMMON,
     ),
     "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **_COMMON),
     "moe": MixtralConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=512, tie_word_embeddings=False, **_COMMON,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        **_COMMON,
     ),
-}  # fmt: skip
+}
 
 
 def model(kind: str, seed: int = 0) -> torch.nn.Module:

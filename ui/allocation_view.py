@@ -16,7 +16,11 @@ def draw(rows: list[dict]) -> None:
         points = [] if measured is None else [(row["label"], row["bits_per_weight"], measured)]
         chosen = (found["bits_per_weight"], found["predicted_kl"])
         figure = sensitivity_charts.frontier(found["frontier"], found["single"], chosen, points)
-        state.plot(figure, key=f"compare.mixed.{position}", alt=f"Predicted loss against bits a weight, and where {row['label']} lies")
+        state.plot(
+            figure,
+            key=f"compare.mixed.{position}",
+            alt=f"Predicted loss against bits a weight, and where {row['label']} lies",
+        )
         st.caption(_sentence(row, found))
 
 
@@ -28,7 +32,11 @@ def _mixed(rows: list[dict]) -> list[tuple[dict, dict]]:
 def _sentence(row: dict, found: dict) -> str:
     formats = ", ".join(f"{count} × {shielded(label)}" for label, count in found["layers_by_format"].items())
     measured = "" if row["kl_mean"] is None else f", measured {digits(row['kl_mean'])}"
-    proof = "the least of all choices" if found["exact"] else f"at most {digits(found['predicted_kl'] - found['bound'])} above the least"
+    proof = (
+        "the least of all choices"
+        if found["exact"]
+        else f"at most {digits(found['predicted_kl'] - found['bound'])} above the least"
+    )
     text = shielded(found["measure"]["text"]["name"])
     tokens = f"{found['measure']['tokens']:,} tokens"
     return (

@@ -1,6 +1,6 @@
 """Bars side by side: memory, throughput, quality, and the estimate before a run. Pure functions from rows to Plotly figures.
 
-A row is what `qcore.runs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure has one panel for each
+A row is what `qcore.jobs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure has one panel for each
 quantity; the panels share the names at the left, and each bar says its number with its unit, so there are no axes to read.
 """
 
@@ -11,7 +11,7 @@ from statistics import median
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qcore.runs.report import human_perplexity
+from qcore.results.report import human_perplexity
 from ui import families
 from ui.text import digits, percent, seconds, size
 
@@ -45,7 +45,9 @@ def memory(rows: Sequence[dict]) -> go.Figure:
         rows,
         [
             Panel("Stored", "smaller is better", _get("stored_bytes"), size, _stored_hover),
-            Panel("Peak memory while running", "smaller is better", _get("peak_run_bytes"), size, _peak_hover),
+            Panel(
+                "Peak memory while running", "smaller is better", _get("peak_run_bytes"), size, _peak_hover
+            ),
         ],
     )
 
@@ -72,12 +74,21 @@ def throughput(rows: Sequence[dict]) -> go.Figure:
 
 def quality(rows: Sequence[dict]) -> go.Figure:
     """Perplexity with the baseline's as a line, and the mean KL divergence from the baseline in nats a token."""
-    baseline = next((row["perplexity"] for row in rows if row["recipe"] == "fp32" and row.get("perplexity")), None)
+    baseline = next(
+        (row["perplexity"] for row in rows if row["recipe"] == "fp32" and row.get("perplexity")), None
+    )
     line = (baseline, "fp32") if baseline and len(rows) > 1 else None
     return bars(
         rows,
         [
-            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity, _quality_hover, reference=line),
+            Panel(
+                "Perplexity",
+                "smaller is better",
+                _get("perplexity"),
+                human_perplexity,
+                _quality_hover,
+                reference=line,
+            ),
             Panel("KL divergence from fp32", "smaller is better", _get("kl_mean"), _nats, _quality_hover),
         ],
     )
@@ -105,30 +116,59 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
         cut = _cut(values)
         shown = [None if value is None else min(value, cut) for value in values]
         top = max((value for value in shown if value is not None), default=1.0) or 1.0
-        limits = [panel.limit(row) if panel.limit and value is not None else None for row, value in zip(rows, values, strict=True)]
+        limits = [
+            panel.limit(row) if panel.limit and value is not None else None
+            for row, value in zip(rows, values, strict=True)
+        ]
         reach = max([top, *(limit for limit in limits if limit is not None and limit <= LONGEST * top)])
         figure.add_bar(
-            x=shown, y=labels, orientation="h", width=0.62, row=1, col=column, showlegend=False,
+            x=shown,
+            y=labels,
+            orientation="h",
+            width=0.62,
+            row=1,
+            col=column,
+            showlegend=False,
             marker={"color": [families.color(row["recipe"]) for row in rows], "cornerradius": 3},
             text=[_bar_text(panel, row, value, cut) for row, value in zip(rows, values, strict=True)],
-            textposition="outside", cliponaxis=False,
+            textposition="outside",
+            cliponaxis=False,
             customdata=[_hover(panel, row, value) for row, value in zip(rows, values, strict=True)],
             hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
+        )
         _draw_missing(figure, rows, values, column)
         _draw_limits(figure, panel, labels, limits, LONGEST * top, column)
         if panel.reference and panel.reference[0] <= reach:
-            figure.add_vline(panel.reference[0], line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=column)
+            figure.add_vline(
+                panel.reference[0], line={"color": MUTED, "width": 1, "dash": "dot"}, row=1, col=column
+            )
         figure.add_annotation(
-            text=f"<b>{panel.title}</b>  <span style='color:{MUTED}'>{panel.hint}</span>", showarrow=False, x=0, y=1, yshift=6,
-            xref=f"x{column if column > 1 else ''} domain", yref="paper", xanchor="left", yanchor="bottom",
-        )  # fmt: skip
+            text=f"<b>{panel.title}</b>  <span style='color:{MUTED}'>{panel.hint}</span>",
+            showarrow=False,
+            x=0,
+            y=1,
+            yshift=6,
+            xref=f"x{column if column > 1 else ''} domain",
+            yref="paper",
+            xanchor="left",
+            yanchor="bottom",
+        )
         figure.update_xaxes(visible=False, range=[0, reach * 1.32], fixedrange=True, row=1, col=column)
-    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, showline=False, ticks="", fixedrange=True, zeroline=False)
+    figure.update_yaxes(
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        showline=False,
+        ticks="",
+        fixedrange=True,
+        zeroline=False,
+    )
     figure.update_layout(
-        height=HEAD + pitch * len(rows) + 4, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, bargap=0.3, hoverlabel={"align": "left"},
+        height=HEAD + pitch * len(rows) + 4,
+        margin={"l": 4, "r": 4, "t": HEAD, "b": 4},
+        bargap=0.3,
+        hoverlabel={"align": "left"},
         uniformtext={"minsize": 11, "mode": "show"},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -144,26 +184,43 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
     colors = [families.color(row["recipe"]) if row["fits"] else families.FAILED for row in rows]
     for key, alpha in (("peak_bytes", "55"), ("stored_bytes", "ff")):
         figure.add_bar(
-            x=[row[key] for row in rows], y=labels, orientation="h", width=0.6, showlegend=False,
+            x=[row[key] for row in rows],
+            y=labels,
+            orientation="h",
+            width=0.6,
+            showlegend=False,
             marker={"color": [color + alpha for color in colors], "cornerradius": 3},
             customdata=[
                 f"<b>{row['label']}</b><br>stored: {size(row['stored_bytes'])}<br>expected peak: {size(row['peak_bytes'])}<br>"
-                f"available here: {size(available)}" for row in rows
+                f"available here: {size(available)}"
+                for row in rows
             ],
-            hovertemplate="%{customdata}<extra></extra>", textposition="outside", cliponaxis=False,
+            hovertemplate="%{customdata}<extra></extra>",
+            textposition="outside",
+            cliponaxis=False,
             text=[_estimate_text(row) for row in rows] if key == "peak_bytes" else None,
-        )  # fmt: skip
+        )
     if inside:
         figure.add_vline(available, line={"color": families.FAILED, "width": 1.5, "dash": "dash"})
     figure.add_annotation(
-        text=f"{size(available)} available" + ("" if inside else " →"), showarrow=False, yref="paper", y=1, yanchor="bottom",
-        xref="x" if inside else "paper", x=available if inside else 1, xanchor="right", font={"color": MUTED},
-    )  # fmt: skip
+        text=f"{size(available)} available" + ("" if inside else " →"),
+        showarrow=False,
+        yref="paper",
+        y=1,
+        yanchor="bottom",
+        xref="x" if inside else "paper",
+        x=available if inside else 1,
+        xanchor="right",
+        font={"color": MUTED},
+    )
     figure.update_xaxes(visible=False, range=[0, reach * 1.8], fixedrange=True)
     names = {"tickvals": labels, "ticktext": [_shortened(label) for label in labels]}
     figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, ticks="", fixedrange=True, **names)
     figure.update_layout(
-        barmode="overlay", height=30 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 24, "b": 2}, hoverlabel={"align": "left"}
+        barmode="overlay",
+        height=30 + 28 * len(rows),
+        margin={"l": 4, "r": 4, "t": 24, "b": 2},
+        hoverlabel={"align": "left"},
     )
     return figure
 
@@ -199,30 +256,56 @@ def _bar_text(panel: Panel, row: dict, value: float | None, cut: float) -> str:
     return panel.text(value) + (f" <span style='color:{MUTED}'>(bar cut off)</span>" if value > cut else "")
 
 
-def _draw_missing(figure: go.Figure, rows: Sequence[dict], values: Sequence[float | None], column: int) -> None:
+def _draw_missing(
+    figure: go.Figure, rows: Sequence[dict], values: Sequence[float | None], column: int
+) -> None:
     for row, value in zip(rows, values, strict=True):
         if value is not None:
             continue
         status = row.get("status", "ok")
         figure.add_annotation(
-            text="not measured" if status == "ok" else status, font={"color": families.FAILED if status == "failed" else MUTED}, x=0,
-            y=row["label"], xanchor="left", showarrow=False, row=1, col=column,
-        )  # fmt: skip
+            text="not measured" if status == "ok" else status,
+            font={"color": families.FAILED if status == "failed" else MUTED},
+            x=0,
+            y=row["label"],
+            xanchor="left",
+            showarrow=False,
+            row=1,
+            col=column,
+        )
 
 
-def _draw_limits(figure: go.Figure, panel: Panel, labels: list[str], limits: list[float | None], reach: float, column: int) -> None:
-    inside = [(label, limit) for label, limit in zip(labels, limits, strict=True) if limit is not None and limit <= reach]
+def _draw_limits(
+    figure: go.Figure, panel: Panel, labels: list[str], limits: list[float | None], reach: float, column: int
+) -> None:
+    inside = [
+        (label, limit)
+        for label, limit in zip(labels, limits, strict=True)
+        if limit is not None and limit <= reach
+    ]
     figure.add_scatter(
-        x=[limit for _, limit in inside], y=[label for label, _ in inside], mode="markers", row=1, col=column, showlegend=False,
+        x=[limit for _, limit in inside],
+        y=[label for label, _ in inside],
+        mode="markers",
+        row=1,
+        col=column,
+        showlegend=False,
         marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": MUTED}},
         hovertemplate=f"{panel.limit_name}: %{{x:.3s}} tok/s<extra></extra>",
-    )  # fmt: skip
+    )
     for label, limit in zip(labels, limits, strict=True):
         if limit is not None and limit > reach:
             figure.add_annotation(
-                text=f"{panel.limit_name} {digits(limit)} →", font={"color": MUTED, "size": 11}, xref="x domain", x=1, xanchor="right",
-                y=label, showarrow=False, row=1, col=column,
-            )  # fmt: skip
+                text=f"{panel.limit_name} {digits(limit)} →",
+                font={"color": MUTED, "size": 11},
+                xref="x domain",
+                x=1,
+                xanchor="right",
+                y=label,
+                showarrow=False,
+                row=1,
+                col=column,
+            )
 
 
 def _get(key: str) -> Value:

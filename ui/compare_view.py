@@ -6,8 +6,8 @@ import streamlit as st
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
-from qcore.runs import report
-from qcore.runs.verdicts import with_verdicts
+from qcore.results import report
+from qcore.results.verdicts import with_verdicts
 from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
 from ui.text import clock, shielded, size, verbatim
@@ -16,31 +16,52 @@ FEW = 300  # questions; with fewer a difference of five percent is within the no
 MARGINS = (0.005, 0.01, 0.02, 0.05)
 BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": "orange"}
 HELP = {
-    "stored_bytes": "stored bytes", "bits_per_weight": "bits per weight", "coverage": "coverage", "perplexity": "perplexity",
-    "kl_mean": "KL divergence", "top1_agreement": "top-1 agreement", "prefill_tok_s": "prefill", "decode_tok_s": "decode",
-    "ttft_s": "time to first token", "peak_load_bytes": "peak memory", "peak_run_bytes": "peak memory",
-}  # fmt: skip
+    "stored_bytes": "stored bytes",
+    "bits_per_weight": "bits per weight",
+    "coverage": "coverage",
+    "perplexity": "perplexity",
+    "kl_mean": "KL divergence",
+    "top1_agreement": "top-1 agreement",
+    "prefill_tok_s": "prefill",
+    "decode_tok_s": "decode",
+    "ttft_s": "time to first token",
+    "peak_load_bytes": "peak memory",
+    "peak_run_bytes": "peak memory",
+}
 # key: (heading with unit, factor, printf format)
 COLUMNS = {
-    "stored_bytes": ("stored, MB", 1e-6, "%.1f"), "bits_per_weight": ("bits/weight", 1, "%.2f"), "coverage": ("coverage, %", 100, "%.1f"),
-    "perplexity": ("perplexity", 1, "%.3f"), "kl_mean": ("KL, nats", 1, "%.4f"), "top1_agreement": ("same top-1, %", 100, "%.1f"),
-    "decode_tok_s": ("decode, tok/s", 1, "%.1f"), "prefill_tok_s": ("prefill, tok/s", 1, "%.0f"), "ttft_s": ("TTFT, ms", 1e3, "%.0f"),
-    "peak_load_bytes": ("peak load, MB", 1e-6, "%.0f"), "peak_run_bytes": ("peak run, MB", 1e-6, "%.0f"),
+    "stored_bytes": ("stored, MB", 1e-6, "%.1f"),
+    "bits_per_weight": ("bits/weight", 1, "%.2f"),
+    "coverage": ("coverage, %", 100, "%.1f"),
+    "perplexity": ("perplexity", 1, "%.3f"),
+    "kl_mean": ("KL, nats", 1, "%.4f"),
+    "top1_agreement": ("same top-1, %", 100, "%.1f"),
+    "decode_tok_s": ("decode, tok/s", 1, "%.1f"),
+    "prefill_tok_s": ("prefill, tok/s", 1, "%.0f"),
+    "ttft_s": ("TTFT, ms", 1e3, "%.0f"),
+    "peak_load_bytes": ("peak load, MB", 1e-6, "%.0f"),
+    "peak_run_bytes": ("peak run, MB", 1e-6, "%.0f"),
     "quantize_s": ("quantized in, s", 1, "%.1f"),
-}  # fmt: skip
+}
 
 
 def table(rows: list[dict]) -> None:
     """All figures; a failed recipe's line is red, and its sentence stands below."""
     lines = [
         {"recipe": row["label"], "state": row["status"]}
-        | {title: None if row[key] is None else row[key] * factor for key, (title, factor, _) in COLUMNS.items()}
+        | {
+            title: None if row[key] is None else row[key] * factor
+            for key, (title, factor, _) in COLUMNS.items()
+        }
         for row in rows
     ]
     frame = pd.DataFrame(lines)
     if frame["state"].eq("ok").all():
         frame = frame.drop(columns="state")
-    styled = frame.style.apply(lambda line: [f"color: {families.FAILED}" if line.get("state") == "failed" else ""] * len(line), axis=1)
+    styled = frame.style.apply(
+        lambda line: [f"color: {families.FAILED}" if line.get("state") == "failed" else ""] * len(line),
+        axis=1,
+    )
     config = {
         title: st.column_config.NumberColumn(format=form, help=explain(HELP[key]) if key in HELP else None)
         for key, (title, _, form) in COLUMNS.items()
@@ -59,9 +80,15 @@ def failures(rows: list[dict]) -> None:
     """A red box for each recipe that failed, with what to do."""
     for row in rows:
         if row["status"] == "failed":
-            st.error(f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason was given')}", icon=":material/error:")
+            st.error(
+                f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason was given')}",
+                icon=":material/error:",
+            )
         elif row["status"] != "ok":
-            st.warning(f"**{shielded(row['label'])}**: {row['status']}. {verbatim(row['error'] or '')}", icon=":material/warning:")
+            st.warning(
+                f"**{shielded(row['label'])}**: {row['status']}. {verbatim(row['error'] or '')}",
+                icon=":material/warning:",
+            )
 
 
 def verdicts(rows: list[dict]) -> None:
@@ -73,12 +100,24 @@ def verdicts(rows: list[dict]) -> None:
     st.subheader("Verdicts", anchor=False, help=explain("verdict"))
     given = {row["verdict"]["margin"] for row in rows if row.get("verdict")}
     margin = st.segmented_control(
-        "Margin", sorted({*MARGINS, *given}), default=max(given), required=True, format_func=percent_of, key="compare.margin",
+        "Margin",
+        sorted({*MARGINS, *given}),
+        default=max(given),
+        required=True,
+        format_func=percent_of,
+        key="compare.margin",
         help=explain("margin"),
-    )  # fmt: skip
-    runs = [[row for row in rows if row["run_id"] == run_id] for run_id in dict.fromkeys(row["run_id"] for row in rows)]
+    )
+    runs = [
+        [row for row in rows if row["run_id"] == run_id]
+        for run_id in dict.fromkeys(row["run_id"] for row in rows)
+    ]
     rows = [row for run in runs for row in with_verdicts(run, margin)]
-    state.plot(forest.picture(rows, margin), key="compare.forest", alt="Interval of each recipe's perplexity against the baseline's")
+    state.plot(
+        forest.picture(rows, margin),
+        key="compare.forest",
+        alt="Interval of each recipe's perplexity against the baseline's",
+    )
     for row in rows:
         if row["verdict"]:
             _sentence(row)
@@ -99,11 +138,25 @@ def questions(rows: list[dict]) -> None:
     if not asked:
         return
     st.subheader("Questions", anchor=False, help=explain("multiple choice"))
-    state.plot(questions_chart.picture(asked), key="compare.questions", alt="Share of the questions that each recipe got right")
+    state.plot(
+        questions_chart.picture(asked),
+        key="compare.questions",
+        alt="Share of the questions that each recipe got right",
+    )
     about = asked[0]["choices"]
-    few = " So few questions tell a broken model from a good one, and no more than that." if about["questions"] < FEW else ""
-    st.caption(f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing.{few}")
-    st.markdown("\n".join(f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in asked))
+    few = (
+        " So few questions tell a broken model from a good one, and no more than that."
+        if about["questions"] < FEW
+        else ""
+    )
+    st.caption(
+        f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing.{few}"
+    )
+    st.markdown(
+        "\n".join(
+            f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in asked
+        )
+    )
 
 
 def answers(rows: list[dict]) -> None:
@@ -112,11 +165,21 @@ def answers(rows: list[dict]) -> None:
     if not written:
         st.caption("This run continued no prompts.")
         return
-    state.plot(divergence.picture(written), key="compare.divergence", alt="Tokens before each answer diverges")
+    state.plot(
+        divergence.picture(written), key="compare.divergence", alt="Tokens before each answer diverges"
+    )
     prompts = {answer["id"]: answer for answer in written[0]["record"]["generations"]}
-    chosen = st.selectbox("Prompt", list(prompts), format_func=lambda name: f"{prompts[name]['kind']}: {name}", key="compare.prompt")
+    chosen = st.selectbox(
+        "Prompt",
+        list(prompts),
+        format_func=lambda name: f"{prompts[name]['kind']}: {name}",
+        key="compare.prompt",
+    )
     st.caption(verbatim(prompts[chosen]["prompt"]))
-    texts = {row["label"]: next((a for a in row["record"]["generations"] if a["id"] == chosen), None) for row in written}
+    texts = {
+        row["label"]: next((a for a in row["record"]["generations"] if a["id"] == chosen), None)
+        for row in written
+    }
     base = next((texts[row["label"]] for row in written if row["recipe"] == "fp32"), None)
     for row in written:
         answer = texts[row["label"]]
@@ -131,10 +194,18 @@ def _answer(row: dict, answer: dict, base: dict | None) -> None:
     elif answer is base:
         about = "the baseline"
     else:
-        about = "the same to the end" if at is None else f"the same for {at} tokens" if at else "differs from the first token"
+        about = (
+            "the same to the end"
+            if at is None
+            else f"the same for {at} tokens"
+            if at
+            else "differs from the first token"
+        )
     left, right = st.columns([1, 4])
     left.markdown(f"{families.badge(row['recipe'])}  \n:small[:gray[{about}]]")
-    right.markdown(diff.marked(base["text"], answer["text"]) if base and answer is not base else verbatim(answer["text"]))
+    right.markdown(
+        diff.marked(base["text"], answer["text"]) if base and answer is not base else verbatim(answer["text"])
+    )
 
 
 def record(rows: list[dict]) -> None:
@@ -148,18 +219,26 @@ def record(rows: list[dict]) -> None:
             "weights": found.get("model_description"),
             "revision": found.get("revision"),
             "digest": (found.get("digest") or "")[:16],
-            "text": f"{found['text']['name']}, SHA-256 {found['text']['sha256'][:16]}…" if found.get("text") else None,
+            "text": f"{found['text']['name']}, SHA-256 {found['text']['sha256'][:16]}…"
+            if found.get("text")
+            else None,
             "window and stride": f"{found.get('window')} and {found.get('stride')} tokens",
             "seed": found.get("seed"),
             "processor": f"{environment.get('cpu')}, {environment.get('cores')} cores, {' '.join(environment.get('flags') or [])}",
-            "read bandwidth": f"{environment['read_bandwidth'] / 1e9:.1f} GB/s" if environment.get("read_bandwidth") else None,
+            "read bandwidth": f"{environment['read_bandwidth'] / 1e9:.1f} GB/s"
+            if environment.get("read_bandwidth")
+            else None,
             "memory": f"{size(environment.get('memory_total'))} in all, {size(environment.get('memory_available'))} available at the start",
             "GPU": environment.get("gpu"),
             "commit": environment.get("commit"),
-            "libraries": ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items()),
+            "libraries": ", ".join(
+                f"{name} {version}" for name, version in (environment.get("libraries") or {}).items()
+            ),
         }
         st.table(
-            [{"": name, "value": str(value)} for name, value in lines.items() if value not in (None, "")], hide_header=True, hide_index=True
+            [{"": name, "value": str(value)} for name, value in lines.items() if value not in (None, "")],
+            hide_header=True,
+            hide_index=True,
         )
         st.caption("The command that repeats it:")
         st.code(found.get("command") or "", language="bash", wrap_lines=True)
@@ -193,5 +272,8 @@ def conditions(rows: list[dict]) -> None:
     """One small line below the pictures, and a warning where rows should not be compared."""
     phrases, differing = results.shared_conditions(rows)
     if differing:
-        st.warning(f"These runs differ in {', '.join(differing)}. Compare only what was measured alike.", icon=":material/balance:")
+        st.warning(
+            f"These runs differ in {', '.join(differing)}. Compare only what was measured alike.",
+            icon=":material/balance:",
+        )
     st.caption(" · ".join(shielded(phrase) for phrase in phrases))

@@ -33,7 +33,10 @@ def spans(base: str, other: str) -> list[tuple[str, bool]]:
 
 
 def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    return [("".join(text for text, _ in group), differs) for differs, group in groupby(parts, key=lambda part: part[1])]
+    return [
+        ("".join(text for text, _ in group), differs)
+        for differs, group in groupby(parts, key=lambda part: part[1])
+    ]
 
 
 def marked(base: str, other: str) -> str:

@@ -21,14 +21,26 @@ def picture(rows: Sequence[dict]) -> go.Figure:
         marks.append(["" if answer is None else _mark(answer) for answer in answers])
     figure = go.Figure()
     figure.add_heatmap(
-        z=cells, x=prompts, y=[row["label"] for row in rows], colorscale=SCALE, zmin=0, zmax=100, xgap=2, ygap=2, customdata=texts,
-        text=marks, texttemplate="%{text}", textfont={"size": 11},
+        z=cells,
+        x=prompts,
+        y=[row["label"] for row in rows],
+        colorscale=SCALE,
+        zmin=0,
+        zmax=100,
+        xgap=2,
+        ygap=2,
+        customdata=texts,
+        text=marks,
+        texttemplate="%{text}",
+        textfont={"size": 11},
         hovertemplate="%{customdata}<extra></extra>",
         colorbar={"title": {"text": "same, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
-    )  # fmt: skip
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, tickangle=-40, ticks="")
-    figure.update_layout(height=130 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=130 + 28 * len(rows), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"}
+    )
     return figure
 
 
@@ -46,5 +58,9 @@ def _hover(row: dict, answer: dict | None) -> str:
     if answer is None:
         return "not written"
     at = answer["first_divergence"]
-    what = "the same to the end" if at is None else f"first other token: number {at + 1} of {len(answer['tokens'])}"
+    what = (
+        "the same to the end"
+        if at is None
+        else f"first other token: number {at + 1} of {len(answer['tokens'])}"
+    )
     return f"<b>{row['label']}</b><br>{answer['kind']}: {answer['id']}<br>{what}"

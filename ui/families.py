@@ -26,15 +26,28 @@ OTHER = Family("other", "#5f9ea8")
 FAILED = "#d64550"
 
 _PREFIXES = (
-    ("fp32", FLOAT), ("bf16", FLOAT), ("fp16", FLOAT), ("int", INTEGER), ("nf4", TABLE), ("fp4", TABLE), ("kmeans", TABLE), ("auto", MIXED),
-    ("bnb-", BITSANDBYTES), ("torchao-", TORCHAO), ("torch-", TORCH), ("quanto-", QUANTO),
-    ("onnx-", ONNX), ("saved:", SAVED),
-)  # fmt: skip
+    ("fp32", FLOAT),
+    ("bf16", FLOAT),
+    ("fp16", FLOAT),
+    ("int", INTEGER),
+    ("nf4", TABLE),
+    ("fp4", TABLE),
+    ("kmeans", TABLE),
+    ("auto", MIXED),
+    ("bnb-", BITSANDBYTES),
+    ("torchao-", TORCHAO),
+    ("torch-", TORCH),
+    ("quanto-", QUANTO),
+    ("onnx-", ONNX),
+    ("saved:", SAVED),
+)
 
 
 def family(recipe: str) -> Family:
     """The family of the recipe called `recipe`; a preparation such as rotation does not change it."""
-    return next((found for prefix, found in _PREFIXES if recipe.removeprefix("rot-").startswith(prefix)), OTHER)
+    return next(
+        (found for prefix, found in _PREFIXES if recipe.removeprefix("rot-").startswith(prefix)), OTHER
+    )
 
 
 def color(recipe: str) -> str:
@@ -44,5 +57,7 @@ def color(recipe: str) -> str:
 
 def badge(recipe: str) -> str:
     """The recipe's name in Markdown, after a dot in its family's colour."""
-    name = shielded(recipe) if family(recipe) is SAVED else recipe  # a folder's name may hold anything, a known recipe's does not
+    name = (
+        shielded(recipe) if family(recipe) is SAVED else recipe
+    )  # a folder's name may hold anything, a known recipe's does not
     return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{name}'

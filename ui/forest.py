@@ -16,7 +16,32 @@ from ui.charts import FAINT, MUTED
 
 BAND = "rgba(46,160,94,0.16)"
 OUTCOMES = {"equivalent": "#2e9e5e", "worse": families.FAILED, "better": "#3d7fdb", "undecided": "#c07f17"}
-TICKS = (0.1, 0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.001, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 100, 1000, 1e5, 1e8)
+TICKS = (
+    0.1,
+    0.5,
+    0.9,
+    0.95,
+    0.98,
+    0.99,
+    0.995,
+    0.999,
+    1.001,
+    1.005,
+    1.01,
+    1.02,
+    1.05,
+    1.1,
+    1.2,
+    1.5,
+    2,
+    3,
+    5,
+    10,
+    100,
+    1000,
+    1e5,
+    1e8,
+)
 NEAREST = 0.07  # two ticks are at least this share of the axis apart
 ROW, HEAD, FOOT = 30, 12, 46
 
@@ -27,30 +52,51 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
     edge = math.log1p(margin)
     figure = go.Figure()
     judged = [row for row in rows if row.get("verdict")]
-    places = [place(value, edge) for row in judged for value in row["verdict"]["ratio"].values() if value is not None]
+    places = [
+        place(value, edge)
+        for row in judged
+        for value in row["verdict"]["ratio"].values()
+        if value is not None
+    ]
     low, high = min([*places, -1.6]), max([*places, 1.6])
     room = 0.30 * (high - low)
-    figure.add_vrect(place(1 / (1 + margin), edge), place(1 + margin, edge), fillcolor=BAND, line_width=0, layer="below")
+    figure.add_vrect(
+        place(1 / (1 + margin), edge), place(1 + margin, edge), fillcolor=BAND, line_width=0, layer="below"
+    )
     figure.add_vline(0, line={"color": MUTED, "width": 1, "dash": "dot"})
     for row in rows:
         _draw(figure, row, edge, high + 0.03 * room)
     ticks, hint = _ticks(low, high, edge, margin), f"green: within {percent(margin)}, logarithmic beyond"
     figure.update_xaxes(
-        range=[low - 0.06 * (high - low), high + room], tickvals=[place(tick, edge) for tick in ticks], ticktext=[_named(t) for t in ticks],
-        showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True,
+        range=[low - 0.06 * (high - low), high + room],
+        tickvals=[place(tick, edge) for tick in ticks],
+        ticktext=[_named(t) for t in ticks],
+        showgrid=True,
+        gridcolor=FAINT,
+        zeroline=False,
+        fixedrange=True,
         title=f"Perplexity against fp32, 95 % interval   <span style='color:{MUTED}'>{hint}</span>",
-    )  # fmt: skip
+    )
     return one_line_each(figure, [row["label"] for row in rows])
 
 
 def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
     """`figure` with a line for each of `labels`, from the top down, and as high as they need."""
     figure.update_yaxes(
-        range=[len(labels) - 0.5, -0.5], tickvals=labels, categoryorder="array", categoryarray=labels, showgrid=False, ticks="",
-        fixedrange=True, zeroline=False,
-    )  # fmt: skip
+        range=[len(labels) - 0.5, -0.5],
+        tickvals=labels,
+        categoryorder="array",
+        categoryarray=labels,
+        showgrid=False,
+        ticks="",
+        fixedrange=True,
+        zeroline=False,
+    )
     figure.update_layout(
-        height=HEAD + ROW * len(labels) + FOOT, margin={"l": 4, "r": 4, "t": HEAD, "b": 4}, hoverlabel={"align": "left"}, showlegend=False
+        height=HEAD + ROW * len(labels) + FOOT,
+        margin={"l": 4, "r": 4, "t": HEAD, "b": 4},
+        hoverlabel={"align": "left"},
+        showlegend=False,
     )
     return figure
 
@@ -58,9 +104,14 @@ def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
 def whiskers(low: float, centre: float, high: float, color: str) -> dict:
     """The bars of an interval from `low` to `high` around a point at `centre`."""
     return {
-        "type": "data", "symmetric": False, "thickness": 2.5, "width": 5, "color": color,
-        "array": [high - centre], "arrayminus": [centre - low],
-    }  # fmt: skip
+        "type": "data",
+        "symmetric": False,
+        "thickness": 2.5,
+        "width": 5,
+        "color": color,
+        "array": [high - centre],
+        "arrayminus": [centre - low],
+    }
 
 
 def place(ratio: float, edge: float) -> float:
@@ -75,20 +126,31 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         words = row["status"] if row["status"] != "ok" else "no baseline to compare with"
         color = families.FAILED if failed else MUTED
         figure.add_scatter(x=[None], y=[row["label"]], mode="markers")  # keeps its line
-        figure.add_annotation(text=words, x=0, y=row["label"], xanchor="left", showarrow=False, font={"color": color})
+        figure.add_annotation(
+            text=words, x=0, y=row["label"], xanchor="left", showarrow=False, font={"color": color}
+        )
         return
     ratio, color = verdict["ratio"], families.color(row["recipe"])
     centre = place(ratio["estimate"], edge)
     known = ratio["low"] is not None
     bars = whiskers(place(ratio["low"], edge), centre, place(ratio["high"], edge), color) if known else None
     figure.add_scatter(
-        x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 10}, error_x=bars,
-        customdata=[_hover(row)], hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
+        x=[centre],
+        y=[row["label"]],
+        mode="markers",
+        marker={"color": color, "size": 10},
+        error_x=bars,
+        customdata=[_hover(row)],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
     figure.add_annotation(
-        text=f"<b>{verdict['outcome']}</b>  <span style='color:{MUTED}'>{_named(ratio['estimate'])}</span>", x=right, y=row["label"],
-        xanchor="left", showarrow=False, font={"color": OUTCOMES[verdict["outcome"]]},
-    )  # fmt: skip
+        text=f"<b>{verdict['outcome']}</b>  <span style='color:{MUTED}'>{_named(ratio['estimate'])}</span>",
+        x=right,
+        y=row["label"],
+        xanchor="left",
+        showarrow=False,
+        font={"color": OUTCOMES[verdict["outcome"]]},
+    )
 
 
 def _ticks(low: float, high: float, edge: float, margin: float) -> list[float]:

@@ -4,14 +4,28 @@ from collections.abc import Collection
 
 # (Plotly's text position, horizontal and vertical offset of the text's centre in units of its half width and height)
 POSITIONS = (
-    ("middle right", 1, 0), ("middle left", -1, 0), ("top center", 0, 1), ("bottom center", 0, -1),
-    ("top right", 1, 1), ("bottom right", 1, -1), ("top left", -1, 1), ("bottom left", -1, -1),
-)  # fmt: skip
-CHARACTER, LINE, GAP = 6.6, 14.0, 9.0  # pixels of the plots' 12-pixel font, and between a point's centre and its text
+    ("middle right", 1, 0),
+    ("middle left", -1, 0),
+    ("top center", 0, 1),
+    ("bottom center", 0, -1),
+    ("top right", 1, 1),
+    ("bottom right", 1, -1),
+    ("top left", -1, 1),
+    ("bottom left", -1, -1),
+)
+CHARACTER, LINE, GAP = (
+    6.6,
+    14.0,
+    9.0,
+)  # pixels of the plots' 12-pixel font, and between a point's centre and its text
 
 
 def place(
-    points: list[tuple[float, float]], texts: list[str], width: float, height: float, first: Collection[int] = ()
+    points: list[tuple[float, float]],
+    texts: list[str],
+    width: float,
+    height: float,
+    first: Collection[int] = (),
 ) -> list[str | None]:
     """A text position for each of `points` ((x, y) within 0 … 1 of a plot of `width` x `height` pixels, y upwards), None where
     every place is taken. Greedy: the points `first` choose first, then crowded ones."""

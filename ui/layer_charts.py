@@ -11,7 +11,10 @@ from ui import families
 from ui.charts import FAINT, MUTED
 from ui.text import digits, percent
 
-SCALE = [[0.0, "rgba(214,69,80,0.03)"], [1.0, "rgba(214,69,80,1)"]]  # from the page's own ground to red, so it suits white and black
+SCALE = [
+    [0.0, "rgba(214,69,80,0.03)"],
+    [1.0, "rgba(214,69,80,1)"],
+]  # from the page's own ground to red, so it suits white and black
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
 
 
@@ -25,38 +28,73 @@ def where(name: str) -> tuple[int | None, str]:
 def error_map(errors: Sequence, recipe: str) -> go.Figure:
     """A heat map, block x kind of module, of the relative errors in percent, with the mean of each kind as bars beside it.
 
-    `errors` are `qcore.layers.LayerError`s; those outside of blocks (head, embedding) are rows with bars alone.
+    `errors` are `qcore.verbs.layer_errors.LayerError`s; those outside of blocks (head, embedding) are rows with bars alone.
     """
     kinds = list(dict.fromkeys(where(error.name)[1] for error in errors))
     blocks = sorted({where(error.name)[0] for error in errors} - {None})
     by_place = {where(error.name)[::-1]: error for error in errors}
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
-    means = [_mean([error.relative_error for error in errors if where(error.name)[1] == kind]) for kind in kinds]
+    means = [
+        _mean([error.relative_error for error in errors if where(error.name)[1] == kind]) for kind in kinds
+    ]
     figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.74, 0.26], horizontal_spacing=0.02)
     figure.add_heatmap(
-        z=[[100 * cell.relative_error if cell else None for cell in row] for row in cells], x=blocks, y=kinds, colorscale=SCALE, xgap=1,
-        ygap=1, customdata=[[_hover(cell) if cell else "" for cell in row] for row in cells], hoverongaps=False,
-        hovertemplate="%{customdata}<extra></extra>", row=1, col=1,
-        colorbar={"title": {"text": "relative error, %", "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0},
-    )  # fmt: skip
+        z=[[100 * cell.relative_error if cell else None for cell in row] for row in cells],
+        x=blocks,
+        y=kinds,
+        colorscale=SCALE,
+        xgap=1,
+        ygap=1,
+        customdata=[[_hover(cell) if cell else "" for cell in row] for row in cells],
+        hoverongaps=False,
+        hovertemplate="%{customdata}<extra></extra>",
+        row=1,
+        col=1,
+        colorbar={
+            "title": {"text": "relative error, %", "side": "right"},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "x": 1.01,
+            "len": 1.0,
+        },
+    )
     figure.add_bar(
-        x=[100 * mean for mean in means], y=kinds, orientation="h", marker={"color": families.color(recipe), "cornerradius": 3}, width=0.6,
-        text=[f"{digits(100 * mean)} %" for mean in means], textposition="outside", cliponaxis=False, showlegend=False,
-        hovertemplate="%{y}: mean relative error %{x:.3g} %<extra></extra>", row=1, col=2,
-    )  # fmt: skip
-    figure.update_xaxes(title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
+        x=[100 * mean for mean in means],
+        y=kinds,
+        orientation="h",
+        marker={"color": families.color(recipe), "cornerradius": 3},
+        width=0.6,
+        text=[f"{digits(100 * mean)} %" for mean in means],
+        textposition="outside",
+        cliponaxis=False,
+        showlegend=False,
+        hovertemplate="%{y}: mean relative error %{x:.3g} %<extra></extra>",
+        row=1,
+        col=2,
+    )
     figure.update_xaxes(
-        title="mean over blocks", showticklabels=False, showgrid=False, zeroline=False, range=[0, 145 * max(means)], row=1, col=2
+        title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5
+    )
+    figure.update_xaxes(
+        title="mean over blocks",
+        showticklabels=False,
+        showgrid=False,
+        zeroline=False,
+        range=[0, 145 * max(means)],
+        row=1,
+        col=2,
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
-    figure.update_layout(height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"}
+    )
     return figure
 
 
 def histogram(found, recipe: str) -> go.Figure:
     """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as ticks below.
 
-    `found` is a `qcore.layers.Histogram`: edges (bins + 1), before, after (bins), grid values.
+    `found` is a `qcore.verbs.layer_errors.Histogram`: edges (bins + 1), before, after (bins), grid values.
     """
     centres = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
     decades = [10**power for power in range(len(str(max(found.before))))]
@@ -66,14 +104,27 @@ def histogram(found, recipe: str) -> go.Figure:
         ("after", found.after, families.color(recipe), None),
     ):
         figure.add_scatter(
-            x=centres, y=[count or 0.5 for count in counts], name=name, mode="lines", line={"color": color, "width": 1.5, "shape": "hvh"},
-            fill=fill, fillcolor=FAINT, hovertemplate=f"{name}: %{{y:,}} weights near %{{x:.4f}}<extra></extra>", row=1, col=1,
-        )  # fmt: skip
+            x=centres,
+            y=[count or 0.5 for count in counts],
+            name=name,
+            mode="lines",
+            line={"color": color, "width": 1.5, "shape": "hvh"},
+            fill=fill,
+            fillcolor=FAINT,
+            hovertemplate=f"{name}: %{{y:,}} weights near %{{x:.4f}}<extra></extra>",
+            row=1,
+            col=1,
+        )
     figure.add_scatter(
-        x=list(found.grid), y=[0] * len(found.grid), mode="markers", name="grid of one group", row=2, col=1,
+        x=list(found.grid),
+        y=[0] * len(found.grid),
+        mode="markers",
+        name="grid of one group",
+        row=2,
+        col=1,
         marker={"symbol": "line-ns", "size": 14, "line": {"width": 1.5, "color": families.color(recipe)}},
         hovertemplate="a code of this group stands for %{x:.5f}<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_yaxes(
         title="weights in the bin",
         type="log",

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from qcore import lessons
-from qcore.runs import jobs
+from qcore.jobs import jobs
+from qcore.verbs import lessons
 from ui import learn_charts, learn_lessons, learn_view, pareto, results, start, state
 from ui.text import digits, percent, visible
 
@@ -18,34 +18,58 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint) -> None:
     with left:
         st.markdown(lesson.text)
         prompt = st.text_input("Text", PROMPT, key=f"{PREFIX}.distillation.prompt", max_chars=400)
-        temperature = st.select_slider("Temperature", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), value=1.0, key=f"{PREFIX}.distillation.temperature")
+        temperature = st.select_slider(
+            "Temperature", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), value=1.0, key=f"{PREFIX}.distillation.temperature"
+        )
     if checkpoint is None:
         right.info("Fetch the model above to ask it.", icon=":material/school:")
     else:
         key = ("taught", checkpoint.digest, prompt)
         with state.shown_errors():
-            if not state.known(key) and left.button("Ask the model", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"):
+            if not state.known(key) and left.button(
+                "Ask the model", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
+            ):
                 with right, st.spinner("The model reads the text…"):
                     state.remember(key, lambda: lessons.predictions(checkpoint, prompt))
                 st.rerun()
             if state.known(key):
                 _show(state.remember(key, lambda: None), temperature, left, right)
             else:
-                right.info("Takes a few seconds for a small model: its weights are loaded.", icon=":material/school:")
+                right.info(
+                    "Takes a few seconds for a small model: its weights are loaded.", icon=":material/school:"
+                )
     learn_view.links(lesson)
 
 
 def _show(asked: lessons.Predictions, temperature: float, left, right) -> None:
     found = lessons.taught(asked.teacher, asked.student, temperature)
     with left, st.container(horizontal=True):
-        st.metric("Loss that training makes smaller", f"{digits(found.loss)} nats", "T² · KL, teacher to student", delta_color="off", delta_arrow="off", border=True)  # fmt: skip  # noqa: E501
-        st.metric("Teacher's entropy", f"{digits(found.entropy)} nats", f"{percent(found.others)} on other tokens", delta_color="off", delta_arrow="off", border=True)  # fmt: skip  # noqa: E501
+        st.metric(
+            "Loss that training makes smaller",
+            f"{digits(found.loss)} nats",
+            "T² · KL, teacher to student",
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+        )
+        st.metric(
+            "Teacher's entropy",
+            f"{digits(found.entropy)} nats",
+            f"{percent(found.others)} on other tokens",
+            delta_color="off",
+            delta_arrow="off",
+            border=True,
+        )
     with right:
         words = [visible(asked.words[token]).strip() or "(blank)" for token in found.tokens]
         state.plot(
-            learn_charts.taught(found, words), key=f"{PREFIX}.distillation.bars", alt="Next-token probabilities of teacher and student"
+            learn_charts.taught(found, words),
+            key=f"{PREFIX}.distillation.bars",
+            alt="Next-token probabilities of teacher and student",
         )
-        st.caption(f"The student has {asked.layers[1]} of the teacher's {asked.layers[0]} layers and was not trained.")
+        st.caption(
+            f"The student has {asked.layers[1]} of the teacher's {asked.layers[0]} layers and was not trained."
+        )
 
 
 def runs(lesson: learn_lessons.Lesson) -> None:
@@ -74,7 +98,13 @@ def runs(lesson: learn_lessons.Lesson) -> None:
     figure = pareto.pareto(rows, pareto.COSTS[cost], pareto.QUALITIES[quality])
     state.plot(figure, key=f"{PREFIX}.runs.pareto", alt=f"{cost} against {quality} of all recipes")
     axes = pareto.COSTS[cost], pareto.QUALITIES[quality]
-    points = [tuple(row[axis.key] for axis in axes) for row in rows if all(row.get(axis.key) is not None for axis in axes)]
+    points = [
+        tuple(row[axis.key] for axis in axes)
+        for row in rows
+        if all(row.get(axis.key) is not None for axis in axes)
+    ]
     front = len(pareto.frontier(points, axes[0].smaller, axes[1].smaller))
-    st.caption(f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may differ in text and length.")
+    st.caption(
+        f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may differ in text and length."
+    )
     learn_view.links(lesson)

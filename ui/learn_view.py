@@ -1,12 +1,13 @@
-"""The lessons' controls, pictures and numbers. Each draws from one real weight; what they show is computed by `qcore.lessons`."""
+"""The lessons' controls, pictures and numbers. Each draws from one real weight; what they show is computed by `qcore.verbs.lessons`."""
 
 from collections.abc import Callable
 
 import streamlit as st
 
-from qcore import lessons, recipes
+from qcore import recipes
 from qcore.formats.uniform import Uniform
-from qcore.lessons import choices, weights
+from qcore.verbs import lessons
+from qcore.verbs.lessons import choices, weights
 from ui import learn_charts, learn_lessons, state
 from ui.learn_charts import BLUE, GREEN, ORANGE, RED, VIOLET
 from ui.text import digits, percent
@@ -26,7 +27,11 @@ STORED = (
     "int3-g64",
     "int2-g64",
 )
-CODES = {"typical": "a typical group", "outlier": "the group with the largest outlier", "lopsided": "the most lopsided group"}
+CODES = {
+    "typical": "a typical group",
+    "outlier": "the group with the largest outlier",
+    "lopsided": "the most lopsided group",
+}
 TAUGHT_STEPS = 60
 
 
@@ -37,7 +42,10 @@ def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: st
     with left:
         st.markdown(lesson.text)
     if sample is not None:
-        with state.shown_errors(), st.spinner("Working it out… The very first time, kernels are compiled for this machine."):
+        with (
+            state.shown_errors(),
+            st.spinner("Working it out… The very first time, kernels are compiled for this machine."),
+        ):
             DRAW[lesson.key](_Known(sample, digest), left, right)
     else:
         right.info("Fetch the model above to see this on one of its weights.", icon=":material/school:")
@@ -49,7 +57,12 @@ def links(lesson: learn_lessons.Lesson) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(lesson.page[0], label=lesson.page[1], icon=":material/arrow_forward:", width="content")
         for title, number in lesson.papers:
-            st.link_button(f"{title} · arXiv {number}", learn_lessons.ARXIV + number, icon=":material/article:", type="tertiary")
+            st.link_button(
+                f"{title} · arXiv {number}",
+                learn_lessons.ARXIV + number,
+                icon=":material/article:",
+                type="tertiary",
+            )
 
 
 @st.cache_resource(show_spinner=False, max_entries=300)
@@ -75,7 +88,9 @@ class _Known:
         return kept[key]
 
     def place(self, kind: str, size: int = 64) -> int:
-        return self(("places", size), lambda: weights.places(self.weight, min(size, self.weight.shape[1])))[kind]
+        return self(("places", size), lambda: weights.places(self.weight, min(size, self.weight.shape[1])))[
+            kind
+        ]
 
     def rounded(self, name: str, place: int | None = None) -> lessons.Rounded:
         format = recipes.parse(name).weights
@@ -94,21 +109,44 @@ def _group(key: str) -> str:
 
 def _grid(known: _Known, left, right) -> None:
     with left:
-        name = st.pills("Values of the codes", list(GRIDS), default="int4-g64", required=True, key=f"{PREFIX}.grid.name", wrap=True)
+        name = st.pills(
+            "Values of the codes",
+            list(GRIDS),
+            default="int4-g64",
+            required=True,
+            key=f"{PREFIX}.grid.name",
+            wrap=True,
+        )
         kind = _group("grid")
     found = {each: known.rounded(each, known.place(kind)) for each in GRIDS}
     one, even = found[name], found["int4-g64"]
     with left:
-        against = None if name == "int4-g64" else f"{one.relative_error / even.relative_error - 1:+.1%} against int4-g64"
+        against = (
+            None
+            if name == "int4-g64"
+            else f"{one.relative_error / even.relative_error - 1:+.1%} against int4-g64"
+        )
         _numbers(
             ("Relative error", percent(one.relative_error), against),
-            ("Bits per weight", digits(one.bits_per_weight), f"{percent(one.levels_used)} of the values used here"),
+            (
+                "Bits per weight",
+                digits(one.bits_per_weight),
+                f"{percent(one.levels_used)} of the values used here",
+            ),
         )
     with right:
         pair = {"int4-g64": even.group} if name == "int4-g64" else {name: one.group, "int4-g64": even.group}
-        state.plot(learn_charts.lines(pair, GRIDS), key=f"{PREFIX}.grid.lines", alt="Weights of one group and the values of the codes")
+        state.plot(
+            learn_charts.lines(pair, GRIDS),
+            key=f"{PREFIX}.grid.lines",
+            alt="Weights of one group and the values of the codes",
+        )
         errors = {each: found[each].relative_error for each in GRIDS}
-        state.plot(learn_charts.bars(errors, name, "Relative error of the whole weight"), key=f"{PREFIX}.grid.bars", alt="Relative errors")
+        state.plot(
+            learn_charts.bars(errors, name, "Relative error of the whole weight"),
+            key=f"{PREFIX}.grid.bars",
+            alt="Relative errors",
+        )
 
 
 def _zero(known: _Known, left, right) -> None:
@@ -116,16 +154,30 @@ def _zero(known: _Known, left, right) -> None:
         bits = st.slider("Bits", 2, 8, 3, key=f"{PREFIX}.zero.bits")
         kind = _group("zero")
     place = known.place(kind)
-    with_zero, without = (known.rounded(f"int{bits}-g64{end}", place) for end in ("-asym" if bits == 8 else "", "-sym"))
+    with_zero, without = (
+        known.rounded(f"int{bits}-g64{end}", place) for end in ("-asym" if bits == 8 else "", "-sym")
+    )
     with left:
         _numbers(
-            ("Symmetric", percent(without.relative_error), f"{digits(without.bits_per_weight)} bits a weight"),
-            ("With a zero point", percent(with_zero.relative_error), f"{digits(with_zero.bits_per_weight)} bits a weight"),
+            (
+                "Symmetric",
+                percent(without.relative_error),
+                f"{digits(without.bits_per_weight)} bits a weight",
+            ),
+            (
+                "With a zero point",
+                percent(with_zero.relative_error),
+                f"{digits(with_zero.bits_per_weight)} bits a weight",
+            ),
         )
     with right:
         groups = {"symmetric": without.group, "with a zero point": with_zero.group}
         colors = {"symmetric": ORANGE, "with a zero point": BLUE}
-        state.plot(learn_charts.lines(groups, colors), key=f"{PREFIX}.zero.lines", alt="A group on a symmetric grid and with a zero point")
+        state.plot(
+            learn_charts.lines(groups, colors),
+            key=f"{PREFIX}.zero.lines",
+            alt="A group on a symmetric grid and with a zero point",
+        )
         st.caption("Errors are of the whole weight, the picture is of the group that was chosen.")
 
 
@@ -136,16 +188,24 @@ def _group_size(known: _Known, left, right) -> None:
     names = {"channel" if size is None else str(size): size for size in found}
     with left:
         start = "64" if 64 in found else "channel"
-        name = st.select_slider("Weights that share a scale", list(names), value=start, key=f"{PREFIX}.group.size")
+        name = st.select_slider(
+            "Weights that share a scale", list(names), value=start, key=f"{PREFIX}.group.size"
+        )
         one = found[names[name]]
         _numbers(
             ("Relative error", percent(one.relative_error), f"{digits(one.snr_db)} dB signal to noise"),
-            ("Bits per weight", digits(one.bits_per_weight), f"{digits(one.bits_per_weight - bits)} for scales and zero points"),
+            (
+                "Bits per weight",
+                digits(one.bits_per_weight),
+                f"{digits(one.bits_per_weight - bits)} for scales and zero points",
+            ),
         )
     with right:
         series = {"relative error": ([each.relative_error for each in found.values()], BLUE)}
         labels = [f"{each}<br>{digits(found[size].bits_per_weight)} bits" for each, size in names.items()]
-        figure = learn_charts.curves(list(names), series, name, "weights that share a scale, and stored bits a weight", labels=labels)
+        figure = learn_charts.curves(
+            list(names), series, name, "weights that share a scale, and stored bits a weight", labels=labels
+        )
         state.plot(figure, key=f"{PREFIX}.group.curve", alt="Relative error by group size")
 
 
@@ -154,67 +214,112 @@ def _clip(known: _Known, left, right) -> None:
     with left:
         bits = st.slider("Bits", 2, 6, 3, key=f"{PREFIX}.clip.bits")
         names = {f"{share:.0%}": share for share in shares}
-        name = st.select_slider("The grid reaches … of the largest weight", list(names), value="100%", key=f"{PREFIX}.clip.share")
+        name = st.select_slider(
+            "The grid reaches … of the largest weight", list(names), value="100%", key=f"{PREFIX}.clip.share"
+        )
         share = names[name]
     format, place = Uniform(bits, 64, True), known.place("outlier")
-    found = [known(("clip", bits, each), lambda each=each: lessons.clipped(known.weight, format, each, place)) for each in shares]
+    found = [
+        known(("clip", bits, each), lambda each=each: lessons.clipped(known.weight, format, each, place))
+        for each in shares
+    ]
     one, best = found[shares.index(share)], min(found, key=lambda each: each.relative_error)
     with left:
         _numbers(
-            ("Relative error", percent(one.relative_error), f"{percent(one.weights_cut)} of the weights cut off"),
+            (
+                "Relative error",
+                percent(one.relative_error),
+                f"{percent(one.weights_cut)} of the weights cut off",
+            ),
             ("Best range", percent(best.share), f"error {percent(best.relative_error)}"),
         )
     with right:
         series = {
-            "all": ([each.relative_error for each in found], BLUE), "cut off": ([each.cut for each in found], RED),
+            "all": ([each.relative_error for each in found], BLUE),
+            "cut off": ([each.cut for each in found], RED),
             "rounding": ([each.rounding for each in found], GREEN),
-        }  # fmt: skip
+        }
         figure = learn_charts.curves(shares, series, share, "reach of the grid", labels=list(names))
         state.plot(figure, key=f"{PREFIX}.clip.curve", alt="Relative error by the reach of the grid")
         title = "the group with the largest outlier"
-        state.plot(learn_charts.lines({title: one.group}, {title: BLUE}), key=f"{PREFIX}.clip.line", alt="One group on the grid")
+        state.plot(
+            learn_charts.lines({title: one.group}, {title: BLUE}),
+            key=f"{PREFIX}.clip.line",
+            alt="One group on the grid",
+        )
 
 
 def _outlier(known: _Known, left, right) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 4, key=f"{PREFIX}.outlier.bits")
-        factor = st.select_slider("The largest weight times", (1, 2, 3, 5, 8, 12, 20), value=3, key=f"{PREFIX}.outlier.factor")
+        factor = st.select_slider(
+            "The largest weight times", (1, 2, 3, 5, 8, 12, 20), value=3, key=f"{PREFIX}.outlier.factor"
+        )
     format, place = Uniform(bits, 64, True), known.place("typical")
     plain, one = (
-        known(("outlier", bits, each), lambda each=each: lessons.outlier(known.weight, format, each, place)) for each in (1, factor)
+        known(("outlier", bits, each), lambda each=each: lessons.outlier(known.weight, format, each, place))
+        for each in (1, factor)
     )
     with left:
         _numbers(
-            ("Error of the other weights", percent(one.others_error), f"{percent(plain.others_error)} without the outlier"),
+            (
+                "Error of the other weights",
+                percent(one.others_error),
+                f"{percent(plain.others_error)} without the outlier",
+            ),
             ("Others that became 0", percent(one.lost), None),
         )
     with right:
-        groups = {"as it is": plain.group} if factor == 1 else {"as it is": plain.group, f"largest weight × {factor}": one.group}
+        groups = (
+            {"as it is": plain.group}
+            if factor == 1
+            else {"as it is": plain.group, f"largest weight × {factor}": one.group}
+        )
         colors = {"as it is": GREEN, f"largest weight × {factor}": RED}
-        state.plot(learn_charts.lines(groups, colors), key=f"{PREFIX}.outlier.lines", alt="A group with and without an outlier")
+        state.plot(
+            learn_charts.lines(groups, colors),
+            key=f"{PREFIX}.outlier.lines",
+            alt="A group with and without an outlier",
+        )
 
 
 def _dynamic(known: _Known, left, right) -> None:
     with left:
-        factor = st.select_slider("One input channel is larger, times", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor")
-        name = st.segmented_control("Weights", ["int8", "int4-g64"], default="int8", required=True, key=f"{PREFIX}.dynamic.weights")
+        factor = st.select_slider(
+            "One input channel is larger, times", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
+        )
+        name = st.segmented_control(
+            "Weights", ["int8", "int4-g64"], default="int8", required=True, key=f"{PREFIX}.dynamic.weights"
+        )
     format = recipes.parse(name).weights
-    found = [known(("dynamic", name, each), lambda each=each: lessons.activations(known.weight, format, each)) for each in choices.FACTORS]
+    found = [
+        known(("dynamic", name, each), lambda each=each: lessons.activations(known.weight, format, each))
+        for each in choices.FACTORS
+    ]
     one = found[choices.FACTORS.index(factor)]
     with left:
-        _numbers(("Weights only", percent(one.weights_only), None), ("A scale a token", percent(one.token), None))
-        _numbers(("One scale for all tokens", percent(one.all_tokens), "relative errors of the layer's output"))
+        _numbers(
+            ("Weights only", percent(one.weights_only), None), ("A scale a token", percent(one.token), None)
+        )
+        _numbers(
+            ("One scale for all tokens", percent(one.all_tokens), "relative errors of the layer's output")
+        )
     with right:
         series = {
             "weights only": ([each.weights_only for each in found], BLUE),
             "8-bit activations, a scale a token": ([each.token for each in found], GREEN),
             "one scale for all tokens": ([each.all_tokens for each in found], RED),
-        }  # fmt: skip
+        }
         state.plot(
-            learn_charts.curves(choices.FACTORS, series, factor, "size of one input channel, the others being 1", log=True),
-            key=f"{PREFIX}.dynamic.curve", alt="Error of the output by size of one channel",
-        )  # fmt: skip
-        st.caption("The weight is the model's, the inputs are random: 64 tokens from a normal distribution, one channel made larger.")
+            learn_charts.curves(
+                choices.FACTORS, series, factor, "size of one input channel, the others being 1", log=True
+            ),
+            key=f"{PREFIX}.dynamic.curve",
+            alt="Error of the output by size of one channel",
+        )
+        st.caption(
+            "The weight is the model's, the inputs are random: 64 tokens from a normal distribution, one channel made larger."
+        )
 
 
 def _bits(known: _Known, left, right) -> None:
@@ -224,20 +329,30 @@ def _bits(known: _Known, left, right) -> None:
     one = found[name]
     with left:
         _numbers(
-            ("Bits per weight", digits(one.bits_per_weight), f"{digits(32 / one.bits_per_weight)} times less than float32"),
+            (
+                "Bits per weight",
+                digits(one.bits_per_weight),
+                f"{digits(32 / one.bits_per_weight)} times less than float32",
+            ),
             ("Not codes", percent(1 - one.parts["codes"] / one.bits_per_weight), "of the stored bits"),
         )
         _numbers(("Relative error", percent(one.relative_error), None))
     with right:
-        state.plot(learn_charts.bits(found, name), key=f"{PREFIX}.bits.bars", alt="Stored bits a weight by part")
+        state.plot(
+            learn_charts.bits(found, name), key=f"{PREFIX}.bits.bars", alt="Stored bits a weight by part"
+        )
 
 
 def _learned(known: _Known, left, right) -> None:
     with left:
         bits = st.slider("Bits", 2, 4, 3, key=f"{PREFIX}.learned.bits")
-        steps = st.slider("Training steps", 0, TAUGHT_STEPS, TAUGHT_STEPS, step=5, key=f"{PREFIX}.learned.steps")
+        steps = st.slider(
+            "Training steps", 0, TAUGHT_STEPS, TAUGHT_STEPS, step=5, key=f"{PREFIX}.learned.steps"
+        )
     with right, st.spinner("Training the layer…"):
-        found = known(("learned", bits), lambda: lessons.learn(known.weight, Uniform(bits, 64, False), TAUGHT_STEPS))
+        found = known(
+            ("learned", bits), lambda: lessons.learn(known.weight, Uniform(bits, 64, False), TAUGHT_STEPS)
+        )
     error = found.rounded if steps == 0 else found.steps[steps - 1]
     with left:
         _numbers(
@@ -247,9 +362,17 @@ def _learned(known: _Known, left, right) -> None:
     with right:
         series = {"learned": ([found.rounded, *found.steps], BLUE)}
         figure = learn_charts.curves(
-            range(TAUGHT_STEPS + 1), series, steps, "training steps", line=(found.rounded, "rounded to nearest, after training")
+            range(TAUGHT_STEPS + 1),
+            series,
+            steps,
+            "training steps",
+            line=(found.rounded, "rounded to nearest, after training"),
         )
-        state.plot(figure, key=f"{PREFIX}.learned.curve", alt="Error of the layer's output while its codes are trained")
+        state.plot(
+            figure,
+            key=f"{PREFIX}.learned.curve",
+            alt="Error of the layer's output while its codes are trained",
+        )
         st.caption(
             f"The first {min(128, len(known.weight))} outputs of this layer, random correlated inputs; codes and scales are trained."
         )
@@ -257,27 +380,54 @@ def _learned(known: _Known, left, right) -> None:
 
 def _pruning(known: _Known, left, right) -> None:
     with left:
-        method = st.segmented_control("Which go", ["magnitude", "2:4"], default="magnitude", required=True, key=f"{PREFIX}.pruning.method")
-        share = st.slider("Zeros, %", 0, 90, 50, step=10, key=f"{PREFIX}.pruning.share", disabled=method == "2:4") / 100
-        bits = st.segmented_control("Bits of a weight", [16, 8, 4], default=16, required=True, key=f"{PREFIX}.pruning.bits")
+        method = st.segmented_control(
+            "Which go",
+            ["magnitude", "2:4"],
+            default="magnitude",
+            required=True,
+            key=f"{PREFIX}.pruning.method",
+        )
+        share = (
+            st.slider("Zeros, %", 0, 90, 50, step=10, key=f"{PREFIX}.pruning.share", disabled=method == "2:4")
+            / 100
+        )
+        bits = st.segmented_control(
+            "Bits of a weight", [16, 8, 4], default=16, required=True, key=f"{PREFIX}.pruning.bits"
+        )
     share = 0.5 if method == "2:4" else share
     found = known(("pruned", method, share, bits), lambda: lessons.prune(known.weight, method, share, bits))
     storage = [
-        known(("pruned", "magnitude", each / 10, bits), lambda each=each: lessons.prune(known.weight, "magnitude", each / 10, bits))
+        known(
+            ("pruned", "magnitude", each / 10, bits),
+            lambda each=each: lessons.prune(known.weight, "magnitude", each / 10, bits),
+        )
         for each in range(10)
     ]
     with left:
         _numbers(
             ("Relative error", percent(found.relative_error), f"{percent(found.amount)} zeros"),
-            ("Stored sparsely", f"{digits(found.sparse_bits)} bits", f"smaller above {percent(found.break_even)} zeros"),
+            (
+                "Stored sparsely",
+                f"{digits(found.sparse_bits)} bits",
+                f"smaller above {percent(found.break_even)} zeros",
+            ),
         )
     with right:
         state.plot(
-            learn_charts.pruned(found, storage, bits), key=f"{PREFIX}.pruning.both", alt="Weights that stay and go, and what is stored"
+            learn_charts.pruned(found, storage, bits),
+            key=f"{PREFIX}.pruning.both",
+            alt="Weights that stay and go, and what is stored",
         )
 
 
 DRAW: dict[str, Callable] = {
-    "grid": _grid, "zero": _zero, "group": _group_size, "clip": _clip, "outlier": _outlier, "dynamic": _dynamic, "bits": _bits,
-    "learned": _learned, "pruning": _pruning,
-}  # fmt: skip
+    "grid": _grid,
+    "zero": _zero,
+    "group": _group_size,
+    "clip": _clip,
+    "outlier": _outlier,
+    "dynamic": _dynamic,
+    "bits": _bits,
+    "learned": _learned,
+    "pruning": _pruning,
+}

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from qcore.runs.store import Store
-from qcore.spec import absolute_path
+from qcore.recipes.spec import absolute_path
+from qcore.results.store import Store
 from ui import state
 from ui.glossary import explain
 from ui.text import size

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from qcore.runs.report import human_perplexity
+from qcore.results.report import human_perplexity
 from ui import charts
 from ui.charts import FAINT, MUTED, Panel
 from ui.text import digits, size
@@ -19,29 +19,52 @@ def loss(history: dict) -> go.Figure:
     figure = go.Figure()
     steps, values = [each[0] for each in history["curve"]], [each[3] for each in history["curve"]]
     figure.add_scatter(
-        x=steps, y=values, mode="markers", name="each step", marker={"size": 4, "color": MUTED}, opacity=0.5,
+        x=steps,
+        y=values,
+        mode="markers",
+        name="each step",
+        marker={"size": 4, "color": MUTED},
+        opacity=0.5,
         hovertemplate="step %{x}: %{y:.4f}<extra></extra>",
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=steps, y=_running(values), mode="lines", name="running mean", line={"color": BLUE, "width": 2},
+        x=steps,
+        y=_running(values),
+        mode="lines",
+        name="running mean",
+        line={"color": BLUE, "width": 2},
         hovertemplate="step %{x}: mean %{y:.4f}<extra></extra>",
-    )  # fmt: skip
+    )
     looks = history["validations"]
     figure.add_scatter(
-        x=[each[0] for each in looks], y=[each[1] for each in looks], mode="lines+markers", name="validation text",
-        line={"color": ORANGE, "width": 2}, marker={"size": 8}, customdata=[human_perplexity(each[2]) for each in looks],
+        x=[each[0] for each in looks],
+        y=[each[1] for each in looks],
+        mode="lines+markers",
+        name="validation text",
+        line={"color": ORANGE, "width": 2},
+        marker={"size": 8},
+        customdata=[human_perplexity(each[2]) for each in looks],
         hovertemplate="step %{x}: validation %{y:.4f}, perplexity %{customdata}<extra></extra>",
-    )  # fmt: skip
+    )
     if looks and history.get("best_step") is not None:
         best = min(looks, key=lambda each: each[1])
         figure.add_annotation(
-            x=best[0], y=best[1], text=f"best {digits(best[1])}", showarrow=True, arrowhead=0, ax=0, ay=-26,
-            font={"color": MUTED}, arrowcolor=MUTED,
-        )  # fmt: skip
+            x=best[0],
+            y=best[1],
+            text=f"best {digits(best[1])}",
+            showarrow=True,
+            arrowhead=0,
+            ax=0,
+            ay=-26,
+            font={"color": MUTED},
+            arrowcolor=MUTED,
+        )
     figure.update_xaxes(title="step", gridcolor=FAINT, zeroline=False, rangemode="tozero")
     figure.update_yaxes(title="loss, nats a token", gridcolor=FAINT, zeroline=False, rangemode="tozero")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
-    figure.update_layout(height=300, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=300, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend, hoverlabel={"align": "left"}
+    )
     return figure
 
 
@@ -69,7 +92,9 @@ def outcome(result: dict) -> go.Figure:
 
 
 def _running(values: Sequence[float]) -> list[float]:
-    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - SMOOTH) : i + 1])]
+    return [
+        sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - SMOOTH) : i + 1])
+    ]
 
 
 def _nats(value: float) -> str:

@@ -4,9 +4,9 @@ import time
 
 import streamlit as st
 
-from qcore.home import is_public
-from qcore.runs import making_jobs
-from qcore.runs.making_jobs import Request
+from qcore.base.home import is_public
+from qcore.jobs import making_jobs
+from qcore.jobs.making_jobs import Request
 from ui import making_charts, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
@@ -20,9 +20,13 @@ LEADS = {
 }
 RECIPES = ("int3-g64", "int4-g64", "int2-g64", "nf4-g64", "int3-g64-gptq", "int4-g64-gptq")
 METHODS = {
-    "wanda": "weights, by their inputs (Wanda)", "magnitude": "weights, by their size", "2:4": "two of every four weights",
-    "neurons": "neurons of the MLPs", "heads": "attention heads", "layers": "whole layers",
-}  # fmt: skip
+    "wanda": "weights, by their inputs (Wanda)",
+    "magnitude": "weights, by their size",
+    "2:4": "two of every four weights",
+    "neurons": "neurons of the MLPs",
+    "heads": "attention heads",
+    "layers": "whole layers",
+}
 STRUCTURED = ("neurons", "heads", "layers")
 MINUTES_HELP = "Training ends after this time, or earlier when the validation text no longer gains. A run that was stopped goes on."
 TEXT_HELP = "A UTF-8 file on the machine that runs this dashboard. Empty: the packaged calibration text."
@@ -33,21 +37,40 @@ def form(prefix: str) -> None:
     """Kind, model, its options, and the button that starts."""
     with st.container(border=True):
         kind = st.segmented_control(
-            "What to do", list(KINDS), default="qat", required=True, format_func=KINDS.get, key=f"{prefix}.kind",
-            label_visibility="collapsed", **KEEP,
-        )  # fmt: skip
+            "What to do",
+            list(KINDS),
+            default="qat",
+            required=True,
+            format_func=KINDS.get,
+            key=f"{prefix}.kind",
+            label_visibility="collapsed",
+            **KEEP,
+        )
         st.caption(LEADS[kind])
         chosen = model.choose(prefix)
         arguments = {"qat": _qat, "prune": _prune, "distill": _distill}[kind](prefix)
         text = None
         if not is_public():
             text = (
-                st.text_input("Text", placeholder="packaged calibration text", key=f"{prefix}.text", help=TEXT_HELP, **KEEP).strip() or None
+                st.text_input(
+                    "Text",
+                    placeholder="packaged calibration text",
+                    key=f"{prefix}.text",
+                    help=TEXT_HELP,
+                    **KEEP,
+                ).strip()
+                or None
             )
         arguments |= {"calibration" if kind == "prune" else "text": text}
         with state.shown_errors():
             busy = any(each.active for each in making_jobs.jobs())
-            if st.button("Start", type="primary", icon=":material/play_arrow:", key=f"{prefix}.start", disabled=chosen is None or busy):
+            if st.button(
+                "Start",
+                type="primary",
+                icon=":material/play_arrow:",
+                key=f"{prefix}.start",
+                disabled=chosen is None or busy,
+            ):
                 name, revision = chosen
                 making_jobs.submit(Request(kind, name, arguments, revision))
                 st.rerun()
@@ -56,47 +79,99 @@ def form(prefix: str) -> None:
 def _qat(prefix: str) -> dict:
     left, middle, right = st.columns(3)
     recipe = left.selectbox(
-        "Recipe", RECIPES, key=f"{prefix}.recipe", help="Its method chooses the codes that training begins with.", **KEEP
+        "Recipe",
+        RECIPES,
+        key=f"{prefix}.recipe",
+        help="Its method chooses the codes that training begins with.",
+        **KEEP,
     )
     form = middle.selectbox(
-        "What is trained", ["light", "full"], format_func={"light": "scales and norms", "full": "weights, scales and norms"}.get,
-        key=f"{prefix}.form", help=explain("quantization-aware training"), **KEEP,
-    )  # fmt: skip
+        "What is trained",
+        ["light", "full"],
+        format_func={"light": "scales and norms", "full": "weights, scales and norms"}.get,
+        key=f"{prefix}.form",
+        help=explain("quantization-aware training"),
+        **KEEP,
+    )
     minutes = _minutes(right, prefix)
-    return {"recipe": recipe, "form": {"name": form, "learn_scales": form == "full"}, "schedule": {"minutes": minutes}}
+    return {
+        "recipe": recipe,
+        "form": {"name": form, "learn_scales": form == "full"},
+        "schedule": {"minutes": minutes},
+    }
 
 
 def _prune(prefix: str) -> dict:
     left, middle, right = st.columns(3)
-    method = left.selectbox("What goes", list(METHODS), format_func=METHODS.get, key=f"{prefix}.method", help=explain("pruning"), **KEEP)
+    method = left.selectbox(
+        "What goes",
+        list(METHODS),
+        format_func=METHODS.get,
+        key=f"{prefix}.method",
+        help=explain("pruning"),
+        **KEEP,
+    )
     if method == "2:4":
         amount = 0.5
-        middle.text_input("Share", "a half", disabled=True, key=f"{prefix}.half", help="Two of every four inputs go, by definition.")
+        middle.text_input(
+            "Share",
+            "a half",
+            disabled=True,
+            key=f"{prefix}.half",
+            help="Two of every four inputs go, by definition.",
+        )
     else:
         amount = (
-            middle.slider("Share", 5, 90, 25 if method in STRUCTURED else 50, 5, "%d %%", key=f"{prefix}.amount.{method in STRUCTURED}")
+            middle.slider(
+                "Share",
+                5,
+                90,
+                25 if method in STRUCTURED else 50,
+                5,
+                "%d %%",
+                key=f"{prefix}.amount.{method in STRUCTURED}",
+            )
             / 100
         )
     recipe = None
     if method not in STRUCTURED:
         choices = ["none", "int4-g64", "int3-g64", "int8", "nf4-g64"]
-        picked = right.selectbox("Quantize it, too", choices, key=f"{prefix}.then", help=explain("sparse storage"), **KEEP)
+        picked = right.selectbox(
+            "Quantize it, too", choices, key=f"{prefix}.then", help=explain("sparse storage"), **KEEP
+        )
         recipe = None if picked == "none" else picked
     return {"method": method, "amount": amount, "recipe": recipe}
 
 
 def _distill(prefix: str) -> dict:
     left, middle, right = st.columns(3)
-    layers = left.number_input("Layers of the student", 1, 500, 15, key=f"{prefix}.layers", help=explain("distillation"), **KEEP)
-    temperature = middle.number_input(
-        "Temperature", 0.5, 20.0, 1.0, 0.5, key=f"{prefix}.temperature", help="Softens both distributions.", **KEEP
+    layers = left.number_input(
+        "Layers of the student", 1, 500, 15, key=f"{prefix}.layers", help=explain("distillation"), **KEEP
     )
-    return {"layers": layers, "temperature": temperature, "schedule": {"minutes": _minutes(right, prefix), "batch": 2}}
+    temperature = middle.number_input(
+        "Temperature",
+        0.5,
+        20.0,
+        1.0,
+        0.5,
+        key=f"{prefix}.temperature",
+        help="Softens both distributions.",
+        **KEEP,
+    )
+    return {
+        "layers": layers,
+        "temperature": temperature,
+        "schedule": {"minutes": _minutes(right, prefix), "batch": 2},
+    }
 
 
 def _minutes(place, prefix: str) -> float:
     most = PUBLIC_MINUTES if is_public() else MOST_MINUTES
-    return float(place.number_input("Minutes", 1, most, min(10, most), key=f"{prefix}.minutes", help=MINUTES_HELP, **KEEP))
+    return float(
+        place.number_input(
+            "Minutes", 1, most, min(10, most), key=f"{prefix}.minutes", help=MINUTES_HELP, **KEEP
+        )
+    )
 
 
 def progress() -> None:
@@ -111,7 +186,10 @@ def progress() -> None:
         elif now.state in ("failed", "interrupted"):
             st.error(verbatim(now.error or "It failed."), icon=":material/error:")
         elif now.state == "cancelled":
-            st.info("Cancelled. Training that had begun is kept; ask for the same again and it goes on.", icon=":material/cancel:")
+            st.info(
+                "Cancelled. Training that had begun is kept; ask for the same again and it goes on.",
+                icon=":material/cancel:",
+            )
 
 
 @st.fragment(run_every=1.0)
@@ -127,9 +205,13 @@ def _live(job: str) -> None:
         elapsed = max(1.0, time.time() - (now.started_at or time.time()))
         history = now.history
         left = _left(request, history)
-        st.caption(f"{rough(elapsed)} elapsed{f', about {rough(left)} left' if left else ''}. It goes on if this page is closed.")
+        st.caption(
+            f"{rough(elapsed)} elapsed{f', about {rough(left)} left' if left else ''}. It goes on if this page is closed."
+        )
         if history and history["curve"]:
-            state.plot(making_charts.loss(history), key="making.live", alt="The loss of the training under way")
+            state.plot(
+                making_charts.loss(history), key="making.live", alt="The loss of the training under way"
+            )
         if st.button("Cancel", icon=":material/stop_circle:", key="making.cancel"):
             with st.spinner("Ending it…"):
                 making_jobs.cancel(job)

@@ -3,9 +3,9 @@
 import pandas as pd
 import streamlit as st
 
+from qcore.jobs.making_jobs import Status
 from qcore.recipes import SAVED
-from qcore.runs.making_jobs import Status
-from qcore.runs.report import human_perplexity
+from qcore.results.report import human_perplexity
 from ui import making_charts, state
 from ui.forms.handing import PAGE, hand_over
 from ui.glossary import explain
@@ -36,7 +36,9 @@ def draw(status: Status) -> None:
     if compared := result.get("compared"):
         st.subheader("What it changed", anchor=False)
         state.plot(
-            making_charts.outcome(result), key="making.outcome", alt="Size, perplexity, divergence and decode speed before and after"
+            making_charts.outcome(result),
+            key="making.outcome",
+            alt="Size, perplexity, divergence and decode speed before and after",
         )
         st.caption(_verdict(result))
         st.caption(
@@ -45,7 +47,9 @@ def draw(status: Status) -> None:
         )
     if history := result.get("history"):
         st.subheader("How it learned", anchor=False)
-        state.plot(making_charts.loss(history), key="making.loss", alt="Loss of each step and of the validation text")
+        state.plot(
+            making_charts.loss(history), key="making.loss", alt="Loss of each step and of the validation text"
+        )
     if compared:
         st.subheader("Numbers", anchor=False)
         _table(result)
@@ -53,7 +57,9 @@ def draw(status: Status) -> None:
     st.code(result["folder"], language=None)
     chosen = str(result["model"]), (status.request or {}).get("revision")
     beside = {"on_click": hand_over, "args": (chosen, f"{SAVED}{result['folder']}")}
-    if st.button("Measure it beside the original", icon=":material/bar_chart:", key="making.beside", **beside):
+    if st.button(
+        "Measure it beside the original", icon=":material/bar_chart:", key="making.beside", **beside
+    ):
         st.switch_page(PAGE)
 
 
@@ -68,14 +74,22 @@ def _what(request: dict) -> str:
 
 
 def _conditions(status: Status, result: dict) -> str:
-    parts = [KINDS.get((status.request or {}).get("kind"), ""), shielded(str(result["model"])), f"took {seconds(result['seconds'])}"]
+    parts = [
+        KINDS.get((status.request or {}).get("kind"), ""),
+        shielded(str(result["model"])),
+        f"took {seconds(result['seconds'])}",
+    ]
     if history := result.get("history"):
         parts += [
             f"{history['step']} steps over {history['tokens']:,} tokens in {seconds(history['seconds'])}",
             f"ended by {history['ended']}",
         ]
     if result.get("sparsity") is not None:
-        stored = f" and not stored, which pays from {percent(result['break_even'])} on" if "break_even" in result else ""
+        stored = (
+            f" and not stored, which pays from {percent(result['break_even'])} on"
+            if "break_even" in result
+            else ""
+        )
         parts.append(f"{percent(result['sparsity'])} of the weights of linear layers are 0{stored}")
     if result.get("removed") is not None:
         parts.append(f"{percent(result['removed'])} of all weights removed")
@@ -98,9 +112,12 @@ def _verdict(result: dict) -> str:
 def _table(result: dict) -> None:
     lines = [
         {
-            "model": row["label"], "stored": size(row["stored_bytes"]), "perplexity": human_perplexity(row["perplexity"]),
-            "KL, nats": digits(row["kl_mean"]), "decode, tok/s": digits(row["decode_tok_s"]),
+            "model": row["label"],
+            "stored": size(row["stored_bytes"]),
+            "perplexity": human_perplexity(row["perplexity"]),
+            "KL, nats": digits(row["kl_mean"]),
+            "decode, tok/s": digits(row["decode_tok_s"]),
         }
         for row in making_charts.rows(result)
-    ]  # fmt: skip
+    ]
     st.dataframe(pd.DataFrame(lines), hide_index=True, key="making.table")

@@ -40,7 +40,9 @@ COSTS = {
 QUALITIES = {
     axis.name: axis
     for axis in (
-        Axis("kl_mean", "KL divergence", "Mean KL divergence from fp32, nats a token", "nats", True, log=True),
+        Axis(
+            "kl_mean", "KL divergence", "Mean KL divergence from fp32, nats a token", "nats", True, log=True
+        ),
         Axis("perplexity", "Perplexity", "Perplexity", "", True, log=True),
         Axis("top1_agreement", "Top-1 agreement", "Same top token as fp32, %", "%", False, 100.0),
     )
@@ -69,32 +71,57 @@ def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
     front = frontier(list(zip(x, y, strict=True)), cost.smaller, quality.smaller)
     figure = go.Figure()
     figure.add_scatter(
-        x=[x[i] for i in front], y=[drawn[i] for i in front], mode="lines", showlegend=False, hoverinfo="skip",
+        x=[x[i] for i in front],
+        y=[drawn[i] for i in front],
+        mode="lines",
+        showlegend=False,
+        hoverinfo="skip",
         line={"color": FAINT, "width": 2, "shape": "hv"},
-    )  # fmt: skip
-    unit = [(_fraction(a, x_range, cost.log), _fraction(b, y_range, quality.log)) for a, b in zip(x, drawn, strict=True)]
+    )
+    unit = [
+        (_fraction(a, x_range, cost.log), _fraction(b, y_range, quality.log))
+        for a, b in zip(x, drawn, strict=True)
+    ]
     places = labels.place(unit, [row["label"] for row in kept], WIDTH, HEIGHT - 70, first=front)
     for family in dict.fromkeys(families.family(row["recipe"]) for row in kept):
         mine = [i for i, row in enumerate(kept) if families.family(row["recipe"]) == family]
         figure.add_scatter(
-            x=[x[i] for i in mine], y=[drawn[i] for i in mine], mode="markers+text", name=family.name, showlegend=False,
+            x=[x[i] for i in mine],
+            y=[drawn[i] for i in mine],
+            mode="markers+text",
+            name=family.name,
+            showlegend=False,
             marker={
-                "color": family.color, "size": [13 if i in front else 9 for i in mine],
-                "opacity": [1.0 if i in front else 0.65 for i in mine], "line": {"width": 0},
+                "color": family.color,
+                "size": [13 if i in front else 9 for i in mine],
+                "opacity": [1.0 if i in front else 0.65 for i in mine],
+                "line": {"width": 0},
             },
-            text=[kept[i]["label"] if places[i] else "" for i in mine], textposition=[places[i] or "middle right" for i in mine],
-            textfont={"size": 12}, cliponaxis=False, customdata=[_hover(kept[i], cost, quality, i in front) for i in mine],
+            text=[kept[i]["label"] if places[i] else "" for i in mine],
+            textposition=[places[i] or "middle right" for i in mine],
+            textfont={"size": 12},
+            cliponaxis=False,
+            customdata=[_hover(kept[i], cost, quality, i in front) for i in mine],
             hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
+        )
     _draw_axis(figure.update_xaxes, cost, x_range, "←" if cost.smaller else "→")
     _draw_axis(figure.update_yaxes, quality, y_range, "↓" if quality.smaller else "↑")
-    figure.update_layout(height=HEIGHT, margin={"l": 8, "r": 24, "t": 16, "b": 8}, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=HEIGHT, margin={"l": 8, "r": 24, "t": 16, "b": 8}, hoverlabel={"align": "left"}
+    )
     return figure
 
 
 def _draw_axis(update: Callable, axis: Axis, limits: list[float], arrow: str) -> None:
     title = f"{axis.title}   <span style='color:{MUTED}'>{arrow} better</span>"
-    update(title=title, type="log" if axis.log else "linear", range=limits, showgrid=True, gridcolor=FAINT, zeroline=False)
+    update(
+        title=title,
+        type="log" if axis.log else "linear",
+        range=limits,
+        showgrid=True,
+        gridcolor=FAINT,
+        zeroline=False,
+    )
     if axis.log:
         ticks = _ticks(limits)
         update(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
@@ -125,9 +152,16 @@ def _ticks(limits: list[float]) -> list[float]:
     span = limits[1] - limits[0]
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.8 else (1, 2, 5) if span < 3 else (1,)
     decades = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)
-    return [step * 10.0**decade for decade in decades for step in steps if limits[0] <= math.log10(step) + decade <= limits[1]]
+    return [
+        step * 10.0**decade
+        for decade in decades
+        for step in steps
+        if limits[0] <= math.log10(step) + decade <= limits[1]
+    ]
 
 
 def _hover(row: dict, cost: Axis, quality: Axis, on_frontier: bool) -> str:
-    values = "<br>".join(f"{axis.name}: {digits(row[axis.key] * axis.scale)} {axis.unit}".rstrip() for axis in (cost, quality))
+    values = "<br>".join(
+        f"{axis.name}: {digits(row[axis.key] * axis.scale)} {axis.unit}".rstrip() for axis in (cost, quality)
+    )
     return f"<b>{row['label']}</b><br>{values}" + ("<br>on the frontier" if on_frontier else "")

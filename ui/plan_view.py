@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from qcore import models
-from qcore.home import home, is_public
+from qcore import library
+from qcore.base.home import home, is_public
+from qcore.jobs.probing import Probing
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
 from qcore.planning.summary import RECIPES
-from qcore.runs.planned import error_bands, known_rows
-from qcore.runs.probing import Probing
+from qcore.verbs.planned import error_bands, known_rows
 from ui import plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
@@ -21,7 +21,12 @@ from ui.text import digits, percent, shielded, size, verbatim
 
 HERE, AMOUNT = "Free on this machine", "Another amount"
 SOURCES = {"measured": "green", "counted": "green", "probed": "blue", "estimated": "orange"}
-FIGURES = {"stored_bytes": "stored bytes", "peak_load_bytes": "peak while loading", "peak_run_bytes": "peak while running", "decode_tok_s": "decode"}  # fmt: skip  # noqa: E501
+FIGURES = {
+    "stored_bytes": "stored bytes",
+    "peak_load_bytes": "peak while loading",
+    "peak_run_bytes": "peak while running",
+    "decode_tok_s": "decode",
+}
 
 
 def outlined(name: str, revision: str | None):
@@ -29,15 +34,28 @@ def outlined(name: str, revision: str | None):
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return models.outline(name)  # never remembered: its files may change
+            return library.outline(name)  # never remembered: its files may change
         key = ("outline", what.text, what.revision)
-        if state.known(key) or what.kind == "gguf" or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
-            return state.remember(key, lambda: models.outline(name, revision))
+        if (
+            state.known(key)
+            or what.kind == "gguf"
+            or (what.kind == "default" and (home() / "models" / what.text).is_dir())
+        ):
+            return state.remember(key, lambda: library.outline(name, revision))
         fetched = what.kind == "default"
-        st.caption("Not on this machine yet." if fetched else "Only its headers are read, some kilobytes; no weights are downloaded.")
-        if st.button("Fetch it" if fetched else "Look it up", icon=":material/travel_explore:", key=f"outline.{what.text}", type="primary"):
+        st.caption(
+            "Not on this machine yet."
+            if fetched
+            else "Only its headers are read, some kilobytes; no weights are downloaded."
+        )
+        if st.button(
+            "Fetch it" if fetched else "Look it up",
+            icon=":material/travel_explore:",
+            key=f"outline.{what.text}",
+            type="primary",
+        ):
             with model.Progress("Reading headers") as report:
-                state.remember(key, lambda: models.outline(name, revision, progress=report))
+                state.remember(key, lambda: library.outline(name, revision, progress=report))
             st.rerun()
     return None
 
@@ -46,33 +64,79 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
     """What the model must do and run in: the arguments of `planning.plan`. Its cache can be kept in `formats`."""
     first, second, third, fourth = st.columns([2, 1, 2, 2])
     context = first.number_input(
-        "Context, tokens", 16, positions, min(2048, positions), 256, key=f"{prefix}.context", help=explain("context"), **KEEP
+        "Context, tokens",
+        16,
+        positions,
+        min(2048, positions),
+        256,
+        key=f"{prefix}.context",
+        help=explain("context"),
+        **KEEP,
     )
-    users = second.number_input("Users", 1, 10_000, 1, key=f"{prefix}.users", help="Sequences that are held at once.", **KEEP)
+    users = second.number_input(
+        "Users", 1, 10_000, 1, key=f"{prefix}.users", help="Sequences that are held at once.", **KEEP
+    )
     where = third.selectbox(
-        "Memory", [HERE, AMOUNT, *(machine.name for machine in machines())], key=f"{prefix}.memory", help=explain("peak memory"), **KEEP
+        "Memory",
+        [HERE, AMOUNT, *(machine.name for machine in machines())],
+        key=f"{prefix}.memory",
+        help=explain("peak memory"),
+        **KEEP,
     )
     kv = fourth.segmented_control(
-        "KV cache in", list(formats), default="fp32", required=True, key=f"{prefix}.kv", help=explain("KV cache"), **KEEP
+        "KV cache in",
+        list(formats),
+        default="fp32",
+        required=True,
+        key=f"{prefix}.kv",
+        help=explain("KV cache"),
+        **KEEP,
     )
-    amount = st.text_input("Memory, such as 16GB", "16GB", key=f"{prefix}.amount", **KEEP) if where == AMOUNT else None
+    amount = (
+        st.text_input("Memory, such as 16GB", "16GB", key=f"{prefix}.amount", **KEEP)
+        if where == AMOUNT
+        else None
+    )
     with st.expander("Recipes and limits", icon=":material/tune:"):
         offered, _ = recipe_form.groups()
-        names = [*RECIPES, *(name for members, _ in offered.values() for name in members if name not in RECIPES)]
-        chosen = st.multiselect("Recipes", names, list(RECIPES), key=f"{prefix}.recipes", help=explain("recipe"), **KEEP)
+        names = [
+            *RECIPES,
+            *(name for members, _ in offered.values() for name in members if name not in RECIPES),
+        ]
+        chosen = st.multiselect(
+            "Recipes", names, list(RECIPES), key=f"{prefix}.recipes", help=explain("recipe"), **KEEP
+        )
         left, right = st.columns(2)
         least = left.number_input(
-            "Least decode speed, tok/s", 0.0, None, 0.0, 1.0, key=f"{prefix}.least", help=explain("decode") + " 0 asks for nothing.", **KEEP
+            "Least decode speed, tok/s",
+            0.0,
+            None,
+            0.0,
+            1.0,
+            key=f"{prefix}.least",
+            help=explain("decode") + " 0 asks for nothing.",
+            **KEEP,
         )
         most = right.number_input(
-            "Most KL divergence, nats", 0.0, None, 0.0, 0.01, format="%.3f", key=f"{prefix}.kl",
-            help=explain("KL divergence") + " 0 asks for nothing.", **KEEP,
-        )  # fmt: skip
+            "Most KL divergence, nats",
+            0.0,
+            None,
+            0.0,
+            0.01,
+            format="%.3f",
+            key=f"{prefix}.kl",
+            help=explain("KL divergence") + " 0 asks for nothing.",
+            **KEEP,
+        )
     return {
-        "recipes": chosen, "context": context, "users": users, "kv": (kv, *(name for name in formats if name != kv)),
+        "recipes": chosen,
+        "context": context,
+        "users": users,
+        "kv": (kv, *(name for name in formats if name != kv)),
         "memory": None if where == HERE else amount if where == AMOUNT else where,
-        "min_tokens_per_second": least or None, "max_kl": most or None,
-    }  # fmt: skip
+        "min_tokens_per_second": least or None,
+        "max_kl": most or None,
+    }
 
 
 def rows_of(name: str) -> list[dict]:
@@ -92,14 +156,28 @@ def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> N
         figures = [
             ("Stored", size(row.stored_bytes), row.sources["stored"]),
             ("Running", size(row.run_bytes), row.sources["peak"]),
-            ("Decode", "–" if row.decode_tok_s is None else f"{digits(row.decode_tok_s)} tok/s", row.sources.get("decode", "not probed")),
-            ("KL divergence", "–" if row.kl is None else f"{digits(row.kl)} nats", row.sources.get("quality", "unknown")),
+            (
+                "Decode",
+                "–" if row.decode_tok_s is None else f"{digits(row.decode_tok_s)} tok/s",
+                row.sources.get("decode", "not probed"),
+            ),
+            (
+                "KL divergence",
+                "–" if row.kl is None else f"{digits(row.kl)} nats",
+                row.sources.get("quality", "unknown"),
+            ),
         ]
         with st.container(horizontal=True, vertical_alignment="center"):
             for label, value, source in figures:
-                st.markdown(f"{label} **{value}** :{SOURCES.get(source, 'gray')}-badge[{source}]", width="content")
+                st.markdown(
+                    f"{label} **{value}** :{SOURCES.get(source, 'gray')}-badge[{source}]", width="content"
+                )
         if row.recipe not in ("as it is",) and st.button(
-            f"Quantize with {row.recipe}", icon=":material/compress:", key=f"{prefix}.go", on_click=hand_over, args=(chosen, row.recipe)
+            f"Quantize with {row.recipe}",
+            icon=":material/compress:",
+            key=f"{prefix}.go",
+            on_click=hand_over,
+            args=(chosen, row.recipe),
         ):
             st.switch_page(PAGE)
 
@@ -116,7 +194,12 @@ def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], p
     missing = [name for name in names if name not in known]
     if missing:
         with st.container(horizontal=True, vertical_alignment="center"):
-            if st.button(f"Probe the speed of {len(missing)} recipes", icon=":material/timer:", key=f"{prefix}.probe", type="primary"):
+            if st.button(
+                f"Probe the speed of {len(missing)} recipes",
+                icon=":material/timer:",
+                key=f"{prefix}.probe",
+                type="primary",
+            ):
                 with state.shown_errors():
                     st.session_state[f"{prefix}.probing"] = Probing(*chosen, missing)
                     st.rerun()
@@ -137,7 +220,9 @@ def table(rows: Sequence) -> None:
         "decode": [_rate(row.decode_tok_s, row.sources.get("decode")) for row in rows],
         "prefill": [_rate(row.prefill_tok_s, row.sources.get("prefill")) for row in rows],
         "KL": ["–" if row.kl is None else f"{digits(row.kl)} ({row.sources['quality']})" for row in rows],
-        "perplexity ratio": ["–" if row.perplexity_ratio is None else digits(row.perplexity_ratio) for row in rows],
+        "perplexity ratio": [
+            "–" if row.perplexity_ratio is None else digits(row.perplexity_ratio) for row in rows
+        ],
         "notes": [" ".join(row.notes) for row in rows],
     }
     st.dataframe(columns, hide_index=True, width="stretch")
@@ -151,8 +236,9 @@ def accelerators(plan: Plan) -> None:
             "memory": [size(each["bytes"]) for each in plan.machines],
             "recipes that fit": [", ".join(each["fits"]) or "none" for each in plan.machines],
         },
-        hide_index=True, width="stretch",
-    )  # fmt: skip
+        hide_index=True,
+        width="stretch",
+    )
 
 
 def error_band() -> None:
@@ -160,7 +246,9 @@ def error_band() -> None:
     newest = tuple((status.run_id, status.finished_at) for status in state.jobs.list_runs()[:3])
     found: list[hindsight.Band] = state.remember(("error bands", newest), error_bands)
     if not found:
-        st.caption("No run on this machine carries a prediction yet. Every new one does, and its error will be shown here.")
+        st.caption(
+            "No run on this machine carries a prediction yet. Every new one does, and its error will be shown here."
+        )
         return
     for band in found:
         color = "green" if band.within == band.runs else "orange"
@@ -180,7 +268,11 @@ def pictures(prefix: str, plan: Plan, kv: str) -> None:
     rows = shown(plan, kv)
     st.subheader("Memory while it runs", anchor=False, help=explain("peak memory"))
     st.markdown(plan_charts.legend())
-    state.plot(plan_charts.memory(rows, plan.memory, plan.memory_is), key=f"{prefix}.bars", alt="Memory of each recipe by what fills it")
+    state.plot(
+        plan_charts.memory(rows, plan.memory, plan.memory_is),
+        key=f"{prefix}.bars",
+        alt="Memory of each recipe by what fills it",
+    )
     st.caption(
         f"{digits(plan.parameters / 1e6)} million weights, {size(plan.checkpoint_bytes)} stored as {', '.join(plan.dtypes)}. KV cache: "
         f"{plan.cache_layout}; {plan.context:,} tokens for {plan.users} user{'s' if plan.users > 1 else ''}. {shielded(plan.description)}"
@@ -191,7 +283,11 @@ def speeds(prefix: str, plan: Plan, kv: str) -> None:
     """Predicted speed of the recipes that were probed, and warnings."""
     timed = [row for row in shown(plan, kv) if row.decode_tok_s]
     if timed:
-        state.plot(plan_charts.speed(timed), key=f"{prefix}.speed", alt="Predicted decode and prefill speed of each recipe")
+        state.plot(
+            plan_charts.speed(timed),
+            key=f"{prefix}.speed",
+            alt="Predicted decode and prefill speed of each recipe",
+        )
         st.caption(
             f"For one user with {plan.context:,} tokens in the cache; {plan.probed['threads']} threads; this machine read "
             f"{size(plan.probed['bandwidth'])}/s."

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qcore.errors import QcoreError
-from qcore.runs.resident import Resident
+from qcore.base.errors import QcoreError
+from qcore.jobs.resident import Resident
 
 
 @dataclass

@@ -3,11 +3,11 @@
 import streamlit as st
 
 from qcore import recipes
-from qcore.errors import InputError
-from qcore.home import is_public
-from qcore.kvcache import NONE
+from qcore.base.errors import InputError
+from qcore.base.home import is_public
+from qcore.formats.kv import NONE
+from qcore.jobs.resident import Resident
 from qcore.models.names import classify
-from qcore.runs.resident import Resident
 from ui import diff, families, state
 from ui.forms import KEEP
 from ui.forms import recipes as recipe_form
@@ -30,36 +30,66 @@ def recipes_wanted(prefix: str) -> list[str]:
     """Names of the recipes to write with, a few at most: they share the machine's memory."""
     offered, _ = recipe_form.groups()
     names = [name for members, _ in offered.values() for name in members]
-    return st.multiselect("Recipes", names, recipe_form.START, max_selections=MOST, key=f"{prefix}.recipes", help=explain("recipe"), **KEEP)
+    return st.multiselect(
+        "Recipes",
+        names,
+        recipe_form.START,
+        max_selections=MOST,
+        key=f"{prefix}.recipes",
+        help=explain("recipe"),
+        **KEEP,
+    )
 
 
 def summary(model: tuple[str, str | None] | None, options: dict) -> str:
     """One line that says what the closed menus hold."""
     chance = f"temperature {options['temperature']:.1f}" if options["temperature"] else "greedy"
     kept = "" if options["kv"] == NONE else f" · KV cache in {options['kv']}"
-    return f"{shielded(model[0]) if model else 'no model'} · {options['new_tokens']} new tokens · {chance}{kept}"
+    return (
+        f"{shielded(model[0]) if model else 'no model'} · {options['new_tokens']} new tokens · {chance}{kept}"
+    )
 
 
 def sampling(prefix: str) -> dict:
     """The fields of a request that say how tokens are chosen."""
     most = LONGEST_PUBLIC if is_public() else 512
     return {
-        "new_tokens": st.slider("New tokens", 8, most, 64, 8, key=f"{prefix}.new_tokens", help=explain("tokens"), **KEEP),
-        "temperature": st.slider("Temperature", 0.0, 2.0, 0.0, 0.1, key=f"{prefix}.temperature", help=explain("temperature"), **KEEP),
-        "top_p": st.slider("Top-p", 0.05, 1.0, 1.0, 0.05, key=f"{prefix}.top_p", help=explain("top-p"), **KEEP),
+        "new_tokens": st.slider(
+            "New tokens", 8, most, 64, 8, key=f"{prefix}.new_tokens", help=explain("tokens"), **KEEP
+        ),
+        "temperature": st.slider(
+            "Temperature",
+            0.0,
+            2.0,
+            0.0,
+            0.1,
+            key=f"{prefix}.temperature",
+            help=explain("temperature"),
+            **KEEP,
+        ),
+        "top_p": st.slider(
+            "Top-p", 0.05, 1.0, 1.0, 0.05, key=f"{prefix}.top_p", help=explain("top-p"), **KEEP
+        ),
         "top_k": st.number_input("Top-k", 0, 1000, 0, key=f"{prefix}.top_k", help=explain("top-k"), **KEEP),
         "seed": st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{prefix}.seed", help=explain("seed"), **KEEP),
         "kv": recipe_form.cache(prefix, "Kept so while the texts are written."),
     }
 
 
-def controls(prefix: str, model: tuple[str, str | None] | None, names: list[str], prompt: str, options: dict) -> None:
+def controls(
+    prefix: str, model: tuple[str, str | None] | None, names: list[str], prompt: str, options: dict
+) -> None:
     """The write and stop buttons; a new request replaces the session's last one."""
     player: Player | None = st.session_state.get(f"{prefix}.player")
     writing = player is not None and player.active
     with st.container(horizontal=True):
-        go = st.button("Write", type="primary", icon=":material/edit:", disabled=writing, key=f"{prefix}.write")
-        if st.button("Stop", icon=":material/stop_circle:", disabled=not writing, key=f"{prefix}.stop") and player:
+        go = st.button(
+            "Write", type="primary", icon=":material/edit:", disabled=writing, key=f"{prefix}.write"
+        )
+        if (
+            st.button("Stop", icon=":material/stop_circle:", disabled=not writing, key=f"{prefix}.stop")
+            and player
+        ):
             player.stop()
     if not go:
         return
@@ -69,7 +99,9 @@ def controls(prefix: str, model: tuple[str, str | None] | None, names: list[str]
         if not names:
             raise InputError("Choose at least one recipe.")
         if not prompt.strip():
-            raise InputError("The prompt is empty. Write the beginning of a text, or a question as a chat message.")
+            raise InputError(
+                "The prompt is empty. Write the beginning of a text, or a question as a chat message."
+            )
         classify(*model)
         order = [name for name in recipes.names() if name in names]
         st.session_state[f"{prefix}.player"] = Player(resident(*model), prompt, order, **options)
@@ -110,7 +142,10 @@ def _draw(player: Player) -> None:
 
 
 def _voice(voice: Voice, first: Voice) -> None:
-    st.markdown(families.badge(voice.recipe) + (" :small[:gray[the others are compared with it]]" if voice is first else ""))
+    st.markdown(
+        families.badge(voice.recipe)
+        + (" :small[:gray[the others are compared with it]]" if voice is first else "")
+    )
     if voice.state in ("waiting", "loading"):
         st.progress(voice.fraction, text=shielded(voice.note or "waiting for its turn"))
         return
@@ -118,7 +153,9 @@ def _voice(voice: Voice, first: Voice) -> None:
         st.error(verbatim(voice.note or "It was not written."), icon=":material/error:")
         return
     text = voice.text if voice.text else "…"
-    st.markdown(verbatim(text) if voice is first or voice.state == "writing" else diff.marked(first.text, text))
+    st.markdown(
+        verbatim(text) if voice is first or voice.state == "writing" else diff.marked(first.text, text)
+    )
     st.caption(_about(voice))
 
 
@@ -134,4 +171,6 @@ def _about(voice: Voice) -> str:
     at = result.get("first_divergence")
     if at is not None:
         parts.append(f"same for {at} tokens")
-    return " · ".join(part for part in [*parts, *(shielded(note) for note in result.get("notes") or [])] if part)
+    return " · ".join(
+        part for part in [*parts, *(shielded(note) for note in result.get("notes") or [])] if part
+    )

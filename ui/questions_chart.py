@@ -14,25 +14,47 @@ def picture(rows: Sequence[dict]) -> go.Figure:
     """One line a row that has "choices": the plain score as a full point with its interval, the one by length as an open point."""
     figure = go.Figure()
     for row in rows:
-        plain, by_length, color = row["choices"]["accuracy"], row["choices"]["accuracy_by_length"], families.color(row["recipe"])
+        plain, by_length, color = (
+            row["choices"]["accuracy"],
+            row["choices"]["accuracy_by_length"],
+            families.color(row["recipe"]),
+        )
         centre = 100 * plain["estimate"]
         words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} right, {{}}"
         figure.add_scatter(
-            x=[100 * by_length["estimate"]], y=[row["label"]], mode="markers",
+            x=[100 * by_length["estimate"]],
+            y=[row["label"]],
+            mode="markers",
             marker={"symbol": "circle-open", "color": color, "size": 15, "line": {"width": 2}},
-            customdata=[words.format(by_length["right"], "scores divided by length")], hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
+            customdata=[words.format(by_length["right"], "scores divided by length")],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
         figure.add_scatter(
-            x=[centre], y=[row["label"]], mode="markers", marker={"color": color, "size": 9}, 
+            x=[centre],
+            y=[row["label"]],
+            mode="markers",
+            marker={"color": color, "size": 9},
             error_x=whiskers(100 * plain["low"], centre, 100 * plain["high"], color),
-            customdata=[words.format(plain["right"], "plain scores")], hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
+            customdata=[words.format(plain["right"], "plain scores")],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
         figure.add_annotation(
-            text=percent(plain["estimate"]), x=102, y=row["label"], xanchor="left", showarrow=False, font={"color": MUTED}
+            text=percent(plain["estimate"]),
+            x=102,
+            y=row["label"],
+            xanchor="left",
+            showarrow=False,
+            font={"color": MUTED},
         )
     figure.add_vline(100 * rows[0]["choices"]["chance"], line={"color": MUTED, "width": 1, "dash": "dot"})
     title = f"Right answers, %, 95 % interval   <span style='color:{MUTED}'>● plain score  ○ by length</span>"
     figure.update_xaxes(
-        range=[0, 114], tickvals=list(range(0, 101, 20)), showgrid=True, gridcolor=FAINT, zeroline=False, fixedrange=True, title=title
+        range=[0, 114],
+        tickvals=list(range(0, 101, 20)),
+        showgrid=True,
+        gridcolor=FAINT,
+        zeroline=False,
+        fixedrange=True,
+        title=title,
     )
     return one_line_each(figure, [row["label"] for row in rows])

@@ -4,16 +4,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qcore.kvcache import NONE
-from qcore.runs import jobs
-from qcore.runs.verdicts import kv_of
+from qcore.formats.kv import NONE
+from qcore.jobs import jobs
+from qcore.results.verdicts import kv_of
 from ui import state
 from ui.text import clock, digits, percent, size
 
 CONDITIONS = {
-    "model": "model", "revision": "revision", "text": "text", "window": "window", "stride": "stride", "threads": "threads",
-    "compute_dtype": "computed in", "device": "device",
-}  # fmt: skip
+    "model": "model",
+    "revision": "revision",
+    "text": "text",
+    "window": "window",
+    "stride": "stride",
+    "threads": "threads",
+    "compute_dtype": "computed in",
+    "device": "device",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,13 @@ def joined(runs: Sequence[jobs.Status]) -> list[dict]:
         if count[row["recipe"]] > 1 and len(runs) > 1:
             label += f" · {state.model_of(status)}" if len(models) > 1 else f" · {clock(status.created_at)}"
         seen[label] += 1
-        rows.append({**row, "label": label if seen[label] == 1 else f"{label} ({seen[label]})", "run_id": status.run_id})
+        rows.append(
+            {
+                **row,
+                "label": label if seen[label] == 1 else f"{label} ({seen[label]})",
+                "run_id": status.run_id,
+            }
+        )
     return rows
 
 
@@ -53,7 +65,9 @@ def best(rows: Sequence[dict]) -> list[Best]:
     found = []
     if not others:
         return found
-    small = min((row for row in others if row["stored_bytes"]), key=lambda row: row["stored_bytes"], default=None)
+    small = min(
+        (row for row in others if row["stored_bytes"]), key=lambda row: row["stored_bytes"], default=None
+    )
     if small:
         found.append(
             Best(
@@ -63,11 +77,22 @@ def best(rows: Sequence[dict]) -> list[Best]:
                 base and _times(base["stored_bytes"], small["stored_bytes"], "smaller"),
             )
         )
-    fast = max((row for row in others if row["decode_tok_s"]), key=lambda row: row["decode_tok_s"], default=None)
+    fast = max(
+        (row for row in others if row["decode_tok_s"]), key=lambda row: row["decode_tok_s"], default=None
+    )
     if fast:
         text = f"{digits(fast['decode_tok_s'])} tok/s"
-        found.append(Best("Fastest decode", fast["label"], text, base and _times(fast["decode_tok_s"], base["decode_tok_s"], "as fast")))
-    near = min((row for row in others if row["kl_mean"] is not None), key=lambda row: row["kl_mean"], default=None)
+        found.append(
+            Best(
+                "Fastest decode",
+                fast["label"],
+                text,
+                base and _times(fast["decode_tok_s"], base["decode_tok_s"], "as fast"),
+            )
+        )
+    near = min(
+        (row for row in others if row["kl_mean"] is not None), key=lambda row: row["kl_mean"], default=None
+    )
     if near:
         text = f"{percent(near['top1_agreement'])} same top token"
         found.append(Best("Closest to fp32", near["label"], f"KL {digits(near['kl_mean'])} nats", text))

@@ -4,8 +4,8 @@ import time
 
 import streamlit as st
 
-from qcore.home import is_public
-from qcore.runs import jobs
+from qcore.base.home import is_public
+from qcore.jobs import jobs
 from ui import families, state
 from ui.text import clock, rough, seconds, shielded, verbatim
 
@@ -69,7 +69,10 @@ def _draw(status: jobs.Status) -> None:
     elif status.state == "cancelled":
         st.info("Cancelled. What had finished was kept.", icon=":material/cancel:")
     elif status.state == "done":
-        st.success(f"Finished in {seconds((status.finished_at or 0) - (status.started_at or 0))}.", icon=":material/check_circle:")
+        st.success(
+            f"Finished in {seconds((status.finished_at or 0) - (status.started_at or 0))}.",
+            icon=":material/check_circle:",
+        )
     _recipes(status)
     with st.container(horizontal=True, vertical_alignment="center"):
         _actions(status)
@@ -87,7 +90,9 @@ def _doing(status: jobs.Status) -> str:
 def _times(status: jobs.Status) -> str:
     if status.state == "queued":
         return "In the queue." + (
-            f" {status.place} before it; one run at a time, so that none disturbs another's figures." if status.place else ""
+            f" {status.place} before it; one run at a time, so that none disturbs another's figures."
+            if status.place
+            else ""
         )
     elapsed = time.time() - (status.started_at or status.created_at or time.time())
     left = f" · about {rough(status.eta_s)} left" if status.eta_s is not None else ""
@@ -98,22 +103,32 @@ def _recipes(status: jobs.Status) -> None:
     parts = []
     for recipe in status.recipes:
         color, icon = STATES.get(recipe["state"], ("gray", "help"))
-        parts.append(f"{families.badge(recipe['recipe'])}&nbsp;:{color}[:material/{icon}:&nbsp;{recipe['state']}]")
+        parts.append(
+            f"{families.badge(recipe['recipe'])}&nbsp;:{color}[:material/{icon}:&nbsp;{recipe['state']}]"
+        )
     st.markdown(" &emsp; ".join(parts))
 
 
 def _actions(status: jobs.Status) -> None:
     finished = sum(recipe["state"] == "ok" for recipe in status.recipes)
     if finished or status.state == "failed":
-        label = "See the comparison" if not status.active else f"See what has finished ({finished} of {len(status.recipes)})"
-        st.page_link("pages/compare.py", label=label, icon=":material/bar_chart:", query_params={"run": status.run_id})
+        label = (
+            "See the comparison"
+            if not status.active
+            else f"See what has finished ({finished} of {len(status.recipes)})"
+        )
+        st.page_link(
+            "pages/compare.py", label=label, icon=":material/bar_chart:", query_params={"run": status.run_id}
+        )
     if status.active and st.button("Cancel", icon=":material/stop_circle:", key=f"cancel.{status.run_id}"):
         with st.spinner("Ending the run…"):
             jobs.cancel(status.run_id)
         st.rerun()
     if status.active or is_public():
         return
-    again = status.state != "done" and st.button("Run again", icon=":material/replay:", key=f"again.{status.run_id}")
+    again = status.state != "done" and st.button(
+        "Run again", icon=":material/replay:", key=f"again.{status.run_id}"
+    )
     if again:
         st.query_params["run"] = jobs.repeat(status.run_id)
         st.rerun()
@@ -127,5 +142,13 @@ def _line(status: jobs.Status) -> None:
     names = [families.badge(recipe["recipe"]) for recipe in status.recipes]
     more = f" :gray[and {len(names) - NAMED} more]" if len(names) > NAMED else ""
     with st.container(horizontal=True, vertical_alignment="center", border=False):
-        st.page_link("pages/quantize.py", label=clock(status.created_at), icon=":material/history:", query_params={"run": status.run_id})
-        st.markdown(f"{badge(status.state)} **{shielded(state.model_of(status))}** {' '.join(names[:NAMED])}{more}", width="content")
+        st.page_link(
+            "pages/quantize.py",
+            label=clock(status.created_at),
+            icon=":material/history:",
+            query_params={"run": status.run_id},
+        )
+        st.markdown(
+            f"{badge(status.state)} **{shielded(state.model_of(status))}** {' '.join(names[:NAMED])}{more}",
+            width="content",
+        )

@@ -11,7 +11,11 @@ from ui.charts import FAINT, MUTED
 from ui.layer_charts import SCALE
 from ui.text import digits
 
-MEASURES = {"loss": "predicted loss, nats", "kl": "measured KL, nats", "output_error": "relative error of the output"}
+MEASURES = {
+    "loss": "predicted loss, nats",
+    "kl": "measured KL, nats",
+    "output_error": "relative error of the output",
+}
 CHOSEN, MEASURED = "#dc7d2a", "#2a9d7c"
 BLUE = "61,127,219"
 WIDTH, HEIGHT = 900, 400  # pixels assumed for the placing of names
@@ -32,25 +36,61 @@ def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
     figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.76, 0.24], horizontal_spacing=0.02)
     ticks = _decades(low, high)
     figure.add_heatmap(
-        z=[[_log(getattr(cell, measure)[format_index]) if cell else None for cell in row] for row in cells], x=blocks, y=kinds,
-        zmin=low, zmax=max(high, low + 1e-6), colorscale=SCALE, xgap=1, ygap=1, hoverongaps=False,
-        customdata=[[_hover(table, cell) if cell else "" for cell in row] for row in cells], hovertemplate="%{customdata}<extra></extra>",
+        z=[[_log(getattr(cell, measure)[format_index]) if cell else None for cell in row] for row in cells],
+        x=blocks,
+        y=kinds,
+        zmin=low,
+        zmax=max(high, low + 1e-6),
+        colorscale=SCALE,
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        customdata=[[_hover(table, cell) if cell else "" for cell in row] for row in cells],
+        hovertemplate="%{customdata}<extra></extra>",
         colorbar={
-            "title": {"text": MEASURES[measure], "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0,
-            "tickvals": ticks, "ticktext": [f"{10**tick:.1g}" for tick in ticks],
+            "title": {"text": MEASURES[measure], "side": "right"},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "x": 1.01,
+            "len": 1.0,
+            "tickvals": ticks,
+            "ticktext": [f"{10**tick:.1g}" for tick in ticks],
         },
-        row=1, col=1,
-    )  # fmt: skip
+        row=1,
+        col=1,
+    )
     figure.add_bar(
-        x=sums, y=kinds, orientation="h", marker={"color": families.FAILED, "cornerradius": 3}, width=0.6, opacity=0.85,
-        text=[digits(value) for value in sums], textposition="outside", cliponaxis=False, showlegend=False,
-        hovertemplate="%{y}: %{x:.3g}<extra></extra>", row=1, col=2,
-    )  # fmt: skip
+        x=sums,
+        y=kinds,
+        orientation="h",
+        marker={"color": families.FAILED, "cornerradius": 3},
+        width=0.6,
+        opacity=0.85,
+        text=[digits(value) for value in sums],
+        textposition="outside",
+        cliponaxis=False,
+        showlegend=False,
+        hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        row=1,
+        col=2,
+    )
     title = "mean over blocks" if measure == "output_error" else "sum over blocks, nats"
-    figure.update_xaxes(title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
-    figure.update_xaxes(title=title, showticklabels=False, showgrid=False, zeroline=False, range=[0, 1.5 * (max(sums) or 1)], row=1, col=2)
+    figure.update_xaxes(
+        title="block", row=1, col=1, showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5
+    )
+    figure.update_xaxes(
+        title=title,
+        showticklabels=False,
+        showgrid=False,
+        zeroline=False,
+        range=[0, 1.5 * (max(sums) or 1)],
+        row=1,
+        col=2,
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
-    figure.update_layout(height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=90 + 34 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"}
+    )
     return figure
 
 
@@ -59,50 +99,93 @@ def agreement(table) -> go.Figure:
     figure = go.Figure()
     values = [max(SMALLEST, value) for layer in table.layers for value in (*layer.loss, *layer.kl)]
     ends = [min(values), max(values)]
-    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 2}, hoverinfo="skip", showlegend=False)
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 2}, hoverinfo="skip", showlegend=False
+    )
     colors = ("#d64550", "#dc7d2a", "#ab8f12", "#2a9d7c", "#3d7fdb", "#9161d4", "#d0558f", "#7d8794")
     for k, label in enumerate(table.labels):
         figure.add_scatter(
-            x=[max(SMALLEST, layer.loss[k]) for layer in table.layers], y=[max(SMALLEST, layer.kl[k]) for layer in table.layers],
-            mode="markers", name=label, marker={"size": 6, "opacity": 0.7, "color": colors[k % len(colors)]},
+            x=[max(SMALLEST, layer.loss[k]) for layer in table.layers],
+            y=[max(SMALLEST, layer.kl[k]) for layer in table.layers],
+            mode="markers",
+            name=label,
+            marker={"size": 6, "opacity": 0.7, "color": colors[k % len(colors)]},
             customdata=[layer.name.removesuffix(".weight") for layer in table.layers],
             hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats<extra></extra>",
-        )  # fmt: skip
-    for update, title in ((figure.update_xaxes, "predicted loss, nats a token"), (figure.update_yaxes, "measured KL, nats a token")):
+        )
+    for update, title in (
+        (figure.update_xaxes, "predicted loss, nats a token"),
+        (figure.update_yaxes, "measured KL, nats a token"),
+    ):
         update(title=title, type="log", gridcolor=FAINT, zeroline=False, exponentformat="power", dtick=1)
     figure.update_layout(height=380, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=_legend())
     return figure
 
 
-def frontier(points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()) -> go.Figure:
+def frontier(
+    points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()
+) -> go.Figure:
     """Predicted loss against bits a weight: the solver's points as a line, every layer in one format as named points, the `chosen` point
     (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs. Losses have a logarithmic axis."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[bits for bits, _ in points], y=[max(SMALLEST, loss) for _, loss in points], mode="lines", name="best choices",
-        line={"color": "#3d7fdb", "width": 2}, hovertemplate="%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
-    )  # fmt: skip
+        x=[bits for bits, _ in points],
+        y=[max(SMALLEST, loss) for _, loss in points],
+        mode="lines",
+        name="best choices",
+        line={"color": "#3d7fdb", "width": 2},
+        hovertemplate="%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+    )
     named = [(name, bits, loss) for name, (bits, loss) in singles.items()] + list(measured)
     places = _names(points, named, chosen)
     count = len(singles)
     for name, words, part, where, marker in (
-        ("every layer in one format", "predicted", named[:count], places[:count], {"color": MUTED, "size": 9}),
-        ("measured in runs", "measured KL", named[count:], places[count:], {"color": MEASURED, "size": 11, "symbol": "diamond"}),
+        (
+            "every layer in one format",
+            "predicted",
+            named[:count],
+            places[:count],
+            {"color": MUTED, "size": 9},
+        ),
+        (
+            "measured in runs",
+            "measured KL",
+            named[count:],
+            places[count:],
+            {"color": MEASURED, "size": 11, "symbol": "diamond"},
+        ),
     ):
         if part:
             figure.add_scatter(
-                x=[bits for _, bits, _ in part], y=[max(SMALLEST, loss) for _, _, loss in part], mode="markers+text", name=name,
+                x=[bits for _, bits, _ in part],
+                y=[max(SMALLEST, loss) for _, _, loss in part],
+                mode="markers+text",
+                name=name,
                 text=[label if place else "" for (label, _, _), place in zip(part, where, strict=True)],
-                textposition=[place or "top right" for place in where], textfont={"size": 12}, cliponaxis=False, marker=marker,
+                textposition=[place or "top right" for place in where],
+                textfont={"size": 12},
+                cliponaxis=False,
+                marker=marker,
                 customdata=[label for label, _, _ in part],
                 hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} bits a weight<br>{words} %{{y:.3g}} nats<extra></extra>",
-            )  # fmt: skip
+            )
     figure.add_scatter(
-        x=[chosen[0]], y=[max(SMALLEST, chosen[1])], mode="markers", name="chosen", marker={"color": CHOSEN, "size": 14},
+        x=[chosen[0]],
+        y=[max(SMALLEST, chosen[1])],
+        mode="markers",
+        name="chosen",
+        marker={"color": CHOSEN, "size": 14},
         hovertemplate="chosen: %{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="bits a weight as stored", gridcolor=FAINT, zeroline=False)
-    figure.update_yaxes(title="loss, nats a token", type="log", gridcolor=FAINT, zeroline=False, dtick=1, exponentformat="power")
+    figure.update_yaxes(
+        title="loss, nats a token",
+        type="log",
+        gridcolor=FAINT,
+        zeroline=False,
+        dtick=1,
+        exponentformat="power",
+    )
     figure.update_layout(height=HEIGHT, margin={"l": 8, "r": 60, "t": 30, "b": 8}, legend=_legend())
     return figure
 
@@ -117,16 +200,34 @@ def chosen_map(table, options: Sequence[int]) -> go.Figure:
     scale = [[edge, shade] for i, shade in enumerate(shades) for edge in (i / count, (i + 1) / count)]
     figure = go.Figure()
     figure.add_heatmap(
-        z=[[picked[cell.name] if cell else None for cell in row] for row in cells], x=blocks, y=kinds, zmin=-0.5, zmax=count - 0.5,
-        colorscale=scale, xgap=1, ygap=1, hoverongaps=False, hovertemplate="%{customdata}<extra></extra>",
-        customdata=[[f"<b>{cell.name}</b><br>{table.labels[picked[cell.name]]}" if cell else "" for cell in row] for row in cells],
+        z=[[picked[cell.name] if cell else None for cell in row] for row in cells],
+        x=blocks,
+        y=kinds,
+        zmin=-0.5,
+        zmax=count - 0.5,
+        colorscale=scale,
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        hovertemplate="%{customdata}<extra></extra>",
+        customdata=[
+            [f"<b>{cell.name}</b><br>{table.labels[picked[cell.name]]}" if cell else "" for cell in row]
+            for row in cells
+        ],
         colorbar={
-            "thickness": 10, "outlinewidth": 0, "x": 1.01, "len": 1.0, "tickvals": list(range(count)), "ticktext": list(table.labels),
+            "thickness": 10,
+            "outlinewidth": 0,
+            "x": 1.01,
+            "len": 1.0,
+            "tickvals": list(range(count)),
+            "ticktext": list(table.labels),
         },
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="block", showgrid=False, zeroline=False, dtick=1 if len(blocks) <= 16 else 5)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
-    figure.update_layout(height=90 + 30 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"})
+    figure.update_layout(
+        height=90 + 30 * len(kinds), margin={"l": 4, "r": 4, "t": 8, "b": 4}, hoverlabel={"align": "left"}
+    )
     return figure
 
 
@@ -138,7 +239,10 @@ def _names(points: Sequence, named: Sequence[tuple[str, float, float]], chosen: 
     low_y, high_y = min(y for _, y in everything), max(y for _, y in everything)
     edge = 0.06  # what the axes leave beside the outermost points
     unit = [
-        (edge + (1 - 2 * edge) * (x - low_x) / ((high_x - low_x) or 1), edge + (1 - 2 * edge) * (y - low_y) / ((high_y - low_y) or 1))
+        (
+            edge + (1 - 2 * edge) * (x - low_x) / ((high_x - low_x) or 1),
+            edge + (1 - 2 * edge) * (y - low_y) / ((high_y - low_y) or 1),
+        )
         for x, y in spots
     ]
     return labels.place(unit, [name for name, _, _ in named] + [""], WIDTH, HEIGHT - 110)[: len(named)]

@@ -4,8 +4,8 @@ import time
 
 import streamlit as st
 
-from qcore.home import is_public
-from qcore.runs import sensitivity
+from qcore.base.home import is_public
+from qcore.jobs import sensitivity
 from ui import state
 from ui.forms import KEEP, model
 from ui.glossary import explain
@@ -37,19 +37,40 @@ def form(prefix: str, title: str) -> None:
                 help=METHOD_HELP,
                 **KEEP,
             )
-            measure = not is_public() and st.toggle("Measure it, too", key=f"{prefix}.measure", help=MEASURE_HELP, **KEEP)
+            measure = not is_public() and st.toggle(
+                "Measure it, too", key=f"{prefix}.measure", help=MEASURE_HELP, **KEEP
+            )
         text = None
         if not is_public():
             text = (
-                st.text_input("Text", placeholder="packaged calibration text", key=f"{prefix}.text", help=TEXT_HELP, **KEEP).strip() or None
+                st.text_input(
+                    "Text",
+                    placeholder="packaged calibration text",
+                    key=f"{prefix}.text",
+                    help=TEXT_HELP,
+                    **KEEP,
+                ).strip()
+                or None
             )
         st.caption(f"{', '.join(sensitivity.FORMATS)} are tried on each layer. {explain('predicted loss')}")
         busy = (now := sensitivity.status()) is not None and now.active
-        if st.button("Compute", type="primary", icon=":material/query_stats:", key=f"{prefix}.compute", disabled=chosen is None or busy):
+        if st.button(
+            "Compute",
+            type="primary",
+            icon=":material/query_stats:",
+            key=f"{prefix}.compute",
+            disabled=chosen is None or busy,
+        ):
             with state.shown_errors():
                 name, revision = chosen
                 sensitivity.submit(
-                    sensitivity.Request(name, method=method, text=text, revision=revision, measure_tokens=MEASURED if measure else 0)
+                    sensitivity.Request(
+                        name,
+                        method=method,
+                        text=text,
+                        revision=revision,
+                        measure_tokens=MEASURED if measure else 0,
+                    )
                 )
                 st.rerun()
 
@@ -65,7 +86,10 @@ def progress() -> None:
         elif now.state in ("failed", "interrupted"):
             st.error(verbatim(now.error or "It failed."), icon=":material/error:")
         elif now.state == "cancelled":
-            st.info("Cancelled. What had been measured is kept, and the next measurement goes on from there.", icon=":material/cancel:")
+            st.info(
+                "Cancelled. What had been measured is kept, and the next measurement goes on from there.",
+                icon=":material/cancel:",
+            )
 
 
 @st.fragment(run_every=1.0)
@@ -78,7 +102,9 @@ def _live() -> None:
         st.markdown(f"**{shielded(request.get('model', ''))}** · {shielded(request.get('method', ''))}")
         steps = f" · {now.done} of {now.total}" if now.total else ""
         st.progress(now.fraction, text=f"{shielded(now.words)}{steps}")
-        st.caption(f"{rough(max(1.0, time.time() - (now.started_at or time.time())))} elapsed. It goes on if this page is closed.")
+        st.caption(
+            f"{rough(max(1.0, time.time() - (now.started_at or time.time())))} elapsed. It goes on if this page is closed."
+        )
         if st.button("Cancel", icon=":material/stop_circle:", key="sensitivity.cancel"):
             with st.spinner("Ending it…"):
                 sensitivity.cancel()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from qcore.errors import QcoreError
+from qcore.base.errors import QcoreError
 from qcore.formats.budget import Budget
-from qcore.runs import jobs
-from qcore.sensitivity import frontier
-from qcore.sensitivity.choosing import solve_within
+from qcore.jobs import jobs
+from qcore.quantization.sensitivity import frontier
+from qcore.quantization.sensitivity.choosing import solve_within
 from ui import sensitivity_charts as charts
 from ui import state
 from ui.glossary import explain
@@ -17,7 +17,15 @@ from ui.text import clock, digits, percent, seconds, shielded, verbatim
 
 TOP = 0.1  # share of the layers whose part of the loss is told
 START = 4.25
-WORDS = ("sensitivity", "predicted loss", "measured KL", "error of the output", "rank correlation", "mixed precision", "bits per weight")
+WORDS = (
+    "sensitivity",
+    "predicted loss",
+    "measured KL",
+    "error of the output",
+    "rank correlation",
+    "mixed precision",
+    "bits per weight",
+)
 
 
 def title(table, models: dict[str, str]) -> str:
@@ -50,9 +58,15 @@ def draw(key: str, table, models: dict[str, str]) -> None:
     if not table.measured:
         del measures["Measured KL"]
     with st.container(horizontal=True, gap="large"):
-        label = st.segmented_control("Format", table.labels, default=table.labels[0], required=True, key=f"sensitivity.format.{key}")
+        label = st.segmented_control(
+            "Format", table.labels, default=table.labels[0], required=True, key=f"sensitivity.format.{key}"
+        )
         measure = st.segmented_control(
-            "Measure", list(measures), default=next(iter(measures)), required=True, key=f"sensitivity.measure.{key}"
+            "Measure",
+            list(measures),
+            default=next(iter(measures)),
+            required=True,
+            key=f"sensitivity.measure.{key}",
         )
     k = table.labels.index(label)
     alt = f"{measure} of each layer in {label}, by block and kind of module"
@@ -82,7 +96,9 @@ def _agreement(table) -> None:
     about = table.conditions
     st.subheader("Is the prediction right?", anchor=False, help=explain("rank correlation"))
     state.plot(
-        charts.agreement(table), key="sensitivity.agreement", alt="Predicted loss against measured divergence of each layer and format"
+        charts.agreement(table),
+        key="sensitivity.agreement",
+        alt="Predicted loss against measured divergence of each layer and format",
     )
     st.caption(
         f"Spearman's rank correlation with the measured KL: predicted loss {found['loss']['all']:.3f}, error of the layer's output "
@@ -99,34 +115,55 @@ def _choice(key: str, table) -> Sequence[int] | None:
         st.caption("With one format there is nothing to choose.")
         return None
     weights = sum(layer.weights for layer in table.layers)
-    costs, losses = [list(layer.nbytes) for layer in table.layers], [list(layer.loss) for layer in table.layers]
+    costs, losses = (
+        [list(layer.nbytes) for layer in table.layers],
+        [list(layer.loss) for layer in table.layers],
+    )
     points = [
-        (8 * cost / weights, loss) for cost, loss, _ in state.remember(("frontier", key, len(losses)), lambda: frontier(costs, losses))
+        (8 * cost / weights, loss)
+        for cost, loss, _ in state.remember(("frontier", key, len(losses)), lambda: frontier(costs, losses))
     ]
     low, high = points[0][0], points[-1][0]
     lowest = int(20 * low + 1) / 20
     bits = st.slider(
-        "Bits a weight at most", lowest, max(lowest + 0.05, int(20 * high) / 20), min(max(START, lowest), high), 0.05, "%.2f",
-        key=f"sensitivity.bits.{key}", help=explain("bits per weight"), width=520,
-    )  # fmt: skip
+        "Bits a weight at most",
+        lowest,
+        max(lowest + 0.05, int(20 * high) / 20),
+        min(max(START, lowest), high),
+        0.05,
+        "%.2f",
+        key=f"sensitivity.bits.{key}",
+        help=explain("bits per weight"),
+        width=520,
+    )
     try:
         found = solve_within(Budget(bits, "bpw", table.formats), table.layers, 0, weights, 0)
     except QcoreError as error:
         st.error(verbatim(str(error)), icon=":material/error:")
         return None
-    chosen = (8 * sum(costs[i][k] for i, k in enumerate(found.options)) / weights, sum(losses[i][k] for i, k in enumerate(found.options)))
+    chosen = (
+        8 * sum(costs[i][k] for i, k in enumerate(found.options)) / weights,
+        sum(losses[i][k] for i, k in enumerate(found.options)),
+    )
     singles = {
-        label: (8 * sum(cost[k] for cost in costs) / weights, sum(loss[k] for loss in losses)) for k, label in enumerate(table.labels)
+        label: (8 * sum(cost[k] for cost in costs) / weights, sum(loss[k] for loss in losses))
+        for k, label in enumerate(table.labels)
     }
     figure = charts.frontier(points, singles, chosen, _measured_runs(table))
-    state.plot(figure, key="sensitivity.frontier", alt="Predicted loss against bits a weight, with the chosen point")
+    state.plot(
+        figure, key="sensitivity.frontier", alt="Predicted loss against bits a weight, with the chosen point"
+    )
     suffix = "" if table.conditions["method"] == "rtn" else f"-{table.conditions['method']}"
     proof = "No choice is predicted to lose less" + ("" if found.exact else f" than {digits(found.bound)}")
     st.caption(
         f"{chosen[0]:.3f} bits a weight, predicted loss {digits(chosen[1])} nats a token: the sum of the layers' losses. {proof}. As a "
         f"recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."
     )
-    state.plot(charts.chosen_map(table, found.options), key="sensitivity.chosen", alt="The format of each layer in the chosen mix")
+    state.plot(
+        charts.chosen_map(table, found.options),
+        key="sensitivity.chosen",
+        alt="The format of each layer in the chosen mix",
+    )
     return found.options
 
 
@@ -157,9 +194,18 @@ def _table(table, options: Sequence[int] | None) -> None:
             if layer.kl is not None:
                 line[f"{label}, measured"] = layer.kl[k]
         lines.append(line)
-    config = {name: st.column_config.NumberColumn(format="%.2e") for name in lines[0] if name not in ("layer", "weights", "chosen")}
-    config |= {"layer": st.column_config.TextColumn(pinned=True), "weights": st.column_config.NumberColumn(format="localized")}
-    st.dataframe(pd.DataFrame(lines), hide_index=True, height=320, key="sensitivity.table", column_config=config)
+    config = {
+        name: st.column_config.NumberColumn(format="%.2e")
+        for name in lines[0]
+        if name not in ("layer", "weights", "chosen")
+    }
+    config |= {
+        "layer": st.column_config.TextColumn(pinned=True),
+        "weights": st.column_config.NumberColumn(format="localized"),
+    }
+    st.dataframe(
+        pd.DataFrame(lines), hide_index=True, height=320, key="sensitivity.table", column_config=config
+    )
     st.caption("Nats of KL a token.")
 
 
@@ -180,4 +226,8 @@ def _conditions(table, models: dict[str, str]) -> str:
 
 def _model(table, models: dict[str, str]) -> str:
     about = table.conditions
-    return about.get("model") or models.get(about.get("digest") or "") or f"model {(about.get('digest') or '?')[:8]}"
+    return (
+        about.get("model")
+        or models.get(about.get("digest") or "")
+        or f"model {(about.get('digest') or '?')[:8]}"
+    )

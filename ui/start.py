@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from qcore import checks, planning
-from qcore.errors import InputError, QcoreError
-from qcore.home import is_public
-from qcore.runs import jobs
-from qcore.spec import RunSpec
+from qcore import planning
+from qcore.base.errors import InputError, QcoreError
+from qcore.base.home import is_public
+from qcore.jobs import jobs
+from qcore.recipes.spec import RunSpec
+from qcore.verbs import checks
 from ui import charts, families, state
 from ui.forms import recipes
 from ui.text import digits, size, verbatim
@@ -31,19 +32,32 @@ def review(
         spec = _spec(model, names, skip, head, options)
     except InputError as error:
         st.info(verbatim(str(error)), icon=":material/edit:")
-        st.button("Start", type="primary", icon=":material/play_arrow:", disabled=True, width="stretch", key=f"{prefix}.start")
+        st.button(
+            "Start",
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=True,
+            width="stretch",
+            key=f"{prefix}.start",
+        )
         return
     if checkpoint is not None:
         with state.shown_errors():
             _memory(spec, checkpoint)
     else:
         st.caption("The memory estimate appears here once the model is on this machine.")
-    if st.button("Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"):
+    if st.button(
+        "Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"
+    ):
         with state.shown_errors(), st.spinner("Checking model and text…"):
             if checkpoint is not None:
                 checks.check(spec)
             submit(spec)
-    with st.expander(f"What the {len(spec.recipes)} recipes mean", icon=":material/menu_book:", expanded=len(spec.recipes) <= 4):
+    with st.expander(
+        f"What the {len(spec.recipes)} recipes mean",
+        icon=":material/menu_book:",
+        expanded=len(spec.recipes) <= 4,
+    ):
         st.markdown(recipes.explained(spec.recipes))
 
 
@@ -55,7 +69,12 @@ def first_comparison(key: str, active: jobs.Status | None) -> None:
     )
     if active:
         icon = ":material/progress_activity:"
-        st.page_link("pages/quantize.py", label="A run is under way: watch it", icon=icon, query_params={"run": active.run_id})
+        st.page_link(
+            "pages/quantize.py",
+            label="A run is under way: watch it",
+            icon=icon,
+            query_params={"run": active.run_id},
+        )
     elif st.button("Run the first comparison", type="primary", icon=":material/play_arrow:", key=key):
         with state.shown_errors():
             submit(RunSpec(FIRST_MODEL, recipes.START))
@@ -67,13 +86,17 @@ def submit(spec: RunSpec) -> None:
     st.switch_page("pages/quantize.py", query_params={"run": run_id})
 
 
-def _spec(model: tuple[str, str | None] | None, names: list[str], skip: tuple[str, ...], head: str, options: dict) -> RunSpec:
+def _spec(
+    model: tuple[str, str | None] | None, names: list[str], skip: tuple[str, ...], head: str, options: dict
+) -> RunSpec:
     if model is None:
         raise InputError("Name a model first.")
     if not names:
         raise InputError("Choose at least one recipe.")
     if is_public() and len(names) > state.PUBLIC_RECIPES:
-        raise InputError(f"This server takes at most {state.PUBLIC_RECIPES} recipes a run; {len(names)} are chosen.")
+        raise InputError(
+            f"This server takes at most {state.PUBLIC_RECIPES} recipes a run; {len(names)} are chosen."
+        )
     if is_public():
         from qcore.models.names import classify
 
@@ -88,13 +111,21 @@ def _memory(spec: RunSpec, checkpoint) -> None:
     for recipe in spec.recipes:
         try:
             loaded = checks.loaded_from(checkpoint, recipe)
-            estimate = planning.estimate(*loaded, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+            estimate = planning.estimate(
+                *loaded, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
+            )
         except QcoreError as error:
             sentences.append(f"{families.badge(recipe.name)} {verbatim(str(error))}")
             continue
         peak = max(estimate.peak_load_bytes, estimate.peak_run_bytes)
         rows.append(
-            {"recipe": recipe.name, "label": recipe.name, "stored_bytes": estimate.stored_bytes, "peak_bytes": peak, "fits": estimate.fits}
+            {
+                "recipe": recipe.name,
+                "label": recipe.name,
+                "stored_bytes": estimate.stored_bytes,
+                "peak_bytes": peak,
+                "fits": estimate.fits,
+            }
         )
         if not estimate.fits:
             sentences.append(f"{families.badge(recipe.name)} does not fit: {verbatim(estimate.arithmetic)}")
@@ -104,6 +135,8 @@ def _memory(spec: RunSpec, checkpoint) -> None:
             f"{digits(checkpoint.parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the files' headers: "
             "what is stored (solid) and the peak of the process (pale)."
         )
-        state.plot(charts.estimate(rows, available), key="quantize.estimate", alt="Estimated memory of each recipe")
+        state.plot(
+            charts.estimate(rows, available), key="quantize.estimate", alt="Estimated memory of each recipe"
+        )
     for sentence in sentences:
         st.warning(sentence, icon=":material/memory:")

@@ -6,15 +6,22 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from qcore.errors import QcoreError
-from qcore.runs import jobs
-from qcore.runs.store import Store
+from qcore.base.errors import QcoreError
+from qcore.jobs import jobs
+from qcore.results.store import Store
 from ui import navigation
 from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
 KEPT = 12  # slow results that are kept, for all sessions together
-PUBLIC_LIMITS = {"tokens": 4096, "window": 1024, "prompt_tokens": 512, "new_tokens": 64, "generate_tokens": 48, "repeats": 3}
+PUBLIC_LIMITS = {
+    "tokens": 4096,
+    "window": 1024,
+    "prompt_tokens": 512,
+    "new_tokens": 64,
+    "generate_tokens": 48,
+    "repeats": 3,
+}
 PUBLIC_RECIPES = 8
 PUBLIC_UPLOAD = 5_000_000  # bytes
 

@@ -1,19 +1,22 @@
-"""Numbers with units, as `qcore.runs.report` writes them, and texts of strangers shown exactly as they are."""
+"""Numbers with units, as `qcore.results.report` writes them, and texts of strangers shown exactly as they are."""
 
 import re
 import unicodedata
 from datetime import datetime
 
-from qcore.runs.report import human_bytes as size
-from qcore.runs.report import human_number as digits
-from qcore.runs.report import human_percent as percent
-from qcore.runs.report import human_seconds as seconds
+from qcore.results.report import human_bytes as size
+from qcore.results.report import human_number as digits
+from qcore.results.report import human_percent as percent
+from qcore.results.report import human_seconds as seconds
 
 __all__ = ["clock", "digits", "percent", "rough", "seconds", "size", "verbatim", "visible", "shielded"]
 
 NBSP = "\N{NO-BREAK SPACE}"
 # the places inside of :emoji:, arrows and dashes, web and mail addresses
-_REPLACED = re.compile(r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\w)", re.I)
+_REPLACED = re.compile(
+    r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\w)",
+    re.I,
+)
 
 
 def rough(value: float) -> str:
@@ -40,7 +43,12 @@ def visible(text: str) -> str:
     """`text` with control, direction-changing and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line breaks stay, a tab is four
     blanks."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
-    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else f"⟨U+{ord(c):04X}⟩" for c in text)
+    return "".join(
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else f"⟨U+{ord(c):04X}⟩"
+        for c in text
+    )
 
 
 def shielded(text: str) -> str:

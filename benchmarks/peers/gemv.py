@@ -15,9 +15,12 @@ from qcore.measurement.environment import read_buffer, readers
 
 TURNS = 30
 FIGURES = {
-    "int4": ("int4-g32", "int16"), "int8": ("int8", "int16"), "int4 8-bit activations": ("int4-g32", "int8-block"),
-    "int4 exact activations": ("int4-g32", "fp32"), "int8 8-bit activations": ("int8", "int8-block"),
-}  # fmt: skip
+    "int4": ("int4-g32", "int16"),
+    "int8": ("int8", "int16"),
+    "int4 8-bit activations": ("int4-g32", "int8-block"),
+    "int4 exact activations": ("int4-g32", "fp32"),
+    "int8 8-bit activations": ("int8", "int8-block"),
+}
 
 
 def load(options: dict):
@@ -29,7 +32,11 @@ def load(options: dict):
     formats = {name: packed(name, columns, rows, cold=True) for name, _ in FIGURES.values()}
     cycles = {name: itertools.cycle(weights) for name, weights in formats.items()}
     calls = {
-        figure: (lambda cycle=cycles[name], activations=activations: dispatch.linear(x, next(cycle), None, activations))
+        figure: (
+            lambda cycle=cycles[name], activations=activations: dispatch.linear(
+                x, next(cycle), None, activations
+            )
+        )
         for figure, (name, activations) in FIGURES.items()
     }
     sizes = {figure: formats[name][0].nbytes for figure, (name, _) in FIGURES.items()}
@@ -49,4 +56,7 @@ def load(options: dict):
         read = min(best.pop(name) for name in reads)
         return {name: sizes[name] / seconds for name, seconds in best.items()} | {"read": size / read}
 
-    return measure, {"bytes": sizes, "kernels": [f"{name}: {dispatch.explain(formats[name][0], mode)}" for name, mode in FIGURES.values()]}
+    return measure, {
+        "bytes": sizes,
+        "kernels": [f"{name}: {dispatch.explain(formats[name][0], mode)}" for name, mode in FIGURES.values()],
+    }

@@ -14,9 +14,10 @@ def load(options: dict):
     """The default model under the one recipe in "items"; see the package."""
     from transformers import StoppingCriteria
 
-    from qcore import convert, models, recipes
-    from qcore.export import safetensors
-    from qcore.quiet import hush
+    from qcore import library, recipes
+    from qcore.base.quiet import hush
+    from qcore.library import safetensors
+    from qcore.quantization import convert
 
     hush()
     torch.set_num_threads(options["threads"])
@@ -25,7 +26,7 @@ def load(options: dict):
     if item in options["files"]:
         model, ledger, _ = safetensors.load(options["files"][item])
     else:
-        model = models.load(MODEL).model
+        model = library.load(MODEL).model
         ledger = convert.quantize(model, recipe)
     times: list[float] = []
 
@@ -42,9 +43,14 @@ def load(options: dict):
     @torch.no_grad()  # not inference_mode: some libraries' tensors fail under it
     def measure(_: str) -> dict[str, float]:
         times[:] = [time.perf_counter()]
-        ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), stopping_criteria=[Clock()], **fixed)
+        ids = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), stopping_criteria=[Clock()], **fixed
+        )
         if ids.shape[1] != prompt.shape[1] + GENERATED or len(times) != GENERATED + 1:
             raise RuntimeError(f"generate wrote {ids.shape[1] - prompt.shape[1]} tokens, not {GENERATED}")
-        return {"prefill": prompt.shape[1] / (times[1] - times[0]), "decode": (GENERATED - 1) / (times[-1] - times[1])}
+        return {
+            "prefill": prompt.shape[1] / (times[1] - times[0]),
+            "decode": (GENERATED - 1) / (times[-1] - times[1]),
+        }
 
     return measure, {"recipe": recipe.name, "stored_bytes": ledger.stored_bytes}

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.clock import timed
 from benchmarks.plan import PROMPT, STEPS
-from qcore.errors import RunError
+from qcore.base.errors import RunError
 
 
 class Llama:
@@ -22,7 +22,9 @@ class Llama:
 
         self.api = llama_cpp
         silence(llama_cpp)
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        self.model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
         if not self.model:
             raise RunError(f"llama.cpp cannot load {path}.")
         options = llama_cpp.llama_context_default_params()
@@ -57,7 +59,13 @@ class Llama:
         batch = self.api.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, True
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                token,
+                i,
+                1,
+                0,
+                True,
+            )
         status = self.api.llama_decode(self.context, batch)
         self.api.llama_batch_free(batch)
         if status:
@@ -76,7 +84,9 @@ class Llama:
 
 def silence(api) -> None:
     """llama.cpp writes hundreds of lines about every file; errors come back as return values."""
-    silence.callback = api.llama_log_callback(lambda level, text, data: None)  # kept, because C holds only a pointer to it
+    silence.callback = api.llama_log_callback(
+        lambda level, text, data: None
+    )  # kept, because C holds only a pointer to it
     api.llama_log_set(silence.callback, ctypes.c_void_p(0))
 
 
@@ -108,4 +118,6 @@ def load(options: dict):
         return timed(read, lambda token: model.decode([token]), options["prompt"])
 
     about = {"system": llama_cpp.llama_print_system_info().decode().strip()}
-    return measure, about | {item: {"stored_bytes": int(llama_cpp.llama_model_size(model.model))} for item, model in models.items()}
+    return measure, about | {
+        item: {"stored_bytes": int(llama_cpp.llama_model_size(model.model))} for item, model in models.items()
+    }

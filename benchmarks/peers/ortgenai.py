@@ -19,12 +19,17 @@ def load(options: dict):
         config = genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
         models[item] = genai.Model(config)
-        configs[item] = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"] | threads
+        configs[item] = (
+            json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+            | threads
+        )
     state = {}
 
     def read(tokens) -> tuple[float, int]:
         parameters = genai.GeneratorParams(state["model"])
-        parameters.set_search_options(max_length=PROMPT + STEPS + 2, min_length=PROMPT + STEPS + 2, do_sample=False)
+        parameters.set_search_options(
+            max_length=PROMPT + STEPS + 2, min_length=PROMPT + STEPS + 2, do_sample=False
+        )
         state["generator"] = genai.Generator(state["model"], parameters)
         start = time.perf_counter()
         state["generator"].append_tokens(tokens)

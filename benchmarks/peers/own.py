@@ -10,10 +10,10 @@ from benchmarks.plan import PROMPT, STEPS
 
 def load(options: dict):
     """A decoder for each item; see the package."""
-    from qcore.decoder import Decoder
-    from qcore.export import safetensors
-    from qcore.pipeline import execution
-    from qcore.quiet import hush
+    from qcore.base.quiet import hush
+    from qcore.library import safetensors
+    from qcore.runtime import Decoder
+    from qcore.verbs.pipeline import execution
 
     hush()
     torch.set_num_threads(options["threads"])
@@ -21,7 +21,11 @@ def load(options: dict):
     for item in options["items"]:
         model, ledger, recipe = safetensors.load(options["files"][item])
         decoders[item] = Decoder(model, capacity=PROMPT + STEPS)
-        about[item] = {"recipe": recipe.name, "stored_bytes": ledger.stored_bytes, "kernels": execution(model)}
+        about[item] = {
+            "recipe": recipe.name,
+            "stored_bytes": ledger.stored_bytes,
+            "kernels": execution(model),
+        }
 
     def measure(item: str) -> dict[str, float]:
         decoder = decoders[item]

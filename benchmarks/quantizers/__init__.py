@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from qcore.calibration import Calibration
-from qcore.errors import RunError
-from qcore.models import Loaded
+from qcore.base.errors import RunError
+from qcore.layers.select import select
+from qcore.library import Loaded
+from qcore.quantization.calibration import Calibration
 from qcore.recipes import parse
-from qcore.select import select
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,23 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:
     """`stored`, if it covers exactly the `expected` layers. Raises `RunError` otherwise: then sizes and losses cannot be compared."""
-    for names, what in ((expected - stored.layers, "left out"), (stored.layers - expected, "quantized as well")):
+    for names, what in (
+        (expected - stored.layers, "left out"),
+        (stored.layers - expected, "quantized as well"),
+    ):
         if names:
-            raise RunError(f"The comparison is over the same layers, but {len(names)} were {what}, such as {min(names)}.")
+            raise RunError(
+                f"The comparison is over the same layers, but {len(names)} were {what}, such as {min(names)}."
+            )
     return stored
 
 
 def put(layer: torch.nn.Linear, values: torch.Tensor) -> None:
     """Let `layer` compute with other values (N, K). Raises `RunError` if they are not of its shape or not finite."""
     if values.shape != layer.weight.shape:
-        raise RunError(f"A weight came back with the shape {tuple(values.shape)}, not {tuple(layer.weight.shape)}.")
+        raise RunError(
+            f"A weight came back with the shape {tuple(values.shape)}, not {tuple(layer.weight.shape)}."
+        )
     if not torch.isfinite(values).all():
         raise RunError("A weight came back with values that are not finite.")
     layer.weight = torch.nn.Parameter(values.to(layer.weight.dtype).contiguous(), requires_grad=False)

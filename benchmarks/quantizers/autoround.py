@@ -16,9 +16,16 @@ def quantize(job: Job) -> Stored:
     ids = job.calibration().ids
     windows = [{"input_ids": row[None]} for row in ids]
     rounding = AutoRound(
-        str(job.loaded.checkpoint.folder), scheme=f"W{bits}A16", group_size=group, iters=steps, dataset=windows,
-        nsamples=len(ids), seqlen=ids.shape[1], device_map="cpu", enable_torch_compile=False,
-    )  # fmt: skip
+        str(job.loaded.checkpoint.folder),
+        scheme=f"W{bits}A16",
+        group_size=group,
+        iters=steps,
+        dataset=windows,
+        nsamples=len(ids),
+        seqlen=ids.shape[1],
+        device_map="cpu",
+        enable_torch_compile=False,
+    )
     job.say(f"AutoRound quantizes to {bits} bits")
     rounding.quantize_and_save(str(job.scratch / "saved"), format="auto_gptq")
     folders = [path.parent for path in (job.scratch / "saved").rglob("config.json")]

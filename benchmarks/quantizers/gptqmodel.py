@@ -10,7 +10,9 @@ from benchmarks.quantizers import Job, Stored, packed
 
 def quantize(job: Job) -> Stored:
     """See the module."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it wants two to load a model, and takes one by itself on two cores
+    os.environ.setdefault(
+        "GPTQMODEL_CPU_WORKERS", "2"
+    )  # it wants two to load a model, and takes one by itself on two cores
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 

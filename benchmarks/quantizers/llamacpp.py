@@ -13,7 +13,7 @@ import torch
 from benchmarks import gguf_writer, imatrix
 from benchmarks.peers.llamacpp import silence
 from benchmarks.quantizers import Job, Stored, linears, put
-from qcore.errors import RunError
+from qcore.base.errors import RunError
 
 WITH = " with imatrix"
 

@@ -1,14 +1,20 @@
 """qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto): what the app itself does with the same name."""
 
 from benchmarks.quantizers import Job, Stored
-from qcore import convert, recipes
+from qcore import recipes
+from qcore.quantization import convert
 
 
 def quantize(job: Job) -> Stored:
     """The recipe `job.item`; "fp32" counts all weights of the same layers at 32 bits."""
     model, recipe = job.loaded.model, recipes.parse(job.item)
     text = job.calibration() if recipe.calibrated else None
-    ledger = convert.quantize(model, recipe, progress=lambda done, total, name: job.say(f"{done} of {total} {name}"), calibration=text)
+    ledger = convert.quantize(
+        model,
+        recipe,
+        progress=lambda done, total, name: job.say(f"{done} of {total} {name}"),
+        calibration=text,
+    )
     rows = ledger.quantized or [row for row in ledger.rows if row.bytes_after]
     return Stored(
         nbytes=sum(row.bytes_after for row in rows),

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.quantizers import Stored, linears, put
-from qcore.errors import RunError
+from qcore.base.errors import RunError
 
 PARTS = ("qweight", "qzeros", "scales")
 
@@ -35,10 +35,17 @@ class Layout:
     def of(cls, folder: Path) -> "Layout":
         """Of the model saved in `folder`. Raises `RunError` for a layout that is not this one."""
         found = json.loads((folder / "config.json").read_text())["quantization_config"]
-        name = found.get("checkpoint_format") or found.get("format") or found.get("packing_format") or found.get("quant_method")
+        name = (
+            found.get("checkpoint_format")
+            or found.get("format")
+            or found.get("packing_format")
+            or found.get("quant_method")
+        )
         versions = {"gptq": 1, "gptq_v2": 0, "auto_round:auto_gptq": 1, "auto_round:gptq": 1}
         if name not in versions or 32 % found["bits"]:
-            raise RunError(f"The saved model is in the layout {name!r} with {found['bits']} bits, which cannot be read here.")
+            raise RunError(
+                f"The saved model is in the layout {name!r} with {found['bits']} bits, which cannot be read here."
+            )
         return cls(found["bits"], found["group_size"], versions[name])
 
 
@@ -78,5 +85,7 @@ def take(model: torch.nn.Module, folder: Path) -> Stored:
         total += nbytes(parts, layout.group)
         put(layer, widen(parts, layout))
     if more := [name for name in tensors if name.endswith("qweight")]:
-        raise RunError(f"The saved model holds {len(more)} more layers as codes, such as {more[0]}, which the baseline keeps.")
+        raise RunError(
+            f"The saved model holds {len(more)} more layers as codes, such as {more[0]}, which the baseline keeps."
+        )
     return Stored(total, sum(layer.weight.numel() for layer in layers.values()), frozenset(layers))

@@ -5,7 +5,12 @@ The names below are imported when they are first used: verdicts need no torch, a
 
 from importlib import import_module
 
-_PLACES = {"Divergence": "divergence", "Evaluation": "perplexity", "evaluate": "perplexity", "Reference": "reference"}
+_PLACES = {
+    "Divergence": "divergence",
+    "Evaluation": "perplexity",
+    "evaluate": "perplexity",
+    "Reference": "reference",
+}
 __all__ = ["Divergence", "Evaluation", "Reference", "evaluate"]
 
 

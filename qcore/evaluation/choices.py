@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation.divergence import LogProbabilities
 from qcore.evaluation.questions import Question, Questions
 from qcore.evaluation.statistics import mcnemar, wilson
@@ -78,7 +78,9 @@ class Change:
     def of(cls, before: Sequence[bool], after: Sequence[bool]) -> "Change":
         """Compare question by question. Raises `InputError` if they were not asked the same number of questions."""
         if len(before) != len(after):
-            raise InputError(f"The baseline answered {len(before)} questions and this model {len(after)}: they cannot be compared.")
+            raise InputError(
+                f"The baseline answered {len(before)} questions and this model {len(after)}: they cannot be compared."
+            )
         lost = sum(b and not a for b, a in zip(before, after, strict=True))
         gained = sum(a and not b for b, a in zip(before, after, strict=True))
         return cls(lost, gained, mcnemar(lost, gained))
@@ -87,12 +89,23 @@ class Change:
 def summary(asked: Questions, answers: Answers, baseline: dict | None = None) -> dict:
     """What a row holds of `answers`: which questions, both accuracies, and against the `baseline` ({"plain", "by_length"}: a truth value a
     question) what was lost and gained."""
-    change = {} if baseline is None else {"lost_and_gained": asdict(Change.of(baseline["plain"], answers.right)),
-        "lost_and_gained_by_length": asdict(Change.of(baseline["by_length"], answers.right_by_length))}  # fmt: skip
+    change = (
+        {}
+        if baseline is None
+        else {
+            "lost_and_gained": asdict(Change.of(baseline["plain"], answers.right)),
+            "lost_and_gained_by_length": asdict(Change.of(baseline["by_length"], answers.right_by_length)),
+        }
+    )
     return {
-        "name": asked.name, "sha256": asked.sha256, "questions": answers.questions, "chance": asked.chance,
-        "accuracy": asdict(answers.accuracy), "accuracy_by_length": asdict(answers.accuracy_by_length), **change,
-    }  # fmt: skip
+        "name": asked.name,
+        "sha256": asked.sha256,
+        "questions": answers.questions,
+        "chance": asked.chance,
+        "accuracy": asdict(answers.accuracy),
+        "accuracy_by_length": asdict(answers.accuracy_by_length),
+        **change,
+    }
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,12 @@ class _Row:
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
 def ask(
-    model: torch.nn.Module, tokenizer, questions: Sequence[Question], *, batch: int | None = None, progress: Progress | None = None
+    model: torch.nn.Module,
+    tokenizer,
+    questions: Sequence[Question],
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
 ) -> Answers:
     """Ask all `questions`; at most `batch` rows at a time (None: as many as fit `ELEMENTS` logits).
 
@@ -133,9 +151,15 @@ def ask(
         model.train(training)
     lengths = [[len(choice.encode()) for choice in question.choices] for question in questions]
     picked = [_largest(line) for line in scores]
-    by_length = [_largest([s / n for s, n in zip(line, counts, strict=True)]) for line, counts in zip(scores, lengths, strict=True)]
+    by_length = [
+        _largest([s / n for s, n in zip(line, counts, strict=True)])
+        for line, counts in zip(scores, lengths, strict=True)
+    ]
     answer = [question.answer for question in questions]
-    shares = [Share.of([pick == right for pick, right in zip(picks, answer, strict=True)]) for picks in (picked, by_length)]
+    shares = [
+        Share.of([pick == right for pick, right in zip(picks, answer, strict=True)])
+        for picks in (picked, by_length)
+    ]
     return Answers(len(questions), *shares, answer, picked, by_length, scores)
 
 
@@ -147,7 +171,9 @@ def _rows(number: int, question: Question, tokenizer) -> list[_Row]:
     start = min(_common(alone, ids) for ids in whole)
     if start == 0:
         if tokenizer.bos_token_id is None:
-            raise InputError(f"Question {question.id} begins differently with each choice, so there is nothing to predict it from.")
+            raise InputError(
+                f"Question {question.id} begins differently with each choice, so there is nothing to predict it from."
+            )
         whole, start = [[tokenizer.bos_token_id, *ids] for ids in whole], 1
     if any(len(ids) <= start for ids in whole):
         raise InputError(f"A choice of question {question.id} has no tokens of its own.")
@@ -156,7 +182,10 @@ def _rows(number: int, question: Question, tokenizer) -> list[_Row]:
 
 def _common(left: list[int], right: list[int]) -> int:
     """How many tokens both begin with; the last one of `right` is never among them."""
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right) - 1))
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+        min(len(left), len(right) - 1),
+    )
 
 
 def _check(model: torch.nn.Module, rows: list[_Row], questions: Sequence[Question]) -> None:
@@ -165,9 +194,13 @@ def _check(model: torch.nn.Module, rows: list[_Row], questions: Sequence[Questio
     for row in rows:
         name = questions[row.question].id
         if limit and len(row.ids) > limit:
-            raise InputError(f"Question {name} has {len(row.ids)} tokens with its choice, but this model can read {limit}.")
+            raise InputError(
+                f"Question {name} has {len(row.ids)} tokens with its choice, but this model can read {limit}."
+            )
         if max(row.ids) >= config.vocab_size:
-            raise InputError(f"The tokenizer gives token {max(row.ids)}, but the model knows only {config.vocab_size}: they do not match.")
+            raise InputError(
+                f"The tokenizer gives token {max(row.ids)}, but the model knows only {config.vocab_size}: they do not match."
+            )
 
 
 def _text_config(model: torch.nn.Module):
@@ -179,7 +212,11 @@ def _batches(rows: list[_Row], vocabulary: int, most: int | None) -> list[list[_
     groups: list[list[_Row]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
         width = len(groups[-1][0].ids) if groups else 0
-        full = not groups or (len(groups[-1]) + 1) * width * vocabulary > ELEMENTS or (most is not None and len(groups[-1]) >= most)
+        full = (
+            not groups
+            or (len(groups[-1]) + 1) * width * vocabulary > ELEMENTS
+            or (most is not None and len(groups[-1]) >= most)
+        )
         if full:
             groups.append([])
         groups[-1].append(row)
@@ -194,7 +231,11 @@ def _scores(model: torch.nn.Module, rows: list[_Row]) -> list[float]:
     scores = []
     for line, row in zip(logits, rows, strict=True):
         targets = torch.tensor(row.ids[row.start :], device=device)
-        scores.append(-float(LogProbabilities(line[row.start - 1 : len(row.ids) - 1].float().clone()).nll(targets).sum()))
+        scores.append(
+            -float(
+                LogProbabilities(line[row.start - 1 : len(row.ids) - 1].float().clone()).nll(targets).sum()
+            )
+        )
     return scores
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.measurement.quantile import quantile
 
 
@@ -68,11 +68,15 @@ def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
         raise InputError(f"The baseline's vocabulary has {sizes}, so they cannot be compared.")
     terms = (base.shifted - other.shifted).mul_(base.weights)
     if not torch.isfinite(terms.sum()):
-        terms = torch.where(base.weights > 0, terms, 0)  # a word that the baseline rules out (-inf) adds nothing
+        terms = torch.where(
+            base.weights > 0, terms, 0
+        )  # a word that the baseline rules out (-inf) adds nothing
     weighted = terms.sum(-1, dtype=torch.float64) / base.log_total.exp().squeeze(1)
     result = (weighted + (other.log_total - base.log_total).squeeze(1)).clamp_min(0)
     if not torch.isfinite(result).all():
-        raise RunError("The quantized model rules out tokens that the baseline allows: its divergence is infinite, and it has failed.")
+        raise RunError(
+            "The quantized model rules out tokens that the baseline allows: its divergence is infinite, and it has failed."
+        )
     return result
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
-from qcore.kvcache import Form
+from qcore.formats.kv import Form
 from qcore.measurement.calls import device_of, last_only, new_cache
 
 MAX_NEW_TOKENS = 2048
@@ -119,7 +119,9 @@ def generate_text(
             reason = "stopped"
             break
     show(stream.finish())
-    return Generated("".join(pieces), tokens, reason, len(ready.tokens), ready.notes, first, time.perf_counter() - start)
+    return Generated(
+        "".join(pieces), tokens, reason, len(ready.tokens), ready.notes, first, time.perf_counter() - start
+    )
 
 
 def compare_generations(
@@ -154,7 +156,9 @@ def compare_generations(
                 phrase = f"prompts {number * size + 1} to {number * size + len(group)} of {len(prompts)}, token {step}"
                 progress(number * max_new_tokens + step, len(groups) * max_new_tokens, phrase)
 
-        answers = _greedy(model, [ready[i] for i in group], max_new_tokens, end_tokens(model, tokenizer), tell, kv)
+        answers = _greedy(
+            model, [ready[i] for i in group], max_new_tokens, end_tokens(model, tokenizer), tell, kv
+        )
         written.update(zip(group, answers, strict=True))
         tell(max_new_tokens)
     return [
@@ -164,7 +168,9 @@ def compare_generations(
             prompt.text,
             decode(tokenizer, written[i]),
             written[i],
-            None if baseline is None or prompt.id not in baseline else first_divergence(baseline[prompt.id], written[i]),
+            None
+            if baseline is None or prompt.id not in baseline
+            else first_divergence(baseline[prompt.id], written[i]),
         )
         for i, prompt in enumerate(prompts)
     ]
@@ -180,8 +186,14 @@ def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
 
 def check_new_tokens(max_new_tokens: int) -> None:
     """Raise `InputError` unless it is a whole number between 1 and `MAX_NEW_TOKENS`."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
-        raise InputError(f"The number of new tokens is {max_new_tokens}, but it must be between 1 and {MAX_NEW_TOKENS}.")
+    if (
+        isinstance(max_new_tokens, bool)
+        or not isinstance(max_new_tokens, int)
+        or not 1 <= max_new_tokens <= MAX_NEW_TOKENS
+    ):
+        raise InputError(
+            f"The number of new tokens is {max_new_tokens}, but it must be between 1 and {MAX_NEW_TOKENS}."
+        )
 
 
 def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int, chat: bool = False) -> Ready:
@@ -192,17 +204,25 @@ def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int,
     notes = []
     clean = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if clean != prompt:
-        notes.append("Half characters (lone surrogates) in the prompt were replaced, because no tokenizer can read them.")
+        notes.append(
+            "Half characters (lone surrogates) in the prompt were replaced, because no tokenizer can read them."
+        )
     tokens = _tokenize(tokenizer, clean, chat)
     config = model.config.get_text_config()
     if max(tokens) >= config.vocab_size:
-        raise InputError(f"The tokenizer gives token {max(tokens)}, but the model knows only {config.vocab_size}: they do not match.")
+        raise InputError(
+            f"The tokenizer gives token {max(tokens)}, but the model knows only {config.vocab_size}: they do not match."
+        )
     limit = min(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
     if max_new_tokens >= limit:
-        raise InputError(f"This model has {limit} positions, so at most {limit - 1} new tokens can be asked for.")
+        raise InputError(
+            f"This model has {limit} positions, so at most {limit - 1} new tokens can be asked for."
+        )
     keep = limit - max_new_tokens
     if len(tokens) > keep:
-        notes.append(f"The prompt has {len(tokens):,} tokens; only its last {keep:,} were read, so that {max_new_tokens} new ones fit.")
+        notes.append(
+            f"The prompt has {len(tokens):,} tokens; only its last {keep:,} were read, so that {max_new_tokens} new ones fit."
+        )
     return Ready(tokens[-keep:], tuple(notes))
 
 
@@ -210,14 +230,18 @@ def _tokenize(tokenizer, text: str, chat: bool) -> list[int]:
     """The token ids of `text`, by the chat template if asked; the BOS token alone if `text` is empty."""
     if chat:
         if not getattr(tokenizer, "chat_template", None):
-            raise InputError("This model has no chat template, so it cannot be asked as a chat; send the prompt as plain text.")
+            raise InputError(
+                "This model has no chat template, so it cannot be asked as a chat; send the prompt as plain text."
+            )
         message = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     tokens = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
     if not tokens and tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id]
     if not tokens:
-        raise InputError("The prompt is empty, and this model has no token to begin a text with; write at least a word.")
+        raise InputError(
+            "The prompt is empty, and this model has no token to begin a text with; write at least a word."
+        )
     return tokens
 
 
@@ -231,12 +255,17 @@ def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
 
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
-def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable, kv: Form | None) -> Iterator[torch.Tensor]:
+def _steps(
+    model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable, kv: Form | None
+) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is padded on its left."""
     cache, options = new_cache(model, kv), last_only(model)
     while True:
         if mask is not None:
-            options |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]}
+            options |= {
+                "attention_mask": mask,
+                "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :],
+            }
         output = model(input_ids=ids, cache=cache, use_cache=True, **options)
         cache = output.cache
         ids = choose(output.logits[:, -1].float()).to(ids.device)[:, None]
@@ -244,11 +273,15 @@ def _steps(model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable
         yield ids[:, 0]
 
 
-def _greedy(model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None], kv) -> list[list[int]]:
+def _greedy(
+    model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None], kv
+) -> list[list[int]]:
     """Continue all `prompts` together; each stops at its own end."""
     width, device, greedy = max(map(len, prompts)), device_of(model), Sampling()
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+    )
     if len(prompts) == 1:
         mask = None
     written, open_rows = [[] for _ in prompts], set(range(len(prompts)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from qcore.errors import InputError, RunError, UnavailableError
+from qcore.base.errors import InputError, RunError, UnavailableError
 
 TESTED = "0.4.13"
 BOOTSTRAP = 1000  # draws for standard errors that have no formula
@@ -27,18 +27,31 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None):
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UnavailableError(f"lm-eval is not installed here ({error}). Install it with: {INSTALL}") from error
+        raise UnavailableError(
+            f"lm-eval is not installed here ({error}). Install it with: {INSTALL}"
+        ) from error
     manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
     for task in tasks:
         if task not in manager.all_tasks:
             near = get_close_matches(task, manager.all_tasks, n=3, cutoff=0.6)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists the several thousand that there are."
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else "`lm_eval ls tasks` lists the several thousand that there are."
+            )
             raise InputError(f"Unknown lm-eval task {task!r}. {hint}")
     return manager
 
 
 def run_tasks(
-    model, tokenizer, tasks: Sequence[str], *, folder: str | Path | None = None, limit: int | None = None, batch: int = 8, seed: int = 0
+    model,
+    tokenizer,
+    tasks: Sequence[str],
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    batch: int = 8,
+    seed: int = 0,
 ) -> dict:
     """What lm-eval measures on `tasks` with `model` and `tokenizer`, at most `limit` documents a task.
 
@@ -54,9 +67,17 @@ def run_tasks(
     try:
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch)
         found = simple_evaluate(
-            model=wrapped, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=BOOTSTRAP,
-            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
-        )  # fmt: skip
+            model=wrapped,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            bootstrap_iters=BOOTSTRAP,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
     except Exception as error:  # the library, its tasks, the data sets and the hub raise what they like
         first = str(error).strip().partition("\n")[0][:300]
         raise RunError(f"lm-eval could not do {', '.join(tasks)}: {type(error).__name__}: {first}") from error

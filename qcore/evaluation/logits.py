@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.kvcache import Form
-from qcore.kvcache.forms import GROUP
+from qcore.formats.kv import GROUP, Form
 from qcore.measurement.calls import device_of
 
 CHECKED = 2  # positions whose logits are compared with the model's own
@@ -76,7 +75,9 @@ class LogitReader:
             if hidden is None:
                 yield Chunk(start, stop, logits[start:stop].float(), None)
             else:
-                part = hidden[start:stop].clone()  # a fresh, aligned buffer: rounding must not depend on where it lies in memory
+                part = hidden[
+                    start:stop
+                ].clone()  # a fresh, aligned buffer: rounding must not depend on where it lies in memory
                 yield Chunk(start, stop, self.project(part), part)
 
     @torch.no_grad()
@@ -100,7 +101,9 @@ class LogitReader:
             logits = self._run(ids)
         finally:
             hook.remove()
-        hidden = torch.cat([part[0] for part in seen]) if len(seen) > 1 else seen[0][0] if seen else logits[:0]
+        hidden = (
+            torch.cat([part[0] for part in seen]) if len(seen) > 1 else seen[0][0] if seen else logits[:0]
+        )
         if not self._checked and not (len(hidden) == len(ids) and self._agrees(hidden, logits[-CHECKED:])):
             self.head = None
             return self._forward(ids)
@@ -111,10 +114,13 @@ class LogitReader:
         """The logits that the model returns for the window `ids`: those of all positions, or what a hook has left of them."""
         if self.kv is None:
             return self.model(input_ids=ids[None], use_cache=False).logits[0]
-        from qcore.kvcache.cache import QuantizedKVCache
+        from qcore.runtime.kv_cache import QuantizedKVCache
 
         cache = QuantizedKVCache(self.model.config, self.kv)
-        parts = [self.model(input_ids=part[None], cache=cache, use_cache=True).logits[0] for part in ids.split(GROUP)]
+        parts = [
+            self.model(input_ids=part[None], cache=cache, use_cache=True).logits[0]
+            for part in ids.split(GROUP)
+        ]
         return torch.cat(parts)
 
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation import windows as cut
 from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabilities
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.reference import Recorder, Reference
-from qcore.kvcache import Form
+from qcore.formats.kv import Form
 from qcore.measurement.calls import device_of
 
 BOS_POLICY = "none added"
@@ -80,12 +80,16 @@ def evaluate(
     model.eval()
     try:
         reader = LogitReader(model, chunk, kv)
-        return _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader)
+        return _evaluate(
+            model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader
+        )
     finally:
         model.train(training)
 
 
-def _evaluate(model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader) -> Evaluation:
+def _evaluate(
+    model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader
+) -> Evaluation:
     meter = DivergenceMeter() if reference else None
     if reference:
         reference.match(ids, window, stride, reader)
@@ -133,19 +137,27 @@ def _exp(nll: float) -> float:
     try:
         return math.exp(nll)
     except OverflowError:
-        raise RunError(f"The mean NLL is {nll:.4g} nats, so the perplexity exceeds every number: the model has failed.") from None
+        raise RunError(
+            f"The mean NLL is {nll:.4g} nats, so the perplexity exceeds every number: the model has failed."
+        ) from None
 
 
 def _check_ids(model: torch.nn.Module, ids: torch.Tensor, window: int) -> None:
     if ids.ndim != 1:
-        raise InputError(f"The text's token ids have the shape {tuple(ids.shape)}; they must be one row, (T,).")
+        raise InputError(
+            f"The text's token ids have the shape {tuple(ids.shape)}; they must be one row, (T,)."
+        )
     if len(ids) < 2:
-        raise InputError(f"The text has {ids.numel()} token{'s' * (ids.numel() != 1)}; scoring needs at least 2.")
+        raise InputError(
+            f"The text has {ids.numel()} token{'s' * (ids.numel() != 1)}; scoring needs at least 2."
+        )
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= config.vocab_size:
         wrong = highest if highest >= config.vocab_size else lowest
-        raise InputError(f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: another tokenizer made this text.")
+        raise InputError(
+            f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: another tokenizer made this text."
+        )
     limit = getattr(config, "max_position_embeddings", None)
     if limit and min(window, len(ids) - 1) > limit:
         raise InputError(

@@ -25,7 +25,11 @@ def percent(share: float) -> str:
 
 def change(ratio: float) -> str:
     """ "perplexity is 1.3 % higher than the baseline's", or "perplexity is 3.14 times the baseline's"."""
-    return f"perplexity is {times(ratio)} the baseline's" if ratio >= LARGE else f"perplexity is {_signed(ratio)} than the baseline's"
+    return (
+        f"perplexity is {times(ratio)} the baseline's"
+        if ratio >= LARGE
+        else f"perplexity is {_signed(ratio)} than the baseline's"
+    )
 
 
 def span(low: float, high: float) -> str:
@@ -58,7 +62,10 @@ def answers_phrase(choices: dict) -> str:
     plain, by_length, of = choices["accuracy"], choices["accuracy_by_length"], choices["questions"]
     interval = f"95 % interval {percent(plain['low'])} to {percent(plain['high'])}; guessing {percent(choices['chance'])}"
     words = f"{plain['right']:,} of {of:,} questions right ({percent(plain['estimate'])}, {interval}), {by_length['right']:,} by length"
-    for key, name in (("lost_and_gained", "against the baseline"), ("lost_and_gained_by_length", "by length")):
+    for key, name in (
+        ("lost_and_gained", "against the baseline"),
+        ("lost_and_gained_by_length", "by length"),
+    ):
         if choices.get(key):
             change = choices[key]
             words += f"; {name} {change['lost']:,} lost and {change['gained']:,} gained (McNemar p {probability(change['p'])})"

@@ -16,11 +16,12 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcore.data import read_text_file
-from qcore.errors import InputError
+from qcore.base.errors import InputError
+from qcore.base.files import asset
+from qcore.base.texts import read_text_file
 
 DEFAULT = "default"
-PACKAGED = Path(__file__).parent.parent / "questions.jsonl"
+PACKAGED = asset("questions.jsonl")
 LARGEST, MOST_QUESTIONS, MOST_CHOICES = 20_000_000, 10_000, len(string.ascii_uppercase)
 _CHOICE = re.compile(r"[A-Za-z]|choice[ _-]?\w+", re.IGNORECASE)
 _LOOKS = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
@@ -62,7 +63,9 @@ def load_questions(source: str | Path | None = None) -> Questions:
     if not questions:
         raise InputError(f"{path.name} holds no questions. Each should look like {_LOOKS}.")
     if len(questions) > MOST_QUESTIONS:
-        raise InputError(f"{path.name} holds {len(questions):,} questions, more than {MOST_QUESTIONS:,}. Cut it.")
+        raise InputError(
+            f"{path.name} holds {len(questions):,} questions, more than {MOST_QUESTIONS:,}. Cut it."
+        )
     name = "general knowledge, packaged" if packaged else path.name
     return Questions(name, hashlib.sha256(text.encode()).hexdigest(), tuple(questions))
 
@@ -82,14 +85,22 @@ def _entries(text: str, path: Path) -> list[dict]:
             try:
                 entries.append(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise InputError(f"Line {number} of {path.name} is not JSON. Each line should look like {_LOOKS}.") from error
+                raise InputError(
+                    f"Line {number} of {path.name} is not JSON. Each line should look like {_LOOKS}."
+                ) from error
     return entries
 
 
 def _from_csv(text: str, path: Path) -> list[dict]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
+    )
     columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-    single = [name for name in reader.fieldnames or () if _CHOICE.fullmatch((name or "").strip()) and name.strip().lower() != "choices"]
+    single = [
+        name
+        for name in reader.fieldnames or ()
+        if _CHOICE.fullmatch((name or "").strip()) and name.strip().lower() != "choices"
+    ]
     missing = {"question", "answer"} - set(columns)
     if missing or not ("choices" in columns or single):
         raise InputError(
@@ -99,9 +110,17 @@ def _from_csv(text: str, path: Path) -> list[dict]:
     try:
         for line in reader:
             together = line.get(columns.get("choices", ""))
-            choices = together.split("|") if together is not None else [line[name] for name in single if line[name]]
-            entries.append({"question": line[columns["question"]], "choices": choices, "answer": line[columns["answer"]], 
-                            "id": line.get(columns.get("id", ""))})  # fmt: skip
+            choices = (
+                together.split("|") if together is not None else [line[name] for name in single if line[name]]
+            )
+            entries.append(
+                {
+                    "question": line[columns["question"]],
+                    "choices": choices,
+                    "answer": line[columns["answer"]],
+                    "id": line.get(columns.get("id", "")),
+                }
+            )
     except csv.Error as error:
         raise InputError(f"Line {reader.line_num} of {path.name} is not CSV ({error}).") from error
     return entries
@@ -109,10 +128,16 @@ def _from_csv(text: str, path: Path) -> list[dict]:
 
 def _question(entry, number: int, name: str) -> Question:
     where = f"Question {number} of {name}"
-    if not isinstance(entry, dict) or not isinstance(entry.get("question"), str) or not entry["question"].strip():
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("question"), str)
+        or not entry["question"].strip()
+    ):
         raise InputError(f'{where} has no "question". Each should look like {_LOOKS}.')
     choices = entry.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    if not isinstance(choices, list) or not all(
+        isinstance(choice, str) and choice.strip() for choice in choices
+    ):
         raise InputError(f'{where} needs "choices": a list of texts, none of them blank.')
     choices = tuple(choice.strip() for choice in choices)
     if not 2 <= len(choices) <= MOST_CHOICES:

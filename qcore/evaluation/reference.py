@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from qcore.errors import InputError, UnavailableError
+from qcore.base.errors import InputError, UnavailableError
 from qcore.evaluation.logits import Chunk, LogitReader, LogitTransform, close
 from qcore.evaluation.tensorfile import TensorFile
 
@@ -42,12 +42,26 @@ class Recorder:
     Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from the unquantized model.
     """
 
-    def __init__(self, path: Path, reader: LogitReader, ids: torch.Tensor, window: int, stride: int, checkpoint: Path | None):
+    def __init__(
+        self,
+        path: Path,
+        reader: LogitReader,
+        ids: torch.Tensor,
+        window: int,
+        stride: int,
+        checkpoint: Path | None,
+    ):
         self._file = TensorFile(Path(path))
         self._checkpoint = checkpoint
         self._reader = reader
         self._rows = len(ids) - 1
-        self._about = {"format": FORMAT, "text": digest(ids), "window": window, "stride": stride, "transform": asdict(reader.transform)}
+        self._about = {
+            "format": FORMAT,
+            "text": digest(ids),
+            "window": window,
+            "stride": stride,
+            "transform": asdict(reader.transform),
+        }
 
     def add(self, chunk: Chunk) -> None:
         """Append the head's inputs of a chunk."""
@@ -57,7 +71,11 @@ class Recorder:
 
     def _start(self, chunk: Chunk) -> None:
         weight = getattr(self._reader.head, "weight", None)
-        if chunk.hidden is None or not isinstance(weight, torch.Tensor) or weight.shape != (chunk.logits.shape[1], chunk.hidden.shape[1]):
+        if (
+            chunk.hidden is None
+            or not isinstance(weight, torch.Tensor)
+            or weight.shape != (chunk.logits.shape[1], chunk.hidden.shape[1])
+        ):
             raise UnavailableError(
                 f"{type(self._reader.model).__name__} cannot serve as the baseline: its output head is not a plain matrix. "
                 "Record the reference from the unquantized model."
@@ -113,7 +131,9 @@ class Reference:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"The baseline's reference {path.name} cannot be read ({error}); record it again.") from error
+            raise InputError(
+                f"The baseline's reference {path.name} cannot be read ({error}); record it again."
+            ) from error
 
     @property
     def tokens_scored(self) -> int:
@@ -127,7 +147,11 @@ class Reference:
         """
         if (self._text, self.window, self.stride) != (digest(ids), window, stride):
             was = f"window {self.window}, stride {self.stride}"
-            what = "another text" if self._text != digest(ids) else f"{was}, not window {window}, stride {stride}"
+            what = (
+                "another text"
+                if self._text != digest(ids)
+                else f"{was}, not window {window}, stride {stride}"
+            )
             raise InputError(f"The baseline's reference was recorded over {what}; record it again.")
         self._lender = reader if self._same_head(reader) else None
 
@@ -154,17 +178,25 @@ class Reference:
         first = self._hidden[:1]
         own = self._project(first)
         if own.shape != self._check.shape or not close(own, self._check, first.dtype):
-            raise InputError(f"The baseline's reference {self.path.name} does not match its checkpoint any more; record it again.")
+            raise InputError(
+                f"The baseline's reference {self.path.name} does not match its checkpoint any more; record it again."
+            )
 
     def _same_head(self, reader: LogitReader) -> bool:
         """Does that model compute its logits exactly as the baseline did?"""
         head = reader.head
-        if type(head) is not torch.nn.Linear or reader.transform != self.transform or (head.bias is None) != (self._bias is None):
+        if (
+            type(head) is not torch.nn.Linear
+            or reader.transform != self.transform
+            or (head.bias is None) != (self._bias is None)
+        ):
             return False
         if head.weight.dtype != self._hidden[:1].dtype:  # such as a model that computes in 16 bits
             return False
         pairs = [(head.weight, self._weight)] + ([] if head.bias is None else [(head.bias, self._bias)])
-        return all(own.shape == base.shape and torch.equal(own.detach().to(base), base) for own, base in pairs)
+        return all(
+            own.shape == base.shape and torch.equal(own.detach().to(base), base) for own, base in pairs
+        )
 
 
 def digest(ids: torch.Tensor) -> str:
@@ -186,7 +218,10 @@ def find_tensor(weight: torch.Tensor, folder: Path) -> Source | None:
 
 def _equal(weight: torch.Tensor, stored: torch.Tensor) -> bool:
     """Row block by row block, so that a 16-bit tensor is never widened as a whole."""
-    return all(torch.equal(own.cpu(), other.to(own.dtype)) for own, other in zip(weight.split(ROWS), stored.split(ROWS), strict=True))
+    return all(
+        torch.equal(own.cpu(), other.to(own.dtype))
+        for own, other in zip(weight.split(ROWS), stored.split(ROWS), strict=True)
+    )
 
 
 def _read(source: Source) -> torch.Tensor:

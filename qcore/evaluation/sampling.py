@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 
 HOTTEST = 10.0
 
@@ -24,13 +24,17 @@ class Sampling:
 
     def __post_init__(self):
         if not _number(self.temperature) or not 0 <= self.temperature <= HOTTEST:
-            raise InputError(f"The temperature is {self.temperature}, but it must be between 0 (greedy) and {HOTTEST:g}.")
+            raise InputError(
+                f"The temperature is {self.temperature}, but it must be between 0 (greedy) and {HOTTEST:g}."
+            )
         if not _number(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but it must be above 0 and at most 1 (off).")
         if not _whole(self.top_k) or self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}, but it must be a whole number, 0 (off) or more.")
         if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
-            raise InputError(f"The seed is {self.seed}, but it must be a whole number between 0 and 2^63 - 1.")
+            raise InputError(
+                f"The seed is {self.seed}, but it must be a whole number between 0 and 2^63 - 1."
+            )
 
     def generator(self) -> torch.Generator:
         """A fresh source of random numbers; hand it to every `choose` of one text."""

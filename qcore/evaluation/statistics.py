@@ -20,7 +20,12 @@ def beta_share(a: float, b: float, x: float) -> float:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):  # the fraction converges quickly on the other side
         return 1 - beta_share(b, a, 1 - x)
-    front = math.exp(a * math.log(x) + b * math.log1p(-x) - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))) / a
+    front = (
+        math.exp(
+            a * math.log(x) + b * math.log1p(-x) - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+        )
+        / a
+    )
     return front / _fraction(a, b, x)
 
 

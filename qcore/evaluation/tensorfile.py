@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -40,7 +40,9 @@ class TensorFile:
             self._next[name], self._end[name] = offset, offset + size
             offset += size
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 64 + 56)  # data begins at a multiple of 64, which suits vector loads from the mapped file
+        text += b" " * (
+            -len(text) % 64 + 56
+        )  # data begins at a multiple of 64, which suits vector loads from the mapped file
         try:
             self._file = self._temporary.open("wb")
         except OSError as error:

@@ -24,7 +24,9 @@ class TextStream:
         stable = text.rstrip(HELD)
         piece = stable[self._shown :]
         self._shown = max(self._shown, len(stable))
-        if stable == text:  # nothing held back: what came before this step's tokens is no longer needed as context
+        if (
+            stable == text
+        ):  # nothing held back: what came before this step's tokens is no longer needed as context
             self._tokens = self._tokens[self._context :]
             self._context = len(self._tokens)
             self._shown = len(self._decode(self._tokens))

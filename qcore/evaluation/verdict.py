@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.evaluation.phrases import change, digits, flips_phrase, percent, span, span_of_change
 from qcore.evaluation.statistics import mcnemar, normal_quantile, t_above, t_quantile
 
@@ -98,12 +98,22 @@ def judge(evaluation: dict, baseline: dict | None = None, margin: float = MARGIN
     if base is None and baseline is not None:
         same = all(baseline.get(key) == evaluation.get(key) for key in ("window", "stride", "window_tokens"))
         if not same:
-            raise InputError("The two models were not scored over the same windows, so they cannot be compared pair by pair.")
+            raise InputError(
+                "The two models were not scored over the same windows, so they cannot be compared pair by pair."
+            )
         base = baseline["window_nll"]
     if base is None:
-        raise InputError("There is no baseline to compare with: give one that was scored over the same windows.")
-    flips = (divergence["harmful_flips"], divergence["beneficial_flips"]) if "harmful_flips" in divergence else None
-    return verdict(base, evaluation["window_nll"], tokens, kl=divergence.get("window_kl"), flips=flips, margin=margin)
+        raise InputError(
+            "There is no baseline to compare with: give one that was scored over the same windows."
+        )
+    flips = (
+        (divergence["harmful_flips"], divergence["beneficial_flips"])
+        if "harmful_flips" in divergence
+        else None
+    )
+    return verdict(
+        base, evaluation["window_nll"], tokens, kl=divergence.get("window_kl"), flips=flips, margin=margin
+    )
 
 
 def verdict(
@@ -125,7 +135,12 @@ def verdict(
     kl_mean = None if kl is None else _mean(kl, tokens)
     edge, ratio = math.log1p(margin), _interval(mean, _exp)
     counted = None if flips is None else Flips(*flips, mcnemar(*flips))
-    same = mean.value == 0 and mean.error == 0 and (kl is None or not any(kl)) and (counted is None or not sum(flips))
+    same = (
+        mean.value == 0
+        and mean.error == 0
+        and (kl is None or not any(kl))
+        and (counted is None or not sum(flips))
+    )
     needed = None
     if same:
         outcome, words = "equivalent", "Equivalent: every prediction is the baseline's."
@@ -143,12 +158,23 @@ def verdict(
         outcome, needed = "undecided", _needed(mean, edge)
         words = f"Undecided whether it is within {percent(margin)}: {_measured(ratio)}. "
         words += (
-            f"About {needed:,} tokens would decide." if needed else "The estimate lies so near the margin that no number of tokens decides."
+            f"About {needed:,} tokens would decide."
+            if needed
+            else "The estimate lies so near the margin that no number of tokens decides."
         )
     return Verdict(
-        outcome, words, margin, CONFIDENCE, ratio, None if kl_mean is None else _interval(kl_mean, floor=0.0), counted,
-        0.0 if same else _tost(mean, edge), needed, int(sum(tokens)), len(tokens),
-    )  # fmt: skip
+        outcome,
+        words,
+        margin,
+        CONFIDENCE,
+        ratio,
+        None if kl_mean is None else _interval(kl_mean, floor=0.0),
+        counted,
+        0.0 if same else _tost(mean, edge),
+        needed,
+        int(sum(tokens)),
+        len(tokens),
+    )
 
 
 def details(found: dict) -> str:
@@ -174,7 +200,9 @@ class _Mean:
 
     @property
     def half(self) -> float | None:
-        return None if self.windows < FEWEST else t_quantile(0.5 + CONFIDENCE / 2, self.windows - 1) * self.error
+        return (
+            None if self.windows < FEWEST else t_quantile(0.5 + CONFIDENCE / 2, self.windows - 1) * self.error
+        )
 
 
 def _mean(sums: Sequence[float], tokens: Sequence[int]) -> _Mean:
@@ -235,8 +263,12 @@ def _measured(ratio: Interval) -> str:
 def _check(base_nll, nll, tokens, kl, margin) -> None:
     lists = [base_nll, nll, tokens, *([] if kl is None else [kl])]
     if len({len(each) for each in lists}) != 1 or not tokens:
-        raise InputError(f"A verdict takes one number for each window, but got lists of {', '.join(str(len(each)) for each in lists)}.")
+        raise InputError(
+            f"A verdict takes one number for each window, but got lists of {', '.join(str(len(each)) for each in lists)}."
+        )
     if any(value is None or not math.isfinite(value) for each in lists for value in each) or min(tokens) < 1:
-        raise InputError("A window's sum is not a finite number, so there is no verdict: that model has failed.")
+        raise InputError(
+            "A window's sum is not a finite number, so there is no verdict: that model has failed."
+        )
     if not 0 < margin < math.inf:
         raise InputError(f"The margin is {margin!r}, but it must be above 0: 0.01 means within 1 %.")

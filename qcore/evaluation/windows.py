@@ -14,7 +14,7 @@ the rolling windows of lm-evaluation-harness with the text's first token in the 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,7 @@ def check(window: int, stride: int | None) -> tuple[int, int]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"The {name} is {value!r}, but it must be a whole number of tokens, at least 1.")
     if stride > window:
-        raise InputError(f"The stride ({stride}) is larger than the window ({window}), so tokens would go unscored; use at most {window}.")
+        raise InputError(
+            f"The stride ({stride}) is larger than the window ({window}), so tokens would go unscored; use at most {window}."
+        )
     return window, stride

@@ -1,4 +1,4 @@
-"""A budget in the place of a format: each layer gets the one of several candidates that it needs, see `qcore.sensitivity`.
+"""A budget in the place of a format: each layer gets the one of several candidates that it needs, see `qcore.quantization.sensitivity`.
 
 The budget is what all quantized weights take on average (`bpw`: bits a weight as stored, scales and zero points included), what the
 whole model takes (`mb`: 1,000,000 bytes, layers that are kept included), or what may be lost (`kl`: predicted nats a token; then the
@@ -19,9 +19,13 @@ UNITS = {"bpw": "bits a weight", "mb": "MB for the whole model", "kl": "nats of 
 LARGEST = {"bpw": 16.0, "mb": 1e9, "kl": 100.0}
 PATTERN = rf"\d+(\.\d+)?({'|'.join(UNITS)})"
 CANDIDATES = (
-    Uniform(3, 64, False), Uniform(3, 32, False), Uniform(4, 128, False), Uniform(4, 64, False), Uniform(4, 32, False),
+    Uniform(3, 64, False),
+    Uniform(3, 32, False),
+    Uniform(4, 128, False),
+    Uniform(4, 64, False),
+    Uniform(4, 32, False),
     Uniform(8, None, True),
-)  # fmt: skip
+)
 _KINDS = {"uniform": Uniform, "codebook": Codebook}
 
 
@@ -37,7 +41,9 @@ class Budget:
         if self.unit not in UNITS:
             raise ValueError(f"unit is {self.unit!r}, but a budget is counted in {', '.join(UNITS)}")
         if not 0 < self.amount <= LARGEST[self.unit]:
-            raise ValueError(f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most {LARGEST[self.unit]:g}")
+            raise ValueError(
+                f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most {LARGEST[self.unit]:g}"
+            )
         object.__setattr__(self, "candidates", tuple(_format(candidate) for candidate in self.candidates))
         if len(set(self.candidates)) < max(2, len(self.candidates)):
             raise ValueError("candidates are at least two different formats")
@@ -66,7 +72,9 @@ class Budget:
 def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Format, ...]:
     """The candidates that have a scale for each group, with those scales in 8 bits; the others as they are."""
     return tuple(
-        Uniform(format.bits, format.group_size, format.symmetric, True) if isinstance(format, Uniform) and format.group_size else format
+        Uniform(format.bits, format.group_size, format.symmetric, True)
+        if isinstance(format, Uniform) and format.group_size
+        else format
         for format in candidates
     )
 

@@ -20,10 +20,23 @@ if TYPE_CHECKING:
 
 # Both tables are the ones bitsandbytes uses, in its order of codes, so that codes can be compared one by one.
 NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 FP4 = tuple(sign * magnitude / 12 for sign in (1, -1) for magnitude in (0, 0.0625, 8, 12, 4, 6, 2, 3))
 FIXED = {"nf4": NF4, "fp4": FP4}
 ENTRIES = 16
@@ -43,7 +56,9 @@ class Codebook:
             raise ValueError(f"kind is {self.kind!r}, but a codebook is nf4, fp4 or kmeans4")
         check_group_size(self.group_size)
         if self.double_quant and self.group_size is None:
-            raise ValueError("double_quant needs a group_size: per-channel scales are too few to be worth quantizing")
+            raise ValueError(
+                "double_quant needs a group_size: per-channel scales are too few to be worth quantizing"
+            )
 
     @property
     def fixed(self) -> torch.Tensor | None:

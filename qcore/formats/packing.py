@@ -18,7 +18,11 @@ def packed_width(count: int, bits: int) -> int:
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack uint8 codes (..., K), each below 2^bits, into uint8 (..., packed_width(K, bits))."""
     if bits == 8:
-        return codes.contiguous() if codes.shape[-1] % _EIGHT == 0 else pad(codes, (0, -codes.shape[-1] % _EIGHT))
+        return (
+            codes.contiguous()
+            if codes.shape[-1] % _EIGHT == 0
+            else pad(codes, (0, -codes.shape[-1] % _EIGHT))
+        )
     if codes.shape[-1] % _EIGHT:
         codes = pad(codes, (0, -codes.shape[-1] % _EIGHT))
     if bits == 4:

@@ -33,7 +33,9 @@ def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch
     return pack(kept.to(torch.uint8), 1), pack(chosen, bits) if values.dtype == torch.uint8 else chosen
 
 
-def expand(mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor) -> torch.Tensor:
+def expand(
+    mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor
+) -> torch.Tensor:
     """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever nothing is stored."""
     kept = unpack(mask, 1, columns).bool()
     chosen = unpack(values, bits, int(kept.sum())) if values.dtype == torch.uint8 else values
@@ -46,7 +48,11 @@ def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
     """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact 0."""
     if isinstance(tensor.format, Uniform):
         zero = tensor.zero_points()
-        full = spread(zero, tensor.shape[1], tensor.format.group_size) if isinstance(zero, torch.Tensor) else torch.tensor([[zero]])
+        full = (
+            spread(zero, tensor.shape[1], tensor.format.group_size)
+            if isinstance(zero, torch.Tensor)
+            else torch.tensor([[zero]])
+        )
         return full.to(torch.uint8)
     if tensor.format.fixed is None:
         return None

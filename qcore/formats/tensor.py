@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.codebook import ENTRIES, Codebook
 from qcore.formats.packing import pack, packed_width, unpack
 from qcore.formats.uniform import Uniform
@@ -67,7 +67,9 @@ class QuantizedTensor:
         `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes that loss first so
         that a method can choose codes for the scales that will be stored. Raises `InputError` if a scale overflows float16 or is NaN.
         """
-        return cls.from_packed(format, tuple(codes.shape), pack(codes, format.bits), scale, zero_point, codebook)
+        return cls.from_packed(
+            format, tuple(codes.shape), pack(codes, format.bits), scale, zero_point, codebook
+        )
 
     @classmethod
     def from_packed(
@@ -103,7 +105,9 @@ class QuantizedTensor:
 
     def is_stored(self, name: str) -> bool:
         """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs nothing."""
-        return not (name == "codebook" and isinstance(self.format, Codebook) and self.format.fixed is not None)
+        return not (
+            name == "codebook" and isinstance(self.format, Codebook) and self.format.fixed is not None
+        )
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +138,9 @@ class QuantizedTensor:
         groups = group_count(self.shape[1], self.format.group_size)
         return unpack(self.zero_point, self.format.bits, self.shape[0] * groups).view(-1, groups).float()
 
-    def dequantize(self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def dequantize(
+        self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The weight (N, K) that the codes stand for, or only the given `rows` (R,) of it as (R, K)."""
         pick = slice(None) if rows is None else rows
         columns, size = self.shape[1], self.format.group_size
@@ -174,8 +180,12 @@ def _half(scale: torch.Tensor) -> torch.Tensor:
     if half.isfinite().all():
         return half
     if scale.isnan().any():
-        raise InputError("The weights hold NaN, so they cannot be quantized. Download the model again, or train it with care.")
-    raise InputError(f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16.")
+        raise InputError(
+            "The weights hold NaN, so they cannot be quantized. Download the model again, or train it with care."
+        )
+    raise InputError(
+        f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16."
+    )
 
 
 def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,13 +193,25 @@ def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _half(scale)  # refuses what cannot be held
     flat = scale.float().flatten()
     blocks = -(-flat.numel() // SCALES_PER_BLOCK)
-    filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(blocks, SCALES_PER_BLOCK)
+    filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(
+        blocks, SCALES_PER_BLOCK
+    )
     lowest, highest = filled.aminmax(dim=1, keepdim=True)
     step = (highest - lowest) / 255
-    codes = ((filled - lowest) / step.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(0, 255).to(torch.uint8)
+    codes = (
+        ((filled - lowest) / step.clamp_min(torch.finfo(torch.float32).tiny))
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
     return codes.flatten()[: flat.numel()].view(scale.shape), torch.cat((lowest, step), dim=1)
 
 
 def _dequantize_scale(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
-    lowest, step = (part.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()].view(codes.shape) for part in ranges.unbind(1))
-    return _half(codes.float() * step + lowest).float()  # as kernels hold them, so that both mean the same numbers
+    lowest, step = (
+        part.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()].view(codes.shape)
+        for part in ranges.unbind(1)
+    )
+    return _half(
+        codes.float() * step + lowest
+    ).float()  # as kernels hold them, so that both mean the same numbers

@@ -19,7 +19,9 @@ SMALLEST_GROUP = 8  # eight codes of b bits fill exactly b bytes, so every group
 def check_group_size(group_size: int | None) -> None:
     """Raise `ValueError` unless `group_size` is None (per channel) or a positive multiple of 8."""
     if group_size is not None and (group_size < SMALLEST_GROUP or group_size % SMALLEST_GROUP):
-        raise ValueError(f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as 32, 64 or 128")
+        raise ValueError(
+            f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as 32, 64 or 128"
+        )
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Uniform:
             raise ValueError(f"bits is {self.bits}, but a uniform format has 2 to 8")
         check_group_size(self.group_size)
         if self.double_quant and self.group_size is None:
-            raise ValueError("double_quant needs a group_size: per-channel scales are too few to be worth quantizing")
+            raise ValueError(
+                "double_quant needs a group_size: per-channel scales are too few to be worth quantizing"
+            )
 
     @property
     def levels(self) -> int:

@@ -14,18 +14,43 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from qcore.errors import UnavailableError
-from qcore.home import build_folder, home
+from qcore.base.errors import UnavailableError
+from qcore.base.home import build_folder, home
 
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = "qcore_kernels.so"
-COMMON = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra")
-AVX2 = ("-mavx2", "-mfma", "-mf16c", "-fno-tree-reassoc")  # reassociated sums need more registers than there are
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-Wno-maybe-uninitialized")  # GCC's own header warns
+COMMON = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+)
+AVX2 = (
+    "-mavx2",
+    "-mfma",
+    "-mf16c",
+    "-fno-tree-reassoc",
+)  # reassociated sums need more registers than there are
+AVX512 = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512vnni",
+    "-Wno-maybe-uninitialized",
+)  # GCC's own header warns
 X86 = {"avx2": AVX2, "avxvnni": (*AVX2, "-mavxvnni"), "avx512": (*AVX2, *AVX512)}
 ARM = {"neon": (), "dotprod": ("-march=armv8.2-a+dotprod",)}
 FAMILIES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
-EMULATED = ("-DQCORE_EMULATE", "-O1", "-Wno-psabi")  # what SIMDe makes of an instruction set is long, and -O3 takes minutes to read it
+EMULATED = (
+    "-DQCORE_EMULATE",
+    "-O1",
+    "-Wno-psabi",
+)  # what SIMDe makes of an instruction set is long, and -O3 takes minutes to read it
 _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the user
 
 
@@ -39,18 +64,27 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
     """
     family = FAMILIES.get(platform.machine().lower())
     if family is None:
-        raise UnavailableError(f"The native kernels are for x86-64 and 64-bit ARM processors, and this is {platform.machine()}.")
+        raise UnavailableError(
+            f"The native kernels are for x86-64 and 64-bit ARM processors, and this is {platform.machine()}."
+        )
     extra = tuple(os.environ.get("QCORE_KERNEL_FLAGS", "").split()) if extra is None else extra
     compiler, version = _compiler()
     flags = {source: _flags(source, family, extra, emulate) for source in sorted(SOURCES.glob("*.cpp"))}
-    digest = hashlib.sha256(f"{version}\0{COMMON}{sorted((source.name, used) for source, used in flags.items())}".encode())
+    digest = hashlib.sha256(
+        f"{version}\0{COMMON}{sorted((source.name, used) for source, used in flags.items())}".encode()
+    )
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
 
     def compile_all(folder: Path) -> None:
-        largest = sorted((source for source, used in flags.items() if used is not None), key=lambda source: -source.stat().st_size)
+        largest = sorted(
+            (source for source, used in flags.items() if used is not None),
+            key=lambda source: -source.stat().st_size,
+        )
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(pool.map(lambda source: _compile(compiler, source, folder, flags[source]), largest))
+            objects = list(
+                pool.map(lambda source: _compile(compiler, source, folder, flags[source]), largest)
+            )
         _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
         for path in objects:
             path.unlink()
@@ -59,7 +93,9 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
     return build_folder(folder / digest.hexdigest()[:20], compile_all) / LIBRARY
 
 
-def _flags(source: Path, family: dict[str, tuple[str, ...]], extra: tuple[str, ...], emulate: bool) -> tuple[str, ...] | None:
+def _flags(
+    source: Path, family: dict[str, tuple[str, ...]], extra: tuple[str, ...], emulate: bool
+) -> tuple[str, ...] | None:
     """The flags of one source, None if it is not for this processor. Only files that are named after an instruction set may use it: the
     others run before it is known to exist."""
     instructions = source.stem.rpartition("_")[2]
@@ -89,21 +125,36 @@ def _takes(compiler: str, flags: tuple[str, ...]) -> bool:
 
 def _run(*command) -> None:
     try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=_TIMEOUT)
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, timeout=_TIMEOUT
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"The native kernels cannot be compiled: {error}.") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        raise UnavailableError(f"The native kernels cannot be compiled: {lines[0] if lines else 'the compiler gave no reason'}.")
+        lines = [
+            line for line in done.stderr.splitlines() if "error" in line.lower()
+        ] or done.stderr.splitlines()
+        raise UnavailableError(
+            f"The native kernels cannot be compiled: {lines[0] if lines else 'the compiler gave no reason'}."
+        )
 
 
 @cache
 def _compiler() -> tuple[str, str]:
     """The compiler's path, and the text that tells it from others: its version and target."""
     wanted = os.environ.get("CXX")
-    path = next((found for name in ([wanted] if wanted else ["g++", "c++", "clang++"]) if (found := shutil.which(name))), None)
+    path = next(
+        (
+            found
+            for name in ([wanted] if wanted else ["g++", "c++", "clang++"])
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if path is None:
-        raise UnavailableError("The native kernels need a C++ compiler, and none was found. Install g++, or set CXX to its path.")
+        raise UnavailableError(
+            "The native kernels need a C++ compiler, and none was found. Install g++, or set CXX to its path."
+        )
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

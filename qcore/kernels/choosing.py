@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.kernels import native
+from qcore.kernels import library
 
 MOST_INPUTS, MOST_ENTRIES = 64, 16  # of a block and of a table; `kBlock` and `kEntries` of choose_avx2.cpp
 
@@ -15,13 +15,16 @@ class _Job(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("first", "last", "outputs", "inputs")),
-        *((name, ctypes.c_void_p) for name in ("matrix", "state", "values", "step", "group", "inverse", "scale", "zero")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("matrix", "state", "values", "step", "group", "inverse", "scale", "zero")
+        ),
         *((name, ctypes.c_float) for name in ("middle", "lowest", "highest")),
         ("entries", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("table", "midpoints")),
         ("per_output", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("codes", "moves")),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Levels:
 def available(levels: Levels) -> bool:
     """Whether the native function can choose among `levels` here."""
     small = levels.table is None or levels.table.shape[-1] <= MOST_ENTRIES
-    return small and levels.scale.device.type == "cpu" and native.reason_without("qcore_choose_codes") is None
+    return (
+        small and levels.scale.device.type == "cpu" and library.reason_without("qcore_choose_codes") is None
+    )
 
 
 def choose(
@@ -63,12 +68,25 @@ def choose(
         tensor if tensor is None else tensor.contiguous()
         for tensor in (levels.inverse, levels.scale, levels.zero, levels.table, levels.midpoints)
     ]
-    inverse, scale, zero, table, midpoints = (native.address(tensor) for tensor in whole)
+    inverse, scale, zero, table, midpoints = (library.address(tensor) for tensor in whole)
     job = _Job(
-        first, last, state.shape[1], state.shape[0],
-        *(native.address(tensor) for tensor in (matrix, state, values, step, groups)), inverse, scale, zero,
-        levels.middle, levels.lowest, levels.highest, 0 if table is None else levels.table.shape[-1], table, midpoints,
-        levels.table is not None and levels.table.ndim == 2, native.address(codes), native.address(moves),
-    )  # fmt: skip
-    native.functions().qcore_choose_codes(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
+        first,
+        last,
+        state.shape[1],
+        state.shape[0],
+        *(library.address(tensor) for tensor in (matrix, state, values, step, groups)),
+        inverse,
+        scale,
+        zero,
+        levels.middle,
+        levels.lowest,
+        levels.highest,
+        0 if table is None else levels.table.shape[-1],
+        table,
+        midpoints,
+        levels.table is not None and levels.table.ndim == 2,
+        library.address(codes),
+        library.address(moves),
+    )
+    library.functions().qcore_choose_codes(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
     return moves

@@ -14,22 +14,30 @@ import warnings
 
 import torch
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
-from qcore.kernels import native, reference
+from qcore.kernels import library, reference
 from qcore.kernels.packed import PackedWeight, reason_against
 
-MODES = {"fp32": native.FLOAT, "int16": native.INT16, "int8-block": native.INT8, "int8": native.INT8_TOKEN}
+MODES = {
+    "fp32": library.FLOAT,
+    "int16": library.INT16,
+    "int8-block": library.INT8,
+    "int8": library.INT8_TOKEN,
+}
 _NAMES = {
-    native.FLOAT: "exact float32 activations",
-    native.INT16: "int16 activations, one scale a block of 32 inputs",
-    native.INT8: "int8 activations, one scale a block of 32 inputs",
-    native.INT8_TOKEN: "int8 activations, one scale a token",
+    library.FLOAT: "exact float32 activations",
+    library.INT16: "int16 activations, one scale a block of 32 inputs",
+    library.INT8: "int8 activations, one scale a block of 32 inputs",
+    library.INT8_TOKEN: "int8 activations, one scale a token",
 }
 
 
 def linear(
-    x: torch.Tensor, weight: QuantizedTensor | PackedWeight, bias: torch.Tensor | None = None, activations: str = "fp32"
+    x: torch.Tensor,
+    weight: QuantizedTensor | PackedWeight,
+    bias: torch.Tensor | None = None,
+    activations: str = "fp32",
 ) -> torch.Tensor:
     """x (..., K) times `weight` (N, K), plus `bias` (N,): (..., N) in x's dtype.
 
@@ -45,8 +53,10 @@ def linear(
     if x.requires_grad and torch.is_grad_enabled():
         return reference.linear(x, weight.unpack(), bias, "int8" if activations == "int8" else "fp32")
     if _traced(x):
-        return native.linear_op(x, weight.panels, weight.table, bias, list(weight.numbers), MODES[activations])
-    return native.linear(x, weight, bias, MODES[activations])
+        return library.linear_op(
+            x, weight.panels, weight.table, bias, list(weight.numbers), MODES[activations]
+        )
+    return library.linear(x, weight, bias, MODES[activations])
 
 
 def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Tensor:
@@ -54,8 +64,8 @@ def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Ten
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize(rows=ids.flatten()).view(*ids.shape, weight.shape[1])
     if _traced(ids):
-        return native.rows_op(ids, weight.panels, weight.table, list(weight.numbers))
-    return native.rows(ids, weight)
+        return library.rows_op(ids, weight.panels, weight.table, list(weight.numbers))
+    return library.rows(ids, weight)
 
 
 def _traced(x: torch.Tensor) -> bool:
@@ -67,7 +77,7 @@ def reason_for_reference(weight: QuantizedTensor) -> str | None:
     """None if a native kernel can run `weight`, else why the reference will."""
     if weight.codes.device.type != "cpu":
         return f"the weight is on {weight.codes.device}, and the native kernels run on the CPU"
-    return reason_against(weight.format, weight.shape) or native.reason_missing()
+    return reason_against(weight.format, weight.shape) or library.reason_missing()
 
 
 def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
@@ -75,14 +85,20 @@ def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
     reason = reason_for_reference(weight)
     if reason is None:
         return PackedWeight.pack(weight)
-    if reason == native.reason_missing():
-        warnings.warn(f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2)  # shown once: same place, same text
+    if reason == library.reason_missing():
+        warnings.warn(
+            f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2
+        )  # shown once: same place, same text
     return weight
 
 
 def explain(weight: QuantizedTensor | PackedWeight, activations: str = "fp32") -> str:
     """One line for people: which kernel multiplies by this weight, and why."""
     if isinstance(weight, PackedWeight):
-        return f"native {native.instructions()}, {_NAMES[MODES[activations]]}"
+        return f"native {library.instructions()}, {_NAMES[MODES[activations]]}"
     reason = reason_for_reference(weight)
-    return f"plain torch: {reason}" if reason else f"native {native.instructions()} once packed, {_NAMES[MODES[activations]]}"
+    return (
+        f"plain torch: {reason}"
+        if reason
+        else f"native {library.instructions()} once packed, {_NAMES[MODES[activations]]}"
+    )

@@ -30,10 +30,17 @@ class Layout(ctypes.Structure):
     """`struct Weight` of layout.h."""
 
     _fields_ = [
-        ("kind", ctypes.c_int32), ("zero_bytes", ctypes.c_int32), ("group_blocks", ctypes.c_int32), ("zero", ctypes.c_float),
-        ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("blocks", ctypes.c_int64), ("panel_bytes", ctypes.c_int64),
-        ("panels", ctypes.c_void_p), ("table", ctypes.c_void_p),
-    ]  # fmt: skip
+        ("kind", ctypes.c_int32),
+        ("zero_bytes", ctypes.c_int32),
+        ("group_blocks", ctypes.c_int32),
+        ("zero", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("panel_bytes", ctypes.c_int64),
+        ("panels", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+    ]
 
 
 def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
@@ -61,14 +68,21 @@ class PackedWeight:
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
         """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has one."""
-        from qcore.kernels import native
+        from qcore.kernels import library
 
         if reason := reason_against(weight.format, weight.shape):
             raise ValueError(f"this weight cannot be packed: {reason}")
         per_row = weight.codebook is not None and weight.codebook.ndim == 2
         table = weight.codebook.float().contiguous() if weight.codebook is not None and not per_row else None
-        packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
-                     weight.scale_codes, weight.scale_range)  # fmt: skip
+        packed = cls(
+            weight.format,
+            tuple(weight.shape),
+            torch.empty(0, dtype=torch.uint8),
+            table,
+            None if per_row else weight.codebook,
+            weight.scale_codes,
+            weight.scale_range,
+        )
         layout = packed.layout
         panels = arena.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes)
         groups = group_count(weight.shape[1], weight.format.group_size)
@@ -77,16 +91,20 @@ class PackedWeight:
         if weight.zero_point is not None:
             zero = unpack_codes(weight.zero_point, weight.format.bits, weight.shape[0] * groups).contiguous()
         codes, tables = weight.codes.contiguous(), weight.codebook.contiguous() if per_row else None
-        native.functions().qcore_pack(
-            ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables, panels)),
+        library.functions().qcore_pack(
+            ctypes.byref(layout),
+            weight.format.bits,
+            codes.shape[1],
+            groups,
+            *map(library.pointer, (codes, scale, zero, tables, panels)),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
         numbers = tuple(int(getattr(layout, name)) for name, _ in Layout._fields_[:-2])
         return replace(packed, panels=panels, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:
         """The inverse of `pack`: the same parts, bit for bit."""
-        from qcore.kernels import native
+        from qcore.kernels import library
 
         (rows, columns), bits = self.shape, self.format.bits
         groups = group_count(columns, self.format.group_size)
@@ -94,10 +112,14 @@ class PackedWeight:
         scale = None if self._per_row else torch.empty(rows, groups, dtype=torch.float16)
         zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
         tables = torch.empty(rows, ENTRIES, dtype=torch.float16) if self._per_row else None
-        native.functions().qcore_unpack(
-            ctypes.byref(self.layout), bits, codes.shape[1], groups, *map(native.pointer, (codes, scale, zero, tables)),
+        library.functions().qcore_unpack(
+            ctypes.byref(self.layout),
+            bits,
+            codes.shape[1],
+            groups,
+            *map(library.pointer, (codes, scale, zero, tables)),
             torch.get_num_threads(),
-        )  # fmt: skip
+        )
         return QuantizedTensor(
             self.format,
             self.shape,
@@ -117,7 +139,11 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of everything this form keeps."""
-        return sum(part.nbytes for part in (self.panels, self.table, self.scale_codes, self.scale_range) if part is not None)
+        return sum(
+            part.nbytes
+            for part in (self.panels, self.table, self.scale_codes, self.scale_range)
+            if part is not None
+        )
 
     @property
     def _per_row(self) -> bool:
@@ -137,7 +163,7 @@ class PackedWeight:
     @cached_property
     def layout(self) -> Layout:
         """The description that the kernels take; valid as long as this object lives."""
-        from qcore.kernels import native
+        from qcore.kernels import library
 
         blocks = -(-self.shape[1] // BLOCK)
         blocks += blocks % 2 if self.kind == _ROW_TABLE else 0
@@ -145,14 +171,26 @@ class PackedWeight:
         zero_bytes = 0 if not self._asymmetric else PANEL if self.kind == _BITS8 else PANEL // 2
         zero = 0.0 if isinstance(self.format, Codebook) else float(1 << (self.format.bits - 1))
         layout = Layout(
-            self.kind, zero_bytes, group_blocks, zero, *self.shape, blocks, 0, native.address(self.panels), native.address(self.table)
+            self.kind,
+            zero_bytes,
+            group_blocks,
+            zero,
+            *self.shape,
+            blocks,
+            0,
+            library.address(self.panels),
+            library.address(self.table),
         )
-        layout.panel_bytes = native.functions().qcore_panel_bytes(ctypes.byref(layout))
+        layout.panel_bytes = library.functions().qcore_panel_bytes(ctypes.byref(layout))
         return layout
 
     def __getstate__(self) -> dict:
         """Without what is cached: addresses mean nothing in a copy."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("layout", "kind", "unpacked_once")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("layout", "kind", "unpacked_once")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

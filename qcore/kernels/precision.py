@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from qcore.cpu import has_fast_bf16
+from qcore.base.cpu import has_fast_bf16
 
 
 def computes_fast(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:

@@ -13,7 +13,9 @@ from torch.nn.functional import linear as dense_linear
 from qcore.formats.tensor import QuantizedTensor
 
 
-def linear(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str = "fp32") -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str = "fp32"
+) -> torch.Tensor:
     """Multiply `x` (..., K) by `weight` (N, K) and return (..., N) in x's dtype. `activations` is "fp32" (exact) or "int8"."""
     inputs = x.float() if x.dtype != torch.float64 else x
     if activations == "int8":

@@ -14,7 +14,7 @@ from qcore.formats.codebook import Codebook
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
 from qcore.formats.uniform import Uniform
-from qcore.kernels import native
+from qcore.kernels import library
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Dtype` of quantize.h
 _CHUNK = 1 << 22  # weights copied at a time, where they must be
@@ -27,8 +27,11 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("dtype", "bits", "symmetric", "reserved")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "group", "row_bytes")),
-        *((name, ctypes.c_void_p) for name in ("weight", "midpoints", "order", "kept", "scale", "half", "zero", "codes")),
-    ]  # fmt: skip
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("weight", "midpoints", "order", "kept", "scale", "half", "zero", "codes")
+        ),
+    ]
 
 
 def reason_against(weight: torch.Tensor) -> str | None:
@@ -37,7 +40,7 @@ def reason_against(weight: torch.Tensor) -> str | None:
         return f"the weight is on {weight.device}"
     if not weight.numel():
         return "the weight is empty"
-    return native.reason_without("qcore_quantize")
+    return library.reason_without("qcore_quantize")
 
 
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
@@ -53,13 +56,17 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
     zero = torch.empty(rows, groups, dtype=torch.uint8) if uniform and not format.symmetric else None
     codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
     parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
-    if uniform and format.double_quant:  # blocks of scales are rounded together, so all of them must be known first
+    if (
+        uniform and format.double_quant
+    ):  # blocks of scales are rounded together, so all of them must be known first
         if not _run(weight, format, {**parts, "codes": None}):
             return None
         parts = {"kept": round_scale(scale, format), "zero": zero, "codes": codes}
     if not _run(weight, format, parts):
         return None
-    return QuantizedTensor.from_packed(format, (rows, columns), codes, scale, zero, None if uniform else format.fixed)
+    return QuantizedTensor.from_packed(
+        format, (rows, columns), codes, scale, zero, None if uniform else format.fixed
+    )
 
 
 def _run(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor | None]) -> bool:
@@ -69,7 +76,11 @@ def _run(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor | N
     good = True
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
-        piece = weight[rows] if direct else weight[rows].to(weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
+        piece = (
+            weight[rows]
+            if direct
+            else weight[rows].to(weight.dtype if weight.dtype in _DTYPES else torch.float32).contiguous()
+        )
         good &= _call(piece, format, {name: part[rows] for name, part in parts.items() if part is not None})
     return good
 
@@ -86,12 +97,12 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
         stride=weight.stride(0),
         group=format.group_size or columns,
         row_bytes=packed_width(columns, format.bits),
-        weight=native.address(weight),
-        midpoints=native.address(midpoints),
-        order=native.address(order),
-        **{name: native.address(part) for name, part in parts.items()},
+        weight=library.address(weight),
+        midpoints=library.address(midpoints),
+        order=library.address(order),
+        **{name: library.address(part) for name, part in parts.items()},
     )
-    result = native.functions().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
+    result = library.functions().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
     if result & _NO_MEMORY:
         raise MemoryError(f"no memory for a row of {columns} floats")
     return not result & _NO_SCALE

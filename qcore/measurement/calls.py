@@ -4,7 +4,7 @@ import inspect
 
 import torch
 
-from qcore.kvcache import Form
+from qcore.formats.kv import Form
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -24,7 +24,7 @@ def new_cache(model: torch.nn.Module, kv: Form | None):
     architecture whose cache cannot be quantized."""
     if kv is None:
         return None
-    from qcore.kvcache.cache import QuantizedKVCache
+    from qcore.runtime.kv_cache import QuantizedKVCache
 
     return QuantizedKVCache(model.config, kv)
 
@@ -33,5 +33,7 @@ def cache_bytes(cache) -> int | None:
     """Bytes that a cache of transformers takes as it is stored, room that it keeps free included; None for one without keys and values."""
     if hasattr(cache, "nbytes"):
         return cache.nbytes
-    parts = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    parts = [
+        getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")
+    ]
     return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor)) or None

@@ -13,13 +13,24 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from qcore.cpu import cpu_flags, cpu_name, has_fast_bf16
+from qcore.base.cpu import cpu_flags, cpu_name, has_fast_bf16
 from qcore.measurement.memory import available_bytes, total_bytes
 
 LIBRARIES = (
-    "torch", "transformers", "accelerate", "safetensors", "tokenizers", "bitsandbytes", "torchao", "optimum", "optimum-quanto",
-    "datasets", "gguf", "numpy", "streamlit",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "bitsandbytes",
+    "torchao",
+    "optimum",
+    "optimum-quanto",
+    "datasets",
+    "gguf",
+    "numpy",
+    "streamlit",
+)
 
 
 def environment() -> dict:
@@ -66,8 +77,12 @@ def commit() -> str | None:
         return None
     git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
@@ -102,9 +117,9 @@ def readers() -> list[Callable]:
     there where it can be."""
     import torch
 
-    from qcore.kernels import native
+    from qcore.kernels import library
 
-    return [torch.sum] if native.reason_missing() else [torch.sum, native.sum_words]
+    return [torch.sum] if library.reason_missing() else [torch.sum, library.sum_words]
 
 
 def read_buffer():

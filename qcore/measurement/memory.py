@@ -27,7 +27,9 @@ class PeakMemory:
     Linux has the high-water mark; elsewhere `peak_bytes` is sampled too, and everything counts as `file_bytes`.
     """
 
-    _active: list["PeakMemory"] = []  # entering a second one resets the one mark there is, so the first must note it before
+    _active: list[
+        "PeakMemory"
+    ] = []  # entering a second one resets the one mark there is, so the first must note it before
     _lock = threading.Lock()
 
     def __init__(self):
@@ -123,8 +125,11 @@ def _groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = PROC / "cgro
         if controllers not in ("", "memory"):
             continue
         base = root / controllers
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") if controllers else (
-            "memory.max", "memory.current", "inactive_file")  # fmt: skip
+        names = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.max", "memory.current", "inactive_file")
+        )
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
             if (entry := _group(folder, *names)) and entry not in found:

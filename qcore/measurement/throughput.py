@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from qcore.errors import InputError, RunError
-from qcore.kvcache import Form
+from qcore.base.errors import InputError, RunError
+from qcore.formats.kv import Form
 from qcore.measurement.calls import cache_bytes, device_of, last_only, new_cache
 from qcore.measurement.quantile import quantile
 
@@ -60,7 +60,9 @@ class Throughput:
         p50, p90, p99 = (1000 * quantile(tokens, q) for q in (0.5, 0.9, 0.99))
         return cls(
             prefill_tok_s=statistics.median(prompt_tokens / sample.ttft_s for sample in samples),
-            decode_tok_s=statistics.median(len(sample.token_s) / math.fsum(sample.token_s) for sample in samples),
+            decode_tok_s=statistics.median(
+                len(sample.token_s) / math.fsum(sample.token_s) for sample in samples
+            ),
             ttft_s=statistics.median(sample.ttft_s for sample in samples),
             p50_ms=p50,
             p90_ms=p90,
@@ -118,7 +120,9 @@ def measure(
 
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
-def _sample(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None) -> tuple[Sample, int | None]:
+def _sample(
+    model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None
+) -> tuple[Sample, int | None]:
     """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each new token; and the bytes that
     the cache takes in the end."""
     options = last_only(model)
@@ -157,4 +161,6 @@ def _check(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, repeats: 
             raise InputError(f"The {name} is {value}, but it must be at least {least}.")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(ids) + new_tokens > limit:
-        raise InputError(f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the {limit} positions of this model.")
+        raise InputError(
+            f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the {limit} positions of this model."
+        )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from qcore.ledger import Row
-from qcore.nn import QuantEmbedding, StoredEmbedding
+from qcore.layers.modules import QuantEmbedding, StoredEmbedding
+from qcore.recipes.ledger import Row
 
 _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
@@ -24,7 +24,9 @@ def bytes_a_token(model: nn.Module, rows: Sequence[Row]) -> int:
 
 def _share(model: nn.Module, row: Row) -> float:
     """The part of a tensor that one token needs."""
-    if len(row.shape) == 3 and (taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)):
+    if len(row.shape) == 3 and (
+        taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    ):
         return min(1.0, taken / row.shape[0])
     try:
         module = model.get_submodule(row.name.rpartition(".")[0])
@@ -34,4 +36,8 @@ def _share(model: nn.Module, row: Row) -> float:
 
 
 def _name_of(model: nn.Module, module: nn.Module | None) -> str | None:
-    return next((name for name, each in model.named_modules() if each is module), None) if module is not None else None
+    return (
+        next((name for name, each in model.named_modules() if each is module), None)
+        if module is not None
+        else None
+    )

@@ -1,4 +1,4 @@
-"""Where models come from: a default that needs no hub, a hub id, a local folder, a GGUF file.
+"""Reading checkpoints: what names mean, what files say about themselves, and the model without its weights.
 
     names.py        what a name means, decided by its pattern before anything is opened
     packaged.py     the default models, fetched and converted once
@@ -9,9 +9,6 @@
     checkpoint.py   a folder on disk whose headers and config were checked: `Checkpoint`
     assembly.py     the model without its weights, which must agree with the headers
     mapping.py      stored tensors as memory maps
-    loading.py      weights into a model
-    sources.py      `resolve`, which puts the above together
-    outlines.py     `outline`, the same from headers alone: of a model on the hub no weights are fetched, no GGUF file is converted
     gguf_header.py  what a GGUF file says about itself, in milliseconds
 
 Nothing here unpickles a file or runs code that came with a model.
@@ -20,8 +17,5 @@ Nothing here unpickles a file or runs code that came with a model.
 from qcore.models.assembly import skeleton
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
-from qcore.models.loading import Loaded, load
-from qcore.models.outlines import is_foreign, outline
-from qcore.models.sources import defaults, prepare, resolve
 
-__all__ = ["Checkpoint", "Loaded", "TensorInfo", "defaults", "is_foreign", "load", "outline", "prepare", "resolve", "skeleton"]
+__all__ = ["Checkpoint", "TensorInfo", "skeleton"]

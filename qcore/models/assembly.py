@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_transformers
 from qcore.models.mapping import torch_dtype
@@ -19,7 +19,9 @@ from qcore.models.mapping import torch_dtype
 _KEPT = 4
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.*)")
 _cache: OrderedDict[str, object] = OrderedDict()
-building = threading.RLock()  # transformers sets process-wide defaults (dtype, initialisation) while it builds a model
+building = (
+    threading.RLock()
+)  # transformers sets process-wide defaults (dtype, initialisation) while it builds a model
 
 
 def skeleton(checkpoint: Checkpoint):
@@ -32,7 +34,11 @@ def skeleton(checkpoint: Checkpoint):
         if checkpoint.digest in _cache:
             _cache.move_to_end(checkpoint.digest)
             return _cache[checkpoint.digest]
-        model = unfilled(checkpoint) if checkpoint.is_quantized else assemble(checkpoint, _shapes(checkpoint), "meta")
+        model = (
+            unfilled(checkpoint)
+            if checkpoint.is_quantized
+            else assemble(checkpoint, _shapes(checkpoint), "meta")
+        )
         _cache[checkpoint.digest] = model
         if len(_cache) > _KEPT:
             _cache.popitem(last=False)
@@ -64,7 +70,9 @@ def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
             )
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # model classes check their config with whatever they like, assertions included
+        except (
+            Exception
+        ) as error:  # model classes check their config with whatever they like, assertions included
             why = _odd_expert(checkpoint) or _last_line(error)
             raise InputError(f"{checkpoint.name} is not what its config.json says: {why}") from error
     _check(checkpoint, report)
@@ -74,7 +82,10 @@ def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
 def _shapes(checkpoint: Checkpoint) -> dict:
     import torch
 
-    return {name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta") for name, tensor in checkpoint.tensors.items()}
+    return {
+        name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+        for name, tensor in checkpoint.tensors.items()
+    }
 
 
 def unfilled(checkpoint: Checkpoint):
@@ -92,9 +103,13 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
     where = f"{checkpoint.name} is not what its config.json says:"
     if mismatched := sorted(report["mismatched_keys"], key=str):
         name, stored, expected = mismatched[0][:3]
-        raise InputError(f"{where} {name} has the shape {tuple(stored)} and should have {tuple(expected)}.{_more(mismatched)}")
+        raise InputError(
+            f"{where} {name} has the shape {tuple(stored)} and should have {tuple(expected)}.{_more(mismatched)}"
+        )
     if missing := sorted(report["missing_keys"]):
-        raise InputError(f"{where} no weights for {missing[0]}.{_more(missing)} Nothing is filled in at random.")
+        raise InputError(
+            f"{where} no weights for {missing[0]}.{_more(missing)} Nothing is filled in at random."
+        )
     if extra := sorted(report["unexpected_keys"]):
         raise InputError(f"{where} the tensor {extra[0]} has no place in the model.{_more(extra)}")
     if report["error_msgs"]:
@@ -107,7 +122,10 @@ def _odd_expert(checkpoint: Checkpoint) -> str | None:
     for name, tensor in checkpoint.tensors.items():
         if match := _EXPERT.fullmatch(name):
             families.setdefault((match[1], match[3]), {})[int(match[2])] = tensor.shape
-    counts = {prefix: max(max(members) for (other, _), members in families.items() if other == prefix) for prefix, _ in families}
+    counts = {
+        prefix: max(max(members) for (other, _), members in families.items() if other == prefix)
+        for prefix, _ in families
+    }
     for (prefix, suffix), members in families.items():
         for number in range(counts[prefix] + 1):
             if number not in members:

@@ -5,12 +5,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models.config import check_against, is_ours, read_config
 from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ONNX, ONNX_MANIFEST = "onnx", "qcore-onnx.json"  # the source of a model that qcore exported as a graph, and its mark
+ONNX, ONNX_MANIFEST = (
+    "onnx",
+    "qcore-onnx.json",
+)  # the source of a model that qcore exported as a graph, and its mark
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor for the digest
 
@@ -61,32 +64,40 @@ class Checkpoint:
 
 
 def read_folder(
-    folder: Path, name: str, source: str, description: str, revision: str | None = None, *, quantized: bool = False
+    folder: Path,
+    name: str,
+    source: str,
+    description: str,
+    revision: str | None = None,
+    *,
+    quantized: bool = False,
 ) -> Checkpoint:
     """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at only. Raises `InputError`
     naming the file or tensor that is wrong."""
-    if (folder / ONNX_MANIFEST).exists():
-        from qcore.export import onnx_folder
-
-        return onnx_folder.checkpoint(folder, name, description)
     config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):
-        raise InputError(f"{name} was saved by qcore, but its qcore.json is missing. Quantize the model again.")
+        raise InputError(
+            f"{name} was saved by qcore, but its qcore.json is missing. Quantize the model again."
+        )
     tensors = _read_tensors(folder)
     if not ours and not quantized:
         check_against(config, tensors)
         _refuse_integers(tensors, name)
     if stripped:
         description += f" Ignored in its config.json: {', '.join(stripped)}."
-    return Checkpoint(name, folder, revision, _digest(folder, config, tensors), config, tensors, ours, description, source)
+    return Checkpoint(
+        name, folder, revision, _digest(folder, config, tensors), config, tensors, ours, description, source
+    )
 
 
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files that hold the weights, by the index if there is one. Raises `InputError` if there are none."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
-        raise InputError(f"{folder.name} has both {SINGLE} and {INDEX}, so it is not clear which weights are meant. Remove one.")
+        raise InputError(
+            f"{folder.name} has both {SINGLE} and {INDEX}, so it is not clear which weights are meant. Remove one."
+        )
     if single.exists():
         return [SINGLE]
     if index.exists():
@@ -95,7 +106,9 @@ def weight_files(folder: Path) -> list[str]:
     pickled = [name for name in others if name.endswith(PICKLED) and not name.startswith("training_args")]
     safe = [name for name in others if name.endswith(".safetensors")]
     if safe:
-        raise InputError(f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, rename it {SINGLE}.")
+        raise InputError(
+            f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, rename it {SINGLE}."
+        )
     if pickled:
         raise InputError(
             f"{folder.name} has only pickled weights ({pickled[0]}), which can run any code when opened, so qcore refuses them. "
@@ -107,10 +120,19 @@ def weight_files(folder: Path) -> list[str]:
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{INDEX} has no weight_map, so it does not say where the weights are. Download it again.")
+        raise InputError(
+            f"{INDEX} has no weight_map, so it does not say where the weights are. Download it again."
+        )
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name or "\\" in file:
-            raise InputError(f"{INDEX} looks for {tensor!r} in {file!r}, but weights are only taken from .safetensors files beside it.")
+        if (
+            not isinstance(file, str)
+            or not file.endswith(".safetensors")
+            or file != Path(file).name
+            or "\\" in file
+        ):
+            raise InputError(
+                f"{INDEX} looks for {tensor!r} in {file!r}, but weights are only taken from .safetensors files beside it."
+            )
     return weight_map
 
 
@@ -122,7 +144,9 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
             raise InputError(f"{folder.name} lacks {file}, which {INDEX} names. Download the model again.")
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
-                raise InputError(f"The tensor {name!r} is in both {tensors[name].file} and {file}, so it is not clear which is meant.")
+                raise InputError(
+                    f"The tensor {name!r} is in both {tensors[name].file} and {file}, so it is not clear which is meant."
+                )
             tensors[name] = tensor
     if files != [SINGLE]:
         _check_index(folder, tensors, files)
@@ -135,18 +159,26 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
     weight_map = _weight_map(folder / INDEX)
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
-            raise InputError(f"{INDEX} says that {name!r} is in {file}, but it is not. The files do not belong together.")
+            raise InputError(
+                f"{INDEX} says that {name!r} is in {file}, but it is not. The files do not belong together."
+            )
     if extra := sorted(set(tensors) - set(weight_map)):
-        raise InputError(f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not know. The files do not belong together.")
+        raise InputError(
+            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not know. The files do not belong together."
+        )
     shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
     if extra := sorted(shards - set(files)):
-        raise InputError(f"{extra[0]} lies beside the shards, but {INDEX} does not know it. Remove it, or download the model again.")
+        raise InputError(
+            f"{extra[0]} lies beside the shards, but {INDEX} does not know it. Remove it, or download the model again."
+        )
 
 
 def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
     """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say so."""
     for tensor_name, tensor in tensors.items():
-        packed = tensor.dtype.startswith(("F8_", "F6_", "F4")) or tensor_name.endswith((".qweight", ".qzeros", ".absmax", ".weight_packed"))
+        packed = tensor.dtype.startswith(("F8_", "F6_", "F4")) or tensor_name.endswith(
+            (".qweight", ".qzeros", ".absmax", ".weight_packed")
+        )
         integers = tensor_name.endswith(".weight") and len(tensor.shape) > 1 and tensor.dtype not in FLOATS
         if packed or integers:
             raise InputError(

@@ -2,17 +2,30 @@
 
 from pathlib import Path
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
 from qcore.models.headers import TensorInfo, read_json
-from qcore.registry import unknown
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
 # Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never passed on.
 _STRIPPED = (
-    "trust_remote_code", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
-    "_experts_implementation", "use_kernels", "kernel_config", "fusion_config", "transformers_weights", "_name_or_path", "name_or_path",
-)  # fmt: skip
-_HARMLESS = ("_name_or_path", "name_or_path")  # dropped too, but every config has one, so nobody needs to hear of it
+    "trust_remote_code",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "use_kernels",
+    "kernel_config",
+    "fusion_config",
+    "transformers_weights",
+    "_name_or_path",
+    "name_or_path",
+)
+_HARMLESS = (
+    "_name_or_path",
+    "name_or_path",
+)  # dropped too, but every config has one, so nobody needs to hear of it
 _QUANTIZED = ("quantization_config", "compression_config")
 _NAMED_ELSEWHERE = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 
@@ -26,7 +39,13 @@ _LARGEST = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 1 << 14),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 28),
 }
-_MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+_MAY_BE_ZERO = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+)
 
 
 def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
@@ -40,7 +59,9 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
             f"{folder.name} holds an adapter (adapter_config.json), which is no model by itself. Merge it into its model first."
         )
     if not (folder / "config.json").exists():
-        raise InputError(f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and *.safetensors.")
+        raise InputError(
+            f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and *.safetensors."
+        )
     config = read_json(folder / "config.json")
     _refuse_code(config, folder, "config.json")
     for name in ("tokenizer_config.json", "generation_config.json"):
@@ -49,7 +70,9 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
     if not quantized:
         _refuse_quantized(config, folder)
     _check_sizes(config)
-    stripped = sorted({key for part in _parts(config) for key in part if key in _STRIPPED and key not in _HARMLESS})
+    stripped = sorted(
+        {key for part in _parts(config) for key in part if key in _STRIPPED and key not in _HARMLESS}
+    )
     return _without(config, _STRIPPED), stripped
 
 
@@ -137,7 +160,9 @@ def _check_sizes(config: dict) -> None:
             for value in values if isinstance(values, list) else [values]:
                 smallest = 0 if key in _MAY_BE_ZERO else 1
                 if value is not None and (type(value) is not int or not smallest <= value <= largest):
-                    raise InputError(f"config.json says {key} = {value!r}, but it must be a whole number from {smallest} to {largest}.")
+                    raise InputError(
+                        f"config.json says {key} = {value!r}, but it must be a whole number from {smallest} to {largest}."
+                    )
 
 
 def to_transformers(config: dict):
@@ -150,13 +175,21 @@ def to_transformers(config: dict):
     if kind not in CONFIG_MAPPING_NAMES:
         error = unknown("architecture", kind, CONFIG_MAPPING_NAMES)
         hint = str(error) if "Did you mean" in str(error) else f"Unknown architecture {kind!r}."
-        raise InputError(f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a model.") from None
+        raise InputError(
+            f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a model."
+        ) from None
     try:
-        built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key != "quantization_config"})
+        built = CONFIG_MAPPING[kind].from_dict(
+            {key: value for key, value in config.items() if key != "quantization_config"}
+        )
     except Exception as error:  # a config class may raise anything at all; every failure of it is the file's
-        raise InputError(f"config.json does not describe a valid {kind} model: {_first_line(error)}") from error
+        raise InputError(
+            f"config.json does not describe a valid {kind} model: {_first_line(error)}"
+        ) from error
     if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"A {kind} model does not predict the next token, so it cannot be measured here. Choose a causal language model.")
+        raise InputError(
+            f"A {kind} model does not predict the next token, so it cannot be measured here. Choose a causal language model."
+        )
     return built
 
 

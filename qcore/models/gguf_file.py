@@ -9,8 +9,8 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 
-from qcore.errors import InputError
-from qcore.home import Progress, build_folder, check_space, home
+from qcore.base.errors import InputError
+from qcore.base.home import Progress, build_folder, check_space, home
 from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # beside the converted weights: where they came from
@@ -45,9 +45,13 @@ def check(path: Path) -> None:
         raise InputError(f"{path.name} is not a GGUF file: it does not begin with the letters GGUF.")
     version, tensors, entries = struct.unpack("<IQQ", start[4:])
     if version not in (2, 3):
-        raise InputError(f"{path.name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.")
+        raise InputError(
+            f"{path.name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read."
+        )
     if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
-        raise InputError(f"{path.name} claims {tensors} tensors and {entries} entries in {size} bytes, so it is damaged.")
+        raise InputError(
+            f"{path.name} claims {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
+        )
     if "-of-" in path.stem and not path.stem.endswith("-of-00001"):
         raise InputError(f"{path.name} is one part of several. Merge the parts into one file first.")
 
@@ -89,7 +93,9 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
         types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(PLAIN))
         return sum(int(tensor.n_elements) for tensor in reader.tensors), types
     except Exception as error:  # the reader indexes whatever the file says and so may raise anything
-        raise InputError(f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}") from error
+        raise InputError(
+            f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}"
+        ) from error
 
 
 def _load_model(path: Path):
@@ -138,7 +144,9 @@ def _load_tokenizer(path: Path):
     try:
         return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
     except Exception as error:  # as above
-        raise InputError(f"The tokenizer in {path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(
+            f"The tokenizer in {path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def _save(model, tokenizer, folder: Path) -> None:

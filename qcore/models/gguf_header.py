@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models import gguf_file
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import check_against
@@ -46,21 +46,27 @@ class Header:
 
 def outline(path: Path, name: str) -> Checkpoint:
     """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises `InputError`."""
-    from qcore.inventory import inventory
+    from qcore.layers.inventory import inventory
     from qcore.models.assembly import unfilled
 
     gguf_file.check(path)
     found = read(path)
     config = _config(path, found)
-    check_against(config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors})
+    check_against(
+        config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
+    )
     digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
     bare = Checkpoint(name, path.parent, None, f"gguf-{digest}-bare", config, {}, False, "", "gguf")
     tensors, start = {}, 0
     for full, tensor, shared in inventory(unfilled(bare)):
         if not shared:
-            tensors[full] = TensorInfo("F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start)
+            tensors[full] = TensorInfo(
+                "F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start
+            )
             start += 4 * tensor.numel()
-    return Checkpoint(name, path.parent, None, f"gguf-{digest}", config, tensors, False, _describe(path, found), "gguf")
+    return Checkpoint(
+        name, path.parent, None, f"gguf-{digest}", config, tensors, False, _describe(path, found), "gguf"
+    )
 
 
 def read(path: Path) -> Header:
@@ -75,7 +81,9 @@ def read(path: Path) -> Header:
                 known[key] = (kind, _value(file, kind, key, lengths))
             return Header(known, lengths, tuple(_tensor(file) for _ in range(count)))
         except (struct.error, UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}.") from error
+            raise InputError(
+                f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}."
+            ) from error
 
 
 def _string(file: BinaryIO) -> bytes:
@@ -136,7 +144,9 @@ def _config(path: Path, header: Header) -> dict:
         try:
             parsed = load_gguf_checkpoint(str(small), return_tensors=False)["config"]
         except Exception as error:  # the library indexes whatever the file says and so may raise anything
-            raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(
+                f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
+            ) from error
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in parsed.items()}
     return checked(plain)
 
@@ -144,7 +154,9 @@ def _config(path: Path, header: Header) -> dict:
 def _without_data(header: Header) -> bytes:
     """A GGUF file with the same settings and tensor names: no long lists, and one number for each tensor."""
     entries = {key: entry for key, entry in header.entries.items() if entry[1] is not None}
-    architecture = next((value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), "")
+    architecture = next(
+        (value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), ""
+    )
     rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if rows is not None:
         entries.setdefault(f"{architecture}.vocab_size", (_UINT32, struct.pack("<I", rows)))
@@ -163,7 +175,9 @@ def _describe(path: Path, header: Header) -> str:
     from gguf import GGMLQuantizationType
 
     known = {kind.value: kind.name for kind in GGMLQuantizationType}
-    types = sorted({known.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors} - set(gguf_file.PLAIN))
+    types = sorted(
+        {known.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors} - set(gguf_file.PLAIN)
+    )
     size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
     if not types:
         return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."

@@ -12,14 +12,34 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 LONGEST_JSON = 64_000_000  # bytes of a config or an index
 BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
-    "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -70,7 +90,9 @@ def regular_size(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
-        raise InputError(f"{path.name} cannot be read in {path.parent}: {error.strerror or error}.") from error
+        raise InputError(
+            f"{path.name} cannot be read in {path.parent}: {error.strerror or error}."
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path.name} in {path.parent} is not a regular file.")
     if not os.access(path, os.R_OK):
@@ -91,7 +113,9 @@ def parse_json(text: bytes, name: str) -> dict:
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not valid UTF-8 where it should hold JSON. Download or save it again.") from error
+        raise InputError(
+            f"{name} is not valid UTF-8 where it should hold JSON. Download or save it again."
+        ) from error
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
         raise InputError(f"{name} does not hold valid JSON: {why}. Download or save it again.") from error
@@ -130,7 +154,11 @@ def _tensor(path: PurePath, name: str, entry: object, start: int, size: int) -> 
 
 
 def _counts(values: object) -> bool:
-    return isinstance(values, list) and len(values) <= 64 and all(type(value) is int and value >= 0 for value in values)
+    return (
+        isinstance(values, list)
+        and len(values) <= 64
+        and all(type(value) is int and value >= 0 for value in values)
+    )
 
 
 def _check_ranges(path: PurePath, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
@@ -138,7 +166,11 @@ def _check_ranges(path: PurePath, tensors: dict[str, TensorInfo], start: int, si
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != position:
             what = "overlaps the one before it" if tensor.start < position else "leaves a gap before it"
-            raise InputError(f"The tensor {name!r} in {path.name} {what}, so the file is damaged. Download or save it again.")
+            raise InputError(
+                f"The tensor {name!r} in {path.name} {what}, so the file is damaged. Download or save it again."
+            )
         position += tensor.nbytes
     if position != size:
-        raise InputError(f"{path.name} has {size - position} bytes that belong to no tensor, so it is damaged. Download or save it again.")
+        raise InputError(
+            f"{path.name} has {size - position} bytes that belong to no tensor, so it is damaged. Download or save it again."
+        )

@@ -8,25 +8,53 @@ import re
 from io import StringIO
 from pathlib import Path
 
-from qcore.errors import InputError, QcoreError, UnavailableError
-from qcore.home import Progress, check_space
+from qcore.base.errors import InputError, QcoreError, UnavailableError
+from qcore.base.home import Progress, check_space
+from qcore.base.registry import unknown
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE
 from qcore.models.config import read_config
 from qcore.models.names import DEFAULTS
-from qcore.registry import unknown
 
 _SMALL = (
-    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spiece.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "chat_template.jinja",
-    "chat_template.json", "quantize_config.json", "quant_config.json", "adapter_config.json", "qcore.json",
-)  # fmt: skip
-_DESCRIBING = ("config.json", INDEX, "quantize_config.json", "quant_config.json", "adapter_config.json", "qcore.json")
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "adapter_config.json",
+    "qcore.json",
+)
+_DESCRIBING = (
+    "config.json",
+    INDEX,
+    "quantize_config.json",
+    "quant_config.json",
+    "adapter_config.json",
+    "qcore.json",
+)
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PATIENCE = 10  # seconds for an answer
 
 
 def fetch(
-    repo_id: str, revision: str | None, progress: Progress | None = None, *, patience: float = _PATIENCE, cached: bool = True
+    repo_id: str,
+    revision: str | None,
+    progress: Progress | None = None,
+    *,
+    patience: float = _PATIENCE,
+    cached: bool = True,
 ) -> tuple[Path, str, str]:
     """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the description, usually empty).
 
@@ -47,19 +75,29 @@ def fetch(
         raise explained from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     weights = _choose(sizes, repo_id)
-    _download(repo_id, "config.json", revision or "main", patience)  # by the branch's name, so that the cache knows it offline
+    _download(
+        repo_id, "config.json", revision or "main", patience
+    )  # by the branch's name, so that the cache knows it offline
     folder = _fetch_small(repo_id, sizes, info.sha, patience)
     read_config(folder)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     check_space(folder, missing, f"Downloading {repo_id}")
     done = 0
     for name in weights:
-        _download(repo_id, name, info.sha, patience, _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"))
+        _download(
+            repo_id,
+            name,
+            info.sha,
+            patience,
+            _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"),
+        )
         done += sizes[name]
     return folder, info.sha, ""
 
 
-def look(repo_id: str, revision: str | None, *, patience: float = _PATIENCE) -> tuple[Path, str, dict[str, int]]:
+def look(
+    repo_id: str, revision: str | None, *, patience: float = _PATIENCE
+) -> tuple[Path, str, dict[str, int]]:
     """The small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files, which stay on the hub).
 
     Raises what `fetch` raises.
@@ -74,7 +112,9 @@ def look(repo_id: str, revision: str | None, *, patience: float = _PATIENCE) -> 
         raise explained from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     weights = _choose(sizes, repo_id)
-    folder = _fetch_small(repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, info.sha, patience)
+    folder = _fetch_small(
+        repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, info.sha, patience
+    )
     return folder, info.sha, {name: sizes[name] for name in weights}
 
 
@@ -140,22 +180,32 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
             f"{repo_id} is gated: its owner gives access on request. Ask for it on the model's page, then log in with `hf auth login`."
         )
     if isinstance(cause, errors.RevisionNotFoundError):
-        return InputError(f"{repo_id} has no revision {revision!r} on the hub. Leave it out for the latest one.")
+        return InputError(
+            f"{repo_id} has no revision {revision!r} on the hub. Leave it out for the latest one."
+        )
     if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
         return InputError(
             f"There is no model {repo_id} on the hub, or it is private.{_hint(repo_id)} Check the spelling, or log in with `hf auth login`."
         )
     if status == 429:
-        return UnavailableError("The hub limits how often it can be asked, and the limit is reached. Wait a few minutes, or log in.")
+        return UnavailableError(
+            "The hub limits how often it can be asked, and the limit is reached. Wait a few minutes, or log in."
+        )
     if status is not None:
-        return UnavailableError(f"The hub answered with an error (status {status}). Try again later, or give a local folder.")
-    if isinstance(cause, httpx2.HTTPError | errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | OSError):
+        return UnavailableError(
+            f"The hub answered with an error (status {status}). Try again later, or give a local folder."
+        )
+    if isinstance(
+        cause, httpx2.HTTPError | errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError | OSError
+    ):
         return UnavailableError(
             f"The hub cannot be reached, so {repo_id} cannot be downloaded.{_hint(repo_id)} "
             f"Check the network, or use {DEFAULTS[0]} or a local folder."
         )
     if isinstance(cause, ValueError):
-        return UnavailableError(f"What answered for {repo_id} is not a model hub. Check HF_ENDPOINT and the network.")
+        return UnavailableError(
+            f"What answered for {repo_id} is not a model hub. Check HF_ENDPOINT and the network."
+        )
     return error
 
 
@@ -175,7 +225,9 @@ def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | 
         def __init__(self, *args, **kwargs):
             self.seen = kwargs.get("initial") or 0
             super().__init__(
-                *args, **{key: value for key, value in kwargs.items() if key != "name"} | {"file": StringIO(), "disable": False}
+                *args,
+                **{key: value for key, value in kwargs.items() if key != "name"}
+                | {"file": StringIO(), "disable": False},
             )
 
         def update(self, n=1):

@@ -11,7 +11,7 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 
@@ -19,9 +19,21 @@ if TYPE_CHECKING:
     import torch
 
 _TORCH = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
-}  # fmt: skip
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
 _STORED = {torch_name: name for name, torch_name in _TORCH.items()}
 
 
@@ -79,6 +91,8 @@ def _map(file: int, tensor: TensorInfo) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=dtype)
     ahead = tensor.start % mmap.ALLOCATIONGRANULARITY  # maps begin at the start of a page
     mapped = mmap.mmap(file, ahead + tensor.nbytes, access=mmap.ACCESS_COPY, offset=tensor.start - ahead)
-    if tensor.start % dtype.itemsize:  # only files written by hand: such an address is slow or forbidden, so copy
+    if (
+        tensor.start % dtype.itemsize
+    ):  # only files written by hand: such an address is slow or forbidden, so copy
         return torch.frombuffer(bytearray(mapped[ahead:]), dtype=dtype).view(tensor.shape)
     return torch.frombuffer(mapped, dtype=dtype, offset=ahead).view(tensor.shape)

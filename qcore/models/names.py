@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcore.errors import InputError
-from qcore.home import is_public
+from qcore.base.errors import InputError
+from qcore.base.home import is_public
 
 DEFAULTS = ("smollm2-135m", "smollm2-135m-dithered")
 LONGEST_NAME = 1024
@@ -64,7 +64,9 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     hub_id = _is_hub_id(text)
     if public:
         if not hub_id:
-            raise InputError(f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULTS)}.")
+            raise InputError(
+                f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULTS)}."
+            )
         return "hub"
     path = Path(text).expanduser()
     try:
@@ -76,7 +78,9 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     except OSError as error:
         raise InputError(f"{_show(text)} cannot be opened: {error.strerror}.") from error
     if exists:
-        raise InputError(f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a .gguf file.")
+        raise InputError(
+            f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a .gguf file."
+        )
     if isinstance(name, Path) or not hub_id:
         raise InputError(
             f"There is no folder or file {_show(text)}, and it is no hub id, which looks like owner/name. "
@@ -86,7 +90,12 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
 
 
 def _is_hub_id(text: str) -> bool:
-    return bool(_HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text and not text.endswith((".git", ".ipynb"))
+    return (
+        bool(_HUB_ID.fullmatch(text))
+        and ".." not in text
+        and "--" not in text
+        and not text.endswith((".git", ".ipynb"))
+    )
 
 
 def _show(text: str) -> str:

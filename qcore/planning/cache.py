@@ -7,15 +7,15 @@ none        no tokens: layers with a state of constant size (convolution, linear
 
 bytes = users · Σ over layers (numbers a token · tokens kept) · bits / 8
 
-The quantized forms (`qcore.kvcache`) keep their newest tokens exact, so their bytes are those that the form itself counts.
+The quantized forms (`qcore.formats.kv`) keep their newest tokens exact, so their bytes are those that the form itself counts.
 """
 
 from dataclasses import dataclass
 
-from qcore import kvcache
-from qcore.errors import InputError
-from qcore.kvcache.forms import GROUP, SCALE_BITS
-from qcore.registry import unknown
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
+from qcore.formats import kv
+from qcore.formats.kv import GROUP, SCALE_BITS
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class CacheFormat:
     name: str
     bits: float
     description: str
-    form: kvcache.Form | None = None
+    form: kv.Form | None = None
 
 
 FORMATS = {
@@ -33,7 +33,10 @@ FORMATS = {
     for format in (
         CacheFormat("fp32", 32, "as qcore computes on a CPU"),
         CacheFormat("fp16", 16, "half the bytes; tokens may differ in rare cases"),
-        *(CacheFormat(form.name, form.bits + SCALE_BITS / GROUP, form.description, form) for form in kvcache.FORMS.values()),
+        *(
+            CacheFormat(form.name, form.bits + SCALE_BITS / GROUP, form.description, form)
+            for form in kv.FORMS.values()
+        ),
     )
 }
 
@@ -57,7 +60,9 @@ class CacheLayer:
         if format.form is None or not self.numbers:
             return self.held(tokens) * format.bits
         window = None if self.most is None else self.most + 1
-        return format.form.layer_bits(self.numbers // (2 * self.size), self.size, self.size, tokens, window=window)
+        return format.form.layer_bits(
+            self.numbers // (2 * self.size), self.size, self.size, tokens, window=window
+        )
 
 
 def format_named(name: str) -> CacheFormat:
@@ -70,7 +75,7 @@ def format_named(name: str) -> CacheFormat:
 def formats_for(config) -> tuple[str, ...]:
     """Names of the formats that a model with this `config` can keep its cache in."""
     try:
-        kvcache.check_config(config)
+        kv.check_config(config)
     except InputError:
         return tuple(name for name, format in FORMATS.items() if format.form is None)
     return tuple(FORMATS)
@@ -85,7 +90,9 @@ def layout(config) -> tuple[CacheLayer, ...]:
     return tuple(_layer(*each) for each in zip(kinds, options, configs, strict=True))
 
 
-def kv_bytes(layers: tuple[CacheLayer, ...], tokens: int, users: int = 1, format: CacheFormat = FORMATS["fp32"]) -> int:
+def kv_bytes(
+    layers: tuple[CacheLayer, ...], tokens: int, users: int = 1, format: CacheFormat = FORMATS["fp32"]
+) -> int:
     """Bytes of the caches of `users` sequences of `tokens` tokens each."""
     return round(users * sum(layer.bits(tokens, format) for layer in layers) / 8)
 
@@ -115,4 +122,8 @@ def _layer(kind: str, options: dict, config) -> CacheLayer:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * heads * size
-    return CacheLayer("full", numbers, None, size) if window is None else CacheLayer("sliding", numbers, max(window - 1, 1), size)
+    return (
+        CacheLayer("full", numbers, None, size)
+        if window is None
+        else CacheLayer("sliding", numbers, max(window - 1, 1), size)
+    )

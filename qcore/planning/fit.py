@@ -13,7 +13,7 @@ QCORE_MEMORY_LIMIT (bytes) if it is set, else what the machine and the control g
 import os
 from dataclasses import dataclass
 
-from qcore.errors import InputError, TooLargeError
+from qcore.base.errors import InputError, TooLargeError
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache
@@ -25,16 +25,26 @@ AROUND = 45_000_000  # tokenizer, module objects and what reading them leaves be
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
 # What other libraries hold when they are loaded, beside what torch holds already, as measured; for ONNX Runtime with what export leaves
 ENGINE_LIBRARIES = {
-    "bitsandbytes": 255_000_000, "torchao": 60_000_000, "torch_dynamic": 20_000_000, "quanto": 60_000_000, "onnxruntime": 640_000_000,
-}  # fmt: skip
-ENGINE_RUNNING = {"nf4": 220_000_000, "fp4": 220_000_000, "int8": 60_000_000}  # and while they run, by variant, as measured
+    "bitsandbytes": 255_000_000,
+    "torchao": 60_000_000,
+    "torch_dynamic": 20_000_000,
+    "quanto": 60_000_000,
+    "onnxruntime": 640_000_000,
+}
+ENGINE_RUNNING = {
+    "nf4": 220_000_000,
+    "fp4": 220_000_000,
+    "int8": 60_000_000,
+}  # and while they run, by variant, as measured
 # fp32 copies of the largest changed weight that choosing its codes needs at once
 WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
 CALIBRATED_WORK = 6.0
 # Experts are put together from what the file holds one by one: what that takes beside both forms, and what the system has not got back
 # afterwards; shares of their bytes in fp32, as measured
 FUSING, LEFT_BEHIND = 0.4, 0.45
-STREAM_AROUND = 56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
+STREAM_AROUND = (
+    56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
+)
 STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
@@ -86,7 +96,9 @@ def estimate(
     activations = activation_bytes(config, window, users, scored)
     again = _held_again(recipe, size) + round(LEFT_BEHIND * fused)
     available = budget() if available is None else available
-    load = max(base + full + work, libraries + size.total)  # another library is loaded when the first layers have shrunk
+    load = max(
+        base + full + work, libraries + size.total
+    )  # another library is loaded when the first layers have shrunk
     run = libraries + size.total + again + kv_size + activations
     arithmetic = (
         f"loading {_millions(weights)} weights needs {_gb(load)} "
@@ -95,9 +107,18 @@ def estimate(
         f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
     return Estimate(
-        size.total, size.bits_per_weight, load, _while_streaming(checkpoint, recipe, size), run, kv_size, activations, libraries, available,
-        max(load, run) <= available, arithmetic,
-    )  # fmt: skip
+        size.total,
+        size.bits_per_weight,
+        load,
+        _while_streaming(checkpoint, recipe, size),
+        run,
+        kv_size,
+        activations,
+        libraries,
+        available,
+        max(load, run) <= available,
+        arithmetic,
+    )
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, window: int = 512) -> Estimate:
@@ -116,14 +137,20 @@ def budget() -> int:
     if not limit:
         return available_bytes()
     if not limit.isdecimal():
-        raise InputError(f"QCORE_MEMORY_LIMIT is {limit!r}, but it must be a number of bytes, such as 4000000000.")
+        raise InputError(
+            f"QCORE_MEMORY_LIMIT is {limit!r}, but it must be a number of bytes, such as 4000000000."
+        )
     return min(int(limit), available_bytes())
 
 
 def activation_bytes(config, window: int, users: int = 1, scored: bool = False) -> int:
     """Bytes of what a pass over `window` tokens keeps at once in fp32: some vectors of the stream's width, those inside of the MLP, and
     logits: of every token if they are `scored`, else of each user's last."""
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    inner = (
+        getattr(config, "intermediate_size", None)
+        or getattr(config, "n_inner", None)
+        or 4 * config.hidden_size
+    )
     if isinstance(inner, list):
         inner = max(inner)
     if experts := getattr(config, "num_experts_per_tok", None):
@@ -133,16 +160,24 @@ def activation_bytes(config, window: int, users: int = 1, scored: bool = False) 
 
 
 def _as_it_is(checkpoint: Checkpoint) -> Stored:
-    narrow = sum(tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16"))
+    narrow = sum(
+        tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16")
+    )
     return Stored(checkpoint.nbytes, narrow, 0, 0, narrow)
 
 
 def _fused_bytes(checkpoint: Checkpoint, model) -> int:
     """Bytes in fp32 of the experts that the files hold one by one and the model as one tensor."""
-    return sum(4 * each.numel() for name, each in model.named_parameters() if each.ndim == 3 and name not in checkpoint.tensors)
+    return sum(
+        4 * each.numel()
+        for name, each in model.named_parameters()
+        if each.ndim == 3 and name not in checkpoint.tensors
+    )
 
 
-def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int, size: Stored) -> tuple[int, int]:
+def _while_loading(
+    checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int, size: Stored
+) -> tuple[int, int]:
     """(bytes of the model as loaded, bytes beside it) at the worst moment of loading and quantizing."""
     if checkpoint.is_quantized:
         return size.total, 0
@@ -159,7 +194,9 @@ def _while_loading(checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int
 def _while_streaming(checkpoint: Checkpoint, recipe: Recipe, size: Stored) -> int | None:
     if checkpoint.is_quantized or recipe.method not in STREAMED or recipe.prepare != "none":
         return None
-    changed = min(size.largest // 4, max(tensor.elements for tensor in checkpoint.tensors.values()))  # experts come one by one
+    changed = min(
+        size.largest // 4, max(tensor.elements for tensor in checkpoint.tensors.values())
+    )  # experts come one by one
     mapped = max(tensor.nbytes for tensor in checkpoint.tensors.values())
     return LIBRARIES + AROUND + STREAM_AROUND + max(mapped, round(2 * changed * STREAMED[recipe.method]))
 

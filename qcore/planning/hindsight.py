@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qcore.errors import QcoreError
-from qcore.kvcache import NONE
+from qcore.base.errors import QcoreError
+from qcore.formats.kv import NONE
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache, fit, probe, speed
@@ -32,11 +32,21 @@ class Band:
     bar: float
 
 
-def predict(checkpoint: Checkpoint, recipe: Recipe, prompt_tokens: int, new_tokens: int, *, timed: bool, kv: str = NONE) -> dict:
+def predict(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    prompt_tokens: int,
+    new_tokens: int,
+    *,
+    timed: bool,
+    kv: str = NONE,
+) -> dict:
     """The predicted figures of a run with a cache in the form `kv`, ready for JSON. With `timed`, the recipe is probed if it has not been,
     memory allowing; speeds are None where there is no probe, and "decode_is" says why."""
     format = cache.FORMATS["fp32" if kv == NONE else kv]
-    found = fit.estimate(checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format)
+    found = fit.estimate(
+        checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format
+    )
     figures = {name: getattr(found, name) for name in ("stored_bytes", "peak_load_bytes", "peak_run_bytes")}
     if kv != NONE or checkpoint.is_quantized:
         what = "with a quantized cache" if kv != NONE else "of a model that is quantized already"
@@ -59,7 +69,14 @@ def bands(rows: Iterable[dict]) -> list[Band]:
         for figure, error in of_row(row).items():
             errors.setdefault(figure, []).append(error)
     return [
-        Band(figure, len(found), statistics.median(map(abs, found)), max(found, key=abs), sum(abs(error) <= bar for error in found), bar)
+        Band(
+            figure,
+            len(found),
+            statistics.median(map(abs, found)),
+            max(found, key=abs),
+            sum(abs(error) <= bar for error in found),
+            bar,
+        )
         for figure, bar in FIGURES.items()
         if (found := errors.get(figure))
     ]

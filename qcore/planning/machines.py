@@ -5,12 +5,23 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
+from qcore.base.files import asset
 
 RUNTIME = 800_000_000  # bytes that a driver's context and its libraries take on a card before any model
-_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?b|b?)", re.IGNORECASE)
 LEAST, MOST = 10_000_000, 1_000_000_000_000_000
 
@@ -26,8 +37,10 @@ class Machine:
 @cache
 def machines() -> tuple[Machine, ...]:
     """Those in machines.json, smallest first."""
-    listed = json.loads(Path(__file__).with_name("machines.json").read_text(encoding="utf-8"))["machines"]
-    found = (Machine(each["name"], int(each["memory_gib"] * 2**30 * each.get("usable", 1.0))) for each in listed)
+    listed = json.loads(asset("machines.json").read_text(encoding="utf-8"))["machines"]
+    found = (
+        Machine(each["name"], int(each["memory_gib"] * 2**30 * each.get("usable", 1.0))) for each in listed
+    )
     return tuple(sorted(found, key=lambda machine: machine.bytes))
 
 

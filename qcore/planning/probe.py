@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 import qcore
-from qcore.errors import QcoreError, TooLargeError, UnavailableError
-from qcore.home import home
-from qcore.jsonfile import read_json, write_json
+from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
+from qcore.base.files import read_json, write_json
+from qcore.base.home import home
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
@@ -74,10 +74,14 @@ def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None)
             found[recipe.name] = _time(model, recipe, bandwidth)
         except MemoryError:
             raise
-        except Exception as error:  # model classes and libraries raise what they like for a copy they did not expect
+        except (
+            Exception
+        ) as error:  # model classes and libraries raise what they like for a copy they did not expect
             first = str(error).strip().partition("\n")[0][:200]
             said = str(error) if isinstance(error, QcoreError) else f"{type(error).__name__}: {first}"
-            found[recipe.name] = Probe(recipe.name, model.config.get_text_config().num_hidden_layers, error=said)
+            found[recipe.name] = Probe(
+                recipe.name, model.config.get_text_config().num_hidden_layers, error=said
+            )
         else:
             write_json(_place(model, recipe), asdict(found[recipe.name]))
     if progress is not None:
@@ -104,11 +108,15 @@ def depth_for(model, recipe: Recipe) -> int:
     block = sum(blocks) / layers
     bits = 8 * stored(model, recipe).total / whole
     wanted = -(-COLD * last_level_cache() * 8 // max(block * bits, 1))
-    loaded = 8 * 4 if isinstance(recipe.weights, Engine | Float) else 8 * 1.5  # bits a weight while the copy is made, at most
+    loaded = (
+        8 * 4 if isinstance(recipe.weights, Engine | Float) else 8 * 1.5
+    )  # bits a weight while the copy is made, at most
     room = available_bytes() * SHARE - 4 * (whole - sum(blocks))
     fitting = int(room // max(block * loaded / 8, 1))
     if fitting < 1:
-        raise TooLargeError(f"Timing {recipe.name} needs {block * loaded / 8 / 1e9:.1f} GB for one block, which is not free. Leave it out.")
+        raise TooLargeError(
+            f"Timing {recipe.name} needs {block * loaded / 8 / 1e9:.1f} GB for one block, which is not free. Leave it out."
+        )
     return int(max(1, min(layers, wanted, fitting)))
 
 
@@ -119,7 +127,9 @@ def _is_block(name: str) -> bool:
 def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
     began = time.perf_counter()
     if getattr(recipe.weights, "backend", None) == "onnxruntime":
-        raise UnavailableError("ONNX Runtime runs a whole graph, which takes longer to export than a probe may; it is measured in a run.")
+        raise UnavailableError(
+            "ONNX Runtime runs a whole graph, which takes longer to export than a probe may; it is measured in a run."
+        )
     layers = model.config.get_text_config().num_hidden_layers
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
     limit = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW_TOKENS
@@ -131,9 +141,20 @@ def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
     del copy
     gc.collect()
     return Probe(
-        recipe.name, layers, depth, head, (step - head) / depth, max(0.0, speed.ttft_s - head) / depth, prompt, prompt + NEW_TOKENS / 2,
-        speed.threads, bandwidth, time.perf_counter() - began, time.time(), native,
-    )  # fmt: skip
+        recipe.name,
+        layers,
+        depth,
+        head,
+        (step - head) / depth,
+        max(0.0, speed.ttft_s - head) / depth,
+        prompt,
+        prompt + NEW_TOKENS / 2,
+        speed.threads,
+        bandwidth,
+        time.perf_counter() - began,
+        time.time(),
+        native,
+    )
 
 
 @torch.no_grad()
@@ -155,16 +176,21 @@ def _head_seconds(model, repeats: int = 5) -> float:
 
 
 def _is_native(model) -> bool:
-    from qcore import decoder
+    from qcore import runtime
 
-    return decoder.explain(model).startswith("whole step")
+    return runtime.explain(model).startswith("whole step")
 
 
 def _place(model, recipe: Recipe) -> Path:
     about = environment()
     depends = {
-        "config": model.config.to_dict(), "recipe": recipe.to_dict(), "threads": torch.get_num_threads(), "cpu": about["cpu"],
-        "flags": about["flags"], "qcore": qcore.__version__, "torch": torch.__version__,
-    }  # fmt: skip
+        "config": model.config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "threads": torch.get_num_threads(),
+        "cpu": about["cpu"],
+        "flags": about["flags"],
+        "qcore": qcore.__version__,
+        "torch": torch.__version__,
+    }
     text = json.dumps(depends, sort_keys=True, default=str)
     return home() / "probes" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from qcore.kvcache import NONE
+from qcore.base.files import asset
+from qcore.formats.kv import NONE
 from qcore.models import Checkpoint
 
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -32,7 +32,11 @@ def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, s
     """Quality by (recipe, form of the key-value cache) from finished `rows` (newest first) of the same weights; the form is "none" where
     the cache was not quantized."""
     own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
-    bases = {_conditions(row): row["perplexity"] for row in own if _key(row) == ("fp32", NONE) and row.get("perplexity")}
+    bases = {
+        _conditions(row): row["perplexity"]
+        for row in own
+        if _key(row) == ("fp32", NONE) and row.get("perplexity")
+    }
     found: dict[tuple[str, str], Quality] = {}
     for row in own:
         if _key(row) in found or row.get("kl_mean") is None:
@@ -41,7 +45,10 @@ def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, s
         ratio = row["perplexity"] / base if base and row.get("perplexity") else None
         scored = row["record"].get("tokens_scored")
         found[_key(row)] = Quality(
-            row["kl_mean"], ratio, MEASURED, f"your run on {text.get('name', 'a text')}, {scored:,} tokens" if scored else "your run"
+            row["kl_mean"],
+            ratio,
+            MEASURED,
+            f"your run on {text.get('name', 'a text')}, {scored:,} tokens" if scored else "your run",
         )
     return found
 
@@ -61,7 +68,11 @@ def is_of(checkpoint: Checkpoint, record: dict) -> bool:
     """Does a run's record speak of the weights of `checkpoint`? By digest, or on the hub by name and commit."""
     if record.get("digest") == checkpoint.digest:
         return True
-    return checkpoint.source == "hub" and record.get("model") == checkpoint.name and record.get("revision") == checkpoint.revision
+    return (
+        checkpoint.source == "hub"
+        and record.get("model") == checkpoint.name
+        and record.get("revision") == checkpoint.revision
+    )
 
 
 def typical(recipe: str) -> Quality | None:
@@ -70,7 +81,11 @@ def typical(recipe: str) -> Quality | None:
         return Quality(0.0, 1.0, MEASURED, "the baseline itself")
     table = _typical()
     entry = table["recipes"].get(recipe)
-    return None if entry is None else Quality(entry["kl"], entry["perplexity"] / table["perplexity"], ESTIMATED, table["about"])
+    return (
+        None
+        if entry is None
+        else Quality(entry["kl"], entry["perplexity"] / table["perplexity"], ESTIMATED, table["about"])
+    )
 
 
 def _key(row: dict) -> tuple[str, str]:
@@ -79,12 +94,17 @@ def _key(row: dict) -> tuple[str, str]:
 
 def _conditions(row: dict) -> tuple:
     record = row["record"]
-    return (record.get("text") or {}).get("sha256"), record.get("window"), record.get("stride"), record.get("tokens_scored")
+    return (
+        (record.get("text") or {}).get("sha256"),
+        record.get("window"),
+        record.get("stride"),
+        record.get("tokens_scored"),
+    )
 
 
 @cache
 def _typical() -> dict:
-    table = json.loads(Path(__file__).with_name("typical.json").read_text(encoding="utf-8"))
+    table = json.loads(asset("typical.json").read_text(encoding="utf-8"))
     for name, entry in table["recipes"].items():
         if not all(math.isfinite(value) for value in entry.values()):
             raise ValueError(f"typical.json has no finite figures for {name}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 NEGLIGIBLE = 0.005  # nats a token: about what 8-bit weights cost
 MEMORY, SPEED, LOSS, PERPLEXITY = "memory", "decode speed", "KL divergence", "perplexity"
@@ -31,7 +31,7 @@ class Needs:
             ("min-tokens-per-second", self.min_tokens_per_second, 0),
             ("max-kl", self.max_kl, 0),
             ("max-perplexity-ratio", self.max_ratio, 1),
-        ):  # fmt: skip
+        ):
             if value is not None and not least <= value < float("inf"):
                 raise InputError(f"{name} is {value}, but it must be a number of at least {least}.")
 
@@ -65,7 +65,7 @@ class Candidate:
             (SPEED, needs.min_tokens_per_second, self.decode_tok_s),
             (LOSS, needs.max_kl, self.kl),
             (PERPLEXITY, needs.max_ratio, self.ratio),
-        )  # fmt: skip
+        )
         return [name for name, need, value in checks if need is not None and value is None]
 
     def order(self, needs: Needs) -> tuple:
@@ -95,7 +95,9 @@ def recommend(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
     runner_up = next((each for each in good[1:] if each.recipe != best.recipe), None)
     better = next((each for each in ranked[: ranked.index(best)] if each.breaks(needs)), None)
     binding = better.breaks(needs)[0] if better else None
-    said = f"Take {_name(best)}" + (f": {_advantage(better, best)}, but {_why(better, binding, needs)}." if better else _reason(best))
+    said = f"Take {_name(best)}" + (
+        f": {_advantage(better, best)}, but {_why(better, binding, needs)}." if better else _reason(best)
+    )
     if lacking := best.unknown(needs):
         said += f" Its {' and '.join(lacking)} is not known; measure it before you rely on it."
     if runner_up is not None:
@@ -124,7 +126,10 @@ def _nothing(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
     nearest = min(candidates, key=lambda each: (len(each.breaks(needs)), each.bytes))
     binding = nearest.breaks(needs)[0]
     return Recommendation(
-        None, None, binding, f"None of the recipes meets all of it. Nearest is {_name(nearest)}: {_why(nearest, binding, needs)}."
+        None,
+        None,
+        binding,
+        f"None of the recipes meets all of it. Nearest is {_name(nearest)}: {_why(nearest, binding, needs)}.",
     )
 
 
@@ -135,7 +140,9 @@ def _why(candidate: Candidate, binding: str, needs: Needs) -> str:
         return f"it decodes {candidate.decode_tok_s:.3g} tokens a second where {needs.min_tokens_per_second:g} are wanted"
     if binding == LOSS:
         return f"its KL divergence of {candidate.kl:.3g} nats is above {needs.max_kl:g}"
-    return f"its perplexity is {candidate.ratio:.3g} times the baseline's where {needs.max_ratio:g} is the most"
+    return (
+        f"its perplexity is {candidate.ratio:.3g} times the baseline's where {needs.max_ratio:g} is the most"
+    )
 
 
 def _name(candidate: Candidate) -> str:

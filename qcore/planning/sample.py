@@ -9,15 +9,15 @@ import copy
 import torch
 from torch import nn
 
-from qcore.convert import install, quantize, run_whole_steps
 from qcore.formats.budget import Budget
 from qcore.formats.codebook import ENTRIES, Codebook
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import Format, QuantizedTensor, group_count
 from qcore.formats.uniform import Uniform
+from qcore.layers.select import Target, select
 from qcore.models.assembly import building, quiet
+from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
-from qcore.select import Target, select
 
 _PATTERN = 1 << 20  # random numbers that larger tensors repeat
 
@@ -77,9 +77,13 @@ def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator
         install(model, target, made[weight])
 
 
-def _random_weights(target: Target, module: nn.Module, shape: torch.Size, generator: torch.Generator) -> list[QuantizedTensor]:
+def _random_weights(
+    target: Target, module: nn.Module, shape: torch.Size, generator: torch.Generator
+) -> list[QuantizedTensor]:
     *experts, rows, columns = shape
-    format = target.format.largest if isinstance(target.format, Budget) else target.format  # what is chosen is not known before
+    format = (
+        target.format.largest if isinstance(target.format, Budget) else target.format
+    )  # what is chosen is not known before
     if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
         rows, columns = columns, rows
     return [random_weight(format, rows, columns, generator) for _ in range(experts[0] if experts else 1)]
@@ -87,11 +91,18 @@ def _random_weights(target: Target, module: nn.Module, shape: torch.Size, genera
 
 def random_weight(format: Format, rows: int, columns: int, generator: torch.Generator) -> QuantizedTensor:
     """A weight (rows, columns) in `format` with random codes and a small scale."""
-    codes = _repeat(torch.randint(0, 256, (_PATTERN,), dtype=torch.uint8, generator=generator), rows * packed_width(columns, format.bits))
+    codes = _repeat(
+        torch.randint(0, 256, (_PATTERN,), dtype=torch.uint8, generator=generator),
+        rows * packed_width(columns, format.bits),
+    )
     groups = group_count(columns, format.group_size)
     scale, zero_point, codebook = torch.full((rows, groups), 1e-3), None, None
     if isinstance(format, Uniform):
-        zero_point = None if format.symmetric else torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
+        zero_point = (
+            None
+            if format.symmetric
+            else torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
+        )
     elif isinstance(format, Codebook):
         codebook = format.fixed
         if codebook is None:
@@ -112,11 +123,19 @@ def _fill(model: nn.Module, generator: torch.Generator) -> None:
             if not parameter.is_meta:
                 continue
             if parameter not in filled:
-                data = torch.ones(parameter.shape) if parameter.ndim < 2 else _repeat(pattern, parameter.numel()).view(parameter.shape)
+                data = (
+                    torch.ones(parameter.shape)
+                    if parameter.ndim < 2
+                    else _repeat(pattern, parameter.numel()).view(parameter.shape)
+                )
                 filled[parameter] = nn.Parameter(data, requires_grad=False)
             module.register_parameter(name, filled[parameter])
 
 
 def _repeat(pattern: torch.Tensor, count: int) -> torch.Tensor:
     """The first `count` numbers of `pattern` repeated without end, in memory of their own."""
-    return pattern.repeat(-(-count // len(pattern)))[:count].clone() if count > len(pattern) else pattern[:count].clone()
+    return (
+        pattern.repeat(-(-count // len(pattern)))[:count].clone()
+        if count > len(pattern)
+        else pattern[:count].clone()
+    )

@@ -43,11 +43,15 @@ def predict(probe: Probe, model, recipe: Recipe, context: int, prompt: int | Non
     held = cache.kv_bytes(layers, context)
     more = (held - cache.kv_bytes(layers, round(probe.context))) / rate
     step = probe.head_s + probe.layers * probe.block_s
-    read = probe.head_s + probe.layers * probe.prefill_block_s * (prompt or probe.prompt_tokens) / probe.prompt_tokens
+    read = (
+        probe.head_s
+        + probe.layers * probe.prefill_block_s * (prompt or probe.prompt_tokens) / probe.prompt_tokens
+    )
     return Speed(
-        1 / max(step + more, 0.5 * step), (prompt or probe.prompt_tokens) / read,
+        1 / max(step + more, 0.5 * step),
+        (prompt or probe.prompt_tokens) / read,
         probe.bandwidth / (weights_a_token(model, recipe) + held),
-    )  # fmt: skip
+    )
 
 
 def smaller_but_slower(rows: Sequence) -> list[str]:
@@ -56,9 +60,16 @@ def smaller_but_slower(rows: Sequence) -> list[str]:
     timed = [row for row in rows if row.decode_tok_s]
     sentences = []
     for row in timed:
-        larger = [other for other in timed if other.stored_bytes > row.stored_bytes and row.decode_tok_s < SLOWER * other.decode_tok_s]
+        larger = [
+            other
+            for other in timed
+            if other.stored_bytes > row.stored_bytes and row.decode_tok_s < SLOWER * other.decode_tok_s
+        ]
         if larger:
-            other = next((each for each in larger if each.recipe == "fp32"), max(larger, key=lambda each: each.decode_tok_s))
+            other = next(
+                (each for each in larger if each.recipe == "fp32"),
+                max(larger, key=lambda each: each.decode_tok_s),
+            )
             sentences.append(
                 f"{row.recipe} is smaller than {other.recipe}, but slower on this machine: {row.decode_tok_s:.3g} against "
                 f"{other.decode_tok_s:.3g} tok/s."

@@ -7,16 +7,26 @@ from dataclasses import dataclass, replace
 
 from qcore.formats.budget import Budget
 from qcore.formats.tensor import format_bytes
+from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe
-from qcore.select import select
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Bits per quantized weight of other libraries: codes plus their scales, rounded up
 ENGINE_BITS = {
-    "bnb-int8": 8.1, "bnb-nf4": 4.5, "bnb-nf4-dq": 4.2, "bnb-fp4": 4.5, "bnb-fp4-dq": 4.2, "torchao-int8": 8.1,
-    "torchao-int8-dynamic": 8.1, "torch-dynamic-int8": 8.1, "quanto-int8": 8.1, "quanto-int4": 4.5,
-    "onnx-fp32": 32.0, "onnx-int8": 8.1, "onnx-int4": 4.6,
-}  # fmt: skip
+    "bnb-int8": 8.1,
+    "bnb-nf4": 4.5,
+    "bnb-nf4-dq": 4.2,
+    "bnb-fp4": 4.5,
+    "bnb-fp4-dq": 4.2,
+    "torchao-int8": 8.1,
+    "torchao-int8-dynamic": 8.1,
+    "torch-dynamic-int8": 8.1,
+    "quanto-int8": 8.1,
+    "quanto-int4": 4.5,
+    "onnx-fp32": 32.0,
+    "onnx-int8": 8.1,
+    "onnx-int4": 4.6,
+}
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,22 @@ def tensors(model, recipe: Recipe) -> list[Item]:
         count = parameter.numel()
         shares = parameter in seen and not own_head
         seen.setdefault(parameter, name)
-        if recipe.name == "torch-dynamic-int8" and name == head_name:  # this library quantizes the head too, in a copy of its own
+        if (
+            recipe.name == "torch-dynamic-int8" and name == head_name
+        ):  # this library quantizes the head too, in a copy of its own
             items.append(Item(name, tuple(parameter.shape), count, count, True))
         elif shares:
             items.append(Item(name, tuple(parameter.shape), 0, count, False))
         elif name in targets:
-            items.append(Item(name, tuple(parameter.shape), _target_bytes(model, targets[name], count, recipe), count, True))
+            items.append(
+                Item(
+                    name,
+                    tuple(parameter.shape),
+                    _target_bytes(model, targets[name], count, recipe),
+                    count,
+                    True,
+                )
+            )
         else:
             items.append(Item(name, tuple(parameter.shape), width * count, count, changed))
     return items

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from qcore import models
-from qcore.errors import InputError
-from qcore.kvcache import FORMS, NONE, check_config
+from qcore import library
+from qcore.base.errors import InputError
+from qcore.formats.kv import FORMS, NONE, check_config
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
@@ -104,7 +104,9 @@ def plan(
 
     Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub cannot be reached.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else models.outline(model, revision, progress=progress)
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else library.outline(model, revision, progress=progress)
+    )
     chosen = _recipes(checkpoint, RECIPES if recipes is None else recipes)
     skeleton_ = skeleton(checkpoint)
     config = skeleton_.config.get_text_config()
@@ -123,12 +125,26 @@ def plan(
     for recipe in chosen:
         for format in formats:
             estimate = fit.estimate(
-                checkpoint, recipe, tokens=context, window=min(context, 512), users=users, kv=format, scored=False, available=goal.bytes
+                checkpoint,
+                recipe,
+                tokens=context,
+                window=min(context, 512),
+                users=users,
+                kv=format,
+                scored=False,
+                available=goal.bytes,
             )
-            rows.append(_row(checkpoint, recipe, format, estimate, timed.get(recipe.name), found_quality, context, goal))
+            rows.append(
+                _row(
+                    checkpoint, recipe, format, estimate, timed.get(recipe.name), found_quality, context, goal
+                )
+            )
     order = {format.name: i for i, format in enumerate(formats)}
     candidates = [
-        Candidate(row.recipe, row.kv, row.run_bytes, row.decode_tok_s, row.kl, row.perplexity_ratio, order[row.kv]) for row in rows
+        Candidate(
+            row.recipe, row.kv, row.run_bytes, row.decode_tok_s, row.kl, row.perplexity_ratio, order[row.kv]
+        )
+        for row in rows
     ]
     slower = speed.smaller_but_slower([row for row in rows if row.kv == formats[0].name])
     return Plan(
@@ -155,7 +171,9 @@ def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Re
         return [parse("fp32")]  # a stand-in: it is counted as it is
     chosen = [recipe if isinstance(recipe, Recipe) else parse(recipe) for recipe in recipes]
     if not chosen:
-        raise InputError("No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them).")
+        raise InputError(
+            "No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them)."
+        )
     return list({recipe.name: recipe for recipe in chosen}.values())
 
 
@@ -164,7 +182,9 @@ def _context(config, context: int | None) -> int:
     if context is None:
         return min(CONTEXT, positions or CONTEXT)
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= LARGEST_CONTEXT:
-        raise InputError(f"context is {context!r}, but it must be a whole number of tokens from 1 to {LARGEST_CONTEXT:,}.")
+        raise InputError(
+            f"context is {context!r}, but it must be a whole number of tokens from 1 to {LARGEST_CONTEXT:,}."
+        )
     if positions and context > positions:
         raise InputError(f"context is {context:,} tokens, but this model has only {positions:,} positions.")
     return context
@@ -178,15 +198,26 @@ def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None
     return {recipe.name: probing.known(model, recipe) for recipe in recipes}
 
 
-def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, goal: Target) -> Row:
+def _row(
+    checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, goal: Target
+) -> Row:
     notes, kv = [], NONE if format.form is None else format.name
-    sources = {"stored": "estimated" if hasattr(recipe.weights, "backend") else "counted", "peak": "estimated"}
+    sources = {
+        "stored": "estimated" if hasattr(recipe.weights, "backend") else "counted",
+        "peak": "estimated",
+    }
     figures = {}
     if timed is not None and timed.error:
         notes.append(f"It could not be timed: {timed.error}")
-    elif timed is not None and kv == NONE:  # the native step does not read a quantized cache, so a probe says nothing about it
+    elif (
+        timed is not None and kv == NONE
+    ):  # the native step does not read a quantized cache, so a probe says nothing about it
         found = speed.predict(timed, skeleton(checkpoint), recipe, context)
-        figures = {"decode_tok_s": found.decode_tok_s, "prefill_tok_s": found.prefill_tok_s, "limit_tok_s": found.limit_tok_s}
+        figures = {
+            "decode_tok_s": found.decode_tok_s,
+            "prefill_tok_s": found.prefill_tok_s,
+            "limit_tok_s": found.limit_tok_s,
+        }
         sources |= dict.fromkeys(("decode", "prefill"), "probed")
     name = AS_IT_IS if checkpoint.is_quantized else recipe.name
     known = None if checkpoint.is_quantized else _quality(recipe.name, kv, measured)
@@ -196,11 +227,20 @@ def _row(checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, co
         notes.append(f"Quality {known.source}: {known.about}.")
     if estimate.peak_load_bytes > (available := fit.budget()):
         stream = estimate.peak_stream_bytes
-        how = "quantize it with --stream" if stream is not None and stream <= available else "it must be quantized on a larger machine"
+        how = (
+            "quantize it with --stream"
+            if stream is not None and stream <= available
+            else "it must be quantized on a larger machine"
+        )
         notes.append(f"Quantizing it in memory needs {estimate.peak_load_bytes / 1e9:.2f} GB; {how}.")
     weights, kept, passing = estimate.stored_bytes, estimate.kv_bytes, estimate.activation_bytes
     card = RUNTIME + weights + kept + passing
-    parts = {"libraries": RUNTIME if goal.card else estimate.libraries_bytes, "weights": weights, "KV cache": kept, "activations": passing}
+    parts = {
+        "libraries": RUNTIME if goal.card else estimate.libraries_bytes,
+        "weights": weights,
+        "KV cache": kept,
+        "activations": passing,
+    }
     running = card if goal.card else estimate.peak_run_bytes
     parts["work space"] = running - sum(parts.values())
     return Row(
@@ -230,7 +270,9 @@ def _quality(recipe: str, kv: str, measured: dict):
 
 def _fitting(rows: list[Row]) -> tuple[dict, ...]:
     """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
-    offered = [row for row in rows if row.kv not in FORMS] or rows  # what other programs run there keeps its cache plain, unless asked
+    offered = [
+        row for row in rows if row.kv not in FORMS
+    ] or rows  # what other programs run there keeps its cache plain, unless asked
     found = []
     for machine in machines():
         fitting = [row for row in offered if row.card_bytes <= machine.bytes]
@@ -244,6 +286,9 @@ def _about(probes: list) -> dict | None:
         return None
     newest = max(probes, key=lambda each: each.measured_at)
     return {
-        "threads": newest.threads, "bandwidth": newest.bandwidth, "prompt_tokens": newest.prompt_tokens, "measured_at": newest.measured_at,
+        "threads": newest.threads,
+        "bandwidth": newest.bandwidth,
+        "prompt_tokens": newest.prompt_tokens,
+        "measured_at": newest.measured_at,
         "recipes": {each.recipe: asdict(each) for each in probes},
-    }  # fmt: skip
+    }

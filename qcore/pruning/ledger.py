@@ -9,10 +9,10 @@ from torch import nn
 
 from qcore.formats.sparse import sparse_bytes, zero_codes
 from qcore.formats.tensor import QuantizedTensor
-from qcore.inventory import inventory, kept_row
-from qcore.ledger import Ledger, Row
-from qcore.nn import QuantExperts, QuantizedModule
+from qcore.layers.inventory import inventory, kept_row
+from qcore.layers.modules import QuantExperts, QuantizedModule
 from qcore.pruning.masks import Kept, sparsity
+from qcore.recipes.ledger import Ledger, Row
 
 
 def sparse_names(model: nn.Module, kept: Kept) -> set[str]:
@@ -36,10 +36,15 @@ def of_floats(model: nn.Module, kept: Kept, name: str) -> Ledger:
         row = kept_row(full, tensor, shared, None if full in shares else "Not pruned.")
         if full in shares and not shared and tensor.ndim == 2:
             rows_, columns = tensor.shape
-            size = min(tensor.nbytes, sparse_bytes(rows_, columns, int((tensor != 0).sum()), 8 * tensor.element_size()))
+            size = min(
+                tensor.nbytes,
+                sparse_bytes(rows_, columns, int((tensor != 0).sum()), 8 * tensor.element_size()),
+            )
             row = replace(row, format=name, bytes_after=size, sparsity=shares[full])
         elif full in shares:
-            row = replace(row, format=name, sparsity=shares[full], reason="Its three-dimensional form is stored whole.")
+            row = replace(
+                row, format=name, sparsity=shares[full], reason="Its three-dimensional form is stored whole."
+            )
         rows.append(row)
     return Ledger("fp32", tuple(rows))
 
@@ -57,7 +62,9 @@ def _sparse_row(model: nn.Module, row: Row, share: float | None) -> Row:
     module = model.get_submodule(owner)
     inside = getattr(module, parameter, None)
     layers = list(inside.experts) if isinstance(inside, QuantExperts) else [module]
-    saved = sum(max(0, each.codes.nbytes - _codes_bytes(each)) for each in (layer.quantized for layer in layers))
+    saved = sum(
+        max(0, each.codes.nbytes - _codes_bytes(each)) for each in (layer.quantized for layer in layers)
+    )
     return replace(row, bytes_after=row.bytes_after - saved, sparsity=share)
 
 

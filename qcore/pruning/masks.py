@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from qcore.calibration.blocks import Blocks
-from qcore.calibration.inputs import find_stages, watch, watch_experts
-from qcore.errors import InputError
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
 from qcore.formats.codebook import Codebook
 from qcore.formats.packing import pack
 from qcore.formats.sparse import zero_codes
 from qcore.formats.tensor import Format, QuantizedTensor
-from qcore.nn import QuantExperts, QuantizedModule
+from qcore.layers.modules import QuantExperts, QuantizedModule
+from qcore.layers.select import Target, select
 from qcore.pruning.scores import METHODS, keep
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import find_stages, watch, watch_experts
 from qcore.recipes import parse
-from qcore.registry import unknown
-from qcore.select import Target, select
 
 Progress = Callable[[int, int, str], None]
 Kept = dict[str, list[torch.Tensor]]  # by the parameter's name: boolean (N, K), one for each expert
@@ -40,9 +40,13 @@ class Amount:
         if self.method not in METHODS:
             raise unknown("pruning method", self.method, METHODS)
         if not 0 < self.share < 1:
-            raise InputError(f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share of the weights to prune.")
+            raise InputError(
+                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share of the weights to prune."
+            )
         if self.method == "2:4" and self.share != 0.5:
-            raise InputError(f"2:4 prunes two of every four weights, so its amount is 0.5 and not {self.share:g}. Leave --amount out.")
+            raise InputError(
+                f"2:4 prunes two of every four weights, so its amount is 0.5 and not {self.share:g}. Leave --amount out."
+            )
 
 
 @torch.no_grad()
@@ -52,7 +56,11 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
     `ids` (windows, T) are read to find the norms of inputs; magnitude needs none. Head and embeddings stay whole.
     """
     blocks = Blocks(model)
-    targets = [target for target in select(model, parse("int8")).targets if target.kind in ("linear", "conv1d", "experts")]
+    targets = [
+        target
+        for target in select(model, parse("int8")).targets
+        if target.kind in ("linear", "conv1d", "experts")
+    ]
     reads = amount.method != "magnitude"
     hidden = blocks.embed(ids) if reads else []
     kept: Kept = {}
@@ -67,38 +75,59 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
             matrices = _matrices(module, target)
             norms = [None] * len(matrices) if norms is None else norms
             if reads and any(norm is None for norm in norms):
-                norms = [torch.ones(matrix.shape[1]) if norm is None else norm for norm, matrix in zip(norms, matrices, strict=True)]
-            masks = [keep(matrix, norm, amount.method, amount.share) for matrix, norm in zip(matrices, norms, strict=True)]
-            _put(module, target, [torch.where(mask, matrix, 0) for matrix, mask in zip(matrices, masks, strict=True)])
+                norms = [
+                    torch.ones(matrix.shape[1]) if norm is None else norm
+                    for norm, matrix in zip(norms, matrices, strict=True)
+                ]
+            masks = [
+                keep(matrix, norm, amount.method, amount.share)
+                for matrix, norm in zip(matrices, norms, strict=True)
+            ]
+            _put(
+                module,
+                target,
+                [torch.where(mask, matrix, 0) for matrix, mask in zip(matrices, masks, strict=True)],
+            )
             kept[target.name] = masks
         hidden = [blocks.run(position, state) for state in hidden]
     progress(len(blocks), len(blocks), "")
     return kept
 
 
-def input_norms(blocks: Blocks, position: int, targets: list[Target], hidden: list[torch.Tensor]) -> dict[str, list[torch.Tensor | None]]:
+def input_norms(
+    blocks: Blocks, position: int, targets: list[Target], hidden: list[torch.Tensor]
+) -> dict[str, list[torch.Tensor | None]]:
     """‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that no token was sent to."""
     prefix, block = f"{blocks.name}.{position}", blocks.modules[position]
     stages, _ = find_stages(lambda: blocks.run(position, hidden[0]), block, prefix, targets)
     linear = [stage for stage in stages if stage.targets[0].kind != "experts"]
     totals: dict[str, list] = {}
     for state in hidden if linear else ():
-        for stage, inputs in zip(linear, watch(lambda state=state: blocks.run(position, state), block, prefix, linear), strict=True):
+        for stage, inputs in zip(
+            linear, watch(lambda state=state: blocks.run(position, state), block, prefix, linear), strict=True
+        ):
             for target in stage.targets:
                 totals.setdefault(target.name, [0.0])[0] += inputs.square().sum(0)
     for target in (target for target in targets if target.kind == "experts"):
         module = blocks.model.get_submodule(target.module)
-        parameter, sums = getattr(module, target.parameter).detach(), [None] * len(getattr(module, target.parameter))
+        parameter, sums = (
+            getattr(module, target.parameter).detach(),
+            [None] * len(getattr(module, target.parameter)),
+        )
         previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
         try:
             for state in hidden:
-                for expert, inputs in watch_experts(lambda state=state: blocks.run(position, state), parameter, module.is_transposed):
+                for expert, inputs in watch_experts(
+                    lambda state=state: blocks.run(position, state), parameter, module.is_transposed
+                ):
                     more = inputs.square().sum(0)
                     sums[expert] = more if sums[expert] is None else sums[expert] + more
         finally:
             module.config._experts_implementation = previous
         totals[target.name] = sums
-    return {name: [None if total is None else total.sqrt() for total in each] for name, each in totals.items()}
+    return {
+        name: [None if total is None else total.sqrt() for total in each] for name, each in totals.items()
+    }
 
 
 def _turned(module: nn.Module, target: Target) -> bool:
@@ -130,7 +159,9 @@ def check_format(format: Format) -> None:
 
 def without(tensor: QuantizedTensor, kept: torch.Tensor) -> QuantizedTensor:
     """`tensor` with the code of 0 wherever `kept` (N, K) is False."""
-    return replace(tensor, codes=pack(torch.where(kept, tensor.unpacked_codes(), zero_codes(tensor)), tensor.format.bits))
+    return replace(
+        tensor, codes=pack(torch.where(kept, tensor.unpacked_codes(), zero_codes(tensor)), tensor.format.bits)
+    )
 
 
 def prune_codes(model: nn.Module, kept: Kept) -> None:
@@ -149,5 +180,6 @@ def prune_codes(model: nn.Module, kept: Kept) -> None:
 def sparsity(kept: Kept) -> dict[str, float]:
     """The share of zeros that pruning has made, by the parameter's name."""
     return {
-        name: 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks) for name, masks in kept.items()
-    }  # fmt: skip
+        name: 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+        for name, masks in kept.items()
+    }

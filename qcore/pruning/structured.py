@@ -26,11 +26,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qcore.calibration.blocks import Blocks
-from qcore.calibration.inputs import Moments
-from qcore.errors import InputError
-from qcore.methods.gptq import damped
-from qcore.registry import unknown
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import Moments
+from qcore.quantization.methods.gptq import damped
 
 Progress = Callable[[int, int, str], None]
 METHODS = ("neurons", "heads", "layers")
@@ -77,7 +77,9 @@ def with_layers(model: nn.Module, kept: list[int]) -> nn.Module:
     for name, value in config.to_dict().items():
         if name in _DEPTHS:
             setattr(config, name, len(kept))
-        elif isinstance(value, list) and len(value) == total:  # one entry a layer, such as which attention it has
+        elif (
+            isinstance(value, list) and len(value) == total
+        ):  # one entry a layer, such as which attention it has
             setattr(config, name, [value[i] for i in kept])
     places = {str(i): str(place) for place, i in enumerate(kept)}
     state = {}
@@ -98,7 +100,9 @@ def layer_influence(model: nn.Module, ids: torch.Tensor, progress: Progress) -> 
     for position in range(len(blocks)):
         progress(position, len(blocks), f"scoring layer {position + 1} of {len(blocks)}")
         after = [blocks.run(position, state) for state in hidden]
-        cosines = [nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(hidden, after, strict=True)]
+        cosines = [
+            nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(hidden, after, strict=True)
+        ]
         found.append(1 - float(torch.stack(cosines).mean()))
         hidden = after
     return found
@@ -108,7 +112,9 @@ def _part(what: Cut, total: int, name: str) -> int:
     """How many of `total` go: at least one, and one stays."""
     count = round(what.share * total)
     if not 0 < count < total:
-        raise InputError(f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another --amount.")
+        raise InputError(
+            f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another --amount."
+        )
     return count
 
 
@@ -122,22 +128,31 @@ def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) 
         last = block.get_submodule(plan.out)
         weight, given = _matrix(last).float(), _given(blocks, position, last, hidden)
         parts = _parts(weight, given, plan.width_in)
-        size = len(parts) - _part(what, len(parts), what.method if what.method == "neurons" else "key-value groups")
+        size = len(parts) - _part(
+            what, len(parts), what.method if what.method == "neurons" else "key-value groups"
+        )
         stays = parts.topk(size).indices.sort().values
         kept.append(stays.tolist())
         for name, width in plan.rows.items():
-            _cut_rows(state, f"{blocks.name}.{position}.{name}", block.get_submodule(name), _spread(stays, width))
+            _cut_rows(
+                state, f"{blocks.name}.{position}.{name}", block.get_submodule(name), _spread(stays, width)
+            )
         columns = _spread(stays, plan.width_in)
         left = _refitted(weight, given, columns)
         state[f"{blocks.name}.{position}.{plan.out}.weight"] = _like(last, left)
-        hidden = _run_with(blocks, position, last, torch.zeros_like(weight).index_copy_(1, columns, left), hidden)
+        hidden = _run_with(
+            blocks, position, last, torch.zeros_like(weight).index_copy_(1, columns, left), hidden
+        )
     if what.method == "neurons":
         setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), size)
     else:
         shared = config.num_attention_heads // _groups(config)
         config.head_dim = _head_size(config)
         config.num_attention_heads, config.num_key_value_heads = size * shared, size
-    return _build(model, config, state), {f"kept_{'neurons' if what.method == 'neurons' else 'groups'}": size, "kept": kept}
+    return _build(model, config, state), {
+        f"kept_{'neurons' if what.method == 'neurons' else 'groups'}": size,
+        "kept": kept,
+    }
 
 
 def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
@@ -168,7 +183,9 @@ def _refitted(weight: torch.Tensor, given: torch.Tensor, columns: torch.Tensor) 
     return weight[:, columns] + torch.cholesky_solve(lost.T, factor).T
 
 
-def _run_with(blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+def _run_with(
+    blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """What a block puts out while its `module` has another `weight` (N, K)."""
     before = module.weight.data
     module.weight.data = _like(module, weight)
@@ -193,7 +210,9 @@ def _neurons(block: nn.Module) -> _Plan:
             if all(isinstance(getattr(module, each, None), nn.Linear | Conv1D) for each in names):
                 prefix = f"{name}." if name else ""
                 return _Plan({f"{prefix}{each}": 1 for each in names[:-1]}, f"{prefix}{names[-1]}", 1)
-    raise InputError("The MLPs of this model are not of a known form (experts, for example), so their neurons cannot be cut. Prune layers.")
+    raise InputError(
+        "The MLPs of this model are not of a known form (experts, for example), so their neurons cannot be cut. Prune layers."
+    )
 
 
 def _heads(block: nn.Module, config) -> _Plan:

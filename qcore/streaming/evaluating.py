@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qcore.calibration.blocks import Blocks, find_blocks
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.evaluation import Evaluation, Reference, evaluate
 from qcore.evaluation import windows as cut
 from qcore.models import Checkpoint
+from qcore.quantization.calibration.blocks import Blocks, find_blocks
 from qcore.recipes import Recipe, parse
 from qcore.streaming.frame import Frame
 from qcore.streaming.quantizing import check
@@ -47,7 +47,9 @@ def evaluate_streamed(
     time, a checkpoint that is quantized already, or a model whose blocks are not called one after another.
     """
     if checkpoint.is_quantized:
-        raise InputError(f"{checkpoint.name} is quantized already. Give the original model, and the recipes with --recipes.")
+        raise InputError(
+            f"{checkpoint.name} is quantized already. Give the original model, and the recipes with --recipes."
+        )
     chosen = [recipe for recipe in recipes if recipe.name != BASELINE]
     for recipe in chosen:
         check(recipe)
@@ -58,7 +60,11 @@ def evaluate_streamed(
     for position in range(blocks):
         for number, model in enumerate(models):
             if progress is not None:
-                progress(position * len(models) + number, blocks * len(models), f"block {position + 1} of {blocks}: {model.recipe.name}")
+                progress(
+                    position * len(models) + number,
+                    blocks * len(models),
+                    f"block {position + 1} of {blocks}: {model.recipe.name}",
+                )
             model.advance(position)
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,10 +72,16 @@ def evaluate_streamed(
         for model in models:
             is_baseline = model.recipe.name == BASELINE
             results[model.recipe.name] = evaluate(
-                model.frame.model, ids, window=window, stride=stride, text_bytes=text_bytes, progress=progress,
-                record=reference if is_baseline else None, checkpoint=checkpoint.folder,
+                model.frame.model,
+                ids,
+                window=window,
+                stride=stride,
+                text_bytes=text_bytes,
+                progress=progress,
+                record=reference if is_baseline else None,
+                checkpoint=checkpoint.folder,
                 reference=None if is_baseline else Reference.open(reference),
-            )  # fmt: skip
+            )
     return results
 
 
@@ -87,7 +99,9 @@ class _Model:
         self._final: dict[bytes, torch.Tensor] = {}
         texts = [ids[span.begin : span.end] for span in cut.windows(len(ids), window, stride)]
         lengths = dict.fromkeys(len(text) for text in texts)
-        self._groups = [(Blocks(self.frame.model), [text for text in texts if len(text) == length]) for length in lengths]
+        self._groups = [
+            (Blocks(self.frame.model), [text for text in texts if len(text) == length]) for length in lengths
+        ]
         for position in range(1, len(self.blocks)):
             self.blocks[position] = self._stand_in(position)
         self.frame.fill("", leave=self._name)
@@ -123,7 +137,9 @@ class _Model:
                 hidden = self._final[self._reading]
             return (hidden,) if self._returns_tuple else hidden
 
-        block.__class__ = type("StandIn", (type(block),), {"forward": forward})  # its other attributes say which mask it wants
+        block.__class__ = type(
+            "StandIn", (type(block),), {"forward": forward}
+        )  # its other attributes say which mask it wants
         return block
 
     def _look(self, module: nn.Module, arguments, output) -> None:

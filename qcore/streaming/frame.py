@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qcore.convert import install
+from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
+from qcore.layers.select import Target, select
 from qcore.models.assembly import building, quiet
 from qcore.models.config import to_transformers
-from qcore.nn import QuantizedModule, StoredEmbedding, StoredLinear, Widen
+from qcore.quantization.convert import install
 from qcore.recipes import Recipe
-from qcore.select import Target, select
 from qcore.streaming.layout import Unit, matrix_shape
 from qcore.streaming.quantizing import choose
 from qcore.streaming.source import Source
@@ -39,12 +39,18 @@ class Frame:
             self._targets = {target.name: target for target in select(self.model, recipe).targets}
         self._codes: dict[str, list] = {}  # of tied weights, by their first name
         self._tied = _tied_names(self.model)
-        self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters(remove_duplicate=False)}
+        self._shapes = {
+            name: parameter.shape for name, parameter in self.model.named_parameters(remove_duplicate=False)
+        }
 
     def fill(self, prefix: str, leave: str | None = None) -> None:
         """Give weights to all modules below `prefix` ("" is the whole model), but for those below `leave`."""
         inside = f"{prefix}." if prefix else ""
-        names = [name for name in self._shapes if name.startswith(inside) and not (leave and name.startswith(f"{leave}."))]
+        names = [
+            name
+            for name in self._shapes
+            if name.startswith(inside) and not (leave and name.startswith(f"{leave}."))
+        ]
         chosen = [name for name in names if name in self._targets]
         for name in names:
             if name not in self._targets:
@@ -55,10 +61,19 @@ class Frame:
 
     def empty(self, block: nn.Module) -> nn.Module:
         """A copy of `block` without any parameters or buffers; its config is the model's own."""
-        configs = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+        configs = {
+            id(module.config): module.config for module in block.modules() if hasattr(module, "config")
+        }
         tensors = [*block.parameters(), *block.buffers()]
-        filled = [module for module in block.modules() if isinstance(module, QuantizedModule | _Experts)]  # codes are no parameters
-        return deepcopy(block, configs | {id(tensor): None for tensor in tensors} | {id(module): nn.Module() for module in filled})
+        filled = [
+            module for module in block.modules() if isinstance(module, QuantizedModule | _Experts)
+        ]  # codes are no parameters
+        return deepcopy(
+            block,
+            configs
+            | {id(tensor): None for tensor in tensors}
+            | {id(module): nn.Module() for module in filled},
+        )
 
     def _quantized(self, name: str) -> list:
         first = self._tied.get(name, name)
@@ -81,7 +96,9 @@ class Frame:
         if parameter.ndim == 3 and hasattr(module, "is_transposed") and not last.endswith("bias"):
             delattr(module, last)
             setattr(module, last, _Experts(self.source, name))
-            module.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
+            module.config._experts_implementation = (
+                "eager"  # the one that takes the experts' weights one at a time
+            )
             return
         value = self.source.read(name)
         if value.dtype == torch.float32 or value.numel() <= _SMALL or not value.is_floating_point():

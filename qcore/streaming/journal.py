@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qcore.errors import InputError
-from qcore.jsonfile import read_json, write_json
+from qcore.base.errors import InputError
+from qcore.base.files import read_json, write_json
 
 VERSION = 1  # goes up whenever the same recipe writes other bytes than before
 _NOTE, _LOCK = "finished.json", ".lock"
@@ -39,7 +39,9 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"Another process is writing {self.final} already. Wait for it, or end it.") from None
+            raise InputError(
+                f"Another process is writing {self.final} already. Wait for it, or end it."
+            ) from None
         self._forget_others()
         self._finished = (read_json(self.folder / _NOTE) or {}).get("shards", {})
         return self

@@ -17,10 +17,10 @@ from qcore.formats.codebook import ENTRIES, Codebook
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import SCALES_PER_BLOCK, Format, group_count
 from qcore.formats.uniform import Uniform
-from qcore.inventory import inventory, kept_row
-from qcore.ledger import Ledger
+from qcore.layers.inventory import inventory, kept_row
+from qcore.layers.select import Target, select
 from qcore.recipes import Recipe
-from qcore.select import Target, select
+from qcore.recipes.ledger import Ledger
 
 EVEN = 64  # bytes; see above
 HELD = 64 << 20  # bytes of uneven tensors after which a shard is closed: they wait in memory for its end
@@ -66,7 +66,9 @@ class Shard:
     def pieces(self) -> list[Piece]:
         """See the module's docstring."""
         every = [piece for unit in self.units for piece in unit.pieces]
-        uneven = sorted((piece for piece in every if piece.nbytes % EVEN), key=lambda piece: -piece.dtype.itemsize)
+        uneven = sorted(
+            (piece for piece in every if piece.nbytes % EVEN), key=lambda piece: -piece.dtype.itemsize
+        )
         return [piece for piece in every if piece.nbytes % EVEN == 0] + uneven
 
     @property
@@ -114,7 +116,11 @@ def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
             units.append(Unit(name, None, None, (Piece(name, tensor.dtype, tuple(tensor.shape)),)))
         rows[name] = row
     ledger = Ledger(recipe.name, tuple(rows.values())).check()
-    tensors = [entry for target in selection.targets for entry in _describe(model, target, targets[owner[target.name]])]
+    tensors = [
+        entry
+        for target in selection.targets
+        for entry in _describe(model, target, targets[owner[target.name]])
+    ]
     return Layout(_cut(units, shard_bytes), ledger, tuple(tensors))
 
 
@@ -129,7 +135,9 @@ def matrix_shape(model: torch.nn.Module, target: Target) -> tuple[int, int, int]
 
 def is_turned(model: torch.nn.Module, target: Target) -> bool:
     """Does the model hold the target's matrices as (K, N)?"""
-    return target.kind == "conv1d" or (target.kind == "experts" and model.get_submodule(target.module).is_transposed)
+    return target.kind == "conv1d" or (
+        target.kind == "experts" and model.get_submodule(target.module).is_transposed
+    )
 
 
 def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
@@ -137,21 +145,30 @@ def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
     numbers = range(count) if target.kind == "experts" else [None]
     pieces = parts_of(target.format, rows, columns)
     return [
-        Unit(target.name, number, target, tuple(Piece(f"{stem}.{part}", dtype, shape) for part, (dtype, shape) in pieces.items()))
+        Unit(
+            target.name,
+            number,
+            target,
+            tuple(Piece(f"{stem}.{part}", dtype, shape) for part, (dtype, shape) in pieces.items()),
+        )
         for number, stem in zip(numbers, _stems(target, count), strict=True)
     ]
 
 
 def _stems(target: Target, count: int) -> list[str]:
     """Names under which the matrices' parts are stored."""
-    return [f"{target.name}.experts.{i}" for i in range(count)] if target.kind == "experts" else [target.module]
+    return (
+        [f"{target.name}.experts.{i}" for i in range(count)] if target.kind == "experts" else [target.module]
+    )
 
 
 def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dict]:
     count, rows, columns = matrix_shape(model, target)
     format = {"type": type(target.format).__name__.lower(), **asdict(target.format)}
     stems = zip(_stems(target, count), _stems(owner, count), strict=True)
-    return [{"module": own, "like": first, "shape": [rows, columns], "format": format} for own, first in stems]
+    return [
+        {"module": own, "like": first, "shape": [rows, columns], "format": format} for own, first in stems
+    ]
 
 
 def parts_of(format: Format, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -183,4 +200,7 @@ def _cut(units: list[Unit], shard_bytes: int) -> tuple[Shard, ...]:
         held += sum(piece.nbytes for piece in unit.pieces if piece.nbytes % EVEN)
     if len(groups) == 1:
         return (Shard("model.safetensors", tuple(groups[0])),)
-    return tuple(Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group)) for i, group in enumerate(groups, 1))
+    return tuple(
+        Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for i, group in enumerate(groups, 1)
+    )

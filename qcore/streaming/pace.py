@@ -25,7 +25,9 @@ class Pace:
             return
         self._said = now
         rate = self.done / max(now - self._began, 1e-9)
-        phrase = f"{rate / 1e6:,.0f} MB/s, {_duration((self._left - self.done) / max(rate, 1e-9))} left, {name}"
+        phrase = (
+            f"{rate / 1e6:,.0f} MB/s, {_duration((self._left - self.done) / max(rate, 1e-9))} left, {name}"
+        )
         self._progress(self._total - self._left + self.done, self._total, phrase)
 
     def finish(self) -> None:

@@ -23,18 +23,18 @@ from pathlib import Path
 import torch
 
 import qcore
-from qcore import methods
-from qcore.errors import InputError, UnavailableError
-from qcore.export import safetensors
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.executor import Engine
+from qcore.base.home import check_space
 from qcore.formats.tensor import QuantizedTensor
-from qcore.home import check_space
-from qcore.ledger import Ledger
+from qcore.library import safetensors
+from qcore.library.loading import load_tokenizer
 from qcore.models import Checkpoint
 from qcore.models.checkpoint import INDEX
-from qcore.models.loading import load_tokenizer
+from qcore.quantization import methods
 from qcore.recipes import Engine as Library
 from qcore.recipes import Float, Recipe
-from qcore.spread import Engine
+from qcore.recipes.ledger import Ledger
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard, Unit, is_turned, plan
 from qcore.streaming.pace import Pace
@@ -52,9 +52,13 @@ Progress = Callable[[int, int, str], None]
 def check(recipe: Recipe) -> None:
     """Raise `InputError` for a recipe that a tensor cannot be given by itself."""
     if isinstance(recipe.weights, Library):
-        raise InputError(f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's own recipes.")
+        raise InputError(
+            f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's own recipes."
+        )
     if isinstance(recipe.weights, Float):
-        raise InputError(f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64.")
+        raise InputError(
+            f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64."
+        )
     if recipe.calibrated or recipe.prepare != "none":
         needs = "reads calibration text" if recipe.calibrated else "changes the whole model first"
         raise InputError(
@@ -90,10 +94,19 @@ def quantize(
     tokenizer = load_tokenizer(checkpoint)
     source = Source(checkpoint)
     layout = plan(source.model, recipe, shard_bytes)
-    identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "shard_bytes": shard_bytes, "qcore": qcore.__version__}
+    identity = {
+        "model": checkpoint.digest,
+        "recipe": recipe.to_dict(),
+        "shard_bytes": shard_bytes,
+        "qcore": qcore.__version__,
+    }
     try:
         with Journal(folder, identity) as journal:
-            spread = None if engine is None or engine.is_local else partial(write_shards, engine, checkpoint, recipe, shard_bytes)
+            spread = (
+                None
+                if engine is None or engine.is_local
+                else partial(write_shards, engine, checkpoint, recipe, shard_bytes)
+            )
             digests = _write_shards(source, layout, journal, progress, spread)
             about = (source.described(), tokenizer, recipe, layout.ledger, list(layout.tensors), digests)
             safetensors.write_about(*about, journal.folder, origin=checkpoint.origin)
@@ -111,19 +124,29 @@ def quantize(
     return layout.ledger
 
 
-def _write_shards(source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None) -> dict[str, str]:
+def _write_shards(
+    source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None
+) -> dict[str, str]:
     """{file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread` makes them elsewhere."""
     digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
     left = [shard for shard in layout.shards if shard.file not in digests]
-    check_space(journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model")
-    pace = Pace(progress, sum(_read_bytes(source, shard) for shard in left), sum(_read_bytes(source, shard) for shard in layout.shards))
+    check_space(
+        journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model"
+    )
+    pace = Pace(
+        progress,
+        sum(_read_bytes(source, shard) for shard in left),
+        sum(_read_bytes(source, shard) for shard in layout.shards),
+    )
     if spread is not None:
         sizes = {shard.file: _read_bytes(source, shard) for shard in left}
         digests |= spread(layout, left, journal, pace, sizes) if left else {}
         pace.finish()
         return _in_order(digests, layout)
     with ThreadPoolExecutor(1, "close") as pool:
-        closing: tuple[Shard, Future] | None = None  # a shard whose bytes are on their way to the disk while the next one is made
+        closing: tuple[Shard, Future] | None = (
+            None  # a shard whose bytes are on their way to the disk while the next one is made
+        )
         for shard in [*left, None]:
             writer = None if shard is None else fill_shard(source, shard, journal.folder, pace)
             if closing is not None:
@@ -164,20 +187,26 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
         flat = source.read(unit.parameter).reshape(-1)
         for start in range(0, flat.numel(), _CHUNK):
             part = flat[start : start + _CHUNK]
-            if part.is_floating_point() and not all(end.isfinite() for end in part.aminmax()):  # NaN makes both ends NaN
+            if part.is_floating_point() and not all(
+                end.isfinite() for end in part.aminmax()
+            ):  # NaN makes both ends NaN
                 source.check_finite(unit.parameter)
             yield piece.name, part.to(piece.dtype, copy=True)
         return
     for piece, tensor in zip(unit.pieces, stored_parts(choose(source, unit)), strict=True):
         if tensor.shape != piece.shape or tensor.dtype != piece.dtype:
-            raise RuntimeError(f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} {piece.dtype}")
+            raise RuntimeError(
+                f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} {piece.dtype}"
+            )
         yield piece.name, tensor.contiguous()
 
 
 def choose(source: Source, unit: Unit) -> QuantizedTensor:
     """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or infinite."""
     target = unit.target
-    weight = source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)
+    weight = (
+        source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)
+    )
     if is_turned(source.model, target):
         weight = weight.transpose(-1, -2)
     if target.method != "rtn":
@@ -185,7 +214,9 @@ def choose(source: Source, unit: Unit) -> QuantizedTensor:
     try:
         return methods.quantize(weight, target.format, target.method)
     except InputError as error:
-        source.check_finite(unit.parameter, unit.expert)  # rounding notices NaN by itself, but not where it is
+        source.check_finite(
+            unit.parameter, unit.expert
+        )  # rounding notices NaN by itself, but not where it is
         raise InputError(f"{target.name}: {error}") from error
 
 
@@ -195,7 +226,9 @@ def stored_parts(weight: QuantizedTensor) -> list[torch.Tensor]:
 
 
 def _unit_bytes(source: Source, unit: Unit) -> int:
-    return sum(source.checkpoint.tensors[name].nbytes for name in source.stored_names(unit.parameter, unit.expert))
+    return sum(
+        source.checkpoint.tensors[name].nbytes for name in source.stored_names(unit.parameter, unit.expert)
+    )
 
 
 def _read_bytes(source: Source, shard: Shard) -> int:

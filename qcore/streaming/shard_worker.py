@@ -10,10 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
-from qcore.errors import InputError, QcoreError
-from qcore.jsonfile import read_json, write_json
-from qcore.quiet import hush
-from qcore.spread.cluster import end_with_parent
+from qcore.base.cluster import end_with_parent
+from qcore.base.errors import InputError, QcoreError
+from qcore.base.files import read_json, write_json
+from qcore.base.quiet import hush
 
 
 def make(request: dict, number: int, folder: Path) -> dict:
@@ -27,7 +27,9 @@ def make(request: dict, number: int, folder: Path) -> dict:
     source = Path(request["folder"])
     checkpoint = read_folder(source, source.name, "folder", "")
     if checkpoint.digest != request["digest"]:
-        raise InputError(f"A machine of the cluster sees other weights in {source}. All of them have to share that folder.")
+        raise InputError(
+            f"A machine of the cluster sees other weights in {source}. All of them have to share that folder."
+        )
     described = Source(checkpoint)
     shard = plan(described.model, Recipe.from_dict(request["recipe"]), request["shard_bytes"]).shards[number]
     return {"sha256": fill_shard(described, shard, folder).close()}

@@ -13,9 +13,9 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
+from qcore.library.loading import require_finite, set_generation_config
 from qcore.models import Checkpoint, skeleton
-from qcore.models.loading import require_finite, set_generation_config
 from qcore.models.mapping import read_tensor
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Source:
         self.checkpoint = checkpoint
         self.model = skeleton(checkpoint)
         self._made: dict[str, _Recipe] = {}
-        self._targets: dict[str, str] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
+        self._targets: dict[
+            str, str
+        ] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
         self._last: tuple[str, dict[str, torch.Tensor]] | None = None
         self._read_rules()
         self._add_ties()
@@ -54,7 +56,10 @@ class Source:
             return self._stored(recipe.names[0])
         if self._last is None or self._last[0] != first:
             self._last = None  # let go of the old one before the new one is made
-            self._last = first, self._convert(first, {pattern: list(names) for pattern, names in recipe.stored.items()})
+            self._last = (
+                first,
+                self._convert(first, {pattern: list(names) for pattern, names in recipe.stored.items()}),
+            )
         return self._last[1][name]
 
     def expert(self, name: str, number: int) -> torch.Tensor:
@@ -62,13 +67,19 @@ class Source:
         first = self._targets[name]
         recipe = self._made[first]
         if recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
-            return self._convert(first, {pattern: [names[number]] for pattern, names in recipe.stored.items()})[name][0]
+            return self._convert(
+                first, {pattern: [names[number]] for pattern, names in recipe.stored.items()}
+            )[name][0]
         return self.read(name)[number]
 
     def stored_names(self, name: str, expert: int | None = None) -> list[str]:
         """The stored tensors that the parameter (or its matrix number `expert`) is made of."""
         recipe = self._made[self._targets[name]]
-        if expert is not None and recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
+        if (
+            expert is not None
+            and recipe.converter is not None
+            and _apart(recipe, self.model.get_parameter(name).shape[0])
+        ):
             return [names[expert] for names in recipe.stored.values()]
         return recipe.names
 
@@ -114,7 +125,12 @@ class Source:
     def _read_rules(self) -> None:
         """Sort the stored names into the parameters they belong to, as `transformers.core_model_loading` does when it loads."""
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
 
         rules = get_model_conversion_mapping(self.model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -124,7 +140,9 @@ class Source:
         for stored in sorted(self.checkpoint.tensors, key=dot_natural_key):
             name, pattern = rename_source_key(stored, renamings, converters, prefix, wanted)
             if name not in wanted and stored in wanted:
-                name, pattern = rename_source_key(stored, [], [], base_model_prefix=prefix, meta_state_dict=wanted)
+                name, pattern = rename_source_key(
+                    stored, [], [], base_model_prefix=prefix, meta_state_dict=wanted
+                )
             if name not in wanted:
                 continue  # left out on purpose by the model's class, or `skeleton` would have refused the checkpoint
             recipe = self._made.setdefault(name, _Recipe(by_pattern.get(pattern)))
@@ -136,7 +154,11 @@ class Source:
     def _targets_of(self, first: str, converter) -> list[str]:
         """All parameters that a rule makes at once; the rule is known by the first of them."""
         pattern = next((pattern for pattern in converter.target_patterns if pattern in first), None)
-        return [first] if pattern is None else [first.replace(pattern, other, 1) for other in converter.target_patterns]
+        return (
+            [first]
+            if pattern is None
+            else [first.replace(pattern, other, 1) for other in converter.target_patterns]
+        )
 
     def _add_ties(self) -> None:
         """A tied parameter has several names and is stored under one of them."""
@@ -148,9 +170,13 @@ class Source:
         for family in names.values():
             known = [name for name in family if name in self._targets]
             if not known:
-                raise InputError(f"{self.checkpoint.name} has no weights for {family[0]}. Nothing is filled in at random.")
+                raise InputError(
+                    f"{self.checkpoint.name} has no weights for {family[0]}. Nothing is filled in at random."
+                )
             for other in known[1:]:
-                if self._targets[other] != self._targets[known[0]] and not torch.equal(self.read(known[0]), self.read(other)):
+                if self._targets[other] != self._targets[known[0]] and not torch.equal(
+                    self.read(known[0]), self.read(other)
+                ):
                     raise InputError(
                         f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but its config.json says that they "
                         "are one. Correct tie_word_embeddings there, or load the model whole."
@@ -168,7 +194,12 @@ def _apart(recipe: _Recipe, experts: int) -> bool:
         return False
     for operation in others:
         kind = type(operation)
-        inside = kind is Concatenate and operation.dim > 0 or kind is Transpose and min(operation.dim0, operation.dim1) > 0
+        inside = (
+            kind is Concatenate
+            and operation.dim > 0
+            or kind is Transpose
+            and min(operation.dim0, operation.dim1) > 0
+        )
         if not inside:
             return False
     return all(len(names) == experts for names in recipe.stored.values())

@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qcore import errors
-from qcore.errors import QcoreError, RunError
-from qcore.jsonfile import read_json, write_json
+from qcore.base import errors
+from qcore.base.cluster import Cluster, Task
+from qcore.base.errors import QcoreError, RunError
+from qcore.base.executor import Engine
+from qcore.base.files import read_json, write_json
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe
-from qcore.spread import Engine
-from qcore.spread.cluster import Cluster, Task
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard
 from qcore.streaming.pace import Pace
@@ -26,16 +26,28 @@ LOOK_SECONDS = 0.3
 
 
 def write_shards(
-    engine: Engine, checkpoint: Checkpoint, recipe: Recipe, shard_bytes: int, layout: Layout, left: list[Shard], journal: Journal,
-    pace: Pace, sizes: dict[str, int],
-) -> dict[str, str]:  # fmt: skip
+    engine: Engine,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    shard_bytes: int,
+    layout: Layout,
+    left: list[Shard],
+    journal: Journal,
+    pace: Pace,
+    sizes: dict[str, int],
+) -> dict[str, str]:
     """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes that each file is made from.
 
     Raises what a shard's task raised, and `RunError` if one cannot be carried out.
     """
     folder = journal.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    request = {"folder": str(checkpoint.folder), "digest": checkpoint.digest, "recipe": recipe.to_dict(), "shard_bytes": shard_bytes}
+    request = {
+        "folder": str(checkpoint.folder),
+        "digest": checkpoint.digest,
+        "recipe": recipe.to_dict(),
+        "shard_bytes": shard_bytes,
+    }
     write_json(folder / REQUEST, request)
     numbers = {shard.file: number for number, shard in enumerate(layout.shards)}
     digests: dict[str, str] = {}
@@ -44,8 +56,16 @@ def write_shards(
         tasks: dict[Task, Shard] = {}
         for shard in left:
             (folder / f"{shard.file}.json").unlink(missing_ok=True)
-            command = ["-m", "qcore.streaming.shard_worker", str(folder / REQUEST), str(numbers[shard.file]), shard.file]
-            tasks[cluster.submit(shard.file, command, folder / LOG, processors, folder / f"{shard.file}.tries")] = shard
+            command = [
+                "-m",
+                "qcore.streaming.shard_worker",
+                str(folder / REQUEST),
+                str(numbers[shard.file]),
+                shard.file,
+            ]
+            tasks[
+                cluster.submit(shard.file, command, folder / LOG, processors, folder / f"{shard.file}.tries")
+            ] = shard
         try:
             while tasks:
                 for task in cluster.ended(list(tasks), LOOK_SECONDS):
@@ -67,7 +87,9 @@ def _result(folder: Path, shard: Shard, code: int) -> str:
     """The SHA-256 that the task reports. Raises the error that it reports."""
     result = read_json(folder / f"{shard.file}.json")
     if result is None:
-        raise RunError(f"The process that made {shard.file} ended with exit code {code}; {folder / LOG} has the details.")
+        raise RunError(
+            f"The process that made {shard.file} ended with exit code {code}; {folder / LOG} has the details."
+        )
     if "error" in result:
         raise getattr(errors, result["error"], QcoreError)(result["message"])
     return result["sha256"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qcore.export.tensor_file import header
+from qcore.library.tensor_file import header
 from qcore.streaming.layout import Piece
 
 WAITING = 2  # chunks that may wait to be written
@@ -108,7 +108,9 @@ class ShardWriter:
                     data = data[self._file.write(data) :]
                 unflushed += chunk.nbytes
                 if unflushed > _FLUSHED and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # starts writing what is dirty, drops what is not
+                    os.posix_fadvise(
+                        self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
+                    )  # starts writing what is dirty, drops what is not
                     unflushed = 0
             except BaseException as error:  # handed to whoever writes or closes
                 self._error = error

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
-from qcore.nn import QuantExperts, QuantLinear
+from qcore.layers.modules import QuantExperts, QuantLinear
 from qcore.training.fake import Full, Light
 
 
@@ -75,19 +75,28 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
     Raises `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
     """
     model.requires_grad_(False)
-    model.base_model.__dict__.pop("forward", None)  # the native whole step knows no gradients; `detach` brings it back
+    model.base_model.__dict__.pop(
+        "forward", None
+    )  # the native whole step knows no gradients; `detach` brings it back
     head, count = model.get_output_embeddings(), 0
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             if module is head:
                 new = FakeHead(module)
             else:
-                new = FakeLinear(_fake(name, module.quantized, form, _before(unquantized, name)), module.bias, module.activations)
+                new = FakeLinear(
+                    _fake(name, module.quantized, form, _before(unquantized, name)),
+                    module.bias,
+                    module.activations,
+                )
                 count += 1
         elif isinstance(module, QuantExperts):
             before = _experts_before(unquantized, name, module.transposed)
             tensors = [expert.quantized for expert in module.experts]
-            fakes = [_fake(name, each, form, None if before is None else before[i]) for i, each in enumerate(tensors)]
+            fakes = [
+                _fake(name, each, form, None if before is None else before[i])
+                for i, each in enumerate(tensors)
+            ]
             new = FakeExperts(fakes, module.transposed)
             count += 1
         else:
@@ -95,7 +104,9 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new)
     if not count:
-        raise InputError("This model has no quantized layers to train. Apply one of qcore's own recipes first, such as int3-g64.")
+        raise InputError(
+            "This model has no quantized layers to train. Apply one of qcore's own recipes first, such as int3-g64."
+        )
     for norm in norms(model):
         for parameter in norm.parameters(recurse=False):
             parameter.requires_grad_(True)
@@ -103,11 +114,13 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
 
 def detach(model: nn.Module) -> None:
     """Put ordinary quantized layers in the place of those that were trained."""
-    from qcore import convert
+    from qcore.quantization import convert
 
     for name, module in list(model.named_modules()):
         if isinstance(module, FakeLinear):
-            new = QuantLinear(module.fake.result(), None if module.bias is None else module.bias.data, module.activations)
+            new = QuantLinear(
+                module.fake.result(), None if module.bias is None else module.bias.data, module.activations
+            )
         elif isinstance(module, FakeExperts):
             new = QuantExperts([fake.result() for fake in module.fakes], module.transposed)
         elif isinstance(module, FakeHead):
@@ -125,7 +138,8 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), nn.Parameter)
+        if "norm" in type(module).__name__.lower()
+        and isinstance(getattr(module, "weight", None), nn.Parameter)
     ]
 
 
@@ -142,7 +156,12 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
         if isinstance(module, Full):
             found.append({"params": [module.latent], "lr": rate * float(module.scale.mean())})
     for norm in norms(model):
-        found.append({"params": list(norm.parameters(recurse=False)), "lr": rate * float(norm.weight.detach().abs().mean())})
+        found.append(
+            {
+                "params": list(norm.parameters(recurse=False)),
+                "lr": rate * float(norm.weight.detach().abs().mean()),
+            }
+        )
     return found
 
 

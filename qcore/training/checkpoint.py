@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from qcore.errors import UnavailableError
-from qcore.home import home
+from qcore.base.errors import UnavailableError
+from qcore.base.home import home
 
 KEPT_DAYS = 14
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,13 +59,19 @@ class Checkpoint:
         """Put a kept state into `parameters` and the optimizer; returns what `write` was told, or None if there is none (a damaged file is
         none: the run begins anew)."""
         found = self._load("state")
-        if found is None or {name for name in found[0] if name.startswith("parameter/")} != {f"parameter/{name}" for name in parameters}:
+        if found is None or {name for name in found[0] if name.startswith("parameter/")} != {
+            f"parameter/{name}" for name in parameters
+        }:
             return None
         tensors, about = found
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(tensors[f"parameter/{name}"])
-                moments = {moment: tensors[f"{moment}/{name}"].to(value.device) for moment in _MOMENTS if f"{moment}/{name}" in tensors}
+                moments = {
+                    moment: tensors[f"{moment}/{name}"].to(value.device)
+                    for moment in _MOMENTS
+                    if f"{moment}/{name}" in tensors
+                }
                 if moments:
                     optimizer.state[value] = moments | {"step": torch.tensor(float(about["step"]))}
         return about
@@ -89,16 +95,22 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".partial")
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata={"qcore": json.dumps(about)})
+            save_file(
+                {key: tensor.contiguous() for key, tensor in tensors.items()},
+                temporary,
+                metadata={"qcore": json.dumps(about)},
+            )
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            raise UnavailableError(f"The state of the training cannot be kept in {self.folder}: {error}. Free some space there.") from error
+            raise UnavailableError(
+                f"The state of the training cannot be kept in {self.folder}: {error}. Free some space there."
+            ) from error
 
     def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict] | None:
         try:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["qcore"])  # noqa: SIM118
+                return {key: file.get_tensor(key) for key in file}, json.loads(file.metadata()["qcore"])  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from qcore import models
-from qcore.calibration.blocks import Blocks
-from qcore.errors import InputError
-from qcore.models import Checkpoint, Loaded
+from qcore import library
+from qcore.base.errors import InputError
+from qcore.library import Loaded
+from qcore.models import Checkpoint
 from qcore.pruning.structured import Cut, cut, layer_influence, with_layers
-from qcore.training import judging, texts
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.training import corpus, judging
 from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Progress, Schedule, train
 from qcore.training.qat import check_common
@@ -59,7 +60,9 @@ class Distill:
         if not 0.1 <= self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature!r}, but it must be from 0.1 to 100.")
         if not 0 <= self.hidden <= 1000:
-            raise InputError(f"hidden is {self.hidden!r}, but it must be from 0 to 1000: how much hidden states count.")
+            raise InputError(
+                f"hidden is {self.hidden!r}, but it must be from 0 to 1000: how much hidden states count."
+            )
         if self.neurons is not None:
             Cut("neurons", self.neurons)
 
@@ -75,13 +78,27 @@ def evenly(total: int, count: int) -> list[int]:
 
 
 def run(
-    checkpoint: Checkpoint, options: Distill, progress: Progress, *, device: str = "cpu", watch: Callable[[History], None] | None = None,
-) -> tuple[Loaded, dict, Kept]:  # fmt: skip
+    checkpoint: Checkpoint,
+    options: Distill,
+    progress: Progress,
+    *,
+    device: str = "cpu",
+    watch: Callable[[History], None] | None = None,
+) -> tuple[Loaded, dict, Kept]:
     """Train a student of the model of `checkpoint`. Returns it with the record of how it was made, and what was kept for a run that is
     killed. Started again with the same arguments after a kill, it goes on. Raises `InputError` and `RunError` as `qat.run` does."""
-    teacher = models.load(checkpoint, device=device, progress=progress)
-    words = texts.load(options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window)
-    kept = Kept({"kind": "distill", "model": checkpoint.digest, "options": asdict(options), "text": words.record["text"]})
+    teacher = library.load(checkpoint, device=device, progress=progress)
+    words = corpus.load(
+        options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
+    )
+    kept = Kept(
+        {
+            "kind": "distill",
+            "model": checkpoint.digest,
+            "options": asdict(options),
+            "text": words.record["text"],
+        }
+    )
     student, layers = begin(teacher.model, options, words.train[:SCORED].to(device), progress)
     body = Blocks(student).modules
     for parameter in body.parameters():
@@ -90,28 +107,43 @@ def run(
 
     def loss(model: nn.Module, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
         if not options.hidden:
-            return soft_loss(wise.logits(numbers, ids), model(input_ids=ids, use_cache=False).logits, options.temperature)
+            return soft_loss(
+                wise.logits(numbers, ids), model(input_ids=ids, use_cache=False).logits, options.temperature
+            )
         made = model(input_ids=ids, use_cache=False, output_hidden_states=True)
         soft = soft_loss(wise.logits(numbers, ids), made.logits, options.temperature)
         return soft + options.hidden * hidden_loss(wise.hidden(ids), list(made.hidden_states), layers)
 
     judge = judging.judge(wise, words.held_out.to(device), "kl")
-    problem = Problem(student, [{"params": list(body.parameters()), "lr": options.used_rate}], windows, loss, judge)
+    problem = Problem(
+        student, [{"params": list(body.parameters()), "lr": options.used_rate}], windows, loss, judge
+    )
     history = train(problem, options.schedule, kept, progress, device=device, watch=watch)
     student.requires_grad_(False).eval()
     about = {
-        "kind": "distill", "from": checkpoint.origin, "options": asdict(options),
-        "rate": options.used_rate, "kept_layers": layers, "calibration": words.record, "history": history.record(),
-        "trained_seconds": history.seconds, "trained_tokens": history.tokens, "device": device,
-    }  # fmt: skip
+        "kind": "distill",
+        "from": checkpoint.origin,
+        "options": asdict(options),
+        "rate": options.used_rate,
+        "kept_layers": layers,
+        "calibration": words.record,
+        "history": history.record(),
+        "trained_seconds": history.seconds,
+        "trained_tokens": history.tokens,
+        "device": device,
+    }
     return Loaded(student, teacher.tokenizer, checkpoint), about, kept
 
 
-def begin(model: nn.Module, options: Distill, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, list[int]]:
+def begin(
+    model: nn.Module, options: Distill, ids: torch.Tensor, progress: Progress
+) -> tuple[nn.Module, list[int]]:
     """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not so many."""
     total = len(Blocks(model))
     if options.layers > total or (options.layers == total and options.neurons is None):
-        raise InputError(f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer --layers.")
+        raise InputError(
+            f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer --layers."
+        )
     layers = evenly(total, options.layers)
     if options.keep == "influence" and options.layers < total:
         influence = layer_influence(model, ids, progress)
@@ -131,6 +163,10 @@ def hidden_loss(teacher: list[torch.Tensor], student: list[torch.Tensor], layers
     losses = []
     for place, layer in enumerate(layers):
         wanted, made = teacher[layer + 1].float(), student[place + 1].float()
-        if (layer + 2 == len(teacher)) == (place + 2 == len(student)):  # both behind the final norm, or neither
-            losses.append(((made - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean())
+        if (layer + 2 == len(teacher)) == (
+            place + 2 == len(student)
+        ):  # both behind the final norm, or neither
+            losses.append(
+                ((made - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean()
+            )
     return torch.stack(losses).mean() if losses else student[0].new_zeros(())

@@ -26,7 +26,7 @@ from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor, round_scale, spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels.precision import mixes
-from qcore.methods.rtn import nearest
+from qcore.quantization.methods.rtn import nearest
 
 LEAN = 0.4  # how far from its code towards the unquantized weight a weight begins, in steps of the grid
 _TINY = torch.finfo(torch.float32).tiny
@@ -65,7 +65,9 @@ class Full(nn.Module):
         self.tensor = tensor
         scale = tensor.scales()
         self.register_buffer(
-            "scale", torch.ones(tensor.shape[0], 1, device=tensor.codes.device) if scale is None else scale, persistent=False
+            "scale",
+            torch.ones(tensor.shape[0], 1, device=tensor.codes.device) if scale is None else scale,
+            persistent=False,
         )
         zero = tensor.zero_points() if isinstance(tensor.format, Uniform) else None
         self.register_buffer("zero", zero if isinstance(zero, torch.Tensor) else None, persistent=False)
@@ -86,7 +88,9 @@ class Full(nn.Module):
             stored = replace(_to(self.tensor, codes.device), codes=pack(codes, self.tensor.format.bits))
             return stored if self.gain is None else stored.with_scales(self.scale * self.gain)
 
-    def round(self, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def round(
+        self, weight: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes, units and position w / scale (N, K) of `weight` under the scales (N, G)."""
         format, columns = self.tensor.format, weight.shape[1]
         position = weight / spread(scale, columns, format.group_size).clamp_min(_TINY)
@@ -98,7 +102,9 @@ class Full(nn.Module):
             codes = nearest(position, self.table)
             return codes, self.table[codes.int()], position
         ordered, order = self.table.sort(dim=1)
-        places = torch.searchsorted(((ordered[:, 1:] + ordered[:, :-1]) / 2).contiguous(), position.contiguous())
+        places = torch.searchsorted(
+            ((ordered[:, 1:] + ordered[:, :-1]) / 2).contiguous(), position.contiguous()
+        )
         codes = order.gather(1, places)
         return codes, self.table.gather(1, codes), position
 
@@ -124,7 +130,9 @@ class Full(nn.Module):
         reach = LEAN * spread(self.scale, values.shape[1], self.tensor.format.group_size)
         if self.table is not None:
             gaps = self.table.sort(dim=-1).values.diff(dim=-1)
-            reach = reach * gaps.masked_fill(gaps == 0, torch.inf).amin(-1, keepdim=self.table.ndim == 2)  # fp4 has two zeros
+            reach = reach * gaps.masked_fill(gaps == 0, torch.inf).amin(
+                -1, keepdim=self.table.ndim == 2
+            )  # fp4 has two zeros
         return values + (unquantized.to(values) - values).clamp(-reach, reach)
 
 
@@ -180,7 +188,9 @@ def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tens
     if size is None:
         return values.sum(1, keepdim=True)
     missing = groups * size - values.shape[1]
-    return (nn.functional.pad(values, (0, missing)) if missing else values).unflatten(1, (groups, size)).sum(2)
+    return (
+        (nn.functional.pad(values, (0, missing)) if missing else values).unflatten(1, (groups, size)).sum(2)
+    )
 
 
 def _units(tensor: QuantizedTensor) -> torch.Tensor:
@@ -189,7 +199,11 @@ def _units(tensor: QuantizedTensor) -> torch.Tensor:
     codes = tensor.unpacked_codes()
     if isinstance(tensor.format, Uniform):
         zero = tensor.zero_points()
-        zero = spread(zero, tensor.shape[1], tensor.format.group_size) if isinstance(zero, torch.Tensor) else zero
+        zero = (
+            spread(zero, tensor.shape[1], tensor.format.group_size)
+            if isinstance(zero, torch.Tensor)
+            else zero
+        )
         if mixes(tensor.codes.device):
             return (codes.float() - zero).to(torch.bfloat16)
         narrow = torch.int8 if tensor.format.bits < 8 or tensor.format.symmetric else torch.int16

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import nn
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.kernels.precision import mixed
 from qcore.training.checkpoint import Checkpoint
 
@@ -45,7 +45,13 @@ class Schedule:
     patience: int = 3
     seed: int = 0
 
-    LIMITS = {"steps": (1, 10_000_000), "batch": (1, 4096), "validations": (1, 1000), "patience": (1, 1000), "seed": (0, 2**31 - 1)}
+    LIMITS = {
+        "steps": (1, 10_000_000),
+        "batch": (1, 4096),
+        "validations": (1, 1000),
+        "patience": (1, 1000),
+        "seed": (0, 2**31 - 1),
+    }
 
     def __post_init__(self):
         for name, (low, high) in self.LIMITS.items():
@@ -101,9 +107,14 @@ class Problem:
 
 
 def train(
-    problem: Problem, schedule: Schedule, kept: Checkpoint, progress: Progress, *, device: str = "cpu",
+    problem: Problem,
+    schedule: Schedule,
+    kept: Checkpoint,
+    progress: Progress,
+    *,
+    device: str = "cpu",
     watch: Callable[[History], None] | None = None,
-) -> History:  # fmt: skip
+) -> History:
     """Train the student in place, and leave it with the parameters that did best on the validation text.
 
     `watch` sees the history after each step. Raises `RunError` if the loss is no longer a number.
@@ -151,7 +162,9 @@ def train(
             history.tokens += schedule.batch * problem.windows.shape[1]
             history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
             if not math.isfinite(loss):
-                raise RunError(f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate.")
+                raise RunError(
+                    f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate."
+                )
             progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
             due = int(schedule.share(history.step, clock()) * schedule.validations)
             if due >= len(history.validations) and not validate():
@@ -174,7 +187,9 @@ def train(
     return replace(history)
 
 
-def _step(problem: Problem, schedule: Schedule, accelerator, student: nn.Module, optimizer, step: int) -> float:
+def _step(
+    problem: Problem, schedule: Schedule, accelerator, student: nn.Module, optimizer, step: int
+) -> float:
     """One step on the next `batch` windows, shared out among processes; returns its loss."""
     picked = order(len(problem.windows), schedule, step)
     own = picked[accelerator.process_index :: accelerator.num_processes] or picked[:1]
@@ -200,4 +215,8 @@ def _expected(schedule: Schedule, history: History) -> int:
     """How many steps the run will have, as far as can be told; 0: not known yet."""
     if schedule.minutes is None:
         return schedule.steps
-    return round(history.step * 60 * schedule.minutes / history.seconds) if history.step and history.seconds else 0
+    return (
+        round(history.step * 60 * schedule.minutes / history.seconds)
+        if history.step and history.seconds
+        else 0
+    )

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
-from qcore import convert, models
-from qcore.calibration import unfinished
-from qcore.calibration.text import TOKENS
-from qcore.errors import InputError
-from qcore.export import safetensors
+from qcore import library
+from qcore.base.errors import InputError
 from qcore.formats.budget import Budget
-from qcore.models import Checkpoint, Loaded
+from qcore.library import Loaded, safetensors
+from qcore.models import Checkpoint
+from qcore.quantization import convert
+from qcore.quantization.calibration import unfinished
+from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Engine, Recipe
-from qcore.training import judging, texts
+from qcore.training import corpus, judging
 from qcore.training.attach import Form, attach, detach, groups
 from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Progress, Schedule, train
@@ -45,7 +46,9 @@ class Qat:
 
     def __post_init__(self):
         if self.loss not in ("kl", "next"):
-            raise InputError(f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) or next (the text does).")
+            raise InputError(
+                f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) or next (the text does)."
+            )
         check_common(self.tokens, self.window, self.rate)
 
     def rate_for(self, recipe: Recipe) -> float:
@@ -71,22 +74,36 @@ def check_recipe(recipe: Recipe) -> None:
             f"{recipe.name} is another library's format, which qcore cannot train. Choose one of qcore's own, such as int3-g64."
         )
     if not recipe.quantizes:
-        raise InputError(f"{recipe.name} keeps floating point, so there is nothing to train. Choose a recipe such as int3-g64.")
+        raise InputError(
+            f"{recipe.name} keeps floating point, so there is nothing to train. Choose a recipe such as int3-g64."
+        )
 
 
 def run(
-    checkpoint: Checkpoint, recipe: Recipe, options: Qat, progress: Progress, *, device: str = "cpu",
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    options: Qat,
+    progress: Progress,
+    *,
+    device: str = "cpu",
     watch: Callable[[History], None] | None = None,
-) -> tuple[Loaded, History, Kept]:  # fmt: skip
+) -> tuple[Loaded, History, Kept]:
     """Quantize the model of `checkpoint` by `recipe` and train it. Returns it, ready to be saved, with the history, and what was kept for a
     run that is killed: remove that once the model is saved. Started again with the same arguments after a kill, it goes on.
 
     Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
     """
     check_recipe(recipe)
-    teacher = models.load(checkpoint, device=device, progress=progress)
-    words = texts.load(options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window)
-    identity = {"model": checkpoint.digest, "recipe": recipe.to_dict(), "options": asdict(options), "text": words.record["text"]}
+    teacher = library.load(checkpoint, device=device, progress=progress)
+    words = corpus.load(
+        options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
+    )
+    identity = {
+        "model": checkpoint.digest,
+        "recipe": recipe.to_dict(),
+        "options": asdict(options),
+        "text": words.record["text"],
+    }
     kept = Kept({"kind": "qat", **identity})
     student, ledger = _begin(checkpoint, recipe, words, kept, progress, device)
     leans = recipe.prepare == "none" and recipe.method != "awq" and not isinstance(recipe.weights, Budget)
@@ -96,7 +113,9 @@ def run(
 
     def loss(model, numbers, ids):
         logits = model(input_ids=ids, use_cache=False).logits
-        return soft_loss(wise.logits(numbers, ids), logits) if options.loss == "kl" else next_loss(ids, logits)
+        return (
+            soft_loss(wise.logits(numbers, ids), logits) if options.loss == "kl" else next_loss(ids, logits)
+        )
 
     rate, judge = options.rate_for(recipe), judging.judge(wise, words.held_out.to(device), options.loss)
     problem = Problem(student, groups(student, rate), windows, loss, judge)
@@ -107,15 +126,24 @@ def run(
     return Loaded(student, teacher.tokenizer, checkpoint, recipe, ledger), history, kept
 
 
-def _begin(checkpoint: Checkpoint, recipe: Recipe, words: texts.Texts, kept: Kept, progress: Progress, device: str):
+def _begin(
+    checkpoint: Checkpoint, recipe: Recipe, words: corpus.Texts, kept: Kept, progress: Progress, device: str
+):
     """The model as the recipe's own method quantizes it, with a part of the training text if it reads any, and its ledger. Where that takes
     long it is kept for a run that goes on."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
         return model.to(device), ledger
-    loaded = models.load(checkpoint, device=device, progress=progress)
+    loaded = library.load(checkpoint, device=device, progress=progress)
     text = words.source.part(TOKENS) if recipe.calibrated else None
-    ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text, work=unfinished(), identity=checkpoint.digest)
+    ledger = convert.quantize(
+        loaded.model,
+        recipe,
+        progress=progress,
+        calibration=text,
+        work=unfinished(),
+        identity=checkpoint.digest,
+    )
     if recipe.calibrated:
         safetensors.save(loaded.model, None, recipe, ledger, kept.begin)
     return loaded.model, ledger

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qcore.methods.together import divergence
+from qcore.quantization.methods.together import divergence
 
 KEPT_BYTES = 512 << 20  # of hidden states, at most
 
@@ -33,12 +33,16 @@ class Teacher:
         if self._plain is not False and all(number in self._kept for number in numbers):
             return self._head(torch.stack([self._kept[number] for number in numbers]))
         seen: list[torch.Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+        hook = self._head.register_forward_pre_hook(
+            lambda module, arguments: seen.append(arguments[0].detach())
+        )
         try:
             logits = self.model(input_ids=ids, use_cache=False).logits
         finally:
             hook.remove()
-        if self._plain is None:  # some models scale or cap what their head puts out; then nothing is kept, and the model is run each time
+        if (
+            self._plain is None
+        ):  # some models scale or cap what their head puts out; then nothing is kept, and the model is run each time
             self._plain = len(seen) == 1 and torch.equal(self._head(seen[0]), logits)
         if self._plain:
             for number, state in zip(numbers, seen[0], strict=True):

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from qcore import recipes
-from qcore.errors import InputError
-from qcore.jsonfile import write_json
+from qcore.base.errors import InputError
+from qcore.base.files import write_json
 
 # recipe: stored MB, bits/weight, perplexity, KL, agreement, decode tok/s, prefill tok/s
 FIGURES = {
@@ -27,30 +27,84 @@ FIGURES = {
 STRANGE = "<b>&amp; *bold* $x$ [link](http://example.com) ![](x.png) :smile: \u202eright\u0000"
 
 
-def row(name: str, *, status: str = "ok", error: str | None = None, model: str = "smollm2-135m", run_id: str = "", **changes) -> dict:
+def row(
+    name: str,
+    *,
+    status: str = "ok",
+    error: str | None = None,
+    model: str = "smollm2-135m",
+    run_id: str = "",
+    **changes,
+) -> dict:
     """A row as a run leaves it; a failed one has no figures."""
     recipe = _recipe(name)
-    record = {"model": model, "recipe": recipe, "run_id": run_id, "spec": spec(model, [name]), "started_at": time.time() - 60}
+    record = {
+        "model": model,
+        "recipe": recipe,
+        "run_id": run_id,
+        "spec": spec(model, [name]),
+        "started_at": time.time() - 60,
+    }
     empty = dict.fromkeys(
-        ("stored_bytes", "bits_per_weight", "coverage", "perplexity", "kl_mean", "top1_agreement", "prefill_tok_s", "decode_tok_s",
-         "ttft_s", "peak_load_bytes", "peak_run_bytes", "quantize_s"))  # fmt: skip
+        (
+            "stored_bytes",
+            "bits_per_weight",
+            "coverage",
+            "perplexity",
+            "kl_mean",
+            "top1_agreement",
+            "prefill_tok_s",
+            "decode_tok_s",
+            "ttft_s",
+            "peak_load_bytes",
+            "peak_run_bytes",
+            "quantize_s",
+        )
+    )
     base = {"recipe": name, "status": status, "error": error, **empty, "record": record}
     if status != "ok":
         return base | changes
     megabytes, bits, perplexity, kl, agreement, decode, prefill = FIGURES[name]
     figures = {
-        "stored_bytes": int(megabytes * 1e6), "bits_per_weight": bits, "coverage": 0.79 * (name != "fp32"), "perplexity": perplexity,
-        "kl_mean": kl, "top1_agreement": agreement, "prefill_tok_s": float(prefill), "decode_tok_s": decode, "ttft_s": 128 / prefill,
-        "peak_load_bytes": 1_400_000_000, "peak_run_bytes": int((megabytes + 720) * 1e6), "quantize_s": 3.2,
-    }  # fmt: skip
+        "stored_bytes": int(megabytes * 1e6),
+        "bits_per_weight": bits,
+        "coverage": 0.79 * (name != "fp32"),
+        "perplexity": perplexity,
+        "kl_mean": kl,
+        "top1_agreement": agreement,
+        "prefill_tok_s": float(prefill),
+        "decode_tok_s": decode,
+        "ttft_s": 128 / prefill,
+        "peak_load_bytes": 1_400_000_000,
+        "peak_run_bytes": int((megabytes + 720) * 1e6),
+        "quantize_s": 3.2,
+    }
     record |= {
-        "model_description": "A test's model.", "revision": None, "digest": "0" * 64, "text": {"name": "a text", "sha256": "1" * 64},
-        "window": 512, "stride": 512, "seed": 0, "threads": 2, "compute_dtype": "float32", "device": "cpu", "notes": [],
-        "command": f"python -m qcore compare {model} --recipes {name}", "evaluation": evaluation(name),
-        "environment": {"cpu": "A test's processor", "cores": 2, "flags": ["avx2"], "read_bandwidth": 25e9, "memory_total": 24e9,
-                        "memory_available": 20e9, "libraries": {"torch": "2.13.0"}},
-        "generations": generations(name), "ledger": ledger(name),
-    }  # fmt: skip
+        "model_description": "A test's model.",
+        "revision": None,
+        "digest": "0" * 64,
+        "text": {"name": "a text", "sha256": "1" * 64},
+        "window": 512,
+        "stride": 512,
+        "seed": 0,
+        "threads": 2,
+        "compute_dtype": "float32",
+        "device": "cpu",
+        "notes": [],
+        "command": f"python -m qcore compare {model} --recipes {name}",
+        "evaluation": evaluation(name),
+        "environment": {
+            "cpu": "A test's processor",
+            "cores": 2,
+            "flags": ["avx2"],
+            "read_bandwidth": 25e9,
+            "memory_total": 24e9,
+            "memory_available": 20e9,
+            "libraries": {"torch": "2.13.0"},
+        },
+        "generations": generations(name),
+        "ledger": ledger(name),
+    }
     return base | figures | changes
 
 
@@ -59,14 +113,26 @@ def evaluation(name: str) -> dict:
     tokens, kl, perplexity = [512] * 7 + [511], FIGURES[name][3], FIGURES[name][2]
     base = [count * math.log(FIGURES["fp32"][2]) + 20.0 * (-1) ** i for i, count in enumerate(tokens)]
     more = math.log(perplexity / FIGURES["fp32"][2])
-    nll = [each + count * more + (name != "fp32") * 4.0 * (-1) ** i for i, (each, count) in enumerate(zip(base, tokens, strict=True))]
+    nll = [
+        each + count * more + (name != "fp32") * 4.0 * (-1) ** i
+        for i, (each, count) in enumerate(zip(base, tokens, strict=True))
+    ]
     divergence = {
-        "kl_mean": kl, "window_kl": [kl * count for count in tokens], "window_base_nll": base, "harmful_flips": 80, "beneficial_flips": 63,
-    }  # fmt: skip
+        "kl_mean": kl,
+        "window_kl": [kl * count for count in tokens],
+        "window_base_nll": base,
+        "harmful_flips": 80,
+        "beneficial_flips": 63,
+    }
     return {
-        "tokens_scored": 4095, "window": 512, "stride": 512, "window_tokens": tokens, "window_nll": nll, "perplexity": perplexity,
+        "tokens_scored": 4095,
+        "window": 512,
+        "stride": 512,
+        "window_tokens": tokens,
+        "window_nll": nll,
+        "perplexity": perplexity,
         "divergence": None if name == "fp32" else divergence,
-    }  # fmt: skip
+    }
 
 
 def choices(name: str) -> dict:
@@ -74,26 +140,50 @@ def choices(name: str) -> dict:
     right = round(16 + 37 * FIGURES[name][4])
 
     def share(hits: int) -> dict:
-        return {"right": hits, "estimate": hits / 64, "low": max(0.0, hits / 64 - 0.1), "high": min(1.0, hits / 64 + 0.1)}
+        return {
+            "right": hits,
+            "estimate": hits / 64,
+            "low": max(0.0, hits / 64 - 0.1),
+            "high": min(1.0, hits / 64 + 0.1),
+        }
 
     change = {} if name == "fp32" else {"lost_and_gained": {"lost": 54 - right, "gained": 1, "p": 0.5}}
     return {
-        "name": "general knowledge, packaged", "sha256": "2" * 64, "questions": 64, "chance": 0.25, "accuracy": share(right),
-        "accuracy_by_length": share(right - 1), **change,
-    }  # fmt: skip
+        "name": "general knowledge, packaged",
+        "sha256": "2" * 64,
+        "questions": 64,
+        "chance": 0.25,
+        "accuracy": share(right),
+        "accuracy_by_length": share(right - 1),
+        **change,
+    }
 
 
 def generations(name: str) -> list[dict]:
     """Three answers; quantized models leave the baseline's after a few tokens."""
     answers = []
     for i, (kind, prompt, text) in enumerate(
-        (("facts", "The capital of France is", " Paris, the largest city of the country."),
-         ("code", "def add(a, b):", "\n    return a + b\n"), ("language", STRANGE, STRANGE))
-    ):  # fmt: skip
-        changed = text if name in ("fp32", "int8") or i == 1 else text.replace("largest", "second") + " And so on."
+        (
+            ("facts", "The capital of France is", " Paris, the largest city of the country."),
+            ("code", "def add(a, b):", "\n    return a + b\n"),
+            ("language", STRANGE, STRANGE),
+        )
+    ):
+        changed = (
+            text if name in ("fp32", "int8") or i == 1 else text.replace("largest", "second") + " And so on."
+        )
         tokens = list(range(10))
         at = None if changed == text else 4 + i
-        answers.append({"id": f"{kind}-{i}", "kind": kind, "prompt": prompt, "text": changed, "tokens": tokens, "first_divergence": at})
+        answers.append(
+            {
+                "id": f"{kind}-{i}",
+                "kind": kind,
+                "prompt": prompt,
+                "text": changed,
+                "tokens": tokens,
+                "first_divergence": at,
+            }
+        )
     return answers
 
 
@@ -101,11 +191,29 @@ def ledger(name: str) -> dict:
     """Two tensors: one quantized, one kept."""
     quantized = name != "fp32"
     rows = [
-        {"name": "model.layers.0.mlp.up_proj.weight", "shape": [128, 64], "dtype": "float32", "format": name if quantized else None,
-         "bytes_before": 32768, "bytes_after": 8192 if quantized else 32768, "weights": 8192, "reason": None, "intended": True},
-        {"name": "model.norm.weight", "shape": [64], "dtype": "float32", "format": None, "bytes_before": 256, "bytes_after": 256,
-         "weights": 64, "reason": "a vector, which the recipe keeps", "intended": True},
-    ]  # fmt: skip
+        {
+            "name": "model.layers.0.mlp.up_proj.weight",
+            "shape": [128, 64],
+            "dtype": "float32",
+            "format": name if quantized else None,
+            "bytes_before": 32768,
+            "bytes_after": 8192 if quantized else 32768,
+            "weights": 8192,
+            "reason": None,
+            "intended": True,
+        },
+        {
+            "name": "model.norm.weight",
+            "shape": [64],
+            "dtype": "float32",
+            "format": None,
+            "bytes_before": 256,
+            "bytes_after": 256,
+            "weights": 64,
+            "reason": "a vector, which the recipe keeps",
+            "intended": True,
+        },
+    ]
     return {"recipe": name, "rows": rows}
 
 
@@ -117,25 +225,51 @@ def labelled(names=FIGURES) -> list[dict]:
 def spec(model: str, names) -> dict:
     """`RunSpec.to_dict()` of a run."""
     return {
-        "model": model, "recipes": [_recipe(name) for name in names], "revision": None, "text": None, "tokens": 4096, "window": 512,
-        "stride": None, "prompt_tokens": 128, "new_tokens": 32, "repeats": 3, "generate": True, "prompts": None, "generate_tokens": 32,
-        "seed": 0, "threads": None, "device": "cpu",
-    }  # fmt: skip
+        "model": model,
+        "recipes": [_recipe(name) for name in names],
+        "revision": None,
+        "text": None,
+        "tokens": 4096,
+        "window": 512,
+        "stride": None,
+        "prompt_tokens": 128,
+        "new_tokens": 32,
+        "repeats": 3,
+        "generate": True,
+        "prompts": None,
+        "generate_tokens": 32,
+        "seed": 0,
+        "threads": None,
+        "device": "cpu",
+    }
 
 
 def write_run(
-    home: Path, rows: list[dict], *, state: str = "done", model: str = "smollm2-135m", second: int = 0, pending=(), **status
+    home: Path,
+    rows: list[dict],
+    *,
+    state: str = "done",
+    model: str = "smollm2-135m",
+    second: int = 0,
+    pending=(),
+    **status,
 ) -> str:
     """Leave a run in the cache folder `home` as a worker would, and return its id; `pending` recipes have no row yet."""
     run_id = f"20250102-0304{second:02d}-abcdef"
     folder = home / "runs" / run_id
     names = [each["recipe"] for each in rows] + list(pending)
     about = {
-        "run_id": run_id, "state": state, "phase": state.capitalize(), "created_at": 1735787045.0 + second, "started_at": 1735787046.0,
-        "finished_at": 1735787246.0 + second, "digest": "x", "error": None,
+        "run_id": run_id,
+        "state": state,
+        "phase": state.capitalize(),
+        "created_at": 1735787045.0 + second,
+        "started_at": 1735787046.0,
+        "finished_at": 1735787246.0 + second,
+        "digest": "x",
+        "error": None,
         "recipes": [{"recipe": each["recipe"], "state": each["status"], "phase": ""} for each in rows]
         + [{"recipe": name, "state": "waiting", "phase": ""} for name in pending],
-    }  # fmt: skip
+    }
     write_json(folder / "spec.json", spec(model, names))
     for position, each in enumerate(rows):
         each = {**each, "record": {**each["record"], "run_id": run_id, "model": model}}

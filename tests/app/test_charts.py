@@ -56,7 +56,10 @@ def test_a_bar_off_by_orders_of_magnitude_is_cut_and_says_so():
 
 
 def test_failed_rows_have_no_bar_and_are_named():
-    rows = [*samples.labelled(("fp32",)), {**samples.row("int8", status="failed", error="No."), "label": "int8"}]
+    rows = [
+        *samples.labelled(("fp32",)),
+        {**samples.row("int8", status="failed", error="No."), "label": "int8"},
+    ]
     figure = charts.memory(rows)
     assert [list(trace.x)[1] for trace in bar_traces(figure)] == [None, None]
     red = [note for note in figure.layout.annotations if note.text == "failed"]
@@ -101,7 +104,9 @@ def test_estimate_marks_what_does_not_fit():
         {"recipe": "int8", "label": "int8", "stored_bytes": 2e9, "peak_bytes": 6e9, "fits": True},
     ]
     figure = charts.estimate(rows, 8e9)
-    assert figure.data[1].marker.color[0].startswith(families.FAILED) and figure.data[1].marker.color[1].startswith(families.color("int8"))
+    assert figure.data[1].marker.color[0].startswith(families.FAILED) and figure.data[1].marker.color[
+        1
+    ].startswith(families.color("int8"))
     assert any("8.00 GB available" in note.text for note in figure.layout.annotations)
 
 
@@ -111,11 +116,16 @@ def test_a_long_name_leaves_room_for_its_bar():
         for name in ("fp32", "saved:a-model-with-neurons-25")
     ]
     axis = charts.estimate(rows, 8e9).layout.yaxis
-    assert axis.ticktext == ("fp32", "saved:…th-neurons-25") and axis.tickvals == ("fp32", "saved:a-model-with-neurons-25")
+    assert axis.ticktext == ("fp32", "saved:…th-neurons-25") and axis.tickvals == (
+        "fp32",
+        "saved:a-model-with-neurons-25",
+    )
 
 
 @pytest.mark.parametrize(
-    "smaller_x, expected", [(True, [1, 0, 3]), (False, [3])], ids=["size: small and good", "speed: one point is best at both"]
+    "smaller_x, expected",
+    [(True, [1, 0, 3]), (False, [3])],
+    ids=["size: small and good", "speed: one point is best at both"],
 )
 def test_frontier(smaller_x, expected):
     points = [(2.0, 5.0), (1.0, 9.0), (3.0, 6.0), (4.0, 1.0)]
@@ -138,13 +148,17 @@ def test_pareto_draws_every_row_once(cost, quality):
     figure = pareto.pareto(rows, cost, quality)
     points = [hover for trace in figure.data if trace.mode == "markers+text" for hover in trace.customdata]
     assert sorted(hover.split("</b>")[0][3:] for hover in points) == sorted(samples.FIGURES)
-    assert all(math.isfinite(value) and (value > 0 or not quality.log) for trace in figure.data for value in trace.y)
+    assert all(
+        math.isfinite(value) and (value > 0 or not quality.log) for trace in figure.data for value in trace.y
+    )
 
 
 def test_pareto_leaves_out_rows_without_numbers():
     rows = [*samples.labelled(("fp32", "int8")), {**samples.row("nf4-g64", kl_mean=None), "label": "nf4-g64"}]
     figure = pareto.pareto(rows, pareto.COSTS["Stored size"], pareto.QUALITIES["KL divergence"])
-    assert not any("nf4" in hover for trace in figure.data if trace.customdata is not None for hover in trace.customdata)
+    assert not any(
+        "nf4" in hover for trace in figure.data if trace.customdata is not None for hover in trace.customdata
+    )
 
 
 def test_names_do_not_cover_each_other():
@@ -186,7 +200,9 @@ def test_where_a_tensor_belongs(name, expected):
 
 def test_error_map_puts_each_layer_in_its_cell():
     errors = [
-        LayerError(f"model.layers.{i}.mlp.{kind}.weight", (4, 4), 0.01 * (i + 1), 40.0, 4.3) for i in range(3) for kind in ("up", "down")
+        LayerError(f"model.layers.{i}.mlp.{kind}.weight", (4, 4), 0.01 * (i + 1), 40.0, 4.3)
+        for i in range(3)
+        for kind in ("up", "down")
     ]
     errors.append(LayerError("lm_head.weight", (8, 4), 0.5, 6.0, 4.3))
     heat, bars = layer_charts.error_map(errors, "int4-g64").data
@@ -204,14 +220,23 @@ def test_histogram_draws_counts_and_grid():
         grid = (-0.5, 0.5)
 
     before, after, grid = layer_charts.histogram(Histogram, "int4-g64").data
-    assert list(before.x) == [-0.5, 0.5, 1.5] and before.y[0] == 10 and after.y[1] == 15 and list(grid.x) == [-0.5, 0.5]
+    assert (
+        list(before.x) == [-0.5, 0.5, 1.5]
+        and before.y[0] == 10
+        and after.y[1] == 15
+        and list(grid.x) == [-0.5, 0.5]
+    )
 
 
 def test_divergence_picture():
     rows = samples.labelled(("fp32", "int8", "int4-g64"))
     heat = divergence.picture(rows).data[0]
     assert list(heat.y) == ["int8", "int4-g64"]
-    assert list(heat.z[0]) == [100, 100, 100] and list(heat.z[1]) == [40, 100, 60] and list(heat.text[1]) == ["4", "=", "6"]
+    assert (
+        list(heat.z[0]) == [100, 100, 100]
+        and list(heat.z[1]) == [40, 100, 60]
+        and list(heat.text[1]) == ["4", "=", "6"]
+    )
 
 
 def test_glossary_knows_what_the_tables_need():

@@ -6,7 +6,7 @@ import pytest
 import samples
 
 from qcore.evaluation.questions import load_questions
-from qcore.runs.verdicts import with_verdicts
+from qcore.results.verdicts import with_verdicts
 from ui import families, forest, questions_chart
 from ui.forms import text
 
@@ -61,7 +61,9 @@ def test_rows_without_a_verdict_say_why():
 
 
 def test_questions_are_points_with_intervals():
-    rows = [{**row, "choices": samples.choices(row["recipe"])} for row in samples.labelled(("fp32", "int4-g64"))]
+    rows = [
+        {**row, "choices": samples.choices(row["recipe"])} for row in samples.labelled(("fp32", "int4-g64"))
+    ]
     figure = questions_chart.picture(rows)
     full = {trace.y[0]: trace for trace in figure.data if trace.error_x.array is not None}
     for row in rows:
@@ -82,7 +84,11 @@ def test_one_window_has_a_point_and_no_interval():
         evaluation = row["record"]["evaluation"]
         row["record"]["evaluation"] = {
             **{key: value[:1] if isinstance(value, list) else value for key, value in evaluation.items()},
-            "divergence": evaluation["divergence"] and {"window_base_nll": evaluation["divergence"]["window_base_nll"][:1]},
+            "divergence": evaluation["divergence"]
+            and {"window_base_nll": evaluation["divergence"]["window_base_nll"][:1]},
         }
     (trace,) = points(forest.picture(with_verdicts(rows, 0.01), 0.01)).values()
-    assert trace.error_x.array is None and "undecided" in forest.picture(with_verdicts(rows, 0.01), 0.01).layout.annotations[-1].text
+    assert (
+        trace.error_x.array is None
+        and "undecided" in forest.picture(with_verdicts(rows, 0.01), 0.01).layout.annotations[-1].text
+    )

@@ -10,8 +10,9 @@ import tiny
 from streamlit.testing.v1 import AppTest
 from test_pages import calm, open_page, plots, words
 
-from qcore import lessons, models, recipes
+from qcore import library, recipes
 from qcore.formats.uniform import Uniform
+from qcore.verbs import lessons
 from ui.learn_lessons import LESSONS
 from ui.text import digits, percent
 
@@ -42,7 +43,7 @@ def numbers(at: AppTest) -> dict[str, str]:
 
 
 def weight() -> lessons.Sample:
-    return lessons.read(models.resolve("smollm2-135m"), "model.layers.0.mlp.down_proj.weight")
+    return lessons.read(library.resolve("smollm2-135m"), "model.layers.0.mlp.down_proj.weight")
 
 
 def test_empty_it_has_every_lessons_words_and_no_picture():
@@ -73,16 +74,25 @@ def test_numbers_are_the_engines(page):
     calm(page.slider(key="learn.group.bits").set_value(3).run())
     calm(page.select_slider(key="learn.group.size").set_value("16").run())
     found = lessons.rounded(weight().weight, Uniform(3, 16, False))
-    assert numbers(page) == {"Relative error": percent(found.relative_error), "Bits per weight": digits(found.bits_per_weight)}
+    assert numbers(page) == {
+        "Relative error": percent(found.relative_error),
+        "Bits per weight": digits(found.bits_per_weight),
+    }
     lesson(page, "clip")
     calm(page.select_slider(key="learn.clip.share").set_value("60%").run())
-    assert numbers(page)["Relative error"] == percent(lessons.clipped(weight().weight, Uniform(3, 64, True), 0.6).relative_error)
+    assert numbers(page)["Relative error"] == percent(
+        lessons.clipped(weight().weight, Uniform(3, 64, True), 0.6).relative_error
+    )
     lesson(page, "dynamic")
     calm(page.select_slider(key="learn.dynamic.factor").set_value(100).run())
-    assert numbers(page)["A scale a token"] == percent(lessons.activations(weight().weight, Uniform(8, None, True), 100).token)
+    assert numbers(page)["A scale a token"] == percent(
+        lessons.activations(weight().weight, Uniform(8, None, True), 100).token
+    )
     lesson(page, "pruning")
     calm(page.segmented_control(key="learn.pruning.method").set_value("2:4").run())
-    assert numbers(page)["Relative error"] == percent(lessons.prune(weight().weight, "2:4", 0.5).relative_error)
+    assert numbers(page)["Relative error"] == percent(
+        lessons.prune(weight().weight, "2:4", 0.5).relative_error
+    )
     lesson(page, "learned")
     before = numbers(page)["Error of the output"]
     calm(page.slider(key="learn.learned.steps").set_value(0).run())

@@ -7,16 +7,20 @@ import pytest
 import streamlit
 from test_pages import calm, open_page, plots, words
 
-from qcore.jsonfile import read_json, write_json
-from qcore.runs import making_jobs
-from qcore.runs.process import identity
+from qcore.base.files import read_json, write_json
+from qcore.base.process import identity
+from qcore.jobs import making_jobs
 from ui import making_charts
 
 HISTORY = {
-    "step": 40, "tokens": 10240, "seconds": 61.0, "best_step": 40, "ended": "time",
+    "step": 40,
+    "tokens": 10240,
+    "seconds": 61.0,
+    "best_step": 40,
+    "ended": "time",
     "curve": [[step, 256 * step, 1.5 * step, 2.0 / step] for step in range(1, 41)],
     "validations": [[0, 2.0, 90.0], [20, 0.5, 50.0], [40, 0.4, 45.0]],
-}  # fmt: skip
+}
 FIGURES = {
     "before": {"stored_bytes": 538_000_000, "perplexity": 40.0, "kl_mean": 0.0, "decode_tok_s": 12.0},
     "rounded": {"stored_bytes": 160_000_000, "perplexity": 90.0, "kl_mean": 1.2, "decode_tok_s": 60.0},
@@ -33,29 +37,51 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def job(name: str, kind: str, arguments: dict, state: str = "done", result: dict | None = None, **more) -> None:
+def job(
+    name: str, kind: str, arguments: dict, state: str = "done", result: dict | None = None, **more
+) -> None:
     """Leave a job as a worker would; invented figures, which never leave the tests."""
     place = making_jobs.folder(name)
-    write_json(place / "request.json", {"kind": kind, "model": "a/model", "arguments": arguments, "revision": None})
-    write_json(place / "status.json", {"state": state, "words": state, "started_at": time.time() - 5, "finished_at": time.time(), **more})
+    write_json(
+        place / "request.json", {"kind": kind, "model": "a/model", "arguments": arguments, "revision": None}
+    )
+    write_json(
+        place / "status.json",
+        {"state": state, "words": state, "started_at": time.time() - 5, "finished_at": time.time(), **more},
+    )
     if result is not None:
-        write_json(place / "result.json", {"model": "a/model", "folder": "/made/it", "seconds": 70.0, **result})
+        write_json(
+            place / "result.json", {"model": "a/model", "folder": "/made/it", "seconds": 70.0, **result}
+        )
 
 
 def trained(name: str = "20261125-100000-aaaaaa") -> None:
-    found = {"compared": FIGURES | CONDITIONS, "history": HISTORY, "recipe": "int3-g64", "stored_bytes": 160_000_000}
+    found = {
+        "compared": FIGURES | CONDITIONS,
+        "history": HISTORY,
+        "recipe": "int3-g64",
+        "stored_bytes": 160_000_000,
+    }
     job(name, "qat", {"recipe": "int3-g64"}, result=found)
 
 
 def test_empty():
     at = open_page("train")
-    assert "Nothing has been made yet" in words(at) and plots(at) == 0 and not at.button(key="making.start").disabled
+    assert (
+        "Nothing has been made yet" in words(at)
+        and plots(at) == 0
+        and not at.button(key="making.start").disabled
+    )
 
 
 def test_a_trained_model():
     trained()
     at = open_page("train")
-    assert plots(at) == 2 and "won back 92.0 % of the perplexity" in words(at) and "40 steps over 10,240 tokens" in words(at)
+    assert (
+        plots(at) == 2
+        and "won back 92.0 % of the perplexity" in words(at)
+        and "40 steps over 10,240 tokens" in words(at)
+    )
     assert list(at.dataframe[0].value["stored"]) == ["538 MB", "160 MB", "160 MB"]
 
 
@@ -69,14 +95,23 @@ def test_it_is_handed_over_to_the_comparison():
 @pytest.mark.parametrize(
     ("arguments", "extra", "sentence"),
     [
-        ({"method": "wanda", "amount": 0.5, "recipe": "int4-g64"}, {"sparsity": 0.5, "recipe": "int4-g64"}, "of linear layers are 0"),
+        (
+            {"method": "wanda", "amount": 0.5, "recipe": "int4-g64"},
+            {"sparsity": 0.5, "recipe": "int4-g64"},
+            "of linear layers are 0",
+        ),
         ({"method": "layers", "amount": 0.25}, {"removed": 0.21, "parameters": 10}, "of all weights removed"),
     ],
     ids=["weights", "layers"],
 )
 def test_a_pruned_model(arguments, extra, sentence):
     compared = {name: value for name, value in FIGURES.items() if name != "rounded"} | CONDITIONS
-    job("20261125-100000-aaaaaa", "prune", arguments, result={"compared": compared, "stored_bytes": 1, **extra})
+    job(
+        "20261125-100000-aaaaaa",
+        "prune",
+        arguments,
+        result={"compared": compared, "stored_bytes": 1, **extra},
+    )
     at = open_page("train")
     assert plots(at) == 1 and sentence in words(at) and "won back" not in words(at)
 
@@ -91,7 +126,14 @@ def test_half_filled_and_old_records_are_shown_as_far_as_they_go():
 
 
 def test_under_way_and_how_it_can_end():
-    job("20261125-100000-aaaaaa", "qat", {"recipe": "int3-g64", "schedule": {"minutes": 10}}, "running", total=100, done=25)
+    job(
+        "20261125-100000-aaaaaa",
+        "qat",
+        {"recipe": "int3-g64", "schedule": {"minutes": 10}},
+        "running",
+        total=100,
+        done=25,
+    )
     place = making_jobs.folder("20261125-100000-aaaaaa")
     write_json(place / "process.json", identity(os.getpid()))
     write_json(place / "history.json", HISTORY)
@@ -100,7 +142,9 @@ def test_under_way_and_how_it_can_end():
     write_json(place / "process.json", {"pid": 1, "process_started": 0.0})
     assert "killed from outside" in words(open_page("train"))
     for state, sentence in (("failed", "It broke"), ("cancelled", "it goes on")):
-        write_json(place / "status.json", read_json(place / "status.json") | {"state": state, "error": "It broke."})
+        write_json(
+            place / "status.json", read_json(place / "status.json") | {"state": state, "error": "It broke."}
+        )
         assert sentence in words(open_page("train"))
 
 
@@ -112,7 +156,9 @@ def test_the_form_asks_for_what_it_says(kind, monkeypatch):
     calm(at.segmented_control(key="making.kind").set_value(kind).run())
     calm(at.button(key="making.start").click().run())
     (request,) = asked
-    assert request.kind == kind and request.model == "smollm2-135m" and request.name.startswith("smollm2-135m-")
+    assert (
+        request.kind == kind and request.model == "smollm2-135m" and request.name.startswith("smollm2-135m-")
+    )
 
 
 def test_choices_that_fit_the_method():

@@ -16,7 +16,12 @@ JOINER = "\N{WORD JOINER}"
 def shown(markdown: str) -> str:
     """What a reader sees of Markdown that consists of escapes, hard line breaks and marks alone."""
     text = re.sub(r":orange-background\[((?:\\.|[^\]\\])*)\]", r"\1", markdown)
-    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text).replace("  \n", "\n").replace(NBSP, " ").replace(JOINER, "")
+    return (
+        re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
+        .replace("  \n", "\n")
+        .replace(NBSP, " ")
+        .replace(JOINER, "")
+    )
 
 
 @given(st.text())
@@ -30,14 +35,23 @@ def test_nothing_in_it_has_a_meaning(text):
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`\[\]<>$:#|~]", verbatim(text))
 
 
-@pytest.mark.parametrize("text", [":smile:", ":material/home:", "->", "<-", "--", ">=", "<=", "~=", "http://a.b", "www.a.b", "a@b.c"])
+@pytest.mark.parametrize(
+    "text",
+    [":smile:", ":material/home:", "->", "<-", "--", ">=", "<=", "~=", "http://a.b", "www.a.b", "a@b.c"],
+)
 def test_what_streamlit_would_replace_is_broken_up(text):
     assert JOINER in verbatim(text)
 
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("a\u202eb", "a⟨U+202E⟩b"), ("\x00", "⟨U+0000⟩"), ("\u200b", "⟨U+200B⟩"), ("\x1b[31m", "⟨U+001B⟩[31m"), ("\ud800", "⟨U+D800⟩")],
+    [
+        ("a\u202eb", "a⟨U+202E⟩b"),
+        ("\x00", "⟨U+0000⟩"),
+        ("\u200b", "⟨U+200B⟩"),
+        ("\x1b[31m", "⟨U+001B⟩[31m"),
+        ("\ud800", "⟨U+D800⟩"),
+    ],
     ids=["right-to-left override", "NUL", "zero width", "ANSI", "lone surrogate"],
 )
 def test_what_cannot_be_seen_is_spelled_out(text, expected):
@@ -55,7 +69,10 @@ def test_equal_texts_have_no_marks():
 
 
 def test_the_words_that_differ_are_marked():
-    assert diff.marked("Paris is a big city", "Paris is a small city") == "Paris is a :orange-background[small] city"
+    assert (
+        diff.marked("Paris is a big city", "Paris is a small city")
+        == "Paris is a :orange-background[small] city"
+    )
 
 
 def test_marks_do_not_span_lines():
@@ -69,7 +86,14 @@ def test_indented_code_keeps_its_shape():
 
 class Run:
     def __init__(self, run_id, rows, model="smollm2-135m", at=0.0):
-        self.run_id, self.rows, self.spec, self.created_at, self.active, self.finished_at = run_id, rows, {"model": model}, at, True, None
+        self.run_id, self.rows, self.spec, self.created_at, self.active, self.finished_at = (
+            run_id,
+            rows,
+            {"model": model},
+            at,
+            True,
+            None,
+        )
 
 
 @pytest.fixture
@@ -92,7 +116,9 @@ def test_labels_tell_models_apart(join):
 
 
 def test_labels_are_always_unique(join):
-    rows = join(Run("a", [samples.row("fp32")]), Run("b", [samples.row("fp32")]), Run("c", [samples.row("fp32")]))
+    rows = join(
+        Run("a", [samples.row("fp32")]), Run("b", [samples.row("fp32")]), Run("c", [samples.row("fp32")])
+    )
     assert len({row["label"] for row in rows}) == 3
 
 
@@ -104,12 +130,22 @@ def test_labels_say_what_was_left_out(join):
 
 def test_best():
     smallest, fastest, closest = results.best(samples.labelled())
-    assert (smallest.recipe, smallest.value, smallest.against) == ("torch-dynamic-int8", "135 MB", "3.98× smaller than fp32")
-    assert (fastest.recipe, fastest.value, fastest.against) == ("torch-dynamic-int8", "32.0 tok/s", "2.44× as fast as fp32")
+    assert (smallest.recipe, smallest.value, smallest.against) == (
+        "torch-dynamic-int8",
+        "135 MB",
+        "3.98× smaller than fp32",
+    )
+    assert (fastest.recipe, fastest.value, fastest.against) == (
+        "torch-dynamic-int8",
+        "32.0 tok/s",
+        "2.44× as fast as fp32",
+    )
     assert (closest.recipe, closest.value) == ("int8", "KL 0.00210 nats")
 
 
-@pytest.mark.parametrize("names", [(), ("fp32",), ("int8",)], ids=["nothing", "the baseline alone", "no baseline"])
+@pytest.mark.parametrize(
+    "names", [(), ("fp32",), ("int8",)], ids=["nothing", "the baseline alone", "no baseline"]
+)
 def test_best_of_little(names):
     assert len(results.best(samples.labelled(names))) == (3 if names == ("int8",) else 0)
 

@@ -8,8 +8,8 @@ import streamlit
 import tiny
 from streamlit.testing.v1 import AppTest
 
-from qcore.errors import InputError
-from qcore.runs import jobs
+from qcore.base.errors import InputError
+from qcore.jobs import jobs
 
 PATIENCE = 90  # seconds; shared machines are slow
 
@@ -30,7 +30,9 @@ def submitted(monkeypatch, home):
 
     def submit(spec):
         specs.append(spec)
-        return samples.write_run(home, [], state="done", pending=[recipe.name for recipe in spec.recipes], second=len(specs))
+        return samples.write_run(
+            home, [], state="done", pending=[recipe.name for recipe in spec.recipes], second=len(specs)
+        )
 
     monkeypatch.setattr(jobs, "submit", submit)
     return specs
@@ -76,7 +78,11 @@ def test_the_first_comparison_is_one_click_away(submitted, name):
     at = open_page(name)
     calm(at.button(key=f"{name}.first").click().run())
     (spec,) = submitted
-    assert spec.model == "smollm2-135m" and [recipe.name for recipe in spec.recipes] == ["fp32", "int8", "int4-g64"]
+    assert spec.model == "smollm2-135m" and [recipe.name for recipe in spec.recipes] == [
+        "fp32",
+        "int8",
+        "int4-g64",
+    ]
 
 
 def test_home_shows_the_latest_results(home):
@@ -97,19 +103,38 @@ def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
     samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64")])
     at = open_page("compare")
     assert plots(at) == 6  # and the answers
-    assert [subheader.value for subheader in at.subheader][:5] == ["Memory", "Throughput", "Quality", "Verdicts", "The trade-off"]
-    assert [metric.label for metric in at.metric] == ["Smallest · int4-g64", "Fastest decode · int8", "Closest to fp32 · int8"]
+    assert [subheader.value for subheader in at.subheader][:5] == [
+        "Memory",
+        "Throughput",
+        "Quality",
+        "Verdicts",
+        "The trade-off",
+    ]
+    assert [metric.label for metric in at.metric] == [
+        "Smallest · int4-g64",
+        "Fastest decode · int8",
+        "Closest to fp32 · int8",
+    ]
 
 
 def test_compare_says_whether_a_loss_is_real_and_within_what(home):
     samples.write_run(home, [samples.row(recipe) for recipe in ("fp32", "int8", "int4-g64", "bnb-int8")])
     at = open_page("compare")
-    found = {line.split("**")[1]: line for line in (each.value.replace("\\", "") for each in at.markdown) if "-badge[" in line}
+    found = {
+        line.split("**")[1]: line
+        for line in (each.value.replace("\\", "") for each in at.markdown)
+        if "-badge[" in line
+    }
     assert {name: value.split("[")[1].split("]")[0] for name, value in found.items()} == {
-        "int8": "equivalent", "int4-g64": "worse", "bnb-int8": "undecided",
-    }  # fmt: skip
+        "int8": "equivalent",
+        "int4-g64": "worse",
+        "bnb-int8": "undecided",
+    }
     assert "Perplexity is 27 % higher than the baseline's (95 % interval" in found["int4-g64"]
-    assert "80 harmful and 63 beneficial flips (McNemar p = 0.18)" in found["int8"] and "tokens would decide" in found["bnb-int8"]
+    assert (
+        "80 harmful and 63 beneficial flips (McNemar p = 0.18)" in found["int8"]
+        and "tokens would decide" in found["bnb-int8"]
+    )
     calm(at.segmented_control(key="compare.margin").set_value(0.05).run())
     assert words(at).count("green-badge[equivalent]") == 2 and "red-badge[worse]" in words(at)
 
@@ -123,9 +148,15 @@ def test_the_margin_of_the_run_is_the_one_shown_first(home):
 
 
 def test_compare_shows_the_questions_if_they_were_asked(home):
-    run = samples.write_run(home, [samples.row(name, choices=samples.choices(name)) for name in ("fp32", "int4-g64")])
+    run = samples.write_run(
+        home, [samples.row(name, choices=samples.choices(name)) for name in ("fp32", "int4-g64")]
+    )
     text = words(open_page("compare", run=run)).replace("\\", "")
-    assert "Questions" in text and "**int4-g64**: 45 of 64 questions right (70 %" in text and "broken model" in text
+    assert (
+        "Questions" in text
+        and "**int4-g64**: 45 of 64 questions right (70 %" in text
+        and "broken model" in text
+    )
     assert "against the baseline 9 lost and 1 gained" in text
     run = samples.write_run(home, [samples.row("fp32"), samples.row("int8")], second=1)
     assert "questions right" not in words(open_page("compare", run=run))
@@ -134,7 +165,9 @@ def test_compare_shows_the_questions_if_they_were_asked(home):
 def test_a_baseline_alone_has_no_verdicts_and_recipes_without_one_say_why(home):
     samples.write_run(home, [samples.row("fp32")])
     at = open_page("compare")
-    assert "Verdicts" not in [subheader.value for subheader in at.subheader] and "no verdicts" not in words(at)
+    assert "Verdicts" not in [subheader.value for subheader in at.subheader] and "no verdicts" not in words(
+        at
+    )
     lonely = samples.row("int8")
     lonely["record"]["evaluation"] |= {"divergence": None}
     run = samples.write_run(home, [lonely, samples.row("int4-g64", status="failed", error="No.")], second=1)
@@ -153,13 +186,17 @@ def test_compare_with_nothing_finished(home):
 
 
 def test_a_failed_recipe_is_red_with_its_sentence(home):
-    samples.write_run(home, [samples.row("fp32"), samples.row("int8", status="failed", error="It does not fit. Take int4.")])
+    samples.write_run(
+        home, [samples.row("fp32"), samples.row("int8", status="failed", error="It does not fit. Take int4.")]
+    )
     at = open_page("compare")
     assert len(at.error) == 1 and at.error[0].value == "**int8** failed: It does not fit\\. Take int4\\."
 
 
 def test_all_failed(home):
-    samples.write_run(home, [samples.row("int8", status="failed", error="No.")], state="failed", error="No recipe worked.")
+    samples.write_run(
+        home, [samples.row("int8", status="failed", error="No.")], state="failed", error="No recipe worked."
+    )
     assert [error.value for error in open_page("compare").error] == ["**int8** failed: No\\."]
 
 
@@ -175,7 +212,9 @@ def test_several_runs_are_joined_and_differing_conditions_named(home):
 def test_an_unknown_run_in_the_address_does_no_harm(home):
     samples.write_run(home, [samples.row("fp32")])
     assert plots(open_page("compare", run="../../etc/passwd")) >= 3
-    assert "no run" in words(open_page("quantize", run="../../etc/passwd")) or "Unknown run" in words(open_page("quantize", run="../../x"))
+    assert "no run" in words(open_page("quantize", run="../../etc/passwd")) or "Unknown run" in words(
+        open_page("quantize", run="../../x")
+    )
 
 
 def test_the_trade_off_follows_its_axes(home):
@@ -192,7 +231,13 @@ def test_hostile_texts_are_shown_and_not_obeyed(home):
     at = open_page("compare")
     calm(at.selectbox(key="compare.prompt").set_value("language-2").run())
     text = words(at)
-    assert "\\<b\\>" in text and "<b>&amp" not in text and "⟨U\\+202E⟩" in text and "⟨U\\+0000⟩" in text and "[link](" not in text
+    assert (
+        "\\<b\\>" in text
+        and "<b>&amp" not in text
+        and "⟨U\\+202E⟩" in text
+        and "⟨U\\+0000⟩" in text
+        and "[link](" not in text
+    )
 
 
 def test_record_and_downloads(home):
@@ -204,7 +249,12 @@ def test_record_and_downloads(home):
 
 @pytest.mark.parametrize(
     "state, shown",
-    [("done", "Finished in 3 min 20 s"), ("failed", "No model\\."), ("cancelled", "What had finished was kept"), ("interrupted", "killed")],
+    [
+        ("done", "Finished in 3 min 20 s"),
+        ("failed", "No model\\."),
+        ("cancelled", "What had finished was kept"),
+        ("interrupted", "killed"),
+    ],
 )
 def test_run_panel(home, state, shown):
     error = {"failed": "No model.", "interrupted": "The run's process was killed from outside."}.get(state)
@@ -213,8 +263,17 @@ def test_run_panel(home, state, shown):
 
 
 def test_run_panel_of_a_run_under_way(home, monkeypatch):
-    run = samples.write_run(home, [samples.row("fp32")], state="running", phase="int8: quantizing", done=3, total=12, fraction=0.4, 
-                            eta_s=90.0, pending=["int8"])  # fmt: skip
+    run = samples.write_run(
+        home,
+        [samples.row("fp32")],
+        state="running",
+        phase="int8: quantizing",
+        done=3,
+        total=12,
+        fraction=0.4,
+        eta_s=90.0,
+        pending=["int8"],
+    )
     monkeypatch.setattr(jobs, "_alive", lambda folder, about: True)
     cancelled = []
     monkeypatch.setattr(jobs, "cancel", cancelled.append)
@@ -241,12 +300,9 @@ def test_start_sends_what_was_chosen(submitted):
     calm(at.selectbox(key="quantize.kv").set_value("int8").run())
     calm(at.button(key="quantize.start").click().run())
     (spec,) = submitted
-    assert (spec.tokens, spec.choices, spec.kv) == (512, "default", "int8") and [recipe.name for recipe in spec.recipes] == [
-        "fp32",
-        "int8",
-        "int4-g64",
-        "int4-g32-dq",
-    ]
+    assert (spec.tokens, spec.choices, spec.kv) == (512, "default", "int8") and [
+        recipe.name for recipe in spec.recipes
+    ] == ["fp32", "int8", "int4-g64", "int4-g32-dq"]
     assert spec.recipes[3].modules.skip == ("layers.0",) and spec.recipes[0].modules.skip == ()
 
 
@@ -338,12 +394,12 @@ def test_layers_of_a_local_model(tmp_path):
 
 
 def test_ledger_of_an_earlier_run(tmp_path, home):
-    from qcore import models
-    from qcore.runs.store import Store
+    from qcore import library
+    from qcore.results.store import Store
 
     folder = tiny.checkpoint("llama", tmp_path / "tiny")
     row = samples.row("int4-g64", model=str(folder))
-    row["record"]["digest"] = models.resolve(str(folder)).digest
+    row["record"]["digest"] = library.resolve(str(folder)).digest
     samples.write_run(home, [row], model=str(folder))
     Store().rebuild()
     at = open_page("layers")
@@ -371,12 +427,13 @@ def test_playground_writes_and_compares(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value, sentence",
-    [("prompt", " ", "The prompt is empty"), ("recipes", [], "at least one recipe")],
+    "key, value, sentence", [("prompt", " ", "The prompt is empty"), ("recipes", [], "at least one recipe")]
 )
 def test_playground_says_what_is_missing(key, value, sentence):
     at = open_page("playground")
-    widget = at.text_area(key="playground.prompt") if key == "prompt" else at.multiselect(key="playground.recipes")
+    widget = (
+        at.text_area(key="playground.prompt") if key == "prompt" else at.multiselect(key="playground.recipes")
+    )
     calm(widget.set_value(value).run())
     calm(at.button(key="playground.write").click().run())
     assert sentence in at.error[0].value

@@ -6,7 +6,7 @@ import streamlit
 import tiny
 from streamlit.testing.v1 import AppTest
 
-from qcore import models, recipes
+from qcore import library, models, recipes
 from qcore.planning import probe
 from ui import plan_charts, plan_view
 
@@ -58,7 +58,9 @@ def test_empty_asks_for_a_model():
     calm(at.segmented_control(key="plan.source").set_value("Hugging Face hub").run())
     assert "Choose a model" in words(at)
     calm(at.text_input(key="plan.hub").set_value("owner/name").run())
-    assert at.button(key="outline.owner/name").label == "Look it up" and "no weights are downloaded" in words(at)
+    assert at.button(key="outline.owner/name").label == "Look it up" and "no weights are downloaded" in words(
+        at
+    )
 
 
 def test_a_local_model_is_planned_at_once(llama):
@@ -67,9 +69,17 @@ def test_a_local_model_is_planned_at_once(llama):
     text = words(at)
     assert "Take int8 with a fp32 cache" in text or "Take" in text
     assert "0.107 million weights" in text and "2 layers of 64 numbers a token; 512 tokens for 1 user" in text
-    assert [subheader.value for subheader in at.subheader] == ["Memory while it runs", "Speed on this machine", "All figures"]
+    assert [subheader.value for subheader in at.subheader] == [
+        "Memory while it runs",
+        "Speed on this machine",
+        "All figures",
+    ]
     assert list(at.dataframe[0].value["recipe"])[:3] == ["fp32", "bf16", "int8"]
-    assert "green-badge[counted]" in text and "orange-badge[estimated]" in text and "gray-badge[not probed]" in text
+    assert (
+        "green-badge[counted]" in text
+        and "orange-badge[estimated]" in text
+        and "gray-badge[not probed]" in text
+    )
 
 
 def test_needs_change_the_plan(llama):
@@ -93,7 +103,11 @@ def test_the_recommendation_is_handed_over(llama):
     calm(at.number_input(key="plan.kl").set_value(5.0).run())
     calm(at.button(key="plan.go").click().run())
     assert at.title[0].value == "Quantize" and at.text_input(key="quantize.path").value == str(llama)
-    chosen = [name for pills in at.get("button_group") for name in (pills.value if isinstance(pills.value, list) else [])]
+    chosen = [
+        name
+        for pills in at.get("button_group")
+        for name in (pills.value if isinstance(pills.value, list) else [])
+    ]
     assert "fp32" in chosen or at.text_input(key="quantize.more").value
 
 
@@ -105,9 +119,15 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     job.join(PATIENCE)
     assert job.error is None
     calm(at.run())
-    skeleton = models.skeleton(models.outline(str(llama)))
-    if probe.known(skeleton, recipes.parse("int8")):  # a fresh process may have another number of threads than the tests
-        assert plots(at) == 2 and "this machine read" in words(at) and "tok/s (probed)" in at.dataframe[0].value["decode"][1]
+    skeleton = models.skeleton(library.outline(str(llama)))
+    if probe.known(
+        skeleton, recipes.parse("int8")
+    ):  # a fresh process may have another number of threads than the tests
+        assert (
+            plots(at) == 2
+            and "this machine read" in words(at)
+            and "tok/s (probed)" in at.dataframe[0].value["decode"][1]
+        )
     calm(at.multiselect(key="plan.recipes").set_value(["fp32", "int8", "int3"]).run())
     calm(at.button(key="plan.probe").click().run())
     running = at.session_state["plan.probing"]
@@ -118,13 +138,19 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
 
 def test_the_error_band_of_earlier_runs(llama, home):
     row = samples.row("int8", model=str(llama))
-    row["record"]["predicted"] = {"stored_bytes": row["stored_bytes"], "decode_tok_s": 1.1 * row["decode_tok_s"]}
+    row["record"]["predicted"] = {
+        "stored_bytes": row["stored_bytes"],
+        "decode_tok_s": 1.1 * row["decode_tok_s"],
+    }
     samples.write_run(home, [row], model=str(llama))
-    from qcore.runs.store import Store
+    from qcore.results.store import Store
 
     Store().rebuild()
     text = words(planned(llama))
-    assert "1 of 1 within 20.0 %] **decode**: wrong by 10.0 % in the median" in text and "**stored bytes**: wrong by 0" in text
+    assert (
+        "1 of 1 within 20.0 %] **decode**: wrong by 10.0 % in the median" in text
+        and "**stored bytes**: wrong by 0" in text
+    )
 
 
 def test_what_is_no_model_is_answered(tmp_path):

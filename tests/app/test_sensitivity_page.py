@@ -9,11 +9,11 @@ import streamlit
 from streamlit.testing.v1 import AppTest
 from test_pages import calm, open_page, plots, words
 
+from qcore.base.files import write_json
 from qcore.formats.budget import CANDIDATES
-from qcore.jsonfile import write_json
-from qcore.runs import sensitivity
-from qcore.sensitivity import Layer, Sensitivities
-from qcore.sensitivity.store import TableStore
+from qcore.jobs import sensitivity
+from qcore.quantization.sensitivity import Layer, Sensitivities
+from qcore.quantization.sensitivity.store import TableStore
 from ui import sensitivity_charts
 
 KINDS = {"self_attn.q_proj": (64, 64), "mlp.up_proj": (128, 64), "mlp.down_proj": (64, 128)}
@@ -35,11 +35,31 @@ def table(measured: bool = False, formats=CANDIDATES, model: str = "a model") ->
             loss = tuple(0.01 * (block + 1) * (place + 1) * 4.0**-k for k in range(len(formats)))
             nbytes = tuple(shape[0] * shape[1] * (24 + 4 * k) // 64 for k in range(len(formats)))
             kl = tuple(1.1 * value for value in loss) if measured else None
-            layers.append(Layer(f"model.layers.{block}.{kind}.weight", block, kind, shape, shape[0] * shape[1], nbytes, loss, loss, kl))
+            layers.append(
+                Layer(
+                    f"model.layers.{block}.{kind}.weight",
+                    block,
+                    kind,
+                    shape,
+                    shape[0] * shape[1],
+                    nbytes,
+                    loss,
+                    loss,
+                    kl,
+                )
+            )
     about = {
-        "model": model, "digest": "0" * 64, "method": "rtn", "prepare": "none", "text": {"name": "a text", "sha256": "1" * 64},
-        "tokens": 4096, "window": 512, "samples": 2, "seconds": 61.0, "made_at": time.time(),
-    }  # fmt: skip
+        "model": model,
+        "digest": "0" * 64,
+        "method": "rtn",
+        "prepare": "none",
+        "text": {"name": "a text", "sha256": "1" * 64},
+        "tokens": 4096,
+        "window": 512,
+        "samples": 2,
+        "seconds": 61.0,
+        "made_at": time.time(),
+    }
     about |= {"measured_tokens": 512, "measured_window": 256, "measured_seconds": 600.0} if measured else {}
     return Sensitivities(tuple(formats), tuple(layers), about)
 
@@ -52,14 +72,23 @@ def keep(found: Sensitivities, name: str = "a") -> str:
 
 def test_empty():
     at = open_page("sensitivity")
-    assert "Nothing has been computed yet" in words(at) and plots(at) == 0 and not at.button(key="sensitivity.compute").disabled
+    assert (
+        "Nothing has been computed yet" in words(at)
+        and plots(at) == 0
+        and not at.button(key="sensitivity.compute").disabled
+    )
 
 
 def test_predicted_only():
     key = keep(table())
     at = open_page("sensitivity")
-    assert plots(at) == 3 and "No choice is predicted to lose less" in words(at) and "auto-4.25bpw" in words(at)
-    assert list(at.segmented_control(key=f"sensitivity.measure.{key}").options) == ["Predicted loss", "Error of the output"]
+    assert (
+        plots(at) == 3 and "No choice is predicted to lose less" in words(at) and "auto-4.25bpw" in words(at)
+    )
+    assert list(at.segmented_control(key=f"sensitivity.measure.{key}").options) == [
+        "Predicted loss",
+        "Error of the output",
+    ]
     calm(at.segmented_control(key=f"sensitivity.format.{key}").set_value("int4-g64").run())
     assert "alone in int4-g64" in words(at)
     calm(at.segmented_control(key=f"sensitivity.measure.{key}").set_value("Error of the output").run())
@@ -83,7 +112,9 @@ def test_one_format_leaves_nothing_to_choose():
 
 def test_a_strange_name_is_shown_as_it_is():
     keep(table(model=samples.STRANGE))
-    assert "http://example.com" not in [link.proto.url for link in open_page("sensitivity").get("link_button")]
+    assert "http://example.com" not in [
+        link.proto.url for link in open_page("sensitivity").get("link_button")
+    ]
 
 
 def test_several_tables_are_offered_newest_first():
@@ -98,8 +129,15 @@ def test_runs_of_the_model_are_drawn_as_measured(home):
     samples.write_run(home, [samples.row(name) for name in ("fp32", "int4-g64", "int8")])
     at = open_page("sensitivity")
     assert plots(at) == 3
-    figure = sensitivity_charts.frontier([(4.0, 0.1), (5.0, 0.01)], {"int4-g64": (4.3, 0.2)}, (4.2, 0.08), [("int4-g64", 4.3, 0.21)])
-    assert [trace.name for trace in figure.data] == ["best choices", "every layer in one format", "measured in runs", "chosen"]
+    figure = sensitivity_charts.frontier(
+        [(4.0, 0.1), (5.0, 0.01)], {"int4-g64": (4.3, 0.2)}, (4.2, 0.08), [("int4-g64", 4.3, 0.21)]
+    )
+    assert [trace.name for trace in figure.data] == [
+        "best choices",
+        "every layer in one format",
+        "measured in runs",
+        "chosen",
+    ]
 
 
 def test_what_is_asked_for_is_submitted(monkeypatch):
@@ -137,11 +175,18 @@ def test_compare_shows_the_frontier_of_a_mixed_recipe(home):
     row = samples.row("int4-g64")
     row["recipe"] = row["record"]["recipe"]["name"] = "auto-4.25bpw"
     row["record"]["ledger"]["allocation"] = {
-        "budget": {"amount": 4.25, "unit": "bpw"}, "candidates": ["int3-g64", "int8-sym"], "method": "rtn", "predicted_kl": 0.2,
-        "bits_per_weight": 4.249, "exact": True, "bound": 0.2, "layers_by_format": {"int3-g64": 150, "int8-sym": 60},
-        "frontier": [[3.3, 0.9], [4.249, 0.2], [8.0, 0.001]], "single": {"int3-g64": [3.3, 0.9], "int8-sym": [8.0, 0.001]},
+        "budget": {"amount": 4.25, "unit": "bpw"},
+        "candidates": ["int3-g64", "int8-sym"],
+        "method": "rtn",
+        "predicted_kl": 0.2,
+        "bits_per_weight": 4.249,
+        "exact": True,
+        "bound": 0.2,
+        "layers_by_format": {"int3-g64": 150, "int8-sym": 60},
+        "frontier": [[3.3, 0.9], [4.249, 0.2], [8.0, 0.001]],
+        "single": {"int3-g64": [3.3, 0.9], "int8-sym": [8.0, 0.001]},
         "measure": {"tokens": 4096, "text": {"name": "a text"}},
-    }  # fmt: skip
+    }
     samples.write_run(home, [samples.row("fp32"), row])
     at = open_page("compare")
     assert isinstance(at, AppTest) and "Mixed precision" in words(at)

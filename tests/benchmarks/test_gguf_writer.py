@@ -27,7 +27,9 @@ def test_every_weight_is_written_once(tmp_path):
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     assert len(reader.tensors) == len(list(model.state_dict())) - tied
     found = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
-    torch.testing.assert_close(found["blk.1.ffn_down.weight"], model.model.layers[1].mlp.down_proj.weight.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        found["blk.1.ffn_down.weight"], model.model.layers[1].mlp.down_proj.weight.detach(), rtol=0, atol=0
+    )
 
 
 def test_other_architectures_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import tiny
 
 from benchmarks import quality, quality_plan, quality_row
 from benchmarks.quality_plan import Method
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 
 
 @pytest.fixture
@@ -17,17 +17,29 @@ def options(tmp_path) -> dict:
     scored.write_text("The quick brown fox jumps over the lazy dog, again and again. " * 4)
     read.write_text("Pack my box with five dozen liquor jugs, and then a sixth of them. " * 4)
     return {
-        "model": str(tiny.checkpoint("llama", tmp_path / "model")), "text": str(scored), "calibration": str(read),
-        "tokens": 96, "window": 32,
-        "calibration_tokens": 64, "minutes": None, "threads": 1, "seed": 0, "reference": str(tmp_path / "kept" / "reference.safetensors"),
+        "model": str(tiny.checkpoint("llama", tmp_path / "model")),
+        "text": str(scored),
+        "calibration": str(read),
+        "tokens": 96,
+        "window": 32,
+        "calibration_tokens": 64,
+        "minutes": None,
+        "threads": 1,
+        "seed": 0,
+        "reference": str(tmp_path / "kept" / "reference.safetensors"),
         "module": "own",
-    }  # fmt: skip
+    }
 
 
 def test_the_baseline_is_exact_and_others_are_compared_with_it(options):
     said = []
     base = quality_row.row({**options, "item": "fp32"}, said.append)
-    assert (base["bits_per_weight"], base["kl_mean"], base["top1_agreement"], base["tokens_scored"]) == (32, 0, 1, 95)
+    assert (base["bits_per_weight"], base["kl_mean"], base["top1_agreement"], base["tokens_scored"]) == (
+        32,
+        0,
+        1,
+        95,
+    )
     assert any("scoring" in each for each in said)
     plain = quality_row.row({**options, "item": "int4-g32-sym"}, said.append)
     assert plain["bits_per_weight"] == 4.5 and plain["kl_mean"] > 0 and plain["weights"] == 2 * 36864
@@ -39,7 +51,9 @@ def test_the_baseline_is_exact_and_others_are_compared_with_it(options):
 def test_calibrating_on_what_is_scored_is_refused(options):
     quality_row.row({**options, "item": "fp32"}, lambda text: None)
     with pytest.raises(InputError, match="same text"):
-        quality_row.row({**options, "calibration": options["text"], "item": "int4-g32-gptq"}, lambda text: None)
+        quality_row.row(
+            {**options, "calibration": options["text"], "item": "int4-g32-gptq"}, lambda text: None
+        )
 
 
 def test_what_goes_wrong_in_a_row_is_one_sentence_for_the_whole_run(options):
@@ -67,7 +81,13 @@ def test_a_failing_peer_is_left_out_and_the_rest_goes_on(monkeypatch, tmp_path):
     assert [row["name"] for row in result["rows"]] == ["fp32", "int8", "good peer"]
     assert result["left_out"] == {"bad peer": "bad peer: it broke"}
     quality.run(given)
-    assert measured == ["fp32", "int8", "good peer", "bad peer", "bad peer"]  # what was measured is kept, what failed is tried again
+    assert measured == [
+        "fp32",
+        "int8",
+        "good peer",
+        "bad peer",
+        "bad peer",
+    ]  # what was measured is kept, what failed is tried again
     monkeypatch.setattr(quality_plan, "PEERS", (replace(peers[1], own=True),))
     with pytest.raises(RunError, match="it broke"):  # a recipe of ours that fails is no row that is left out
         quality.run(given)

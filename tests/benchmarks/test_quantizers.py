@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from benchmarks import gguf_writer, imatrix
 from benchmarks.quantizers import Job, Stored, check_layers, linears, llamacpp, own, packed, put
-from qcore.errors import RunError
+from qcore.base.errors import RunError
 
 
 def job(model: torch.nn.Module, item: str, scratch: Path) -> Job:
@@ -29,7 +29,10 @@ def test_the_baseline_counts_32_bits_and_a_recipe_what_its_ledger_counts(tmp_pat
 
 def test_the_same_layers_or_no_comparison():
     whole = frozenset({"a", "b"})
-    for layers, what in (({"a"}, "1 were left out, such as b"), ({"a", "b", "c"}, "1 were quantized as well, such as c")):
+    for layers, what in (
+        ({"a"}, "1 were left out, such as b"),
+        ({"a", "b", "c"}, "1 were quantized as well, such as c"),
+    ):
         with pytest.raises(RunError, match=what):
             check_layers(Stored(1, 1, frozenset(layers)), whole)
 
@@ -67,11 +70,17 @@ def test_importance_is_the_mean_square_of_what_each_layer_is_given():
 
 def test_the_importance_matrix_reads_back_in_c_and_ends_with_an_empty_name():
     class Data(ctypes.Structure):  # as llama.h declares llama_model_imatrix_data
-        _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t)]
+        _fields_ = [
+            ("name", ctypes.c_char_p),
+            ("data", ctypes.POINTER(ctypes.c_float)),
+            ("size", ctypes.c_size_t),
+        ]
 
     values = {"blk.0.attn_q.weight": torch.rand(64), "blk.0.ffn_down.weight": torch.rand(128)}
     array = imatrix.as_c(values, Data)
-    assert {entry.name.decode(): entry.data[: entry.size] for entry in array[:2]} == {name: each.tolist() for name, each in values.items()}
+    assert {entry.name.decode(): entry.data[: entry.size] for entry in array[:2]} == {
+        name: each.tolist() for name, each in values.items()
+    }
     assert array[2].name is None and len(array) == 3
 
 
@@ -110,8 +119,12 @@ def test_a_block_format_is_counted_and_widened_as_it_is_stored(tmp_path):
     assert stored.bits_per_weight == 8 + 16 / 32 and stored.details["types"] == {"Q8_0": 1.0}
     for name, layer in linears(model).items():
         whole = before[name].view(-1, 32)
-        scale = torch.from_numpy((whole.abs().amax(1).numpy() / 127).astype(numpy.float16).astype(numpy.float32))
-        assert ((layer.weight.detach().view(-1, 32) - whole).abs() <= 0.51 * scale[:, None] + 1e-3 * whole.abs()).all(), name
+        scale = torch.from_numpy(
+            (whole.abs().amax(1).numpy() / 127).astype(numpy.float16).astype(numpy.float32)
+        )
+        assert (
+            (layer.weight.detach().view(-1, 32) - whole).abs() <= 0.51 * scale[:, None] + 1e-3 * whole.abs()
+        ).all(), name
 
 
 # -- the layout that AutoGPTQ introduced -----------------------------------------------------------------------------------------------
@@ -137,15 +150,24 @@ def test_packed_codes_are_widened_to_scale_times_code_minus_zero(bits, offset, o
     scales = torch.rand(k // group, n, generator=generator).half()
     order = torch.arange(k) // group
     order = order[torch.randperm(k, generator=generator)] if ordered else order
-    parts = {"qweight": pack(codes, bits), "qzeros": pack((zeros - offset).T, bits).T, "scales": scales, "g_idx": order.int()}
+    parts = {
+        "qweight": pack(codes, bits),
+        "qzeros": pack((zeros - offset).T, bits).T,
+        "scales": scales,
+        "g_idx": order.int(),
+    }
     expected = (scales.float()[order] * (codes - zeros[order])).T
-    torch.testing.assert_close(packed.widen(parts, packed.Layout(bits, group, offset)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        packed.widen(parts, packed.Layout(bits, group, offset)), expected, rtol=0, atol=0
+    )
     size = k * n * bits // 8 + (k // group) * n * bits // 8 + (k // group) * n * 2
     assert packed.nbytes(parts, group) == size + (4 * k if ordered else 0)
 
 
 def test_a_layout_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"quantization_config": {"checkpoint_format": "marlin", "bits": 4, "group_size": 64}}')
+    (tmp_path / "config.json").write_text(
+        '{"quantization_config": {"checkpoint_format": "marlin", "bits": 4, "group_size": 64}}'
+    )
     with pytest.raises(RunError, match="marlin"):
         packed.Layout.of(tmp_path)
 
@@ -165,7 +187,9 @@ def test_a_layer_that_a_peer_left_alone_or_took_as_well_is_an_error(tmp_path):
         tensors[f"{stem}scales"] = torch.ones(k // 32, n, dtype=torch.float16)
     save_file(tensors, tmp_path / "model.safetensors")
     assert packed.take(model, tmp_path).bits_per_weight == 4 + (16 + 4) / 32
-    save_file(tensors | {"lm_head.qweight": torch.zeros(1, 1, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.qweight": torch.zeros(1, 1, dtype=torch.int32)}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(RunError, match="1 more layers as codes, such as lm_head.qweight"):
         packed.take(model, tmp_path)
     save_file(dict(list(tensors.items())[3:]), tmp_path / "model.safetensors")

@@ -4,16 +4,25 @@ import pytest
 
 from benchmarks import plan, table
 from benchmarks.plan import Figure, Process, Ratio, Samples, Stage
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 
 OURS, THEIRS = Figure("own", "a", "decode"), Figure("peer", "b", "decode")
 RATIO = Ratio("fast", "decode, a against b", OURS, THEIRS, 1.5)
-STAGE = Stage("a stage", 3, (Process("own", "own", ("a",)), Process("peer", "peer", ("b",), ("some-package",))), (RATIO,))
+STAGE = Stage(
+    "a stage",
+    3,
+    (Process("own", "own", ("a",)), Process("peer", "peer", ("b",), ("some-package",))),
+    (RATIO,),
+)
 
 
 def test_a_ratio_is_the_median_of_those_within_a_round():
     samples = Samples()
-    for ours, theirs in ((10, 10), (30, 10), (400, 200)):  # the machine became ten times faster in the last round
+    for ours, theirs in (
+        (10, 10),
+        (30, 10),
+        (400, 200),
+    ):  # the machine became ten times faster in the last round
         samples.add("own", "a", {"decode": ours})
         samples.add("peer", "b", {"decode": theirs})
     assert samples.ratio(RATIO) == 2
@@ -27,7 +36,9 @@ def test_rounds_go_there_and_back():
 def test_only_what_was_asked_for_is_run():
     (stage,) = plan.chosen(["decode_nf4*"])
     assert [ratio.name for ratio in stage.ratios] == ["decode_nf4_vs_int4"]
-    assert [(process.name, process.items) for process in stage.processes] == [("qcore", (plan.GROUPED, plan.NF4))]
+    assert [(process.name, process.items) for process in stage.processes] == [
+        ("qcore", (plan.GROUPED, plan.NF4))
+    ]
     assert [ratio.name for stage in plan.chosen([]) for ratio in stage.ratios] == plan.ratio_names()
 
 
@@ -43,7 +54,15 @@ def test_a_missing_peer_is_named_with_the_command_that_installs_it():
 
 
 def test_the_table_says_what_is_below_its_bar_and_what_disturbed():
-    comparison = {"name": "fast", "measure": RATIO.measure, "bar": 1.5, "unit": "tok/s", "ours": 120.0, "theirs": 100.0, "ratio": 1.2}
+    comparison = {
+        "name": "fast",
+        "measure": RATIO.measure,
+        "bar": 1.5,
+        "unit": "tok/s",
+        "ours": 120.0,
+        "theirs": 100.0,
+        "ratio": 1.2,
+    }
     result = {
         "comparisons": [comparison, comparison | {"ratio": 1.6, "ours": 160.0}],
         "environment": {"cpu": "Some CPU", "flags": ["avx2"], "libraries": {"torch": "2"}},

@@ -32,7 +32,7 @@ def _end_runs(home) -> None:
     """No run outlives its test."""
     import os
 
-    from qcore.runs import jobs
+    from qcore.jobs import jobs
 
     before = os.environ["QCORE_HOME"]
     os.environ["QCORE_HOME"] = str(home)

@@ -16,7 +16,13 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-quic",
+    "--no-first-run",
+]
 LAPTOP, DESKTOP = (1366, 768), (1920, 1080)
 PATIENCE = 60.0  # seconds for a page to be drawn; machines are slow when they are shared
 
@@ -27,8 +33,21 @@ def server(home: Path, **environment: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true", "--server.port", str(port),
-               "--server.address", "127.0.0.1", "--server.fileWatcherType", "none"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.headless",
+        "true",
+        "--server.port",
+        str(port),
+        "--server.address",
+        "127.0.0.1",
+        "--server.fileWatcherType",
+        "none",
+    ]
     variables = {**os.environ, "QCORE_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
@@ -65,7 +84,11 @@ def browser(size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Iterator[P
     """A page of a Chromium with a fresh profile; `scheme` is "light" or "dark", as the system would say."""
     with tempfile.TemporaryDirectory(prefix="qcore-chromium-") as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=ARGUMENTS, color_scheme=scheme, viewport={"width": size[0], "height": size[1]}
+            profile,
+            executable_path=CHROMIUM,
+            args=ARGUMENTS,
+            color_scheme=scheme,
+            viewport={"width": size[0], "height": size[1]},
         )
         context.set_default_timeout(PATIENCE * 1000)
         try:
@@ -79,7 +102,9 @@ def settle(page: Page, extra: float = 1.5) -> None:
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
     page.wait_for_timeout(int(extra * 1000))
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    assert page.locator('[data-testid="stException"]').count() == 0, page.locator('[data-testid="stException"]').first.inner_text()
+    assert page.locator('[data-testid="stException"]').count() == 0, page.locator(
+        '[data-testid="stException"]'
+    ).first.inner_text()
 
 
 def visit(page: Page, address: str, extra: float = 1.5) -> None:

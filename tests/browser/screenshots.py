@@ -83,7 +83,12 @@ def probe(page: Page) -> None:
         dashboard.settle(page, 2.5)
 
 
-FULL: dict[str, Callable[[Page], None]] = {"plan": probe, "quantize": show_run, "playground": write, "layers": measure}
+FULL: dict[str, Callable[[Page], None]] = {
+    "plan": probe,
+    "quantize": show_run,
+    "playground": write,
+    "layers": measure,
+}
 
 
 def save(page: Page, name: str, size: tuple[int, int]) -> None:
@@ -100,7 +105,9 @@ def save(page: Page, name: str, size: tuple[int, int]) -> None:
 
 def shrink(path: Path) -> None:
     """256 colours: small files, and nobody sees the difference."""
-    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(
+        256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE
+    ).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 

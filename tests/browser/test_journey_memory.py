@@ -9,7 +9,7 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from qcore.home import home as cache
+from qcore.base.home import home as cache
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LIMIT = 2.7e9  # bytes that a free Streamlit Cloud app has
@@ -20,7 +20,9 @@ RUN = 900_000  # milliseconds
 def home(tmp_path):
     """A cache folder with the prepared default model."""
     (tmp_path / "home" / "models").mkdir(parents=True)
-    (tmp_path / "home" / "models" / "smollm2-135m").symlink_to((cache() / "models" / "smollm2-135m").resolve())
+    (tmp_path / "home" / "models" / "smollm2-135m").symlink_to(
+        (cache() / "models" / "smollm2-135m").resolve()
+    )
     return tmp_path / "home"
 
 
@@ -79,7 +81,9 @@ def test_the_default_models_journey_fits_on_a_small_server(page, home, capsys):
         page.get_by_role("button", name="Write").click()
         expect(page.get_by_text("64 tokens, reached the length")).to_have_count(3, timeout=RUN)
     with capsys.disabled():
-        print(f"\nThe default model's journey took {meter.most / 1e9:.2f} GB at most, of {LIMIT / 1e9:.1f} GB:")
+        print(
+            f"\nThe default model's journey took {meter.most / 1e9:.2f} GB at most, of {LIMIT / 1e9:.1f} GB:"
+        )
         for name, size in sorted(meter.parts.items(), key=lambda part: -part[1]):
             print(f"  {size / 1e9:5.2f} GB  {name}")
     assert meter.looks > 50 and 0.5e9 < meter.most < LIMIT, meter.parts

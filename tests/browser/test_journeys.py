@@ -58,7 +58,17 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
     dashboard.visit(page, f"{address}/layers")
     expect(page.get_by_role("heading", name="Layers")).to_be_visible()
     names = page.get_by_test_id("stSidebarNavLink").all_inner_texts()
-    menu = ["Home", "Plan", "Quantize", "Compare", "Playground", "Layers", "Sensitivity", "Train & prune", "Learn"]
+    menu = [
+        "Home",
+        "Plan",
+        "Quantize",
+        "Compare",
+        "Playground",
+        "Layers",
+        "Sensitivity",
+        "Train & prune",
+        "Learn",
+    ]
     assert [name.split("\n")[-1] for name in names] == menu
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Compare").click()
     expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
@@ -90,7 +100,10 @@ def test_texts_of_strangers_are_shown_verbatim(page, address, home):
     dashboard.settle(page)
     text = page.get_by_test_id("stMain").inner_text().replace("\N{WORD JOINER}", "")
     assert "<b>&amp; *bold* $x$ [link](http://example.com) ![](x.png) :smile: ⟨U+202E⟩right⟨U+0000⟩" in text
-    assert page.locator('a[href="http://example.com"]').count() == 0 and page.locator("img[src='x.png']").count() == 0
+    assert (
+        page.locator('a[href="http://example.com"]').count() == 0
+        and page.locator("img[src='x.png']").count() == 0
+    )
 
 
 @pytest.mark.parametrize("size", [dashboard.LAPTOP, dashboard.DESKTOP], ids=["laptop", "desktop"])
@@ -122,6 +135,8 @@ def test_learning_on_a_real_weight(page, address):
     slider.press("ArrowLeft")
     slider.press("ArrowLeft")
     expect(page.get_by_test_id("stMetricValue").first).not_to_have_text(before)
-    expect(page.get_by_role("link", name="arXiv 2306.00978")).to_have_attribute("href", "https://arxiv.org/abs/2306.00978")
+    expect(page.get_by_role("link", name="arXiv 2306.00978")).to_have_attribute(
+        "href", "https://arxiv.org/abs/2306.00978"
+    )
     page.get_by_role("link", name="Run int4-g64-hqq").click()
     page.wait_for_url("**/quantize")

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation.choices import Change, ask, summary
 from qcore.evaluation.questions import Question, Questions
 
@@ -38,7 +38,9 @@ def one_by_one(model, question):
 def test_scores_are_those_of_single_passes_whatever_the_batch(kind, batch):
     model = tiny.sharp(kind)
     answers = ask(model, TOKENIZER, QUESTIONS, batch=batch)
-    for question, scores, pick, by_length in zip(QUESTIONS, answers.scores, answers.picked, answers.picked_by_length, strict=True):
+    for question, scores, pick, by_length in zip(
+        QUESTIONS, answers.scores, answers.picked, answers.picked_by_length, strict=True
+    ):
         expected = one_by_one(model, question)
         lengths = [len(choice.encode()) for choice in question.choices]
         assert scores == pytest.approx(expected, rel=1e-4)
@@ -63,7 +65,11 @@ def test_a_model_that_guesses_prefers_the_shortest():
     answers = ask(Fixed(torch.zeros(tiny.VOCABULARY)), TOKENIZER, QUESTIONS)
     cost = -torch.tensor(float(tiny.VOCABULARY)).log().item()
     assert answers.scores[0] == pytest.approx([cost * (1 + len(choice)) for choice in QUESTIONS[0].choices])
-    assert answers.picked == [0, 0, 0, 1] and answers.accuracy.right == 1 and answers.right == [False, False, True, False]
+    assert (
+        answers.picked == [0, 0, 0, 1]
+        and answers.accuracy.right == 1
+        and answers.right == [False, False, True, False]
+    )
     assert answers.picked_by_length[0] == 2  # the blank weighs least on the longest
     assert 0 < answers.accuracy.low < 0.25 < answers.accuracy.high < 1
 
@@ -77,7 +83,9 @@ def test_what_cannot_be_asked():
     model = tiny.model("llama")
     with pytest.raises(InputError, match="no questions"):
         ask(model, TOKENIZER, [])
-    with pytest.raises(InputError, match="Question long has 60. tokens with its choice, but this model can read 512"):
+    with pytest.raises(
+        InputError, match="Question long has 60. tokens with its choice, but this model can read 512"
+    ):
         ask(model, TOKENIZER, [Question("long", "a" * 600, ("b", "c"), 0)])
 
     def another(text, **options):
@@ -98,7 +106,9 @@ def test_a_question_that_merges_with_its_choices_begins_with_the_token_that_begi
     model = tiny.sharp("llama")
     (scores,) = ask(model, Merging(), [Question("1", "x", ("y", "z"), 0)]).scores
     log_p = model(input_ids=torch.tensor([[256, 8, 9, ord("y")]])).logits[0].double().log_softmax(-1)
-    assert scores[0] == pytest.approx(sum(log_p[i, token].item() for i, token in enumerate([8, 9, ord("y")])), rel=1e-4)
+    assert scores[0] == pytest.approx(
+        sum(log_p[i, token].item() for i, token in enumerate([8, 9, ord("y")])), rel=1e-4
+    )
     Merging.bos_token_id = None
     with pytest.raises(InputError, match="nothing to predict it from"):
         ask(model, Merging(), [Question("1", "x", ("y", "z"), 0)])
@@ -121,8 +131,12 @@ def test_a_summary_compares_with_the_baseline():
     answers = ask(Fixed(torch.zeros(tiny.VOCABULARY)), TOKENIZER, QUESTIONS)
     asked = Questions("q", "0" * 64, tuple(QUESTIONS))
     alone = summary(asked, answers)
-    assert alone["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4 + 1 / 2) / 4) and "lost_and_gained" not in alone
+    assert (
+        alone["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4 + 1 / 2) / 4)
+        and "lost_and_gained" not in alone
+    )
     against = summary(asked, answers, {"plain": [True] * 4, "by_length": answers.right_by_length})
     assert (
-        against["lost_and_gained"] == {"lost": 3, "gained": 0, "p": pytest.approx(0.25)} and against["lost_and_gained_by_length"]["p"] == 1
+        against["lost_and_gained"] == {"lost": 3, "gained": 0, "p": pytest.approx(0.25)}
+        and against["lost_and_gained_by_length"]["p"] == 1
     )

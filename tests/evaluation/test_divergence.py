@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation.divergence import DivergenceMeter, LogProbabilities, kl
 
 
@@ -23,7 +23,9 @@ def test_agrees_with_float64(noise):
     base = random_logits(8, 5000, 0)
     other = base + noise * random_logits(8, 5000, 1, scale=1)
     expected = exact(base, other)
-    torch.testing.assert_close(kl(LogProbabilities(base.clone()), LogProbabilities(other.clone())), expected, rtol=1e-4, atol=3e-8)
+    torch.testing.assert_close(
+        kl(LogProbabilities(base.clone()), LogProbabilities(other.clone())), expected, rtol=1e-4, atol=3e-8
+    )
 
 
 @given(seed=st.integers(0, 1000), shift=st.floats(-50, 50), scale=st.sampled_from([0.01, 1.0, 100.0]))
@@ -31,14 +33,18 @@ def test_never_negative_and_exactly_zero_for_equal_logits(seed, shift, scale):
     base = random_logits(3, 40, seed, scale)
     assert kl(LogProbabilities(base.clone()), LogProbabilities(base.clone())).tolist() == [0.0] * 3
     moved = kl(LogProbabilities(base.clone()), LogProbabilities(base + shift))
-    assert (moved >= 0).all() and (moved < 1e-4 * scale).all()  # a constant added to all logits changes nothing
+    assert (moved >= 0).all() and (
+        moved < 1e-4 * scale
+    ).all()  # a constant added to all logits changes nothing
 
 
 def test_words_that_are_ruled_out():
     base = torch.tensor([[0.0, 0.0, -torch.inf]])
     assert kl(LogProbabilities(base.clone()), LogProbabilities(base.clone())).item() == 0
     wider = torch.tensor([[0.0, 0.0, 0.0]])
-    assert kl(LogProbabilities(base.clone()), LogProbabilities(wider.clone())).item() == pytest.approx(torch.tensor(1.5).log().item())
+    assert kl(LogProbabilities(base.clone()), LogProbabilities(wider.clone())).item() == pytest.approx(
+        torch.tensor(1.5).log().item()
+    )
     with pytest.raises(RunError, match="rules out"):
         kl(LogProbabilities(wider.clone()), LogProbabilities(base.clone()))
 
@@ -61,15 +67,29 @@ def one_hot(*tokens: int) -> torch.Tensor:
 def test_flips_counted_by_hand():
     meter = DivergenceMeter()
     targets = torch.tensor([0, 0, 0, 0, 0])
-    base, other = one_hot(0, 0, 1, 1, 2), one_hot(0, 1, 0, 2, 2)  # agreed, harmful, beneficial, neutral, agreed
+    base, other = (
+        one_hot(0, 0, 1, 1, 2),
+        one_hot(0, 1, 0, 2, 2),
+    )  # agreed, harmful, beneficial, neutral, agreed
     meter.add(LogProbabilities(base.clone()), LogProbabilities(other.clone()), targets)
     meter.close_window()
     result = meter.result()
-    assert (result.top1_agreement, result.harmful_flips, result.beneficial_flips, result.neutral_flips) == (0.4, 1, 1, 1)
+    assert (result.top1_agreement, result.harmful_flips, result.beneficial_flips, result.neutral_flips) == (
+        0.4,
+        1,
+        1,
+        1,
+    )
     each = exact(one_hot(0), one_hot(1)).item()
-    assert result.kl_mean == pytest.approx(0.6 * each) and result.kl_max == pytest.approx(each) and result.kl_median == pytest.approx(each)
+    assert (
+        result.kl_mean == pytest.approx(0.6 * each)
+        and result.kl_max == pytest.approx(each)
+        and result.kl_median == pytest.approx(each)
+    )
     assert result.window_kl == [pytest.approx(3 * each)]
-    assert result.window_base_nll == [pytest.approx(-sum(one_hot(t).log_softmax(-1)[0, 0].item() for t in (0, 0, 1, 1, 2)))]
+    assert result.window_base_nll == [
+        pytest.approx(-sum(one_hot(t).log_softmax(-1)[0, 0].item() for t in (0, 0, 1, 1, 2)))
+    ]
 
 
 def test_statistics_over_windows_are_those_of_all_tokens():
@@ -77,11 +97,22 @@ def test_statistics_over_windows_are_those_of_all_tokens():
     base, other = random_logits(100, 30, 2), random_logits(100, 30, 3)
     for start in range(0, 100, 40):
         rows = slice(start, start + 40)
-        meter.add(LogProbabilities(base[rows].clone()), LogProbabilities(other[rows].clone()), base[rows].argmax(-1))
+        meter.add(
+            LogProbabilities(base[rows].clone()), LogProbabilities(other[rows].clone()), base[rows].argmax(-1)
+        )
         meter.close_window()
     result, expected = meter.result(), exact(base, other)
-    for value, q in ((result.kl_median, 0.5), (result.kl_p90, 0.9), (result.kl_p99, 0.99), (result.kl_max, 1.0)):
+    for value, q in (
+        (result.kl_median, 0.5),
+        (result.kl_p90, 0.9),
+        (result.kl_p99, 0.99),
+        (result.kl_max, 1.0),
+    ):
         assert value == pytest.approx(torch.quantile(expected, q).item(), rel=1e-5)
     assert result.kl_mean == pytest.approx(expected.mean().item(), rel=1e-6)
-    assert sum(result.window_kl) == pytest.approx(expected.sum().item(), rel=1e-6) and len(result.window_kl) == 3
-    assert result.beneficial_flips == result.neutral_flips == 0 and result.harmful_flips == round(100 * (1 - result.top1_agreement))
+    assert (
+        sum(result.window_kl) == pytest.approx(expected.sum().item(), rel=1e-6) and len(result.window_kl) == 3
+    )
+    assert result.beneficial_flips == result.neutral_flips == 0 and result.harmful_flips == round(
+        100 * (1 - result.top1_agreement)
+    )

@@ -9,8 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.errors import InputError, RunError
-from qcore.evaluation.generation import MAX_CHARACTERS, compare_generations, first_divergence, generate_text, prepare
+from qcore.base.errors import InputError, RunError
+from qcore.evaluation.generation import (
+    MAX_CHARACTERS,
+    compare_generations,
+    first_divergence,
+    generate_text,
+    prepare,
+)
 from qcore.evaluation.textstream import decode
 
 TOKENIZER = tiny.tokenizer()
@@ -42,9 +48,9 @@ def says(model: torch.nn.Module, *tokens: int) -> torch.nn.Module:
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_greedy_equals_generate(kind):
     model, ids = tiny.sharp(kind), TOKENIZER("Hello there", return_tensors="pt").input_ids
-    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)[
-        0, ids.shape[1] :
-    ]
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0
+    )[0, ids.shape[1] :]
     made = generate_text(model, TOKENIZER, "Hello there", 20)
     assert [*made.tokens, *([257] if made.reason == "end" else [])] == expected.tolist()
     assert made.text == decode(TOKENIZER, made.tokens) and made.prompt_tokens == 11 and made.notes == ()
@@ -52,7 +58,9 @@ def test_greedy_equals_generate(kind):
 
 def test_pieces_are_streamed_and_join_to_the_text():
     pieces = []
-    made = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5, on_text=pieces.append)
+    made = generate_text(
+        tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5, on_text=pieces.append
+    )
     assert "".join(pieces) == made.text and all(pieces)
     again = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=5)
     other = generate_text(tiny.sharp("llama"), TOKENIZER, "Hello", 30, temperature=2.0, seed=6)
@@ -81,11 +89,16 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_says_so():
     made = generate_text(tiny.model("llama"), TOKENIZER, "x" * 600 + "end", 12)
     assert made.prompt_tokens == 500
     assert made.notes == ("The prompt has 603 tokens; only its last 500 were read, so that 12 new ones fit.",)
-    assert prepare(tiny.model("llama"), TOKENIZER, "x" * 600 + "end", 12).tokens[-3:] == TOKENIZER("end")["input_ids"]
+    assert (
+        prepare(tiny.model("llama"), TOKENIZER, "x" * 600 + "end", 12).tokens[-3:]
+        == TOKENIZER("end")["input_ids"]
+    )
     assert prepare(tiny.model("llama"), TOKENIZER, "x" * 500, 12).notes == ()
 
 
-@pytest.mark.parametrize("prompt", ["\u202eabc", "a\u200bb", "\0", "<b>$x$</b>", "\x1b[31m", "\U0001f600"], ids=ascii)
+@pytest.mark.parametrize(
+    "prompt", ["\u202eabc", "a\u200bb", "\0", "<b>$x$</b>", "\x1b[31m", "\U0001f600"], ids=ascii
+)
 def test_odd_characters_are_read_as_they_are(prompt):
     ready = prepare(tiny.model("llama"), TOKENIZER, prompt, 5)
     assert TOKENIZER.decode(ready.tokens) == prompt and ready.notes == ()
@@ -109,7 +122,10 @@ def test_chat_uses_the_template_or_says_there_is_none():
         prepare(tiny.model("llama"), TOKENIZER, "Hi", 5, chat=True)
     chatty = tiny.tokenizer()
     chatty.chat_template = TEMPLATE
-    assert TOKENIZER.decode(prepare(tiny.model("llama"), chatty, "Hi", 5, chat=True).tokens) == "<user>Hi<assistant>"
+    assert (
+        TOKENIZER.decode(prepare(tiny.model("llama"), chatty, "Hi", 5, chat=True).tokens)
+        == "<user>Hi<assistant>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,18 +161,27 @@ def test_nan_logits_write_nothing():
         generate_text(model, TOKENIZER, "Hi", 5)
 
 
-PROMPTS = [Prompt(str(i), "fact", text) for i, text in enumerate(["The capital", "2+2=", "a", "def f(x):\n    return", "Once upon a time"])]
+PROMPTS = [
+    Prompt(str(i), "fact", text)
+    for i, text in enumerate(["The capital", "2+2=", "a", "def f(x):\n    return", "Once upon a time"])
+]
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_prompts_decoded_together_are_as_if_alone(kind):
     model, calls = tiny.sharp(kind), []
-    together = compare_generations(model, TOKENIZER, PROMPTS, 12, progress=lambda *call: calls.append(call), batch=3)
+    together = compare_generations(
+        model, TOKENIZER, PROMPTS, 12, progress=lambda *call: calls.append(call), batch=3
+    )
     alone = [generate_text(model, TOKENIZER, prompt.text, 12) for prompt in PROMPTS]
     assert [made.tokens for made in together] == [made.tokens for made in alone]
     assert [made.text for made in together] == [made.text for made in alone]
-    assert [(made.id, made.kind, made.prompt) for made in together] == [(prompt.id, prompt.kind, prompt.text) for prompt in PROMPTS]
-    assert calls[-1] == (24, 24, "prompts 4 to 5 of 5, token 12") and [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
+    assert [(made.id, made.kind, made.prompt) for made in together] == [
+        (prompt.id, prompt.kind, prompt.text) for prompt in PROMPTS
+    ]
+    assert calls[-1] == (24, 24, "prompts 4 to 5 of 5, token 12") and [
+        done for done, _, _ in calls
+    ] == sorted(done for done, _, _ in calls)
     assert all(made.first_divergence is None for made in together)
 
 

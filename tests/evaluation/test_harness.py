@@ -5,12 +5,18 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from qcore.errors import InputError, RunError, UnavailableError
+from qcore.base.errors import InputError, RunError, UnavailableError
 from qcore.evaluation import harness
 
 FOUND = {
     "results": {
-        "facts": {"alias": "facts", "acc,none": 0.75, "acc_stderr,none": 0.1, "perplexity,none": 3.0, "perplexity_stderr,none": "N/A"}
+        "facts": {
+            "alias": "facts",
+            "acc,none": 0.75,
+            "acc_stderr,none": 0.1,
+            "perplexity,none": 3.0,
+            "perplexity_stderr,none": "N/A",
+        }
     },
     "n-samples": {"facts": {"original": 64, "effective": 8}},
 }
@@ -50,12 +56,24 @@ def test_the_very_model_is_handed_over(library, tmp_path):
     model, tokenizer = object(), object()
     found = harness.run_tasks(model, tokenizer, ["facts"], folder=tmp_path, limit=8, batch=4, seed=3)
     given = library.evaluated
-    assert given["model"]["pretrained"] is model and given["model"]["tokenizer"] is tokenizer and given["model"]["batch_size"] == 4
-    assert (given["tasks"], given["limit"], given["random_seed"], library.folder) == (["facts"], 8, 3, str(tmp_path))
+    assert (
+        given["model"]["pretrained"] is model
+        and given["model"]["tokenizer"] is tokenizer
+        and given["model"]["batch_size"] == 4
+    )
+    assert (given["tasks"], given["limit"], given["random_seed"], library.folder) == (
+        ["facts"],
+        8,
+        3,
+        str(tmp_path),
+    )
     assert found["limit"] == 8 and found["tasks"] == {
         "facts": {
             "documents": 8,
-            "metrics": {"acc,none": {"value": 0.75, "stderr": 0.1}, "perplexity,none": {"value": 3.0, "stderr": None}},
+            "metrics": {
+                "acc,none": {"value": 0.75, "stderr": 0.1},
+                "perplexity,none": {"value": 3.0, "stderr": None},
+            },
         }
     }
 
@@ -76,7 +94,9 @@ def test_no_task_and_no_folder(library, tmp_path):
 
 def test_what_the_library_says_when_it_fails_is_passed_on(library):
     library.error = ConnectionError("the data set cannot be reached\nand much more")
-    with pytest.raises(RunError, match="could not do facts: ConnectionError: the data set cannot be reached$"):
+    with pytest.raises(
+        RunError, match="could not do facts: ConnectionError: the data set cannot be reached$"
+    ):
         harness.run_tasks(None, None, ["facts"])
 
 

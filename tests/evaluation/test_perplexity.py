@@ -9,15 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation import evaluate
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.windows import windows
 
 SMALL = dict(
-    vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, bos_token_id=256, eos_token_id=257, pad_token_id=0,
-)  # fmt: skip
+    vocab_size=258,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=256,
+    eos_token_id=257,
+    pad_token_id=0,
+)
 SCALED = {
     "softcap": Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5, sliding_window=16),
     "divided": GraniteConfig(**SMALL, logits_scaling=8.0),
@@ -66,7 +74,9 @@ def test_zero_logits_give_the_vocabulary_size(tokens, window, chunk, data):
     result = evaluate(ZERO, text(tokens), window=window, stride=stride, chunk=chunk, text_bytes=tokens)
     assert result.perplexity == pytest.approx(tiny.VOCABULARY, rel=1e-13)
     assert result.tokens_scored == sum(result.window_tokens) == tokens - 1
-    assert result.bits_per_byte == pytest.approx(math.log2(tiny.VOCABULARY) * (tokens - 1) / tokens, rel=1e-13)
+    assert result.bits_per_byte == pytest.approx(
+        math.log2(tiny.VOCABULARY) * (tokens - 1) / tokens, rel=1e-13
+    )
 
 
 @pytest.mark.parametrize("stride", [64, 40, 1], ids=lambda s: f"stride{s}")
@@ -76,7 +86,12 @@ def test_agrees_with_a_transformers_loop(kind, stride):
     result = evaluate(model, ids, window=64, stride=stride)
     assert result.perplexity == pytest.approx(transformers_loop(model, ids, 64, stride), rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(math.fsum(result.window_nll) / result.tokens_scored))
-    assert (result.window, result.stride, result.bos_policy, result.bits_per_byte) == (64, stride, "none added", None)
+    assert (result.window, result.stride, result.bos_policy, result.bits_per_byte) == (
+        64,
+        stride,
+        "none added",
+        None,
+    )
 
 
 def test_one_window_equals_the_loss_of_the_model():
@@ -88,7 +103,9 @@ def test_one_window_equals_the_loss_of_the_model():
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_chunked_equals_unchunked(chunk):
     model, ids = tiny.sharp("llama"), text(200)
-    assert evaluate(model, ids, window=64, chunk=chunk).perplexity == pytest.approx(evaluate(model, ids, window=64).perplexity, rel=1e-6)
+    assert evaluate(model, ids, window=64, chunk=chunk).perplexity == pytest.approx(
+        evaluate(model, ids, window=64).perplexity, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -177,7 +194,7 @@ def test_a_perplexity_beyond_all_numbers_is_a_failure():
         (text(9), {"stride": -1}, "stride is -1"),
         (text(600), {"window": 513}, "longer than the 512"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(ids, options, words):
     with pytest.raises(InputError, match=words):
         evaluate(ZERO, ids, **options)

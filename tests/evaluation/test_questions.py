@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.evaluation.questions import Question, load_questions
 
 GOOD = {"question": "The opposite of hot is", "choices": ["warm", "cold"], "answer": 1}
@@ -24,7 +24,10 @@ def file(tmp_path):
 def test_the_packaged_questions():
     asked = load_questions()
     assert asked == load_questions("default") and len(asked.sha256) == 64
-    assert 60 <= len(asked.questions) == len({question.id for question in asked.questions}) and asked.chance == 0.25
+    assert (
+        60 <= len(asked.questions) == len({question.id for question in asked.questions})
+        and asked.chance == 0.25
+    )
     assert len({question.question for question in asked.questions}) == len(asked.questions)
     places = [question.answer for question in asked.questions]
     assert all(10 <= places.count(place) <= 22 for place in range(4)), "no place is the better guess"
@@ -33,28 +36,40 @@ def test_the_packaged_questions():
 
 
 @pytest.mark.parametrize(
-    ("answer", "index"), [(0, 0), (1, 1), ("cold", 1), (" cold ", 1), ("B", 1), ("a", 0), ("1", 1), ("0", 0)], ids=repr
+    ("answer", "index"),
+    [(0, 0), (1, 1), ("cold", 1), (" cold ", 1), ("B", 1), ("a", 0), ("1", 1), ("0", 0)],
+    ids=repr,
 )
 def test_how_an_answer_may_be_given(file, answer, index):
-    assert load_questions(file({**GOOD, "answer": answer})).questions == (Question("1", WORDS, ("warm", "cold"), index),)
+    assert load_questions(file({**GOOD, "answer": answer})).questions == (
+        Question("1", WORDS, ("warm", "cold"), index),
+    )
 
 
 def test_the_text_of_a_choice_goes_before_its_number(file):
-    (question,) = load_questions(file({"question": "One and one is", "choices": ["1", "2", "3"], "answer": "2"})).questions
+    (question,) = load_questions(
+        file({"question": "One and one is", "choices": ["1", "2", "3"], "answer": "2"})
+    ).questions
     assert question.answer == 1
-    (question,) = load_questions(file({"question": "One and one is", "choices": ["1", "2", "3"], "answer": 2})).questions
+    (question,) = load_questions(
+        file({"question": "One and one is", "choices": ["1", "2", "3"], "answer": 2})
+    ).questions
     assert question.answer == 2
 
 
 FILES = {
     "JSON lines": ("q.jsonl", json.dumps(GOOD) + "\n\n" + json.dumps({**GOOD, "id": "x"}) + "\n"),
     "a JSON list": ("q.json", json.dumps([GOOD, {**GOOD, "id": "x"}], indent=1)),
-    "CSV with letters": ("q.csv", f"id,question,A,B,answer\n,{WORDS},warm,cold,B\nx,{WORDS},warm,cold,cold\n"),
+    "CSV with letters": (
+        "q.csv",
+        f"id,question,A,B,answer\n,{WORDS},warm,cold,B\nx,{WORDS},warm,cold,cold\n",
+    ),
     "CSV with bars": ("q.csv", f"question,choices,answer,id\n{WORDS},warm|cold,1,\n{WORDS},warm|cold,B,x\n"),
     "tabs, a choice fewer": (
-        "q.tsv", f"Question\tchoice1\tchoice2\tchoice3\tAnswer\tID\n{WORDS}\twarm\tcold\t\tB\t\n{WORDS}\twarm\tcold\t\t1\tx\n"
+        "q.tsv",
+        f"Question\tchoice1\tchoice2\tchoice3\tAnswer\tID\n{WORDS}\twarm\tcold\t\tB\t\n{WORDS}\twarm\tcold\t\t1\tx\n",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "content"), FILES.values(), ids=FILES)

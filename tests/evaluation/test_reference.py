@@ -9,10 +9,10 @@ import tiny
 import torch
 from safetensors import safe_open
 
-from qcore.convert import quantize
-from qcore.errors import InputError, RunError, UnavailableError
+from qcore.base.errors import InputError, RunError, UnavailableError
 from qcore.evaluation import Reference, evaluate
 from qcore.evaluation.reference import find_tensor
+from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 
 
@@ -39,9 +39,14 @@ def recorded(request, tmp_path):
 
 def test_an_equal_model_gives_exactly_zero_and_one(recorded):
     kind, path = recorded
-    result = evaluate(tiny.model(kind), text(), window=40, stride=30, reference=Reference.open(path)).divergence
+    result = evaluate(
+        tiny.model(kind), text(), window=40, stride=30, reference=Reference.open(path)
+    ).divergence
     assert (result.kl_mean, result.kl_max, result.top1_agreement) == (0.0, 0.0, 1.0)
-    assert result.window_kl == [0.0] * 4 and result.harmful_flips == result.beneficial_flips == result.neutral_flips == 0
+    assert (
+        result.window_kl == [0.0] * 4
+        and result.harmful_flips == result.beneficial_flips == result.neutral_flips == 0
+    )
 
 
 IN_ANOTHER_PROCESS = """
@@ -59,7 +64,9 @@ def test_an_equal_model_in_another_process_gives_exactly_zero(tmp_path):
     folder, path = tiny.checkpoint("llama-tied", tmp_path / "model"), tmp_path / "reference.safetensors"
     first = evaluate(tiny.model("llama-tied"), text(), window=40, stride=30, record=path, checkpoint=folder)
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), str(folder), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ".:tests", "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": ".:tests", "PATH": "/usr/bin:/bin"}
+    )
     assert done.returncode == 0, done.stderr
     second = json.loads(done.stdout.splitlines()[-1])
     assert second["perplexity"] == first.perplexity and second["window_nll"] == first.window_nll
@@ -73,7 +80,10 @@ def test_kl_is_that_of_the_whole_logits(recorded, change):
     result = evaluate(other, ids, window=40, stride=30, reference=Reference.open(path)).divergence
     assert Reference.open(path).tokens_scored == 119
     with torch.no_grad():  # the second window reads tokens 30 to 69 and scores what follows position 40
-        before, after = (m(input_ids=ids[None, 30:70]).logits[0, 10:].double().log_softmax(-1) for m in (tiny.model(kind), other))
+        before, after = (
+            m(input_ids=ids[None, 30:70]).logits[0, 10:].double().log_softmax(-1)
+            for m in (tiny.model(kind), other)
+        )
     expected = (before.exp() * (before - after)).sum(-1)
     assert result.window_kl[1] == pytest.approx(expected.sum().item(), rel=1e-4, abs=1e-6)
     assert 0 < result.kl_mean <= result.kl_max and result.top1_agreement <= 1
@@ -99,7 +109,10 @@ def test_the_head_is_read_from_the_checkpoint_if_it_is_there_bit_for_bit(tmp_pat
     head = tiny.VOCABULARY * 64 * 4
     assert abs(with_copy.stat().st_size - without.stat().st_size - head) < 300  # a header's worth
     other = noisy("llama-tied", head=0.05)
-    figures = [evaluate(other, text(), reference=Reference.open(path)).divergence.kl_mean for path in (with_copy, without)]
+    figures = [
+        evaluate(other, text(), reference=Reference.open(path)).divergence.kl_mean
+        for path in (with_copy, without)
+    ]
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
@@ -120,7 +133,12 @@ def test_a_head_with_a_bias(tmp_path):
 
 
 def test_size_is_tokens_by_hidden(tmp_path):
-    evaluate(tiny.model("llama-tied"), text(), record=tmp_path / "r", checkpoint=tiny.checkpoint("llama-tied", tmp_path / "model"))
+    evaluate(
+        tiny.model("llama-tied"),
+        text(),
+        record=tmp_path / "r",
+        checkpoint=tiny.checkpoint("llama-tied", tmp_path / "model"),
+    )
     data = 119 * 64 * 4 + tiny.VOCABULARY * 4
     assert data < (tmp_path / "r").stat().st_size < data + 1024
     with safe_open(tmp_path / "r", "pt") as file:
@@ -139,7 +157,12 @@ def test_size_is_tokens_by_hidden(tmp_path):
 def test_what_was_not_recorded_is_refused(tmp_path, ids, options, words):
     evaluate(tiny.model("llama"), text(), window=40, stride=30, record=tmp_path / "r")
     with pytest.raises(InputError, match=words):
-        evaluate(tiny.model("llama"), ids, **{"window": 40, "stride": 30, **options}, reference=Reference.open(tmp_path / "r"))
+        evaluate(
+            tiny.model("llama"),
+            ids,
+            **{"window": 40, "stride": 30, **options},
+            reference=Reference.open(tmp_path / "r"),
+        )
 
 
 def test_a_model_with_another_vocabulary_is_refused(tmp_path):
@@ -168,9 +191,11 @@ def test_a_damaged_record_is_refused(tmp_path, damage):
         evaluate(tiny.model("llama"), text(), record=path)
         data = path.read_bytes()
         path.write_bytes(
-            {"empty": b"", "cut": data[:-10], "another version": data.replace(b"reference-1", b"reference-9")}.get(
-                damage, b"\x08\0\0\0\0\0\0\0{}      "
-            )
+            {
+                "empty": b"",
+                "cut": data[:-10],
+                "another version": data.replace(b"reference-1", b"reference-9"),
+            }.get(damage, b"\x08\0\0\0\0\0\0\0{}      ")
         )
     with pytest.raises(InputError, match="cannot be read"):
         Reference.open(path)

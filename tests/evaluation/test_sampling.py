@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation.sampling import Sampling
 
 LOGITS = torch.tensor([[math.log(p) for p in (0.1, 0.5, 0.15, 0.25)]])

@@ -26,9 +26,17 @@ def test_t_where_it_is_elementary(df, t):
 
 @pytest.mark.parametrize(
     ("p", "df", "t"),
-    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 7, 2.36462), (0.975, 30, 2.04227), (0.95, 10, 1.81246), (0.995, 5, 4.03214), 
-     (0.975, 1000, 1.96234), (0.975, 1e7, 1.95996)],
-)  # fmt: skip
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.30265),
+        (0.975, 7, 2.36462),
+        (0.975, 30, 2.04227),
+        (0.95, 10, 1.81246),
+        (0.995, 5, 4.03214),
+        (0.975, 1000, 1.96234),
+        (0.975, 1e7, 1.95996),
+    ],
+)
 def test_t_as_in_the_tables(p, df, t):
     assert t_quantile(p, df) == pytest.approx(t, abs=6e-6 * t)
     assert t_quantile(1 - p, df) == -t_quantile(p, df)
@@ -47,9 +55,14 @@ def test_beta_of_whole_numbers_is_a_sum_of_fractions(a, b, x):
     assert beta_share(a, b, float(x)) == pytest.approx(float(exact), rel=1e-10, abs=1e-14)
 
 
-@pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1), (1, 0, 1), (5, 5, 1), (5, 0, 2 / 32), (8, 1, 20 / 512), (2, 10, 158 / 4096)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [(0, 0, 1), (1, 0, 1), (5, 5, 1), (5, 0, 2 / 32), (8, 1, 20 / 512), (2, 10, 158 / 4096)],
+)
 def test_mcnemar_by_hand(lost, gained, p):
-    assert mcnemar(lost, gained) == pytest.approx(p, rel=1e-12) and mcnemar(gained, lost) == mcnemar(lost, gained)
+    assert mcnemar(lost, gained) == pytest.approx(p, rel=1e-12) and mcnemar(gained, lost) == mcnemar(
+        lost, gained
+    )
 
 
 @given(lost=st.integers(0, 60), gained=st.integers(0, 60))

@@ -15,11 +15,20 @@ BYTES = tiny.tokenizer()
 def metaspace() -> PreTrainedTokenizerFast:
     """One token a character, spaces as ▁, the first of which is dropped on decoding, with bytes for what it does not know."""
     characters = "▁abcdefghij"
-    vocab = {f"<0x{i:02X}>": i for i in range(256)} | {c: 256 + i for i, c in enumerate(characters)} | {"<unk>": 300}
+    vocab = (
+        {f"<0x{i:02X}>": i for i in range(256)}
+        | {c: 256 + i for i, c in enumerate(characters)}
+        | {"<unk>": 300}
+    )
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
     )
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
 

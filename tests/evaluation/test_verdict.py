@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.evaluation.verdict import judge, verdict
 
 EVEN = [100] * 10
@@ -28,7 +28,9 @@ def test_for_equal_windows_it_is_the_paired_t_interval():
     found = verdict(base, other, [100] * 5, kl=[1.0, 2.0, 3.0, 4.0, 5.0])
     half = 2.776445 * error
     assert found.ratio.estimate == pytest.approx(math.exp(mean))
-    assert (found.ratio.low, found.ratio.high) == pytest.approx((math.exp(mean - half), math.exp(mean + half)), rel=1e-6)
+    assert (found.ratio.low, found.ratio.high) == pytest.approx(
+        (math.exp(mean - half), math.exp(mean + half)), rel=1e-6
+    )
     assert found.kl.estimate == pytest.approx(0.03)
     assert found.kl.high - found.kl.estimate == pytest.approx(2.776445 * math.sqrt(2.5 / 5) / 100, rel=1e-6)
     assert (found.tokens, found.windows) == (500, 5)
@@ -37,7 +39,13 @@ def test_for_equal_windows_it_is_the_paired_t_interval():
 def test_identical_models_are_equivalent():
     base, _ = shifted(0)
     found = verdict(base, base, EVEN, kl=[0.0] * 10, flips=(0, 0))
-    assert (found.outcome, found.ratio.low, found.ratio.high, found.flips.p, found.tost_p) == ("equivalent", 1, 1, 1, 0)
+    assert (found.outcome, found.ratio.low, found.ratio.high, found.flips.p, found.tost_p) == (
+        "equivalent",
+        1,
+        1,
+        1,
+        0,
+    )
     assert verdict(base[:1], base[:1], [100]).outcome == "equivalent"
 
 
@@ -45,7 +53,12 @@ def test_identical_models_are_equivalent():
     ("by", "spread", "outcome", "begins"),
     [
         (0.001, 0.001, "equivalent", "Equivalent within 1 %: perplexity is 0.1 % higher"),
-        (0.2, 0.01, "worse", "Worse, by more than 1 %: perplexity is 22 % higher than the baseline's (95 % interval: "),
+        (
+            0.2,
+            0.01,
+            "worse",
+            "Worse, by more than 1 %: perplexity is 22 % higher than the baseline's (95 % interval: ",
+        ),
         (1.2, 0.01, "worse", "Worse, by more than 1 %: perplexity is 3.32 times the baseline's"),
         (-0.2, 0.01, "better", "Better, by more than 1 %: perplexity is 18 % lower"),
         (0.005, 0.05, "undecided", "Undecided whether it is within 1 %: perplexity is 0.5 % higher"),
@@ -76,7 +89,9 @@ def test_one_window_is_undecided():
     found = verdict([300.0], [330.0], [100])
     assert (found.outcome, found.ratio.low, found.tost_p) == ("undecided", None, None)
     assert "one window" in found.sentence and "800 tokens" in found.sentence
-    assert verdict([300.0, 3.0], [330.0, 2.0], [100, 1]).outcome == "undecided"  # a second one that hardly counts
+    assert (
+        verdict([300.0, 3.0], [330.0, 2.0], [100, 1]).outcome == "undecided"
+    )  # a second one that hardly counts
 
 
 def test_a_short_last_window_counts_as_what_it_is():
@@ -92,8 +107,13 @@ def test_95_percent_of_the_intervals_hold_the_truth():
     tokens = [200] * 11 + [80]
     held = 0
     for _ in range(rounds):
-        base = [draw.gauss(3.0, 0.4) * count for count in tokens]  # hard and easy passages, the same for both models
-        after = [each + draw.gauss(truth * count, 0.3 * math.sqrt(count)) for each, count in zip(base, tokens, strict=True)]
+        base = [
+            draw.gauss(3.0, 0.4) * count for count in tokens
+        ]  # hard and easy passages, the same for both models
+        after = [
+            each + draw.gauss(truth * count, 0.3 * math.sqrt(count))
+            for each, count in zip(base, tokens, strict=True)
+        ]
         found = verdict(base, after, tokens).ratio
         held += found.low <= math.exp(truth) <= found.high
     assert 0.93 <= held / rounds <= 0.97
@@ -104,7 +124,10 @@ def rate(outcome, truth, rounds=1000, seed=1, windows=10, spread=0.1):
     draw, tokens, found = random.Random(seed), [200] * windows, 0
     for _ in range(rounds):
         base = [draw.gauss(3.0, 0.4) * count for count in tokens]
-        after = [each + draw.gauss(truth * count, spread * math.sqrt(count)) for each, count in zip(base, tokens, strict=True)]
+        after = [
+            each + draw.gauss(truth * count, spread * math.sqrt(count))
+            for each, count in zip(base, tokens, strict=True)
+        ]
         found += verdict(base, after, tokens).outcome == outcome
     return found / rounds
 
@@ -138,7 +161,9 @@ def test_judge_takes_what_an_evaluation_holds():
     baseline = {**conditions, "window_nll": base, "divergence": None}
     paired = judge({**conditions, "window_nll": other, "divergence": divergence})
     assert paired.outcome == "worse" and paired.to_dict()["flips"]["harmful"] == 9
-    old = {key: value for key, value in divergence.items() if key != "window_base_nll"}  # a row stored by an earlier version
+    old = {
+        key: value for key, value in divergence.items() if key != "window_base_nll"
+    }  # a row stored by an earlier version
     assert judge({**conditions, "window_nll": other, "divergence": old}, baseline) == paired
     assert judge({**conditions, "window_nll": other, "divergence": None}, baseline).flips is None
     with pytest.raises(InputError, match="no baseline"):
@@ -167,4 +192,9 @@ def test_refused(arguments, options, match):
 
 def test_verdicts_load_no_torch():
     code = "import sys, qcore.evaluation.verdict; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

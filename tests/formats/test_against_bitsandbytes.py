@@ -4,8 +4,8 @@ import bitsandbytes.functional as functional
 import pytest
 import torch
 
-from qcore import methods
 from qcore.formats.codebook import FIXED, Codebook
+from qcore.quantization import methods
 
 BLOCK = 64
 
@@ -56,7 +56,9 @@ def test_ties(kind):
     maximum = 10 ** torch.empty(2000, 1).uniform_(-6, 4, generator=torch.Generator().manual_seed(3))
     weight = torch.zeros(2000, BLOCK)
     weight[:, :1] = maximum
-    for i, values in enumerate((middle, middle.nextafter(torch.tensor(2.0)), middle.nextafter(torch.tensor(-2.0)))):
+    for i, values in enumerate(
+        (middle, middle.nextafter(torch.tensor(2.0)), middle.nextafter(torch.tensor(-2.0)))
+    ):
         weight[:, 1 + 15 * i : 16 + 15 * i] = values * maximum
     assert torch.equal(our_codes(weight, kind), their_codes(weight, kind))
 

@@ -8,9 +8,13 @@ from qcore.formats.packing import pack, packed_width, unpack
 BITS = range(2, 9)
 
 
-@given(bits=st.sampled_from(BITS), rows=st.integers(1, 5), columns=st.integers(1, 67), seed=st.integers(0, 999))
+@given(
+    bits=st.sampled_from(BITS), rows=st.integers(1, 5), columns=st.integers(1, 67), seed=st.integers(0, 999)
+)
 def test_unpacking_gives_the_codes_back(bits, rows, columns, seed):
-    codes = torch.randint(0, 1 << bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    codes = torch.randint(
+        0, 1 << bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     packed = pack(codes, bits)
     assert packed.dtype == torch.uint8 and packed.shape == (rows, packed_width(columns, bits))
     assert torch.equal(unpack(packed, bits, columns), codes)

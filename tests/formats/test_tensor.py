@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from qcore import methods
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
+from qcore.quantization import methods
 
 
 def test_a_uniform_tensor_reads_as_scale_times_code_minus_zero_point():
@@ -45,7 +45,12 @@ def test_stored_bytes_equal_a_count_by_hand(format, bits):
 
 
 def test_chosen_rows_equal_those_of_the_whole():
-    for format in (Uniform(4, 32, False), Uniform(8, None, True), Uniform(4, 32, False, double_quant=True), Codebook("fp4", 32)):
+    for format in (
+        Uniform(4, 32, False),
+        Uniform(8, None, True),
+        Uniform(4, 32, False, double_quant=True),
+        Codebook("fp4", 32),
+    ):
         tensor = methods.quantize(torch.randn(9, 70), format, "rtn")
         rows = torch.tensor([8, 0, 0, 3])
         assert torch.equal(tensor.dequantize(rows=rows), tensor.dequantize()[rows])

@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 
-from qcore.errors import UnavailableError
-from qcore.kernels import native
+from qcore.base.errors import UnavailableError
+from qcore.kernels import library
 from qcore.kernels.build import build
 
 INSTRUCTIONS = ("avx512vnni", "avxvnni", "neon", "dotprod")
@@ -16,7 +16,7 @@ INSTRUCTIONS = ("avx512vnni", "avxvnni", "neon", "dotprod")
 def functions() -> ctypes.CDLL:
     """The library with the functions of all `INSTRUCTIONS` and of AVX2. Raises `UnavailableError` if it cannot be compiled."""
     loaded = ctypes.CDLL(str(build(emulate=True)))
-    native.declare(loaded)
+    library.declare(loaded)
     return loaded
 
 
@@ -28,7 +28,8 @@ def use(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if "simde" not in str(error):
             raise
         pytest.fail(
-            "The kernels of other processors are tested with SIMDe's headers, which are missing: install libsimde-dev.", pytrace=False
+            "The kernels of other processors are tested with SIMDe's headers, which are missing: install libsimde-dev.",
+            pytrace=False,
         )
     assert loaded.qcore_choose(instructions.encode()), f"the library has nothing for {instructions}"
-    monkeypatch.setattr(native, "functions", lambda: loaded)
+    monkeypatch.setattr(library, "functions", lambda: loaded)

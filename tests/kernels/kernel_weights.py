@@ -6,7 +6,7 @@ from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale, spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels.dispatch import MODES
-from qcore.kernels.native import FLOAT, INT8_TOKEN, INT16
+from qcore.kernels.library import FLOAT, INT8_TOKEN, INT16
 
 FORMATS: dict[str, Format] = {
     "int8": Uniform(8, None, True),
@@ -34,7 +34,8 @@ FORMATS: dict[str, Format] = {
 ENOUGH = {
     k: v
     for k, v in FORMATS.items()
-    if k in ("int8", "int8-g32-asym", "int4-g32", "int4-g128-sym", "int3-g64", "int2-g64", "nf4-g64", "kmeans4")
+    if k
+    in ("int8", "int8-g32-asym", "int4-g32", "int4-g128-sym", "int3-g64", "int2-g64", "nf4-g64", "kmeans4")
 }
 
 
@@ -45,12 +46,18 @@ def weight(format: Format, rows: int, columns: int, seed: int = 0) -> QuantizedT
     groups = group_count(columns, format.group_size)
     scale = 10 ** (-2 * torch.rand(rows, groups, generator=generator))
     if isinstance(format, Uniform):
-        zero = None if format.symmetric else torch.randint(0, 1 << format.bits, (rows, groups), generator=generator, dtype=torch.uint8)
+        zero = (
+            None
+            if format.symmetric
+            else torch.randint(0, 1 << format.bits, (rows, groups), generator=generator, dtype=torch.uint8)
+        )
         return QuantizedTensor.from_codes(format, codes, round_scale(scale, format), zero)
     if format.fixed is not None:
         return QuantizedTensor.from_codes(format, codes, round_scale(scale, format), codebook=format.fixed)
     table = torch.randn((16,) if format.group_size else (rows, 16), generator=generator).half()
-    return QuantizedTensor.from_codes(format, codes, round_scale(scale, format) if format.group_size else None, codebook=table)
+    return QuantizedTensor.from_codes(
+        format, codes, round_scale(scale, format) if format.group_size else None, codebook=table
+    )
 
 
 def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) -> torch.Tensor:
@@ -59,12 +66,16 @@ def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) ->
     x, mode, (rows, columns) = x.double(), MODES[activations], weight.shape
     dense = weight.dequantize().double()
     if isinstance(weight.format, Uniform):
-        size = spread(weight.scales().double() * (1 << weight.format.bits), columns, weight.format.group_size).expand(rows, columns)
+        size = spread(
+            weight.scales().double() * (1 << weight.format.bits), columns, weight.format.group_size
+        ).expand(rows, columns)
         table_step = torch.zeros(rows, 1)
     else:
         table = weight.codebook.double().abs().amax(-1, keepdim=True).expand(rows, 1)
         scale = weight.scales()
-        size = (table if scale is None else spread(table * scale, columns, weight.format.group_size)).expand(rows, columns)
+        size = (table if scale is None else spread(table * scale, columns, weight.format.group_size)).expand(
+            rows, columns
+        )
         table_step = size / 4095
     error = 2e-6 * x.abs() @ size.T
     if mode == FLOAT:
@@ -72,6 +83,15 @@ def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) ->
     if mode == INT8_TOKEN:
         most = x.abs().amax(1, keepdim=True).expand_as(x)
     else:
-        most = torch.nn.functional.pad(x.abs(), (0, -columns % 32)).unflatten(1, (-1, 32)).amax(2).repeat_interleave(32, 1)[:, :columns]
+        most = (
+            torch.nn.functional.pad(x.abs(), (0, -columns % 32))
+            .unflatten(1, (-1, 32))
+            .amax(2)
+            .repeat_interleave(32, 1)[:, :columns]
+        )
     limit = (16383 if isinstance(weight.format, Codebook) else 32767) if mode == INT16 else 127
-    return error + 0.501 / limit * most @ dense.abs().T + 0.501 * (x.abs() + most / limit) @ table_step.expand(rows, columns).double().T
+    return (
+        error
+        + 0.501 / limit * most @ dense.abs().T
+        + 0.501 * (x.abs() + most / limit) @ table_step.expand(rows, columns).double().T
+    )

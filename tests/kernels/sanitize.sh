@@ -10,4 +10,4 @@ python=${PYTHON:-.venv/bin/python}
 "$python" -c "from qcore.kernels.build import build; build()"  # before the preload, which would slow the compiler down a hundredfold
 export LD_PRELOAD="$runtime $(g++ -print-file-name=libstdc++.so.6)"  # the latter first seen by the sanitizer, so that it finds how to throw
 # -s: a finding is written past pytest, straight to the terminal. Other processors' functions are left out: their emulation would be compiled anew.
-exec "$python" -m pytest tests/kernels tests/methods/test_stepwise.py --ignore tests/kernels/test_instructions.py -s -p no:cacheprovider "$@"
+exec "$python" -m pytest tests/kernels tests/quantization/methods/test_stepwise.py --ignore tests/kernels/test_instructions.py -s -p no:cacheprovider "$@"

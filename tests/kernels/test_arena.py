@@ -15,7 +15,11 @@ def test_tensors_are_aligned_and_apart(sizes):
     for number, tensor in enumerate(tensors):
         tensor.fill_(number)
     for number, (size, tensor) in enumerate(zip(sizes, tensors, strict=True)):
-        assert tensor.dtype == torch.uint8 and tensor.shape == (size,) and tensor.untyped_storage().nbytes() == size
+        assert (
+            tensor.dtype == torch.uint8
+            and tensor.shape == (size,)
+            and tensor.untyped_storage().nbytes() == size
+        )
         assert not size or (tensor.data_ptr() % 64 == 0 and bool((tensor == number).all()))
 
 

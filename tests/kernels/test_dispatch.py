@@ -10,11 +10,11 @@ import torch
 from kernel_weights import FORMATS, weight
 
 from qcore import recipes
-from qcore.convert import quantize
-from qcore.errors import InputError, UnavailableError
-from qcore.kernels import build, dispatch, native, reference
+from qcore.base.errors import InputError, UnavailableError
+from qcore.kernels import build, dispatch, library, reference
 from qcore.kernels.packed import PackedWeight
-from qcore.nn import QuantEmbedding, QuantizedModule, QuantLinear
+from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
+from qcore.quantization.convert import quantize
 
 INT4 = FORMATS["int4-g32"]
 
@@ -27,15 +27,15 @@ def quantized_model(recipe: str = "int4-g32-head8", kind: str = "llama-tied") ->
 
 def test_a_layer_runs_the_native_kernel(monkeypatch):
     calls = []
-    real = native.linear
-    monkeypatch.setattr(native, "linear", lambda *args: calls.append(1) or real(*args))
+    real = library.linear
+    monkeypatch.setattr(library, "linear", lambda *args: calls.append(1) or real(*args))
     layer = QuantLinear(weight(INT4, 16, 64), None, "fp32")
     layer(torch.randn(2, 64))
     assert calls and isinstance(layer.packed, PackedWeight) and layer.codes is None
 
 
 def test_explain_names_the_kernel_and_the_reason():
-    assert f"native {native.instructions()}" in dispatch.explain(weight(INT4, 16, 64))
+    assert f"native {library.instructions()}" in dispatch.explain(weight(INT4, 16, 64))
     assert "int16" in dispatch.explain(PackedWeight.pack(weight(INT4, 16, 64)), "int16")
     odd = weight(type(INT4)(4, 24, True), 8, 48)
     assert dispatch.explain(odd) == "plain torch: groups of 24 are not a multiple of 32"
@@ -49,11 +49,13 @@ def test_groups_that_no_kernel_takes_run_in_the_reference():
 
 
 def test_without_a_compiler_the_reference_runs_and_says_so(monkeypatch):
-    monkeypatch.setattr(native, "reason_missing", lambda: "There is no compiler.")
+    monkeypatch.setattr(library, "reason_missing", lambda: "There is no compiler.")
     layer, x = QuantLinear(weight(INT4, 16, 64), None, "fp32"), torch.randn(2, 64)
     with pytest.warns(UserWarning, match="There is no compiler"):
         y = layer(x)
-    assert torch.equal(y, reference.linear(x, layer.quantized, None)) and "no compiler" in dispatch.explain(layer.quantized)
+    assert torch.equal(y, reference.linear(x, layer.quantized, None)) and "no compiler" in dispatch.explain(
+        layer.quantized
+    )
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
@@ -92,9 +94,20 @@ def test_meta_tensors_pass_and_operators_are_well_formed():
     y = dispatch.linear(torch.empty(3, 5, 64, device="meta"), packed)
     assert y.shape == (3, 5, 16) and y.device.type == "meta"
     assert dispatch.rows(packed, torch.empty(7, dtype=torch.int64, device="meta")).shape == (7, 64)
-    arguments = (torch.randn(3, 64), packed.panels, None, torch.randn(16), list(packed.numbers), native.INT16)
-    torch.library.opcheck(native.linear_op, arguments, test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(native.rows_op, (torch.arange(4), packed.panels, None, list(packed.numbers)), test_utils=("test_faketensor",))
+    arguments = (
+        torch.randn(3, 64),
+        packed.panels,
+        None,
+        torch.randn(16),
+        list(packed.numbers),
+        library.INT16,
+    )
+    torch.library.opcheck(library.linear_op, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        library.rows_op,
+        (torch.arange(4), packed.panels, None, list(packed.numbers)),
+        test_utils=("test_faketensor",),
+    )
 
 
 def test_compiled_code_calls_the_same_kernel():
@@ -104,7 +117,9 @@ def test_compiled_code_calls_the_same_kernel():
     assert torch.equal(compiled(x), dispatch.linear(x, packed) + 1)
 
 
-@pytest.mark.parametrize("recipe", ["int4-g32", "int8-dynamic", "nf4-g64-dq", "kmeans4", "int3", "int4-g32-head8"])
+@pytest.mark.parametrize(
+    "recipe", ["int4-g32", "int8-dynamic", "nf4-g64-dq", "kmeans4", "int3", "int4-g32-head8"]
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_keeps_its_state_when_it_runs(recipe, kind):
     model, ids = quantized_model(recipe, kind), torch.arange(20)[None]

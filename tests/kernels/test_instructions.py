@@ -13,9 +13,9 @@ from kernel_weights import ENOUGH, FORMATS, allowed_error, weight
 from test_kernels import MODES, check
 
 from qcore import recipes
-from qcore.convert import quantize
-from qcore.kernels import dispatch, native
+from qcore.kernels import dispatch, library
 from qcore.kernels.packed import PackedWeight
+from qcore.quantization.convert import quantize
 
 
 @pytest.fixture(params=INSTRUCTIONS)
@@ -37,7 +37,12 @@ def test_product_is_right_for_every_format_mode_and_number_of_tokens(instruction
 def test_awkward_shapes_are_right(instructions, format, activations):
     for rows, columns, tokens in itertools.product((1, 7, 9, 25), (1, 31, 100, 544), (1, 6)):
         torch.manual_seed(rows)
-        check(weight(format, rows, columns, seed=rows), torch.randn(tokens, columns), activations, torch.randn(rows))
+        check(
+            weight(format, rows, columns, seed=rows),
+            torch.randn(tokens, columns),
+            activations,
+            torch.randn(rows),
+        )
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -93,15 +98,20 @@ def test_the_whole_step_runs_on_every_instruction_set(instructions, recipe, monk
 
 
 def test_the_library_names_the_instruction_set_that_runs(instructions):
-    assert native.functions().qcore_instructions().decode() == instructions
+    assert library.functions().qcore_instructions().decode() == instructions
     packed = PackedWeight.pack(weight(FORMATS["int4-g32"], 16, 64))
-    assert dispatch.explain(packed).startswith(f"native {native.NAMES[instructions]}, ")
-    assert not native.functions().qcore_choose(b"mmx") and native.functions().qcore_instructions().decode() == instructions
+    assert dispatch.explain(packed).startswith(f"native {library.NAMES[instructions]}, ")
+    assert (
+        not library.functions().qcore_choose(b"mmx")
+        and library.functions().qcore_instructions().decode() == instructions
+    )
 
 
 @pytest.mark.parametrize("wanted, found", [("avx2", "AVX2"), ("mmx", "QCORE_INSTRUCTIONS is 'mmx'")])
 def test_a_person_can_choose_the_instruction_set(wanted, found):
     code = "from qcore.kernels import native; print(native.reason_missing() or native.instructions())"
     environment = os.environ | {"QCORE_INSTRUCTIONS": wanted}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stdout.startswith(found)

@@ -11,17 +11,21 @@ from kernel_weights import ENOUGH, FORMATS, allowed_error, weight
 
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
-from qcore.kernels import dispatch, native
+from qcore.kernels import dispatch, library
 from qcore.kernels.packed import PackedWeight
 
 MODES = ("fp32", "int16", "int8-block", "int8")
 
 
-def check(stored: QuantizedTensor, x: torch.Tensor, activations: str, bias: torch.Tensor | None = None) -> None:
+def check(
+    stored: QuantizedTensor, x: torch.Tensor, activations: str, bias: torch.Tensor | None = None
+) -> None:
     y = dispatch.linear(x, PackedWeight.pack(stored), bias, activations)
     expected = x.double() @ stored.dequantize().double().T + (0 if bias is None else bias.double())
     wrong = (
-        (y.double() - expected).abs() - allowed_error(x.flatten(0, -2), stored, activations).view(expected.shape) - 1e-6 * expected.abs()
+        (y.double() - expected).abs()
+        - allowed_error(x.flatten(0, -2), stored, activations).view(expected.shape)
+        - 1e-6 * expected.abs()
     )
     assert y.isfinite().all() and wrong.max() <= 1e-30, (
         f"{wrong.max():.3g} beyond the bound at {torch.nonzero(wrong == wrong.max())[0].tolist()}"
@@ -42,7 +46,12 @@ def test_awkward_shapes_are_right(format, activations):
     for rows, columns in itertools.product((1, 7, 9, 25), (1, 31, 64, 100, 544)):
         for tokens in (1, 6):
             torch.manual_seed(rows)
-            check(weight(format, rows, columns, seed=rows), torch.randn(tokens, columns), activations, torch.randn(rows))
+            check(
+                weight(format, rows, columns, seed=rows),
+                torch.randn(tokens, columns),
+                activations,
+                torch.randn(rows),
+            )
 
 
 @given(
@@ -55,7 +64,11 @@ def test_awkward_shapes_are_right(format, activations):
 )
 def test_product_is_right_for_any_shape(name, rows, columns, tokens, activations, seed):
     generator = torch.Generator().manual_seed(seed)
-    check(weight(FORMATS[name], rows, columns, seed), torch.randn(tokens, columns, generator=generator), activations)
+    check(
+        weight(FORMATS[name], rows, columns, seed),
+        torch.randn(tokens, columns, generator=generator),
+        activations,
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
@@ -63,7 +76,11 @@ def test_product_is_right_for_any_shape(name, rows, columns, tokens, activations
 def test_unpacking_gives_back_every_stored_bit(format, shape):
     stored = weight(format, *shape)
     again = PackedWeight.pack(stored).unpack()
-    assert again.format == stored.format and again.shape == stored.shape and again.parts().keys() == stored.parts().keys()
+    assert (
+        again.format == stored.format
+        and again.shape == stored.shape
+        and again.parts().keys() == stored.parts().keys()
+    )
     for name, part in stored.parts().items():
         assert torch.equal(part, again.parts()[name]), name
 
@@ -99,14 +116,20 @@ def test_other_dtypes_come_back_as_they_went_in(dtype):
 def test_inputs_that_are_not_contiguous_and_have_many_dimensions_are_right():
     stored = weight(FORMATS["int4-g64"], 24, 96)
     base = torch.randn(96, 5, 2)
-    for x in (base.permute(2, 1, 0), torch.randn(2, 5, 192)[..., ::2], torch.randn(1, 1, 96).expand(3, 4, 96)):
+    for x in (
+        base.permute(2, 1, 0),
+        torch.randn(2, 5, 192)[..., ::2],
+        torch.randn(1, 1, 96).expand(3, 4, 96),
+    ):
         y = dispatch.linear(x, PackedWeight.pack(stored), None, "fp32")
         assert y.shape == (*x.shape[:-1], 24)
         torch.testing.assert_close(y, x @ stored.dequantize().T, rtol=1e-4, atol=1e-4)
 
 
 def test_no_tokens_give_no_outputs():
-    assert dispatch.linear(torch.empty(0, 64), PackedWeight.pack(weight(FORMATS["int8"], 8, 64)), None, "fp32").shape == (0, 8)
+    assert dispatch.linear(
+        torch.empty(0, 64), PackedWeight.pack(weight(FORMATS["int8"], 8, 64)), None, "fp32"
+    ).shape == (0, 8)
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -116,7 +139,9 @@ def test_zero_scales_and_zero_inputs_give_exact_zeros(format, tokens, activation
     stored = weight(format, 9, 64)
     if stored.scale is not None:
         stored.scale.zero_()
-        assert not dispatch.linear(torch.randn(tokens, 64), PackedWeight.pack(stored), None, activations).any()
+        assert not dispatch.linear(
+            torch.randn(tokens, 64), PackedWeight.pack(stored), None, activations
+        ).any()
     assert not dispatch.linear(torch.zeros(tokens, 64), PackedWeight.pack(stored), None, activations).any()
 
 
@@ -151,7 +176,8 @@ def test_many_tokens_agree_with_one_at_a_time(format, activations):
 
 def test_calls_from_two_threads_at_once_do_not_disturb_each_other():
     cases = [
-        (PackedWeight.pack(weight(FORMATS[name], 64, 256)), torch.randn(tokens, 256)) for name, tokens in (("int4-g32", 1), ("int8", 9))
+        (PackedWeight.pack(weight(FORMATS[name], 64, 256)), torch.randn(tokens, 256))
+        for name, tokens in (("int4-g32", 1), ("int8", 9))
     ]
     alone = [dispatch.linear(x, packed, None, "fp32") for packed, x in cases]
     wrong = []
@@ -188,11 +214,13 @@ def test_symmetric_eight_bit_extremes_do_not_saturate():
     format = Uniform(8, None, False)
     for code, zero in ((255, 0), (0, 255)):
         codes = torch.full((8, 128), code, dtype=torch.uint8)
-        stored = QuantizedTensor.from_codes(format, codes, torch.ones(8, 1), torch.full((8, 1), zero, dtype=torch.uint8))
+        stored = QuantizedTensor.from_codes(
+            format, codes, torch.ones(8, 1), torch.full((8, 1), zero, dtype=torch.uint8)
+        )
         for tokens in (1, 6):
             y = dispatch.linear(torch.ones(tokens, 128), PackedWeight.pack(stored), None, "fp32")
             torch.testing.assert_close(y, torch.full_like(y, 128.0 * (code - zero)), rtol=1e-6, atol=0)
 
 
 def test_library_is_the_native_one_here():
-    assert native.reason_missing() is None
+    assert library.reason_missing() is None

@@ -7,18 +7,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore import methods
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
-from qcore.kernels import native, rounding
-from qcore.methods import rtn
+from qcore.kernels import library, rounding
+from qcore.quantization import methods
+from qcore.quantization.methods import rtn
 
 FORMATS = [
     Uniform(bits, size, symmetric, double_quant)
-    for bits, size, symmetric, double_quant in itertools.product(range(2, 9), (None, 8, 32, 40, 128), (True, False), (False, True))
+    for bits, size, symmetric, double_quant in itertools.product(
+        range(2, 9), (None, 8, 32, 40, 128), (True, False), (False, True)
+    )
     if size or not double_quant
-] + [Codebook(kind, size, dq) for kind in ("nf4", "fp4") for size, dq in ((None, False), (8, False), (64, False), (64, True))]
+] + [
+    Codebook(kind, size, dq)
+    for kind in ("nf4", "fp4")
+    for size, dq in ((None, False), (8, False), (64, False), (64, True))
+]
 
 
 def check(weight: torch.Tensor, format) -> None:
@@ -27,7 +33,9 @@ def check(weight: torch.Tensor, format) -> None:
     for name, part in expected.parts().items():
         other = found.parts()[name]
         assert other.dtype == part.dtype and other.shape == part.shape, name
-        assert torch.equal(other.contiguous().view(torch.uint8), part.contiguous().view(torch.uint8)), name  # bits, so that −0 is not 0
+        assert torch.equal(other.contiguous().view(torch.uint8), part.contiguous().view(torch.uint8)), (
+            name
+        )  # bits, so that −0 is not 0
 
 
 def random(rows: int, columns: int, seed: int, decades: float) -> torch.Tensor:
@@ -83,23 +91,40 @@ def test_halfway_between_two_entries_of_a_table_goes_the_same_way():
         table = Codebook(kind, None).fixed.sort().values
         between = (table[1:] + table[:-1]) / 2
         check(
-            torch.cat((table, between, between.nextafter(torch.tensor(2.0)), between.nextafter(torch.tensor(-2.0)))).repeat(2, 1),
+            torch.cat(
+                (table, between, between.nextafter(torch.tensor(2.0)), between.nextafter(torch.tensor(-2.0)))
+            ).repeat(2, 1),
             Codebook(kind, None),
         )
 
 
-@pytest.mark.parametrize("format", [Uniform(4, 32, False), Uniform(8, None, True), Codebook("nf4", 64)], ids=lambda format: format.label)
+@pytest.mark.parametrize(
+    "format",
+    [Uniform(4, 32, False), Uniform(8, None, True), Codebook("nf4", 64)],
+    ids=lambda format: format.label,
+)
 def test_layout_in_memory_does_not_matter(format, monkeypatch):
     monkeypatch.setattr(rounding, "_CHUNK", 200)  # so that copies are made in several pieces
     base = random(64, 96, 1, 0.5)
-    for weight in (base.T, base[::2], base[:, 3:80], base[:, ::3], base[:1].expand(5, 96), base[5:6].T, base.T.to(torch.bfloat16)):
+    for weight in (
+        base.T,
+        base[::2],
+        base[:, 3:80],
+        base[:, ::3],
+        base[:1].expand(5, 96),
+        base[5:6].T,
+        base.T.to(torch.bfloat16),
+    ):
         check(weight, format)
-    assert torch.equal(rounding.quantize(base.T, format).codes, rounding.quantize(base.T.contiguous(), format).codes)
+    assert torch.equal(
+        rounding.quantize(base.T, format).codes, rounding.quantize(base.T.contiguous(), format).codes
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS[::3], ids=lambda format: format.label)
 @pytest.mark.parametrize(
-    ("bad", "words"), [(float("nan"), "hold NaN"), (float("inf"), "too large"), (-3e38, "too large"), (4e7, "too large")]
+    ("bad", "words"),
+    [(float("nan"), "hold NaN"), (float("inf"), "too large"), (-3e38, "too large"), (4e7, "too large")],
 )
 def test_weights_that_cannot_be_held_are_refused_by_both(format, bad, words):
     weight = random(3, 80, 0, 0.5)
@@ -126,7 +151,7 @@ def test_the_method_takes_the_native_way_where_it_can_and_the_definition_where_i
     monkeypatch.setattr(rounding, "quantize", lambda *given: calls.append(given) or original(*given))
     native_way = methods.quantize(weight, format, "rtn")
     assert len(calls) == 1
-    monkeypatch.setattr(native, "reason_missing", lambda: "There is no compiler.")
+    monkeypatch.setattr(library, "reason_missing", lambda: "There is no compiler.")
     assert torch.equal(methods.quantize(weight, format, "rtn").codes, native_way.codes) and len(calls) == 1
     assert methods.quantize(torch.empty(0, 64), format, "rtn").shape == (0, 64) and len(calls) == 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcore import cpu
+from qcore.base import cpu
 from qcore.kernels.precision import computes_fast
 from qcore.measurement import environment as env
 
@@ -17,9 +17,20 @@ from qcore.measurement import environment as env
 def test_the_record():
     record = json.loads(json.dumps(env.environment()))
     assert set(record) == {
-        "cpu", "flags", "cores", "threads", "fast_bf16", "memory_total", "memory_available", "os", "machine", "python", "libraries",
-        "commit", "gpu",
-    }  # fmt: skip
+        "cpu",
+        "flags",
+        "cores",
+        "threads",
+        "fast_bf16",
+        "memory_total",
+        "memory_available",
+        "os",
+        "machine",
+        "python",
+        "libraries",
+        "commit",
+        "gpu",
+    }
     assert record["cpu"] and record["cores"] >= 1 and record["python"] == platform.python_version()
     assert 0 < record["memory_available"] <= record["memory_total"]
     import torch
@@ -36,11 +47,21 @@ def test_nothing_heavy_is_imported():
 
 @pytest.mark.parametrize(
     ("flags", "fast"),
-    [("fpu avx2 fma", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True), ("fp asimd bf16 i8mm", True), ("", False)],
+    [
+        ("fpu avx2 fma", False),
+        ("avx512f avx512_bf16", True),
+        ("amx_tile amx_bf16", True),
+        ("fp asimd bf16 i8mm", True),
+        ("", False),
+    ],
 )
 def test_bf16_needs_instructions_of_its_own(monkeypatch, flags, fast):
     monkeypatch.setattr(cpu, "_cpuinfo", lambda: {"flags": flags})
-    assert cpu.has_fast_bf16() is fast and computes_fast(torch.bfloat16) is fast and not computes_fast(torch.float16)
+    assert (
+        cpu.has_fast_bf16() is fast
+        and computes_fast(torch.bfloat16) is fast
+        and not computes_fast(torch.float16)
+    )
 
 
 def test_flags_are_those_of_either_architecture(monkeypatch):

@@ -44,7 +44,9 @@ print(json.dumps({key: {name: getattr(value, name) for name in names} for key, v
 def figures(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("mapped") / "file"
     file.write_bytes(bytes(256 * MIB))
-    done = subprocess.run([sys.executable, "-c", ALLOCATE, str(file)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, str(file)], capture_output=True, text=True, check=True
+    )
     file.unlink()
     return json.loads(done.stdout)
 
@@ -76,19 +78,29 @@ def test_entering_leaves_no_thread_behind_and_errors_pass_through():
     before = threading.active_count()
     with pytest.raises(KeyError), PeakMemory() as peak:
         raise KeyError
-    assert threading.active_count() == before and peak.peak_bytes >= peak.start_bytes > 0 and not PeakMemory._active
+    assert (
+        threading.active_count() == before
+        and peak.peak_bytes >= peak.start_bytes > 0
+        and not PeakMemory._active
+    )
 
 
 def test_without_proc_the_figure_is_sampled(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "PROC", tmp_path)
     with PeakMemory() as peak:
         pass
-    assert peak.peak_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.2) and peak.anonymous_bytes == 0
+    assert (
+        peak.peak_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+        and peak.anonymous_bytes == 0
+    )
 
 
 def group(folder: Path, version: int, limit: str, usage: int, inactive: int) -> None:
-    names = ("memory.max", "memory.current", "inactive_file") if version == 2 else (
-        "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # fmt: skip
+    names = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{usage}\n")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.errors import InputError, RunError
+from qcore.base.errors import InputError, RunError
 from qcore.measurement.quantile import quantile
 from qcore.measurement.throughput import Sample, Throughput, measure
 
@@ -34,14 +34,25 @@ def round_of(ttft: float, *gaps: float) -> list[float]:
 
 
 def test_exact_values():
-    clock = Clock(*round_of(9, 9, 9, 9), *round_of(0.5, 0.25, 0.25, 0.5), *round_of(1.0, 0.125, 0.125, 0.25), *round_of(2.0, 1, 1, 2))
+    clock = Clock(
+        *round_of(9, 9, 9, 9),
+        *round_of(0.5, 0.25, 0.25, 0.5),
+        *round_of(1.0, 0.125, 0.125, 0.25),
+        *round_of(2.0, 1, 1, 2),
+    )
     result = measure(tiny.model("llama"), 16, 4, repeats=3, warmup=1, clock=clock)
     assert clock.looks == 4 * 5
     assert (result.ttft_s, result.prefill_tok_s) == (1.0, 16.0)  # medians of 0.5, 1, 2 and of 32, 16, 8
     assert result.decode_tok_s == 3.0  # median of 3 / 1, 3 / 0.5, 3 / 4
     assert result.p50_ms == 250.0  # of 125 125 250 250 | 250 | 500 1000 1000 2000
-    assert result.p90_ms == pytest.approx(1000 + 0.2 * 1000) and result.p99_ms == pytest.approx(1000 + 0.92 * 1000)
-    assert result.samples == (Sample(0.5, (0.25, 0.25, 0.5)), Sample(1.0, (0.125, 0.125, 0.25)), Sample(2.0, (1.0, 1.0, 2.0)))
+    assert result.p90_ms == pytest.approx(1000 + 0.2 * 1000) and result.p99_ms == pytest.approx(
+        1000 + 0.92 * 1000
+    )
+    assert result.samples == (
+        Sample(0.5, (0.25, 0.25, 0.5)),
+        Sample(1.0, (0.125, 0.125, 0.25)),
+        Sample(2.0, (1.0, 1.0, 2.0)),
+    )
     assert (result.prompt_tokens, result.new_tokens, result.dtype, result.device) == (16, 4, "float32", "cpu")
     assert result.threads == torch.get_num_threads()
     assert result.to_dict()["samples"][0] == {"ttft_s": 0.5, "token_s": (0.25, 0.25, 0.5)}
@@ -52,7 +63,14 @@ def test_a_clock_that_runs_faster_scales_every_figure(times, factor):
     fields = dict(threads=1, dtype="float32", device="cpu")
     plain = Throughput.of([Sample(times[0], tuple(times))], 10, **fields)
     scaled = Throughput.of([Sample(times[0] * factor, tuple(t * factor for t in times))], 10, **fields)
-    for name, power in (("ttft_s", 1), ("p50_ms", 1), ("p90_ms", 1), ("p99_ms", 1), ("decode_tok_s", -1), ("prefill_tok_s", -1)):
+    for name, power in (
+        ("ttft_s", 1),
+        ("p50_ms", 1),
+        ("p90_ms", 1),
+        ("p99_ms", 1),
+        ("decode_tok_s", -1),
+        ("prefill_tok_s", -1),
+    ):
         assert getattr(scaled, name) == pytest.approx(getattr(plain, name) * factor**power)
     assert plain.decode_tok_s == pytest.approx(len(times) / math.fsum(times))
 
@@ -68,7 +86,9 @@ def test_quantile_is_numpys(values, q):
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_the_model_reads_the_prompt_once_and_then_one_token_at_a_time(kind):
     model, seen = tiny.model(kind), []
-    model.get_input_embeddings().register_forward_hook(lambda module, arguments, output: seen.append(tuple(arguments[0].shape)))
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, output: seen.append(tuple(arguments[0].shape))
+    )
     measure(model, 8, 3, repeats=1, warmup=0)
     assert seen == [(1, 8), (1, 1), (1, 1)]
 
@@ -76,8 +96,12 @@ def test_the_model_reads_the_prompt_once_and_then_one_token_at_a_time(kind):
 def test_it_writes_what_generate_writes():
     model, written = tiny.model("llama"), []
     prompt = torch.arange(1, 11)
-    expected = model.generate(prompt[None], max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)[0, 10:].tolist()
-    model.get_input_embeddings().register_forward_hook(lambda module, arguments, output: written.append(arguments[0][0].tolist()))
+    expected = model.generate(
+        prompt[None], max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0
+    )[0, 10:].tolist()
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, output: written.append(arguments[0][0].tolist())
+    )
     measure(model, prompt, 6, repeats=1, warmup=0)
     assert written[0] == prompt.tolist() and [token for (token,) in written[1:]] == expected[:-1]
 

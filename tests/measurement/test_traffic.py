@@ -3,9 +3,10 @@
 import pytest
 import tiny
 
-from qcore import convert, recipes
-from qcore.inventory import inventory, kept_row
+from qcore import recipes
+from qcore.layers.inventory import inventory, kept_row
 from qcore.measurement.traffic import bytes_a_token
+from qcore.quantization import convert
 
 EMBEDDING, ROW = 258 * 64 * 4, 64 * 4
 

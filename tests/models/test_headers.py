@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models.headers import BITS, read_header, read_json
 
 PAIR = {
@@ -30,9 +30,14 @@ def changed(name, **fields):
 
 def test_what_the_library_writes_is_read(tmp_path):
     tensors = {
-        "w": torch.ones(3, 5), "half": torch.ones(2, dtype=torch.float16), "brain": torch.ones(1, dtype=torch.bfloat16),
-        "empty": torch.ones(0, 4), "scalar": torch.tensor(1.5), "mask": torch.ones(3, dtype=torch.bool), "ids": torch.arange(4),
-    }  # fmt: skip
+        "w": torch.ones(3, 5),
+        "half": torch.ones(2, dtype=torch.float16),
+        "brain": torch.ones(1, dtype=torch.bfloat16),
+        "empty": torch.ones(0, 4),
+        "scalar": torch.tensor(1.5),
+        "mask": torch.ones(3, dtype=torch.bool),
+        "ids": torch.arange(4),
+    }
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     found = read_header(tmp_path / "x.safetensors")
     assert {name: (info.shape, info.nbytes) for name, info in found.items()} == {
@@ -63,7 +68,9 @@ def test_impossible_header_lengths(tmp_path, length):
         read_header(write(tmp_path / "x", PAIR, length=length))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\x02\0\0\0\0\0\0\0"], ids=["empty", "short", "no-header"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0", b"\x02\0\0\0\0\0\0\0"], ids=["empty", "short", "no-header"]
+)
 def test_files_too_short_for_a_header(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(InputError, match="not a valid safetensors file"):
@@ -134,7 +141,10 @@ def test_widths_of_packed_dtypes(tmp_path):
         "four": {"dtype": "F4", "shape": [2, 3], "data_offsets": [0, 3]},
         "six": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [3, 6]},
     }
-    assert [info.nbytes for info in read_header(write(tmp_path / "x", header, data=b"\0" * 6)).values()] == [3, 3]
+    assert [info.nbytes for info in read_header(write(tmp_path / "x", header, data=b"\0" * 6)).values()] == [
+        3,
+        3,
+    ]
     assert BITS["F8_E4M3"] == 8
 
 

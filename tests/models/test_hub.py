@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from qcore import models
-from qcore.errors import InputError, QcoreError, UnavailableError
+from qcore import library
+from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.models import hub as hub_module
 from qcore.models import packaged
 
@@ -36,7 +36,7 @@ def copy(source, target):
 def test_a_model_is_downloaded_checked_and_loaded(hub, repository):
     hub.repositories["owner/tiny"] = repository
     seen = []
-    loaded = models.load("owner/tiny", progress=lambda done, total, what: seen.append((done, total, what)))
+    loaded = library.load("owner/tiny", progress=lambda done, total, what: seen.append((done, total, what)))
     assert loaded.checkpoint.source == "hub"
     assert loaded.checkpoint.revision == fakehub.COMMIT
     assert fakehub.COMMIT[:12] in loaded.checkpoint.description
@@ -48,38 +48,50 @@ def test_a_model_is_downloaded_checked_and_loaded(hub, repository):
 
 def test_it_is_the_same_model_as_a_copy_of_the_folder(hub, repository):
     hub.repositories["owner/tiny"] = repository
-    assert models.resolve("owner/tiny").digest == models.resolve(repository).digest
+    assert library.resolve("owner/tiny").digest == library.resolve(repository).digest
 
 
 def test_the_second_time_no_weights_are_downloaded(hub, repository):
     hub.repositories["owner/tiny"] = repository
-    models.resolve("owner/tiny")
+    library.resolve("owner/tiny")
     hub.requests.clear()
-    models.resolve("owner/tiny")
+    library.resolve("owner/tiny")
     assert not hub.asked_for("model.safetensors")
 
 
 @pytest.mark.parametrize("revision", ["main", fakehub.COMMIT])
 def test_a_revision(hub, repository, revision):
     hub.repositories["owner/tiny"] = repository
-    assert models.resolve("owner/tiny", revision).revision == fakehub.COMMIT
+    assert library.resolve("owner/tiny", revision).revision == fakehub.COMMIT
 
 
 def test_only_what_is_needed_is_downloaded(hub, repository, tmp_path):
     folder = copy(repository, tmp_path / "full")
-    for name in ("pytorch_model.bin", "README.md", "modeling_tiny.py", "original.gguf", "optimizer.safetensors"):
+    for name in (
+        "pytorch_model.bin",
+        "README.md",
+        "modeling_tiny.py",
+        "original.gguf",
+        "optimizer.safetensors",
+    ):
         (folder / name).write_bytes(b"x")
     hub.repositories["owner/full"] = folder
-    models.resolve("owner/full")
+    library.resolve("owner/full")
     asked = {path.rsplit("/", 1)[-1] for _, path in hub.requests}
-    assert not asked & {"pytorch_model.bin", "README.md", "modeling_tiny.py", "original.gguf", "optimizer.safetensors"}
+    assert not asked & {
+        "pytorch_model.bin",
+        "README.md",
+        "modeling_tiny.py",
+        "original.gguf",
+        "optimizer.safetensors",
+    }
 
 
 def test_without_the_hub_an_earlier_download_is_used_and_said_so(hub, repository, monkeypatch):
     hub.repositories["owner/tiny"] = repository
-    first = models.resolve("owner/tiny")
+    first = library.resolve("owner/tiny")
     point_at_nothing(monkeypatch)
-    again = models.resolve("owner/tiny")
+    again = library.resolve("owner/tiny")
     assert again.digest == first.digest
     assert "could not be reached, so an earlier download was used" in again.description
 
@@ -91,13 +103,17 @@ def point_at_nothing(monkeypatch):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 def test_unreachable(hub, monkeypatch):
     point_at_nothing(monkeypatch)
-    with pytest.raises(UnavailableError, match="hub cannot be reached, so owner/tiny cannot be downloaded.*smollm2-135m"):
-        models.resolve("owner/tiny")
+    with pytest.raises(
+        UnavailableError, match="hub cannot be reached, so owner/tiny cannot be downloaded.*smollm2-135m"
+    ):
+        library.resolve("owner/tiny")
 
 
 def test_switched_off(hub, monkeypatch):
@@ -105,23 +121,25 @@ def test_switched_off(hub, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UnavailableError, match="hub cannot be reached"):
-        models.resolve("owner/tiny")
+        library.resolve("owner/tiny")
 
 
 def test_a_misspelt_default_is_asked_about(hub):
-    with pytest.raises(InputError, match="There is no model smolm2-135m on the hub.*Did you mean smollm2-135m"):
-        models.resolve("smolm2-135m")
+    with pytest.raises(
+        InputError, match="There is no model smolm2-135m on the hub.*Did you mean smollm2-135m"
+    ):
+        library.resolve("smolm2-135m")
 
 
 def test_missing(hub):
     with pytest.raises(InputError, match="There is no model owner/nothing on the hub, or it is private"):
-        models.resolve("owner/nothing")
+        library.resolve("owner/nothing")
 
 
 def test_missing_revision(hub, repository):
     hub.repositories["owner/tiny"] = repository
     with pytest.raises(InputError, match="owner/tiny has no revision 'v9'"):
-        models.resolve("owner/tiny", "v9")
+        library.resolve("owner/tiny", "v9")
 
 
 @pytest.mark.parametrize("kind", ["info", "files"])
@@ -129,26 +147,26 @@ def test_gated(hub, repository, kind):
     hub.repositories["owner/gated"] = repository
     hub.answers["owner/gated", kind] = (403, {"X-Error-Code": "GatedRepo"})
     with pytest.raises(InputError, match="owner/gated is gated.*Ask for it"):
-        models.resolve("owner/gated")
+        library.resolve("owner/gated")
 
 
 def test_rate_limited(hub):
     hub.answers["owner/tiny", "info"] = (429, {"Retry-After": "300"})
     with pytest.raises(UnavailableError, match="limits how often"):
-        models.resolve("owner/tiny")
+        library.resolve("owner/tiny")
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_hub_in_trouble(hub, status):
     hub.answers["owner/tiny", "info"] = (status, {})
     with pytest.raises(UnavailableError, match=f"answered with an error \\(status {status}\\)"):
-        models.resolve("owner/tiny")
+        library.resolve("owner/tiny")
 
 
 def test_something_that_is_no_hub(hub):
     hub.garbage = True
     with pytest.raises(UnavailableError, match="is not a model hub"):
-        models.resolve("owner/tiny")
+        library.resolve("owner/tiny")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +186,7 @@ def test_repositories_without_usable_weights_are_refused_before_a_download(hub, 
         (folder / name).write_text("{}")
     hub.repositories["owner/odd"] = folder
     with pytest.raises(InputError, match=message):
-        models.resolve("owner/odd")
+        library.resolve("owner/odd")
     assert len(hub.requests) == 1
 
 
@@ -186,7 +204,7 @@ def test_what_config_forbids_is_refused_before_the_weights(hub, repository, tmp_
     (folder / "config.json").write_text(json.dumps(config | change))
     hub.repositories["owner/changed"] = folder
     with pytest.raises(InputError, match=message):
-        models.resolve("owner/changed")
+        library.resolve("owner/changed")
     assert not hub.asked_for("model.safetensors")
 
 
@@ -204,7 +222,7 @@ def test_no_message_shows_the_token(hub, repository):
     for status, headers in cases:
         hub.answers["owner/tiny", "info"] = (status, headers)
         with pytest.raises(QcoreError) as raised:
-            models.resolve("owner/tiny")
+            library.resolve("owner/tiny")
         assert fakehub.TOKEN not in str(raised.value)
 
 
@@ -214,7 +232,7 @@ def test_a_full_disk_is_seen_before_the_weights(hub, repository, monkeypatch):
     hub.repositories["owner/tiny"] = repository
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UnavailableError, match="Downloading owner/tiny needs"):
-        models.resolve("owner/tiny")
+        library.resolve("owner/tiny")
     assert not hub.asked_for("model.safetensors")
 
 
@@ -229,22 +247,22 @@ def test_an_error_of_the_callers_own_passes_through(hub, repository):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        models.resolve("owner/tiny", progress=cancel)
+        library.resolve("owner/tiny", progress=cancel)
 
 
 def test_the_default_model_comes_from_the_hub_where_there_is_one(hub, repository, monkeypatch, tmp_path):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     hub.repositories[packaged.HUB_ID] = repository
-    checkpoint = models.resolve("smollm2-135m")
+    checkpoint = library.resolve("smollm2-135m")
     assert checkpoint.source == "default"
     assert f"from the hub at commit {fakehub.COMMIT[:12]}" in checkpoint.description
     assert "Q4_1" not in checkpoint.description
     point_at_nothing(monkeypatch)
-    assert models.resolve("smollm2-135m").digest == checkpoint.digest
+    assert library.resolve("smollm2-135m").digest == checkpoint.digest
 
 
 def test_hub_names_are_asked_for_as_they_are(hub):
     with pytest.raises(InputError):
-        models.resolve("gpt2")
+        library.resolve("gpt2")
     assert hub.requests == [("GET", "api/models/gpt2")]
     assert hub_module._PATIENCE <= 10

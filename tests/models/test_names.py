@@ -4,16 +4,37 @@ from pathlib import Path
 
 import pytest
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.models.names import DEFAULTS, classify
 
 HUB_IDS = ["gpt2", "owner/name", "Owner_1/Some-Model.v2", "a/b", "HuggingFaceTB/SmolLM2-135M-Instruct"]
 NOT_HUB_IDS = [
-    "../../etc", "../x", "/etc/passwd", "//server/share", r"\\server\share", r"C:\models\x", "a/b/c", "x" * 10_000, "owner/", "/name",
-    "owner/..", "own..er/x", "a--b/x", "-a/b", "a/b-", ".hidden/x", "owner/name.git",
-    "owner/na me", "owner/näme", "~/models", "owner\\name",
-    "https://host/owner/name", "owner/name?x=1", "owner/name%2f..", "./here",
-]  # fmt: skip
+    "../../etc",
+    "../x",
+    "/etc/passwd",
+    "//server/share",
+    r"\\server\share",
+    r"C:\models\x",
+    "a/b/c",
+    "x" * 10_000,
+    "owner/",
+    "/name",
+    "owner/..",
+    "own..er/x",
+    "a--b/x",
+    "-a/b",
+    "a/b-",
+    ".hidden/x",
+    "owner/name.git",
+    "owner/na me",
+    "owner/näme",
+    "~/models",
+    "owner\\name",
+    "https://host/owner/name",
+    "owner/name?x=1",
+    "owner/name%2f..",
+    "./here",
+]
 
 
 @pytest.mark.parametrize("name", HUB_IDS)
@@ -60,7 +81,9 @@ def test_gguf_files(tmp_path):
     assert classify(str(tmp_path / "absent.gguf")).kind == "gguf"
 
 
-@pytest.mark.parametrize("name", ["", "   ", "a\0b", "a\nb", "a\u202eb", "a\u200bb", "\x1b[31m", "a\ud800"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["", "   ", "a\0b", "a\nb", "a\u202eb", "a\u200bb", "\x1b[31m", "a\ud800"], ids=ascii
+)
 @pytest.mark.parametrize("public", [False, True], ids=["home", "public"])
 def test_blank_and_invisible_characters(name, public):
     with pytest.raises(InputError) as raised:
@@ -95,7 +118,9 @@ def test_revisions(revision):
     assert classify("owner/name", revision).revision == revision
 
 
-@pytest.mark.parametrize("revision", ["", "../main", "a b", "x" * 200, "-x", "a\n"], ids=lambda text: repr(text)[:12])
+@pytest.mark.parametrize(
+    "revision", ["", "../main", "a b", "x" * 200, "-x", "a\n"], ids=lambda text: repr(text)[:12]
+)
 def test_impossible_revisions(revision):
     with pytest.raises(InputError, match="is no revision"):
         classify("owner/name", revision)

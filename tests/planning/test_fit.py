@@ -4,13 +4,14 @@ import pytest
 import tiny
 import torch
 
-from qcore import methods, models
-from qcore.convert import quantize
-from qcore.errors import InputError, TooLargeError
+from qcore import library
+from qcore.base.errors import InputError, TooLargeError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.planning import fit as plan
 from qcore.planning.stored import format_bytes
+from qcore.quantization import methods
+from qcore.quantization.convert import quantize
 from qcore.recipes import COMMON, ENGINES, parse
 
 KINDS = list(tiny.CONFIGS)
@@ -20,7 +21,7 @@ HELD = plan.LIBRARIES + plan.AROUND
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {kind: models.resolve(tiny.checkpoint(kind, folder / kind)) for kind in KINDS}
+    return {kind: library.resolve(tiny.checkpoint(kind, folder / kind)) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,16 +42,26 @@ def test_stored_bytes_by_hand_for_the_tied_llama(checkpoints):
 def test_other_libraries_are_estimated_between_their_codes_and_fp32(checkpoints, name):
     checkpoint = checkpoints["llama"]
     stored = plan.estimate(checkpoint, parse(name)).stored_bytes
-    assert checkpoint.nbytes / 8 < stored < checkpoint.nbytes or (name == "onnx-fp32" and stored == checkpoint.nbytes)
+    assert checkpoint.nbytes / 8 < stored < checkpoint.nbytes or (
+        name == "onnx-fp32" and stored == checkpoint.nbytes
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 64), (7, 100), (600, 65)], ids=str)
 @pytest.mark.parametrize(
     "format",
-    [Uniform(8, None, True), Uniform(4, 32, False), Uniform(3, 64, False), Uniform(2, 16, False, True), Codebook("nf4", 64),
-     Codebook("fp4", 64, True), Codebook("kmeans4", None), Codebook("kmeans4", 64)],
+    [
+        Uniform(8, None, True),
+        Uniform(4, 32, False),
+        Uniform(3, 64, False),
+        Uniform(2, 16, False, True),
+        Codebook("nf4", 64),
+        Codebook("fp4", 64, True),
+        Codebook("kmeans4", None),
+        Codebook("kmeans4", 64),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_bytes_of_a_format_are_those_of_its_tensor(shape, format):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     method = "kmeans" if getattr(format, "kind", "") == "kmeans4" else "rtn"
@@ -66,11 +77,13 @@ def test_more_tokens_and_wider_windows_need_more(checkpoints):
 
 
 def test_a_model_saved_quantized_is_counted_as_it_is(tmp_path, checkpoints):
-    from qcore.export import safetensors
+    from qcore.library import safetensors
 
     model = tiny.model("llama")
     ledger = quantize(model, parse("int8"))
-    saved = models.resolve(safetensors.save(model, tiny.tokenizer(), parse("int8"), ledger, tmp_path / "saved"))
+    saved = library.resolve(
+        safetensors.save(model, tiny.tokenizer(), parse("int8"), ledger, tmp_path / "saved")
+    )
     assert saved.is_quantized
     assert saved.parameters == checkpoints["llama"].parameters
     assert plan.estimate(saved, parse("fp32")).stored_bytes == saved.nbytes == ledger.stored_bytes
@@ -78,7 +91,9 @@ def test_a_model_saved_quantized_is_counted_as_it_is(tmp_path, checkpoints):
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic(checkpoints, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(HELD + 100_000))
-    with pytest.raises(TooLargeError, match=r"llama does not fit .* loading 0.11 million weights needs 0.43 GB") as raised:
+    with pytest.raises(
+        TooLargeError, match=r"llama does not fit .* loading 0.11 million weights needs 0.43 GB"
+    ) as raised:
         plan.check_fits(checkpoints["llama"], parse("fp32"))
     assert "available" in str(raised.value)
     assert "million weights would fit" in str(raised.value)

@@ -6,10 +6,11 @@ import json
 import pytest
 import tiny
 
-from qcore.models import outline
+from qcore.jobs import jobs
+from qcore.library import outline
 from qcore.planning import hindsight, plan
 from qcore.recipes import parse
-from qcore.runs import jobs, single
+from qcore.verbs import single
 
 KINDS = [*tiny.CONFIGS, "sharded bf16"]
 
@@ -17,7 +18,7 @@ KINDS = [*tiny.CONFIGS, "sharded bf16"]
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     """A cache folder of its own, but for the prepared models."""
-    from qcore.home import home
+    from qcore.base.home import home
 
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "models").symlink_to((home() / "models").resolve())
@@ -40,10 +41,14 @@ def test_stored_bytes_are_those_that_quantize_reports_and_writes(kind, stream, t
     names = ["int8", "int4-g64", "nf4-g64-dq"]
     planned = {row.recipe: row for row in plan(model, names, kv=("fp32",)).rows}
     for name in names:
-        found = single.quantize_to(model, parse(name), tmp_path / name, stream=stream, progress=lambda *_: None)
+        found = single.quantize_to(
+            model, parse(name), tmp_path / name, stream=stream, progress=lambda *_: None
+        )
         assert planned[name].stored_bytes == found["stored_bytes"]
         assert planned[name].bits_per_weight == pytest.approx(found["bits_per_weight"], rel=1e-9)
-        assert outline(tmp_path / name).nbytes == pytest.approx(found["stored_bytes"], rel=0.01)  # what the files' headers add up to
+        assert outline(tmp_path / name).nbytes == pytest.approx(
+            found["stored_bytes"], rel=0.01
+        )  # what the files' headers add up to
         saved = json.loads((tmp_path / name / "qcore.json").read_text())["ledger"]["rows"]
         assert sum(row["bytes_after"] for row in saved) == found["stored_bytes"]
 
@@ -56,6 +61,10 @@ def test_the_default_models_bytes_and_peaks_are_as_planned(capsys):
     for row in rows:
         errors = hindsight.of_row(row)
         with capsys.disabled():
-            print(f"\n{row['recipe']}: " + ", ".join(f"{figure} {100 * error:+.1f} %" for figure, error in errors.items()), end="")
+            print(
+                f"\n{row['recipe']}: "
+                + ", ".join(f"{figure} {100 * error:+.1f} %" for figure, error in errors.items()),
+                end="",
+            )
         for figure in ("stored_bytes", "peak_load_bytes", "peak_run_bytes"):
             assert abs(errors[figure]) <= hindsight.FIGURES[figure], (row["recipe"], figure, errors[figure])

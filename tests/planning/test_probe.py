@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from qcore import decoder, models
-from qcore.convert import quantize
-from qcore.inventory import inventory
+from qcore import library, models, runtime
+from qcore.jobs import probing
+from qcore.layers.inventory import inventory
 from qcore.planning import probe, sample
+from qcore.quantization.convert import quantize
 from qcore.recipes import parse
-from qcore.runs import probing
 
 PATIENCE = 600  # seconds; shared machines are slow
 OWN = ("int8", "int4-g64", "int4-g32-head8", "nf4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g64-gptq", "int3")
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def parts(model):
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor, shared in inventory(model) if not shared}
+    return {
+        name: (tuple(tensor.shape), tensor.dtype) for name, tensor, shared in inventory(model) if not shared
+    }
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -36,7 +38,7 @@ def test_a_copy_holds_what_the_quantized_model_would(kind, name):
     if not recipe.calibrated:
         quantize(model, recipe)
         assert parts(copy) == parts(model)
-        assert decoder.explain(copy) == decoder.explain(model)
+        assert runtime.explain(copy) == runtime.explain(model)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "torch-dynamic-int8"])
@@ -50,7 +52,9 @@ def test_copies_for_floats_and_other_libraries_run(name):
 def test_shortened_configs_have_so_many_blocks(kind):
     copy = sample.build(sample.shortened(tiny.CONFIGS[kind], 1), parse("int8"))
     assert copy.config.get_text_config().num_hidden_layers == 1
-    assert {name.split(".")[2] for name, _ in copy.named_parameters() if ".layers." in name or ".h." in name} <= {"0"}
+    assert {
+        name.split(".")[2] for name, _ in copy.named_parameters() if ".layers." in name or ".h." in name
+    } <= {"0"}
 
 
 def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
@@ -58,7 +62,13 @@ def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
 
     with torch.device("meta"):
         model = tiny.AutoModelForCausalLM.from_config(
-            LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, vocab_size=258)
+            LlamaConfig(
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                vocab_size=258,
+            )
         )
     monkeypatch.setattr(probe, "last_level_cache", lambda: 32 << 20)
     monkeypatch.setattr(probe, "available_bytes", lambda: 8 << 30)
@@ -73,15 +83,19 @@ def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
 
 
 def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
-    skeleton = models.skeleton(models.outline(tiny.checkpoint("moe", tmp_path / "moe")))
+    skeleton = models.skeleton(library.outline(tiny.checkpoint("moe", tmp_path / "moe")))
     seen = []
-    found = probe.probe(skeleton, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event))
+    found = probe.probe(
+        skeleton, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event)
+    )
     good = found["int8"]
     assert good.error is None and good.block_s > 0 and good.layers == good.depth == 2 and not good.native
     assert "full precision" in found["bnb-nf4"].error
     assert seen[0] == (0, 2, "timing int8") and seen[-1][:2] == (2, 2)
     assert probe.known(skeleton, parse("int8")) == good
-    assert probe.known(skeleton, parse("bnb-nf4")) is None and probe.known(skeleton, parse("int4-g64")) is None
+    assert (
+        probe.known(skeleton, parse("bnb-nf4")) is None and probe.known(skeleton, parse("int4-g64")) is None
+    )
     (place,) = (tmp_path / "home" / "probes").iterdir()
     place.write_text(json.dumps({"recipe": "int8", "another": 1}))
     assert probe.known(skeleton, parse("int8")) is None
@@ -92,7 +106,7 @@ def test_a_probe_in_a_process_of_its_own(tmp_path):
     job = probing.Probing(folder, None, ["int8", "fp32"])
     job.join(PATIENCE)
     assert not job.active and job.error is None and (job.done, job.total) == (2, 2)
-    skeleton = models.skeleton(models.outline(folder))
+    skeleton = models.skeleton(library.outline(folder))
     assert probe.known(skeleton, parse("int8")) or torch.get_num_threads() != probe_threads()
 
 
@@ -101,7 +115,9 @@ def probe_threads() -> int:
     import subprocess
 
     code = "import torch; print(torch.get_num_threads())"
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_a_probe_that_cannot_start_says_why(tmp_path):

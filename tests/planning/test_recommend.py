@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.planning.recommend import Candidate, Needs, recommend
 
 GB = 1_000_000_000
@@ -17,8 +17,11 @@ def candidate(recipe, gigabytes, decode=None, kl=None, kv="fp32", exactness=0, r
 
 
 FP32, INT8, INT4, INT2 = (
-    candidate("fp32", 8, 5, 0.0), candidate("int8", 3, 15, 0.003), candidate("int4", 2, 25, 0.3), candidate("int2", 1, 40, 9.0),
-)  # fmt: skip
+    candidate("fp32", 8, 5, 0.0),
+    candidate("int8", 3, 15, 0.003),
+    candidate("int4", 2, 25, 0.3),
+    candidate("int2", 1, 40, 9.0),
+)
 ALL = (FP32, INT8, INT4, INT2)
 
 
@@ -34,13 +37,18 @@ def test_losses_that_do_not_matter_count_as_equal_and_speed_decides():
 def test_memory_binds():
     found = recommend(ALL, Needs(int(2.5 * GB)))
     assert (found.best, found.runner_up, found.binding) == (INT4, INT2, "memory")
-    assert "int8 with a fp32 cache loses less, but it needs 3.00 GB where 2.50 GB are allowed" in found.sentence
+    assert (
+        "int8 with a fp32 cache loses less, but it needs 3.00 GB where 2.50 GB are allowed" in found.sentence
+    )
 
 
 def test_speed_binds():
     found = recommend(ALL, Needs(100 * GB, min_tokens_per_second=20))
     assert (found.best, found.binding) == (INT4, "decode speed")
-    assert "int8 with a fp32 cache loses less, but it decodes 15 tokens a second where 20 are wanted" in found.sentence
+    assert (
+        "int8 with a fp32 cache loses less, but it decodes 15 tokens a second where 20 are wanted"
+        in found.sentence
+    )
 
 
 def test_an_allowed_loss_buys_speed():
@@ -87,7 +95,11 @@ def test_what_is_not_known_is_said_and_goes_behind():
     assert "its loss is not known" in recommend((candidate("new", 1),), Needs(GB)).sentence
 
 
-@pytest.mark.parametrize("wrong", [{"min_tokens_per_second": -1}, {"max_kl": math.nan}, {"max_kl": -0.1}, {"max_ratio": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_tokens_per_second": -1}, {"max_kl": math.nan}, {"max_kl": -0.1}, {"max_ratio": 0.9}],
+    ids=str,
+)
 def test_needs_out_of_range(wrong):
     with pytest.raises(InputError, match="must be a number of at least"):
         Needs(GB, **wrong)
@@ -98,8 +110,10 @@ maybe = st.none() | st.floats(0, 100)
 
 @given(
     st.lists(st.builds(candidate, st.sampled_from("abcdef"), st.floats(0.1, 10), maybe, maybe), max_size=8),
-    st.floats(0.1, 10), maybe, maybe,
-)  # fmt: skip
+    st.floats(0.1, 10),
+    maybe,
+    maybe,
+)
 def test_the_best_meets_every_need_and_none_better_does(candidates, memory, least, most):
     needs = Needs(int(memory * GB), least, most)
     found = recommend(candidates, needs)
@@ -107,6 +121,10 @@ def test_the_best_meets_every_need_and_none_better_does(candidates, memory, leas
     assert (found.best is None) == (not good)
     if good:
         assert found.best in good and all(found.best.order(needs) <= each.order(needs) for each in good)
-        assert found.runner_up is None or (found.runner_up in good and found.runner_up.recipe != found.best.recipe)
-        better = [each for each in candidates if each.breaks(needs) and each.order(needs) < found.best.order(needs)]
+        assert found.runner_up is None or (
+            found.runner_up in good and found.runner_up.recipe != found.best.recipe
+        )
+        better = [
+            each for each in candidates if each.breaks(needs) and each.order(needs) < found.best.order(needs)
+        ]
         assert (found.binding is None) == (not better)

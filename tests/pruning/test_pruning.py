@@ -8,15 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qcore
-from qcore import cli, data, models
-from qcore.errors import InputError
+from qcore import library
+from qcore.base import texts
+from qcore.base.errors import InputError
+from qcore.cli import main
 from qcore.evaluation import evaluate
-from qcore.nn import QuantizedModule
+from qcore.layers.modules import QuantizedModule
 from qcore.pruning import masks, structured
 from qcore.pruning.masks import Amount
 from qcore.pruning.structured import Cut
 from qcore.recipes import parse
-from qcore.runs import making
+from qcore.verbs import making
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -32,7 +34,9 @@ def ids(rows: int = 3, length: int = 40) -> torch.Tensor:
 def linear_zeros(model) -> tuple[int, int]:
     """(zeros, weights) of the block's matrices."""
     weights = [
-        value for name, value in model.named_parameters() if value.ndim > 1 and ("layers" in name or ".h." in name) and "gate.w" not in name
+        value
+        for name, value in model.named_parameters()
+        if value.ndim > 1 and ("layers" in name or ".h." in name) and "gate.w" not in name
     ]
     return sum(int((value == 0).sum()) for value in weights), sum(value.numel() for value in weights)
 
@@ -51,17 +55,25 @@ def test_half_of_the_weights_of_every_architecture_become_zero(kind, method):
 def test_the_norms_of_inputs_are_those_of_the_text():
     model = tiny.sharp("llama")
     seen = []
-    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2)))
+    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].flatten(0, -2))
+    )
     model(ids())
     hook.remove()
-    from qcore.calibration.blocks import Blocks
-    from qcore.select import select
+    from qcore.layers.select import select
+    from qcore.quantization.calibration.blocks import Blocks
 
     blocks = Blocks(model)
     hidden = [blocks.run(0, state) for state in blocks.embed(ids())]
-    targets = [target for target in select(model, parse("int8")).targets if target.module.startswith("model.layers.1.")]
+    targets = [
+        target
+        for target in select(model, parse("int8")).targets
+        if target.module.startswith("model.layers.1.")
+    ]
     found = masks.input_norms(blocks, 1, targets, hidden)
-    torch.testing.assert_close(found["model.layers.1.mlp.down_proj.weight"][0], torch.cat(seen).norm(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found["model.layers.1.mlp.down_proj.weight"][0], torch.cat(seen).norm(dim=0), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,8 +91,10 @@ def test_the_norms_of_inputs_are_those_of_the_text():
 def test_pruned_codes_stand_for_zero_and_are_stored_without_them(tmp_path, kind, order, recipe):
     folder = str(tiny.checkpoint(kind, tmp_path / kind))
     whole = making_quantized(folder, recipe)
-    result = making.prune(folder, "wanda", 0.5, tmp_path / "out", recipe=parse(recipe), order=order, tokens=256, progress=quiet)
-    loaded = models.load(str(tmp_path / "out"))
+    result = making.prune(
+        folder, "wanda", 0.5, tmp_path / "out", recipe=parse(recipe), order=order, tokens=256, progress=quiet
+    )
+    loaded = library.load(str(tmp_path / "out"))
     pruned = {row.name: row for row in loaded.ledger.rows if row.sparsity}
     assert pruned and all(row.sparsity == 0.5 for row in pruned.values())
     for name, module in loaded.model.named_modules():
@@ -100,13 +114,15 @@ def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_pat
     folder = str(tiny.checkpoint("llama-tied", tmp_path / "m"))
     dense = making.prune(folder, "magnitude", 0.6, tmp_path / "dense", progress=quiet)
     sparse = making.prune(folder, "magnitude", 0.6, tmp_path / "sparse", sparse=True, progress=quiet)
-    assert models.resolve(str(tmp_path / "dense")).description.endswith("by pruning: magnitude, 60 %.")
-    one, other = models.load(str(tmp_path / "dense")).model, models.load(str(tmp_path / "sparse"))
+    assert library.resolve(str(tmp_path / "dense")).description.endswith("by pruning: magnitude, 60 %.")
+    one, other = library.load(str(tmp_path / "dense")).model, library.load(str(tmp_path / "sparse"))
     for (name, value), (_, twin) in zip(one.named_parameters(), other.model.named_parameters(), strict=True):
         assert torch.equal(value, twin), name
     assert sparse["stored_bytes"] == other.ledger.stored_bytes < 0.8 * dense["stored_bytes"]
     with torch.no_grad():
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")(ids()).logits, one(ids()).logits)
+        assert torch.equal(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "dense")(ids()).logits, one(ids()).logits
+        )
     assert evaluate(other.model, ids(1)[0], window=20).perplexity > 1
     assert qcore.quantize(str(tmp_path / "dense"), "int4-g32").ledger.coverage > 0.5  # an ordinary model
 
@@ -129,8 +145,12 @@ def test_what_is_cut_is_gone_and_the_rest_loads_anywhere(tmp_path, method, kind,
     result = making.prune(folder, method, share, tmp_path / "out", tokens=256, progress=quiet)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {name: config[name] for name in changed} == changed
-    again = models.load(str(tmp_path / "out"))
-    assert sum(value.numel() for value in again.model.parameters()) == result["parameters"] < result["parameters_before"]
+    again = library.load(str(tmp_path / "out"))
+    assert (
+        sum(value.numel() for value in again.model.parameters())
+        == result["parameters"]
+        < result["parameters_before"]
+    )
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids()).logits
         torch.testing.assert_close(theirs, again.model(ids()).logits)
@@ -172,13 +192,19 @@ def test_what_stays_makes_up_for_what_goes_as_least_squares_would():
 
 @pytest.mark.parametrize(("method", "share"), [("neurons", 0.8), ("heads", 0.5)])
 def test_a_model_that_makes_up_for_what_went_loses_less(learned, words, monkeypatch, method, share):
-    model = models.load(str(learned)).model
-    tokens = data.tokenize((words / "train.txt").read_text(), tiny.tokenizer(), limit=2048).view(-1, 64)
-    test = data.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=1024)
+    model = library.load(str(learned)).model
+    tokens = texts.tokenize((words / "train.txt").read_text(), tiny.tokenizer(), limit=2048).view(-1, 64)
+    test = texts.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=1024)
     before = evaluate(model, test, window=64).perplexity
-    lost = evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity - before
+    lost = (
+        evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity
+        - before
+    )
     monkeypatch.setattr(structured, "_refitted", lambda weight, given, columns: weight[:, columns])
-    plainly = evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity - before
+    plainly = (
+        evaluate(structured.cut(model, Cut(method, share), tokens, quiet)[0], test, window=64).perplexity
+        - before
+    )
     assert lost < 0.8 * plainly > 0
 
 
@@ -195,16 +221,38 @@ def test_a_layer_that_passes_everything_on_goes_first():
 def test_the_command_says_what_became_of_the_model(tmp_path, capsys):
     folder = str(tiny.checkpoint("llama", tmp_path / "m"))
     out = str(tmp_path / "out")
-    assert cli.main(["prune", folder, "--method", "layers", "--amount", "0.5", "--tokens", "256", "--out", out, "--compare"]) == 0
+    assert (
+        main.main(
+            [
+                "prune",
+                folder,
+                "--method",
+                "layers",
+                "--amount",
+                "0.5",
+                "--tokens",
+                "256",
+                "--out",
+                out,
+                "--compare",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "of the weights removed" in said and "before: " in said and "after: " in said
-    assert cli.main(["prune", folder, "--method", "2:4", "--recipe", "int4-g32", "--tokens", "256", "--out", out]) == 2
+    assert (
+        main.main(
+            ["prune", folder, "--method", "2:4", "--recipe", "int4-g32", "--tokens", "256", "--out", out]
+        )
+        == 2
+    )
     assert "not empty" in capsys.readouterr().err
     options = ["--recipe", "int4-g32", "--tokens", "256", "--out", out, "--overwrite", "--json", "-"]
-    assert cli.main(["prune", folder, "--method", "2:4", *options]) == 0
+    assert main.main(["prune", folder, "--method", "2:4", *options]) == 0
     assert (found := json.loads(capsys.readouterr().out))["sparsity"] == 0.5 and found["break_even"] == 0.25
-    assert cli.main(["eval", out, "--tokens", "200", "--window", "100"]) == 0
-    assert cli.main(["bench", out, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]) == 0
+    assert main.main(["eval", out, "--tokens", "200", "--window", "100"]) == 0
+    assert main.main(["bench", out, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]) == 0
 
 
 def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
@@ -213,7 +261,7 @@ def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
     making.prune(folder, "wanda", 0.5, tmp_path / "out", calibration=str(text), tokens=512, progress=quiet)
     with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
         qcore.evaluate(str(tmp_path / "out"), text, tokens=300)
-    assert data.load_text(text).name == "text.txt"
+    assert texts.load_text(text).name == "text.txt"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +289,11 @@ def test_what_makes_no_sense_is_refused(tmp_path, changes, sentence):
     asked = {"method": "wanda", "amount": 0.5} | changes
     with pytest.raises(InputError, match=sentence):
         making.prune(
-            folder, folder=tmp_path / "out", recipe=None if recipe is None else parse(recipe), tokens=256, progress=quiet, **asked
-        )  # fmt: skip
+            folder,
+            folder=tmp_path / "out",
+            recipe=None if recipe is None else parse(recipe),
+            tokens=256,
+            progress=quiet,
+            **asked,
+        )
     assert not (tmp_path / "out").exists()

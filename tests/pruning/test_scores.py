@@ -50,7 +50,9 @@ def test_sparse_storage_gives_back_every_bit_and_its_size_is_as_predicted(rows, 
         dense = torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8)
         empty = torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8)
     else:
-        dense = torch.randn(rows, columns, generator=generator).to(torch.float16 if bits == 16 else torch.float32)
+        dense = torch.randn(rows, columns, generator=generator).to(
+            torch.float16 if bits == 16 else torch.float32
+        )
         empty = torch.zeros(1, 1)
     dense = torch.where(kept, dense, empty.to(dense.dtype))
     mask, values = compress(dense, kept, bits)

@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
-from qcore import convert, models, recipes
-from qcore.errors import InputError
+from qcore import library, recipes
+from qcore.base.errors import InputError
 from qcore.evaluation import Reference, evaluate
 from qcore.formats.tensor import QuantizedTensor
+from qcore.quantization import convert
 from qcore.streaming import evaluating
 from qcore.streaming.evaluating import evaluate_streamed
 
@@ -23,14 +24,21 @@ def ids(count: int = 300) -> torch.Tensor:
 @pytest.mark.parametrize("config", tiny.CONFIGS)
 def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
     tiny.checkpoint(config, tmp_path / "model")
-    checkpoint, chosen = models.resolve(tmp_path / "model"), [recipes.parse(name) for name in RECIPES]
+    checkpoint, chosen = library.resolve(tmp_path / "model"), [recipes.parse(name) for name in RECIPES]
     found = evaluate_streamed(checkpoint, chosen, ids(), window=64, stride=48)
     assert list(found) == ["fp32", *RECIPES]
-    base = models.load(checkpoint).model
-    expected = evaluate(base, ids(), window=64, stride=48, record=tmp_path / "reference.safetensors", checkpoint=checkpoint.folder)
+    base = library.load(checkpoint).model
+    expected = evaluate(
+        base,
+        ids(),
+        window=64,
+        stride=48,
+        record=tmp_path / "reference.safetensors",
+        checkpoint=checkpoint.folder,
+    )
     assert found["fp32"].perplexity == pytest.approx(expected.perplexity, rel=1e-5)
     for recipe in chosen:
-        model = models.load(checkpoint).model
+        model = library.load(checkpoint).model
         convert.quantize(model, recipe)
         reference = Reference.open(tmp_path / "reference.safetensors")
         expected = evaluate(model, ids(), window=64, stride=48, reference=reference)
@@ -57,12 +65,17 @@ def test_nothing_of_a_block_outlives_it(config, tmp_path, monkeypatch):
     tiny.checkpoint(config, tmp_path / "model")
     gc.collect()
     codes, frames = living()
-    evaluate_streamed(models.resolve(tmp_path / "model"), [recipes.parse("int4-g64"), recipes.parse("nf4-g32")], ids(), window=64)
+    evaluate_streamed(
+        library.resolve(tmp_path / "model"),
+        [recipes.parse("int4-g64"), recipes.parse("nf4-g32")],
+        ids(),
+        window=64,
+    )
     assert alive == [(codes, frames + 3)] * (3 * 2)
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
     tiny.checkpoint("llama", tmp_path / "model")
-    checkpoint = models.resolve(tmp_path / "model")
+    checkpoint = library.resolve(tmp_path / "model")
     with pytest.raises(InputError, match="reads calibration text"):
         evaluate_streamed(checkpoint, [recipes.parse("int4-g64-gptq")], ids(), window=64)

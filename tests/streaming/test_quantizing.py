@@ -8,9 +8,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from qcore import convert, models, recipes
-from qcore.errors import InputError
-from qcore.export import safetensors
+from qcore import library, recipes
+from qcore.base.errors import InputError
+from qcore.library import safetensors
+from qcore.quantization import convert
 from qcore.streaming import quantizing
 
 SHARD = 60_000  # bytes, so that a tiny model takes several
@@ -27,7 +28,7 @@ def stored(folder) -> dict[str, torch.Tensor]:
 
 
 def in_memory(checkpoint, recipe, folder):
-    loaded = models.load(checkpoint)
+    loaded = library.load(checkpoint)
     ledger = convert.quantize(loaded.model, recipe)
     safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, folder, origin=checkpoint.origin)
 
@@ -37,7 +38,7 @@ def in_memory(checkpoint, recipe, folder):
 def test_every_byte_is_that_of_the_model_in_memory(config, recipe, tmp_path):
     recipe = recipes.parse(recipe)
     tiny.checkpoint(config, tmp_path / "model")
-    checkpoint = models.resolve(tmp_path / "model")
+    checkpoint = library.resolve(tmp_path / "model")
     in_memory(checkpoint, recipe, tmp_path / "whole")
     ledger = quantizing.quantize(checkpoint, recipe, tmp_path / "streamed", shard_bytes=SHARD)
     expected, got = stored(tmp_path / "whole"), stored(tmp_path / "streamed")
@@ -45,10 +46,14 @@ def test_every_byte_is_that_of_the_model_in_memory(config, recipe, tmp_path):
     for name, tensor in expected.items():
         assert tensor.dtype == got[name].dtype and torch.equal(tensor, got[name]), name
     about = [json.loads((tmp_path / name / "qcore.json").read_text()) for name in ("whole", "streamed")]
-    assert {**about[0], "sha256": None} == {**about[1], "sha256": None} and about[1]["ledger"] == ledger.to_dict()
+    assert {**about[0], "sha256": None} == {**about[1], "sha256": None} and about[1][
+        "ledger"
+    ] == ledger.to_dict()
     for file in (tmp_path / "whole").iterdir():
-        assert file.name in ("qcore.json", "model.safetensors") or filecmp.cmp(file, tmp_path / "streamed" / file.name, shallow=False)
-    one, other = (models.load(models.resolve(tmp_path / name)).model for name in ("whole", "streamed"))
+        assert file.name in ("qcore.json", "model.safetensors") or filecmp.cmp(
+            file, tmp_path / "streamed" / file.name, shallow=False
+        )
+    one, other = (library.load(library.resolve(tmp_path / name)).model for name in ("whole", "streamed"))
     ids = torch.arange(20)[None]
     assert torch.equal(one(ids).logits, other(ids).logits)
 
@@ -56,7 +61,7 @@ def test_every_byte_is_that_of_the_model_in_memory(config, recipe, tmp_path):
 def test_a_stopped_run_goes_on_at_the_next_shard(tmp_path):
     recipe = recipes.parse("int4-g64")
     tiny.checkpoint("llama", tmp_path / "model")
-    checkpoint = models.resolve(tmp_path / "model")
+    checkpoint = library.resolve(tmp_path / "model")
     quantizing.quantize(checkpoint, recipe, tmp_path / "expected", shard_bytes=SHARD)
 
     def stop(done: int, total: int, phrase: str) -> None:
@@ -88,5 +93,5 @@ def test_a_stopped_run_goes_on_at_the_next_shard(tmp_path):
 def test_recipes_that_need_the_whole_model_are_refused(recipe, message, tmp_path):
     tiny.checkpoint("llama", tmp_path / "model")
     with pytest.raises(InputError, match=message):
-        quantizing.quantize(models.resolve(tmp_path / "model"), recipes.parse(recipe), tmp_path / "out")
+        quantizing.quantize(library.resolve(tmp_path / "model"), recipes.parse(recipe), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))

@@ -7,12 +7,13 @@ import tiny
 import torch
 
 import qcore
-from qcore import cli, models
-from qcore.errors import InputError
-from qcore.runs import making
+from qcore import library
+from qcore.base.errors import InputError
+from qcore.cli import main
 from qcore.training import distill
 from qcore.training.distill import Distill, begin, evenly, hidden_loss
 from qcore.training.loop import Schedule
+from qcore.verbs import making
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -27,15 +28,30 @@ def asked(words, **changes) -> Distill:
 
 
 def test_a_student_of_half_the_depth_beats_the_model_that_is_merely_cut(learned, words, tmp_path):
-    cut = making.prune(str(learned), "layers", 0.5, tmp_path / "cut", calibration=str(words / "train.txt"), tokens=512, progress=quiet)
+    cut = making.prune(
+        str(learned),
+        "layers",
+        0.5,
+        tmp_path / "cut",
+        calibration=str(words / "train.txt"),
+        tokens=512,
+        progress=quiet,
+    )
     result = making.distill(str(learned), asked(words), tmp_path / "student", compare=True, progress=quiet)
-    first, best = result["history"]["validations"][0], min(result["history"]["validations"], key=lambda each: each[1])
+    first, best = (
+        result["history"]["validations"][0],
+        min(result["history"]["validations"], key=lambda each: each[1]),
+    )
     assert best[1] < 0.2 * first[1] and best[2] - 1 < 0.7 * (first[2] - 1)
     assert result["stored_bytes"] == cut["stored_bytes"]
     record = json.loads((tmp_path / "student" / "qcore-made.json").read_text())
-    assert record["trained_seconds"] > 0 and record["kept_layers"] == [0] and record["from"]["model"] == str(learned)
+    assert (
+        record["trained_seconds"] > 0
+        and record["kept_layers"] == [0]
+        and record["from"]["model"] == str(learned)
+    )
     assert result["compared"]["after"]["stored_bytes"] < result["compared"]["before"]["stored_bytes"]
-    again = models.load(str(tmp_path / "student"))
+    again = library.load(str(tmp_path / "student"))
     assert again.checkpoint.config["num_hidden_layers"] == 1
     assert "to 1 layers, trained for" in again.checkpoint.description
     assert qcore.quantize(again, "int4-g32").ledger.coverage > 0.3
@@ -44,8 +60,15 @@ def test_a_student_of_half_the_depth_beats_the_model_that_is_merely_cut(learned,
 
 
 def test_narrowing_temperature_and_hidden_states_go_together(learned, words):
-    options = asked(words, layers=2, neurons=0.875, temperature=2.0, hidden=0.5, schedule=Schedule(steps=24, batch=8, validations=4))
-    made, record, _ = distill.run(models.resolve(str(learned)), options, quiet)
+    options = asked(
+        words,
+        layers=2,
+        neurons=0.875,
+        temperature=2.0,
+        hidden=0.5,
+        schedule=Schedule(steps=24, batch=8, validations=4),
+    )
+    made, record, _ = distill.run(library.resolve(str(learned)), options, quiet)
     assert made.model.config.intermediate_size == 16 and record["history"]["best_step"] > 0
 
 
@@ -93,7 +116,12 @@ def test_a_student_must_be_smaller(learned, words, tmp_path):
 
 
 def test_the_verbs_do_the_same(learned, words, tmp_path):
-    about = {"text": str(words / "train.txt"), "window": 64, "tokens": 2048, "schedule": {"steps": 2, "validations": 1}}
+    about = {
+        "text": str(words / "train.txt"),
+        "window": 64,
+        "tokens": 2048,
+        "schedule": {"steps": 2, "validations": 1},
+    }
     assert qcore.qat(str(learned), "int3-g64", tmp_path / "q", **about)["recipe"] == "int3-g64"
     assert qcore.distill(str(learned), 1, tmp_path / "d", **about)["kept_layers"] == [0]
     assert qcore.prune(str(learned), "magnitude", 0.5, tmp_path / "p")["sparsity"] == 0.5
@@ -102,19 +130,63 @@ def test_the_verbs_do_the_same(learned, words, tmp_path):
 
 
 def test_the_commands_train_and_say_so(learned, words, tmp_path, capsys):
-    text = ["--text", str(words / "train.txt"), "--tokens", "2048", "--window", "64", "--steps", "4", "--validations", "2"]
+    text = [
+        "--text",
+        str(words / "train.txt"),
+        "--tokens",
+        "2048",
+        "--window",
+        "64",
+        "--steps",
+        "4",
+        "--validations",
+        "2",
+    ]
     out, other = str(tmp_path / "q"), str(tmp_path / "d")
     assert (
-        cli.main(["qat", str(learned), "--recipe", "int3-g64", *text, "--out", out, "--compare", "--json", str(tmp_path / "r.json")]) == 0
+        main.main(
+            [
+                "qat",
+                str(learned),
+                "--recipe",
+                "int3-g64",
+                *text,
+                "--out",
+                out,
+                "--compare",
+                "--json",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 0
     )
     said = capsys.readouterr().out
     assert "4 steps in" in said and "ended by steps" in said and "quantized without training: " in said
     result = json.loads((tmp_path / "r.json").read_text())
     assert set(result["compared"]) >= {"before", "rounded", "after"} and len(result["history"]["curve"]) == 4
-    assert cli.main(["distill", str(learned), "--layers", "1", *text, "--out", other]) == 0
+    assert main.main(["distill", str(learned), "--layers", "1", *text, "--out", other]) == 0
     assert "Saved in" in capsys.readouterr().out
     for folder in (out, other):
-        assert cli.main(["eval", folder, "--tokens", "200", "--window", "100"]) == 0
-    assert cli.main(["compare", other, "--recipes", "fp32", "--tokens", "200", "--window", "100", "--prompt-tokens", "8", "--new-tokens", "4", "--no-generate"]) == 0  # fmt: skip  # noqa: E501
-    assert cli.main(["qat", out, "--recipe", "int3-g64", "--out", str(tmp_path / "x")]) == 2
+        assert main.main(["eval", folder, "--tokens", "200", "--window", "100"]) == 0
+    assert (
+        main.main(
+            [
+                "compare",
+                other,
+                "--recipes",
+                "fp32",
+                "--tokens",
+                "200",
+                "--window",
+                "100",
+                "--prompt-tokens",
+                "8",
+                "--new-tokens",
+                "4",
+                "--no-generate",
+            ]
+        )
+        == 0
+    )
+    assert main.main(["qat", out, "--recipe", "int3-g64", "--out", str(tmp_path / "x")]) == 2
     assert "quantized already" in capsys.readouterr().err

@@ -4,14 +4,14 @@ import pytest
 import tiny
 import torch
 
-from qcore import methods
-from qcore.convert import quantize
-from qcore.errors import InputError
+from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
 from qcore.formats.tensor import spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels import precision
-from qcore.nn import QuantizedModule
+from qcore.layers.modules import QuantizedModule
+from qcore.quantization import methods
+from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 from qcore.training.attach import Form, attach, detach, groups, norms
 from qcore.training.fake import LEAN, Full, Light
@@ -44,7 +44,9 @@ def test_the_light_form_computes_what_is_stored_before_and_after_gains_have_move
         assert torch.equal(fake.weight(), tensor.dequantize())
     fake.gain.data = 1 + 0.1 * torch.randn(fake.gain.shape, generator=torch.Generator().manual_seed(1))
     stored = fake.result()
-    assert torch.equal(fake.weight(), stored.dequantize()) and not torch.equal(fake.weight(), tensor.dequantize())
+    assert torch.equal(fake.weight(), stored.dequantize()) and not torch.equal(
+        fake.weight(), tensor.dequantize()
+    )
     assert torch.equal(stored.codes, tensor.codes) and stored.nbytes == tensor.nbytes
 
 
@@ -63,9 +65,15 @@ def test_the_light_form_in_mixed_precision_is_as_near_as_its_numbers(monkeypatch
             made.append(torch.nn.functional.linear(x, fake.weight()))
         made[-1].float().square().sum().backward()
     assert made[1].dtype == torch.bfloat16
-    torch.testing.assert_close(made[1].float(), made[0], rtol=0.05, atol=0.02 * float(made[0].detach().abs().max()))
-    torch.testing.assert_close(fast.gain.grad, plain.gain.grad, rtol=0.1, atol=0.02 * float(plain.gain.grad.abs().max()))
-    assert torch.equal(fast.weight(), plain.weight()) and torch.equal(fast.result().dequantize(), plain.result().dequantize())
+    torch.testing.assert_close(
+        made[1].float(), made[0], rtol=0.05, atol=0.02 * float(made[0].detach().abs().max())
+    )
+    torch.testing.assert_close(
+        fast.gain.grad, plain.gain.grad, rtol=0.1, atol=0.02 * float(plain.gain.grad.abs().max())
+    )
+    assert torch.equal(fast.weight(), plain.weight()) and torch.equal(
+        fast.result().dequantize(), plain.result().dequantize()
+    )
 
 
 @pytest.mark.parametrize("pair", [*FORMATS, CHANNEL], ids=ids)
@@ -74,7 +82,9 @@ def test_the_full_form_computes_what_is_stored_after_weights_have_moved(pair, le
     tensor = methods.quantize(weight(), *pair)
     fake = Full(tensor, weight(), learned)
     begun = fake.result().dequantize()  # leaning, but not over
-    torch.testing.assert_close(begun, tensor.dequantize(), rtol=5e-3 if learned and pair[0].double_quant else 0, atol=0)
+    torch.testing.assert_close(
+        begun, tensor.dequantize(), rtol=5e-3 if learned and pair[0].double_quant else 0, atol=0
+    )
     fake.latent.data += 0.3 * torch.randn(fake.latent.shape, generator=torch.Generator().manual_seed(1))
     if fake.gain is not None:
         fake.gain.data *= 1.07
@@ -125,7 +135,9 @@ def test_weights_begin_leaning_towards_what_they_were():
 def test_a_model_is_taken_apart_and_put_together_bit_by_bit(kind, form, recipe):
     model, twin = tiny.model(kind), tiny.model(kind)
     quantize(model, parse(recipe))
-    before = {name: module.weight for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
+    before = {
+        name: module.weight for name, module in model.named_modules() if isinstance(module, QuantizedModule)
+    }
     attach(model, form, twin if form.name == "full" else None)
     text = torch.arange(40)[None]
     loss = model(input_ids=text, labels=text).loss
@@ -133,13 +145,21 @@ def test_a_model_is_taken_apart_and_put_together_bit_by_bit(kind, form, recipe):
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all(model.get_parameter(name).grad is not None for name in trained if "experts" not in name)
     assert sum(len(group["params"]) for group in groups(model, 0.1)) == len(trained) and norms(model)
-    fakes = {name: module.weight().detach() for name, module in model.named_modules() if isinstance(module, Light | Full)}
+    fakes = {
+        name: module.weight().detach()
+        for name, module in model.named_modules()
+        if isinstance(module, Light | Full)
+    }
     detach(model)
-    after = {name: module.weight for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
+    after = {
+        name: module.weight for name, module in model.named_modules() if isinstance(module, QuantizedModule)
+    }
     assert list(before) == list(after)
     for name in before:
         torch.testing.assert_close(before[name], after[name], rtol=5e-3 if "dq" in recipe else 0, atol=0)
-    held = {name.removesuffix(".fake").replace(".fakes.", ".experts."): value for name, value in fakes.items()}
+    held = {
+        name.removesuffix(".fake").replace(".fakes.", ".experts."): value for name, value in fakes.items()
+    }
     assert held and all(torch.equal(after[name], value) for name, value in held.items())
     assert not any(value.requires_grad for value in model.parameters())
 

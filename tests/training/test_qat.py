@@ -11,15 +11,17 @@ import pytest
 import tiny
 import torch
 
-from qcore import convert, data, models
-from qcore.calibration import check_record
-from qcore.errors import InputError, RunError
+from qcore import library
+from qcore.base import texts
+from qcore.base.errors import InputError, RunError
 from qcore.evaluation import evaluate
-from qcore.export import safetensors
 from qcore.kernels import precision
-from qcore.nn import QuantizedModule
+from qcore.layers.modules import QuantizedModule
+from qcore.library import safetensors
+from qcore.quantization import convert
+from qcore.quantization.calibration import check_record
 from qcore.recipes import parse
-from qcore.training import qat, texts
+from qcore.training import corpus, qat
 from qcore.training.attach import Form
 from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Schedule, order, train
@@ -38,7 +40,7 @@ def asked(words, steps: int = 60, **changes) -> qat.Qat:
 
 
 def perplexity(model, words) -> float:
-    ids = data.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=2000)
+    ids = texts.tokenize((words / "test.txt").read_text(), tiny.tokenizer(), limit=2000)
     return evaluate(model, ids, window=128).perplexity
 
 
@@ -66,8 +68,8 @@ def test_steps_are_in_mixed_precision_where_the_processor_is_fast_at_it(monkeypa
 
 
 def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, words, tmp_path):
-    recipe, checkpoint = parse("int2-g64-a32"), models.resolve(str(learned))
-    rounded = models.load(checkpoint).model
+    recipe, checkpoint = parse("int2-g64-a32"), library.resolve(str(learned))
+    rounded = library.load(checkpoint).model
     before = perplexity(rounded, words)
     ledger = convert.quantize(rounded, recipe)
     trained, history, kept = qat.run(checkpoint, recipe, asked(words), quiet)
@@ -81,14 +83,19 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
     assert history.ended == "steps" and len(history.curve) == 60 and len(history.validations) == 5
     assert trained.ledger.training["history"]["best_step"] == history.best_step > 0
     folder = safetensors.save(trained.model, trained.tokenizer, recipe, trained.ledger, tmp_path / "out")
-    again = models.load(str(folder))
+    again = library.load(str(folder))
     text = torch.arange(50)[None]
     with torch.no_grad():
         assert torch.equal(again.model(text).logits, trained.model(text).logits)
     assert again.ledger.training == json.loads(json.dumps(trained.ledger.training))
-    content = data.load_text(words / "train.txt")
+    content = texts.load_text(words / "train.txt")
     with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
-        check_record(again.ledger.calibration, content.name, content.sha256, data.tokenize(content, tiny.tokenizer(), limit=1000))
+        check_record(
+            again.ledger.calibration,
+            content.name,
+            content.sha256,
+            texts.tokenize(content, tiny.tokenizer(), limit=1000),
+        )
     kept.remove()
 
 
@@ -102,7 +109,9 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
     ids=["lsq", "from the codes of gptq", "full, next token"],
 )
 def test_other_forms_and_beginnings_end_no_worse_than_they_began(learned, words, recipe, changes):
-    trained, history, _ = qat.run(models.resolve(str(learned)), parse(recipe), asked(words, steps=12, **changes), quiet)
+    trained, history, _ = qat.run(
+        library.resolve(str(learned)), parse(recipe), asked(words, steps=12, **changes), quiet
+    )
     first, best = history.validations[0][1], history.best
     assert best < first and trained.recipe.name == recipe
 
@@ -113,12 +122,19 @@ def test_codes_are_not_chosen_by_what_the_model_is_judged_by(learned, words, mon
     monkeypatch.setattr(
         convert,
         "quantize",
-        lambda *given, calibration=None, **more: (seen.append(calibration), quantize(*given, calibration=calibration, **more))[1],
+        lambda *given, calibration=None, **more: (
+            seen.append(calibration),
+            quantize(*given, calibration=calibration, **more),
+        )[1],
     )
-    qat.run(models.resolve(str(learned)), parse("int3-g64-gptq"), options, quiet)
-    found = texts.load(options.text, None, tiny.tokenizer(), tokens=options.tokens, window=options.window)
+    qat.run(library.resolve(str(learned)), parse("int3-g64-gptq"), options, quiet)
+    found = corpus.load(options.text, None, tiny.tokenizer(), tokens=options.tokens, window=options.window)
     rows = lambda ids: set(map(tuple, ids.tolist()))  # noqa: E731
-    assert seen[0].ids.numel() >= 4096 and rows(seen[0].ids) <= rows(found.train) and rows(seen[0].ids).isdisjoint(rows(found.held_out))
+    assert (
+        seen[0].ids.numel() >= 4096
+        and rows(seen[0].ids) <= rows(found.train)
+        and rows(seen[0].ids).isdisjoint(rows(found.held_out))
+    )
 
 
 def test_chosen_codes_are_trained_in_smaller_steps():
@@ -128,7 +144,7 @@ def test_chosen_codes_are_trained_in_smaller_steps():
 
 
 def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
-    checkpoint, recipe, options = models.resolve(str(learned)), parse("int3-g64"), asked(words, steps=10)
+    checkpoint, recipe, options = library.resolve(str(learned)), parse("int3-g64"), asked(words, steps=10)
     whole, history, kept = qat.run(checkpoint, recipe, options, quiet)
     kept.remove()
 
@@ -140,7 +156,9 @@ def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
         qat.run(checkpoint, recipe, options, quiet, watch=stop)
     seen = []
     again, second, _ = qat.run(checkpoint, recipe, options, quiet, watch=lambda each: seen.append(each.step))
-    assert seen[0] == 7 and [each[3] for each in second.curve] == pytest.approx([each[3] for each in history.curve], rel=1e-4)
+    assert seen[0] == 7 and [each[3] for each in second.curve] == pytest.approx(
+        [each[3] for each in history.curve], rel=1e-4
+    )
     for (name, one), (_, other) in zip(whole.model.named_modules(), again.model.named_modules(), strict=True):
         if isinstance(one, QuantizedModule):
             torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-5, msg=name)
@@ -151,22 +169,34 @@ def _train_for_ever(folder: str, text: str, home: str) -> None:
     from qcore.training import loop
 
     loop.SAVE_SECONDS = 0.0
-    options = qat.Qat(text=text, window=64, tokens=8192, schedule=Schedule(steps=100_000, batch=1, validations=1))
-    qat.run(models.resolve(folder), parse("int3-g64"), options, quiet)
+    options = qat.Qat(
+        text=text, window=64, tokens=8192, schedule=Schedule(steps=100_000, batch=1, validations=1)
+    )
+    qat.run(library.resolve(folder), parse("int3-g64"), options, quiet)
 
 
 @pytest.mark.slow
 def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
     home = str(tmp_path / "home")
-    child = multiprocessing.get_context("spawn").Process(target=_train_for_ever, args=(str(learned), str(words / "train.txt"), home))
+    child = multiprocessing.get_context("spawn").Process(
+        target=_train_for_ever, args=(str(learned), str(words / "train.txt"), home)
+    )
     child.start()
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "home" / "unfinished").glob("training-*/state.safetensors")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "home" / "unfinished").glob("training-*/state.safetensors"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     time.sleep(0.5)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    options = qat.Qat(text=str(words / "train.txt"), window=64, tokens=8192, schedule=Schedule(steps=100_000, batch=1, validations=1))
+    options = qat.Qat(
+        text=str(words / "train.txt"),
+        window=64,
+        tokens=8192,
+        schedule=Schedule(steps=100_000, batch=1, validations=1),
+    )
     seen = []
 
     def stop(history: History) -> None:
@@ -174,7 +204,7 @@ def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        qat.run(models.resolve(str(learned)), parse("int3-g64"), options, quiet, watch=stop)
+        qat.run(library.resolve(str(learned)), parse("int3-g64"), options, quiet, watch=stop)
     assert seen[0] > 1
 
 
@@ -196,18 +226,24 @@ def line(target: float, judged: list[float] | None = None) -> Problem:
         return (next(told) if judged else float((model.value.detach() - target).abs())), 1.0
 
     return Problem(
-        student, [{"params": [student.value], "lr": 0.1}], torch.zeros(4, 3, dtype=torch.long),
-        lambda model, numbers, ids: (model.value - target).square().mean(), judge,
-    )  # fmt: skip
+        student,
+        [{"params": [student.value], "lr": 0.1}],
+        torch.zeros(4, 3, dtype=torch.long),
+        lambda model, numbers, ids: (model.value - target).square().mean(),
+        judge,
+    )
 
 
 def test_training_stops_early_and_comes_out_with_the_best():
     problem = line(5.0, [4.0, 3.0, 1.0, 2.0, 2.5, 3.0, 0.0, 0.0, 0.0])
     values = []
     history = train(
-        problem, Schedule(steps=80, validations=8, patience=3), Kept({"a": 1}), quiet,
+        problem,
+        Schedule(steps=80, validations=8, patience=3),
+        Kept({"a": 1}),
+        quiet,
         watch=lambda seen: values.append(float(problem.student.value.detach())),
-    )  # fmt: skip
+    )
     assert history.ended == "early stop" and history.best_step == 20 and len(history.validations) == 6
     assert float(problem.student.value.detach()) == pytest.approx(values[20])
 
@@ -231,7 +267,12 @@ def test_a_time_limit_ends_the_run():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"steps": 0}, "steps is 0"), ({"minutes": -1.0}, "minutes"), ({"batch": True}, "batch"), ({"patience": 0}, "patience")],
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"minutes": -1.0}, "minutes"),
+        ({"batch": True}, "batch"),
+        ({"patience": 0}, "patience"),
+    ],
     ids=["steps", "minutes", "batch", "patience"],
 )
 def test_a_schedule_out_of_range_is_refused(options, words):
@@ -264,7 +305,9 @@ def test_a_teacher_whose_head_is_followed_by_something_is_run_each_time():
     model.forward = capped
     teacher, ids = Teacher(model), torch.arange(30)[None]
     first = teacher.logits([1], ids)
-    assert torch.equal(teacher.logits([1], ids), first) and not teacher._kept and float(first.abs().max()) <= 3
+    assert (
+        torch.equal(teacher.logits([1], ids), first) and not teacher._kept and float(first.abs().max()) <= 3
+    )
 
 
 def test_losses_are_those_of_the_definition():
@@ -278,20 +321,25 @@ def test_losses_are_those_of_the_definition():
 
 def test_validation_never_overlaps_training(words, tmp_path):
     tokenizer = tiny.tokenizer()
-    found = texts.load(words / "train.txt", None, tokenizer, tokens=10**6, window=64, judged=512)
+    found = corpus.load(words / "train.txt", None, tokenizer, tokens=10**6, window=64, judged=512)
     whole = torch.cat([found.train, found.held_out]).flatten()
-    assert torch.equal(whole, data.tokenize((words / "train.txt").read_text(), tokenizer)[: len(whole)])
+    assert torch.equal(whole, texts.tokenize((words / "train.txt").read_text(), tokenizer)[: len(whole)])
     with pytest.raises(InputError, match="overlaps"):
-        texts.load(words / "train.txt", words / "train.txt", tokenizer, tokens=10**6, window=64)
+        corpus.load(words / "train.txt", words / "train.txt", tokenizer, tokens=10**6, window=64)
     short = tmp_path / "short.txt"
     short.write_text("too short")
     with pytest.raises(InputError, match="training needs at least"):
-        texts.load(short, None, tokenizer, tokens=64, window=64)
+        corpus.load(short, None, tokenizer, tokens=64, window=64)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"loss": "mse"}, "kl .* or next"), ({"rate": 0.0}, "rate is 0.0"), ({"tokens": 1}, "tokens is 1"), ({"window": 4}, "window is 4")],
+    [
+        ({"loss": "mse"}, "kl .* or next"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"tokens": 1}, "tokens is 1"),
+        ({"window": 4}, "window is 4"),
+    ],
     ids=["loss", "rate", "tokens", "window"],
 )
 def test_options_that_cannot_be_used_are_refused(changes, sentence):
@@ -299,7 +347,9 @@ def test_options_that_cannot_be_used_are_refused(changes, sentence):
         qat.Qat(**changes)
 
 
-@pytest.mark.parametrize(("recipe", "sentence"), [("fp32", "keeps floating point"), ("bnb-nf4", "another library's format")])
+@pytest.mark.parametrize(
+    ("recipe", "sentence"), [("fp32", "keeps floating point"), ("bnb-nf4", "another library's format")]
+)
 def test_recipes_without_codes_of_our_own_are_refused(recipe, sentence):
     with pytest.raises(InputError, match=sentence):
         qat.check_recipe(parse(recipe))

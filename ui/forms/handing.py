@@ -12,7 +12,9 @@ def hand_over(chosen: tuple[str, str | None], name: str) -> None:
     """Put the model, a (name, revision), and the recipe called `name`, with the baseline, into the form; for a button's `on_click`."""
     text, revision = chosen
     kind = classify(text, revision).kind
-    source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(kind, (model.LOCAL, "path"))
+    source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(
+        kind, (model.LOCAL, "path")
+    )
     values = {"source": source, field: text, "revision": revision or ""}
     names = [each for members, _ in recipes.groups()[0].values() for each in members]
     recipes.set_chosen("quantize", tuple(each for each in ("fp32", name) if each in names))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from qcore import models
-from qcore.home import home, is_public
+from qcore import library
+from qcore.base.home import home, is_public
+from qcore.jobs import jobs
 from qcore.models.names import classify
-from qcore.runs import jobs
 from ui import state
 from ui.forms import KEEP
 from ui.text import shielded
@@ -22,7 +22,13 @@ def choose(prefix: str) -> tuple[str, str | None] | None:
     before = _used_before()
     sources = [BUILT_IN, HUB, *([] if is_public() else [LOCAL]), *([BEFORE] if before else [])]
     source = st.segmented_control(
-        "Where the model comes from", sources, default=BUILT_IN, required=True, key=f"{prefix}.source", label_visibility="collapsed", **KEEP
+        "Where the model comes from",
+        sources,
+        default=BUILT_IN,
+        required=True,
+        key=f"{prefix}.source",
+        label_visibility="collapsed",
+        **KEEP,
     )
     return {BUILT_IN: _built_in, HUB: _from_hub, LOCAL: _local, BEFORE: _before}[source](prefix)
 
@@ -33,14 +39,14 @@ def resolve(name: str, revision: str | None, why: str):
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return models.resolve(name)  # never remembered: its files may change
+            return library.resolve(name)  # never remembered: its files may change
         key = ("checkpoint", what.text, what.revision)
         if state.known(key) or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
-            return state.remember(key, lambda: models.resolve(name, revision))
+            return state.remember(key, lambda: library.resolve(name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
             with Progress("Fetching") as report:
-                state.remember(key, lambda: models.resolve(name, revision, progress=report))
+                state.remember(key, lambda: library.resolve(name, revision, progress=report))
             st.rerun()
     return None
 
@@ -65,14 +71,23 @@ class Progress:
 
 
 def _built_in(prefix: str) -> tuple[str, None]:
-    known = dict(models.defaults())
-    name = st.radio("Model", list(known), captions=list(known.values()), key=f"{prefix}.default", label_visibility="collapsed", **KEEP)
+    known = dict(library.defaults())
+    name = st.radio(
+        "Model",
+        list(known),
+        captions=list(known.values()),
+        key=f"{prefix}.default",
+        label_visibility="collapsed",
+        **KEEP,
+    )
     return name, None
 
 
 def _from_hub(prefix: str) -> tuple[str, str | None] | None:
     left, right = st.columns([3, 1])
-    name = left.text_input("Model id", placeholder="owner/name", key=f"{prefix}.hub", help=HUB_HELP, **KEEP).strip()
+    name = left.text_input(
+        "Model id", placeholder="owner/name", key=f"{prefix}.hub", help=HUB_HELP, **KEEP
+    ).strip()
     revision = right.text_input(
         "Revision", placeholder="main", key=f"{prefix}.revision", help="A branch, a tag or a commit.", **KEEP
     ).strip()
@@ -80,7 +95,9 @@ def _from_hub(prefix: str) -> tuple[str, str | None] | None:
 
 
 def _local(prefix: str) -> tuple[str, None] | None:
-    name = st.text_input("Folder or GGUF file", placeholder="/path/to/model", key=f"{prefix}.path", help=PATH_HELP, **KEEP).strip()
+    name = st.text_input(
+        "Folder or GGUF file", placeholder="/path/to/model", key=f"{prefix}.path", help=PATH_HELP, **KEEP
+    ).strip()
     return (name, None) if name else None
 
 
@@ -88,13 +105,17 @@ def _before(prefix: str) -> tuple[str, str | None] | None:
     def show(pair: tuple[str, str | None]) -> str:
         return pair[0] + (f" @ {pair[1]}" if pair[1] else "")
 
-    return st.selectbox("Model of an earlier run", _used_before(), format_func=show, key=f"{prefix}.before", **KEEP)
+    return st.selectbox(
+        "Model of an earlier run", _used_before(), format_func=show, key=f"{prefix}.before", **KEEP
+    )
 
 
 def _used_before() -> list[tuple[str, str | None]]:
     """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's business."""
     if is_public():
         return []
-    known = {name for name, _ in models.defaults()}
-    used = dict.fromkeys((status.spec.get("model"), status.spec.get("revision")) for status in jobs.list_runs())
+    known = {name for name, _ in library.defaults()}
+    used = dict.fromkeys(
+        (status.spec.get("model"), status.spec.get("revision")) for status in jobs.list_runs()
+    )
     return [pair for pair in used if pair[0] and pair[0] not in known]

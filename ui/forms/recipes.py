@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import streamlit as st
 
-from qcore import backends, recipes
-from qcore.kvcache import FORMS, NONE
+from qcore import engines, recipes
+from qcore.formats.kv import FORMS, NONE
 from qcore.recipes import ENGINES, Recipe
 from ui import families
 from ui.forms import KEEP
@@ -15,8 +15,27 @@ from ui.text import shielded
 START = ("fp32", "int8", "int4-g64")
 PRESETS = {
     "First look": START,
-    "Around 8 bits": ("fp32", "int8", "int8-g64", "int8-dynamic", "bnb-int8", "torchao-int8", "torch-dynamic-int8", "quanto-int8"),
-    "Around 4 bits": ("fp32", "int4-g32", "int4-g64", "nf4-g64", "nf4-g64-dq", "fp4-g64", "kmeans4", "bnb-nf4", "quanto-int4"),
+    "Around 8 bits": (
+        "fp32",
+        "int8",
+        "int8-g64",
+        "int8-dynamic",
+        "bnb-int8",
+        "torchao-int8",
+        "torch-dynamic-int8",
+        "quanto-int8",
+    ),
+    "Around 4 bits": (
+        "fp32",
+        "int4-g32",
+        "int4-g64",
+        "nf4-g64",
+        "nf4-g64-dq",
+        "fp4-g64",
+        "kmeans4",
+        "bnb-nf4",
+        "quanto-int4",
+    ),
     "Fewer and fewer bits": ("fp32", "int8", "int4-g64", "int3", "int2"),
 }
 HELP = {
@@ -24,7 +43,10 @@ HELP = {
     families.INTEGER.name: "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share one).",
     families.TABLE.name: "16 values that are not evenly spaced: fixed (nf4, fp4) or learned from the weights (kmeans4).",
 }
-LIBRARIES, LIBRARIES_HELP = "Other libraries", "The same ideas as other people implement them, for comparison."
+LIBRARIES, LIBRARIES_HELP = (
+    "Other libraries",
+    "The same ideas as other people implement them, for comparison.",
+)
 MORE_HELP = (
     "Any name that reads like the ones above, separated by commas: another group size, -sym, -dq, -head8; or saved: and a folder, for "
     "what was quantized, trained, pruned or distilled from this model before."
@@ -49,7 +71,19 @@ def choose(prefix: str) -> list[str]:
     for title, (names, help_text) in offered.items():
         default = [name for name in names if name in START]
         key = f"{prefix}.recipes.{title}"
-        chosen += st.pills(title, names, selection_mode="multi", default=default, key=key, help=help_text, wrap=True, **KEEP) or []
+        chosen += (
+            st.pills(
+                title,
+                names,
+                selection_mode="multi",
+                default=default,
+                key=key,
+                help=help_text,
+                wrap=True,
+                **KEEP,
+            )
+            or []
+        )
     for reason in missing:
         st.caption(f":material/block: {shielded(reason)}")
     return chosen
@@ -58,7 +92,15 @@ def choose(prefix: str) -> list[str]:
 def choose_one(prefix: str, label: str, start: str) -> str:
     """The name of one of qcore's own recipes that quantizes."""
     names = [name for name in recipes.COMMON if recipes.parse(name).quantizes]
-    return st.selectbox(label, names, index=names.index(start), key=f"{prefix}.recipe", help=explain("recipe"), width=280, **KEEP)
+    return st.selectbox(
+        label,
+        names,
+        index=names.index(start),
+        key=f"{prefix}.recipe",
+        help=explain("recipe"),
+        width=280,
+        **KEEP,
+    )
 
 
 def presets(prefix: str) -> None:
@@ -67,7 +109,12 @@ def presets(prefix: str) -> None:
         st.caption("Start from", width="content")
         for title, names in PRESETS.items():
             st.button(
-                title, key=f"{prefix}.preset.{title}", on_click=set_chosen, args=(prefix, names), type="tertiary", icon=":material/bolt:"
+                title,
+                key=f"{prefix}.preset.{title}",
+                on_click=set_chosen,
+                args=(prefix, names),
+                type="tertiary",
+                icon=":material/bolt:",
             )
 
 
@@ -85,7 +132,7 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
         offered.setdefault(family.capitalize(), ([], HELP[family]))[0].append(name)
     missing: list[str] = []
     for name, (engine, _) in ENGINES.items():
-        reason = backends.available(engine.backend)
+        reason = engines.available(engine.backend)
         if reason is None:
             offered.setdefault(LIBRARIES, ([], LIBRARIES_HELP))[0].append(name)
         elif reason not in missing:
@@ -105,15 +152,37 @@ def _line(recipe: Recipe) -> str:
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
     """(further recipe names, skip patterns, what becomes of head and embedding)."""
-    more = st.text_input("More recipes", placeholder="int4-g128-dq, saved:folder", key=f"{prefix}.more", help=MORE_HELP, **KEEP)
-    skip = st.text_input("Modules to leave alone", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP)
-    head = st.selectbox("Output head and embedding", list(HEADS), format_func=HEADS.get, key=f"{prefix}.head", help=HEAD_HELP, **KEEP)
+    more = st.text_input(
+        "More recipes", placeholder="int4-g128-dq, saved:folder", key=f"{prefix}.more", help=MORE_HELP, **KEEP
+    )
+    skip = st.text_input(
+        "Modules to leave alone",
+        placeholder="layers.0, down_proj",
+        key=f"{prefix}.skip",
+        help=SKIP_HELP,
+        **KEEP,
+    )
+    head = st.selectbox(
+        "Output head and embedding",
+        list(HEADS),
+        format_func=HEADS.get,
+        key=f"{prefix}.head",
+        help=HEAD_HELP,
+        **KEEP,
+    )
     return split(more), tuple(split(skip)), head
 
 
 def cache(prefix: str, about: str = CACHE_HELP) -> str:
     """The form in which keys and values are kept; `about` says what for."""
-    return st.selectbox("KV cache", list(CACHES), format_func=CACHES.get, key=f"{prefix}.kv", help=f"{about} {explain('KV cache')}", **KEEP)
+    return st.selectbox(
+        "KV cache",
+        list(CACHES),
+        format_func=CACHES.get,
+        key=f"{prefix}.kv",
+        help=f"{about} {explain('KV cache')}",
+        **KEEP,
+    )
 
 
 def split(text: str) -> list[str]:

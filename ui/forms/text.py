@@ -7,10 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from qcore import data
-from qcore.errors import InputError
-from qcore.home import home, is_public
-from qcore.spec import LIMITS
+from qcore.base import texts
+from qcore.base.errors import InputError
+from qcore.base.home import home, is_public
+from qcore.recipes.spec import LIMITS
 from ui import state
 from ui.forms import KEEP
 from ui.glossary import explain
@@ -27,20 +27,26 @@ PROMPTS_HELP = "Facts, arithmetic, code, summaries, other languages: each is con
 
 
 def choose(prefix: str) -> str | None:
-    """What `qcore.data.load_text` takes: None for the default, "wikitext-2", or a path. Raises `InputError` if there is none or it is no
+    """What `qcore.base.texts.load_text` takes: None for the default, "wikitext-2", or a path. Raises `InputError` if there is none or it is no
     text."""
     sources = [DEFAULT, WIKITEXT, UPLOAD, *([] if is_public() else [FILE])]
     label, key = "Text that is scored", f"{prefix}.text"
-    source = st.segmented_control(label, sources, default=DEFAULT, required=True, key=key, help=explain("perplexity"), **KEEP)
+    source = st.segmented_control(
+        label, sources, default=DEFAULT, required=True, key=key, help=explain("perplexity"), **KEEP
+    )
     if source in NOTES:
         st.caption(NOTES[source])
-        return data.WIKITEXT if source == WIKITEXT else None
+        return texts.WIKITEXT if source == WIKITEXT else None
     if source == FILE:
-        path = st.text_input("UTF-8 text file", placeholder="/path/to/text.txt", key=f"{prefix}.file", **KEEP).strip()
+        path = st.text_input(
+            "UTF-8 text file", placeholder="/path/to/text.txt", key=f"{prefix}.file", **KEEP
+        ).strip()
         if not path:
             raise InputError("No text file was named. Name one, or take the built-in prose.")
         return path
-    upload = st.file_uploader("UTF-8 text file", type=["txt", "md", "rst", "raw", "text"], key=f"{prefix}.upload")
+    upload = st.file_uploader(
+        "UTF-8 text file", type=["txt", "md", "rst", "raw", "text"], key=f"{prefix}.upload"
+    )
     if upload is None:
         raise InputError("No text was uploaded yet. Upload one, or take the built-in prose.")
     return str(keep_upload(upload.name, upload.getvalue()))
@@ -49,8 +55,10 @@ def choose(prefix: str) -> str | None:
 def keep_upload(name: str, content: bytes) -> Path:
     """Keep an uploaded text in the cache folder, named after its SHA-256. Raises `InputError` if it is too large or not text."""
     if is_public() and len(content) > state.PUBLIC_UPLOAD:
-        raise InputError(f"The text has {len(content) / 1e6:.1f} MB, but this server takes at most {state.PUBLIC_UPLOAD / 1e6:.0f} MB.")
-    data.text_from_bytes(name, content)
+        raise InputError(
+            f"The text has {len(content) / 1e6:.1f} MB, but this server takes at most {state.PUBLIC_UPLOAD / 1e6:.0f} MB."
+        )
+    texts.text_from_bytes(name, content)
     folder = home() / "texts"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.txt"
@@ -69,19 +77,52 @@ def conditions(prefix: str) -> dict:
     left, right = st.columns(2)
     with left:
         tokens = _number(
-            prefix, "Tokens scored", "tokens", 4096, 512, explain("tokens") + " More give a steadier perplexity and take longer."
+            prefix,
+            "Tokens scored",
+            "tokens",
+            4096,
+            512,
+            explain("tokens") + " More give a steadier perplexity and take longer.",
         )
-        prompt = _number(prefix, "Prompt, tokens", "prompt_tokens", 128, 64, "The prompt whose reading is timed. " + explain("prefill"))
+        prompt = _number(
+            prefix,
+            "Prompt, tokens",
+            "prompt_tokens",
+            128,
+            64,
+            "The prompt whose reading is timed. " + explain("prefill"),
+        )
     with right:
         window = _number(prefix, "Window, tokens", "window", 512, 128, explain("window"))
-        new = _number(prefix, "New tokens", "new_tokens", 32, 16, "How many are written while speed is measured. " + explain("decode"))
+        new = _number(
+            prefix,
+            "New tokens",
+            "new_tokens",
+            32,
+            16,
+            "How many are written while speed is measured. " + explain("decode"),
+        )
     generate = st.toggle(PROMPTS, value=True, key=f"{prefix}.generate", help=PROMPTS_HELP, **KEEP)
-    ask = st.toggle(QUESTIONS, value=False, key=f"{prefix}.ask", help=QUESTIONS_HELP + " " + explain("multiple choice"), **KEEP)
-    conditions = {"tokens": tokens, "window": window, "prompt_tokens": prompt, "new_tokens": new, "generate": generate}
+    ask = st.toggle(
+        QUESTIONS,
+        value=False,
+        key=f"{prefix}.ask",
+        help=QUESTIONS_HELP + " " + explain("multiple choice"),
+        **KEEP,
+    )
+    conditions = {
+        "tokens": tokens,
+        "window": window,
+        "prompt_tokens": prompt,
+        "new_tokens": new,
+        "generate": generate,
+    }
     return conditions | {"choices": "default" if ask else None}
 
 
 def _number(prefix: str, label: str, name: str, value: int, step: int, help_text: str) -> int:
     low, high = LIMITS[name]
     high = min(high, state.PUBLIC_LIMITS[name]) if is_public() else high
-    return st.number_input(label, low, high, min(value, high), step, key=f"{prefix}.{name}", help=help_text, **KEEP)
+    return st.number_input(
+        label, low, high, min(value, high), step, key=f"{prefix}.{name}", help=help_text, **KEEP
+    )

@@ -1,0 +1,59 @@
+"""The processor: its name, the instruction sets that matter here, and what follows from them. Imports nothing heavy."""
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+FLAGS = (
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
+FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry in /proc/cpuinfo, empty elsewhere."""
+    try:
+        entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    return {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in entry.splitlines())
+    }
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets that matter for a kernel's speed, of those this processor has."""
+    info = _cpuinfo()
+    present = set((info.get("flags") or info.get("Features") or "").split())
+    return [flag for flag in FLAGS if flag in present]
+
+
+def has_fast_bf16() -> bool:
+    """Has the processor instructions for bf16 products? One without them emulates, a hundred times slower than fp32."""
+    return not FAST_BF16.isdisjoint(cpu_flags())

@@ -1,0 +1,61 @@
+"""Work spread over the machines of a Ray cluster, as commands on storage that all of them share.
+
+`Engine` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see `cluster.py`); what they are is
+decided by those who spread: `runs/spread_worker.py` for recipes, `streaming/spread.py` for shards.
+"""
+
+import re
+import socket
+from dataclasses import dataclass
+
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.registry import unknown
+
+LOCAL, RAY = "local", "ray"
+AUTO, PATIENCE_SECONDS = "auto", 5.0
+ADDRESS = re.compile(r"[\w.-]{1,253}:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+START = "Start one with: ray start --head"
+INSTALL = "Install it with: pip install -r requirements-ray.txt"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto" (the one that this machine
+    belongs to). Raises `InputError` for another name, or an address without Ray."""
+
+    name: str = LOCAL
+    address: str | None = None
+
+    def __post_init__(self):
+        if self.name not in (LOCAL, RAY):
+            raise unknown("engine", str(self.name), (LOCAL, RAY))
+        if self.name == LOCAL and self.address is not None:
+            raise InputError(
+                "An address was given, but work runs on this machine. Add --engine ray, or leave the address out."
+            )
+        if self.address not in (None, AUTO) and not ADDRESS.fullmatch(self.address):
+            raise InputError(
+                f"The address {self.address[:60]!r} is not one of a Ray cluster; it looks like 10.0.0.1:6379, or auto."
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Does the work stay in processes of this machine, one after another?"""
+        return self.name == LOCAL
+
+    def check(self) -> None:
+        """Raise `UnavailableError` if Ray is asked for and not installed, or nobody listens at the address."""
+        from importlib.util import find_spec
+
+        if self.is_local:
+            return
+        if find_spec("ray") is None:
+            raise UnavailableError(f"Ray is not installed, so --engine ray cannot be used. {INSTALL}")
+        if self.address not in (None, AUTO):
+            host, _, port = self.address.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS).close()
+            except OSError as error:
+                raise UnavailableError(
+                    f"No Ray cluster answers at {self.address} ({error.strerror or error}). {START}"
+                ) from error

@@ -1,0 +1,107 @@
+"""The one folder where qcore keeps things between runs, and the one safe way to put something big into it.
+
+    QCORE_HOME (default ~/.cache/qcore)
+        models/     models that were converted once
+        texts/      texts that were downloaded once
+        runs/       run folders
+        qcore.db    results
+
+A folder appears in there complete or not at all: `build_folder` works in a temporary folder beside it and renames that at the end,
+under a lock, so that two processes that want the same model convert it once.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qcore.base.errors import UnavailableError
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what is being done); `total` is 0 where it is not known."""
+
+_FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be written
+
+
+def home() -> Path:
+    """The cache folder: QCORE_HOME if it is set, else ~/.cache/qcore. It may not exist yet."""
+    chosen = os.environ.get("QCORE_HOME")
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "qcore"
+
+
+def is_public() -> bool:
+    """Is this process part of a server open to strangers, who must not name paths on its disk?
+
+    QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud. Runs inherit the variable from the server.
+    """
+    chosen = os.environ.get("QCORE_PUBLIC")
+    if chosen is not None:
+        return chosen.strip().lower() not in ("", "0", "no", "false")
+    return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
+
+
+def check_space(folder: Path, nbytes: int, what: str) -> None:
+    """Raise `UnavailableError` unless `nbytes` more fit on the disk that holds `folder` (or its nearest existing parent)."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if nbytes + _FLOOR > free:
+        raise UnavailableError(
+            f"{what} needs {nbytes / 1e9:.1f} GB of disk, but only {free / 1e9:.1f} GB are free in {existing}. "
+            "Free some space, or set QCORE_HOME to a folder on a larger disk."
+        )
+
+
+def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progress | None = None) -> Path:
+    """Return `final`, building it first if it does not exist: `build(temporary)` fills a temporary folder, which is then renamed.
+
+    Whoever comes second waits for the first. What a killed process left behind is removed. Raises `UnavailableError` if the cache
+    folder cannot be written; whatever `build` raises passes through, and nothing is left behind.
+    """
+    from filelock import FileLock, Timeout
+
+    if final.is_dir():
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.parent / f".{final.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress is not None:
+                progress(0, 0, f"waiting for another process that prepares {final.name}")
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
+    try:
+        if final.is_dir():
+            return final
+        for stale in final.parent.glob(f".{final.name}.partial-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        try:
+            build(temporary)
+            temporary.chmod(0o755)
+            _flush(temporary)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return final
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
+    finally:
+        lock.release()
+
+
+def _flush(folder: Path) -> None:
+    """Make what was written durable before the rename makes it visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _unwritable(folder: Path, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"The cache folder {folder} cannot be written ({error.strerror or error}). Set QCORE_HOME to a folder that can, with enough space."
+    )

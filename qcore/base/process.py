@@ -1,0 +1,78 @@
+"""Processes that outlive whoever starts them: started in a session of their own, known again by pid and start time, ended with their
+children."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+START_SECONDS = 30.0  # a worker that has not shown itself after this long will not
+PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
+START_TIME_SLACK = (
+    2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
+)
+
+
+def start_detached(command: list[str], log: IO) -> subprocess.Popen:
+    """Start `command`, which may import this very qcore: own session (so own process group), no terminal, output into `log`."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def identity(pid: int) -> dict:
+    """What tells this process from any other that will ever have its pid."""
+    return {"pid": pid, "process_started": psutil.Process(pid).create_time()}
+
+
+def living(record: dict | None) -> psutil.Process | None:
+    """The process of an `identity` record if it still runs; None for a zombie, and for another process with the same pid."""
+    try:
+        process = psutil.Process(record["pid"])
+        same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (TypeError, KeyError, ValueError, psutil.Error):
+        return None
+
+
+def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:
+    """Ask the process and its group to end, and kill them if they have not after `patience` seconds."""
+    _signal_group(process, signal.SIGTERM)
+    if not _ends_within(process, patience):
+        _signal_group(process, signal.SIGKILL)
+        _ends_within(process, patience)
+
+
+def _signal_group(process: psutil.Process, number: int) -> None:
+    try:
+        group = os.getpgid(process.pid)
+        if group == process.pid:  # the worker leads its group; anything else would be somebody else's
+            os.killpg(group, number)
+        else:
+            process.send_signal(number)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        pass
+
+
+def _ends_within(process: psutil.Process, seconds: float) -> bool:
+    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not taken note yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,56 @@
+"""Named things that register themselves: methods, engines, recipe parts. A typo is answered with "did you mean"."""
+
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+from qcore.base.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A mapping from names to entries of one `kind` (a word for messages, such as "method").
+
+    >>> methods = Registry("method")
+    >>> @methods.register("rtn")
+    ... def rtn(): ...
+    >>> methods["rtn"] is rtn
+    True
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that enters its argument under `name`. Raises `ValueError` if the name is taken."""
+
+        def enter(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def __getitem__(self, name: str) -> T:
+        """Return the entry called `name`. Raises `InputError` with the nearest names if there is none."""
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a `name` that is not among the `known` ones: nearest matches first, all of them if none is near."""
+    known = list(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return InputError(f"Unknown {kind} {name!r}. Did you mean {' or '.join(near)}?")
+    return InputError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.")

@@ -1,0 +1,41 @@
+"""One heavy thing at a time: whoever loads a model to measure it holds one file lock, which the kernel frees if its holder dies."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from qcore.base.errors import UnavailableError
+from qcore.base.home import home
+
+LOOK_SECONDS = 0.3
+
+
+@contextmanager
+def heavy_turn(on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Wait until no other process of this cache folder measures, then hold the turn. `on_wait` is called once if there is a wait.
+
+    Raises `UnavailableError` if the cache folder cannot be written.
+    """
+    lock = FileLock(str(home() / "heavy.lock"))
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout:
+                if on_wait is not None:
+                    on_wait()
+                    on_wait = None
+                time.sleep(LOOK_SECONDS)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UnavailableError(
+            f"The cache folder {home()} cannot be written ({reason}); set QCORE_HOME to one that can."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

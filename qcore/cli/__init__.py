@@ -1,0 +1,1 @@
+"""The command line, `qcore` or `python -m qcore`: a thin layer over `qcore.verbs` and `qcore.jobs`."""

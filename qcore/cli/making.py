@@ -1,0 +1,244 @@
+"""`python -m qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcore.cli.output import check_output, write_output
+from qcore.cli.progress import Show
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder to save into", metavar="DIR", show_default=False)]
+Text = Annotated[
+    str | None,
+    typer.Option(help="UTF-8 text to learn from; without it, the packaged calibration text", metavar="FILE"),
+]
+Validation = Annotated[
+    str | None,
+    typer.Option(help="Text that says when to stop; without it, the end of --text", metavar="FILE"),
+]
+Tokens = Annotated[int, typer.Option(help="Tokens of the text that are learned from")]
+Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
+Steps = Annotated[int, typer.Option(help="Steps, each over --batch windows")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Time to train for, instead of --steps", metavar="MINUTES")
+]
+Rate = Annotated[float | None, typer.Option(help="Learning rate; without it, the usual one", metavar="RATE")]
+Validations = Annotated[int, typer.Option(help="How often to look at the validation text")]
+Patience = Annotated[int, typer.Option(help="Stop after so many looks in a row without a better one")]
+Seed = Annotated[int, typer.Option(help="Seed of the order in which windows are read")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore made there")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
+Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Measure the model before and after: size, speed, perplexity, KL")
+]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT"),
+]
+
+
+def qat(
+    model: Model,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="One of qcore's own recipes; its method chooses the codes to begin with", show_default=False
+        ),
+    ],
+    out: Out,
+    text: Text = None,
+    validation: Validation = None,
+    form: Annotated[str, typer.Option(help="light: scales and norms; full: the weights, too")] = "light",
+    learn_scales: Annotated[
+        bool, typer.Option("--learn-scales", help="In the full form, learn scales as LSQ does")
+    ] = False,
+    loss: Annotated[str, typer.Option(help="kl: the unquantized model teaches; next: the text does")] = "kl",
+    tokens: Tokens = 262144,
+    window: Window = 256,
+    steps: Steps = 200,
+    minutes: Minutes = None,
+    batch: Annotated[int, typer.Option(help="Windows a step")] = 1,
+    rate: Rate = None,
+    validations: Validations = 8,
+    patience: Patience = 3,
+    seed: Seed = 0,
+    compare: Compare = False,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    device: Device = "cpu",
+    json: Json = None,
+) -> int:
+    """Train MODEL in its quantized form, so that it predicts what it did before, and save it as an ordinary quantized model.
+
+    After a kill or Ctrl-C the same command goes on where it was.
+    """
+    from qcore.recipes import parse
+    from qcore.training.attach import Form
+    from qcore.training.loop import Schedule
+    from qcore.training.qat import Qat
+    from qcore.verbs import making
+
+    check_output(json)
+    schedule = Schedule(steps, minutes, batch, validations, patience, seed)
+    options = Qat(Form(form, learn_scales), loss, text, validation, tokens, window, rate, schedule)
+    with Show() as show:
+        result = making.train_quantized(
+            model,
+            parse(recipe),
+            options,
+            out,
+            revision=revision,
+            overwrite=overwrite,
+            device=device,
+            compare=compare,
+            progress=show,
+        )
+    return write_output(result, json, "\n".join([_trained(result), *_compared(result)]))
+
+
+def prune(
+    model: Model,
+    method: Annotated[
+        str, typer.Option(help="wanda, magnitude, 2:4, neurons, heads or layers", show_default=False)
+    ],
+    out: Out,
+    amount: Annotated[
+        float, typer.Option(help="Share of the weights, neurons, key-value groups or layers to prune")
+    ] = 0.5,
+    recipe: Annotated[str | None, typer.Option(help="Quantize it, too", metavar="RECIPE")] = None,
+    order: Annotated[str, typer.Option(help="Prune before or after quantization")] = "before",
+    sparse: Annotated[
+        bool,
+        typer.Option("--sparse", help="Do not store zeros; eval and bench read it, other libraries do not"),
+    ] = False,
+    text: Text = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text that are read for what matters")] = 16384,
+    compare: Compare = False,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    json: Json = None,
+) -> int:
+    """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model (neurons, heads, layers)."""
+    from qcore.recipes import parse
+    from qcore.results.report import human_bytes, human_percent
+    from qcore.verbs import making
+
+    check_output(json)
+    chosen = None if recipe is None else parse(recipe)
+    with Show() as show:
+        result = making.prune(
+            model,
+            method,
+            amount,
+            out,
+            recipe=chosen,
+            order=order,
+            sparse=sparse,
+            calibration=text,
+            tokens=tokens,
+            revision=revision,
+            overwrite=overwrite,
+            compare=compare,
+            progress=show,
+        )
+    if "removed" in result:
+        share = (
+            f"{human_percent(result['removed'])} of the weights removed, {result['parameters']:,} are left"
+        )
+    else:
+        share = f"{human_percent(result['sparsity'])} of the weights of linear layers are 0"
+        if "break_even" in result:
+            share += f" and not stored, which pays from {human_percent(result['break_even'])} on"
+    line = f"{method}: {share}; {human_bytes(result['stored_bytes'])}. Saved in {out}"
+    return write_output(result, json, "\n".join([line, *_compared(result)]))
+
+
+def distill(
+    model: Model,
+    layers: Annotated[int, typer.Option(help="Layers of the student", show_default=False)],
+    out: Out,
+    keep: Annotated[str, typer.Option(help="Which layers: even distances, or by their influence")] = "even",
+    neurons: Annotated[
+        float | None, typer.Option(help="Share of each MLP's neurons to cut, too", metavar="SHARE")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Softens both distributions")] = 1.0,
+    hidden: Annotated[float, typer.Option(help="How much the hidden states between layers count")] = 0.0,
+    text: Text = None,
+    validation: Validation = None,
+    tokens: Tokens = 262144,
+    window: Window = 256,
+    steps: Steps = 200,
+    minutes: Minutes = None,
+    batch: Annotated[int, typer.Option(help="Windows a step")] = 2,
+    rate: Rate = None,
+    validations: Validations = 8,
+    patience: Patience = 3,
+    seed: Seed = 0,
+    compare: Compare = False,
+    overwrite: Overwrite = False,
+    revision: Revision = None,
+    device: Device = "cpu",
+    json: Json = None,
+) -> int:
+    """Train a student with fewer layers to predict what MODEL predicts, and save it as an ordinary model, which can be quantized.
+
+    After a kill or Ctrl-C the same command goes on where it was.
+    """
+    from qcore.training.distill import Distill
+    from qcore.training.loop import Schedule
+    from qcore.verbs import making
+
+    check_output(json)
+    schedule = Schedule(steps, minutes, batch, validations, patience, seed)
+    options = Distill(
+        layers, keep, neurons, temperature, hidden, text, validation, tokens, window, rate, schedule
+    )
+    with Show() as show:
+        result = making.distill(
+            model,
+            options,
+            out,
+            revision=revision,
+            overwrite=overwrite,
+            device=device,
+            compare=compare,
+            progress=show,
+        )
+    return write_output(result, json, "\n".join([_trained(result), *_compared(result)]))
+
+
+def _trained(result: dict) -> str:
+    from qcore.results.report import human_bytes, human_number, human_perplexity, human_seconds
+
+    history = result["history"]
+    first, best = history["validations"][0], min(history["validations"], key=lambda each: each[1])
+    return (
+        f"{history['step']} steps in {human_seconds(history['seconds'])}, ended by {history['ended']}: "
+        f"validation loss {human_number(first[1])} -> {human_number(best[1])}, "
+        f"perplexity {human_perplexity(first[2])} -> {human_perplexity(best[2])} (step {best[0]}); "
+        f"{human_bytes(result['stored_bytes'])}. Saved in {result['folder']}"
+    )
+
+
+def _compared(result: dict) -> list[str]:
+    """A line for each model that was measured."""
+    from qcore.results.report import human_bytes, human_number, human_perplexity
+
+    found = result.get("compared")
+    if not found:
+        return []
+    words = {"before": "before", "rounded": "quantized without training", "after": "after"}
+    return [
+        f"{words[name]}: {human_bytes(found[name]['stored_bytes'])}, perplexity {human_perplexity(found[name]['perplexity'])}, KL "
+        f"{human_number(found[name]['kl_mean'])} nats, decode {human_number(found[name]['decode_tok_s'])} tok/s"
+        for name in words
+        if name in found
+    ]

@@ -1,0 +1,53 @@
+"""Where a command's result goes: sentences to standard error, a result to standard output, JSON to a file or to standard output."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from qcore.base.errors import InputError
+from qcore.results.report import to_json, visible
+
+STDOUT = "-"
+
+
+def say(text: str) -> None:
+    """Print a sentence for people on standard error, control characters written out."""
+    print("\n".join(visible(line) for line in text.splitlines()), file=sys.stderr, flush=True)
+
+
+def check_output(path: str | None) -> None:
+    """Raise `InputError` now if a result could not be written to `path` in the end."""
+    if path is None or path == STDOUT:
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"--json {path} is a folder; give the name of a file.")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"--json {path} cannot be written: there is no folder {target.absolute().parent}.")
+    if not os.access(target if target.exists() else target.absolute().parent, os.W_OK):
+        raise InputError(f"--json {path} cannot be written: permission denied.")
+
+
+def write_output(result, path: str | None, text: str) -> int:
+    """Print `text` and write `result` as JSON to `path`; on standard output the JSON stands alone. Returns 0."""
+    print(text, file=sys.stderr if path == STDOUT else sys.stdout, flush=True)
+    if path == STDOUT:
+        sys.stdout.write(to_json(result))
+    elif path is not None:
+        _replace(Path(path), to_json(result))
+    return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():  # /dev/stdout, a named pipe
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,48 @@
+"""Progress on a terminal: a bar where somebody watches, a line for each new step where the output goes into a file."""
+
+import sys
+
+
+class Show:
+    """Context manager that shows steps on standard error, so that results on standard output stay clean.
+
+    Call it with (done, total, text), or use `run` with a share (0 … 1) of a whole run and a text.
+    """
+
+    def __init__(self):
+        self._bar = None
+        self._task = None
+        self._said = None
+
+    def __enter__(self) -> "Show":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+            columns = (
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """One step of something that counts `done` of `total` (0: unknown)."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None, description=text)
+
+    def run(self, fraction: float, text: str, step: str) -> None:
+        """`fraction` of the whole is done; `step` names where it stands and is written out once where there is no bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=fraction, total=1.0, description=text)
+        elif step != self._said:
+            self._said = step
+            print(step, file=sys.stderr, flush=True)

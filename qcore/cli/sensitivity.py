@@ -1,0 +1,143 @@
+"""`python -m qcore sensitivity MODEL`: how much the model minds each layer in each format, and how well that is predicted."""
+
+from typing import Annotated
+
+import typer
+
+from qcore.cli.output import check_output, write_output
+from qcore.cli.progress import Show
+
+WORST = 5
+Formats = Annotated[str, typer.Option(help="Formats to try on each layer, commas between", metavar="A,B")]
+Method = Annotated[
+    str, typer.Option(help="How weights are rounded to them: rtn, hqq, awq, gptq or signround")
+]
+Text = Annotated[
+    str | None,
+    typer.Option(help="UTF-8 text that is read; without it, the packaged calibration text", metavar="FILE"),
+]
+Tokens = Annotated[int, typer.Option(help="Tokens of it that the prediction reads")]
+Measure = Annotated[
+    int,
+    typer.Option(
+        help="Measure the real divergence as well, over so many tokens: minutes to hours", metavar="TOKENS"
+    ),
+]
+Budget = Annotated[
+    list[str] | None, typer.Option(help="Show what would be chosen for 4.25bpw or 0.1kl (may be given again)")
+]
+
+
+def sensitivity(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False
+        ),
+    ],
+    formats: Formats = "int3-g64,int3-g32,int4-g128,int4-g64,int4-g32,int8",
+    method: Method = "rtn",
+    text: Text = None,
+    tokens: Tokens = 2048,
+    measure: Measure = 0,
+    budget: Budget = None,
+    json: Annotated[
+        str | None,
+        typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
+) -> int:
+    """Which layers of MODEL pay for fewer bits: the loss that gradients predict for each layer and format, and the measured one.
+
+    Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it. A measurement that was
+    stopped goes on after its last block.
+    """
+    from qcore.jobs.sensitivity import Request, compute
+
+    check_output(json)
+    request = Request(
+        model,
+        tuple(name.strip() for name in formats.split(",") if name.strip()),
+        method,
+        text,
+        tokens,
+        measure,
+        revision,
+    )
+    budgets = [_budget(each, request.candidates) for each in budget or ()]
+    with Show() as show:
+        key, table = compute(request, show)
+    lines = [*_table(table), *_correlations(table), *(_choice(each, table) for each in budgets)]
+    return write_output(
+        {"key": key, **table.to_dict(), "correlations": table.correlations()}, json, "\n".join(lines)
+    )
+
+
+def _table(table) -> list[str]:
+    """A line for each kind of module, with the sum over its layers; then the layers that pay the most."""
+    from qcore.results.report import human_number, visible
+
+    kinds = list(dict.fromkeys(layer.kind for layer in table.layers))
+    width = max(len(kind) for kind in (*kinds, "all layers"))
+    column = max(12, *(len(label) for label in table.labels))
+
+    def line(title: str, layers) -> str:
+        sums = (sum(layer.loss[k] for layer in layers) for k in range(len(table.formats)))
+        return f"{visible(title):{width}}  " + "  ".join(f"{human_number(value):>{column}}" for value in sums)
+
+    head = f"{'':{width}}  " + "  ".join(f"{label:>{column}}" for label in table.labels)
+    rows = [line(kind, [layer for layer in table.layers if layer.kind == kind]) for kind in kinds]
+    worst = sorted(table.layers, key=lambda layer: -layer.loss[0])[:WORST]
+    named = ", ".join(
+        f"{visible(layer.name.removesuffix('.weight'))} {human_number(layer.loss[0])}" for layer in worst
+    )
+    tokens, method = table.conditions["tokens"], table.conditions["method"]
+    return [
+        f"predicted loss in nats a token, summed over blocks ({method}, {tokens:,} tokens):",
+        head,
+        *rows,
+        line("all layers", table.layers),
+        f"most sensitive in {table.labels[0]}: {named}",
+    ]
+
+
+def _correlations(table) -> list[str]:
+    found = table.correlations()
+    if not found:
+        return []
+    words = {"loss": "predicted loss", "output_error": "error of the layer's output"}
+    over = f"{table.conditions['measured_tokens']:,} tokens"
+    return [f"rank correlation with the divergence measured over {over} (Spearman):"] + [
+        f"    {words[proxy]}: {each['all']:.3f} over all; "
+        + ", ".join(f"{label} {each[label]:.3f}" for label in table.labels)
+        for proxy, each in found.items()
+    ]
+
+
+def _budget(name: str, candidates):
+    from qcore.base.errors import InputError
+    from qcore.formats import budget
+
+    found = budget.read(name)
+    if found is None or found[1] == "mb":
+        raise InputError(f"--budget is {name!r}, but it must be like 4.25bpw or 0.1kl.")
+    try:
+        return budget.Budget(*found, candidates)
+    except ValueError as error:
+        raise InputError(f"--budget {name} cannot be used: {error}.") from error
+
+
+def _choice(budget, table) -> str:
+    from collections import Counter
+
+    from qcore.quantization.sensitivity.choosing import solve_within
+    from qcore.results.report import human_number
+
+    weights = sum(layer.weights for layer in table.layers)
+    found = solve_within(budget, table.layers, 0, weights, 0)
+    nbytes = sum(layer.nbytes[k] for layer, k in zip(table.layers, found.options, strict=True))
+    loss = sum(layer.loss[k] for layer, k in zip(table.layers, found.options, strict=True))
+    counts = Counter(table.labels[k] for k in found.options)
+    chosen = ", ".join(f"{counts[label]} {label}" for label in table.labels if counts[label])
+    bits = human_number(8 * nbytes / weights, 4)
+    return f"{budget.label}: {bits} bits a weight, predicted loss {human_number(loss)} nats a token: {chosen}"

@@ -1,0 +1,98 @@
+"""bitsandbytes: LLM.int8() (arXiv 2208.07339), and the 4-bit formats of QLoRA (arXiv 2305.14314). On a CPU and on CUDA.
+
+Stored for a weight of N outputs and K inputs, in B = ceil(N·K / 64) blocks that run over the flattened matrix:
+
+    int8        N·K codes of 8 bits, and N float32 row maxima
+    nf4, fp4    N·K / 2 bytes, B float32 block maxima, the table of 16 float32 values (bitsandbytes keeps one for each layer)
+    …-dq        N·K / 2 bytes, B block maxima in 8 bits, ceil(B / 256) float32 maxima of those, one float32 mean, both tables
+                (16 and 256 float32 values)
+
+int8 also quantizes the activations of each token, and computes with inputs above 6.0 (outliers) in floating point, as the paper
+and transformers do by default. The 4-bit formats widen the weight and multiply in floating point.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from qcore.engines import missing
+from qcore.engines.linears import Converted, importing, replace_linears, unchanged
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+OUTLIERS = 6.0
+BLOCK = 64
+PACKED_ROWS = 32
+
+
+def available() -> str | None:
+    """None, or why bitsandbytes cannot be used here."""
+    return missing("bitsandbytes")
+
+
+def apply(
+    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
+) -> list[Row]:
+    """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter two with -dq or without."""
+    with importing("bitsandbytes"):
+        import bitsandbytes  # noqa: F401
+    variant, _, double = recipe.weights.variant.partition("-")
+    convert = _int8 if variant == "int8" else partial(_four_bits, kind=variant, double_quant=double == "dq")
+    return replace_linears(model, recipe, progress, "bitsandbytes", convert)
+
+
+def _int8(linear: nn.Linear) -> Converted:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    new = Linear8bitLt(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        has_fp16_weights=False,
+        threshold=OUTLIERS,
+        device="meta",
+    )
+    # The library quantizes where a tensor is moved, so the move has to be made even where the weight is in its place already.
+    weight = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False).to(
+        linear.weight.device
+    )
+    if weight.dtype != torch.int8 or weight.SCB is None:
+        raise unchanged("bitsandbytes", f"its weight is {weight.dtype}")
+    new.weight, new.bias = weight, linear.bias
+    return Converted(new.train(linear.training), (weight.data, weight.SCB), "bnb-int8")
+
+
+def _four_bits(linear: nn.Linear, kind: str, double_quant: bool) -> Converted:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    new = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        compute_dtype=linear.weight.dtype,
+        compress_statistics=double_quant,
+        quant_type=kind,
+        device="meta",
+    )
+    weight = Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        blocksize=BLOCK,
+        compress_statistics=double_quant,
+        quant_type=kind,
+        module=new,
+    ).to(linear.weight.device)
+    state = weight.quant_state
+    if weight.dtype != torch.uint8 or state is None or state.nested is not double_quant:
+        raise unchanged("bitsandbytes", f"its weight is {weight.dtype}")
+    new.weight, new.bias = weight, linear.bias
+    if (
+        linear.out_features % PACKED_ROWS
+    ):  # its kernel for processors with bfloat16 packs so many rows, and fails on others
+        new.support_avx512bf16_for_cpu = False
+    parts = [weight.data, state.absmax, state.code]
+    if state.nested:
+        parts += [state.offset, state.state2.absmax, state.state2.code]
+    return Converted(new.train(linear.training), tuple(parts), f"bnb-{kind}-g{BLOCK}{'-dq' * double_quant}")

@@ -1,0 +1,151 @@
+"""What the backends share: which layers they are given, GPT-2's `Conv1D` as an ordinary linear layer, and the ledger's rows.
+
+A backend is handed one `nn.Linear` at a time and returns the module that takes its place. So progress is shown, each original is
+freed before the next layer is worked on, and the recipe's choice of modules means the same for every library.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qcore.base.errors import InputError, NotAppliedError, UnavailableError
+from qcore.layers.inventory import inventory, kept_row
+from qcore.layers.select import Target, select
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+EMBEDDING = "Kept: {library} quantizes linear layers only."
+TIED = "Kept: {library} quantizes the output head's copy of this tied tensor; the embedding stays as it was."
+EXPERTS = (
+    "{library} quantizes linear layers only, and this model keeps its experts in one fused three-dimensional tensor. "
+    "Use one of qcore's own recipes, or skip the experts on purpose."
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The `module` that replaces a linear layer, everything it stores for its weight (`parts`), and what the ledger calls it."""
+
+    module: nn.Module
+    parts: tuple[torch.Tensor, ...]
+    label: str
+    extra_bytes: int = 0  # scales that the library holds outside tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of the weight."""
+        return sum(part.nbytes for part in self.parts) + self.extra_bytes
+
+
+def replace_linears(
+    model: nn.Module,
+    recipe: Recipe,
+    progress: Callable[[int, int, str], None],
+    library: str,
+    convert: Callable[[nn.Linear], Converted],
+    notes: dict[str, str] | None = None,
+) -> list[Row]:
+    """Let `convert` replace every linear layer that `recipe` selects; return a row for each tensor of `model`.
+
+    `library` is its name in messages; `notes` maps the kind of a target ("head") to a remark for its row. Raises `InputError` for
+    a choice of modules that the library cannot honour and `NotAppliedError` for a layer that came back unchanged.
+    """
+    _check_modules(recipe, library)
+    selection = select(model, recipe)
+    before = list(inventory(model))
+    rows = {
+        name: kept_row(name, tensor, shared, selection.kept.get(name), intended=name not in selection.missed)
+        for name, tensor, shared in before
+    }
+    shared_names = {shared for _, _, shared in before if shared}
+    del before  # its references would keep every original in memory
+    linears = []
+    for target in selection.targets:
+        if target.kind in ("linear", "conv1d", "head"):
+            linears.append(target)
+        else:
+            rows[target.name] = _left_out(
+                rows[target.name], target, library, tied=target.name in shared_names
+            )
+    for done, target in enumerate(linears):
+        progress(done, len(linears), target.name)
+        converted = _replace(model, target, convert, library)
+        row = replace(rows[target.name], format=converted.label, bytes_after=converted.nbytes)
+        rows[target.name] = replace(row, reason=(notes or {}).get(target.kind), intended=True)
+    progress(len(linears), len(linears), "")
+    return list(rows.values())
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """`module` itself, or the `nn.Linear` that computes the same as a `Conv1D`, whose weight is stored as (inputs, outputs)."""
+    if not isinstance(module, Conv1D):
+        return module
+    linear = nn.Linear(module.nx, module.nf, device="meta")
+    linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=False)
+    linear.bias = module.bias
+    return linear.train(module.training)
+
+
+@contextmanager
+def importing(library: str) -> AbstractContextManager[None]:
+    """Turn the failure of an import inside into an `UnavailableError` that gives the reason."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UnavailableError(
+            f"{library} is installed but does not load here: {reason}. Reinstall it, or use another recipe."
+        ) from error
+
+
+def inner_tensors(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The plain tensors that a tensor subclass keeps its contents in, wrappers within wrappers included."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return (tensor,)
+    names, _ = tensor.__tensor_flatten__()
+    return tuple(plain for name in names for plain in inner_tensors(getattr(tensor, name)))
+
+
+def unchanged(library: str, what: str) -> NotAppliedError:
+    """The error for a layer that came back from `library` without being quantized."""
+    return NotAppliedError(
+        f"{library} returned a layer that is not quantized: {what}. This version may have changed its behaviour."
+    )
+
+
+def _check_modules(recipe: Recipe, library: str) -> None:
+    if recipe.modules.head == "int8" or recipe.modules.embeddings != "keep":
+        raise InputError(
+            f"{recipe.name} cannot store the {'head' if recipe.modules.head == 'int8' else 'embeddings'} as asked: {library} quantizes "
+            f"linear layers in its one format only. Leave embeddings at keep and the head at keep or same."
+        )
+
+
+def _left_out(row: Row, target: Target, library: str, tied: bool) -> Row:
+    if target.kind == "experts":
+        return replace(row, reason=EXPERTS.format(library=library), intended=False)
+    return replace(row, reason=(TIED if tied else EMBEDDING).format(library=library))
+
+
+def _replace(
+    model: nn.Module, target: Target, convert: Callable[[nn.Linear], Converted], library: str
+) -> Converted:
+    old = model.get_submodule(target.module)
+    if type(old.weight) is not nn.Parameter or not old.weight.is_floating_point():
+        raise InputError(
+            f"{target.name} is quantized already. Give the original checkpoint to quantize it another way."
+        )
+    weights = old.weight.numel()  # some libraries empty the original
+    try:
+        converted = convert(as_linear(old))
+    except NotAppliedError as error:
+        raise NotAppliedError(f"{target.name}: {error}") from error
+    codes = max(converted.parts, key=torch.Tensor.numel)
+    if codes.dtype not in (torch.int8, torch.uint8) or codes.nbytes > weights:
+        raise unchanged(library, f"{target.name} still holds floating-point weights")
+    model.set_submodule(target.module, converted.module)
+    return converted

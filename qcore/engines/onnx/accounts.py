@@ -1,0 +1,81 @@
+"""What became of each tensor of a model in its ONNX file: the ledger's rows, counted from the file itself."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from qcore.layers.inventory import inventory, kept_row
+from qcore.recipes.ledger import Row
+
+Label = Callable[[str, list[str]], tuple[str | None, str | None]]
+GRAPH = "constants of the graph"
+CONSTANTS = "Tables of positions, shapes and other constants."
+
+
+def before(model: nn.Module) -> list[tuple[Row, str | None]]:
+    """A row for each tensor of the unchanged `model`, with the name of the tensor whose storage it shares. Ask before exporting."""
+    return [(kept_row(name, tensor, shared, None), shared) for name, tensor, shared in inventory(model)]
+
+
+def rows(
+    path: Path, tensors: list[tuple[Row, str | None]], label: Label, wanted: frozenset[str] = frozenset()
+) -> list[Row]:
+    """The rows after export to the file `path`. `label` gives (format, reason) of a tensor from its name and those of its initializers; one
+    of the `wanted` that has no format was left out against the recipe's intention."""
+    owners = {row.name: shared or row.name for row, shared in tensors}
+    sizes: dict[str, int] = dict.fromkeys(owners, 0)
+    parts: dict[str, list[str]] = {name: [] for name in owners}
+    rest = 0
+    for name, nbytes in initializers(path):
+        owner = _owner(name, owners)
+        if owner is None:
+            rest += nbytes
+        else:
+            sizes[owners[owner]] += nbytes
+            parts[owners[owner]].append(name)
+    found = []
+    for row, shared in tensors:
+        format, reason = (None, row.reason) if shared else label(row.name, parts[row.name])
+        intended = format is not None or row.name not in wanted
+        found.append(
+            Row(
+                row.name,
+                row.shape,
+                row.dtype,
+                format,
+                row.bytes_before,
+                sizes[row.name],
+                row.weights,
+                reason,
+                intended,
+            )
+        )
+    if rest:
+        found.append(Row(GRAPH, (), "float32", None, 0, rest, 0, CONSTANTS))
+    return found
+
+
+def initializers(path: Path) -> list[tuple[str, int]]:
+    """(name, bytes) of everything that the file at `path` holds in its graph, read without the weights."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return [
+        (each.name, math.ceil(math.prod(each.dims) * _bits(each.data_type) / 8)) for each in graph.initializer
+    ]
+
+
+def _bits(data_type: int) -> int:
+    import onnx
+
+    if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return 4
+    return 8 * onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+
+
+def _owner(name: str, owners) -> str | None:
+    """The tensor that the initializer `name` is a part of: itself, or one followed by what an operator adds ("….scale", "…_quantized")."""
+    found = [tensor for tensor in owners if name == tensor or name.startswith((f"{tensor}.", f"{tensor}_"))]
+    return max(found, key=len, default=None)

@@ -1,0 +1,52 @@
+"""A model of transformers that is computed by ONNX Runtime: its forward runs a session, its own weights are gone.
+
+So perplexity, speed, generation and questions are measured by the code that measures every other model. The cache that forward returns is
+the session's; it is only good for the next call.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.engines.onnx.run_onnx import OnnxModel
+
+
+class _Head(nn.Module):
+    """Stands where the output head was: it is in the graph."""
+
+
+def attach(model: nn.Module, session: OnnxModel) -> nn.Module:
+    """Let `model`, whose weights are no longer needed (a skeleton will do), be computed by `session`. Returns the model."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    hollow = torch.empty_like(tensor, device="meta")
+                    tensors[name] = (
+                        nn.Parameter(hollow, requires_grad=False) if tensors is module._parameters else hollow
+                    )
+    model.set_output_embeddings(_Head())
+    # The first parameter says where inputs go and in which type is computed.
+    model._parameters = {"onnx": nn.Parameter(torch.empty(0), requires_grad=False), **model._parameters}
+    model.forward = _Forward(session)
+    return model.eval()
+
+
+class _Forward:
+    """Stands in for the model's forward. `session` is kept where people can look at it."""
+
+    def __init__(self, session: OnnxModel):
+        self.session = session
+
+    def __call__(self, input_ids, cache=None, use_cache=None, logits_to_keep=0):
+        """What models of transformers return, as far as it is needed: `logits`, float32 (B, n, V), and `cache`."""
+        tokens = input_ids.shape[1]
+        if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep > tokens:
+            raise InputError(
+                "A model that runs in ONNX Runtime gives the logits of the last positions, or of all."
+            )
+        at = torch.arange(tokens - (logits_to_keep or tokens), tokens)
+        logits, cache = self.session.step(input_ids.numpy(), cache, at.numpy())
+        return SimpleNamespace(logits=torch.from_numpy(logits), cache=cache if use_cache else None)

@@ -1,0 +1,201 @@
+"""A model's modules as ONNX stores them, put in place before the model is traced.
+
+    nn.Linear, Conv1D     MatMul with the weight as (inputs, outputs): what ONNX multiplies by, and what its quantizers look for
+    QuantLinear           com.microsoft MatMulNBits with the very codes, scales and zero points
+    QuantEmbedding        a look-up of codes, scaled after it
+
+MatMulNBits holds blocks of 16 to 256 inputs (a power of two) of 4 or 8 bits:
+
+    codes       uint8    (N, blocks, block · bits / 8)     low bits first
+    scale       float32  (N, blocks)                       the format's float16, widened
+    zero_point  uint8    (N, ceil(blocks · bits / 8))      rows padded to whole bytes; absent where all are 2^(bits − 1)
+
+Codes of fewer than 4 bits lie in 4, those of 5 to 7 in 8. A group that is no block of its own (a whole channel, 96 inputs) becomes several
+with the same scale: more bytes, the same numbers.
+"""
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+from transformers.pytorch_utils import Conv1D
+
+from qcore.base.errors import InputError
+from qcore.formats.packing import pack
+from qcore.formats.tensor import QuantizedTensor
+from qcore.formats.uniform import Uniform
+from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantLinear
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
+INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: activations in 8 bits, a scale a block
+_LEVELS = {
+    "fp32": 0,
+    "int16": 0,
+    "int8-block": INT8_PRODUCTS,
+}  # int16 is exact where there is no kernel for it
+
+
+def trace(model: nn.Module) -> None:
+    """Exchange the modules of `model`, in place, for those above. Raises `InputError` for one that ONNX has no form for."""
+    held: dict[int, tuple] = {}  # a tied pair has one
+    head = model.get_output_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
+    for name, module in list(model.named_modules()):
+        parent, _, last = name.rpartition(".")
+        if isinstance(module, QuantExperts):
+            raise InputError(
+                "A mixture of experts cannot be exported to ONNX: its experts are chosen while it runs."
+            )
+        if isinstance(module, QuantLinear):
+            new = NBitsLinear(_blocks(module, held, name), module.bias, _level(module, name))
+        elif isinstance(module, QuantEmbedding):
+            new = NBitsEmbedding(_blocks(module, held, name))
+        elif type(module) is Conv1D:
+            new = FloatLinear(module.weight.detach(), module.bias)
+        elif type(module) is nn.Linear and not (tied and module is head):
+            new = FloatLinear(module.weight.detach().T.contiguous(), module.bias)
+        else:
+            continue
+        setattr(model.get_submodule(parent), last, new)
+
+
+class FloatLinear(nn.Module):
+    """x · W + bias with W as (inputs, outputs)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class Blocks(nn.Module):
+    """A `QuantizedTensor` in MatMulNBits' layout."""
+
+    def __init__(self, weight: QuantizedTensor):
+        super().__init__()
+        self.shape, self.bits = weight.shape, 4 if weight.format.bits <= 4 else 8
+        codes, scale, zero, self.size = blocks(weight)
+        self.register_buffer("codes", pack(codes, self.bits))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", _zero_bytes(zero, self.bits))
+
+
+class NBitsLinear(nn.Module):
+    """MatMulNBits, then the bias. `level`: the operator's accuracy level. It can be traced, not run."""
+
+    def __init__(self, weight: Blocks, bias: torch.Tensor | None, level: int):
+        super().__init__()
+        self.weight, self.bias, self.level = weight, bias, level
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        weight = self.weight
+        outputs, inputs = weight.shape
+        product = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            (x, weight.codes, weight.scale, weight.zero_point),
+            {
+                "K": inputs,
+                "N": outputs,
+                "bits": weight.bits,
+                "block_size": weight.size,
+                "accuracy_level": self.level,
+            },
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], outputs),
+            version=1,
+        )
+        return product if self.bias is None else product + self.bias
+
+
+class NBitsEmbedding(nn.Module):
+    """Rows of codes, looked up and then scaled."""
+
+    def __init__(self, weight: Blocks):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> (..., size of the embedding), float32."""
+        weight = self.weight
+        codes, scale = weight.codes[ids], weight.scale[ids]
+        zero = float(1 << (weight.bits - 1)) if weight.zero_point is None else weight.zero_point[ids]
+        if weight.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+            if weight.zero_point is not None:
+                zero = torch.stack((zero & 15, zero >> 4), dim=-1).flatten(-2)[..., : scale.shape[-1]]
+        zero = zero if weight.zero_point is None else zero.float().unsqueeze(-1)
+        return ((codes.float() - zero) * scale.unsqueeze(-1)).flatten(-2)[..., : weight.shape[1]]
+
+
+def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Codes uint8 (N, blocks, size), scale float32 (N, blocks), zero point uint8 (N, blocks) and the blocks' size of `weight` (N, K).
+
+    The last block is filled with codes that nothing multiplies. Raises `InputError` for a format that MatMulNBits does not know.
+    """
+    format, columns = weight.format, weight.shape[1]
+    if not isinstance(format, Uniform):
+        raise InputError(
+            f"{format.label} is a table of values, and ONNX Runtime's MatMulNBits knows even grids only. Take int4-g64 or int8."
+        )
+    size = block_size(columns, format.group_size)
+    codes = weight.unpacked_codes()
+    codes = pad(codes, (0, -columns % size)).unflatten(1, (-1, size))
+    count = codes.shape[1]
+    repeats = count if format.group_size is None else format.group_size // size
+    zero = weight.zero_points()
+    zero = zero if isinstance(zero, torch.Tensor) else torch.full_like(weight.scales(), zero)
+    scale, zero = (
+        part.repeat_interleave(repeats, dim=1)[:, :count].contiguous() for part in (weight.scales(), zero)
+    )
+    return codes, scale, zero.to(torch.uint8), size
+
+
+def _zero_bytes(zero: torch.Tensor, bits: int) -> torch.Tensor | None:
+    """Zero points uint8 (N, blocks) as stored; None where all are the middle, which the operator takes by itself."""
+    if bool((zero == 1 << (bits - 1)).all()):
+        return None
+    if bits == 8:
+        return zero
+    zero = pad(zero, (0, zero.shape[1] % 2))
+    return zero[:, 0::2] | (zero[:, 1::2] << 4)
+
+
+def block_size(columns: int, group_size: int | None) -> int:
+    """The largest block that divides a group evenly; for a whole channel of `columns` inputs one that wastes nothing, or else 32."""
+    whole = columns if group_size is None else group_size
+    size = min(whole & -whole, LARGEST_BLOCK)
+    if size >= SMALLEST_BLOCK:
+        return size
+    if group_size is None:
+        return 32
+    raise InputError(
+        f"Groups of {group_size} inputs cannot be exported: MatMulNBits takes multiples of {SMALLEST_BLOCK}."
+    )
+
+
+def _blocks(module: nn.Module, held: dict, name: str) -> Blocks:
+    module.restore()
+    weight = module.quantized
+    key = weight.codes.data_ptr()
+    if key not in held:
+        try:
+            held[key] = (
+                Blocks(weight),
+                weight,
+            )  # the weight, too, so that its address is not given to another one
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return held[key][0]
+
+
+def _level(module: QuantLinear, name: str) -> int:
+    if module.activations not in _LEVELS:
+        raise InputError(
+            f"{name}: MatMulNBits has no activations with one scale a token. Export it without -dynamic, or with -a8: a scale a block."
+        )
+    return _LEVELS[module.activations]

@@ -1,0 +1,102 @@
+"""From a model and a recipe to a graph on disk and its ledger's rows: the one way that comparing and exporting share."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.engines.onnx import accounts, dynamic, graph
+from qcore.formats.budget import Budget
+from qcore.formats.uniform import Uniform
+from qcore.layers.select import select
+from qcore.recipes import Engine, Float, Recipe, parse
+from qcore.recipes.ledger import Ledger, Row
+
+Progress = Callable[[int, int, str], None]
+Quantize = Callable[..., Ledger]  # quantize(model, recipe, progress=...)
+SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another library's has
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file, a row for each tensor, and the recipe of ours whose codes it holds (None: float32, or another library's)."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    own: Recipe | None
+
+
+def source(recipe: Recipe) -> Recipe | None:
+    """The recipe of ours whose codes the ONNX form of `recipe` has, None for float32 and for codes that ONNX Runtime chooses.
+
+    Raises `InputError` for a recipe that has no ONNX form.
+    """
+    if recipe.name in SOURCE:
+        return parse(SOURCE[recipe.name]).with_modules(skip=recipe.modules.skip)
+    if recipe.name in ("fp32", "onnx-fp32", "onnx-int8"):
+        return None
+    if isinstance(recipe.weights, Uniform | Budget):
+        return recipe
+    what = "another library's format" if isinstance(recipe.weights, Engine) else "no even grid"
+    what = "a 16-bit form" if isinstance(recipe.weights, Float) else what
+    raise InputError(
+        f"{recipe.name} is {what}, which has no ONNX form here. Take fp32, onnx-int8, or integers such as int8 or int4-g64."
+    )
+
+
+def write(
+    model: nn.Module,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    quantize: Quantize,
+    rows: tuple[Row, ...] | None = None,
+) -> Written:
+    """Export `model`, which is used up, into `folder`. `quantize` applies one of our recipes, where the graph is to hold its codes. `rows` is the ledger of a model whose layers hold qcore's codes already.
+
+    Raises `InputError` for a model or a recipe that cannot be exported.
+    """
+    own = source(recipe)
+    if reason := graph.unsupported(model):
+        raise InputError(reason)
+    tensors = accounts.before(model) if rows is None else [(row, _twin(row)) for row in rows]
+    targets = frozenset(
+        target.name for target in select(model, recipe).targets if target.kind in ("linear", "conv1d")
+    )
+    if own is not None and rows is None:
+        rows = quantize(model, own, progress=progress).rows
+    progress(0, 0, "exporting to ONNX")
+    if recipe.name == "onnx-int8":
+        plain = folder / "fp32"
+        plain.mkdir()
+        whole = graph.export(model, plain)
+        progress(0, 0, "quantize_dynamic")
+        path = dynamic.quantize(whole, folder / graph.FILE, recipe.modules.skip)
+        shutil.rmtree(plain)
+        return Written(path, tuple(accounts.rows(path, tensors, dynamic.label, targets)), None)
+    path = graph.export(model, folder)
+    if own is None:
+        return Written(
+            path, tuple(accounts.rows(path, tensors, lambda name, parts: ("onnx-fp32", None))), None
+        )
+    known = {row.name: row for row in rows}
+    return Written(
+        path,
+        tuple(
+            accounts.rows(
+                path, tensors, lambda name, parts: (known[name].format, known[name].reason), targets
+            )
+        ),
+        own,
+    )
+
+
+def _twin(row: Row) -> str | None:
+    """The tensor that this one shares its storage with, by its row."""
+    for words in ("Shares the storage of ", "Shares the codes of "):
+        if row.reason and row.reason.startswith(words):
+            return row.reason.removeprefix(words).removesuffix(".")
+    return None

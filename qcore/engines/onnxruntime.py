@@ -1,0 +1,54 @@
+"""ONNX Runtime: the model exported to a graph by PyTorch and computed by a session, in float32, 8 or 4 bits.
+
+    fp32    the exported graph as it is
+    int8    quantized by onnxruntime.quantization.quantize_dynamic with its defaults: one scale a matrix, activations for each call
+    int4    the codes of qcore's int4-g64, to the bit, as MatMulNBits: N·K / 2 bytes, N·K / 64 float32 scales and 4-bit zero points
+
+The ledger counts what the file holds.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.base.home import home
+from qcore.engines import missing
+from qcore.engines.linears import importing
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+
+def available() -> str | None:
+    """None, or why models cannot be exported to ONNX and run here."""
+    return missing("onnxruntime")
+
+
+def apply(
+    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
+) -> list[Row]:
+    """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its place."""
+    with importing("ONNX Runtime"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+
+        from qcore.engines.onnx.attached import attach
+        from qcore.engines.onnx.run_onnx import OnnxModel
+        from qcore.engines.onnx.writing import write
+    if (recipe.modules.head, recipe.modules.embeddings) != ("keep", "keep"):
+        raise InputError(
+            f"{recipe.name} stores head and embeddings as ONNX Runtime's tools leave them. Leave both at keep."
+        )
+    (home() / "onnx").mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="run-", dir=home() / "onnx"))
+    try:
+        written = write(model, recipe, scratch, progress, quantize)
+        progress(0, 0, "starting ONNX Runtime")
+        attach(model, OnnxModel(written.path, torch.get_num_threads()))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # the session has read or mapped what it needs
+    return list(written.rows)

@@ -1,0 +1,56 @@
+"""optimum-quanto: int8 weights with one scale a channel, or int4 weights with a scale and a shift for each group of inputs.
+
+Stored for N outputs and K inputs, in groups of g:
+
+    int8    N·K codes of 8 bits, N float32 scales
+    int4    N·K / 2 bytes, N·K / g float32 scales and as many float32 shifts
+
+Groups have 128 inputs where K is a multiple of that; otherwise the library tries 96, 64 and 32, and failing all of them it takes
+one group a channel. The ledger shows the size each layer really got. Weights are widened and multiplied in floating point.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+
+import torch
+from torch import nn
+
+from qcore.engines import missing
+from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+
+def available() -> str | None:
+    """None, or why optimum-quanto cannot be used here."""
+    return missing("quanto")
+
+
+def apply(
+    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
+) -> list[Row]:
+    """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
+    with importing("optimum-quanto"):
+        from optimum.quanto import QTensor, freeze, qint4, qint8, quantize
+    kind = {"int8": qint8, "int4": qint4}[recipe.weights.variant]
+
+    def convert(linear: nn.Linear) -> Converted:
+        holder = nn.Sequential(linear)
+        quantize(holder, weights=kind)
+        freeze(holder)
+        new = holder[0]
+        if not isinstance(new.weight, QTensor) or new.weight.qtype is not kind:
+            raise unchanged("optimum-quanto", f"its weight is a {type(new.weight).__name__}")
+        new.forward = MethodType(_forward, new)
+        size = new.weight_group_size
+        return Converted(
+            new.train(linear.training), inner_tensors(new.weight), recipe.name + (f"-g{size}" if size else "")
+        )
+
+    return replace_linears(model, recipe, progress, "optimum-quanto", convert)
+
+
+def _forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The layer's own forward, outside of inference mode: the library's int4 tensors cannot be transposed inside it."""
+    with torch.inference_mode(False), torch.no_grad():
+        return type(self).forward(self, x)

@@ -1,0 +1,63 @@
+"""torch.ao `quantize_dynamic`, PyTorch's first quantizer: int8 weights with one scale for the whole tensor, activations for each call.
+
+Stored for N outputs and K inputs: N·K codes of 8 bits, one float32 scale, one int32 zero point. (The kernel also keeps N sums
+that it derives from the codes when it packs them; they are not part of what is stored.) The library's default takes the output
+head as well, so this recipe does; a tied embedding stays as it was and the head becomes a copy of its own. Runs on a CPU only.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from qcore.base.errors import UnavailableError
+from qcore.engines import missing
+from qcore.engines.linears import Converted, importing, replace_linears, unchanged
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+HEAD = "torch.ao quantizes the output head as well: that is its default."
+
+
+def available() -> str | None:
+    """None, or why torch's quantized kernels cannot be used here."""
+    if reason := missing("torch_dynamic"):
+        return reason
+    if not _engines():
+        return "This build of PyTorch has no quantized kernels (fbgemm or qnnpack), so torch-dynamic-int8 cannot run."
+    return None
+
+
+def apply(
+    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
+) -> list[Row]:
+    """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that is not on a CPU."""
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise UnavailableError(
+            f"torch.ao's dynamic quantization runs on a CPU only, and the model is on {device}. Use device cpu."
+        )
+    with importing("torch.ao"):
+        from torch.ao.nn.quantized.dynamic import Linear
+        from torch.ao.quantization import quantize_dynamic
+    if torch.backends.quantized.engine not in _engines():
+        torch.backends.quantized.engine = _engines()[0]
+
+    def convert(linear: nn.Linear) -> Converted:
+        holder = quantize_dynamic(nn.Sequential(linear.eval()), {nn.Linear}, dtype=torch.qint8, inplace=True)
+        new = holder[0]
+        if not isinstance(new, Linear):
+            raise unchanged("torch.ao", f"it is a {type(new).__name__}")
+        codes = new.weight().int_repr()
+        if codes.dtype != torch.int8 or new.weight().qscheme() != torch.per_tensor_affine:
+            raise unchanged("torch.ao", f"its weight is {new.weight().dtype}")
+        return Converted(new, (codes,), recipe.name, extra_bytes=4 + 4)
+
+    head = recipe.modules.head if recipe.modules.head != "keep" else "same"
+    recipe = replace(recipe, modules=replace(recipe.modules, head=head))
+    return replace_linears(model, recipe, progress, "torch.ao", convert, notes={"head": HEAD})
+
+
+def _engines() -> list[str]:
+    return [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]

@@ -1,0 +1,47 @@
+"""torchao: int8 weights with one scale a channel, and the same with activations quantized for each token while the model runs.
+
+Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int8 zero points (all 0: the format is symmetric, but
+the library keeps them).
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from qcore.engines import missing
+from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Row
+
+
+def available() -> str | None:
+    """None, or why torchao cannot be used here."""
+    return missing("torchao")
+
+
+def apply(
+    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
+) -> list[Row]:
+    """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int8-dynamic."""
+    with importing("torchao"):
+        from torchao.quantization import (
+            Int8DynamicActivationInt8WeightConfig,
+            Int8Tensor,
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
+
+    configs = {"int8": Int8WeightOnlyConfig, "int8-dynamic": Int8DynamicActivationInt8WeightConfig}
+    config = configs[recipe.weights.variant](set_inductor_config=False)  # nothing is compiled here
+
+    def convert(linear: nn.Linear) -> Converted:
+        holder = nn.Sequential(linear)
+        quantize_(holder, config)
+        weight = holder[0].weight
+        if not isinstance(weight, Int8Tensor) or (weight.act_quant_kwargs is not None) != (
+            recipe.weights.variant == "int8-dynamic"
+        ):
+            raise unchanged("torchao", f"its weight is a {type(weight).__name__}")
+        return Converted(holder[0], inner_tensors(weight), recipe.name)
+
+    return replace_linears(model, recipe, progress, "torchao", convert)

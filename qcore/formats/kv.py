@@ -1,0 +1,121 @@
+"""The forms in which keys and values can be kept, by name, and the bytes that each takes, to the byte.
+
+Following KIVI (Z. Liu et al., 2024, arXiv 2402.02750), keys are quantized along each channel, because some channels are large for every
+token, and values along each token. A group of 32 numbers shares a scale and a smallest value, both float16:
+
+    keys      32 tokens of one channel of one head
+    values    32 channels of one token of one head (fewer where a head's size is no multiple of 32, see `value_group`)
+
+The newest tokens stay as they were computed: whenever 64 of them wait, the oldest 32 are quantized, so the last 32 to 63 are always exact.
+`tokens_held` is the one place that says how many tokens are held in which way; the cache and the plan both ask it.
+"""
+
+from dataclasses import dataclass
+from math import gcd
+
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
+
+NONE = "none"
+GROUP = 32  # tokens of a key's channel, and channels of a value's token, that share a scale
+RECENT = 32  # newest tokens that are never quantized
+SMALLEST_GROUP = 8
+SCALE_BITS = 32  # a scale and a smallest value, 16 bits each
+PLAIN = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Form:
+    """`bits` a code; see the module's docstring."""
+
+    name: str
+    bits: int
+
+    @property
+    def description(self) -> str:
+        """One phrase for people."""
+        exact = f"the last {RECENT} to {RECENT + GROUP - 1} tokens exact"
+        return f"{self.bits}-bit codes, groups of {GROUP}: keys by channel, values by token, {exact}"
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary for records."""
+        return {"name": self.name, "bits": self.bits, "group": GROUP, "recent": RECENT}
+
+    def layer_bits(
+        self,
+        heads: int,
+        key_size: int,
+        value_size: int,
+        tokens: int,
+        exact_bits: int = 32,
+        window: int | None = None,
+    ) -> int:
+        """Bits that one layer holds after `tokens` tokens of one sequence, if exact numbers take `exact_bits`."""
+        quantized, exact = tokens_held(tokens, window)
+        coded = quantized * heads * (key_size + value_size) * self.bits
+        scales = quantized // GROUP * heads * key_size + quantized * heads * (
+            value_size // value_group(value_size)
+        )
+        return coded + scales * SCALE_BITS + exact * heads * (key_size + value_size) * exact_bits
+
+
+FORMS = {form.name: form for form in (Form("int8", 8), Form("int4", 4))}
+
+
+def form_named(name: str | None) -> Form | None:
+    """The form called `name`; None for "none" (or None), which keeps keys and values as they are computed. Raises `InputError` with near
+    names for any other."""
+    if name is None or name == NONE:
+        return None
+    if name not in FORMS:
+        raise unknown("KV cache form", str(name), [NONE, *FORMS])
+    return FORMS[name]
+
+
+def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
+    """(quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole groups that no later token sees are let
+    go.
+
+    >>> tokens_held(63), tokens_held(64), tokens_held(100)
+    ((0, 63), (32, 32), (64, 36))
+    """
+    quantized = max(0, (tokens - RECENT) // GROUP * GROUP)
+    return quantized - tokens_dropped(tokens, window), tokens - quantized
+
+
+def tokens_dropped(tokens: int, window: int | None) -> int:
+    """How many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups, and quantized ones only."""
+    if window is None:
+        return 0
+    quantized = max(0, (tokens - RECENT) // GROUP * GROUP)
+    return min(quantized, max(0, (tokens - window + 1) // GROUP * GROUP))
+
+
+def value_group(size: int) -> int:
+    """How many channels of a value of `size` share a scale: the largest power of two up to 32 that divides it."""
+    return gcd(size, GROUP)
+
+
+def check_config(config) -> None:
+    """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in heads whose size can be cut
+    into groups."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    text = config.get_text_config()
+    name = (getattr(text, "architectures", None) or [text.model_type])[0]
+    if getattr(text, "kv_lora_rank", None):
+        raise InputError(
+            f"{name} keeps one compressed vector a token instead of keys and values, so its cache cannot be quantized."
+        )
+    kinds = sorted(set(get_layer_types_and_kwargs(text)[0]) - set(PLAIN))
+    if kinds:
+        raise InputError(
+            f"{name} has layers that keep no plain keys and values ({', '.join(kinds)}), so its cache cannot be quantized."
+        )
+    for layer in text.per_layer_config:
+        heads = layer.num_attention_heads
+        size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        if value_group(size) < SMALLEST_GROUP:
+            raise InputError(
+                f"{name} has heads of {size} numbers; a cache is only quantized in multiples of {SMALLEST_GROUP}."
+            )

@@ -1,0 +1,116 @@
+"""How far a run is and how long it will take, from how long each phase took so far.
+
+Every recipe goes through the same phases. What is expected of a phase starts as a guess (from an earlier run of the same model where
+there is one) and becomes the mean of what was measured; a phase that counts its steps is extrapolated from its own pace.
+"""
+
+import time
+from collections.abc import Callable
+
+PHASES = {
+    "start": "starting",
+    "load": "loading the model",
+    "quantize": "quantizing",
+    "speed": "measuring speed",
+    "quality": "scoring the text",
+    "questions": "asking the questions",
+    "prompts": "continuing the prompts",
+}
+PREFILL, DECODE = 300.0, 12.0  # tokens/s of a first guess: a model of 135 million parameters on two cores
+QUESTIONS = 10.0  # seconds for the packaged ones
+LEAST_SHARE = 0.1  # of a phase is still expected to be left when it has taken longer than it should
+
+
+def guess(spec: dict) -> dict[str, float]:
+    """Seconds of each phase for a request (`RunSpec.to_dict()`) about which nothing is known."""
+    speed = (spec["repeats"] + 1) * (spec["prompt_tokens"] / PREFILL + spec["new_tokens"] / DECODE)
+    return {
+        "start": 6.0,
+        "load": 3.0,
+        "quantize": 5.0,
+        "speed": speed,
+        "quality": spec["tokens"] / PREFILL * (spec["window"] / (spec["stride"] or spec["window"])),
+        "questions": QUESTIONS if spec.get("choices") else 0.0,
+        "prompts": 20 * spec["generate_tokens"] / DECODE if spec["generate"] else 0.0,
+    }
+
+
+class Estimate:
+    """The expected course of a run: `work` lists the phases of each child process in order, `seconds` what each is expected to take."""
+
+    def __init__(
+        self,
+        work: list[tuple[str, ...]],
+        seconds: dict[str, float],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._work = work
+        self._expected = dict(seconds)
+        self._clock = clock
+        self._began = clock()
+        self._measured: dict[str, list[float]] = {}
+        self._item, self._phase, self._since = -1, None, clock()
+        self._done, self._total = 0, 0
+        self._fraction = 0.0
+
+    def start(self, item: int) -> None:
+        """The child at `item` begins with its first phase."""
+        self._item = item
+        self.enter(self._work[item][0])
+
+    def enter(self, phase: str) -> None:
+        """The present child is in `phase` now; the one it was in has ended."""
+        if phase == self._phase:
+            return
+        self._leave()
+        self._phase, self._since, self._done, self._total = phase, self._clock(), 0, 0
+
+    def step(self, done: int, total: int) -> None:
+        """The present phase has done `done` of `total` steps."""
+        self._done, self._total = done, total
+
+    def end(self, item: int, *, complete: bool) -> None:
+        """The child at `item` has ended; what an incomplete one took says nothing about the others."""
+        if complete:
+            self._leave()
+        self._phase, self._item = None, item + 1
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Mean seconds of each phase measured so far."""
+        return {phase: sum(values) / len(values) for phase, values in self._measured.items()}
+
+    @property
+    def eta(self) -> float:
+        """Expected seconds to the end of the run."""
+        left = sum(
+            self._expected[phase]
+            for phases in self._work[max(self._item, 0) + (self._phase is not None) :]
+            for phase in phases
+        )
+        if self._phase is None:
+            return left
+        phases = self._work[self._item]
+        after = phases[phases.index(self._phase) + 1 :] if self._phase in phases else ()
+        return left + self._left_in_phase() + sum(self._expected[phase] for phase in after)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is over, by time; it never goes back."""
+        spent = self._clock() - self._began
+        self._fraction = max(self._fraction, spent / (spent + self.eta) if spent + self.eta else 1.0)
+        return self._fraction
+
+    def _left_in_phase(self) -> float:
+        elapsed = self._clock() - self._since
+        if self._done and self._total:
+            return elapsed * max(0, self._total - self._done) / self._done
+        expected = self._expected[self._phase]
+        return max(expected - elapsed, LEAST_SHARE * expected)
+
+    def _leave(self) -> None:
+        if self._phase is None:
+            return
+        values = self._measured.setdefault(self._phase, [])
+        values.append(self._clock() - self._since)
+        self._expected[self._phase] = sum(values) / len(values)

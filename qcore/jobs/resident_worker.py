@@ -1,0 +1,254 @@
+"""`python -m qcore.jobs.resident_worker PARENT IDLE_SECONDS THREADS`: keeps models in memory and writes texts; see `resident.py`.
+
+Requests are JSON lines on standard input, read by a thread of its own so that "cancel" is heard while a text is being written;
+events are JSON lines on the original standard output (anything a library prints goes to standard error). End of input ends the
+process at once. Of the models, the least recently used are dropped when another would not fit.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import replace
+
+from qcore.base import errors
+from qcore.base.errors import QcoreError
+from qcore.base.quiet import hush
+from qcore.recipes import Recipe
+
+PR_SET_PDEATHSIG = 1
+PROGRESS_SECONDS = 0.1
+POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows for
+
+
+class Cancelled(Exception):
+    """The client does not want the rest of a request."""
+
+
+class Worker:
+    """`serve` requests until there have been none for `idle_seconds`."""
+
+    def __init__(self, channel, idle_seconds: float):
+        self._channel = channel
+        self._idle_seconds = idle_seconds
+        self._requests: queue.Queue[dict] = queue.Queue()
+        self._cancelled: set[int] = set()
+        self._busy = threading.Lock()  # held while a request is answered
+        self._writing = threading.Lock()
+        self._shelf = Shelf()
+
+    def listen(self, lines) -> None:
+        """Take in requests; the end of `lines` ends the process."""
+        for line in lines:
+            request = json.loads(line)
+            if request["op"] == "cancel":
+                self._cancelled.add(request["id"])
+                continue
+            if self._busy.locked() or not self._requests.empty():
+                self._emit(request["id"], "queued")
+            self._requests.put(request)
+        os._exit(0)
+
+    def serve(self) -> None:
+        """Answer one request after another."""
+        while True:
+            try:
+                request = self._requests.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                return
+            with self._busy:
+                event, details = self._answer(request)
+            self._cancelled.discard(request["id"])
+            self._emit(request["id"], event, **details)
+
+    def _answer(self, request: dict) -> tuple[str, dict]:
+        """Carry out a request, whatever comes of it; returns its last event."""
+        try:
+            self._generate(request)
+        except QcoreError as error:
+            return "refused", {"type": _class_of(error), "text": str(error)}
+        except Cancelled:
+            return "end", {}
+        except Exception as error:
+            return "refused", {"type": "RunError", "text": _unexpected(error)}
+        return "end", {}
+
+    def _generate(self, request: dict) -> None:
+        from qcore import library
+        from qcore.evaluation.generation import check_new_tokens
+        from qcore.evaluation.sampling import Sampling
+        from qcore.formats.kv import form_named
+
+        number = request["id"]
+        check_new_tokens(request["max_new_tokens"])
+        form_named(request.get("kv"))
+        Sampling(**request["sampling"])
+        checkpoint = library.resolve(
+            request["model"], request["revision"], progress=self._reporter(number, None)
+        )
+        first = None
+        for record in request["recipes"]:
+            recipe = Recipe.from_dict(record)
+            if number in self._cancelled:
+                raise Cancelled
+            try:
+                result = self._write(request, checkpoint, recipe, first)
+                first = first or result
+            except Cancelled:
+                raise
+            except MemoryError:
+                self._emit(
+                    number, "error", recipe=recipe.name, text="There was not enough memory for this recipe."
+                )
+            except QcoreError as error:
+                self._emit(number, "error", recipe=recipe.name, text=str(error))
+            except Exception as error:
+                self._emit(number, "error", recipe=recipe.name, text=_unexpected(error))
+
+    def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
+        """Write one recipe's text; `first` is what the first recipe wrote."""
+        from qcore.evaluation.generation import first_divergence, generate_text
+        from qcore.formats.kv import form_named
+
+        number = request["id"]
+        loaded = self._shelf.get(checkpoint, recipe, self._reporter(number, recipe.name))
+        self._emit(number, "start", recipe=recipe.name)
+        generated = generate_text(
+            loaded.model,
+            loaded.tokenizer,
+            request["prompt"],
+            request["max_new_tokens"],
+            **request["sampling"],
+            chat=request["chat"],
+            kv=form_named(request.get("kv")),
+            on_text=lambda text: self._emit(number, "text", recipe=recipe.name, text=text),
+            should_stop=lambda: number in self._cancelled,
+        )
+        result = generated.to_dict()
+        result["first_divergence"] = first_divergence(first["tokens"], generated.tokens) if first else None
+        result["same_characters"] = (
+            len(os.path.commonprefix([first["text"], generated.text])) if first else len(generated.text)
+        )
+        self._emit(number, "done", recipe=recipe.name, result=result)
+        return result
+
+    def _reporter(self, number: int, recipe: str | None):
+        """A progress callback that sends at most ten events a second, and ends a cancelled request."""
+        sent = 0.0
+
+        def report(done: int, total: int, text: str) -> None:
+            nonlocal sent
+            if number in self._cancelled:
+                raise Cancelled
+            if time.monotonic() - sent >= PROGRESS_SECONDS:
+                sent = time.monotonic()
+                self._emit(number, "loading", recipe=recipe, done=done, total=total, text=text)
+
+        return report
+
+    def _emit(self, number: int, event: str, **details) -> None:
+        with self._writing:
+            try:
+                self._channel.write(json.dumps({"id": number, "event": event, **details}) + "\n")
+                self._channel.flush()
+            except OSError:  # nobody listens any more
+                os._exit(0)
+
+
+class Shelf:
+    """Loaded models by recipe, most recently used last. Another checkpoint clears it."""
+
+    def __init__(self):
+        self._models: OrderedDict[str, object] = OrderedDict()
+        self._digest: str | None = None
+
+    def get(self, checkpoint, recipe: Recipe, report):
+        """The model of `checkpoint` with `recipe` applied, loaded if need be. Raises `TooLargeError` if it fits on no terms."""
+        from qcore import library
+        from qcore.quantization import calibration, convert
+
+        key = json.dumps(recipe.to_dict(), sort_keys=True)
+        if self._digest != checkpoint.digest:
+            self._drop(len(self._models))
+            self._digest = checkpoint.digest
+        if key not in self._models:
+            self._make_room(checkpoint, recipe)
+            report(0, 0, "loading the model")
+            loaded = library.load(checkpoint, check_finite=not self._models, progress=report)
+            if not checkpoint.is_quantized:
+                text = calibration.load_calibration(None, loaded.tokenizer) if recipe.calibrated else None
+                ledger = convert.quantize(loaded.model, recipe, progress=report, calibration=text)
+                loaded = replace(loaded, recipe=recipe, ledger=ledger)
+            self._models[key] = loaded
+        self._models.move_to_end(key)
+        return self._models[key]
+
+    def _make_room(self, checkpoint, recipe: Recipe) -> None:
+        """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit alone."""
+        from qcore import planning
+
+        while self._models:
+            held = sum(loaded.ledger.stored_bytes for loaded in self._models.values())
+            limit = os.environ.get(
+                "QCORE_MEMORY_LIMIT"
+            )  # counts what is on the shelf; what is available does not hold it any more
+            found = planning.estimate(checkpoint, recipe, tokens=POSITIONS, window=1)
+            if max(found.peak_load_bytes, found.peak_run_bytes) + (held if limit else 0) <= planning.budget():
+                return
+            self._drop(1)
+        planning.check_fits(checkpoint, recipe, tokens=POSITIONS, window=1)
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._models.popitem(last=False)
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory for itself unless asked
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _class_of(error: QcoreError) -> str:
+    """The nearest class of qcore.base.errors, by which the client raises it again."""
+    return next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+
+
+def _unexpected(error: Exception) -> str:
+    logging.exception("The request failed")
+    first = str(error).strip().partition("\n")[0][:300]
+    return f"It failed unexpectedly ({type(error).__name__}{f': {first}' if first else ''}). Try another recipe or a shorter prompt."
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, on Linux; elsewhere the end of input has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before we asked
+            os._exit(0)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the parent process until it goes."""
+    parent, idle_seconds, threads = int(arguments[0]), float(arguments[1]), int(arguments[2])
+    die_with(parent)
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    hush()
+    logging.basicConfig(level=logging.WARNING)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    worker = Worker(channel, idle_seconds)
+    threading.Thread(target=worker.listen, args=(sys.stdin,), name="requests", daemon=True).start()
+    worker.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

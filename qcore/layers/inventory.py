@@ -1,0 +1,62 @@
+"""Every tensor that a model holds, once: the ground that ledgers, sizes and saved files stand on."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from qcore.layers.modules import QuantizedModule
+from qcore.recipes.ledger import Ledger, Row
+
+
+def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]]:
+    """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares, or None)."""
+    seen: dict[tuple, str] = {}
+    for module_name, module in model.named_modules():
+        if isinstance(module, QuantizedModule):
+            module.restore()
+        tensors = [*module.named_parameters(recurse=False)]
+        tensors += [
+            (name, buffer)
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        ]
+        for name, tensor in tensors:
+            full = f"{module_name}.{name}" if module_name else name
+            place = (tensor.data_ptr(), tensor.nbytes) if tensor.data_ptr() else (id(tensor), 0)
+            yield full, tensor, seen.get(place)
+            seen.setdefault(place, full)
+
+
+def kept_row(
+    name: str, tensor: torch.Tensor, shared_with: str | None, reason: str | None, intended: bool = True
+) -> Row:
+    """The ledger row of a tensor that stays as it is."""
+    size = 0 if shared_with else tensor.nbytes
+    reason = f"Shares the storage of {shared_with}." if shared_with else reason
+    return Row(
+        name,
+        tuple(tensor.shape),
+        dtype_name(tensor.dtype),
+        None,
+        size,
+        size,
+        tensor.numel(),
+        reason,
+        intended,
+    )
+
+
+def as_it_is(model: nn.Module, name: str) -> Ledger:
+    """The ledger, called `name`, of a model that no recipe is applied to."""
+    return Ledger(name, tuple(kept_row(*each, None) for each in inventory(model)))
+
+
+def plain_name(name: str) -> str:
+    """The original name of a tensor that `_store_narrow` moved into a wrapper."""
+    return name.replace("parametrizations.", "").removesuffix(".original").removesuffix(".stored")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,196 @@
+"""Drop-in modules whose weights are quantized: a model with them is still an ordinary Hugging Face model.
+
+Each keeps the parts of a `QuantizedTensor` as buffers (so `state_dict`, `to` and `safetensors` see them) and the format as a
+plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn.Embedding` and the fused (experts, N, K) parameters of a mixture
+of experts.
+
+A layer that is used on a machine with native kernels lays its weight out for them and lets the buffers go: the same bits in another
+order, so nothing is held twice. Whoever asks for the parts again (saving, moving to a device) gets them back, bit for bit.
+"""
+
+import threading
+import weakref
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from qcore.formats.tensor import Format, QuantizedTensor
+from qcore.kernels import dispatch
+from qcore.kernels.packed import PackedWeight
+
+_packing = threading.RLock()
+_shared: dict[
+    tuple, tuple[StorageWeakRef, weakref.ref]
+] = {}  # packed forms by the codes' storage, so that tied weights are packed once
+
+
+class QuantizedModule(nn.Module):
+    """Holds one `QuantizedTensor`; `quantized` gives it back."""
+
+    def __init__(self, weight: QuantizedTensor):
+        super().__init__()
+        self.format: Format = weight.format
+        self.shape = weight.shape
+        self.packed: PackedWeight | None = None
+        for name, part in weight.parts().items():
+            self.register_buffer(name, part, persistent=weight.is_stored(name))
+
+    @property
+    def quantized(self) -> QuantizedTensor:
+        """The weight (N, K)."""
+        parts = {name: getattr(self, name, None) for name in QuantizedTensor.PARTS}
+        return (
+            self.packed.unpack()
+            if parts["codes"] is None
+            else QuantizedTensor(self.format, self.shape, **parts)
+        )
+
+    def executable(self) -> QuantizedTensor | PackedWeight:
+        """The weight in the form that runs fastest here. If that is the packed one, the buffers are let go."""
+        if self.packed is not None:
+            return self.packed
+        with _packing:
+            if self.packed is None:
+                weight = self.quantized
+                packed = _pack_shared(weight)
+                if not isinstance(packed, PackedWeight):
+                    return weight
+                self.packed = packed
+                for name in weight.parts():
+                    self._buffers[name] = None
+        return self.packed
+
+    def restore(self) -> None:
+        """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts afterwards, too."""
+        with _packing:
+            if self.packed is not None:
+                for name, part in self.packed.unpacked_once.parts().items():
+                    self._buffers[name] = part
+                self.packed = None
+
+    def _apply(self, *args, **kwargs):
+        self.restore()
+        return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self.restore()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.restore()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dequantized weight (N, K), computed at each access: for code that inspects a layer, not for speed."""
+        return self.quantized.dequantize()
+
+
+class QuantLinear(QuantizedModule):
+    """y = x · Wᵀ + bias with a quantized W. `activations` is a name that `kernels.dispatch` lists, such as "fp32" or "int8"."""
+
+    def __init__(self, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str):
+        super().__init__(weight)
+        self.out_features, self.in_features = weight.shape
+        self.activations = activations
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return dispatch.linear(x, self.executable(), self.bias, self.activations)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, {self.format}, activations={self.activations}"
+
+
+class QuantEmbedding(QuantizedModule):
+    """An embedding table whose rows are dequantized as they are looked up."""
+
+    def __init__(self, weight: QuantizedTensor, padding_idx: int | None = None):
+        super().__init__(weight)
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.padding_idx = padding_idx
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> (..., embedding_dim), float32."""
+        return dispatch.rows(self.executable(), ids)
+
+
+def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
+    """Pack `weight`, or find the packed form of a layer that shares its storage."""
+    storage = weight.codes.untyped_storage()
+    for key in [key for key, (owner, packed) in _shared.items() if owner.expired() or packed() is None]:
+        del _shared[key]
+    key = (storage._cdata, weight.codes.storage_offset(), weight.shape, weight.format)
+    found = _shared[key][1]() if key in _shared else None
+    if found is None:
+        found = dispatch.packed(weight)
+        if isinstance(found, PackedWeight):
+            _shared[key] = (StorageWeakRef(storage), weakref.ref(found))
+    return found
+
+
+class QuantExperts(nn.Module):
+    """A fused expert parameter (E, N, K). Indexing it with an expert's number gives that expert's weight, dequantized.
+
+    `transposed` says that the model stores (E, K, N): quantization still groups along the inputs K, and indexing gives (K, N).
+    """
+
+    def __init__(self, experts: list[QuantizedTensor], transposed: bool):
+        super().__init__()
+        self.experts = nn.ModuleList(QuantizedModule(expert) for expert in experts)
+        self.transposed = transposed
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        weight = self.experts[int(expert)].weight
+        return weight.T if self.transposed else weight
+
+
+class StoredLinear(nn.Module):
+    """A linear layer stored in 16 bits and computed in the inputs' type: the weight is widened when it is used."""
+
+    def __init__(self, weight: nn.Parameter, bias: torch.Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return nn.functional.linear(
+            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
+
+
+class StoredEmbedding(nn.Module):
+    """An embedding stored in 16 bits that hands out float32."""
+
+    def __init__(self, weight: nn.Parameter, padding_idx: int | None = None):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.padding_idx = padding_idx
+        self.weight = weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) -> (..., embedding_dim), float32."""
+        return nn.functional.embedding(ids, self.weight).float()
+
+
+class StoredExperts(nn.Module):
+    """A fused expert parameter stored in 16 bits; indexing it gives one expert's weight in float32."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.stored = weight
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        return self.stored[int(expert)].float()
+
+
+class Widen(nn.Module):
+    """A parametrization: the parameter is stored in 16 bits and read as float32. For norms, biases and other small tensors."""
+
+    def forward(self, stored: torch.Tensor) -> torch.Tensor:
+        """Any shape, unchanged."""
+        return stored.float()

@@ -1,0 +1,128 @@
+"""Which tensors of a model a recipe changes, and why the others stay as they are.
+
+Linear layers are found under all their names: `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused three-dimensional
+parameters in which a mixture of experts keeps all experts' weights. Embeddings and the output head are changed only if the recipe
+says so; routers, norms and biases never are: they are small, and routers decide which expert runs at all.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qcore.base.errors import InputError
+from qcore.formats.tensor import Format
+from qcore.formats.uniform import Uniform
+from qcore.recipes import Modules, Recipe
+
+INT8 = Uniform(bits=8, group_size=None, symmetric=True)
+_ROUTERS = ("gate", "router")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter to quantize: `module`'s attribute `parameter`; `kind` is "linear", "conv1d", "experts", "head" or "embedding"."""
+
+    module: str
+    parameter: str
+    kind: str
+    format: Format
+    method: str
+    activations: str
+
+    @property
+    def name(self) -> str:
+        """The parameter's full name."""
+        return f"{self.module}.{self.parameter}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`targets` in the model's order; `kept` maps every other parameter's name to the reason; `missed` are those among them that
+    the recipe should have covered and cannot."""
+
+    targets: tuple[Target, ...]
+    kept: dict[str, str]
+    missed: frozenset[str]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for characters of one segment.
+
+    >>> matches("model.layers.1.mlp", "layers.1"), matches("model.layers.10.mlp", "layers.1")
+    (True, False)
+    """
+    segments, wanted = name.split("."), pattern.split(".")
+    runs = (segments[i : i + len(wanted)] for i in range(len(segments) - len(wanted) + 1))
+    return any(all(map(fnmatchcase, run, wanted)) for run in runs)
+
+
+def select(model: nn.Module, recipe: Recipe) -> Selection:
+    """Decide for every parameter of `model`. Raises `InputError` if a skip pattern matches no module that could be quantized."""
+    targets, kept, missed, used = [], {}, set(), set()
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    for module_name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{parameter_name}"
+            kind = _kind(module_name, module, parameter_name, parameter.ndim, head)
+            choice = _choice(kind, recipe.modules, tied)
+            pattern = next(
+                (pattern for pattern in recipe.modules.skip if matches(module_name, pattern)), None
+            )
+            used |= {pattern} if pattern and kind in _QUANTIZABLE else set()
+            if kind not in _QUANTIZABLE:
+                kept[name] = _REASONS[kind]
+                missed |= {name} if kind == "unknown experts" else set()
+            elif choice == "keep":
+                kept[name] = f"The {kind} is kept unless the recipe says otherwise."
+            elif pattern:
+                kept[name] = f"Skipped by the pattern {pattern!r}."
+            else:
+                targets.append(_target(module_name, parameter_name, kind, choice, recipe))
+    for pattern in recipe.modules.skip:
+        if pattern not in used:
+            raise InputError(
+                f"The skip pattern {pattern!r} matches no module of this model. "
+                f"Names look like {next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
+            )
+    return Selection(tuple(targets), kept, frozenset(missed))
+
+
+_QUANTIZABLE = ("linear", "conv1d", "experts", "head", "embedding")
+_REASONS = {
+    "small": "Norms and biases are kept: they are a tiny share of the bytes.",
+    "router": "Routers are kept: they are small, and an error would send tokens to other experts.",
+    "other": "Kept: it is no weight of a linear layer.",
+    "unknown experts": "Its three-dimensional layout is not known, so it was kept.",
+}
+
+
+def _kind(
+    module_name: str, module: nn.Module, parameter_name: str, dimensions: int, head: nn.Module | None
+) -> str:
+    if dimensions < 2:
+        return "small"
+    if dimensions == 3 and not parameter_name.endswith("bias"):
+        return "experts" if hasattr(module, "is_transposed") else "unknown experts"
+    last = module_name.rsplit(".", 1)[-1]
+    if "Router" in type(module).__name__ or last in _ROUTERS:
+        return "router"
+    if parameter_name != "weight":
+        return "other"
+    if module is head:
+        return "head"
+    return {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}.get(type(module), "other")
+
+
+def _choice(kind: str, modules: Modules, tied: bool) -> str:
+    if kind == "head" or (kind == "embedding" and tied):
+        return modules.head
+    return modules.embeddings if kind == "embedding" else "same"
+
+
+def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe) -> Target:
+    if choice == "int8":
+        return Target(module, parameter, kind, INT8, "rtn", recipe.activations)
+    return Target(module, parameter, kind, recipe.weights, recipe.method, recipe.activations)

@@ -1,0 +1,154 @@
+"""Weights from checked files into a model, computed in fp32.
+
+fp32 weights stay mapped from their files: they cost page cache, which the system can drop and read again, not memory of ours.
+16-bit ones are widened, because processors without hardware for them compute hundreds of times slower in 16 bits.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcore.base.errors import InputError
+from qcore.base.home import Progress
+from qcore.library.sources import resolve
+from qcore.models.assembly import assemble, skeleton
+from qcore.models.checkpoint import ONNX, Checkpoint
+from qcore.models.mapping import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qcore.recipes import Recipe
+    from qcore.recipes.ledger import Ledger
+
+_CHUNK = 1 << 24  # elements checked for NaN and infinity at a time
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore had quantized it, None otherwise."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    checkpoint: Checkpoint
+    recipe: Recipe | None = None
+    ledger: Ledger | None = None
+
+
+def load(
+    name: str | Path | Checkpoint,
+    revision: str | None = None,
+    *,
+    device: str = "cpu",
+    check_finite: bool = True,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Load a model by name (see `resolve`) or from a `Checkpoint`, in fp32 on `device`.
+
+    Raises `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or infinite, naming the
+    first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be asked before.
+    """
+    checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
+    if checkpoint.source == ONNX:
+        from qcore.library import onnx_folder
+
+        if device != "cpu":
+            raise InputError(
+                f"{checkpoint.name} is an ONNX graph, which runs on the CPU here. Leave out the device {device!r}."
+            )
+        return onnx_folder.load(checkpoint, load_tokenizer(checkpoint))
+    if checkpoint.is_quantized:
+        from qcore.library import safetensors
+
+        saved = safetensors.begin(checkpoint.folder)  # its weights are hashed while the tokenizer is read
+        tokenizer = load_tokenizer(checkpoint)
+        model, ledger, recipe = saved.finish()
+        return Loaded(model.to(device), tokenizer, checkpoint, recipe, ledger)
+    tokenizer = load_tokenizer(checkpoint)
+    skeleton(checkpoint)
+    tensors = read_tensors(checkpoint)
+    if check_finite:
+        for i, (tensor_name, tensor) in enumerate(tensors.items()):
+            if progress is not None:
+                progress(i, len(tensors), "reading weights")
+            require_finite(tensor_name, tensor)
+    model = assemble(checkpoint, tensors, device)
+    set_generation_config(model, checkpoint.folder)
+    return Loaded(model, tokenizer, checkpoint)
+
+
+def require_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces so that no copy is made."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        piece = flat[start : start + _CHUNK]
+        lowest, highest = piece.aminmax()
+        if torch.isfinite(lowest) and torch.isfinite(highest):
+            continue
+        first = start + int((~torch.isfinite(piece)).nonzero()[0, 0])
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape))
+        what = "NaN" if torch.isnan(flat[first]) else "infinite"
+        raise InputError(
+            f"The weights are broken: {name}{list(index)} is {what}. Download the model again, or train it with care."
+        )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer in the checkpoint's folder. Raises `InputError` if there is none or it cannot be read."""
+    from transformers import AutoTokenizer
+
+    folder = checkpoint.folder
+    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        raise InputError(
+            f"{checkpoint.name} has no tokenizer (there is no tokenizer.json), so it cannot read text. "
+            "Copy the tokenizer's files of the original model into its folder."
+        )
+    collects = gc.isenabled()
+    gc.disable()  # a vocabulary is parsed into 100,000 lists, and every few thousand the collector would go through all there is
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # tokenizer files are parsed by native code that raises bare Exceptions
+        raise InputError(
+            f"The tokenizer of {checkpoint.name} cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _tokenizer_hint(checkpoint: Checkpoint):
+    """The checked config, so that the library does not read config.json, with whatever is in it, a second time."""
+    from qcore.models.config import to_transformers
+
+    return to_transformers(checkpoint.config)
+
+
+def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Give `model` the generation_config.json of `folder`, if there is one. Raises `InputError` if it cannot be read."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"generation_config.json cannot be read: {error}") from error

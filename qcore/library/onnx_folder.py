@@ -1,0 +1,203 @@
+"""A folder with a model as ONNX: it runs with ONNX Runtime alone, and it is a model for `eval` and `bench` here.
+
+    model.onnx, model.onnx.data    the graph and its weights, see `qcore.engines.onnx`
+    run_onnx.py                    a program that needs onnxruntime and numpy (and tokenizers, to read text)
+    config.json, tokenizer …       as in the original checkpoint
+    qcore-onnx.json                recipe, ledger, SHA-256 of the files, and how far the logits are from PyTorch's
+
+Before the folder gets its name, the graph has run and was compared with PyTorch: a prompt at once, and its end token by token through the
+cache. Where both compute in float32, they must agree.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcore.base.errors import InputError, RunError
+from qcore.layers.modules import QuantLinear
+from qcore.library.loading import Loaded
+from qcore.library.saving import replaced_folder
+from qcore.models.checkpoint import ONNX, Checkpoint
+from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
+from qcore.models.config import read_config
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Ledger
+
+PROGRAM = "run_onnx.py"
+TOLERANCE = 1e-3  # of a logit, for logits up to LARGE; beyond, the same share
+LARGE = 10.0
+PROMPT, DECODED = 40, 8
+_VERSION = 1
+_CHUNK = 1 << 24
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest difference between a logit of ONNX Runtime and PyTorch's, reading `tokens` at once and writing the last `decoded` one by
+    one; `largest` is the largest logit. `same_arithmetic`: both compute in float32, so that only rounding may differ."""
+
+    prefill: float
+    decode: float
+    largest: float
+    tokens: int
+    decoded: int
+    same_arithmetic: bool
+
+
+def save(
+    loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = False, progress: Progress
+) -> tuple[Ledger, Agreement]:
+    """Export `loaded`, which is used up, as `recipe` into `folder`; a model that holds qcore's codes keeps them.
+
+    Raises `InputError` for a recipe or model that has no ONNX form or a folder that holds something, `RunError` if the exported graph does
+    not compute what the model does.
+    """
+    from qcore.engines.onnx import run_onnx, writing
+    from qcore.quantization.convert import quantize
+
+    writing.source(recipe)
+    with replaced_folder(folder, overwrite=overwrite) as scratch:
+        config, generation = loaded.model.config.to_dict(), loaded.model.generation_config
+        ids, wanted = _reference(loaded.model)
+        written = writing.write(
+            loaded.model,
+            recipe,
+            scratch,
+            progress,
+            quantize,
+            None if loaded.ledger is None else loaded.ledger.rows,
+        )
+        calibration = loaded.ledger.calibration if loaded.ledger else None
+        ledger = Ledger(recipe.name, written.rows, calibration).check()
+        progress(0, 0, "comparing with PyTorch")
+        exact = recipe.name != "onnx-int8" and recipe.activations != "int8-block"
+        agreement = _compare(run_onnx.OnnxModel(written.path), ids, wanted, exact)
+        (scratch / "config.json").write_text(
+            json.dumps(config | {"architectures": [type(loaded.model).__name__]}, indent=2, default=str)
+        )
+        generation.save_pretrained(scratch)
+        loaded.tokenizer.save_pretrained(scratch)
+        shutil.copyfile(run_onnx.__file__, scratch / PROGRAM)
+        record = {
+            "version": _VERSION,
+            "recipe": recipe.to_dict(),
+            "ledger": ledger.to_dict(),
+            "agreement": asdict(agreement),
+            "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("model.onnx*"))},
+            "from": loaded.checkpoint.origin,
+        }
+        (scratch / MANIFEST).write_text(json.dumps(record))
+    return ledger, agreement
+
+
+def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
+    """The exported model in `folder` as a checkpoint. Raises `InputError` if its manifest cannot be read."""
+    record = _manifest(folder)
+    config, _ = read_config(folder)
+    digest = hashlib.sha256(json.dumps(record["sha256"], sort_keys=True).encode()).hexdigest()
+    return Checkpoint(
+        name,
+        folder,
+        None,
+        digest,
+        config,
+        {},
+        True,
+        f"{description} An ONNX graph, run by ONNX Runtime.",
+        ONNX,
+    )
+
+
+def load(found: Checkpoint, tokenizer) -> Loaded:
+    """The model of an exported folder, computed by ONNX Runtime. Raises `InputError` if a file is damaged, `UnavailableError` without
+    ONNX Runtime."""
+    from qcore import engines
+    from qcore.models.assembly import unfilled
+
+    engines.load("onnxruntime")
+    from qcore.engines.onnx.attached import attach
+    from qcore.engines.onnx.run_onnx import OnnxModel
+
+    record = _manifest(found.folder)
+    for file, digest in record["sha256"].items():
+        if not (found.folder / file).is_file() or _sha256(found.folder / file) != digest:
+            raise InputError(
+                f"{found.folder / file} is damaged or missing: its SHA-256 is not the one it was saved with. Export it again."
+            )
+    model = attach(unfilled(found), OnnxModel(found.folder / "model.onnx", torch.get_num_threads()))
+    return Loaded(
+        model, tokenizer, found, Recipe.from_dict(record["recipe"]), Ledger.from_dict(record["ledger"])
+    )
+
+
+def _manifest(folder: Path) -> dict:
+    try:
+        record = json.loads((folder / MANIFEST).read_text())
+        if record["version"] != _VERSION:
+            raise InputError(
+                f"{folder} was exported in version {record['version']}; this qcore reads version {_VERSION}."
+            )
+        if (
+            not all(file == Path(file).name for file in record["sha256"])
+            or "model.onnx" not in record["sha256"]
+        ):
+            raise ValueError("it names other files")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder} is no model exported by qcore: {MANIFEST} cannot be read ({error})."
+        ) from error
+
+
+@torch.no_grad()
+def _reference(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations read exactly."""
+    config = model.config.get_text_config()
+    count = min(PROMPT, getattr(config, "max_position_embeddings", None) or PROMPT)
+    ids = torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    before = [layer.activations for layer in layers]
+    try:
+        for layer in layers:
+            layer.activations = "fp32"
+        return ids, model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        for layer, activations in zip(layers, before, strict=True):
+            layer.activations = activations
+
+
+def _compare(session, ids: torch.Tensor, wanted: torch.Tensor, exact: bool) -> Agreement:
+    numbers, tokens = ids.numpy(), ids.shape[1]
+    decoded = min(DECODED, tokens - 1)
+    whole, _ = session.step(numbers, None, torch.arange(tokens).numpy())
+    _, cache = session.step(numbers[:, : tokens - decoded])
+    decode = 0.0
+    for place in range(tokens - decoded, tokens):
+        logits, cache = session.step(numbers[:, place : place + 1], cache)
+        decode = max(decode, float((torch.from_numpy(logits)[:, 0] - wanted[:, place]).abs().max()))
+    prefill, largest = float((torch.from_numpy(whole) - wanted).abs().max()), float(wanted.abs().max())
+    limit = TOLERANCE * max(1.0, largest / LARGE)
+    if exact and not max(prefill, decode) <= limit:
+        raise RunError(
+            f"The exported graph does not compute what the model does: logits differ by {max(prefill, decode):.2g}, and rounding explains "
+            f"{limit:.2g}. Nothing was saved."
+        )
+    return Agreement(prefill, decode, largest, tokens, decoded, exact)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""A model known by its headers: a `Checkpoint` to plan with, of which no byte of weights was fetched or converted.
+
+    hub id      config.json, and the beginning of each safetensors file by ranged reads
+    GGUF        its own header; the tensors are those that the conversion would write
+    folder      as `resolve` checks it, but a model that another library quantized may be looked at, too
+
+Such a checkpoint answers for shapes and bytes. To load it, `resolve` its name.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.home import Progress
+from qcore.library.sources import resolve
+from qcore.models import hub
+from qcore.models.checkpoint import Checkpoint, read_folder
+from qcore.models.config import check_against, is_ours, quantized_by, read_config
+from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
+from qcore.models.names import Name, classify
+
+_FIRST = 1 << 17  # bytes that are read of each file; most headers are shorter
+_AT_ONCE = 8  # files
+_PATIENCE = 10  # seconds for an answer
+
+
+def outline(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    public: bool | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """The checkpoint of the model called `name`, from headers and config alone. A default model is fetched if it is not here yet.
+
+    Raises `InputError` and `UnavailableError` as `resolve` does.
+    """
+    what = classify(name, revision, public=public)
+    if what.kind == "hub":
+        return _from_hub(what, progress)
+    if what.kind == "gguf":
+        from qcore.models import gguf_header
+
+        return gguf_header.outline(Path(what.text).expanduser().absolute(), what.text)
+    if what.kind == "folder" and (foreign := _foreign(Path(what.text).expanduser().absolute(), what.text)):
+        return foreign
+    return resolve(name, revision, public=public, progress=progress)
+
+
+def is_foreign(checkpoint: Checkpoint) -> bool:
+    """Was the model quantized by another library? Then it can be looked at, but not loaded."""
+    return checkpoint.is_quantized and not is_ours(checkpoint.config)
+
+
+def _foreign(folder: Path, name: str) -> Checkpoint | None:
+    """The checkpoint of a folder that another library quantized, or None for any other folder."""
+    if not (folder / "config.json").is_file():
+        return None
+    config, _ = read_config(folder, quantized=True)
+    method = quantized_by(config, folder)
+    return (
+        None
+        if method is None
+        else _as_it_is(read_folder(folder, name, "folder", "A local folder.", quantized=True), method)
+    )
+
+
+def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
+    note = f" It was quantized by another library ({method}), so it is shown as it is; recipes start from the original model."
+    return replace(checkpoint, is_quantized=True, description=checkpoint.description + note)
+
+
+def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
+    if progress is not None:
+        progress(0, 0, f"asking the hub for {name.text}")
+    folder, commit, sizes = hub.look(name.text, name.revision)
+    config, stripped = read_config(folder, quantized=True)
+    tensors: dict[str, TensorInfo] = {}
+    with ThreadPoolExecutor(min(_AT_ONCE, len(sizes))) as pool:
+        for found in pool.map(lambda file: _remote_header(name.text, commit, file, sizes[file]), sizes):
+            for tensor, info in found.items():
+                if tensor in tensors:
+                    raise InputError(
+                        f"The tensor {tensor!r} is in both {tensors[tensor].file} and {info.file}."
+                    )
+                tensors[tensor] = info
+    method = quantized_by(config, folder)
+    ours = is_ours(config)
+    if method is None and not ours:
+        check_against(config, tensors)
+    described = json.dumps(
+        [config, {key: (info.dtype, info.shape) for key, info in sorted(tensors.items())}], sort_keys=True
+    )
+    description = f"On the hub at commit {commit[:12]}; only its headers were read." + (
+        f" Ignored in its config.json: {', '.join(stripped)}." if stripped else ""
+    )
+    checkpoint = Checkpoint(
+        name.text,
+        folder,
+        commit,
+        f"headers-{hashlib.sha256(described.encode()).hexdigest()}",
+        config,
+        tensors,
+        ours,
+        description,
+        "hub",
+    )
+    return checkpoint if method is None else _as_it_is(checkpoint, method)
+
+
+def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file on the hub, by one ranged read, or two if its header is long."""
+    start = _read(repo_id, commit, file, 0, min(_FIRST, size))
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
+        raise InputError(
+            f"{file} of {repo_id} is not a valid safetensors file: its header would be {length} bytes long in a file of {size}."
+        )
+    if len(start) < 8 + length:
+        start += _read(repo_id, commit, file, len(start), 8 + length)
+    return parse_header(start[8 : 8 + length], PurePath(file), size)
+
+
+def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
+    """Bytes `first` to `end` of a file on the hub. A server that ignores the range is listened to no longer than that."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = {**build_hf_headers(), "Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
+    try:
+        with get_session().stream(
+            "GET", hf_hub_url(repo_id, file, revision=commit), headers=headers, timeout=_PATIENCE
+        ) as answer:
+            hf_raise_for_status(answer)
+            skip = first if answer.status_code == 200 else 0
+            read = b""
+            for piece in answer.iter_bytes():
+                read += piece
+                if len(read) >= skip + end - first:
+                    break
+    except Exception as error:
+        if (explained := hub.explain(error, repo_id, commit)) is error:
+            raise
+        raise explained from error
+    if len(read) < skip + end - first:
+        raise UnavailableError(f"The hub sent less of {file} than was asked for. Try again later.")
+    return read[skip : skip + end - first]

@@ -1,0 +1,63 @@
+"""Models that qcore has made but not quantized (pruned, distilled): an ordinary folder that transformers and qcore load, with the record of
+how.
+
+The folder holds what any checkpoint holds, and `qcore-made.json`: what it was made from, by what, on which text (so that it is never judged
+by that), and for how long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qcore.base.files import read_json, write_json
+from qcore.library.saving import MADE, replaced_folder
+
+
+def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete or not at all.
+
+    Raises `InputError` as `check_folder` does.
+    """
+    from qcore.models.assembly import quiet
+
+    with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
+        with quiet():
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        write_json(scratch / MADE, record)
+    return Path(folder)
+
+
+def check_judged(loaded, name: str, sha256: str, ids) -> None:
+    """Raise `InputError` if the text called `name`, of which the tokens `ids` (T,) are scored, is one that the model was made with."""
+    from qcore.quantization.calibration import check_record
+
+    made = (
+        loaded.ledger.calibration
+        if loaded.ledger is not None
+        else (read_made(loaded.checkpoint.folder) or {}).get("calibration")
+    )
+    if made:
+        check_record(made, name, sha256, ids)
+
+
+def describe(folder: Path) -> str | None:
+    """How the model in `folder` was made, in a sentence; None if qcore did not make it, or did not say."""
+    record = read_made(folder)
+    try:
+        origin = record["from"]["model"]
+        if record["kind"] == "distill":
+            layers, seconds, tokens = (
+                len(record["kept_layers"]),
+                record["trained_seconds"],
+                record["trained_tokens"],
+            )
+            return f"Distilled from {origin} to {layers} layers, trained for {seconds:.0f} s on {tokens:,} tokens."
+        return f"Made from {origin} by pruning: {record['method']}, {100 * record['share']:g} %."
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def read_made(folder: Path) -> dict | None:
+    """The record of how the model in `folder` was made; None if qcore did not make it."""
+    return read_json(Path(folder) / MADE)

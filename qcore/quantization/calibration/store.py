@@ -1,0 +1,111 @@
+"""Finished blocks on disk, so that a run that was killed goes on at the block it had come to.
+
+A folder holds a file for each finished block: the quantized tensors of its targets and the small parameters that were changed (norms
+into which scales were folded). The folder's name contains a hash of everything that decides its contents, so a run never takes up
+what was made for another model, recipe or text. A file appears complete or not at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from qcore.base.home import home
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import QuantizedTensor
+from qcore.formats.uniform import Uniform
+
+KEPT_DAYS = 14
+_FORMATS = {"uniform": Uniform, "codebook": Codebook}
+VERSION = 2  # goes up whenever a method chooses other codes than before
+
+
+def unfinished() -> Path:
+    """The folder in the cache where runs keep what they have finished so far; what nobody came back for in two weeks is removed."""
+    folder = home() / "unfinished"
+    for old in folder.glob("blocks-*"):
+        if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+class BlockStore:
+    """Blocks kept below `folder`, for the work that `identity` (JSON-ready) describes. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None, identity: dict):
+        key = hashlib.sha256(json.dumps([VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = None if folder is None else Path(folder) / f"blocks-{key}"
+
+    def read(self, position: int) -> tuple[dict[str, list[QuantizedTensor]], dict[str, torch.Tensor]] | None:
+        """The tensors of each target, by name, and the changed parameters of a block that was finished; None if it was not."""
+        path = self._path(position)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                layout = json.loads(file.metadata()["qcore"])
+                targets = {
+                    name: [_read(file, f"{name}/{i}", entry) for i, entry in enumerate(entries)]
+                    for name, entries in layout.items()
+                }
+                changed = {
+                    key.removeprefix("changed/"): file.get_tensor(key)
+                    for key in file
+                    if key.startswith("changed/")
+                }  # noqa: SIM118
+                return targets, changed
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None  # a damaged file is a block that is not finished: it is made again
+
+    def write(
+        self, position: int, targets: dict[str, list[QuantizedTensor]], changed: dict[str, torch.Tensor]
+    ) -> None:
+        """Keep a finished block."""
+        path = self._path(position)
+        if path is None:
+            return
+        tensors = {f"changed/{name}": tensor.detach().contiguous() for name, tensor in changed.items()}
+        layout: dict[str, list] = {}
+        for name, weights in targets.items():
+            layout[name] = [_describe(weight) for weight in weights]
+            for i, weight in enumerate(weights):
+                tensors |= {
+                    f"{name}/{i}/{part}": tensor.contiguous() for part, tensor in weight.parts().items()
+                }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        save_file(tensors, temporary, metadata={"qcore": json.dumps(layout)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def remove(self) -> None:
+        """Everything is done: nothing needs to be taken up again."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, position: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"{position:05d}.safetensors"
+
+
+def _describe(weight: QuantizedTensor) -> dict:
+    return {
+        "shape": list(weight.shape),
+        "format": {"type": type(weight.format).__name__.lower(), **asdict(weight.format)},
+    }
+
+
+def _read(file, prefix: str, entry: dict) -> QuantizedTensor:
+    description = dict(entry["format"])
+    format = _FORMATS[description.pop("type")](**description)
+    names = [name for name in file.keys() if name.startswith(f"{prefix}/")]  # noqa: SIM118 (not a mapping)
+    return QuantizedTensor(
+        format, tuple(entry["shape"]), **{name.rpartition("/")[2]: file.get_tensor(name) for name in names}
+    )

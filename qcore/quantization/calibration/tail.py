@@ -1,0 +1,50 @@
+"""From the last block's output to the logits, whatever lies between: the model's own code runs, its blocks standing aside."""
+
+import torch
+from torch import nn
+
+from qcore.quantization.calibration.blocks import Blocks
+
+
+class Tail:
+    """The norm, the head and whatever else `blocks.model` does after its blocks. Gradients flow."""
+
+    def __init__(self, blocks: Blocks):
+        self.blocks = blocks
+        self._tuple: bool | None = None
+
+    def __call__(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (T, V), float32, of one window `ids` (T,) of which the last block makes `hidden` (1, T, H)."""
+        modules = self.blocks.modules
+        if self._tuple is None:
+            self._tuple = self._returns_tuple(ids)
+        try:
+            for module in modules:
+                last = module is modules[-1]
+                module.forward = lambda *arguments, last=last, **keywords: self._through(
+                    arguments, keywords, hidden if last else None
+                )
+            logits = self.blocks.model(input_ids=ids[None], use_cache=False).logits[0]
+        finally:
+            for module in modules:
+                if "forward" in vars(module):
+                    del module.forward  # the class's own method shows again
+        return logits.float()
+
+    def _through(self, arguments: tuple, keywords: dict, given: torch.Tensor | None):
+        state = given if given is not None else arguments[0] if arguments else keywords["hidden_states"]
+        return (state,) if self._tuple else state
+
+    @torch.no_grad()
+    def _returns_tuple(self, ids: torch.Tensor) -> bool:
+        seen: list[bool] = []
+
+        def note(module: nn.Module, arguments, output) -> None:
+            seen.append(isinstance(output, tuple))
+
+        hook = self.blocks.modules[0].register_forward_hook(note)
+        try:
+            self.blocks.model(input_ids=ids[None, :2], use_cache=False)
+        finally:
+            hook.remove()
+        return seen[0]

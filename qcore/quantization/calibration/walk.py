@@ -1,0 +1,347 @@
+"""Quantize a model block by block with calibration text: each block sees what the quantized blocks before it make of the text.
+
+    hidden states of all windows ← embeddings
+    for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
+
+Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states of all windows twice,
+as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes,
+and as much for what finished parts of the block put out (`settled.py`); for methods that look at drift also what the block's layers are
+given in the unquantized model, 2 bytes for each token and input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.select import Target
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
+from qcore.quantization.calibration.settled import Settled, endings
+from qcore.quantization.calibration.store import BlockStore
+from qcore.quantization.calibration.text import Calibration
+from qcore.recipes import Recipe
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Finished:
+    """A block's outcome: tensors of each target by name, a sentence for those that were not done as asked, and the block's name."""
+
+    name: str
+    weights: dict[str, list[QuantizedTensor]]
+    notes: dict[str, str]
+    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
+    settled: Settled | None = None  # None where nothing was chosen
+
+
+@dataclass
+class BlockWork:
+    """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`, `put` tensors in place.
+
+    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `undisturbed` those in the unquantized one and
+    `original` the block as it was, or both None for methods that do not ask for them.
+    """
+
+    blocks: Blocks
+    position: int
+    targets: list[Target]
+    hidden: list[torch.Tensor]
+    undisturbed: list[torch.Tensor] | None
+    original: nn.Module | None
+    calibration: Calibration
+    step: Callable[[str], None]
+    weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
+    _calm: dict[Stage, dict[int, torch.Tensor]] | None = None
+
+    def __post_init__(self):
+        self.block = self.blocks.modules[self.position]
+        self.prefix = f"{self.blocks.name}.{self.position}"
+        with endings(self.block, self.prefix, self.targets) as ends:
+            self.stages, self.unseen = find_stages(
+                lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets
+            )
+        self.batches = self.blocks.batches(self.hidden)
+        self.settled = Settled(self.block, self.prefix, [stage.names for stage in self.stages], ends)
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The block as it stands, on `hidden` (1, T, H)."""
+        return self.blocks.run(self.position, hidden)
+
+    def call_with(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """The block on `hidden` with some of its parameters replaced by `tensors` (names count from the block); gradients flow."""
+        swapped = lambda *arguments, **keywords: functional_call(self.block, tensors, arguments, keywords)  # noqa: E731
+        return self.blocks.call(self.position, hidden, swapped)
+
+    def module(self, target: Target) -> nn.Module:
+        """The module that holds the target's parameter."""
+        return self.block.get_submodule(target.module.removeprefix(f"{self.prefix}."))
+
+    def matrices(self, target: Target) -> list[torch.Tensor]:
+        """The target's weight as it stands, float32 (N, K): one matrix, or one for each expert."""
+        parameter = getattr(self.module(target), target.parameter).detach()
+        parameter = parameter.transpose(-1, -2) if self._turned(target) else parameter
+        return list(parameter.unbind(0)) if target.kind == "experts" else [parameter]
+
+    def replace(self, target: Target, matrices: list[torch.Tensor]) -> None:
+        """Let the block compute with other weights (N, K)."""
+        value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
+        value = value.transpose(-1, -2).contiguous() if self._turned(target) else value
+        setattr(self.module(target), target.parameter, nn.Parameter(value, requires_grad=False))
+        self.settled.change(target.name)
+
+    def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
+        """Choose these; from now on the block computes with them."""
+        self.weights[target.name] = weights
+        self.replace(target, [weight.dequantize() for weight in weights])
+        self.settled.choose(target.name, *_alone(target, self.module(target), weights))
+
+    def change(self, name: str, value: torch.Tensor) -> None:
+        """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
+        owner, _, last = name.rpartition(".")
+        setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
+        self.changed.add(name)
+        self.settled.change()
+
+    def moments(self, stages: list[Stage], *, magnitude: bool = False) -> list[Moments]:
+        """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given, all from one pass over the
+        text as the block stands."""
+        totals: list[Moments] = []
+        calm = self._calm_inputs() if self.original is not None else None
+        for number, part in enumerate(self.batches):
+            hidden = torch.cat(self.hidden[part])
+            with self.settled.batch(number):
+                inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+            for stage, each in zip(stages, inputs, strict=True):
+                if (
+                    hidden.dtype == torch.float32
+                ):  # `each` is what the layers were given, and no wider copy of it
+                    self.settled.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
+            before = [calm[stage].pop(number) if calm else None for stage in stages]
+            totals = totals or [
+                Moments.empty(each.shape[1], drift=calm is not None, magnitude=magnitude) for each in inputs
+            ]
+            for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
+                total.add(each, undisturbed, _token_weight(hidden) if self._writes(stage) else None)
+        return totals
+
+    def _writes(self, stage: Stage) -> bool:
+        """Whether the stage's layers add to the residual stream: they put out its width, and are not the first to read it."""
+        width = self.hidden[0].shape[-1]
+        return stage != self.stages[0] and all(
+            len(self.matrices(target)[0]) == width for target in stage.targets
+        )
+
+    def moments_of_experts(self, target: Target) -> list[Moments]:
+        """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
+        module, matrices = self.module(target), self.matrices(target)
+        totals = [Moments.empty(matrix.shape[1]) for matrix in matrices]
+        previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
+        try:
+            for hidden in self.hidden:
+                parameter = getattr(module, target.parameter).detach()
+                for expert, inputs in watch_experts(
+                    lambda hidden=hidden: self.run(hidden), parameter, self._turned(target)
+                ):
+                    totals[expert].add(inputs)
+        finally:
+            module.config._experts_implementation = previous
+        return totals
+
+    def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:
+        """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits. The block is run for it
+        once, to the end, so that the next block's inputs are known, too; what has been used is let go."""
+        if self._calm is None:
+            linear = [stage for stage in self.stages if stage.targets[0].kind != "experts"]
+            self._calm = {stage: {} for stage in linear}
+            for number, part in enumerate(self.batches):
+
+                def run(part: slice = part) -> None:
+                    output = self.blocks.run(self.position, torch.cat(self.undisturbed[part]), self.original)
+                    self.calm_output |= zip(range(part.start, part.stop), output.split(1), strict=True)
+
+                for stage, inputs in zip(
+                    linear, watch(run, self.original, self.prefix, linear, whole=True), strict=True
+                ):
+                    self._calm[stage][number] = inputs.to(torch.bfloat16)
+        return self._calm
+
+    def _turned(self, target: Target) -> bool:
+        return target.kind == "conv1d" or (target.kind == "experts" and self.module(target).is_transposed)
+
+
+@dataclass(frozen=True)
+class BlockMethod:
+    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is then run alongside. `together`
+    makes what takes in the finished blocks and goes on learning when all are there, see `together.py`."""
+
+    choose: Callable
+    wants_drift: bool = False
+    together: Callable | None = None
+
+    def __call__(self, work: BlockWork) -> None:
+        self.choose(work)
+
+
+@torch.no_grad()
+def quantize_blocks(
+    model: nn.Module,
+    targets: list[Target],
+    method: BlockMethod,
+    recipe: Recipe,
+    calibration: Calibration,
+    report: Progress,
+    work: Path | None = None,
+    identity: dict | None = None,
+) -> Iterator[Finished]:
+    """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept of a block once the
+    caller comes back for the next one, so it should put the tensors in place first.
+
+    `work` is a folder in which finished blocks are kept until all are done; `identity` says what model this is. A run that is started
+    again with the same ones takes up where the last one stopped. Raises `InputError` for a model that has no list of blocks.
+    """
+    blocks = Blocks(model)
+    inside = [
+        [target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")]
+        for i in range(len(blocks))
+    ]
+    about = {
+        "model": identity,
+        "recipe": recipe.to_dict(),
+        "text": calibration.record | {"fingerprint": None},
+    }
+    store = BlockStore(work if identity is not None else None, about | {"ids": calibration.ids.tolist()})
+    report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
+    hidden = blocks.embed(calibration.ids)
+    undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
+    together, waiting = method.together() if method.together else None, []
+    for position, own in enumerate(inside):
+        block = blocks.modules[position]
+        original = _as_it_is(block) if method.wants_drift else None
+        kept = store.read(position)
+        name = f"{blocks.name}.{position}"
+        if kept is not None and set(kept[0]) <= {target.name for target in own}:
+            report(position, len(blocks), f"taking up what was finished: {name}")
+            finished = _take_up(block, name, own, *kept)
+        elif own:
+            finished = _choose(
+                method, blocks, position, own, hidden, undisturbed, original, calibration, report, store
+            )
+        else:
+            finished = Finished(name, {}, {})
+        if together is not None:
+            together.take(name, block, original, own, finished.weights)
+        if position + 1 < len(blocks) or together is not None:
+            _advance(blocks, position, hidden, undisturbed, original, finished)
+        del original
+        if together is None:
+            yield finished
+        else:
+            waiting.append(finished)
+    if together is not None:
+        yield from _learn_together(blocks, together, waiting, undisturbed, calibration, report)
+    report(len(blocks), len(blocks), "")
+    store.remove()
+
+
+def _learn_together(
+    blocks: Blocks, together, finished: list[Finished], wanted, calibration: Calibration, report: Progress
+):
+    """Go on with all blocks at once; hand them over as they are then."""
+
+    def step(what: str) -> None:
+        report(len(blocks), len(blocks), what)
+
+    better = together.learn(blocks, calibration.ids, wanted, calibration.minutes, step)
+    for position, block in enumerate(finished):
+        yield replace(block, weights=block.weights | together.results(position)) if better else block
+
+
+def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
+    """(n, 1): one over the size of each token in the stream `hidden` (1, T, H), 1 for the median token."""
+    size = hidden.flatten(0, -2).float().square().mean(1, keepdim=True).sqrt()
+    return size.median() / size.clamp_min(1e-6 * size.median().clamp_min(1e-30))
+
+
+def _as_it_is(block: nn.Module) -> nn.Module:
+    """A copy of the block that shares its tensors: it stays as it is when the block is given others."""
+    return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
+
+
+def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, finished: Finished) -> None:
+    """Replace the block's inputs by its outputs, batch by batch."""
+    calm = finished.calm_output
+    for number, part in enumerate(blocks.batches(hidden)):
+        with finished.settled.batch(number) if finished.settled else nullcontext():
+            hidden[part] = blocks.run(position, torch.cat(hidden[part])).split(1)
+        if undisturbed is None:
+            continue
+        windows = range(part.start, part.stop)
+        known = all(i in calm for i in windows)
+        undisturbed[part] = (
+            [calm.pop(i) for i in windows]
+            if known
+            else blocks.run(position, torch.cat(undisturbed[part]), original).split(1)
+        )
+
+
+def _choose(
+    method, blocks, position, own, hidden, undisturbed, original, calibration, report, store
+) -> Finished:
+    name = f"{blocks.name}.{position}"
+
+    def step(what: str) -> None:
+        report(position, len(blocks), f"block {position + 1} of {len(blocks)}: {what}")
+
+    step("reading its inputs")
+    task = BlockWork(blocks, position, own, hidden, undisturbed, original, calibration, step)
+    method(task)
+    parameters = dict(task.block.named_parameters())
+    store.write(
+        position, task.weights, {parameter: parameters[parameter] for parameter in sorted(task.changed)}
+    )
+    return Finished(name, task.weights, task.notes, task.calm_output, task.settled)
+
+
+def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:
+    """Put what an earlier run had finished back into the block."""
+    for parameter, value in changed.items():
+        owner, _, last = parameter.rpartition(".")
+        setattr(block.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
+    settled = Settled(block, name, [])
+    for target in own:
+        if target.name in weights:
+            module = block.get_submodule(target.module.removeprefix(f"{name}."))
+            _compute_with(module, target, weights[target.name])
+            settled.choose(target.name, *_alone(target, module, weights[target.name]))
+    notes = {
+        target.name: "No calibration text reached it, so its codes were rounded to nearest."
+        for target in own
+        if target.name not in weights
+    }
+    return Finished(name, weights, notes, settled=settled)
+
+
+def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) -> tuple:
+    """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer and its weight."""
+    return (module, weights[0]) if target.kind == "linear" else ()
+
+
+def _compute_with(module: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
+    matrices = [weight.dequantize() for weight in weights]
+    value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        value = value.transpose(-1, -2).contiguous()
+    setattr(module, target.parameter, nn.Parameter(value, requires_grad=False))

@@ -1,0 +1,271 @@
+"""Apply a recipe to a model in memory, one tensor at a time, and return the ledger of what became of each.
+
+The original of a weight is freed as soon as its quantized form stands in its place, so the peak is the model plus one layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from qcore import engines
+from qcore.base.errors import InputError
+from qcore.formats.budget import Budget
+from qcore.formats.tensor import QuantizedTensor
+from qcore.kernels.precision import computes_fast
+from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
+from qcore.layers.modules import (
+    QuantEmbedding,
+    QuantExperts,
+    QuantizedModule,
+    QuantLinear,
+    StoredEmbedding,
+    StoredExperts,
+    StoredLinear,
+    Widen,
+)
+from qcore.layers.select import Target, select
+from qcore.quantization import methods
+from qcore.quantization.calibration import Calibration, quantize_blocks
+from qcore.quantization.sensitivity.choosing import choose_formats
+from qcore.recipes import CALIBRATED, Engine, Float, Recipe
+from qcore.recipes.ledger import Ledger, Row
+
+Progress = Callable[[int, int, str], None]  # done, total, name of the tensor at hand
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def quantize(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    calibration: Calibration | None = None,
+    work: Path | None = None,
+    identity: str | None = None,
+) -> Ledger:
+    """Apply `recipe` to `model` in place.
+
+    Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in the folder `work` until all are
+    done; called again for the same model (`identity`, such as its digest), recipe and text, they go on where they were stopped.
+
+    Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and `InputError` for a model
+    that is quantized already, a skip pattern that matches nothing, weights that the format cannot hold, or a missing calibration text.
+    """
+    if any(isinstance(module, QuantizedModule) for module in model.modules()):
+        raise InputError(
+            "This model is quantized already. Give the original checkpoint to quantize it another way."
+        )
+    if recipe.calibrated and calibration is None:
+        raise InputError(
+            f"{recipe.name} needs calibration text to choose by: load one with qcore.quantization.calibration.load_calibration."
+        )
+    report, chosen = progress or (lambda done, total, name: None), None
+    with torch.no_grad():
+        if isinstance(recipe.weights, Engine):
+            rows = engines.load(recipe.weights.backend).apply(model, recipe, report, quantize)
+        elif isinstance(recipe.weights, Float):
+            rows = _store_as(model, recipe.weights.dtype, report)
+        else:
+            rows, chosen = _quantize_own(model, recipe, report, calibration, work, identity)
+            run_whole_steps(model)
+    return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None, chosen).check()
+
+
+def run_whole_steps(model: nn.Module) -> None:
+    """Let a model of quantized layers take a whole step in one native call where that can be done; see `qcore.runtime`."""
+    from qcore.runtime import attach
+
+    attach(model)
+
+
+# -- own formats ------------------------------------------------------------------------------------------------------------------
+
+
+def _quantize_own(
+    model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity
+) -> tuple[list[Row], dict | None]:
+    """The ledger's rows, and the record of the formats' choice if the recipe has a budget."""
+    loaded = {name: 0 if shared else tensor.nbytes for name, tensor, shared in inventory(model)}
+    turned = _rotate(model, report) if recipe.prepare == "rotation" else {}
+    selection, chosen = select(model, recipe), None
+    targets = list(selection.targets)
+    if isinstance(recipe.weights, Budget):
+        chosen = choose_formats(model, recipe, targets, calibration, report, identity)
+        targets = [
+            replace(target, format=chosen.formats.get(target.name, target.format)) for target in targets
+        ]
+        identity = identity and f"{identity} {chosen.digest}"
+    twins = {name: shared for name, _, shared in inventory(model)}
+    rows = {
+        name: replace(
+            kept_row(
+                name,
+                tensor,
+                shared,
+                turned.get(name, selection.kept.get(name)),
+                intended=name not in selection.missed,
+            ),
+            bytes_before=loaded[name],
+        )
+        for name, tensor, shared in inventory(model)
+    }
+    done: dict[str, list[QuantizedTensor]] = {}
+
+    def finish(target: Target, weights: list[QuantizedTensor], note: str | None = None) -> None:
+        install(model, target, weights)
+        twin = twins[target.name]
+        size = 0 if twin in done else sum(weight.nbytes for weight in weights)
+        reason = f"Shares the codes of {twin}." if twin in done else note
+        rows[target.name] = replace(
+            rows[target.name], format=weights[0].format.label, bytes_after=size, reason=reason, intended=True
+        )
+        done[target.name] = weights
+
+    if recipe.method in CALIBRATED:
+        own = [target for target in targets if target.method == recipe.method]
+        names = {target.name: target for target in own}
+        for block in quantize_blocks(
+            model, own, methods.BLOCK_METHODS[recipe.method], recipe, calibration, report, work, identity
+        ):
+            for name, weights in block.weights.items():
+                finish(names[name], weights, block.notes.get(name))
+    left = [target for target in targets if target.name not in done]
+    for i, target in enumerate(left):
+        report(i, len(left), target.name)
+        twin = twins[target.name]
+        alone = (
+            replace(target, method=methods.without_text(target.format))
+            if target.method in CALIBRATED
+            else target
+        )
+        note = (
+            "Calibration does not reach it, so its codes were rounded to nearest."
+            if alone is not target
+            else None
+        )
+        finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
+    report(len(left), len(left), "")
+    return list(rows.values()), chosen and chosen.record
+
+
+def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:
+    from qcore.quantization.methods.rotation import rotate
+
+    report(0, 0, "rotating the residual stream")
+    return rotate(model)
+
+
+def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
+    """Quantize the target's parameter, turned so that its rows are outputs: one tensor, or one for each expert."""
+    module = model.get_submodule(target.module)
+    weight = getattr(module, target.parameter)
+    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
+        weight = weight.transpose(-1, -2)
+    matrices = weight.unbind(0) if target.kind == "experts" else [weight]
+    try:
+        return [methods.quantize(matrix, target.format, target.method) for matrix in matrices]
+    except InputError as error:
+        raise InputError(f"{target.name}: {error}") from error
+
+
+def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
+    """Put `weights` in the place of the target's parameter; the original is released."""
+    parent_name, _, last = target.module.rpartition(".")
+    old = model.get_submodule(target.module)
+    if target.kind == "experts":
+        delattr(old, target.parameter)
+        setattr(old, target.parameter, QuantExperts(weights, old.is_transposed))
+        old.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
+        return
+    if target.kind == "embedding":
+        new = QuantEmbedding(weights[0], old.padding_idx)
+    else:
+        new = QuantLinear(weights[0], None if old.bias is None else old.bias.data, target.activations)
+    setattr(model.get_submodule(parent_name), last, new)
+
+
+# -- floating point ---------------------------------------------------------------------------------------------------------------
+
+
+def _store_as(model: nn.Module, name: str, report: Progress) -> list[Row]:
+    """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all the same."""
+    dtype, before = (
+        DTYPES[name],
+        {full: (tensor.dtype, tensor.nbytes) for full, tensor, _ in inventory(model)},
+    )
+    _check_range(model, dtype)
+    device = next(model.parameters()).device
+    if computes_fast(dtype, device):
+        model.to(dtype)
+    else:
+        _store_narrow(model, dtype, report)
+    rows = []
+    for full, tensor, shared in inventory(model):
+        full = plain_name(full)
+        old_dtype, old_bytes = before[full]
+        row = kept_row(
+            full,
+            tensor,
+            shared,
+            None if tensor.dtype != old_dtype else f"Loaded as {dtype_name(old_dtype)} and kept so.",
+        )
+        label = name if tensor.dtype == dtype and dtype != torch.float32 else None
+        rows.append(
+            replace(row, dtype=dtype_name(old_dtype), format=label, bytes_before=0 if shared else old_bytes)
+        )
+    return rows
+
+
+def _check_range(model: nn.Module, dtype: torch.dtype) -> None:
+    limit = torch.finfo(dtype).max
+    for full, tensor, _ in inventory(model):
+        if (
+            tensor.is_floating_point()
+            and torch.finfo(tensor.dtype).max > limit
+            and tensor.numel()
+            and tensor.abs().max() > limit
+        ):
+            raise InputError(
+                f"{full} holds values above {limit:.4g}, the largest that {dtype_name(dtype)} can store. Use bf16 or fp32."
+            )
+
+
+def _store_narrow(model: nn.Module, dtype: torch.dtype, report: Progress) -> None:
+    narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
+
+    def narrow(parameter: nn.Parameter) -> nn.Parameter:
+        if parameter not in narrowed:
+            narrowed[parameter] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+        return narrowed[parameter]
+
+    modules = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    for i, (name, module) in enumerate(modules):
+        report(i, len(modules), name)
+        parent_name, _, last = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        if type(module) is nn.Linear:
+            bias = None if module.bias is None else narrow(module.bias)
+            setattr(parent, last, StoredLinear(narrow(module.weight), bias))
+        elif type(module) is nn.Embedding:
+            setattr(parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx))
+        else:
+            _narrow_in_place(module, narrow)
+
+
+def _narrow_in_place(module: nn.Module, narrow: Callable[[nn.Parameter], nn.Parameter]) -> None:
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.ndim == 3 and hasattr(module, "is_transposed"):
+            delattr(module, name)
+            setattr(module, name, StoredExperts(narrow(parameter)))
+            module.config._experts_implementation = "eager"
+        else:
+            setattr(module, name, narrow(parameter))
+            parametrize.register_parametrization(module, name, Widen(), unsafe=True)

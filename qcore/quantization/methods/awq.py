@@ -1,0 +1,102 @@
+"""AWQ: scale up the channels that carry large activations before rounding, so that their weights keep more digits (arXiv 2306.00978).
+
+    Q(W · diag(s)) · diag(s)⁻¹ x ≈ W x          s = (mean |x|)^α, normalised so that √(max · min) = 1          α ∈ {0, 0.05, … 1}
+
+α is the one with the least error of the layers' outputs, over all linear layers that share the input. s⁻¹ is folded into whatever
+feeds them (see `calibration.folds`), so that nothing is stored for it and the unquantized model stays the same function. Then each
+group's range is clipped where that lowers the error, weighted by the scaled inputs' second moments.
+
+Layers that nothing can be folded into (behind an activation function) are only clipped. Errors are exact ones of all calibration
+text, computed from the Hessian, where the paper samples.
+"""
+
+import torch
+
+from qcore.formats.tensor import Format
+from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
+from qcore.quantization.methods import quantize as quantize_alone
+from qcore.quantization.methods.descent import objective
+from qcore.quantization.methods.grid import nearest, search
+
+STEPS = 20
+_SMALLEST = 1e-4
+
+
+def scales(magnitude: torch.Tensor, alpha: float) -> torch.Tensor:
+    """s (K,) for the mean |x| of each channel, `magnitude` (K,)."""
+    scale = magnitude.clamp_min(_SMALLEST * magnitude.max().clamp_min(_SMALLEST)).pow(alpha)
+    return scale / (scale.max() * scale.min()).sqrt()
+
+
+def search_alpha(
+    weights: list[torch.Tensor], formats: list[Format], hessian: torch.Tensor, magnitude: torch.Tensor
+) -> float:
+    """The α for matrices (N, K) that share their inputs; `magnitude` (K,) is what s is made from."""
+    best, chosen = None, 0.0
+    for step in range(STEPS + 1):
+        scale = scales(magnitude, step / STEPS)
+        error = sum(
+            scaled_error(weight, format, hessian, scale)
+            for weight, format in zip(weights, formats, strict=True)
+        )
+        if best is None or error < best:
+            best, chosen = error, step / STEPS
+    return chosen
+
+
+def scaled_error(weight: torch.Tensor, format: Format, hessian: torch.Tensor, scale: torch.Tensor) -> float:
+    """The squared error of the layer's output, times 2 / n, if the columns of `weight` (N, K) are scaled before rounding."""
+    rounded = quantize_alone(weight * scale, format, "rtn").dequantize() / scale
+    return objective(weight.T, rounded.T, hessian)
+
+
+def choose(work) -> None:
+    """Fold scales into the whole block first, then round its layers."""
+    from qcore.quantization.calibration.folds import apply, find_fold
+
+    importance: dict[str, torch.Tensor] = {}
+    for stage in work.stages:
+        work.step(f"scales of {', '.join(target.module.rpartition('.')[2] for target in stage.targets)}")
+        if stage.targets[0].kind == "experts":
+            continue
+        (moments,), fold = work.moments([stage], magnitude=True), find_fold(work, stage)
+        scale = torch.ones(len(moments.hessian))
+        if fold is not None:
+            weights = [work.matrices(target)[0] for target in stage.targets]
+            magnitude = fold.shared(moments.magnitude)
+            alpha = search_alpha(
+                weights, [target.format for target in stage.targets], moments.hessian, magnitude[fold.source]
+            )
+            apply(work, stage, fold, scales(magnitude, alpha))
+            scale = scales(magnitude, alpha)[fold.source]
+        importance |= {target.name: moments.hessian.diagonal() / scale.square() for target in stage.targets}
+    for stage in work.stages:
+        for target in stage.targets:
+            if target.kind == "experts":
+                _experts(work, target)
+            else:
+                work.put(target, [clipped(work.matrices(target)[0], target.format, importance[target.name])])
+
+
+def clipped(weight: torch.Tensor, format: Format, importance: torch.Tensor):
+    """Round `weight` (N, K) to nearest on the grid that is best for inputs of that `importance` (K,)."""
+    weight = weight.float()
+    grid = search(weight, format, importance)
+    return grid.tensor(nearest(weight.T.contiguous(), grid))
+
+
+def _experts(work, target) -> None:
+    seen = work.moments_of_experts(target)
+    tensors = [
+        clipped(
+            matrix,
+            target.format,
+            moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian)),
+        )
+        for matrix, moments in zip(work.matrices(target), seen, strict=True)
+    ]
+    work.notes[target.name] = "Fused experts are clipped by their inputs; no scales are folded into them."
+    work.put(target, tensors)
+
+
+BLOCK_METHODS.register("awq")(BlockMethod(choose))

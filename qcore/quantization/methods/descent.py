@@ -1,0 +1,124 @@
+"""Coordinate descent on what a layer gets wrong: codes and scales in turn, each step exact, so the error never grows.
+
+For a row w of a layer's weights, its quantized form q and the Hessian H of the inputs, the layer's squared error is
+
+    f(q) = (q − w) · H · (q − w)ᵀ
+
+Codes: with all others fixed, f is a parabola in one weight, with its minimum at  q_j − [H (q − w)]_j / H_jj;  the nearest value of the
+grid is the best one (QuantEase, arXiv 2309.01885). Scales: with the codes fixed, q = Σ_g s_g · u_g for the units u_g of each group, and
+f is a quadratic in the scales s: a small linear system for each row. Tables of values without a scale: the same with u_e marking where
+entry e is used. Alternating the two goes on where GPTQ, which visits each weight once, has to stop.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from qcore.quantization.methods import stepwise
+from qcore.quantization.methods.grid import Grid, groups_in
+
+ROUNDS = 3
+
+
+def objective(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Σ over rows of (q − w) H (q − w)ᵀ, for (K, N) matrices: the squared error of the layer's output, times 2 / n."""
+    error = quantized - weight
+    return float((error * (hessian @ error)).sum(dtype=torch.float64))
+
+
+def refine(
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    grids: list[Grid],
+    hessian: torch.Tensor,
+    rounds: int = ROUNDS,
+    sweeps: int = 1,
+) -> tuple[torch.Tensor, list[Grid]]:
+    """Better codes (K, N) and grids for `weight` (K, N), starting from `codes`. The columns belong to the `grids` one after another
+    (several matrices that read the same inputs are worked on together)."""
+    pull = hessian @ weight
+    for _ in range(rounds):
+        codes, grids = refit(pull, codes, grids, hessian)
+        for _ in range(sweeps):
+            codes = sweep(weight, codes, stack(grids), hessian)
+    return refit(pull, codes, grids, hessian)
+
+
+def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> torch.Tensor:
+    """One pass over all inputs. Returns new codes (K, N)."""
+    values = grid.values(codes)
+    return stepwise.choose(
+        grid, hessian, hessian @ (values - weight), hessian.diagonal().reciprocal(), values
+    )
+
+
+def refit(
+    pull: torch.Tensor, codes: torch.Tensor, grids: list[Grid], hessian: torch.Tensor
+) -> tuple[torch.Tensor, list[Grid]]:
+    """The grids with the scales (or tables) that are best for `codes`, in the precision that is stored, and the codes, which change
+    only where the entries of a table have changed places. `pull` (K, N) is H · w, the Hessian times the weights."""
+    fitted, kept, start = [], [], 0
+    for grid in grids:
+        part = slice(start, start := start + grid.scale.shape[1])
+        own = codes[:, part].contiguous()
+        if grid.scaled:
+            fitted.append(_refit_scale(pull[:, part], own, grid, hessian))
+        else:
+            own, grid = _refit_table(pull[:, part], own, grid, hessian)
+            fitted.append(grid)
+        kept.append(own)
+    return torch.cat(kept, dim=1), fitted
+
+
+def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> Grid:
+    columns, rows = pull.shape
+    units, count = grid.units(codes), groups_in(columns, grid.format)
+    size = grid.format.group_size or columns
+    system, wanted = torch.empty(rows, count, count), torch.empty(rows, count)
+    for group in range(count):
+        span, upto = slice(group * size, min((group + 1) * size, columns)), min((group + 1) * size, columns)
+        shared = (hessian[:upto, span] @ units[span]).mul_(units[:upto])
+        shared = torch.nn.functional.pad(shared, (0, 0, 0, (group + 1) * size - upto))
+        system[:, group, : group + 1] = shared.view(group + 1, size, rows).sum(1).T
+        system[:, :group, group] = system[:, group, :group]  # the same, as the Hessian is symmetric
+        wanted[:, group] = (units[span] * pull[span]).sum(0)
+    ridge = _ridge(system)
+    system.diagonal(dim1=1, dim2=2).add_(ridge)
+    scale = torch.linalg.solve(system, wanted + ridge * grid.scale.T).T
+    usable = (scale > 0) & scale.isfinite()
+    return grid.with_scale(torch.where(usable, scale, grid.scale))
+
+
+def _refit_table(
+    pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor
+) -> tuple[torch.Tensor, Grid]:
+    rows, entries = grid.table.shape
+    used = codes.T.long().contiguous()  # (N, K)
+    wanted = torch.zeros(rows, entries).scatter_add_(1, used, pull.T.contiguous())
+    system = torch.zeros(rows, entries, entries)
+    for entry in range(entries):
+        system[:, entry].scatter_add_(1, used, (hessian @ (codes == entry).float()).T.contiguous())
+    ridge = _ridge(system)
+    system.diagonal(dim1=1, dim2=2).add_(ridge)
+    table = torch.linalg.solve(system, wanted + ridge * grid.table)
+    table = torch.where(table.isfinite(), table, grid.table).to(torch.float16).float()
+    ascending, order = table.sort(dim=1)
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(entries).expand(rows, -1))
+    return place.gather(1, used).T.float().contiguous(), replace(grid, table=ascending)
+
+
+def _ridge(system: torch.Tensor) -> torch.Tensor:
+    """(N, 1): what pulls unknowns that no weight depends on to where they were."""
+    return system.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) * 1e-5 + torch.finfo(torch.float32).tiny
+
+
+def stack(grids: list[Grid]) -> Grid:
+    """One grid for several matrices that share their inputs and their format."""
+    if len(grids) == 1:
+        return grids[0]
+    first = grids[0]
+    table = first.table
+    if table is not None and first.order is None:  # learned, so each matrix has its own
+        table = torch.cat([grid.table.expand(grid.scale.shape[1], -1) for grid in grids])
+    zero = None if first.zero is None else torch.cat([grid.zero for grid in grids], dim=1)
+    return replace(first, scale=torch.cat([grid.scale for grid in grids], dim=1), zero=zero, table=table)

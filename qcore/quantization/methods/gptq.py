@@ -1,0 +1,152 @@
+"""GPTQ: round one input's weights at a time, and let the inputs that are still free take up the error (arXiv 2210.17323).
+
+With X the inputs a layer sees and H = 2/n · XᵀX their Hessian, rounding column j of W to q_j costs
+
+    (w_j − q_j)² / [H⁻¹]_jj          and moves every later column k by          − (w_j − q_j) · [H⁻¹]_jk / [H⁻¹]_jj
+
+where H⁻¹ is the inverse over the columns that are still free. All these inverses are read off one Cholesky factor of H⁻¹. As in the
+paper's code, columns are taken in the order of their importance ("activation order"), grids are chosen before ("static groups"), and
+updates are applied lazily, a block at a time, so that most of the work is a matrix product.
+
+What GPTQ leaves is then refined by coordinate descent on the same objective, see `descent.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore.formats.tensor import Format, QuantizedTensor
+from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, descent, stepwise, without_text
+from qcore.quantization.methods import quantize as quantize_alone
+from qcore.quantization.methods.grid import Grid, search
+
+DAMPING = 0.01
+DRIFT = 0.5
+
+
+def damped(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+    """A copy of the Hessian (K, K) with `damping` times its mean diagonal added, and 1 where an input was always zero."""
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal.add_(damping * diagonal[~dead].mean() if not dead.all() else 0)
+    diagonal[dead] = 1
+    return hessian
+
+
+def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper triangular U (K, K) with H⁻¹ = Uᵀ·U, whose rows hold the updates that the docstring above describes."""
+    flipped = torch.linalg.cholesky(
+        hessian.flip(0, 1)
+    )  # H = Rᵀ·R reversed, so H⁻¹ needs one triangular inverse and no second factor
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    return torch.linalg.solve_triangular(flipped, eye, upper=False).flip(0, 1)
+
+
+def solve(
+    weight: torch.Tensor, grid: Grid, hessian: torch.Tensor, order: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The codes (K, N), as floats, that GPTQ chooses for `weight` (K, N) under the damped `hessian` (K, K).
+
+    `order` (K,) is the order in which inputs are taken (default: largest diagonal first). Raises `torch.linalg.LinAlgError` if the
+    Hessian is not positive definite.
+    """
+    order = hessian.diagonal().argsort(descending=True) if order is None else order
+    factor = inverse_factor(hessian[order][:, order])
+    codes = stepwise.choose(grid, factor, weight[order], factor.diagonal().reciprocal(), order=order)
+    result = torch.empty_like(codes)
+    result[order] = codes
+    return result
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Codes (K, N) on a grid, and the weight (K, N) that they were chosen for."""
+
+    grid: Grid
+    codes: torch.Tensor
+    goal: torch.Tensor
+
+    @property
+    def tensor(self) -> QuantizedTensor:
+        """The stored form."""
+        return self.grid.tensor(self.codes)
+
+
+def quantize(
+    weights: list[torch.Tensor],
+    format: Format,
+    hessian: torch.Tensor,
+    drift: torch.Tensor | None = None,
+    rounds: int = descent.ROUNDS,
+) -> list[Solution]:
+    """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see `calibration.inputs`) are given."""
+    importance = hessian.diagonal().clone()
+    hessian = damped(hessian)
+    sizes = [len(weight) for weight in weights]
+    goal = torch.cat([weight.float() for weight in weights])
+    if drift is not None:
+        goal = goal + corrected(goal, hessian, drift)
+    goals = goal.split(sizes)
+    grids = [search(goal, format, importance) for goal in goals]
+    goal = goal.T.contiguous()
+    codes = solve(goal, descent.stack(grids), hessian)
+    if rounds:
+        codes, grids = descent.refine(goal, codes, grids, hessian, rounds)
+    return [
+        Solution(*each)
+        for each in zip(grids, codes.split(sizes, dim=1), goal.split(sizes, dim=1), strict=True)
+    ]
+
+
+def corrected(
+    weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, share: float = DRIFT
+) -> torch.Tensor:
+    """What to add to `weight` (N, K) so that, given the quantized model's inputs, it puts out what it did in the unquantized one."""
+    return share * torch.cholesky_solve((weight @ drift).T, torch.linalg.cholesky(hessian)).T
+
+
+def choose(work) -> dict[str, Solution]:
+    """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs are those that the
+    quantized stages before it make, so each makes up for what the ones before got wrong."""
+    found: dict[str, Solution] = {}
+    linear = [stage for stage in work.stages if stage.targets[0].kind != "experts"]
+    for stage in linear:
+        work.step(names([stage]))
+        (moments,) = work.moments([stage])
+        for format in dict.fromkeys(target.format for target in stage.targets):
+            alike = [target for target in stage.targets if target.format == format]
+            solutions = quantize(
+                [work.matrices(target)[0] for target in alike], format, moments.hessian, moments.drift
+            )
+            for target, solution in zip(alike, solutions, strict=True):
+                found[target.name] = solution
+                work.put(target, [solution.tensor])
+    for stage in work.stages:
+        if stage not in linear:
+            work.step(names([stage]))
+            _experts(work, stage.targets[0])
+    return found
+
+
+def names(stages) -> str:
+    """The stages' layers, for people."""
+    return ", ".join(target.module.rpartition(".")[2] for stage in stages for target in stage.targets)
+
+
+def _experts(work, target) -> None:
+    tensors, alone = [], 0
+    for matrix, moments in zip(work.matrices(target), work.moments_of_experts(target), strict=True):
+        if moments.tokens:
+            tensors.append(quantize([matrix], target.format, moments.hessian)[0].tensor)
+        else:
+            tensors.append(quantize_alone(matrix, target.format, without_text(target.format)))
+            alone += 1
+    if alone:
+        work.notes[target.name] = (
+            f"No calibration text reached {alone} of {len(tensors)} experts, which were rounded to nearest."
+        )
+    work.put(target, tensors)
+
+
+BLOCK_METHODS.register("gptq")(BlockMethod(choose, wants_drift=True))

@@ -1,0 +1,241 @@
+"""The values that each weight of a matrix may take: its grid, chosen so that the error is smallest where the inputs are large.
+
+A method that chooses codes one input at a time (GPTQ, coordinate descent) needs all grids before it starts, "static groups". They are
+searched here: for each group of weights w with the importance h of its inputs (the diagonal of the Hessian), the range is shrunk step
+by step and the one with the least
+
+    Σ h_j · (w_j − round(w_j))²
+
+is kept. With h = 1 this is clipping by plain squared error, which makes language models worse: a few inputs are a hundred times
+larger than the others, and it is their weights that must be right.
+
+Everything is held transposed, (G, N) for G groups and N outputs, because the methods walk along the inputs.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
+from qcore.formats.uniform import Uniform
+from qcore.kernels.choosing import Levels
+from qcore.quantization.methods.rtn import grouped
+
+SHRINK = tuple(1 - 0.025 * step for step in range(21))  # shares of the full range that are tried: 1 … 0.5
+_CHUNK = 1 << 21  # weights searched at a time
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`scale` (G, N) as it will be stored; `zero` (G, N) for asymmetric grids; `table` (16,) or (N, 16), ascending, for codebooks.
+
+    `order` turns an index into an ascending table into the format's code. Without a scale (per-channel tables) `scale` is all ones.
+    """
+
+    format: Format
+    scale: torch.Tensor
+    zero: torch.Tensor | None = None
+    table: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+    @property
+    def lowest(self) -> int:
+        """The smallest code."""
+        return 1 if isinstance(self.format, Uniform) and self.format.symmetric else 0
+
+    @property
+    def scaled(self) -> bool:
+        """False for per-channel tables, which have no scale."""
+        return self.format.group_size is not None or self.table is None or self.format.fixed is not None
+
+    @cached_property
+    def midpoints(self) -> torch.Tensor:
+        """Halfway between the entries of `table`: (15,) or (N, 15)."""
+        return ((self.table[..., 1:] + self.table[..., :-1]) / 2).contiguous()
+
+    @cached_property
+    def inverse(self) -> torch.Tensor:
+        """1 / scale, (G, N)."""
+        return self.scale.clamp_min(_TINY).reciprocal()
+
+    @cached_property
+    def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]]:
+        """(1 / scale, scale, zero point) of each group, (N,) each: a look-up a group where it would be one a call."""
+        middle = self.format.levels // 2 if self.table is None else 0
+        zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
+        return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The same for the native function that chooses codes."""
+        if self.table is not None:
+            return Levels(self.inverse, self.scale, table=self.table, midpoints=self.midpoints)
+        levels = self.format.levels
+        return Levels(self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1)
+
+    def group_of(self, column: int) -> int:
+        """The group that an input belongs to."""
+        return 0 if self.format.group_size is None else column // self.format.group_size
+
+    def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong to `group`."""
+        inverse, scale, zero = self._rows[group]
+        if self.table is None:
+            codes = torch.mul(values, inverse).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
+            return codes, torch.sub(codes, zero).mul_(scale)
+        relative = values * inverse
+        if self.table.ndim == 1:
+            codes = torch.bucketize(relative, self.midpoints, out_int32=True)
+            return codes.float(), self.table.index_select(0, codes.flatten()).view(codes.shape).mul_(scale)
+        codes = torch.searchsorted(
+            self.midpoints, relative.movedim(-1, 0).reshape(relative.shape[-1], -1).contiguous()
+        )
+        values = self.table.gather(1, codes)
+        shape = (relative.shape[-1], *relative.shape[:-1])
+        return codes.view(shape).movedim(0, -1).float(), values.view(shape).movedim(0, -1) * scale
+
+    def units(self, codes: torch.Tensor) -> torch.Tensor:
+        """What codes (K, N) stand for before the scale is applied: (K, N)."""
+        if self.table is None:
+            return codes - (
+                self.format.levels // 2 if self.zero is None else self.spread(self.zero, len(codes))
+            )
+        if self.table.ndim == 1:
+            return self.table[codes.long()]
+        return self.table.gather(1, codes.T.long().contiguous()).T
+
+    def spread(self, per_group: torch.Tensor, columns: int) -> torch.Tensor:
+        """(G, N) -> (K, N): a group's value for each of its inputs."""
+        size = self.format.group_size
+        return (
+            per_group.expand(columns, -1)
+            if size is None
+            else per_group.repeat_interleave(size, dim=0)[:columns]
+        )
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """The weights (K, N) that codes (K, N) stand for."""
+        return self.units(codes).mul(self.spread(self.scale, len(codes)))
+
+    def with_scale(self, scale: torch.Tensor) -> "Grid":
+        """The same grid with other scales (G, N), rounded to what the format stores."""
+        return replace(self, scale=round_scale(scale.T.contiguous(), self.format).T.contiguous())
+
+    def tensor(self, codes: torch.Tensor) -> QuantizedTensor:
+        """The stored form of codes (K, N)."""
+        codes = codes.T.to(torch.uint8).contiguous()
+        if self.order is not None:
+            codes = self.order.to(torch.uint8)[codes.long()]
+        zero = None if self.zero is None else self.zero.T.to(torch.uint8).contiguous()
+        table = self.table
+        if table is not None:
+            table = self.format.fixed if self.format.fixed is not None else table.to(torch.float16)
+        return QuantizedTensor.from_codes(
+            self.format, codes, self.scale.T.contiguous() if self.scaled else None, zero, table
+        )
+
+
+def search(
+    weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink: tuple[float, ...] = SHRINK
+) -> Grid:
+    """The best grid of `format` for `weight` (N, K), given the `importance` (K,) of each input."""
+    if isinstance(format, Codebook):
+        return _search_table(weight, format, importance, shrink)
+    size = format.group_size
+    heavy = grouped(importance.unsqueeze(0), size)  # (1, G, size)
+    rows = max(1, _CHUNK // weight.shape[1])
+    parts = [_search_uniform(grouped(part, size), heavy, format, shrink) for part in weight.split(rows)]
+    scale = torch.cat([scale for scale, _ in parts])
+    zero = None if format.symmetric else torch.cat([zero for _, zero in parts]).T.contiguous()
+    return Grid(format, round_scale(scale, format).T.contiguous(), zero)
+
+
+def _search_uniform(
+    groups: torch.Tensor, heavy: torch.Tensor, format: Uniform, shrink
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scale and zero point (N, G) of `groups` (N, G, size)."""
+    lowest, highest = groups.aminmax(dim=2)
+    top, middle = format.levels - 1, format.levels // 2
+    best = torch.full_like(lowest, torch.inf)
+    scale, zero = torch.zeros_like(lowest), torch.zeros_like(lowest)
+    for share in shrink:
+        if format.symmetric:
+            tried, offset = (
+                torch.maximum(-lowest, highest) * (share / (middle - 1)),
+                torch.full_like(lowest, middle),
+            )
+        else:
+            low, high = lowest.clamp_max(0) * share, highest.clamp_min(0) * share
+            tried = (high - low) / top
+            offset = (-low / tried.clamp_min(_TINY)).round_().clamp_(0, top)
+        tried = tried.to(torch.float16).float() if not format.double_quant else tried
+        codes = (groups / tried.clamp_min(_TINY).unsqueeze(2)).round_().add_(offset.unsqueeze(2))
+        codes.clamp_(1 if format.symmetric else 0, top).sub_(offset.unsqueeze(2)).mul_(
+            tried.unsqueeze(2)
+        ).sub_(groups)
+        error = codes.square_().mul_(heavy).sum(2)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale, zero = torch.where(better, tried, scale), torch.where(better, offset, zero)
+    return scale, None if format.symmetric else zero
+
+
+def _search_table(weight: torch.Tensor, format: Codebook, importance: torch.Tensor, shrink) -> Grid:
+    from qcore.quantization.methods.kmeans import weighted_table
+
+    columns = weight.shape[1]
+    if format.kind == "kmeans4" and format.group_size is None:
+        return Grid(format, torch.ones(1, len(weight)), table=weighted_table(weight, importance))
+    groups, heavy = grouped(weight, format.group_size), grouped(importance.unsqueeze(0), format.group_size)
+    absmax = groups.abs().amax(2)
+    if format.fixed is not None:
+        table, order = format.fixed.sort()
+    else:
+        relative = (groups / absmax.clamp_min(_TINY).unsqueeze(2)).flatten(1)[:, :columns]
+        strength = (heavy * absmax.unsqueeze(2).square()).flatten(1)[:, :columns]
+        table, order = weighted_table(relative.reshape(1, -1), strength.reshape(1, -1))[0], None
+    midpoints = (table[1:] + table[:-1]) / 2
+    scales = []
+    for part, top in zip(
+        groups.split(max(1, _CHUNK // columns)), absmax.split(max(1, _CHUNK // columns)), strict=True
+    ):
+        best, scale = torch.full_like(top, torch.inf), torch.zeros_like(top)
+        for share in shrink:
+            tried = top * share
+            relative = part / tried.clamp_min(_TINY).unsqueeze(2)
+            error = (
+                table[torch.bucketize(relative.contiguous(), midpoints, out_int32=True)] - relative
+            ).square_().mul_(heavy).sum(2) * tried.square()
+            better = error < best
+            best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
+        scales.append(scale)
+    return Grid(format, round_scale(torch.cat(scales), format).T.contiguous(), table=table, order=order)
+
+
+def nearest(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The codes (K, N) of the values nearest to `weight` (K, N): rounding, each weight for itself."""
+    size = grid.format.group_size or len(weight)
+    return torch.cat([grid.round(part, group)[0] for group, part in enumerate(weight.split(size))])
+
+
+def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
+    """The grid of a stored `tensor` and its codes (K, N), as floats: what `Grid.tensor` was made from."""
+    format, codes = tensor.format, tensor.unpacked_codes()
+    scale = tensor.scales()
+    scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
+    if isinstance(format, Uniform):
+        zero = None if format.symmetric else tensor.zero_points().T.contiguous()
+        return Grid(format, scale, zero), codes.T.float().contiguous()
+    table, order = tensor.codebook.float(), None
+    if format.fixed is not None:
+        table, order = table.sort()
+        codes = order.argsort()[codes.long()]
+    return Grid(format, scale, table=table, order=order), codes.T.float().contiguous()
+
+
+def groups_in(columns: int, format: Format) -> int:
+    """G, the number of groups along `columns` inputs."""
+    return group_count(columns, format.group_size)

@@ -1,0 +1,53 @@
+"""Codebooks that are learned where the inputs are large: k-means weighted by the Hessian's diagonal (SqueezeLLM, arXiv 2306.07629).
+
+The error of weight j of a row changes the layer's output by its input times that error, so its square counts h_j, the second moment of
+the input. Per channel, each row's table minimises  Σ h_j · (w_j − t[code_j])².  Per group, weights are divided by their group's scale,
+one table is learned for the matrix with the weights h_j · scale², and then each group's scale is searched.
+"""
+
+import torch
+
+from qcore.base.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import QuantizedTensor
+from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
+from qcore.quantization.methods.grid import nearest, search
+
+
+def quantize(weight: torch.Tensor, format: Codebook, importance: torch.Tensor) -> QuantizedTensor:
+    """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raises `InputError` for others."""
+    if not isinstance(format, Codebook) or format.kind != "kmeans4":
+        raise InputError(
+            f"The method kmeans-hessian learns the table of a kmeans4 format; it cannot be used with {format.label}."
+        )
+    importance = importance.clamp_min(1e-8 * importance.max())
+    grid = search(weight.float(), format, importance)
+    return grid.tensor(nearest(weight.float().T.contiguous(), grid))
+
+
+def choose(work) -> None:
+    """Quantize a block, stage by stage."""
+    for stage in work.stages:
+        work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
+        if stage.targets[0].kind == "experts":
+            (target,) = stage.targets
+            seen = work.moments_of_experts(target)
+            importances = [
+                moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian))
+                for moments in seen
+            ]
+            work.put(target, [quantize(*pair) for pair in _pairs(work, target, importances)])
+            continue
+        importance = work.moments([stage])[0].hessian.diagonal()
+        for target in stage.targets:
+            work.put(target, [quantize(*pair) for pair in _pairs(work, target, [importance])])
+
+
+def _pairs(work, target, importances):
+    return [
+        (matrix, target.format, importance)
+        for matrix, importance in zip(work.matrices(target), importances, strict=True)
+    ]
+
+
+BLOCK_METHODS.register("kmeans-hessian")(BlockMethod(choose))

@@ -1,0 +1,92 @@
+"""HQQ: half-quadratic quantization. Robust to outliers, and needs no data (Badri and Shaji, 2023, "Half-Quadratic Quantization").
+
+The grid of a group is chosen so that  Σ |w − ŵ|^p  with p = 0.7 is small: a few weights that do not fit cost little, so the grid follows
+the many. The problem is split with an extra error e for each weight, and solved by turns:
+
+    e ← shrink(w − ŵ)          shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)          β grows by κ each round
+    grid ← least squares fit of w − e on the codes
+
+The paper fits the zero point, a float there. Here zero points are small integers, so that the grid contains 0 and costs 4 bits less for
+each group; the fit is of the scale, and the zero point is rounded. Each group keeps the best grid it has met.
+"""
+
+import torch
+
+from qcore.base.errors import InputError
+from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.uniform import Uniform
+from qcore.quantization.methods import METHODS
+from qcore.quantization.methods.rtn import grouped
+
+NORM, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # the paper's
+_CHUNK = 1 << 20  # weights that are worked on at a time: they stay in the cache
+_SMALL = 1e-6  # errors below this count as this, so that no power of zero is taken
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@METHODS.register("hqq")
+def quantize(weight: torch.Tensor, format: Uniform) -> QuantizedTensor:
+    """Quantize `weight` (N, K) to a uniform format. Raises `InputError` for any other."""
+    if not isinstance(format, Uniform):
+        raise InputError(
+            f"The method hqq fits the scales of uniform grids; it cannot be used with {format.label}."
+        )
+    parts = [
+        fit(grouped(part, format.group_size), format)
+        for part in weight.split(max(1, _CHUNK // weight.shape[1]))
+    ]
+    scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
+    kept = round_scale(scale, format)
+    rows = max(1, _CHUNK // weight.shape[1])
+    codes = [
+        encode(
+            grouped(part, format.group_size),
+            kept[i * rows :][: len(part)],
+            zero[i * rows :][: len(part)],
+            format,
+        ).flatten(1)
+        for i, part in enumerate(weight.split(rows))
+    ]
+    codes = torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8)
+    return QuantizedTensor.from_codes(
+        format, codes, scale, None if format.symmetric else zero.to(torch.uint8)
+    )
+
+
+def fit(groups: torch.Tensor, format: Uniform, rounds: int = ROUNDS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and integer zero point, both (N, G), of `groups` (N, G, size)."""
+    lowest, highest = groups.aminmax(dim=2)
+    top, middle = format.levels - 1, format.levels // 2
+    if format.symmetric:
+        scale, zero = torch.maximum(-lowest, highest) / (middle - 1), torch.full_like(lowest, middle)
+    else:
+        scale = (highest.clamp_min(0) - lowest.clamp_max(0)) / top
+        zero = (-lowest.clamp_max(0) / scale.clamp_min(_TINY)).round_().clamp_(0, top)
+    # errors are compared with β, so the group's weights are measured in units in which their step is 1 / (levels − 1), as the paper's are
+    unit = (scale * top).clamp_min(_TINY)
+    groups, scale = groups / unit.unsqueeze(2), scale / unit
+    best, best_scale, best_zero = torch.full_like(scale, torch.inf), scale, zero
+    beta = BETA
+    for _ in range(rounds + 1):
+        offsets = encode(groups, scale, zero, format).sub_(zero.unsqueeze(2))
+        error = torch.addcmul(groups, offsets, scale.unsqueeze(2), value=-1)
+        size = error.abs().clamp_min_(_SMALL)
+        inverse = size.pow(NORM - 1)
+        cost = (size * inverse).sum(2)
+        better = cost < best
+        best = torch.where(better, cost, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        aim = groups - error.sign_().mul_(size.sub_(inverse, alpha=1 / beta).clamp_min_(0))
+        scale = (aim * offsets).sum(2) / offsets.square().sum(2).clamp_min(_TINY)
+        scale = torch.where(scale > 0, scale, best_scale)
+        if not format.symmetric:
+            codes = offsets.add_(zero.unsqueeze(2))
+            zero = (codes - aim / scale.clamp_min(_TINY).unsqueeze(2)).mean(2).round_().clamp_(0, top)
+        beta *= KAPPA
+    return best_scale * unit, best_zero
+
+
+def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, format: Uniform) -> torch.Tensor:
+    """The nearest codes (N, G, size), as floats."""
+    codes = (groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero.unsqueeze(2))
+    return codes.clamp_(1 if format.symmetric else 0, format.levels - 1)

@@ -1,0 +1,99 @@
+"""Learned codebooks: Lloyd's algorithm finds the 16 values that minimise the squared error of the weights they replace.
+
+Per channel (`group_size=None`) each row of N gets 16 values of its own (SqueezeLLM, arXiv 2306.07629, without its weighting).
+Per group, the weights are first divided by their group's largest magnitude and one table is learned for the whole matrix.
+
+Everything is done on sorted values: in one dimension the clusters of k-means are intervals, so assigning is a binary search in
+the midpoints and a centroid is a difference of prefix sums; no distance matrix is ever formed. It starts from the values at evenly
+spaced ranks moved towards evenly spaced values, which converges in few rounds.
+"""
+
+import torch
+
+from qcore.base.errors import InputError
+from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.tensor import QuantizedTensor, spread
+from qcore.quantization.methods import METHODS
+from qcore.quantization.methods.rtn import grouped
+
+ROUNDS = 30
+_ROWS = 512  # rows clustered at a time
+_SAMPLE = (
+    1 << 20
+)  # values that a matrix-wide table is learned from, at even strides: enough for 16 centroids to four digits
+
+
+@METHODS.register("kmeans")
+def quantize(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
+    """Quantize `weight` (N, K) to a `kmeans4` format. Raises `InputError` for any other format."""
+    if not isinstance(format, Codebook) or format.kind != "kmeans4":
+        raise InputError(
+            f"The method kmeans learns the table of a kmeans4 format; it cannot be used with {format}."
+        )
+    if format.group_size is None:
+        tables, codes = zip(*(_per_row(part.float()) for part in weight.split(_ROWS)), strict=True)
+        return QuantizedTensor.from_codes(format, torch.cat(codes), codebook=torch.cat(tables))
+    return _per_group(weight, format)
+
+
+def _per_row(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    table = lloyd(values).to(torch.float16)
+    return table, assign(values, table.float())
+
+
+def _per_group(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
+    columns, size = weight.shape[1], format.group_size
+    scale = grouped(weight, size).abs().amax(dim=2)
+    relative = weight.float() / spread(scale, columns, size).clamp_min(torch.finfo(torch.float32).tiny)
+    sample = relative.flatten()[:: max(1, relative.numel() // _SAMPLE)]
+    table = lloyd(sample.unsqueeze(0)).to(torch.float16)
+    codes = torch.cat(
+        [assign(part.reshape(1, -1), table.float()).view(part.shape) for part in relative.split(_ROWS)]
+    )
+    return QuantizedTensor.from_codes(format, codes, scale, codebook=table[0])
+
+
+def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    """Ascending tables (R, 16), float16 values in float32, for `values` (R, C) whose squared errors count `importance` (C,) or (R, C)."""
+    importance = importance.expand(values.shape)
+    step = max(1, values.shape[1] // _SAMPLE)
+    parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
+    return (
+        torch.cat([lloyd(part[:, ::step], weights=heavy[:, ::step]) for part, heavy in parts])
+        .to(torch.float16)
+        .float()
+    )
+
+
+def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The centroids (R, 16), ascending, of each row of `values` (R, C), whose squared errors count as much as `weights` (R, C) say."""
+    ordered, order = values.sort(dim=1)
+    ordered, count = ordered.contiguous(), values.shape[1]
+    heavy = (
+        torch.ones_like(ordered, dtype=torch.float64)
+        if weights is None
+        else weights.gather(1, order).double()
+    )
+    sums, masses = (torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (ordered * heavy, heavy))
+    middle = (torch.arange(ENTRIES) + 0.5) / ENTRIES
+    by_rank = ordered[:, (middle * count).long().clamp_max(count - 1)]
+    lowest, highest = ordered[:, :1], ordered[:, -1:]
+    centroids = (by_rank + lowest + (highest - lowest) * middle) / 2
+    for _ in range(rounds):
+        edges = torch.searchsorted(ordered, (centroids[:, 1:] + centroids[:, :-1]) / 2, right=True)
+        bounds = torch.cat(
+            (torch.zeros_like(edges[:, :1]), edges, torch.full_like(edges[:, :1], count)), dim=1
+        )
+        mass = masses.gather(1, bounds).diff(dim=1)
+        means = (sums.gather(1, bounds).diff(dim=1) / mass.clamp_min(1e-300)).float()
+        moved = torch.where((bounds.diff(dim=1) > 0) & (mass > 0), means, centroids)
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    return centroids.sort(dim=1).values
+
+
+def assign(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The index (uint8) of the nearest entry of each row's ascending `table` (R, 16) for `values` (R, C)."""
+    midpoints = ((table[:, 1:] + table[:, :-1]) / 2).contiguous()
+    return torch.searchsorted(midpoints, values.contiguous(), out_int32=True).to(torch.uint8)

@@ -1,0 +1,120 @@
+"""Round to nearest: the scale from the group's extremes, then every weight to the closest value of the grid. Needs no data.
+
+    symmetric     scale = max|w| / (2^(bits−1) − 1)                  code = round(w / scale) + 2^(bits−1)
+    asymmetric    scale = (max(w, 0) − min(w, 0)) / (2^bits − 1)     zero_point = round(−min(w, 0) / scale)
+    fixed table   scale = max|w|                                     code = index of the table's value nearest to w / scale
+
+Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which costs nothing and
+removes the error that rounding the scale afterwards would add. Codes of nf4 and fp4 are chosen for the exact scale, because
+that is how QLoRA (arXiv 2305.14314) defines them and what other implementations can be compared with.
+
+On a CPU with the native kernels these choose the codes (`kernels.rounding`), at the speed at which memory delivers the weights. What
+stands here is the definition that they follow to the last bit, and what runs everywhere else.
+"""
+
+import torch
+from torch.nn.functional import pad
+
+from qcore.base.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
+from qcore.formats.uniform import Uniform
+from qcore.kernels import rounding
+from qcore.quantization.methods import METHODS
+
+_CHUNK = 1 << 22  # weights that are worked on at a time, so that temporaries stay far smaller than the matrix
+_TINY = torch.finfo(
+    torch.float32
+).tiny  # an all-zero group has scale 0; dividing by this instead gives code 0, not NaN
+
+
+@METHODS.register("rtn")
+def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
+    """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for scales above 65504."""
+    if isinstance(format, Codebook) and format.fixed is None:
+        raise InputError(
+            f"Rounding to nearest needs a fixed table; {format.label} learns its own. Use the method kmeans."
+        )
+    found = rounding.quantize(weight, format) if rounding.reason_against(weight) is None else None
+    return reference(weight, format) if found is None else found
+
+
+def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
+    """The same in plain torch, on any device."""
+    rows, columns = weight.shape
+    groups = group_count(columns, format.group_size)
+    scale = torch.empty(rows, groups, device=weight.device)
+    zero_point = (
+        torch.empty_like(scale, dtype=torch.uint8)
+        if isinstance(format, Uniform) and not format.symmetric
+        else None
+    )
+    for part in _chunks(weight):
+        scale[part], zero = _grid(grouped(weight[part], format.group_size), format)
+        if zero_point is not None:
+            zero_point[part] = zero
+    kept = round_scale(scale, format) if isinstance(format, Uniform) else scale
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    choose = _uniform_codes if isinstance(format, Uniform) else _table_codes
+    for part in _chunks(weight):
+        zero = None if zero_point is None else zero_point[part]
+        codes[part] = choose(grouped(weight[part], format.group_size), kept[part], zero, format).flatten(1)[
+            :, :columns
+        ]
+    return QuantizedTensor.from_codes(
+        format,
+        codes,
+        scale,
+        zero_point,
+        format.fixed.to(weight.device) if isinstance(format, Codebook) else None,
+    )
+
+
+def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """View `weight` (N, K) as float32 (N, G, group_size); the last group is filled with zeros, which widen no range."""
+    weight = weight.float()
+    if group_size is None:
+        return weight.unsqueeze(1)
+    missing = -weight.shape[1] % group_size
+    return (pad(weight, (0, missing)) if missing else weight).unflatten(1, (-1, group_size))
+
+
+def _chunks(weight: torch.Tensor) -> list[slice]:
+    step = max(1, _CHUNK // max(1, weight.shape[1]))
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G, group_size)."""
+    if isinstance(format, Codebook):
+        return groups.abs().amax(dim=2), None
+    if format.symmetric:
+        return groups.abs().amax(dim=2) / (format.levels // 2 - 1), None
+    lowest, highest = groups.aminmax(dim=2)
+    lowest, highest = lowest.clamp_max(0), highest.clamp_min(0)
+    scale = (highest - lowest).abs() / (format.levels - 1)  # abs: 0, never −0
+    return scale, (-lowest / scale.clamp_min(_TINY)).round().clamp(0, format.levels - 1).to(torch.uint8)
+
+
+def _uniform_codes(
+    groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, format: Uniform
+) -> torch.Tensor:
+    middle = format.levels // 2
+    zero = middle if zero_point is None else zero_point.unsqueeze(2)
+    lowest = 1 if format.symmetric else 0
+    return (
+        ((groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero))
+        .clamp_(lowest, format.levels - 1)
+        .to(torch.uint8)
+    )
+
+
+def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format: Codebook) -> torch.Tensor:
+    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), format.fixed.to(groups.device))
+
+
+def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Index (uint8) of the entry of `table` (16,) nearest to each of `values`; halfway goes to the lower entry."""
+    ordered, order = table.sort(stable=True)
+    midpoints = (ordered[1:] + ordered[:-1]) / 2
+    return order.to(torch.uint8)[torch.bucketize(values.contiguous(), midpoints, out_int32=True)]

@@ -1,0 +1,68 @@
+"""Codes chosen one input at a time, each choice moving what the later ones start from: the walk that GPTQ and coordinate descent share.
+
+With `state` S and `matrix` M, input j of a matrix of weights is given the code nearest to a wish, and the move m_j that this means is
+handed on to all later inputs:    S_k ← S_k + M_jk · m_j.
+
+    GPTQ       S: what is left of each weight.     wish: S_j                     m_j = (rounded − S_j) · step_j
+    descent    S: the error's slope in each.       wish: w_j − step_j · S_j      m_j = rounded − w_j           (w: the values now)
+
+Updates beyond a block of inputs are applied a block at a time, so that most of the work is a matrix product.
+"""
+
+import torch
+
+from qcore.kernels import choosing
+from qcore.quantization.methods.grid import Grid
+
+BLOCK = 64
+
+
+def choose(
+    grid: Grid,
+    matrix: torch.Tensor,
+    state: torch.Tensor,
+    step: torch.Tensor,
+    values: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The codes (K, N), as floats, of all inputs in the order in which they stand in `matrix` (K, K) and `state` (K, N); that may be
+    used up.
+
+    `values` (K, N) are those before, for descent; None for GPTQ. `step` is (K,). `order` (K,) tells which input of the grid each is
+    (default: they stand as in the grid).
+    """
+    columns = len(state)
+    size = grid.format.group_size or columns
+    places = torch.arange(columns) if order is None else order
+    groups = (places // size).to(torch.int32)
+    codes = torch.empty_like(state, memory_format=torch.contiguous_format)
+    matrix, state, step = matrix.contiguous(), state.contiguous(), step.contiguous()
+    values = None if values is None else values.contiguous()
+    block = _natively if choosing.available(grid.levels) else _in_torch
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        moves = block(start, stop, grid, groups, matrix, state, values, step, codes)
+        if stop < columns:
+            state[stop:].addmm_(matrix[start:stop, stop:].T, moves)
+    return codes
+
+
+def _natively(start, stop, grid, groups, matrix, state, values, step, codes) -> torch.Tensor:
+    return choosing.choose(start, stop, grid.levels, groups, matrix, state, values, step, codes)
+
+
+def _in_torch(start, stop, grid, groups, matrix, state, values, step, codes) -> torch.Tensor:
+    steps, places = step[start:stop].tolist(), groups[start:stop].tolist()
+    moves = torch.empty(stop - start, state.shape[1])
+    for i, move in enumerate(moves.unbind()):
+        j = start + i
+        now = state[j] if values is None else values[j]
+        wish = now if values is None else torch.sub(now, state[j], alpha=steps[i])
+        code, rounded = grid.round(wish, places[i])
+        codes[j] = code
+        torch.sub(rounded, now, out=move)
+        if values is None:
+            move.mul_(steps[i])
+        if j + 1 < stop:
+            state[j + 1 : stop].addr_(matrix[j, j + 1 : stop], move)
+    return moves

@@ -1,0 +1,228 @@
+"""Learned rounding, all blocks together: the quantized model is to predict what the unquantized one does.
+
+Methods that look at one block at a time cannot know which errors cancel further up and which are amplified. Here the loss is the very
+thing that quality is measured by, the divergence of the predictions on the calibration text (knowledge distillation, as in LLM-QAT,
+arXiv 2305.17888, and in the second phase of EfficientQAT, arXiv 2407.11062):
+
+    loss = mean over tokens of KL(unquantized || quantized)
+
+What is learned is what SignRound learns (see `signround.py`): the position of each weight on its grid, a gain for each group's scale and
+for each norm. A step reads one window, and everything moves against the sign of its gradient, by steps that shrink to nothing.
+
+The gradient of a block's weights is used and let go before the block below is looked at. So what is held is the model, a position
+(4 bytes) for each of its weights, and what autograd keeps of one window. If the outcome is worse than the beginning on windows that were
+not learned from, it is undone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qcore.quantization.calibration.tail import Tail
+from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, gptq
+from qcore.quantization.methods.grid import read
+from qcore.quantization.methods.signround import GAIN_RATE, NORM_RATE, Learned
+
+STEPS, FEWEST, MOST = 160, 4, 4000
+HELD_OUT = 2  # windows that the outcome is judged by
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `ids` (T,), what the first block is given for them and what the last one of the unquantized model makes of them, (1, T, H)."""
+
+    ids: torch.Tensor
+    first: torch.Tensor
+    wanted: torch.Tensor
+
+
+@dataclass
+class Layer:
+    """A quantized linear layer called `name`: what is learned of it, and the parameter that the block computes with."""
+
+    name: str
+    learned: Learned
+    owner: nn.Module
+    parameter: str
+    turned: bool  # stored (K, N)
+
+    def show(self) -> None:
+        """Let the block compute with what has been learned so far."""
+        weight = self.learned.weight().detach()
+        getattr(self.owner, self.parameter).data = (
+            weight.T.contiguous() if self.turned else weight.contiguous()
+        )
+
+    def move(self, gradient: torch.Tensor, rate: float) -> None:
+        """A step against the sign of the `gradient` of the parameter."""
+        gradient = gradient if self.turned else gradient.T
+        grid, learned = self.learned.grid, self.learned
+        if grid.scaled:
+            slope = gradient * grid.units(learned.codes())
+            count, size = len(grid.scale), grid.format.group_size or len(gradient)
+            slope = (
+                nn.functional.pad(slope, (0, 0, 0, count * size - len(slope))).view(count, size, -1).sum(1)
+            )
+            learned.gain.data.sub_(slope.sign_(), alpha=rate * GAIN_RATE).clamp_(0.5, 1.5)
+        learned.position.data.sub_(gradient.sign(), alpha=rate)
+
+
+@dataclass
+class Norm:
+    """A norm's weight: the `owner` that has it, its `name` in the block, what it was, and its gain."""
+
+    name: str
+    owner: nn.Module
+    value: torch.Tensor
+    gain: torch.Tensor
+
+    def show(self) -> None:
+        self.owner.weight.data = self.value * self.gain
+
+    def move(self, gradient: torch.Tensor, rate: float) -> None:
+        self.gain.sub_((gradient * self.value).sign_(), alpha=rate * NORM_RATE)
+
+
+class Together:
+    """Takes in the blocks as a method has left them, then learns. All under `torch.no_grad`."""
+
+    def __init__(self):
+        self.layers: list[list[Layer]] = []
+        self.norms: list[list[Norm]] = []
+
+    def take(self, prefix: str, block: nn.Module, original: nn.Module, targets: list, weights: dict) -> None:
+        """A block called `prefix` is finished: the quantized tensors `weights` of its `targets`, and the block as it was, `original`."""
+        layers = []
+        for target in targets:
+            if target.kind == "experts" or target.name not in weights:
+                continue
+            path, turned = target.module.removeprefix(f"{prefix}."), target.kind == "conv1d"
+            unrounded = getattr(original.get_submodule(path), target.parameter).detach()
+            grid, codes = read(weights[target.name][0])
+            learned = Learned.begin(
+                gptq.Solution(grid, codes, (unrounded if turned else unrounded.T).contiguous())
+            )
+            layers.append(Layer(target.name, learned, block.get_submodule(path), target.parameter, turned))
+        self.layers.append(layers)
+        self.norms.append(
+            [
+                Norm(f"{name}.weight", module, module.weight.detach().clone(), torch.ones_like(module.weight))
+                for name, module in block.named_modules()
+                if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+            ]
+        )
+
+    def learn(
+        self,
+        blocks,
+        ids: torch.Tensor,
+        wanted: list[torch.Tensor],
+        minutes: float | None,
+        report: Callable[[str], None],
+    ) -> bool:
+        """Learn from the windows `ids` (windows, T), of which the last block of the unquantized model makes `wanted` (1, T, H).
+
+        Takes `STEPS` steps, or as many as go into `minutes`. Returns whether anything is better for it; if not, all is as it was."""
+        tail, first = Tail(blocks), blocks.embed(ids)
+        windows = [Window(*each) for each in zip(ids, first, wanted, strict=True)]
+        count = len(windows) - (HELD_OUT if len(windows) > 2 * HELD_OUT else 0)
+        held = windows[count:] or windows
+        before = self._divergence(blocks, tail, held)
+        self._steps(blocks, tail, windows[:count], minutes, report)
+        if self._divergence(blocks, tail, held) < before:
+            return True
+        for norm in (norm for norms in self.norms for norm in norms):
+            norm.gain.fill_(1)
+            norm.show()
+        return False
+
+    def results(self, position: int) -> dict[str, list]:
+        """The quantized tensors of block number `position`, by the target's name."""
+        return {layer.name: [layer.learned.tensor()] for layer in self.layers[position]}
+
+    def _steps(self, blocks, tail, windows: list[Window], minutes: float | None, report) -> None:
+        generator, began = torch.Generator().manual_seed(0), time.monotonic()
+        step, steps, queue = 0, STEPS, []
+        while step < steps:
+            queue = queue or torch.randperm(len(windows), generator=generator).tolist()
+            loss = self._step(blocks, tail, windows[queue.pop()], (1 - step / steps) / steps)
+            step += 1
+            if minutes is not None and step == 3:
+                steps = min(MOST, max(FEWEST, int(3 * 60 * minutes / (time.monotonic() - began))))
+            report(f"learning together, step {step} of {steps}, divergence {loss:.4f}")
+
+    def _step(self, blocks, tail, window: Window, rate: float) -> float:
+        """One window forwards and backwards; every block moves as soon as its gradients are known. Returns the window's divergence."""
+        passed, hidden = [], window.first
+        for position, (layers, norms) in enumerate(zip(self.layers, self.norms, strict=True)):
+            tensors = [getattr(layer.owner, layer.parameter) for layer in layers] + [
+                norm.owner.weight for norm in norms
+            ]
+            for tensor in tensors:
+                tensor.requires_grad_(True)
+            with torch.enable_grad():
+                state = hidden.detach().requires_grad_()
+                hidden = blocks.call(position, state)
+            passed.append((state, hidden, tensors))
+        with torch.enable_grad():
+            last = hidden.detach().requires_grad_()
+            loss = divergence(tail(window.ids, window.wanted).detach(), tail(window.ids, last))
+            (gradient,) = torch.autograd.grad(loss, last)
+        for layers, norms in zip(reversed(self.layers), reversed(self.norms), strict=True):
+            state, put_out, tensors = passed.pop()
+            gradient, *slopes = torch.autograd.grad(put_out, [state, *tensors], gradient, allow_unused=True)
+            del state, put_out
+            for tensor, part, slope in zip(tensors, [*layers, *norms], slopes, strict=True):
+                tensor.requires_grad_(False)
+                if slope is not None:
+                    part.move(slope, rate)
+                    part.show()
+        return float(loss.detach())
+
+    def _divergence(self, blocks, tail, windows: list[Window]) -> float:
+        total = 0.0
+        for window in windows:
+            hidden = window.first
+            for position in range(len(blocks)):
+                hidden = blocks.run(position, hidden)
+            total += float(divergence(tail(window.ids, window.wanted), tail(window.ids, hidden)))
+        return total / len(windows)
+
+
+def divergence(wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Mean over positions of KL(wanted || logits), for logits (T, V), in nats: float32, whatever they are."""
+    return _Divergence.apply(wanted, logits)
+
+
+class _Divergence(torch.autograd.Function):
+    """A few rows at a time, so that nothing as large as the logits is made but their gradient, (softmax(logits) - softmax(wanted)) / T."""
+
+    ENTRIES = 1 << 19  # of logits at a time: 2 MiB each in float32, which caches hold
+
+    @staticmethod
+    def forward(ctx, wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        total, count = logits.new_zeros((), dtype=torch.float64), len(logits)
+        rows = max(1, _Divergence.ENTRIES // logits.shape[1])
+        for first in range(0, count, rows):
+            part = slice(first, first + rows)
+            log_p, log_q = (each[part].float().log_softmax(-1) for each in (wanted, logits))
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            if gradient is not None:
+                gradient[part] = log_q.exp_().sub_(p).div_(count)
+        ctx.save_for_backward(gradient)
+        return (total / count).float()
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * slope
+
+
+BLOCK_METHODS.register("distilled")(BlockMethod(gptq.choose, wants_drift=True, together=Together))

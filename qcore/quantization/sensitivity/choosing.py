@@ -1,0 +1,228 @@
+"""A recipe with a budget, turned into a format for each layer: find or compute the sensitivities, solve, and say what was chosen.
+
+The loss of a choice is the sum of its layers' predicted losses, each as if it were the only one; how near that comes to the divergence
+of the finished model is for the run to measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.formats.budget import Budget, plain
+from qcore.formats.tensor import Format, format_bytes
+from qcore.layers.inventory import inventory
+from qcore.layers.select import Target
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.sensitivity.allocation import Choice, frontier, solve
+from qcore.quantization.sensitivity.gradients import SAMPLES
+from qcore.quantization.sensitivity.proxy import TOKENS, predict, split
+from qcore.quantization.sensitivity.store import TableStore
+from qcore.quantization.sensitivity.table import Layer, Sensitivities
+from qcore.recipes import Recipe
+
+POINTS = 120  # of the frontier that are kept in a record
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`formats` by target's name, and the JSON-ready `record`: budget, candidates, prediction, bound, and the frontier that the choice
+    lies on, as [bits a weight, predicted nats]."""
+
+    formats: dict[str, Format]
+    record: dict
+
+    @property
+    def digest(self) -> str:
+        """Tells this choice from any other."""
+        named = "\n".join(f"{name} {format.label}" for name, format in sorted(self.formats.items()))
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+
+def choose_formats(
+    model: nn.Module,
+    recipe: Recipe,
+    targets: list[Target],
+    calibration: Calibration,
+    report: Progress,
+    identity: str | None = None,
+) -> Chosen:
+    """Formats for those of `targets` whose format is the recipe's `Budget`. Sensitivities are kept under `identity`, what tells this model
+    from others, and found again under it.
+
+    Raises `InputError` if no choice is small enough (or, for a limit of loss, good enough), naming what could be had.
+    """
+    budget = recipe.weights
+    open_ = [target for target in targets if target.format == budget]
+    table, store = find_or_predict(
+        model,
+        open_,
+        budget.candidates,
+        recipe.method,
+        calibration,
+        report,
+        identity=identity,
+        prepare=recipe.prepare,
+    )
+    twins = {name for name, _, shared in inventory(model) if shared}
+    rows = {layer.name: layer for layer in table.layers}
+    unseen = [target for target in open_ if target.name not in rows]
+    settled = sum(
+        _bytes(model, target, budget)
+        for target in targets
+        if target.name not in rows and target.name not in twins
+    )
+    weights = sum(_weights(model, target) for target in targets if target.name not in twins)
+    names = {target.name for target in targets}
+    kept = sum(tensor.nbytes for name, tensor, shared in inventory(model) if not shared and name not in names)
+    found = solve_within(budget, table.layers, settled, weights, kept)
+    formats = {layer.name: budget.candidates[k] for layer, k in zip(table.layers, found.options, strict=True)}
+    formats |= {target.name: budget.largest for target in unseen}
+    labels = [format.label for format in budget.candidates]
+    bits = (
+        8
+        * (settled + sum(layer.nbytes[k] for layer, k in zip(table.layers, found.options, strict=True)))
+        / weights
+    )
+    predicted = sum(layer.loss[k] for layer, k in zip(table.layers, found.options, strict=True))
+    record = {
+        "budget": {"amount": budget.amount, "unit": budget.unit},
+        "candidates": labels,
+        "method": recipe.method,
+        "sensitivities": store and store.key,
+        "measure": table.conditions,
+        "predicted_kl": predicted,
+        "bits_per_weight": bits,
+        "exact": found.exact,
+        "bound": found.bound,
+        "layers_by_format": dict(Counter(formats[name].label for name in formats)),
+        "frontier": _thinned(
+            [[8 * (settled + cost) / weights, loss] for cost, loss, _ in frontier(*_costs(table.layers))]
+        ),
+        "single": {label: _single(table.layers, k, settled, weights) for k, label in enumerate(labels)},
+    }
+    return Chosen(formats, record)
+
+
+def find_or_predict(
+    model: nn.Module,
+    targets: list[Target],
+    candidates: tuple[Format, ...],
+    method: str,
+    calibration: Calibration,
+    report: Progress,
+    *,
+    identity: str | None,
+    prepare: str = "none",
+    about: dict | None = None,
+    tokens: int = TOKENS,
+) -> tuple[Sensitivities, TableStore | None]:
+    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what tells this model from others).
+    `tokens` of the `calibration` are what the loss is predicted for. `about` is what else the conditions should say, such as the model's
+    name."""
+    loss, given = split(calibration, method, tokens)
+    conditions = {
+        "digest": identity,
+        "method": method,
+        "prepare": prepare,
+        "text": {"name": calibration.name, "sha256": calibration.sha256},
+        "tokens": loss.ids.numel(),
+        "hessian_tokens": 0 if given is None else given.ids.numel(),
+        "window": loss.ids.shape[1],
+        "samples": SAMPLES,
+    }
+    read = [loss.ids.tolist(), None if given is None else given.ids.tolist()]
+    ids = hashlib.sha256(json.dumps(read).encode()).hexdigest()
+    decides = {
+        "formats": [str(each) for each in candidates],
+        "ids": ids,
+        "layers": [target.name for target in targets],
+    }
+    store = None if identity is None else TableStore(conditions | decides)
+    table = store.read() if store else None
+    if table is None:
+        began = time.perf_counter()
+        layers = predict(model, targets, list(candidates), method, loss, report, given)
+        spent = {"seconds": time.perf_counter() - began, "made_at": time.time()}
+        table = Sensitivities(candidates, tuple(layers), conditions | spent | (about or {}))
+        if store:
+            store.write(table)
+    return table, store
+
+
+def solve_within(budget: Budget, layers: tuple[Layer, ...], settled: int, weights: int, kept: int) -> Choice:
+    """The best choice within `budget` for a model with `settled` bytes in quantized tensors that are not up for choice, `weights` quantized
+    weights in all, and `kept` bytes of other tensors."""
+    costs, losses = _costs(layers)
+    least = sum(min(layer) for layer in costs)
+    if budget.unit == "kl":
+        best = sum(min(layer) for layer in losses)
+        if best > budget.amount:
+            raise InputError(
+                f"The predicted loss is at least {best:.3g} nats a token with these candidates, and {plain(budget.amount)} are asked for. "
+                f"Ask for {plain(_up(best))}kl or more."
+            )
+        return solve(losses, costs, budget.amount)
+    if budget.unit == "bpw":
+        room, smallest = (
+            int(budget.amount * weights / 8 + 1e-6) - settled,
+            _up(8 * (least + settled) / weights),
+        )
+    else:
+        room, smallest = int(budget.amount * 1e6 + 1e-6) - settled - kept, _up((least + settled + kept) / 1e6)
+    if room < least:
+        raise InputError(
+            f"{budget.words} are too few: with every layer in its smallest candidate this model takes {plain(smallest)}. Ask for "
+            f"{plain(smallest)}{budget.unit} or more."
+        )
+    return solve(costs, losses, room)
+
+
+def _up(value: float) -> float:
+    """Rounded up to three digits or so, such that asking for it works."""
+    step = (
+        10.0 ** (len(str(int(value))) - 4)
+        if value >= 1
+        else 10.0 ** (int(f"{value:e}".partition("e")[2]) - 2)
+    )
+    return float(f"{(int(value / step) + 1) * step:.6g}")
+
+
+def _costs(layers: tuple[Layer, ...]) -> tuple[list[list[int]], list[list[float]]]:
+    return [list(layer.nbytes) for layer in layers], [list(layer.loss) for layer in layers]
+
+
+def _single(layers: tuple[Layer, ...], k: int, settled: int, weights: int) -> list[float]:
+    """[bits a weight, predicted nats] of every layer in candidate k."""
+    return [
+        8 * (settled + sum(layer.nbytes[k] for layer in layers)) / weights,
+        sum(layer.loss[k] for layer in layers),
+    ]
+
+
+def _thinned(points: list) -> list:
+    if len(points) <= POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
+
+
+def _weights(model: nn.Module, target: Target) -> int:
+    return getattr(model.get_submodule(target.module), target.parameter).numel()
+
+
+def _bytes(model: nn.Module, target: Target, budget: Budget) -> int:
+    """Bytes of a target that is not up for choice: its own format, or the largest candidate."""
+    module = model.get_submodule(target.module)
+    shape = getattr(module, target.parameter).shape
+    turned = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
+    rows, columns = reversed(shape[-2:]) if turned else shape[-2:]
+    format = budget.largest if target.format == budget else target.format
+    return _weights(model, target) // (rows * columns) * format_bytes(format, rows, columns)

@@ -1,0 +1,124 @@
+"""The real thing: KL of the model's output against the unquantized one, with one layer in one format and everything else as it was.
+
+What the blocks before it make of the text does not change, so it is kept, and only the layer's own block and those after it are run
+again: half of the work on average. Still one pass for each layer and format, minutes for a small model, so blocks that are finished are
+handed over one by one and a walk that was stopped goes on after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from qcore.formats.tensor import Format
+from qcore.layers.select import Target
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import Moments
+from qcore.quantization.calibration.tail import Tail
+from qcore.quantization.calibration.walk import BlockWork
+from qcore.quantization.sensitivity.gradients import states
+from qcore.quantization.sensitivity.proxy import inside
+from qcore.quantization.sensitivity.rounding import SEEING, check_method, rounded
+
+TOKENS = 512
+Progress = Callable[[int, int, str], None]
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    targets: list[Target],
+    formats: list[Format],
+    method: str,
+    calibration: Calibration,
+    ids: torch.Tensor,
+    report: Progress,
+    known: set[str] = frozenset(),
+) -> Iterator[dict[str, list[float]]]:
+    """For each block, {target's name: nats of KL a token in each of the `formats`}, over the windows `ids` (windows, T).
+
+    Methods that look at inputs see those of `calibration`. Blocks whose targets are all `known` are passed over. `report` gets (layers
+    done, all layers, words). The logits of all of `ids` are held twice: 8 bytes for each token and word of the vocabulary.
+    """
+    from qcore.evaluation.divergence import LogProbabilities, kl
+
+    check_method(method)
+    sees = method in SEEING
+    reader, blocks = (
+        Blocks(model),
+        Blocks(model),
+    )  # what comes with the states depends on the windows' length, so each has its own
+    own = inside(blocks, targets)
+    total = sum(len(each) for each in own)
+    words = "reading the calibration text"
+    read = (
+        calibration.ids if sees else calibration.ids[:1]
+    )  # a window is enough to see which layers share their inputs
+    seen = states(reader, read, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: {words}"))
+    between = states(
+        blocks, ids, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: reading the text")
+    )
+    tail = Tail(blocks)
+    base = [LogProbabilities(tail(window, state)) for window, state in zip(ids, between[-1], strict=True)]
+
+    def divergence(position: int) -> float:
+        found = 0.0
+        for window, state, before in zip(ids, between[position], base, strict=True):
+            for later in range(position, len(blocks)):
+                state = blocks.run(later, state)
+            found += float(kl(before, LogProbabilities(tail(window, state))).sum())
+        return found / ids.numel()
+
+    done = 0
+    for position, each in enumerate(own):
+        done += len(each)
+        if not each or {target.name for target in each} <= known:
+            continue
+        work = BlockWork(reader, position, each, seen[position], None, None, calibration, lambda words: None)
+        result: dict[str, list[float]] = {}
+        for stage in work.stages:
+            experts = stage.targets[0].kind == "experts"
+            if sees:
+                moments = work.moments_of_experts(stage.targets[0]) if experts else work.moments([stage])
+            else:
+                moments = [None] * len(work.matrices(stage.targets[0]))
+            for target in stage.targets:
+                place = f"block {position + 1} of {len(blocks)}: {target.module.rpartition('.')[2]}"
+                report(done - len(each) + len(result), total, place)
+                result[target.name] = _one(
+                    work, target, formats, method, moments, partial(divergence, position)
+                )
+        yield result
+    report(total, total, "")
+
+
+def _one(
+    work: BlockWork,
+    target: Target,
+    formats: list[Format],
+    method: str,
+    moments: list[Moments | None],
+    divergence: Callable[[], float],
+) -> list[float]:
+    module, matrices = work.module(target), [matrix.float() for matrix in work.matrices(target)]
+    original, found = getattr(module, target.parameter), []
+    try:
+        for format in formats:
+            tensors = [
+                rounded(
+                    method if each is None or each.tokens else "rtn",
+                    [matrix],
+                    format,
+                    None if each is None else each.hessian,
+                )[0]
+                for matrix, each in zip(matrices, moments, strict=True)
+            ]
+            work.replace(target, tensors)
+            found.append(divergence())
+    finally:
+        setattr(module, target.parameter, original)
+    return found

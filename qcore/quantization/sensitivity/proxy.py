@@ -1,0 +1,242 @@
+"""The loss of every layer in every format, predicted in one walk through the model: some forward passes instead of thousands.
+
+For each layer the weights are rounded to each candidate, which gives the error e = (Q − W) x of its output at every token, and
+
+    loss = ½ · mean over tokens and samples of (g · e)²        output error = Σ ‖e‖² / Σ ‖W x‖²
+
+with the gradients g of `gradients.py`. What a method chooses by (the Hessian) comes from other windows of the text than those that the
+loss is predicted for: GPTQ fits the tokens that it has seen, so on the same ones it would look better than it is. Fused experts are
+rounded and their block is run again; e and g are then those of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.formats.tensor import Format, format_bytes
+from qcore.layers.select import Target
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.inputs import Moments
+from qcore.quantization.calibration.walk import BlockWork
+from qcore.quantization.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
+from qcore.quantization.sensitivity.rounding import SEEING, Expected, check_method
+from qcore.quantization.sensitivity.table import Layer
+
+TOKENS, HESSIAN_TOKENS = 2048, 8192
+Progress = Callable[[int, int, str], None]
+
+
+def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
+    """The targets of each block."""
+    return [
+        [target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")]
+        for i in range(len(blocks))
+    ]
+
+
+def split(
+    calibration: Calibration, method: str, tokens: int = TOKENS
+) -> tuple[Calibration, Calibration | None]:
+    """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for what the `method` chooses by:
+    None if it looks at weights alone. A text of one window serves for both."""
+    if method not in SEEING:
+        return calibration.part(tokens), None
+    count, window = calibration.ids.shape
+    wanted = max(1, min(-(-tokens // window), count // 4))
+    taken = [count * i // wanted for i in range(wanted)]
+    left = [i for i in range(count) if i not in taken] or taken
+    loss, others = (replace(calibration, ids=calibration.ids[rows]) for rows in (taken, left))
+    return loss, others.part(HESSIAN_TOKENS)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    targets: list[Target],
+    formats: list[Format],
+    method: str,
+    calibration: Calibration,
+    report: Progress,
+    given: Calibration | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> list[Layer]:
+    """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in each of the `formats` as
+    `method` rounds. All windows are read, of `calibration` for the loss, of `given` for what the method chooses by (None: the same); see
+    `split`. `report` gets (steps done, all steps, words).
+
+    Held are the states between all blocks: (blocks + 1) · hidden size · 4 bytes a token of `calibration`, 2 a token of `given`.
+
+    Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by layer.
+    """
+    check_method(method)
+    blocks = Blocks(model)
+    own = inside(blocks, targets)
+    steps = 2 * len(blocks)
+    inputs = _Inputs(model, given if method in SEEING else None)
+    if not any(own):
+        raise InputError(
+            "No layer that this recipe quantizes lies inside of the model's blocks, so there is nothing to choose."
+        )
+    between = states(
+        blocks,
+        calibration.ids,
+        lambda done: report(done, steps, f"block {done + 1} of {len(blocks)}: reading the text"),
+    )
+    inputs.read(
+        lambda position: report(
+            len(blocks), steps, f"block {position + 1} of {len(blocks)}: reading what layers are given"
+        )
+    )
+    report(len(blocks), steps, "what the predictions mind")
+    rows: dict[str, Layer] = {}
+    for found in backwards(blocks, calibration.ids, between, own, samples, seed):
+        done = len(blocks) + len(blocks) - 1 - found.position
+        report(done, steps, f"block {found.position + 1} of {len(blocks)}: rounding its layers")
+        if own[found.position]:
+            work = BlockWork(
+                blocks,
+                found.position,
+                own[found.position],
+                found.hidden,
+                None,
+                None,
+                calibration,
+                lambda words: None,
+            )
+            rows |= _block(
+                work, inputs.work(found.position, own[found.position]) or work, found, formats, method
+            )
+    report(steps, steps, "")
+    return [rows[target.name] for each in own for target in each if target.name in rows]
+
+
+class _Inputs:
+    """The text that a method chooses by, as every block is given it; nothing for methods that look at weights alone."""
+
+    def __init__(self, model: nn.Module, calibration: Calibration | None):
+        self.calibration = calibration
+        self.blocks = None if calibration is None else Blocks(model)
+        self._between: list[list[torch.Tensor]] = []
+
+    def read(self, step: Callable[[int], None]) -> None:
+        """Run the text through the model; 16 bits are enough for second moments."""
+        if self.blocks is None:
+            return
+        hidden = self.blocks.embed(self.calibration.ids)
+        for position in range(len(self.blocks)):
+            step(position)
+            self._between.append([state.to(torch.bfloat16) for state in hidden])
+            hidden = [self.blocks.run(position, state) for state in hidden]
+
+    def work(self, position: int, targets: list[Target]) -> BlockWork | None:
+        """The block with its inputs, which are let go: ask once, from the last block to the first."""
+        if self.blocks is None:
+            return None
+        hidden = [state.float() for state in self._between[position]]
+        del self._between[position:]
+        return BlockWork(
+            self.blocks, position, targets, hidden, None, None, self.calibration, lambda words: None
+        )
+
+
+def _block(
+    work: BlockWork, given: BlockWork, found: BlockGradients, formats: list[Format], method: str
+) -> dict[str, Layer]:
+    rows: dict[str, Layer] = {}
+    linear = [stage for stage in given.stages if stage.targets[0].kind != "experts"]
+    moments: list[Moments | None] = (
+        given.moments(linear) if method in SEEING and linear else [None] * len(linear)
+    )
+    seen_by = {stage.targets: each for stage, each in zip(linear, moments, strict=True)}
+    for stage in work.stages:
+        if stage.targets[0].kind == "experts":
+            rows |= _experts(work, given, found, stage.targets[0], formats, method)
+            continue
+        weights = [work.matrices(target)[0].float() for target in stage.targets]
+        known = seen_by[stage.targets]
+        rounded = Expected(method, None if known is None else known.hessian)
+        seen = [found.seen[target.name] for target in stage.targets]
+        sizes = [
+            float((each.inputs @ weight.T).square().sum(dtype=torch.float64))
+            for each, weight in zip(seen, weights, strict=True)
+        ]
+        losses: list[list[float]] = [[] for _ in weights]
+        errors: list[list[float]] = [[] for _ in weights]
+        for format in formats:
+            for i, quantized in enumerate(rounded(weights, format)):
+                loss, energy = _loss(seen[i], quantized.sub_(weights[i]))
+                losses[i].append(loss)
+                errors[i].append(energy / sizes[i] if sizes[i] else 0.0)
+        for i, target in enumerate(stage.targets):
+            rows[target.name] = row(work, target, formats, losses[i], errors[i])
+    return rows
+
+
+def _loss(seen: Seen, change: torch.Tensor) -> tuple[float, float]:
+    """(½ · mean (g · e)², Σ ‖e‖²) for the change (N, K) of a layer's weights."""
+    error = seen.inputs @ change.T
+    return _quadratic(error, seen.gradients), float(error.square().sum(dtype=torch.float64))
+
+
+def _quadratic(error: torch.Tensor, gradients: list[torch.Tensor]) -> float:
+    total = sum(float((gradient * error).sum(-1).square().sum(dtype=torch.float64)) for gradient in gradients)
+    return 0.5 * total / (len(gradients) * len(error))
+
+
+def _experts(
+    work: BlockWork,
+    given: BlockWork,
+    found: BlockGradients,
+    target: Target,
+    formats: list[Format],
+    method: str,
+) -> dict[str, Layer]:
+    moments, matrices = given.moments_of_experts(target), work.matrices(target)
+    before = [work.run(hidden) for hidden in work.hidden]
+    size = sum(
+        float((out - hidden).square().sum(dtype=torch.float64))
+        for out, hidden in zip(before, work.hidden, strict=True)
+    )
+    gradients = [torch.cat([each.flatten(0, -2) for each in sample]) for sample in found.outgoing]
+    module = work.module(target)
+    original = getattr(module, target.parameter)
+    rounded = [Expected(method if each.tokens else "rtn", each.hessian) for each in moments]
+    losses, errors = [], []
+    for format in formats:
+        work.replace(
+            target, [choose([matrix], format)[0] for choose, matrix in zip(rounded, matrices, strict=True)]
+        )
+        error = torch.cat(
+            [(work.run(hidden) - out).flatten(0, -2) for hidden, out in zip(work.hidden, before, strict=True)]
+        )
+        losses.append(_quadratic(error, gradients))
+        errors.append(float(error.square().sum(dtype=torch.float64)) / size if size else 0.0)
+    setattr(module, target.parameter, original)
+    return {target.name: row(work, target, formats, losses, errors)}
+
+
+def row(
+    work: BlockWork, target: Target, formats: list[Format], losses: list[float], errors: list[float]
+) -> Layer:
+    """The table's row of one target."""
+    matrices = work.matrices(target)
+    rows, columns = matrices[0].shape
+    kind = target.name.removeprefix(f"{work.prefix}.").removesuffix(".weight")
+    return Layer(
+        name=target.name,
+        block=work.position,
+        kind=kind,
+        shape=tuple(getattr(work.module(target), target.parameter).shape),
+        weights=prod((len(matrices), rows, columns)),
+        nbytes=tuple(len(matrices) * format_bytes(format, rows, columns) for format in formats),
+        loss=tuple(losses),
+        output_error=tuple(errors),
+    )

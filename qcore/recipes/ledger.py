@@ -1,0 +1,108 @@
+"""The ledger: every tensor of a model, what became of it, and why. Sizes, coverage and "did anything happen" are read off it."""
+
+from dataclasses import asdict, dataclass
+
+from qcore.base.errors import InputError, NotAppliedError
+
+BASELINE = "fp32"  # the one recipe that is meant to change nothing
+_NAMES_SHOWN = 3
+_EXTRA = ("calibration", "allocation", "training", "pruning")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it ("int4-g64", "nf4",
+    "bf16", …) or None if it was kept. `bytes_before`, `bytes_after`: stored bytes, scales, zero points and codebooks included; 0 for
+    a tensor that shares another's storage. `weights`: logical weights, which no format changes. `reason`: why it was kept.
+    `sparsity`: the share of its weights that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row
+    turns the run red.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    format: str | None
+    bytes_before: int
+    bytes_after: int
+    weights: int
+    reason: str | None = None
+    intended: bool = True
+    sparsity: float | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated on, if it was; and, if formats
+    were chosen layer by layer, the record of that choice; if it was trained or pruned, how (see `qcore.training`,
+    `qcore.pruning`)."""
+
+    recipe: str
+    rows: tuple[Row, ...]
+    calibration: dict | None = None
+    allocation: dict | None = None
+    training: dict | None = None
+    pruning: dict | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of everything the model needs to compute, tied tensors once."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        """The rows that the recipe changed, shared storage left out."""
+        return tuple(row for row in self.rows if row.format is not None and row.bytes_after)
+
+    @property
+    def coverage(self) -> float:
+        """Quantized weights / all weights (tied ones once); 0 for the baseline."""
+        total = sum(row.weights for row in self.rows if row.bytes_after)
+        return sum(row.weights for row in self.quantized) / total if total else 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 · stored bytes / logical weights over the quantized rows; over all rows where nothing is quantized."""
+        rows = self.quantized or [row for row in self.rows if row.bytes_after]
+        return 8 * sum(row.bytes_after for row in rows) / sum(row.weights for row in rows)
+
+    def check(self) -> "Ledger":
+        """Return the ledger if the recipe did all it was meant to; raise `NotAppliedError` naming what stayed as it was."""
+        if self.recipe == BASELINE:
+            return self
+        left = [row for row in self.rows if not row.intended]
+        if not self.quantized:
+            why = f" {left[0].reason}" if left else ""
+            raise NotAppliedError(f"The recipe {self.recipe} changed nothing in this model.{why}")
+        if left:
+            named = ", ".join(row.name for row in left[:_NAMES_SHOWN]) + (
+                ", …" if len(left) > _NAMES_SHOWN else ""
+            )
+            raise NotAppliedError(
+                f"The recipe {self.recipe} left {len(left)} tensors at full precision that it should have quantized "
+                f"({named}): {left[0].reason}"
+            )
+        return self
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        rows = [_row(row) for row in self.rows]
+        extra = {name: value for name in _EXTRA if (value := getattr(self, name))}
+        return {"recipe": self.recipe, "rows": rows, **extra}
+
+    @classmethod
+    def from_dict(cls, record: dict) -> "Ledger":
+        """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
+        try:
+            rows = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"])
+            return cls(record["recipe"], rows, **{name: record.get(name) for name in _EXTRA})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This ledger cannot be read: {error}.") from error
+
+
+def _row(row: Row) -> dict:
+    record = asdict(row) | {"shape": list(row.shape)}
+    if row.sparsity is None:
+        del record["sparsity"]
+    return record

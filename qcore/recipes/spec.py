@@ -1,0 +1,243 @@
+"""What one run is asked to do: a model, recipes, a text and the conditions of every measurement. Frozen, and JSON both ways.
+
+A record that holds its `RunSpec` can be repeated: `RunSpec.from_dict(record["spec"])` is the same run again, and `command` is
+the line to type. Recipes are parsed when the spec is built, so a typo is found before anything starts; nothing here loads torch
+until there is a recipe to parse.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcore.base.errors import InputError
+from qcore.base.home import is_public
+from qcore.formats.kv import NONE, Form, form_named
+
+if TYPE_CHECKING:
+    from qcore.recipes import Recipe
+
+# field: (smallest, largest) value; the largest are there to stop slips of the keyboard, not machines
+LIMITS = {
+    "tokens": (2, 10_000_000),
+    "window": (2, 1_000_000),
+    "stride": (1, 1_000_000),
+    "prompt_tokens": (1, 100_000),
+    "new_tokens": (2, 4096),
+    "repeats": (1, 100),
+    "generate_tokens": (1, 4096),
+    "threads": (1, 1024),
+    "seed": (0, 2**63 - 1),
+    "calibration_tokens": (16, 10_000_000),
+}
+LONGEST_MINUTES = 100_000.0
+LARGEST_MARGIN = 1.0
+OPTIONAL = ("stride", "threads")
+BASELINE = "fp32"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """`recipes` takes `Recipe`s or their names, "saved:FOLDER" among them (see `recipes.parse_row`). Lengths are in tokens.
+
+    `text` is what `qcore.base.texts.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of `window` that
+    move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new ones, `repeats` times.
+    With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes
+    with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration text), and learned ones take
+    about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's perplexity counts as equal to the baseline's
+    within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None
+    asks none. `kv` is the form of the key-value cache that text is scored, speed measured and prompts continued with ("int8", "int4"); the
+    baseline that recipes are compared with keeps its own. Raises `InputError` naming the field, its value and what is allowed.
+    """
+
+    model: str
+    recipes: tuple[Recipe, ...]
+    revision: str | None = None
+    text: str | None = None
+    tokens: int = 4096
+    window: int = 512
+    stride: int | None = None
+    prompt_tokens: int = 128
+    new_tokens: int = 32
+    repeats: int = 3
+    generate: bool = True
+    prompts: str | None = None
+    generate_tokens: int = 32
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+    calibration: str | None = None
+    calibration_tokens: int = 16384
+    calibration_minutes: float | None = None
+    margin: float = 0.01
+    choices: str | None = None
+    kv: str = NONE
+
+    def __post_init__(self):
+        object.__setattr__(self, "recipes", _parse_all(self.recipes))
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
+        for name in ("text", "prompts", "revision", "calibration", "choices"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, str(value))
+        check_limits(**{name: getattr(self, name) for name in LIMITS})
+        check_minutes(self.calibration_minutes)
+        check_margin(self.margin)
+        form_named(self.kv)
+        if self.stride is not None and self.stride > self.window:
+            raise InputError(
+                f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out."
+            )
+
+    @property
+    def kv_form(self) -> Form | None:
+        """The form of the key-value cache, None for as computed."""
+        return form_named(self.kv)
+
+    def is_baseline(self, recipe: str) -> bool:
+        """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized cache none is."""
+        return recipe == BASELINE and self.kv == NONE
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "recipes": [recipe.to_dict() for recipe in self.recipes],
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict) -> RunSpec:
+        """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of range."""
+        from qcore.recipes import Recipe
+
+        try:
+            return cls(
+                **{**record, "recipes": tuple(Recipe.from_dict(recipe) for recipe in record["recipes"])}
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This record of a run cannot be read: {error}.") from error
+
+    def absolute(self) -> RunSpec:
+        """The same spec with relative paths made absolute, so that it means the same from any folder.
+
+        On a public server a model's name never is a path, even if a folder of that name happens to exist.
+        """
+        files = ("text", "prompts", "calibration", "choices")
+        paths = files if is_public() else ("model", *files)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        recipes = tuple(_absolute(recipe) for recipe in self.recipes)
+        return RunSpec(
+            **{**values, **{name: absolute_path(values[name]) for name in paths}, "recipes": recipes}
+        )
+
+    @property
+    def command(self) -> str | None:
+        """The command line that repeats this run, or None where recipes carry choices that have no option."""
+        skips = {recipe.modules.skip for recipe in self.recipes if recipe.quantizes}
+        plain = all(recipe == _plain(recipe) for recipe in self.recipes)
+        if len(skips) > 1 or not plain:
+            return None
+        words = [
+            "python",
+            "-m",
+            "qcore",
+            "compare",
+            self.model,
+            "--recipes",
+            ",".join(_typed(recipe) for recipe in self.recipes),
+        ]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("model", "recipes") or value == f.default:
+                continue
+            words += (
+                ["--no-generate"] if f.name == "generate" else ["--" + f.name.replace("_", "-"), str(value)]
+            )
+        for pattern in next(iter(skips), ()):
+            words += ["--skip", pattern]
+        return shlex.join(words)
+
+
+def check_limits(**values) -> None:
+    """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its limits."""
+    for name, value in values.items():
+        low, high = LIMITS[name]
+        if value is None and name in OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Raise `InputError` unless `minutes` is None or a positive number."""
+    if minutes is None:
+        return
+    if (
+        isinstance(minutes, bool)
+        or not isinstance(minutes, int | float)
+        or not 0 < minutes <= LONGEST_MINUTES
+    ):
+        raise InputError(f"calibration_minutes is {minutes!r}, but it must be a number of minutes above 0.")
+
+
+def check_margin(margin: float) -> None:
+    """Raise `InputError` unless `margin` is a share above 0 and at most 1."""
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin <= LARGEST_MARGIN:
+        raise InputError(
+            f"margin is {margin!r}, but it must be above 0 and at most 1: 0.01 means within 1 %."
+        )
+
+
+def absolute_path(source: str | None) -> str | None:
+    """`source` made absolute if it is a relative path that exists and cannot be read as a plain name."""
+    if source is None or ("/" not in source and "\\" not in source and not Path(source).is_file()):
+        return source
+    path = Path(source).expanduser()
+    return str(path.resolve()) if len(source) < 4096 and path.exists() else source
+
+
+def _typed(recipe: Recipe) -> str:
+    """What to type for `recipe`."""
+    from qcore.recipes import SAVED, Saved
+
+    return SAVED + recipe.weights.folder if isinstance(recipe.weights, Saved) else recipe.name
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    from qcore.recipes import Saved
+
+    if not isinstance(recipe.weights, Saved):
+        return recipe
+    return replace(recipe, weights=Saved(str(Path(recipe.weights.folder).expanduser().absolute())))
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    from qcore.recipes import parse_row
+
+    try:
+        return parse_row(_typed(recipe)).with_modules(skip=recipe.modules.skip)
+    except InputError:
+        return None
+
+
+def _parse_all(recipes) -> tuple[Recipe, ...]:
+    from qcore.recipes import SAVED, Recipe, parse_row
+
+    if isinstance(recipes, str):
+        recipes = [name for name in recipes.split(",") if name.strip()]
+    parsed = tuple(recipe if isinstance(recipe, Recipe) else parse_row(str(recipe)) for recipe in recipes)
+    if not parsed:
+        raise InputError(
+            "No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them)."
+        )
+    for recipe in parsed:
+        if parsed.count(recipe) > 1:
+            raise InputError(f"Recipe {recipe.name!r} is given twice.")
+        if recipe.name.startswith(SAVED) and [other.name for other in parsed].count(recipe.name) > 1:
+            raise InputError(f"Two folders would both be called {recipe.name!r}. Rename one of them.")
+    return parsed

@@ -1,0 +1,1 @@
+"""What runs leave behind: rows, verdicts, the database and the report. Loads nothing heavy."""

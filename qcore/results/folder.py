@@ -1,0 +1,107 @@
+"""A run's folder: the truth about a run, readable by any process at any time.
+
+    runs/RUN_ID/spec.json       what was asked for
+                status.json     where it stands, replaced atomically, written by one process at a time
+                process.json    pid and start time of the worker, so that a recycled pid is never mistaken for it
+                rows/00.json    one finished recipe each, in the order they were asked for
+                result.json     everything, once the run has ended
+                log.txt         what the worker and the libraries printed
+                cancel          exists if somebody asked for an end
+
+Nothing here loads a heavy library: the dashboard reads these files several times a second.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+
+from qcore.base.errors import InputError
+from qcore.base.files import read_json, write_json
+from qcore.base.home import home
+from qcore.base.process import living
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+LOG_TAIL = 4000  # characters
+
+
+def runs_folder() -> Path:
+    """Where all runs lie; made if it is not there. Raises `InputError` if the disk refuses."""
+    path = home() / "runs"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The folder {path} cannot be made ({error.strerror}); set QCORE_HOME to a folder that can be written."
+        ) from error
+    return path
+
+
+class RunFolder:
+    """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless `new`."""
+
+    def __init__(self, run_id: str, *, new: bool = False):
+        if not RUN_ID.fullmatch(run_id) or not (new or (runs_folder() / run_id / "spec.json").exists()):
+            raise _unknown_run(run_id, run_ids())
+        self.run_id = run_id
+        self.path = runs_folder() / run_id
+
+    def read(self, name: str) -> dict | None:
+        """The JSON object in the file `name`, or None if it is missing or damaged."""
+        return read_json(self.path / name)
+
+    def write(self, name: str, value) -> None:
+        """Replace the file `name` atomically."""
+        write_json(self.path / name, value)
+
+    def write_row(self, position: int, row: dict) -> None:
+        """Keep the row of the recipe at `position`, whatever becomes of the run later."""
+        self.write(f"rows/{position:02d}.json", row)
+
+    def rows(self) -> dict[int, dict]:
+        """The finished rows by position."""
+        found = (
+            (int(path.stem), read_json(path)) for path in sorted((self.path / "rows").glob("[0-9]*.json"))
+        )
+        return {position: row for position, row in found if row is not None}
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def cancel_asked(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def log_tail(self, characters: int = LOG_TAIL) -> str:
+        """The end of the log, cut at a line."""
+        try:
+            with self.log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - characters))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return text if size <= characters else text.partition("\n")[2] or text
+
+    def process(self) -> psutil.Process | None:
+        """The worker, if the very process that was started for this run is still alive."""
+        return living(self.read("process.json"))
+
+
+def run_ids() -> list[str]:
+    """All run ids, oldest first."""
+    return sorted(
+        path.name
+        for path in runs_folder().iterdir()
+        if RUN_ID.fullmatch(path.name) and (path / "spec.json").exists()
+    )
+
+
+def _unknown_run(run_id: str, known: list[str]) -> InputError:
+    from qcore.base.registry import unknown
+
+    if not known:
+        return InputError(f"There is no run {run_id[:40]!r}; `python -m qcore runs` lists them.")
+    return unknown("run", run_id[:40], known[-5:])

@@ -1,0 +1,294 @@
+"""How results look: numbers with their units, a table for terminals, CSV and JSON. The one place where numbers become text.
+
+Sizes are decimal (1 MB = 10^6 bytes), as disks and model pages count them. CSV cells that a spreadsheet could take for a formula are
+escaped; JSON holds everything as it is.
+"""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qcore.base.files import finite
+from qcore.evaluation.phrases import answers_phrase
+from qcore.evaluation.verdict import details
+from qcore.formats.kv import NONE
+from qcore.results.rows import ROW_KEYS
+from qcore.results.verdicts import kv_of
+
+NOTHING = "–"
+
+
+def human_bytes(count: float | None) -> str:
+    """ "538 MB": three significant digits and a decimal unit."""
+    if count is None:
+        return NOTHING
+    value, unit = float(count), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5:
+            break
+        value, unit = value / 1000, bigger
+    return f"{int(value)} B" if unit == "B" else f"{human_number(value)} {unit}"
+
+
+def human_number(value: float | None, digits: int = 3) -> str:
+    """`digits` significant digits, never fewer than the whole part has, thousands separated: 0.00123, 12.3, 1,234."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    rounded = f"{value:.{digits}g}"
+    if "e" not in rounded:
+        exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    return f"{value:,.0f}" if 1 <= abs(value) < 1e9 else rounded
+
+
+def human_seconds(seconds: float | None) -> str:
+    """ "12 ms", "3.4 s", "2 min 05 s" or "1 h 02 min"."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 0.9995:
+        return f"{human_number(seconds * 1000)} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def human_percent(share: float | None) -> str:
+    """ "96.1 %" for 0.961."""
+    return NOTHING if share is None else f"{100 * share:.1f} %"
+
+
+def human_perplexity(value: float | None) -> str:
+    """Four digits: perplexities of good recipes differ in the third."""
+    return human_number(value, 4)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a row: its `key`, a `title` with the unit, how it becomes text, and whether "less" or "more" is better."""
+
+    key: str
+    title: str
+    text: Callable[[float | None], str]
+    better: str | None = None
+    help: str = ""
+
+
+COLUMNS = (
+    Column(
+        "stored_bytes",
+        "stored",
+        human_bytes,
+        "less",
+        "Everything the model needs to compute, scales and codebooks included",
+    ),
+    Column("bits_per_weight", "bits/weight", human_number, "less", "Stored bits for each quantized weight"),
+    Column("coverage", "coverage", human_percent, None, "Quantized weights as a share of all weights"),
+    Column(
+        "perplexity",
+        "perplexity",
+        human_perplexity,
+        "less",
+        "exp of the mean negative log-likelihood of the text's tokens",
+    ),
+    Column(
+        "kl_mean",
+        "KL to fp32",
+        human_number,
+        "less",
+        "Mean KL divergence from the baseline's predictions, nats for each token",
+    ),
+    Column(
+        "top1_agreement",
+        "same top-1",
+        human_percent,
+        "more",
+        "Tokens where baseline and recipe find the same one most likely",
+    ),
+    Column("prefill_tok_s", "prefill tok/s", human_number, "more", "Prompt tokens read in a second"),
+    Column("decode_tok_s", "decode tok/s", human_number, "more", "Tokens written in a second"),
+    Column("ttft_s", "TTFT", human_seconds, "less", "Time from the prompt to the first token"),
+    Column(
+        "peak_load_bytes",
+        "peak loading",
+        human_bytes,
+        "less",
+        "Most memory of the process while loading and quantizing",
+    ),
+    Column(
+        "peak_run_bytes", "peak running", human_bytes, "less", "Most memory of the process while generating"
+    ),
+    Column(
+        "quantize_s", "quantized in", human_seconds, "less", "Time to apply the recipe to the loaded model"
+    ),
+)
+VERDICT_CELLS = ("verdict", "ratio", "ratio_low", "ratio_high", "margin")
+RECORD_CELLS = (
+    "model",
+    "revision",
+    "text",
+    "tokens_scored",
+    "window",
+    "stride",
+    "seed",
+    "threads",
+    "compute_dtype",
+    "command",
+)
+
+
+def unfinished_row(
+    spec: dict,
+    position: int,
+    status: str,
+    error: str,
+    kind: str | None,
+    *,
+    phase: str | None,
+    started_at: float | None,
+    run_id: str | None = None,
+) -> dict:
+    """The row of a recipe that gave no result: `status` "failed" or "cancelled", every figure None, and why."""
+    recipe = spec["recipes"][position]
+    record = {
+        "model": spec["model"],
+        "revision": spec.get("revision"),
+        "recipe": recipe,
+        "spec": spec,
+        "run_id": run_id,
+        "error_kind": kind,
+        "failed_while": phase,
+        "started_at": started_at,
+    }
+    return {
+        **dict.fromkeys(ROW_KEYS),
+        "recipe": recipe["name"],
+        "status": status,
+        "error": error,
+        "record": record,
+    }
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence each."""
+    shown = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
+    lines = [["recipe", *(column.title for column in shown), *["questions"] * asked, *["verdict"] * judged]]
+    for row in rows:
+        cells = (
+            [column.text(row.get(column.key)) for column in shown]
+            if row["status"] == "ok"
+            else [row["status"]]
+        )
+        if row["status"] == "ok":
+            cells += [
+                human_percent(row["choices"]["accuracy"]["estimate"]) if row.get("choices") else NOTHING
+            ] * asked
+            cells += [row["verdict"]["outcome"] if row.get("verdict") else NOTHING] * judged
+        lines.append([visible(row["recipe"]), *cells])
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
+    text = [_align(line, widths) for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    text += [
+        f"{visible(row['recipe'])}: {row['verdict']['sentence']}{_behind(row['verdict'])}"
+        for row in rows
+        if row.get("verdict")
+    ]
+    text += [
+        f"{visible(row['recipe'])}: {cache_phrase(row['record']['kv'])}."
+        for row in rows
+        if kv_of(row) != NONE
+    ]
+    text += [
+        f"{visible(row['recipe'])}: {answers_phrase(row['choices'])}." for row in rows if row.get("choices")
+    ]
+    text += [
+        f"{visible(row['recipe'])} {row['status']}: {visible(row['error'])}"
+        for row in rows
+        if row.get("error")
+    ]
+    return "\n".join(text)
+
+
+def _behind(verdict: dict) -> str:
+    more = details(verdict)
+    return f" {more}." if more else ""
+
+
+def cache_phrase(kv: dict) -> str:
+    """What a record says of the key-value cache, for people: "KV cache in int8: 2.6 MB for 160 tokens, 16.4 kB a token"."""
+    taken = (
+        f"{human_bytes(kv['bytes'])} for {kv['tokens']:,} tokens, {human_bytes(kv['bytes_a_token'])} a token"
+        if kv.get("bytes")
+        else ""
+    )
+    return f"KV cache in {kv['name']}" + (f": {taken}" if taken else "")
+
+
+def to_json(value) -> str:
+    """JSON text of rows or records; NaN and infinity become null."""
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(rows: Sequence[dict]) -> str:
+    """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so formulas are escaped."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS])
+    for row in rows:
+        record = row.get("record") or {}
+        cells = [
+            *(row.get(key) for key in ROW_KEYS[:-1]),
+            *_verdict_cells(row.get("verdict")),
+            *(record.get(key) for key in RECORD_CELLS),
+        ]
+        writer.writerow([escape_cell(cell) for cell in cells])
+    return file.getvalue()
+
+
+def _verdict_cells(verdict: dict | None) -> list:
+    if not verdict:
+        return [None] * len(VERDICT_CELLS)
+    ratio = verdict["ratio"]
+    return [verdict["outcome"], ratio["estimate"], ratio["low"], ratio["high"], verdict["margin"]]
+
+
+def escape_cell(cell):
+    """`cell` with an apostrophe in front if it is text that a spreadsheet would take for a formula; numbers stay numbers."""
+    if isinstance(cell, dict):
+        cell = cell["accuracy"]["estimate"] if "accuracy" in cell else cell.get("name", "")
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + cell
+    return cell
+
+
+def visible(text: str | None) -> str:
+    """`text` with control characters (ANSI sequences, right-to-left overrides, NUL) written out, so that a terminal only shows it."""
+    return "".join(
+        _escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text or ""
+    )
+
+
+def visible_text(text: str) -> str:
+    """`visible` for a text of several lines, whose line breaks and tabs stay."""
+    return "\n".join("\t".join(visible(part) for part in line.split("\t")) for line in text.split("\n"))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _align(line: list[str], widths: list[int]) -> str:
+    return "  ".join(
+        [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)),
+        ]
+    ).rstrip()

@@ -1,0 +1,209 @@
+"""All results of all runs in one SQLite file, for questions across runs. The run folders remain the truth: it can be rebuilt.
+
+Every writer opens a connection of its own; write-ahead logging and a busy timeout let fifty write at once and lose nothing, and a
+kill in the middle of a write leaves the old row or the new one. A file that SQLite cannot read is set aside under another name, a
+new one is started from the run folders, and `notice` says so.
+"""
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from qcore.base.errors import InputError
+from qcore.base.files import finite
+from qcore.base.home import home
+from qcore.results.folder import RunFolder, run_ids
+from qcore.results.verdicts import with_verdicts
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, created_at REAL NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows (
+    run_id TEXT NOT NULL, position INTEGER NOT NULL, model TEXT, recipe TEXT NOT NULL, status TEXT NOT NULL, row TEXT NOT NULL,
+    PRIMARY KEY (run_id, position)
+);
+CREATE INDEX IF NOT EXISTS rows_by_model ON rows (model, status);
+"""
+BUSY_SECONDS = 30.0
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """The database at `path` (None: `qcore.db` in the cache folder).
+
+    `notice` is a sentence for the user if the database had to be replaced, whichever process did that, until `clear_notice`.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = Path(path) if path is not None else home() / "qcore.db"
+        self._notice = self.path.with_name(self.path.name + ".notice")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(self.path) + ".lock"):
+                try:
+                    self._prepare()
+                except sqlite3.DatabaseError as error:
+                    if isinstance(error, sqlite3.OperationalError):
+                        raise InputError(f"The database {self.path} cannot be opened: {error}.") from error
+                    self._set_aside(error)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"The database {self.path} cannot be opened ({reason}); set QCORE_HOME to a folder that can be written."
+            ) from error
+
+    @property
+    def notice(self) -> str | None:
+        try:
+            return self._notice.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def clear_notice(self) -> None:
+        """The notice has been seen."""
+        self._notice.unlink(missing_ok=True)
+
+    def put_run(self, run_id: str, created_at: float, state: str, status: dict) -> None:
+        """Enter or replace the run's own line."""
+        with self._connection() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (run_id, created_at, state, _dump(status))
+            )
+
+    def put_row(self, run_id: str, position: int, row: dict) -> None:
+        """Enter or replace the row of the recipe at `position` of a run."""
+        model = (row.get("record") or {}).get("model")
+        with self._connection() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?)",
+                (run_id, position, model, row["recipe"], row["status"], _dump(row)),
+            )
+
+    def rows(self, run_id: str) -> list[dict]:
+        """The rows of one run, in the order its recipes were asked for."""
+        with self._connection() as db:
+            found = db.execute(
+                "SELECT row FROM rows WHERE run_id = ? ORDER BY position", (run_id,)
+            ).fetchall()
+        return [json.loads(row) for (row,) in found]
+
+    def runs(self) -> list[dict]:
+        """All runs, newest first: run_id, created_at, state."""
+        with self._connection() as db:
+            found = db.execute(
+                "SELECT run_id, created_at, state FROM runs ORDER BY created_at DESC"
+            ).fetchall()
+        return [dict(zip(("run_id", "created_at", "state"), line, strict=True)) for line in found]
+
+    def latest(self, model: str | None = None, limit: int = 100) -> list[dict]:
+        """The newest successful rows (of one model), newest first, each with its `run_id`."""
+        where, values = ("AND rows.model = ?", [model]) if model is not None else ("", [])
+        with self._connection() as db:
+            found = db.execute(
+                "SELECT rows.run_id, rows.row FROM rows LEFT JOIN runs USING (run_id) WHERE rows.status = 'ok' "
+                f"{where} ORDER BY runs.created_at DESC, rows.position LIMIT ?",
+                [*values, limit],
+            ).fetchall()
+        return [{"run_id": run_id, **json.loads(row)} for run_id, row in found]
+
+    def delete(self, run_id: str) -> None:
+        """Forget a run and its rows."""
+        with self._connection() as db:
+            db.execute("DELETE FROM rows WHERE run_id = ?", (run_id,))
+            db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+
+    def rebuild(self) -> int:
+        """Enter every run folder again; returns how many runs were found."""
+        found = run_ids()
+        for run_id in found:
+            folder = RunFolder(run_id)
+            status = folder.read("status.json") or {}
+            self.put_run(
+                run_id, status.get("created_at") or 0.0, status.get("state") or "interrupted", status
+            )
+            for position, row in judged_rows(folder).items():
+                self.put_row(run_id, position, row)
+        return len(found)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")
+            with db:
+                yield db
+
+    def _prepare(self) -> None:
+        with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise InputError(
+                    f"The database {self.path} was made by a newer qcore; update qcore or set QCORE_HOME to another folder."
+                )
+            if version == SCHEMA_VERSION and db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
+                return
+            if version == SCHEMA_VERSION:
+                raise sqlite3.DatabaseError("the file is damaged")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(SCHEMA)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self.path.with_name(
+            f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        )
+        self.path.replace(aside)
+        for suffix in (
+            "-wal",
+            "-shm",
+        ):  # they belong to the damaged file and must not be applied to the new one
+            leftover = self.path.with_name(self.path.name + suffix)
+            if leftover.exists():
+                leftover.replace(aside.with_name(aside.name + suffix))
+        self._prepare()
+        found = self.rebuild() if self.path == home() / "qcore.db" else 0
+        notice = (
+            f"The database of results could not be read ({error}). It was set aside as {aside.name}, and a new one was started with "
+            f"the {found} runs found in their folders."
+        )
+        self._notice.write_text(notice, encoding="utf-8")
+        _log.warning(notice)
+
+
+def keep_row(folder: RunFolder, position: int, row: dict) -> None:
+    """Enter a row that the run folder holds already. A database that refuses is logged: the row is safe, and `rebuild` finds it."""
+    try:
+        Store().put_row(folder.run_id, position, row)
+    except (InputError, OSError, sqlite3.Error) as error:
+        _log.warning(
+            "The row of %s is in the run's folder, but not in the database: %s", row["recipe"], error
+        )
+
+
+def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, dict]:
+    """The rows that are finished so far with their verdicts, by position and in its order."""
+    rows = dict(sorted(folder.rows().items()))
+    return dict(zip(rows, with_verdicts(list(rows.values()), margin), strict=True))
+
+
+def keep_end(folder: RunFolder, about: dict) -> None:
+    """Write the end of a run: `result.json` with everything, the database, and last the status that others wait for."""
+    rows = judged_rows(folder)
+    folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": list(rows.values())})
+    try:
+        store = Store()
+        for position, row in rows.items():
+            store.put_row(folder.run_id, position, row)
+        store.put_run(folder.run_id, about.get("created_at") or 0.0, about["state"], about)
+    except (InputError, OSError, sqlite3.Error) as error:
+        _log.warning("The results are in the run's folder, but not in the database: %s", error)
+    folder.write("status.json", about)
+
+
+def _dump(value) -> str:
+    return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)

@@ -1,0 +1,141 @@
+"""A key-value cache in 8 or 4 bits that transformers' models read and write: see `forms` for what is kept how.
+
+`update` gives attention everything that is held, widened again, followed by the new keys and values as they are, and only then quantizes
+what has become old. So a prompt that is read in one go attends to exact keys within itself, and every later token reads the codes. A text
+that is read 32 tokens at a time, from the start, sees exactly what it would see token by token, because codes are only made at multiples of
+32.
+"""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+
+from qcore.formats.kv import GROUP, Form, check_config, tokens_dropped, tokens_held, value_group
+from qcore.formats.kv_affine import Codes, dequantize, quantize
+
+
+class QuantizedKVLayer(CacheLayerMixin):
+    """Keys and values of one layer, of any number of sequences. `window`: how far it looks back, itself included; None for no limit."""
+
+    is_croppable = False
+
+    def __init__(self, form: Form, window: int | None = None):
+        super().__init__()
+        self.form, self.window, self.is_sliding = form, window, window is not None
+        self.length = 0
+        # keys (sequences, heads, groups, tokens, channels), values (sequences, heads, tokens, groups, channels)
+        self._old: tuple[Codes, Codes] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is held."""
+        exact = 0 if self.keys is None else self.keys.nbytes + self.values.nbytes
+        return exact + (0 if self._old is None else sum(codes.nbytes for codes in self._old))
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.device, self.dtype = key_states.device, key_states.dtype
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the same type."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        exact = torch.cat((self.keys, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
+        widened = self._widened()
+        seen = (
+            exact
+            if widened is None
+            else tuple(torch.cat(parts, dim=2) for parts in zip(widened, exact, strict=True))
+        )
+        before, self.length = self.length, self.length + key_states.shape[2]
+        self._settle(*exact, tokens_dropped(self.length, self.window) - tokens_dropped(before, self.window))
+        return seen
+
+    def _settle(self, keys: torch.Tensor, values: torch.Tensor, drop: int) -> None:
+        """Keep the newest of the exact `keys` and `values`, quantize the others, and let go of the `drop` oldest tokens."""
+        old = keys.shape[2] - tokens_held(self.length)[1]
+        if old:
+            key_groups = keys[:, :, :old].unflatten(2, (-1, GROUP))
+            value_groups = values[:, :, :old].unflatten(3, (-1, value_group(values.shape[3])))
+            new = quantize(key_groups, self.form.bits, dim=3), quantize(value_groups, self.form.bits, dim=4)
+            self._old = (
+                new
+                if self._old is None
+                else tuple(_joined(*pair) for pair in zip(self._old, new, strict=True))
+            )
+        if drop and self._old is not None:
+            self._old = _from(self._old[0], drop // GROUP), _from(self._old[1], drop)
+        self.keys, self.values = keys[:, :, old:].clone(), values[:, :, old:].clone()
+
+    def _widened(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What is kept in codes, as numbers (sequences, heads, tokens, head size)."""
+        if self._old is None:
+            return None
+        keys, values = self._old
+        size, grouped = self.keys.shape[3], value_group(self.values.shape[3])
+        wide_keys = dequantize(keys, self.form.bits, size, self.dtype).flatten(2, 3)
+        return wide_keys, dequantize(values, self.form.bits, grouped, self.dtype).flatten(3, 4)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens that attention gets, number of the first of them)."""
+        dropped = tokens_dropped(self.length, self.window)
+        return self.length - dropped + query_length, dropped
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.keys = self.values = self._old = None
+        self.length, self.is_initialized = 0, False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._each(lambda part: part[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._each(lambda part: part.repeat_interleave(repeats, dim=0))
+
+    def _each(self, change) -> None:
+        if not self.is_initialized:
+            return
+        self.keys, self.values = change(self.keys), change(self.values)
+        if self._old is not None:
+            self._old = tuple(
+                Codes(change(part.packed), change(part.scale), change(part.smallest)) for part in self._old
+            )
+
+
+class QuantizedKVCache(Cache):
+    """An empty cache in the form `form` for a model with this transformers `config`; pass it to a model or to `generate` as `cache=`.
+
+    Raises `InputError` for an architecture that keeps no plain keys and values.
+    """
+
+    def __init__(self, config, form: Form):
+        check_config(config)
+        _, options = get_layer_types_and_kwargs(config.get_text_config())
+        super().__init__(layers=[QuantizedKVLayer(form, each.get("sliding_window")) for each in options])
+        self.form = form
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values as they are stored."""
+        return sum(layer.nbytes for layer in self.layers)
+
+
+def _joined(first: Codes, second: Codes) -> Codes:
+    """Both, one after the other along the tokens (of keys: the groups of tokens)."""
+    return Codes(
+        *(torch.cat(pair, dim=2) for pair in zip(vars(first).values(), vars(second).values(), strict=True))
+    )
+
+
+def _from(codes: Codes, start: int) -> Codes:
+    return Codes(*(part[:, :, start:].clone() for part in vars(codes).values()))

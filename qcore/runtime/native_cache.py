@@ -1,0 +1,151 @@
+"""The key-value cache of the native step, which is a cache of transformers too, so that `generate` can carry it.
+
+A layer keeps its keys and values as the native step reads them (see decoder.h): one tensor (2, sequences, key-value heads x capacity x
+head size). Growing doubles the capacity. Grouped-query heads are stored once. The modules can use the same cache: `update` then
+takes and returns tensors (sequences, key-value heads, tokens, head size), so a sequence may change between the two at any step.
+"""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from qcore.runtime.weights import window
+
+_BLOCK = 8  # slots side by side
+_LEAST = 256  # slots
+
+
+class NativeLayer(CacheLayerMixin):
+    """Keys and values of one layer."""
+
+    is_croppable = True
+
+    def __init__(self, heads: int, size: int, dtype: torch.dtype, is_sliding: bool):
+        super().__init__()
+        self.heads, self.size, self.dtype, self.is_sliding = heads, size, dtype, is_sliding
+        self.length, self.capacity = 0, 0
+        self.data: torch.Tensor | None = None
+
+    def reserve(self, sequences: int, capacity: int) -> None:
+        """Make room for `capacity` tokens; what is held is kept."""
+        if capacity <= self.capacity:
+            return
+        grown = max(_LEAST, 2 * self.capacity, -(-capacity // _BLOCK) * _BLOCK)
+        data = torch.zeros(2, sequences, self.heads, grown * self.size, dtype=self.dtype)
+        if self.data is not None:
+            data[..., : self.capacity * self.size] = self.data
+        self.data, self.capacity, self.is_initialized = data, grown, True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.reserve(key_states.shape[0], key_states.shape[2])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the same type."""
+        end = self.length + key_states.shape[2]
+        self.reserve(key_states.shape[0], end)
+        keys, values = self._views()
+        slots = torch.arange(self.length, end)
+        keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_states.permute(2, 0, 1, 3).to(self.dtype)
+        values[:, :, self.length : end] = value_states.to(self.dtype)
+        self.length = end
+        all_keys = keys.transpose(3, 4).flatten(2, 3)[:, :, :end]
+        return all_keys.to(key_states.dtype), values[:, :, :end].to(value_states.dtype)
+
+    def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.data.unbind()
+        return keys.unflatten(-1, (-1, self.size, _BLOCK)), values.unflatten(-1, (-1, self.size))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All slots are held, whatever the window, so the mask begins at the first."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; a negative number says how many, as transformers passes it."""
+        self.length = max(0, self.length - abs(tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.data is not None:
+            self.data = self.data[:, indices].contiguous()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.data is not None:
+            self.data = self.data.repeat_interleave(repeats, dim=1)
+
+
+class NativeCache(Cache):
+    """A `NativeLayer` for each layer of `model`, empty. With `half` keys and values are kept in float16: half the bytes, and tokens
+    may differ from those written with float32. Pass it to `generate` as `cache=`, or to a `Decoder`."""
+
+    def __init__(self, model: torch.nn.Module, *, half: bool = False):
+        super().__init__(layers=native_layers(model, half))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are reserved for keys and values."""
+        return sum(layer.data.nbytes for layer in self.layers if layer.data is not None)
+
+    half = property(lambda self: int(self.layers[0].dtype == torch.float16))
+    capacity = property(lambda self: self.layers[0].capacity)
+    sequences = property(lambda self: None if self.layers[0].data is None else self.layers[0].data.shape[1])
+
+    def reserve(self, sequences: int, capacity: int) -> None:
+        """Make room for `capacity` tokens of each of `sequences` sequences."""
+        for layer in self.layers:
+            layer.reserve(sequences, capacity)
+
+    def advance(self, tokens: int) -> None:
+        """Tell the layers that `tokens` more are held."""
+        for layer in self.layers:
+            layer.length += tokens
+
+    def pointers(self) -> tuple[list[int], list[int]]:
+        """Addresses of each layer's keys, and of its values."""
+        keys = [layer.data.data_ptr() for layer in self.layers]
+        return keys, [at + layer.data[0].nbytes for at, layer in zip(keys, self.layers, strict=True)]
+
+
+class Scratch:
+    """What stands in for a `NativeCache` in a call that keeps nothing: every layer writes over the one before."""
+
+    half = 0
+
+    def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
+        self._layer = native_layers(model)[0]
+        self._layer.reserve(sequences, capacity)
+        self._count = len(model.model.layers)
+        self.capacity = self._layer.capacity
+
+    def get_seq_length(self) -> int:
+        """None are held before the call."""
+        return 0
+
+    def advance(self, tokens: int) -> None:
+        """Nothing is held after it either."""
+
+    def pointers(self) -> tuple[list[int], list[int]]:
+        """The same addresses for each layer."""
+        keys = self._layer.data.data_ptr()
+        return [keys] * self._count, [keys + self._layer.data[0].nbytes] * self._count
+
+
+def native_layers(model: torch.nn.Module, half: bool = False) -> list[NativeLayer]:
+    """Empty layers for a Llama-type `model`."""
+    config, blocks = model.config, model.model.layers
+    dtype = torch.float16 if half else torch.float32
+    return [
+        NativeLayer(config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0)
+        for index, block in enumerate(blocks)
+    ]

@@ -1,0 +1,271 @@
+"""A model's weights as the native step reads them: pointers to what its modules hold, and nothing copied.
+
+Each layer is computed as its module says (the same kernels, the same activations), the small operations between them in float32, so
+the native step and the modules write the same tokens.
+"""
+
+import ctypes
+
+import torch
+from torch import nn
+
+from qcore.kernels import library
+from qcore.kernels.dispatch import MODES
+from qcore.kernels.packed import Layout, PackedWeight
+from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
+
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+)
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
+ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}  # whether it is gelu
+CHUNK = 1024  # tokens of one native call, for which it needs buffers
+_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+class _Projection(ctypes.Structure):
+    _fields_ = [
+        ("packed", ctypes.POINTER(Layout)),
+        ("dense", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("mode", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, _Projection) for name in _PROJECTIONS),
+        ("window", ctypes.c_int64),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary")
+        ),
+        *(
+            (name, ctypes.c_float)
+            for name in ("epsilon", "attention_scale", "embedding_scale", "norm_offset")
+        ),
+        ("gelu", ctypes.c_int64),
+        ("final_norm", ctypes.c_void_p),
+        ("embedding", _Projection),
+        ("head", _Projection),
+        ("blocks", ctypes.POINTER(_Block)),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+        ("half", ctypes.c_int64),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("sequences", "tokens", "position", "threads")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("starts", "ids", "cosines", "sines", "hidden", "logits", "best")
+        ),
+    ]
+
+
+def supports(model: nn.Module) -> str | None:
+    """None if the native step can run `model`, else one sentence that says why its modules run instead."""
+    if type(model).__name__ not in ARCHITECTURES:
+        return (
+            f"The decoder knows Llama, Mistral, Qwen2, Qwen3 and Gemma, and this is {type(model).__name__}."
+        )
+    if reason := library.reason_without("qcore_decode"):
+        return reason
+    config = model.config
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        return f"The decoder does not know the position encoding {rope!r}."
+    if config.hidden_act not in ACTIVATIONS:
+        return f"The decoder knows the activation functions {' and '.join(ACTIVATIONS)}, and this model uses {config.hidden_act}."
+    for block in model.model.layers:
+        for name, module in _projections(block).items():
+            if not isinstance(module, QuantLinear):
+                return f"The decoder needs quantized layers, and {name}_proj of a block is {type(module).__name__}."
+            if not isinstance(module.executable(), PackedWeight):
+                return (
+                    "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
+                )
+    if _head_size(model) % 8:
+        return f"The decoder needs heads of a multiple of 8 dimensions, and these have {_head_size(model)}."
+    for module, kinds in (
+        (model.get_input_embeddings(), (nn.Embedding, QuantEmbedding)),
+        (model.lm_head, (nn.Linear, QuantLinear)),
+    ):
+        if isinstance(module, QuantizedModule):
+            if not isinstance(module.executable(), PackedWeight):
+                return "The decoder needs a head and an embedding that native kernels can hold."
+        elif not isinstance(module, kinds) or not _plain(module.weight):
+            return f"The decoder needs a float32 or quantized head and embedding, and this model has {type(module).__name__}."
+    others = [
+        *(p for block in model.model.layers for p in block.parameters()),
+        *model.model.norm.parameters(),
+    ]
+    if not all(_plain(parameter) for parameter in others):
+        return "The decoder computes in float32 on the CPU, and this model has parameters elsewhere or in another type."
+    return None
+
+
+class Weights:
+    """The native description of a model for which `supports` found no reason against. `activations` overrides what the layers say."""
+
+    def __init__(self, model: nn.Module, activations: str | None = None):
+        config, layers = model.config, model.model.layers
+        self._activations = activations
+        self._keep: list = []  # what the native side points to
+        self._packed: list[tuple[QuantizedModule, PackedWeight]] = []
+        self._dense: list[tuple[torch.Tensor, int]] = []
+        self._rotary, self._rotation = model.model.rotary_emb, None
+        self.layers, self.kv_heads, self.head_size = (
+            len(layers),
+            config.num_key_value_heads,
+            _head_size(model),
+        )
+        self.hidden = config.hidden_size
+        embedding = model.get_input_embeddings()
+        self.vocabulary = model.lm_head.out_features
+        blocks = (_Block * self.layers)(*(self._block(model, i) for i in range(self.layers)))
+        self._keep.append(blocks)
+        gemma = type(model).__name__.startswith("Gemma")
+        self._model = _Model(
+            self.layers,
+            self.hidden,
+            config.num_attention_heads,
+            self.kv_heads,
+            self.head_size,
+            config.intermediate_size,
+            self.vocabulary,
+            config.rms_norm_eps,
+            layers[0].self_attn.scaling,
+            float(getattr(embedding, "embed_scale", 1.0)),
+            float(gemma),  # Gemma keeps the weights of its norms less 1
+            ACTIVATIONS[config.hidden_act],
+            self._pointer(model.model.norm.weight),
+            self._projection(embedding),
+            self._projection(model.lm_head),
+            blocks,
+        )
+        self.tokens = self._model.embedding.rows
+
+    def is_current(self) -> bool:
+        """Whether the modules still hold what this points to."""
+        return all(module.packed is packed for module, packed in self._packed) and all(
+            t.data_ptr() == at for t, at in self._dense
+        )
+
+    def run(
+        self, ids: torch.Tensor, cache, starts: torch.Tensor | None = None, *, hidden=None, logits=None
+    ) -> int | None:
+        """Append the tokens `ids` (sequences, tokens) int64 to the `NativeCache`, which must have room for them.
+
+        `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden` (sequences, tokens, hidden) with
+        what the head gets, or, for one sequence, `logits` (vocabulary,) after the last token, and returns the index of the largest.
+        """
+        sequences, tokens = ids.shape
+        position = cache.get_seq_length()
+        cosines, sines = self.rotation(position + tokens)
+        keys, values = ((ctypes.c_void_p * self.layers)(*pointers) for pointers in cache.pointers())
+        best = ctypes.c_int64()
+        stored = _Cache(ctypes.addressof(keys), ctypes.addressof(values), cache.capacity, cache.half)
+        call = _Call(
+            sequences,
+            tokens,
+            position,
+            torch.get_num_threads(),
+            *map(library.address, (starts, ids, cosines, sines, hidden, logits)),
+            ctypes.addressof(best),
+        )
+        library.functions().qcore_decode(ctypes.byref(self._model), ctypes.byref(stored), ctypes.byref(call))
+        cache.advance(tokens)
+        return None if logits is None else best.value
+
+    def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (at least `positions`, head size / 2), from the model itself, which knows how its angles are scaled."""
+        known = self._rotation
+        if known is None or len(known[0]) < positions:
+            count, half = max(256, 1 << (positions - 1).bit_length()), self.head_size // 2
+            with torch.no_grad():
+                known = tuple(
+                    part[0, :, :half].contiguous()
+                    for part in self._rotary(torch.empty(1, 1), torch.arange(count)[None])
+                )
+            self._rotation = known
+        return known
+
+    def _pointer(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._dense.append((tensor, tensor.data_ptr()))
+        return tensor.data_ptr()
+
+    def _projection(self, module: nn.Module) -> _Projection:
+        bias = self._pointer(getattr(module, "bias", None))
+        if not isinstance(module, QuantizedModule):
+            return _Projection(None, self._pointer(module.weight), bias, *module.weight.shape, 0, 0)
+        packed = module.executable()
+        self._packed.append((module, packed))
+        mode = MODES[self._activations or getattr(module, "activations", "fp32")]
+        return _Projection(ctypes.pointer(packed.layout), None, bias, *packed.shape, mode, 0)
+
+    def _block(self, model: nn.Module, index: int) -> _Block:
+        block = model.model.layers[index]
+        attention = block.self_attn
+        return _Block(
+            self._pointer(block.input_layernorm.weight),
+            self._pointer(block.post_attention_layernorm.weight),
+            *(
+                self._pointer(getattr(getattr(attention, name, None), "weight", None))
+                for name in ("q_norm", "k_norm")
+            ),
+            *(self._projection(module) for module in _projections(block).values()),
+            window(model.config, index),
+        )
+
+
+def _projections(block: nn.Module) -> dict[str, nn.Module]:
+    attention, mlp = block.self_attn, block.mlp
+    return {
+        "q": attention.q_proj,
+        "k": attention.k_proj,
+        "v": attention.v_proj,
+        "o": attention.o_proj,
+        "gate": mlp.gate_proj,
+        "up": mlp.up_proj,
+        "down": mlp.down_proj,
+    }
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _head_size(model: nn.Module) -> int:
+    return model.model.layers[0].self_attn.head_dim
+
+
+def window(config, index: int) -> int:
+    """How far this layer looks back, itself included; 0 for no limit."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[index] != "sliding_attention":
+        return 0
+    return getattr(config, "sliding_window", None) or 0

@@ -1,0 +1,1 @@
+"""One file per verb, used alike by the Python API, the command line, jobs and pages."""

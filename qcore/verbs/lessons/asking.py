@@ -1,0 +1,48 @@
+"""What a model and half of it say comes next: one pass over a short text each."""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore import library, planning, recipes
+from qcore.base.errors import InputError
+from qcore.models import Checkpoint
+from qcore.pruning.structured import with_layers
+from qcore.training.distill import evenly
+
+SHOWN = 10
+LONGEST = 256  # tokens
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (V,) of the token after `prompt` from all `layers[0]` layers and from `layers[1]` of them; `words`: the texts of the likeliest
+    tokens."""
+
+    prompt: str
+    teacher: torch.Tensor
+    student: torch.Tensor
+    layers: tuple[int, int]
+    words: dict[int, str]
+
+
+@torch.no_grad()
+def predictions(checkpoint: Checkpoint, prompt: str) -> Predictions:
+    """Load the model and ask it, then ask the same model without every second layer. Raises `InputError` for an empty text, a model that
+    does not fit into memory, or one whose layers cannot be taken out."""
+    planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=LONGEST, window=LONGEST)
+    loaded = library.load(checkpoint)
+    ids = loaded.tokenizer(prompt, return_tensors="pt")["input_ids"][:, -LONGEST:]
+    if not ids.numel():
+        raise InputError("The text is empty; write a word or two.")
+    teacher = loaded.model(input_ids=ids, use_cache=False).logits[0, -1].float().clone()
+    total = loaded.model.config.get_text_config().num_hidden_layers
+    kept = evenly(total, max(1, total // 2))
+    student = (
+        with_layers(loaded.model, kept).eval()(input_ids=ids, use_cache=False).logits[0, -1].float().clone()
+    )
+    words = {
+        int(token): loaded.tokenizer.decode([int(token)])
+        for token in teacher.topk(min(SHOWN, len(teacher))).indices
+    }
+    return Predictions(prompt, teacher, student, (total, len(kept)), words)

@@ -1,0 +1,117 @@
+"""What a choice does to a weight: the size of its groups, the range of its grid, one value that is far too large, 8-bit activations."""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.uniform import Uniform
+from qcore.kernels import reference
+from qcore.quantization.methods import quantize
+from qcore.quantization.methods.rtn import grouped
+from qcore.verbs.lessons.weights import Group, Rounded, describe, relative_error, rounded
+
+SIZES = (8, 16, 32, 64, 128, 256, None)
+FACTORS = (1, 3, 10, 30, 100)  # of a large input channel; beyond, the output is that channel's alone
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A grid that reaches `share` of the largest weight of its group. `relative_error` of all weights, and the two parts whose squares add
+    up to its square: from weights that are `cut` off, and from `rounding` the others."""
+
+    share: float
+    relative_error: float
+    cut: float
+    rounding: float
+    weights_cut: float
+    group: Group
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A group of which one weight was made `factor` times the largest. `others_error`: relative error of the other weights. `lost`: the
+    share of the others that became 0."""
+
+    factor: float
+    others_error: float
+    lost: float
+    group: Group
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Relative errors of a layer's output where one input channel is `factor` times as large as the others: with the quantized weight and
+    exact inputs, and with inputs in 8 bits, one scale a `token`, or one for `all_tokens` together."""
+
+    factor: float
+    weights_only: float
+    token: float
+    all_tokens: float
+
+
+def group_sizes(weight: torch.Tensor, bits: int, symmetric: bool = False) -> dict[int | None, Rounded]:
+    """The weight (N, K) in `bits` bits with groups of every size in `SIZES` that fits a row (None: a whole channel)."""
+    fitting = [size for size in SIZES if size is None or size <= weight.shape[1]]
+    return {size: rounded(weight, Uniform(bits, size, symmetric)) for size in fitting}
+
+
+def clipped(weight: torch.Tensor, format: Uniform, share: float, place: int | None = None) -> Clipped:
+    """The weight (N, K) on symmetric grids that reach `share` of each group's largest magnitude. At 1 this is rounding to nearest."""
+    groups = grouped(weight, format.group_size)
+    top = format.levels // 2 - 1
+    scale = round_scale(share * groups.abs().amax(dim=2) / top, format)
+    units = groups / scale.clamp_min(_TINY).unsqueeze(2)
+    codes = (
+        (units.round() + format.levels // 2)
+        .clamp(1, format.levels - 1)
+        .to(torch.uint8)
+        .flatten(1)[:, : weight.shape[1]]
+    )
+    stored = QuantizedTensor.from_codes(format, codes, scale)
+    error = (stored.dequantize() - weight).square()
+    beyond = (units.abs() > top + 0.5).flatten(1)[:, : weight.shape[1]]
+    whole = float(weight.square().sum())
+    found = describe(weight, stored, place)
+    return Clipped(
+        share,
+        found.relative_error,
+        float((error[beyond].sum() / whole).sqrt()),
+        float((error[~beyond].sum() / whole).sqrt()),
+        float(beyond.float().mean()),
+        found.group,
+    )
+
+
+def outlier(weight: torch.Tensor, format: Uniform, factor: float, place: int) -> Outlier:
+    """The group number `place` of the weight (N, K), its largest weight made `factor` times as large."""
+    size = weight.shape[1] if format.group_size is None else format.group_size
+    each = -(-weight.shape[1] // size)
+    row, start = place // each, place % each * size
+    group = weight[row : row + 1, start : start + size].clone()
+    largest = int(group.abs().argmax())
+    group[0, largest] *= factor
+    stored = quantize(group, format, "rtn")
+    found, others = describe(group, stored, 0), torch.arange(group.shape[1]) != largest
+    values = stored.dequantize()[0, others]
+    return Outlier(
+        factor, relative_error(group[0, others], values), float((values == 0).float().mean()), found.group
+    )
+
+
+def activations(
+    weight: torch.Tensor, format: Uniform, factor: float, tokens: int = 64, seed: int = 0
+) -> Activations:
+    """`tokens` random inputs (normal, of unit variance; the first channel `factor` times as large) through the weight (N, K)."""
+    x = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    x[:, 0] *= factor
+    stored = quantize(weight, format, "rtn")
+    wanted = x @ weight.T
+    together = reference.quantize_tokens(x.flatten()).view_as(x)
+    return Activations(
+        factor,
+        relative_error(wanted, reference.linear(x, stored, None)),
+        relative_error(wanted, reference.linear(x, stored, None, "int8")),
+        relative_error(wanted, reference.linear(together, stored, None)),
+    )

@@ -1,0 +1,135 @@
+"""What learning adds: codes that gradients move, weights that are left out, and the whole distribution that a teacher gives."""
+
+from dataclasses import dataclass
+
+import torch
+
+from qcore.formats.packing import packed_width
+from qcore.formats.sparse import break_even, sparse_bytes
+from qcore.formats.uniform import Uniform
+from qcore.pruning.scores import keep
+from qcore.quantization.methods import quantize
+from qcore.training.fake import Full
+from qcore.training.teacher import soft_loss
+from qcore.verbs.lessons.weights import relative_error
+
+ROWS = 128  # of the weight that is trained here: enough to see what happens
+TOKENS, RATE = 256, 1e-2
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Relative errors of a layer's output: rounded to nearest, and after each of the steps, the best so far last. `moved`: the share of
+    codes that are others in the end."""
+
+    rounded: float
+    steps: tuple[float, ...]
+    moved: float
+
+    @property
+    def final(self) -> float:
+        return self.steps[-1]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A weight of which the share `amount` is 0: its relative error, the bits a weight as stored densely and sparsely, the share of zeros
+    above which sparse is smaller, and magnitudes of the weights that stayed and went, for a picture."""
+
+    amount: float
+    relative_error: float
+    dense_bits: float
+    sparse_bits: float
+    break_even: float
+    stayed: tuple[float, ...]
+    went: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Next-token probabilities of teacher and student for the teacher's likeliest `tokens` (token ids) at a temperature, the share that the
+    other tokens have, and the loss that distillation makes smaller: T² · KL, in nats."""
+
+    tokens: tuple[int, ...]
+    teacher: tuple[float, ...]
+    student: tuple[float, ...]
+    others: float
+    entropy: float
+    loss: float
+
+
+def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> Learned:
+    """Train the codes of the weight's first rows for `steps` steps through rounding (straight-through), such that the layer's output for
+    random inputs of unequal channels stays what it was. Scales are learned, too."""
+    weight = weight[:ROWS]
+    generator = torch.Generator().manual_seed(seed)
+    width = weight.shape[1]
+    mix = (
+        torch.randn(width, max(1, width // 4), generator=generator) / max(1, width // 4) ** 0.5
+    )  # inputs are correlated, as real ones are
+    x = torch.randn(TOKENS, max(1, width // 4), generator=generator) @ mix.T + 0.3 * torch.randn(
+        TOKENS, width, generator=generator
+    )
+    wanted = x @ weight.T
+    stored = quantize(weight, format, "rtn")
+    layer = Full(stored, weight, learn_scales=True)
+    layer.requires_grad_(True)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [layer.latent], "lr": RATE * float(weight.std())},
+            {"params": [layer.gain], "lr": RATE / 10},
+        ]
+    )
+    best, best_codes, curve = relative_error(wanted, x @ stored.dequantize().T), stored.unpacked_codes(), []
+    start = best
+    for _ in range(steps):
+        with torch.enable_grad():
+            loss = (x @ layer.weight().T - wanted).square().mean() / wanted.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        found = layer.result()
+        error = relative_error(wanted, x @ found.dequantize().T)
+        if error < best:
+            best, best_codes = error, found.unpacked_codes()
+        curve.append(best)
+    return Learned(
+        start, tuple(curve) or (start,), float((best_codes != stored.unpacked_codes()).float().mean())
+    )
+
+
+def prune(weight: torch.Tensor, method: str, amount: float, bits: int = 16, shown: int = 20_000) -> Pruned:
+    """The weight (N, K) without the share `amount` of its weights, chosen by `method` ("magnitude", or "2:4", which takes half of every
+    four); stored in `bits` bits each, densely or with a bit for each weight that says whether it is there."""
+    kept = keep(weight, None, method, amount)
+    zeros = 1 - float(kept.float().mean())
+    rows, columns = weight.shape
+    dense = rows * (packed_width(columns, bits) if bits <= 8 else columns * bits // 8)
+    count = weight.numel()
+    step = max(1, count // shown)
+    flat, stays = weight.abs().flatten()[::step], kept.flatten()[::step]
+    return Pruned(
+        zeros,
+        relative_error(weight, weight * kept),
+        8 * dense / count,
+        8 * sparse_bytes(rows, columns, int(kept.sum()), bits) / count,
+        break_even(bits),
+        tuple(flat[stays].tolist()),
+        tuple(flat[~stays].tolist()),
+    )
+
+
+def taught(teacher: torch.Tensor, student: torch.Tensor, temperature: float, shown: int = 10) -> Taught:
+    """Teacher's and student's logits (V,) of one next token, softened by `temperature`."""
+    soft, own = (logits.float().div(temperature).softmax(-1) for logits in (teacher, student))
+    top = soft.topk(min(shown, len(soft))).indices
+    entropy = float(-(soft * soft.clamp_min(1e-30).log()).sum())
+    loss = float(soft_loss(teacher.float()[None, None], student.float()[None, None], temperature))
+    return Taught(
+        tuple(top.tolist()),
+        tuple(soft[top].tolist()),
+        tuple(own[top].tolist()),
+        1 - float(soft[top].sum()),
+        entropy,
+        loss,
+    )

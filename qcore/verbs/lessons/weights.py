@@ -1,0 +1,139 @@
+"""One weight of a model and what its codes stand for."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from qcore import recipes
+from qcore.formats.tensor import Format, QuantizedTensor, group_count
+from qcore.formats.uniform import Uniform
+from qcore.models import Checkpoint
+from qcore.quantization import methods
+from qcore.verbs import layer_errors
+
+LARGEST = 1 << 21  # weights that are looked at: of a larger matrix, its first rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`weight` (N, K), float32: the tensor `name`, or its first rows of `rows` where it is large."""
+
+    name: str
+    weight: torch.Tensor
+    rows: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are there."""
+        return len(self.weight) == self.rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that share a scale: `before` and `after` rounding, in their order, and the values of the `grid`, ascending."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    grid: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight in the format `label`. `parts`: bits a weight of each stored part, which add up to `bits_per_weight`. `levels_used`: the
+    share of the grid's values that the shown `group` uses."""
+
+    label: str
+    relative_error: float
+    snr_db: float
+    bits_per_weight: float
+    parts: dict[str, float]
+    group: Group
+
+    @property
+    def levels_used(self) -> float:
+        return len(set(self.group.after)) / len(self.group.grid)
+
+
+def names(checkpoint: Checkpoint) -> list[str]:
+    """The weights that can be looked at. Raises `InputError` for a model that is quantized already."""
+    return layer_errors.names(checkpoint, recipes.parse("int8"))
+
+
+def read(checkpoint: Checkpoint, name: str) -> Sample:
+    """The weight called `name`, its rows being outputs; of a mixture of experts the first expert's. Raises `InputError` as `names` does."""
+    weight = layer_errors.weight(checkpoint, name)
+    rows = max(1, min(len(weight), LARGEST // weight.shape[1]))
+    return Sample(name, weight[:rows].clone(), len(weight))
+
+
+def rounded(weight: torch.Tensor, format: Format, place: int | None = None) -> Rounded:
+    """`weight` (N, K) in `format`, rounded to nearest (tables that are learned: by k-means), with the group number `place`, counted row
+    after row; None is the one with the median range."""
+    return describe(weight, methods.quantize(weight, format, methods.without_text(format)), place)
+
+
+def describe(weight: torch.Tensor, stored: QuantizedTensor, place: int | None = None) -> Rounded:
+    """The same of codes that are there already."""
+    values, count = stored.dequantize(), weight.numel()
+    error = relative_error(weight, values)
+    parts = {name: 8 * part.nbytes / count for name, part in stored.parts().items() if stored.is_stored(name)}
+    return Rounded(
+        stored.format.label,
+        error,
+        decibels(error),
+        stored.bits_per_weight,
+        parts,
+        _group(weight, values, stored, place),
+    )
+
+
+def relative_error(before: torch.Tensor, after: torch.Tensor) -> float:
+    """‖after − before‖ / ‖before‖."""
+    return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
+
+
+def decibels(error: float) -> float:
+    """−20 · log10 of a relative error; infinite for none."""
+    return -20 * math.log10(error) if error else math.inf
+
+
+def places(weight: torch.Tensor, group_size: int) -> dict[str, int]:
+    """Groups worth a look, by number: of median range, with the largest outlier (largest magnitude over the mean), the most lopsided."""
+    whole = weight[:, : weight.shape[1] // group_size * group_size]
+    if not whole.numel():  # a row shorter than a group
+        return {"typical": 0, "outlier": 0, "lopsided": 0}
+    groups, each = whole.reshape(-1, group_size), group_count(weight.shape[1], group_size)
+    low, high = groups.aminmax(dim=1)
+    reach = groups.abs().amax(1)
+    found = {
+        "typical": reach.argsort()[len(reach) // 2],
+        "outlier": (reach / groups.abs().mean(1)).argmax(),
+        "lopsided": ((high + low).abs() / reach).argmax(),
+    }
+    full = whole.shape[1] // group_size
+    return {name: int(index) // full * each + int(index) % full for name, index in found.items()}
+
+
+def _group(weight: torch.Tensor, values: torch.Tensor, stored: QuantizedTensor, place: int | None) -> Group:
+    size = weight.shape[1] if stored.format.group_size is None else stored.format.group_size
+    each = group_count(weight.shape[1], stored.format.group_size)
+    if place is None:
+        place = places(weight, min(size, weight.shape[1]))["typical"]
+    row, start = place // each, place % each * size
+    part = slice(start, min(start + size, weight.shape[1]))
+    return Group(
+        tuple(weight[row, part].tolist()), tuple(values[row, part].tolist()), _grid(stored, row, place % each)
+    )
+
+
+def _grid(stored: QuantizedTensor, row: int, group: int) -> tuple[float, ...]:
+    scales = stored.scales()
+    scale = 1.0 if scales is None else scales[row, group]
+    if isinstance(stored.format, Uniform):
+        zero = stored.zero_points()
+        zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
+        units = torch.arange(1 if stored.format.symmetric else 0, stored.format.levels) - zero
+    else:
+        units = stored.codebook[row] if stored.codebook.ndim == 2 else stored.codebook
+    return tuple(sorted(set((units.float() * scale).tolist())))

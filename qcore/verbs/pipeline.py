@@ -1,0 +1,405 @@
+"""One recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
+
+The unquantized model comes first and leaves three things in the run's folder for those after it: a reference (see
+`evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean` was compared with exactly that.
+Everything heavy is imported where it is used, so that looking at a spec costs nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcore.base.errors import InputError
+from qcore.formats.kv import NONE, Form
+from qcore.recipes.spec import RunSpec
+from qcore.results.rows import ROW_KEYS
+from qcore.verbs.checks import check_device, loaded_from
+
+if TYPE_CHECKING:
+    from qcore.measurement.throughput import Throughput
+    from qcore.models import Checkpoint
+    from qcore.recipes import Recipe
+    from qcore.recipes.ledger import Ledger
+
+__all__ = ["RunSpec", "record_reference", "run_recipe"]
+
+Emit = Callable[[dict], None]
+PROBED_WITHIN = 60.0  # seconds for measuring speed, above which a probe would take too long beside it
+REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
+THROUGH_THE_CACHE = (
+    "The text was read through the quantized key-value cache as if token by token, and prompts were continued with it one by one; "
+    "multiple-choice questions are answered without a cache."
+)
+
+
+def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
+    """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline and leaves its reference in
+    `folder`; the others are compared with the reference that they find there. With a quantized key-value cache fp32 is one of the others,
+    which shows what the cache alone costs; `record_reference` makes the baseline then.
+
+    `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
+    """
+    from qcore import planning
+    from qcore.measurement import throughput
+    from qcore.measurement.memory import PeakMemory
+    from qcore.measurement.traffic import bytes_a_token
+
+    session = _Session(spec, folder, emit)
+    is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_form
+    progress = session.enter("load")
+    checkpoint, applied = loaded_from(session.checkpoint(progress), recipe)
+    planning.check_fits(checkpoint, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
+    with PeakMemory() as loading:
+        loaded = session.load(checkpoint, progress)
+        ledger, quantize_s = (session.quantize if applied is recipe else session.take)(loaded, recipe)
+        gc.collect()
+    progress = session.enter("speed")
+    with PeakMemory() as running:
+        speed = throughput.measure(
+            loaded.model,
+            spec.prompt_tokens,
+            spec.new_tokens,
+            repeats=spec.repeats,
+            seed=spec.seed,
+            progress=progress,
+            kv=kv,
+        )
+    evaluation = session.evaluate(loaded, record=is_baseline)
+    choices, answers = session.ask(loaded, record=is_baseline)
+    generations = session.generate(loaded, record=is_baseline)
+    session.leave()
+    divergence = evaluation.divergence
+    record = session.record(loaded) | {
+        "predicted": session.predicted(checkpoint, applied),
+        "recipe": recipe.to_dict(),
+        "execution": execution(loaded.model, kv),
+        "kv": kv_record(kv, speed),
+        "bytes_a_token": bytes_a_token(loaded.model, ledger.rows),
+        "tokens_scored": evaluation.tokens_scored,
+        "throughput": speed.to_dict(),
+        "evaluation": evaluation.to_dict(),
+        "choices": answers,
+        "generations": generations,
+        "ledger": ledger.to_dict(),
+        "allocation": None if ledger.allocation is None else _prediction(ledger.allocation, divergence),
+        "memory": {"loading": _memory(loading), "running": _memory(running)},
+    }
+    row = {
+        "recipe": recipe.name,
+        "status": "ok",
+        "error": None,
+        "stored_bytes": ledger.stored_bytes,
+        "bits_per_weight": ledger.bits_per_weight,
+        "coverage": ledger.coverage,
+        "perplexity": evaluation.perplexity,
+        # the baseline is compared with itself by definition; a recipe without a reference has no number
+        "kl_mean": 0.0 if is_baseline else divergence and divergence.kl_mean,
+        "top1_agreement": 1.0 if is_baseline else divergence and divergence.top1_agreement,
+        "prefill_tok_s": speed.prefill_tok_s,
+        "decode_tok_s": speed.decode_tok_s,
+        "ttft_s": speed.ttft_s,
+        "peak_load_bytes": loading.peak_bytes,
+        "peak_run_bytes": running.peak_bytes,
+        "quantize_s": quantize_s,
+        "choices": choices,
+        "record": record,
+    }
+    return {key: row[key] for key in ROW_KEYS}
+
+
+def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
+    """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have no row for it."""
+    from qcore import planning
+    from qcore.recipes import parse
+
+    session = _Session(spec, folder, emit)
+    progress = session.enter("load")
+    checkpoint = session.checkpoint(progress)
+    planning.check_fits(
+        checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
+    )
+    loaded = session.load(checkpoint, progress)
+    session.evaluate(loaded, record=True)
+    session.ask(loaded, record=True)
+    session.generate(loaded, record=True)
+    session.leave()
+
+
+class _Session:
+    """The steps that a baseline and a recipe share, and the time each phase takes."""
+
+    def __init__(self, spec: RunSpec, folder: Path, emit: Emit):
+        import psutil
+        import torch
+
+        from qcore.base import texts
+
+        self.spec, self.folder, self.emit = spec, Path(folder), emit
+        self.started_at = time.time()
+        self.seconds = {"start": max(0.0, self.started_at - psutil.Process().create_time())}
+        self.notes: list[str] = []
+        self.known: dict | None = None
+        self._right: dict | None = None
+        self._phase, self._since = None, 0.0
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        torch.manual_seed(spec.seed)
+        check_device(spec.device)
+        self.text = texts.load_text(spec.text)
+
+    def calibration(self, loaded, recipe):
+        """The calibration text for `recipe`, or None if it reads none. Raises `InputError` if it overlaps the text that is scored."""
+        from qcore.base import texts
+        from qcore.quantization.calibration import check_overlap, load_calibration
+
+        if not recipe.calibrated:
+            return None
+        spec = self.spec
+        found = load_calibration(
+            spec.calibration,
+            loaded.tokenizer,
+            tokens=spec.calibration_tokens,
+            minutes=spec.calibration_minutes,
+        )
+        check_overlap(
+            found,
+            self.text.name,
+            self.text.sha256,
+            texts.tokenize(self.text, loaded.tokenizer, limit=spec.tokens),
+        )
+        return found
+
+    def enter(self, phase: str) -> Callable[[int, int, str], None]:
+        """Begin a phase; returns the function that reports its progress."""
+        self.leave()
+        self._phase, self._since = phase, time.perf_counter()
+        self.emit({"phase": phase, "done": 0, "total": 0, "detail": ""})
+        return lambda done, total, detail="": self.emit(
+            {"phase": phase, "done": int(done), "total": int(total), "detail": str(detail)}
+        )
+
+    def leave(self) -> None:
+        """End the phase."""
+        if self._phase is not None:
+            self.seconds[self._phase] = time.perf_counter() - self._since
+        self._phase = None
+
+    def checkpoint(self, progress) -> Checkpoint:
+        """The model's checkpoint, checked from its headers; the same one that the baseline was."""
+        from qcore import library
+        from qcore.base.files import read_json
+
+        checkpoint = library.resolve(self.spec.model, self.spec.revision, progress=progress)
+        self.known = read_json(self.folder / BASELINE)
+        if self.known and self.known["digest"] != checkpoint.digest:
+            raise InputError(
+                f"{self.spec.model} has changed since the baseline was measured. Start the run again."
+            )
+        return checkpoint
+
+    def load(self, checkpoint: Checkpoint, progress):
+        """The model and its tokenizer, on the device asked for."""
+        from qcore import library
+
+        return library.load(checkpoint, device=self.spec.device, progress=progress)
+
+    def quantize(self, loaded, recipe: Recipe) -> tuple[Ledger, float]:
+        """Apply `recipe`: the ledger, and the seconds it took."""
+        from qcore.quantization import convert
+        from qcore.quantization.calibration import unfinished
+
+        progress, began = self.enter("quantize"), time.perf_counter()
+        calibration = self.calibration(loaded, recipe)
+        ledger = convert.quantize(
+            loaded.model,
+            recipe,
+            progress=progress,
+            calibration=calibration,
+            work=unfinished(),
+            identity=loaded.checkpoint.digest,
+        )
+        return ledger, time.perf_counter() - began
+
+    def take(self, loaded, recipe: Recipe) -> tuple[Ledger, None]:
+        """The ledger of a saved model. Raises `InputError` if the text that is scored is one that it was made with."""
+        from qcore.base import texts
+        from qcore.layers.inventory import as_it_is
+        from qcore.library.plain import check_judged, describe
+
+        ids = texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        check_judged(loaded, self.text.name, self.text.sha256, ids)
+        made = loaded.recipe and f"Saved as {loaded.recipe.name}." or describe(loaded.checkpoint.folder)
+        self.notes.append(made or f"Read from {loaded.checkpoint.folder}; how it was made is not on record.")
+        return loaded.ledger or as_it_is(loaded.model, recipe.name), None
+
+    def evaluate(self, loaded, *, record: bool):
+        """Score the text, against the baseline's reference if there is one; `record` makes this model that baseline."""
+        from qcore.base import texts
+        from qcore.evaluation import Reference, evaluate
+
+        progress = self.enter("quality")
+        path = self.folder / REFERENCE
+        compared = (
+            not record and self.known is not None
+        )  # what a baseline that failed half way left behind does not count
+        ids = texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        if self._kv(record) is not None:
+            self.notes.append(THROUGH_THE_CACHE)
+        if not record and not compared:
+            self.notes.append("There is no KL and no top-1 agreement, because the baseline failed.")
+        return evaluate(
+            loaded.model,
+            ids,
+            window=self.spec.window,
+            stride=self.spec.stride,
+            reference=Reference.open(path) if compared else None,
+            record=path if record else None,
+            checkpoint=loaded.checkpoint.folder,
+            text_bytes=scored_bytes(ids, loaded.tokenizer),
+            progress=progress,
+            kv=self._kv(record),
+        )
+
+    def _kv(self, is_baseline: bool) -> Form | None:
+        """The form of the key-value cache: the baseline keeps its own."""
+        return None if is_baseline else self.spec.kv_form
+
+    def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
+        """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it, and every answer. Two Nones
+        if no questions were given."""
+        from qcore.evaluation.choices import ask, summary
+        from qcore.evaluation.questions import load_questions
+
+        if self.spec.choices is None:
+            return None, None
+        progress, asked = self.enter("questions"), load_questions(self.spec.choices)
+        answers = ask(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
+        self._right = {"plain": answers.right, "by_length": answers.right_by_length}
+        before = None if record or not self.known else self.known.get("right")
+        return summary(asked, answers, before), answers.to_dict()
+
+    def generate(self, loaded, *, record: bool) -> list[dict]:
+        """Continue the evaluation prompts; `record` makes the answers those that others are compared with."""
+        from qcore.base import texts
+        from qcore.base.files import write_json
+        from qcore.evaluation.generation import compare_generations
+
+        answers = []
+        if self.spec.generate:
+            progress = self.enter("prompts")
+            prompts = texts.load_prompts(self.spec.prompts)
+            before = None if record or not self.known else self.known["answers"]
+            answers = compare_generations(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                self.spec.generate_tokens,
+                before,
+                progress,
+                kv=self._kv(record),
+            )
+        if record:
+            about = {
+                "digest": loaded.checkpoint.digest,
+                "answers": {answer.id: answer.tokens for answer in answers},
+                "right": self._right,
+            }
+            write_json(self.folder / BASELINE, about)
+        return [answer.to_dict() for answer in answers]
+
+    def record(self, loaded) -> dict:
+        """Everything a figure depends on, and how to get it again."""
+        from qcore.measurement.environment import read_bandwidth
+
+        spec, checkpoint = self.spec, loaded.checkpoint
+        about = describe(loaded, self.text, spec.threads)
+        if spec.device == "cpu":  # last, so that its buffer is in no figure; bounds the decode speed
+            about["environment"]["read_bandwidth"] = read_bandwidth()
+        return about | {
+            "model": spec.model,
+            "revision": checkpoint.revision or spec.revision,
+            "window": spec.window,
+            "stride": spec.stride or spec.window,
+            "seed": spec.seed,
+            "device": spec.device,
+            "notes": self.notes,
+            "run_id": self.folder.name,
+            "spec": spec.to_dict(),
+            "command": spec.command or f"python -m qcore runs repeat {self.folder.name}",
+            "phase_seconds": self.seconds,
+            "started_at": self.started_at,
+            "finished_at": time.time(),
+        }
+
+    def predicted(self, checkpoint: Checkpoint, recipe: Recipe) -> dict:
+        """What the plan says about this run, so that its error is known. Made last, because a probe takes memory and time."""
+        from qcore.planning import hindsight
+
+        timed = self.spec.device == "cpu" and self.seconds["speed"] < PROBED_WITHIN
+        return hindsight.predict(
+            checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed, kv=self.spec.kv
+        )
+
+
+def describe(loaded, text=None, threads: int | None = None) -> dict:
+    """The part of a record that every measurement has: model, text, machine and libraries."""
+    import torch
+
+    import qcore
+    from qcore.measurement.environment import environment
+
+    checkpoint = loaded.checkpoint
+    about = {
+        "qcore": qcore.__version__,
+        "model": checkpoint.name,
+        "model_description": checkpoint.description,
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "parameters": checkpoint.parameters,
+        "compute_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": threads or torch.get_num_threads(),
+        "environment": environment(),
+    }
+    return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
+
+
+def execution(model, kv: Form | None = None) -> list[str]:
+    """How `model` runs with a cache in the form `kv`: whether a step is one native call, and a line for each kernel that multiplies by
+    quantized weights. Nothing where all layers are plain torch layers and the cache is not quantized."""
+    from qcore import runtime
+    from qcore.kernels.dispatch import explain
+    from qcore.layers.modules import QuantLinear
+
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
+    if kv is not None:
+        return [f"module by module: the native step does not read a cache in {kv.name}.", *sorted(kernels)]
+    return [runtime.explain(model), *sorted(kernels)] if layers else []
+
+
+def kv_record(kv: Form | None, speed: Throughput) -> dict:
+    """How keys and values were kept while `speed` was measured, and what they took: bytes as stored, room that is kept free included."""
+    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
+    form = {"name": NONE} if kv is None else kv.to_dict()
+    return {**form, "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
+
+
+def scored_bytes(ids, tokenizer) -> int:
+    """UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
+    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace"))
+
+
+def _prediction(allocation: dict, divergence) -> dict:
+    """What the choice of formats was predicted to lose, and what it did: nats a token."""
+    return {"predicted_kl": allocation["predicted_kl"], "measured_kl": divergence and divergence.kl_mean}
+
+
+def _memory(memory) -> dict:
+    names = ("start_bytes", "peak_bytes", "anonymous_bytes", "file_bytes")
+    return {name: getattr(memory, name) for name in names}

@@ -1,0 +1,292 @@
+"""The playground's process: what it writes, how it is stopped, and that it never outlives or blocks anyone."""
+
+import gc
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import tiny
+
+from qcore import library, planning
+from qcore.base.errors import InputError, RunError, TooLargeError
+from qcore.evaluation.generation import generate_text
+from qcore.jobs.resident import Event, Resident
+from qcore.jobs.resident_worker import Shelf, Worker
+from qcore.recipes import parse
+
+RECIPES = ("fp32", "fp16")  # neither needs a compiled kernel, so a test waits for nothing but torch
+PATIENCE = 120  # seconds after which a hang is a failure
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.checkpoint("llama", tmp_path_factory.mktemp("resident") / "model")
+
+
+@pytest.fixture(scope="module")
+def resident(folder):
+    with Resident(str(folder), RECIPES, threads=1) as client:
+        yield client
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def kinds(events: list[Event]) -> list[str]:
+    """The kinds in order, runs of the same kind once."""
+    return [
+        event.kind for index, event in enumerate(events) if index == 0 or events[index - 1].kind != event.kind
+    ]
+
+
+def test_each_recipe_writes_what_it_writes_alone(resident, folder):
+    events = [
+        event for event in resident.generate("Hello", 12, temperature=1.5, seed=3) if event.kind != "loading"
+    ]
+    loaded = library.load(str(folder))
+    alone = generate_text(loaded.model, loaded.tokenizer, "Hello", 12, temperature=1.5, seed=3)
+    for recipe in RECIPES:
+        own = [event for event in events if event.recipe == recipe]
+        assert kinds(own) == ["start", "text", "done"]
+        assert "".join(event.text for event in own if event.kind == "text") == own[-1].result["text"]
+        assert own[-1].result["prompt_tokens"] == 5
+    first, second = (event.result for event in events if event.kind == "done")
+    assert (first["tokens"], first["text"], first["first_divergence"]) == (alone.tokens, alone.text, None)
+    index = second["first_divergence"]
+    same = os.path.commonprefix([first["text"], second["text"]])
+    assert second["same_characters"] == len(same)
+    assert index is None or (
+        first["tokens"][:index] == second["tokens"][:index]
+        and first["tokens"][index] != second["tokens"][index]
+    )
+
+
+def test_models_stay_loaded_and_recipes_can_be_chosen(resident):
+    list(resident.generate("Hello", 2))
+    again = list(resident.generate("Hello", 2, recipes=["fp16"]))
+    assert {event.recipe for event in again} == {"fp16"} and kinds(again) == ["start", "text", "done"]
+
+
+def test_notes_about_the_prompt_come_with_the_result(resident):
+    *_, last = resident.generate("x" * 600, 10, recipes=["fp32"])
+    assert "only its last 502 were read" in last.result["notes"][0]
+
+
+def test_odd_characters_pass_the_pipe_unharmed(resident):
+    *_, last = resident.generate("\u2028\n\ud800\0\u202e😀", 2, recipes=["fp32"])
+    assert last.kind == "done" and "lone surrogates" in last.result["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": -1}, "new tokens is -1"),
+        ({"max_new_tokens": 10**9}, "between 1 and 2048"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 7.0}, "top_p is 7"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_an_input_error(resident, options, words):
+    with pytest.raises(InputError, match=words):
+        list(resident.generate("Hi", **options))
+
+
+def test_a_recipe_that_fails_leaves_the_others(folder):
+    bad = parse("int8").with_modules(skip=("no_such_module",))
+    with Resident(str(folder), [bad, "fp32"], threads=1) as client:
+        events = [event for event in client.generate("Hi", 2) if event.kind != "loading"]
+    assert (events[0].kind, events[0].recipe) == ("error", "int8") and "no_such_module" in events[0].text
+    assert (events[-1].kind, events[-1].recipe) == ("done", "fp32")
+
+
+def test_an_unknown_model_is_an_input_error(tmp_path):
+    with (
+        Resident(str(tmp_path / "missing"), ["fp32"]) as client,
+        pytest.raises(InputError, match="There is no folder"),
+    ):
+        list(client.generate("Hi", 2))
+
+
+def test_no_recipes_is_an_input_error(folder):
+    with pytest.raises(InputError, match="at least one recipe"):
+        Resident(str(folder), [])
+
+
+def test_closing_the_iterator_cancels_the_rest(resident):
+    pid = resident.pid
+    events = resident.generate("Hi", 400, temperature=5.0)
+    while next(events).kind != "text":
+        pass
+    events.close()
+    *_, last = resident.generate("Hi", 1, recipes=["fp32"])
+    assert last.kind == "done" and resident.pid == pid
+
+
+def test_cancel_ends_every_iterator_early(resident):
+    ends = []
+
+    def write() -> None:
+        ends.append([event for event in resident.generate("Hi", 450, temperature=5.0, seed=len(ends))][-1])
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    events = resident.generate("Hi", 450, temperature=5.0)
+    while next(events).kind != "text":
+        pass
+    for thread in threads:
+        thread.start()
+    until(lambda: len(resident._child._inboxes) == 3)
+    time.sleep(0.2)
+    resident.cancel()
+    last = list(events)[-1]
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert last.kind == "text" or last.result["reason"] == "stopped"
+    assert [event.kind for event in ends].count(
+        "queued"
+    ) == 2  # they waited, and were cancelled before their turn
+
+
+def test_the_thread_that_asked_first_may_end(folder):
+    client, first = Resident(str(folder), ["fp32"], threads=1), []
+    thread = threading.Thread(target=lambda: first.extend(client.generate("Hi", 1)))
+    thread.start()
+    thread.join(PATIENCE)
+    pid = client.pid
+    assert (
+        list(client.generate("Hi", 1))[-1].result["tokens"] == first[-1].result["tokens"]
+        and client.pid == pid
+    )
+    client.close()
+    assert gone(pid) and client.pid is None
+
+
+def test_a_killed_process_is_reported_and_the_next_request_starts_another(folder):
+    with Resident(str(folder), ["fp32"], threads=1) as client:
+        events = client.generate("Hi", 400, temperature=5.0)
+        next(events)
+        pid = client.pid
+        os.kill(pid, 9)
+        with pytest.raises(RunError, match="signal 9, most likely because memory ran out"):
+            list(events)
+        *_, last = client.generate("Hi", 1)
+        assert (last.kind, last.text) == ("done", "") and client.pid != pid
+
+
+PARENT = """
+import os, sys
+from qcore.jobs.resident import Resident
+client = Resident(sys.argv[1], ["fp32"], threads=1)
+next(client.generate("Hi", 400, temperature=5.0))
+print(client.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_it_ends_with_its_parent(folder):
+    parent = subprocess.run(
+        [sys.executable, "-c", PARENT, str(folder)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    pid = int(parent.stdout)
+    until(lambda: gone(pid))
+
+
+def test_it_ends_when_its_client_is_forgotten(folder):
+    client = Resident(str(folder), ["fp32"], threads=1)
+    list(client.generate("Hi", 1))
+    pid = client.pid
+    del client
+    gc.collect()
+    until(lambda: gone(pid))
+
+
+def test_it_ends_when_idle():
+    worker = Worker(io.StringIO(), idle_seconds=0.01)
+    worker.serve()  # returns
+
+
+def request(**changes) -> dict:
+    sampling = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0}
+    return {
+        "id": 1,
+        "op": "generate",
+        "recipes": [],
+        "max_new_tokens": 1,
+        "sampling": sampling,
+        "chat": False,
+        "prompt": "",
+        **changes,
+    }
+
+
+def test_an_unexpected_failure_is_a_sentence(monkeypatch):
+    worker = Worker(io.StringIO(), 1)
+    monkeypatch.setattr(library, "resolve", lambda *arguments, **options: 1 / 0)
+    event, details = worker._answer(request(model="m", revision=None))
+    assert (event, details["type"]) == ("refused", "RunError") and "ZeroDivisionError" in details["text"]
+
+
+def checkpoint_and_report(folder):
+    return library.resolve(str(folder)), lambda done, total, text: None
+
+
+def test_the_least_recently_used_model_makes_room(folder, monkeypatch):
+    checkpoint, report = checkpoint_and_report(folder)
+    shelf, room = Shelf(), 2
+
+    def estimate(*arguments, **options):
+        need = 0 if len(shelf._models) < room else 2
+        return SimpleNamespace(peak_load_bytes=need, peak_run_bytes=0)
+
+    monkeypatch.setattr(planning, "estimate", estimate)
+    monkeypatch.setattr(planning, "budget", lambda: 1)
+    monkeypatch.setattr(planning, "check_fits", lambda *arguments, **options: None)
+    first, second = (
+        weakref.ref(shelf.get(checkpoint, parse(name), report).model) for name in ("fp32", "fp16")
+    )
+    assert shelf.get(checkpoint, parse("fp32"), report).model is first()
+    shelf.get(checkpoint, parse("bf16"), report)
+    assert second() is None and first() is not None and len(shelf._models) == 2
+
+
+def test_a_memory_limit_counts_what_is_held(folder, monkeypatch):
+    checkpoint, report = checkpoint_and_report(folder)
+    shelf = Shelf()
+    shelf.get(checkpoint, parse("fp32"), report)
+    need = planning.estimate(checkpoint, parse("fp16"), tokens=2048, window=1)
+    most = max(need.peak_load_bytes, need.peak_run_bytes)
+    held = 4 * checkpoint.parameters
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(most + held))
+    shelf.get(checkpoint, parse("fp16"), report)
+    assert len(shelf._models) == 2
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(most + held // 4))
+    shelf.get(checkpoint, parse("bf16"), report)
+    assert len(shelf._models) == 1
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000")
+    with pytest.raises(TooLargeError):
+        shelf.get(checkpoint, parse("int8"), report)
+    assert len(shelf._models) == 0
+
+
+def test_another_checkpoint_clears_the_shelf(folder, tmp_path):
+    checkpoint, report = checkpoint_and_report(folder)
+    shelf = Shelf()
+    old = weakref.ref(shelf.get(checkpoint, parse("fp32"), report).model)
+    shelf.get(library.resolve(str(tiny.checkpoint("gpt2", tmp_path))), parse("fp32"), report)
+    assert old() is None and len(shelf._models) == 1

@@ -1,0 +1,108 @@
+"""What is kept of a block's finished parts is what they would have put out, and it is forgotten when something changes."""
+
+import pytest
+import tiny
+import torch
+
+from qcore.layers.select import select
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.settled import Settled
+from qcore.quantization.calibration.walk import BlockWork
+from qcore.quantization.methods import quantize
+from qcore.recipes import parse
+
+
+def work_on(kind: str) -> BlockWork:
+    """A block of a tiny model with three windows."""
+    ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
+    model = tiny.model(kind)
+    blocks, recipe = Blocks(model), parse("int4-g32")
+    targets = [
+        target for target in select(model, recipe).targets if target.module.startswith(f"{blocks.name}.0.")
+    ]
+    text = Calibration("random bytes", "0" * 64, ids)
+    work = BlockWork(blocks, 0, targets, blocks.embed(ids), None, None, text, lambda what: None)
+    return work
+
+
+def put(work: BlockWork, stage) -> None:
+    for target in stage.targets:
+        work.put(target, [quantize(matrix, target.format, "rtn") for matrix in work.matrices(target)])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_moments_are_the_same_as_without(kind):
+    work, plain = work_on(kind), work_on(kind)
+    plain.settled._children.clear()  # nothing ever settles
+    for stage, other in zip(work.stages, plain.stages, strict=True):
+        (own,), (expected,) = work.moments([stage]), plain.moments([other])
+        assert torch.equal(own.hessian, expected.hessian)
+        put(work, stage)
+        put(plain, other)
+    if kind == "llama":
+        assert set(work.settled._ends) == {"self_attn", "mlp"}
+        ran = []
+        work.block.mlp.gate_proj.register_forward_pre_hook(lambda *_: ran.append(1))
+    for number, part in enumerate(work.batches):
+        hidden = torch.cat(work.hidden[part])
+        with work.settled.batch(number), plain.settled.batch(number):
+            assert torch.equal(work.run(hidden), plain.run(hidden))
+    assert work.settled._kept and not plain.settled._kept
+    assert kind != "llama" or not ran  # the feed-forward part goes on from what its last layer was given
+
+
+@torch.no_grad()
+def test_inputs_that_no_longer_hold_are_forgotten():
+    work = work_on("llama")
+    for stage in work.stages:
+        work.moments([stage])
+        put(work, stage)
+    assert work.settled._given
+    put(
+        work, work.stages[0]
+    )  # the attention's first layers are others now, and so is all that comes after them
+    with work.settled.batch(0):
+        again = work.run(torch.cat(work.hidden[work.batches[0]]))
+    plain = work_on("llama")
+    for stage in (*plain.stages, plain.stages[0]):
+        put(plain, stage)
+    with plain.settled.batch(0):
+        torch.testing.assert_close(again, plain.run(torch.cat(plain.hidden[plain.batches[0]])))
+
+
+@torch.no_grad()
+def test_a_finished_child_runs_once_for_each_batch_until_something_changes():
+    class Child(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.ran = torch.nn.Linear(2, 2), 0
+
+        def forward(self, inputs):
+            self.ran += 1
+            return self.layer(inputs)
+
+    block = torch.nn.Sequential()
+    block.first, block.second = Child(), Child()
+    settled = Settled(block, "block.0", [["block.0.first.layer.weight"], ["block.0.second.layer.weight"]])
+
+    def run() -> tuple[int, int]:
+        before = block.first.ran, block.second.ran
+        for number in range(3):
+            with settled.batch(number):
+                block(torch.ones(1, 2))
+        return block.first.ran - before[0], block.second.ran - before[1]
+
+    assert run() == (3, 3)
+    settled.choose("block.0.first.layer.weight")
+    assert run() == (3, 3) and run() == (0, 3)
+    settled.choose("block.0.second.layer.weight")
+    assert run() == (0, 3) and run() == (0, 0)
+    settled.choose("block.0.second.layer.weight")  # chosen again: only what it has a part in is forgotten
+    assert run() == (0, 3)
+    settled.change("block.0.first.layer.weight")
+    assert run() == (3, 3)
+    settled.change()
+    assert run() == (3, 3) and run() == (0, 0)
+    assert "forward" not in vars(block.first)

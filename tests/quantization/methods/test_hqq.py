@@ -1,0 +1,71 @@
+"""HQQ against a transcription of its equations in Python floats, one group at a time, and against rounding to nearest."""
+
+import math
+
+import pytest
+import torch
+
+from qcore.base.errors import InputError
+from qcore.formats.codebook import Codebook
+from qcore.formats.uniform import Uniform
+from qcore.quantization.methods import hqq, rtn
+
+
+def literal(weights: list[float], levels: int) -> tuple[float, int]:
+    """Scale and zero point of one asymmetric group; 20 rounds of p = 0.7, β = 10, κ = 1.01."""
+    top = levels - 1
+    unit = max(max(weights), 0) - min(min(weights), 0)
+    weights = [weight / unit for weight in weights]
+    scale, beta = 1 / top, 10.0
+    zero = round(-min(min(weights), 0) / scale)
+    best = (math.inf, scale, zero)
+    for _ in range(21):
+        offsets = [min(max(round(weight / scale) + zero, 0), top) - zero for weight in weights]
+        errors = [weight - scale * offset for weight, offset in zip(weights, offsets, strict=True)]
+        cost = sum(max(abs(error), 1e-6) ** 0.7 for error in errors)
+        if cost < best[0]:
+            best = (cost, scale, zero)
+        sizes = [max(abs(error), 1e-6) for error in errors]
+        shrunk = [
+            math.copysign(max(size - size**-0.3 / beta, 0), error)
+            for size, error in zip(sizes, errors, strict=True)
+        ]
+        aim = [weight - each for weight, each in zip(weights, shrunk, strict=True)]
+        scale = sum(a * u for a, u in zip(aim, offsets, strict=True)) / sum(u * u for u in offsets)
+        scale = scale if scale > 0 else best[1]
+        zero = min(
+            max(round(sum(u + zero - a / scale for u, a in zip(offsets, aim, strict=True)) / len(aim)), 0),
+            top,
+        )
+        beta *= 1.01
+    return best[1] * unit, best[2]
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_grids_are_those_of_the_equations(bits):
+    groups = torch.randn(6, 4, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale, zero = hqq.fit(groups, Uniform(bits, 32, False))
+    expected = [[literal(group.tolist(), 2**bits) for group in row] for row in groups]
+    torch.testing.assert_close(
+        scale, torch.tensor([[s for s, _ in row] for row in expected], dtype=torch.float64)
+    )
+    assert zero.tolist() == [[z for _, z in row] for row in expected]
+
+
+@pytest.mark.parametrize(
+    "format",
+    [Uniform(4, 64, False), Uniform(3, 64, False), Uniform(4, 64, True)],
+    ids=lambda each: each.label,
+)
+def test_its_own_measure_is_below_that_of_rounding(format):
+    weight = torch.distributions.StudentT(4.0).sample((32, 256)) if torch.manual_seed(0) else None
+
+    def cost(tensor):
+        return (tensor.dequantize() - weight).abs().pow(hqq.NORM).sum()
+
+    assert cost(hqq.quantize(weight, format)) < 0.99 * cost(rtn.quantize(weight, format))
+
+
+def test_tables_are_refused():
+    with pytest.raises(InputError, match="uniform grids"):
+        hqq.quantize(torch.randn(4, 64), Codebook("nf4", 64))

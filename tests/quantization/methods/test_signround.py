@@ -1,0 +1,78 @@
+"""Learned rounding on blocks of tiny models: what it starts from, what its gradients see, and that it ends up below GPTQ."""
+
+import tiny
+import torch
+
+from qcore.formats.uniform import Uniform
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.convert import quantize
+from qcore.quantization.methods import gptq, signround
+from qcore.quantization.methods.grid import search
+from qcore.recipes import parse
+
+
+def solution(format) -> gptq.Solution:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    return gptq.quantize([weight], format, torch.eye(64))[0]
+
+
+def test_it_begins_at_the_codes_it_was_given():
+    found = solution(Uniform(3, 32, False))
+    learned = signround.Learned.begin(found)
+    torch.testing.assert_close(learned.weight().detach(), found.tensor.dequantize())
+    grid, codes = learned.result()
+    assert torch.equal(codes, found.codes)
+    assert ((learned.position - codes).abs() <= signround.LEAN + 1e-6).all()
+
+
+def test_gradients_pass_the_rounding_as_if_it_were_not_there():
+    format = Uniform(4, 32, True)
+    learned = signround.Learned.begin(solution(format))
+    learned.weight().sum().backward()
+    grid = learned.grid
+    torch.testing.assert_close(learned.position.grad, grid.spread(grid.scale, 64))
+    units = grid.units(learned.result()[1])
+    torch.testing.assert_close(
+        learned.gain.grad, (units * grid.spread(grid.scale, 64)).view(2, 32, -1).sum(1)
+    )
+
+
+def test_a_step_goes_against_the_sign():
+    learned = signround.Learned.begin(solution(Uniform(4, 32, False)))
+    before = learned.position.detach().clone()
+    learned.weight().square().sum().backward()
+    signs = learned.position.grad.sign()
+    learned.move(0.01)
+    torch.testing.assert_close(learned.position.detach(), before - 0.01 * signs)
+
+
+@torch.no_grad()
+def test_the_output_is_nearer_than_after_gptq():
+    ids = torch.randint(0, 256, (8, 48), generator=torch.Generator().manual_seed(0))
+    text = Calibration("random bytes", "0" * 64, ids)
+    exact = tiny.sharp("llama")(ids).logits
+
+    def error(name: str) -> float:
+        model = tiny.sharp("llama")
+        quantize(model, parse(name), calibration=text)
+        return float((model(ids).logits - exact).square().mean())
+
+    assert error("int3-g64-signround") < 0.8 * error("int3-g64-gptq")
+
+
+def test_the_time_that_is_given_decides_the_number_of_steps():
+    ids = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    said: list[str] = []
+    text = Calibration("random bytes", "0" * 64, ids, minutes=1e-6)
+    quantize(
+        tiny.model("llama"),
+        parse("int4-g64-signround"),
+        calibration=text,
+        progress=lambda done, total, what: said.append(what),
+    )
+    assert any(f"of {signround.FEWEST}" in what for what in said)
+
+
+def test_searched_grids_hold_zero():
+    grid = search(torch.randn(4, 64), Uniform(4, 32, False), torch.ones(64))
+    assert (grid.round(torch.zeros(4), 0)[1] == 0).all()

@@ -1,0 +1,255 @@
+"""A quantized model's own forward takes the native step where it can, and gives what its modules give where it cannot."""
+
+import copy
+
+import pytest
+import torch
+from decoder_models import CONFIGS, RECIPES, ids, make
+from transformers import DynamicCache, StaticCache
+
+from qcore import runtime
+from qcore.runtime import NativeCache, attach, explain
+from qcore.runtime.weights import Weights
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The number of tokens of each native call."""
+    seen, run = [], Weights.run
+
+    def count(self, tokens, *args, **kwargs):
+        seen.append(tuple(tokens.shape))
+        return run(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(Weights, "run", count)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.no_grad():
+        yield
+
+
+def detached(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model with its modules alone."""
+    twin = copy.deepcopy(model)
+    del twin.model.forward
+    return twin
+
+
+def close(expected: torch.Tensor, share: float = 2e-5) -> dict:
+    return dict(rtol=0, atol=share * expected.abs().max().item())
+
+
+def options(**more) -> dict:
+    return (
+        dict(max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None) | more
+    )
+
+
+def padded(*lengths: int) -> dict:
+    """Prompts of these lengths, padded on the left."""
+    width = max(lengths)
+    tokens = torch.stack(
+        [torch.cat((torch.zeros(width - n, dtype=torch.long), ids(n, seed=n))) for n in lengths]
+    )
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.stack([torch.arange(width) >= width - n for n in lengths]).long(),
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_logits_are_those_of_the_modules(config, calls):
+    model = make(config, "int4-g32", "fp32")
+    expected = detached(model)(ids(40)[None]).logits
+    assert calls == []
+    torch.testing.assert_close(model(ids(40)[None]).logits, expected, **close(expected))
+    assert calls == [(1, 40)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_padded_batches_are_those_of_the_modules(config, calls):
+    model, batch = make(config, "int4-g32", "fp32"), padded(5, 11, 3)
+    expected = detached(model)(**batch).logits
+    kept = batch["attention_mask"].bool()
+    torch.testing.assert_close(model(**batch).logits[kept], expected[kept], **close(expected))
+    assert torch.equal(model.generate(**batch, **options()), detached(model).generate(**batch, **options()))
+    assert len(calls) == 1 + 12
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_generate_writes_the_same_tokens_with_one_call_a_token(recipe, calls):
+    model, prompt = make("llama", recipe), ids(17)[None]
+    expected = detached(model).generate(prompt, **options())
+    assert calls == [] and torch.equal(model.generate(prompt, **options()), expected)
+    assert calls == [(1, 17)] + [(1, 1)] * 11
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(do_sample=True, temperature=0.7, top_k=20, top_p=0.9),
+        dict(num_beams=3),
+        dict(num_return_sequences=2, do_sample=True),
+        dict(prompt_lookup_num_tokens=3),
+        dict(repetition_penalty=1.3),
+    ],
+    ids=["sampling", "beams", "several", "lookup", "penalty"],
+)
+def test_every_way_to_generate_works(more, calls):
+    model, prompt = make("llama", "int4-g32", "fp32"), ids(9)[None]
+    torch.manual_seed(5)
+    expected = detached(model).generate(prompt, **options(**more))
+    torch.manual_seed(5)
+    assert torch.equal(model.generate(prompt, **options(**more)), expected) and calls
+
+
+def test_a_long_batch_is_taken_in_pieces(calls, monkeypatch):
+    model = make("llama", "int4-g32", "fp32")
+    tokens = torch.stack([ids(50, seed) for seed in range(3)])
+    expected = detached(model)(tokens).logits
+    monkeypatch.setattr("qcore.runtime.forward.CHUNK", 60)
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    assert calls == [(3, 20), (3, 20), (3, 10)]
+
+
+def test_without_a_cache_whole_sequences_run_a_few_at_a_time(calls, monkeypatch):
+    model, batch = make("llama", "int4-g32", "fp32"), padded(50, 20, 40, 50)
+    expected = detached(model)(**batch, use_cache=False).logits
+    kept = batch["attention_mask"].bool()
+    monkeypatch.setattr("qcore.runtime.forward.CHUNK", 160)
+    output = model(**batch, use_cache=False)
+    torch.testing.assert_close(output.logits[kept], expected[kept], **close(expected))
+    assert output.cache is None and calls == [(3, 50), (1, 50)]
+
+
+def test_a_cache_grows_and_goes_on(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(600)[None]
+    expected = detached(model)(tokens).logits
+    first = model(tokens[:, :200], use_cache=True)
+    second = model(tokens[:, 200:], cache=first.cache, use_cache=True)
+    assert isinstance(second.cache, NativeCache) and second.cache.get_seq_length() == 600
+    torch.testing.assert_close(second.logits, expected[:, 200:], **close(expected))
+
+
+@pytest.mark.parametrize("config", ["llama", "mistral-window"])
+def test_a_sequence_may_change_between_native_steps_and_modules(config, calls):
+    model, tokens = make(config, "int4-g32", "fp32"), ids(40)[None]
+    expected = detached(model)(tokens).logits
+    cache, got = DynamicCache(config=model.config), []
+    for number, part in enumerate(tokens.split(8, dim=1)):
+        hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: None) if number % 2 else None
+        got.append(model(part, cache=cache, use_cache=True).logits)
+        if hook:
+            hook.remove()
+    torch.testing.assert_close(torch.cat(got, 1), expected, **close(expected))
+    assert calls == [(1, 8)] * 3
+
+
+def test_a_half_cache_takes_half_the_bytes_and_is_close(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(40)[None]
+    full, half = NativeCache(model), NativeCache(model, half=True)
+    expected = model(tokens, cache=full, use_cache=True).logits
+    torch.testing.assert_close(
+        model(tokens, cache=half, use_cache=True).logits, expected, **close(expected, 5e-3)
+    )
+    assert half.nbytes * 2 == full.nbytes
+    hook = model.model.layers[1].register_forward_hook(lambda *_: None)
+    more = model(ids(3)[None], cache=half, use_cache=True).logits
+    hook.remove()
+    torch.testing.assert_close(
+        model(ids(3)[None], cache=full, use_cache=True).logits, more, **close(expected, 5e-3)
+    )
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, tokens: model(tokens, output_hidden_states=True).hidden_states[-1].shape == (1, 20, 64),
+        lambda model, tokens: len(model(inputs_embeds=model.model.embed_tokens(tokens)).logits) == 1,
+        lambda model, tokens: len(model(tokens, position_ids=torch.arange(20)[None] + 7).logits) == 1,
+        lambda model, tokens: (
+            len(model(tokens, attention_mask=(torch.arange(20) != 3)[None].long()).logits) == 1
+        ),
+        lambda model, tokens: len(model(tokens, attention_mask=torch.zeros(1, 1, 20, 20)).logits) == 1,
+        lambda model, tokens: (
+            len(
+                model(tokens, cache=StaticCache(config=model.config, max_cache_len=64), use_cache=True).logits
+            )
+            == 1
+        ),
+        lambda model, tokens: len(model.train()(tokens).logits) == 1,
+        lambda model, tokens: len(model.to("meta")(tokens.to("meta")).logits) == 1,
+    ],
+    ids=["hidden states", "embeddings", "positions", "holes", "mask", "static cache", "training", "meta"],
+)
+def test_what_the_native_step_cannot_do_the_modules_do(ask, calls):
+    model = make("llama", "int4-g32", "fp32")
+    assert ask(model, ids(20)[None]) and calls == []
+
+
+def test_gradients_flow(calls):
+    model = make("llama", "int4-g32", "fp32")
+    norm = model.model.layers[0].input_layernorm.weight.requires_grad_()
+    with torch.enable_grad():
+        model(ids(20)[None], labels=ids(20)[None]).loss.backward()
+    assert calls == [] and norm.grad.abs().sum() > 0
+
+
+def test_hooks_hear_every_step_and_only_while_they_are_there(calls):
+    model, heard = make("llama", "int4-g32"), []
+    model(ids(5)[None])
+    hook = model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda *_: heard.append(1))
+    model(ids(5)[None])
+    hook.remove()
+    model(ids(5)[None], output_hidden_states=True)  # leaves hooks of transformers' own behind
+    model(ids(5)[None])
+    assert heard == [1] and calls == [(1, 5)] * 2
+
+
+def test_a_changed_model_is_read_anew(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    before = model(tokens).logits
+    model.model.layers[0].mlp.up_proj = make("llama", "int8", "fp32").model.layers[1].mlp.up_proj
+    model.model.norm.weight.mul_(2)
+    expected = detached(model)(tokens).logits
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    model.state_dict()  # has the layers hold their parts again
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    assert len(calls) == 3
+
+
+def test_copies_are_models_of_their_own(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    expected = model(tokens).logits
+    twin = copy.deepcopy(model)
+    model.model.norm.weight.zero_()
+    torch.testing.assert_close(twin(tokens).logits, expected, rtol=0, atol=0)
+    assert len(calls) == 2
+
+
+def test_tokens_outside_the_vocabulary_are_refused():
+    with pytest.raises(IndexError, match="vocabulary of 258"):
+        make("llama", "int4-g32")(torch.tensor([[258]]))
+
+
+def test_a_model_says_how_it_runs():
+    model = make("llama", "int4-g32")
+    assert explain(model) == "whole step in one native call"
+    assert "not attached" in explain(detached(model))
+    forward = model.model.forward
+    attach(model)
+    assert model.model.forward is forward
+    model.config.hidden_act = "gelu"
+    assert runtime.explain(model).startswith("module by module: The decoder knows the activation functions")
+
+
+def test_compiled_models_are_traced_through_their_modules(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(8)[None]
+    expected = detached(model)(tokens, use_cache=False).logits
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected, **close(expected))
+    assert calls == []
