@@ -2,6 +2,7 @@
 
 import gguf
 import numpy as np
+import torch
 from transformers import LlamaConfig
 
 TOKENS = [chr(65 + i) for i in range(60)] + ["ab", "cd", "<s>", "</s>"]

@@ -19,7 +19,7 @@ from qcore.base.errors import InputError, RunError
 from qcore.evaluation.divergence import LogProbabilities
 from qcore.evaluation.questions import Question, Questions
 from qcore.evaluation.statistics import mcnemar, wilson
-from qcore.measurement.calls import device_of
+from qcore.runtime.calls import device_of
 
 ELEMENTS = 1 << 25  # logits of a batch: at most 128 MiB in fp32
 Progress = Callable[[int, int, str], None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from qcore.base.errors import InputError, RunError
-from qcore.measurement.quantile import quantile
+from qcore.base.quantile import quantile
 
 
 @dataclass(frozen=True)

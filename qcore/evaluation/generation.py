@@ -14,7 +14,7 @@ from qcore.base.errors import InputError
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import Form
-from qcore.measurement.calls import device_of, last_only, new_cache
+from qcore.runtime.calls import device_of, last_only, new_cache
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit

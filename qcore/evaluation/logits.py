@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from qcore.formats.kv import GROUP, Form
-from qcore.measurement.calls import device_of
+from qcore.runtime.calls import device_of
 
 CHECKED = 2  # positions whose logits are compared with the model's own
 CHUNK = 128  # positions at a time …

@@ -19,7 +19,7 @@ from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabil
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.reference import Recorder, Reference
 from qcore.formats.kv import Form
-from qcore.measurement.calls import device_of
+from qcore.runtime.calls import device_of
 
 BOS_POLICY = "none added"
 Progress = Callable[[int, int, str], None]

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.quantile import quantile
 from qcore.formats.kv import Form
-from qcore.measurement.calls import cache_bytes, device_of, last_only, new_cache
-from qcore.measurement.quantile import quantile
+from qcore.runtime.calls import cache_bytes, device_of, last_only, new_cache
 
 Clock = Callable[[], float]
 Progress = Callable[[int, int, str], None]

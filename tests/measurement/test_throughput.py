@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.base.errors import InputError, RunError
-from qcore.measurement.quantile import quantile
+from qcore.base.quantile import quantile
 from qcore.measurement.throughput import Sample, Throughput, measure
 
 
