@@ -1,1 +1,2 @@
-"""Measurements beside other people's programs: `kernels.py` for single products, `speed.py` for whole models."""
+"""Measurements beside other people's programs: `kernels.py` for single products, `speed.py` for whole
+models."""

@@ -1,4 +1,5 @@
-"""How every whole model is timed: a prompt is read, then tokens are written one by one, each the most likely one.
+"""How every whole model is timed: a prompt is read, then tokens are written one by one, each the most likely
+one.
 
 Only the program's own work is on the clock; finding the most likely token is not, whoever does it.
 """
@@ -13,8 +14,8 @@ def timed(
 ) -> dict[str, float]:
     """Rates in tokens a second: "prefill" of `prompt`, "decode" of STEPS tokens after it.
 
-    `read(tokens)` starts anew and processes a prompt, `write(token)` one token more; both return the seconds that it took and the most
-    likely next token.
+    `read(tokens)` starts anew and processes a prompt, `write(token)` one token more; both return the seconds
+    that it took and the most likely next token.
     """
     seconds, token = read(prompt)
     steps = 0.0

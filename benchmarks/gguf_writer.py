@@ -1,8 +1,10 @@
-"""A Hugging Face Llama as a GGUF file in float32, for llama.cpp to quantize: the very weights that qcore quantizes.
+"""A Hugging Face Llama as a GGUF file in float32, for llama.cpp to quantize: the very weights that qcore
+quantizes.
 
-Rotary embeddings turn pairs of dimensions. Hugging Face pairs dimension i of a head with i + size/2, llama.cpp's `llama` architecture
-2i with 2i + 1, so the rows of the query and key projections change places; products of queries and keys stay what they were. The file
-has no tokenizer ("none"), because only token ids are ever given to it.
+Rotary embeddings turn pairs of dimensions. Hugging Face pairs dimension i of a head with i + size/2,
+llama.cpp's `llama` architecture 2i with 2i + 1, so the rows of the query and key projections change places;
+products of queries and keys stay what they were. The file has no tokenizer ("none"), because only token ids
+are ever given to it.
 """
 
 from collections.abc import Iterator
@@ -25,14 +27,16 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection (heads · size, K) so that the two of each rotated pair stand next to each other."""
+    """Rows of a query or key projection (heads · size, K) so that the two of each rotated pair stand next to
+    each other."""
     size = weight.shape[0] // heads
     order = torch.arange(size).view(2, size // 2).T.flatten()  # 0, size/2, 1, size/2 + 1, …
     return weight.view(heads, size, -1)[:, order].reshape(weight.shape)
 
 
 def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the file, tensor) for every weight of `model`; a tied output head is left out, as llama.cpp expects.
+    """(name in the file, tensor) for every weight of `model`; a tied output head is left out, as llama.cpp
+    expects.
 
     Raises `ValueError` for a weight that has no name there, so that none is lost unseen."""
     config = model.config
@@ -54,7 +58,8 @@ def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def write(model: torch.nn.Module, path: Path) -> None:
-    """Write `model`, a `LlamaForCausalLM` in float32 with plain rotary embeddings, to `path`. Raises `ValueError` for any other."""
+    """Write `model`, a `LlamaForCausalLM` in float32 with plain rotary embeddings, to `path`. Raises
+    `ValueError` for any other."""
     from gguf import GGUFWriter, LlamaFileType
 
     config = model.config

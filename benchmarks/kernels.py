@@ -1,12 +1,14 @@
-"""How fast the native kernels multiply, against the machine's own limit and against the float32 product that they replace.
+"""How fast the native kernels multiply, against the machine's own limit and against the float32 product that
+they replace.
 
     python benchmarks/kernels.py [--threads 2] [--rounds 30] [--quick] [--only gemv|gemm]
 
-One token at a time (GEMV) is bound by reading the weights, so each time is also given as a share of the read bandwidth that this machine
-shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 · M · N · K operations; the peers there are MKL on float32
-weights and FBGEMM's dynamic int8, which gives activations 7 bits so that its products fit 16. All candidates of a shape take turns, weights
-are cycled so that a single token finds none in a cache, and the best time of each counts, because a shared machine only ever adds to it.
-The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
+One token at a time (GEMV) is bound by reading the weights, so each time is also given as a share of the read
+bandwidth that this machine shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 ·
+M · N · K operations; the peers there are MKL on float32 weights and FBGEMM's dynamic int8, which gives
+activations 7 bits so that its products fit 16. All candidates of a shape take turns, weights are cycled so
+that a single token finds none in a cache, and the best time of each counts, because a shared machine only
+ever adds to it. The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
 """
 
 import argparse

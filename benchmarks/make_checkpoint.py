@@ -1,12 +1,14 @@
-"""Make a Llama checkpoint of random bf16 weights on disk, of any size, without holding it: something to stream.
+"""Make a Llama checkpoint of random bf16 weights on disk, of any size, without holding it: something to
+stream.
 
     python benchmarks/make_checkpoint.py OUT                      7B-shaped: 32 layers, hidden 4096, 13.5 GB in 1 GB shards
     python benchmarks/make_checkpoint.py OUT --layers 2           the same layers, fewer of them: 1.3 GB
     python benchmarks/make_checkpoint.py OUT --hidden 1024 …      other shapes
 
-Weights are normal with standard deviation 0.02 from a seeded generator; one draw of 16 million numbers is used again and again from
-changing positions, because drawing 7 billion would take minutes and a quantizer does not care. The tokenizer has one token a byte. The
-last line is JSON: the folder, its bytes and its weights.
+Weights are normal with standard deviation 0.02 from a seeded generator; one draw of 16 million numbers is
+used again and again from changing positions, because drawing 7 billion would take minutes and a quantizer
+does not care. The tokenizer has one token a byte. The last line is JSON: the folder, its bytes and its
+weights.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""A measured program lives in a process of its own, loads once, and then waits on a pipe until it is told to measure.
+"""A measured program lives in a process of its own, loads once, and then waits on a pipe until it is told to
+measure.
 
-So only one program computes at a time (the others sleep in a read), each keeps its threads and its memory, and alternating between
-them costs nothing. One JSON object a line, in both directions; whatever a library prints goes to a log instead.
+So only one program computes at a time (the others sleep in a read), each keeps its threads and its memory,
+and alternating between them costs nothing. One JSON object a line, in both directions; whatever a library
+prints goes to a log instead.
 
     {"measure": "q4_0"}  ->  {"rates": {"decode": 113.2, "prefill": 508.9}}          or  {"error": "…"}
 """
@@ -21,11 +23,14 @@ import psutil
 from qcore.base.errors import QcoreError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 900  # seconds until a process that says nothing is given up: preparing the largest model takes two minutes on two cores
+# seconds until a process that says nothing is given up: preparing the largest model takes two minutes on two
+# cores
+LONGEST = 900
 
 
 class Worker:
-    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and asks it. Use it as a context manager."""
+    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and asks it. Use it as a context
+    manager."""
 
     def __init__(self, name: str, module: str, options: dict):
         self.name = name
@@ -69,7 +74,8 @@ class Worker:
         return rates, max(0.0, (everyone - own) / wall)
 
     def _read(self) -> dict:
-        """The next line. Raises `RunError` with the end of the log if the process ended, failed, or says nothing."""
+        """The next line. Raises `RunError` with the end of the log if the process ended, failed, or says
+        nothing."""
         until = time.monotonic() + LONGEST
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -93,8 +99,9 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Environment variables of a measured process: the number of threads, and no network. How threads wait is left to each library:
-    all of them spin for some milliseconds and then sleep, so that a process that waits for its turn takes nothing from the others."""
+    """Environment variables of a measured process: the number of threads, and no network. How threads wait is
+    left to each library: all of them spin for some milliseconds and then sleep, so that a process that waits
+    for its turn takes nothing from the others."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),

@@ -1,8 +1,10 @@
-"""What `speed.py` measures: processes, the things each of them times, and the ratios that are read off them, with their bars.
+"""What `speed.py` measures: processes, the things each of them times, and the ratios that are read off them,
+with their bars.
 
-A `Stage` is a set of processes that take turns: round by round every item of every process is measured once, in an order that is
-turned round each time. A ratio is taken within a round, where both sides saw the same machine, and reported as the median over the
-rounds; a machine that others share changes its speed by up to 1.4 times for minutes, and only such ratios survive that.
+A `Stage` is a set of processes that take turns: round by round every item of every process is measured once,
+in an order that is turned round each time. A ratio is taken within a round, where both sides saw the same
+machine, and reported as the median over the rounds; a machine that others share changes its speed by up to
+1.4 times for minutes, and only such ratios survive that.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ PROMPT, STEPS, GENERATED = (
 
 @dataclass(frozen=True)
 class Process:
-    """A process called `name` that runs `peers/<module>.py` and can measure `items`; `needs` are the packages that must be installed."""
+    """A process called `name` that runs `peers/<module>.py` and can measure `items`; `needs` are the packages
+    that must be installed."""
 
     name: str
     module: str
@@ -91,7 +94,8 @@ def _llama(kind: str, name: str = "decode") -> Figure:
 
 
 INT4, INT8, GROUPED = "int4-g32-head8", "int8-head8", "int4-g64-head8"
-INT4_A8 = f"{INT4}-a8"  # what llama.cpp and accuracy level 4 multiply with; the recipe's own 16 bits are 250 times closer
+# what llama.cpp and accuracy level 4 multiply with; the recipe's own 16 bits are 250 times closer
+INT4_A8 = f"{INT4}-a8"
 NF4, KMEANS = "nf4-g64-head8", "kmeans4-head8"
 LLAMA, ORT = "llama.cpp", "onnxruntime-genai"
 ORT_INT4, ORT_HEAD8 = (
@@ -250,8 +254,8 @@ def ratio_names() -> list[str]:
 
 
 def chosen(patterns: Sequence[str]) -> list[Stage]:
-    """The stages, with only the ratios that match one of `patterns` (names with `*`; empty: all) and the processes and items that these
-    need. Raises `InputError` for a pattern that matches nothing."""
+    """The stages, with only the ratios that match one of `patterns` (names with `*`; empty: all) and the
+    processes and items that these need. Raises `InputError` for a pattern that matches nothing."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in ratio_names()):
             raise InputError(f"No ratio is called {pattern!r}. There are: {', '.join(ratio_names())}.")

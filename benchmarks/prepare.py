@@ -2,8 +2,9 @@
 
     python -m benchmarks.prepare FOLDER THREADS ITEM …
 
-makes what is missing and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last line. Each entry's name holds a
-hash of what it depends on (the model, the peer's version, the code that makes it), so nothing stale is ever measured.
+makes what is missing and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last line.
+Each entry's name holds a hash of what it depends on (the model, the peer's version, the code that makes it),
+so nothing stale is ever measured.
 
     int4-g32-head8    a folder that qcore saved                      q4_0, q8_0    GGUF files that llama.cpp quantized from float32
     ort-int4          by onnxruntime-genai's own builder             0.6b …        the same of a Llama of random weights
@@ -43,7 +44,8 @@ SHAPE = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-CLOSE = 1e-5  # mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
+# mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
+CLOSE = 1e-5
 
 
 class Cache:
@@ -169,7 +171,8 @@ def _log_probabilities(model: torch.nn.Module, prompt: list[int]) -> torch.Tenso
 
 
 def _divergence(reference: torch.Tensor, path: Path, prompt: list[int], threads: int) -> float:
-    """Mean KL divergence (nats a token) of what llama.cpp predicts with the file at `path` from `reference` (T, vocabulary)."""
+    """Mean KL divergence (nats a token) of what llama.cpp predicts with the file at `path` from `reference`
+    (T, vocabulary)."""
     llama = llamacpp.Llama(path, threads, exact=True)
     found = torch.from_numpy(llama.all_logits(prompt)).log_softmax(-1)
     llama.close()

@@ -1,13 +1,16 @@
-"""How much of a model is left at how many bits: qcore's recipes beside other programs' quantizers, in one run, from the same weights.
+"""How much of a model is left at how many bits: qcore's recipes beside other programs' quantizers, in one
+run, from the same weights.
 
     pip install -r benchmarks/requirements-quality.txt        (once; compiles llama.cpp)
     python benchmarks/quality.py --text …/wikitext-2-raw/wiki.test.raw --calibration …/wikitext-2/valid.txt [--recipes NAMES] [--only NAMES]
 
-Each row is one method in a process of its own: it quantizes the linear layers in the blocks, and qcore's own evaluation scores the model
-over 8,192 tokens in windows of 512 against the float32 baseline. Which methods there are, and the bars, stands in `quality_plan.py`; how
-each is run, in `quantizers/`. Without --text and --calibration, both are the texts that qcore packages. A run that is interrupted goes on
-where it stopped. A run of everything is saved in `benchmarks/results/`, and `python benchmarks/quality_table.py` puts the newest into the
-README. The last line is JSON: [{"name", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement", "seconds"}, …].
+Each row is one method in a process of its own: it quantizes the linear layers in the blocks, and qcore's own
+evaluation scores the model over 8,192 tokens in windows of 512 against the float32 baseline. Which methods
+there are, and the bars, stands in `quality_plan.py`; how each is run, in `quantizers/`. Without --text and
+--calibration, both are the texts that qcore packages. A run that is interrupted goes on where it stopped. A
+run of everything is saved in `benchmarks/results/`, and `python benchmarks/quality_table.py` puts the newest
+into the README. The last line is JSON: [{"name", "bits_per_weight", "perplexity", "kl_mean",
+"top1_agreement", "seconds"}, …].
 """
 
 import argparse
@@ -138,7 +141,8 @@ def reference_name(conditions: dict) -> str:
 
 
 def measure(method: quality_plan.Method, settings: dict, say) -> dict:
-    """The row of `method`, from a process of its own. Raises `RunError` with the end of its log if it fails."""
+    """The row of `method`, from a process of its own. Raises `RunError` with the end of its log if it
+    fails."""
     request = {**settings, "module": method.module, "item": method.item}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
@@ -171,7 +175,8 @@ def measure(method: quality_plan.Method, settings: dict, say) -> dict:
 
 
 def main() -> int:
-    """Parse the options, measure, print tables and the JSON line. Exit status 0, 1 if something failed, 2 if it cannot start."""
+    """Parse the options, measure, print tables and the JSON line. Exit status 0, 1 if something failed, 2 if
+    it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=quality_plan.MODEL)
     parser.add_argument(
@@ -244,7 +249,8 @@ def main() -> int:
 
 
 def absolute(source: str | None) -> str | None:
-    """A file by its whole path, because rows are measured in another folder; names of packaged texts as they are."""
+    """A file by its whole path, because rows are measured in another folder; names of packaged texts as they
+    are."""
     return str(Path(source).absolute()) if source and Path(source).is_file() else source
 
 

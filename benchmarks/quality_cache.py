@@ -1,7 +1,9 @@
-"""Rows of `quality.py` that were measured already, so that a run that was interrupted goes on where it stopped.
+"""Rows of `quality.py` that were measured already, so that a run that was interrupted goes on where it
+stopped.
 
-A row is kept under a hash of everything that it follows from: the model, both texts, all settings, the versions of the packages, and the
-code that quantizes and scores. Whatever changes, the row is measured again; a table never mixes rows of different inputs.
+A row is kept under a hash of everything that it follows from: the model, both texts, all settings, the
+versions of the packages, and the code that quantizes and scores. Whatever changes, the row is measured again;
+a table never mixes rows of different inputs.
 """
 
 import hashlib

@@ -1,8 +1,10 @@
-"""What `quality.py` compares: methods, the size and loss that each is held against, and what is read off the rows.
+"""What `quality.py` compares: methods, the size and loss that each is held against, and what is read off the
+rows.
 
-A method is a row of the table: a program's way to quantize the linear layers in the blocks, from the same weights as all others. Where a
-method reads calibration text, it reads the same windows. Two bars compare our smallest losses with bitsandbytes nf4, which everybody
-knows; beside every peer stands our best recipe of its size.
+A method is a row of the table: a program's way to quantize the linear layers in the blocks, from the same
+weights as all others. Where a method reads calibration text, it reads the same windows. Two bars compare our
+smallest losses with bitsandbytes nf4, which everybody knows; beside every peer stands our best recipe of its
+size.
 """
 
 from collections.abc import Sequence
@@ -21,8 +23,8 @@ SECONDS = {"gptq": 180, "hqq": 30}  # on two cores, for recipes of int4 with gro
 
 @dataclass(frozen=True)
 class Method:
-    """A row called `name`: what `quantizers/<module>.py` makes of `item`. `needs` are packages; `own` marks qcore's recipes, `learned`
-    those that train; `about` tells people of the program's settings."""
+    """A row called `name`: what `quantizers/<module>.py` makes of `item`. `needs` are packages; `own` marks
+    qcore's recipes, `learned` those that train; `about` tells people of the program's settings."""
 
     name: str
     module: str
@@ -53,7 +55,8 @@ OWN = (
     "kmeans4-g24-dq-distilled",
     "int3-g64-distilled",
 )
-"""qcore's recipes that are compared unless others are asked for: each method once, and something near the size of every peer."""
+"""qcore's recipes that are compared unless others are asked for: each method once, and something near the
+size of every peer."""
 
 _LLAMA = ("llama-cpp-python", "gguf")
 PEERS = (
@@ -110,7 +113,8 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Bar:
-    """Our smallest mean KL at no more than `bits` (without training, or with it) against that of `peer`: at most `share` of it."""
+    """Our smallest mean KL at no more than `bits` (without training, or with it) against that of `peer`: at
+    most `share` of it."""
 
     name: str
     learned: bool
@@ -127,7 +131,8 @@ BARS = (
 
 
 def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
-    """The baseline and `recipes` as methods, and {name: reason} for those of the default list that this version cannot parse.
+    """The baseline and `recipes` as methods, and {name: reason} for those of the default list that this
+    version cannot parse.
 
     Raises `InputError` for an unknown recipe that was asked for by name."""
     methods, unknown = [], {}
@@ -153,8 +158,8 @@ def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
 
 
 def chosen(methods: Sequence[Method], patterns: Sequence[str]) -> list[Method]:
-    """The baseline and the methods whose names match one of `patterns` (`*` for any letters; empty: all). Raises `InputError` for a
-    pattern that matches nothing."""
+    """The baseline and the methods whose names match one of `patterns` (`*` for any letters; empty: all).
+    Raises `InputError` for a pattern that matches nothing."""
     for pattern in patterns:
         if not any(fnmatchcase(method.name, pattern) for method in methods):
             raise InputError(
@@ -183,8 +188,8 @@ def left_out(methods: Sequence[Method], installed: Sequence[str]) -> dict[str, s
 def comparisons(rows: Sequence[dict], methods: Sequence[Method]) -> list[dict]:
     """What is read off the rows: one entry for each bar, for each peer, and for each time limit.
 
-    {"kind", "name", "ours", "theirs", "value", "bar", "holds"}; `value` is our mean KL over theirs, or seconds. `holds` is None where
-    a side was not measured, and then `why` says what is missing."""
+    {"kind", "name", "ours", "theirs", "value", "bar", "holds"}; `value` is our mean KL over theirs, or
+    seconds. `holds` is None where a side was not measured, and then `why` says what is missing."""
     by_name = {row["name"]: row for row in rows}
     own = [
         (method, by_name[method.name])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality_row '{"module": …, "item": …, "model": …, …}'
 
-Lines on standard output are JSON: {"say": "…"} while it works, then {"row": {…}} or {"error": "…"}. What libraries print goes to
-standard error. Memory, threads and patches of one library never reach the next.
+Lines on standard output are JSON: {"say": "…"} while it works, then {"row": {…}} or {"error": "…"}. What
+libraries print goes to standard error. Memory, threads and patches of one library never reach the next.
 """
 
 import json
@@ -28,7 +28,8 @@ from qcore.quantization.calibration import check_overlap, load_calibration
 
 
 def row(options: dict, say) -> dict:
-    """Everything about one method, JSON-ready. `options` is what `quality.py` sends; the file "reference" is made if it is missing."""
+    """Everything about one method, JSON-ready. `options` is what `quality.py` sends; the file "reference" is
+    made if it is missing."""
     torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
     say("loading the model")
@@ -90,7 +91,8 @@ def row(options: dict, say) -> dict:
 
 
 def clocked(call) -> tuple[Stored, float, float]:
-    """What `call` returns, the seconds it took, and how many processors other programs kept busy meanwhile."""
+    """What `call` returns, the seconds it took, and how many processors other programs kept busy
+    meanwhile."""
     process = psutil.Process()
 
     def marks() -> tuple[float, float, float]:

@@ -1,12 +1,14 @@
 """How fast weights are quantized, beside other libraries, and how soon a saved model answers.
 
-    python benchmarks/quantizing.py [--threads 2] [--weights 1e9] [--rounds 3] [--quick] [--model smollm2-135m]
+    python benchmarks/quantizing.py [--threads 2] [--weights 1e9] [--rounds 3] [--quick] [--model
+    smollm2-135m]
 
-Codes are rounded to nearest in matrices of 4096 x 11008, a few of which take turns, so that a billion weights fit into memory and none is
-found in a cache. The first row is really a billion weights in one go; every other candidate takes turns with the rest, one matrix at a
-time, and its best time is scaled to a billion. A time is also given as a share of the time that reading the weights alone takes, at the
-bandwidth of the same minute. The saved model is loaded in processes of their own, whose imports are counted apart.
-The last line is JSON: {"ratios": {name: value}, "rows": [...], "loading": {...}, "environment": {...}}.
+Codes are rounded to nearest in matrices of 4096 x 11008, a few of which take turns, so that a billion weights
+fit into memory and none is found in a cache. The first row is really a billion weights in one go; every other
+candidate takes turns with the rest, one matrix at a time, and its best time is scaled to a billion. A time is
+also given as a share of the time that reading the weights alone takes, at the bandwidth of the same minute.
+The saved model is loaded in processes of their own, whose imports are counted apart. The last line is JSON:
+{"ratios": {name: value}, "rows": [...], "loading": {...}, "environment": {...}}.
 """
 
 import argparse
@@ -84,7 +86,8 @@ def candidates(quick: bool) -> dict:
 
 
 def peers() -> dict:
-    """The same matrices through other libraries' own functions; those that are not installed are named and left out."""
+    """The same matrices through other libraries' own functions; those that are not installed are named and
+    left out."""
     calls = {}
     try:
         from bitsandbytes.functional import quantize_4bit
@@ -121,7 +124,8 @@ def _linear(weight: torch.Tensor) -> torch.nn.Linear:
 
 
 def a_billion(weights: list[torch.Tensor], count: float) -> float:
-    """Seconds that int4-g64 takes for `count` weights, matrix after matrix; results are dropped as they come."""
+    """Seconds that int4-g64 takes for `count` weights, matrix after matrix; results are dropped as they
+    come."""
     call, matrices = own("int4-g64"), -(-int(count) // weights[0].numel())
     call(weights[0])
     start = time.perf_counter()
@@ -144,7 +148,8 @@ def take_turns(calls: dict, weights: list[torch.Tensor], rounds: int) -> dict[st
 
 
 def whole_model(name: str, threads: int, rounds: int) -> dict:
-    """Seconds of quantizing the loaded model to int4-g64 and to int8, saving it, and loading what was saved."""
+    """Seconds of quantizing the loaded model to int4-g64 and to int8, saving it, and loading what was
+    saved."""
     from qcore import library
     from qcore.library import safetensors
     from qcore.quantization import convert

@@ -3,10 +3,11 @@
     pip install -r benchmarks/requirements.txt        (once; compiles llama.cpp)
     python benchmarks/speed.py [--threads 2] [--rounds N] [--only NAMES] [--json FILE] [--cache FOLDER]
 
-Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of its own; how they take
-turns and what a ratio is stands in `plan.py`, how each is measured in `peers/`. The first run prepares files (a minute or two; about
-1.5 GB in the cache folder), later ones start at once. A run of everything is saved in `benchmarks/results/`, and
-`python benchmarks/table.py` puts the newest into the README. The last line is JSON: {"ratios": {name: value}, "rows": [...]}.
+Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of
+its own; how they take turns and what a ratio is stands in `plan.py`, how each is measured in `peers/`. The
+first run prepares files (a minute or two; about 1.5 GB in the cache folder), later ones start at once. A run
+of everything is saved in `benchmarks/results/`, and `python benchmarks/table.py` puts the newest into the
+README. The last line is JSON: {"ratios": {name: value}, "rows": [...]}.
 """
 
 import argparse
@@ -72,9 +73,11 @@ def prepare(stages: list[plan.Stage], cache: Path, threads: int) -> dict:
 
 
 def measure(stage: plan.Stage, prepared: dict, threads: int, rounds: int) -> tuple[plan.Samples, dict]:
-    """Start the stage's processes, let them take turns for `rounds` rounds after one that does not count, and end them.
+    """Start the stage's processes, let them take turns for `rounds` rounds after one that does not count, and
+    end them.
 
-    Returns the samples, and {"processes": what each says about itself, "others": processors that other programs kept busy}."""
+    Returns the samples, and {"processes": what each says about itself, "others": processors that other
+    programs kept busy}."""
     samples, others = plan.Samples(), []
     with ExitStack() as stack:
         workers = {}
@@ -161,7 +164,8 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def _without_paths(value):
-    """`value` with absolute paths cut to their last part: a result says what was measured, not where somebody keeps it."""
+    """`value` with absolute paths cut to their last part: a result says what was measured, not where somebody
+    keeps it."""
     if isinstance(value, dict):
         return {key: _without_paths(each) for key, each in value.items()}
     if isinstance(value, str) and value.startswith("/"):
@@ -175,7 +179,8 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Parse the options, measure, print a table and the JSON line. Exit status 0, 1 if something failed, 2 if it cannot start."""
+    """Parse the options, measure, print a table and the JSON line. Exit status 0, 1 if something failed, 2 if
+    it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
     parser.add_argument(

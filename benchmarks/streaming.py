@@ -1,9 +1,11 @@
-"""A model larger than memory, streamed: how fast, in how much memory, and does a kill in the middle change a byte?
+"""A model larger than memory, streamed: how fast, in how much memory, and does a kill in the middle change a
+byte?
 
     python benchmarks/streaming.py                  a 7B-shaped Llama in bf16: 13.5 GB, and as much again for its results and peers
     python benchmarks/streaming.py --size tiny      some megabytes, as the tests do
 
-Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of its own and with the files out of the system's cache:
+Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of its own and with the files out
+of the system's cache:
 
     copy        reading all its bytes and writing as many as the quantized model has, nothing else
     quantize    int4-g64, streamed; no less than half as fast as `copy`, below 1.5 GB; loading the libraries is counted apart
@@ -11,9 +13,9 @@ Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of it
     peer        llama.cpp's own quantizer (Q4_0, from a bfloat16 GGUF), or bitsandbytes where llama-cpp-python is not installed
     evaluate    perplexity of fp32 and two recipes over 512 tokens, streamed; below 3 GB
 
-How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made from it are deleted at the end;
-interrupted before that, the same command goes on with the next step.
-The last line is JSON; a run of the whole size is kept in `benchmarks/results/`.
+How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made
+from it are deleted at the end; interrupted before that, the same command goes on with the next step. The last
+line is JSON; a run of the whole size is kept in `benchmarks/results/`.
 """
 
 import argparse
@@ -48,7 +50,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Size:
-    """The checkpoint's shape, the bytes of its shards and of the output's, and how many tokens are scored in which window."""
+    """The checkpoint's shape, the bytes of its shards and of the output's, and how many tokens are scored in
+    which window."""
 
     layers: int
     hidden: int
@@ -81,9 +84,9 @@ SIZES = {
 
 
 def step(name: str, threads: int, **options) -> dict:
-    """Carry out a step in a process of its own: its figures, its most resident bytes ("peak_bytes"), seconds in all ("wall_s"), processors
-    that others kept busy ("others_busy"), seconds in which all was stopped from outside ("stopped_s", in none of the times) and its exit
-    code, negative for a signal ("code")."""
+    """Carry out a step in a process of its own: its figures, its most resident bytes ("peak_bytes"), seconds
+    in all ("wall_s"), processors that others kept busy ("others_busy"), seconds in which all was stopped from
+    outside ("stopped_s", in none of the times) and its exit code, negative for a signal ("code")."""
     command = [sys.executable, "-m", "benchmarks.streaming_steps", name, json.dumps(options)]
     before, watch = psutil.cpu_times(), Stopwatch()
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables(threads))
@@ -121,7 +124,8 @@ def measured(name: str, threads: int, source: Path, **options) -> dict:
 
 
 def killed(threads: int, source: Path, target: Path, shards: int, **options) -> dict:
-    """Quantize, be killed after half of `shards`, and quantize again: both steps, and the shards that were not made again."""
+    """Quantize, be killed after half of `shards`, and quantize again: both steps, and the shards that were
+    not made again."""
     half = max(1, shards // 2)
     say(f"quantize, killed after {half} of {shards} shards …")
     first = step("quantize", threads, source=str(source), target=str(target), die_after=half, **options)
@@ -141,7 +145,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 class Kept:
-    """What steps found, in a file of the folder, so that a benchmark that was interrupted goes on where it stopped."""
+    """What steps found, in a file of the folder, so that a benchmark that was interrupted goes on where it
+    stopped."""
 
     def __init__(self, folder: Path):
         self._path = folder / "steps.json"
@@ -167,8 +172,8 @@ def run(
     again: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> dict | None:
-    """All steps in `folder`, those that are known from an earlier start left out but for `again`; see the module. `peer` None: whichever is
-    installed. None if `only` some were asked for."""
+    """All steps in `folder`, those that are known from an earlier start left out but for `again`; see the
+    module. `peer` None: whichever is installed. None if `only` some were asked for."""
     kept, source, out = Kept(folder), folder / "checkpoint", folder / "out"
     options = {"recipe": RECIPE, "shard_bytes": size.shard}
 

@@ -1,6 +1,8 @@
-"""What `streaming.py` times, each in a process of its own: `python -m benchmarks.streaming_steps STEP OPTIONS`, OPTIONS a JSON object.
+"""What `streaming.py` times, each in a process of its own: `python -m benchmarks.streaming_steps STEP
+OPTIONS`, OPTIONS a JSON object.
 
-The last line of output is a JSON object with the step's own figures; memory and time of the process are taken by whoever started it.
+The last line of output is a JSON object with the step's own figures; memory and time of the process are taken
+by whoever started it.
 """
 
 import ctypes
@@ -21,8 +23,9 @@ GAP = 2.0  # seconds
 
 
 class Stopwatch:
-    """Seconds since it was made, but for those in which this process was stopped from outside (as by a shell's Ctrl-Z or a scheduler of
-    jobs that lets others measure): a thread looks at the clock five times a second, and a gap of more than `GAP` seconds is such a stop."""
+    """Seconds since it was made, but for those in which this process was stopped from outside (as by a
+    shell's Ctrl-Z or a scheduler of jobs that lets others measure): a thread looks at the clock five times a
+    second, and a gap of more than `GAP` seconds is such a stop."""
 
     def __init__(self):
         self._began, self.stopped = time.perf_counter(), 0.0
@@ -43,7 +46,8 @@ class Stopwatch:
 
 
 def copy(source: str, target: str, nbytes: int) -> dict:
-    """Read all files of the checkpoint `source` and write `nbytes` to `target`, flushed to the disk: what no quantizer can save."""
+    """Read all files of the checkpoint `source` and write `nbytes` to `target`, flushed to the disk: what no
+    quantizer can save."""
     buffer, watch = bytearray(CHUNK), Stopwatch()
     read = 0
     for file in sorted(Path(source).glob("*.safetensors")):
@@ -61,8 +65,8 @@ def copy(source: str, target: str, nbytes: int) -> dict:
 
 
 def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after: int | None = None) -> dict:
-    """What `python -m qcore quantize --stream` does. With `die_after` the process kills itself with SIGKILL when so many shards are
-    finished and the next one is under way."""
+    """What `python -m qcore quantize --stream` does. With `die_after` the process kills itself with SIGKILL
+    when so many shards are finished and the next one is under way."""
     from qcore import library, models
     from qcore.library.loading import load_tokenizer
     from qcore.recipes import parse
@@ -121,8 +125,8 @@ def evaluate(source: str, recipes: list[str], tokens: int, window: int) -> dict:
 
 
 def llama_cpp(source: str, scratch: str, kind: str, workers: int) -> dict:
-    """llama.cpp's own quantizer on the same weights, from a GGUF file in bfloat16 that is written first and not timed. Queries and keys
-    keep the order of their rows, which changes no time and no bytes."""
+    """llama.cpp's own quantizer on the same weights, from a GGUF file in bfloat16 that is written first and
+    not timed. Queries and keys keep the order of their rows, which changes no time and no bytes."""
     import llama_cpp as api
 
     from benchmarks.peers.llamacpp import silence
@@ -197,8 +201,8 @@ def write_gguf(source: Path, path: Path) -> None:
 
 
 def bitsandbytes(source: str, kind: str) -> dict:
-    """bitsandbytes' own quantizer on the same weights: every linear matrix read through a map and given to `quantize_4bit`; nothing is
-    written."""
+    """bitsandbytes' own quantizer on the same weights: every linear matrix read through a map and given to
+    `quantize_4bit`; nothing is written."""
     from bitsandbytes.functional import quantize_4bit
     from safetensors import safe_open
 
@@ -212,7 +216,8 @@ def bitsandbytes(source: str, kind: str) -> dict:
 
 
 def flush(files) -> None:
-    """Bring `files` to the disk and have the system forget what it holds of them, so that the next reader starts cold."""
+    """Bring `files` to the disk and have the system forget what it holds of them, so that the next reader
+    starts cold."""
     for path in files:
         with Path(path).open("rb+") as file:
             os.fsync(file.fileno())

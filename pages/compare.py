@@ -1,4 +1,5 @@
-"""Finished recipes side by side: memory, throughput, quality, the trade-off, the table, the answers, the record."""
+"""Finished recipes side by side: memory, throughput, quality, the trade-off, the table, the answers, the
+record."""
 
 import streamlit as st
 

@@ -1,4 +1,5 @@
-"""What a recipe does inside a model: error per layer, one weight before and after, the ledger of all tensors."""
+"""What a recipe does inside a model: error per layer, one weight before and after, the ledger of all
+tensors."""
 
 import streamlit as st
 

@@ -1,4 +1,5 @@
-"""Before anything is downloaded or quantized: what each recipe will take, how fast it will be, and which to choose."""
+"""Before anything is downloaded or quantized: what each recipe will take, how fast it will be, and which to
+choose."""
 
 import streamlit as st
 

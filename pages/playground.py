@@ -1,4 +1,5 @@
-"""One prompt through the original and quantized models: texts as they are written, what differs marked, speed below each."""
+"""One prompt through the original and quantized models: texts as they are written, what differs marked, speed
+below each."""
 
 import streamlit as st
 

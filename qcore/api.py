@@ -28,9 +28,9 @@ from qcore.recipes.spec import check_limits, check_margin, check_minutes
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
     """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder that `save` wrote.
 
-    Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved quantized model its `recipe`
-    and `ledger`. Raises `InputError` for one that cannot or must not be loaded (`TooLargeError`: it does not
-    fit into memory), `UnavailableError` if the hub cannot be reached.
+    Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved
+    quantized model its `recipe` and `ledger`. Raises `InputError` for one that cannot or must not be loaded
+    (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub cannot be reached.
     """
     checkpoint = library.resolve(model, revision)
     planning.check_fits(checkpoint, recipes.parse("fp32"))
@@ -47,12 +47,14 @@ def quantize(
     calibration_minutes: float | None = None,
     progress=None,
 ) -> Loaded:
-    """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns of modules to leave out.
+    """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns
+    of modules to leave out.
 
-    Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the packaged one); those that learn
-    take about `calibration_minutes`.
+    Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the
+    packaged one); those that learn take about `calibration_minutes`.
 
-    Returns the model with its `recipe` and `ledger`. Raises `NotAppliedError` if the recipe did less than it should.
+    Returns the model with its `recipe` and `ledger`. Raises `NotAppliedError` if the recipe did less than it
+    should.
     """
     loaded = load(model) if isinstance(model, str) else model
     recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
@@ -79,7 +81,8 @@ def evaluate(
     kv: str = NONE,
     progress=None,
 ) -> Evaluation:
-    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see `Evaluation`.
+    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see
+    `Evaluation`.
 
     With `kv` "int8" or "int4" the text is read through a key-value cache of that form."""
     loaded = load(model) if isinstance(model, str) else model
@@ -90,8 +93,8 @@ def evaluate(
 
 
 def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
-    """Is the loss real? The verdict on `after` against `before`, two evaluations over the same text and windows; perplexity within
-    `margin` (0.01 is 1 %) counts as equal. See `Verdict`.
+    """Is the loss real? The verdict on `after` against `before`, two evaluations over the same text and
+    windows; perplexity within `margin` (0.01 is 1 %) counts as equal. See `Verdict`.
 
     Raises `InputError` if they were not taken over the same windows.
     """
@@ -100,7 +103,8 @@ def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verd
 
 
 def ask(model: Loaded | str, choices: str | Path | None = None, *, progress=None) -> Answers:
-    """The answers of `model` to the multiple-choice questions in the file `choices` (None: the packaged ones), by likelihood."""
+    """The answers of `model` to the multiple-choice questions in the file `choices` (None: the packaged
+    ones), by likelihood."""
     asked = load_questions(choices)
     loaded = load(model) if isinstance(model, str) else model
     return answer(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
@@ -115,7 +119,8 @@ def measure(
     kv: str = NONE,
     progress=None,
 ) -> throughput.Throughput:
-    """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see `Throughput`."""
+    """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see
+    `Throughput`."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(
         loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv)
@@ -123,11 +128,13 @@ def measure(
 
 
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
-    """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the README for its keys).
+    """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the
+    README for its keys).
 
-    `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens, repeats, kv, …; and `engine` "ray"
-    with an `address`, which spreads the recipes over a cluster. A recipe that failed is a row with its error; the others are there. Raises
-    `InputError` for input that no recipe can work with.
+    `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens,
+    repeats, kv, …; and `engine` "ray" with an `address`, which spreads the recipes over a cluster. A recipe
+    that failed is a row with its error; the others are there. Raises `InputError` for input that no recipe
+    can work with.
     """
     from qcore.jobs import jobs
 
@@ -149,11 +156,12 @@ def plan(
     revision: str | None = None,
     progress=None,
 ) -> planning.Plan:
-    """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its headers alone.
+    """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its
+    headers alone.
 
-    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for each of `users`,
-    in the formats `kv` (None: all that the architecture allows). With `probe`
-    the model's shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
+    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for
+    each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe` the model's
+    shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
     """
     from qcore.verbs.planned import plan_here
 
@@ -174,7 +182,8 @@ def plan(
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the folder."""
+    """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the
+    folder."""
     if model.recipe is None:
         raise InputError(
             "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
@@ -199,11 +208,13 @@ def qat(
     progress=None,
     **options,
 ) -> dict:
-    """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and is saved in `folder`.
+    """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and
+    is saved in `folder`.
 
-    `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate), `schedule` those of
-    `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns what came out, with the loss curve; with `compare` also measured
-    beside the model it began with. After a kill the same call goes on. Raises `InputError` for what cannot be used.
+    `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate),
+    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns what came out,
+    with the loss curve; with `compare` also measured beside the model it began with. After a kill the same
+    call goes on. Raises `InputError` for what cannot be used.
     """
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
@@ -236,9 +247,11 @@ def prune(
     progress=None,
     **options,
 ) -> dict:
-    """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and save it in `folder`.
+    """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and
+    save it in `folder`.
 
-    `options` are those of `qcore.verbs.making.prune`: order, sparse, calibration, tokens, overwrite, compare. Returns what came out.
+    `options` are those of `qcore.verbs.making.prune`: order, sparse, calibration, tokens, overwrite, compare.
+    Returns what came out.
     """
     from qcore.verbs import making
 
@@ -258,9 +271,11 @@ def distill(
     progress=None,
     **options,
 ) -> dict:
-    """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an ordinary model.
+    """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an
+    ordinary model.
 
-    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns what came out, with the loss curve.
+    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns what came out,
+    with the loss curve.
     """
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule

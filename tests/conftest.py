@@ -7,8 +7,9 @@ from pathlib import Path
 
 from qcore.base.home import home
 
-# Set before anything heavy is imported: the cache of whoever runs the tests keeps its runs to itself and nothing may reach for a hub.
-# What `make setup` has prepared there (the default models, compiled kernels) is made once and only read.
+# Set before anything heavy is imported: the cache of whoever runs the tests keeps its runs to itself and
+# nothing may reach for a hub. What `make setup` has prepared there (the default models, compiled kernels) is
+# made once and only read.
 PREPARED = ("models/smollm2-135m", "models/smollm2-135m-dithered")
 _scratch = Path(tempfile.mkdtemp(prefix="qcore-test-"))
 (_scratch / "models").mkdir()
@@ -45,7 +46,8 @@ def _scratch_is_removed():
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
-    """An empty cache folder, which no run outlives; `pytest.mark.usefixtures("own_home")` gives it to every test of a file."""
+    """An empty cache folder, which no run outlives; `pytest.mark.usefixtures("own_home")` gives it to every
+    test of a file."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

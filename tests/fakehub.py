@@ -1,4 +1,5 @@
-"""A model hub on localhost: a real HTTP server that speaks as much of the hub's protocol as a download needs."""
+"""A model hub on localhost: a real HTTP server that speaks as much of the hub's protocol as a download
+needs."""
 
 import hashlib
 import json
@@ -15,9 +16,10 @@ TOKEN = "hf_" + "secret" * 5
 
 
 class Hub:
-    """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for the whole repository
-    ("info") or its files ("files"). `requests` lists (method, path) of all that was asked, `sent` counts the bytes of all bodies. With
-    `garbage`, every answer is a page of HTML; without `ranges`, whole files are sent whatever part is asked for."""
+    """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for
+    the whole repository ("info") or its files ("files"). `requests` lists (method, path) of all that was
+    asked, `sent` counts the bytes of all bodies. With `garbage`, every answer is a page of HTML; without
+    `ranges`, whole files are sent whatever part is asked for."""
 
     def __init__(self):
         self.repositories: dict[str, Path] = {}

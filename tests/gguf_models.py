@@ -37,7 +37,8 @@ def interleave(weight, heads):
 
 
 def write(path, model, kind=None):
-    """Write `model` as GGUF: in fp32, or its matrices as `kind`. Returns the weights that such a file holds, by our names."""
+    """Write `model` as GGUF: in fp32, or its matrices as `kind`. Returns the weights that such a file holds,
+    by our names."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(CONFIG.max_position_embeddings)
     writer.add_embedding_length(CONFIG.hidden_size)

@@ -1,4 +1,5 @@
-"""Tiny models of one block, exported once for each session of tests, because an export takes seconds whatever the model's size."""
+"""Tiny models of one block, exported once for each session of tests, because an export takes seconds whatever
+the model's size."""
 
 from copy import deepcopy
 from functools import cache
@@ -38,7 +39,8 @@ def _made(kind: str):
 
 
 def made(kind: str):
-    """A fresh model of one block whose predictions depend on the context: a kind of `tiny`, or "qwen" (tied, with biases)."""
+    """A fresh model of one block whose predictions depend on the context: a kind of `tiny`, or "qwen" (tied,
+    with biases)."""
     return deepcopy(_made(kind))
 
 

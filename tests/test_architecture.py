@@ -1,4 +1,5 @@
-"""Hold the structure that docs/architecture.md draws against the code: rooms, import direction, nothing heavy on the way in.
+"""Hold the structure that docs/architecture.md draws against the code: rooms, import direction, nothing heavy
+on the way in.
 
 A room is a package. All imports count, those inside functions too; only `if TYPE_CHECKING` is left aside.
 """

@@ -1,4 +1,5 @@
-"""Tiny, randomly initialised models of each architecture family, saved as real checkpoint folders, made in milliseconds."""
+"""Tiny, randomly initialised models of each architecture family, saved as real checkpoint folders, made in
+milliseconds."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -66,13 +67,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 def model(kind: str, seed: int = 0) -> torch.nn.Module:
-    """A fresh fp32 model in evaluation mode: "llama", "llama-tied", "gpt2" (Conv1D) or "moe" (fused 3-D experts)."""
+    """A fresh fp32 model in evaluation mode: "llama", "llama-tied", "gpt2" (Conv1D) or "moe" (fused 3-D
+    experts)."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind]), dtype=torch.float32).eval()
 
 
 def sharp(kind: str, seed: int = 0) -> torch.nn.Module:
-    """`model(kind)` with larger weights, so that its predictions depend on the context as a trained model's do."""
+    """`model(kind)` with larger weights, so that its predictions depend on the context as a trained model's
+    do."""
     sharpened = model(kind, seed)
     with torch.no_grad():
         for parameter in sharpened.parameters():
@@ -82,7 +85,8 @@ def sharp(kind: str, seed: int = 0) -> torch.nn.Module:
 
 
 def checkpoint(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Save `model(kind)` and the byte tokenizer into `folder`, as a hub download would look, and return it."""
+    """Save `model(kind)` and the byte tokenizer into `folder`, as a hub download would look, and return
+    it."""
     model(kind, seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

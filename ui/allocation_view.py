@@ -1,4 +1,5 @@
-"""Mixed recipes on the compare page: the frontier they were chosen from, and the loss that was predicted against the measured one."""
+"""Mixed recipes on the compare page: the frontier they were chosen from, and the loss that was predicted
+against the measured one."""
 
 import streamlit as st
 
@@ -8,7 +9,8 @@ from ui.text import digits, shielded
 
 
 def draw(rows: list[dict]) -> None:
-    """A picture and a line for each row whose formats were chosen layer by layer; nothing if there is none."""
+    """A picture and a line for each row whose formats were chosen layer by layer; nothing if there is
+    none."""
     for position, (row, found) in enumerate(_mixed(rows)):
         if position == 0:
             st.subheader("Mixed precision", anchor=False, help=explain("mixed precision"))

@@ -1,7 +1,9 @@
-"""Bars side by side: memory, throughput, quality, and the estimate before a run. Pure functions from rows to Plotly figures.
+"""Bars side by side: memory, throughput, quality, and the estimate before a run. Pure functions from rows to
+Plotly figures.
 
-A row is what `qcore.jobs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure has one panel for each
-quantity; the panels share the names at the left, and each bar says its number with its unit, so there are no axes to read.
+A row is what `qcore.jobs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure
+has one panel for each quantity; the panels share the names at the left, and each bar says its number with its
+unit, so there are no axes to read.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +28,8 @@ Value = Callable[[dict], float | None]
 
 @dataclass(frozen=True)
 class Panel:
-    """`value` of a row in the unit that `text` writes; `hover` are further lines; `limit` a mark on the row's bar; `reference` a line
-    through all bars, with its name."""
+    """`value` of a row in the unit that `text` writes; `hover` are further lines; `limit` a mark on the row's
+    bar; `reference` a line through all bars, with its name."""
 
     title: str
     hint: str
@@ -73,7 +75,8 @@ def throughput(rows: Sequence[dict]) -> go.Figure:
 
 
 def quality(rows: Sequence[dict]) -> go.Figure:
-    """Perplexity with the baseline's as a line, and the mean KL divergence from the baseline in nats a token."""
+    """Perplexity with the baseline's as a line, and the mean KL divergence from the baseline in nats a
+    token."""
     baseline = next(
         (row["perplexity"] for row in rows if row["recipe"] == "fp32" and row.get("perplexity")), None
     )
@@ -107,7 +110,8 @@ def overview(rows: Sequence[dict]) -> go.Figure:
 
 
 def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
-    """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would be."""
+    """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would
+    be."""
     labels = [row["label"] for row in rows]
     pitch = ROOMY if len(rows) <= 6 else TIGHT
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
@@ -173,8 +177,8 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
 
 
 def estimate(rows: Sequence[dict], available: float) -> go.Figure:
-    """Expected stored bytes (solid) and peak (pale) for each row {"recipe", "label", "stored_bytes", "peak_bytes", "fits"} against the
-    `available` bytes of this machine."""
+    """Expected stored bytes (solid) and peak (pale) for each row {"recipe", "label", "stored_bytes",
+    "peak_bytes", "fits"} against the `available` bytes of this machine."""
     labels = [row["label"] for row in rows]
     peaks = [row["peak_bytes"] for row in rows]
     top = max(peaks)
@@ -235,7 +239,8 @@ def _estimate_text(row: dict) -> str:
 
 
 def memory_limit(row: dict) -> float | None:
-    """Tokens a second if the weights that a token needs are read at the bandwidth measured on the machine that made the row."""
+    """Tokens a second if the weights that a token needs are read at the bandwidth measured on the machine
+    that made the row."""
     record = row.get("record") or {}
     bandwidth = (record.get("environment") or {}).get("read_bandwidth")
     read = record.get("bytes_a_token") or row.get("stored_bytes")  # earlier records lack the first
@@ -243,7 +248,8 @@ def memory_limit(row: dict) -> float | None:
 
 
 def _cut(values: Sequence[float | None]) -> float:
-    """The length at which bars are cut: so that one that is off by orders of magnitude does not flatten the others."""
+    """The length at which bars are cut: so that one that is off by orders of magnitude does not flatten the
+    others."""
     known = [value for value in values if value]
     if len(known) < 3 or max(known) <= 2 * LONGEST * median(known):
         return float("inf")

@@ -92,7 +92,8 @@ def failures(rows: list[dict]) -> None:
 
 
 def verdicts(rows: list[dict]) -> None:
-    """Is the loss of each recipe real? A forest plot of the intervals, and a sentence for each; the margin can be chosen."""
+    """Is the loss of each recipe real? A forest plot of the intervals, and a sentence for each; the margin
+    can be chosen."""
     if not any(row.get("verdict") for row in rows):
         if any(row["recipe"] != "fp32" for row in rows):
             st.caption("There are no verdicts, because nothing was recorded of the baseline to compare with.")

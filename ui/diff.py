@@ -1,4 +1,5 @@
-"""Two texts compared word by word, and Markdown that marks the words of the second that the first does not have there."""
+"""Two texts compared word by word, and Markdown that marks the words of the second that the first does not
+have there."""
 
 import re
 from difflib import SequenceMatcher

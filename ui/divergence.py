@@ -8,8 +8,8 @@ SCALE = [[0.0, "rgba(61,127,219,0.04)"], [1.0, "rgba(61,127,219,1)"]]
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
-    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and prompts across; each
-    cell says how many tokens that are, or = if the whole answer is the same."""
+    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and
+    prompts across; each cell says how many tokens that are, or = if the whole answer is the same."""
     rows = [row for row in rows if row["recipe"] != "fp32"] or list(rows)
     prompts = [answer["id"] for answer in rows[0]["record"]["generations"]]
     cells, texts, marks = [], [], []

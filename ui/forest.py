@@ -1,7 +1,8 @@
-"""How sure is the loss? A forest plot: for each recipe the interval of its perplexity's ratio to the baseline's, and the margin as a band.
+"""How sure is the loss? A forest plot: for each recipe the interval of its perplexity's ratio to the
+baseline's, and the margin as a band.
 
-The axis is asinh(ln(ratio) / ln(1 + margin)): even near the baseline, where the margin is, and logarithmic far from it, so that a change
-of 0.1 % and one of 10 times are both read off one picture.
+The axis is asinh(ln(ratio) / ln(1 + margin)): even near the baseline, where the margin is, and logarithmic
+far from it, so that a change of 0.1 % and one of 10 times are both read off one picture.
 """
 
 import math
@@ -47,7 +48,8 @@ ROW, HEAD, FOOT = 30, 12, 46
 
 
 def picture(rows: Sequence[dict], margin: float) -> go.Figure:
-    """One line a row: an interval for each that has a verdict, a word for the others. The rows' verdicts must be within `margin`."""
+    """One line a row: an interval for each that has a verdict, a word for the others. The rows' verdicts must
+    be within `margin`."""
     rows = [row for row in rows if row["recipe"] != "fp32" or row.get("verdict")]
     edge = math.log1p(margin)
     figure = go.Figure()

@@ -71,5 +71,6 @@ TERMS = {
 
 
 def explain(term: str) -> str:
-    """The line for `term`. Raises `KeyError` for one that is not in the glossary: every term on a page is explained here."""
+    """The line for `term`. Raises `KeyError` for one that is not in the glossary: every term on a page is
+    explained here."""
     return TERMS[term]

@@ -1,8 +1,10 @@
-"""Where to write the name of each point of a scatter plot so that names cover neither points nor each other."""
+"""Where to write the name of each point of a scatter plot so that names cover neither points nor each
+other."""
 
 from collections.abc import Collection
 
-# (Plotly's text position, horizontal and vertical offset of the text's centre in units of its half width and height)
+# (Plotly's text position, horizontal and vertical offset of the text's centre in units of its half width and
+# height)
 POSITIONS = (
     ("middle right", 1, 0),
     ("middle left", -1, 0),
@@ -27,8 +29,8 @@ def place(
     height: float,
     first: Collection[int] = (),
 ) -> list[str | None]:
-    """A text position for each of `points` ((x, y) within 0 … 1 of a plot of `width` x `height` pixels, y upwards), None where
-    every place is taken. Greedy: the points `first` choose first, then crowded ones."""
+    """A text position for each of `points` ((x, y) within 0 … 1 of a plot of `width` x `height` pixels, y
+    upwards), None where every place is taken. Greedy: the points `first` choose first, then crowded ones."""
     pixels = [(x * width, y * height) for x, y in points]
     order = sorted(range(len(pixels)), key=lambda i: (i not in first, -_crowd(i, pixels)))
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]

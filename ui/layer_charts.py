@@ -1,4 +1,5 @@
-"""Pictures of layers: error by block and kind of module, and one weight's values before and after. Pure functions, as in `charts`."""
+"""Pictures of layers: error by block and kind of module, and one weight's values before and after. Pure
+functions, as in `charts`."""
 
 import math
 import re
@@ -19,16 +20,19 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
 
 
 def where(name: str) -> tuple[int | None, str]:
-    """(block, kind of module) of a tensor: "model.layers.3.self_attn.q_proj.weight" -> (3, "self_attn.q_proj"); block None outside."""
+    """(block, kind of module) of a tensor: "model.layers.3.self_attn.q_proj.weight" -> (3,
+    "self_attn.q_proj"); block None outside."""
     name = name.removesuffix(".weight")
     found = _BLOCK.search(name)
     return (int(found[1]), found[2]) if found else (None, name.removeprefix("model."))
 
 
 def error_map(errors: Sequence, recipe: str) -> go.Figure:
-    """A heat map, block x kind of module, of the relative errors in percent, with the mean of each kind as bars beside it.
+    """A heat map, block x kind of module, of the relative errors in percent, with the mean of each kind as
+    bars beside it.
 
-    `errors` are `qcore.verbs.layer_errors.LayerError`s; those outside of blocks (head, embedding) are rows with bars alone.
+    `errors` are `qcore.verbs.layer_errors.LayerError`s; those outside of blocks (head, embedding) are rows
+    with bars alone.
     """
     kinds = list(dict.fromkeys(where(error.name)[1] for error in errors))
     blocks = sorted({where(error.name)[0] for error in errors} - {None})
@@ -92,7 +96,8 @@ def error_map(errors: Sequence, recipe: str) -> go.Figure:
 
 
 def histogram(found, recipe: str) -> go.Figure:
-    """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as ticks below.
+    """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as
+    ticks below.
 
     `found` is a `qcore.verbs.layer_errors.Histogram`: edges (bins + 1), before, after (bins), grid values.
     """

@@ -26,7 +26,8 @@ def draw(checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) 
     st.caption("Each weight matrix by itself: how much the model's answers mind is on the page Compare.")
     st.subheader("One weight before and after", anchor=False)
     names = [error.name for error in errors]
-    key = f"layers.tensor.{checkpoint.digest[:8]}.{recipe.name}"  # another model or recipe starts again at its worst layer
+    # another model or recipe starts again at its worst layer
+    key = f"layers.tensor.{checkpoint.digest[:8]}.{recipe.name}"
     tensor = st.selectbox(
         "Weight", names, index=names.index(worst.name), key=key, help="The worst one first."
     )

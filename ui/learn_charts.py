@@ -24,8 +24,8 @@ MARGIN = {"l": 4, "r": 12, "t": 30, "b": 4}
 
 
 def lines(groups: Mapping[str, object], colors: Mapping[str, str]) -> go.Figure:
-    """A number line for each of the `groups` (title -> `qcore.verbs.lessons.Group`): the weights above it, the grid as ticks on it, and a thin
-    line from each weight to the value that stands for it."""
+    """A number line for each of the `groups` (title -> `qcore.verbs.lessons.Group`): the weights above it,
+    the grid as ticks on it, and a thin line from each weight to the value that stands for it."""
     figure, titles = go.Figure(), list(groups)
     for row, (title, group) in enumerate(groups.items()):
         base, color = SPACE * (len(titles) - 1 - row), colors[title]
@@ -112,8 +112,8 @@ def curves(
     labels: Sequence[str] | None = None,
     line: tuple[float, str] | None = None,
 ) -> go.Figure:
-    """Relative errors (title -> (shares, colour)) over `x` as lines, in percent, with a mark at the `chosen` x. `labels` name the places of
-    an x that is no number; `line` is a level to compare with, and its name."""
+    """Relative errors (title -> (shares, colour)) over `x` as lines, in percent, with a mark at the `chosen`
+    x. `labels` name the places of an x that is no number; `line` is a level to compare with, and its name."""
     figure, places = go.Figure(), list(x) if labels is None else list(range(len(x)))
     at = list(x).index(chosen)
     few = len(places) <= 24
@@ -187,8 +187,8 @@ def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
 
 
 def pruned(found, storage: Sequence, bits: int) -> go.Figure:
-    """Left, the magnitudes of the weights that stayed and went; right, bits a weight over the share of zeros, dense and sparse. `found` and
-    the `storage` at several shares are `qcore.verbs.lessons.Pruned`."""
+    """Left, the magnitudes of the weights that stayed and went; right, bits a weight over the share of zeros,
+    dense and sparse. `found` and the `storage` at several shares are `qcore.verbs.lessons.Pruned`."""
     figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.17)
     for name, values, color in (("went", found.went, RED), ("stayed", found.stayed, BLUE)):
         figure.add_histogram(

@@ -7,7 +7,8 @@ ARXIV = "https://arxiv.org/abs/"
 
 @dataclass(frozen=True)
 class Lesson:
-    """`text` is a few sentences; `page` (file, words) where the idea is used; `papers` are (title, arXiv number)."""
+    """`text` is a few sentences; `page` (file, words) where the idea is used; `papers` are (title, arXiv
+    number)."""
 
     key: str
     title: str

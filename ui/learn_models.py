@@ -1,4 +1,5 @@
-"""The two lessons of the page Learn that need more than one weight: a teacher's predictions, and the user's own runs."""
+"""The two lessons of the page Learn that need more than one weight: a teacher's predictions, and the user's
+own runs."""
 
 import streamlit as st
 

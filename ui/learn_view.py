@@ -1,4 +1,5 @@
-"""The lessons' controls, pictures and numbers. Each draws from one real weight; what they show is computed by `qcore.verbs.lessons`."""
+"""The lessons' controls, pictures and numbers. Each draws from one real weight; what they show is computed by
+`qcore.verbs.lessons`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,5 @@
-"""The ledger of a recipe on a model: every tensor, what became of it, and why. Taken from the newest run that has one."""
+"""The ledger of a recipe on a model: every tensor, what became of it, and why. Taken from the newest run that
+has one."""
 
 import streamlit as st
 

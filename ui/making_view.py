@@ -1,4 +1,5 @@
-"""What came out of training, pruning or distilling a model: the pictures, the numbers, and where the model is."""
+"""What came out of training, pruning or distilling a model: the pictures, the numbers, and where the model
+is."""
 
 import pandas as pd
 import streamlit as st

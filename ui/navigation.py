@@ -29,9 +29,9 @@ def pages() -> list[st.Page]:
 def enter() -> None:
     """Make sure that the page that calls this runs inside of `app.py`.
 
-    Until `st.navigation` was called once, Streamlit takes a folder called pages for its older kind of app. If the first visit to a
-    fresh server asks for a page (a tab that was left open, say), it runs that page's file alone, without menu and settings; so the
-    page opens the app, which comes back to it.
+    Until `st.navigation` was called once, Streamlit takes a folder called pages for its older kind of app. If
+    the first visit to a fresh server asks for a page (a tab that was left open, say), it runs that page's
+    file alone, without menu and settings; so the page opens the app, which comes back to it.
     """
     if not _opened:
         runpy.run_path(str(APP))

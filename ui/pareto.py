@@ -16,7 +16,8 @@ WIDTH = 900  # pixels assumed for the placing of names; wider is only roomier
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity of a row: `scale` turns it into the unit of the `title`; `smaller` says which end is good."""
+    """A quantity of a row: `scale` turns it into the unit of the `title`; `smaller` says which end is
+    good."""
 
     key: str
     name: str
@@ -61,8 +62,8 @@ def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: 
 
 
 def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
-    """One point a row that has both quantities. On a logarithmic axis a value of zero (the baseline's divergence) lies on the axis'
-    lower edge, and its hover text says that it is zero."""
+    """One point a row that has both quantities. On a logarithmic axis a value of zero (the baseline's
+    divergence) lies on the axis' lower edge, and its hover text says that it is zero."""
     kept = [row for row in rows if row.get(cost.key) is not None and row.get(quality.key) is not None]
     x = [row[cost.key] * cost.scale for row in kept]
     y = [row[quality.key] * quality.scale for row in kept]

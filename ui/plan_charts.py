@@ -8,7 +8,8 @@ from ui import families
 from ui.charts import FAINT, HEAD, MUTED, ROOMY, Panel, bars
 from ui.text import digits, size
 
-# Parts of the memory beside the weights, which have their family's colour, in the order in which they are stacked
+# Parts of the memory beside the weights, which have their family's colour, in the order in which they are
+# stacked
 PARTS = {
     "weights": None,
     "KV cache": "#2a9d7c",
@@ -19,7 +20,8 @@ PARTS = {
 
 
 def memory(rows: Sequence, available: int, memory_is: str) -> go.Figure:
-    """Stacked bars of what `rows` (`planning.Row`) hold while they run, against the line of the `available` bytes."""
+    """Stacked bars of what `rows` (`planning.Row`) hold while they run, against the line of the `available`
+    bytes."""
     labels = [row.recipe for row in rows]
     top = max(row.run_bytes for row in rows)
     inside = available <= 1.8 * top

@@ -1,4 +1,5 @@
-"""The parts of the plan page: the model's outline, the needs, the recommendation, the probe under way, the table."""
+"""The parts of the plan page: the model's outline, the needs, the recommendation, the probe under way, the
+table."""
 
 from collections.abc import Sequence
 
@@ -61,7 +62,8 @@ def outlined(name: str, revision: str | None):
 
 
 def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
-    """What the model must do and run in: the arguments of `planning.plan`. Its cache can be kept in `formats`."""
+    """What the model must do and run in: the arguments of `planning.plan`. Its cache can be kept in
+    `formats`."""
     first, second, third, fourth = st.columns([2, 1, 2, 2])
     context = first.number_input(
         "Context, tokens",

@@ -1,4 +1,5 @@
-"""One request to the playground's process, followed by a thread, so that pages come and go while texts are being written."""
+"""One request to the playground's process, followed by a thread, so that pages come and go while texts are
+being written."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from qcore.jobs.resident import Resident
 
 @dataclass
 class Voice:
-    """What one recipe has written so far. `state`: waiting, loading, writing, done or failed; `note` says more about it."""
+    """What one recipe has written so far. `state`: waiting, loading, writing, done or failed; `note` says
+    more about it."""
 
     recipe: str
     state: str = "waiting"
@@ -21,7 +23,8 @@ class Voice:
 
 
 class Player:
-    """Starts at once. `voices` fill up in the order of the recipes; `error` is a sentence if the request failed as a whole."""
+    """Starts at once. `voices` fill up in the order of the recipes; `error` is a sentence if the request
+    failed as a whole."""
 
     def __init__(self, resident: Resident, prompt: str, recipes: Sequence[str], new_tokens: int, **sampling):
         self.prompt = prompt

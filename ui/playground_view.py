@@ -22,7 +22,8 @@ REASONS = {"end": "ended by itself", "length": "reached the length that was aske
 
 @st.cache_resource(max_entries=1, show_spinner=False, on_release=Resident.close)
 def resident(model: str, revision: str | None) -> Resident:
-    """The process that holds one model in its forms; the one before is closed when another model is chosen."""
+    """The process that holds one model in its forms; the one before is closed when another model is
+    chosen."""
     return Resident(model, recipes.names(), revision=revision)
 
 
@@ -109,7 +110,8 @@ def controls(
 
 
 def stage(prefix: str) -> None:
-    """The texts of the session's last request, redrawn several times a second while they are being written."""
+    """The texts of the session's last request, redrawn several times a second while they are being
+    written."""
     player: Player | None = st.session_state.get(f"{prefix}.player")
     if player is None:
         st.info(

@@ -1,4 +1,5 @@
-"""Shares of multiple-choice questions answered right: a point with its 95 % interval for each recipe, and guessing as a dotted line."""
+"""Shares of multiple-choice questions answered right: a point with its 95 % interval for each recipe, and
+guessing as a dotted line."""
 
 from collections.abc import Sequence
 
@@ -11,7 +12,8 @@ from ui.text import percent
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
-    """One line a row that has "choices": the plain score as a full point with its interval, the one by length as an open point."""
+    """One line a row that has "choices": the plain score as a full point with its interval, the one by length
+    as an open point."""
     figure = go.Figure()
     for row in rows:
         plain, by_length, color = (

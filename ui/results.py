@@ -1,4 +1,5 @@
-"""Finished rows as the compare page needs them: joined from several runs, labelled, summed up in a sentence, told apart by conditions."""
+"""Finished rows as the compare page needs them: joined from several runs, labelled, summed up in a sentence,
+told apart by conditions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class Best:
-    """One remarkable recipe: `title`, `recipe`, `value` with its unit, and how it compares with the baseline."""
+    """One remarkable recipe: `title`, `recipe`, `value` with its unit, and how it compares with the
+    baseline."""
 
     title: str
     recipe: str
@@ -33,7 +35,8 @@ class Best:
 
 
 def joined(runs: Sequence[jobs.Status]) -> list[dict]:
-    """The rows of all `runs`, each with a "label" that is unique: the recipe, and what tells it from its namesakes."""
+    """The rows of all `runs`, each with a "label" that is unique: the recipe, and what tells it from its
+    namesakes."""
     pairs = [(status, row) for status in runs for row in state.rows(status)]
     count = Counter(row["recipe"] for _, row in pairs)
     models = {state.model_of(status) for status in runs}
@@ -100,7 +103,8 @@ def best(rows: Sequence[dict]) -> list[Best]:
 
 
 def shared_conditions(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
-    """(what all rows were measured under, as short phrases; the names of the conditions in which they differ)."""
+    """(what all rows were measured under, as short phrases; the names of the conditions in which they
+    differ)."""
     records = [row["record"] for row in rows]
     phrases, differing = [], []
     for key, name in CONDITIONS.items():

@@ -1,4 +1,5 @@
-"""A run as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and the list of all runs."""
+"""A run as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and the list
+of all runs."""
 
 import time
 

@@ -1,4 +1,5 @@
-"""Pictures of sensitivities: who pays by block and kind of module, predicted against measured, the frontier, the chosen formats."""
+"""Pictures of sensitivities: who pays by block and kind of module, predicted against measured, the frontier,
+the chosen formats."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ SMALLEST = 1e-9  # nats; what is less than this is drawn as this
 
 
 def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
-    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a logarithmic scale
-    from the least to the most sensitive; and the sum over blocks (for errors of outputs, the mean) as bars beside it."""
+    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a
+    logarithmic scale from the least to the most sensitive; and the sum over blocks (for errors of outputs,
+    the mean) as bars beside it."""
     kinds, blocks, by_place = _places(table)
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
     logs = [_log(getattr(layer, measure)[format_index]) for layer in table.layers]
@@ -95,7 +97,8 @@ def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
 
 
 def agreement(table) -> go.Figure:
-    """Predicted against measured divergence, a point for each layer and format, with the line on which they are equal."""
+    """Predicted against measured divergence, a point for each layer and format, with the line on which they
+    are equal."""
     figure = go.Figure()
     values = [max(SMALLEST, value) for layer in table.layers for value in (*layer.loss, *layer.kl)]
     ends = [min(values), max(values)]
@@ -125,8 +128,9 @@ def agreement(table) -> go.Figure:
 def frontier(
     points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()
 ) -> go.Figure:
-    """Predicted loss against bits a weight: the solver's points as a line, every layer in one format as named points, the `chosen` point
-    (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs. Losses have a logarithmic axis."""
+    """Predicted loss against bits a weight: the solver's points as a line, every layer in one format as named
+    points, the `chosen` point (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs.
+    Losses have a logarithmic axis."""
     figure = go.Figure()
     figure.add_scatter(
         x=[bits for bits, _ in points],
@@ -259,7 +263,8 @@ def _log(value: float) -> float:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Logarithms of round numbers between two logarithms: powers of ten, with 2 and 5 between them where those are few."""
+    """Logarithms of round numbers between two logarithms: powers of ten, with 2 and 5 between them where
+    those are few."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     steps = (1, 2, 5) if high - low < 2 else (1,)
     return [tick for power in powers for step in steps if low <= (tick := power + math.log10(step)) <= high]

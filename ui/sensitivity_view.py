@@ -1,4 +1,5 @@
-"""The parts of the sensitivity page: what was computed, who pays, predicted against measured, the best choice for a budget."""
+"""The parts of the sensitivity page: what was computed, who pays, predicted against measured, the best choice
+for a budget."""
 
 from collections.abc import Sequence
 
@@ -109,7 +110,8 @@ def _agreement(table) -> None:
 
 
 def _choice(key: str, table) -> Sequence[int] | None:
-    """The best formats for a budget that the slider sets: their frontier, where the choice lies, and a map."""
+    """The best formats for a budget that the slider sets: their frontier, where the choice lies, and a
+    map."""
     st.subheader("The best choice for a budget", anchor=False, help=explain("mixed precision"))
     if len(table.formats) < 2:
         st.caption("With one format there is nothing to choose.")
@@ -168,7 +170,8 @@ def _choice(key: str, table) -> Sequence[int] | None:
 
 
 def _measured_runs(table) -> list[tuple[str, float, float]]:
-    """(recipe, bits a weight, KL) of finished runs of this very model: mixed recipes, and the table's own formats."""
+    """(recipe, bits a weight, KL) of finished runs of this very model: mixed recipes, and the table's own
+    formats."""
     found: dict[str, tuple[str, float, float]] = {}
     names = {format.label.replace("int8-sym", "int8") for format in table.formats}
     method = table.conditions["method"]

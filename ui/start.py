@@ -1,4 +1,5 @@
-"""The last look before a run: what it needs against what there is, what the recipes mean, and the button that starts it."""
+"""The last look before a run: what it needs against what there is, what the recipes mean, and the button that
+starts it."""
 
 import streamlit as st
 
@@ -62,7 +63,8 @@ def review(
 
 
 def first_comparison(key: str, active: jobs.Status | None) -> None:
-    """What a newcomer needs: one button that compares the default model in three forms, or the way to that run if it is under way."""
+    """What a newcomer needs: one button that compares the default model in three forms, or the way to that
+    run if it is under way."""
     st.markdown(
         f"One click compares three forms of **{FIRST_MODEL}**, a small language model: as it is (fp32), in 8 bits (int8) and in 4 bits "
         "(int4-g64). It takes a few minutes on two cores, and fetches the model (about 100 MB) the first time."

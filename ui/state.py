@@ -1,4 +1,5 @@
-"""What the pages share besides pictures: who may do what, errors as boxes, results that are slow to get, the page's head."""
+"""What the pages share besides pictures: who may do what, errors as boxes, results that are slow to get, the
+page's head."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -41,7 +42,8 @@ def page(title: str, lead: str) -> bool:
 
 
 def plot(figure, key: str, alt: str) -> None:
-    """Draw a Plotly figure with names and numbers in the page's text colour, which the browser has told by now."""
+    """Draw a Plotly figure with names and numbers in the page's text colour, which the browser has told by
+    now."""
     ink = INK.get(st.context.theme.type)
     if ink:
         figure.update_layout(font={"color": ink})
@@ -75,7 +77,8 @@ def _results() -> OrderedDict:
 
 
 def remember(key: tuple, compute: Callable[[], object]) -> object:
-    """The result of `compute` for `key`, computed once and kept for all sessions until `KEPT` newer ones have pushed it out."""
+    """The result of `compute` for `key`, computed once and kept for all sessions until `KEPT` newer ones have
+    pushed it out."""
     results = _results()
     if key not in results:
         results[key] = compute()

@@ -1,4 +1,5 @@
-"""Numbers with units, as `qcore.results.report` writes them, and texts of strangers shown exactly as they are."""
+"""Numbers with units, as `qcore.results.report` writes them, and texts of strangers shown exactly as they
+are."""
 
 import re
 import unicodedata
@@ -33,15 +34,15 @@ def clock(value: float | str | None) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Markdown that shows `text` as it is: nothing in it is a link, an image, a formula, a colour or an emoji, line breaks and
-    leading blanks survive, and characters that cannot be seen appear as ⟨U+202E⟩."""
+    """Markdown that shows `text` as it is: nothing in it is a link, an image, a formula, a colour or an
+    emoji, line breaks and leading blanks survive, and characters that cannot be seen appear as ⟨U+202E⟩."""
     lines = visible(text).split("\n")
     return "  \n".join(_line(line) for line in lines)
 
 
 def visible(text: str) -> str:
-    """`text` with control, direction-changing and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line breaks stay, a tab is four
-    blanks."""
+    """`text` with control, direction-changing and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line
+    breaks stay, a tab is four blanks."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
     return "".join(
         c
@@ -53,8 +54,8 @@ def visible(text: str) -> str:
 
 def shielded(text: str) -> str:
     """`text`, without line breaks, as Markdown in which nothing has a meaning."""
-    # Streamlit makes emoji, typographic symbols and links out of text after Markdown's own escapes are resolved: a word joiner,
-    # which cannot be seen, keeps it from recognizing them.
+    # Streamlit makes emoji, typographic symbols and links out of text after Markdown's own escapes are
+    # resolved: a word joiner, which cannot be seen, keeps it from recognizing them.
     text = re.sub(_REPLACED, "\N{WORD JOINER}", text)
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", re.sub(r" (?= )", NBSP, text))
 

@@ -1,6 +1,8 @@
-"""Any recipe, qcore's or another library's, through transformers' own `model.generate`, which all of them share.
+"""Any recipe, qcore's or another library's, through transformers' own `model.generate`, which all of them
+share.
 
-The time of each token is taken by a stopping criterion, which `generate` asks after every token: the first one ends the prefill.
+The time of each token is taken by a stopping criterion, which `generate` asks after every token: the first
+one ends the prefill.
 """
 
 import time

@@ -1,7 +1,8 @@
-"""llama.cpp through the C interface that llama-cpp-python wraps: `llama_decode` alone is on the clock, no sampling and no text.
+"""llama.cpp through the C interface that llama-cpp-python wraps: `llama_decode` alone is on the clock, no
+sampling and no text.
 
-Everything is left as llama.cpp has it by default (float16 key-value cache, flash attention "auto", memory map, weights repacked for the
-processor where it has a layout for that), but for the number of threads.
+Everything is left as llama.cpp has it by default (float16 key-value cache, flash attention "auto", memory
+map, weights repacked for the processor where it has a layout for that), but for the number of threads.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ from qcore.base.errors import RunError
 
 
 class Llama:
-    """One GGUF file with a context of its own for `capacity` tokens. `exact` asks for a float32 cache without flash attention."""
+    """One GGUF file with a context of its own for `capacity` tokens. `exact` asks for a float32 cache without
+    flash attention."""
 
     def __init__(self, path: str, threads: int, capacity: int = PROMPT + STEPS, *, exact: bool = False):
         import llama_cpp

@@ -1,4 +1,5 @@
-"""onnxruntime-genai on an int4 model (blocks of 32, accuracy level 4: int8 products) from its own model builder."""
+"""onnxruntime-genai on an int4 model (blocks of 32, accuracy level 4: int8 products) from its own model
+builder."""
 
 import json
 import time

@@ -1,4 +1,5 @@
-"""qcore's own decoder on folders that qcore saved, several recipes in one process. Activation modes are the recipes' defaults."""
+"""qcore's own decoder on folders that qcore saved, several recipes in one process. Activation modes are the
+recipes' defaults."""
 
 import time
 

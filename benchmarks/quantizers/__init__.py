@@ -1,7 +1,9 @@
-"""One file for each program whose quantized weights `quality.py` compares; all begin with the same loaded model.
+"""One file for each program whose quantized weights `quality.py` compares; all begin with the same loaded
+model.
 
-Each has `quantize(job) -> Stored`, which changes `job.loaded.model` in place: either its linear layers compute with the program's own
-tensors, or they hold the values that those tensors stand for. `Stored` says what was stored, counted from the tensors themselves.
+Each has `quantize(job) -> Stored`, which changes `job.loaded.model` in place: either its linear layers
+compute with the program's own tensors, or they hold the values that those tensors stand for. `Stored` says
+what was stored, counted from the tensors themselves.
 """
 
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ from qcore.recipes import parse
 
 @dataclass(frozen=True)
 class Job:
-    """Quantize `loaded` to `item`. `text` calls `load_calibration` (reading it is on the clock); `say` tells the person who waits;
-    `scratch` is an empty folder."""
+    """Quantize `loaded` to `item`. `text` calls `load_calibration` (reading it is on the clock); `say` tells
+    the person who waits; `scratch` is an empty folder."""
 
     loaded: Loaded
     item: str
@@ -36,7 +38,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Stored:
-    """`nbytes` hold `weights` weights, those of `layers` (names of parameters); `notes` are sentences for people."""
+    """`nbytes` hold `weights` weights, those of `layers` (names of parameters); `notes` are sentences for
+    people."""
 
     nbytes: int
     weights: int
@@ -56,13 +59,15 @@ def quantizer(module: str):
 
 
 def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """{name of the weight: layer} of the layers that every row quantizes: those that qcore's recipes take, the linears of the blocks."""
+    """{name of the weight: layer} of the layers that every row quantizes: those that qcore's recipes take,
+    the linears of the blocks."""
     targets = select(model, parse("int4-g64")).targets
     return {target.name: model.get_submodule(target.module) for target in targets}
 
 
 def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:
-    """`stored`, if it covers exactly the `expected` layers. Raises `RunError` otherwise: then sizes and losses cannot be compared."""
+    """`stored`, if it covers exactly the `expected` layers. Raises `RunError` otherwise: then sizes and
+    losses cannot be compared."""
     for names, what in (
         (expected - stored.layers, "left out"),
         (stored.layers - expected, "quantized as well"),
@@ -75,7 +80,8 @@ def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:
 
 
 def put(layer: torch.nn.Linear, values: torch.Tensor) -> None:
-    """Let `layer` compute with other values (N, K). Raises `RunError` if they are not of its shape or not finite."""
+    """Let `layer` compute with other values (N, K). Raises `RunError` if they are not of its shape or not
+    finite."""
     if values.shape != layer.weight.shape:
         raise RunError(
             f"A weight came back with the shape {tuple(values.shape)}, not {tuple(layer.weight.shape)}."

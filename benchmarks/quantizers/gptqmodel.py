@@ -1,6 +1,8 @@
-"""GPTQ from GPTQModel, the library that follows AutoGPTQ. An item is "bits group", "4 64"; everything else is the library's default.
+"""GPTQ from GPTQModel, the library that follows AutoGPTQ. An item is "bits group", "4 64"; everything else is
+the library's default.
 
-It loads the checkpoint itself, in float32, and reads the windows of calibration text that everybody reads; what it saves is read back.
+It loads the checkpoint itself, in float32, and reads the windows of calibration text that everybody reads;
+what it saves is read back.
 """
 
 import os

@@ -1,8 +1,10 @@
-"""llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, widened again by the package `gguf`.
+"""llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, widened again
+by the package `gguf`.
 
-An item is a file type, "Q4_0", or one "with imatrix". The embedding (the output head, too, in the default model) is left in float32, so
-that only the linear layers differ from the baseline. A tensor whose rows the asked type cannot hold (576 inputs are no multiple of 256)
-gets another one from llama.cpp, as in the files that people download; `details` counts the types.
+An item is a file type, "Q4_0", or one "with imatrix". The embedding (the output head, too, in the default
+model) is left in float32, so that only the linear layers differ from the baseline. A tensor whose rows the
+asked type cannot hold (576 inputs are no multiple of 256) gets another one from llama.cpp, as in the files
+that people download; `details` counts the types.
 """
 
 import ctypes
@@ -37,7 +39,8 @@ def quantize(job: Job) -> Stored:
 
 
 def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]) -> None:
-    """Let llama.cpp quantize the file `source` to `kind`, the embedding and the head left in float32. Raises `RunError` if it fails."""
+    """Let llama.cpp quantize the file `source` to `kind`, the embedding and the head left in float32. Raises
+    `RunError` if it fails."""
     import llama_cpp
 
     silence(llama_cpp)

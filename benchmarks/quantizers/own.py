@@ -1,4 +1,5 @@
-"""qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto): what the app itself does with the same name."""
+"""qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto): what the app itself does with
+the same name."""
 
 from benchmarks.quantizers import Job, Stored
 from qcore import recipes

@@ -25,7 +25,8 @@ PARTS = ("qweight", "qzeros", "scales")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a saved model's config says: `bits`, `group` (inputs that share a scale), `offset` (what is added to stored zero points)."""
+    """What a saved model's config says: `bits`, `group` (inputs that share a scale), `offset` (what is added
+    to stored zero points)."""
 
     bits: int
     group: int
@@ -50,7 +51,8 @@ class Layout:
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes in int32 `words` (R, C), the lowest bits first, one after another along the rows: (R · 32 / bits, C)."""
+    """The codes in int32 `words` (R, C), the lowest bits first, one after another along the rows: (R · 32 /
+    bits, C)."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     codes = (words.unsqueeze(1) >> shifts[None, :, None]) & (2**bits - 1)
     return codes.reshape(-1, words.shape[1])
@@ -72,7 +74,8 @@ def nbytes(parts: dict[str, torch.Tensor], group: int) -> int:
 
 
 def take(model: torch.nn.Module, folder: Path) -> Stored:
-    """Give the linear layers of `model` the values that the model saved in `folder` holds for them. Raises `RunError` if one is missing."""
+    """Give the linear layers of `model` the values that the model saved in `folder` holds for them. Raises
+    `RunError` if one is missing."""
     layout, tensors = Layout.of(folder), {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)

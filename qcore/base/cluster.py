@@ -1,10 +1,13 @@
-"""Commands as Ray tasks: each runs `python COMMAND` in a process of its own on some machine of the cluster, output into a file.
+"""Commands as Ray tasks: each runs `python COMMAND` in a process of its own on some machine of the cluster,
+output into a file.
 
-A task is lost with the machine or the Ray worker that runs it; Ray then starts it again elsewhere, up to `RETRIES` times, so commands must
-be such that doing them twice does no harm: theirs write files under final names only when they are whole. A command's standard input is
-held open by its Ray worker and closes when that dies, upon which the command ends itself (`end_with_parent`).
+A task is lost with the machine or the Ray worker that runs it; Ray then starts it again elsewhere, up to
+`RETRIES` times, so commands must be such that doing them twice does no harm: theirs write files under final
+names only when they are whole. A command's standard input is held open by its Ray worker and closes when that
+dies, upon which the command ends itself (`end_with_parent`).
 
-What passes between machines are files: the package, the cache folder (QCORE_HOME) and models must be found under the same paths everywhere.
+What passes between machines are files: the package, the cache folder (QCORE_HOME) and models must be found
+under the same paths everywhere.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class Task:
 
 
 class Cluster:
-    """Context manager: connected to the cluster of `engine` within it. Raises `UnavailableError` if Ray is missing or no cluster
-    answers."""
+    """Context manager: connected to the cluster of `engine` within it. Raises `UnavailableError` if Ray is
+    missing or no cluster answers."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -70,8 +73,8 @@ class Cluster:
         ray.shutdown()
 
     def processors(self, wanted: int | None = None) -> int:
-        """Processors that one task is given: `wanted`, or all that the smallest machine has, so that a machine does one thing at a time.
-        Raises `InputError` if no machine has as many as are `wanted`."""
+        """Processors that one task is given: `wanted`, or all that the smallest machine has, so that a
+        machine does one thing at a time. Raises `InputError` if no machine has as many as are `wanted`."""
         import ray
 
         counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -87,7 +90,8 @@ class Cluster:
     def submit(
         self, name: str, command: Sequence[str], log: Path, processors: int, note: Path | None = None
     ) -> Task:
-        """Hand in `python COMMAND`, with its output appended to `log`. The file `note` gets a line of JSON whenever it is started."""
+        """Hand in `python COMMAND`, with its output appended to `log`. The file `note` gets a line of JSON
+        whenever it is started."""
         variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         variables |= {"PYTHONPATH": path, "QCORE_HOME": str(home())}
@@ -130,7 +134,8 @@ class Cluster:
 
 @contextlib.contextmanager
 def _deferred(number: int):
-    """Within it, the signal waits: connecting does not bear that a handler raises, and importing Ray sets a handler of its own."""
+    """Within it, the signal waits: connecting does not bear that a handler raises, and importing Ray sets a
+    handler of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -154,7 +159,8 @@ def _ready(ray, references: list) -> list:
 
 
 def _command() -> Callable:
-    """The task. Made inside a function, so that Ray sends it as it is and its workers need not import this package."""
+    """The task. Made inside a function, so that Ray sends it as it is and its workers need not import this
+    package."""
 
     def run(command, variables, log, note):
         import json
@@ -187,7 +193,8 @@ def _command() -> Callable:
 
 
 def end_with_parent() -> None:
-    """Return only if standard input is closed at the other end, that is, if whoever started this process is gone; and end it then."""
+    """Return only if standard input is closed at the other end, that is, if whoever started this process is
+    gone; and end it then."""
     while os.read(0, 1024):
         pass
     os._exit(1)

@@ -1,4 +1,5 @@
-"""The processor: its name, the instruction sets that matter here, and what follows from them. Imports nothing heavy."""
+"""The processor: its name, the instruction sets that matter here, and what follows from them. Imports nothing
+heavy."""
 
 import platform
 from functools import lru_cache
@@ -55,5 +56,6 @@ def cpu_flags() -> list[str]:
 
 
 def has_fast_bf16() -> bool:
-    """Has the processor instructions for bf16 products? One without them emulates, a hundred times slower than fp32."""
+    """Has the processor instructions for bf16 products? One without them emulates, a hundred times slower
+    than fp32."""
     return not FAST_BF16.isdisjoint(cpu_flags())

@@ -1,7 +1,8 @@
 """Every failure that a person can cause or mend, as one plain sentence.
 
-The message of a `QcoreError` is shown as it stands: the command line prints it and exits with 2, a page puts it into an error
-box, a run stores it in its row. It says what was wrong and what to do, and never shows a token or a stack trace.
+The message of a `QcoreError` is shown as it stands: the command line prints it and exits with 2, a page puts
+it into an error box, a run stores it in its row. It says what was wrong and what to do, and never shows a
+token or a stack trace.
 """
 
 
@@ -10,7 +11,8 @@ class QcoreError(Exception):
 
 
 class InputError(QcoreError, ValueError):
-    """Something the user gave (a name, a file, a number) cannot be used; the message says why and what would do."""
+    """Something the user gave (a name, a file, a number) cannot be used; the message says why and what would
+    do."""
 
 
 class TooLargeError(InputError):

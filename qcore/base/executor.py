@@ -1,7 +1,8 @@
 """Work spread over the machines of a Ray cluster, as commands on storage that all of them share.
 
-`Engine` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see `cluster.py`); what they are is
-decided by those who spread: `runs/spread_worker.py` for recipes, `streaming/spread.py` for shards.
+`Engine` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see
+`cluster.py`); what they are is decided by those who spread: `runs/spread_worker.py` for recipes,
+`streaming/spread.py` for shards.
 """
 
 import re
@@ -20,8 +21,9 @@ INSTALL = "Install it with: pip install -r requirements-ray.txt"
 
 @dataclass(frozen=True)
 class Engine:
-    """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto" (the one that this machine
-    belongs to). Raises `InputError` for another name, or an address without Ray."""
+    """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto"
+    (the one that this machine belongs to). Raises `InputError` for another name, or an address without
+    Ray."""
 
     name: str = LOCAL
     address: str | None = None
@@ -44,7 +46,8 @@ class Engine:
         return self.name == LOCAL
 
     def check(self) -> None:
-        """Raise `UnavailableError` if Ray is asked for and not installed, or nobody listens at the address."""
+        """Raise `UnavailableError` if Ray is asked for and not installed, or nobody listens at the
+        address."""
         from importlib.util import find_spec
 
         if self.is_local:

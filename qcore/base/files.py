@@ -1,4 +1,5 @@
-"""JSON on disk that is never half written and never says NaN, and the data files that come with the package."""
+"""JSON on disk that is never half written and never says NaN, and the data files that come with the
+package."""
 
 import json
 import math
@@ -8,7 +9,8 @@ from pathlib import Path
 
 
 def write_json(path: Path, value) -> None:
-    """Write to a temporary file beside `path`, flush, rename: readers see the old text or the new one, never half of it.
+    """Write to a temporary file beside `path`, flush, rename: readers see the old text or the new one, never
+    half of it.
 
     Numbers that JSON has no word for (NaN, infinity) become null.
     """

@@ -6,8 +6,8 @@
         runs/       run folders
         qcore.db    results
 
-A folder appears in there complete or not at all: `build_folder` works in a temporary folder beside it and renames that at the end,
-under a lock, so that two processes that want the same model convert it once.
+A folder appears in there complete or not at all: `build_folder` works in a temporary folder beside it and
+renames that at the end, under a lock, so that two processes that want the same model convert it once.
 """
 
 import os
@@ -33,7 +33,8 @@ def home() -> Path:
 def is_public() -> bool:
     """Is this process part of a server open to strangers, who must not name paths on its disk?
 
-    QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud. Runs inherit the variable from the server.
+    QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud. Runs inherit the
+    variable from the server.
     """
     chosen = os.environ.get("QCORE_PUBLIC")
     if chosen is not None:
@@ -42,7 +43,8 @@ def is_public() -> bool:
 
 
 def check_space(folder: Path, nbytes: int, what: str) -> None:
-    """Raise `UnavailableError` unless `nbytes` more fit on the disk that holds `folder` (or its nearest existing parent)."""
+    """Raise `UnavailableError` unless `nbytes` more fit on the disk that holds `folder` (or its nearest
+    existing parent)."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if nbytes + _FLOOR > free:
@@ -53,10 +55,12 @@ def check_space(folder: Path, nbytes: int, what: str) -> None:
 
 
 def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progress | None = None) -> Path:
-    """Return `final`, building it first if it does not exist: `build(temporary)` fills a temporary folder, which is then renamed.
+    """Return `final`, building it first if it does not exist: `build(temporary)` fills a temporary folder,
+    which is then renamed.
 
-    Whoever comes second waits for the first. What a killed process left behind is removed. Raises `UnavailableError` if the cache
-    folder cannot be written; whatever `build` raises passes through, and nothing is left behind.
+    Whoever comes second waits for the first. What a killed process left behind is removed. Raises
+    `UnavailableError` if the cache folder cannot be written; whatever `build` raises passes through, and
+    nothing is left behind.
     """
     from filelock import FileLock, Timeout
 

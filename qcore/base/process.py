@@ -1,5 +1,5 @@
-"""Processes that outlive whoever starts them: started in a session of their own, known again by pid and start time, ended with their
-children."""
+"""Processes that outlive whoever starts them: started in a session of their own, known again by pid and start
+time, ended with their children."""
 
 import os
 import signal
@@ -18,7 +18,8 @@ START_TIME_SLACK = (
 
 
 def start_detached(command: list[str], log: IO) -> subprocess.Popen:
-    """Start `command`, which may import this very qcore: own session (so own process group), no terminal, output into `log`."""
+    """Start `command`, which may import this very qcore: own session (so own process group), no terminal,
+    output into `log`."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -37,7 +38,8 @@ def identity(pid: int) -> dict:
 
 
 def living(record: dict | None) -> psutil.Process | None:
-    """The process of an `identity` record if it still runs; None for a zombie, and for another process with the same pid."""
+    """The process of an `identity` record if it still runs; None for a zombie, and for another process with
+    the same pid."""
     try:
         process = psutil.Process(record["pid"])
         same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
@@ -66,7 +68,8 @@ def _signal_group(process: psutil.Process, number: int) -> None:
 
 
 def _ends_within(process: psutil.Process, seconds: float) -> bool:
-    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not taken note yet."""
+    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not
+    taken note yet."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -1,11 +1,13 @@
 """Keep other libraries' noise out of a person's sight, and nothing else.
 
-Some libraries write messages that say nothing about the work at hand: that a CUDA extension does not load on a machine without
-CUDA, that an interface will be renamed some day, once for every matrix product that its input was cast. Each is silenced by its
-own text at the logger or the warning class it comes from; any other message of the same library still appears, and errors are
-never touched. Progress bars of the download and loading libraries are switched off because qcore shows progress of its own.
+Some libraries write messages that say nothing about the work at hand: that a CUDA extension does not load on
+a machine without CUDA, that an interface will be renamed some day, once for every matrix product that its
+input was cast. Each is silenced by its own text at the logger or the warning class it comes from; any other
+message of the same library still appears, and errors are never touched. Progress bars of the download and
+loading libraries are switched off because qcore shows progress of its own.
 
-Call `hush()` once, at the start of a process and before heavy imports: the command line, the workers and the tests do.
+Call `hush()` once, at the start of a process and before heavy imports: the command line, the workers and the
+tests do.
 """
 
 import logging
@@ -47,7 +49,8 @@ class _Drop(logging.Filter):
 
 
 def hush() -> None:
-    """Silence the messages listed above and the progress bars, in this process; calling it again changes nothing.
+    """Silence the messages listed above and the progress bars, in this process; calling it again changes
+    nothing.
 
     The bars' switches are environment variables, so child processes inherit them. Imports nothing heavy.
     """

@@ -1,4 +1,5 @@
-"""Named things that register themselves: methods, engines, recipe parts. A typo is answered with "did you mean"."""
+"""Named things that register themselves: methods, engines, recipe parts. A typo is answered with "did you
+mean"."""
 
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -24,7 +25,8 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters its argument under `name`. Raises `ValueError` if the name is taken."""
+        """Return a decorator that enters its argument under `name`. Raises `ValueError` if the name is
+        taken."""
 
         def enter(entry: T) -> T:
             if name in self._entries:
@@ -48,7 +50,8 @@ class Registry(Generic[T]):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a `name` that is not among the `known` ones: nearest matches first, all of them if none is near."""
+    """The error for a `name` that is not among the `known` ones: nearest matches first, all of them if none
+    is near."""
     known = list(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     if near:

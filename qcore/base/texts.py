@@ -1,7 +1,8 @@
 """Texts to measure on and prompts to continue.
 
-The default text needs no network: the prose of the Python language reference, which the standard library carries in
-`pydoc_data.topics`. It differs a little between versions of Python, so its SHA-256 goes into every record.
+The default text needs no network: the prose of the Python language reference, which the standard library
+carries in `pydoc_data.topics`. It differs a little between versions of Python, so its SHA-256 goes into every
+record.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`kind` says what is tested ("facts", "arithmetic", "code", "summary", "language"; "own" in a user's file)."""
+    """`kind` says what is tested ("facts", "arithmetic", "code", "summary", "language"; "own" in a user's
+    file)."""
 
     id: str
     kind: str
@@ -55,8 +57,8 @@ class Prompt:
 def load_text(source: str | Path | None = None) -> Text:
     """The text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8 file.
 
-    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a file that is missing, too
-    large or not text, `UnavailableError` if the hub cannot be reached.
+    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a
+    file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
     """
     if source is None or source == DEFAULT:
         return _text("the Python language reference", language_reference())
@@ -82,9 +84,11 @@ def text_from_bytes(name: str, content: bytes) -> Text:
 def tokenize(
     text: Text | str, tokenizer, limit: int | None = None, vocabulary: int | None = None
 ) -> torch.LongTensor:
-    """Token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token if the tokenizer adds one by habit.
+    """Token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token if the
+    tokenizer adds one by habit.
 
-    Raises `InputError` if there are fewer than two tokens, or (given the embedding's size, `vocabulary`) a token that the model lacks.
+    Raises `InputError` if there are fewer than two tokens, or (given the embedding's size, `vocabulary`) a
+    token that the model lacks.
     """
     import torch
 
@@ -118,7 +122,8 @@ def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
 
 
 def load_prompts(path: str | Path | None = None) -> list[Prompt]:
-    """The packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id", "kind"), or one prompt a line.
+    """The packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id", "kind"),
+    or one prompt a line.
 
     Raises `InputError` naming the line that cannot be used.
     """
@@ -152,10 +157,11 @@ def _prompt(line: str, number: int, source: Path) -> Prompt:
 
 
 def language_reference() -> str:
-    """The prose paragraphs of `pydoc_data.topics`, topics in alphabetic order, each paragraph once, joined by blank lines.
+    """The prose paragraphs of `pydoc_data.topics`, topics in alphabetic order, each paragraph once, joined by
+    blank lines.
 
-    Headings, code, tables, grammar and lists are left out, line breaks inside a paragraph become spaces, and quotation marks and
-    asterisks that only mark up a word are taken off; no word is changed.
+    Headings, code, tables, grammar and lists are left out, line breaks inside a paragraph become spaces, and
+    quotation marks and asterisks that only mark up a word are taken off; no word is changed.
     """
     from pydoc_data.topics import topics
 
@@ -187,8 +193,8 @@ def _text(name: str, content: str) -> Text:
 
 
 def read_text_file(path: Path, largest: int, what: str) -> str:
-    """The content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in it, for the sentence of an
-    `InputError` if it cannot be read."""
+    """The content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in it, for
+    the sentence of an `InputError` if it cannot be read."""
     return _decode(_read(path, largest, what), path.name)
 
 
@@ -220,7 +226,8 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _wikitext() -> str:
-    """The test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the cache folder."""
+    """The test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the cache
+    folder."""
 
     def fetch(folder: Path) -> None:
         (folder / "test.txt").write_text("".join(_download_wikitext()), encoding="utf-8", newline="")

@@ -1,4 +1,5 @@
-"""One heavy thing at a time: whoever loads a model to measure it holds one file lock, which the kernel frees if its holder dies."""
+"""One heavy thing at a time: whoever loads a model to measure it holds one file lock, which the kernel frees
+if its holder dies."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ LOOK_SECONDS = 0.3
 
 @contextmanager
 def heavy_turn(on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Wait until no other process of this cache folder measures, then hold the turn. `on_wait` is called once if there is a wait.
+    """Wait until no other process of this cache folder measures, then hold the turn. `on_wait` is called once
+    if there is a wait.
 
     Raises `UnavailableError` if the cache folder cannot be written.
     """

@@ -1,4 +1,5 @@
-"""`python -m qcore eval --choices …` and `--lm-eval …`: what a model can do, instead of how well it predicts a text."""
+"""`python -m qcore eval --choices …` and `--lm-eval …`: what a model can do, instead of how well it predicts
+a text."""
 
 from qcore.base.errors import InputError
 from qcore.cli.output import write_output
@@ -17,7 +18,8 @@ def check_tasks(
     text_options: bool,
     json: str | None,
 ) -> int:
-    """Ask the questions or hand the model to lm-eval, and print what came out. `text_options`: was something said about a text?"""
+    """Ask the questions or hand the model to lm-eval, and print what came out. `text_options`: was something
+    said about a text?"""
     from qcore.evaluation.phrases import answers_phrase
     from qcore.results import report
     from qcore.verbs.tasks import ask_once, harness_once

@@ -33,7 +33,8 @@ def export(
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="Tokens of it that are read")] = 16384,
 ) -> int:
-    """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime; the folder holds a program that runs it."""
+    """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime; the folder
+    holds a program that runs it."""
     from qcore.base.registry import unknown
     from qcore.recipes import parse
     from qcore.results import report

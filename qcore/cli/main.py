@@ -1,7 +1,8 @@
-"""`python -m qcore …`: the verbs of the engine for a terminal. Anything heavy is imported when a command needs it.
+"""`python -m qcore …`: the verbs of the engine for a terminal. Anything heavy is imported when a command
+needs it.
 
-Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if the input cannot be used (one plain sentence on
-standard error), 130 after Ctrl-C.
+Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if the input cannot be used (one
+plain sentence on standard error), 130 after Ctrl-C.
 """
 
 import sys
@@ -129,10 +130,12 @@ def compare(
     engine: EngineName = LOCAL,
     address: Address = None,
 ) -> int:
-    """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32 baseline.
+    """Measure MODEL under several recipes: size, speed, memory, perplexity, and distance from the fp32
+    baseline.
 
-    Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others still run. Ctrl-C cancels. With
-    --engine ray recipes and models are spread over the machines of a cluster, which share the cache folder; the rows are the same.
+    Each recipe runs in a process of its own; one that fails becomes a row with its error, and the others
+    still run. Ctrl-C cancels. With --engine ray recipes and models are spread over the machines of a cluster,
+    which share the cache folder; the rows are the same.
     """
     from qcore.base.executor import Engine
     from qcore.jobs import jobs
@@ -196,7 +199,8 @@ def quantize(
     engine: EngineName = LOCAL,
     address: Address = None,
 ) -> int:
-    """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a model."""
+    """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a
+    model."""
     from qcore.base.executor import Engine
     from qcore.results import report
     from qcore.verbs import single
@@ -255,7 +259,8 @@ def evaluate(
     device: Device = "cpu",
     kv: Kv = NONE,
 ) -> int:
-    """Perplexity of MODEL (or of a folder that quantize wrote) on a text; or its answers to questions, or what lm-eval measures."""
+    """Perplexity of MODEL (or of a folder that quantize wrote) on a text; or its answers to questions, or
+    what lm-eval measures."""
     from qcore.results import report
     from qcore.verbs import single
 
@@ -340,7 +345,8 @@ def list_models(
         str | None, typer.Option(help="Fetch and convert this default model now", metavar="NAME")
     ] = None,
 ) -> int:
-    """The default models, and whether they are ready here. Hub ids, folders and GGUF files work wherever MODEL stands, too."""
+    """The default models, and whether they are ready here. Hub ids, folders and GGUF files work wherever
+    MODEL stands, too."""
     from qcore import library
     from qcore.base.home import home
     from qcore.base.registry import unknown
@@ -361,7 +367,8 @@ def list_models(
 
 @app.command("recipes")
 def list_recipes() -> int:
-    """Every recipe with what it is, and whether it can be used here. Group sizes are free: int4-g32, int4-g96, …"""
+    """Every recipe with what it is, and whether it can be used here. Group sizes are free: int4-g32,
+    int4-g96, …"""
     from qcore import engines
     from qcore.recipes import Engine, describe, names, parse
 
@@ -400,8 +407,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _recipes(names: str, skip: list[str] | None, *, saved: bool = False) -> tuple:
-    """The recipes called `names`, with the skip patterns on those that quantize; with `saved`, saved models may stand among them. Raises
-    `InputError` before anything starts."""
+    """The recipes called `names`, with the skip patterns on those that quantize; with `saved`, saved models
+    may stand among them. Raises `InputError` before anything starts."""
     from qcore.recipes import parse, parse_row
 
     parsed = [(parse_row if saved else parse)(name) for name in names.split(",") if name.strip()]

@@ -1,4 +1,5 @@
-"""`python -m qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a model."""
+"""`python -m qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a
+model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -76,7 +77,8 @@ def qat(
     device: Device = "cpu",
     json: Json = None,
 ) -> int:
-    """Train MODEL in its quantized form, so that it predicts what it did before, and save it as an ordinary quantized model.
+    """Train MODEL in its quantized form, so that it predicts what it did before, and save it as an ordinary
+    quantized model.
 
     After a kill or Ctrl-C the same command goes on where it was.
     """
@@ -126,7 +128,8 @@ def prune(
     revision: Revision = None,
     json: Json = None,
 ) -> int:
-    """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model (neurons, heads, layers)."""
+    """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model
+    (neurons, heads, layers)."""
     from qcore.recipes import parse
     from qcore.results.report import human_bytes, human_percent
     from qcore.verbs import making
@@ -188,7 +191,8 @@ def distill(
     device: Device = "cpu",
     json: Json = None,
 ) -> int:
-    """Train a student with fewer layers to predict what MODEL predicts, and save it as an ordinary model, which can be quantized.
+    """Train a student with fewer layers to predict what MODEL predicts, and save it as an ordinary model,
+    which can be quantized.
 
     After a kill or Ctrl-C the same command goes on where it was.
     """

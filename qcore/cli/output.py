@@ -1,4 +1,5 @@
-"""Where a command's result goes: sentences to standard error, a result to standard output, JSON to a file or to standard output."""
+"""Where a command's result goes: sentences to standard error, a result to standard output, JSON to a file or
+to standard output."""
 
 import os
 import sys
@@ -30,7 +31,8 @@ def check_output(path: str | None) -> None:
 
 
 def write_output(result, path: str | None, text: str) -> int:
-    """Print `text` and write `result` as JSON to `path`; on standard output the JSON stands alone. Returns 0."""
+    """Print `text` and write `result` as JSON to `path`; on standard output the JSON stands alone. Returns
+    0."""
     print(text, file=sys.stderr if path == STDOUT else sys.stdout, flush=True)
     if path == STDOUT:
         sys.stdout.write(to_json(result))

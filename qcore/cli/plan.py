@@ -68,7 +68,8 @@ def plan(
     json: Json = None,
     revision: Revision = None,
 ) -> int:
-    """What MODEL would take in each recipe (memory, speed, quality) and which to choose, before anything is downloaded or quantized."""
+    """What MODEL would take in each recipe (memory, speed, quality) and which to choose, before anything is
+    downloaded or quantized."""
     from qcore.verbs.planned import plan_here
 
     check_output(json)

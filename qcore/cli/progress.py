@@ -1,4 +1,5 @@
-"""Progress on a terminal: a bar where somebody watches, a line for each new step where the output goes into a file."""
+"""Progress on a terminal: a bar where somebody watches, a line for each new step where the output goes into a
+file."""
 
 import sys
 
@@ -40,7 +41,8 @@ class Show:
             self._bar.update(self._task, completed=done, total=total or None, description=text)
 
     def run(self, fraction: float, text: str, step: str) -> None:
-        """`fraction` of the whole is done; `step` names where it stands and is written out once where there is no bar."""
+        """`fraction` of the whole is done; `step` names where it stands and is written out once where there
+        is no bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, total=1.0, description=text)
         elif step != self._said:

@@ -1,4 +1,5 @@
-"""`python -m qcore runs …`: look at runs, repeat, cancel and delete them. `follow` shows one until it ends."""
+"""`python -m qcore runs …`: look at runs, repeat, cancel and delete them. `follow` shows one until it
+ends."""
 
 import signal
 import threading
@@ -102,9 +103,11 @@ def delete(run_id: RunId) -> int:
 
 
 def follow(run_id: str, json: str | None) -> int:
-    """Show a run's progress until it ends, print its table, write its rows as JSON, and return the exit status.
+    """Show a run's progress until it ends, print its table, write its rows as JSON, and return the exit
+    status.
 
-    Ctrl-C cancels it, and so does whatever else ends this command politely, because nobody would be left to see the result.
+    Ctrl-C cancels it, and so does whatever else ends this command politely, because nobody would be left to
+    see the result.
     """
     from qcore.jobs import jobs
     from qcore.results import report

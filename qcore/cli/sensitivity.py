@@ -1,4 +1,5 @@
-"""`python -m qcore sensitivity MODEL`: how much the model minds each layer in each format, and how well that is predicted."""
+"""`python -m qcore sensitivity MODEL`: how much the model minds each layer in each format, and how well that
+is predicted."""
 
 from typing import Annotated
 
@@ -47,10 +48,11 @@ def sensitivity(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
 ) -> int:
-    """Which layers of MODEL pay for fewer bits: the loss that gradients predict for each layer and format, and the measured one.
+    """Which layers of MODEL pay for fewer bits: the loss that gradients predict for each layer and format,
+    and the measured one.
 
-    Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it. A measurement that was
-    stopped goes on after its last block.
+    Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it.
+    A measurement that was stopped goes on after its last block.
     """
     from qcore.jobs.sensitivity import Request, compute
 

@@ -23,7 +23,8 @@ Also = Annotated[
 
 
 def follow_all(run_ids: list[str], json: str | None) -> int:
-    """Show the runs until they end, one after another, write the rows of all, and return the worst exit status."""
+    """Show the runs until they end, one after another, write the rows of all, and return the worst exit
+    status."""
     from qcore.jobs import jobs
 
     if len(run_ids) == 1:

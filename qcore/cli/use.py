@@ -40,7 +40,8 @@ def bench(
     device: Device = "cpu",
     kv: Kv = NONE,
 ) -> int:
-    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the read bandwidth, TTFT, memory."""
+    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the read
+    bandwidth, TTFT, memory."""
     from qcore.results import report
     from qcore.verbs import single
 

@@ -1,4 +1,5 @@
-"""Other people's quantizers, one file each, behind one verb: `load(library).apply(model, recipe, progress) -> list[Row]`.
+"""Other people's quantizers, one file each, behind one verb: `load(library).apply(model, recipe, progress) ->
+list[Row]`.
 
 Nothing here imports a library until it is asked to quantize; `available` only looks whether it is there.
 """
@@ -34,18 +35,21 @@ class Backend(Protocol):
     def apply(
         self, model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
     ) -> list[Row]:
-        """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
+        """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for
+        engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
 
 
 def load(library: str) -> Backend:
-    """The backend called `library`. Raises `InputError` for an unknown name, `UnavailableError` if it cannot be used here."""
+    """The backend called `library`. Raises `InputError` for an unknown name, `UnavailableError` if it cannot
+    be used here."""
     if reason := available(library):
         raise UnavailableError(reason)
     return import_module(f"qcore.engines.{library}")
 
 
 def available(library: str) -> str | None:
-    """None if `library` can be used here, else one sentence that says why not. Cheap: the library itself is not imported."""
+    """None if `library` can be used here, else one sentence that says why not. Cheap: the library itself is
+    not imported."""
     if library not in LIBRARIES:
         raise unknown("library", library, LIBRARIES)
     return import_module(f"qcore.engines.{library}").available()

@@ -1,14 +1,17 @@
-"""bitsandbytes: LLM.int8() (arXiv 2208.07339), and the 4-bit formats of QLoRA (arXiv 2305.14314). On a CPU and on CUDA.
+"""bitsandbytes: LLM.int8() (arXiv 2208.07339), and the 4-bit formats of QLoRA (arXiv 2305.14314). On a CPU
+and on CUDA.
 
-Stored for a weight of N outputs and K inputs, in B = ceil(N·K / 64) blocks that run over the flattened matrix:
+Stored for a weight of N outputs and K inputs, in B = ceil(N·K / 64) blocks that run over the flattened
+matrix:
 
     int8        N·K codes of 8 bits, and N float32 row maxima
     nf4, fp4    N·K / 2 bytes, B float32 block maxima, the table of 16 float32 values (bitsandbytes keeps one for each layer)
     …-dq        N·K / 2 bytes, B block maxima in 8 bits, ceil(B / 256) float32 maxima of those, one float32 mean, both tables
                 (16 and 256 float32 values)
 
-int8 also quantizes the activations of each token, and computes with inputs above 6.0 (outliers) in floating point, as the paper
-and transformers do by default. The 4-bit formats widen the weight and multiply in floating point.
+int8 also quantizes the activations of each token, and computes with inputs above 6.0 (outliers) in floating
+point, as the paper and transformers do by default. The 4-bit formats widen the weight and multiply in
+floating point.
 """
 
 from collections.abc import Callable
@@ -35,7 +38,8 @@ def available() -> str | None:
 def apply(
     model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
 ) -> list[Row]:
-    """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter two with -dq or without."""
+    """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
+    two with -dq or without."""
     with importing("bitsandbytes"):
         import bitsandbytes  # noqa: F401
     variant, _, double = recipe.weights.variant.partition("-")
@@ -54,7 +58,8 @@ def _int8(linear: nn.Linear) -> Converted:
         threshold=OUTLIERS,
         device="meta",
     )
-    # The library quantizes where a tensor is moved, so the move has to be made even where the weight is in its place already.
+    # The library quantizes where a tensor is moved, so the move has to be made even where the weight is in
+    # its place already.
     weight = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False).to(
         linear.weight.device
     )

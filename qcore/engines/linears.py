@@ -1,7 +1,9 @@
-"""What the backends share: which layers they are given, GPT-2's `Conv1D` as an ordinary linear layer, and the ledger's rows.
+"""What the backends share: which layers they are given, GPT-2's `Conv1D` as an ordinary linear layer, and the
+ledger's rows.
 
-A backend is handed one `nn.Linear` at a time and returns the module that takes its place. So progress is shown, each original is
-freed before the next layer is worked on, and the recipe's choice of modules means the same for every library.
+A backend is handed one `nn.Linear` at a time and returns the module that takes its place. So progress is
+shown, each original is freed before the next layer is worked on, and the recipe's choice of modules means the
+same for every library.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,8 @@ EXPERTS = (
 
 @dataclass(frozen=True)
 class Converted:
-    """The `module` that replaces a linear layer, everything it stores for its weight (`parts`), and what the ledger calls it."""
+    """The `module` that replaces a linear layer, everything it stores for its weight (`parts`), and what the
+    ledger calls it."""
 
     module: nn.Module
     parts: tuple[torch.Tensor, ...]
@@ -49,10 +52,12 @@ def replace_linears(
     convert: Callable[[nn.Linear], Converted],
     notes: dict[str, str] | None = None,
 ) -> list[Row]:
-    """Let `convert` replace every linear layer that `recipe` selects; return a row for each tensor of `model`.
+    """Let `convert` replace every linear layer that `recipe` selects; return a row for each tensor of
+    `model`.
 
-    `library` is its name in messages; `notes` maps the kind of a target ("head") to a remark for its row. Raises `InputError` for
-    a choice of modules that the library cannot honour and `NotAppliedError` for a layer that came back unchanged.
+    `library` is its name in messages; `notes` maps the kind of a target ("head") to a remark for its row.
+    Raises `InputError` for a choice of modules that the library cannot honour and `NotAppliedError` for a
+    layer that came back unchanged.
     """
     _check_modules(recipe, library)
     selection = select(model, recipe)
@@ -81,7 +86,8 @@ def replace_linears(
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """`module` itself, or the `nn.Linear` that computes the same as a `Conv1D`, whose weight is stored as (inputs, outputs)."""
+    """`module` itself, or the `nn.Linear` that computes the same as a `Conv1D`, whose weight is stored as
+    (inputs, outputs)."""
     if not isinstance(module, Conv1D):
         return module
     linear = nn.Linear(module.nx, module.nf, device="meta")

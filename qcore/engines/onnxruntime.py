@@ -31,7 +31,8 @@ def available() -> str | None:
 def apply(
     model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
 ) -> list[Row]:
-    """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its place."""
+    """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its
+    place."""
     with importing("ONNX Runtime"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

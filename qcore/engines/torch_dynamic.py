@@ -1,8 +1,10 @@
-"""torch.ao `quantize_dynamic`, PyTorch's first quantizer: int8 weights with one scale for the whole tensor, activations for each call.
+"""torch.ao `quantize_dynamic`, PyTorch's first quantizer: int8 weights with one scale for the whole tensor,
+activations for each call.
 
-Stored for N outputs and K inputs: N·K codes of 8 bits, one float32 scale, one int32 zero point. (The kernel also keeps N sums
-that it derives from the codes when it packs them; they are not part of what is stored.) The library's default takes the output
-head as well, so this recipe does; a tied embedding stays as it was and the head becomes a copy of its own. Runs on a CPU only.
+Stored for N outputs and K inputs: N·K codes of 8 bits, one float32 scale, one int32 zero point. (The kernel
+also keeps N sums that it derives from the codes when it packs them; they are not part of what is stored.) The
+library's default takes the output head as well, so this recipe does; a tied embedding stays as it was and the
+head becomes a copy of its own. Runs on a CPU only.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,8 @@ def available() -> str | None:
 def apply(
     model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
 ) -> list[Row]:
-    """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that is not on a CPU."""
+    """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
+    is not on a CPU."""
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise UnavailableError(

@@ -1,7 +1,8 @@
-"""torchao: int8 weights with one scale a channel, and the same with activations quantized for each token while the model runs.
+"""torchao: int8 weights with one scale a channel, and the same with activations quantized for each token
+while the model runs.
 
-Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int8 zero points (all 0: the format is symmetric, but
-the library keeps them).
+Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int8 zero points (all 0: the
+format is symmetric, but the library keeps them).
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
-"""What quantization costs in quality: perplexity, divergence from the baseline, verdicts, task checks, and what the model writes.
+"""What quantization costs in quality: perplexity, divergence from the baseline, verdicts, task checks, and
+what the model writes.
 
-The names below are imported when they are first used: verdicts need no torch, and a page that only shows them loads none.
+The names below are imported when they are first used: verdicts need no torch, and a page that only shows them
+loads none.
 """
 
 from importlib import import_module

@@ -1,13 +1,16 @@
-"""Multiple choice by likelihood: the model reads a question, and the choice it would most probably go on with is its answer.
+"""Multiple choice by likelihood: the model reads a question, and the choice it would most probably go on with
+is its answer.
 
     score(choice)            = Σ log p(token | question, tokens before it)      over the choice's tokens
     score by length          = score / bytes of the choice in UTF-8
 
-Both are used in the literature and both are told: the plain sum favours short choices, dividing by the length forgives long ones. Bytes are
-counted, and not tokens, so that models with different tokenizers compare (lm-evaluation-harness does so, too). The likelihood is that of
-question, a blank and the choice tokenized together; what all choices of a question have in common at the front is the question.
+Both are used in the literature and both are told: the plain sum favours short choices, dividing by the length
+forgives long ones. Bytes are counted, and not tokens, so that models with different tokenizers compare
+(lm-evaluation-harness does so, too). The likelihood is that of question, a blank and the choice tokenized
+together; what all choices of a question have in common at the front is the question.
 
-Rows are padded on the right. A causal model's predictions do not depend on what comes later, so that changes nothing and needs no mask.
+Rows are padded on the right. A causal model's predictions do not depend on what comes later, so that changes
+nothing and needs no mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,8 +45,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model chose. `picked` and `picked_by_length` are indices of choices, one a question, by the two scores; `scores` holds the
-    plain ones, nats, one a choice; `right` and `right_by_length` say where the pick was the `answer`."""
+    """What a model chose. `picked` and `picked_by_length` are indices of choices, one a question, by the two
+    scores; `scores` holds the plain ones, nats, one a choice; `right` and `right_by_length` say where the
+    pick was the `answer`."""
 
     questions: int
     accuracy: Share
@@ -68,7 +72,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Change:
-    """Questions that only the baseline got right (`lost`), that only this model did (`gained`), and McNemar's exact p-value."""
+    """Questions that only the baseline got right (`lost`), that only this model did (`gained`), and McNemar's
+    exact p-value."""
 
     lost: int
     gained: int
@@ -76,7 +81,8 @@ class Change:
 
     @classmethod
     def of(cls, before: Sequence[bool], after: Sequence[bool]) -> "Change":
-        """Compare question by question. Raises `InputError` if they were not asked the same number of questions."""
+        """Compare question by question. Raises `InputError` if they were not asked the same number of
+        questions."""
         if len(before) != len(after):
             raise InputError(
                 f"The baseline answered {len(before)} questions and this model {len(after)}: they cannot be compared."
@@ -87,8 +93,8 @@ class Change:
 
 
 def summary(asked: Questions, answers: Answers, baseline: dict | None = None) -> dict:
-    """What a row holds of `answers`: which questions, both accuracies, and against the `baseline` ({"plain", "by_length"}: a truth value a
-    question) what was lost and gained."""
+    """What a row holds of `answers`: which questions, both accuracies, and against the `baseline` ({"plain",
+    "by_length"}: a truth value a question) what was lost and gained."""
     change = (
         {}
         if baseline is None
@@ -129,8 +135,8 @@ def ask(
 ) -> Answers:
     """Ask all `questions`; at most `batch` rows at a time (None: as many as fit `ELEMENTS` logits).
 
-    Raises `InputError` for no questions, one that is too long for the model, and tokens that the model does not know; `RunError` if logits
-    are NaN or infinite.
+    Raises `InputError` for no questions, one that is too long for the model, and tokens that the model does
+    not know; `RunError` if logits are NaN or infinite.
     """
     if not questions:
         raise InputError("There are no questions to ask.")

@@ -1,9 +1,11 @@
-"""How far a quantized model's predictions lie from the baseline's, token by token and over the whole vocabulary.
+"""How far a quantized model's predictions lie from the baseline's, token by token and over the whole
+vocabulary.
 
     KL(base || quantized) = Σ_v p_v · (log p_v - log q_v)        in nats, one number a scored token
 
-Identical models give exactly 0 for every token and a top-1 agreement of exactly 1. KL orders recipes more steadily than perplexity
-does, which can fall by luck: S. Dutta et al., "Accuracy is Not All You Need", 2024, who also count flips.
+Identical models give exactly 0 for every token and a top-1 agreement of exactly 1. KL orders recipes more
+steadily than perplexity does, which can fall by luck: S. Dutta et al., "Accuracy is Not All You Need", 2024,
+who also count flips.
 """
 
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from qcore.base.quantile import quantile
 class Divergence:
     """Statistics of KL over the scored tokens, in nats, and what became of the most likely token.
 
-    A flip is a token where baseline and quantized model disagree on the most likely one: harmful if the baseline's was the true
-    next token, beneficial if the quantized model's is, neutral if neither's. `window_kl` holds the sum of KL of each window, and
-    `window_base_nll` that of the baseline's NLL, so that the two models can be compared pair by pair.
+    A flip is a token where baseline and quantized model disagree on the most likely one: harmful if the
+    baseline's was the true next token, beneficial if the quantized model's is, neutral if neither's.
+    `window_kl` holds the sum of KL of each window, and `window_base_nll` that of the baseline's NLL, so that
+    the two models can be compared pair by pair.
     """
 
     kl_mean: float
@@ -37,8 +40,9 @@ class Divergence:
 
 
 class LogProbabilities:
-    """A chunk of logits (n, V), normalised: `shifted` = logits - their maximum, `weights` = exp(shifted), and the float64 logarithm
-    `log_total` (n, 1) of their sum, so that log p = shifted - log_total. Takes over the memory of `logits`."""
+    """A chunk of logits (n, V), normalised: `shifted` = logits - their maximum, `weights` = exp(shifted), and
+    the float64 logarithm `log_total` (n, 1) of their sum, so that log p = shifted - log_total. Takes over the
+    memory of `logits`."""
 
     def __init__(self, logits: torch.Tensor):
         self.shifted = logits.sub_(logits.amax(-1, keepdim=True))
@@ -46,7 +50,8 @@ class LogProbabilities:
         self.log_total = self.weights.sum(-1, keepdim=True, dtype=torch.float64).log()
 
     def nll(self, targets: torch.Tensor) -> torch.Tensor:
-        """-log p of the `targets` (n,), in nats, float64 (n,). Raises `RunError` where it is not a finite number."""
+        """-log p of the `targets` (n,), in nats, float64 (n,). Raises `RunError` where it is not a finite
+        number."""
         nll = (self.log_total - self.shifted.gather(1, targets[:, None])).squeeze(1)
         if not torch.isfinite(nll).all():
             raise RunError(
@@ -61,8 +66,8 @@ class LogProbabilities:
 
 
 def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
-    """KL(base || other) at each position, in nats, float64 (n,). Raises `RunError` if it is not finite, `InputError` if the
-    vocabularies differ."""
+    """KL(base || other) at each position, in nats, float64 (n,). Raises `RunError` if it is not finite,
+    `InputError` if the vocabularies differ."""
     if base.shifted.shape != other.shifted.shape:
         sizes = f"{base.shifted.shape[1]} words and this model's has {other.shifted.shape[1]}"
         raise InputError(f"The baseline's vocabulary has {sizes}, so they cannot be compared.")

@@ -1,6 +1,8 @@
-"""Let a model write: one text as a stream, or a set of evaluation prompts to compare with what the baseline wrote.
+"""Let a model write: one text as a stream, or a set of evaluation prompts to compare with what the baseline
+wrote.
 
-All limits are enforced here, whatever a page or a script asks for, and nothing is cut without being said in `notes`.
+All limits are enforced here, whatever a page or a script asks for, and nothing is cut without being said in
+`notes`.
 """
 
 import inspect
@@ -32,7 +34,8 @@ class Ready:
 
 @dataclass(frozen=True)
 class Generated:
-    """A text and its `tokens` (the end-of-text token not among them). `reason` says why it ends: "end", "length" or "stopped"."""
+    """A text and its `tokens` (the end-of-text token not among them). `reason` says why it ends: "end",
+    "length" or "stopped"."""
 
     text: str
     tokens: list[int]
@@ -54,8 +57,9 @@ class Generated:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote for an evaluation prompt. `first_divergence` is the index of the first token that differs from the
-    baseline's, the shorter length if one is the other's beginning, and None if they are equal (or there is no baseline)."""
+    """What a model wrote for an evaluation prompt. `first_divergence` is the index of the first token that
+    differs from the baseline's, the shorter length if one is the other's beginning, and None if they are
+    equal (or there is no baseline)."""
 
     id: str
     kind: str
@@ -86,10 +90,10 @@ def generate_text(
 ) -> Generated:
     """Continue `prompt`, or answer it as a chat message if `chat`, by at most `max_new_tokens` tokens.
 
-    Keys and values are kept in the form `kv` (None: as computed). `on_text` gets each piece of text as soon as it is certain; `should_stop`
-    is asked before every token. A prompt that does not fit
-    loses its beginning, which `notes` tells. Raises `InputError` for a number out of range, an empty prompt, a model without a chat
-    template; `RunError` if a logit is NaN.
+    Keys and values are kept in the form `kv` (None: as computed). `on_text` gets each piece of text as soon
+    as it is certain; `should_stop` is asked before every token. A prompt that does not fit loses its
+    beginning, which `notes` tells. Raises `InputError` for a number out of range, an empty prompt, a model
+    without a chat template; `RunError` if a logit is NaN.
     """
     sampling = Sampling(temperature, top_p, top_k, seed)
     start = time.perf_counter()
@@ -136,12 +140,14 @@ def compare_generations(
     batch: int = BATCH,
     kv: Form | None = None,
 ) -> list[Generation]:
-    """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer leaves the baseline's.
+    """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer
+    leaves the baseline's.
 
-    `baseline` maps a prompt's id to the tokens that the baseline wrote. `chat` None means: as a chat message if the model has a chat
-    template. Prompts of like length are decoded together, padded on the left and masked, several times faster than one by one; do
-    the same for the baseline, and an unchanged model diverges nowhere. With a quantized cache (`kv`)
-    prompts are decoded one by one, because padding would share scales with what it pads. Order is kept. Raises like `generate_text`.
+    `baseline` maps a prompt's id to the tokens that the baseline wrote. `chat` None means: as a chat message
+    if the model has a chat template. Prompts of like length are decoded together, padded on the left and
+    masked, several times faster than one by one; do the same for the baseline, and an unchanged model
+    diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one, because padding would
+    share scales with what it pads. Order is kept. Raises like `generate_text`.
     """
     chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     ready = [prepare(model, tokenizer, prompt.text, max_new_tokens, chat).tokens for prompt in prompts]
@@ -177,7 +183,8 @@ def compare_generations(
 
 
 def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs; the shorter length if one begins the other; None if they are equal."""
+    """Index of the first token that differs; the shorter length if one begins the other; None if they are
+    equal."""
     for index, (left, right) in enumerate(zip(base, other, strict=False)):
         if left != right:
             return index
@@ -258,7 +265,8 @@ def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
 def _steps(
     model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable, kv: Form | None
 ) -> Iterator[torch.Tensor]:
-    """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is padded on its left."""
+    """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is
+    padded on its left."""
     cache, options = new_cache(model, kv), last_only(model)
     while True:
         if mask is not None:

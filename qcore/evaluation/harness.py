@@ -1,7 +1,9 @@
-"""Hand a model, quantized or not, to lm-evaluation-harness: its several hundred tasks and metrics on the very model object that was loaded.
+"""Hand a model, quantized or not, to lm-evaluation-harness: its several hundred tasks and metrics on the very
+model object that was loaded.
 
-The library is no requirement of qcore. Most of its tasks fetch their data from the Hugging Face hub; a folder of one's own task files works
-without it. (L. Gao et al., "A framework for few-shot language model evaluation".)
+The library is no requirement of qcore. Most of its tasks fetch their data from the Hugging Face hub; a folder
+of one's own task files works without it. (L. Gao et al., "A framework for few-shot language model
+evaluation".)
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ INSTALL = f"python -m pip install lm_eval=={TESTED}"
 def check_tasks(tasks: Sequence[str], folder: str | Path | None = None):
     """The library's task manager, if it is installed and knows all `tasks`; `folder` holds more task files.
 
-    Raises `UnavailableError` with the command that installs the library, `InputError` for a task or folder that is not there.
+    Raises `UnavailableError` with the command that installs the library, `InputError` for a task or folder
+    that is not there.
     """
     if not tasks:
         raise InputError("No lm-eval task was given; try hellaswag, arc_easy or piqa.")
@@ -55,8 +58,9 @@ def run_tasks(
 ) -> dict:
     """What lm-eval measures on `tasks` with `model` and `tokenizer`, at most `limit` documents a task.
 
-    Returns {"lm_eval": its version, "limit", "tasks": {task: {"documents", "metrics": {name: {"value", "stderr"}}}}}; a metric keeps the
-    library's name with its filter, "acc,none". Raises like `check_tasks`, and `RunError` with the library's own words if it fails.
+    Returns {"lm_eval": its version, "limit", "tasks": {task: {"documents", "metrics": {name: {"value",
+    "stderr"}}}}}; a metric keeps the library's name with its filter, "acc,none". Raises like `check_tasks`,
+    and `RunError` with the library's own words if it fails.
     """
     manager = check_tasks(tasks, folder)
     from importlib.metadata import PackageNotFoundError, version

@@ -1,14 +1,16 @@
-"""The logits of a model for a window, a few positions at a time, so that no (window, vocabulary) matrix is ever held.
+"""The logits of a model for a window, a few positions at a time, so that no (window, vocabulary) matrix is
+ever held.
 
-A hook in front of the output head keeps the hidden states it is given and lets it see only the last few of them; the head is then
-run over the rest in chunks. What the model does to the logits after its head (scaling, soft capping) is read from its config and
-checked once against the logits that the model itself returned.
+A hook in front of the output head keeps the hidden states it is given and lets it see only the last few of
+them; the head is then run over the rest in chunks. What the model does to the logits after its head (scaling,
+soft capping) is read from its config and checked once against the logits that the model itself returned.
 
-With a `kv` form the window is read a few tokens at a time through a quantized key-value cache. Codes are made at multiples of as many
-tokens, so every position sees the very codes that it would see if the text were written token by token.
+With a `kv` form the window is read a few tokens at a time through a quantized key-value cache. Codes are made
+at multiples of as many tokens, so every position sees the very codes that it would see if the text were
+written token by token.
 
-A head whose result for one position depends on the others it is given (torch's per-tensor dynamic quantization does) sees a chunk
-here where the model would give it a whole window.
+A head whose result for one position depends on the others it is given (torch's per-tensor dynamic
+quantization does) sees a chunk here where the model would give it a whole window.
 """
 
 from collections.abc import Iterator
@@ -33,8 +35,8 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config) -> "LogitTransform":
-        """Read it from a transformers config: `logits_scaling` divides (Granite), `logit_scale` multiplies (Cohere),
-        `final_logit_softcapping` caps (Gemma)."""
+        """Read it from a transformers config: `logits_scaling` divides (Granite), `logit_scale` multiplies
+        (Cohere), `final_logit_softcapping` caps (Gemma)."""
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
         return cls(float(scale), getattr(text, "final_logit_softcapping", None))
@@ -47,7 +49,8 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Positions `start` … `stop` - 1 of a window: float32 `logits` (n, V), and the head's input `hidden` (n, H) where it is known."""
+    """Positions `start` … `stop` - 1 of a window: float32 `logits` (n, V), and the head's input `hidden` (n,
+    H) where it is known."""
 
     start: int
     stop: int
@@ -56,7 +59,8 @@ class Chunk:
 
 
 class LogitReader:
-    """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole from the model."""
+    """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole
+    from the model."""
 
     def __init__(self, model: torch.nn.Module, chunk: int | None = None, kv: Form | None = None):
         self.model, self.kv = model, kv
@@ -86,8 +90,8 @@ class LogitReader:
         return self.transform(self.head(hidden[None])[0].float())
 
     def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The head's input (n, H) and the logits of the last few positions; or None and all logits, where the head stands in a
-        way that this class does not understand."""
+        """The head's input (n, H) and the logits of the last few positions; or None and all logits, where the
+        head stands in a way that this class does not understand."""
         if self.head is None:
             return None, self._run(ids)
         seen = []
@@ -111,7 +115,8 @@ class LogitReader:
         return hidden, logits
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits that the model returns for the window `ids`: those of all positions, or what a hook has left of them."""
+        """The logits that the model returns for the window `ids`: those of all positions, or what a hook has
+        left of them."""
         if self.kv is None:
             return self.model(input_ids=ids[None], use_cache=False).logits[0]
         from qcore.runtime.kv_cache import QuantizedKVCache
@@ -124,13 +129,15 @@ class LogitReader:
         return torch.cat(parts)
 
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
-        """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN agrees with NaN.)"""
+        """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN
+        agrees with NaN.)"""
         expected, own = logits.float(), self.project(hidden[-CHECKED:])
         return own.shape == expected.shape and close(own, expected, logits.dtype)
 
 
 def close(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Do two results of the same product, computed in `dtype`, agree but for rounding? NaN agrees with NaN."""
+    """Do two results of the same product, computed in `dtype`, agree but for rounding? NaN agrees with
+    NaN."""
     tolerance = max(1e-5, 8 * torch.finfo(dtype).eps)
     largest = float(right.abs().nan_to_num(0, posinf=0).max())
     return torch.allclose(left, right, rtol=tolerance, atol=tolerance * largest, equal_nan=True)

@@ -2,8 +2,9 @@
 
     perplexity = exp(Σ NLL / scored tokens)
 
-Every token but the first is scored exactly once (`windows.py` says by which window); windows are not averaged, nothing is padded,
-and no BOS token is added to the text or to any window. Window and stride belong to the number: without them it means nothing.
+Every token but the first is scored exactly once (`windows.py` says by which window); windows are not
+averaged, nothing is padded, and no BOS token is added to the text or to any window. Window and stride belong
+to the number: without them it means nothing.
 """
 
 import math
@@ -27,7 +28,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured. `window_nll` holds the sum of NLL (nats) of each window and `window_tokens` how many tokens it scored."""
+    """What `evaluate` measured. `window_nll` holds the sum of NLL (nats) of each window and `window_tokens`
+    how many tokens it scored."""
 
     perplexity: float
     nll_sum: float
@@ -71,8 +73,9 @@ def evaluate(
     chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
     kv               read every window through a key-value cache in this form, as if token by token (default: no cache)
 
-    Raises `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model cannot read, or a reference
-    over other text; `RunError` if logits are NaN or infinite, so that a broken model never gets a number.
+    Raises `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model
+    cannot read, or a reference over other text; `RunError` if logits are NaN or infinite, so that a broken
+    model never gets a number.
     """
     window, stride = cut.check(window, stride)
     _check_ids(model, ids, window)

@@ -58,7 +58,8 @@ def flips_phrase(harmful: int, beneficial: int, p: float) -> str:
 
 
 def answers_phrase(choices: dict) -> str:
-    """A row's "choices" in words: "53 of 64 questions right (83 %, 95 % interval 72 % to 90 %), 51 by length; against fp32 2 lost …"."""
+    """A row's "choices" in words: "53 of 64 questions right (83 %, 95 % interval 72 % to 90 %), 51 by length;
+    against fp32 2 lost …"."""
     plain, by_length, of = choices["accuracy"], choices["accuracy_by_length"], choices["questions"]
     interval = f"95 % interval {percent(plain['low'])} to {percent(plain['high'])}; guessing {percent(choices['chance'])}"
     words = f"{plain['right']:,} of {of:,} questions right ({percent(plain['estimate'])}, {interval}), {by_length['right']:,} by length"

@@ -3,8 +3,9 @@
     JSON lines, or one JSON list    {"question": "The opposite of hot is", "choices": ["cold", "tall"], "answer": 0}
     CSV with a heading              question, answer, and either choices (with | between) or one column each: A, B, C … or choice1 …
 
-The answer is the text of a choice, its letter, or its number counted from 0, looked for in this order; in JSON a number is a number.
-The question is what the model reads as it stands: "Question: … Answer:" around it, or examples before it, are the file's to write.
+The answer is the text of a choice, its letter, or its number counted from 0, looked for in this order; in
+JSON a number is a number. The question is what the model reads as it stands: "Question: … Answer:" around it,
+or examples before it, are the file's to write.
 """
 
 import csv
@@ -54,7 +55,8 @@ class Questions:
 def load_questions(source: str | Path | None = None) -> Questions:
     """The questions in the file `source`; "default" or None are the packaged ones.
 
-    Raises `InputError` for a file that cannot be read, and for a question that cannot be asked, with its number.
+    Raises `InputError` for a file that cannot be read, and for a question that cannot be asked, with its
+    number.
     """
     packaged = source is None or source == DEFAULT
     path = PACKAGED if packaged else Path(source).expanduser()

@@ -1,15 +1,16 @@
-"""The baseline's predictions, kept so that any number of quantized models can be compared with them over the whole vocabulary.
+"""The baseline's predictions, kept so that any number of quantized models can be compared with them over the
+whole vocabulary.
 
-Logits of 4096 tokens over 49,152 words take 805 MB; the output head's *inputs* take 9 MB, and head(input) gives the same logits
-again. So a reference is a safetensors file with
+Logits of 4096 tokens over 49,152 words take 805 MB; the output head's *inputs* take 9 MB, and head(input)
+gives the same logits again. So a reference is a safetensors file with
 
     hidden   (tokens scored, H)   the head's inputs, written window by window, so recording needs no memory
     check    (1, V)               the baseline's own logits of the first scored token: what is recomputed must agree with it
     head     (V, H)               only if the head's weight cannot be found, bit for bit, in the checkpoint folder that is named
     bias     (V,)                 if there is one
 
-and, in its metadata, what it was recorded over. Opening maps it; a model whose head is still the baseline's lends its own, so that
-nothing is loaded twice and two identical models are computed by identical steps.
+and, in its metadata, what it was recorded over. Opening maps it; a model whose head is still the baseline's
+lends its own, so that nothing is loaded twice and two identical models are computed by identical steps.
 """
 
 import hashlib
@@ -37,9 +38,11 @@ class Source:
 
 
 class Recorder:
-    """Writes a reference while a model is evaluated: `add` each chunk, then `close`. `discard` removes what was not closed.
+    """Writes a reference while a model is evaluated: `add` each chunk, then `close`. `discard` removes what
+    was not closed.
 
-    Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from the unquantized model.
+    Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from
+    the unquantized model.
     """
 
     def __init__(
@@ -103,7 +106,8 @@ class Recorder:
 
 
 class Reference:
-    """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and hand it to `evaluate` with another model."""
+    """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and hand it to `evaluate`
+    with another model."""
 
     def __init__(self, path: Path, about: dict, file):
         self.path = path
@@ -120,7 +124,8 @@ class Reference:
 
     @classmethod
     def open(cls, path: Path) -> "Reference":
-        """Map a recorded reference. Raises `InputError` if it is missing, damaged, or its baseline checkpoint has changed since."""
+        """Map a recorded reference. Raises `InputError` if it is missing, damaged, or its baseline checkpoint
+        has changed since."""
         path = Path(path)
         try:
             file = safe_open(path, framework="pt")
@@ -205,7 +210,8 @@ def digest(ids: torch.Tensor) -> str:
 
 
 def find_tensor(weight: torch.Tensor, folder: Path) -> Source | None:
-    """The tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for value, or None."""
+    """The tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for
+    value, or None."""
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)

@@ -1,4 +1,5 @@
-"""How the next token is chosen from a row of logits: greedily, or at random with temperature, top-k and top-p.
+"""How the next token is chosen from a row of logits: greedily, or at random with temperature, top-k and
+top-p.
 
 Top-p (nucleus) sampling: A. Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
 """
@@ -15,7 +16,8 @@ HOTTEST = 10.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave every token in the draw. The same `seed` draws the same tokens."""
+    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave every token in the draw. The same `seed` draws
+    the same tokens."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -1,10 +1,11 @@
-"""The few distributions that verdicts need, from one function: the regularised incomplete beta function I_x(a, b).
+"""The few distributions that verdicts need, from one function: the regularised incomplete beta function
+I_x(a, b).
 
     Student's t    P(T > t)  = I_x(ν/2, 1/2) / 2     with x = ν / (ν + t²), t ≥ 0
     binomial       P(X ≤ k)  = I_(1-p)(n-k, k+1)     exact for any n, without a sum over n terms
 
-I is the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions, to about 13 digits. That is all of scipy
-that would be used, so scipy is no requirement.
+I is the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions, to about 13 digits.
+That is all of scipy that would be used, so scipy is no requirement.
 """
 
 import math
@@ -88,9 +89,11 @@ def normal_quantile(p: float) -> float:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided exact p-value of McNemar's test: would `lost` and `gained` pairs differ that much if each were as likely as the other?
+    """Two-sided exact p-value of McNemar's test: would `lost` and `gained` pairs differ that much if each
+    were as likely as the other?
 
-    Q. McNemar, Psychometrika 12, 1947; exact as a binomial test on the pairs that changed, so right for small counts, too.
+    Q. McNemar, Psychometrika 12, 1947; exact as a binomial test on the pairs that changed, so right for small
+    counts, too.
     """
     changed, fewer = lost + gained, min(lost, gained)
     if changed == 0 or 2 * fewer == changed:
@@ -99,7 +102,8 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def wilson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval for a share `hits` / `of` that keeps its promise for small counts and shares near 0 and 1 (E. B. Wilson, 1927)."""
+    """The interval for a share `hits` / `of` that keeps its promise for small counts and shares near 0 and 1
+    (E. B. Wilson, 1927)."""
     z = normal_quantile(0.5 + confidence / 2)
     share, extra = hits / of, z * z / of
     centre = (share + extra / 2) / (1 + extra)

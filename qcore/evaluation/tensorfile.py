@@ -1,7 +1,8 @@
-"""Write a safetensors file row by row: the header first, because the shapes are known, then the data as it comes.
+"""Write a safetensors file row by row: the header first, because the shapes are known, then the data as it
+comes.
 
-The format (8 bytes of header length, a JSON header, the tensors' bytes) is that of the safetensors library; see its documentation.
-A file is written under a temporary name and renamed when complete.
+The format (8 bytes of header length, a JSON header, the tensors' bytes) is that of the safetensors library;
+see its documentation. A file is written under a temporary name and renamed when complete.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Turn tokens into text while they come, showing no half characters.
 
-One character may take several tokens, and a decoder shows the part it has as U+FFFD; and some tokenizers drop the space in front of
-the first token they decode. So tokens are decoded together with those shown last, and trailing U+FFFD are held back until the next
-token completes or confirms them.
+One character may take several tokens, and a decoder shows the part it has as U+FFFD; and some tokenizers drop
+the space in front of the first token they decode. So tokens are decoded together with those shown last, and
+trailing U+FFFD are held back until the next token completes or confirms them.
 """
 
 HELD = "\ufffd"

@@ -1,21 +1,26 @@
-"""Is the loss real? Baseline and quantized model are compared window by window over the same text, and the answer is a sentence.
+"""Is the loss real? Baseline and quantized model are compared window by window over the same text, and the
+answer is a sentence.
 
-A window w of n_w tokens has d_w = (its sum of NLL under the quantized model) - (the same under the baseline). Then
+A window w of n_w tokens has d_w = (its sum of NLL under the quantized model) - (the same under the baseline).
+Then
 
     θ = Σ d_w / Σ n_w                                  the logarithm of the ratio of the perplexities
     s² = m/(m-1) · Σ (d_w - θ n_w)² / (Σ n_w)²         its squared standard error,  m = (Σ n_w)² / Σ n_w²
     θ ± t(97.5 %, m-1) · s                             its 95 % interval; exp of it is that of the ratio
 
-For windows of one length that is the paired t interval; for others it is the ratio estimator (W. G. Cochran, Sampling Techniques,
-1977, chapter 6) with Kish's effective number of windows m in the place of their number, so that a short last window counts as what it
-is. Pairing is what makes it sharp: that a passage is hard shows in both models and cancels. Mean KL gets the same interval.
+For windows of one length that is the paired t interval; for others it is the ratio estimator (W. G. Cochran,
+Sampling Techniques, 1977, chapter 6) with Kish's effective number of windows m in the place of their number,
+so that a short last window counts as what it is. Pairing is what makes it sharp: that a passage is hard shows
+in both models and cancels. Mean KL gets the same interval.
 
-The ratio is compared with a margin, by default 1 %, by two one-sided tests (D. J. Schuirmann, 1987), each at 2.5 %, which is to look where
-the 95 % interval lies: inside of [1/(1+margin), 1+margin] is "equivalent", above it "worse", below it "better". Across an edge is
-"undecided", with the number of tokens after which the interval would lie on one side with a probability of 80 % if the estimate and the
-spread of the windows stayed what they are.
+The ratio is compared with a margin, by default 1 %, by two one-sided tests (D. J. Schuirmann, 1987), each at
+2.5 %, which is to look where the 95 % interval lies: inside of [1/(1+margin), 1+margin] is "equivalent",
+above it "worse", below it "better". Across an edge is "undecided", with the number of tokens after which the
+interval would lie on one side with a probability of 80 % if the estimate and the spread of the windows stayed
+what they are.
 
-Windows are taken as independent draws of such text. They are neighbours in one text, so the interval speaks of texts like this one.
+Windows are taken as independent draws of such text. They are neighbours in one text, so the interval speaks
+of texts like this one.
 """
 
 import math
@@ -36,7 +41,8 @@ METHOD = "paired t over windows, weighted by tokens; two one-sided tests at 2.5 
 
 @dataclass(frozen=True)
 class Interval:
-    """An `estimate` and its 95 % interval; `low` and `high` are None where too few windows were read to have one."""
+    """An `estimate` and its 95 % interval; `low` and `high` are None where too few windows were read to have
+    one."""
 
     estimate: float
     low: float | None
@@ -45,8 +51,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Flips:
-    """Tokens on which the models differ about the most likely one: `harmful` where the baseline was right, `beneficial` where the
-    quantized model is. `p` is that of McNemar's exact test, whether one kind prevails (each token taken as independent)."""
+    """Tokens on which the models differ about the most likely one: `harmful` where the baseline was right,
+    `beneficial` where the quantized model is. `p` is that of McNemar's exact test, whether one kind prevails
+    (each token taken as independent)."""
 
     harmful: int
     beneficial: int
@@ -87,10 +94,11 @@ class Verdict:
 
 
 def judge(evaluation: dict, baseline: dict | None = None, margin: float = MARGIN) -> Verdict:
-    """The verdict on `evaluation` (`Evaluation.to_dict()`), against `baseline`, another one over the same windows; without it, against
-    the reference that `evaluation` was compared with.
+    """The verdict on `evaluation` (`Evaluation.to_dict()`), against `baseline`, another one over the same
+    windows; without it, against the reference that `evaluation` was compared with.
 
-    Raises `InputError` if they were not taken over the same windows, if there is nothing to compare with, or if a number is not finite.
+    Raises `InputError` if they were not taken over the same windows, if there is nothing to compare with, or
+    if a number is not finite.
     """
     divergence = evaluation.get("divergence") or {}
     tokens = evaluation["window_tokens"]
@@ -125,10 +133,11 @@ def verdict(
     flips: tuple[int, int] | None = None,
     margin: float = MARGIN,
 ) -> Verdict:
-    """The verdict from sums over each window: of NLL (nats) for baseline and quantized model, of scored `tokens`, and of KL.
+    """The verdict from sums over each window: of NLL (nats) for baseline and quantized model, of scored
+    `tokens`, and of KL.
 
-    `flips` counts harmful and beneficial ones. Raises `InputError` for lists of different lengths, numbers that are not finite, or a
-    margin that is not above 0.
+    `flips` counts harmful and beneficial ones. Raises `InputError` for lists of different lengths, numbers
+    that are not finite, or a margin that is not above 0.
     """
     _check(base_nll, nll, tokens, kl, margin)
     mean = _mean([after - before for before, after in zip(base_nll, nll, strict=True)], tokens)
@@ -178,7 +187,8 @@ def verdict(
 
 
 def details(found: dict) -> str:
-    """KL and flips of a verdict's dictionary in words: "KL 0.0316 nats a token (0.0293 to 0.0339); 80 harmful …"."""
+    """KL and flips of a verdict's dictionary in words: "KL 0.0316 nats a token (0.0293 to 0.0339); 80 harmful
+    …"."""
     parts = []
     if found.get("kl"):
         kl = found["kl"]
@@ -191,7 +201,8 @@ def details(found: dict) -> str:
 
 @dataclass(frozen=True)
 class _Mean:
-    """A mean a token, its standard `error`, effective number of `windows`, and tokens; `half` is half of its interval."""
+    """A mean a token, its standard `error`, effective number of `windows`, and tokens; `half` is half of its
+    interval."""
 
     value: float
     error: float
@@ -236,7 +247,8 @@ def _tost(mean: _Mean, edge: float) -> float | None:
 
 
 def _needed(mean: _Mean, edge: float) -> int | None:
-    """Tokens with which the interval probably clears the nearer edge, to two digits; None beyond `MOST_TOKENS`."""
+    """Tokens with which the interval probably clears the nearer edge, to two digits; None beyond
+    `MOST_TOKENS`."""
     gap, spare = abs(edge - abs(mean.value)), normal_quantile(POWER)
 
     def clears(factor: float) -> bool:

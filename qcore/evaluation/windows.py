@@ -1,14 +1,16 @@
 """How a text of T tokens is cut into windows so that every token but the first is scored exactly once.
 
-A model that reads tokens b … e-1 predicts tokens b+1 … e. A window is `window` tokens that the model reads at a time; windows
-begin at 0, stride, 2·stride …, and each scores only the tokens that none before it has scored:
+A model that reads tokens b … e-1 predicts tokens b+1 … e. A window is `window` tokens that the model reads at
+a time; windows begin at 0, stride, 2·stride …, and each scores only the tokens that none before it has
+scored:
 
     window 4, stride 4     reads 0 1 2 3   scores 1 2 3 4       reads 4 5 6 7   scores 5 6 7 8
     window 4, stride 2     reads 0 1 2 3   scores 1 2 3 4       reads 2 3 4 5   scores     5 6
 
-So token 4, the first of the second window above, is predicted by the first window: with stride = window the two spans overlap by
-one token, and none goes unscored. This is the strided loop of the transformers documentation with `max_length = window + 1`, and
-the rolling windows of lm-evaluation-harness with the text's first token in the place of the prefix.
+So token 4, the first of the second window above, is predicted by the first window: with stride = window the
+two spans overlap by one token, and none goes unscored. This is the strided loop of the transformers
+documentation with `max_length = window + 1`, and the rolling windows of lm-evaluation-harness with the text's
+first token in the place of the prefix.
 """
 
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ from qcore.base.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """The model reads tokens `begin` … `end` - 1; the first `skip` of its predictions were scored by earlier windows."""
+    """The model reads tokens `begin` … `end` - 1; the first `skip` of its predictions were scored by earlier
+    windows."""
 
     begin: int
     end: int
@@ -32,7 +35,8 @@ class Window:
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows over a text of `tokens` tokens, in order; the last may be shorter. The arguments must be valid, see `check`."""
+    """The windows over a text of `tokens` tokens, in order; the last may be shorter. The arguments must be
+    valid, see `check`."""
     begin = done = 0
     while done < tokens - 1:
         end = min(begin + window, tokens - 1)
@@ -41,7 +45,8 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
 
 
 def check(window: int, stride: int | None) -> tuple[int, int]:
-    """Return (window, stride), stride defaulting to window. Raises `InputError` unless 1 ≤ stride ≤ window."""
+    """Return (window, stride), stride defaulting to window. Raises `InputError` unless 1 ≤ stride ≤
+    window."""
     stride = window if stride is None else stride
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

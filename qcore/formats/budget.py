@@ -1,8 +1,9 @@
-"""A budget in the place of a format: each layer gets the one of several candidates that it needs, see `qcore.quantization.sensitivity`.
+"""A budget in the place of a format: each layer gets the one of several candidates that it needs, see
+`qcore.quantization.sensitivity`.
 
-The budget is what all quantized weights take on average (`bpw`: bits a weight as stored, scales and zero points included), what the
-whole model takes (`mb`: 1,000,000 bytes, layers that are kept included), or what may be lost (`kl`: predicted nats a token; then the
-model becomes as small as it can).
+The budget is what all quantized weights take on average (`bpw`: bits a weight as stored, scales and zero
+points included), what the whole model takes (`mb`: 1,000,000 bytes, layers that are kept included), or what
+may be lost (`kl`: predicted nats a token; then the model becomes as small as it can).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _KINDS = {"uniform": Uniform, "codebook": Codebook}
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `amount` of `unit` ("bpw", "mb" or "kl"), spent on formats among the `candidates`, which go from small to large."""
+    """At most `amount` of `unit` ("bpw", "mb" or "kl"), spent on formats among the `candidates`, which go
+    from small to large."""
 
     amount: float
     unit: str
@@ -70,7 +72,8 @@ class Budget:
 
 
 def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Format, ...]:
-    """The candidates that have a scale for each group, with those scales in 8 bits; the others as they are."""
+    """The candidates that have a scale for each group, with those scales in 8 bits; the others as they
+    are."""
     return tuple(
         Uniform(format.bits, format.group_size, format.symmetric, True)
         if isinstance(format, Uniform) and format.group_size

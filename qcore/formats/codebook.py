@@ -44,7 +44,8 @@ ENTRIES = 16
 
 @dataclass(frozen=True)
 class Codebook:
-    """A 4-bit table look-up of one `kind`: "nf4", "fp4" or "kmeans4". `double_quant` stores the scales in 8 bits themselves."""
+    """A 4-bit table look-up of one `kind`: "nf4", "fp4" or "kmeans4". `double_quant` stores the scales in 8
+    bits themselves."""
 
     kind: str
     group_size: int | None

@@ -1,13 +1,15 @@
 """The forms in which keys and values can be kept, by name, and the bytes that each takes, to the byte.
 
-Following KIVI (Z. Liu et al., 2024, arXiv 2402.02750), keys are quantized along each channel, because some channels are large for every
-token, and values along each token. A group of 32 numbers shares a scale and a smallest value, both float16:
+Following KIVI (Z. Liu et al., 2024, arXiv 2402.02750), keys are quantized along each channel, because some
+channels are large for every token, and values along each token. A group of 32 numbers shares a scale and a
+smallest value, both float16:
 
     keys      32 tokens of one channel of one head
     values    32 channels of one token of one head (fewer where a head's size is no multiple of 32, see `value_group`)
 
-The newest tokens stay as they were computed: whenever 64 of them wait, the oldest 32 are quantized, so the last 32 to 63 are always exact.
-`tokens_held` is the one place that says how many tokens are held in which way; the cache and the plan both ask it.
+The newest tokens stay as they were computed: whenever 64 of them wait, the oldest 32 are quantized, so the
+last 32 to 63 are always exact. `tokens_held` is the one place that says how many tokens are held in which
+way; the cache and the plan both ask it.
 """
 
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ class Form:
         exact_bits: int = 32,
         window: int | None = None,
     ) -> int:
-        """Bits that one layer holds after `tokens` tokens of one sequence, if exact numbers take `exact_bits`."""
+        """Bits that one layer holds after `tokens` tokens of one sequence, if exact numbers take
+        `exact_bits`."""
         quantized, exact = tokens_held(tokens, window)
         coded = quantized * heads * (key_size + value_size) * self.bits
         scales = quantized // GROUP * heads * key_size + quantized * heads * (
@@ -63,8 +66,8 @@ FORMS = {form.name: form for form in (Form("int8", 8), Form("int4", 4))}
 
 
 def form_named(name: str | None) -> Form | None:
-    """The form called `name`; None for "none" (or None), which keeps keys and values as they are computed. Raises `InputError` with near
-    names for any other."""
+    """The form called `name`; None for "none" (or None), which keeps keys and values as they are computed.
+    Raises `InputError` with near names for any other."""
     if name is None or name == NONE:
         return None
     if name not in FORMS:
@@ -73,8 +76,8 @@ def form_named(name: str | None) -> Form | None:
 
 
 def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
-    """(quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole groups that no later token sees are let
-    go.
+    """(quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole groups that
+    no later token sees are let go.
 
     >>> tokens_held(63), tokens_held(64), tokens_held(100)
     ((0, 63), (32, 32), (64, 36))
@@ -84,7 +87,8 @@ def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
 
 
 def tokens_dropped(tokens: int, window: int | None) -> int:
-    """How many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups, and quantized ones only."""
+    """How many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups, and
+    quantized ones only."""
     if window is None:
         return 0
     quantized = max(0, (tokens - RECENT) // GROUP * GROUP)
@@ -92,13 +96,14 @@ def tokens_dropped(tokens: int, window: int | None) -> int:
 
 
 def value_group(size: int) -> int:
-    """How many channels of a value of `size` share a scale: the largest power of two up to 32 that divides it."""
+    """How many channels of a value of `size` share a scale: the largest power of two up to 32 that divides
+    it."""
     return gcd(size, GROUP)
 
 
 def check_config(config) -> None:
-    """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in heads whose size can be cut
-    into groups."""
+    """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in
+    heads whose size can be cut into groups."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     text = config.get_text_config()

@@ -1,8 +1,9 @@
 """Numbers to codes and back, a group at a time: x ≈ smallest + scale · code, code in 0 … 2^bits − 1.
 
-`scale` and `smallest` are float16, rounded such that the grid covers the group whatever they were rounded to: smallest downwards, scale
-upwards. So no number is off by more than half a step, which `step` of the result says. The smallest value is stored as it is rather than as
-a whole number of steps, because the channels of keys can lie far from zero.
+`scale` and `smallest` are float16, rounded such that the grid covers the group whatever they were rounded to:
+smallest downwards, scale upwards. So no number is off by more than half a step, which `step` of the result
+says. The smallest value is stored as it is rather than as a whole number of steps, because the channels of
+keys can lie far from zero.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ _ULP, _TINY = (
 
 @dataclass(frozen=True)
 class Codes:
-    """`packed` (..., bytes) holds codes (..., channels); `scale` and `smallest` are float16 and broadcast over each group."""
+    """`packed` (..., bytes) holds codes (..., channels); `scale` and `smallest` are float16 and broadcast
+    over each group."""
 
     packed: torch.Tensor
     scale: torch.Tensor
@@ -33,8 +35,9 @@ class Codes:
 
 
 def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
-    """Codes of `x` (..., channels), of which all numbers along `dim` are one group. The codes are packed along the last dimension, whose
-    size must be a multiple of 8; `scale` and `smallest` have the shape of `x` with `dim` of size 1.
+    """Codes of `x` (..., channels), of which all numbers along `dim` are one group. The codes are packed
+    along the last dimension, whose size must be a multiple of 8; `scale` and `smallest` have the shape of `x`
+    with `dim` of size 1.
 
     Raises `RunError` for numbers that are not finite or beyond float16.
     """

@@ -1,7 +1,7 @@
 """Codes of 2 to 8 bits as bytes, with no bit wasted.
 
-Eight codes of b bits become b bytes, little-endian: code i of the eight takes the bits i·b … i·b + b − 1 of a 64-bit word whose
-first b bytes are kept. A row's last, incomplete eight is filled with zeros.
+Eight codes of b bits become b bytes, little-endian: code i of the eight takes the bits i·b … i·b + b − 1 of a
+64-bit word whose first b bytes are kept. A row's last, incomplete eight is filled with zeros.
 """
 
 import torch

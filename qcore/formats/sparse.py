@@ -3,7 +3,8 @@
     mask      uint8 (N, ceil(K / 8))     bit k mod 8 of byte k // 8: is there a value?
     values    those of the weights that are there, row after row: floats as they are, codes of b bits packed (see packing.py)
 
-With b bits a weight and a share s of zeros this takes 1 + b · (1 − s) bits instead of b, so it is smaller where
+With b bits a weight and a share s of zeros this takes 1 + b · (1 − s) bits instead of b, so it is smaller
+where
 
     s > 1 / b      3.1 % for fp32, 6.25 % for 16 bits, 12.5 % for 8, 25 % for 4, 33.3 % for 3
 
@@ -28,7 +29,8 @@ def sparse_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
 
 
 def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mask, values) of `values` (N, K), floats or, with `bits` up to 8, uint8 codes; `kept` (N, K) says which are stored."""
+    """(mask, values) of `values` (N, K), floats or, with `bits` up to 8, uint8 codes; `kept` (N, K) says
+    which are stored."""
     chosen = values[kept]
     return pack(kept.to(torch.uint8), 1), pack(chosen, bits) if values.dtype == torch.uint8 else chosen
 
@@ -36,7 +38,8 @@ def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch
 def expand(
     mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor
 ) -> torch.Tensor:
-    """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever nothing is stored."""
+    """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever
+    nothing is stored."""
     kept = unpack(mask, 1, columns).bool()
     chosen = unpack(values, bits, int(kept.sum())) if values.dtype == torch.uint8 else values
     full = empty.to(chosen.dtype).expand(kept.shape).clone()
@@ -45,7 +48,8 @@ def expand(
 
 
 def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
-    """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact 0."""
+    """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact
+    0."""
     if isinstance(tensor.format, Uniform):
         zero = tensor.zero_points()
         full = (

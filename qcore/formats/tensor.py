@@ -34,13 +34,15 @@ def group_count(columns: int, group_size: int | None) -> int:
 
 
 def spread(per_group: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
-    """Repeat a value per group (N, G) for each input of its group: (N, K), or (N, 1) per channel, which broadcasts."""
+    """Repeat a value per group (N, G) for each input of its group: (N, K), or (N, 1) per channel, which
+    broadcasts."""
     return per_group if group_size is None else per_group.repeat_interleave(group_size, dim=1)[:, :columns]
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """The parts above. `shape` is (N, K), the logical shape. Build one with `from_codes`; read it with `dequantize`."""
+    """The parts above. `shape` is (N, K), the logical shape. Build one with `from_codes`; read it with
+    `dequantize`."""
 
     format: Format
     shape: tuple[int, int]
@@ -64,8 +66,9 @@ class QuantizedTensor:
     ) -> "QuantizedTensor":
         """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
 
-        `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes that loss first so
-        that a method can choose codes for the scales that will be stored. Raises `InputError` if a scale overflows float16 or is NaN.
+        `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes
+        that loss first so that a method can choose codes for the scales that will be stored. Raises
+        `InputError` if a scale overflows float16 or is NaN.
         """
         return cls.from_packed(
             format, tuple(codes.shape), pack(codes, format.bits), scale, zero_point, codebook
@@ -81,7 +84,8 @@ class QuantizedTensor:
         zero_point: torch.Tensor | None = None,
         codebook: torch.Tensor | None = None,
     ) -> "QuantizedTensor":
-        """`from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are packed already."""
+        """`from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are packed
+        already."""
         stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
@@ -104,7 +108,8 @@ class QuantizedTensor:
         return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
 
     def is_stored(self, name: str) -> bool:
-        """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs nothing."""
+        """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs
+        nothing."""
         return not (
             name == "codebook" and isinstance(self.format, Codebook) and self.format.fixed is not None
         )
@@ -124,7 +129,8 @@ class QuantizedTensor:
         return unpack(self.codes, self.format.bits, self.shape[1])
 
     def scales(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
-        """The scales as float32 (N, G) or of some rows, double quantization undone; None where the format has none."""
+        """The scales as float32 (N, G) or of some rows, double quantization undone; None where the format has
+        none."""
         if self.scale is not None:
             return self.scale[rows].float()
         if self.scale_codes is None:
@@ -171,7 +177,8 @@ def format_bytes(format: Format, rows: int, columns: int) -> int:
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """The float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method must choose codes for."""
+    """The float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method must
+    choose codes for."""
     return _dequantize_scale(*_quantize_scale(scale)) if format.double_quant else _half(scale).float()
 
 

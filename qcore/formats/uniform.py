@@ -2,13 +2,16 @@
 
     w ≈ scale · (code − zero_point)          code in 0 … 2^bits − 1
 
-A weight is a matrix (N outputs, K inputs). Groups run along the inputs, because that is the direction a dot product sums over,
-so a kernel applies each scale once per group. `group_size=None` is one group a row ("per channel").
+A weight is a matrix (N outputs, K inputs). Groups run along the inputs, because that is the direction a dot
+product sums over, so a kernel applies each scale once per group. `group_size=None` is one group a row ("per
+channel").
 
-Symmetric formats have the fixed zero point 2^(bits−1) and use the codes 1 … 2^bits − 1, so that the grid is its own mirror
-image. Asymmetric formats store a `bits`-wide integer zero point for each group: their grid always contains 0 exactly.
+Symmetric formats have the fixed zero point 2^(bits−1) and use the codes 1 … 2^bits − 1, so that the grid is
+its own mirror image. Asymmetric formats store a `bits`-wide integer zero point for each group: their grid
+always contains 0 exactly.
 
-Stored bits per weight: bits + (16 + zero-point bits) / group_size, e.g. 4 + (16 + 4) / 64 = 4.3125 for int4-g64.
+Stored bits per weight: bits + (16 + zero-point bits) / group_size, e.g. 4 + (16 + 4) / 64 = 4.3125 for
+int4-g64.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,8 @@ def check_group_size(group_size: int | None) -> None:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A `bits`-wide integer grid (2 … 8), see the module's docstring. `double_quant` stores the scales in 8 bits themselves."""
+    """A `bits`-wide integer grid (2 … 8), see the module's docstring. `double_quant` stores the scales in 8
+    bits themselves."""
 
     bits: int
     group_size: int | None

@@ -1,4 +1,5 @@
-"""A long piece of work in a process of its own, which a page can watch and stop: started, looked at and ended through a folder of files.
+"""A long piece of work in a process of its own, which a page can watch and stop: started, looked at and ended
+through a folder of files.
 
 request.json     what was asked for
 status.json      where it stands: the fields of `Status`; the worker rewrites it
@@ -19,7 +20,8 @@ from qcore.base.files import read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """`state`: "running", "done", "failed", "cancelled" or "interrupted" (its process was killed); `done` of `total`: of the step."""
+    """`state`: "running", "done", "failed", "cancelled" or "interrupted" (its process was killed); `done` of
+    `total`: of the step."""
 
     state: str
     words: str = ""
@@ -52,8 +54,8 @@ def start(place: Path, request: dict, module: str, *arguments: str) -> None:
 
 
 def look(place: Path, kind: type[Status], advice: str, **more) -> Status | None:
-    """Where the work in `place` stands, as a `kind` with `more` fields; None if there never was any. `advice` is what to do about a
-    process that was killed."""
+    """Where the work in `place` stands, as a `kind` with `more` fields; None if there never was any. `advice`
+    is what to do about a process that was killed."""
     about = read_json(place / "status.json")
     if about is None:
         return None

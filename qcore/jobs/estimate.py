@@ -1,7 +1,8 @@
 """How far a run is and how long it will take, from how long each phase took so far.
 
-Every recipe goes through the same phases. What is expected of a phase starts as a guess (from an earlier run of the same model where
-there is one) and becomes the mean of what was measured; a phase that counts its steps is extrapolated from its own pace.
+Every recipe goes through the same phases. What is expected of a phase starts as a guess (from an earlier run
+of the same model where there is one) and becomes the mean of what was measured; a phase that counts its steps
+is extrapolated from its own pace.
 """
 
 import time
@@ -36,7 +37,8 @@ def guess(spec: dict) -> dict[str, float]:
 
 
 class Estimate:
-    """The expected course of a run: `work` lists the phases of each child process in order, `seconds` what each is expected to take."""
+    """The expected course of a run: `work` lists the phases of each child process in order, `seconds` what
+    each is expected to take."""
 
     def __init__(
         self,

@@ -1,8 +1,10 @@
-"""Submit a run, look at it, stop it: everything another process (a page, the command line, a script) does with runs.
+"""Submit a run, look at it, stop it: everything another process (a page, the command line, a script) does
+with runs.
 
-The disk is the truth. `submit` writes the request into a new folder and starts the worker in a session of its own, so closing a
-tab, rerunning a page or restarting the server ends nothing; any process finds the run again by its id. The worker queues itself
-(see `worker.py`) and reports through `status.json`; this module reads that file, and checks that whoever wrote it still lives.
+The disk is the truth. `submit` writes the request into a new folder and starts the worker in a session of its
+own, so closing a tab, rerunning a page or restarting the server ends nothing; any process finds the run again
+by its id. The worker queues itself (see `worker.py`) and reports through `status.json`; this module reads
+that file, and checks that whoever wrote it still lives.
 """
 
 from __future__ import annotations
@@ -39,11 +41,12 @@ _started: list[subprocess.Popen] = []  # workers of this process, kept so that t
 class Status:
     """Where a run stands.
 
-    `state`: queued, running, done (at least one recipe succeeded), failed (none did), cancelled, or interrupted (its process was
-    killed from outside). `phase` is for people. `done` of `total` counts within the phase; `fraction` (0 … 1) and `eta_s` (seconds,
-    None while unknown) cover the whole run. `place` counts the runs that go first. Times are seconds since 1970. `spec` is
-    `RunSpec.to_dict()`. `recipes` holds one {"recipe", "state", "phase"} each, states as above plus "ok" and "waiting".
-    `error_kind` is the class of `error` from `qcore.base.errors`, so that bad input can be told from a failure.
+    `state`: queued, running, done (at least one recipe succeeded), failed (none did), cancelled, or
+    interrupted (its process was killed from outside). `phase` is for people. `done` of `total` counts within
+    the phase; `fraction` (0 … 1) and `eta_s` (seconds, None while unknown) cover the whole run. `place`
+    counts the runs that go first. Times are seconds since 1970. `spec` is `RunSpec.to_dict()`. `recipes`
+    holds one {"recipe", "state", "phase"} each, states as above plus "ok" and "waiting". `error_kind` is the
+    class of `error` from `qcore.base.errors`, so that bad input can be told from a failure.
     """
 
     run_id: str
@@ -74,11 +77,11 @@ class Status:
 
 
 def submit(spec: RunSpec, engine: Engine = HERE) -> str:
-    """Start the run, or queue it behind those that came first, and return its id at once. With another `engine` than this machine its
-    recipes are spread over a cluster.
+    """Start the run, or queue it behind those that came first, and return its id at once. With another
+    `engine` than this machine its recipes are spread over a cluster.
 
-    The same request twice within two seconds (a double click) is one run, as long as the first has not ended. Raises `InputError` if
-    the cache folder cannot be written.
+    The same request twice within two seconds (a double click) is one run, as long as the first has not ended.
+    Raises `InputError` if the cache folder cannot be written.
     """
     spec = spec.absolute()
     request = spec.to_dict()
@@ -106,7 +109,8 @@ def submit(spec: RunSpec, engine: Engine = HERE) -> str:
 
 
 def status(run_id: str) -> Status:
-    """Where the run stands now. A run whose process is gone is settled as interrupted (or cancelled, if that was asked).
+    """Where the run stands now. A run whose process is gone is settled as interrupted (or cancelled, if that
+    was asked).
 
     Raises `InputError` for an unknown id.
     """
@@ -139,8 +143,8 @@ def list_runs() -> list[Status]:
 
 
 def rows(run_id: str, margin: float | None = None) -> list[dict]:
-    """The rows that are finished so far, in the order their recipes were asked for, each with its verdict within the margin of the run or
-    another `margin`."""
+    """The rows that are finished so far, in the order their recipes were asked for, each with its verdict
+    within the margin of the run or another `margin`."""
     return list(judged_rows(RunFolder(run_id), margin).values())
 
 
@@ -160,7 +164,8 @@ def follow(run_id: str, interval: float = 0.3) -> Iterator[Status]:
 def cancel(run_id: str) -> Status:
     """End a queued or running run, children included, and return its status; rows that are finished are kept.
 
-    The process group is asked to end, and killed if it has not after a few seconds. A run that has ended stays as it is.
+    The process group is asked to end, and killed if it has not after a few seconds. A run that has ended
+    stays as it is.
     """
     folder = RunFolder(run_id)
     if not status(run_id).active:
@@ -194,10 +199,11 @@ def repeat(run_id: str) -> str:
 
 
 def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options) -> list[dict]:
-    """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of `RunSpec`; `engine` and `address` as
-    in `qcore.base.executor.Engine`.
+    """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of
+    `RunSpec`; `engine` and `address` as in `qcore.base.executor.Engine`.
 
-    Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with its error.
+    Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with
+    its error.
     """
     from qcore.verbs.checks import check
 
@@ -236,7 +242,8 @@ def _new_folder(now: float) -> RunFolder:
 
 
 def _tick(now: float) -> str:
-    """Six hexadecimal digits: the fraction of the second first, so that ids sort in the order of submission."""
+    """Six hexadecimal digits: the fraction of the second first, so that ids sort in the order of
+    submission."""
     return f"{int(now % 1 * 4096):03x}" + secrets.token_hex(2)[:3]
 
 

@@ -1,4 +1,5 @@
-"""Models being made in a process of its own, for a page that watches, stops and looks back: training, pruning, distillation.
+"""Models being made in a process of its own, for a page that watches, stops and looks back: training,
+pruning, distillation.
 
     QCORE_HOME/making/ID/                 see `qcore.jobs.background`; the request holds kind, model, arguments
                          history.json     the loss curve so far (training and distillation)
@@ -28,7 +29,8 @@ KEPT = 50  # records
 
 @dataclass(frozen=True)
 class Request:
-    """`kind` is "qat", "prune" or "distill"; `arguments` are what the functions of `qcore.verbs.making` take, options by their fields.
+    """`kind` is "qat", "prune" or "distill"; `arguments` are what the functions of `qcore.verbs.making` take,
+    options by their fields.
 
     Raises `InputError` for what cannot be used, before anything is started.
     """
@@ -60,7 +62,8 @@ class Request:
 
 
 def call(request: Request, out: Path | None, progress, watch, *, check: bool = False) -> dict | None:
-    """Do what the request says and return what came out; with `check` only find out whether it can be asked for."""
+    """Do what the request says and return what came out; with `check` only find out whether it can be asked
+    for."""
     from qcore.recipes import parse
     from qcore.verbs import making
 
@@ -154,5 +157,6 @@ def status(job: str) -> Status | None:
 
 
 def cancel(job: str) -> None:
-    """Stop what is being made; what was trained is kept for two weeks, and the same request goes on from there."""
+    """Stop what is being made; what was trained is kept for two weeks, and the same request goes on from
+    there."""
     background.end(folder(job))

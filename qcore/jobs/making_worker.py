@@ -1,4 +1,5 @@
-"""`python -m qcore.jobs.making_worker JOB`: makes the model that the request in the job's folder asks for, and says how far it is."""
+"""`python -m qcore.jobs.making_worker JOB`: makes the model that the request in the job's folder asks for,
+and says how far it is."""
 
 import logging
 import signal

@@ -1,7 +1,9 @@
-"""The speed probe in a process of its own, for pages: they may not hold models. It reports on its standard output, one JSON object a line,
-and ends when it is cancelled or when its parent ends. What it found is kept by `planning.probe`, so that it outlives the page that asked.
+"""The speed probe in a process of its own, for pages: they may not hold models. It reports on its standard
+output, one JSON object a line, and ends when it is cancelled or when its parent ends. What it found is kept
+by `planning.probe`, so that it outlives the page that asked.
 
-`python -m qcore.jobs.probing`: a JSON object {"model", "revision", "recipes"} on standard input; the input is also its lifeline.
+`python -m qcore.jobs.probing`: a JSON object {"model", "revision", "recipes"} on standard input; the input is
+also its lifeline.
 """
 
 import contextlib
@@ -20,7 +22,8 @@ LONGEST_LOG = 300  # characters of a crash that are told
 
 
 class Probing:
-    """A probe under way, started at once. `done` of `total` recipes, `text` says what it does; `error` is a sentence if it failed."""
+    """A probe under way, started at once. `done` of `total` recipes, `text` says what it does; `error` is a
+    sentence if it failed."""
 
     def __init__(self, model: str, revision: str | None, recipes: Sequence[str]):
         self.done, self.total, self.text = 0, len(recipes), "starting"

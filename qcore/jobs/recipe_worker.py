@@ -1,7 +1,9 @@
-"""`python -m qcore.jobs.recipe_worker RUN_DIR POSITION EVENTS`: one recipe of a run, in this process, start to end.
+"""`python -m qcore.jobs.recipe_worker RUN_DIR POSITION EVENTS`: one recipe of a run, in this process, start
+to end.
 
-POSITION counts the run's recipes from 0, or is "baseline"; EVENTS is a file descriptor, or a file, that takes one JSON object a line. The
-row is written to the run's folder before its event is sent. Standard input is a lifeline: when it closes, whoever started this is gone.
+POSITION counts the run's recipes from 0, or is "baseline"; EVENTS is a file descriptor, or a file, that takes
+one JSON object a line. The row is written to the run's folder before its event is sent. Standard input is a
+lifeline: when it closes, whoever started this is gone.
 """
 
 import json

@@ -1,8 +1,9 @@
 """The playground's engine: a process that keeps a model loaded in several forms and writes texts with them.
 
-A page must not hold models (a crash would take the dashboard along, and memory would never come back), so `Resident` talks to
-`python -m qcore.jobs.resident_worker` in JSON lines: requests on its standard input, events on its standard output. The process ends
-when it is closed, when it has been idle for long, and when its parent ends in whatever way.
+A page must not hold models (a crash would take the dashboard along, and memory would never come back), so
+`Resident` talks to `python -m qcore.jobs.resident_worker` in JSON lines: requests on its standard input,
+events on its standard output. The process ends when it is closed, when it has been idle for long, and when
+its parent ends in whatever way.
 
     with Resident("smollm2-135m", ["fp32", "int4-g64"]) as resident:
         for event in resident.generate("The capital of France is", max_new_tokens=20):
@@ -57,8 +58,8 @@ class Event:
 
 
 class Resident:
-    """Client of one such process, started at the first request, and again after it has ended idle. Safe to share between threads:
-    requests are answered one after another."""
+    """Client of one such process, started at the first request, and again after it has ended idle. Safe to
+    share between threads: requests are answered one after another."""
 
     def __init__(
         self,
@@ -106,8 +107,8 @@ class Resident:
     ) -> Iterator[Event]:
         """Write a text with each of the recipes (or those named), one after another, and yield what happens.
 
-        The other arguments are those of `generate_text`. Closing the iterator cancels what is left. Raises `InputError` if the
-        request cannot be served at all, `RunError` if the process was killed.
+        The other arguments are those of `generate_text`. Closing the iterator cancels what is left. Raises
+        `InputError` if the request cannot be served at all, `RunError` if the process was killed.
         """
         chosen = (
             self.recipes
@@ -185,7 +186,8 @@ class _Child:
         self.running = True
         self.process: subprocess.Popen | None = None
         started = threading.Event()
-        # Linux kills the process when the *thread* that started it ends, and a page's threads are short-lived: so it gets its own.
+        # Linux kills the process when the *thread* that started it ends, and a page's threads are
+        # short-lived: so it gets its own.
         threading.Thread(target=self._run, args=(started,), name="resident", daemon=True).start()
         started.wait()
         if self.process is None:

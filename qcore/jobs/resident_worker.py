@@ -1,8 +1,10 @@
-"""`python -m qcore.jobs.resident_worker PARENT IDLE_SECONDS THREADS`: keeps models in memory and writes texts; see `resident.py`.
+"""`python -m qcore.jobs.resident_worker PARENT IDLE_SECONDS THREADS`: keeps models in memory and writes
+texts; see `resident.py`.
 
-Requests are JSON lines on standard input, read by a thread of its own so that "cancel" is heard while a text is being written;
-events are JSON lines on the original standard output (anything a library prints goes to standard error). End of input ends the
-process at once. Of the models, the least recently used are dropped when another would not fit.
+Requests are JSON lines on standard input, read by a thread of its own so that "cancel" is heard while a text
+is being written; events are JSON lines on the original standard output (anything a library prints goes to
+standard error). End of input ends the process at once. Of the models, the least recently used are dropped
+when another would not fit.
 """
 
 import contextlib
@@ -171,7 +173,8 @@ class Shelf:
         self._digest: str | None = None
 
     def get(self, checkpoint, recipe: Recipe, report):
-        """The model of `checkpoint` with `recipe` applied, loaded if need be. Raises `TooLargeError` if it fits on no terms."""
+        """The model of `checkpoint` with `recipe` applied, loaded if need be. Raises `TooLargeError` if it
+        fits on no terms."""
         from qcore import library
         from qcore.quantization import calibration, convert
 
@@ -192,7 +195,8 @@ class Shelf:
         return self._models[key]
 
     def _make_room(self, checkpoint, recipe: Recipe) -> None:
-        """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit alone."""
+        """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit
+        alone."""
         from qcore import planning
 
         while self._models:
@@ -226,7 +230,8 @@ def _unexpected(error: Exception) -> str:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, on Linux; elsewhere the end of input has to do."""
+    """Have the kernel kill this process when its parent ends, on Linux; elsewhere the end of input has to
+    do."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before we asked

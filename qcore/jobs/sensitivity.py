@@ -1,7 +1,9 @@
-"""Sensitivities of a model, asked for by name: computed here and now, or in a process of its own that a page can watch and stop.
+"""Sensitivities of a model, asked for by name: computed here and now, or in a process of its own that a page
+can watch and stop.
 
-What is found is kept in the cache folder, see `qcore.quantization.sensitivity.store`; asked again, it is there. Measured divergences are kept block by
-block, so whatever stops a measurement, the next one goes on after its last block.
+What is found is kept in the cache folder, see `qcore.quantization.sensitivity.store`; asked again, it is
+there. Measured divergences are kept block by block, so whatever stops a measurement, the next one goes on
+after its last block.
 
     QCORE_HOME/sensitivity/job/     the work under way, or the last: see `qcore.jobs.background`
 """
@@ -27,8 +29,9 @@ WINDOW = 256  # tokens of the windows that divergences are measured over: their 
 
 @dataclass(frozen=True)
 class Request:
-    """`formats` are names such as "int4-g64"; `method` rounds to them. `tokens` of the calibration text `text` (None: the packaged one) are
-    read for the prediction; with `measure_tokens` above 0 the divergence of each layer and format is measured over so many of them.
+    """`formats` are names such as "int4-g64"; `method` rounds to them. `tokens` of the calibration text
+    `text` (None: the packaged one) are read for the prediction; with `measure_tokens` above 0 the divergence
+    of each layer and format is measured over so many of them.
 
     Raises `InputError` naming the field that cannot be used.
     """
@@ -61,9 +64,11 @@ class Request:
 
 
 def compute(request: Request, progress: Progress) -> tuple[str, object]:
-    """(key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store as far as it is there. Waits for its turn.
+    """(key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store as far as it is
+    there. Waits for its turn.
 
-    Raises `InputError` for a model or text that cannot be used, or a method that does not look at layers one by one.
+    Raises `InputError` for a model or text that cannot be used, or a method that does not look at layers one
+    by one.
     """
     from qcore import library, planning
     from qcore.layers.select import select
@@ -132,7 +137,7 @@ def _measured(model, targets, request: Request, calibration, table, store, progr
     return table
 
 
-# -- in a process of its own ----------------------------------------------------------------------------------------------------------
+# -- in a process of its own ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""`python -m qcore.jobs.sensitivity_worker`: carries out the request that lies in the cache folder and says how far it is."""
+"""`python -m qcore.jobs.sensitivity_worker`: carries out the request that lies in the cache folder and says
+how far it is."""
 
 import logging
 import sys

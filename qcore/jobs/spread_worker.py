@@ -1,9 +1,10 @@
-"""A run whose recipes are measured on the machines of a Ray cluster, the baseline first, then all others at once.
+"""A run whose recipes are measured on the machines of a Ray cluster, the baseline first, then all others at
+once.
 
-The run's folder lies on storage that all machines share. Each recipe is the same child process as in a local run (`recipe_worker.py`),
-started by a Ray task and reporting into a file of the folder that is read here; its row is in the folder when it ends. A machine that is
-lost in the middle costs the time of what it was at: Ray starts that recipe again elsewhere. By default a machine measures one recipe at a
-time.
+The run's folder lies on storage that all machines share. Each recipe is the same child process as in a local
+run (`recipe_worker.py`), started by a Ray task and reporting into a file of the folder that is read here; its
+row is in the folder when it ends. A machine that is lost in the middle costs the time of what it was at: Ray
+starts that recipe again elsewhere. By default a machine measures one recipe at a time.
 """
 
 import json
@@ -115,7 +116,8 @@ class SpreadWorker(Worker):
 
 
 def _read(events, at: int) -> tuple[list[dict], int]:
-    """The whole lines of the file from byte `at` on, and where the next begins; what was cut short by a kill is passed over."""
+    """The whole lines of the file from byte `at` on, and where the next begins; what was cut short by a kill
+    is passed over."""
     if not events.exists():
         return [], at
     with events.open("rb") as file:

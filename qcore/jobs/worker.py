@@ -1,9 +1,10 @@
 """`python -m qcore.jobs.worker RUN_DIR`: carries out one run, one fresh process for each recipe.
 
-It first waits for its turn: earlier runs that have not ended go first, and a file lock that the kernel releases when its holder dies
-makes sure that one heavy thing happens at a time. Each recipe then gets a process of its own (`recipe_worker.py`), so that memory
-figures are clean and a crash or an out-of-memory kill is one failed row while the others go on. The child reports through a pipe,
-one JSON object a line, and writes its row to disk itself; what it prints goes to the log. This process loads no heavy library.
+It first waits for its turn: earlier runs that have not ended go first, and a file lock that the kernel
+releases when its holder dies makes sure that one heavy thing happens at a time. Each recipe then gets a
+process of its own (`recipe_worker.py`), so that memory figures are clean and a crash or an out-of-memory kill
+is one failed row while the others go on. The child reports through a pipe, one JSON object a line, and writes
+its row to disk itself; what it prints goes to the log. This process loads no heavy library.
 """
 
 import json
@@ -43,7 +44,8 @@ class Stopped(Exception):
 
 
 def child_command(folder: RunFolder, position: int | None, events: int) -> list[str]:
-    """The command that runs the recipe at `position` (None: the baseline alone) and reports to the file descriptor `events`."""
+    """The command that runs the recipe at `position` (None: the baseline alone) and reports to the file
+    descriptor `events`."""
     which = BASELINE if position is None else str(position)
     return [sys.executable, "-m", "qcore.jobs.recipe_worker", str(folder.path), which, str(events)]
 
@@ -123,7 +125,8 @@ class Worker:
         return position is None or (position == self.order[0] and None not in self.order)
 
     def _run_one(self, position: int | None) -> tuple[str | None, str | None]:
-        """Run one child to its end and keep its row. Returns its error and the error's class, or two Nones."""
+        """Run one child to its end and keep its row. Returns its error and the error's class, or two
+        Nones."""
         name = BASELINE if position is None else self.names[position]
         self._phase(position, "start", "")
         began = time.time()
@@ -243,7 +246,8 @@ class Worker:
             self.folder.write("status.json", self.status | estimate)
 
     def _baseline_failed(self, position: int | None, error: str, kind: str) -> None:
-        """The others can go on without a baseline, unless the input itself is to blame; either way the run says what happened."""
+        """The others can go on without a baseline, unless the input itself is to blame; either way the run
+        says what happened."""
         if kind != "InputError":
             self.status["error"] = f"The baseline failed, so KL and top-1 agreement are missing: {error}"
             self.status["error_kind"] = kind
@@ -275,7 +279,8 @@ class Worker:
         self._end("done" if good else "failed", error, kind)
 
     def _end_stopped(self) -> None:
-        """SIGTERM: what is finished is kept; what is not is marked as cancelled, or the run as interrupted."""
+        """SIGTERM: what is finished is kept; what is not is marked as cancelled, or the run as
+        interrupted."""
         if not self.folder.cancel_asked:
             kept = len(self.folder.rows())
             self._end(
@@ -323,7 +328,8 @@ class Worker:
 
 
 def expected_seconds(spec: dict) -> dict[str, float]:
-    """Seconds of each phase: as the newest rows of the same model took, scaled to this request, or else a guess."""
+    """Seconds of each phase: as the newest rows of the same model took, scaled to this request, or else a
+    guess."""
     expected = guess(spec)
     try:
         known = Store().latest(spec["model"], limit=20)
@@ -341,8 +347,8 @@ def expected_seconds(spec: dict) -> dict[str, float]:
 
 
 def _order(spec: dict) -> list[int | None]:
-    """Positions in the order to run them: the baseline first, since the others are compared with it; None is a baseline without a row,
-    which every run with a quantized key-value cache has."""
+    """Positions in the order to run them: the baseline first, since the others are compared with it; None is
+    a baseline without a row, which every run with a quantized key-value cache has."""
     names = [recipe["name"] for recipe in spec["recipes"]]
     if "fp32" not in names or spec.get("kv", NONE) != NONE:
         return [None, *range(len(names))]

@@ -1,1 +1,2 @@
-"""How codes are executed: `linear` multiplies activations by a quantized weight, by the fastest correct way this machine has."""
+"""How codes are executed: `linear` multiplies activations by a quantized weight, by the fastest correct way
+this machine has."""

@@ -1,9 +1,10 @@
 """Memory for packed weights in huge pages, where the system has them.
 
-A step reads every weight once. In pages of 4 KiB each megabyte costs 256 walks of the page tables, which the reading waits for, and
-hardware prefetching stops at each page's end; in pages of 2 MiB a whole step of a small model is a tenth faster. Weights are often
-smaller than such a page, so they are laid one behind the other in large pieces. A piece is given back when no weight in it is left,
-and only the pages that were written count.
+A step reads every weight once. In pages of 4 KiB each megabyte costs 256 walks of the page tables, which the
+reading waits for, and hardware prefetching stops at each page's end; in pages of 2 MiB a whole step of a
+small model is a tenth faster. Weights are often smaller than such a page, so they are laid one behind the
+other in large pieces. A piece is given back when no weight in it is left, and only the pages that were
+written count.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ _used = 0
 
 
 def empty(nbytes: int) -> torch.Tensor:
-    """A new uint8 tensor (nbytes,) with a storage of its own; in huge pages on Linux, where they can be asked for."""
+    """A new uint8 tensor (nbytes,) with a storage of its own; in huge pages on Linux, where they can be asked
+    for."""
     global _piece, _used
     if not nbytes or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(nbytes, dtype=torch.uint8)

@@ -1,8 +1,8 @@
 """Compile the native kernels on first use, once for each machine, compiler and version of the sources.
 
-The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the sources, the flags and the
-compiler's own version, so that a changed source, another compiler or another architecture never meets a stale library. A lock lets
-concurrent processes build once.
+The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the
+sources, the flags and the compiler's own version, so that a changed source, another compiler or another
+architecture never meets a stale library. A lock lets concurrent processes build once.
 """
 
 import hashlib
@@ -57,10 +57,11 @@ _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the u
 def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Path:
     """Return the path of the compiled library, compiling it first if need be (half a minute of one core).
 
-    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. `emulate` is for
-    tests: the functions of every instruction set, of other processors too, in terms of AVX2 through the headers of SIMDe, which must be
-    installed. Raises `UnavailableError` if nothing is written for this machine, if there is no C++ compiler, or if it fails; the message
-    says what to do.
+    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable
+    QCORE_KERNEL_FLAGS. `emulate` is for tests: the functions of every instruction set, of other processors
+    too, in terms of AVX2 through the headers of SIMDe, which must be installed. Raises `UnavailableError` if
+    nothing is written for this machine, if there is no C++ compiler, or if it fails; the message says what to
+    do.
     """
     family = FAMILIES.get(platform.machine().lower())
     if family is None:
@@ -96,8 +97,8 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
 def _flags(
     source: Path, family: dict[str, tuple[str, ...]], extra: tuple[str, ...], emulate: bool
 ) -> tuple[str, ...] | None:
-    """The flags of one source, None if it is not for this processor. Only files that are named after an instruction set may use it: the
-    others run before it is known to exist."""
+    """The flags of one source, None if it is not for this processor. Only files that are named after an
+    instruction set may use it: the others run before it is known to exist."""
     instructions = source.stem.rpartition("_")[2]
     if emulate and instructions != "avx2":
         return (*AVX2, *EMULATED, *extra)
@@ -107,7 +108,8 @@ def _flags(
 
 
 def _compile(compiler: str, source: Path, folder: Path, flags: tuple[str, ...]) -> Path:
-    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the file holds nothing."""
+    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the
+    file holds nothing."""
     target = folder / f"{source.stem}.o"
     if not _takes(compiler, flags):
         flags = tuple(flag for flag in flags if flag in AVX2 or not flag.startswith("-m"))

@@ -1,4 +1,5 @@
-"""Choosing the codes of a block of inputs one after another natively: `native/choose_avx2.cpp` from Python."""
+"""Choosing the codes of a block of inputs one after another natively: `native/choose_avx2.cpp` from
+Python."""
 
 import ctypes
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ class _Job(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Levels:
-    """What weights may be: `inverse` and `scale` (G, N), and either the codes `lowest` … `highest` around `zero` (G, N) or `middle`, or
-    a `table` (E,) or (N, E) of ascending values with the `midpoints` between them."""
+    """What weights may be: `inverse` and `scale` (G, N), and either the codes `lowest` … `highest` around
+    `zero` (G, N) or `middle`, or a `table` (E,) or (N, E) of ascending values with the `midpoints` between
+    them."""
 
     inverse: torch.Tensor
     scale: torch.Tensor
@@ -61,8 +63,8 @@ def choose(
     step: torch.Tensor,
     codes: torch.Tensor,
 ) -> torch.Tensor:
-    """The moves (last − first, N) of the inputs `first` … `last` − 1, whose `codes` (K, N) are written, too. `methods.stepwise` says what
-    is chosen; all are contiguous float32 on the CPU, `groups` (K,) int32."""
+    """The moves (last − first, N) of the inputs `first` … `last` − 1, whose `codes` (K, N) are written, too.
+    `methods.stepwise` says what is chosen; all are contiguous float32 on the CPU, `groups` (K,) int32."""
     moves = torch.empty(last - first, state.shape[1])
     whole = [
         tensor if tensor is None else tensor.contiguous()

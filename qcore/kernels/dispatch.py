@@ -6,8 +6,8 @@
     "int8-block"  int8, one scale a block of 32 inputs                   exact
     "int8"        int8, one scale a token                                int8, one scale a token
 
-The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one; without them the plain-torch
-reference runs. `explain` says which, and names the instruction set.
+The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one;
+without them the plain-torch reference runs. `explain` says which, and names the instruction set.
 """
 
 import warnings
@@ -41,8 +41,9 @@ def linear(
 ) -> torch.Tensor:
     """x (..., K) times `weight` (N, K), plus `bias` (N,): (..., N) in x's dtype.
 
-    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into the other where that
-    pays. Gradients flow to x, through the reference. Raises `InputError` if x has another K or `activations` is unknown.
+    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into
+    the other where that pays. Gradients flow to x, through the reference. Raises `InputError` if x has
+    another K or `activations` is unknown.
     """
     if x.shape[-1] != weight.shape[1]:
         raise InputError(f"The input has {x.shape[-1]} features, but this layer takes {weight.shape[1]}.")
@@ -60,7 +61,8 @@ def linear(
 
 
 def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Tensor:
-    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises `IndexError` for a row outside."""
+    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises
+    `IndexError` for a row outside."""
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize(rows=ids.flatten()).view(*ids.shape, weight.shape[1])
     if _traced(ids):
@@ -69,7 +71,8 @@ def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Ten
 
 
 def _traced(x: torch.Tensor) -> bool:
-    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors, subclasses."""
+    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors,
+    subclasses."""
     return torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu"
 
 
@@ -81,7 +84,8 @@ def reason_for_reference(weight: QuantizedTensor) -> str | None:
 
 
 def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
-    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing kernels are warned of once."""
+    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing
+    kernels are warned of once."""
     reason = reason_for_reference(weight)
     if reason is None:
         return PackedWeight.pack(weight)

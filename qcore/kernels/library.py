@@ -1,6 +1,8 @@
-"""The compiled kernels from Python: loading, and the torch operator `qcore::linear` that `torch.compile` and meta tensors see.
+"""The compiled kernels from Python: loading, and the torch operator `qcore::linear` that `torch.compile` and
+meta tensors see.
 
-A plain call goes straight through ctypes, which costs less than a trip through torch's dispatcher; both end in the same function.
+A plain call goes straight through ctypes, which costs less than a trip through torch's dispatcher; both end
+in the same function.
 """
 
 import ctypes
@@ -32,9 +34,11 @@ _X86_ONLY = {
 
 @cache
 def functions() -> ctypes.CDLL:
-    """The library, compiled if need be, with the fastest instruction set of this processor, or the one that QCORE_INSTRUCTIONS names.
+    """The library, compiled if need be, with the fastest instruction set of this processor, or the one that
+    QCORE_INSTRUCTIONS names.
 
-    Raises `UnavailableError` if it cannot be compiled or loaded, or if this processor has no instruction set that it is written for.
+    Raises `UnavailableError` if it cannot be compiled or loaded, or if this processor has no instruction set
+    that it is written for.
     """
     try:
         loaded = ctypes.CDLL(str(build()))
@@ -92,7 +96,8 @@ def reason_missing() -> str | None:
 
 
 def reason_without(function: str) -> str | None:
-    """None if the library can be used and has `function` (one that not every processor has), else the sentence that says why not."""
+    """None if the library can be used and has `function` (one that not every processor has), else the
+    sentence that says why not."""
     if reason := reason_missing():
         return reason
     if hasattr(functions(), function):
@@ -145,7 +150,8 @@ def _linear(x: torch.Tensor, layout: Layout, rows: int, bias: torch.Tensor | Non
 
 
 def rows(ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K). Raises `IndexError` if one lies outside 0 … N − 1."""
+    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K). Raises `IndexError` if one
+    lies outside 0 … N − 1."""
     return _rows(ids, weight.layout)
 
 
@@ -165,7 +171,7 @@ def sum_words(words: torch.Tensor) -> int:
     return functions().qcore_sum_words(words.data_ptr(), words.numel(), torch.get_num_threads())
 
 
-# -- the operators: the same with the layout's numbers as arguments, because an operator takes only tensors and numbers --------------
+# -- the operators: the same with the layout's numbers as arguments, because an operator takes only tensors an
 
 
 def _layout(numbers: list[int], panels: torch.Tensor, table: torch.Tensor | None) -> Layout:

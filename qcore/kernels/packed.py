@@ -1,9 +1,11 @@
-"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and back.
+"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and
+back.
 
-The layout is described in `native/layout.h`: panels of 8 rows in which scales, zero points and codes follow one another as they are
-needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form alone: `unpack` gives back every stored part,
-bit for bit. Bytes are the same up to padding, except that 5- to 7-bit codes take a byte each and double-quantized scales are
-expanded to float16 (their 8-bit form is kept too, for `unpack`).
+The layout is described in `native/layout.h`: panels of 8 rows in which scales, zero points and codes follow
+one another as they are needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form
+alone: `unpack` gives back every stored part, bit for bit. Bytes are the same up to padding, except that 5- to
+7-bit codes take a byte each and double-quantized scales are expanded to float16 (their 8-bit form is kept
+too, for `unpack`).
 """
 
 import ctypes
@@ -54,7 +56,8 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only `unpack` needs."""
+    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only
+    `unpack` needs."""
 
     format: Format
     shape: tuple[int, int]
@@ -67,7 +70,8 @@ class PackedWeight:
 
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
-        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has one."""
+        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has
+        one."""
         from qcore.kernels import library
 
         if reason := reason_against(weight.format, weight.shape):

@@ -1,4 +1,5 @@
-"""The plain-torch definition of every kernel: slow, readable, and right on any device. Fast kernels are tested against it.
+"""The plain-torch definition of every kernel: slow, readable, and right on any device. Fast kernels are
+tested against it.
 
     y = x · dequantize(W)ᵀ + bias
 
@@ -16,7 +17,8 @@ from qcore.formats.tensor import QuantizedTensor
 def linear(
     x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str = "fp32"
 ) -> torch.Tensor:
-    """Multiply `x` (..., K) by `weight` (N, K) and return (..., N) in x's dtype. `activations` is "fp32" (exact) or "int8"."""
+    """Multiply `x` (..., K) by `weight` (N, K) and return (..., N) in x's dtype. `activations` is "fp32"
+    (exact) or "int8"."""
     inputs = x.float() if x.dtype != torch.float64 else x
     if activations == "int8":
         inputs = quantize_tokens(inputs)

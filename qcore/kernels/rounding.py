@@ -1,8 +1,8 @@
 """Rounding a matrix of weights to the nearest codes natively: `native/quantize.h` from Python.
 
-A weight is read once, by all threads, and its codes are written packed; beside the result nothing is allocated but a row of floats a
-thread. Weights whose rows are not stored in one piece (a transposed matrix) or whose dtype the kernel does not read are copied some
-rows at a time.
+A weight is read once, by all threads, and its codes are written packed; beside the result nothing is
+allocated but a row of floats a thread. Weights whose rows are not stored in one piece (a transposed matrix)
+or whose dtype the kernel does not read are copied some rows at a time.
 """
 
 import ctypes
@@ -44,7 +44,8 @@ def reason_against(weight: torch.Tensor) -> str | None:
 
 
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
-    """`weight` (N, K) rounded to a uniform or fixed-table `format`, or None if it holds NaN or a group whose scale float16 cannot hold.
+    """`weight` (N, K) rounded to a uniform or fixed-table `format`, or None if it holds NaN or a group whose
+    scale float16 cannot hold.
 
     Raises `MemoryError` if not even a row of floats can be had.
     """
@@ -110,6 +111,7 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
 
 @cache
 def _thresholds(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Midpoints (15,) between the sorted entries of a fixed table, and the code of each of the 16 intervals that they bound."""
+    """Midpoints (15,) between the sorted entries of a fixed table, and the code of each of the 16 intervals
+    that they bound."""
     ordered, order = Codebook(kind, None).fixed.sort(stable=True)
     return (ordered[1:] + ordered[:-1]) / 2, order.to(torch.uint8)

@@ -10,7 +10,8 @@ from qcore.recipes.ledger import Ledger, Row
 
 
 def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]]:
-    """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares, or None)."""
+    """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares,
+    or None)."""
     seen: dict[tuple, str] = {}
     for module_name, module in model.named_modules():
         if isinstance(module, QuantizedModule):

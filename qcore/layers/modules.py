@@ -1,11 +1,12 @@
 """Drop-in modules whose weights are quantized: a model with them is still an ordinary Hugging Face model.
 
-Each keeps the parts of a `QuantizedTensor` as buffers (so `state_dict`, `to` and `safetensors` see them) and the format as a
-plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn.Embedding` and the fused (experts, N, K) parameters of a mixture
-of experts.
+Each keeps the parts of a `QuantizedTensor` as buffers (so `state_dict`, `to` and `safetensors` see them) and
+the format as a plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn.Embedding` and the fused
+(experts, N, K) parameters of a mixture of experts.
 
-A layer that is used on a machine with native kernels lays its weight out for them and lets the buffers go: the same bits in another
-order, so nothing is held twice. Whoever asks for the parts again (saving, moving to a device) gets them back, bit for bit.
+A layer that is used on a machine with native kernels lays its weight out for them and lets the buffers go:
+the same bits in another order, so nothing is held twice. Whoever asks for the parts again (saving, moving to
+a device) gets them back, bit for bit.
 """
 
 import threading
@@ -47,7 +48,8 @@ class QuantizedModule(nn.Module):
         )
 
     def executable(self) -> QuantizedTensor | PackedWeight:
-        """The weight in the form that runs fastest here. If that is the packed one, the buffers are let go."""
+        """The weight in the form that runs fastest here. If that is the packed one, the buffers are let
+        go."""
         if self.packed is not None:
             return self.packed
         with _packing:
@@ -62,7 +64,8 @@ class QuantizedModule(nn.Module):
         return self.packed
 
     def restore(self) -> None:
-        """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts afterwards, too."""
+        """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts
+        afterwards, too."""
         with _packing:
             if self.packed is not None:
                 for name, part in self.packed.unpacked_once.parts().items():
@@ -83,12 +86,14 @@ class QuantizedModule(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized weight (N, K), computed at each access: for code that inspects a layer, not for speed."""
+        """The dequantized weight (N, K), computed at each access: for code that inspects a layer, not for
+        speed."""
         return self.quantized.dequantize()
 
 
 class QuantLinear(QuantizedModule):
-    """y = x · Wᵀ + bias with a quantized W. `activations` is a name that `kernels.dispatch` lists, such as "fp32" or "int8"."""
+    """y = x · Wᵀ + bias with a quantized W. `activations` is a name that `kernels.dispatch` lists, such as
+    "fp32" or "int8"."""
 
     def __init__(self, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str):
         super().__init__(weight)
@@ -132,9 +137,11 @@ def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
 
 
 class QuantExperts(nn.Module):
-    """A fused expert parameter (E, N, K). Indexing it with an expert's number gives that expert's weight, dequantized.
+    """A fused expert parameter (E, N, K). Indexing it with an expert's number gives that expert's weight,
+    dequantized.
 
-    `transposed` says that the model stores (E, K, N): quantization still groups along the inputs K, and indexing gives (K, N).
+    `transposed` says that the model stores (E, K, N): quantization still groups along the inputs K, and
+    indexing gives (K, N).
     """
 
     def __init__(self, experts: list[QuantizedTensor], transposed: bool):
@@ -148,7 +155,8 @@ class QuantExperts(nn.Module):
 
 
 class StoredLinear(nn.Module):
-    """A linear layer stored in 16 bits and computed in the inputs' type: the weight is widened when it is used."""
+    """A linear layer stored in 16 bits and computed in the inputs' type: the weight is widened when it is
+    used."""
 
     def __init__(self, weight: nn.Parameter, bias: torch.Tensor | None):
         super().__init__()
@@ -189,7 +197,8 @@ class StoredExperts(nn.Module):
 
 
 class Widen(nn.Module):
-    """A parametrization: the parameter is stored in 16 bits and read as float32. For norms, biases and other small tensors."""
+    """A parametrization: the parameter is stored in 16 bits and read as float32. For norms, biases and other
+    small tensors."""
 
     def forward(self, stored: torch.Tensor) -> torch.Tensor:
         """Any shape, unchanged."""

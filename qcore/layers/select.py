@@ -1,8 +1,9 @@
 """Which tensors of a model a recipe changes, and why the others stay as they are.
 
-Linear layers are found under all their names: `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused three-dimensional
-parameters in which a mixture of experts keeps all experts' weights. Embeddings and the output head are changed only if the recipe
-says so; routers, norms and biases never are: they are small, and routers decide which expert runs at all.
+Linear layers are found under all their names: `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused
+three-dimensional parameters in which a mixture of experts keeps all experts' weights. Embeddings and the
+output head are changed only if the recipe says so; routers, norms and biases never are: they are small, and
+routers decide which expert runs at all.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ _ROUTERS = ("gate", "router")
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter to quantize: `module`'s attribute `parameter`; `kind` is "linear", "conv1d", "experts", "head" or "embedding"."""
+    """A parameter to quantize: `module`'s attribute `parameter`; `kind` is "linear", "conv1d", "experts",
+    "head" or "embedding"."""
 
     module: str
     parameter: str
@@ -39,8 +41,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Selection:
-    """`targets` in the model's order; `kept` maps every other parameter's name to the reason; `missed` are those among them that
-    the recipe should have covered and cannot."""
+    """`targets` in the model's order; `kept` maps every other parameter's name to the reason; `missed` are
+    those among them that the recipe should have covered and cannot."""
 
     targets: tuple[Target, ...]
     kept: dict[str, str]
@@ -48,7 +50,8 @@ class Selection:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for characters of one segment.
+    """Whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for
+    characters of one segment.
 
     >>> matches("model.layers.1.mlp", "layers.1"), matches("model.layers.10.mlp", "layers.1")
     (True, False)
@@ -59,7 +62,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def select(model: nn.Module, recipe: Recipe) -> Selection:
-    """Decide for every parameter of `model`. Raises `InputError` if a skip pattern matches no module that could be quantized."""
+    """Decide for every parameter of `model`. Raises `InputError` if a skip pattern matches no module that
+    could be quantized."""
     targets, kept, missed, used = [], {}, set(), set()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight

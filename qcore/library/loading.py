@@ -1,7 +1,8 @@
 """Weights from checked files into a model, computed in fp32.
 
-fp32 weights stay mapped from their files: they cost page cache, which the system can drop and read again, not memory of ours.
-16-bit ones are widened, because processors without hardware for them compute hundreds of times slower in 16 bits.
+fp32 weights stay mapped from their files: they cost page cache, which the system can drop and read again, not
+memory of ours. 16-bit ones are widened, because processors without hardware for them compute hundreds of
+times slower in 16 bits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore had quantized it, None otherwise."""
+    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore had quantized it,
+    None otherwise."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -58,8 +60,9 @@ def load(
 ) -> Loaded:
     """Load a model by name (see `resolve`) or from a `Checkpoint`, in fp32 on `device`.
 
-    Raises `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or infinite, naming the
-    first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be asked before.
+    Raises `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or
+    infinite, naming the first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be
+    asked before.
     """
     checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
     if checkpoint.source == ONNX:
@@ -91,7 +94,8 @@ def load(
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces so that no copy is made."""
+    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces so that no
+    copy is made."""
     import torch
 
     if not tensor.is_floating_point():
@@ -121,7 +125,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             "Copy the tokenizer's files of the original model into its folder."
         )
     collects = gc.isenabled()
-    gc.disable()  # a vocabulary is parsed into 100,000 lists, and every few thousand the collector would go through all there is
+    # a vocabulary is parsed into 100,000 lists, and every few thousand the collector would go through all
+    # there is
+    gc.disable()
     try:
         return AutoTokenizer.from_pretrained(
             folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True
@@ -136,14 +142,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):
-    """The checked config, so that the library does not read config.json, with whatever is in it, a second time."""
+    """The checked config, so that the library does not read config.json, with whatever is in it, a second
+    time."""
     from qcore.models.config import to_transformers
 
     return to_transformers(checkpoint.config)
 
 
 def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Give `model` the generation_config.json of `folder`, if there is one. Raises `InputError` if it cannot be read."""
+    """Give `model` the generation_config.json of `folder`, if there is one. Raises `InputError` if it cannot
+    be read."""
     from transformers import GenerationConfig
 
     if not (folder / "generation_config.json").exists():

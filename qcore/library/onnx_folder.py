@@ -1,12 +1,13 @@
-"""A folder with a model as ONNX: it runs with ONNX Runtime alone, and it is a model for `eval` and `bench` here.
+"""A folder with a model as ONNX: it runs with ONNX Runtime alone, and it is a model for `eval` and `bench`
+here.
 
     model.onnx, model.onnx.data    the graph and its weights, see `qcore.engines.onnx`
     run_onnx.py                    a program that needs onnxruntime and numpy (and tokenizers, to read text)
     config.json, tokenizer …       as in the original checkpoint
     qcore-onnx.json                recipe, ledger, SHA-256 of the files, and how far the logits are from PyTorch's
 
-Before the folder gets its name, the graph has run and was compared with PyTorch: a prompt at once, and its end token by token through the
-cache. Where both compute in float32, they must agree.
+Before the folder gets its name, the graph has run and was compared with PyTorch: a prompt at once, and its
+end token by token through the cache. Where both compute in float32, they must agree.
 """
 
 import hashlib
@@ -41,8 +42,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest difference between a logit of ONNX Runtime and PyTorch's, reading `tokens` at once and writing the last `decoded` one by
-    one; `largest` is the largest logit. `same_arithmetic`: both compute in float32, so that only rounding may differ."""
+    """The largest difference between a logit of ONNX Runtime and PyTorch's, reading `tokens` at once and
+    writing the last `decoded` one by one; `largest` is the largest logit. `same_arithmetic`: both compute in
+    float32, so that only rounding may differ."""
 
     prefill: float
     decode: float
@@ -55,10 +57,11 @@ class Agreement:
 def save(
     loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = False, progress: Progress
 ) -> tuple[Ledger, Agreement]:
-    """Export `loaded`, which is used up, as `recipe` into `folder`; a model that holds qcore's codes keeps them.
+    """Export `loaded`, which is used up, as `recipe` into `folder`; a model that holds qcore's codes keeps
+    them.
 
-    Raises `InputError` for a recipe or model that has no ONNX form or a folder that holds something, `RunError` if the exported graph does
-    not compute what the model does.
+    Raises `InputError` for a recipe or model that has no ONNX form or a folder that holds something,
+    `RunError` if the exported graph does not compute what the model does.
     """
     from qcore.engines.onnx import run_onnx, writing
     from qcore.quantization.convert import quantize
@@ -117,8 +120,8 @@ def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
 
 
 def load(found: Checkpoint, tokenizer) -> Loaded:
-    """The model of an exported folder, computed by ONNX Runtime. Raises `InputError` if a file is damaged, `UnavailableError` without
-    ONNX Runtime."""
+    """The model of an exported folder, computed by ONNX Runtime. Raises `InputError` if a file is damaged,
+    `UnavailableError` without ONNX Runtime."""
     from qcore import engines
     from qcore.models.assembly import unfilled
 
@@ -161,7 +164,8 @@ def _manifest(folder: Path) -> dict:
 
 @torch.no_grad()
 def _reference(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations read exactly."""
+    """Random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations read
+    exactly."""
     config = model.config.get_text_config()
     count = min(PROMPT, getattr(config, "max_position_embeddings", None) or PROMPT)
     ids = torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))

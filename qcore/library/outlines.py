@@ -1,4 +1,5 @@
-"""A model known by its headers: a `Checkpoint` to plan with, of which no byte of weights was fetched or converted.
+"""A model known by its headers: a `Checkpoint` to plan with, of which no byte of weights was fetched or
+converted.
 
     hub id      config.json, and the beginning of each safetensors file by ranged reads
     GGUF        its own header; the tensors are those that the conversion would write
@@ -34,7 +35,8 @@ def outline(
     public: bool | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """The checkpoint of the model called `name`, from headers and config alone. A default model is fetched if it is not here yet.
+    """The checkpoint of the model called `name`, from headers and config alone. A default model is fetched if
+    it is not here yet.
 
     Raises `InputError` and `UnavailableError` as `resolve` does.
     """
@@ -125,7 +127,8 @@ def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str,
 
 
 def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
-    """Bytes `first` to `end` of a file on the hub. A server that ignores the range is listened to no longer than that."""
+    """Bytes `first` to `end` of a file on the hub. A server that ignores the range is listened to no longer
+    than that."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

@@ -1,8 +1,8 @@
-"""Models that qcore has made but not quantized (pruned, distilled): an ordinary folder that transformers and qcore load, with the record of
-how.
+"""Models that qcore has made but not quantized (pruned, distilled): an ordinary folder that transformers and
+qcore load, with the record of how.
 
-The folder holds what any checkpoint holds, and `qcore-made.json`: what it was made from, by what, on which text (so that it is never judged
-by that), and for how long.
+The folder holds what any checkpoint holds, and `qcore-made.json`: what it was made from, by what, on which
+text (so that it is never judged by that), and for how long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from qcore.library.saving import MADE, replaced_folder
 
 
 def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete or not at all.
+    """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete
+    or not at all.
 
     Raises `InputError` as `check_folder` does.
     """
@@ -29,7 +30,8 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
 
 
 def check_judged(loaded, name: str, sha256: str, ids) -> None:
-    """Raise `InputError` if the text called `name`, of which the tokens `ids` (T,) are scored, is one that the model was made with."""
+    """Raise `InputError` if the text called `name`, of which the tokens `ids` (T,) are scored, is one that
+    the model was made with."""
     from qcore.quantization.calibration import check_record
 
     made = (

@@ -1,10 +1,11 @@
 """Save a quantized model as safetensors, and load it again with the very same bits.
 
-A folder holds what a Hugging Face checkpoint holds (`config.json`, tokenizer, `model.safetensors`) plus `qcore.json`: the recipe, the
-ledger, the format of each quantized tensor, and the SHA-256 of the weights, which is checked at load. Nothing in it is pickled.
-Large models, which `qcore.streaming` writes, are cut into several files with an index, as the hub's are; each has its own SHA-256.
-Quantized weights are stored as the parts of a `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; for a mixture of
-experts each expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
+A folder holds what a Hugging Face checkpoint holds (`config.json`, tokenizer, `model.safetensors`) plus
+`qcore.json`: the recipe, the ledger, the format of each quantized tensor, and the SHA-256 of the weights,
+which is checked at load. Nothing in it is pickled. Large models, which `qcore.streaming` writes, are cut into
+several files with an index, as the hub's are; each has its own SHA-256. Quantized weights are stored as the
+parts of a `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; for a mixture of experts each
+expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
 
 Other libraries refuse such a folder, rightly: its `config.json` says `"quant_method": "qcore"`.
 """
@@ -55,11 +56,12 @@ def save(
     sparse: Set[str] = frozenset(),
     origin: dict | None = None,
 ) -> Path:
-    """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return it. Tensors called as in
-    `sparse` are stored without their zeros where that is smaller, see `sparse.py`. `origin` says what it was made from.
+    """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return
+    it. Tensors called as in `sparse` are stored without their zeros where that is smaller, see `sparse.py`.
+    `origin` says what it was made from.
 
-    Everything is written to a temporary folder first and then renamed, so that no half-written model is ever found. Raises
-    `InputError` as `check_target` does.
+    Everything is written to a temporary folder first and then renamed, so that no half-written model is ever
+    found. Raises `InputError` as `check_target` does.
     """
     check_recipe(recipe)
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
@@ -99,8 +101,9 @@ def write_about(
     sparse: Sequence[dict] = (),
     origin: dict | None = None,
 ) -> None:
-    """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and the manifest with the SHA-256
-    of each weight file, `digests`, the list of what is stored `sparse`, and the `origin`."""
+    """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and
+    the manifest with the SHA-256 of each weight file, `digests`, the list of what is stored `sparse`, and the
+    `origin`."""
     _write_config(model, recipe, folder, ours=bool(sparse))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -119,7 +122,8 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: see `check_recipe` and `check_folder`."""
+    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: see `check_recipe` and
+    `check_folder`."""
     check_recipe(recipe)
     check_folder(folder, overwrite=overwrite)
 
@@ -133,7 +137,8 @@ def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
 
 
 def begin(folder: Path | str) -> "Reading":
-    """`load` in two steps: the check of the weights' SHA-256 runs in a thread from here on, so do something else before `finish`."""
+    """`load` in two steps: the check of the weights' SHA-256 runs in a thread from here on, so do something
+    else before `finish`."""
     folder = Path(folder)
     record = read_manifest(folder)
     files = record["sha256"] if isinstance(record["sha256"], dict) else [WEIGHTS]
@@ -145,7 +150,8 @@ def begin(folder: Path | str) -> "Reading":
 
 @dataclass(frozen=True)
 class Reading:
-    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 of each weight file, which is being computed."""
+    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 of each weight file,
+    which is being computed."""
 
     folder: Path
     record: dict
@@ -180,7 +186,8 @@ class Reading:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The parsed `qcore.json` of a saved model. Raises `InputError` if it is missing, unreadable or of a later version."""
+    """The parsed `qcore.json` of a saved model. Raises `InputError` if it is missing, unreadable or of a
+    later version."""
     try:
         record = json.loads((folder / MANIFEST).read_text())
         version = record["version"]
@@ -195,11 +202,12 @@ def read_manifest(folder: Path) -> dict:
     return record
 
 
-# -- writing ----------------------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """All tensors to write, by name, and the layout of the quantized ones. Shared storages are written once."""
+    """All tensors to write, by name, and the layout of the quantized ones. Shared storages are written
+    once."""
     tensors = {
         plain_name(name): tensor.detach().contiguous()
         for name, tensor, shared in inventory(model)
@@ -237,7 +245,8 @@ def _write_config(model: nn.Module, recipe: Recipe, folder: Path, ours: bool) ->
 
 
 def _sha256(path: Path) -> str:
-    """Digest of a file, read through maps of `_WINDOW` bytes: one call a window, during which other threads run undisturbed."""
+    """Digest of a file, read through maps of `_WINDOW` bytes: one call a window, during which other threads
+    run undisturbed."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -251,7 +260,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def _skeleton(folder: Path) -> nn.Module:
@@ -291,7 +300,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, la
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, copied if it is mapped to an odd address: there, matrix products would round their last bit differently."""
+    """`tensor`, copied if it is mapped to an odd address: there, matrix products would round their last bit
+    differently."""
     return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 

@@ -1,4 +1,5 @@
-"""Where a model is saved: a folder that appears complete or not at all, and never takes the place of somebody else's files."""
+"""Where a model is saved: a folder that appears complete or not at all, and never takes the place of somebody
+else's files."""
 
 import os
 import shutil
@@ -16,7 +17,8 @@ MADE, MANIFEST = "qcore-made.json", "qcore.json"
 
 
 def made_from(folder: Path) -> dict | None:
-    """What the model in `folder` was made from, as `Checkpoint.origin` says it; None if qcore did not make it, or did not say."""
+    """What the model in `folder` was made from, as `Checkpoint.origin` says it; None if qcore did not make
+    it, or did not say."""
     for name in (MADE, MANIFEST, ONNX_MANIFEST):
         record = read_json(folder / name)
         origin = record.get("from") if isinstance(record, dict) else None
@@ -26,8 +28,8 @@ def made_from(folder: Path) -> dict | None:
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model cannot be saved into `folder` because it holds something. `overwrite` allows a folder that qcore wrote,
-    and no other: nobody's home is emptied by a slip of the keyboard."""
+    """Raise `InputError` if a model cannot be saved into `folder` because it holds something. `overwrite`
+    allows a folder that qcore wrote, and no other: nobody's home is emptied by a slip of the keyboard."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
@@ -42,7 +44,8 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder to write into, which takes the place and name of `folder` at the end, and is removed if anything goes wrong.
+    """A temporary folder to write into, which takes the place and name of `folder` at the end, and is removed
+    if anything goes wrong.
 
     Raises `InputError` as `check_folder` does.
     """

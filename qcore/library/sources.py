@@ -16,11 +16,12 @@ def resolve(
     public: bool | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Find the model called `name`, fetching or converting it first if need be, and check everything but the weights themselves.
+    """Find the model called `name`, fetching or converting it first if need be, and check everything but the
+    weights themselves.
 
-    `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With `public` (by
-    default on a public server), local paths are refused. Raises `InputError` (wrong name or files) or `UnavailableError` (hub,
-    network, disk).
+    `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With
+    `public` (by default on a public server), local paths are refused. Raises `InputError` (wrong name or
+    files) or `UnavailableError` (hub, network, disk).
     """
     checkpoint = _find(classify(name, revision, public=public), progress)
     if not checkpoint.is_quantized:

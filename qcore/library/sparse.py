@@ -1,7 +1,8 @@
-"""Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`), and read back bit for bit.
+"""Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`), and read
+back bit for bit.
 
-The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "columns", "bits", "format", "like"} for codes,
-whose zeros are the codes that stand for 0.
+The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "columns",
+"bits", "format", "like"} for codes, whose zeros are the codes that stand for 0.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ MASK, VALUES = "sparse_mask", "sparse_values"
 def shrink(
     tensors: dict[str, torch.Tensor], quantized: dict[str, QuantizedTensor], names: set[str]
 ) -> tuple[dict, list[dict]]:
-    """`tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in it, and the manifest's entries.
+    """`tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in it, and
+    the manifest's entries.
 
-    `quantized` has the tensors of quantized modules by the module's name; their codes are called `MODULE.codes`.
+    `quantized` has the tensors of quantized modules by the module's name; their codes are called
+    `MODULE.codes`.
     """
     made, entries = dict(tensors), []
     for name in sorted(names & set(tensors)):
@@ -49,7 +52,8 @@ def shrink(
 def grow(
     tensors: dict[str, torch.Tensor], entries: list[dict], quantized: dict[str, QuantizedTensor]
 ) -> dict[str, torch.Tensor]:
-    """`tensors` as they were before `shrink`; `quantized`: the modules' tensors, whose codes are not looked at."""
+    """`tensors` as they were before `shrink`; `quantized`: the modules' tensors, whose codes are not looked
+    at."""
     made = dict(tensors)
     for entry in entries:
         name, columns, bits = entry["name"], entry["columns"], entry["bits"]

@@ -1,7 +1,9 @@
-"""Write tensors as a safetensors file in which they lie at multiples of 64 bytes, so that a reader can use them where they are.
+"""Write tensors as a safetensors file in which they lie at multiples of 64 bytes, so that a reader can use
+them where they are.
 
-The safetensors library aligns to 8 bytes, and a matrix product at such an address rounds its last bit differently; a reader would have
-to copy. Here the header is padded, tensors of a size that is a multiple of 64 bytes come first, and the others, few and small, last.
+The safetensors library aligns to 8 bytes, and a matrix product at such an address rounds its last bit
+differently; a reader would have to copy. Here the header is padded, tensors of a size that is a multiple of
+64 bytes come first, and the others, few and small, last.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ ALIGNMENT = 64  # bytes, as torch allocates
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path) -> str:
-    """Write contiguous CPU `tensors`, by name, to `path`, and return the SHA-256 of the file. Nothing is copied in memory."""
+    """Write contiguous CPU `tensors`, by name, to `path`, and return the SHA-256 of the file. Nothing is
+    copied in memory."""
     ordered = sorted(
         tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT > 0, -item[1].dtype.itemsize, item[0])
     )
@@ -31,7 +34,8 @@ def write(tensors: dict[str, torch.Tensor], path: Path) -> str:
 
 
 def header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int], int]]) -> bytes:
-    """The beginning of the file for tensors (name, dtype, shape, bytes) that follow in this order; a multiple of 64 bytes."""
+    """The beginning of the file for tensors (name, dtype, shape, bytes) that follow in this order; a multiple
+    of 64 bytes."""
     entries, place = {"__metadata__": {"format": "pt"}}, 0
     for name, dtype, shape, nbytes in tensors:
         entries[name] = {

@@ -1,4 +1,5 @@
-"""Where a number was measured: processor, memory, system, libraries, the code's own commit. Part of every record.
+"""Where a number was measured: processor, memory, system, libraries, the code's own commit. Part of every
+record.
 
 Looks things up without importing a library that is not already loaded, so that a page can show it at once.
 """
@@ -71,7 +72,8 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, with "+changes" if tracked files differ; None outside of one."""
+    """The commit of the checkout this code runs from, with "+changes" if tracked files differ; None outside
+    of one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -101,7 +103,8 @@ def gpu_name() -> str | None:
 
 
 def read_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that all threads together read from memory: the best of several sums over `read_buffer()` by each of `readers()`."""
+    """Bytes a second that all threads together read from memory: the best of several sums over
+    `read_buffer()` by each of `readers()`."""
     buffer = read_buffer()
     best = float("inf")
     for _ in range(repeats):
@@ -113,8 +116,8 @@ def read_bandwidth(repeats: int = 7) -> float:
 
 
 def readers() -> list[Callable]:
-    """Ways to read an int64 tensor from end to end. Which is fastest differs from processor to processor; the natively compiled one is
-    there where it can be."""
+    """Ways to read an int64 tensor from end to end. Which is fastest differs from processor to processor; the
+    natively compiled one is there where it can be."""
     import torch
 
     from qcore.kernels import library
@@ -123,8 +126,8 @@ def readers() -> list[Callable]:
 
 
 def read_buffer():
-    """An int64 tensor that no cache holds: eight times the last-level cache, between 128 MiB and 512 MiB, and at most a quarter of what
-    is available. Whole numbers, because their sum is bound by reading alone."""
+    """An int64 tensor that no cache holds: eight times the last-level cache, between 128 MiB and 512 MiB, and
+    at most a quarter of what is available. Whole numbers, because their sum is bound by reading alone."""
     import torch
 
     size = min(max(8 * last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)

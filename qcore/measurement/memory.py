@@ -1,8 +1,9 @@
 """How much memory this process really uses, and how much it may.
 
-Peak memory is the kernel's own high-water mark of resident pages, reset on entry, so nothing between two samples is missed. Pages
-that map a file (weights read through a memory map, libraries) can be dropped and read again, pages of the heap cannot, so the two
-are reported apart; that split is sampled. Measure in a fresh process: an earlier model's freed memory may be reused unseen.
+Peak memory is the kernel's own high-water mark of resident pages, reset on entry, so nothing between two
+samples is missed. Pages that map a file (weights read through a memory map, libraries) can be dropped and
+read again, pages of the heap cannot, so the two are reported apart; that split is sampled. Measure in a fresh
+process: an earlier model's freed memory may be reused unseen.
 """
 
 import os
@@ -17,14 +18,16 @@ INTERVAL = 0.01  # seconds between samples; one takes about 20 µs, so a speed m
 
 
 class PeakMemory:
-    """Context manager; after (or inside) it, `peak_bytes` is the most that was resident at once, `anonymous_bytes` and `file_bytes`
-    the most of each kind, at moments of their own. All three include what the process held on entry (`start_bytes`).
+    """Context manager; after (or inside) it, `peak_bytes` is the most that was resident at once,
+    `anonymous_bytes` and `file_bytes` the most of each kind, at moments of their own. All three include what
+    the process held on entry (`start_bytes`).
 
     >>> with PeakMemory() as memory:
     ...     model = load()
     >>> memory.peak_bytes - memory.start_bytes
 
-    Linux has the high-water mark; elsewhere `peak_bytes` is sampled too, and everything counts as `file_bytes`.
+    Linux has the high-water mark; elsewhere `peak_bytes` is sampled too, and everything counts as
+    `file_bytes`.
     """
 
     _active: list[
@@ -68,8 +71,8 @@ class PeakMemory:
 
 
 def _resident() -> tuple[int, int]:
-    """Resident bytes of this process now, and how many of them map files or are shared. Where Linux's /proc is missing, the second
-    equals the first, because it cannot be told."""
+    """Resident bytes of this process now, and how many of them map files or are shared. Where Linux's /proc
+    is missing, the second equals the first, because it cannot be told."""
     try:
         _, resident, mapped, *_ = (PROC / "statm").read_bytes().split()
     except OSError:
@@ -105,15 +108,17 @@ def total_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping: the machine's, or what the control group leaves if that is less."""
+    """Memory that can be had without swapping: the machine's, or what the control group leaves if that is
+    less."""
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
 
 
 def _groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = PROC / "cgroup") -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of this process's control group and its parents, where there is a limit.
+    """(limit, bytes in use that cannot be dropped) of this process's control group and its parents, where
+    there is a limit.
 
-    Version 2 has memory.max, version 1 memory.limit_in_bytes below a `memory` folder. In a container the path in /proc may not exist
-    below the root, which is then the group itself.
+    Version 2 has memory.max, version 1 memory.limit_in_bytes below a `memory` folder. In a container the path
+    in /proc may not exist below the root, which is then the group itself.
     """
     found = []
     try:

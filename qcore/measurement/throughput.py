@@ -1,11 +1,13 @@
-"""How fast a model reads a prompt (prefill) and writes one token after another (decode), through its own forward and its own cache.
+"""How fast a model reads a prompt (prefill) and writes one token after another (decode), through its own
+forward and its own cache.
 
     TTFT            seconds from the prompt to the first token
     prefill tok/s   prompt tokens / TTFT
     decode tok/s    (n - 1) / time from the first token to the n-th
     p50, p90, p99   milliseconds for each output token after the first, pooled over the repeats
 
-The number of new tokens is fixed and decoding is greedy, so every recipe does the same work; warm-up rounds are run and thrown away.
+The number of new tokens is fixed and decoding is greedy, so every recipe does the same work; warm-up rounds
+are run and thrown away.
 """
 
 import math
@@ -35,8 +37,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Medians over the repeats, percentiles over all their tokens, and the raw `samples`. `cache_bytes` is what the key-value cache of
-    `cache_tokens` tokens took, as stored."""
+    """Medians over the repeats, percentiles over all their tokens, and the raw `samples`. `cache_bytes` is
+    what the key-value cache of `cache_tokens` tokens took, as stored."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -91,10 +93,11 @@ def measure(
     progress: Progress | None = None,
     kv: Form | None = None,
 ) -> Throughput:
-    """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with `seed`).
-    Keys and values are kept in the form `kv` (None: as the model does).
+    """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with
+    `seed`). Keys and values are kept in the form `kv` (None: as the model does).
 
-    Raises `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a logit is NaN.
+    Raises `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a
+    logit is NaN.
     """
     ids = _prompt(model, prompt, seed)
     _check(model, ids, new_tokens, repeats, warmup)
@@ -123,8 +126,8 @@ def measure(
 def _sample(
     model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None
 ) -> tuple[Sample, int | None]:
-    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each new token; and the bytes that
-    the cache takes in the end."""
+    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each
+    new token; and the bytes that the cache takes in the end."""
     options = last_only(model)
     cache = new_cache(model, kv)
     times = [clock()]

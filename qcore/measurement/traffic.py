@@ -1,7 +1,8 @@
 """How many bytes of weights one step of decoding has to read, which is what bounds its speed on a processor.
 
-Everything that is stored is read once a token, but for two things: of an embedding only the token's own row (unless the output head is
-the same tensor, which multiplies by all of it), and of a mixture of experts only those that the token is sent to.
+Everything that is stored is read once a token, but for two things: of an embedding only the token's own row
+(unless the output head is the same tensor, which multiplies by all of it), and of a mixture of experts only
+those that the token is sent to.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
 
 def bytes_a_token(model: nn.Module, rows: Sequence[Row]) -> int:
-    """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value cache is not in it."""
+    """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value
+    cache is not in it."""
     head = _name_of(model, model.get_output_embeddings())
     tied = any(row.name == f"{head}.weight" and not row.bytes_after for row in rows)
     whole = f"{_name_of(model, model.get_input_embeddings())}.weight" if tied else None

@@ -1,8 +1,9 @@
-"""The model without its weights: the library's own classes on the "meta" device, where a tensor has a shape but no memory.
+"""The model without its weights: the library's own classes on the "meta" device, where a tensor has a shape
+but no memory.
 
-The checkpoint's tensors, as shapes, are put through the very loading that the real ones will go through (renamings, experts fused
-into one tensor, tied weights), so a weight that is missing, left over or of another shape is found before memory is taken, and none
-is ever initialised at random without a word.
+The checkpoint's tensors, as shapes, are put through the very loading that the real ones will go through
+(renamings, experts fused into one tensor, tied weights), so a weight that is missing, left over or of another
+shape is found before memory is taken, and none is ever initialised at random without a word.
 """
 
 import logging
@@ -25,10 +26,12 @@ building = (
 
 
 def skeleton(checkpoint: Checkpoint):
-    """The model of `checkpoint` on the meta device, cached: look, do not change. Names and shapes are those `load` will give.
+    """The model of `checkpoint` on the meta device, cached: look, do not change. Names and shapes are those
+    `load` will give.
 
-    Raises `InputError` naming the tensor that is missing, left over, or of a shape that contradicts config.json. For a model that
-    qcore quantized, the skeleton is that of the unquantized model, and the weights are not compared.
+    Raises `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
+    config.json. For a model that qcore quantized, the skeleton is that of the unquantized model, and the
+    weights are not compared.
     """
     with building:
         if checkpoint.digest in _cache:
@@ -46,9 +49,11 @@ def skeleton(checkpoint: Checkpoint):
 
 
 def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
-    """Put `tensors` (name in the files -> torch tensor) into a new fp32 model on `device`, in evaluation mode, without gradients.
+    """Put `tensors` (name in the files -> torch tensor) into a new fp32 model on `device`, in evaluation
+    mode, without gradients.
 
-    fp32 tensors on a CPU are taken as they are, so that mapped ones stay mapped. Raises `InputError` as `skeleton` does.
+    fp32 tensors on a CPU are taken as they are, so that mapped ones stay mapped. Raises `InputError` as
+    `skeleton` does.
     """
     import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -117,7 +122,8 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
 
 
 def _odd_expert(checkpoint: Checkpoint) -> str | None:
-    """Experts are stored one by one and loaded as one tensor, so the library cannot say which one did not fit: find it by name."""
+    """Experts are stored one by one and loaded as one tensor, so the library cannot say which one did not
+    fit: find it by name."""
     families: dict[tuple[str, str], dict[int, tuple[int, ...]]] = {}
     for name, tensor in checkpoint.tensors.items():
         if match := _EXPERT.fullmatch(name):

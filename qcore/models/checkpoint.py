@@ -1,4 +1,5 @@
-"""A checkpoint: a folder of safetensors files with config.json whose every header was checked. No weight is loaded for it."""
+"""A checkpoint: a folder of safetensors files with config.json whose every header was checked. No weight is
+loaded for it."""
 
 import hashlib
 import json
@@ -20,10 +21,11 @@ _SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`name`: as the user gave it. `revision`: the hub's commit. `digest`: SHA-256 over config, headers and samples of every tensor:
-    the same for a copy of the folder, another one for other weights. `config`: config.json without the fields that choose code.
-    `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe. `source`: "default", "folder", "gguf", "hub", "onnx".
-    `description`: a sentence or two for people: where it came from, and what to know about its weights."""
+    """`name`: as the user gave it. `revision`: the hub's commit. `digest`: SHA-256 over config, headers and
+    samples of every tensor: the same for a copy of the folder, another one for other weights. `config`:
+    config.json without the fields that choose code. `tensors`: what is stored, by name. `is_quantized`: saved
+    by qcore with a recipe. `source`: "default", "folder", "gguf", "hub", "onnx". `description`: a sentence or
+    two for people: where it came from, and what to know about its weights."""
 
     name: str
     folder: Path
@@ -37,7 +39,8 @@ class Checkpoint:
 
     @property
     def origin(self) -> dict:
-        """What a model that is made from this one says about it, JSON-ready; `model` and `revision` find it again, from any folder."""
+        """What a model that is made from this one says about it, JSON-ready; `model` and `revision` find it
+        again, from any folder."""
         local = self.source in ("folder", "gguf", ONNX)
         name = str(Path(self.name).expanduser().absolute()) if local else self.name
         return {"model": name, "revision": self.revision, "digest": self.digest}
@@ -72,8 +75,8 @@ def read_folder(
     *,
     quantized: bool = False,
 ) -> Checkpoint:
-    """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at only. Raises `InputError`
-    naming the file or tensor that is wrong."""
+    """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at
+    only. Raises `InputError` naming the file or tensor that is wrong."""
     config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):
@@ -92,7 +95,8 @@ def read_folder(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that hold the weights, by the index if there is one. Raises `InputError` if there are none."""
+    """Names of the safetensors files that hold the weights, by the index if there is one. Raises `InputError`
+    if there are none."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
         raise InputError(
@@ -174,7 +178,8 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
 
 
 def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
-    """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say so."""
+    """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say
+    so."""
     for tensor_name, tensor in tensors.items():
         packed = tensor.dtype.startswith(("F8_", "F6_", "F4")) or tensor_name.endswith(
             (".qweight", ".qzeros", ".absmax", ".weight_packed")
@@ -187,7 +192,8 @@ def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
 
 
 def _digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:
-    """Cheap and stable: everything in the headers, but only samples of the weights (any training step changes every tensor)."""
+    """Cheap and stable: everything in the headers, but only samples of the weights (any training step changes
+    every tensor)."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     by_place = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start))
     files: dict[str, list[tuple[str, TensorInfo]]] = {}

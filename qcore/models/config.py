@@ -1,4 +1,5 @@
-"""What config.json may say. It is data from strangers: it may not bring code, name other files, or make us build something absurd."""
+"""What config.json may say. It is data from strangers: it may not bring code, name other files, or make us
+build something absurd."""
 
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from qcore.base.registry import unknown
 from qcore.models.headers import TensorInfo, read_json
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
-# Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never passed on.
+# Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never
+# passed on.
 _STRIPPED = (
     "trust_remote_code",
     "attn_implementation",
@@ -49,10 +51,11 @@ _MAY_BE_ZERO = (
 
 
 def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
-    """The checked config.json of `folder` without the fields that are never passed on, and the names of those worth mentioning.
+    """The checked config.json of `folder` without the fields that are never passed on, and the names of those
+    worth mentioning.
 
-    Raises `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to look at it only), is an
-    adapter, or has absurd sizes.
+    Raises `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to
+    look at it only), is an adapter, or has absurd sizes.
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -77,7 +80,8 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
 
 
 def checked(config: dict) -> dict:
-    """A config from elsewhere, without the fields that are never passed on. Raises `InputError` for absurd sizes."""
+    """A config from elsewhere, without the fields that are never passed on. Raises `InputError` for absurd
+    sizes."""
     _check_sizes(config)
     return _without(config, _STRIPPED)
 
@@ -89,7 +93,8 @@ def is_ours(config: dict) -> bool:
 
 
 def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raises `InputError`."""
+    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raises
+    `InputError`."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
     if layers > len(tensors):
@@ -133,7 +138,8 @@ def _refuse_code(config: dict, folder: Path, name: str) -> None:
 
 
 def quantized_by(config: dict, folder: Path) -> str | None:
-    """The method with which another library quantized the model ("gptq", "method not named"); None if none did."""
+    """The method with which another library quantized the model ("gptq", "method not named"); None if none
+    did."""
     if is_ours(config):
         return None
     method = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
@@ -166,7 +172,8 @@ def _check_sizes(config: dict) -> None:
 
 
 def to_transformers(config: dict):
-    """The transformers config object for a checked `config`. Raises `InputError` for an unknown architecture or invalid values."""
+    """The transformers config object for a checked `config`. Raises `InputError` for an unknown architecture
+    or invalid values."""
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -1,4 +1,5 @@
-"""GGUF files (the format of llama.cpp), dequantized and converted to safetensors once, keyed by the file's SHA-256.
+"""GGUF files (the format of llama.cpp), dequantized and converted to safetensors once, keyed by the file's
+SHA-256.
 
 A GGUF file is usually quantized. qcore then measures what its own recipes add to that loss, and says so.
 """
@@ -19,7 +20,8 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
-    """The folder with the converted `path` (converted now, or earlier), and a description. Raises `InputError` or `UnavailableError`."""
+    """The folder with the converted `path` (converted now, or earlier), and a description. Raises
+    `InputError` or `UnavailableError`."""
     check(path)
     if progress is not None:
         progress(0, 0, f"reading {path.name}")
@@ -57,7 +59,8 @@ def check(path: Path) -> None:
 
 
 def convert(path: Path, folder: Path, record: dict, progress: Progress | None = None) -> None:
-    """Write the model and tokenizer of the GGUF file `path` into `folder` as fp32 safetensors, with `record` as source.json.
+    """Write the model and tokenizer of the GGUF file `path` into `folder` as fp32 safetensors, with `record`
+    as source.json.
 
     Raises `InputError` for an architecture that transformers cannot take from GGUF, or a damaged file.
     """

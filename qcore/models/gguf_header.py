@@ -1,9 +1,12 @@
-"""What a GGUF file says about itself, read in milliseconds: its settings, and its tensors' names, shapes and types.
+"""What a GGUF file says about itself, read in milliseconds: its settings, and its tensors' names, shapes and
+types.
 
-    "GGUF" version tensors entries · entries of (key, type, value) · tensors of (name, dimensions, shape, type, offset) · data
+    "GGUF" version tensors entries · entries of (key, type, value) · tensors of (name, dimensions, shape,
+    type, offset) · data
 
-The library's own reader makes an array of every token of the vocabulary, which takes half a minute. To have its settings translated by
-transformers all the same, they are written into a file of a few kilobytes, without the vocabulary and without data.
+The library's own reader makes an array of every token of the vocabulary, which takes half a minute. To have
+its settings translated by transformers all the same, they are written into a file of a few kilobytes, without
+the vocabulary and without data.
 """
 
 import hashlib
@@ -37,7 +40,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """`entries` maps each key to (type, the value's bytes; None for long arrays), `lengths` the arrays' keys to their lengths."""
+    """`entries` maps each key to (type, the value's bytes; None for long arrays), `lengths` the arrays' keys
+    to their lengths."""
 
     entries: dict[str, tuple[int, bytes | None]]
     lengths: dict[str, int]
@@ -45,7 +49,8 @@ class Header:
 
 
 def outline(path: Path, name: str) -> Checkpoint:
-    """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises `InputError`."""
+    """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises
+    `InputError`."""
     from qcore.layers.inventory import inventory
     from qcore.models.assembly import unfilled
 
@@ -70,7 +75,8 @@ def outline(path: Path, name: str) -> Checkpoint:
 
 
 def read(path: Path) -> Header:
-    """The header of a file that `gguf_file.check` accepted. Raises `InputError` if it is damaged or cut short."""
+    """The header of a file that `gguf_file.check` accepted. Raises `InputError` if it is damaged or cut
+    short."""
     with path.open("rb") as file:
         try:
             _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
@@ -133,7 +139,8 @@ def _tensor(file: BinaryIO) -> Tensor:
 
 
 def _config(path: Path, header: Header) -> dict:
-    """The settings as a transformers config. Raises `InputError` for an architecture that transformers cannot take from GGUF."""
+    """The settings as a transformers config. Raises `InputError` for an architecture that transformers cannot
+    take from GGUF."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     from qcore.models.config import checked

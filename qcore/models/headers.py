@@ -45,8 +45,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: `dtype` as the file spells it ("F32", "BF16"), `shape`, `nbytes`, the name of its `file` in the folder, and
-    `start`, the position of its first byte in that file."""
+    """One stored tensor: `dtype` as the file spells it ("F32", "BF16"), `shape`, `nbytes`, the name of its
+    `file` in the folder, and `start`, the position of its first byte in that file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +61,8 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, by name. Raises `InputError` naming the file (and the tensor) for whatever is wrong."""
+    """The tensors of one safetensors file, by name. Raises `InputError` naming the file (and the tensor) for
+    whatever is wrong."""
     size = regular_size(path)
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -76,8 +77,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:
-    """The tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long and need not be here. Raises
-    `InputError` as `read_header` does."""
+    """The tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long and
+    need not be here. Raises `InputError` as `read_header` does."""
     header, start = parse_json(text, path.name), 8 + len(text)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
@@ -86,7 +87,8 @@ def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo
 
 
 def regular_size(path: Path) -> int:
-    """Size in bytes of a regular file, links followed. Raises `InputError` if it is missing, no file, or unreadable."""
+    """Size in bytes of a regular file, links followed. Raises `InputError` if it is missing, no file, or
+    unreadable."""
     try:
         status = path.stat()
     except OSError as error:
@@ -101,7 +103,8 @@ def regular_size(path: Path) -> int:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a small file. Raises `InputError` if it is too long, not UTF-8, not JSON, no object, or repeats a key."""
+    """A JSON object from a small file. Raises `InputError` if it is too long, not UTF-8, not JSON, no object,
+    or repeats a key."""
     size = regular_size(path)
     if size > LONGEST_JSON:
         raise InputError(f"{path.name} is {size / 1e6:.0f} MB long; no such file of a model is.")

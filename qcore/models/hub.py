@@ -1,7 +1,8 @@
 """Downloads from the hub: config, tokenizer and safetensors of one commit, and nothing else.
 
-The small files come first and are checked, so that a model that would be refused is refused before gigabytes of weights. Answers of
-the hub are told apart and put into words of our own: the library's messages may quote requests, and requests may hold a token.
+The small files come first and are checked, so that a model that would be refused is refused before gigabytes
+of weights. Answers of the hub are told apart and put into words of our own: the library's messages may quote
+requests, and requests may hold a token.
 """
 
 import re
@@ -56,10 +57,12 @@ def fetch(
     patience: float = _PATIENCE,
     cached: bool = True,
 ) -> tuple[Path, str, str]:
-    """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the description, usually empty).
+    """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the
+    description, usually empty).
 
-    If the hub cannot be reached and `cached`, an earlier download is used and the note says so. Raises `InputError` for a model that
-    is missing, gated, or not usable, `UnavailableError` if the hub is unreachable or limits the rate.
+    If the hub cannot be reached and `cached`, an earlier download is used and the note says so. Raises
+    `InputError` for a model that is missing, gated, or not usable, `UnavailableError` if the hub is
+    unreachable or limits the rate.
     """
     from huggingface_hub import HfApi
 
@@ -98,7 +101,8 @@ def fetch(
 def look(
     repo_id: str, revision: str | None, *, patience: float = _PATIENCE
 ) -> tuple[Path, str, dict[str, int]]:
-    """The small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files, which stay on the hub).
+    """The small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files, which
+    stay on the hub).
 
     Raises what `fetch` raises.
     """
@@ -165,7 +169,8 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
 
 
 def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
-    """An error of the hub's library in our words; one that is not about the hub (such as the caller's own cancellation) as it is."""
+    """An error of the hub's library in our words; one that is not about the hub (such as the caller's own
+    cancellation) as it is."""
     import httpx2
     from huggingface_hub import errors
 

@@ -1,8 +1,9 @@
 """Stored tensors as torch tensors without reading them: one private memory map for each tensor.
 
-A map of its own lets go of its pages as soon as its tensor is freed. One map for a whole file, as the safetensors library makes it,
-would keep every page that was ever read for as long as a single tensor of the file lives, so a model whose linear layers were
-quantized would still seem to hold all of its fp32 weights. The map is copy-on-write: changing such a tensor never changes the file.
+A map of its own lets go of its pages as soon as its tensor is freed. One map for a whole file, as the
+safetensors library makes it, would keep every page that was ever read for as long as a single tensor of the
+file lives, so a model whose linear layers were quantized would still seem to hold all of its fp32 weights.
+The map is copy-on-write: changing such a tensor never changes the file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _STORED = {torch_name: name for name, torch_name in _TORCH.items()}
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All stored tensors by name, mapped: no memory is taken until they are read. Raises `InputError` if a file changed or went away."""
+    """All stored tensors by name, mapped: no memory is taken until they are read. Raises `InputError` if a
+    file changed or went away."""
     files: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
         files.setdefault(tensor.file, {})[name] = tensor
@@ -52,7 +54,8 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """The `tensors` of one file, mapped. Raises `OSError` if it cannot be read or is shorter than they say."""
+    """The `tensors` of one file, mapped. Raises `OSError` if it cannot be read or is shorter than they
+    say."""
     try:
         with path.open("rb") as opened:
             return {name: _map(opened.fileno(), tensor) for name, tensor in tensors.items()}
@@ -61,7 +64,8 @@ def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Ten
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """One stored tensor, mapped; its pages are let go with it. For models too large to map whole. Raises `InputError` as above."""
+    """One stored tensor, mapped; its pages are let go with it. For models too large to map whole. Raises
+    `InputError` as above."""
     tensor = checkpoint.tensors[name]
     try:
         return read_file(checkpoint.folder / tensor.file, {name: tensor})[name]
@@ -70,7 +74,8 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype for a safetensors one. Raises `InputError` for the packed ones, which hold no plain numbers."""
+    """The torch dtype for a safetensors one. Raises `InputError` for the packed ones, which hold no plain
+    numbers."""
     import torch
 
     if name not in _TORCH:
@@ -79,7 +84,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def stored_name(dtype: torch.dtype) -> str:
-    """The inverse of `torch_dtype`: "F32" for `torch.float32`. Raises `KeyError` for a dtype that safetensors files do not have."""
+    """The inverse of `torch_dtype`: "F32" for `torch.float32`. Raises `KeyError` for a dtype that safetensors
+    files do not have."""
     return _STORED[str(dtype).removeprefix("torch.")]
 
 

@@ -1,4 +1,5 @@
-"""What the name of a model means. Decided by pattern alone where it comes from the public, before anything is opened."""
+"""What the name of a model means. Decided by pattern alone where it comes from the public, before anything is
+opened."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ DEFAULTS = ("smollm2-135m", "smollm2-135m-dithered")
 LONGEST_NAME = 1024
 _SHOWN = 60
 
-# The hub's own rules: one or two parts of letters, digits, - _ . that neither begin nor end with - or . and hold no -- or ..
+# The hub's own rules: one or two parts of letters, digits, - _ . that neither begin nor end with - or . and
+# hold no -- or ..
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}")
@@ -27,8 +29,8 @@ class Name:
 
 
 def classify(name: str | Path, revision: str | None = None, *, public: bool | None = None) -> Name:
-    """Say what `name` means. With `public` (by default on a public server), only default names and hub ids pass, and the disk is
-    never looked at.
+    """Say what `name` means. With `public` (by default on a public server), only default names and hub ids
+    pass, and the disk is never looked at.
 
     Raises `InputError` for a name that can be none of the four, and for a revision where there are none.
     """

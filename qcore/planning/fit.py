@@ -4,10 +4,11 @@
     stream   libraries + the largest kept tensor or a multiple of the largest changed one (see streaming/quantizing.py)
     run      libraries + stored + what is unpacked or packed anew + KV cache + activations + logits
 
-A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU; tensors that are fp32 in their file stay mapped, and the
-pages of a map count as well. While the first step runs, the native kernels lay the codes out anew, and a freed layout may not have gone
-back to the system: so the quantized weights count twice. The larger of load and run is compared with the memory at hand:
-QCORE_MEMORY_LIMIT (bytes) if it is set, else what the machine and the control group have left.
+A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU; tensors that are fp32 in
+their file stay mapped, and the pages of a map count as well. While the first step runs, the native kernels
+lay the codes out anew, and a freed layout may not have gone back to the system: so the quantized weights
+count twice. The larger of load and run is compared with the memory at hand: QCORE_MEMORY_LIMIT (bytes) if it
+is set, else what the machine and the control group have left.
 """
 
 import os
@@ -21,9 +22,11 @@ from qcore.planning.stored import Stored, stored
 from qcore.recipes import Engine, Float, Recipe, parse
 
 LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before any model, as measured
-AROUND = 45_000_000  # tokenizer, module objects and what reading them leaves behind, as measured with a small model
+# tokenizer, module objects and what reading them leaves behind, as measured with a small model
+AROUND = 45_000_000
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
-# What other libraries hold when they are loaded, beside what torch holds already, as measured; for ONNX Runtime with what export leaves
+# What other libraries hold when they are loaded, beside what torch holds already, as measured; for ONNX
+# Runtime with what export leaves
 ENGINE_LIBRARIES = {
     "bitsandbytes": 255_000_000,
     "torchao": 60_000_000,
@@ -39,8 +42,8 @@ ENGINE_RUNNING = {
 # fp32 copies of the largest changed weight that choosing its codes needs at once
 WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
 CALIBRATED_WORK = 6.0
-# Experts are put together from what the file holds one by one: what that takes beside both forms, and what the system has not got back
-# afterwards; shares of their bytes in fp32, as measured
+# Experts are put together from what the file holds one by one: what that takes beside both forms, and what
+# the system has not got back afterwards; shares of their bytes in fp32, as measured
 FUSING, LEFT_BEHIND = 0.4, 0.45
 STREAM_AROUND = (
     56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
@@ -51,8 +54,9 @@ SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 @dataclass(frozen=True)
 class Estimate:
-    """All in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time. `fits` compares the larger of the
-    peaks of loading and running with `available_bytes`; `arithmetic` is the sum in words."""
+    """All in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time.
+    `fits` compares the larger of the peaks of loading and running with `available_bytes`; `arithmetic` is the
+    sum in words."""
 
     stored_bytes: int
     bits_per_weight: float | None
@@ -78,11 +82,13 @@ def estimate(
     scored: bool = True,
     available: int | None = None,
 ) -> Estimate:
-    """Estimate the memory for `checkpoint` under `recipe`: caches of `tokens` tokens for each of `users` in the format `kv`, activations of
-    a prompt or `window` of so many tokens, and logits of all of them if they are `scored`, else of the last ones.
+    """Estimate the memory for `checkpoint` under `recipe`: caches of `tokens` tokens for each of `users` in
+    the format `kv`, activations of a prompt or `window` of so many tokens, and logits of all of them if they
+    are `scored`, else of the last ones.
 
-    A model that is quantized already keeps its own recipe. `available` is what there is, by default `budget()`. Raises `InputError` for a
-    checkpoint whose shapes contradict its config, or a skip pattern that matches nothing.
+    A model that is quantized already keeps its own recipe. `available` is what there is, by default
+    `budget()`. Raises `InputError` for a checkpoint whose shapes contradict its config, or a skip pattern
+    that matches nothing.
     """
     model = skeleton(checkpoint)
     config = model.config.get_text_config()
@@ -132,7 +138,8 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, win
 
 
 def budget() -> int:
-    """Bytes that may be used. Raises `InputError` if QCORE_MEMORY_LIMIT is set to something that is not a number of bytes."""
+    """Bytes that may be used. Raises `InputError` if QCORE_MEMORY_LIMIT is set to something that is not a
+    number of bytes."""
     limit = os.environ.get("QCORE_MEMORY_LIMIT")
     if not limit:
         return available_bytes()
@@ -144,8 +151,8 @@ def budget() -> int:
 
 
 def activation_bytes(config, window: int, users: int = 1, scored: bool = False) -> int:
-    """Bytes of what a pass over `window` tokens keeps at once in fp32: some vectors of the stream's width, those inside of the MLP, and
-    logits: of every token if they are `scored`, else of each user's last."""
+    """Bytes of what a pass over `window` tokens keeps at once in fp32: some vectors of the stream's width,
+    those inside of the MLP, and logits: of every token if they are `scored`, else of each user's last."""
     inner = (
         getattr(config, "intermediate_size", None)
         or getattr(config, "n_inner", None)

@@ -1,6 +1,7 @@
 """What was predicted for a run, and by how much it was wrong: the error band of the plan.
 
-Every run keeps its prediction beside its figures, made by the same functions as the plan and without a look at what was measured.
+Every run keeps its prediction beside its figures, made by the same functions as the plan and without a look
+at what was measured.
 """
 
 import statistics
@@ -16,13 +17,14 @@ from qcore.recipes import Recipe
 
 FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
 """What is predicted, and the share by which it may be wrong."""
-ROOM = 3.0  # times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
+# times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
+ROOM = 3.0
 
 
 @dataclass(frozen=True)
 class Band:
-    """Errors of one figure over `runs` predictions, as shares of what was measured: the median size, the largest, and how many of them
-    were within `bar`."""
+    """Errors of one figure over `runs` predictions, as shares of what was measured: the median size, the
+    largest, and how many of them were within `bar`."""
 
     figure: str
     runs: int
@@ -41,8 +43,9 @@ def predict(
     timed: bool,
     kv: str = NONE,
 ) -> dict:
-    """The predicted figures of a run with a cache in the form `kv`, ready for JSON. With `timed`, the recipe is probed if it has not been,
-    memory allowing; speeds are None where there is no probe, and "decode_is" says why."""
+    """The predicted figures of a run with a cache in the form `kv`, ready for JSON. With `timed`, the recipe
+    is probed if it has not been, memory allowing; speeds are None where there is no probe, and "decode_is"
+    says why."""
     format = cache.FORMATS["fp32" if kv == NONE else kv]
     found = fit.estimate(
         checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format
@@ -63,7 +66,8 @@ def predict(
 
 
 def bands(rows: Iterable[dict]) -> list[Band]:
-    """The error band of each figure over the finished `rows` that carry a prediction; figures nobody predicted are left out."""
+    """The error band of each figure over the finished `rows` that carry a prediction; figures nobody
+    predicted are left out."""
     errors: dict[str, list[float]] = {}
     for row in rows:
         for figure, error in of_row(row).items():

@@ -46,8 +46,8 @@ def machines() -> tuple[Machine, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """What a model must run in: `bytes`, what that `is` in words, and whether it is an accelerator's (`card`), where other things take room
-    than in a process on a CPU."""
+    """What a model must run in: `bytes`, what that `is` in words, and whether it is an accelerator's
+    (`card`), where other things take room than in a process on a CPU."""
 
     bytes: int
     is_: str

@@ -1,11 +1,13 @@
-"""The speed probe: how long a step of this very model takes here, timed on a shortened copy before anything is downloaded or quantized.
+"""The speed probe: how long a step of this very model takes here, timed on a shortened copy before anything
+is downloaded or quantized.
 
     step(copy)  = head + blocks of the copy · time of a block
     step(model) = head + blocks of the model · time of a block
 
-The copy has the model's shapes, classes and formats (see sample.py) and enough blocks that no cache holds them, so each weight is read
-from memory, as it will be. The head is timed by itself, after other memory was read. Small models are timed whole. A probe is kept in
-the cache folder under what it depends on: shapes, recipe, processor, threads, version.
+The copy has the model's shapes, classes and formats (see sample.py) and enough blocks that no cache holds
+them, so each weight is read from memory, as it will be. The head is timed by itself, after other memory was
+read. Small models are timed whole. A probe is kept in the cache folder under what it depends on: shapes,
+recipe, processor, threads, version.
 """
 
 import gc
@@ -40,9 +42,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds: of the head and of one block in a decoding step, and of one block reading the prompt. `depth` of the model's `layers`
-    blocks were timed, after a prompt of `prompt_tokens`; `context` is the mean number of tokens in the cache while decoding. `bandwidth` is
-    what this machine read in bytes a second at the time. `error`: why the recipe could not be timed, and then the numbers are 0."""
+    """Seconds: of the head and of one block in a decoding step, and of one block reading the prompt. `depth`
+    of the model's `layers` blocks were timed, after a prompt of `prompt_tokens`; `context` is the mean number
+    of tokens in the cache while decoding. `bandwidth` is what this machine read in bytes a second at the
+    time. `error`: why the recipe could not be timed, and then the numbers are 0."""
 
     recipe: str
     layers: int
@@ -99,7 +102,8 @@ def known(model, recipe: Recipe) -> Probe | None:
 
 
 def depth_for(model, recipe: Recipe) -> int:
-    """How many blocks the copy gets. Raises `TooLargeError` if not even one fits into the memory that may be used for it."""
+    """How many blocks the copy gets. Raises `TooLargeError` if not even one fits into the memory that may be
+    used for it."""
     layers = model.config.get_text_config().num_hidden_layers
     blocks = [parameter.numel() for name, parameter in model.named_parameters() if _is_block(name)]
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,8 @@
-"""What a recipe costs in quality: measured where the user has run it on this very model, else a typical figure that says where it is from.
+"""What a recipe costs in quality: measured where the user has run it on this very model, else a typical
+figure that says where it is from.
 
-The typical figures were measured by qcore itself on one small model (typical.json holds the conditions). Larger models lose less, so they
-are a cautious guess; none is made up for a recipe that was not measured.
+The typical figures were measured by qcore itself on one small model (typical.json holds the conditions).
+Larger models lose less, so they are a cautious guess; none is made up for a recipe that was not measured.
 """
 
 import json
@@ -19,8 +20,8 @@ MEASURED, ESTIMATED = "measured", "estimated"
 
 @dataclass(frozen=True)
 class Quality:
-    """`kl`: nats a token from the baseline; `ratio`: perplexity over the baseline's (None where no baseline is known). `source` is
-    "measured" or "estimated", `about` says on what."""
+    """`kl`: nats a token from the baseline; `ratio`: perplexity over the baseline's (None where no baseline
+    is known). `source` is "measured" or "estimated", `about` says on what."""
 
     kl: float | None
     ratio: float | None
@@ -29,8 +30,8 @@ class Quality:
 
 
 def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, str], Quality]:
-    """Quality by (recipe, form of the key-value cache) from finished `rows` (newest first) of the same weights; the form is "none" where
-    the cache was not quantized."""
+    """Quality by (recipe, form of the key-value cache) from finished `rows` (newest first) of the same
+    weights; the form is "none" where the cache was not quantized."""
     own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
     bases = {
         _conditions(row): row["perplexity"]
@@ -54,8 +55,8 @@ def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, s
 
 
 def with_cache(weights: Quality | None, cache: str) -> Quality | None:
-    """The quality of a recipe whose own is `weights`, with its key-value cache in the form `cache`: an estimate, the losses of both added
-    up."""
+    """The quality of a recipe whose own is `weights`, with its key-value cache in the form `cache`: an
+    estimate, the losses of both added up."""
     if weights is None or cache == NONE:
         return weights
     entry = _typical()["caches"][cache]
@@ -65,7 +66,8 @@ def with_cache(weights: Quality | None, cache: str) -> Quality | None:
 
 
 def is_of(checkpoint: Checkpoint, record: dict) -> bool:
-    """Does a run's record speak of the weights of `checkpoint`? By digest, or on the hub by name and commit."""
+    """Does a run's record speak of the weights of `checkpoint`? By digest, or on the hub by name and
+    commit."""
     if record.get("digest") == checkpoint.digest:
         return True
     return (

@@ -1,9 +1,11 @@
-"""Which recipe to take: of all that meet the needs, the best; what stands in the way of a better one; and the runner-up.
+"""Which recipe to take: of all that meet the needs, the best; what stands in the way of a better one; and the
+runner-up.
 
-A candidate is a recipe with a format of the KV cache. It is out if it breaks a need; a figure that is not known breaks none, but is said
-to be unknown, and a candidate whose needs are all known goes first. Losses that are allowed (the most KL, or `NEGLIGIBLE` where nothing is
-asked) count as equal. So the order is: loss beyond that, the more exact cache, decode speed, size. The binding constraint is the one that
-keeps the best of the excluded better ones out.
+A candidate is a recipe with a format of the KV cache. It is out if it breaks a need; a figure that is not
+known breaks none, but is said to be unknown, and a candidate whose needs are all known goes first. Losses
+that are allowed (the most KL, or `NEGLIGIBLE` where nothing is asked) count as equal. So the order is: loss
+beyond that, the more exact cache, decode speed, size. The binding constraint is the one that keeps the best
+of the excluded better ones out.
 """
 
 import math
@@ -18,8 +20,8 @@ MEMORY, SPEED, LOSS, PERPLEXITY = "memory", "decode speed", "KL divergence", "pe
 
 @dataclass(frozen=True)
 class Needs:
-    """What must hold: bytes of memory, least tokens a second, most nats of KL a token, most perplexity over the baseline's (1.05 is 5 %
-    more). None asks for nothing. Raises `InputError` for numbers out of range."""
+    """What must hold: bytes of memory, least tokens a second, most nats of KL a token, most perplexity over
+    the baseline's (1.05 is 5 % more). None asks for nothing. Raises `InputError` for numbers out of range."""
 
     memory: int
     min_tokens_per_second: float | None = None
@@ -38,8 +40,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice with its figures; `decode_tok_s` and `kl`, `ratio` are None where they are not known. `exactness` orders the formats of
-    the cache, the most exact first."""
+    """One choice with its figures; `decode_tok_s` and `kl`, `ratio` are None where they are not known.
+    `exactness` orders the formats of the cache, the most exact first."""
 
     recipe: str
     kv: str
@@ -77,7 +79,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`best` and `runner_up` (None where nothing fits), the `binding` need (None if nothing better exists), and a `sentence`."""
+    """`best` and `runner_up` (None where nothing fits), the `binding` need (None if nothing better exists),
+    and a `sentence`."""
 
     best: Candidate | None
     runner_up: Candidate | None

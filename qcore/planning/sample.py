@@ -1,7 +1,9 @@
-"""A shortened copy of a model with random weights, to be timed: its real classes and shapes, as many blocks as memory allows.
+"""A shortened copy of a model with random weights, to be timed: its real classes and shapes, as many blocks
+as memory allows.
 
-Codes are drawn at random, because what a kernel takes does not depend on them; nothing is quantized for qcore's own recipes. Other
-libraries get random fp32 weights and quantize them themselves. Nothing of the model's files is read.
+Codes are drawn at random, because what a kernel takes does not depend on them; nothing is quantized for
+qcore's own recipes. Other libraries get random fp32 weights and quantize them themselves. Nothing of the
+model's files is read.
 """
 
 import copy
@@ -23,7 +25,8 @@ _PATTERN = 1 << 20  # random numbers that larger tensors repeat
 
 
 def shortened(config, depth: int):
-    """A copy of a transformers `config` with `depth` blocks: the last ones, which are what most of a model is like."""
+    """A copy of a transformers `config` with `depth` blocks: the last ones, which are what most of a model is
+    like."""
     text = config.get_text_config()
     layers = text.num_hidden_layers
     if depth == layers:
@@ -39,8 +42,8 @@ def shortened(config, depth: int):
 
 
 def build(config, recipe: Recipe, seed: int = 0) -> nn.Module:
-    """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`, `NotAppliedError`,
-    `UnavailableError`)."""
+    """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`,
+    `NotAppliedError`, `UnavailableError`)."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights

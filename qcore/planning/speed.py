@@ -5,8 +5,8 @@
     prefill tok/s  = prompt / (head + blocks · block reading the prompt)
     memory limit   = read bandwidth / (bytes of weights that a token needs + KV bytes at the context)
 
-The native step reads keys and values at about half of the read bandwidth, as measured; modules of transformers append to their cache by
-copying all of it, so a token costs its bytes some five times.
+The native step reads keys and values at about half of the read bandwidth, as measured; modules of
+transformers append to their cache by copying all of it, so a token costs its bytes some five times.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,14 @@ from qcore.planning.stored import tensors
 from qcore.recipes import Recipe
 
 NATIVE_RATE, MODULES_RATE = 0.5, 0.2  # of the read bandwidth, for keys and values
-SLOWER = 0.8  # of the larger recipe's speed, below which a smaller one is called slower: machines vary by more than a tenth
+# of the larger recipe's speed, below which a smaller one is called slower: machines vary by more than a tenth
+SLOWER = 0.8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second for one user at a context; `limit_tok_s` is what reading the weights and the cache alone would allow."""
+    """Tokens a second for one user at a context; `limit_tok_s` is what reading the weights and the cache
+    alone would allow."""
 
     decode_tok_s: float
     prefill_tok_s: float
@@ -37,7 +39,8 @@ def weights_a_token(model, recipe: Recipe) -> int:
 
 
 def predict(probe: Probe, model, recipe: Recipe, context: int, prompt: int | None = None) -> Speed:
-    """Speed with `context` tokens in the cache, and of reading a prompt of `prompt` tokens (None: as long as the probe's)."""
+    """Speed with `context` tokens in the cache, and of reading a prompt of `prompt` tokens (None: as long as
+    the probe's)."""
     layers = cache.layout(model.config.get_text_config())
     rate = probe.bandwidth * (NATIVE_RATE if probe.native else MODULES_RATE)
     held = cache.kv_bytes(layers, context)
@@ -55,8 +58,9 @@ def predict(probe: Probe, model, recipe: Recipe, context: int, prompt: int | Non
 
 
 def smaller_but_slower(rows: Sequence) -> list[str]:
-    """A sentence for each row (with `recipe`, `stored_bytes`, `decode_tok_s`) that is smaller than another one and slower all the same; the
-    one it is compared with is fp32 if that is there, else the fastest larger one."""
+    """A sentence for each row (with `recipe`, `stored_bytes`, `decode_tok_s`) that is smaller than another
+    one and slower all the same; the one it is compared with is fp32 if that is there, else the fastest larger
+    one."""
     timed = [row for row in rows if row.decode_tok_s]
     sentences = []
     for row in timed:

@@ -31,8 +31,9 @@ ENGINE_BITS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights those were, `largest` the bytes
-    in fp32 of the largest of them, `packed` the bytes of those that native kernels may lay out anew (fused experts stay as they are)."""
+    """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights
+    those were, `largest` the bytes in fp32 of the largest of them, `packed` the bytes of those that native
+    kernels may lay out anew (fused experts stay as they are)."""
 
     total: int
     quantized: int
@@ -47,7 +48,8 @@ class Stored:
 
 
 def stored(model, recipe: Recipe) -> Stored:
-    """Count all tensors of `model` (the skeleton is enough) under `recipe`. Raises `InputError` for a skip pattern without a match."""
+    """Count all tensors of `model` (the skeleton is enough) under `recipe`. Raises `InputError` for a skip
+    pattern without a match."""
     items = tensors(model, recipe)
     changed = [item for item in items if item.changed]
     kept = model.state_dict()
@@ -63,7 +65,8 @@ def stored(model, recipe: Recipe) -> Stored:
 
 @dataclass(frozen=True)
 class Item:
-    """A parameter as a ledger row says it, as far as that is known before: `bytes_after` is 0 where it shares another one's storage."""
+    """A parameter as a ledger row says it, as far as that is known before: `bytes_after` is 0 where it shares
+    another one's storage."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +76,8 @@ class Item:
 
 
 def tensors(model, recipe: Recipe) -> list[Item]:
-    """Every parameter of `model` under `recipe`; a head that the recipe makes a matrix of its own is counted under its own name."""
+    """Every parameter of `model` under `recipe`; a head that the recipe makes a matrix of its own is counted
+    under its own name."""
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     head_name = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)

@@ -1,4 +1,5 @@
-"""The plan: every recipe's bytes, peaks, speed and quality on one page, before anything is paid for. Each figure says where it is from.
+"""The plan: every recipe's bytes, peaks, speed and quality on one page, before anything is paid for. Each
+figure says where it is from.
 
 measured     taken from a run of this model, or counted from its shapes where that is exact
 probed       timed on a shortened copy of the model on this machine
@@ -28,10 +29,11 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs, `parts` what that is made
-    of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and with --stream (None: it cannot be streamed), `card_bytes` what
-    it takes on an accelerator. `fits` compares `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and
-    "quality" to where the figure is from."""
+    """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs,
+    `parts` what that is made of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and with
+    --stream (None: it cannot be streamed), `card_bytes` what it takes on an accelerator. `fits` compares
+    `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and "quality" to
+    where the figure is from."""
 
     recipe: str
     kv: str
@@ -55,8 +57,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """`parameters` are logical weights; `checkpoint_bytes` what is stored (on the hub: what would be fetched). `memory` is what the rows
-    are held against, and `memory_is` says what that is. `machines` lists well-known accelerators with the recipes that fit on each."""
+    """`parameters` are logical weights; `checkpoint_bytes` what is stored (on the hub: what would be
+    fetched). `memory` is what the rows are held against, and `memory_is` says what that is. `machines` lists
+    well-known accelerators with the recipes that fit on each."""
 
     model: str
     description: str
@@ -95,14 +98,17 @@ def plan(
     runs: Iterable[dict] = (),
     progress: Progress | None = None,
 ) -> Plan:
-    """Plan `model` (a name, or a `Checkpoint` from `models.outline`) under `recipes` (None: a selection) from its headers.
+    """Plan `model` (a name, or a `Checkpoint` from `models.outline`) under `recipes` (None: a selection) from
+    its headers.
 
-    `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has), in each of the formats `kv`, the
-    preferred one first (None: all that the architecture allows, the most exact first). `memory` is what it must run in,
-    such as "16GB" or a known accelerator's name (None: what is free here). With `probe`, recipes are timed on a shortened copy for some
-    seconds each; without, earlier probes count. `runs` are finished rows of earlier runs, newest first, for measured quality.
+    `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has), in
+    each of the formats `kv`, the preferred one first (None: all that the architecture allows, the most exact
+    first). `memory` is what it must run in, such as "16GB" or a known accelerator's name (None: what is free
+    here). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier probes
+    count. `runs` are finished rows of earlier runs, newest first, for measured quality.
 
-    Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub cannot be reached.
+    Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub
+    cannot be reached.
     """
     checkpoint = (
         model if isinstance(model, Checkpoint) else library.outline(model, revision, progress=progress)
@@ -262,7 +268,8 @@ def _row(
 
 
 def _quality(recipe: str, kv: str, measured: dict):
-    """As measured with this very cache; else the recipe's, measured or typical, with what the cache typically adds."""
+    """As measured with this very cache; else the recipe's, measured or typical, with what the cache typically
+    adds."""
     if (recipe, kv) in measured:
         return measured[recipe, kv]
     return quality.with_cache(measured.get((recipe, NONE)) or quality.typical(recipe), kv)

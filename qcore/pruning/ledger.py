@@ -1,5 +1,5 @@
-"""The ledger of a pruned model: the sparsity of each tensor, and what it takes when its zeros are not stored (see
-`qcore.formats.sparse`)."""
+"""The ledger of a pruned model: the sparsity of each tensor, and what it takes when its zeros are not stored
+(see `qcore.formats.sparse`)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def of_floats(model: nn.Module, kept: Kept, name: str) -> Ledger:
 
 
 def of_codes(model: nn.Module, ledger: Ledger, kept: Kept) -> Ledger:
-    """`ledger` of a quantized `model` whose codes were pruned, with the bytes of sparse codes where they are fewer."""
+    """`ledger` of a quantized `model` whose codes were pruned, with the bytes of sparse codes where they are
+    fewer."""
     shares = sparsity(kept)
     return replace(ledger, rows=tuple(_sparse_row(model, row, shares.get(row.name)) for row in ledger.rows))
 

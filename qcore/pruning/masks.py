@@ -1,7 +1,8 @@
-"""Unstructured pruning: single weights of the linear layers become 0, block after block, each seeing what the pruned ones before it make.
+"""Unstructured pruning: single weights of the linear layers become 0, block after block, each seeing what the
+pruned ones before it make.
 
-In a model that is quantized, before or after, a pruned weight gets the code that stands for 0: the zero point of its group, or the table's
-0.
+In a model that is quantized, before or after, a pruned weight gets the code that stands for 0: the zero point
+of its group, or the table's 0.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ class Amount:
 
 @torch.no_grad()
 def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: Progress) -> Kept:
-    """Set weights of the linear layers in the decoder's blocks of `model` to 0, in place, and return which ones stay.
+    """Set weights of the linear layers in the decoder's blocks of `model` to 0, in place, and return which
+    ones stay.
 
-    `ids` (windows, T) are read to find the norms of inputs; magnitude needs none. Head and embeddings stay whole.
+    `ids` (windows, T) are read to find the norms of inputs; magnitude needs none. Head and embeddings stay
+    whole.
     """
     blocks = Blocks(model)
     targets = [
@@ -97,7 +100,8 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
 def input_norms(
     blocks: Blocks, position: int, targets: list[Target], hidden: list[torch.Tensor]
 ) -> dict[str, list[torch.Tensor | None]]:
-    """‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that no token was sent to."""
+    """‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that no token
+    was sent to."""
     prefix, block = f"{blocks.name}.{position}", blocks.modules[position]
     stages, _ = find_stages(lambda: blocks.run(position, hidden[0]), block, prefix, targets)
     linear = [stage for stage in stages if stage.targets[0].kind != "experts"]
@@ -146,7 +150,7 @@ def _put(module: nn.Module, target: Target, matrices: list[torch.Tensor]) -> Non
     setattr(module, target.parameter, nn.Parameter(value.contiguous(), requires_grad=False))
 
 
-# -- in codes -----------------------------------------------------------------------------------------------------------------------
+# -- in codes ------------------------------------------------------------------------------------------------
 
 
 def check_format(format: Format) -> None:

@@ -13,10 +13,11 @@ METHODS = ("wanda", "magnitude", "2:4")
 
 
 def keep(weight: torch.Tensor, norm: torch.Tensor | None, method: str, amount: float) -> torch.Tensor:
-    """Which of the weights (N, K) stay, boolean (N, K); `norm` (K,) is that of each input, which magnitude does without.
+    """Which of the weights (N, K) stay, boolean (N, K); `norm` (K,) is that of each input, which magnitude
+    does without.
 
-    Exactly round(amount · size) go: of the matrix (magnitude) or of each row (wanda); for 2:4 two of every four inputs, and of a last,
-    shorter group all that are left over stay.
+    Exactly round(amount · size) go: of the matrix (magnitude) or of each row (wanda); for 2:4 two of every
+    four inputs, and of a last, shorter group all that are left over stay.
     """
     if method == "magnitude":
         return _largest(weight.abs().flatten()[None], amount).view(weight.shape)
@@ -25,7 +26,8 @@ def keep(weight: torch.Tensor, norm: torch.Tensor | None, method: str, amount: f
 
 
 def two_of_four(score: torch.Tensor) -> torch.Tensor:
-    """The two larger scores of each four along the rows of `score` (N, K), as booleans; what is left over at the end of a row stays."""
+    """The two larger scores of each four along the rows of `score` (N, K), as booleans; what is left over at
+    the end of a row stays."""
     fours = score.shape[1] // 4
     kept = torch.ones_like(score, dtype=torch.bool)
     if fours:

@@ -1,5 +1,5 @@
-"""Structured pruning: neurons, heads or whole layers are cut out, and what is left is an ordinary, smaller model, faster with ordinary
-kernels.
+"""Structured pruning: neurons, heads or whole layers are cut out, and what is left is an ordinary, smaller
+model, faster with ordinary kernels.
 
     neurons    of each MLP, those whose part in the output of the down projection is least
     heads      of each attention, the key-value groups (all query heads that share keys and values) whose part in the output of the output
@@ -7,13 +7,14 @@ kernels.
     layers     those that change the hidden states least: 1 − cosine of a block's input and output, mean over tokens ("block influence",
                ShortGPT, arXiv 2403.03853)
 
-With H = Σ x xᵀ over what calibration text gives the projection W, the part of columns P is  tr(W_P H_PP W_Pᵀ),  each token's output being
-divided by the size of its hidden state, because the next norm divides by it anyway: a few tokens are thousands of times larger than the
-others, and would decide alone. The columns S that stay make up for those that go, R, by least squares (as OBS does for whole layers,
-arXiv 2203.07259):  W_S + W_R H_RS (H_SS + damping)⁻¹.  Later layers see what the pruned ones before them make.
+With H = Σ x xᵀ over what calibration text gives the projection W, the part of columns P is  tr(W_P H_PP
+W_Pᵀ),  each token's output being divided by the size of its hidden state, because the next norm divides by it
+anyway: a few tokens are thousands of times larger than the others, and would decide alone. The columns S that
+stay make up for those that go, R, by least squares (as OBS does for whole layers, arXiv 2203.07259):  W_S +
+W_R H_RS (H_SS + damping)⁻¹.  Later layers see what the pruned ones before them make.
 
-Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the saved folder loads wherever a
-model of that architecture does.
+Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the
+saved folder loads wherever a model of that architecture does.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _DEPTHS = ("num_hidden_layers", "n_layer")
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes: the `method` and the share of each layer's neurons or key-value groups, or of the layers. Raises `InputError`."""
+    """What goes: the `method` and the share of each layer's neurons or key-value groups, or of the layers.
+    Raises `InputError`."""
 
     method: str
     share: float
@@ -57,9 +59,11 @@ class Cut:
 
 @torch.no_grad()
 def cut(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, dict]:
-    """A smaller model with the weights of `model` that stay, and a record of what went. `ids` (windows, T) are read for the scores.
+    """A smaller model with the weights of `model` that stay, and a record of what went. `ids` (windows, T)
+    are read for the scores.
 
-    Raises `InputError` for an architecture whose parts are not known, or an amount that leaves nothing or changes nothing.
+    Raises `InputError` for an architecture whose parts are not known, or an amount that leaves nothing or
+    changes nothing.
     """
     if what.method == "layers":
         influence = layer_influence(model, ids, progress)
@@ -156,7 +160,8 @@ def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) 
 
 
 def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
-    """Twice the mean x xᵀ (K, K) of what the module `last` of a block is given, each token's x divided by the size of its hidden state."""
+    """Twice the mean x xᵀ (K, K) of what the module `last` of a block is given, each token's x divided by the
+    size of its hidden state."""
     moments, seen = Moments.empty(_matrix(last).shape[1]), []
     hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).float()))
     try:
@@ -197,7 +202,8 @@ def _run_with(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Modules whose `rows` belong to the parts, with the rows of each part; `out` reads them, `width_in` columns for each part."""
+    """Modules whose `rows` belong to the parts, with the rows of each part; `out` reads them, `width_in`
+    columns for each part."""
 
     rows: dict[str, int]
     out: str

@@ -1,6 +1,7 @@
 """Apply a recipe to a model in memory, one tensor at a time, and return the ledger of what became of each.
 
-The original of a weight is freed as soon as its quantized form stands in its place, so the peak is the model plus one layer.
+The original of a weight is freed as soon as its quantized form stands in its place, so the peak is the model
+plus one layer.
 """
 
 from collections.abc import Callable
@@ -49,11 +50,13 @@ def quantize(
 ) -> Ledger:
     """Apply `recipe` to `model` in place.
 
-    Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in the folder `work` until all are
-    done; called again for the same model (`identity`, such as its digest), recipe and text, they go on where they were stopped.
+    Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in
+    the folder `work` until all are done; called again for the same model (`identity`, such as its digest),
+    recipe and text, they go on where they were stopped.
 
-    Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and `InputError` for a model
-    that is quantized already, a skip pattern that matches nothing, weights that the format cannot hold, or a missing calibration text.
+    Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and
+    `InputError` for a model that is quantized already, a skip pattern that matches nothing, weights that the
+    format cannot hold, or a missing calibration text.
     """
     if any(isinstance(module, QuantizedModule) for module in model.modules()):
         raise InputError(
@@ -76,13 +79,14 @@ def quantize(
 
 
 def run_whole_steps(model: nn.Module) -> None:
-    """Let a model of quantized layers take a whole step in one native call where that can be done; see `qcore.runtime`."""
+    """Let a model of quantized layers take a whole step in one native call where that can be done; see
+    `qcore.runtime`."""
     from qcore.runtime import attach
 
     attach(model)
 
 
-# -- own formats ------------------------------------------------------------------------------------------------------------------
+# -- own formats ---------------------------------------------------------------------------------------------
 
 
 def _quantize_own(
@@ -160,7 +164,8 @@ def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:
 
 
 def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
-    """Quantize the target's parameter, turned so that its rows are outputs: one tensor, or one for each expert."""
+    """Quantize the target's parameter, turned so that its rows are outputs: one tensor, or one for each
+    expert."""
     module = model.get_submodule(target.module)
     weight = getattr(module, target.parameter)
     if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
@@ -188,11 +193,12 @@ def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) ->
     setattr(model.get_submodule(parent_name), last, new)
 
 
-# -- floating point ---------------------------------------------------------------------------------------------------------------
+# -- floating point ------------------------------------------------------------------------------------------
 
 
 def _store_as(model: nn.Module, name: str, report: Progress) -> list[Row]:
-    """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all the same."""
+    """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all
+    the same."""
     dtype, before = (
         DTYPES[name],
         {full: (tensor.dtype, tensor.nbytes) for full, tensor, _ in inventory(model)},

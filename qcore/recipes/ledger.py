@@ -1,4 +1,5 @@
-"""The ledger: every tensor of a model, what became of it, and why. Sizes, coverage and "did anything happen" are read off it."""
+"""The ledger: every tensor of a model, what became of it, and why. Sizes, coverage and "did anything happen"
+are read off it."""
 
 from dataclasses import asdict, dataclass
 
@@ -13,11 +14,12 @@ _EXTRA = ("calibration", "allocation", "training", "pruning")
 class Row:
     """One tensor.
 
-    `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it ("int4-g64", "nf4",
-    "bf16", …) or None if it was kept. `bytes_before`, `bytes_after`: stored bytes, scales, zero points and codebooks included; 0 for
-    a tensor that shares another's storage. `weights`: logical weights, which no format changes. `reason`: why it was kept.
-    `sparsity`: the share of its weights that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row
-    turns the run red.
+    `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it
+    ("int4-g64", "nf4", "bf16", …) or None if it was kept. `bytes_before`, `bytes_after`: stored bytes,
+    scales, zero points and codebooks included; 0 for a tensor that shares another's storage. `weights`:
+    logical weights, which no format changes. `reason`: why it was kept. `sparsity`: the share of its weights
+    that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row turns
+    the run red.
     """
 
     name: str
@@ -34,9 +36,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated on, if it was; and, if formats
-    were chosen layer by layer, the record of that choice; if it was trained or pruned, how (see `qcore.training`,
-    `qcore.pruning`)."""
+    """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated
+    on, if it was; and, if formats were chosen layer by layer, the record of that choice; if it was trained or
+    pruned, how (see `qcore.training`, `qcore.pruning`)."""
 
     recipe: str
     rows: tuple[Row, ...]
@@ -63,12 +65,14 @@ class Ledger:
 
     @property
     def bits_per_weight(self) -> float:
-        """8 · stored bytes / logical weights over the quantized rows; over all rows where nothing is quantized."""
+        """8 · stored bytes / logical weights over the quantized rows; over all rows where nothing is
+        quantized."""
         rows = self.quantized or [row for row in self.rows if row.bytes_after]
         return 8 * sum(row.bytes_after for row in rows) / sum(row.weights for row in rows)
 
     def check(self) -> "Ledger":
-        """Return the ledger if the recipe did all it was meant to; raise `NotAppliedError` naming what stayed as it was."""
+        """Return the ledger if the recipe did all it was meant to; raise `NotAppliedError` naming what stayed
+        as it was."""
         if self.recipe == BASELINE:
             return self
         left = [row for row in self.rows if not row.intended]

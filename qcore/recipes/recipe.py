@@ -1,4 +1,5 @@
-"""A recipe says how a model is to be stored and computed. It is frozen, has a short name, and turns into JSON and back.
+"""A recipe says how a model is to be stored and computed. It is frozen, has a short name, and turns into JSON
+and back.
 
 Names are read from left to right: what the codes are, then refinements in any order.
 
@@ -18,7 +19,8 @@ Names are read from left to right: what the codes are, then refinements in any o
                                       bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
     bnb-nf4 torchao-int8 …            the same idea as another library implements it
 
-A row of a comparison can also be `saved:FOLDER`: what was made from the same model before, quantized, trained, pruned or distilled.
+A row of a comparison can also be `saved:FOLDER`: what was made from the same model before, quantized,
+trained, pruned or distilled.
 """
 
 import re
@@ -54,7 +56,8 @@ class Float:
 
 @dataclass(frozen=True)
 class Engine:
-    """Another library's quantizer: `backend` names the file in `qcore/engines/` and `variant` the form it is asked for."""
+    """Another library's quantizer: `backend` names the file in `qcore/engines/` and `variant` the form it is
+    asked for."""
 
     backend: str
     variant: str
@@ -74,9 +77,10 @@ Weights = Float | Uniform | Codebook | Budget | Engine | Saved
 class Modules:
     """Which modules a recipe touches besides the linear layers inside the blocks.
 
-    `head` and `embeddings` are "keep" (as loaded), "int8" (one scale a channel) or "same" (as the other weights); a tied pair
-    follows `head`. `skip` holds patterns: module names, whole or in part, matched on their dotted segments with `*` for any one
-    segment: "layers.0" skips everything in block 0 and not block 10; "*.down_proj" or "down_proj" every down projection.
+    `head` and `embeddings` are "keep" (as loaded), "int8" (one scale a channel) or "same" (as the other
+    weights); a tied pair follows `head`. `skip` holds patterns: module names, whole or in part, matched on
+    their dotted segments with `*` for any one segment: "layers.0" skips everything in block 0 and not block
+    10; "*.down_proj" or "down_proj" every down projection.
     """
 
     head: str = "keep"
@@ -92,12 +96,13 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans", "hqq", or one of `CALIBRATED`; "none" for floats,
-    engines and saved models). `prepare` is done to the whole model before: "rotation", or "none".
+    """`weights` says what is stored, `method` how codes are chosen ("rtn", "kmeans", "hqq", or one of
+    `CALIBRATED`; "none" for floats, engines and saved models). `prepare` is done to the whole model before:
+    "rotation", or "none".
 
-    `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale each, an error of some
-    1e-5 that no 8-bit weight notices; where there is no fast kernel, exact), "int8-block" (the same in 8 bits, some 5e-3) or "int8"
-    (one scale a token: the dynamic recipes).
+    `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale
+    each, an error of some 1e-5 that no 8-bit weight notices; where there is no fast kernel, exact),
+    "int8-block" (the same in 8 bits, some 5e-3) or "int8" (one scale a token: the dynamic recipes).
     """
 
     name: str
@@ -135,7 +140,8 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, record: dict) -> "Recipe":
-        """Rebuild a recipe from `to_dict`. Raises `InputError` if a field is missing, unknown or out of range."""
+        """Rebuild a recipe from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        range."""
         try:
             weights = dict(record["weights"])
             kind = _TYPES[weights.pop("type")]
@@ -237,7 +243,8 @@ WITH_TEXT = (
 
 
 def names() -> list[str]:
-    """The recipes worth offering in a list: own ones first, then other libraries'. `parse` knows more (any group size)."""
+    """The recipes worth offering in a list: own ones first, then other libraries'. `parse` knows more (any
+    group size)."""
     return [*COMMON, *WITH_TEXT, *ENGINES]
 
 
@@ -318,8 +325,8 @@ def parse(name: str) -> Recipe:
 
 
 def parse_row(name: str) -> Recipe:
-    """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its path names. Raises
-    `InputError` as `parse` does, and for a path without a name."""
+    """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its
+    path names. Raises `InputError` as `parse` does, and for a path without a name."""
     name = name.strip()
     if not name.startswith(SAVED):
         return parse(name)

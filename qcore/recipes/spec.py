@@ -1,8 +1,9 @@
-"""What one run is asked to do: a model, recipes, a text and the conditions of every measurement. Frozen, and JSON both ways.
+"""What one run is asked to do: a model, recipes, a text and the conditions of every measurement. Frozen, and
+JSON both ways.
 
-A record that holds its `RunSpec` can be repeated: `RunSpec.from_dict(record["spec"])` is the same run again, and `command` is
-the line to type. Recipes are parsed when the spec is built, so a typo is found before anything starts; nothing here loads torch
-until there is a recipe to parse.
+A record that holds its `RunSpec` can be repeated: `RunSpec.from_dict(record["spec"])` is the same run again,
+and `command` is the line to type. Recipes are parsed when the spec is built, so a typo is found before
+anything starts; nothing here loads torch until there is a recipe to parse.
 """
 
 from __future__ import annotations
@@ -40,16 +41,20 @@ BASELINE = "fp32"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """`recipes` takes `Recipe`s or their names, "saved:FOLDER" among them (see `recipes.parse_row`). Lengths are in tokens.
+    """`recipes` takes `Recipe`s or their names, "saved:FOLDER" among them (see `recipes.parse_row`). Lengths
+    are in tokens.
 
-    `text` is what `qcore.base.texts.load_text` takes (None: the packaged text); its first `tokens` tokens are scored in windows of `window` that
-    move by `stride` (None: by the window). Speed is measured with a prompt of `prompt_tokens` and `new_tokens` new ones, `repeats` times.
-    With `generate`, the evaluation prompts (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes
-    with calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration text), and learned ones take
-    about `calibration_minutes` (None: as long as a fixed number of steps takes). A recipe's perplexity counts as equal to the baseline's
-    within `margin` (0.01 is 1 %). `choices` are multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None
-    asks none. `kv` is the form of the key-value cache that text is scored, speed measured and prompts continued with ("int8", "int4"); the
-    baseline that recipes are compared with keeps its own. Raises `InputError` naming the field, its value and what is allowed.
+    `text` is what `qcore.base.texts.load_text` takes (None: the packaged text); its first `tokens` tokens are
+    scored in windows of `window` that move by `stride` (None: by the window). Speed is measured with a prompt
+    of `prompt_tokens` and `new_tokens` new ones, `repeats` times. With `generate`, the evaluation prompts
+    (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes with
+    calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration
+    text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes).
+    A recipe's perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are
+    multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None asks none. `kv` is
+    the form of the key-value cache that text is scored, speed measured and prompts continued with ("int8",
+    "int4"); the baseline that recipes are compared with keeps its own. Raises `InputError` naming the field,
+    its value and what is allowed.
     """
 
     model: str
@@ -100,7 +105,8 @@ class RunSpec:
         return form_named(self.kv)
 
     def is_baseline(self, recipe: str) -> bool:
-        """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized cache none is."""
+        """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized
+        cache none is."""
         return recipe == BASELINE and self.kv == NONE
 
     def to_dict(self) -> dict:
@@ -112,7 +118,8 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, record: dict) -> RunSpec:
-        """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of range."""
+        """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        range."""
         from qcore.recipes import Recipe
 
         try:
@@ -164,7 +171,8 @@ class RunSpec:
 
 
 def check_limits(**values) -> None:
-    """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its limits."""
+    """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its
+    limits."""
     for name, value in values.items():
         low, high = LIMITS[name]
         if value is None and name in OPTIONAL:

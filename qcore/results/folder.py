@@ -39,7 +39,8 @@ def runs_folder() -> Path:
 
 
 class RunFolder:
-    """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless `new`."""
+    """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless
+    `new`."""
 
     def __init__(self, run_id: str, *, new: bool = False):
         if not RUN_ID.fullmatch(run_id) or not (new or (runs_folder() / run_id / "spec.json").exists()):

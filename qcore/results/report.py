@@ -1,7 +1,8 @@
-"""How results look: numbers with their units, a table for terminals, CSV and JSON. The one place where numbers become text.
+"""How results look: numbers with their units, a table for terminals, CSV and JSON. The one place where
+numbers become text.
 
-Sizes are decimal (1 MB = 10^6 bytes), as disks and model pages count them. CSV cells that a spreadsheet could take for a formula are
-escaped; JSON holds everything as it is.
+Sizes are decimal (1 MB = 10^6 bytes), as disks and model pages count them. CSV cells that a spreadsheet could
+take for a formula are escaped; JSON holds everything as it is.
 """
 
 import csv
@@ -34,7 +35,8 @@ def human_bytes(count: float | None) -> str:
 
 
 def human_number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant digits, never fewer than the whole part has, thousands separated: 0.00123, 12.3, 1,234."""
+    """`digits` significant digits, never fewer than the whole part has, thousands separated: 0.00123, 12.3,
+    1,234."""
     if value is None:
         return NOTHING
     if value == 0:
@@ -72,7 +74,8 @@ def human_perplexity(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a row: its `key`, a `title` with the unit, how it becomes text, and whether "less" or "more" is better."""
+    """One figure of a row: its `key`, a `title` with the unit, how it becomes text, and whether "less" or
+    "more" is better."""
 
     key: str
     title: str
@@ -155,7 +158,8 @@ def unfinished_row(
     started_at: float | None,
     run_id: str | None = None,
 ) -> dict:
-    """The row of a recipe that gave no result: `status` "failed" or "cancelled", every figure None, and why."""
+    """The row of a recipe that gave no result: `status` "failed" or "cancelled", every figure None, and
+    why."""
     recipe = spec["recipes"][position]
     record = {
         "model": spec["model"],
@@ -177,7 +181,8 @@ def unfinished_row(
 
 
 def table(rows: Sequence[dict]) -> str:
-    """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence each."""
+    """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence
+    each."""
     shown = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
     judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
     lines = [["recipe", *(column.title for column in shown), *["questions"] * asked, *["verdict"] * judged]]
@@ -223,7 +228,8 @@ def _behind(verdict: dict) -> str:
 
 
 def cache_phrase(kv: dict) -> str:
-    """What a record says of the key-value cache, for people: "KV cache in int8: 2.6 MB for 160 tokens, 16.4 kB a token"."""
+    """What a record says of the key-value cache, for people: "KV cache in int8: 2.6 MB for 160 tokens, 16.4
+    kB a token"."""
     taken = (
         f"{human_bytes(kv['bytes'])} for {kv['tokens']:,} tokens, {human_bytes(kv['bytes_a_token'])} a token"
         if kv.get("bytes")
@@ -238,7 +244,8 @@ def to_json(value) -> str:
 
 
 def to_csv(rows: Sequence[dict]) -> str:
-    """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so formulas are escaped."""
+    """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so
+    formulas are escaped."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS])
@@ -261,7 +268,8 @@ def _verdict_cells(verdict: dict | None) -> list:
 
 
 def escape_cell(cell):
-    """`cell` with an apostrophe in front if it is text that a spreadsheet would take for a formula; numbers stay numbers."""
+    """`cell` with an apostrophe in front if it is text that a spreadsheet would take for a formula; numbers
+    stay numbers."""
     if isinstance(cell, dict):
         cell = cell["accuracy"]["estimate"] if "accuracy" in cell else cell.get("name", "")
     if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
@@ -270,7 +278,8 @@ def escape_cell(cell):
 
 
 def visible(text: str | None) -> str:
-    """`text` with control characters (ANSI sequences, right-to-left overrides, NUL) written out, so that a terminal only shows it."""
+    """`text` with control characters (ANSI sequences, right-to-left overrides, NUL) written out, so that a
+    terminal only shows it."""
     return "".join(
         _escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text or ""
     )

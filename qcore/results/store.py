@@ -1,8 +1,9 @@
-"""All results of all runs in one SQLite file, for questions across runs. The run folders remain the truth: it can be rebuilt.
+"""All results of all runs in one SQLite file, for questions across runs. The run folders remain the truth: it
+can be rebuilt.
 
-Every writer opens a connection of its own; write-ahead logging and a busy timeout let fifty write at once and lose nothing, and a
-kill in the middle of a write leaves the old row or the new one. A file that SQLite cannot read is set aside under another name, a
-new one is started from the run folders, and `notice` says so.
+Every writer opens a connection of its own; write-ahead logging and a busy timeout let fifty write at once and
+lose nothing, and a kill in the middle of a write leaves the old row or the new one. A file that SQLite cannot
+read is set aside under another name, a new one is started from the run folders, and `notice` says so.
 """
 
 import json
@@ -37,7 +38,8 @@ _log = logging.getLogger(__name__)
 class Store:
     """The database at `path` (None: `qcore.db` in the cache folder).
 
-    `notice` is a sentence for the user if the database had to be replaced, whichever process did that, until `clear_notice`.
+    `notice` is a sentence for the user if the database had to be replaced, whichever process did that, until
+    `clear_notice`.
     """
 
     def __init__(self, path: Path | None = None):
@@ -176,7 +178,8 @@ class Store:
 
 
 def keep_row(folder: RunFolder, position: int, row: dict) -> None:
-    """Enter a row that the run folder holds already. A database that refuses is logged: the row is safe, and `rebuild` finds it."""
+    """Enter a row that the run folder holds already. A database that refuses is logged: the row is safe, and
+    `rebuild` finds it."""
     try:
         Store().put_row(folder.run_id, position, row)
     except (InputError, OSError, sqlite3.Error) as error:
@@ -192,7 +195,8 @@ def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, dic
 
 
 def keep_end(folder: RunFolder, about: dict) -> None:
-    """Write the end of a run: `result.json` with everything, the database, and last the status that others wait for."""
+    """Write the end of a run: `result.json` with everything, the database, and last the status that others
+    wait for."""
     rows = judged_rows(folder)
     folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": list(rows.values())})
     try:

@@ -1,4 +1,5 @@
-"""The verdict on each recipe of a run, from what its row recorded: is the loss real? See `qcore.evaluation.verdict`.
+"""The verdict on each recipe of a run, from what its row recorded: is the loss real? See
+`qcore.evaluation.verdict`.
 
 It is worked out when rows are read, not when they are measured, so that another margin needs no new run.
 """
@@ -12,14 +13,16 @@ from qcore.recipes.spec import BASELINE
 
 
 def with_verdicts(rows: Sequence[dict], margin: float | None = None) -> list[dict]:
-    """The rows of one run, each with its "verdict" (a dictionary or None) in front of its record. `margin` None: the one of the run."""
+    """The rows of one run, each with its "verdict" (a dictionary or None) in front of its record. `margin`
+    None: the one of the run."""
     baseline = next((row for row in rows if is_baseline(row) and row.get("status") == "ok"), None)
     return [_with(row, of_row(row, baseline, margin)) for row in rows]
 
 
 def of_row(row: dict, baseline: dict | None = None, margin: float | None = None) -> Verdict | None:
-    """The verdict on `row`, within the margin of its run or another `margin`; None for the baseline itself, for what failed, and where
-    nothing was recorded to compare with. `baseline` is the fp32 row of the same run, which rows of earlier versions need."""
+    """The verdict on `row`, within the margin of its run or another `margin`; None for the baseline itself,
+    for what failed, and where nothing was recorded to compare with. `baseline` is the fp32 row of the same
+    run, which rows of earlier versions need."""
     evaluation = _evaluation(row)
     if evaluation is None or is_baseline(row):
         return None
@@ -32,7 +35,8 @@ def of_row(row: dict, baseline: dict | None = None, margin: float | None = None)
 
 
 def is_baseline(row: dict) -> bool:
-    """Is it the row that others are compared with? With a quantized key-value cache fp32 is a row like any other."""
+    """Is it the row that others are compared with? With a quantized key-value cache fp32 is a row like any
+    other."""
     return row.get("recipe") == BASELINE and kv_of(row) == NONE
 
 

@@ -15,13 +15,14 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def last_only(model: torch.nn.Module) -> dict:
-    """The argument that asks a model for the logits of the last position only, as `generate` does; empty if it has none."""
+    """The argument that asks a model for the logits of the last position only, as `generate` does; empty if
+    it has none."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def new_cache(model: torch.nn.Module, kv: Form | None):
-    """An empty key-value cache in the form `kv` for `model`, or None, upon which the model makes its own. Raises `InputError` for an
-    architecture whose cache cannot be quantized."""
+    """An empty key-value cache in the form `kv` for `model`, or None, upon which the model makes its own.
+    Raises `InputError` for an architecture whose cache cannot be quantized."""
     if kv is None:
         return None
     from qcore.runtime.kv_cache import QuantizedKVCache
@@ -30,7 +31,8 @@ def new_cache(model: torch.nn.Module, kv: Form | None):
 
 
 def cache_bytes(cache) -> int | None:
-    """Bytes that a cache of transformers takes as it is stored, room that it keeps free included; None for one without keys and values."""
+    """Bytes that a cache of transformers takes as it is stored, room that it keeps free included; None for
+    one without keys and values."""
     if hasattr(cache, "nbytes"):
         return cache.nbytes
     parts = [

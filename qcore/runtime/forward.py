@@ -1,8 +1,10 @@
-"""Have a Hugging Face model take the native step by itself: `generate`, evaluation and measurement need not know.
+"""Have a Hugging Face model take the native step by itself: `generate`, evaluation and measurement need not
+know.
 
-The forward of its stack of layers is replaced on the instance, and only there. Whenever a call asks for something that the native step
-does not do (gradients, hooks on inner modules, attention maps, a mask that is no left padding, another library's cache, another
-device), the modules run as they always did, on the same cache.
+The forward of its stack of layers is replaced on the instance, and only there. Whenever a call asks for
+something that the native step does not do (gradients, hooks on inner modules, attention maps, a mask that is
+no left padding, another library's cache, another device), the modules run as they always did, on the same
+cache.
 """
 
 from typing import NamedTuple
@@ -17,7 +19,8 @@ _CAPTURE = "transformers.utils.output_capturing"  # hooks that only listen when 
 
 
 def attach(model: nn.Module) -> None:
-    """Let `model` use the native step where it can; models of other architectures are left as they are. May be called again."""
+    """Let `model` use the native step where it can; models of other architectures are left as they are. May
+    be called again."""
     if type(model).__name__ in ARCHITECTURES and not isinstance(
         model.model.__dict__.get("forward"), _Forward
     ):
@@ -25,7 +28,8 @@ def attach(model: nn.Module) -> None:
 
 
 def explain(model: nn.Module) -> str:
-    """One line for people: whether a step of `model` is one native call, or why its modules run one by one."""
+    """One line for people: whether a step of `model` is one native call, or why its modules run one by
+    one."""
     reason = supports(model)
     if reason is None and not isinstance(model.model.__dict__.get("forward"), _Forward):
         reason = "The decoder is not attached to this model."
@@ -112,7 +116,8 @@ class _Forward:
         return weights
 
     def _run_once(self, weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None):
-        """The stack's output where nothing is to be kept: whole sequences, as many at a time as fit into a call."""
+        """The stack's output where nothing is to be kept: whole sequences, as many at a time as fit into a
+        call."""
         sequences, tokens = ids.shape
         scratch, hidden = None, torch.empty(sequences, tokens, weights.hidden)
         for rows in torch.arange(sequences).split(max(1, CHUNK // tokens)):
@@ -127,7 +132,8 @@ class _Forward:
         return _output(hidden, None)
 
     def _cache(self, cache, ids: torch.Tensor) -> NativeCache | None:
-        """The cache to use: the given one, if it is native or can become so; None if the modules have to run on it."""
+        """The cache to use: the given one, if it is native or can become so; None if the modules have to run
+        on it."""
         from transformers.cache_utils import DynamicCache
 
         if cache is None:
@@ -141,7 +147,8 @@ class _Forward:
 
 
 class _Place(NamedTuple):
-    """Where a module stands in the tree, its own attributes, and how many hooks of which kinds it had when somebody looked."""
+    """Where a module stands in the tree, its own attributes, and how many hooks of which kinds it had when
+    somebody looked."""
 
     siblings: dict
     name: str
@@ -161,7 +168,8 @@ class _Place(NamedTuple):
 
 
 def _changed(places: list[_Place]) -> bool:
-    """Whether the tree is another one by now, or listened to otherwise. Asked before every step, of hundreds of modules: so one loop."""
+    """Whether the tree is another one by now, or listened to otherwise. Asked before every step, of hundreds
+    of modules: so one loop."""
     for siblings, name, module, attributes, hooks, pre_hooks, heard in places:
         if (
             siblings.get(name) is not module
@@ -173,7 +181,8 @@ def _changed(places: list[_Place]) -> bool:
 
 
 def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: NativeCache, keep: bool):
-    """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens, which `cache` holds afterwards."""
+    """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens, which `cache` holds
+    afterwards."""
     sequences, tokens = ids.shape
     cache.reserve(sequences, cache.get_seq_length() + tokens)
     parts = []
@@ -196,7 +205,8 @@ def _output(hidden: torch.Tensor, cache: NativeCache | None):
 
 
 def _watched(stack: nn.Module) -> bool:
-    """Whether hooks or other people's forwards sit on modules inside `stack`. Those of transformers that collect outputs do not count."""
+    """Whether hooks or other people's forwards sit on modules inside `stack`. Those of transformers that
+    collect outputs do not count."""
     for module in stack.modules():
         if module is stack:
             continue
@@ -210,7 +220,8 @@ def _watched(stack: nn.Module) -> bool:
 
 
 def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | None | bool:
-    """How many slots of each sequence are padding (sequences,); None for none, False if the mask or the positions say anything else."""
+    """How many slots of each sequence are padding (sequences,); None for none, False if the mask or the
+    positions say anything else."""
     past = 0 if cache is None else cache.get_seq_length()
     total = past + ids.shape[1]
     starts = None

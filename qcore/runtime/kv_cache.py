@@ -1,9 +1,10 @@
-"""A key-value cache in 8 or 4 bits that transformers' models read and write: see `forms` for what is kept how.
+"""A key-value cache in 8 or 4 bits that transformers' models read and write: see `forms` for what is kept
+how.
 
-`update` gives attention everything that is held, widened again, followed by the new keys and values as they are, and only then quantizes
-what has become old. So a prompt that is read in one go attends to exact keys within itself, and every later token reads the codes. A text
-that is read 32 tokens at a time, from the start, sees exactly what it would see token by token, because codes are only made at multiples of
-32.
+`update` gives attention everything that is held, widened again, followed by the new keys and values as they
+are, and only then quantizes what has become old. So a prompt that is read in one go attends to exact keys
+within itself, and every later token reads the codes. A text that is read 32 tokens at a time, from the start,
+sees exactly what it would see token by token, because codes are only made at multiples of 32.
 """
 
 import torch
@@ -14,7 +15,8 @@ from qcore.formats.kv_affine import Codes, dequantize, quantize
 
 
 class QuantizedKVLayer(CacheLayerMixin):
-    """Keys and values of one layer, of any number of sequences. `window`: how far it looks back, itself included; None for no limit."""
+    """Keys and values of one layer, of any number of sequences. `window`: how far it looks back, itself
+    included; None for no limit."""
 
     is_croppable = False
 
@@ -22,7 +24,8 @@ class QuantizedKVLayer(CacheLayerMixin):
         super().__init__()
         self.form, self.window, self.is_sliding = form, window, window is not None
         self.length = 0
-        # keys (sequences, heads, groups, tokens, channels), values (sequences, heads, tokens, groups, channels)
+        # keys (sequences, heads, groups, tokens, channels), values (sequences, heads, tokens, groups,
+        # channels)
         self._old: tuple[Codes, Codes] | None = None
 
     @property
@@ -39,7 +42,8 @@ class QuantizedKVLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the same type."""
+        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the
+        same type."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         exact = torch.cat((self.keys, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
@@ -54,7 +58,8 @@ class QuantizedKVLayer(CacheLayerMixin):
         return seen
 
     def _settle(self, keys: torch.Tensor, values: torch.Tensor, drop: int) -> None:
-        """Keep the newest of the exact `keys` and `values`, quantize the others, and let go of the `drop` oldest tokens."""
+        """Keep the newest of the exact `keys` and `values`, quantize the others, and let go of the `drop`
+        oldest tokens."""
         old = keys.shape[2] - tokens_held(self.length)[1]
         if old:
             key_groups = keys[:, :, :old].unflatten(2, (-1, GROUP))
@@ -113,7 +118,8 @@ class QuantizedKVLayer(CacheLayerMixin):
 
 
 class QuantizedKVCache(Cache):
-    """An empty cache in the form `form` for a model with this transformers `config`; pass it to a model or to `generate` as `cache=`.
+    """An empty cache in the form `form` for a model with this transformers `config`; pass it to a model or to
+    `generate` as `cache=`.
 
     Raises `InputError` for an architecture that keeps no plain keys and values.
     """

@@ -1,8 +1,10 @@
-"""The key-value cache of the native step, which is a cache of transformers too, so that `generate` can carry it.
+"""The key-value cache of the native step, which is a cache of transformers too, so that `generate` can carry
+it.
 
-A layer keeps its keys and values as the native step reads them (see decoder.h): one tensor (2, sequences, key-value heads x capacity x
-head size). Growing doubles the capacity. Grouped-query heads are stored once. The modules can use the same cache: `update` then
-takes and returns tensors (sequences, key-value heads, tokens, head size), so a sequence may change between the two at any step.
+A layer keeps its keys and values as the native step reads them (see decoder.h): one tensor (2, sequences,
+key-value heads x capacity x head size). Growing doubles the capacity. Grouped-query heads are stored once.
+The modules can use the same cache: `update` then takes and returns tensors (sequences, key-value heads,
+tokens, head size), so a sequence may change between the two at any step.
 """
 
 import torch
@@ -41,7 +43,8 @@ class NativeLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the same type."""
+        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the
+        same type."""
         end = self.length + key_states.shape[2]
         self.reserve(key_states.shape[0], end)
         keys, values = self._views()
@@ -86,8 +89,9 @@ class NativeLayer(CacheLayerMixin):
 
 
 class NativeCache(Cache):
-    """A `NativeLayer` for each layer of `model`, empty. With `half` keys and values are kept in float16: half the bytes, and tokens
-    may differ from those written with float32. Pass it to `generate` as `cache=`, or to a `Decoder`."""
+    """A `NativeLayer` for each layer of `model`, empty. With `half` keys and values are kept in float16: half
+    the bytes, and tokens may differ from those written with float32. Pass it to `generate` as `cache=`, or to
+    a `Decoder`."""
 
     def __init__(self, model: torch.nn.Module, *, half: bool = False):
         super().__init__(layers=native_layers(model, half))
@@ -118,7 +122,8 @@ class NativeCache(Cache):
 
 
 class Scratch:
-    """What stands in for a `NativeCache` in a call that keeps nothing: every layer writes over the one before."""
+    """What stands in for a `NativeCache` in a call that keeps nothing: every layer writes over the one
+    before."""
 
     half = 0
 

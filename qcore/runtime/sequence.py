@@ -18,10 +18,12 @@ CAPACITY = 2048  # tokens of cache, unless more are asked for
 
 
 class Decoder:
-    """A model with a cache for `capacity` tokens, in float16 if `half_cache` (half the bytes; tokens may then differ).
+    """A model with a cache for `capacity` tokens, in float16 if `half_cache` (half the bytes; tokens may then
+    differ).
 
-    `activations` overrides what the layers say, see `kernels.dispatch`. One decoder runs one sequence, in one thread at a time;
-    several decoders of one model may run at once. Raises `InputError` if `supports(model)` has a reason against it.
+    `activations` overrides what the layers say, see `kernels.dispatch`. One decoder runs one sequence, in one
+    thread at a time; several decoders of one model may run at once. Raises `InputError` if `supports(model)`
+    has a reason against it.
     """
 
     def __init__(
@@ -52,8 +54,8 @@ class Decoder:
         return self._cache.nbytes
 
     def prefill(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
-        """Append the tokens `ids` (T,), T >= 1, and return the logits (vocabulary,) after the last. Raises `InputError` if they do not
-        fit into the cache or the vocabulary."""
+        """Append the tokens `ids` (T,), T >= 1, and return the logits (vocabulary,) after the last. Raises
+        `InputError` if they do not fit into the cache or the vocabulary."""
         return self._append(self._checked(ids, 0))[0]
 
     def step(self, token: int) -> torch.Tensor:
@@ -61,7 +63,8 @@ class Decoder:
         return self.prefill((token,))
 
     def greedy(self, ids: torch.Tensor | Sequence[int], count: int) -> list[int]:
-        """Append `ids` and then `count` tokens, each the most likely one, and return those; the last is not appended."""
+        """Append `ids` and then `count` tokens, each the most likely one, and return those; the last is not
+        appended."""
         ids, written = self._checked(ids, count - 1), []
         for _ in range(count):
             _, best = self._append(ids)

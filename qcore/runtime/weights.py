@@ -1,7 +1,7 @@
 """A model's weights as the native step reads them: pointers to what its modules hold, and nothing copied.
 
-Each layer is computed as its module says (the same kernels, the same activations), the small operations between them in float32, so
-the native step and the modules write the same tokens.
+Each layer is computed as its module says (the same kernels, the same activations), the small operations
+between them in float32, so the native step and the modules write the same tokens.
 """
 
 import ctypes
@@ -127,7 +127,8 @@ def supports(model: nn.Module) -> str | None:
 
 
 class Weights:
-    """The native description of a model for which `supports` found no reason against. `activations` overrides what the layers say."""
+    """The native description of a model for which `supports` found no reason against. `activations` overrides
+    what the layers say."""
 
     def __init__(self, model: nn.Module, activations: str | None = None):
         config, layers = model.config, model.model.layers
@@ -176,10 +177,12 @@ class Weights:
     def run(
         self, ids: torch.Tensor, cache, starts: torch.Tensor | None = None, *, hidden=None, logits=None
     ) -> int | None:
-        """Append the tokens `ids` (sequences, tokens) int64 to the `NativeCache`, which must have room for them.
+        """Append the tokens `ids` (sequences, tokens) int64 to the `NativeCache`, which must have room for
+        them.
 
-        `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden` (sequences, tokens, hidden) with
-        what the head gets, or, for one sequence, `logits` (vocabulary,) after the last token, and returns the index of the largest.
+        `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden`
+        (sequences, tokens, hidden) with what the head gets, or, for one sequence, `logits` (vocabulary,)
+        after the last token, and returns the index of the largest.
         """
         sequences, tokens = ids.shape
         position = cache.get_seq_length()
@@ -200,7 +203,8 @@ class Weights:
         return None if logits is None else best.value
 
     def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (at least `positions`, head size / 2), from the model itself, which knows how its angles are scaled."""
+        """Cosines and sines (at least `positions`, head size / 2), from the model itself, which knows how its
+        angles are scaled."""
         known = self._rotation
         if known is None or len(known[0]) < positions:
             count, half = max(256, 1 << (positions - 1).bit_length()), self.head_size // 2

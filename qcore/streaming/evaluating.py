@@ -1,10 +1,12 @@
-"""Perplexity and divergence of the baseline and several recipes in one pass over the layers of a model of any size.
+"""Perplexity and divergence of the baseline and several recipes in one pass over the layers of a model of any
+size.
 
     for each block:   for the baseline and each recipe:   fill it, advance the hidden states of all windows, drop it
 
-Held at any time: the hidden states (tokens · width · 4 bytes for each recipe and the baseline), a block of quantized weights, and the
-one weight that is being widened. Afterwards each model is scored by `qcore.evaluation.evaluate` itself, with a model whose blocks hand out
-what was computed; logits are had a few positions at a time, so nothing of the size tokens x vocabulary exists.
+Held at any time: the hidden states (tokens · width · 4 bytes for each recipe and the baseline), a block of
+quantized weights, and the one weight that is being widened. Afterwards each model is scored by
+`qcore.evaluation.evaluate` itself, with a model whose blocks hand out what was computed; logits are had a few
+positions at a time, so nothing of the size tokens x vocabulary exists.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ def evaluate_streamed(
     text_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
-    """Score the text `ids` (T,) with the baseline and each of `recipes`: {name: evaluation}, the baseline "fp32" first.
+    """Score the text `ids` (T,) with the baseline and each of `recipes`: {name: evaluation}, the baseline
+    "fp32" first.
 
-    The figures are those of `qcore.evaluation.evaluate`, to rounding. Raises `InputError` for recipes that need more than one tensor at a
-    time, a checkpoint that is quantized already, or a model whose blocks are not called one after another.
+    The figures are those of `qcore.evaluation.evaluate`, to rounding. Raises `InputError` for recipes that
+    need more than one tensor at a time, a checkpoint that is quantized already, or a model whose blocks are
+    not called one after another.
     """
     if checkpoint.is_quantized:
         raise InputError(
@@ -86,7 +90,8 @@ def evaluate_streamed(
 
 
 class _Model:
-    """One recipe's model and its hidden states. After the last `advance` its blocks hand out what they computed."""
+    """One recipe's model and its hidden states. After the last `advance` its blocks hand out what they
+    computed."""
 
     @torch.no_grad()
     def __init__(self, source: Source, recipe: Recipe, ids: torch.Tensor, window: int, stride: int):
@@ -120,7 +125,8 @@ class _Model:
             for i, hidden in enumerate(states):
                 states[i] = blocks.run(position, hidden)
         self.blocks[position], self._unused[position] = self._stand_in(position), None
-        gc.collect()  # modules refer to each other in circles, and gigabytes of them would wait for the collector
+        # modules refer to each other in circles, and gigabytes of them would wait for the collector
+        gc.collect()
         if position == len(self.blocks) - 1:
             for (_, members), states in zip(self._groups, self._states, strict=True):
                 self._final |= {_key(text): state for text, state in zip(members, states, strict=True)}
@@ -128,7 +134,8 @@ class _Model:
             self.frame.model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _stand_in(self, position: int) -> nn.Module:
-        """A block without weights that passes on what it is given; the last one hands out what was computed for the text at hand."""
+        """A block without weights that passes on what it is given; the last one hands out what was computed
+        for the text at hand."""
         block = self.frame.empty(self._unused[position])
 
         def forward(_, *arguments, **keywords):

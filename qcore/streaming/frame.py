@@ -1,9 +1,9 @@
 """A model without weights that is filled a block at a time.
 
-Its parameters are left out, its buffers (rotary frequencies and the like) are real, and what stands outside the decoder's blocks
-(embeddings, last norm, head) is filled when it is made. Weights stay mapped from the checkpoint's files and are widened to float32 when a
-layer uses them, so a block costs no memory but that of the layer at work. With a recipe, the weights it targets are quantized instead
-when their block is filled.
+Its parameters are left out, its buffers (rotary frequencies and the like) are real, and what stands outside
+the decoder's blocks (embeddings, last norm, head) is filled when it is made. Weights stay mapped from the
+checkpoint's files and are widened to float32 when a layer uses them, so a block costs no memory but that of
+the layer at work. With a recipe, the weights it targets are quantized instead when their block is filled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _SMALL = 1 << 16  # weights up to which a parameter is simply widened
 
 
 class Frame:
-    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raises `InputError` as quantizing does."""
+    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raises
+    `InputError` as quantizing does."""
 
     def __init__(self, source: Source, recipe: Recipe | None):
         self.source = source

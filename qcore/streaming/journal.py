@@ -1,8 +1,9 @@
 """The folder in which a model is written shard by shard, and the note of what is finished in it.
 
-It lies beside the folder that is wanted and has a name of its own for each piece of work: source, recipe, shard size and the versions that
-decide the bytes. A shard has its final name only when it is whole and on the disk, and is noted after that with its SHA-256. So work that
-was killed goes on at the shard it had come to, and other work never takes its shards up. Only one process at a time works in it.
+It lies beside the folder that is wanted and has a name of its own for each piece of work: source, recipe,
+shard size and the versions that decide the bytes. A shard has its final name only when it is whole and on the
+disk, and is noted after that with its SHA-256. So work that was killed goes on at the shard it had come to,
+and other work never takes its shards up. Only one process at a time works in it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _NOTE, _LOCK = "finished.json", ".lock"
 
 
 class Journal:
-    """Context manager for the work `identity` (JSON-ready) describes, whose result is to be the folder `final`.
+    """Context manager for the work `identity` (JSON-ready) describes, whose result is to be the folder
+    `final`.
 
     Raises `InputError` if another process is at the same work.
     """
@@ -69,7 +71,8 @@ class Journal:
         os.replace(self.folder, self.final)
 
     def _forget_others(self) -> None:
-        """Remove what other recipes or sources left unfinished for the same folder, unless somebody is at it."""
+        """Remove what other recipes or sources left unfinished for the same folder, unless somebody is at
+        it."""
         for other in self.final.parent.glob(f".{self.final.name}.streaming-*"):
             if other == self.folder:
                 continue

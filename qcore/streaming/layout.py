@@ -1,9 +1,11 @@
-"""What a quantized model will consist of, to the byte, before anything is read: the shapes of a model and a recipe decide it.
+"""What a quantized model will consist of, to the byte, before anything is read: the shapes of a model and a
+recipe decide it.
 
-A `Unit` is what is made at once: the parts of one quantized matrix (one expert's, for fused experts), or one kept tensor. Units follow
-each other as the model has them and are cut into shards of about equal size. Within a shard, tensors whose size is a multiple of 64 bytes
-come first, in the order in which they are made, so that they can be written and hashed as they come and still start at aligned
-addresses; the few others stand at the end, those of wide types first.
+A `Unit` is what is made at once: the parts of one quantized matrix (one expert's, for fused experts), or one
+kept tensor. Units follow each other as the model has them and are cut into shards of about equal size. Within
+a shard, tensors whose size is a multiple of 64 bytes come first, in the order in which they are made, so that
+they can be written and hashed as they come and still start at aligned addresses; the few others stand at the
+end, those of wide types first.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """`parameter` (of fused experts, number `expert` of it) and what is stored of it. `target` is None for a kept tensor."""
+    """`parameter` (of fused experts, number `expert` of it) and what is stored of it. `target` is None for a
+    kept tensor."""
 
     parameter: str
     expert: int | None
@@ -92,10 +95,11 @@ class Layout:
 
 
 def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
-    """Lay out `model` (a skeleton) under `recipe`, one of qcore's own data-free ones, in shards of about `shard_bytes`.
+    """Lay out `model` (a skeleton) under `recipe`, one of qcore's own data-free ones, in shards of about
+    `shard_bytes`.
 
-    Raises what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change, `InputError` for a skip
-    pattern without a match.
+    Raises what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change,
+    `InputError` for a skip pattern without a match.
     """
     selection = select(model, recipe)
     targets = {target.name: target for target in selection.targets}
@@ -172,7 +176,8 @@ def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dic
 
 
 def parts_of(format: Format, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """{part: (dtype, shape)} of the parts of a `QuantizedTensor` (rows outputs, columns inputs) that are stored."""
+    """{part: (dtype, shape)} of the parts of a `QuantizedTensor` (rows outputs, columns inputs) that are
+    stored."""
     groups = group_count(columns, format.group_size)
     parts = {"codes": (torch.uint8, (rows, packed_width(columns, format.bits)))}
     learned = isinstance(format, Codebook) and format.fixed is None

@@ -7,8 +7,8 @@ INTERVAL = 0.2  # seconds between two reports
 
 
 class Pace:
-    """Reports to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the `total` bytes are to be done
-    now; the rest was done by an earlier run."""
+    """Reports to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the
+    `total` bytes are to be done now; the rest was done by an earlier run."""
 
     def __init__(self, progress: Callable[[int, int, str], None] | None, left: int, total: int):
         self._progress = progress

@@ -1,14 +1,17 @@
-"""Quantize a checkpoint of any size: one tensor after another is read through a map, quantized, and written into shards.
+"""Quantize a checkpoint of any size: one tensor after another is read through a map, quantized, and written
+into shards.
 
-The system reads ahead while a tensor is worked on by all cores, and a thread writes and hashes the one before. Held at any time, beside
-the libraries, is a multiple of the largest stored tensor (for experts that are stored one by one, of the largest expert):
+The system reads ahead while a tensor is worked on by all cores, and a thread writes and hashes the one
+before. Held at any time, beside the libraries, is a multiple of the largest stored tensor (for experts that
+are stored one by one, of the largest expert):
 
     rtn       its mapped pages, and twice the quantized form                                        at most 2 x
     hqq       fp32 codes besides                                                                    at most 8 x
     kmeans    sorted values and sums in float64 besides                                             at most 16 x
 
-for 16-bit sources; half as much for 32-bit ones. A kept tensor is widened a few million weights at a time. The result is, bit for bit,
-what `export.safetensors.save` writes after quantizing in memory, but for being cut into files.
+for 16-bit sources; half as much for 32-bit ones. A kept tensor is widened a few million weights at a time.
+The result is, bit for bit, what `export.safetensors.save` writes after quantizing in memory, but for being
+cut into files.
 """
 
 from __future__ import annotations
@@ -77,14 +80,16 @@ def quantize(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Ledger:
-    """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the ledger.
+    """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the
+    ledger.
 
-    `folder` appears complete or not at all. Called again after a kill, with the same arguments, it goes on at the shard it had come to.
-    `progress` gets (bytes read, bytes to read, a phrase with speed and time left). With an `engine` other than this machine the shards are
-    made by the machines of a cluster (see `spread.py`), to the same bytes.
+    `folder` appears complete or not at all. Called again after a kill, with the same arguments, it goes on at
+    the shard it had come to. `progress` gets (bytes read, bytes to read, a phrase with speed and time left).
+    With an `engine` other than this machine the shards are made by the machines of a cluster (see
+    `spread.py`), to the same bytes.
 
-    Raises `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized already or holds NaN, or a target
-    that `check_target` refuses; `UnavailableError` if the disk is full.
+    Raises `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized
+    already or holds NaN, or a target that `check_target` refuses; `UnavailableError` if the disk is full.
     """
     check(recipe)
     folder = Path(folder).absolute()
@@ -127,7 +132,8 @@ def quantize(
 def _write_shards(
     source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None
 ) -> dict[str, str]:
-    """{file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread` makes them elsewhere."""
+    """{file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread` makes
+    them elsewhere."""
     digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
     left = [shard for shard in layout.shards if shard.file not in digests]
     check_space(
@@ -163,7 +169,8 @@ def _in_order(digests: dict[str, str], layout: Layout) -> dict[str, str]:
 
 
 def fill_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> ShardWriter:
-    """Make one file of the output in `folder`; closing the result gives its SHA-256. Depends on nothing but its arguments."""
+    """Make one file of the output in `folder`; closing the result gives its SHA-256. Depends on nothing but
+    its arguments."""
     writer = ShardWriter(folder / shard.file, shard.pieces)
     try:
         for i, unit in enumerate(shard.units):
@@ -202,7 +209,8 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def choose(source: Source, unit: Unit) -> QuantizedTensor:
-    """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or infinite."""
+    """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or
+    infinite."""
     target = unit.target
     weight = (
         source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)

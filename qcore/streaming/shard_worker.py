@@ -1,4 +1,5 @@
-"""`python -m qcore.streaming.shard_worker REQUEST NUMBER FILE`: makes one shard of a streamed quantization, see `spread.py`.
+"""`python -m qcore.streaming.shard_worker REQUEST NUMBER FILE`: makes one shard of a streamed quantization,
+see `spread.py`.
 
 REQUEST is a JSON file in the folder spread/ of the unfinished model; the result goes beside it, named after
 FILE, the shard. Standard input is a lifeline: when it closes,
@@ -17,7 +18,8 @@ from qcore.base.quiet import hush
 
 
 def make(request: dict, number: int, folder: Path) -> dict:
-    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raises `InputError` if this machine sees other weights."""
+    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raises `InputError` if this
+    machine sees other weights."""
     from qcore.models.checkpoint import read_folder
     from qcore.recipes import Recipe
     from qcore.streaming.layout import plan

@@ -1,9 +1,10 @@
 """Each parameter of a model straight from the checkpoint's files, one at a time.
 
-Files and model do not always agree on names and shapes: names are changed, three projections are stored as one, experts are stored one
-by one and computed as one tensor. transformers has rules for that, which it applies while it loads a whole model; here the same rules
-are applied to the few stored tensors that one parameter is made of. What needs no rule stays mapped and in its stored dtype: it takes
-memory only while it is read, and goes with the tensor.
+Files and model do not always agree on names and shapes: names are changed, three projections are stored as
+one, experts are stored one by one and computed as one tensor. transformers has rules for that, which it
+applies while it loads a whole model; here the same rules are applied to the few stored tensors that one
+parameter is made of. What needs no rule stays mapped and in its stored dtype: it takes memory only while it
+is read, and goes with the tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Recipe:
-    """What a parameter is made of: the names of stored tensors by the pattern that a rule knows them by, and the rule, if any."""
+    """What a parameter is made of: the names of stored tensors by the pattern that a rule knows them by, and
+    the rule, if any."""
 
     converter: object | None = None
     stored: dict[str, list[str]] = field(default_factory=dict)
@@ -49,7 +51,8 @@ class Source:
         self._add_ties()
 
     def read(self, name: str) -> torch.Tensor:
-        """The parameter in the shape that the model has it in. Mapped from the file, or made anew if it takes a rule."""
+        """The parameter in the shape that the model has it in. Mapped from the file, or made anew if it takes
+        a rule."""
         first = self._targets[name]
         recipe = self._made[first]
         if recipe.converter is None:
@@ -63,7 +66,8 @@ class Source:
         return self._last[1][name]
 
     def expert(self, name: str, number: int) -> torch.Tensor:
-        """Matrix `number` of the fused experts' parameter `name` (E, …), made without the others where they are stored apart."""
+        """Matrix `number` of the fused experts' parameter `name` (E, …), made without the others where they
+        are stored apart."""
         first = self._targets[name]
         recipe = self._made[first]
         if recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
@@ -98,7 +102,8 @@ class Source:
                 os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
 
     def described(self) -> torch.nn.Module:
-        """The model without weights, with the checkpoint's own generation config: what a saved folder's config files are written from."""
+        """The model without weights, with the checkpoint's own generation config: what a saved folder's
+        config files are written from."""
         model = copy(self.model)  # the skeleton itself is shared and stays as it is
         model.config = deepcopy(model.config)
         set_generation_config(model, self.checkpoint.folder)
@@ -123,7 +128,8 @@ class Source:
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
     def _read_rules(self) -> None:
-        """Sort the stored names into the parameters they belong to, as `transformers.core_model_loading` does when it loads."""
+        """Sort the stored names into the parameters they belong to, as `transformers.core_model_loading` does
+        when it loads."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
             WeightConverter,
@@ -144,7 +150,8 @@ class Source:
                     stored, [], [], base_model_prefix=prefix, meta_state_dict=wanted
                 )
             if name not in wanted:
-                continue  # left out on purpose by the model's class, or `skeleton` would have refused the checkpoint
+                # left out on purpose by the model's class, or `skeleton` would have refused the checkpoint
+                continue
             recipe = self._made.setdefault(name, _Recipe(by_pattern.get(pattern)))
             recipe.stored.setdefault(pattern or stored, []).append(stored)
         for first, recipe in self._made.items():
@@ -186,7 +193,8 @@ class Source:
 
 
 def _apart(recipe: _Recipe, experts: int) -> bool:
-    """Does the rule put experts together that are stored one by one, and otherwise only do to each what it does to all?"""
+    """Does the rule put experts together that are stored one by one, and otherwise only do to each what it
+    does to all?"""
     from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
 
     first, *others = recipe.converter.operations

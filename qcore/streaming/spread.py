@@ -1,8 +1,9 @@
-"""The shards of a streamed quantization made by the machines of a Ray cluster, on storage that all of them share.
+"""The shards of a streamed quantization made by the machines of a Ray cluster, on storage that all of them
+share.
 
-Shards depend on nothing but the checkpoint and the recipe, so each is a task: `python -m qcore.streaming.shard_worker`. The one who asked
-keeps the journal and notes each shard when it is whole, so after a kill the same command, spread or not, goes on with those that are
-missing.
+Shards depend on nothing but the checkpoint and the recipe, so each is a task: `python -m
+qcore.streaming.shard_worker`. The one who asked keeps the journal and notes each shard when it is whole, so
+after a kill the same command, spread or not, goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def write_shards(
     pace: Pace,
     sizes: dict[str, int],
 ) -> dict[str, str]:
-    """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes that each file is made from.
+    """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes
+    that each file is made from.
 
     Raises what a shard's task raised, and `RunError` if one cannot be carried out.
     """

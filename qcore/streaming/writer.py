@@ -1,7 +1,9 @@
-"""Write a safetensors file whose tensors come one after another, in pieces, while the next ones are still being made.
+"""Write a safetensors file whose tensors come one after another, in pieces, while the next ones are still
+being made.
 
-A thread of its own writes and hashes; what waits for it is bounded. The file has a temporary name until it is complete and on the disk,
-so a file with its final name is always whole. Tensors that come too early (`layout` puts uneven ones last) wait in memory.
+A thread of its own writes and hashes; what waits for it is bounded. The file has a temporary name until it is
+complete and on the disk, so a file with its final name is always whole. Tensors that come too early (`layout`
+puts uneven ones last) wait in memory.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ _FLUSHED = 64 << 20  # bytes after which the system is asked to begin writing
 
 
 class ShardWriter:
-    """`write` chunks of tensors in any order in which each tensor's own chunks follow each other, then `close`, or `discard`.
+    """`write` chunks of tensors in any order in which each tensor's own chunks follow each other, then
+    `close`, or `discard`.
 
-    `pieces` are all tensors of the file, in their order in it. Raises `OSError` if the disk does not take them, from `write` or `close`.
+    `pieces` are all tensors of the file, in their order in it. Raises `OSError` if the disk does not take
+    them, from `write` or `close`.
     """
 
     def __init__(self, path: Path, pieces: list[Piece]):

@@ -1,4 +1,5 @@
-"""Training: what gets better when gradients go through the whole model. A quantized one (QAT), or a smaller one (distillation).
+"""Training: what gets better when gradients go through the whole model. A quantized one (QAT), or a smaller
+one (distillation).
 
 attach.py       the layers that are trained, in the place of quantized ones, and back
 fake.py         layers that compute with what their codes will stand for, and let gradients through

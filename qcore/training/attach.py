@@ -56,7 +56,8 @@ class FakeHead(nn.Module):
 
 @dataclass(frozen=True)
 class Form:
-    """ "light" (scales and norms) or "full" (the weights, too, with scales as they are unless `learn_scales`)."""
+    """ "light" (scales and norms) or "full" (the weights, too, with scales as they are unless
+    `learn_scales`)."""
 
     name: str = "light"
     learn_scales: bool = False
@@ -69,8 +70,8 @@ class Form:
 
 
 def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -> None:
-    """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before, with the same names; weights
-    of the full form begin leaning towards its weights.
+    """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before,
+    with the same names; weights of the full form begin leaning towards its weights.
 
     Raises `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
     """
@@ -144,10 +145,11 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 def groups(model: nn.Module, rate: float) -> list[dict]:
-    """The parameters that are trained with their learning rates, for an optimizer whose steps are about as large as the rate (Adam's are).
+    """The parameters that are trained with their learning rates, for an optimizer whose steps are about as
+    large as the rate (Adam's are).
 
-    `rate` is a share: a gain moves by it, a norm's weight by it times the weights' mean size, a latent weight by it times a step of its
-    grid.
+    `rate` is a share: a gain moves by it, a norm's weight by it times the weights' mean size, a latent weight
+    by it times a step of its grid.
     """
     found = []
     for module in model.modules():

@@ -1,10 +1,12 @@
-"""What a run that was killed goes on from: everything that is trained, the optimizer's memory, and where the run stood.
+"""What a run that was killed goes on from: everything that is trained, the optimizer's memory, and where the
+run stood.
 
     QCORE_HOME/unfinished/training-KEY/state.safetensors    the present state, replaced as a whole
                                        best.safetensors     the trained parameters that did best on the validation text
                                        begin/               the model that training began with, where it took long to make
 
-KEY is a hash of everything that decides the outcome: the model's digest and all options. A run never goes on from another's state.
+KEY is a hash of everything that decides the outcome: the model's digest and all options. A run never goes on
+from another's state.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Checkpoint:
         return self.folder / "begin"
 
     def write(self, parameters: dict[str, torch.nn.Parameter], optimizer, about: dict) -> None:
-        """Keep `parameters`, the optimizer's state and `about` (JSON-ready). Raises `UnavailableError` if the disk refuses."""
+        """Keep `parameters`, the optimizer's state and `about` (JSON-ready). Raises `UnavailableError` if the
+        disk refuses."""
         tensors = {f"parameter/{name}": value.detach().cpu() for name, value in parameters.items()}
         for name, value in parameters.items():
             state = optimizer.state.get(value, {})
@@ -56,8 +59,8 @@ class Checkpoint:
         self._save("best", {name: value.detach().cpu() for name, value in parameters.items()}, {})
 
     def read(self, parameters: dict[str, torch.nn.Parameter], optimizer) -> dict | None:
-        """Put a kept state into `parameters` and the optimizer; returns what `write` was told, or None if there is none (a damaged file is
-        none: the run begins anew)."""
+        """Put a kept state into `parameters` and the optimizer; returns what `write` was told, or None if
+        there is none (a damaged file is none: the run begins anew)."""
         found = self._load("state")
         if found is None or {name for name in found[0] if name.startswith("parameter/")} != {
             f"parameter/{name}" for name in parameters

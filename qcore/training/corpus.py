@@ -1,7 +1,8 @@
-"""Windows of text to learn from, and others, which the model never learns from, to see when it has learned enough.
+"""Windows of text to learn from, and others, which the model never learns from, to see when it has learned
+enough.
 
-Without a text of its own, validation takes the last windows of the training text, and training stays clear of them. With one, the two may
-not share a run of 50 tokens (see `qcore.quantization.calibration.text`).
+Without a text of its own, validation takes the last windows of the training text, and training stays clear of
+them. With one, the two may not share a run of 50 tokens (see `qcore.quantization.calibration.text`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ JUDGED = 2048  # tokens of validation
 
 @dataclass(frozen=True)
 class Texts:
-    """`source` is the training text, `train` its windows (windows, T) and `held_out` (windows, T) the others, token ids; `record` is
-    the training text's (see `Calibration.record`), with the fingerprints of both: a trained model may not be judged by either."""
+    """`source` is the training text, `train` its windows (windows, T) and `held_out` (windows, T) the others,
+    token ids; `record` is the training text's (see `Calibration.record`), with the fingerprints of both: a
+    trained model may not be judged by either."""
 
     source: Calibration
     held_out: torch.Tensor
@@ -45,8 +47,9 @@ def load(
     window: int,
     judged: int = JUDGED,
 ) -> Texts:
-    """`tokens` of the text `source` (a UTF-8 file; None is the packaged calibration text) in windows of `window`, evenly spread over it,
-    and `judged` tokens of the text `validation` (None: from the end of `source`).
+    """`tokens` of the text `source` (a UTF-8 file; None is the packaged calibration text) in windows of
+    `window`, evenly spread over it, and `judged` tokens of the text `validation` (None: from the end of
+    `source`).
 
     Raises `InputError` for a text that cannot be used, is too short for two windows, or overlaps the other.
     """

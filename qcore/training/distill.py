@@ -3,9 +3,9 @@
     loss = T² · KL(teacher || student) at temperature T  (Hinton et al., arXiv 1503.02531)
          + h · mean over kept layers of |student − teacher|² / |teacher|²     the hidden states that each layer puts out, if h > 0
 
-The student begins with every so many of the teacher's layers (as DistilBERT does, arXiv 1910.01108), or with those that change the hidden
-states most, and with narrower MLPs if that is wished. Embedding and head stay the teacher's. It is saved as an ordinary model, which can
-then be quantized.
+The student begins with every so many of the teacher's layers (as DistilBERT does, arXiv 1910.01108), or with
+those that change the hidden states most, and with narrower MLPs if that is wished. Embedding and head stay
+the teacher's. It is saved as an ordinary model, which can then be quantized.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ SCORED = 8  # windows that layers and neurons are scored by
 
 @dataclass(frozen=True)
 class Distill:
-    """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons` cut from each MLP if that is given.
+    """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons` cut
+    from each MLP if that is given.
 
-    `temperature` softens both distributions; `hidden` weighs the loss of hidden states. The rest as for `Qat`. Raises `InputError`.
+    `temperature` softens both distributions; `hidden` weighs the loss of hidden states. The rest as for
+    `Qat`. Raises `InputError`.
     """
 
     layers: int
@@ -73,7 +75,8 @@ class Distill:
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """`count` of `total` layers at even distances, the first and the last among them (one alone is the first)."""
+    """`count` of `total` layers at even distances, the first and the last among them (one alone is the
+    first)."""
     return [0] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
@@ -85,8 +88,9 @@ def run(
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, dict, Kept]:
-    """Train a student of the model of `checkpoint`. Returns it with the record of how it was made, and what was kept for a run that is
-    killed. Started again with the same arguments after a kill, it goes on. Raises `InputError` and `RunError` as `qat.run` does."""
+    """Train a student of the model of `checkpoint`. Returns it with the record of how it was made, and what
+    was kept for a run that is killed. Started again with the same arguments after a kill, it goes on. Raises
+    `InputError` and `RunError` as `qat.run` does."""
     teacher = library.load(checkpoint, device=device, progress=progress)
     words = corpus.load(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
@@ -138,7 +142,8 @@ def run(
 def begin(
     model: nn.Module, options: Distill, ids: torch.Tensor, progress: Progress
 ) -> tuple[nn.Module, list[int]]:
-    """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not so many."""
+    """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not
+    so many."""
     total = len(Blocks(model))
     if options.layers > total or (options.layers == total and options.neurons is None):
         raise InputError(
@@ -158,8 +163,9 @@ def begin(
 
 
 def hidden_loss(teacher: list[torch.Tensor], student: list[torch.Tensor], layers: list[int]) -> torch.Tensor:
-    """Mean over the student's layers of |student − teacher|² / |teacher|², token by token; lists of (B, T, H) begin with the embedding's
-    output. The last entry of either is behind the final norm, so the last layers are compared there."""
+    """Mean over the student's layers of |student − teacher|² / |teacher|², token by token; lists of (B, T, H)
+    begin with the embedding's output. The last entry of either is behind the final norm, so the last layers
+    are compared there."""
     losses = []
     for place, layer in enumerate(layers):
         wanted, made = teacher[layer + 1].float(), student[place + 1].float()

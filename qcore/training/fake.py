@@ -3,16 +3,18 @@
     light    ŵ = gain · scale · unit                       codes stay; a gain for each scale is learned
     full     ŵ = scale · (round(w / scale) as far as the grid goes)      the weight w behind the codes is learned
 
-Rounding has no gradient, so it is passed over (the straight-through estimator, Bengio et al., arXiv 1308.3432): ∂ŵ/∂w = 1 where w lies
-within the grid, 0 beyond its ends. With `learn_scales` the full form learns scales as LSQ does (arXiv 1902.08153): for a uniform grid
+Rounding has no gradient, so it is passed over (the straight-through estimator, Bengio et al., arXiv
+1308.3432): ∂ŵ/∂w = 1 where w lies within the grid, 0 beyond its ends. With `learn_scales` the full form
+learns scales as LSQ does (arXiv 1902.08153): for a uniform grid
 
     ∂ŵ/∂scale = round(w / scale) − w / scale within the grid, and the last code beyond its ends
 
-and the same with table values for codebooks. Scales are rounded to what the format stores (float16, or 8 bits with -dq) as they are used,
-so what is trained is, to the last bit, what will be saved.
+and the same with table values for codebooks. Scales are rounded to what the format stores (float16, or 8 bits
+with -dq) as they are used, so what is trained is, to the last bit, what will be saved.
 
-Any model that qcore has quantized can be trained: `attach.py` takes the codes that its method has chosen as the beginning, `detach` puts
-ordinary quantized layers in their place again. In the full form the weights begin at their codes, leaning towards the unquantized weights.
+Any model that qcore has quantized can be trained: `attach.py` takes the codes that its method has chosen as
+the beginning, `detach` puts ordinary quantized layers in their place again. In the full form the weights
+begin at their codes, leaning towards the unquantized weights.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _TINY = torch.finfo(torch.float32).tiny
 class Light(nn.Module):
     """Codes that stay, and a `gain` (N, G) for each scale, which begins at 1.
 
-    In mixed precision ŵ is made in bfloat16 at once, from scales rounded to it: what is kept and judged is not."""
+    In mixed precision ŵ is made in bfloat16 at once, from scales rounded to it: what is kept and judged is
+    not."""
 
     def __init__(self, tensor: QuantizedTensor):
         super().__init__()
@@ -58,7 +61,8 @@ class Light(nn.Module):
 
 
 class Full(nn.Module):
-    """The weight behind the codes, `latent` (N, K), on the grid that `tensor` has; `gain` (N, G) if scales are learned, too."""
+    """The weight behind the codes, `latent` (N, K), on the grid that `tensor` has; `gain` (N, G) if scales
+    are learned, too."""
 
     def __init__(self, tensor: QuantizedTensor, unquantized: torch.Tensor | None, learn_scales: bool):
         super().__init__()
@@ -154,7 +158,8 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """`latent` (N, K) rounded to its grid with scales (N, G); straight through within the grid's ends, LSQ's gradient for scales."""
+    """`latent` (N, K) rounded to its grid with scales (N, G); straight through within the grid's ends, LSQ's
+    gradient for scales."""
 
     @staticmethod
     def forward(ctx, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
@@ -194,8 +199,8 @@ def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tens
 
 
 def _units(tensor: QuantizedTensor) -> torch.Tensor:
-    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid (bfloat16, which holds them exactly,
-    where products in it are fast), or values of a table."""
+    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid
+    (bfloat16, which holds them exactly, where products in it are fast), or values of a table."""
     codes = tensor.unpacked_codes()
     if isinstance(tensor.format, Uniform):
         zero = tensor.zero_points()

@@ -12,8 +12,8 @@ from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 
 def judge(teacher: Teacher, held_out: torch.Tensor, loss: str) -> Callable[[nn.Module], tuple[float, float]]:
-    """A function of a model: (its loss, its perplexity) on the windows `held_out` (windows, T). `loss`: "kl" against the teacher, in nats a
-    token, or "next"."""
+    """A function of a model: (its loss, its perplexity) on the windows `held_out` (windows, T). `loss`: "kl"
+    against the teacher, in nats a token, or "next"."""
 
     @torch.no_grad()
     def measure(model: nn.Module) -> tuple[float, float]:

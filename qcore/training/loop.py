@@ -1,13 +1,16 @@
-"""The loop that quantization-aware training and distillation share: steps through `accelerate`, a schedule, validation, early stop.
+"""The loop that quantization-aware training and distillation share: steps through `accelerate`, a schedule,
+validation, early stop.
 
-A step reads `batch` windows. The learning rate rises over the first twentieth of the run and then falls along a cosine to nothing; how far
-the run is, is counted in steps or, with a time limit, in time. Validation happens at the beginning and then at even shares of the run. What
-did best there is what comes out; when `patience` validations in a row were worse than the best, the run ends.
+A step reads `batch` windows. The learning rate rises over the first twentieth of the run and then falls along
+a cosine to nothing; how far the run is, is counted in steps or, with a time limit, in time. Validation
+happens at the beginning and then at even shares of the run. What did best there is what comes out; when
+`patience` validations in a row were worse than the best, the run ends.
 
-The order of windows depends on the seed and the pass alone, so a run that goes on after a kill takes the same steps as one that was never
-stopped (with a time limit: as many as go into what is left).
+The order of windows depends on the seed and the pass alone, so a run that goes on after a kill takes the same
+steps as one that was never stopped (with a time limit: as many as go into what is left).
 
-On a processor with instructions for bfloat16 steps compute in mixed precision; what is learned, and what judges it, is float32.
+On a processor with instructions for bfloat16 steps compute in mixed precision; what is learned, and what
+judges it, is float32.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. `minutes` takes the place of `steps` where it is given. `patience` counts validations.
+    """How long and how fast. `minutes` takes the place of `steps` where it is given. `patience` counts
+    validations.
 
     Raises `InputError` naming what is out of range.
     """
@@ -74,7 +78,8 @@ class Schedule:
 
 @dataclass
 class History:
-    """What happened: `curve` [step, tokens, seconds, loss] of each step, `validations` [step, loss, perplexity], and why the run ended."""
+    """What happened: `curve` [step, tokens, seconds, loss] of each step, `validations` [step, loss,
+    perplexity], and why the run ended."""
 
     step: int = 0
     tokens: int = 0
@@ -96,8 +101,8 @@ class History:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned. `loss` of the student on windows `ids` (B, T) called `numbers`, with gradients; `judge` gives (loss,
-    perplexity) on the validation text, without."""
+    """What is to be learned. `loss` of the student on windows `ids` (B, T) called `numbers`, with gradients;
+    `judge` gives (loss, perplexity) on the validation text, without."""
 
     student: nn.Module
     groups: list[dict]

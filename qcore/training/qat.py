@@ -1,8 +1,10 @@
-"""Quantization-aware training: a model is quantized by a recipe, then learns to predict what it did before, in its quantized form.
+"""Quantization-aware training: a model is quantized by a recipe, then learns to predict what it did before,
+in its quantized form.
 
-The light form learns scales and norms while codes stay (as the second phase of EfficientQAT does, arXiv 2407.11062); its memory is that of
-inference plus what autograd keeps, and minutes on a small machine pay. The full form learns the weights behind the codes (LLM-QAT,
-arXiv 2305.17888), with scales as they are or learned (LSQ, arXiv 1902.08153). Either ends as an ordinary quantized model of the same size.
+The light form learns scales and norms while codes stay (as the second phase of EfficientQAT does, arXiv
+2407.11062); its memory is that of inference plus what autograd keeps, and minutes on a small machine pay. The
+full form learns the weights behind the codes (LLM-QAT, arXiv 2305.17888), with scales as they are or learned
+(LSQ, arXiv 1902.08153). Either ends as an ordinary quantized model of the same size.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ from qcore.training.loop import History, Problem, Progress, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 RATES = {"light": 5e-3, "full": 3e-2}
-CALM = 0.4  # of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there first
+# of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there
+# first
+CALM = 0.4
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 
 @dataclass(frozen=True)
 class Qat:
-    """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are files; without them, the
-    packaged calibration text and its end. `rate` None is the usual one. Raises `InputError` naming what cannot be used."""
+    """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are
+    files; without them, the packaged calibration text and its end. `rate` None is the usual one. Raises
+    `InputError` naming what cannot be used."""
 
     form: Form = field(default_factory=Form)
     loss: str = "kl"
@@ -88,8 +93,9 @@ def run(
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, History, Kept]:
-    """Quantize the model of `checkpoint` by `recipe` and train it. Returns it, ready to be saved, with the history, and what was kept for a
-    run that is killed: remove that once the model is saved. Started again with the same arguments after a kill, it goes on.
+    """Quantize the model of `checkpoint` by `recipe` and train it. Returns it, ready to be saved, with the
+    history, and what was kept for a run that is killed: remove that once the model is saved. Started again
+    with the same arguments after a kill, it goes on.
 
     Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
     """
@@ -129,8 +135,8 @@ def run(
 def _begin(
     checkpoint: Checkpoint, recipe: Recipe, words: corpus.Texts, kept: Kept, progress: Progress, device: str
 ):
-    """The model as the recipe's own method quantizes it, with a part of the training text if it reads any, and its ledger. Where that takes
-    long it is kept for a run that goes on."""
+    """The model as the recipe's own method quantizes it, with a part of the training text if it reads any,
+    and its ledger. Where that takes long it is kept for a run that goes on."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
         return model.to(device), ledger

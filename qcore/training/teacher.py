@@ -4,8 +4,8 @@
             1503.02531); with a temperature T both are softened, and the loss is multiplied by T², so that gradients keep their size
     next    −log p of the text's next token
 
-A teacher's predictions for a window are needed each time that the window is read. What is kept of them is what its head is given, H numbers
-a token instead of one for each word; the head is run again.
+A teacher's predictions for a window are needed each time that the window is read. What is kept of them is
+what its head is given, H numbers a token instead of one for each word; the head is run again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, numbers: list[int], ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V), of the type that the model computes in, for the windows `ids` (B, T) called `numbers`."""
+        """Logits (B, T, V), of the type that the model computes in, for the windows `ids` (B, T) called
+        `numbers`."""
         if self._plain is not False and all(number in self._kept for number in numbers):
             return self._head(torch.stack([self._kept[number] for number in numbers]))
         seen: list[torch.Tensor] = []

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def check(spec: RunSpec) -> Checkpoint:
     """Find out, before anything is started, whether `spec` can be run at all, from headers and files alone.
 
-    Returns the model's checkpoint. Raises `InputError` for a model, text, prompt file or skip pattern that cannot be used, or if no
-    recipe fits into memory; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is left to
-    their rows.
+    Returns the model's checkpoint. Raises `InputError` for a model, text, prompt file or skip pattern that
+    cannot be used, or if no recipe fits into memory; `UnavailableError` for a device or a hub that is not
+    there. What only some recipes cannot do is left to their rows.
     """
     from qcore import library, planning
     from qcore.base import texts
@@ -58,9 +58,11 @@ def check(spec: RunSpec) -> Checkpoint:
 
 
 def beside_original(spec: RunSpec) -> RunSpec:
-    """`spec` as it is; for a model that qcore has quantized, the comparison on the model that it was made from, with it as the last row.
+    """`spec` as it is; for a model that qcore has quantized, the comparison on the model that it was made
+    from, with it as the last row.
 
-    A model that does not say what it was made from is left to `check`. Raises `InputError` if the original is gone or no longer the same.
+    A model that does not say what it was made from is left to `check`. Raises `InputError` if the original is
+    gone or no longer the same.
     """
     from qcore import library
     from qcore.library.saving import made_from
@@ -81,9 +83,11 @@ def beside_original(spec: RunSpec) -> RunSpec:
 
 
 def loaded_from(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
-    """What a row of a comparison on `checkpoint` loads, and the recipe that is applied to it: none to a saved model, which is "fp32".
+    """What a row of a comparison on `checkpoint` loads, and the recipe that is applied to it: none to a saved
+    model, which is "fp32".
 
-    Raises `InputError` for a saved model that cannot be read, or that cannot have been made from `checkpoint`.
+    Raises `InputError` for a saved model that cannot be read, or that cannot have been made from
+    `checkpoint`.
     """
     from qcore import library
     from qcore.recipes import Saved, parse
@@ -101,7 +105,8 @@ def loaded_from(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Rec
 
 
 def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
-    """Raise `InputError` for a skip pattern that matches no module of the checkpoint that has a matrix to quantize."""
+    """Raise `InputError` for a skip pattern that matches no module of the checkpoint that has a matrix to
+    quantize."""
     from qcore.layers.select import matches
 
     modules = [
@@ -124,7 +129,8 @@ def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
 
 
 def check_calibration(spec: RunSpec, text) -> None:
-    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share is looked at in the run."""
+    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share
+    is looked at in the run."""
     from qcore.quantization.calibration.text import calibration_text
 
     found = calibration_text(spec.calibration)
@@ -136,7 +142,8 @@ def check_calibration(spec: RunSpec, text) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raise `InputError` for a device that torch does not know, `UnavailableError` for one that this machine does not have."""
+    """Raise `InputError` for a device that torch does not know, `UnavailableError` for one that this machine
+    does not have."""
     import torch
 
     try:

@@ -25,10 +25,11 @@ def export_to(
     calibration_minutes: float | None = None,
     progress: Progress,
 ) -> dict:
-    """Export `model` as `recipe` (None: as it is, float32 or the codes of a saved model) to `folder`, and say what it came to.
+    """Export `model` as `recipe` (None: as it is, float32 or the codes of a saved model) to `folder`, and say
+    what it came to.
 
-    Raises `InputError` before anything is loaded for a recipe without an ONNX form, a folder that holds something, or a model that cannot
-    be used; `UnavailableError` without the packages of ONNX.
+    Raises `InputError` before anything is loaded for a recipe without an ONNX form, a folder that holds
+    something, or a model that cannot be used; `UnavailableError` without the packages of ONNX.
     """
     from qcore import engines, library, planning
     from qcore.engines.onnx import writing

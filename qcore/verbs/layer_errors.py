@@ -1,11 +1,13 @@
-"""What a recipe does to each layer, without loading the model: error per layer, and a weight's histogram before and after.
+"""What a recipe does to each layer, without loading the model: error per layer, and a weight's histogram
+before and after.
 
-Tensors are read from the checkpoint's files one at a time, quantized, compared and dropped, so the peak is one layer (one expert of
-a mixture of experts). For a weight W and what its codes stand for, Ŵ:
+Tensors are read from the checkpoint's files one at a time, quantized, compared and dropped, so the peak is
+one layer (one expert of a mixture of experts). For a weight W and what its codes stand for, Ŵ:
 
     relative error = ‖Ŵ − W‖ / ‖W‖ (Frobenius)          SNR = −20 · log10(relative error) dB
 
-Both say nothing about how much the model's output minds; they show which layers a format fits badly. About 6 dB are one bit.
+Both say nothing about how much the model's output minds; they show which layers a format fits badly. About 6
+dB are one bit.
 """
 
 import math
@@ -39,8 +41,9 @@ _OWN = {
 
 @dataclass(frozen=True)
 class LayerError:
-    """`shape` is the stored one. `relative_error`: ‖Ŵ − W‖ / ‖W‖. `snr_db`: decibels, infinite for a lossless layer. `format`: the
-    format's label, such as "int4-g64". A mixture's experts are one layer, measured together."""
+    """`shape` is the stored one. `relative_error`: ‖Ŵ − W‖ / ‖W‖. `snr_db`: decibels, infinite for a lossless
+    layer. `format`: the format's label, such as "int4-g64". A mixture's experts are one layer, measured
+    together."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,8 +55,9 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many weights lie in each of the bins between `edges` (one more than bins), `before` and `after`. `grid` holds the values
-    that the codes of one group, the one whose scale is the median, can stand for: ascending, at most 256."""
+    """How many weights lie in each of the bins between `edges` (one more than bins), `before` and `after`.
+    `grid` holds the values that the codes of one group, the one whose scale is the median, can stand for:
+    ascending, at most 256."""
 
     name: str
     edges: tuple[float, ...]
@@ -76,8 +80,8 @@ class _Layer:
 def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = None) -> list[LayerError]:
     """The error of every layer that `recipe` quantizes, in the model's order.
 
-    Raises `InputError` for a recipe that has no codes of qcore's own, a checkpoint that is quantized already, a skip pattern that
-    matches nothing, or weights that are NaN or infinite.
+    Raises `InputError` for a recipe that has no codes of qcore's own, a checkpoint that is quantized already,
+    a skip pattern that matches nothing, or weights that are NaN or infinite.
     """
     layers, _ = _layers(checkpoint, recipe)
     results = []
@@ -91,13 +95,14 @@ def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = N
 
 
 def names(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """The names of the layers that `recipe` quantizes, as `histogram` takes them. Raises `InputError` as `errors` does."""
+    """The names of the layers that `recipe` quantizes, as `histogram` takes them. Raises `InputError` as
+    `errors` does."""
     return [layer.name for layer in _layers(checkpoint, recipe)[0]]
 
 
 def weight(checkpoint: Checkpoint, tensor_name: str) -> torch.Tensor:
-    """One layer's weight as float32 (N outputs, K inputs); of a mixture of experts the first expert's. Raises `InputError` as `errors`
-    does, and for a layer that does not exist."""
+    """One layer's weight as float32 (N outputs, K inputs); of a mixture of experts the first expert's. Raises
+    `InputError` as `errors` does, and for a layer that does not exist."""
     layers, _ = _layers(checkpoint, parse("int8"))
     layer = next((layer for layer in layers if layer.name == tensor_name), None)
     if layer is None:
@@ -108,7 +113,8 @@ def weight(checkpoint: Checkpoint, tensor_name: str) -> torch.Tensor:
 
 
 def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: int = 200) -> Histogram:
-    """The distribution of one layer's weights before and after `recipe`, over `bins` equal bins that hold both.
+    """The distribution of one layer's weights before and after `recipe`, over `bins` equal bins that hold
+    both.
 
     Raises `InputError` as `errors` does, and for a tensor that does not exist or that the recipe keeps.
     """
@@ -141,7 +147,8 @@ def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: in
 
 
 def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
-    """The values, ascending, that the codes of the group with the median scale can stand for (a per-channel table: the middle row)."""
+    """The values, ascending, that the codes of the group with the median scale can stand for (a per-channel
+    table: the middle row)."""
     scales = quantized.scales()
     if scales is None:
         return tuple(quantized.codebook[len(quantized.codebook) // 2].float().sort().values.tolist())
@@ -157,7 +164,7 @@ def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
     return tuple((values * flat[place]).tolist())
 
 
-# -- which layers, and where they are stored ------------------------------------------------------------------------------------------
+# -- which layers, and where they are stored -----------------------------------------------------------------
 
 
 def _layers(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[_Layer], Selection]:
@@ -218,8 +225,9 @@ def _stored_name(name: str, checkpoint: Checkpoint, prefix: str) -> str | None:
 
 
 def _split_experts(checkpoint: Checkpoint, target: Target) -> list[_Layer]:
-    """Experts of one block that the files keep apart and the model fuses: matrices that differ only in the expert's number are one
-    layer, named with `*` in its place, as in "model.layers.0.mlp.experts.*.up_proj.weight"."""
+    """Experts of one block that the files keep apart and the model fuses: matrices that differ only in the
+    expert's number are one layer, named with `*` in its place, as in
+    "model.layers.0.mlp.experts.*.up_proj.weight"."""
     block = re.search(r"[^.]+\.\d+\.", target.module)
     together: dict[str, list[str]] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -245,11 +253,12 @@ def _natural(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-# -- reading and measuring ------------------------------------------------------------------------------------------------------------
+# -- reading and measuring -----------------------------------------------------------------------------------
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """The tensor called `name` in the files, mapped. Raises `InputError` if it cannot be read, or is NaN or infinite somewhere."""
+    """The tensor called `name` in the files, mapped. Raises `InputError` if it cannot be read, or is NaN or
+    infinite somewhere."""
     tensor = read_tensor(checkpoint, name)
     require_finite(name, tensor)
     return tensor

@@ -1,7 +1,9 @@
-"""Models made from others: trained in quantized form, pruned, distilled. Asked for by name, saved into a folder that is a model.
+"""Models made from others: trained in quantized form, pruned, distilled. Asked for by name, saved into a
+folder that is a model.
 
-Each function waits for its turn, and returns what came out, ready for JSON. With `compare`, the model that it began with and the one that
-came out are measured by the same text and on the same machine: stored bytes, perplexity, divergence, decode speed.
+Each function waits for its turn, and returns what came out, ready for JSON. With `compare`, the model that it
+began with and the one that came out are measured by the same text and on the same machine: stored bytes,
+perplexity, divergence, decode speed.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def train_quantized(
     progress: Progress,
     watch=None,
 ) -> dict:
-    """Quantization-aware training (`qcore.training.qat.Qat` options) of `model` in `recipe`, saved in `folder`.
+    """Quantization-aware training (`qcore.training.qat.Qat` options) of `model` in `recipe`, saved in
+    `folder`.
 
     After a kill the same call goes on. Raises `InputError` before anything is loaded for what cannot be used.
     """
@@ -76,10 +79,12 @@ def prune(
     progress: Progress,
     watch=None,
 ) -> dict:
-    """Prune `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers"), `amount` of it, and save it in `folder`.
+    """Prune `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers"), `amount` of it,
+    and save it in `folder`.
 
-    With a `recipe` it is quantized, too; pruned weights are chosen `order` "before" or "after". Then, and where `sparse` says so, zeros are
-    not stored; otherwise the folder is an ordinary one with zeros in it. Raises `InputError` for what cannot be used.
+    With a `recipe` it is quantized, too; pruned weights are chosen `order` "before" or "after". Then, and
+    where `sparse` says so, zeros are not stored; otherwise the folder is an ordinary one with zeros in it.
+    Raises `InputError` for what cannot be used.
     """
     from qcore import library, planning, recipes
     from qcore.library.saving import check_folder
@@ -113,8 +118,8 @@ def distill(
     progress: Progress,
     watch=None,
 ) -> dict:
-    """A student of `model` (`qcore.training.distill.Distill` options), trained and saved in `folder` as an ordinary model. After a kill the
-    same call goes on. Raises `InputError` for what cannot be used."""
+    """A student of `model` (`qcore.training.distill.Distill` options), trained and saved in `folder` as an
+    ordinary model. After a kill the same call goes on. Raises `InputError` for what cannot be used."""
     from qcore import planning, recipes
     from qcore.library import plain
     from qcore.library.saving import check_folder
@@ -138,11 +143,12 @@ def distill(
         return result | ({"compared": _compare(checkpoint, folder, None, progress)} if compare else {})
 
 
-# -- pruning ------------------------------------------------------------------------------------------------------------------------
+# -- pruning -------------------------------------------------------------------------------------------------
 
 
 def check_pruning(method: str, amount: float, recipe, order: str, sparse: bool):
-    """What is to go, as a `masks.Amount` or a `structured.Cut`. Raises `InputError` for what makes no sense together."""
+    """What is to go, as a `masks.Amount` or a `structured.Cut`. Raises `InputError` for what makes no sense
+    together."""
     from qcore.base.registry import unknown
     from qcore.formats.budget import Budget
     from qcore.pruning.masks import Amount, check_format
@@ -288,11 +294,12 @@ def _cut_parts(loaded, what, recipe, order, sparse, calibration, tokens, folder,
     return result | {"stored_bytes": sum(parameter.nbytes for parameter in smaller.parameters())}
 
 
-# -- what all of them do --------------------------------------------------------------------------------------------------------------
+# -- what all of them do -------------------------------------------------------------------------------------
 
 
 def _original(model: str, revision: str | None, folder: Path, progress: Progress):
-    """The checkpoint of a model that may be changed. Raises `InputError` for a quantized one, and for a `folder` that holds the model."""
+    """The checkpoint of a model that may be changed. Raises `InputError` for a quantized one, and for a
+    `folder` that holds the model."""
     from qcore import library
 
     checkpoint = library.resolve(model, revision, progress=progress)
@@ -316,7 +323,8 @@ def _about(model: str, folder: Path, made, began: float, **more) -> dict:
 
 
 def _compare(checkpoint, folder: Path, recipe, progress: Progress) -> dict:
-    """{"before", "rounded" (with a recipe that reads no text), "after"}: figures of each, and the conditions of the comparison."""
+    """{"before", "rounded" (with a recipe that reads no text), "after"}: figures of each, and the conditions
+    of the comparison."""
     from qcore import library
     from qcore.base import texts
     from qcore.quantization import convert
@@ -364,8 +372,8 @@ def _figures(loaded, teacher, ids, size: int | None) -> dict:
 
 
 def _speeds(loaded: dict) -> dict[str, float]:
-    """Decode speed of each of the models, tokens a second: the median of turns that they take one after another, so that what else the
-    machine does meets all of them."""
+    """Decode speed of each of the models, tokens a second: the median of turns that they take one after
+    another, so that what else the machine does meets all of them."""
     from qcore.measurement.throughput import measure
 
     turns = [

@@ -1,8 +1,9 @@
 """One recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
 
-The unquantized model comes first and leaves three things in the run's folder for those after it: a reference (see
-`evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean` was compared with exactly that.
-Everything heavy is imported where it is used, so that looking at a spec costs nothing.
+The unquantized model comes first and leaves three things in the run's folder for those after it: a reference
+(see `evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean`
+was compared with exactly that. Everything heavy is imported where it is used, so that looking at a spec costs
+nothing.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ THROUGH_THE_CACHE = (
 
 
 def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
-    """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline and leaves its reference in
-    `folder`; the others are compared with the reference that they find there. With a quantized key-value cache fp32 is one of the others,
-    which shows what the cache alone costs; `record_reference` makes the baseline then.
+    """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline
+    and leaves its reference in `folder`; the others are compared with the reference that they find there.
+    With a quantized key-value cache fp32 is one of the others, which shows what the cache alone costs;
+    `record_reference` makes the baseline then.
 
-    `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only returned if everything worked.
+    `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only
+    returned if everything worked.
     """
     from qcore import planning
     from qcore.measurement import throughput
@@ -112,7 +115,8 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
 
 
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
-    """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have no row for it."""
+    """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have
+    no row for it."""
     from qcore import planning
     from qcore.recipes import parse
 
@@ -152,7 +156,8 @@ class _Session:
         self.text = texts.load_text(spec.text)
 
     def calibration(self, loaded, recipe):
-        """The calibration text for `recipe`, or None if it reads none. Raises `InputError` if it overlaps the text that is scored."""
+        """The calibration text for `recipe`, or None if it reads none. Raises `InputError` if it overlaps the
+        text that is scored."""
         from qcore.base import texts
         from qcore.quantization.calibration import check_overlap, load_calibration
 
@@ -225,7 +230,8 @@ class _Session:
         return ledger, time.perf_counter() - began
 
     def take(self, loaded, recipe: Recipe) -> tuple[Ledger, None]:
-        """The ledger of a saved model. Raises `InputError` if the text that is scored is one that it was made with."""
+        """The ledger of a saved model. Raises `InputError` if the text that is scored is one that it was made
+        with."""
         from qcore.base import texts
         from qcore.layers.inventory import as_it_is
         from qcore.library.plain import check_judged, describe
@@ -237,7 +243,8 @@ class _Session:
         return loaded.ledger or as_it_is(loaded.model, recipe.name), None
 
     def evaluate(self, loaded, *, record: bool):
-        """Score the text, against the baseline's reference if there is one; `record` makes this model that baseline."""
+        """Score the text, against the baseline's reference if there is one; `record` makes this model that
+        baseline."""
         from qcore.base import texts
         from qcore.evaluation import Reference, evaluate
 
@@ -269,8 +276,8 @@ class _Session:
         return None if is_baseline else self.spec.kv_form
 
     def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
-        """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it, and every answer. Two Nones
-        if no questions were given."""
+        """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it,
+        and every answer. Two Nones if no questions were given."""
         from qcore.evaluation.choices import ask, summary
         from qcore.evaluation.questions import load_questions
 
@@ -336,7 +343,8 @@ class _Session:
         }
 
     def predicted(self, checkpoint: Checkpoint, recipe: Recipe) -> dict:
-        """What the plan says about this run, so that its error is known. Made last, because a probe takes memory and time."""
+        """What the plan says about this run, so that its error is known. Made last, because a probe takes
+        memory and time."""
         from qcore.planning import hindsight
 
         timed = self.spec.device == "cpu" and self.seconds["speed"] < PROBED_WITHIN
@@ -369,8 +377,9 @@ def describe(loaded, text=None, threads: int | None = None) -> dict:
 
 
 def execution(model, kv: Form | None = None) -> list[str]:
-    """How `model` runs with a cache in the form `kv`: whether a step is one native call, and a line for each kernel that multiplies by
-    quantized weights. Nothing where all layers are plain torch layers and the cache is not quantized."""
+    """How `model` runs with a cache in the form `kv`: whether a step is one native call, and a line for each
+    kernel that multiplies by quantized weights. Nothing where all layers are plain torch layers and the cache
+    is not quantized."""
     from qcore import runtime
     from qcore.kernels.dispatch import explain
     from qcore.layers.modules import QuantLinear
@@ -383,7 +392,8 @@ def execution(model, kv: Form | None = None) -> list[str]:
 
 
 def kv_record(kv: Form | None, speed: Throughput) -> dict:
-    """How keys and values were kept while `speed` was measured, and what they took: bytes as stored, room that is kept free included."""
+    """How keys and values were kept while `speed` was measured, and what they took: bytes as stored, room
+    that is kept free included."""
     each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
     form = {"name": NONE} if kv is None else kv.to_dict()
     return {**form, "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}

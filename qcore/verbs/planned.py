@@ -10,7 +10,8 @@ ROWS = 60  # newest rows that are looked through
 
 
 def plan_here(model, recipes=None, *, probe: bool = False, progress=None, **needs) -> Plan:
-    """`planning.plan` with measured quality from the runs of this cache folder. A probe waits for its turn like any run."""
+    """`planning.plan` with measured quality from the runs of this cache folder. A probe waits for its turn
+    like any run."""
     rows = known_rows(str(getattr(model, "name", model)))
     if not probe:
         return plan(model, recipes, runs=rows, progress=progress, **needs)

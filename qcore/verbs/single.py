@@ -1,6 +1,8 @@
-"""One model, one measurement, in this process: what `quantize`, `eval` and `bench` do. A saved quantized folder is a model, too.
+"""One model, one measurement, in this process: what `quantize`, `eval` and `bench` do. A saved quantized
+folder is a model, too.
 
-Each returns its figures and a `record` with everything they depend on, ready for JSON. They wait for their turn like any run.
+Each returns its figures and a `record` with everything they depend on, ready for JSON. They wait for their
+turn like any run.
 """
 
 import re
@@ -35,14 +37,16 @@ def quantize_to(
     progress: Progress,
     engine: Engine = HERE,
 ) -> dict:
-    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream` the model is never held in
-    memory: one tensor after another goes from its file into a shard, and these can be spread over the machines of an `engine`.
+    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream`
+    the model is never held in memory: one tensor after another goes from its file into a shard, and these can
+    be spread over the machines of an `engine`.
 
-    Calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged one). After a kill the
-    same command goes on at the block, or with `stream` at the shard, where it was stopped.
+    Calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged one). After a
+    kill the same command goes on at the block, or with `stream` at the shard, where it was stopped.
 
-    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds something (`overwrite`
-    allows a model that qcore saved there), or if the model cannot be used or does not fit.
+    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds
+    something (`overwrite` allows a model that qcore saved there), or if the model cannot be used or does not
+    fit.
     """
     from qcore import library, planning
     from qcore.library import safetensors
@@ -136,8 +140,8 @@ def evaluate_once(
     progress: Progress,
     kv: str = NONE,
 ) -> dict:
-    """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text), read through a cache in the form
-    `kv`."""
+    """Perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged text),
+    read through a cache in the form `kv`."""
     from qcore.base import texts
     from qcore.evaluation import evaluate
     from qcore.library.plain import check_judged
@@ -182,8 +186,9 @@ def bench_once(
     progress: Progress,
     kv: str = NONE,
 ) -> dict:
-    """Prefill and decode speed of `model` with a cache in the form `kv`, the share of the machine's read bandwidth that decoding reaches
-    ("bandwidth_share", None on an accelerator), and the most memory that this process took."""
+    """Prefill and decode speed of `model` with a cache in the form `kv`, the share of the machine's read
+    bandwidth that decoding reaches ("bandwidth_share", None on an accelerator), and the most memory that this
+    process took."""
     import torch
 
     from qcore.measurement.environment import read_bandwidth
@@ -254,7 +259,8 @@ def bench_once(
 
 
 def safe_name(model: str, recipe: str) -> str:
-    """A folder name made from a model and a recipe that is harmless on every system: lower-case letters, digits, dots and hyphens.
+    """A folder name made from a model and a recipe that is harmless on every system: lower-case letters,
+    digits, dots and hyphens.
 
     >>> safe_name("../../Org/Some Model", "int4-g64")
     'some-model-int4-g64'

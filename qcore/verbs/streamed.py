@@ -1,4 +1,5 @@
-"""Evaluation of a checkpoint that is never loaded whole, for the command line: see `qcore.streaming.evaluating`."""
+"""Evaluation of a checkpoint that is never loaded whole, for the command line: see
+`qcore.streaming.evaluating`."""
 
 import time
 
@@ -20,7 +21,8 @@ def evaluate_streamed_once(
     stride: int | None,
     progress: Progress,
 ) -> dict:
-    """{"model", "rows", "record"}: a row for the baseline and one for each of `recipes`, all scored on the same windows.
+    """{"model", "rows", "record"}: a row for the baseline and one for each of `recipes`, all scored on the
+    same windows.
 
     Raises `InputError` as `evaluate_streamed` does, before anything is computed.
     """

@@ -12,7 +12,8 @@ MOST_DOCUMENTS = 1_000_000
 
 
 def ask_once(model: str, choices: str, *, revision: str | None, device: str, progress: Progress) -> dict:
-    """The answers of `model` to the multiple-choice questions in the file `choices` ("default": the packaged ones)."""
+    """The answers of `model` to the multiple-choice questions in the file `choices` ("default": the packaged
+    ones)."""
     from qcore.evaluation.choices import ask, summary
     from qcore.evaluation.questions import load_questions
     from qcore.verbs.pipeline import describe
@@ -41,7 +42,8 @@ def harness_once(
     device: str,
     progress: Progress,
 ) -> dict:
-    """What lm-eval measures on `tasks` with `model`, at most `limit` documents of each; `folder` holds more task files."""
+    """What lm-eval measures on `tasks` with `model`, at most `limit` documents of each; `folder` holds more
+    task files."""
     from qcore.evaluation import harness
     from qcore.verbs.pipeline import describe
 

@@ -21,7 +21,8 @@ def generate_once(
     device: str,
     progress: Progress,
 ) -> dict:
-    """What `model` writes after `prompt` (`Generated.to_dict()`) with keys and values in the form `kv`, and the record.
+    """What `model` writes after `prompt` (`Generated.to_dict()`) with keys and values in the form `kv`, and
+    the record.
 
     Raises `InputError` for numbers out of range, before the model is loaded.
     """

@@ -254,7 +254,8 @@ def write_run(
     pending=(),
     **status,
 ) -> str:
-    """Leave a run in the cache folder `home` as a worker would, and return its id; `pending` recipes have no row yet."""
+    """Leave a run in the cache folder `home` as a worker would, and return its id; `pending` recipes have no
+    row yet."""
     run_id = f"20250102-0304{second:02d}-abcdef"
     folder = home / "runs" / run_id
     names = [each["recipe"] for each in rows] + list(pending)

@@ -1,4 +1,5 @@
-"""The page Learn through Streamlit's own test runner: empty, with a model, every control, and the numbers beside the engine's."""
+"""The page Learn through Streamlit's own test runner: empty, with a model, every control, and the numbers
+beside the engine's."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The page Train & prune through Streamlit's own test runner: empty, running, finished of each kind, failed; and what its forms ask for."""
+"""The page Train & prune through Streamlit's own test runner: empty, running, finished of each kind, failed;
+and what its forms ask for."""
 
 import os
 import time

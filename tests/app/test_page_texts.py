@@ -1,4 +1,5 @@
-"""Strangers' texts are shown as they are, differences are marked, rows are joined and summed up in plain words."""
+"""Strangers' texts are shown as they are, differences are marked, rows are joined and summed up in plain
+words."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""Each page through Streamlit's own test runner: empty, half filled, full, failed; hostile texts; public mode. No server, no browser."""
+"""Each page through Streamlit's own test runner: empty, half filled, full, failed; hostile texts; public
+mode. No server, no browser."""
 
 import json
 

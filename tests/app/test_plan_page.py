@@ -1,4 +1,5 @@
-"""The plan page through Streamlit's test runner: empty, a local model, needs, accelerators, the probe, hand-over, bad input."""
+"""The plan page through Streamlit's test runner: empty, a local model, needs, accelerators, the probe,
+hand-over, bad input."""
 
 import pytest
 import samples

@@ -1,4 +1,5 @@
-"""The sensitivity page through Streamlit's own test runner: empty, predicted only, measured, failed; and the compare page's part."""
+"""The sensitivity page through Streamlit's own test runner: empty, predicted only, measured, failed; and the
+compare page's part."""
 
 import time
 from dataclasses import replace

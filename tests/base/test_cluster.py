@@ -1,4 +1,5 @@
-"""A Ray cluster of two nodes on this machine: the same rows and the same bytes as without it, though a worker is killed in the middle."""
+"""A Ray cluster of two nodes on this machine: the same rows and the same bytes as without it, though a worker
+is killed in the middle."""
 
 import filecmp
 import json

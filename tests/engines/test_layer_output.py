@@ -1,4 +1,5 @@
-"""One linear layer through each library: the stored weight is within half a step of the original, and the output is its product."""
+"""One linear layer through each library: the stored weight is within half a step of the original, and the
+output is its product."""
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def test_weights_move_by_no_more_than_a_step(name):
     assert rows[0].weights == weight.numel() and rows[0].intended and rows[0].format
 
 
-# The formats that quantize activations as well add half an 8-bit step of the inputs; bnb-int8 rounds them to float16 before.
+# The formats that quantize activations as well add half an 8-bit step of the inputs; bnb-int8 rounds them to
+# float16 before.
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_the_output_is_the_product_with_the_stored_weight(name):
     model, _, _ = apply(name)

@@ -1,4 +1,5 @@
-"""Answers by likelihood against one forward pass for each choice, and against models whose preferences are known."""
+"""Answers by likelihood against one forward pass for each choice, and against models whose preferences are
+known."""
 
 import pytest
 import tiny
@@ -61,7 +62,8 @@ class Fixed(torch.nn.Module):
 
 
 def test_a_model_that_guesses_prefers_the_shortest():
-    """All-zero logits: each byte costs ln 258, so the score is the length of the choice and the blank before it."""
+    """All-zero logits: each byte costs ln 258, so the score is the length of the choice and the blank before
+    it."""
     answers = ask(Fixed(torch.zeros(tiny.VOCABULARY)), TOKENIZER, QUESTIONS)
     cost = -torch.tensor(float(tiny.VOCABULARY)).log().item()
     assert answers.scores[0] == pytest.approx([cost * (1 + len(choice)) for choice in QUESTIONS[0].choices])

@@ -1,4 +1,5 @@
-"""What a model writes, token by token, against transformers' own `generate`; limits; and where two answers part."""
+"""What a model writes, token by token, against transformers' own `generate`; limits; and where two answers
+part."""
 
 import copy
 from dataclasses import dataclass

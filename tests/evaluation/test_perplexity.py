@@ -1,4 +1,5 @@
-"""Perplexity against models whose answer is known exactly, and against a loop written with transformers alone."""
+"""Perplexity against models whose answer is known exactly, and against a loop written with transformers
+alone."""
 
 import math
 
@@ -38,7 +39,8 @@ def text(tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 def transformers_loop(model, ids: torch.Tensor, window: int, stride: int) -> float:
-    """The strided loop of the transformers documentation, with max_length = window + 1 (the last token of a window is only a target)."""
+    """The strided loop of the transformers documentation, with max_length = window + 1 (the last token of a
+    window is only a target)."""
     max_length, total, count, previous_end = window + 1, 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + max_length, len(ids))

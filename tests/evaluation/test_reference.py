@@ -1,4 +1,5 @@
-"""The baseline's record: exact zeros for an equal model, exact KL for another, and a clear word for one that does not belong."""
+"""The baseline's record: exact zeros for an equal model, exact KL for another, and a clear word for one that
+does not belong."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Verdicts against intervals computed by hand, against what they promise in simulation, and for every outcome."""
+"""Verdicts against intervals computed by hand, against what they promise in simulation, and for every
+outcome."""
 
 import math
 import random
@@ -15,7 +16,8 @@ EVEN = [100] * 10
 
 
 def shifted(by, spread=0.0, count=10, tokens=100):
-    """Sums of NLL of a baseline, and of a model that is `by` nats a token worse, alternately `spread` more and less."""
+    """Sums of NLL of a baseline, and of a model that is `by` nats a token worse, alternately `spread` more
+    and less."""
     base = [300.0 + 7 * i for i in range(count)]
     return base, [each + tokens * (by + (spread if i % 2 else -spread)) for i, each in enumerate(base)]
 

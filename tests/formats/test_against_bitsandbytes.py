@@ -50,7 +50,8 @@ def test_codes_of_other_distributions(kind, distribution):
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_ties(kind):
-    """Weights exactly halfway between two table values, and one float to either side, under many block maxima."""
+    """Weights exactly halfway between two table values, and one float to either side, under many block
+    maxima."""
     table = torch.tensor(FIXED[kind]).sort().values
     middle = (table[1:] + table[:-1]) / 2
     maximum = 10 ** torch.empty(2000, 1).uniform_(-6, 4, generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,5 @@
-"""The cache's number format: exact where it can be, within half a step everywhere, and one sentence where it cannot hold a number."""
+"""The cache's number format: exact where it can be, within half a step everywhere, and one sentence where it
+cannot hold a number."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""A stand-in for `qcore.jobs.recipe_worker` that loads nothing: what it does with each recipe is written in the spec's text.
+"""A stand-in for `qcore.jobs.recipe_worker` that loads nothing: what it does with each recipe is written in
+the spec's text.
 
 As `python fake_child.py worker RUN_DIR` it is a real worker whose children are stand-ins.
 """

@@ -237,7 +237,8 @@ def test_an_unknown_run_is_one_sentence(verb, run_id):
 
 
 def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
-    """The pid in an old record may belong to anybody by now: such a process is neither taken for the run nor signalled."""
+    """The pid in an old record may belong to anybody by now: such a process is neither taken for the run nor
+    signalled."""
     run_id = jobs.submit(fake("fp32"))
     ended(run_id)
     folder = RunFolder(run_id)

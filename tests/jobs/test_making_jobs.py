@@ -1,4 +1,5 @@
-"""Models made in a process of their own: a real worker on a tiny model, the end that it can come to, and what is refused at once."""
+"""Models made in a process of their own: a real worker on a tiny model, the end that it can come to, and what
+is refused at once."""
 
 import os
 import time

@@ -1,4 +1,5 @@
-"""The playground's process: what it writes, how it is stopped, and that it never outlives or blocks anyone."""
+"""The playground's process: what it writes, how it is stopped, and that it never outlives or blocks
+anyone."""
 
 import gc
 import io

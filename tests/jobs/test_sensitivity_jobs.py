@@ -1,4 +1,5 @@
-"""Sensitivities asked for from a terminal and from a page: what is printed, kept, found again, stopped and refused."""
+"""Sensitivities asked for from a terminal and from a page: what is printed, kept, found again, stopped and
+refused."""
 
 import json
 import time

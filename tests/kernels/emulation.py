@@ -1,4 +1,5 @@
-"""The kernels of every instruction set on one machine: compiled in terms of AVX2 through the headers of SIMDe, for tests only."""
+"""The kernels of every instruction set on one machine: compiled in terms of AVX2 through the headers of
+SIMDe, for tests only."""
 
 import ctypes
 from functools import cache
@@ -14,14 +15,16 @@ INSTRUCTIONS = ("avx512vnni", "avxvnni", "neon", "dotprod")
 
 @cache
 def functions() -> ctypes.CDLL:
-    """The library with the functions of all `INSTRUCTIONS` and of AVX2. Raises `UnavailableError` if it cannot be compiled."""
+    """The library with the functions of all `INSTRUCTIONS` and of AVX2. Raises `UnavailableError` if it
+    cannot be compiled."""
     loaded = ctypes.CDLL(str(build(emulate=True)))
     library.declare(loaded)
     return loaded
 
 
 def use(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this test's products run with `instructions`; may be called again for others. Fails where SIMDe is missing."""
+    """Let this test's products run with `instructions`; may be called again for others. Fails where SIMDe is
+    missing."""
     try:
         loaded = functions()
     except UnavailableError as error:

@@ -1,4 +1,5 @@
-"""Random quantized weights of every format, and the largest error that a kernel may make on them, derived from the bit widths."""
+"""Random quantized weights of every format, and the largest error that a kernel may make on them, derived
+from the bit widths."""
 
 import torch
 
@@ -61,8 +62,9 @@ def weight(format: Format, rows: int, columns: int, seed: int = 0) -> QuantizedT
 
 
 def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) -> torch.Tensor:
-    """For x (M, K): the largest error of each output (M, N). Rounded activations are off by half a step of their block, rounded tables
-    by half a step of theirs, and float32 sums by a few units of the largest terms that enter them (code times scale times x)."""
+    """For x (M, K): the largest error of each output (M, N). Rounded activations are off by half a step of
+    their block, rounded tables by half a step of theirs, and float32 sums by a few units of the largest terms
+    that enter them (code times scale times x)."""
     x, mode, (rows, columns) = x.double(), MODES[activations], weight.shape
     dense = weight.dequantize().double()
     if isinstance(weight.format, Uniform):

@@ -1,4 +1,5 @@
-"""Dispatch: the native kernel is really reached, says so, and is visible to torch's tools; modules give their parts back."""
+"""Dispatch: the native kernel is really reached, says so, and is visible to torch's tools; modules give their
+parts back."""
 
 import copy
 import threading

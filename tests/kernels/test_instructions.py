@@ -1,4 +1,5 @@
-"""Every instruction set's kernels against the float64 product and against AVX2, whatever this machine's own instruction set is."""
+"""Every instruction set's kernels against the float64 product and against AVX2, whatever this machine's own
+instruction set is."""
 
 import itertools
 import os
@@ -48,8 +49,9 @@ def test_awkward_shapes_are_right(instructions, format, activations):
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, format, activations, monkeypatch):
-    """The integers are the same, so that only float32 sums may differ. Up to four tokens they are added in the same order too, but where
-    registers are half as long (tables of a row), and where NEON takes 128 from codes and zero points to make bytes signed."""
+    """The integers are the same, so that only float32 sums may differ. Up to four tokens they are added in
+    the same order too, but where registers are half as long (tables of a row), and where NEON takes 128 from
+    codes and zero points to make bytes signed."""
     stored = weight(format, 45, 320)
     packed = PackedWeight.pack(stored)
     moved = instructions in ("neon", "dotprod") and packed.kind == 0 and activations.startswith("int8")
@@ -69,7 +71,8 @@ def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, forma
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 def test_extremes_do_not_overflow(instructions, format, activations):
-    """Every code the largest and every input as large as the others: the largest sums of integers that there can be."""
+    """Every code the largest and every input as large as the others: the largest sums of integers that there
+    can be."""
     stored = weight(format, 16, 128)
     for codes in (torch.zeros_like(stored.codes), torch.full_like(stored.codes, 255)):
         stored.codes.copy_(codes)

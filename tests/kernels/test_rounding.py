@@ -1,4 +1,5 @@
-"""The native rounding against the definition in plain torch: the same bits, whatever the weights, the format and the layout in memory."""
+"""The native rounding against the definition in plain torch: the same bits, whatever the weights, the format
+and the layout in memory."""
 
 import itertools
 

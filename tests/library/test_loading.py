@@ -1,4 +1,5 @@
-"""Weights into models: bit-equal to the library's own loading, mapped where they can be, never NaN, never in silence."""
+"""Weights into models: bit-equal to the library's own loading, mapped where they can be, never NaN, never in
+silence."""
 
 import json
 

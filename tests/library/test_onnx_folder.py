@@ -1,4 +1,5 @@
-"""An exported folder: it runs with ONNX Runtime alone, it is a model for eval and bench, and damage is noticed."""
+"""An exported folder: it runs with ONNX Runtime alone, it is a model for eval and bench, and damage is
+noticed."""
 
 import json
 import os

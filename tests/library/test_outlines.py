@@ -1,4 +1,5 @@
-"""Models known by their headers alone: the same tensors and weights that fetching or converting them would give."""
+"""Models known by their headers alone: the same tensors and weights that fetching or converting them would
+give."""
 
 import json
 import shutil

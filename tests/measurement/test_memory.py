@@ -1,4 +1,5 @@
-"""Peak memory against an allocation of known size, in a fresh process; control groups against files made by hand."""
+"""Peak memory against an allocation of known size, in a fresh process; control groups against files made by
+hand."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""The formulas, exactly, with a clock that only moves when it is told to; and what the model is asked to do."""
+"""The formulas, exactly, with a clock that only moves when it is told to; and what the model is asked to
+do."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Bytes a token, against counts by hand on tiny models of known sizes (hidden 64, vocabulary 258, float32)."""
+"""Bytes a token, against counts by hand on tiny models of known sizes (hidden 64, vocabulary 258,
+float32)."""
 
 import pytest
 import tiny

@@ -1,4 +1,5 @@
-"""Folders on disk: what is read from them, and every way in which files, index and config can contradict each other."""
+"""Folders on disk: what is read from them, and every way in which files, index and config can contradict each
+other."""
 
 import json
 import os
@@ -76,7 +77,7 @@ def test_links_as_the_hub_makes_them(folder, tmp_path):
     assert library.resolve(snapshot).digest == library.resolve(folder).digest
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------------------
+# -- weights -------------------------------------------------------------------------------------------------
 
 
 def test_no_config(folder):
@@ -248,7 +249,7 @@ def test_eight_bit_weights_are_quantized_already(folder, dtype):
         library.resolve(folder)
 
 
-# -- config -----------------------------------------------------------------------------------------------------------------------
+# -- config --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

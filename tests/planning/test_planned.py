@@ -1,4 +1,5 @@
-"""The plan of real (tiny) models: figures that quantizing then finds, memory and accelerators, quality from runs, bad inputs."""
+"""The plan of real (tiny) models: figures that quantizing then finds, memory and accelerators, quality from
+runs, bad inputs."""
 
 import json
 
@@ -164,7 +165,8 @@ def test_quality_is_measured_where_the_model_was_run(checkpoints):
 
 
 def test_quality_with_a_quantized_cache(checkpoints):
-    """Measured where the model was run with this very cache, else what the recipe loses and what the cache typically adds."""
+    """Measured where the model was run with this very cache, else what the recipe loses and what the cache
+    typically adds."""
     here = checkpoints["llama"]
     kept = {"name": "int4", "bits": 4}
     runs = [

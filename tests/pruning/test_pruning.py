@@ -1,4 +1,5 @@
-"""Pruned models: zeros where they should be, smaller in files, ordinary where parts are cut out, and refused where it makes no sense."""
+"""Pruned models: zeros where they should be, smaller in files, ordinary where parts are cut out, and refused
+where it makes no sense."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""A quantized model's own forward takes the native step where it can, and gives what its modules give where it cannot."""
+"""A quantized model's own forward takes the native step where it can, and gives what its modules give where
+it cannot."""
 
 import copy
 

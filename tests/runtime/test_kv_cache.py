@@ -1,4 +1,5 @@
-"""The quantized cache under real (tiny) models: exact while nothing is old, near afterwards, and counted to the byte."""
+"""The quantized cache under real (tiny) models: exact while nothing is old, near afterwards, and counted to
+the byte."""
 
 from copy import deepcopy
 
@@ -107,7 +108,8 @@ def test_groups_of_tokens_read_what_single_tokens_read(kind):
 )
 @settings(max_examples=40)
 def test_keys_and_values_come_back_near_and_the_newest_exactly(steps, form, window, seed):
-    """However the tokens arrive, what is read is what was written: exact where it is recent, within half a step where it is old."""
+    """However the tokens arrive, what is read is what was written: exact where it is recent, within half a
+    step where it is old."""
     config = LlamaConfig(num_key_value_heads=2, head_dim=16, **COMMON)
     held = QuantizedKVCache(config, form)
     layer = held.layers[0]

@@ -1,4 +1,5 @@
-"""The decoder against the modules it stands for: the same logits, the same tokens, on every architecture and recipe it takes."""
+"""The decoder against the modules it stands for: the same logits, the same tokens, on every architecture and
+recipe it takes."""
 
 import threading
 
@@ -179,7 +180,8 @@ def test_other_models_are_refused_with_the_reason():
 
 @pytest.mark.slow
 def test_default_model_writes_what_its_modules_write():
-    """Token by token on the module path's own text. Both paths round activations to 16 bits, so only near ties may differ."""
+    """Token by token on the module path's own text. Both paths round activations to 16 bits, so only near
+    ties may differ."""
     loaded = library.load("smollm2-135m")
     quantize(loaded.model, recipes.parse("int4-g32-head8"))
     prompt = loaded.tokenizer("The first animals to live on land were", return_tensors="pt").input_ids

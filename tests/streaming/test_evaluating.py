@@ -1,4 +1,5 @@
-"""Streamed evaluation gives the figures of evaluation in memory, for every architecture and for the baseline and recipes together."""
+"""Streamed evaluation gives the figures of evaluation in memory, for every architecture and for the baseline
+and recipes together."""
 
 import gc
 
@@ -50,7 +51,8 @@ def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
 
 @pytest.mark.parametrize("config", ["llama", "moe"])
 def test_nothing_of_a_block_outlives_it(config, tmp_path, monkeypatch):
-    """What stands in for a block afterwards holds nothing of it, and no copy of the model, or a large model's would add up."""
+    """What stands in for a block afterwards holds nothing of it, and no copy of the model, or a large model's
+    would add up."""
     alive, advance = [], evaluating._Model.advance
 
     def living() -> tuple[int, int]:

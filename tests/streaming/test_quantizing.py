@@ -1,4 +1,5 @@
-"""Streamed quantization writes what quantizing in memory and saving writes, and goes on where it was stopped."""
+"""Streamed quantization writes what quantizing in memory and saving writes, and goes on where it was
+stopped."""
 
 import filecmp
 import json

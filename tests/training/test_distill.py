@@ -1,4 +1,5 @@
-"""Students: what they begin with, that training brings them near their teacher, and that they are ordinary models with a record."""
+"""Students: what they begin with, that training brings them near their teacher, and that they are ordinary
+models with a record."""
 
 import json
 

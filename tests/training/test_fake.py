@@ -1,4 +1,5 @@
-"""Fake-quantized layers: what they compute is what will be stored, to the last bit, and their gradients are those of the definition."""
+"""Fake-quantized layers: what they compute is what will be stored, to the last bit, and their gradients are
+those of the definition."""
 
 import pytest
 import tiny

@@ -1,5 +1,5 @@
-"""Quantization-aware training from end to end on a tiny model that has learned something: what it recovers, and that a kill costs
-nothing."""
+"""Quantization-aware training from end to end on a tiny model that has learned something: what it recovers,
+and that a kill costs nothing."""
 
 import json
 import multiprocessing
@@ -208,7 +208,7 @@ def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
     assert seen[0] > 1
 
 
-# -- the loop ------------------------------------------------------------------------------------------------------------------------
+# -- the loop ------------------------------------------------------------------------------------------------
 
 
 class Line(torch.nn.Module):
@@ -280,7 +280,7 @@ def test_a_schedule_out_of_range_is_refused(options, words):
         Schedule(**options)
 
 
-# -- losses and texts ------------------------------------------------------------------------------------------------------------------
+# -- losses and texts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -1,4 +1,5 @@
-"""qcore.verbs.layer_errors: error per layer and histograms, straight from the files, equal to what the quantized model holds."""
+"""qcore.verbs.layer_errors: error per layer and histograms, straight from the files, equal to what the
+quantized model holds."""
 
 import json
 import math
@@ -82,7 +83,8 @@ def test_split_experts_of_a_skipped_block_are_left_out(checkpoint):
 
 
 def test_experts_stored_in_one_tensor(tmp_path):
-    """A file may hold (experts, N, K) itself: each expert is quantized by itself, and the errors are summed."""
+    """A file may hold (experts, N, K) itself: each expert is quantized by itself, and the errors are
+    summed."""
     path = tiny.checkpoint("moe", tmp_path / "m")
     tensors = load_file(path / "model.safetensors")
     for block in range(2):
@@ -165,7 +167,7 @@ def test_progress_ends_complete(checkpoint):
     assert seen[0] == (0, 14, "model.layers.0.self_attn.q_proj.weight") and seen[-1] == (14, 14, "")
 
 
-# -- histograms -----------------------------------------------------------------------------------------------------------------------
+# -- histograms ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_a_constant_weight_has_a_histogram(tmp_path):
     assert sum(result.before) == sum(result.after) == 128 * 64
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------------------------
+# -- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "onnx-fp32"])

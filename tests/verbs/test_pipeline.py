@@ -89,7 +89,8 @@ def test_figures_agree_with_the_parts_they_come_from(spec, tmp_path):
 
 
 def test_a_recipe_that_changes_no_value_diverges_nowhere(spec, tmp_path):
-    """Weights that 16 bits hold exactly: KL is exactly 0, agreement exactly 1, and every answer is the baseline's."""
+    """Weights that 16 bits hold exactly: KL is exactly 0, agreement exactly 1, and every answer is the
+    baseline's."""
     wanted = spec(names="fp32,bf16")
     model = tiny.model("llama")
     with torch.no_grad():
@@ -274,7 +275,8 @@ def test_check_refuses_a_model_of_which_no_recipe_fits(spec, monkeypatch):
 
 
 def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spec, tmp_path):
-    """fp32 shows what the cache alone costs; its bytes are those that the plan counts; text and prompts really go through it."""
+    """fp32 shows what the cache alone costs; its bytes are those that the plan counts; text and prompts
+    really go through it."""
     wanted = spec("llama", "fp32,int4-g32", kv="int4", window=120, prompt_tokens=100)
     (tmp_path / "run").mkdir()
     pipeline.record_reference(wanted, tmp_path / "run", [].append)

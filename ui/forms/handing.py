@@ -9,7 +9,8 @@ PAGE = "pages/quantize.py"
 
 
 def hand_over(chosen: tuple[str, str | None], name: str) -> None:
-    """Put the model, a (name, revision), and the recipe called `name`, with the baseline, into the form; for a button's `on_click`."""
+    """Put the model, a (name, revision), and the recipe called `name`, with the baseline, into the form; for
+    a button's `on_click`."""
     text, revision = chosen
     kind = classify(text, revision).kind
     source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(

@@ -34,8 +34,8 @@ def choose(prefix: str) -> tuple[str, str | None] | None:
 
 
 def resolve(name: str, revision: str | None, why: str):
-    """The model's checkpoint if it can be had at once, else a button that fetches it, with `why` one should; None until then. Shows
-    what is wrong with the model."""
+    """The model's checkpoint if it can be had at once, else a button that fetches it, with `why` one should;
+    None until then. Shows what is wrong with the model."""
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
@@ -52,7 +52,8 @@ def resolve(name: str, revision: str | None, why: str):
 
 
 class Progress:
-    """A bar for work done inside `with`; gives the function (done, total, text) that moves it, and goes away at the end."""
+    """A bar for work done inside `with`; gives the function (done, total, text) that moves it, and goes away
+    at the end."""
 
     def __init__(self, text: str):
         self._slot = st.empty()
@@ -111,7 +112,8 @@ def _before(prefix: str) -> tuple[str, str | None] | None:
 
 
 def _used_before() -> list[tuple[str, str | None]]:
-    """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's business."""
+    """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's
+    business."""
     if is_public():
         return []
     known = {name for name, _ in library.defaults()}

@@ -1,4 +1,5 @@
-"""Which recipes: pills in groups, ready-made choices, and the advanced settings that every recipe of a run shares."""
+"""Which recipes: pills in groups, ready-made choices, and the advanced settings that every recipe of a run
+shares."""
 
 from collections.abc import Iterable
 
@@ -65,7 +66,8 @@ HEAD_HELP = "In small models these are a large part of all weights. Applies to i
 
 
 def choose(prefix: str) -> list[str]:
-    """Names of recipes, in the order they are offered; engines that are missing here are named with the reason."""
+    """Names of recipes, in the order they are offered; engines that are missing here are named with the
+    reason."""
     offered, missing = groups()
     chosen: list[str] = []
     for title, (names, help_text) in offered.items():

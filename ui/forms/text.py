@@ -27,8 +27,8 @@ PROMPTS_HELP = "Facts, arithmetic, code, summaries, other languages: each is con
 
 
 def choose(prefix: str) -> str | None:
-    """What `qcore.base.texts.load_text` takes: None for the default, "wikitext-2", or a path. Raises `InputError` if there is none or it is no
-    text."""
+    """What `qcore.base.texts.load_text` takes: None for the default, "wikitext-2", or a path. Raises
+    `InputError` if there is none or it is no text."""
     sources = [DEFAULT, WIKITEXT, UPLOAD, *([] if is_public() else [FILE])]
     label, key = "Text that is scored", f"{prefix}.text"
     source = st.segmented_control(
@@ -53,7 +53,8 @@ def choose(prefix: str) -> str | None:
 
 
 def keep_upload(name: str, content: bytes) -> Path:
-    """Keep an uploaded text in the cache folder, named after its SHA-256. Raises `InputError` if it is too large or not text."""
+    """Keep an uploaded text in the cache folder, named after its SHA-256. Raises `InputError` if it is too
+    large or not text."""
     if is_public() and len(content) > state.PUBLIC_UPLOAD:
         raise InputError(
             f"The text has {len(content) / 1e6:.1f} MB, but this server takes at most {state.PUBLIC_UPLOAD / 1e6:.0f} MB."

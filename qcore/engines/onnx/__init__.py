@@ -7,6 +7,7 @@
     run_onnx.py  that program: ONNX Runtime and numpy alone; qcore runs exported models with the same lines
     attached.py  a model of transformers whose forward is a session of ONNX Runtime, so that it is measured like any other
 
-The graph takes `input_ids` (B, T), `logits_at` (n,) and for each layer `past.i.key`, `past.i.value` (B, heads, P, size), P may be 0. It
-gives `logits` (B, n, V) of the positions asked for, and `present.i.key`, `present.i.value` (B, heads, P + T, size).
+The graph takes `input_ids` (B, T), `logits_at` (n,) and for each layer `past.i.key`, `past.i.value` (B,
+heads, P, size), P may be 0. It gives `logits` (B, n, V) of the positions asked for, and `present.i.key`,
+`present.i.value` (B, heads, P + T, size).
 """

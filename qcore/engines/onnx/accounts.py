@@ -15,15 +15,17 @@ CONSTANTS = "Tables of positions, shapes and other constants."
 
 
 def before(model: nn.Module) -> list[tuple[Row, str | None]]:
-    """A row for each tensor of the unchanged `model`, with the name of the tensor whose storage it shares. Ask before exporting."""
+    """A row for each tensor of the unchanged `model`, with the name of the tensor whose storage it shares.
+    Ask before exporting."""
     return [(kept_row(name, tensor, shared, None), shared) for name, tensor, shared in inventory(model)]
 
 
 def rows(
     path: Path, tensors: list[tuple[Row, str | None]], label: Label, wanted: frozenset[str] = frozenset()
 ) -> list[Row]:
-    """The rows after export to the file `path`. `label` gives (format, reason) of a tensor from its name and those of its initializers; one
-    of the `wanted` that has no format was left out against the recipe's intention."""
+    """The rows after export to the file `path`. `label` gives (format, reason) of a tensor from its name and
+    those of its initializers; one of the `wanted` that has no format was left out against the recipe's
+    intention."""
     owners = {row.name: shared or row.name for row, shared in tensors}
     sizes: dict[str, int] = dict.fromkeys(owners, 0)
     parts: dict[str, list[str]] = {name: [] for name in owners}
@@ -76,6 +78,7 @@ def _bits(data_type: int) -> int:
 
 
 def _owner(name: str, owners) -> str | None:
-    """The tensor that the initializer `name` is a part of: itself, or one followed by what an operator adds ("….scale", "…_quantized")."""
+    """The tensor that the initializer `name` is a part of: itself, or one followed by what an operator adds
+    ("….scale", "…_quantized")."""
     found = [tensor for tensor in owners if name == tensor or name.startswith((f"{tensor}.", f"{tensor}_"))]
     return max(found, key=len, default=None)

@@ -1,7 +1,8 @@
-"""A model of transformers that is computed by ONNX Runtime: its forward runs a session, its own weights are gone.
+"""A model of transformers that is computed by ONNX Runtime: its forward runs a session, its own weights are
+gone.
 
-So perplexity, speed, generation and questions are measured by the code that measures every other model. The cache that forward returns is
-the session's; it is only good for the next call.
+So perplexity, speed, generation and questions are measured by the code that measures every other model. The
+cache that forward returns is the session's; it is only good for the next call.
 """
 
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ class _Head(nn.Module):
 
 
 def attach(model: nn.Module, session: OnnxModel) -> nn.Module:
-    """Let `model`, whose weights are no longer needed (a skeleton will do), be computed by `session`. Returns the model."""
+    """Let `model`, whose weights are no longer needed (a skeleton will do), be computed by `session`. Returns
+    the model."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -41,7 +43,8 @@ class _Forward:
         self.session = session
 
     def __call__(self, input_ids, cache=None, use_cache=None, logits_to_keep=0):
-        """What models of transformers return, as far as it is needed: `logits`, float32 (B, n, V), and `cache`."""
+        """What models of transformers return, as far as it is needed: `logits`, float32 (B, n, V), and
+        `cache`."""
         tokens = input_ids.shape[1]
         if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep > tokens:
             raise InputError(

@@ -1,8 +1,9 @@
 """int8 as ONNX Runtime's own `quantize_dynamic` makes it, with the library's defaults.
 
-Every matrix that is multiplied by becomes 8-bit codes with one scale for the whole matrix; activations are quantized for each call, one
-scale for all tokens together. Embeddings that are looked up are taken, too. On language models, whose activations have a few very large
-channels, that is known to cost much quality; it is measured here as it is.
+Every matrix that is multiplied by becomes 8-bit codes with one scale for the whole matrix; activations are
+quantized for each call, one scale for all tokens together. Embeddings that are looked up are taken, too. On
+language models, whose activations have a few very large channels, that is known to cost much quality; it is
+measured here as it is.
 """
 
 import logging
@@ -14,7 +15,8 @@ KEPT = "Kept: quantize_dynamic takes matrices that are multiplied by, and tables
 
 
 def quantize(source: Path, target: Path, skip: tuple[str, ...] = ()) -> Path:
-    """Quantize the graph at `source` into `target`; weights of modules that match a pattern in `skip` are left as they are."""
+    """Quantize the graph at `source` into `target`; weights of modules that match a pattern in `skip` are
+    left as they are."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 

@@ -1,7 +1,9 @@
-"""A model as a graph, by PyTorch's exporter: traced once with symbolic lengths, so that one file serves prefill and decode.
+"""A model as a graph, by PyTorch's exporter: traced once with symbolic lengths, so that one file serves
+prefill and decode.
 
-The exporter folds what does not depend on the inputs, and names weights after their modules. Positions are counted from the length of the
-cache, the causal mask is part of the graph, and only the positions in `logits_at` go through the output head.
+The exporter folds what does not depend on the inputs, and names weights after their modules. Positions are
+counted from the length of the cache, the causal mask is part of the graph, and only the positions in
+`logits_at` go through the output head.
 """
 
 import contextlib
@@ -44,10 +46,11 @@ class _Step(nn.Module):
 
 
 def export(model: nn.Module, folder: Path) -> Path:
-    """Write `model` (fp32, or with qcore's own quantized layers) to model.onnx and model.onnx.data in `folder`. The model is used up: its
-    layers are exchanged for those of `traced.py`.
+    """Write `model` (fp32, or with qcore's own quantized layers) to model.onnx and model.onnx.data in
+    `folder`. The model is used up: its layers are exchanged for those of `traced.py`.
 
-    Raises `InputError` with the exporter's reason for an architecture that it cannot trace, or a layer that ONNX has no form for.
+    Raises `InputError` with the exporter's reason for an architecture that it cannot trace, or a layer that
+    ONNX has no form for.
     """
     reason = unsupported(model)
     if reason:
@@ -110,7 +113,8 @@ def names(layers: int) -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def _example_cache(model: nn.Module) -> list[torch.Tensor]:
-    """Keys and values (B, heads, P, size) of each layer for a few tokens. Raises `InputError` for a cache of another kind."""
+    """Keys and values (B, heads, P, size) of each layer for a few tokens. Raises `InputError` for a cache of
+    another kind."""
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
@@ -127,7 +131,8 @@ def _example_cache(model: nn.Module) -> list[torch.Tensor]:
 
 
 def _tidy(model) -> None:
-    """Weights under their names in the model; one copy of what several modules share; no traces of where and how it was exported."""
+    """Weights under their names in the model; one copy of what several modules share; no traces of where and
+    how it was exported."""
     graph, seen = model.graph, {}
     for thing in (
         model,

@@ -3,8 +3,8 @@
     python run_onnx.py "Once upon a time"              needs the package tokenizers, too
     python run_onnx.py --ids 1,2,3 --new-tokens 64     token ids in, token ids out
 
-It reads the model.onnx beside it and continues the text greedily: each new token is the most likely one. Keys and values of earlier
-tokens stay in a cache, so that a step reads one token.
+It reads the model.onnx beside it and continues the text greedily: each new token is the most likely one. Keys
+and values of earlier tokens stay in a cache, so that a step reads one token.
 """
 
 import argparse
@@ -33,8 +33,8 @@ class OnnxModel:
     def step(
         self, ids: np.ndarray, cache: list | None = None, at: np.ndarray | None = None
     ) -> tuple[np.ndarray, list]:
-        """Read token `ids` (B, T) after those in `cache` (None: nothing before). Returns float32 logits (B, n, V) of the positions `at`
-        (None: the last), and the cache for the next call."""
+        """Read token `ids` (B, T) after those in `cache` (None: nothing before). Returns float32 logits (B,
+        n, V) of the positions `at` (None: the last), and the cache for the next call."""
         rows, tokens = ids.shape
         if cache is None:
             cache = [_value(np.zeros((rows, heads, 0, size), np.float32)) for _, heads, size in self.caches]

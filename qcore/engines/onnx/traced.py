@@ -10,8 +10,8 @@ MatMulNBits holds blocks of 16 to 256 inputs (a power of two) of 4 or 8 bits:
     scale       float32  (N, blocks)                       the format's float16, widened
     zero_point  uint8    (N, ceil(blocks · bits / 8))      rows padded to whole bytes; absent where all are 2^(bits − 1)
 
-Codes of fewer than 4 bits lie in 4, those of 5 to 7 in 8. A group that is no block of its own (a whole channel, 96 inputs) becomes several
-with the same scale: more bytes, the same numbers.
+Codes of fewer than 4 bits lie in 4, those of 5 to 7 in 8. A group that is no block of its own (a whole
+channel, 96 inputs) becomes several with the same scale: more bytes, the same numbers.
 """
 
 import torch
@@ -35,7 +35,8 @@ _LEVELS = {
 
 
 def trace(model: nn.Module) -> None:
-    """Exchange the modules of `model`, in place, for those above. Raises `InputError` for one that ONNX has no form for."""
+    """Exchange the modules of `model`, in place, for those above. Raises `InputError` for one that ONNX has
+    no form for."""
     held: dict[int, tuple] = {}  # a tied pair has one
     head = model.get_output_embeddings()
     tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
@@ -133,9 +134,11 @@ class NBitsEmbedding(nn.Module):
 
 
 def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Codes uint8 (N, blocks, size), scale float32 (N, blocks), zero point uint8 (N, blocks) and the blocks' size of `weight` (N, K).
+    """Codes uint8 (N, blocks, size), scale float32 (N, blocks), zero point uint8 (N, blocks) and the blocks'
+    size of `weight` (N, K).
 
-    The last block is filled with codes that nothing multiplies. Raises `InputError` for a format that MatMulNBits does not know.
+    The last block is filled with codes that nothing multiplies. Raises `InputError` for a format that
+    MatMulNBits does not know.
     """
     format, columns = weight.format, weight.shape[1]
     if not isinstance(format, Uniform):
@@ -156,7 +159,8 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def _zero_bytes(zero: torch.Tensor, bits: int) -> torch.Tensor | None:
-    """Zero points uint8 (N, blocks) as stored; None where all are the middle, which the operator takes by itself."""
+    """Zero points uint8 (N, blocks) as stored; None where all are the middle, which the operator takes by
+    itself."""
     if bool((zero == 1 << (bits - 1)).all()):
         return None
     if bits == 8:
@@ -166,7 +170,8 @@ def _zero_bytes(zero: torch.Tensor, bits: int) -> torch.Tensor | None:
 
 
 def block_size(columns: int, group_size: int | None) -> int:
-    """The largest block that divides a group evenly; for a whole channel of `columns` inputs one that wastes nothing, or else 32."""
+    """The largest block that divides a group evenly; for a whole channel of `columns` inputs one that wastes
+    nothing, or else 32."""
     whole = columns if group_size is None else group_size
     size = min(whole & -whole, LARGEST_BLOCK)
     if size >= SMALLEST_BLOCK:

@@ -1,4 +1,5 @@
-"""From a model and a recipe to a graph on disk and its ledger's rows: the one way that comparing and exporting share."""
+"""From a model and a recipe to a graph on disk and its ledger's rows: the one way that comparing and
+exporting share."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,8 @@ SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another lib
 
 @dataclass(frozen=True)
 class Written:
-    """The file, a row for each tensor, and the recipe of ours whose codes it holds (None: float32, or another library's)."""
+    """The file, a row for each tensor, and the recipe of ours whose codes it holds (None: float32, or another
+    library's)."""
 
     path: Path
     rows: tuple[Row, ...]
@@ -30,7 +32,8 @@ class Written:
 
 
 def source(recipe: Recipe) -> Recipe | None:
-    """The recipe of ours whose codes the ONNX form of `recipe` has, None for float32 and for codes that ONNX Runtime chooses.
+    """The recipe of ours whose codes the ONNX form of `recipe` has, None for float32 and for codes that ONNX
+    Runtime chooses.
 
     Raises `InputError` for a recipe that has no ONNX form.
     """
@@ -55,7 +58,8 @@ def write(
     quantize: Quantize,
     rows: tuple[Row, ...] | None = None,
 ) -> Written:
-    """Export `model`, which is used up, into `folder`. `quantize` applies one of our recipes, where the graph is to hold its codes. `rows` is the ledger of a model whose layers hold qcore's codes already.
+    """Export `model`, which is used up, into `folder`. `quantize` applies one of our recipes, where the graph
+    is to hold its codes. `rows` is the ledger of a model whose layers hold qcore's codes already.
 
     Raises `InputError` for a model or a recipe that cannot be exported.
     """

@@ -1,8 +1,9 @@
 """A model as a list of decoder blocks that are run one after another, each over all of the calibration text.
 
-Every transformers decoder holds its blocks in one `ModuleList` and calls them in order: block(hidden states, masks and positions). What
-comes with the hidden states is the same for every window of the same length, so it is recorded once, for each block; after that a
-block can be run by itself, and only one block's activations are ever held.
+Every transformers decoder holds its blocks in one `ModuleList` and calls them in order: block(hidden states,
+masks and positions). What comes with the hidden states is the same for every window of the same length, so it
+is recorded once, for each block; after that a block can be run by itself, and only one block's activations
+are ever held.
 """
 
 from dataclasses import dataclass
@@ -70,8 +71,9 @@ class Blocks:
         return states
 
     def batches(self, states: list[torch.Tensor]) -> list[slice]:
-        """Which of the windows whose `states` (1, T, H) are given to run together: about 1,024 tokens, from which on products run at full
-        speed. One by one for models whose blocks are given something that was made for a single window, such as a bias for each head."""
+        """Which of the windows whose `states` (1, T, H) are given to run together: about 1,024 tokens, from
+        which on products run at full speed. One by one for models whose blocks are given something that was
+        made for a single window, such as a bias for each head."""
         alike = all(
             _fits_any_batch(value)
             for call in self._calls
@@ -113,7 +115,8 @@ def _fits_any_batch(value: object) -> bool:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks: the `ModuleList` that holds most of the weights. Raises `InputError` if there is none."""
+    """The list of decoder blocks: the `ModuleList` that holds most of the weights. Raises `InputError` if
+    there is none."""
     lists = [
         (name, module)
         for name, module in model.named_modules()

@@ -1,12 +1,14 @@
-"""Where a scale for each channel can hide: whatever feeds a layer can be divided by what the layer's columns are multiplied with.
+"""Where a scale for each channel can hide: whatever feeds a layer can be divided by what the layer's columns
+are multiplied with.
 
     norm → linears            the norm's weight is divided by s, the columns of all linears that read it are multiplied
     linear → linear           the first one's rows are divided by s, the second one's columns are multiplied: value → output projection
                               (through attention, which only mixes tokens), up → down projection (through an elementwise product)
 
-No architecture is known by name. Candidates are found by shape and order, and each is tried: scales are folded in and the block must
-put out what it did before; where it does not (an activation function lies between, another layer reads the same norm), it is no pair.
-With grouped queries several output channels read one value channel, so they share a scale.
+No architecture is known by name. Candidates are found by shape and order, and each is tried: scales are
+folded in and the block must put out what it did before; where it does not (an activation function lies
+between, another layer reads the same norm), it is no pair. With grouped queries several output channels read
+one value channel, so they share a scale.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ TOLERANCE = (
 
 @dataclass(frozen=True)
 class Fold:
-    """`owner` feeds the linear layers of a stage: a norm, or a linear layer. Channel j of the input comes from channel `source[j]`."""
+    """`owner` feeds the linear layers of a stage: a norm, or a linear layer. Channel j of the input comes
+    from channel `source[j]`."""
 
     owner: str
     is_norm: bool
     source: torch.Tensor
 
     def shared(self, per_channel: torch.Tensor) -> torch.Tensor:
-        """The mean of a value for each input channel (K,) over the channels that come from the same source, (sources,)."""
+        """The mean of a value for each input channel (K,) over the channels that come from the same source,
+        (sources,)."""
         count = int(self.source.max()) + 1
         sums = torch.zeros(count).index_add_(0, self.source, per_channel)
         return sums / torch.bincount(self.source, minlength=count)

@@ -1,13 +1,16 @@
-"""What the linear layers of a block are given: which of them share an input, and the second moments of each input.
+"""What the linear layers of a block are given: which of them share an input, and the second moments of each
+input.
 
     H = 2/n · Σ x xᵀ                   the Hessian of a layer's squared error, (K, K), over n tokens
     D = 2/n · Σ (x' − x) xᵀ            drift: x' is what the layer would see in the unquantized model
 
-The error of a layer that writes to the residual stream matters relative to what it is added to, because the next norm divides by that;
-a few tokens are a thousand times larger than the others there. So for those layers each token counts 1 / |stream|².
+The error of a layer that writes to the residual stream matters relative to what it is added to, because the
+next norm divides by that; a few tokens are a thousand times larger than the others there. So for those layers
+each token counts 1 / |stream|².
 
-H is what GPTQ, weighted k-means and AWQ work with; D tells what quantizing the layers before has changed. Layers are found by running
-the block once with hooks. Fused experts (three-dimensional parameters) are not modules; their inputs are seen by watching the products.
+H is what GPTQ, weighted k-means and AWQ work with; D tells what quantizing the layers before has changed.
+Layers are found by running the block once with hooks. Fused experts (three-dimensional parameters) are not
+modules; their inputs are seen by watching the products.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +38,8 @@ class Stage:
 
 @dataclass
 class Moments:
-    """`hessian` (K, K), and where they were asked for `drift` (K, K) and the mean `magnitude` |x| (K,), all float32, over `tokens`."""
+    """`hessian` (K, K), and where they were asked for `drift` (K, K) and the mean `magnitude` |x| (K,), all
+    float32, over `tokens`."""
 
     hessian: torch.Tensor
     drift: torch.Tensor | None
@@ -54,8 +58,8 @@ class Moments:
         undisturbed: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
     ) -> None:
-        """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is multiplied by its `weight`
-        (n, 1), if there is one; the mean |x| is that of the inputs as they are."""
+        """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is
+        multiplied by its `weight` (n, 1), if there is one; the mean |x| is that of the inputs as they are."""
         total = self.tokens + len(inputs)
         if total == 0:
             return
@@ -72,8 +76,8 @@ class Moments:
 
 
 def _add_square(to: torch.Tensor, inputs: torch.Tensor, keep: float, share: float, parts: int = 4) -> None:
-    """`to` = keep · `to` + share · XᵀX for the `inputs` X (n, K). It is symmetric, so what lies left of the diagonal is not multiplied but
-    copied: with 4 parts that saves 3/8 of the work."""
+    """`to` = keep · `to` + share · XᵀX for the `inputs` X (n, K). It is symmetric, so what lies left of the
+    diagonal is not multiplied but copied: with 4 parts that saves 3/8 of the work."""
     size = -(-len(to) // parts)
     for start in range(0, len(to), size):
         rows, later = slice(start, start + size), slice(start + size, None)
@@ -88,7 +92,8 @@ class _Reached(Exception):  # noqa: N818 (no error: the part of the block that w
 def find_stages(
     run: Callable[[], object], block: nn.Module, prefix: str, targets: list[Target]
 ) -> tuple[list[Stage], list[Target]]:
-    """The stages of a block whose modules are called `prefix`.…, found by one `run`; and the targets that it never came to."""
+    """The stages of a block whose modules are called `prefix`.…, found by one `run`; and the targets that it
+    never came to."""
     calls: list[tuple[Target, torch.Tensor]] = []
     modules = {target.module: target for target in targets}
     hooks = []
@@ -127,7 +132,8 @@ def find_stages(
 def watch(
     run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False
 ) -> list[torch.Tensor]:
-    """What the linear layers of each stage are given in one `run`, (n, K). Unless it is to be `whole`, it ends where the last begins."""
+    """What the linear layers of each stage are given in one `run`, (n, K). Unless it is to be `whole`, it
+    ends where the last begins."""
     seen: list[torch.Tensor | None] = [None] * len(stages)
 
     def keep(module, arguments, keywords, place):
@@ -154,7 +160,8 @@ def watch(
 def watch_experts(
     run: Callable[[], object], parameter: torch.Tensor, transposed: bool
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """For one `run`, (number of the expert, its inputs (n, K)) for each product with a matrix of the fused `parameter` (E, …, …)."""
+    """For one `run`, (number of the expert, its inputs (n, K)) for each product with a matrix of the fused
+    `parameter` (E, …, …)."""
     watcher = _Products(parameter, transposed)
     with watcher:
         run()

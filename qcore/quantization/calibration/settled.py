@@ -1,10 +1,11 @@
-"""What is chosen already, when a block is run again: parts whose layers are all chosen put out what they did before, and chosen layers
-multiply natively, as they will in the quantized model.
+"""What is chosen already, when a block is run again: parts whose layers are all chosen put out what they did
+before, and chosen layers multiply natively, as they will in the quantized model.
 
-A block is run over the text once for each of its stages, because each is to see what the quantized ones before it make. By the time the
-feed-forward layers are looked at, nothing in the attention changes any more; keeping its output, tokens · hidden size · 4 bytes, saves
-about a third of the arithmetic. A part that ends in a layer goes on from what this layer was given, which its stage has seen anyway
-(tokens · inputs · 4 bytes, until the output is there). The native kernels, with activations in 16 bits, take half the time of a float32
+A block is run over the text once for each of its stages, because each is to see what the quantized ones
+before it make. By the time the feed-forward layers are looked at, nothing in the attention changes any more;
+keeping its output, tokens · hidden size · 4 bytes, saves about a third of the arithmetic. A part that ends in
+a layer goes on from what this layer was given, which its stage has seen anyway (tokens · inputs · 4 bytes,
+until the output is there). The native kernels, with activations in 16 bits, take half the time of a float32
 product for the rest.
 """
 
@@ -28,7 +29,8 @@ from qcore.layers.select import Target
 
 @dataclass(frozen=True)
 class Ending:
-    """A child puts out what its layer `target` does: alone, or as the first of a tuple with `rest` times nothing after it."""
+    """A child puts out what its layer `target` does: alone, or as the first of a tuple with `rest` times
+    nothing after it."""
 
     target: str
     layer: nn.Module
@@ -42,7 +44,8 @@ class Ending:
 
 @contextmanager
 def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[dict[str, Ending]]:
-    """{child: `Ending`} of the direct children of `block` that end in one of `targets`, filled while the block is run inside, once."""
+    """{child: `Ending`} of the direct children of `block` that end in one of `targets`, filled while the
+    block is run inside, once."""
     found: dict[str, Ending] = {}
     last: dict[str, tuple[torch.Tensor, Target, nn.Module]] = {}
     called = Counter()
@@ -74,8 +77,8 @@ def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[di
 
 
 class Settled:
-    """The direct children of `block`, called `prefix`.…, that hold targets. `stages` are the targets' names in the order of execution;
-    `ends` what `endings` found."""
+    """The direct children of `block`, called `prefix`.…, that hold targets. `stages` are the targets' names
+    in the order of execution; `ends` what `endings` found."""
 
     def __init__(
         self, block: nn.Module, prefix: str, stages: list[list[str]], ends: dict[str, Ending] | None = None
@@ -110,15 +113,16 @@ class Settled:
     def choose(
         self, target: str, layer: nn.Linear | None = None, weight: QuantizedTensor | None = None
     ) -> None:
-        """The codes of a target are chosen, for the first time or again. A `layer` computes with the `weight` natively from now on, where
-        there is a kernel for it."""
+        """The codes of a target are chosen, for the first time or again. A `layer` computes with the `weight`
+        natively from now on, where there is a kernel for it."""
         self.change(target)
         self._chosen.add(target)
         if layer is not None and dispatch.reason_for_reference(weight) is None:
             self._native[target] = layer, PackedWeight.pack(weight)
 
     def change(self, target: str | None = None) -> None:
-        """A target's weight is another one now, or (None) some other parameter of the block: what it had a part in is forgotten."""
+        """A target's weight is another one now, or (None) some other parameter of the block: what it had a
+        part in is forgotten."""
         for name in [name for name in self._kept if target is None or target in self._needs[name]]:
             del self._kept[name]
         for name in [name for name in self._given if target is None or target in self._before[name]]:

@@ -1,8 +1,9 @@
 """Finished blocks on disk, so that a run that was killed goes on at the block it had come to.
 
-A folder holds a file for each finished block: the quantized tensors of its targets and the small parameters that were changed (norms
-into which scales were folded). The folder's name contains a hash of everything that decides its contents, so a run never takes up
-what was made for another model, recipe or text. A file appears complete or not at all.
+A folder holds a file for each finished block: the quantized tensors of its targets and the small parameters
+that were changed (norms into which scales were folded). The folder's name contains a hash of everything that
+decides its contents, so a run never takes up what was made for another model, recipe or text. A file appears
+complete or not at all.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ VERSION = 2  # goes up whenever a method chooses other codes than before
 
 
 def unfinished() -> Path:
-    """The folder in the cache where runs keep what they have finished so far; what nobody came back for in two weeks is removed."""
+    """The folder in the cache where runs keep what they have finished so far; what nobody came back for in
+    two weeks is removed."""
     folder = home() / "unfinished"
     for old in folder.glob("blocks-*"):
         if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
@@ -37,14 +39,16 @@ def unfinished() -> Path:
 
 
 class BlockStore:
-    """Blocks kept below `folder`, for the work that `identity` (JSON-ready) describes. Without a folder nothing is kept."""
+    """Blocks kept below `folder`, for the work that `identity` (JSON-ready) describes. Without a folder
+    nothing is kept."""
 
     def __init__(self, folder: Path | None, identity: dict):
         key = hashlib.sha256(json.dumps([VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
         self.folder = None if folder is None else Path(folder) / f"blocks-{key}"
 
     def read(self, position: int) -> tuple[dict[str, list[QuantizedTensor]], dict[str, torch.Tensor]] | None:
-        """The tensors of each target, by name, and the changed parameters of a block that was finished; None if it was not."""
+        """The tensors of each target, by name, and the changed parameters of a block that was finished; None
+        if it was not."""
         path = self._path(position)
         if path is None or not path.is_file():
             return None

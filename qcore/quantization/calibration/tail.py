@@ -1,4 +1,5 @@
-"""From the last block's output to the logits, whatever lies between: the model's own code runs, its blocks standing aside."""
+"""From the last block's output to the logits, whatever lies between: the model's own code runs, its blocks
+standing aside."""
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ class Tail:
         self._tuple: bool | None = None
 
     def __call__(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (T, V), float32, of one window `ids` (T,) of which the last block makes `hidden` (1, T, H)."""
+        """Logits (T, V), float32, of one window `ids` (T,) of which the last block makes `hidden` (1, T,
+        H)."""
         modules = self.blocks.modules
         if self._tuple is None:
             self._tuple = self._returns_tuple(ids)

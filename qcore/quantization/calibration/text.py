@@ -1,10 +1,12 @@
-"""Calibration text: what it is, which windows of it are read, and that none of it is what a model is judged by.
+"""Calibration text: what it is, which windows of it are read, and that none of it is what a model is judged
+by.
 
-Methods that look at activations choose codes that are good for the text they saw. If that is the text a model is measured on, the
-figure is worth nothing, so the two are compared token by token: a run of 50 tokens that both contain is refused.
+Methods that look at activations choose codes that are good for the text they saw. If that is the text a model
+is measured on, the figure is worth nothing, so the two are compared token by token: a run of 50 tokens that
+both contain is refused.
 
-The default needs no network: the prose in the docstrings of Python's standard library. It shares no paragraph with the default
-evaluation text, which is the language reference.
+The default needs no network: the prose in the docstrings of Python's standard library. It shares no paragraph
+with the default evaluation text, which is the language reference.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ _FEWEST_WORDS = 12
 
 @dataclass(frozen=True)
 class Calibration:
-    """`ids` (windows, window) of the text called `name`. `minutes` is what a learned method may take for the whole model."""
+    """`ids` (windows, window) of the text called `name`. `minutes` is what a learned method may take for the
+    whole model."""
 
     name: str
     sha256: str
@@ -83,10 +86,11 @@ def load_calibration(
     window: int = WINDOW,
     minutes: float | None = None,
 ) -> Calibration:
-    """Windows of `window` tokens, `tokens` in all, evenly spread over the text `source` (a UTF-8 file; None is the packaged one).
+    """Windows of `window` tokens, `tokens` in all, evenly spread over the text `source` (a UTF-8 file; None
+    is the packaged one).
 
-    A shorter text gives fewer windows, and one that is shorter than a window gives one short window. Raises `InputError` for a file
-    that cannot be used.
+    A shorter text gives fewer windows, and one that is shorter than a window gives one short window. Raises
+    `InputError` for a file that cannot be used.
     """
     text = calibration_text(source)
     ids = tokenize(text, tokenizer, limit=_LONGEST)
@@ -114,7 +118,8 @@ def calibration_text(source: str | Path | None) -> Text:
 
 
 def check_overlap(calibration: Calibration, name: str, sha256: str, ids: torch.Tensor) -> None:
-    """Raise `InputError` if the evaluation text called `name`, of which the tokens `ids` (T,) are scored, has been calibrated on."""
+    """Raise `InputError` if the evaluation text called `name`, of which the tokens `ids` (T,) are scored, has
+    been calibrated on."""
     if sha256 == calibration.sha256:
         raise _overlaps(calibration.name, name, "they are the same text")
     if _marks(calibration.ids).isdisjoint(_marks(ids.unsqueeze(0))):
@@ -123,7 +128,8 @@ def check_overlap(calibration: Calibration, name: str, sha256: str, ids: torch.T
 
 
 def check_record(record: dict, name: str, sha256: str, ids: torch.Tensor) -> None:
-    """The same for a saved model, from the `Calibration.record` it was saved with: finds shared runs of a hundred tokens or so."""
+    """The same for a saved model, from the `Calibration.record` it was saved with: finds shared runs of a
+    hundred tokens or so."""
     calibrated = record["text"]
     if sha256 == calibrated["sha256"]:
         raise _overlaps(calibrated["name"], name, "they are the same text")
@@ -151,7 +157,8 @@ def _marks(ids: torch.Tensor) -> set[str]:
 
 
 def docstrings() -> str:
-    """Prose paragraphs of the standard library's docstrings, files in alphabetic order, each paragraph once, joined by blank lines."""
+    """Prose paragraphs of the standard library's docstrings, files in alphabetic order, each paragraph once,
+    joined by blank lines."""
     library = Path(sysconfig.get_path("stdlib"))
     paragraphs: dict[str, None] = {}
     for package in _PACKAGES:

@@ -1,12 +1,14 @@
-"""Quantize a model block by block with calibration text: each block sees what the quantized blocks before it make of the text.
+"""Quantize a model block by block with calibration text: each block sees what the quantized blocks before it
+make of the text.
 
     hidden states of all windows ← embeddings
     for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
 
-Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states of all windows twice,
-as the quantized model and (for methods that look at drift) as the unquantized one computes them: 2 · tokens · hidden size · 4 bytes,
-and as much for what finished parts of the block put out (`settled.py`); for methods that look at drift also what the block's layers are
-given in the unquantized model, 2 bytes for each token and input.
+Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states
+of all windows twice, as the quantized model and (for methods that look at drift) as the unquantized one
+computes them: 2 · tokens · hidden size · 4 bytes, and as much for what finished parts of the block put out
+(`settled.py`); for methods that look at drift also what the block's layers are given in the unquantized
+model, 2 bytes for each token and input.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Finished:
-    """A block's outcome: tensors of each target by name, a sentence for those that were not done as asked, and the block's name."""
+    """A block's outcome: tensors of each target by name, a sentence for those that were not done as asked,
+    and the block's name."""
 
     name: str
     weights: dict[str, list[QuantizedTensor]]
@@ -46,10 +49,11 @@ class Finished:
 
 @dataclass
 class BlockWork:
-    """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`, `put` tensors in place.
+    """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`,
+    `put` tensors in place.
 
-    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `undisturbed` those in the unquantized one and
-    `original` the block as it was, or both None for methods that do not ask for them.
+    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `undisturbed` those in
+    the unquantized one and `original` the block as it was, or both None for methods that do not ask for them.
     """
 
     blocks: Blocks
@@ -81,7 +85,8 @@ class BlockWork:
         return self.blocks.run(self.position, hidden)
 
     def call_with(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """The block on `hidden` with some of its parameters replaced by `tensors` (names count from the block); gradients flow."""
+        """The block on `hidden` with some of its parameters replaced by `tensors` (names count from the
+        block); gradients flow."""
         swapped = lambda *arguments, **keywords: functional_call(self.block, tensors, arguments, keywords)  # noqa: E731
         return self.blocks.call(self.position, hidden, swapped)
 
@@ -116,8 +121,8 @@ class BlockWork:
         self.settled.change()
 
     def moments(self, stages: list[Stage], *, magnitude: bool = False) -> list[Moments]:
-        """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given, all from one pass over the
-        text as the block stands."""
+        """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given,
+        all from one pass over the text as the block stands."""
         totals: list[Moments] = []
         calm = self._calm_inputs() if self.original is not None else None
         for number, part in enumerate(self.batches):
@@ -138,7 +143,8 @@ class BlockWork:
         return totals
 
     def _writes(self, stage: Stage) -> bool:
-        """Whether the stage's layers add to the residual stream: they put out its width, and are not the first to read it."""
+        """Whether the stage's layers add to the residual stream: they put out its width, and are not the
+        first to read it."""
         width = self.hidden[0].shape[-1]
         return stage != self.stages[0] and all(
             len(self.matrices(target)[0]) == width for target in stage.targets
@@ -161,8 +167,9 @@ class BlockWork:
         return totals
 
     def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:
-        """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits. The block is run for it
-        once, to the end, so that the next block's inputs are known, too; what has been used is let go."""
+        """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits.
+        The block is run for it once, to the end, so that the next block's inputs are known, too; what has
+        been used is let go."""
         if self._calm is None:
             linear = [stage for stage in self.stages if stage.targets[0].kind != "experts"]
             self._calm = {stage: {} for stage in linear}
@@ -184,8 +191,9 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class BlockMethod:
-    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is then run alongside. `together`
-    makes what takes in the finished blocks and goes on learning when all are there, see `together.py`."""
+    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is
+    then run alongside. `together` makes what takes in the finished blocks and goes on learning when all are
+    there, see `together.py`."""
 
     choose: Callable
     wants_drift: bool = False
@@ -206,11 +214,12 @@ def quantize_blocks(
     work: Path | None = None,
     identity: dict | None = None,
 ) -> Iterator[Finished]:
-    """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept of a block once the
-    caller comes back for the next one, so it should put the tensors in place first.
+    """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept
+    of a block once the caller comes back for the next one, so it should put the tensors in place first.
 
-    `work` is a folder in which finished blocks are kept until all are done; `identity` says what model this is. A run that is started
-    again with the same ones takes up where the last one stopped. Raises `InputError` for a model that has no list of blocks.
+    `work` is a folder in which finished blocks are kept until all are done; `identity` says what model this
+    is. A run that is started again with the same ones takes up where the last one stopped. Raises
+    `InputError` for a model that has no list of blocks.
     """
     blocks = Blocks(model)
     inside = [
@@ -335,7 +344,8 @@ def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -
 
 
 def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) -> tuple:
-    """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer and its weight."""
+    """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer
+    and its weight."""
     return (module, weights[0]) if target.kind == "linear" else ()
 
 

@@ -1,7 +1,8 @@
 """How codes are chosen. Each method is one file.
 
-Methods that look at a weight alone register a function `(weight (N, K), format) -> QuantizedTensor` in `METHODS`. Methods that look at
-what layers are given register a function of one decoder block at a time (`qcore.quantization.calibration.BlockWork`) in `BLOCK_METHODS`.
+Methods that look at a weight alone register a function `(weight (N, K), format) -> QuantizedTensor` in
+`METHODS`. Methods that look at what layers are given register a function of one decoder block at a time
+(`qcore.quantization.calibration.BlockWork`) in `BLOCK_METHODS`.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,8 @@ BLOCK_METHODS: Registry[BlockMethod] = Registry("method")
 def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTensor:
     """Quantize `weight` (N outputs, K inputs), any float dtype, to `format` by the method of that name.
 
-    Raises `InputError` for an unknown method, one that needs calibration text, or a weight whose scale float16 cannot hold.
+    Raises `InputError` for an unknown method, one that needs calibration text, or a weight whose scale
+    float16 cannot hold.
     """
     if method in BLOCK_METHODS:
         raise InputError(

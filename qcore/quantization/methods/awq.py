@@ -1,13 +1,15 @@
-"""AWQ: scale up the channels that carry large activations before rounding, so that their weights keep more digits (arXiv 2306.00978).
+"""AWQ: scale up the channels that carry large activations before rounding, so that their weights keep more
+digits (arXiv 2306.00978).
 
     Q(W · diag(s)) · diag(s)⁻¹ x ≈ W x          s = (mean |x|)^α, normalised so that √(max · min) = 1          α ∈ {0, 0.05, … 1}
 
-α is the one with the least error of the layers' outputs, over all linear layers that share the input. s⁻¹ is folded into whatever
-feeds them (see `calibration.folds`), so that nothing is stored for it and the unquantized model stays the same function. Then each
-group's range is clipped where that lowers the error, weighted by the scaled inputs' second moments.
+α is the one with the least error of the layers' outputs, over all linear layers that share the input. s⁻¹ is
+folded into whatever feeds them (see `calibration.folds`), so that nothing is stored for it and the
+unquantized model stays the same function. Then each group's range is clipped where that lowers the error,
+weighted by the scaled inputs' second moments.
 
-Layers that nothing can be folded into (behind an activation function) are only clipped. Errors are exact ones of all calibration
-text, computed from the Hessian, where the paper samples.
+Layers that nothing can be folded into (behind an activation function) are only clipped. Errors are exact ones
+of all calibration text, computed from the Hessian, where the paper samples.
 """
 
 import torch
@@ -45,7 +47,8 @@ def search_alpha(
 
 
 def scaled_error(weight: torch.Tensor, format: Format, hessian: torch.Tensor, scale: torch.Tensor) -> float:
-    """The squared error of the layer's output, times 2 / n, if the columns of `weight` (N, K) are scaled before rounding."""
+    """The squared error of the layer's output, times 2 / n, if the columns of `weight` (N, K) are scaled
+    before rounding."""
     rounded = quantize_alone(weight * scale, format, "rtn").dequantize() / scale
     return objective(weight.T, rounded.T, hessian)
 

@@ -1,13 +1,16 @@
-"""Coordinate descent on what a layer gets wrong: codes and scales in turn, each step exact, so the error never grows.
+"""Coordinate descent on what a layer gets wrong: codes and scales in turn, each step exact, so the error
+never grows.
 
-For a row w of a layer's weights, its quantized form q and the Hessian H of the inputs, the layer's squared error is
+For a row w of a layer's weights, its quantized form q and the Hessian H of the inputs, the layer's squared
+error is
 
     f(q) = (q − w) · H · (q − w)ᵀ
 
-Codes: with all others fixed, f is a parabola in one weight, with its minimum at  q_j − [H (q − w)]_j / H_jj;  the nearest value of the
-grid is the best one (QuantEase, arXiv 2309.01885). Scales: with the codes fixed, q = Σ_g s_g · u_g for the units u_g of each group, and
-f is a quadratic in the scales s: a small linear system for each row. Tables of values without a scale: the same with u_e marking where
-entry e is used. Alternating the two goes on where GPTQ, which visits each weight once, has to stop.
+Codes: with all others fixed, f is a parabola in one weight, with its minimum at  q_j − [H (q − w)]_j / H_jj;
+the nearest value of the grid is the best one (QuantEase, arXiv 2309.01885). Scales: with the codes fixed, q =
+Σ_g s_g · u_g for the units u_g of each group, and f is a quadratic in the scales s: a small linear system for
+each row. Tables of values without a scale: the same with u_e marking where entry e is used. Alternating the
+two goes on where GPTQ, which visits each weight once, has to stop.
 """
 
 from dataclasses import replace
@@ -21,7 +24,8 @@ ROUNDS = 3
 
 
 def objective(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Σ over rows of (q − w) H (q − w)ᵀ, for (K, N) matrices: the squared error of the layer's output, times 2 / n."""
+    """Σ over rows of (q − w) H (q − w)ᵀ, for (K, N) matrices: the squared error of the layer's output, times
+    2 / n."""
     error = quantized - weight
     return float((error * (hessian @ error)).sum(dtype=torch.float64))
 
@@ -34,8 +38,8 @@ def refine(
     rounds: int = ROUNDS,
     sweeps: int = 1,
 ) -> tuple[torch.Tensor, list[Grid]]:
-    """Better codes (K, N) and grids for `weight` (K, N), starting from `codes`. The columns belong to the `grids` one after another
-    (several matrices that read the same inputs are worked on together)."""
+    """Better codes (K, N) and grids for `weight` (K, N), starting from `codes`. The columns belong to the
+    `grids` one after another (several matrices that read the same inputs are worked on together)."""
     pull = hessian @ weight
     for _ in range(rounds):
         codes, grids = refit(pull, codes, grids, hessian)
@@ -55,8 +59,9 @@ def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.
 def refit(
     pull: torch.Tensor, codes: torch.Tensor, grids: list[Grid], hessian: torch.Tensor
 ) -> tuple[torch.Tensor, list[Grid]]:
-    """The grids with the scales (or tables) that are best for `codes`, in the precision that is stored, and the codes, which change
-    only where the entries of a table have changed places. `pull` (K, N) is H · w, the Hessian times the weights."""
+    """The grids with the scales (or tables) that are best for `codes`, in the precision that is stored, and
+    the codes, which change only where the entries of a table have changed places. `pull` (K, N) is H · w, the
+    Hessian times the weights."""
     fitted, kept, start = [], [], 0
     for grid in grids:
         part = slice(start, start := start + grid.scale.shape[1])

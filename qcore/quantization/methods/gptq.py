@@ -1,12 +1,14 @@
-"""GPTQ: round one input's weights at a time, and let the inputs that are still free take up the error (arXiv 2210.17323).
+"""GPTQ: round one input's weights at a time, and let the inputs that are still free take up the error (arXiv
+2210.17323).
 
 With X the inputs a layer sees and H = 2/n · XᵀX their Hessian, rounding column j of W to q_j costs
 
     (w_j − q_j)² / [H⁻¹]_jj          and moves every later column k by          − (w_j − q_j) · [H⁻¹]_jk / [H⁻¹]_jj
 
-where H⁻¹ is the inverse over the columns that are still free. All these inverses are read off one Cholesky factor of H⁻¹. As in the
-paper's code, columns are taken in the order of their importance ("activation order"), grids are chosen before ("static groups"), and
-updates are applied lazily, a block at a time, so that most of the work is a matrix product.
+where H⁻¹ is the inverse over the columns that are still free. All these inverses are read off one Cholesky
+factor of H⁻¹. As in the paper's code, columns are taken in the order of their importance ("activation
+order"), grids are chosen before ("static groups"), and updates are applied lazily, a block at a time, so that
+most of the work is a matrix product.
 
 What GPTQ leaves is then refined by coordinate descent on the same objective, see `descent.py`.
 """
@@ -25,7 +27,8 @@ DRIFT = 0.5
 
 
 def damped(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
-    """A copy of the Hessian (K, K) with `damping` times its mean diagonal added, and 1 where an input was always zero."""
+    """A copy of the Hessian (K, K) with `damping` times its mean diagonal added, and 1 where an input was
+    always zero."""
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -35,7 +38,8 @@ def damped(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
 
 
 def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper triangular U (K, K) with H⁻¹ = Uᵀ·U, whose rows hold the updates that the docstring above describes."""
+    """The upper triangular U (K, K) with H⁻¹ = Uᵀ·U, whose rows hold the updates that the docstring above
+    describes."""
     flipped = torch.linalg.cholesky(
         hessian.flip(0, 1)
     )  # H = Rᵀ·R reversed, so H⁻¹ needs one triangular inverse and no second factor
@@ -48,8 +52,8 @@ def solve(
 ) -> torch.Tensor:
     """The codes (K, N), as floats, that GPTQ chooses for `weight` (K, N) under the damped `hessian` (K, K).
 
-    `order` (K,) is the order in which inputs are taken (default: largest diagonal first). Raises `torch.linalg.LinAlgError` if the
-    Hessian is not positive definite.
+    `order` (K,) is the order in which inputs are taken (default: largest diagonal first). Raises
+    `torch.linalg.LinAlgError` if the Hessian is not positive definite.
     """
     order = hessian.diagonal().argsort(descending=True) if order is None else order
     factor = inverse_factor(hessian[order][:, order])
@@ -80,7 +84,8 @@ def quantize(
     drift: torch.Tensor | None = None,
     rounds: int = descent.ROUNDS,
 ) -> list[Solution]:
-    """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see `calibration.inputs`) are given."""
+    """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see
+    `calibration.inputs`) are given."""
     importance = hessian.diagonal().clone()
     hessian = damped(hessian)
     sizes = [len(weight) for weight in weights]
@@ -102,13 +107,15 @@ def quantize(
 def corrected(
     weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, share: float = DRIFT
 ) -> torch.Tensor:
-    """What to add to `weight` (N, K) so that, given the quantized model's inputs, it puts out what it did in the unquantized one."""
+    """What to add to `weight` (N, K) so that, given the quantized model's inputs, it puts out what it did in
+    the unquantized one."""
     return share * torch.cholesky_solve((weight @ drift).T, torch.linalg.cholesky(hessian)).T
 
 
 def choose(work) -> dict[str, Solution]:
-    """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs are those that the
-    quantized stages before it make, so each makes up for what the ones before got wrong."""
+    """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs
+    are those that the quantized stages before it make, so each makes up for what the ones before got
+    wrong."""
     found: dict[str, Solution] = {}
     linear = [stage for stage in work.stages if stage.targets[0].kind != "experts"]
     for stage in linear:

@@ -1,13 +1,14 @@
-"""The values that each weight of a matrix may take: its grid, chosen so that the error is smallest where the inputs are large.
+"""The values that each weight of a matrix may take: its grid, chosen so that the error is smallest where the
+inputs are large.
 
-A method that chooses codes one input at a time (GPTQ, coordinate descent) needs all grids before it starts, "static groups". They are
-searched here: for each group of weights w with the importance h of its inputs (the diagonal of the Hessian), the range is shrunk step
-by step and the one with the least
+A method that chooses codes one input at a time (GPTQ, coordinate descent) needs all grids before it starts,
+"static groups". They are searched here: for each group of weights w with the importance h of its inputs (the
+diagonal of the Hessian), the range is shrunk step by step and the one with the least
 
     Σ h_j · (w_j − round(w_j))²
 
-is kept. With h = 1 this is clipping by plain squared error, which makes language models worse: a few inputs are a hundred times
-larger than the others, and it is their weights that must be right.
+is kept. With h = 1 this is clipping by plain squared error, which makes language models worse: a few inputs
+are a hundred times larger than the others, and it is their weights that must be right.
 
 Everything is held transposed, (G, N) for G groups and N outputs, because the methods walk along the inputs.
 """
@@ -30,9 +31,11 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Grid:
-    """`scale` (G, N) as it will be stored; `zero` (G, N) for asymmetric grids; `table` (16,) or (N, 16), ascending, for codebooks.
+    """`scale` (G, N) as it will be stored; `zero` (G, N) for asymmetric grids; `table` (16,) or (N, 16),
+    ascending, for codebooks.
 
-    `order` turns an index into an ascending table into the format's code. Without a scale (per-channel tables) `scale` is all ones.
+    `order` turns an index into an ascending table into the format's code. Without a scale (per-channel
+    tables) `scale` is all ones.
     """
 
     format: Format
@@ -63,7 +66,8 @@ class Grid:
 
     @cached_property
     def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]]:
-        """(1 / scale, scale, zero point) of each group, (N,) each: a look-up a group where it would be one a call."""
+        """(1 / scale, scale, zero point) of each group, (N,) each: a look-up a group where it would be one a
+        call."""
         middle = self.format.levels // 2 if self.table is None else 0
         zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
         return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
@@ -81,7 +85,8 @@ class Grid:
         return 0 if self.format.group_size is None else column // self.format.group_size
 
     def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong to `group`."""
+        """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong
+        to `group`."""
         inverse, scale, zero = self._rows[group]
         if self.table is None:
             codes = torch.mul(values, inverse).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)

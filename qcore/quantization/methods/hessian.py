@@ -1,8 +1,10 @@
-"""Codebooks that are learned where the inputs are large: k-means weighted by the Hessian's diagonal (SqueezeLLM, arXiv 2306.07629).
+"""Codebooks that are learned where the inputs are large: k-means weighted by the Hessian's diagonal
+(SqueezeLLM, arXiv 2306.07629).
 
-The error of weight j of a row changes the layer's output by its input times that error, so its square counts h_j, the second moment of
-the input. Per channel, each row's table minimises  Σ h_j · (w_j − t[code_j])².  Per group, weights are divided by their group's scale,
-one table is learned for the matrix with the weights h_j · scale², and then each group's scale is searched.
+The error of weight j of a row changes the layer's output by its input times that error, so its square counts
+h_j, the second moment of the input. Per channel, each row's table minimises  Σ h_j · (w_j − t[code_j])².  Per
+group, weights are divided by their group's scale, one table is learned for the matrix with the weights h_j ·
+scale², and then each group's scale is searched.
 """
 
 import torch
@@ -15,7 +17,8 @@ from qcore.quantization.methods.grid import nearest, search
 
 
 def quantize(weight: torch.Tensor, format: Codebook, importance: torch.Tensor) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raises `InputError` for others."""
+    """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raises
+    `InputError` for others."""
     if not isinstance(format, Codebook) or format.kind != "kmeans4":
         raise InputError(
             f"The method kmeans-hessian learns the table of a kmeans4 format; it cannot be used with {format.label}."

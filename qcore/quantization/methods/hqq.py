@@ -1,13 +1,16 @@
-"""HQQ: half-quadratic quantization. Robust to outliers, and needs no data (Badri and Shaji, 2023, "Half-Quadratic Quantization").
+"""HQQ: half-quadratic quantization. Robust to outliers, and needs no data (Badri and Shaji, 2023,
+"Half-Quadratic Quantization").
 
-The grid of a group is chosen so that  Σ |w − ŵ|^p  with p = 0.7 is small: a few weights that do not fit cost little, so the grid follows
-the many. The problem is split with an extra error e for each weight, and solved by turns:
+The grid of a group is chosen so that  Σ |w − ŵ|^p  with p = 0.7 is small: a few weights that do not fit cost
+little, so the grid follows the many. The problem is split with an extra error e for each weight, and solved
+by turns:
 
     e ← shrink(w − ŵ)          shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)          β grows by κ each round
     grid ← least squares fit of w − e on the codes
 
-The paper fits the zero point, a float there. Here zero points are small integers, so that the grid contains 0 and costs 4 bits less for
-each group; the fit is of the scale, and the zero point is rounded. Each group keeps the best grid it has met.
+The paper fits the zero point, a float there. Here zero points are small integers, so that the grid contains 0
+and costs 4 bits less for each group; the fit is of the scale, and the zero point is rounded. Each group keeps
+the best grid it has met.
 """
 
 import torch
@@ -62,7 +65,8 @@ def fit(groups: torch.Tensor, format: Uniform, rounds: int = ROUNDS) -> tuple[to
     else:
         scale = (highest.clamp_min(0) - lowest.clamp_max(0)) / top
         zero = (-lowest.clamp_max(0) / scale.clamp_min(_TINY)).round_().clamp_(0, top)
-    # errors are compared with β, so the group's weights are measured in units in which their step is 1 / (levels − 1), as the paper's are
+    # errors are compared with β, so the group's weights are measured in units in which their step is 1 /
+    # (levels − 1), as the paper's are
     unit = (scale * top).clamp_min(_TINY)
     groups, scale = groups / unit.unsqueeze(2), scale / unit
     best, best_scale, best_zero = torch.full_like(scale, torch.inf), scale, zero

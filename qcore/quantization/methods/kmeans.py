@@ -1,11 +1,14 @@
-"""Learned codebooks: Lloyd's algorithm finds the 16 values that minimise the squared error of the weights they replace.
+"""Learned codebooks: Lloyd's algorithm finds the 16 values that minimise the squared error of the weights
+they replace.
 
-Per channel (`group_size=None`) each row of N gets 16 values of its own (SqueezeLLM, arXiv 2306.07629, without its weighting).
-Per group, the weights are first divided by their group's largest magnitude and one table is learned for the whole matrix.
+Per channel (`group_size=None`) each row of N gets 16 values of its own (SqueezeLLM, arXiv 2306.07629, without
+its weighting). Per group, the weights are first divided by their group's largest magnitude and one table is
+learned for the whole matrix.
 
-Everything is done on sorted values: in one dimension the clusters of k-means are intervals, so assigning is a binary search in
-the midpoints and a centroid is a difference of prefix sums; no distance matrix is ever formed. It starts from the values at evenly
-spaced ranks moved towards evenly spaced values, which converges in few rounds.
+Everything is done on sorted values: in one dimension the clusters of k-means are intervals, so assigning is a
+binary search in the midpoints and a centroid is a difference of prefix sums; no distance matrix is ever
+formed. It starts from the values at evenly spaced ranks moved towards evenly spaced values, which converges
+in few rounds.
 """
 
 import torch
@@ -54,7 +57,8 @@ def _per_group(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
 
 
 def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-    """Ascending tables (R, 16), float16 values in float32, for `values` (R, C) whose squared errors count `importance` (C,) or (R, C)."""
+    """Ascending tables (R, 16), float16 values in float32, for `values` (R, C) whose squared errors count
+    `importance` (C,) or (R, C)."""
     importance = importance.expand(values.shape)
     step = max(1, values.shape[1] // _SAMPLE)
     parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
@@ -66,7 +70,8 @@ def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tens
 
 
 def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The centroids (R, 16), ascending, of each row of `values` (R, C), whose squared errors count as much as `weights` (R, C) say."""
+    """The centroids (R, 16), ascending, of each row of `values` (R, C), whose squared errors count as much as
+    `weights` (R, C) say."""
     ordered, order = values.sort(dim=1)
     ordered, count = ordered.contiguous(), values.shape[1]
     heavy = (

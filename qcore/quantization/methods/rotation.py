@@ -1,17 +1,21 @@
-"""Rotation of the residual stream: outliers of a few channels are spread over all of them, and the model computes the same function.
+"""Rotation of the residual stream: outliers of a few channels are spread over all of them, and the model
+computes the same function.
 
-For an orthogonal R, RMSNorm without a weight commutes with it:  norm(x R) = norm(x) R.  So (QuaRot, arXiv 2404.00456; SliceGPT)
+For an orthogonal R, RMSNorm without a weight commutes with it:  norm(x R) = norm(x) R.  So (QuaRot, arXiv
+2404.00456; SliceGPT)
 
     norms' weights are multiplied into the columns of the layers that read them, and become 1
     the embedding, and every layer that writes to the stream:   W ← Rᵀ W   (rows are outputs)
     every layer that reads the stream, and the head:            W ← W R
 
-R is a randomised Hadamard matrix: random signs, then H of the largest power of two that divides the width, ⊗ a random orthogonal
-matrix of what is left (1 for widths that are powers of two). A head that is tied to the embedding must become a matrix of its own,
-because the last norm's weight goes into the one and not into the other: those bytes are counted.
+R is a randomised Hadamard matrix: random signs, then H of the largest power of two that divides the width, ⊗
+a random orthogonal matrix of what is left (1 for widths that are powers of two). A head that is tied to the
+embedding must become a matrix of its own, because the last norm's weight goes into the one and not into the
+other: those bytes are counted.
 
-Which layers read and which write is found by running the model, and the result is compared with the model as it was: what does not
-compute the same is refused, untouched models included (LayerNorm subtracts a mean, which R does not commute with).
+Which layers read and which write is found by running the model, and the result is compared with the model as
+it was: what does not compute the same is refused, untouched models included (LayerNorm subtracts a mean,
+which R does not commute with).
 """
 
 import torch
@@ -37,9 +41,11 @@ def orthogonal(width: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def rotate(model: nn.Module, seed: int = 0) -> dict[str, str]:
-    """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would name.
+    """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would
+    name.
 
-    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that does not compute the same.
+    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that does not
+    compute the same.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     width = embedding.weight.shape[1]
@@ -129,7 +135,8 @@ def _matrices(module: nn.Module) -> list[str]:
 
 
 def _writers(model: nn.Module, width: int, reading: set[nn.Module]) -> list[nn.Module]:
-    """Modules inside the blocks whose outputs are added to the stream: those that read none of it and put out its width."""
+    """Modules inside the blocks whose outputs are added to the stream: those that read none of it and put out
+    its width."""
     found = []
     for module in model.modules():
         writes = isinstance(module, nn.Linear) and module not in reading and module.weight.shape[0] == width
@@ -139,7 +146,8 @@ def _writers(model: nn.Module, width: int, reading: set[nn.Module]) -> list[nn.M
 
 
 def _columns(layer: nn.Module, matrix: torch.Tensor, gain: torch.Tensor) -> None:
-    """W ← W · diag(gain) · R for what `layer` reads with: a linear layer, a router, or the first matrices of fused experts."""
+    """W ← W · diag(gain) · R for what `layer` reads with: a linear layer, a router, or the first matrices of
+    fused experts."""
     for name in _matrices(layer):
         if name.startswith("down_proj"):
             continue

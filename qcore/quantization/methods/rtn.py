@@ -1,15 +1,18 @@
-"""Round to nearest: the scale from the group's extremes, then every weight to the closest value of the grid. Needs no data.
+"""Round to nearest: the scale from the group's extremes, then every weight to the closest value of the grid.
+Needs no data.
 
     symmetric     scale = max|w| / (2^(bits−1) − 1)                  code = round(w / scale) + 2^(bits−1)
     asymmetric    scale = (max(w, 0) − min(w, 0)) / (2^bits − 1)     zero_point = round(−min(w, 0) / scale)
     fixed table   scale = max|w|                                     code = index of the table's value nearest to w / scale
 
-Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which costs nothing and
-removes the error that rounding the scale afterwards would add. Codes of nf4 and fp4 are chosen for the exact scale, because
-that is how QLoRA (arXiv 2305.14314) defines them and what other implementations can be compared with.
+Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which
+costs nothing and removes the error that rounding the scale afterwards would add. Codes of nf4 and fp4 are
+chosen for the exact scale, because that is how QLoRA (arXiv 2305.14314) defines them and what other
+implementations can be compared with.
 
-On a CPU with the native kernels these choose the codes (`kernels.rounding`), at the speed at which memory delivers the weights. What
-stands here is the definition that they follow to the last bit, and what runs everywhere else.
+On a CPU with the native kernels these choose the codes (`kernels.rounding`), at the speed at which memory
+delivers the weights. What stands here is the definition that they follow to the last bit, and what runs
+everywhere else.
 """
 
 import torch
@@ -30,7 +33,8 @@ _TINY = torch.finfo(
 
 @METHODS.register("rtn")
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for scales above 65504."""
+    """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for
+    scales above 65504."""
     if isinstance(format, Codebook) and format.fixed is None:
         raise InputError(
             f"Rounding to nearest needs a fixed table; {format.label} learns its own. Use the method kmeans."
@@ -71,7 +75,8 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """View `weight` (N, K) as float32 (N, G, group_size); the last group is filled with zeros, which widen no range."""
+    """View `weight` (N, K) as float32 (N, G, group_size); the last group is filled with zeros, which widen no
+    range."""
     weight = weight.float()
     if group_size is None:
         return weight.unsqueeze(1)
@@ -85,7 +90,8 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
 
 
 def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G, group_size)."""
+    """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G,
+    group_size)."""
     if isinstance(format, Codebook):
         return groups.abs().amax(dim=2), None
     if format.symmetric:
@@ -114,7 +120,8 @@ def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format:
 
 
 def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Index (uint8) of the entry of `table` (16,) nearest to each of `values`; halfway goes to the lower entry."""
+    """Index (uint8) of the entry of `table` (16,) nearest to each of `values`; halfway goes to the lower
+    entry."""
     ordered, order = table.sort(stable=True)
     midpoints = (ordered[1:] + ordered[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(values.contiguous(), midpoints, out_int32=True)]

@@ -1,18 +1,20 @@
-"""Learned rounding: after GPTQ, gradients decide which weights are rounded the other way (SignRound, arXiv 2309.05516, as in AutoRound).
+"""Learned rounding: after GPTQ, gradients decide which weights are rounded the other way (SignRound, arXiv
+2309.05516, as in AutoRound).
 
-GPTQ looks at one layer at a time. Here a whole block is looked at: its output, given what the quantized blocks before it make of the
-text, is to be what it was in the unquantized model. Each weight has a position on its grid, each group a gain on its scale, each norm a
-gain on its weight:
+GPTQ looks at one layer at a time. Here a whole block is looked at: its output, given what the quantized
+blocks before it make of the text, is to be what it was in the unquantized model. Each weight has a position
+on its grid, each group a gain on its scale, each norm a gain on its weight:
 
     ŵ = scale · gain · (round(position) − zero point)
 
-and the loss is the squared error of the block's output, each token's divided by the size of that token's output, because the norm of
-the next layer divides by it anyway (and a few tokens are thousands of times larger than the others). Rounding lets gradients pass as
-if it were not there. Positions and gains move by the sign of their gradients, by steps that shrink to nothing, so that a position can
-travel half a code in all. Positions begin at GPTQ's codes, leaning towards the unrounded weight by up to `LEAN`.
+and the loss is the squared error of the block's output, each token's divided by the size of that token's
+output, because the norm of the next layer divides by it anyway (and a few tokens are thousands of times
+larger than the others). Rounding lets gradients pass as if it were not there. Positions and gains move by the
+sign of their gradients, by steps that shrink to nothing, so that a position can travel half a code in all.
+Positions begin at GPTQ's codes, leaning towards the unrounded weight by up to `LEAN`.
 
-A block that ends up worse on all of the text than it was after GPTQ keeps GPTQ's codes. This takes a hundred times as long as GPTQ, and
-some twenty copies of a block's weights in memory; the time can be given.
+A block that ends up worse on all of the text than it was after GPTQ keeps GPTQ's codes. This takes a hundred
+times as long as GPTQ, and some twenty copies of a block's weights in memory; the time can be given.
 """
 
 import time
@@ -32,7 +34,8 @@ GAIN_RATE, NORM_RATE = 0.1, 0.02  # steps of the gains, as shares of a position'
 
 @dataclass
 class Learned:
-    """The position (K, N) of each weight on its grid, and the gain (G, N) of each group's scale; both want gradients."""
+    """The position (K, N) of each weight on its grid, and the gain (G, N) of each group's scale; both want
+    gradients."""
 
     grid: Grid
     position: torch.Tensor

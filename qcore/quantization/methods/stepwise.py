@@ -1,4 +1,5 @@
-"""Codes chosen one input at a time, each choice moving what the later ones start from: the walk that GPTQ and coordinate descent share.
+"""Codes chosen one input at a time, each choice moving what the later ones start from: the walk that GPTQ and
+coordinate descent share.
 
 With `state` S and `matrix` M, input j of a matrix of weights is given the code nearest to a wish, and the move m_j that this means is
 handed on to all later inputs:    S_k ← S_k + M_jk · m_j.
@@ -25,11 +26,11 @@ def choose(
     values: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The codes (K, N), as floats, of all inputs in the order in which they stand in `matrix` (K, K) and `state` (K, N); that may be
-    used up.
+    """The codes (K, N), as floats, of all inputs in the order in which they stand in `matrix` (K, K) and
+    `state` (K, N); that may be used up.
 
-    `values` (K, N) are those before, for descent; None for GPTQ. `step` is (K,). `order` (K,) tells which input of the grid each is
-    (default: they stand as in the grid).
+    `values` (K, N) are those before, for descent; None for GPTQ. `step` is (K,). `order` (K,) tells which
+    input of the grid each is (default: they stand as in the grid).
     """
     columns = len(state)
     size = grid.format.group_size or columns

@@ -1,17 +1,19 @@
 """Learned rounding, all blocks together: the quantized model is to predict what the unquantized one does.
 
-Methods that look at one block at a time cannot know which errors cancel further up and which are amplified. Here the loss is the very
-thing that quality is measured by, the divergence of the predictions on the calibration text (knowledge distillation, as in LLM-QAT,
-arXiv 2305.17888, and in the second phase of EfficientQAT, arXiv 2407.11062):
+Methods that look at one block at a time cannot know which errors cancel further up and which are amplified.
+Here the loss is the very thing that quality is measured by, the divergence of the predictions on the
+calibration text (knowledge distillation, as in LLM-QAT, arXiv 2305.17888, and in the second phase of
+EfficientQAT, arXiv 2407.11062):
 
     loss = mean over tokens of KL(unquantized || quantized)
 
-What is learned is what SignRound learns (see `signround.py`): the position of each weight on its grid, a gain for each group's scale and
-for each norm. A step reads one window, and everything moves against the sign of its gradient, by steps that shrink to nothing.
+What is learned is what SignRound learns (see `signround.py`): the position of each weight on its grid, a gain
+for each group's scale and for each norm. A step reads one window, and everything moves against the sign of
+its gradient, by steps that shrink to nothing.
 
-The gradient of a block's weights is used and let go before the block below is looked at. So what is held is the model, a position
-(4 bytes) for each of its weights, and what autograd keeps of one window. If the outcome is worse than the beginning on windows that were
-not learned from, it is undone.
+The gradient of a block's weights is used and let go before the block below is looked at. So what is held is
+the model, a position (4 bytes) for each of its weights, and what autograd keeps of one window. If the outcome
+is worse than the beginning on windows that were not learned from, it is undone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ HELD_OUT = 2  # windows that the outcome is judged by
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `ids` (T,), what the first block is given for them and what the last one of the unquantized model makes of them, (1, T, H)."""
+    """Tokens `ids` (T,), what the first block is given for them and what the last one of the unquantized
+    model makes of them, (1, T, H)."""
 
     ids: torch.Tensor
     first: torch.Tensor
@@ -43,7 +46,8 @@ class Window:
 
 @dataclass
 class Layer:
-    """A quantized linear layer called `name`: what is learned of it, and the parameter that the block computes with."""
+    """A quantized linear layer called `name`: what is learned of it, and the parameter that the block
+    computes with."""
 
     name: str
     learned: Learned
@@ -96,7 +100,8 @@ class Together:
         self.norms: list[list[Norm]] = []
 
     def take(self, prefix: str, block: nn.Module, original: nn.Module, targets: list, weights: dict) -> None:
-        """A block called `prefix` is finished: the quantized tensors `weights` of its `targets`, and the block as it was, `original`."""
+        """A block called `prefix` is finished: the quantized tensors `weights` of its `targets`, and the
+        block as it was, `original`."""
         layers = []
         for target in targets:
             if target.kind == "experts" or target.name not in weights:
@@ -125,9 +130,11 @@ class Together:
         minutes: float | None,
         report: Callable[[str], None],
     ) -> bool:
-        """Learn from the windows `ids` (windows, T), of which the last block of the unquantized model makes `wanted` (1, T, H).
+        """Learn from the windows `ids` (windows, T), of which the last block of the unquantized model makes
+        `wanted` (1, T, H).
 
-        Takes `STEPS` steps, or as many as go into `minutes`. Returns whether anything is better for it; if not, all is as it was."""
+        Takes `STEPS` steps, or as many as go into `minutes`. Returns whether anything is better for it; if
+        not, all is as it was."""
         tail, first = Tail(blocks), blocks.embed(ids)
         windows = [Window(*each) for each in zip(ids, first, wanted, strict=True)]
         count = len(windows) - (HELD_OUT if len(windows) > 2 * HELD_OUT else 0)
@@ -157,7 +164,8 @@ class Together:
             report(f"learning together, step {step} of {steps}, divergence {loss:.4f}")
 
     def _step(self, blocks, tail, window: Window, rate: float) -> float:
-        """One window forwards and backwards; every block moves as soon as its gradients are known. Returns the window's divergence."""
+        """One window forwards and backwards; every block moves as soon as its gradients are known. Returns
+        the window's divergence."""
         passed, hidden = [], window.first
         for position, (layers, norms) in enumerate(zip(self.layers, self.norms, strict=True)):
             tensors = [getattr(layer.owner, layer.parameter) for layer in layers] + [
@@ -200,7 +208,8 @@ def divergence(wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """A few rows at a time, so that nothing as large as the logits is made but their gradient, (softmax(logits) - softmax(wanted)) / T."""
+    """A few rows at a time, so that nothing as large as the logits is made but their gradient,
+    (softmax(logits) - softmax(wanted)) / T."""
 
     ENTRIES = 1 << 19  # of logits at a time: 2 MiB each in float32, which caches hold
 

@@ -1,4 +1,5 @@
-"""Which layer pays: how much the model's output minds each layer in each format, and the choice of formats that follows from it.
+"""Which layer pays: how much the model's output minds each layer in each format, and the choice of formats
+that follows from it.
 
 table.py         what was found, as JSON, and how well the proxies rank
 gradients.py     what the predictions mind, block after block from the last to the first

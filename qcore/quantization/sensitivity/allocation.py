@@ -1,15 +1,19 @@
-"""Which format for which layer: the least total loss within a budget of bytes, or the fewest bytes within a limit of loss.
+"""Which format for which layer: the least total loss within a budget of bytes, or the fewest bytes within a
+limit of loss.
 
-Each layer takes one of its options, each with a cost c and a value v (bytes and loss, or the other way round):
+Each layer takes one of its options, each with a cost c and a value v (bytes and loss, or the other way
+round):
 
     minimise  Σ v[layer, choice]     subject to  Σ c[layer, choice] ≤ budget            (the multiple-choice knapsack problem)
 
-With a price λ on cost, every layer by itself takes the option of least v + λ·c, so  L(λ) = Σ min (v + λ·c) − λ·budget  is no more than
-the optimum, whatever λ ≥ 0 is: Lagrangian relaxation. The best λ is a slope of the layers' lower convex hulls (Sinha and Zoltners,
-"The Multiple-Choice Knapsack Problem", 1979), found by taking upgrades in the order of what they save for each byte. That also gives a
-choice U that is allowed. An option whose own surcharge over its layer's minimum is at least U − L(λ) stands in no better choice, and
-goes. What is left, usually a few layers, is searched completely by dynamic programming over the undominated (cost, value) sums, so the
-answer is exact; should that ever take more than `LARGEST` sums, the best choice found is returned with the bound that it is within.
+With a price λ on cost, every layer by itself takes the option of least v + λ·c, so  L(λ) = Σ min (v + λ·c) −
+λ·budget  is no more than the optimum, whatever λ ≥ 0 is: Lagrangian relaxation. The best λ is a slope of the
+layers' lower convex hulls (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979), found by taking
+upgrades in the order of what they save for each byte. That also gives a choice U that is allowed. An option
+whose own surcharge over its layer's minimum is at least U − L(λ) stands in no better choice, and goes. What
+is left, usually a few layers, is searched completely by dynamic programming over the undominated (cost,
+value) sums, so the answer is exact; should that ever take more than `LARGEST` sums, the best choice found is
+returned with the bound that it is within.
 """
 
 from dataclasses import dataclass
@@ -24,8 +28,8 @@ _GREEDY_PASSES = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """`options[i]` is the option that layer i takes; `cost` and `value` are the sums, and `bound` is a proven lower bound of the value:
-    equal to it if `exact`."""
+    """`options[i]` is the option that layer i takes; `cost` and `value` are the sums, and `bound` is a proven
+    lower bound of the value: equal to it if `exact`."""
 
     options: tuple[int, ...]
     cost: float
@@ -35,9 +39,11 @@ class Choice:
 
 
 def solve(costs: list[list[float]], values: list[list[float]], budget: float) -> Choice:
-    """The best choice for layers with the options `costs[i][k]`, `values[i][k]`. Costs that are whole numbers are added exactly.
+    """The best choice for layers with the options `costs[i][k]`, `values[i][k]`. Costs that are whole numbers
+    are added exactly.
 
-    Raises `InputError` if even the cheapest options together cost more than the `budget`, or if a number is not finite.
+    Raises `InputError` if even the cheapest options together cost more than the `budget`, or if a number is
+    not finite.
     """
     layers = [_undominated(*pair) for pair in zip(costs, values, strict=True)]
     least = sum(layer.cost[0] for layer in layers)
@@ -56,7 +62,8 @@ def solve(costs: list[list[float]], values: list[list[float]], budget: float) ->
 def frontier(
     costs: list[list[float]], values: list[list[float]]
 ) -> list[tuple[float, float, tuple[int, ...]]]:
-    """(cost, value, options) from the cheapest choice to the best one, each the optimum for its own cost: the corners of the Lagrangian."""
+    """(cost, value, options) from the cheapest choice to the best one, each the optimum for its own cost: the
+    corners of the Lagrangian."""
     layers = [_undominated(*pair) for pair in zip(costs, values, strict=True)]
     picks = [0] * len(layers)
     points = [(_sum(layers, picks, "cost"), _sum(layers, picks, "value"), _options(layers, picks))]
@@ -71,7 +78,8 @@ def frontier(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's options that no other one dominates, ascending in cost and descending in value; `option` numbers them as given."""
+    """A layer's options that no other one dominates, ascending in cost and descending in value; `option`
+    numbers them as given."""
 
     option: np.ndarray
     cost: np.ndarray
@@ -92,7 +100,8 @@ def _undominated(cost: list[float], value: list[float]) -> _Layer:
 
 
 def _upgrades(layers: list[_Layer]) -> list[tuple[float, int, int]]:
-    """(what a unit of cost saves, layer, option) for the corners of every layer's lower convex hull, best first."""
+    """(what a unit of cost saves, layer, option) for the corners of every layer's lower convex hull, best
+    first."""
     found = []
     for i, layer in enumerate(layers):
         hull = [0]
@@ -143,7 +152,8 @@ def _fill(layers: list[_Layer], picks: list[int], budget: float) -> list[int]:
 
 
 def _search(layers, picks, best, lower, price, budget) -> tuple[list[int], float, bool]:
-    """Look through every choice that could be better than `picks`: (the best one, its value, whether nothing was left out)."""
+    """Look through every choice that could be better than `picks`: (the best one, its value, whether nothing
+    was left out)."""
     tolerance = 1e-12 * max(1.0, abs(best))
     gap = best - lower
     if gap <= tolerance:

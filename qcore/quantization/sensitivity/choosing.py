@@ -1,7 +1,8 @@
-"""A recipe with a budget, turned into a format for each layer: find or compute the sensitivities, solve, and say what was chosen.
+"""A recipe with a budget, turned into a format for each layer: find or compute the sensitivities, solve, and
+say what was chosen.
 
-The loss of a choice is the sum of its layers' predicted losses, each as if it were the only one; how near that comes to the divergence
-of the finished model is for the run to measure.
+The loss of a choice is the sum of its layers' predicted losses, each as if it were the only one; how near
+that comes to the divergence of the finished model is for the run to measure.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """`formats` by target's name, and the JSON-ready `record`: budget, candidates, prediction, bound, and the frontier that the choice
-    lies on, as [bits a weight, predicted nats]."""
+    """`formats` by target's name, and the JSON-ready `record`: budget, candidates, prediction, bound, and the
+    frontier that the choice lies on, as [bits a weight, predicted nats]."""
 
     formats: dict[str, Format]
     record: dict
@@ -55,10 +56,11 @@ def choose_formats(
     report: Progress,
     identity: str | None = None,
 ) -> Chosen:
-    """Formats for those of `targets` whose format is the recipe's `Budget`. Sensitivities are kept under `identity`, what tells this model
-    from others, and found again under it.
+    """Formats for those of `targets` whose format is the recipe's `Budget`. Sensitivities are kept under
+    `identity`, what tells this model from others, and found again under it.
 
-    Raises `InputError` if no choice is small enough (or, for a limit of loss, good enough), naming what could be had.
+    Raises `InputError` if no choice is small enough (or, for a limit of loss, good enough), naming what could
+    be had.
     """
     budget = recipe.weights
     open_ = [target for target in targets if target.format == budget]
@@ -125,9 +127,9 @@ def find_or_predict(
     about: dict | None = None,
     tokens: int = TOKENS,
 ) -> tuple[Sensitivities, TableStore | None]:
-    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what tells this model from others).
-    `tokens` of the `calibration` are what the loss is predicted for. `about` is what else the conditions should say, such as the model's
-    name."""
+    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what
+    tells this model from others). `tokens` of the `calibration` are what the loss is predicted for. `about`
+    is what else the conditions should say, such as the model's name."""
     loss, given = split(calibration, method, tokens)
     conditions = {
         "digest": identity,
@@ -159,8 +161,8 @@ def find_or_predict(
 
 
 def solve_within(budget: Budget, layers: tuple[Layer, ...], settled: int, weights: int, kept: int) -> Choice:
-    """The best choice within `budget` for a model with `settled` bytes in quantized tensors that are not up for choice, `weights` quantized
-    weights in all, and `kept` bytes of other tensors."""
+    """The best choice within `budget` for a model with `settled` bytes in quantized tensors that are not up
+    for choice, `weights` quantized weights in all, and `kept` bytes of other tensors."""
     costs, losses = _costs(layers)
     least = sum(min(layer) for layer in costs)
     if budget.unit == "kl":

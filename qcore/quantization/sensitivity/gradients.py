@@ -1,11 +1,14 @@
-"""What the model's predictions mind: gradients at the outputs of every layer, one block at a time from the last to the first.
+"""What the model's predictions mind: gradients at the outputs of every layer, one block at a time from the
+last to the first.
 
-For tokens y drawn from the model's own predictions (not from the text), the gradient g of Σ log p(y) at a layer's output at one token
-has the Fisher information as its second moment. A small error e there moves the predictions by
+For tokens y drawn from the model's own predictions (not from the text), the gradient g of Σ log p(y) at a
+layer's output at one token has the Fisher information as its second moment. A small error e there moves the
+predictions by
 
     KL ≈ ½ · E[(g · e)²]                         (second order; tokens taken as independent of each other)
 
-Only the states between blocks are held, (blocks + 1) · tokens · hidden size · 4 bytes, and the gradients of one block.
+Only the states between blocks are held, (blocks + 1) · tokens · hidden size · 4 bytes, and the gradients of
+one block.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ SAMPLES = 2
 
 @dataclass
 class Seen:
-    """A linear layer over all windows: what it is given, (n, K), and the gradient at what it puts out, (n, N), for each sample."""
+    """A linear layer over all windows: what it is given, (n, K), and the gradient at what it puts out, (n,
+    N), for each sample."""
 
     inputs: torch.Tensor
     gradients: list[torch.Tensor]
@@ -32,8 +36,9 @@ class Seen:
 
 @dataclass
 class BlockGradients:
-    """Block number `position`: its inputs `hidden` for each window (1, T, H), the gradients at its outputs `outgoing[sample][window]`,
-    and what its linear layers saw, by the target's name. Fused experts, which are no modules, are not among them."""
+    """Block number `position`: its inputs `hidden` for each window (1, T, H), the gradients at its outputs
+    `outgoing[sample][window]`, and what its linear layers saw, by the target's name. Fused experts, which are
+    no modules, are not among them."""
 
     position: int
     hidden: list[torch.Tensor]
@@ -58,8 +63,8 @@ def backwards(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Iterator[BlockGradients]:
-    """Walk from the last block to the first. `between` are the `states`, of which those of blocks gone by are let go; `targets` those of
-    each block."""
+    """Walk from the last block to the first. `between` are the `states`, of which those of blocks gone by are
+    let go; `targets` those of each block."""
     outgoing = _at_the_end(Tail(blocks), ids, between.pop(), samples, seed)
     for position in reversed(range(len(blocks))):
         hidden = between.pop()

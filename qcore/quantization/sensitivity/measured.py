@@ -1,8 +1,10 @@
-"""The real thing: KL of the model's output against the unquantized one, with one layer in one format and everything else as it was.
+"""The real thing: KL of the model's output against the unquantized one, with one layer in one format and
+everything else as it was.
 
-What the blocks before it make of the text does not change, so it is kept, and only the layer's own block and those after it are run
-again: half of the work on average. Still one pass for each layer and format, minutes for a small model, so blocks that are finished are
-handed over one by one and a walk that was stopped goes on after them.
+What the blocks before it make of the text does not change, so it is kept, and only the layer's own block and
+those after it are run again: half of the work on average. Still one pass for each layer and format, minutes
+for a small model, so blocks that are finished are handed over one by one and a walk that was stopped goes on
+after them.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ def measure(
     report: Progress,
     known: set[str] = frozenset(),
 ) -> Iterator[dict[str, list[float]]]:
-    """For each block, {target's name: nats of KL a token in each of the `formats`}, over the windows `ids` (windows, T).
+    """For each block, {target's name: nats of KL a token in each of the `formats`}, over the windows `ids`
+    (windows, T).
 
-    Methods that look at inputs see those of `calibration`. Blocks whose targets are all `known` are passed over. `report` gets (layers
-    done, all layers, words). The logits of all of `ids` are held twice: 8 bytes for each token and word of the vocabulary.
+    Methods that look at inputs see those of `calibration`. Blocks whose targets are all `known` are passed
+    over. `report` gets (layers done, all layers, words). The logits of all of `ids` are held twice: 8 bytes
+    for each token and word of the vocabulary.
     """
     from qcore.evaluation.divergence import LogProbabilities, kl
 

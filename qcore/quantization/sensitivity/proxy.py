@@ -1,12 +1,15 @@
-"""The loss of every layer in every format, predicted in one walk through the model: some forward passes instead of thousands.
+"""The loss of every layer in every format, predicted in one walk through the model: some forward passes
+instead of thousands.
 
-For each layer the weights are rounded to each candidate, which gives the error e = (Q − W) x of its output at every token, and
+For each layer the weights are rounded to each candidate, which gives the error e = (Q − W) x of its output at
+every token, and
 
     loss = ½ · mean over tokens and samples of (g · e)²        output error = Σ ‖e‖² / Σ ‖W x‖²
 
-with the gradients g of `gradients.py`. What a method chooses by (the Hessian) comes from other windows of the text than those that the
-loss is predicted for: GPTQ fits the tokens that it has seen, so on the same ones it would look better than it is. Fused experts are
-rounded and their block is run again; e and g are then those of the block.
+with the gradients g of `gradients.py`. What a method chooses by (the Hessian) comes from other windows of the
+text than those that the loss is predicted for: GPTQ fits the tokens that it has seen, so on the same ones it
+would look better than it is. Fused experts are rounded and their block is run again; e and g are then those
+of the block.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
 def split(
     calibration: Calibration, method: str, tokens: int = TOKENS
 ) -> tuple[Calibration, Calibration | None]:
-    """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for what the `method` chooses by:
-    None if it looks at weights alone. A text of one window serves for both."""
+    """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for
+    what the `method` chooses by: None if it looks at weights alone. A text of one window serves for both."""
     if method not in SEEING:
         return calibration.part(tokens), None
     count, window = calibration.ids.shape
@@ -68,13 +71,16 @@ def predict(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[Layer]:
-    """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in each of the `formats` as
-    `method` rounds. All windows are read, of `calibration` for the loss, of `given` for what the method chooses by (None: the same); see
-    `split`. `report` gets (steps done, all steps, words).
+    """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in
+    each of the `formats` as `method` rounds. All windows are read, of `calibration` for the loss, of `given`
+    for what the method chooses by (None: the same); see `split`. `report` gets (steps done, all steps,
+    words).
 
-    Held are the states between all blocks: (blocks + 1) · hidden size · 4 bytes a token of `calibration`, 2 a token of `given`.
+    Held are the states between all blocks: (blocks + 1) · hidden size · 4 bytes a token of `calibration`, 2 a
+    token of `given`.
 
-    Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by layer.
+    Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by
+    layer.
     """
     check_method(method)
     blocks = Blocks(model)
@@ -119,7 +125,8 @@ def predict(
 
 
 class _Inputs:
-    """The text that a method chooses by, as every block is given it; nothing for methods that look at weights alone."""
+    """The text that a method chooses by, as every block is given it; nothing for methods that look at weights
+    alone."""
 
     def __init__(self, model: nn.Module, calibration: Calibration | None):
         self.calibration = calibration

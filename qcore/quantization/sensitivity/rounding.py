@@ -1,13 +1,16 @@
-"""A layer's weights as a method would round them, the layer being taken by itself: what each candidate format costs is seen on these.
+"""A layer's weights as a method would round them, the layer being taken by itself: what each candidate format
+costs is seen on these.
 
-Methods that look at a weight alone are simply asked. GPTQ visits the inputs one by one and lets later ones make up for earlier ones; in
-the notation of `methods/gptq.py`, with U the Cholesky factor of H⁻¹ and δ_j the rounding error of input j when its turn has come,
+Methods that look at a weight alone are simply asked. GPTQ visits the inputs one by one and lets later ones
+make up for earlier ones; in the notation of `methods/gptq.py`, with U the Cholesky factor of H⁻¹ and δ_j the
+rounding error of input j when its turn has come,
 
     Q − W = −Uᵀ (δ_j / U_jj)
 
-How δ is distributed hardly depends on what the visits before have added, so `expected` takes the errors of rounding the weights as they
-are in its place: the same sum for all formats from one factor, without a visit to any input, some ten times faster. `rounded` makes the
-visits; it is what the measured divergences are of. Learned rounding starts from GPTQ's answer and is treated alike.
+How δ is distributed hardly depends on what the visits before have added, so `expected` takes the errors of
+rounding the weights as they are in its place: the same sum for all formats from one factor, without a visit
+to any input, some ten times faster. `rounded` makes the visits; it is what the measured divergences are of.
+Learned rounding starts from GPTQ's answer and is treated alike.
 """
 
 import torch
@@ -33,8 +36,8 @@ def check_method(method: str) -> None:
 def rounded(
     method: str, weights: list[torch.Tensor], format: Format, hessian: torch.Tensor | None
 ) -> list[torch.Tensor]:
-    """The matrices (N, K) of `weights`, which share the inputs with that `hessian` (K, K), in `format`, float32. Methods that look at
-    weights alone need no Hessian."""
+    """The matrices (N, K) of `weights`, which share the inputs with that `hessian` (K, K), in `format`,
+    float32. Methods that look at weights alone need no Hessian."""
     from qcore.quantization.methods import gptq
 
     if method not in GPTQ_LIKE:
@@ -43,7 +46,8 @@ def rounded(
 
 
 class Expected:
-    """The same for many formats, cheaply: what depends on the inputs' `hessian` (K, K) alone is worked out once."""
+    """The same for many formats, cheaply: what depends on the inputs' `hessian` (K, K) alone is worked out
+    once."""
 
     def __init__(self, method: str, hessian: torch.Tensor | None):
         check_method(method)

@@ -3,7 +3,8 @@
     QCORE_HOME/sensitivity/KEY/table.json       what was found
                                kl/00012.json    measured divergences of the block, until the walk is through
 
-so that a recipe finds what was computed for the same model, text, formats and method, and a measurement that was stopped goes on.
+so that a recipe finds what was computed for the same model, text, formats and method, and a measurement that
+was stopped goes on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""What was found: for each layer and each candidate format, how many bytes it takes and how much the model minds.
+"""What was found: for each layer and each candidate format, how many bytes it takes and how much the model
+minds.
 
     loss            nats of KL a token, predicted from gradients:  ½ · mean over tokens of (g · e)²    (see `gradients.py`)
     output_error    ‖e‖² / ‖output‖² of the layer itself, over the text: the Hessian-weighted error
     kl              nats of KL a token, measured with only this layer quantized; None where it was not measured
 
-The proxies are worth what their order is worth: Spearman's rank correlation with the measured divergence says how much that is.
+The proxies are worth what their order is worth: Spearman's rank correlation with the measured divergence says
+how much that is.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ PROXIES = ("loss", "output_error")
 
 @dataclass(frozen=True)
 class Layer:
-    """One quantizable parameter; lists follow the table's formats. `block` is None outside of the decoder's blocks, `kind` the rest of
-    the name, such as "self_attn.q_proj"."""
+    """One quantizable parameter; lists follow the table's formats. `block` is None outside of the decoder's
+    blocks, `kind` the rest of the name, such as "self_attn.q_proj"."""
 
     name: str
     block: int | None
@@ -40,8 +42,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """`layers` in the model's order, `formats` from the smallest to the largest. `conditions` says what it depends on: model, digest,
-    method, text, tokens, window, samples, prepare; and the seconds it took."""
+    """`layers` in the model's order, `formats` from the smallest to the largest. `conditions` says what it
+    depends on: model, digest, method, text, tokens, window, samples, prepare; and the seconds it took."""
 
     formats: tuple[Format, ...]
     layers: tuple[Layer, ...]
@@ -66,8 +68,8 @@ class Sensitivities:
         return replace(self, layers=layers)
 
     def correlations(self) -> dict[str, dict[str, float]]:
-        """Spearman's rank correlation of each proxy with the measured divergence: over all layers and formats ("all"), and over the
-        layers of each format by its label. Empty where nothing was measured."""
+        """Spearman's rank correlation of each proxy with the measured divergence: over all layers and formats
+        ("all"), and over the layers of each format by its label. Empty where nothing was measured."""
         rows = [layer for layer in self.layers if layer.kl is not None]
         if len(rows) < 2:
             return {}

@@ -16,8 +16,8 @@ LONGEST = 256  # tokens
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits (V,) of the token after `prompt` from all `layers[0]` layers and from `layers[1]` of them; `words`: the texts of the likeliest
-    tokens."""
+    """Logits (V,) of the token after `prompt` from all `layers[0]` layers and from `layers[1]` of them;
+    `words`: the texts of the likeliest tokens."""
 
     prompt: str
     teacher: torch.Tensor
@@ -28,8 +28,8 @@ class Predictions:
 
 @torch.no_grad()
 def predictions(checkpoint: Checkpoint, prompt: str) -> Predictions:
-    """Load the model and ask it, then ask the same model without every second layer. Raises `InputError` for an empty text, a model that
-    does not fit into memory, or one whose layers cannot be taken out."""
+    """Load the model and ask it, then ask the same model without every second layer. Raises `InputError` for
+    an empty text, a model that does not fit into memory, or one whose layers cannot be taken out."""
     planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=LONGEST, window=LONGEST)
     loaded = library.load(checkpoint)
     ids = loaded.tokenizer(prompt, return_tensors="pt")["input_ids"][:, -LONGEST:]

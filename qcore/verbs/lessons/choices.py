@@ -1,4 +1,5 @@
-"""What a choice does to a weight: the size of its groups, the range of its grid, one value that is far too large, 8-bit activations."""
+"""What a choice does to a weight: the size of its groups, the range of its grid, one value that is far too
+large, 8-bit activations."""
 
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Clipped:
-    """A grid that reaches `share` of the largest weight of its group. `relative_error` of all weights, and the two parts whose squares add
-    up to its square: from weights that are `cut` off, and from `rounding` the others."""
+    """A grid that reaches `share` of the largest weight of its group. `relative_error` of all weights, and
+    the two parts whose squares add up to its square: from weights that are `cut` off, and from `rounding` the
+    others."""
 
     share: float
     relative_error: float
@@ -31,8 +33,8 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A group of which one weight was made `factor` times the largest. `others_error`: relative error of the other weights. `lost`: the
-    share of the others that became 0."""
+    """A group of which one weight was made `factor` times the largest. `others_error`: relative error of the
+    other weights. `lost`: the share of the others that became 0."""
 
     factor: float
     others_error: float
@@ -42,8 +44,9 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Activations:
-    """Relative errors of a layer's output where one input channel is `factor` times as large as the others: with the quantized weight and
-    exact inputs, and with inputs in 8 bits, one scale a `token`, or one for `all_tokens` together."""
+    """Relative errors of a layer's output where one input channel is `factor` times as large as the others:
+    with the quantized weight and exact inputs, and with inputs in 8 bits, one scale a `token`, or one for
+    `all_tokens` together."""
 
     factor: float
     weights_only: float
@@ -52,13 +55,15 @@ class Activations:
 
 
 def group_sizes(weight: torch.Tensor, bits: int, symmetric: bool = False) -> dict[int | None, Rounded]:
-    """The weight (N, K) in `bits` bits with groups of every size in `SIZES` that fits a row (None: a whole channel)."""
+    """The weight (N, K) in `bits` bits with groups of every size in `SIZES` that fits a row (None: a whole
+    channel)."""
     fitting = [size for size in SIZES if size is None or size <= weight.shape[1]]
     return {size: rounded(weight, Uniform(bits, size, symmetric)) for size in fitting}
 
 
 def clipped(weight: torch.Tensor, format: Uniform, share: float, place: int | None = None) -> Clipped:
-    """The weight (N, K) on symmetric grids that reach `share` of each group's largest magnitude. At 1 this is rounding to nearest."""
+    """The weight (N, K) on symmetric grids that reach `share` of each group's largest magnitude. At 1 this is
+    rounding to nearest."""
     groups = grouped(weight, format.group_size)
     top = format.levels // 2 - 1
     scale = round_scale(share * groups.abs().amax(dim=2) / top, format)
@@ -103,7 +108,8 @@ def outlier(weight: torch.Tensor, format: Uniform, factor: float, place: int) ->
 def activations(
     weight: torch.Tensor, format: Uniform, factor: float, tokens: int = 64, seed: int = 0
 ) -> Activations:
-    """`tokens` random inputs (normal, of unit variance; the first channel `factor` times as large) through the weight (N, K)."""
+    """`tokens` random inputs (normal, of unit variance; the first channel `factor` times as large) through
+    the weight (N, K)."""
     x = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed))
     x[:, 0] *= factor
     stored = quantize(weight, format, "rtn")

@@ -1,4 +1,5 @@
-"""What learning adds: codes that gradients move, weights that are left out, and the whole distribution that a teacher gives."""
+"""What learning adds: codes that gradients move, weights that are left out, and the whole distribution that a
+teacher gives."""
 
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ TOKENS, RATE = 256, 1e-2
 
 @dataclass(frozen=True)
 class Learned:
-    """Relative errors of a layer's output: rounded to nearest, and after each of the steps, the best so far last. `moved`: the share of
-    codes that are others in the end."""
+    """Relative errors of a layer's output: rounded to nearest, and after each of the steps, the best so far
+    last. `moved`: the share of codes that are others in the end."""
 
     rounded: float
     steps: tuple[float, ...]
@@ -33,8 +34,9 @@ class Learned:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A weight of which the share `amount` is 0: its relative error, the bits a weight as stored densely and sparsely, the share of zeros
-    above which sparse is smaller, and magnitudes of the weights that stayed and went, for a picture."""
+    """A weight of which the share `amount` is 0: its relative error, the bits a weight as stored densely and
+    sparsely, the share of zeros above which sparse is smaller, and magnitudes of the weights that stayed and
+    went, for a picture."""
 
     amount: float
     relative_error: float
@@ -47,8 +49,9 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Taught:
-    """Next-token probabilities of teacher and student for the teacher's likeliest `tokens` (token ids) at a temperature, the share that the
-    other tokens have, and the loss that distillation makes smaller: T² · KL, in nats."""
+    """Next-token probabilities of teacher and student for the teacher's likeliest `tokens` (token ids) at a
+    temperature, the share that the other tokens have, and the loss that distillation makes smaller: T² · KL,
+    in nats."""
 
     tokens: tuple[int, ...]
     teacher: tuple[float, ...]
@@ -59,8 +62,9 @@ class Taught:
 
 
 def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> Learned:
-    """Train the codes of the weight's first rows for `steps` steps through rounding (straight-through), such that the layer's output for
-    random inputs of unequal channels stays what it was. Scales are learned, too."""
+    """Train the codes of the weight's first rows for `steps` steps through rounding (straight-through), such
+    that the layer's output for random inputs of unequal channels stays what it was. Scales are learned,
+    too."""
     weight = weight[:ROWS]
     generator = torch.Generator().manual_seed(seed)
     width = weight.shape[1]
@@ -99,8 +103,9 @@ def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> L
 
 
 def prune(weight: torch.Tensor, method: str, amount: float, bits: int = 16, shown: int = 20_000) -> Pruned:
-    """The weight (N, K) without the share `amount` of its weights, chosen by `method` ("magnitude", or "2:4", which takes half of every
-    four); stored in `bits` bits each, densely or with a bit for each weight that says whether it is there."""
+    """The weight (N, K) without the share `amount` of its weights, chosen by `method` ("magnitude", or "2:4",
+    which takes half of every four); stored in `bits` bits each, densely or with a bit for each weight that
+    says whether it is there."""
     kept = keep(weight, None, method, amount)
     zeros = 1 - float(kept.float().mean())
     rows, columns = weight.shape

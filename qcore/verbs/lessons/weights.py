@@ -31,7 +31,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that share a scale: `before` and `after` rounding, in their order, and the values of the `grid`, ascending."""
+    """Weights that share a scale: `before` and `after` rounding, in their order, and the values of the
+    `grid`, ascending."""
 
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -40,8 +41,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight in the format `label`. `parts`: bits a weight of each stored part, which add up to `bits_per_weight`. `levels_used`: the
-    share of the grid's values that the shown `group` uses."""
+    """A weight in the format `label`. `parts`: bits a weight of each stored part, which add up to
+    `bits_per_weight`. `levels_used`: the share of the grid's values that the shown `group` uses."""
 
     label: str
     relative_error: float
@@ -61,15 +62,16 @@ def names(checkpoint: Checkpoint) -> list[str]:
 
 
 def read(checkpoint: Checkpoint, name: str) -> Sample:
-    """The weight called `name`, its rows being outputs; of a mixture of experts the first expert's. Raises `InputError` as `names` does."""
+    """The weight called `name`, its rows being outputs; of a mixture of experts the first expert's. Raises
+    `InputError` as `names` does."""
     weight = layer_errors.weight(checkpoint, name)
     rows = max(1, min(len(weight), LARGEST // weight.shape[1]))
     return Sample(name, weight[:rows].clone(), len(weight))
 
 
 def rounded(weight: torch.Tensor, format: Format, place: int | None = None) -> Rounded:
-    """`weight` (N, K) in `format`, rounded to nearest (tables that are learned: by k-means), with the group number `place`, counted row
-    after row; None is the one with the median range."""
+    """`weight` (N, K) in `format`, rounded to nearest (tables that are learned: by k-means), with the group
+    number `place`, counted row after row; None is the one with the median range."""
     return describe(weight, methods.quantize(weight, format, methods.without_text(format)), place)
 
 
@@ -99,7 +101,8 @@ def decibels(error: float) -> float:
 
 
 def places(weight: torch.Tensor, group_size: int) -> dict[str, int]:
-    """Groups worth a look, by number: of median range, with the largest outlier (largest magnitude over the mean), the most lopsided."""
+    """Groups worth a look, by number: of median range, with the largest outlier (largest magnitude over the
+    mean), the most lopsided."""
     whole = weight[:, : weight.shape[1] // group_size * group_size]
     if not whole.numel():  # a row shorter than a group
         return {"typical": 0, "outlier": 0, "lopsided": 0}

@@ -1,4 +1,5 @@
-"""A model's graph computes what the model computes: at once, token by token through the cache, and for several sequences."""
+"""A model's graph computes what the model computes: at once, token by token through the cache, and for
+several sequences."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""The recipes onnx-fp32, onnx-int8 and onnx-int4: real sessions, the same evaluation, and every byte from the file."""
+"""The recipes onnx-fp32, onnx-int8 and onnx-int4: real sessions, the same evaluation, and every byte from the
+file."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""What the layers of a block are given, against a plain forward pass with hooks; and that a stopped walk goes on."""
+"""What the layers of a block are given, against a plain forward pass with hooks; and that a stopped walk goes
+on."""
 
 import pytest
 import tiny

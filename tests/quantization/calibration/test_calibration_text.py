@@ -1,4 +1,5 @@
-"""Which text is calibrated on, which windows of it are read, and that it is never the text a model is judged by."""
+"""Which text is calibrated on, which windows of it are read, and that it is never the text a model is judged
+by."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""What is kept of a block's finished parts is what they would have put out, and it is forgotten when something changes."""
+"""What is kept of a block's finished parts is what they would have put out, and it is forgotten when
+something changes."""
 
 import pytest
 import tiny

@@ -1,4 +1,5 @@
-"""Methods that read calibration text, on whole tiny models: they apply, they are saved, and they refuse what they cannot do."""
+"""Methods that read calibration text, on whole tiny models: they apply, they are saved, and they refuse what
+they cannot do."""
 
 import copy
 
@@ -28,7 +29,8 @@ def probe() -> torch.Tensor:
 
 @torch.no_grad()
 def applied(kind: str, name: str, folder, **options):
-    """The quantized model's logits, after comparing them with those of the same model saved and loaded again."""
+    """The quantized model's logits, after comparing them with those of the same model saved and loaded
+    again."""
     model, recipe = tiny.model(kind), parse(name)
     ledger = quantize(model, recipe, calibration=text(), **options)
     save(model, tiny.tokenizer(), recipe, ledger, folder)

@@ -1,4 +1,5 @@
-"""GPTQ against the paper's equations, one column at a time with an explicit inverse, and against rounding to nearest."""
+"""GPTQ against the paper's equations, one column at a time with an explicit inverse, and against rounding to
+nearest."""
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ def layer(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def literal(weight: torch.Tensor, grid, hessian: torch.Tensor) -> torch.Tensor:
-    """Optimal brain quantization in a fixed order: invert what is free, round one column, move the rest; codes (K, N)."""
+    """Optimal brain quantization in a fixed order: invert what is free, round one column, move the rest;
+    codes (K, N)."""
     order = hessian.diagonal().argsort(descending=True).tolist()
     left, codes = weight.double().T.clone(), torch.empty(COLUMNS, ROWS)
     for position, column in enumerate(order):

@@ -1,4 +1,5 @@
-"""HQQ against a transcription of its equations in Python floats, one group at a time, and against rounding to nearest."""
+"""HQQ against a transcription of its equations in Python floats, one group at a time, and against rounding to
+nearest."""
 
 import math
 

@@ -9,7 +9,8 @@ from qcore.quantization.methods.kmeans import assign, lloyd
 
 
 def literal_lloyd(values: torch.Tensor, centroids: torch.Tensor, rounds: int) -> torch.Tensor:
-    """Lloyd's algorithm as a textbook has it, on one row: assign to the nearest centroid, move it to the mean."""
+    """Lloyd's algorithm as a textbook has it, on one row: assign to the nearest centroid, move it to the
+    mean."""
     for _ in range(rounds):
         nearest = (values.unsqueeze(1) - centroids).abs().argmin(1)
         centroids = torch.stack(

@@ -32,8 +32,9 @@ def test_no_weight_moves_further_than_half_a_step(format, rows, columns, magnitu
     scale = spread(tensor.scales(), columns, format.group_size)
     widest_step = 1 if isinstance(format, Uniform) else format.fixed.sort().values.diff().max()
     half_step = widest_step / 2 * scale
-    # Rounding the scale to float16 (2^-11 relative) may clip the largest weight by that much of the range; the asymmetric grid is
-    # shifted by up to half a step when its zero point is rounded, which clips one end by as much.
+    # Rounding the scale to float16 (2^-11 relative) may clip the largest weight by that much of the range;
+    # the asymmetric grid is shifted by up to half a step when its zero point is rounded, which clips one end
+    # by as much.
     slack = weight.abs().max() * 2**-10 + (0.5 * scale if getattr(format, "symmetric", True) is False else 0)
     assert ((tensor.dequantize() - weight).abs() <= half_step + slack).all()
 
@@ -92,7 +93,8 @@ for dtype in (torch.float32, torch.bfloat16):
 
 
 def test_quantizing_takes_no_memory_but_the_result_and_its_scales():
-    """A matrix of 128 MiB, of which the scales in single precision are 2 MiB and a few copies of them are made."""
+    """A matrix of 128 MiB, of which the scales in single precision are 2 MiB and a few copies of them are
+    made."""
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     extra = [int(line) / 2**20 for line in done.stdout.split()]
     assert len(extra) == 10 and max(extra) < 24, extra

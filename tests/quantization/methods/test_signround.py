@@ -1,4 +1,5 @@
-"""Learned rounding on blocks of tiny models: what it starts from, what its gradients see, and that it ends up below GPTQ."""
+"""Learned rounding on blocks of tiny models: what it starts from, what its gradients see, and that it ends up
+below GPTQ."""
 
 import tiny
 import torch

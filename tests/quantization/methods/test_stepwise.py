@@ -1,4 +1,5 @@
-"""The walk over the inputs: the native function against torch's operations, exactly where both are exact, and closely elsewhere."""
+"""The walk over the inputs: the native function against torch's operations, exactly where both are exact, and
+closely elsewhere."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Learning all blocks together: what a step does, that the divergence falls on text that was not learned from, and that harm is undone."""
+"""Learning all blocks together: what a step does, that the divergence falls on text that was not learned
+from, and that harm is undone."""
 
 import pytest
 import tiny

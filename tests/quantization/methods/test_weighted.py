@@ -1,4 +1,5 @@
-"""AWQ and Hessian-weighted k-means on one layer or block: what they leave unchanged, and by how much they beat the plain method."""
+"""AWQ and Hessian-weighted k-means on one layer or block: what they leave unchanged, and by how much they
+beat the plain method."""
 
 import pytest
 import tiny

@@ -1,4 +1,5 @@
-"""What each layer costs, against literal computations on a tiny model: whole forward passes, one layer changed at a time."""
+"""What each layer costs, against literal computations on a tiny model: whole forward passes, one layer
+changed at a time."""
 
 import math
 
