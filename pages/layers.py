@@ -38,7 +38,7 @@ key = ("errors", checkpoint.digest, name)
 if not state.known(key) and button.button(
     "Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"
 ):
-    with state.shown_errors(), model.Progress("Quantizing layer by layer") as report:
+    with state.shown_errors(), model.ProgressBar("Quantizing layer by layer") as report:
         state.remember(key, lambda: layer_errors.errors(checkpoint, recipe, report))
         st.rerun()
 if state.known(key):

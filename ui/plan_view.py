@@ -55,7 +55,7 @@ def outlined(name: str, revision: str | None):
             key=f"outline.{what.text}",
             type="primary",
         ):
-            with model.Progress("Reading headers") as report:
+            with model.ProgressBar("Reading headers") as report:
                 state.remember(key, lambda: library.outline(name, revision, progress=report))
             st.rerun()
     return None

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qcore.base.errors import UnavailableError
-
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, what is being done); `total` is 0 where it is not known."""
+from qcore.base.progress import Progress
 
 _FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be written
 

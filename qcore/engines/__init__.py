@@ -4,7 +4,6 @@ list[Row]`.
 Nothing here imports a library until it is asked to quantize; `available` only looks whether it is there.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 from torch import nn
 
 from qcore.base.errors import UnavailableError
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
@@ -32,9 +32,7 @@ class Backend(Protocol):
     def available(self) -> str | None:
         """None if the library can be used here, else one sentence that says why not."""
 
-    def apply(
-        self, model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-    ) -> list[Row]:
+    def apply(self, model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
         """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for
         engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
 

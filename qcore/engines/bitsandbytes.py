@@ -14,12 +14,12 @@ point, as the paper and transformers do by default. The 4-bit formats widen the 
 floating point.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
 
+from qcore.base.progress import Progress
 from qcore.engines import missing
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
@@ -35,9 +35,7 @@ def available() -> str | None:
     return missing("bitsandbytes")
 
 
-def apply(
-    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
     two with -dq or without."""
     with importing("bitsandbytes"):

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qcore.base.errors import InputError, NotAppliedError, UnavailableError
+from qcore.base.progress import Progress
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
 from qcore.recipes import Recipe
@@ -47,7 +48,7 @@ class Converted:
 def replace_linears(
     model: nn.Module,
     recipe: Recipe,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
     library: str,
     convert: Callable[[nn.Linear], Converted],
     notes: dict[str, str] | None = None,

@@ -9,7 +9,6 @@ The ledger counts what the file holds.
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.base.home import home
+from qcore.base.progress import Progress
 from qcore.engines import missing
 from qcore.engines.linears import importing
 from qcore.recipes import Recipe
@@ -28,9 +28,7 @@ def available() -> str | None:
     return missing("onnxruntime")
 
 
-def apply(
-    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its
     place."""
     with importing("ONNX Runtime"):

@@ -11,12 +11,12 @@ all of them it takes one group a channel. The ledger shows the size each layer r
 and multiplied in floating point.
 """
 
-from collections.abc import Callable
 from types import MethodType
 
 import torch
 from torch import nn
 
+from qcore.base.progress import Progress
 from qcore.engines import missing
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.recipes import Recipe
@@ -28,9 +28,7 @@ def available() -> str | None:
     return missing("quanto")
 
 
-def apply(
-    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
     with importing("optimum-quanto"):
         from optimum.quanto import QTensor, freeze, qint4, qint8, quantize

@@ -7,13 +7,13 @@ library's default takes the output head as well, so this recipe does; a tied emb
 head becomes a copy of its own. Runs on a CPU only.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from qcore.base.errors import UnavailableError
+from qcore.base.progress import Progress
 from qcore.engines import missing
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
@@ -31,9 +31,7 @@ def available() -> str | None:
     return None
 
 
-def apply(
-    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
     is not on a CPU."""
     device = next(model.parameters()).device

@@ -5,10 +5,9 @@ Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int
 format is symmetric, but the library keeps them).
 """
 
-from collections.abc import Callable
-
 from torch import nn
 
+from qcore.base.progress import Progress
 from qcore.engines import missing
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.recipes import Recipe
@@ -20,9 +19,7 @@ def available() -> str | None:
     return missing("torchao")
 
 
-def apply(
-    model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int8-dynamic."""
     with importing("torchao"):
         from torchao.quantization import (

@@ -13,19 +13,19 @@ Rows are padded on the right. A causal model's predictions do not depend on what
 nothing and needs no mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.progress import Progress
 from qcore.evaluation.divergence import LogProbabilities
 from qcore.evaluation.questions import Question, Questions
 from qcore.evaluation.statistics import mcnemar, wilson
 from qcore.runtime.calls import device_of
 
 ELEMENTS = 1 << 25  # logits of a batch: at most 128 MiB in fp32
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import Form
@@ -134,7 +135,7 @@ def compare_generations(
     prompts: Sequence,
     max_new_tokens: int,
     baseline: dict[str, list[int]] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     *,
     chat: bool | None = None,
     batch: int = BATCH,

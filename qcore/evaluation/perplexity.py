@@ -8,13 +8,13 @@ to the number: without them it means nothing.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.progress import Progress
 from qcore.evaluation import windows as cut
 from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabilities
 from qcore.evaluation.logits import LogitReader
@@ -23,7 +23,6 @@ from qcore.formats.kv import Form
 from qcore.runtime.calls import device_of
 
 BOS_POLICY = "none added"
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

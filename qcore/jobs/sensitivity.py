@@ -11,17 +11,16 @@ after its last block.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.home import home
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.jobs import background
 from qcore.recipes.spec import absolute_path
 
-Progress = Callable[[int, int, str], None]
 FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
 LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
 WINDOW = 256  # tokens of the windows that divergences are measured over: their logits are held

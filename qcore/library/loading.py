@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
-from qcore.base.home import Progress
+from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models.assembly import assemble, skeleton
 from qcore.models.checkpoint import ONNX, Checkpoint

@@ -13,7 +13,6 @@ end token by token through the cache. Where both compute in float32, they must a
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.progress import Progress
 from qcore.layers.modules import QuantLinear
 from qcore.library.loading import Loaded
 from qcore.library.saving import replaced_folder
@@ -36,8 +36,6 @@ LARGE = 10.0
 PROMPT, DECODED = 40, 8
 _VERSION = 1
 _CHUNK = 1 << 24
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

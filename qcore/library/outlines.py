@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from qcore.base.errors import InputError, UnavailableError
-from qcore.base.home import Progress
+from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models import hub
 from qcore.models.checkpoint import Checkpoint, read_folder

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qcore.base.home import Progress
+from qcore.base.progress import Progress
 from qcore.library.plain import describe
 from qcore.models import packaged
 from qcore.models.checkpoint import ONNX_MANIFEST, Checkpoint, read_folder

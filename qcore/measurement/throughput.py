@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import Form
 from qcore.runtime.calls import cache_bytes, device_of, last_only, new_cache
 
 Clock = Callable[[], float]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

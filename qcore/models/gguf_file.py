@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qcore.base.errors import InputError
-from qcore.base.home import Progress, build_folder, check_space, home
+from qcore.base.home import build_folder, check_space, home
+from qcore.base.progress import Progress
 from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # beside the converted weights: where they came from

@@ -10,7 +10,8 @@ from io import StringIO
 from pathlib import Path
 
 from qcore.base.errors import InputError, QcoreError, UnavailableError
-from qcore.base.home import Progress, check_space
+from qcore.base.home import check_space
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE
 from qcore.models.config import read_config

@@ -27,7 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qcore.base.errors import QcoreError, UnavailableError
-from qcore.base.home import Progress, build_folder, check_space, home
+from qcore.base.home import build_folder, check_space, home
+from qcore.base.progress import Progress
 from qcore.models import gguf_file, hub
 
 PLAIN, DITHERED = "smollm2-135m", "smollm2-135m-dithered"

@@ -15,7 +15,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import qcore
 from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
+from qcore.base.progress import Progress
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
@@ -36,8 +37,6 @@ COLD = 2.5  # times the last-level cache that the copy's blocks hold at least
 SHARE = 0.5  # of the available memory that the copy may take
 PROMPT, NEW_TOKENS, REPEATS = 128, 12, 3
 LEAST_CONTEXT = 16
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

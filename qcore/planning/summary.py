@@ -6,12 +6,13 @@ probed       timed on a shortened copy of the model on this machine
 estimated    a formula or a typical figure
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from qcore import library
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.kv import FORMS, NONE, check_config
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache, fit, quality, speed
@@ -23,8 +24,6 @@ RECIPES = ("fp32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g64-gptq", "nf4
 CONTEXT = 2048
 LARGEST_CONTEXT, MOST_USERS = 100_000_000, 1_000_000
 AS_IT_IS = "as it is"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ of its group, or the table's 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.formats.codebook import Codebook
 from qcore.formats.packing import pack
@@ -26,7 +26,6 @@ from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import find_stages, watch, watch_experts
 from qcore.recipes import parse
 
-Progress = Callable[[int, int, str], None]
 Kept = dict[str, list[torch.Tensor]]  # by the parameter's name: boolean (N, K), one for each expert
 
 

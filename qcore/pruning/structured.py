@@ -19,7 +19,6 @@ saved folder loads wherever a model of that architecture does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -28,12 +27,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.methods.gptq import damped
 
-Progress = Callable[[int, int, str], None]
 METHODS = ("neurons", "heads", "layers")
 _MLPS = (("gate_proj", "up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc1", "fc2"), ("up_proj", "down_proj"))
 _WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from qcore import engines
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.budget import Budget
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
@@ -35,7 +36,6 @@ from qcore.quantization.sensitivity.choosing import choose_formats
 from qcore.recipes import CALIBRATED, Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, Row
 
-Progress = Callable[[int, int, str], None]  # done, total, name of the tensor at hand
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.evaluation import Evaluation, Reference, evaluate
 from qcore.evaluation import windows as cut
 from qcore.models import Checkpoint
@@ -30,7 +30,6 @@ from qcore.streaming.quantizing import check
 from qcore.streaming.source import Source
 
 BASELINE = "fp32"
-Progress = Callable[[int, int, str], None]
 
 
 def evaluate_streamed(

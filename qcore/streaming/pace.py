@@ -1,7 +1,8 @@
 """How fast something that counts bytes gets on, and when it will be done."""
 
 import time
-from collections.abc import Callable
+
+from qcore.base.progress import Progress
 
 INTERVAL = 0.2  # seconds between two reports
 
@@ -10,7 +11,7 @@ class Pace:
     """Reports to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the
     `total` bytes are to be done now; the rest was done by an earlier run."""
 
-    def __init__(self, progress: Callable[[int, int, str], None] | None, left: int, total: int):
+    def __init__(self, progress: Progress | None, left: int, total: int):
         self._progress = progress
         self._left, self._total = left, total
         self._began = time.monotonic()

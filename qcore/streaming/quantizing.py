@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ import qcore
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.executor import Engine
 from qcore.base.home import check_space
+from qcore.base.progress import Progress
 from qcore.formats.tensor import QuantizedTensor
 from qcore.library import safetensors
 from qcore.library.loading import load_tokenizer
@@ -48,8 +49,6 @@ from qcore.streaming.writer import ShardWriter
 SHARD_BYTES = 1 << 30
 _CHUNK = 1 << 22  # weights of a kept tensor that are widened at a time
 _SMALL_FILES = 64 << 20  # bytes for config, tokenizer and manifest
-
-Progress = Callable[[int, int, str], None]
 
 
 def check(recipe: Recipe) -> None:

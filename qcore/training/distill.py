@@ -18,13 +18,14 @@ from torch import nn
 
 from qcore import library
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.library import Loaded
 from qcore.models import Checkpoint
 from qcore.pruning.structured import Cut, cut, layer_influence, with_layers
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.training import corpus, judging
 from qcore.training.checkpoint import Checkpoint as Kept
-from qcore.training.loop import History, Problem, Progress, Schedule, train
+from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.qat import check_common
 from qcore.training.teacher import Teacher, soft_loss
 

@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.progress import Progress
 from qcore.kernels.precision import mixed
 from qcore.training.checkpoint import Checkpoint
 
-Progress = Callable[[int, int, str], None]
 WARM = 0.05  # share of the run over which the learning rate rises
 LOWEST = 0.02  # share of the rate that is left at the end
 CLIP = 1.0  # largest norm of the gradients

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from qcore import library
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.budget import Budget
 from qcore.library import Loaded, safetensors
 from qcore.models import Checkpoint
@@ -24,7 +25,7 @@ from qcore.recipes import Engine, Recipe
 from qcore.training import corpus, judging
 from qcore.training.attach import Form, attach, detach, groups
 from qcore.training.checkpoint import Checkpoint as Kept
-from qcore.training.loop import History, Problem, Progress, Schedule, train
+from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 RATES = {"light": 5e-3, "full": 3e-2}

@@ -1,16 +1,14 @@
 """`python -m qcore export`: one model, one recipe, one folder with an ONNX graph."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits, check_minutes
-
-Progress = Callable[[int, int, str], None]
 
 
 def export_to(

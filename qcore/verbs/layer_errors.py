@@ -12,12 +12,13 @@ dB are one bit.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.formats.budget import Budget
 from qcore.formats.tensor import QuantizedTensor
@@ -30,7 +31,6 @@ from qcore.models.mapping import read_tensor
 from qcore.quantization import methods
 from qcore.recipes import Engine, Recipe, parse
 
-Progress = Callable[[int, int, str], None]  # done, total, name of the layer at hand
 LARGEST_BINS = 2000
 _OWN = {
     "int8": "int8",

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.verbs.single import stored_bytes, waiting
 
-Progress = Callable[[int, int, str], None]
 COMPARED, WINDOW = 2048, 256  # tokens of the evaluation text that both models are scored on
 PROMPT, NEW, TURNS = 64, 16, 3  # tokens of the speed measurement, and how often each model has its turn
 SCORED = 16384  # tokens of calibration text that pruning reads

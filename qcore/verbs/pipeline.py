@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.kv import NONE, Form
 from qcore.recipes.spec import RunSpec
 from qcore.results.rows import ROW_KEYS
@@ -178,7 +179,7 @@ class _Session:
         )
         return found
 
-    def enter(self, phase: str) -> Callable[[int, int, str], None]:
+    def enter(self, phase: str) -> Progress:
         """Begin a phase; returns the function that reports its progress."""
         self.leave()
         self._phase, self._since = phase, time.perf_counter()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.executor import Engine
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.formats.kv import NONE, Form, form_named
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits, check_minutes
 
-Progress = Callable[[int, int, str], None]
 LONGEST_NAME = 80
 HERE = Engine()
 

@@ -3,11 +3,12 @@
 
 import time
 
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits
 from qcore.verbs.pipeline import scored_bytes
-from qcore.verbs.single import Progress, options, times, waiting
+from qcore.verbs.single import options, times, waiting
 
 
 def evaluate_streamed_once(

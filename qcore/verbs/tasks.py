@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
-from qcore.verbs.single import Progress, load_once, options, recipe_of, stored_bytes, times, waiting
+from qcore.verbs.single import load_once, options, recipe_of, stored_bytes, times, waiting
 
 WINDOW = 512  # tokens of activations that the check of memory counts with
 MOST_DOCUMENTS = 1_000_000

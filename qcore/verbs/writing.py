@@ -2,10 +2,11 @@
 
 import time
 
+from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.formats.kv import NONE, form_named
 from qcore.recipes.spec import check_limits
-from qcore.verbs.single import Progress, kv_option, load_once, options, recipe_of, times, waiting
+from qcore.verbs.single import kv_option, load_once, options, recipe_of, times, waiting
 
 
 def generate_once(

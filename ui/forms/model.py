@@ -1,11 +1,10 @@
 """Which model, and what its headers say."""
 
-from collections.abc import Callable
-
 import streamlit as st
 
 from qcore import library
 from qcore.base.home import home, is_public
+from qcore.base.progress import Progress
 from qcore.jobs import jobs
 from qcore.models.names import classify
 from ui import state
@@ -45,13 +44,13 @@ def resolve(name: str, revision: str | None, why: str):
             return state.remember(key, lambda: library.resolve(name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
-            with Progress("Fetching") as report:
+            with ProgressBar("Fetching") as report:
                 state.remember(key, lambda: library.resolve(name, revision, progress=report))
             st.rerun()
     return None
 
 
-class Progress:
+class ProgressBar:
     """A bar for work done inside `with`; gives the function (done, total, text) that moves it, and goes away
     at the end."""
 
@@ -59,7 +58,7 @@ class Progress:
         self._slot = st.empty()
         self._text = text
 
-    def __enter__(self) -> Callable[[int, int, str], None]:
+    def __enter__(self) -> Progress:
         self._slot.progress(0.0, text=self._text)
         return self._report
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.engines.onnx import accounts, dynamic, graph
 from qcore.formats.budget import Budget
 from qcore.formats.uniform import Uniform
@@ -16,7 +17,6 @@ from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe, parse
 from qcore.recipes.ledger import Ledger, Row
 
-Progress = Callable[[int, int, str], None]
 Quantize = Callable[..., Ledger]  # quantize(model, recipe, progress=...)
 SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another library's has
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from qcore.base.progress import Progress
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
 from qcore.quantization.calibration.blocks import Blocks
@@ -31,8 +32,6 @@ from qcore.quantization.calibration.settled import Settled, endings
 from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import Recipe
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

@@ -11,12 +11,12 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.budget import Budget, plain
 from qcore.formats.tensor import Format, format_bytes
 from qcore.layers.inventory import inventory
@@ -30,7 +30,6 @@ from qcore.quantization.sensitivity.table import Layer, Sensitivities
 from qcore.recipes import Recipe
 
 POINTS = 120  # of the frontier that are kept in a record
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

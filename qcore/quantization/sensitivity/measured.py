@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from qcore.base.progress import Progress
 from qcore.formats.tensor import Format
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
@@ -27,7 +28,6 @@ from qcore.quantization.sensitivity.proxy import inside
 from qcore.quantization.sensitivity.rounding import SEEING, check_method, rounded
 
 TOKENS = 512
-Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()

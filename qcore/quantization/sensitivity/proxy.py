@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.formats.tensor import Format, format_bytes
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
@@ -33,7 +34,6 @@ from qcore.quantization.sensitivity.rounding import SEEING, Expected, check_meth
 from qcore.quantization.sensitivity.table import Layer
 
 TOKENS, HESSIAN_TOKENS = 2048, 8192
-Progress = Callable[[int, int, str], None]
 
 
 def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
