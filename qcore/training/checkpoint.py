@@ -114,6 +114,7 @@ class Checkpoint:
     def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict] | None:
         try:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
-                return {key: file.get_tensor(key) for key in file}, json.loads(file.metadata()["qcore"])  # noqa: SIM118
+                names = file.keys()  # not a mapping
+                return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["qcore"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None

@@ -9,7 +9,7 @@ from qcore.base import quiet
 
 NOISY = """
 import warnings, logging
-from qcore import quiet
+from qcore.base import quiet
 {hush}
 import torch, torchao, bitsandbytes
 from torchao.quantization import quantize_

@@ -192,7 +192,7 @@ def test_without_the_packages_there_is_one_sentence(source, tmp_path, monkeypatc
 def test_a_graph_that_computes_something_else_is_not_saved(source, exported, tmp_path, monkeypatch):
     """The graph in 4 bits, put in the place of the one in float32."""
 
-    def swapped(model, recipe, folder, progress, rows=None):
+    def swapped(model, recipe, folder, progress, quantize, rows=None):
         for file in exported.glob("model.onnx*"):
             (folder / file.name).write_bytes(file.read_bytes())
         held = library.load(str(exported)).ledger.rows

@@ -61,9 +61,9 @@ class BlockStore:
                 }
                 changed = {
                     key.removeprefix("changed/"): file.get_tensor(key)
-                    for key in file
+                    for key in file.keys()  # noqa: SIM118 (not a mapping)
                     if key.startswith("changed/")
-                }  # noqa: SIM118
+                }
                 return targets, changed
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None  # a damaged file is a block that is not finished: it is made again

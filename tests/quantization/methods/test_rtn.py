@@ -76,7 +76,7 @@ def test_half_precision_and_transposed_inputs_give_the_same_codes():
 
 MEASURE = """
 import torch
-from qcore import methods
+from qcore.quantization import methods
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.measurement.memory import PeakMemory
