@@ -51,10 +51,10 @@ import torch
 torch.set_num_threads(int(sys.argv[2]))
 import qcore
 from qcore.library import safetensors
-from qcore.kernels import native
+from qcore.kernels import library
 from qcore.library.loading import load_tokenizer
 from transformers.models.llama import modeling_llama
-native.functions()
+library.functions()
 marks = [time.perf_counter()]
 model = qcore.load(sys.argv[1])
 marks.append(time.perf_counter())

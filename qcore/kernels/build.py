@@ -1,8 +1,8 @@
 """Compile the native kernels on first use, once for each machine, compiler and version of the sources.
 
-The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the
-sources, the flags and the compiler's own version, so that a changed source, another compiler or another
-architecture never meets a stale library. A lock lets concurrent processes build once.
+The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the sources, the flags and the
+compiler's own version, so that a changed source, another compiler or another architecture never meets a stale library. A lock lets
+concurrent processes build once.
 """
 
 import hashlib
@@ -43,9 +43,11 @@ AVX512 = (
     "-mavx512vnni",
     "-Wno-maybe-uninitialized",
 )  # GCC's own header warns
-X86 = {"avx2": AVX2, "avxvnni": (*AVX2, "-mavxvnni"), "avx512": (*AVX2, *AVX512)}
-ARM = {"neon": (), "dotprod": ("-march=armv8.2-a+dotprod",)}
-FAMILIES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+INSTRUCTIONS = {  # by folder of sources: the flags for files that are named after an instruction set
+    "x86": {"avx2": AVX2, "avxvnni": (*AVX2, "-mavxvnni"), "avx512": (*AVX2, *AVX512)},
+    "arm": {"neon": (), "dotprod": ("-march=armv8.2-a+dotprod",)},
+}
+FAMILIES = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
 EMULATED = (
     "-DQCORE_EMULATE",
     "-O1",
@@ -57,11 +59,10 @@ _TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the u
 def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Path:
     """Return the path of the compiled library, compiling it first if need be (half a minute of one core).
 
-    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable
-    QCORE_KERNEL_FLAGS. `emulate` is for tests: the functions of every instruction set, of other processors
-    too, in terms of AVX2 through the headers of SIMDe, which must be installed. Raises `UnavailableError` if
-    nothing is written for this machine, if there is no C++ compiler, or if it fails; the message says what to
-    do.
+    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. `emulate` is for
+    tests: the functions of every instruction set, of other processors too, in terms of AVX2 through the headers of SIMDe, which must be
+    installed. Raises `UnavailableError` if nothing is written for this machine, if there is no C++ compiler, or if it fails; the message
+    says what to do.
     """
     family = FAMILIES.get(platform.machine().lower())
     if family is None:
@@ -70,22 +71,18 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
         )
     extra = tuple(os.environ.get("QCORE_KERNEL_FLAGS", "").split()) if extra is None else extra
     compiler, version = _compiler()
-    flags = {source: _flags(source, family, extra, emulate) for source in sorted(SOURCES.glob("*.cpp"))}
+    flags = {source: _flags(source, family, extra, emulate) for source in sorted(SOURCES.rglob("*.cpp"))}
+    used = {source: given for source, given in flags.items() if given is not None}
     digest = hashlib.sha256(
-        f"{version}\0{COMMON}{sorted((source.name, used) for source, used in flags.items())}".encode()
+        f"{version}\0{COMMON}{[(source.name, given) for source, given in used.items()]}".encode()
     )
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + source.read_bytes())
+    for source in sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h")):
+        digest.update(source.relative_to(SOURCES).as_posix().encode() + source.read_bytes())
 
     def compile_all(folder: Path) -> None:
-        largest = sorted(
-            (source for source, used in flags.items() if used is not None),
-            key=lambda source: -source.stat().st_size,
-        )
+        largest = sorted(used, key=lambda source: -source.stat().st_size)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(
-                pool.map(lambda source: _compile(compiler, source, folder, flags[source]), largest)
-            )
+            objects = list(pool.map(lambda source: _compile(compiler, source, folder, used[source]), largest))
         _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
         for path in objects:
             path.unlink()
@@ -94,26 +91,25 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
     return build_folder(folder / digest.hexdigest()[:20], compile_all) / LIBRARY
 
 
-def _flags(
-    source: Path, family: dict[str, tuple[str, ...]], extra: tuple[str, ...], emulate: bool
-) -> tuple[str, ...] | None:
-    """The flags of one source, None if it is not for this processor. Only files that are named after an
-    instruction set may use it: the others run before it is known to exist."""
+def _flags(source: Path, family: str, extra: tuple[str, ...], emulate: bool) -> tuple[str, ...] | None:
+    """Return the flags of one source, or None if it is for another processor family (`common/` is for all of them).
+
+    Only a file whose name ends in an instruction set may use it: the others run before that set is known to exist.
+    """
     instructions = source.stem.rpartition("_")[2]
-    if emulate and instructions != "avx2":
-        return (*AVX2, *EMULATED, *extra)
-    if instructions in family:
-        return (*family[instructions], *extra)
-    return None if instructions in X86 or instructions in ARM else extra
+    if emulate:
+        return (*AVX2, *extra) if instructions == "avx2" else (*AVX2, *EMULATED, *extra)
+    if source.parent.name not in ("common", family):
+        return None
+    return (*INSTRUCTIONS[family].get(instructions, ()), *extra)
 
 
 def _compile(compiler: str, source: Path, folder: Path, flags: tuple[str, ...]) -> Path:
-    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the
-    file holds nothing."""
-    target = folder / f"{source.stem}.o"
+    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the file holds nothing."""
+    target = folder / f"{source.parent.name}-{source.stem}.o"
     if not _takes(compiler, flags):
         flags = tuple(flag for flag in flags if flag in AVX2 or not flag.startswith("-m"))
-    _run(compiler, *COMMON, *flags, "-c", source, "-o", target)
+    _run(compiler, *COMMON, *flags, "-I", SOURCES, "-c", source, "-o", target)
     return target
 
 

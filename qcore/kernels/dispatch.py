@@ -6,8 +6,8 @@
     "int8-block"  int8, one scale a block of 32 inputs                   exact
     "int8"        int8, one scale a token                                int8, one scale a token
 
-The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one;
-without them the plain-torch reference runs. `explain` says which, and names the instruction set.
+The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one; without them the plain-torch
+reference runs. `explain` says which, and names the instruction set.
 """
 
 import warnings
@@ -16,7 +16,7 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
-from qcore.kernels import library, reference
+from qcore.kernels import library, ops, reference
 from qcore.kernels.packed import PackedWeight, reason_against
 
 MODES = {
@@ -41,9 +41,8 @@ def linear(
 ) -> torch.Tensor:
     """x (..., K) times `weight` (N, K), plus `bias` (N,): (..., N) in x's dtype.
 
-    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into
-    the other where that pays. Gradients flow to x, through the reference. Raises `InputError` if x has
-    another K or `activations` is unknown.
+    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into the other where that
+    pays. Gradients flow to x, through the reference. Raises `InputError` if x has another K or `activations` is unknown.
     """
     if x.shape[-1] != weight.shape[1]:
         raise InputError(f"The input has {x.shape[-1]} features, but this layer takes {weight.shape[1]}.")
@@ -54,25 +53,21 @@ def linear(
     if x.requires_grad and torch.is_grad_enabled():
         return reference.linear(x, weight.unpack(), bias, "int8" if activations == "int8" else "fp32")
     if _traced(x):
-        return library.linear_op(
-            x, weight.panels, weight.table, bias, list(weight.numbers), MODES[activations]
-        )
-    return library.linear(x, weight, bias, MODES[activations])
+        return ops.linear_op(x, weight.panels, weight.table, bias, list(weight.numbers), MODES[activations])
+    return ops.linear(x, weight, bias, MODES[activations])
 
 
 def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Tensor:
-    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises
-    `IndexError` for a row outside."""
+    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises `IndexError` for a row outside."""
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize(rows=ids.flatten()).view(*ids.shape, weight.shape[1])
     if _traced(ids):
-        return library.rows_op(ids, weight.panels, weight.table, list(weight.numbers))
-    return library.rows(ids, weight)
+        return ops.rows_op(ids, weight.panels, weight.table, list(weight.numbers))
+    return ops.rows(ids, weight)
 
 
 def _traced(x: torch.Tensor) -> bool:
-    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors,
-    subclasses."""
+    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors, subclasses."""
     return torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu"
 
 
@@ -84,8 +79,7 @@ def reason_for_reference(weight: QuantizedTensor) -> str | None:
 
 
 def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
-    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing
-    kernels are warned of once."""
+    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing kernels are warned of once."""
     reason = reason_for_reference(weight)
     if reason is None:
         return PackedWeight.pack(weight)

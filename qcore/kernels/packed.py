@@ -1,11 +1,9 @@
-"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and
-back.
+"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and back.
 
-The layout is described in `native/layout.h`: panels of 8 rows in which scales, zero points and codes follow
-one another as they are needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form
-alone: `unpack` gives back every stored part, bit for bit. Bytes are the same up to padding, except that 5- to
-7-bit codes take a byte each and double-quantized scales are expanded to float16 (their 8-bit form is kept
-too, for `unpack`).
+The layout is described in `native/common/layout.h`: panels of 8 rows in which scales, zero points and codes follow one another as they are
+needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form alone: `unpack` gives back every stored part,
+bit for bit. Bytes are the same up to padding, except that 5- to 7-bit codes take a byte each and double-quantized scales are
+expanded to float16 (their 8-bit form is kept too, for `unpack`).
 """
 
 import ctypes
@@ -20,29 +18,12 @@ from qcore.formats.packing import packed_width
 from qcore.formats.packing import unpack as unpack_codes
 from qcore.formats.tensor import Format, QuantizedTensor, group_count
 from qcore.formats.uniform import Uniform
-from qcore.kernels import arena
+from qcore.kernels import arena, library
 
 BLOCK = 32  # columns
 PANEL = 8  # rows
 _BITS8, _BITS4, _BITS3, _BITS2, _TABLE, _ROW_TABLE = range(6)  # as in layout.h
 _KINDS = {4: _BITS4, 3: _BITS3, 2: _BITS2}
-
-
-class Layout(ctypes.Structure):
-    """`struct Weight` of layout.h."""
-
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("zero_bytes", ctypes.c_int32),
-        ("group_blocks", ctypes.c_int32),
-        ("zero", ctypes.c_float),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("blocks", ctypes.c_int64),
-        ("panel_bytes", ctypes.c_int64),
-        ("panels", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-    ]
 
 
 def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
@@ -56,8 +37,7 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only
-    `unpack` needs."""
+    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only `unpack` needs."""
 
     format: Format
     shape: tuple[int, int]
@@ -70,23 +50,13 @@ class PackedWeight:
 
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
-        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has
-        one."""
-        from qcore.kernels import library
-
+        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has one."""
         if reason := reason_against(weight.format, weight.shape):
             raise ValueError(f"this weight cannot be packed: {reason}")
         per_row = weight.codebook is not None and weight.codebook.ndim == 2
         table = weight.codebook.float().contiguous() if weight.codebook is not None and not per_row else None
-        packed = cls(
-            weight.format,
-            tuple(weight.shape),
-            torch.empty(0, dtype=torch.uint8),
-            table,
-            None if per_row else weight.codebook,
-            weight.scale_codes,
-            weight.scale_range,
-        )
+        packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
+                     weight.scale_codes, weight.scale_range)  # fmt: skip
         layout = packed.layout
         panels = arena.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes)
         groups = group_count(weight.shape[1], weight.format.group_size)
@@ -96,20 +66,14 @@ class PackedWeight:
             zero = unpack_codes(weight.zero_point, weight.format.bits, weight.shape[0] * groups).contiguous()
         codes, tables = weight.codes.contiguous(), weight.codebook.contiguous() if per_row else None
         library.functions().qcore_pack(
-            ctypes.byref(layout),
-            weight.format.bits,
-            codes.shape[1],
-            groups,
-            *map(library.pointer, (codes, scale, zero, tables, panels)),
+            ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(library.address, (codes, scale, zero, tables, panels)),
             torch.get_num_threads(),
-        )
-        numbers = tuple(int(getattr(layout, name)) for name, _ in Layout._fields_[:-2])
+        )  # fmt: skip
+        numbers = tuple(int(getattr(layout, name)) for name, _ in library.Layout._fields_[:-2])
         return replace(packed, panels=panels, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:
         """The inverse of `pack`: the same parts, bit for bit."""
-        from qcore.kernels import library
-
         (rows, columns), bits = self.shape, self.format.bits
         groups = group_count(columns, self.format.group_size)
         codes = torch.zeros(rows, packed_width(columns, bits), dtype=torch.uint8)
@@ -117,13 +81,9 @@ class PackedWeight:
         zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
         tables = torch.empty(rows, ENTRIES, dtype=torch.float16) if self._per_row else None
         library.functions().qcore_unpack(
-            ctypes.byref(self.layout),
-            bits,
-            codes.shape[1],
-            groups,
-            *map(library.pointer, (codes, scale, zero, tables)),
+            ctypes.byref(self.layout), bits, codes.shape[1], groups, *map(library.address, (codes, scale, zero, tables)),
             torch.get_num_threads(),
-        )
+        )  # fmt: skip
         return QuantizedTensor(
             self.format,
             self.shape,
@@ -165,16 +125,14 @@ class PackedWeight:
         return _KINDS.get(self.format.bits, _BITS8)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> library.Layout:
         """The description that the kernels take; valid as long as this object lives."""
-        from qcore.kernels import library
-
         blocks = -(-self.shape[1] // BLOCK)
         blocks += blocks % 2 if self.kind == _ROW_TABLE else 0
         group_blocks = blocks if self.format.group_size is None else self.format.group_size // BLOCK
         zero_bytes = 0 if not self._asymmetric else PANEL if self.kind == _BITS8 else PANEL // 2
         zero = 0.0 if isinstance(self.format, Codebook) else float(1 << (self.format.bits - 1))
-        layout = Layout(
+        layout = library.Layout(
             self.kind,
             zero_bytes,
             group_blocks,

@@ -1,4 +1,4 @@
-"""Rounding a matrix of weights to the nearest codes natively: `native/quantize.h` from Python.
+"""Rounding a matrix of weights to the nearest codes natively: `native/x86/quantize.h` from Python.
 
 A weight is read once, by all threads, and its codes are written packed; beside the result nothing is
 allocated but a row of floats a thread. Weights whose rows are not stored in one piece (a transposed matrix)

@@ -11,7 +11,8 @@ from torch import nn
 
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
-from qcore.kernels.packed import Layout, PackedWeight
+from qcore.kernels.library import Layout
+from qcore.kernels.packed import PackedWeight
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 
 ARCHITECTURES = (

@@ -12,7 +12,7 @@ from kernel_weights import FORMATS, weight
 
 from qcore import recipes
 from qcore.base.errors import InputError, UnavailableError
-from qcore.kernels import build, dispatch, library, reference
+from qcore.kernels import build, dispatch, library, ops, reference
 from qcore.kernels.packed import PackedWeight
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 from qcore.quantization.convert import quantize
@@ -28,8 +28,8 @@ def quantized_model(recipe: str = "int4-g32-head8", kind: str = "llama-tied") ->
 
 def test_a_layer_runs_the_native_kernel(monkeypatch):
     calls = []
-    real = library.linear
-    monkeypatch.setattr(library, "linear", lambda *args: calls.append(1) or real(*args))
+    real = ops.linear
+    monkeypatch.setattr(ops, "linear", lambda *args: calls.append(1) or real(*args))
     layer = QuantLinear(weight(INT4, 16, 64), None, "fp32")
     layer(torch.randn(2, 64))
     assert calls and isinstance(layer.packed, PackedWeight) and layer.codes is None
@@ -103,9 +103,9 @@ def test_meta_tensors_pass_and_operators_are_well_formed():
         list(packed.numbers),
         library.INT16,
     )
-    torch.library.opcheck(library.linear_op, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(ops.linear_op, arguments, test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(
-        library.rows_op,
+        ops.rows_op,
         (torch.arange(4), packed.panels, None, list(packed.numbers)),
         test_utils=("test_faketensor",),
     )

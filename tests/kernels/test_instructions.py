@@ -112,7 +112,7 @@ def test_the_library_names_the_instruction_set_that_runs(instructions):
 
 @pytest.mark.parametrize("wanted, found", [("avx2", "AVX2"), ("mmx", "QCORE_INSTRUCTIONS is 'mmx'")])
 def test_a_person_can_choose_the_instruction_set(wanted, found):
-    code = "from qcore.kernels import native; print(native.reason_missing() or native.instructions())"
+    code = "from qcore.kernels import library; print(library.reason_missing() or library.instructions())"
     environment = os.environ | {"QCORE_INSTRUCTIONS": wanted}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True

@@ -1,0 +1,144 @@
+// Many tokens with NEON, on stretches of its own kind: int16 codes lie column by column, 16 rows each, because a product of int16 has a
+// lane of its own here and is not added to its neighbour's. Columns of a step follow the activations: 4s, 4s + 2, 4s + 1, 4s + 3.
+#include "arm/dot_neon.h"
+
+#include "arm/bytes_neon.h"
+
+namespace qcore {
+namespace {
+
+template <int kKind>
+void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  constexpr bool tabled = kKind == kTable;
+  const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
+  Table table{};
+  if constexpr (tabled) table = read_table(w.table);
+  for (int64_t i = 0, b = first; i < count; ++i, ++b) {
+    const uint8_t* p = panel + b / w.group_blocks * group_bytes;
+    const Group g = read_group(w, p);
+    p += b % w.group_blocks * bytes_of(kKind);
+    float32x4_t scale[2];
+    for (int h = 0; h < 2; ++h) {
+      scale[h] = tabled && mode != kFloat ? vmulq_n_f32(g.scale[h], table.scale) : g.scale[h];
+      vst1q_f32(to.scale[i] + kRows * side + kHalf * h, scale[h]);
+    }
+    if (mode == kFloat) {
+      for (int c = 0; c < kBlock; ++c)
+        for (int h = 0; h < 2; ++h) {
+          float32x4_t value = as_float<tabled>(step<kKind>(p + 16 * h, c / 4), c % 4, table);
+          if constexpr (!tabled) value = vsubq_f32(value, g.zero[h]);
+          vst1q_f32(to.floats + (i * kBlock + c) * kPair + kRows * side + kHalf * h, vmulq_f32(value, scale[h]));
+        }
+    } else if (in_bytes(kKind, mode)) {
+      const float32x4_t shift = vdupq_n_f32(kKind == kBits8 ? 128 : 0);
+      for (int h = 0; h < 2; ++h) vst1q_f32(to.offset[i] + kRows * side + kHalf * h, vmulq_f32(scale[h], vsubq_f32(shift, g.zero[h])));
+      for (int s = 0; s < 8; ++s)
+        for (int h = 0; h < 2; ++h) {
+          const int8x16_t codes = signed_step<kKind>(p + 16 * h, s);
+          vst1q_s8(reinterpret_cast<int8_t*>(to.bytes + ((i * 8 + s) * 2 + side) * 32 + 16 * h), codes);
+        }
+    } else {
+      const int16x8_t zero = vcombine_s16(vmovn_s32(vcvtq_s32_f32(g.zero[0])), vmovn_s32(vcvtq_s32_f32(g.zero[1])));
+      for (int s = 0; s < 8; ++s) {
+        const Words upper = widen<tabled>(step<kKind>(p, s), table), lower = widen<tabled>(step<kKind>(p + 16, s), table);
+        int16x8_t column[4] = {vuzp1q_s16(upper.even, lower.even), vuzp2q_s16(upper.even, lower.even), vuzp1q_s16(upper.odd, lower.odd),
+                               vuzp2q_s16(upper.odd, lower.odd)};
+        for (int n = 0; n < 4; ++n) {
+          if constexpr (!tabled) column[n] = vsubq_s16(column[n], zero);
+          vst1q_s16(to.words + (i * kBlock + 4 * s + n) * kPair + kRows * side, column[n]);
+        }
+      }
+    }
+  }
+}
+
+// Row by row and number by number: a stretch is widened once for all tokens.
+void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  static constexpr int place[4] = {0, 2, 1, 3};
+  for (int r = 0; r < kRows; ++r) {
+    const Table table = read_half_table(panel + 32 * r);
+    float floats[16];
+    uint8_t low[16], high[16];
+    for (int i = 0; i < 4; ++i) vst1q_f32(floats + 4 * i, vreinterpretq_f32_u8(table.floats.val[i]));
+    vst1q_u8(low, table.low);
+    vst1q_u8(high, table.high);
+    for (int64_t i = 0, b = first; i < count; ++i, ++b) {
+      const uint8_t* p = panel + kRows * 32 + (b / 2 * kRows + r) * 32;
+      to.scale[i][kRows * side + r] = table.scale;
+      for (int c = 0; c < kBlock; ++c) {
+        const int code = b % 2 ? p[c] >> 4 : p[c] & 15;
+        if (mode == kFloat) to.floats[(i * kBlock + c) * kPair + kRows * side + r] = floats[code];
+        else to.words[(i * kBlock + c / 4 * 4 + place[c % 4]) * kPair + kRows * side + r] = int16_t(low[code] | high[code] << 8);
+      }
+    }
+  }
+}
+
+void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+  switch (w.kind) {
+    case kBits8: return widen_panel<kBits8>(w, panel, mode, first, count, side, to);
+    case kBits4: return widen_panel<kBits4>(w, panel, mode, first, count, side, to);
+    case kBits3: return widen_panel<kBits3>(w, panel, mode, first, count, side, to);
+    case kBits2: return widen_panel<kBits2>(w, panel, mode, first, count, side, to);
+    case kTable: return widen_panel<kTable>(w, panel, mode, first, count, side, to);
+    default: return widen_row_tables(panel, mode, first, count, side, to);
+  }
+}
+
+// Number 4 * m + r of the sums holds the rows 4r … 4r + 3 of token m.
+template <int T>
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
+  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
+    int32x4_t acc[4 * T];
+    for (int i = 0; i < 4 * T; ++i) acc[i] = vdupq_n_s32(0);
+    const int16_t* words = s.words + b * 512;
+    for (int c = 0; c < kBlock; ++c, words += kPair) {
+      const int16x8_t first = vld1q_s16(words), second = vld1q_s16(words + 8);
+#pragma GCC unroll 4
+      for (int m = 0; m < T; ++m) {
+        const int16x8_t values = vdupq_n_s16(q[(c / 2 * T + m) * 2 + c % 2]);
+        acc[4 * m] = vmlal_s16(acc[4 * m], vget_low_s16(first), vget_low_s16(values));
+        acc[4 * m + 1] = vmlal_high_s16(acc[4 * m + 1], first, values);
+        acc[4 * m + 2] = vmlal_s16(acc[4 * m + 2], vget_low_s16(second), vget_low_s16(values));
+        acc[4 * m + 3] = vmlal_high_s16(acc[4 * m + 3], second, values);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * T; ++i) {
+      float* to = y[i / 4] + kHalf * (i % 4);
+      const float32x4_t factor = vmulq_n_f32(vld1q_f32(s.scale[b] + kHalf * (i % 4)), scale[i / 4]);
+      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(acc[i]), factor));
+    }
+  }
+}
+
+template <int T>
+void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)[kPair]) {
+  float32x4_t acc[4 * T];
+  for (int i = 0; i < 4 * T; ++i) acc[i] = vld1q_f32(y[i / 4] + kHalf * (i % 4));
+  const float* values = s.floats;
+  for (int64_t k = 0; k < count * kBlock; ++k, values += kPair, q += T) {
+    const float32x4_t of[4] = {vld1q_f32(values), vld1q_f32(values + 4), vld1q_f32(values + 8), vld1q_f32(values + 12)};
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * T; ++i) acc[i] = vfmaq_n_f32(acc[i], of[i % 4], q[i / 4]);
+  }
+  for (int i = 0; i < 4 * T; ++i) vst1q_f32(y[i / 4] + kHalf * (i % 4), acc[i]);
+}
+
+}  // namespace
+
+void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
+  widen_side(w, a, mode, first, count, 0, to);
+  if (b) widen_side(w, b, mode, first, count, 1, to);
+}
+
+void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+  if (in_bytes(w.kind, mode)) return multiply_bytes(s, first, count, x, tokens, y);
+  with_tokens(tokens, [&](auto t) {
+    const int64_t at = first * t();
+    if (mode == kFloat) multiply_floats<t()>(s, static_cast<const float*>(x.q) + at * kBlock, count, y);
+    else multiply_words<t()>(s, static_cast<const int16_t*>(x.q) + at * kBlock, x.scale + at, count, y);
+  });
+}
+
+}  // namespace qcore

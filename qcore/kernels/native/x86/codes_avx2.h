@@ -1,0 +1,154 @@
+// Reading panels with AVX2: codes as bytes, as int16 pairs, as floats; and the group headers.
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "common/layout.h"
+#include "common/unroll.h"
+
+namespace qcore {
+namespace {  // each file its own, because each may be compiled for another instruction set
+
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+// The 4 bytes at p in all lanes.
+inline __m256i broadcast4(const void* p) {
+  int32_t value;
+  std::memcpy(&value, p, 4);
+  return _mm256_set1_epi32(value);
+}
+
+// acc + the products of neighbours, added in pairs: int16 sums of unsigned and signed bytes, int32 sums of int16. One piece of assembly
+// each, because GCC starts so many products early that it runs out of registers, and a spilled accumulator costs more than all the rest.
+inline __m256i multiply_add8(__m256i acc, __m256i codes, __m256i x) {
+  __m256i product;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+
+constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
+
+// Step S of a block of 4-bit codes, with other bits in the high nibbles.
+template <int S>
+inline __m256i nibbles(const uint8_t* p) {
+  const __m256i v = load(p + 32 * (S / 2));
+  return S % 2 ? _mm256_srli_epi16(v, 4) : v;
+}
+
+// Step S of a block: 32 bytes, lane r the 4 columns of row r.
+template <int kKind, int S>
+inline __m256i step(const uint8_t* p) {
+  if constexpr (kKind == kBits8) {
+    return load(p + 32 * S);
+  } else if constexpr (kKind == kBits4 || kKind == kTable) {
+    return _mm256_and_si256(nibbles<S>(p), _mm256_set1_epi8(15));
+  } else {
+    const __m256i v = load(p + 32 * (S / 4));
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(v, 2 * (S % 4)), _mm256_set1_epi8(3));
+    if constexpr (kKind == kBits2) return low;
+    const __m256i plane = load(p + 64);
+    const __m256i third = S < 2 ? _mm256_slli_epi16(plane, S < 2 ? 2 - S : 0) : _mm256_srli_epi16(plane, S < 2 ? 0 : S - 2);
+    return _mm256_or_si256(low, _mm256_and_si256(third, _mm256_set1_epi8(4)));
+  }
+}
+
+// A table of 16 values as 13-bit integers (in order, and low and high bytes for pshufb) and as floats (two halves, for permutevar8x32).
+struct Table {
+  __m256i words, low, high;
+  __m256 first, second;
+  float scale;  // value = scale * integer
+};
+
+inline Table read_table(const float* values) {
+  Table t;
+  t.first = _mm256_loadu_ps(values);
+  t.second = _mm256_loadu_ps(values + 8);
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 most = _mm256_max_ps(_mm256_and_ps(t.first, mask), _mm256_and_ps(t.second, mask));
+  most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
+  most = _mm256_max_ps(most, _mm256_shuffle_ps(most, most, 0x4e));
+  most = _mm256_max_ps(most, _mm256_shuffle_ps(most, most, 0xb1));
+  const float largest = _mm256_cvtss_f32(most);
+  t.scale = largest / kTableMax;
+  const __m256 inverse = _mm256_set1_ps(largest > 1e-30f ? kTableMax / largest : 0.f);
+  t.words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(t.first, inverse)),
+                                                         _mm256_cvtps_epi32(_mm256_mul_ps(t.second, inverse))), 0xd8);
+  const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(t.words, split), 0xd8);  // 16 low bytes, 16 high bytes
+  t.low = _mm256_permute2x128_si256(bytes, bytes, 0x00);
+  t.high = _mm256_permute2x128_si256(bytes, bytes, 0x11);
+  return t;
+}
+
+inline Table read_half_table(const uint8_t* halves) {
+  alignas(32) float values[16];
+  _mm256_store_ps(values, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves))));
+  _mm256_store_ps(values + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + 16))));
+  return read_table(values);
+}
+
+// Bytes of a register (codes, or indices into a table) as int16: the even and the odd ones.
+template <bool kTabled>
+inline void widen(__m256i v, const Table& t, __m256i& even, __m256i& odd) {
+  if constexpr (kTabled) {
+    const __m256i low = _mm256_shuffle_epi8(t.low, v), high = _mm256_shuffle_epi8(t.high, v);
+    const __m256i mask = _mm256_set1_epi16(short(0xff00));
+    even = _mm256_blendv_epi8(low, _mm256_slli_epi16(high, 8), mask);
+    odd = _mm256_blendv_epi8(_mm256_srli_epi16(low, 8), high, mask);
+  } else {
+    even = _mm256_and_si256(v, _mm256_set1_epi16(0x00ff));
+    odd = _mm256_srli_epi16(v, 8);
+  }
+}
+
+// Byte J of each lane as a float: the code, or its table value.
+template <bool kTabled, int J>
+inline __m256 as_float(__m256i v, const Table& t) {
+  const __m256i moved = _mm256_srli_epi32(v, 8 * J);
+  if constexpr (kTabled) {
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(moved, 28));  // bit 3 of the index as a sign
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.first, moved), _mm256_permutevar8x32_ps(t.second, moved), upper);
+  } else {
+    return _mm256_cvtepi32_ps(J == 3 ? moved : _mm256_and_si256(moved, _mm256_set1_epi32(255)));
+  }
+}
+
+struct Group {
+  __m256 scale, zero;
+};
+
+// The scales and zero points of 8 rows; `p` moves past them.
+inline Group read_group(const Weight& w, const uint8_t*& p) {
+  Group g;
+  g.scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  p += 16;
+  if (w.zero_bytes == 4) {
+    uint32_t nibbles;
+    std::memcpy(&nibbles, p, 4);
+    const __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32(int(nibbles)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    g.zero = _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
+  } else if (w.zero_bytes == 8) {
+    g.zero = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  } else {
+    g.zero = _mm256_set1_ps(w.zero);
+  }
+  p += w.zero_bytes;
+  return g;
+}
+
+// The sum of each of 8 registers, as the 8 lanes of one.
+inline __m256 sum_rows(const __m256 v[8]) {
+  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+}  // namespace
+}  // namespace qcore

@@ -1,0 +1,59 @@
+// Many tokens with AVX-VNNI: the products of AVX2 in one instruction where that takes two, and without its limit of 16 bits.
+#include "x86/avxvnni.h"
+
+#include <cstring>
+
+#include "common/kernels.h"
+
+#ifdef QCORE_AVXVNNI
+namespace qcore {
+namespace {
+
+struct Wide {
+  using Int = __m256i;
+  using Float = __m256;
+  static constexpr int kParts = 2;  // registers of 16 lanes
+  static Int zero() { return _mm256_setzero_si256(); }
+  static Int load(const void* p) { return _mm256_load_si256(static_cast<const Int*>(p)); }
+  static Int broadcast(const void* p) {
+    int32_t value;
+    std::memcpy(&value, p, 4);
+    return _mm256_set1_epi32(value);
+  }
+  static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int bytes(Int acc, Int codes, Int x) { return _mm256_dpbusd_avx_epi32(acc, codes, x); }
+  static Int words(Int acc, Int codes, Int x) { return _mm256_dpwssd_avx_epi32(acc, codes, x); }
+  static Float to_floats(Int v) { return _mm256_cvtepi32_ps(v); }
+  static Float fill(float v) { return _mm256_set1_ps(v); }
+  static Float times(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float load_floats(const float* p) { return _mm256_load_ps(p); }
+  static void store_floats(float* p, Float v) { _mm256_store_ps(p, v); }
+};
+
+}  // namespace
+}  // namespace qcore
+
+#include "x86/many_vnni.h"
+
+namespace qcore {
+
+void widen_avxvnni(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
+  widen(w, a, b, mode, first, count, to);
+}
+
+void multiply_avxvnni(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+  multiply(w, s, mode, first, count, x, tokens, y);
+}
+
+namespace {
+constexpr Kernels kTable_{"avxvnni", true, fill_avx2, panel_kernel_avxvnni, widen_avxvnni, multiply_avxvnni};
+}
+const Kernels* const kernels_avxvnni = &kTable_;
+
+}  // namespace qcore
+#else
+namespace qcore {
+const Kernels* const kernels_avxvnni = nullptr;
+}
+#endif
