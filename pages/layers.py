@@ -1,5 +1,4 @@
-"""What a recipe does inside a model: error per layer, one weight before and after, the ledger of all
-tensors."""
+"""The error per layer, one weight before and after quantization, and the ledger of all tensors."""
 
 import streamlit as st
 
@@ -35,14 +34,15 @@ if checkpoint is None:
     st.stop()
 
 key = ("errors", checkpoint.digest, name)
-if not state.known(key) and button.button(
+errors = state.recall(key)
+if errors is None and button.button(
     "Measure the layers", type="primary", icon=":material/query_stats:", key=f"{PREFIX}.measure"
 ):
     with state.shown_errors(), model.ProgressBar("Quantizing layer by layer") as report:
         state.remember(key, lambda: layer_errors.errors(checkpoint, recipe, report))
         st.rerun()
-if state.known(key):
-    layers_view.draw(checkpoint, recipe, state.remember(key, list))
+if errors is not None:
+    layers_view.draw(checkpoint, recipe, errors)
 else:
     st.info(HOW, icon=":material/layers:")
 ledger_view.draw(checkpoint, name)

@@ -21,7 +21,7 @@ def draw(rows: list[dict]) -> None:
         state.plot(
             figure,
             key=f"compare.mixed.{position}",
-            alt=f"Predicted loss against bits a weight, and where {row['label']} lies",
+            alt=f"Predicted loss against bits per weight, and where {row['label']} lies",
         )
         st.caption(_sentence(row, found))
 
@@ -42,6 +42,6 @@ def _sentence(row: dict, found: dict) -> str:
     text = shielded(found["measure"]["text"]["name"])
     tokens = f"{found['measure']['tokens']:,} tokens"
     return (
-        f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits a weight. Loss a token: "
+        f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits per weight. Loss per token: "
         f"predicted {digits(found['predicted_kl'])} nats ({proof}; the sum of its layers', from {tokens} of {text}){measured}."
     )

@@ -55,7 +55,7 @@ def memory(rows: Sequence[dict]) -> go.Figure:
 
 
 def throughput(rows: Sequence[dict]) -> go.Figure:
-    """Decode with the memory limit of the machine that ran it, and prefill, in tokens a second."""
+    """Decode with the memory limit of the machine that ran it, and prefill, in tokens per second."""
     limited = any(memory_limit(row) for row in rows)
     return bars(
         rows,
@@ -357,6 +357,6 @@ def _speed_conditions(row: dict) -> str:
 
 def _quality_hover(row: dict) -> str:
     return (
-        f"<br>perplexity: {digits(row.get('perplexity'))}<br>KL: {digits(row.get('kl_mean'))} nats a token"
+        f"<br>perplexity: {digits(row.get('perplexity'))}<br>KL: {digits(row.get('kl_mean'))} nats per token"
         f"<br>same top token as fp32: {percent(row.get('top1_agreement'))}"
     )

@@ -23,7 +23,7 @@ def draw(checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) 
         key="layers.map",
         alt="Relative error by block and kind of module",
     )
-    st.caption("Each weight matrix by itself: how much the model's answers mind is on the page Compare.")
+    st.caption("Each weight matrix by itself: the loss of the whole model is on the page Compare.")
     st.subheader("One weight before and after", anchor=False)
     names = [error.name for error in errors]
     # another model or recipe starts again at its worst layer

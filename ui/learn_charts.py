@@ -153,7 +153,7 @@ def curves(
 
 
 def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
-    """Stored bits a weight by part, for each of the formats (name -> `qcore.verbs.lessons.Rounded`)."""
+    """Stored bits per weight by part, for each of the formats (name -> `qcore.verbs.lessons.Rounded`)."""
     figure, names = go.Figure(), list(found)
     for part, (title, color) in PARTS.items():
         values = [found[name].parts.get(part, 0.0) for name in names]
@@ -165,7 +165,7 @@ def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
                 name=title,
                 width=0.62,
                 marker={"color": color, "opacity": [1.0 if name == chosen else 0.45 for name in names]},
-                hovertemplate=f"%{{y}}: %{{x:.3f}} bits a weight for {title}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{x:.3f}} bits per weight for {title}<extra></extra>",
             )
     totals = [found[name].bits_per_weight for name in names]
     figure.add_scatter(
@@ -181,13 +181,13 @@ def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
     figure.update_layout(
         barmode="stack", height=90 + 32 * len(names), margin=MARGIN, legend={**LEGEND, "traceorder": "normal"}
     )
-    figure.update_xaxes(title="stored bits a weight", showgrid=False, range=[0, 1.12 * max(totals)])
+    figure.update_xaxes(title="stored bits per weight", showgrid=False, range=[0, 1.12 * max(totals)])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", ticksuffix="  ")
     return figure
 
 
 def pruned(found, storage: Sequence, bits: int) -> go.Figure:
-    """Left, the magnitudes of the weights that stayed and went; right, bits a weight over the share of zeros,
+    """Left, the magnitudes of the weights that stayed and went; right, bits per weight over the share of zeros,
     dense and sparse. `found` and the `storage` at several shares are `qcore.verbs.lessons.Pruned`."""
     figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.17)
     for name, values, color in (("went", found.went, RED), ("stayed", found.stayed, BLUE)):
@@ -231,7 +231,7 @@ def pruned(found, storage: Sequence, bits: int) -> go.Figure:
     figure.update_xaxes(title="magnitude of the weight", showgrid=False, row=1, col=1)
     figure.update_yaxes(title="weights (a sample)", gridcolor=FAINT, row=1, col=1)
     figure.update_xaxes(title="zeros, %", showgrid=False, zeroline=False, row=1, col=2)
-    figure.update_yaxes(title=f"bits a weight of {bits}", gridcolor=FAINT, rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(title=f"bits per weight of {bits}", gridcolor=FAINT, rangemode="tozero", row=1, col=2)
     return figure
 
 

@@ -27,14 +27,15 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint) -> None:
     else:
         key = ("taught", checkpoint.digest, prompt)
         with state.shown_errors():
-            if not state.known(key) and left.button(
+            asked = state.recall(key)
+            if asked is None and left.button(
                 "Ask the model", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
             ):
                 with right, st.spinner("The model reads the text…"):
                     state.remember(key, lambda: lessons.predictions(checkpoint, prompt))
                 st.rerun()
-            if state.known(key):
-                _show(state.remember(key, lambda: None), temperature, left, right)
+            if asked is not None:
+                _show(asked, temperature, left, right)
             else:
                 right.info(
                     "Takes a few seconds for a small model: its weights are loaded.", icon=":material/school:"

@@ -1,5 +1,4 @@
-"""The lessons' controls, pictures and numbers. Each draws from one real weight; what they show is computed by
-`qcore.verbs.lessons`."""
+"""Controls, plots and numbers of the lessons. `qcore.verbs.lessons` computes them from one real weight."""
 
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from qcore.verbs import lessons
 from qcore.verbs.lessons import choices, weights
 from ui import learn_charts, learn_lessons, state
 from ui.learn_charts import BLUE, GREEN, ORANGE, RED, VIOLET
+from ui.memo import Memo
 from ui.text import digits, percent
 
 PREFIX = "learn"
@@ -37,7 +37,7 @@ TAUGHT_STEPS = 60
 
 
 def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: str = "") -> None:
-    """The lesson: its words, what one can change, picture and numbers; without a `sample` the words alone."""
+    """Draw the lesson: text, controls, plots and numbers. Without a `sample`, draw the text alone."""
     st.subheader(lesson.title, anchor=False)
     left, right = st.columns([0.34, 0.66], gap="large")
     with left:
@@ -45,7 +45,7 @@ def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: st
     if sample is not None:
         with (
             state.shown_errors(),
-            st.spinner("Working it out… The very first time, kernels are compiled for this machine."),
+            st.spinner("Computing… The first time, kernels are compiled for this machine."),
         ):
             DRAW[lesson.key](_Known(sample, digest), left, right)
     else:
@@ -54,7 +54,7 @@ def draw(lesson: learn_lessons.Lesson, sample: lessons.Sample | None, digest: st
 
 
 def links(lesson: learn_lessons.Lesson) -> None:
-    """Where the idea is used, and its papers."""
+    """Link to the page that uses the idea and to its papers."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(lesson.page[0], label=lesson.page[1], icon=":material/arrow_forward:", width="content")
         for title, number in lesson.papers:
@@ -66,27 +66,19 @@ def links(lesson: learn_lessons.Lesson) -> None:
             )
 
 
-@st.cache_resource(show_spinner=False, max_entries=300)
-def _kept() -> dict:
-    return {}
+@st.cache_resource(show_spinner=False)
+def _memo() -> Memo:
+    return Memo(400)
 
 
 class _Known:
-    """A weight, and what was worked out about it, kept so that a slider moved back costs nothing."""
-
-    LARGEST = 400
+    """A weight and the results computed from it, kept so that moving a slider back costs nothing."""
 
     def __init__(self, sample: lessons.Sample, digest: str):
         self.sample, self.weight, self._key = sample, sample.weight, (digest, sample.name)
 
     def __call__(self, what: tuple, compute: Callable[[], object]):
-        kept = _kept()
-        key = (*self._key, *what)
-        if key not in kept:
-            if len(kept) >= self.LARGEST:
-                kept.clear()
-            kept[key] = compute()
-        return kept[key]
+        return _memo().remember((*self._key, *what), compute)
 
     def place(self, kind: str, size: int = 64) -> int:
         return self(("places", size), lambda: weights.places(self.weight, min(size, self.weight.shape[1])))[
@@ -105,7 +97,7 @@ def _numbers(*figures: tuple[str, str, str | None]) -> None:
 
 
 def _group(key: str) -> str:
-    return st.selectbox("Look at", list(CODES), format_func=CODES.get, key=f"{PREFIX}.{key}.group")
+    return st.selectbox("Group shown", list(CODES), format_func=CODES.get, key=f"{PREFIX}.{key}.group")
 
 
 def _grid(known: _Known, left, right) -> None:
@@ -163,12 +155,12 @@ def _zero(known: _Known, left, right) -> None:
             (
                 "Symmetric",
                 percent(without.relative_error),
-                f"{digits(without.bits_per_weight)} bits a weight",
+                f"{digits(without.bits_per_weight)} bits per weight",
             ),
             (
                 "With a zero point",
                 percent(with_zero.relative_error),
-                f"{digits(with_zero.bits_per_weight)} bits a weight",
+                f"{digits(with_zero.bits_per_weight)} bits per weight",
             ),
         )
     with right:
@@ -179,7 +171,7 @@ def _zero(known: _Known, left, right) -> None:
             key=f"{PREFIX}.zero.lines",
             alt="A group on a symmetric grid and with a zero point",
         )
-        st.caption("Errors are of the whole weight, the picture is of the group that was chosen.")
+        st.caption("The errors are those of the whole weight; the plot shows the chosen group.")
 
 
 def _group_size(known: _Known, left, right) -> None:
@@ -205,7 +197,7 @@ def _group_size(known: _Known, left, right) -> None:
         series = {"relative error": ([each.relative_error for each in found.values()], BLUE)}
         labels = [f"{each}<br>{digits(found[size].bits_per_weight)} bits" for each, size in names.items()]
         figure = learn_charts.curves(
-            list(names), series, name, "weights that share a scale, and stored bits a weight", labels=labels
+            list(names), series, name, "group size and stored bits per weight", labels=labels
         )
         state.plot(figure, key=f"{PREFIX}.group.curve", alt="Relative error by group size")
 
@@ -216,7 +208,7 @@ def _clip(known: _Known, left, right) -> None:
         bits = st.slider("Bits", 2, 6, 3, key=f"{PREFIX}.clip.bits")
         names = {f"{share:.0%}": share for share in shares}
         name = st.select_slider(
-            "The grid reaches … of the largest weight", list(names), value="100%", key=f"{PREFIX}.clip.share"
+            "Grid range, share of the largest weight", list(names), value="100%", key=f"{PREFIX}.clip.share"
         )
         share = names[name]
     format, place = Uniform(bits, 64, True), known.place("outlier")
@@ -230,18 +222,18 @@ def _clip(known: _Known, left, right) -> None:
             (
                 "Relative error",
                 percent(one.relative_error),
-                f"{percent(one.weights_cut)} of the weights cut off",
+                f"{percent(one.weights_cut)} of the weights clipped",
             ),
             ("Best range", percent(best.share), f"error {percent(best.relative_error)}"),
         )
     with right:
         series = {
-            "all": ([each.relative_error for each in found], BLUE),
-            "cut off": ([each.cut for each in found], RED),
+            "total": ([each.relative_error for each in found], BLUE),
+            "clipping": ([each.cut for each in found], RED),
             "rounding": ([each.rounding for each in found], GREEN),
         }
-        figure = learn_charts.curves(shares, series, share, "reach of the grid", labels=list(names))
-        state.plot(figure, key=f"{PREFIX}.clip.curve", alt="Relative error by the reach of the grid")
+        figure = learn_charts.curves(shares, series, share, "range of the grid", labels=list(names))
+        state.plot(figure, key=f"{PREFIX}.clip.curve", alt="Relative error by the range of the grid")
         title = "the group with the largest outlier"
         state.plot(
             learn_charts.lines({title: one.group}, {title: BLUE}),
@@ -254,7 +246,7 @@ def _outlier(known: _Known, left, right) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 4, key=f"{PREFIX}.outlier.bits")
         factor = st.select_slider(
-            "The largest weight times", (1, 2, 3, 5, 8, 12, 20), value=3, key=f"{PREFIX}.outlier.factor"
+            "Largest weight multiplied by", (1, 2, 3, 5, 8, 12, 20), value=3, key=f"{PREFIX}.outlier.factor"
         )
     format, place = Uniform(bits, 64, True), known.place("typical")
     plain, one = (
@@ -268,15 +260,15 @@ def _outlier(known: _Known, left, right) -> None:
                 percent(one.others_error),
                 f"{percent(plain.others_error)} without the outlier",
             ),
-            ("Others that became 0", percent(one.lost), None),
+            ("Other weights rounded to 0", percent(one.lost), None),
         )
     with right:
         groups = (
-            {"as it is": plain.group}
+            {"unchanged": plain.group}
             if factor == 1
-            else {"as it is": plain.group, f"largest weight × {factor}": one.group}
+            else {"unchanged": plain.group, f"largest weight × {factor}": one.group}
         )
-        colors = {"as it is": GREEN, f"largest weight × {factor}": RED}
+        colors = {"unchanged": GREEN, f"largest weight × {factor}": RED}
         state.plot(
             learn_charts.lines(groups, colors),
             key=f"{PREFIX}.outlier.lines",
@@ -287,7 +279,7 @@ def _outlier(known: _Known, left, right) -> None:
 def _dynamic(known: _Known, left, right) -> None:
     with left:
         factor = st.select_slider(
-            "One input channel is larger, times", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
+            "Scale of one input channel", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
         )
         name = st.segmented_control(
             "Weights", ["int8", "int4-g64"], default="int8", required=True, key=f"{PREFIX}.dynamic.weights"
@@ -300,7 +292,8 @@ def _dynamic(known: _Known, left, right) -> None:
     one = found[choices.FACTORS.index(factor)]
     with left:
         _numbers(
-            ("Weights only", percent(one.weights_only), None), ("A scale a token", percent(one.token), None)
+            ("Weights only", percent(one.weights_only), None),
+            ("One scale per token", percent(one.token), None),
         )
         _numbers(
             ("One scale for all tokens", percent(one.all_tokens), "relative errors of the layer's output")
@@ -308,12 +301,12 @@ def _dynamic(known: _Known, left, right) -> None:
     with right:
         series = {
             "weights only": ([each.weights_only for each in found], BLUE),
-            "8-bit activations, a scale a token": ([each.token for each in found], GREEN),
+            "8-bit activations, one scale per token": ([each.token for each in found], GREEN),
             "one scale for all tokens": ([each.all_tokens for each in found], RED),
         }
         state.plot(
             learn_charts.curves(
-                choices.FACTORS, series, factor, "size of one input channel, the others being 1", log=True
+                choices.FACTORS, series, factor, "scale of one input channel (others: 1)", log=True
             ),
             key=f"{PREFIX}.dynamic.curve",
             alt="Error of the output by size of one channel",
@@ -335,12 +328,12 @@ def _bits(known: _Known, left, right) -> None:
                 digits(one.bits_per_weight),
                 f"{digits(32 / one.bits_per_weight)} times less than float32",
             ),
-            ("Not codes", percent(1 - one.parts["codes"] / one.bits_per_weight), "of the stored bits"),
+            ("Overhead", percent(1 - one.parts["codes"] / one.bits_per_weight), "of the stored bits"),
         )
         _numbers(("Relative error", percent(one.relative_error), None))
     with right:
         state.plot(
-            learn_charts.bits(found, name), key=f"{PREFIX}.bits.bars", alt="Stored bits a weight by part"
+            learn_charts.bits(found, name), key=f"{PREFIX}.bits.bars", alt="Stored bits per weight by part"
         )
 
 
@@ -382,7 +375,7 @@ def _learned(known: _Known, left, right) -> None:
 def _pruning(known: _Known, left, right) -> None:
     with left:
         method = st.segmented_control(
-            "Which go",
+            "Criterion",
             ["magnitude", "2:4"],
             default="magnitude",
             required=True,
@@ -393,7 +386,7 @@ def _pruning(known: _Known, left, right) -> None:
             / 100
         )
         bits = st.segmented_control(
-            "Bits of a weight", [16, 8, 4], default=16, required=True, key=f"{PREFIX}.pruning.bits"
+            "Bits per weight", [16, 8, 4], default=16, required=True, key=f"{PREFIX}.pruning.bits"
         )
     share = 0.5 if method == "2:4" else share
     found = known(("pruned", method, share, bits), lambda: lessons.prune(known.weight, method, share, bits))

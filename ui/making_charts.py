@@ -60,7 +60,7 @@ def loss(history: dict) -> go.Figure:
             arrowcolor=MUTED,
         )
     figure.update_xaxes(title="step", gridcolor=FAINT, zeroline=False, rangemode="tozero")
-    figure.update_yaxes(title="loss, nats a token", gridcolor=FAINT, zeroline=False, rangemode="tozero")
+    figure.update_yaxes(title="loss, nats per token", gridcolor=FAINT, zeroline=False, rangemode="tozero")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
     figure.update_layout(
         height=300, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=legend, hoverlabel={"align": "left"}

@@ -34,15 +34,15 @@ COSTS = {
         Axis("stored_bytes", "Stored size", "Stored size, MB", "MB", True, 1e-6, log=True),
         Axis("bits_per_weight", "Bits per weight", "Bits per quantized weight", "bits", True),
         Axis("peak_run_bytes", "Peak memory", "Peak memory while running, MB", "MB", True, 1e-6),
-        Axis("decode_tok_s", "Decode speed", "Decode, tokens a second", "tok/s", False),
-        Axis("prefill_tok_s", "Prefill speed", "Prefill, tokens a second", "tok/s", False),
+        Axis("decode_tok_s", "Decode speed", "Decode, tokens per second", "tok/s", False),
+        Axis("prefill_tok_s", "Prefill speed", "Prefill, tokens per second", "tok/s", False),
     )
 }
 QUALITIES = {
     axis.name: axis
     for axis in (
         Axis(
-            "kl_mean", "KL divergence", "Mean KL divergence from fp32, nats a token", "nats", True, log=True
+            "kl_mean", "KL divergence", "Mean KL divergence from fp32, nats per token", "nats", True, log=True
         ),
         Axis("perplexity", "Perplexity", "Perplexity", "", True, log=True),
         Axis("top1_agreement", "Top-1 agreement", "Same top token as fp32, %", "%", False, 100.0),

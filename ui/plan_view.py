@@ -38,7 +38,7 @@ def outlined(name: str, revision: str | None):
             return library.outline(name)  # never remembered: its files may change
         key = ("outline", what.text, what.revision)
         if (
-            state.known(key)
+            state.recall(key) is not None
             or what.kind == "gguf"
             or (what.kind == "default" and (home() / "models" / what.text).is_dir())
         ):
@@ -209,11 +209,11 @@ def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], p
 
 
 def table(rows: Sequence) -> None:
-    """All figures, a row a recipe."""
+    """All figures, one row per recipe."""
     columns = {
         "recipe": [row.recipe for row in rows],
         "stored": [size(row.stored_bytes) for row in rows],
-        "bits a weight": [digits(row.bits_per_weight) for row in rows],
+        "bits per weight": [digits(row.bits_per_weight) for row in rows],
         "KV cache": [size(row.kv_bytes) for row in rows],
         "running": [size(row.run_bytes) for row in rows],
         "quantizing": [size(row.load_bytes) for row in rows],

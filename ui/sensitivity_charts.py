@@ -117,8 +117,8 @@ def agreement(table) -> go.Figure:
             hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats<extra></extra>",
         )
     for update, title in (
-        (figure.update_xaxes, "predicted loss, nats a token"),
-        (figure.update_yaxes, "measured KL, nats a token"),
+        (figure.update_xaxes, "predicted loss, nats per token"),
+        (figure.update_yaxes, "measured KL, nats per token"),
     ):
         update(title=title, type="log", gridcolor=FAINT, zeroline=False, exponentformat="power", dtick=1)
     figure.update_layout(height=380, margin={"l": 8, "r": 8, "t": 30, "b": 8}, legend=_legend())
@@ -128,7 +128,7 @@ def agreement(table) -> go.Figure:
 def frontier(
     points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()
 ) -> go.Figure:
-    """Predicted loss against bits a weight: the solver's points as a line, every layer in one format as named
+    """Predicted loss against bits per weight: the solver's points as a line, every layer in one format as named
     points, the `chosen` point (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs.
     Losses have a logarithmic axis."""
     figure = go.Figure()
@@ -138,7 +138,7 @@ def frontier(
         mode="lines",
         name="best choices",
         line={"color": "#3d7fdb", "width": 2},
-        hovertemplate="%{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+        hovertemplate="%{x:.3f} bits per weight<br>predicted %{y:.3g} nats<extra></extra>",
     )
     named = [(name, bits, loss) for name, (bits, loss) in singles.items()] + list(measured)
     places = _names(points, named, chosen)
@@ -171,7 +171,7 @@ def frontier(
                 cliponaxis=False,
                 marker=marker,
                 customdata=[label for label, _, _ in part],
-                hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} bits a weight<br>{words} %{{y:.3g}} nats<extra></extra>",
+                hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} bits per weight<br>{words} %{{y:.3g}} nats<extra></extra>",
             )
     figure.add_scatter(
         x=[chosen[0]],
@@ -179,11 +179,11 @@ def frontier(
         mode="markers",
         name="chosen",
         marker={"color": CHOSEN, "size": 14},
-        hovertemplate="chosen: %{x:.3f} bits a weight<br>predicted %{y:.3g} nats<extra></extra>",
+        hovertemplate="chosen: %{x:.3f} bits per weight<br>predicted %{y:.3g} nats<extra></extra>",
     )
-    figure.update_xaxes(title="bits a weight as stored", gridcolor=FAINT, zeroline=False)
+    figure.update_xaxes(title="bits per weight as stored", gridcolor=FAINT, zeroline=False)
     figure.update_yaxes(
-        title="loss, nats a token",
+        title="loss, nats per token",
         type="log",
         gridcolor=FAINT,
         zeroline=False,

@@ -128,7 +128,7 @@ def _choice(key: str, table) -> Sequence[int] | None:
     low, high = points[0][0], points[-1][0]
     lowest = int(20 * low + 1) / 20
     bits = st.slider(
-        "Bits a weight at most",
+        "Bits per weight at most",
         lowest,
         max(lowest + 0.05, int(20 * high) / 20),
         min(max(START, lowest), high),
@@ -153,12 +153,14 @@ def _choice(key: str, table) -> Sequence[int] | None:
     }
     figure = charts.frontier(points, singles, chosen, _measured_runs(table))
     state.plot(
-        figure, key="sensitivity.frontier", alt="Predicted loss against bits a weight, with the chosen point"
+        figure,
+        key="sensitivity.frontier",
+        alt="Predicted loss against bits per weight, with the chosen point",
     )
     suffix = "" if table.conditions["method"] == "rtn" else f"-{table.conditions['method']}"
     proof = "No choice is predicted to lose less" + ("" if found.exact else f" than {digits(found.bound)}")
     st.caption(
-        f"{chosen[0]:.3f} bits a weight, predicted loss {digits(chosen[1])} nats a token: the sum of the layers' losses. {proof}. As a "
+        f"{chosen[0]:.3f} bits per weight, predicted loss {digits(chosen[1])} nats per token: the sum of the layers' losses. {proof}. As a "
         f"recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."
     )
     state.plot(
@@ -170,7 +172,7 @@ def _choice(key: str, table) -> Sequence[int] | None:
 
 
 def _measured_runs(table) -> list[tuple[str, float, float]]:
-    """(recipe, bits a weight, KL) of finished runs of this very model: mixed recipes, and the table's own
+    """(recipe, bits per weight, KL) of finished runs of this very model: mixed recipes, and the table's own
     formats."""
     found: dict[str, tuple[str, float, float]] = {}
     names = {format.label.replace("int8-sym", "int8") for format in table.formats}

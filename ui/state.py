@@ -1,9 +1,9 @@
-"""What the pages share besides pictures: who may do what, errors as boxes, results that are slow to get, the
-page's head."""
+"""What the pages share besides plots: limits of the public mode, errors as boxes, slow results, the head of
+each page."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import streamlit as st
 
@@ -11,10 +11,11 @@ from qcore.base.errors import QcoreError
 from qcore.jobs import jobs
 from qcore.results.store import Store
 from ui import navigation
+from ui.memo import Memo
 from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
-KEPT = 12  # slow results that are kept, for all sessions together
+KEPT = 24  # slow results that are kept, for all sessions together
 PUBLIC_LIMITS = {
     "tokens": 4096,
     "window": 1024,
@@ -28,7 +29,7 @@ PUBLIC_UPLOAD = 5_000_000  # bytes
 
 
 def page(title: str, lead: str) -> bool:
-    """The head of a page, and in the sidebar the run that is under way; returns whether there is one."""
+    """Draw the head of a page and, in the sidebar, the run in progress. Return whether there is one."""
     navigation.enter()
     st.title(title, anchor=False)
     st.markdown(lead)
@@ -42,8 +43,7 @@ def page(title: str, lead: str) -> bool:
 
 
 def plot(figure, key: str, alt: str) -> None:
-    """Draw a Plotly figure with names and numbers in the page's text colour, which the browser has told by
-    now."""
+    """Draw a Plotly figure with labels in the text colour of the page's theme."""
     ink = INK.get(st.context.theme.type)
     if ink:
         figure.update_layout(font={"color": ink})
@@ -54,17 +54,17 @@ def plot(figure, key: str, alt: str) -> None:
 
 
 def notices() -> None:
-    """What happened to the database, if it had to be replaced, until somebody has seen it."""
+    """Show what happened to the database if it had to be replaced, until the reader dismisses it."""
     with shown_errors():
         store = Store()
         if store.notice:
             st.warning(verbatim(store.notice), icon=":material/database:")
-            st.button("I have seen it", key="notice.seen", on_click=store.clear_notice)
+            st.button("Dismiss", key="notice.seen", on_click=store.clear_notice)
 
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Show the sentence of a `QcoreError` raised inside in a red box, and go on after the block."""
+    """Show a `QcoreError` raised inside the block in a red box, and continue after the block."""
     try:
         yield
     except QcoreError as error:
@@ -72,35 +72,29 @@ def shown_errors() -> Iterator[None]:
 
 
 @st.cache_resource(show_spinner=False)
-def _results() -> OrderedDict:
-    return OrderedDict()
+def _memo() -> Memo:
+    return Memo(KEPT)
 
 
-def remember(key: tuple, compute: Callable[[], object]) -> object:
-    """The result of `compute` for `key`, computed once and kept for all sessions until `KEPT` newer ones have
-    pushed it out."""
-    results = _results()
-    if key not in results:
-        results[key] = compute()
-        while len(results) > KEPT:
-            results.popitem(last=False)
-    return results[key]
+def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
+    """Return the result of `compute` for `key`, computed once and kept for all sessions; see `Memo`."""
+    return _memo().remember(key, compute)
 
 
-def known(key: tuple) -> bool:
-    """Is there a remembered result for `key`?"""
-    return key in _results()
+def recall(key: Hashable) -> Any | None:
+    """Return the result that is kept for `key`, or None."""
+    return _memo().recall(key)
 
 
 def rows(status: jobs.Status) -> list[dict]:
-    """The rows of a run; those of one that has ended are read once."""
+    """Return the rows of a run. Rows of a run that has ended are read once."""
     if status.active:
         return jobs.rows(status.run_id)
     return remember(("rows", status.run_id, status.finished_at), lambda: jobs.rows(status.run_id))
 
 
 def model_of(status: jobs.Status) -> str:
-    """The model of a run, short enough for a heading: a path's last part."""
+    """Return the name of a run's model for a heading: the last part of a path."""
     name = status.spec.get("model", "unknown model")
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~", ".")) else name
 

@@ -86,7 +86,7 @@ def test_numbers_are_the_engines(page):
     )
     lesson(page, "dynamic")
     calm(page.select_slider(key="learn.dynamic.factor").set_value(100).run())
-    assert numbers(page)["A scale a token"] == percent(
+    assert numbers(page)["One scale per token"] == percent(
         lessons.activations(weight().weight, Uniform(8, None, True), 100).token
     )
     lesson(page, "pruning")

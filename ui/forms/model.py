@@ -40,7 +40,9 @@ def resolve(name: str, revision: str | None, why: str):
         if what.kind == "folder":
             return library.resolve(name)  # never remembered: its files may change
         key = ("checkpoint", what.text, what.revision)
-        if state.known(key) or (what.kind == "default" and (home() / "models" / what.text).is_dir()):
+        if state.recall(key) is not None or (
+            what.kind == "default" and (home() / "models" / what.text).is_dir()
+        ):
             return state.remember(key, lambda: library.resolve(name, revision))
         st.caption(f"Not on this machine yet. {why}")
         if st.button("Fetch and check", icon=":material/download:", key=f"fetch.{what.text}"):
