@@ -2,28 +2,53 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+# Each test has a cache folder of its own, so tests run beside each other, but for those that measure or start a cluster.
+BESIDE := -n logical --maxprocesses 4 --dist worksteal
+DURATIONS := --durations 10
 
-.PHONY: setup run test quick chromium simde model kernels
+.PHONY: setup run test quick lint types sanitize tests chromium simde model kernels
 
-setup: .venv/.ready chromium model kernels
+setup: .venv/.ready model kernels
 
 run: setup
 	$(BIN)/streamlit run app.py
 
-test: setup simde
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pytest
-	PYTHON=$(BIN)/python tests/kernels/sanitize.sh -q
+test: lint types tests sanitize
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
-quick: .venv/.ready simde
-	$(BIN)/pytest -m "not slow and not browser and not ray"
+quick: lint simde kernels
+	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not slow and not browser and not ray and not alone"
 
-.venv/.ready: requirements.txt requirements-test.txt requirements-ray.txt
+tests: setup .venv/.test-ready chromium simde
+	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not ray and not alone"
+	$(BIN)/pytest $(DURATIONS) -m "ray or alone"
+
+lint: .venv/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: .venv/.test-ready
+	$(BIN)/mypy
+
+sanitize: .venv/.test-ready simde
+	PYTHON=$(BIN)/python tests/kernels/sanitize.sh -q $(BESIDE)
+
+# Without an NVIDIA driver the builds of torch for CUDA (3 GB) would be of no use: PyTorch's own index has one for CPUs (0.2 GB).
+.venv/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null; then \
+		$(PIP) --retries 0 --timeout 5 install --no-deps --index-url $(TORCH_CPU) "$$(grep '^torch==' requirements.txt)" 2>/dev/null \
+		|| echo "PyTorch's index of CPU builds does not answer; torch comes from the default index."; fi
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.test-ready: .venv/.ready requirements-test.txt requirements-ray.txt
+	$(PIP) install -r requirements-test.txt
 	touch $@
 
 chromium:
@@ -40,8 +65,8 @@ simde:
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends libsimde-dev; }
 
 model: .venv/.ready
-	$(BIN)/python -m qcore models --prepare smollm2-135m
-	$(BIN)/python -m qcore models --prepare smollm2-135m-dithered
+	$(BIN)/qcore models --prepare smollm2-135m
+	$(BIN)/qcore models --prepare smollm2-135m-dithered
 
 # Compiled on first use otherwise; without a compiler quantized layers run in plain torch, and the dashboard says so.
 kernels: .venv/.ready

@@ -1,4 +1,4 @@
-"""What every test shares: a cache folder of its own, two threads, and no noise from libraries."""
+"""What every test shares: a cache folder of its own, its share of the processors, and no noise from libraries."""
 
 import os
 import shutil
@@ -15,14 +15,16 @@ _scratch = Path(tempfile.mkdtemp(prefix="qcore-test-"))
 (_scratch / "models").mkdir()
 for _name in PREPARED:
     if (home() / _name).is_dir():
-        (_scratch / _name).symlink_to(home() / _name)
-os.environ["QCORE_KERNELS"] = str(home() / "kernels")
+        (_scratch / _name).symlink_to((home() / _name).resolve())
+os.environ.setdefault("QCORE_KERNELS", str(home() / "kernels"))
 os.environ["QCORE_HOME"] = str(_scratch)
 os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # tests share the cores with servers and subprocesses: waiting threads must not spin
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # tests beside each other share the processors, children included
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _workers)))
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -38,9 +40,7 @@ settings.load_profile("steady")
 hush()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _scratch_is_removed():
-    yield
+def pytest_unconfigure():
     shutil.rmtree(_scratch, ignore_errors=True)
 
 
