@@ -1,4 +1,4 @@
-"""What every test shares: a cache folder of its own, its share of the processors, and no noise from libraries."""
+"""What every test shares: a cache folder of its own, its share of the processors, no noise from libraries."""
 
 import os
 import shutil
@@ -19,11 +19,10 @@ for _name in PREPARED:
 os.environ.setdefault("QCORE_KERNELS", str(home() / "kernels"))
 os.environ["QCORE_HOME"] = str(_scratch)
 os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # tests share the cores with servers and subprocesses: waiting threads must not spin
+# Tests share the processors with servers, subprocesses and each other: threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # tests beside each other share the processors, children included
+if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _workers)))
 
 import pytest  # noqa: E402
@@ -32,9 +31,8 @@ from trained import learned, words  # noqa: E402, F401 (fixtures)
 
 from qcore.base.quiet import hush  # noqa: E402
 
-settings.register_profile(
-    "steady", deadline=None, max_examples=60
-)  # machines are noisy: no test fails for being slow
+# Machines are noisy: no test fails for being slow.
+settings.register_profile("steady", deadline=None, max_examples=60)
 settings.load_profile("steady")
 
 hush()

@@ -1,4 +1,4 @@
-"""The package as others install it: what it declares, what its wheel holds, and a comparison by nothing but the wheel."""
+"""The package as others install it: what it declares, what its wheel holds, a comparison by the wheel alone."""
 
 import ast
 import json
@@ -22,7 +22,10 @@ import qcore
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OTHERS = {"lm-eval", "tokenizers"}  # installed by hand if wanted; needed only by the script that is written beside an ONNX export
+OTHERS = {
+    "lm-eval",
+    "tokenizers",
+}  # installed by hand if wanted; needed only by the script that is written beside an ONNX export
 
 
 def ranges(*groups: list[str]) -> dict[str, Requirement]:
@@ -39,7 +42,9 @@ def pins(*names: str) -> dict[str, str]:
 PINS = pins("requirements.txt", "requirements-ray.txt", "requirements-test.txt")
 
 
-@pytest.mark.parametrize("name, wanted", ranges(PROJECT["dependencies"], *EXTRAS.values()).items(), ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "name, wanted", ranges(PROJECT["dependencies"], *EXTRAS.values()).items(), ids=lambda value: str(value)
+)
 def test_each_range_starts_at_the_tested_version(name, wanted):
     (lower,) = [part.version for part in wanted.specifier if part.operator == ">="]
     assert any(part.operator == "<" for part in wanted.specifier), f"{name} has no upper bound"
@@ -48,7 +53,9 @@ def test_each_range_starts_at_the_tested_version(name, wanted):
 
 
 def test_every_pin_is_declared():
-    assert set(pins("requirements.txt")) == set(ranges(PROJECT["dependencies"], *(EXTRAS[name] for name in ("app", "engines", "onnx"))))
+    assert set(pins("requirements.txt")) == set(
+        ranges(PROJECT["dependencies"], *(EXTRAS[name] for name in ("app", "engines", "onnx")))
+    )
     assert set(pins("requirements-ray.txt")) == set(ranges(EXTRAS["ray"]))
     assert set(pins("requirements-test.txt")) == set(ranges(EXTRAS["dev"]))
 
@@ -60,7 +67,11 @@ def test_everything_that_qcore_imports_is_declared():
     for path in (ROOT / "qcore").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+        names += [
+            node.module
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        ]
         for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"qcore"}:
             found = {canonicalize_name(owner) for owner in owners.get(name, [name])}
             if not found & declared:
@@ -69,16 +80,24 @@ def test_everything_that_qcore_imports_is_declared():
 
 
 def test_pre_commit_uses_the_pinned_versions():
-    used = re.findall(r"additional_dependencies: \[(\S+)==(\S+)\]", (ROOT / ".pre-commit-config.yaml").read_text())
+    used = re.findall(
+        r"additional_dependencies: \[(\S+)==(\S+)\]", (ROOT / ".pre-commit-config.yaml").read_text()
+    )
     assert {"ruff", "clang-format", "codespell"} <= {name for name, _ in used}
     assert all(PINS.get(name, version) == version for name, version in used)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the sources as they stand, built from a copy: building leaves folders beside the sources."""
+    """The wheel of the sources as they stand, built from a copy: a build leaves folders beside them."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,28 +111,49 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """The folder of programs of a fresh environment that holds the wheel; what it depends on is that of the tests' own."""
+    """The `bin` of a fresh environment with the wheel, which finds its dependencies in the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check", "install", "--quiet"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(folder),
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+    ]
     subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read, so no editable qcore
+    (site / "tests.pth").write_text(
+        sysconfig.get_path("purelib") + "\n"
+    )  # its own .pth files are not read, so no editable qcore
     return folder / "bin"
 
 
 def run(command: list, folder: Path, **variables: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([str(part) for part in command], cwd=folder, env=inherited | variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=folder, env=inherited | variables, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(wheel):
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "qcore"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "qcore"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     names = set(ZipFile(wheel).namelist())
-    assert {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()} == {name for name in names if name.startswith("qcore/")}
+    assert {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()} == {
+        name for name in names if name.startswith("qcore/")
+    }
     assert "qcore/py.typed" in names
     assert all(name.startswith(("qcore/", "qcore-")) for name in names)
 
@@ -125,12 +165,18 @@ def test_a_comparison_by_the_wheel_alone(environment, tmp_path):
     assert run([environment / "qcore", "--version"], tmp_path).split() == ["qcore", qcore.__version__]
     model = tiny.checkpoint("llama", tmp_path / "llama")
     (tmp_path / "text.txt").write_text("It was the best of tokens, it was the worst of tokens. " * 60)
-    options = ["--recipes", "fp32,int8,int4-g32", "--text", "text.txt", "--tokens", "1000", "--window", "64", "--prompt-tokens", "8"]
-    options += ["--new-tokens", "3", "--repeats", "1", "--no-generate", "--threads", "1", "--json", "out.json"]
+    options = "--text text.txt --tokens 1000 --window 64 --prompt-tokens 8 --new-tokens 3 --repeats 1".split()
+    options += "--recipes fp32,int8,int4-g32 --no-generate --threads 1 --json out.json".split()
     folders = {"QCORE_HOME": str(tmp_path / "home"), "QCORE_KERNELS": str(tmp_path / "kernels")}
     run([environment / "qcore", "compare", model, *options], tmp_path, **folders)
-    rows = {row["recipe"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
-    assert [(name, row["status"]) for name, row in rows.items()] == [("fp32", "done"), ("int8", "done"), ("int4-g32", "done")]
+    rows = {row["recipe"]: row for row in json.loads((tmp_path / "out.json").read_text())}
+    assert [(name, row["status"]) for name, row in rows.items()] == [
+        ("fp32", "ok"),
+        ("int8", "ok"),
+        ("int4-g32", "ok"),
+    ]
     assert rows["fp32"]["stored_bytes"] > rows["int8"]["stored_bytes"] > rows["int4-g32"]["stored_bytes"]
     assert rows["int4-g32"]["perplexity"] > 1 and rows["int4-g32"]["decode_tok_s"] > 0
-    assert list((tmp_path / "kernels").glob("*/qcore_kernels.so")), "the packaged sources of the kernels were not compiled"
+    assert list((tmp_path / "kernels").glob("*/qcore_kernels.so")), (
+        "the packaged sources of the kernels were not compiled"
+    )

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from qcore import __version__
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.executor import LOCAL
 from qcore.base.quiet import hush
@@ -29,7 +30,6 @@ from qcore.cli.use import Kv, NewTokens, PromptTokens, Repeats, Revision, Seed, 
 from qcore.formats.kv import NONE
 
 app = typer.Typer(
-    help="Quantize a language model several ways and measure what each costs in memory, speed and quality.",
     epilog="Start with: python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64",
     no_args_is_help=True,
     add_completion=False,
@@ -37,6 +37,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+PROGRAM = "qcore" if Path(sys.argv[0]).name == "qcore" else "python -m qcore"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    """Quantize a language model several ways and measure what each costs in memory, speed and quality."""
+
+
 app.add_typer(runs, name="runs")
 app.command()(plan)
 app.command()(sensitivity)
@@ -387,7 +405,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     hush()
     try:
-        return app(args=arguments, prog_name="python -m qcore", standalone_mode=False) or 0
+        return app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except TyperException as error:
         return _fail(_sentence(error), 2)
     except (InputError, UnavailableError) as error:
@@ -433,7 +451,7 @@ def _sentence(error: TyperException) -> str:
     from difflib import get_close_matches
 
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else "python -m qcore"
+    path = context.command_path if context else PROGRAM
     wrong = getattr(error, "option_name", None)
     if wrong is None:
         return f"{error.format_message().rstrip('.?')}{'?' if error.format_message().endswith('?') else '.'} See {path} --help."

@@ -11,6 +11,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+import qcore
 from qcore import library, recipes
 from qcore.evaluation import evaluate
 from qcore.jobs import jobs
@@ -82,6 +83,10 @@ def test_help_is_there_at_once_and_loads_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
     for command in ("compare", "quantize", "eval", "bench", "generate", "models", "recipes", "runs"):
         assert f"\n  {command} " in done.stdout
+
+
+def test_the_version_is_that_of_the_package(said):
+    assert said("--version") == (0, f"qcore {qcore.__version__}\n", "")
 
 
 # -- one model, in this process ------------------------------------------------------------------------------
