@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -165,10 +166,12 @@ def test_a_comparison_by_the_wheel_alone(environment, tmp_path):
     assert run([environment / "qcore", "--version"], tmp_path).split() == ["qcore", qcore.__version__]
     model = tiny.checkpoint("llama", tmp_path / "llama")
     (tmp_path / "text.txt").write_text("It was the best of tokens, it was the worst of tokens. " * 60)
-    options = "--text text.txt --tokens 1000 --window 64 --prompt-tokens 8 --new-tokens 3 --repeats 1".split()
-    options += "--recipes fp32,int8,int4-g32 --no-generate --threads 1 --json out.json".split()
+    options = (
+        "--recipes fp32,int8,int4-g32 --text text.txt --tokens 1000 --window 64 --prompt-tokens 8 --new-tokens 3 "
+        "--repeats 1 --no-generate --threads 1 --json out.json"
+    )
     folders = {"QCORE_HOME": str(tmp_path / "home"), "QCORE_KERNELS": str(tmp_path / "kernels")}
-    run([environment / "qcore", "compare", model, *options], tmp_path, **folders)
+    run([environment / "qcore", "compare", model, *shlex.split(options)], tmp_path, **folders)
     rows = {row["recipe"]: row for row in json.loads((tmp_path / "out.json").read_text())}
     assert [(name, row["status"]) for name, row in rows.items()] == [
         ("fp32", "ok"),
