@@ -13,7 +13,7 @@ DURATIONS := --durations 10
 setup: .venv/.ready model kernels
 
 run: setup
-	$(BIN)/streamlit run app.py
+	$(BIN)/streamlit run app.py --server.address localhost
 
 test: lint tests sanitize
 

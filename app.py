@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from ui import navigation
+from ui import exposure, navigation
 
+exposure.settle()
 st.set_page_config(
     page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
 )

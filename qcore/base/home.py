@@ -29,15 +29,12 @@ def home() -> Path:
 
 
 def is_public() -> bool:
-    """Is this process part of a server open to strangers, who must not name paths on its disk?
+    """Return whether this process belongs to a server open to strangers, who must not name paths on its disk.
 
-    QCORE_PUBLIC=1 or 0 says so; otherwise it is if it runs on Streamlit's Community Cloud. Runs inherit the
-    variable from the server.
+    QCORE_PUBLIC says so: the dashboard sets it at its start (`ui/exposure.py`), and its jobs inherit it. A
+    script or a command line without the variable belongs to whoever runs it.
     """
-    chosen = os.environ.get("QCORE_PUBLIC")
-    if chosen is not None:
-        return chosen.strip().lower() not in ("", "0", "no", "false")
-    return Path(__file__).resolve().is_relative_to("/mount/src") and os.environ.get("HOSTNAME") == "streamlit"
+    return os.environ.get("QCORE_PUBLIC", "").strip().lower() not in ("", "0", "no", "false")
 
 
 def check_space(folder: Path, nbytes: int, what: str) -> None:

@@ -21,7 +21,7 @@ from ui.text import digits, percent
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
     return tmp_path
 

@@ -33,7 +33,7 @@ CONDITIONS = {"text": "a text", "tokens": 2048, "window": 256, "prompt_tokens": 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
     return tmp_path
 

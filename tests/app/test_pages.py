@@ -19,7 +19,7 @@ PATIENCE = 90  # seconds; shared machines are slow
 def home(tmp_path, monkeypatch):
     """A cache folder of this test's own; nothing remembered from another test."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
     return tmp_path
 

@@ -17,7 +17,7 @@ PATIENCE = 600  # seconds; shared machines are slow
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
     return tmp_path / "home"
 

@@ -23,7 +23,7 @@ KINDS = {"self_attn.q_proj": (64, 64), "mlp.up_proj": (128, 64), "mlp.down_proj"
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.delenv("QCORE_PUBLIC", raising=False)
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
     return tmp_path
 
