@@ -133,7 +133,7 @@ def _check_modules(recipe: Recipe, library: str) -> None:
 
 
 def _left_out(row: Row, target: Target, library: str, tied: bool) -> Row:
-    if target.kind == "experts":
+    if target.fused:
         return replace(row, reason=EXPERTS.format(library=library), intended=False)
     return replace(row, reason=(TIED if tied else EMBEDDING).format(library=library))
 

@@ -1,0 +1,10 @@
+"""Formats: what codes, scales and tables of a weight mean, and how they are packed.
+
+kinds.py     `Format`, and the one table of its kinds
+uniform.py   even grids; codebook.py tables of values
+tensor.py    QuantizedTensor, a weight in a format; scales.py packing.py sparse.py its parts
+budget.py    a budget in the place of a format
+kv.py        formats of the key-value cache
+"""
+
+from qcore.formats import codebook, uniform  # noqa: F401  (each registers its kind)

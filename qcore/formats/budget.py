@@ -9,12 +9,10 @@ may be lost (`kl`: predicted nats a token; then the model becomes as small as it
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 
-from qcore.formats.codebook import Codebook
+from qcore.formats.kinds import Format, from_dict
 from qcore.formats.uniform import Uniform
-
-Format = Uniform | Codebook
 
 UNITS = {"bpw": "bits a weight", "mb": "MB for the whole model", "kl": "nats of predicted KL"}
 LARGEST = {"bpw": 16.0, "mb": 1e9, "kl": 100.0}
@@ -27,7 +25,6 @@ CANDIDATES = (
     Uniform(4, 32, False),
     Uniform(8, None, True),
 )
-_KINDS = {"uniform": Uniform, "codebook": Codebook}
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,11 @@ class Budget:
             raise ValueError(
                 f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most {LARGEST[self.unit]:g}"
             )
-        object.__setattr__(self, "candidates", tuple(_format(candidate) for candidate in self.candidates))
+        object.__setattr__(
+            self,
+            "candidates",
+            tuple(from_dict(each) if isinstance(each, dict) else each for each in self.candidates),
+        )
         if len(set(self.candidates)) < max(2, len(self.candidates)):
             raise ValueError("candidates are at least two different formats")
 
@@ -67,7 +68,7 @@ class Budget:
 
     def to_dict(self) -> dict:
         """JSON-ready fields; the constructor takes them."""
-        candidates = [{"type": type(format).__name__.lower(), **asdict(format)} for format in self.candidates]
+        candidates = [format.to_dict() for format in self.candidates]
         return {"amount": self.amount, "unit": self.unit, "candidates": candidates}
 
 
@@ -75,9 +76,7 @@ def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Form
     """The candidates that have a scale for each group, with those scales in 8 bits; the others as they
     are."""
     return tuple(
-        Uniform(format.bits, format.group_size, format.symmetric, True)
-        if isinstance(format, Uniform) and format.group_size
-        else format
+        replace(format, double_quant=True) if format.group_size and "dq" in format.OPTIONS else format
         for format in candidates
     )
 
@@ -91,10 +90,3 @@ def read(option: str) -> tuple[float, str] | None:
 def plain(amount: float) -> str:
     """The amount without an exponent, as names have it."""
     return f"{amount:.12f}".rstrip("0").rstrip(".")
-
-
-def _format(candidate) -> Format:
-    if not isinstance(candidate, dict):
-        return candidate
-    fields = dict(candidate)
-    return _KINDS[fields.pop("type")](**fields)

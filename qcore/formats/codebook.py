@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from qcore.formats.uniform import check_group_size
+from qcore.formats.kinds import Base, Family, Table, check_double_quant, check_group_size, register
 
 if TYPE_CHECKING:
     import torch
@@ -42,24 +43,47 @@ FIXED = {"nf4": NF4, "fp4": FP4}
 ENTRIES = 16
 
 
+@register("codebook")
 @dataclass(frozen=True)
-class Codebook:
+class Codebook(Table):
     """A 4-bit table look-up of one `kind`: "nf4", "fp4" or "kmeans4". `double_quant` stores the scales in 8
     bits themselves."""
+
+    BASES: ClassVar[dict[str, Base]] = {
+        "nf4": Base(
+            "a table of 16 values with equal mass under a normal distribution, a scale for each group of inputs"
+        ),
+        "fp4": Base("a 4-bit float as a table of 16 values, a scale for each group of inputs"),
+        "kmeans4": Base("a table of 16 values learned for each channel by k-means", None),
+    }
+    FAMILY: ClassVar[Family] = Family(
+        "tables of values",
+        "#9161d4",
+        "16 values that are not evenly spaced: fixed (nf4, fp4) or learned from the weights (kmeans4).",
+    )
+    OPTIONS: ClassVar[tuple[str, ...]] = ("dq",)
 
     kind: str
     group_size: int | None
     double_quant: bool = False
-    bits = 4
+    bits: ClassVar[int] = 4
+    native: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.kind not in ("nf4", "fp4", "kmeans4"):
+        if self.kind not in self.BASES:
             raise ValueError(f"kind is {self.kind!r}, but a codebook is nf4, fp4 or kmeans4")
         check_group_size(self.group_size)
-        if self.double_quant and self.group_size is None:
-            raise ValueError(
-                "double_quant needs a group_size: per-channel scales are too few to be worth quantizing"
-            )
+        check_double_quant(self)
+
+    @classmethod
+    def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Codebook:
+        """The kind is the base."""
+        return cls(base, group_size, double_quant="dq" in options)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the table is learned from the weights, and stored."""
+        return self.kind not in FIXED
 
     @property
     def fixed(self) -> torch.Tensor | None:
@@ -67,6 +91,16 @@ class Codebook:
         import torch  # here: recipes, which only name formats, are read without it
 
         return torch.tensor(FIXED[self.kind]) if self.kind in FIXED else None
+
+    @property
+    def rounds_for_stored_scale(self) -> bool:
+        """False: QLoRA chooses codes for the exact scale."""
+        return False
+
+    @property
+    def scaled(self) -> bool:
+        """Per-channel learned tables need no scale."""
+        return self.group_size is not None or not self.learned
 
     @property
     def label(self) -> str:

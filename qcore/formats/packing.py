@@ -7,29 +7,24 @@ Eight codes of b bits become b bytes, little-endian: code i of the eight takes t
 import torch
 from torch.nn.functional import pad
 
-_EIGHT = 8
+from qcore.formats.kinds import EIGHT, packed_width
 
-
-def packed_width(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
-    return -(-count // _EIGHT) * bits
+__all__ = ["pack", "packed_width", "unpack"]
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack uint8 codes (..., K), each below 2^bits, into uint8 (..., packed_width(K, bits))."""
     if bits == 8:
         return (
-            codes.contiguous()
-            if codes.shape[-1] % _EIGHT == 0
-            else pad(codes, (0, -codes.shape[-1] % _EIGHT))
+            codes.contiguous() if codes.shape[-1] % EIGHT == 0 else pad(codes, (0, -codes.shape[-1] % EIGHT))
         )
-    if codes.shape[-1] % _EIGHT:
-        codes = pad(codes, (0, -codes.shape[-1] % _EIGHT))
+    if codes.shape[-1] % EIGHT:
+        codes = pad(codes, (0, -codes.shape[-1] % EIGHT))
     if bits == 4:
         return codes[..., 0::2] | (codes[..., 1::2] << 4)
-    eights = codes.unflatten(-1, (-1, _EIGHT))
+    eights = codes.unflatten(-1, (-1, EIGHT))
     words = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=eights.device)
-    for i in range(_EIGHT):
+    for i in range(EIGHT):
         words |= eights[..., i].to(torch.int64) << (i * bits)
     return words.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(-2).contiguous()
 
@@ -44,5 +39,5 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     words = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=eights.device)
     for i in range(bits):
         words |= eights[..., i] << (8 * i)
-    codes = [(words >> (i * bits)) & ((1 << bits) - 1) for i in range(_EIGHT)]
+    codes = [(words >> (i * bits)) & ((1 << bits) - 1) for i in range(EIGHT)]
     return torch.stack(codes, dim=-1).flatten(-2)[..., :count].to(torch.uint8)

@@ -15,7 +15,6 @@ import torch
 
 from qcore.formats.packing import pack, packed_width, unpack
 from qcore.formats.tensor import QuantizedTensor, spread
-from qcore.formats.uniform import Uniform
 
 
 def break_even(bits: int) -> float:
@@ -50,7 +49,7 @@ def expand(
 def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
     """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact
     0."""
-    if isinstance(tensor.format, Uniform):
+    if tensor.format.even:
         zero = tensor.zero_points()
         full = (
             spread(zero, tensor.shape[1], tensor.format.group_size)
@@ -58,6 +57,6 @@ def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
             else torch.tensor([[zero]])
         )
         return full.to(torch.uint8)
-    if tensor.format.fixed is None:
+    if tensor.format.learned or not (tensor.format.fixed == 0).any():
         return None
     return (tensor.format.fixed == 0).nonzero()[0].to(torch.uint8)[None]

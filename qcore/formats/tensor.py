@@ -19,18 +19,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qcore.base.errors import InputError
-from qcore.formats.codebook import ENTRIES, Codebook
-from qcore.formats.packing import pack, packed_width, unpack
-from qcore.formats.uniform import Uniform
-
-Format = Uniform | Codebook
-SCALES_PER_BLOCK = 256
-
-
-def group_count(columns: int, group_size: int | None) -> int:
-    """G, the number of groups in a row of `columns` inputs."""
-    return 1 if group_size is None else -(-columns // group_size)
+from qcore.formats.kinds import Format
+from qcore.formats.packing import pack, unpack
 
 
 def spread(per_group: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
@@ -91,17 +81,11 @@ class QuantizedTensor:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         if scale is None:
             return stored
-        if format.double_quant:
-            scale_codes, scale_range = _quantize_scale(scale)
-            return replace(stored, scale_codes=scale_codes, scale_range=scale_range)
-        return replace(stored, scale=_half(scale))
+        return replace(stored, **format.encode_scale(scale))
 
     def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
         """The same codes with other scales (N, G), which are rounded to what the format stores."""
-        if self.format.double_quant:
-            scale_codes, scale_range = _quantize_scale(scale)
-            return replace(self, scale_codes=scale_codes, scale_range=scale_range)
-        return replace(self, scale=_half(scale))
+        return replace(self, **self.format.encode_scale(scale))
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The tensors that are stored, by name."""
@@ -110,9 +94,7 @@ class QuantizedTensor:
     def is_stored(self, name: str) -> bool:
         """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs
         nothing."""
-        return not (
-            name == "codebook" and isinstance(self.format, Codebook) and self.format.fixed is not None
-        )
+        return name != "codebook" or self.format.learned
 
     @property
     def nbytes(self) -> int:
@@ -131,18 +113,28 @@ class QuantizedTensor:
     def scales(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
         """The scales as float32 (N, G) or of some rows, double quantization undone; None where the format has
         none."""
-        if self.scale is not None:
-            return self.scale[rows].float()
-        if self.scale_codes is None:
+        if not self.format.scaled:
             return None
-        return _dequantize_scale(self.scale_codes, self.scale_range)[rows]
+        parts = {"scale": self.scale, "scale_codes": self.scale_codes, "scale_range": self.scale_range}
+        return self.format.decode_scale(parts, rows)
 
     def zero_points(self) -> torch.Tensor | float:
         """The zero points as float32 (N, G), or the one number that a symmetric format uses."""
         if self.zero_point is None:
             return float(1 << (self.format.bits - 1))
-        groups = group_count(self.shape[1], self.format.group_size)
+        groups = self.format.groups(self.shape[1])
         return unpack(self.zero_point, self.format.bits, self.shape[0] * groups).view(-1, groups).float()
+
+    def group_values(self, row: int, group: int) -> torch.Tensor:
+        """The values, ascending float32, that the codes of one group of one row can stand for."""
+        if self.format.even:
+            zero = self.zero_points()
+            zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
+            units = torch.arange(self.format.lowest, self.format.levels) - zero
+        else:
+            units = (self.codebook[row] if self.codebook.ndim == 2 else self.codebook).float().sort().values
+        scale = self.scales()
+        return units if scale is None else units * scale[row, group]
 
     def dequantize(
         self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None
@@ -151,7 +143,7 @@ class QuantizedTensor:
         pick = slice(None) if rows is None else rows
         columns, size = self.shape[1], self.format.group_size
         codes, scale = unpack(self.codes[pick], self.format.bits, columns), self.scales(pick)
-        if isinstance(self.format, Uniform):
+        if self.format.even:
             zero = self.zero_points()
             zero = spread(zero[pick], columns, size) if isinstance(zero, torch.Tensor) else zero
             return ((codes.float() - zero) * spread(scale, columns, size)).to(dtype)
@@ -160,65 +152,7 @@ class QuantizedTensor:
         return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
 
 
-def format_bytes(format: Format, rows: int, columns: int) -> int:
-    """Stored bytes of one weight (rows outputs, columns inputs): what `QuantizedTensor.nbytes` will be."""
-    groups = group_count(columns, format.group_size)
-    learned = isinstance(format, Codebook) and format.fixed is None
-    total = rows * packed_width(columns, format.bits)
-    if format.double_quant:
-        total += rows * groups + 8 * -(-rows * groups // SCALES_PER_BLOCK)
-    elif not (learned and format.group_size is None):
-        total += 2 * rows * groups
-    if isinstance(format, Uniform) and not format.symmetric:
-        total += packed_width(rows * groups, format.bits)
-    if learned:
-        total += 2 * ENTRIES * (rows if format.group_size is None else 1)
-    return total
-
-
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
     """The float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method must
     choose codes for."""
-    return _dequantize_scale(*_quantize_scale(scale)) if format.double_quant else _half(scale).float()
-
-
-def _half(scale: torch.Tensor) -> torch.Tensor:
-    half = scale.to(torch.float16)
-    if half.isfinite().all():
-        return half
-    if scale.isnan().any():
-        raise InputError(
-            "The weights hold NaN, so they cannot be quantized. Download the model again, or train it with care."
-        )
-    raise InputError(
-        f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16."
-    )
-
-
-def _quantize_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
-    _half(scale)  # refuses what cannot be held
-    flat = scale.float().flatten()
-    blocks = -(-flat.numel() // SCALES_PER_BLOCK)
-    filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(
-        blocks, SCALES_PER_BLOCK
-    )
-    lowest, highest = filled.aminmax(dim=1, keepdim=True)
-    step = (highest - lowest) / 255
-    codes = (
-        ((filled - lowest) / step.clamp_min(torch.finfo(torch.float32).tiny))
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
-    return codes.flatten()[: flat.numel()].view(scale.shape), torch.cat((lowest, step), dim=1)
-
-
-def _dequantize_scale(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
-    lowest, step = (
-        part.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()].view(codes.shape)
-        for part in ranges.unbind(1)
-    )
-    return _half(
-        codes.float() * step + lowest
-    ).float()  # as kernels hold them, so that both mean the same numbers
+    return format.decode_scale(format.encode_scale(scale))

@@ -14,42 +14,52 @@ Stored bits per weight: bits + (16 + zero-point bits) / group_size, e.g. 4 + (16
 int4-g64.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
-SMALLEST_GROUP = 8  # eight codes of b bits fill exactly b bytes, so every group starts on a byte
-
-
-def check_group_size(group_size: int | None) -> None:
-    """Raise `ValueError` unless `group_size` is None (per channel) or a positive multiple of 8."""
-    if group_size is not None and (group_size < SMALLEST_GROUP or group_size % SMALLEST_GROUP):
-        raise ValueError(
-            f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as 32, 64 or 128"
-        )
+from qcore.formats.kinds import Base, Family, Format, check_double_quant, check_group_size, register
 
 
+@register("uniform")
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Format):
     """A `bits`-wide integer grid (2 … 8), see the module's docstring. `double_quant` stores the scales in 8
     bits themselves."""
+
+    BASES: ClassVar[dict[str, Base]] = {
+        "int8": Base("8-bit integers, one scale per channel", None),
+        "int4": Base("4-bit integers, a scale and a zero point for each group of inputs"),
+        "int3": Base("3-bit integers, a scale and a zero point for each group of inputs"),
+        "int2": Base("2-bit integers, a scale and a zero point for each group of inputs"),
+    }
+    FAMILY: ClassVar[Family] = Family(
+        "integers",
+        "#3d7fdb",
+        "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share one).",
+    )
+    OPTIONS: ClassVar[tuple[str, ...]] = ("sym", "asym", "dq")
 
     bits: int
     group_size: int | None
     symmetric: bool
     double_quant: bool = False
+    even: ClassVar[bool] = True
+    native: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}, but a uniform format has 2 to 8")
         check_group_size(self.group_size)
-        if self.double_quant and self.group_size is None:
-            raise ValueError(
-                "double_quant needs a group_size: per-channel scales are too few to be worth quantizing"
-            )
+        check_double_quant(self)
 
-    @property
-    def levels(self) -> int:
-        """Number of codes, 2^bits."""
-        return 1 << self.bits
+    @classmethod
+    def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Uniform:
+        """int8 is symmetric unless "asym" is among the options, the others asymmetric unless "sym" is."""
+        symmetric = "sym" in options or (base == "int8" and "asym" not in options)
+        return cls(int(base[3:]), group_size, symmetric, double_quant="dq" in options)
 
     @property
     def label(self) -> str:

@@ -180,16 +180,11 @@ def _bits(format) -> float:
 
 
 def _format(name: str):
-    from qcore.formats.codebook import Codebook
-    from qcore.formats.uniform import Uniform
+    from qcore.formats.kinds import Format
     from qcore.recipes import parse
 
     recipe = parse(name)
-    if (
-        not isinstance(recipe.weights, Uniform | Codebook)
-        or recipe.method not in ("rtn",)
-        or recipe.prepare != "none"
-    ):
+    if not isinstance(recipe.weights, Format) or recipe.method not in ("rtn",) or recipe.prepare != "none":
         raise InputError(
             f"{name} is no plain format; name some like int3-g64, int4-g32 or int8, and a method with --method."
         )

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import torch
 
-from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.codebook import ENTRIES
+from qcore.formats.kinds import Format
 from qcore.formats.packing import pack as pack_codes
 from qcore.formats.packing import packed_width
 from qcore.formats.packing import unpack as unpack_codes
-from qcore.formats.tensor import Format, QuantizedTensor, group_count
-from qcore.formats.uniform import Uniform
+from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import arena, library
 
 BLOCK = 32  # columns
@@ -28,6 +28,8 @@ _KINDS = {4: _BITS4, 3: _BITS3, 2: _BITS2}
 
 def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
     """None if the layout can hold a weight of this format and shape (N, K), else why not."""
+    if not format.native:
+        return f"no native kernel reads the format {format.label}"
     if format.group_size is not None and format.group_size % BLOCK:
         return f"groups of {format.group_size} are not a multiple of {BLOCK}"
     if 0 in shape:
@@ -59,7 +61,7 @@ class PackedWeight:
                      weight.scale_codes, weight.scale_range)  # fmt: skip
         layout = packed.layout
         panels = arena.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes)
-        groups = group_count(weight.shape[1], weight.format.group_size)
+        groups = weight.format.groups(weight.shape[1])
         scale = None if weight.scales() is None else weight.scales().half().contiguous()
         zero = None
         if weight.zero_point is not None:
@@ -75,7 +77,7 @@ class PackedWeight:
     def unpack(self) -> QuantizedTensor:
         """The inverse of `pack`: the same parts, bit for bit."""
         (rows, columns), bits = self.shape, self.format.bits
-        groups = group_count(columns, self.format.group_size)
+        groups = self.format.groups(columns)
         codes = torch.zeros(rows, packed_width(columns, bits), dtype=torch.uint8)
         scale = None if self._per_row else torch.empty(rows, groups, dtype=torch.float16)
         zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
@@ -111,16 +113,16 @@ class PackedWeight:
 
     @property
     def _per_row(self) -> bool:
-        return isinstance(self.format, Codebook) and self.format.group_size is None and self.table is None
+        return not self.format.scaled
 
     @property
     def _asymmetric(self) -> bool:
-        return isinstance(self.format, Uniform) and not self.format.symmetric
+        return not self.format.symmetric
 
     @cached_property
     def kind(self) -> int:
         """Which block layout is used, as numbered in layout.h."""
-        if isinstance(self.format, Codebook):
+        if not self.format.even:
             return _ROW_TABLE if self._per_row else _TABLE
         return _KINDS.get(self.format.bits, _BITS8)
 
@@ -131,7 +133,7 @@ class PackedWeight:
         blocks += blocks % 2 if self.kind == _ROW_TABLE else 0
         group_blocks = blocks if self.format.group_size is None else self.format.group_size // BLOCK
         zero_bytes = 0 if not self._asymmetric else PANEL if self.kind == _BITS8 else PANEL // 2
-        zero = 0.0 if isinstance(self.format, Codebook) else float(1 << (self.format.bits - 1))
+        zero = float(1 << (self.format.bits - 1)) if self.format.even else 0.0
         layout = library.Layout(
             self.kind,
             zero_bytes,

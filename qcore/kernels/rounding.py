@@ -10,10 +10,9 @@ from functools import cache
 
 import torch
 
-from qcore.formats.codebook import Codebook
+from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
-from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
-from qcore.formats.uniform import Uniform
+from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels import library
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Dtype` of quantize.h
@@ -34,8 +33,10 @@ class _Job(ctypes.Structure):
     ]
 
 
-def reason_against(weight: torch.Tensor) -> str | None:
-    """None if the native kernel can round `weight`, else why not."""
+def reason_against(weight: torch.Tensor, format: Format) -> str | None:
+    """None if the native kernel can round `weight` to `format`, else why not."""
+    if not format.native:
+        return f"no native kernel writes the format {format.label}"
     if weight.device.type != "cpu":
         return f"the weight is on {weight.device}"
     if not weight.numel():
@@ -50,11 +51,10 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
     Raises `MemoryError` if not even a row of floats can be had.
     """
     (rows, columns), bits = weight.shape, format.bits
-    groups = group_count(columns, format.group_size)
-    uniform = isinstance(format, Uniform)
+    groups, uniform = format.groups(columns), format.even
     wide = format.double_quant or not uniform  # scales are rounded afterwards, so they are wanted as they are
     scale = torch.empty(rows, groups, dtype=torch.float32 if wide else torch.float16)
-    zero = torch.empty(rows, groups, dtype=torch.uint8) if uniform and not format.symmetric else None
+    zero = torch.empty(rows, groups, dtype=torch.uint8) if not format.symmetric else None
     codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
     parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
     if (
@@ -88,11 +88,11 @@ def _run(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor | N
 
 def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) -> bool:
     rows, columns = weight.shape
-    midpoints, order = (None, None) if isinstance(format, Uniform) else _thresholds(format.kind)
+    midpoints, order = (None, None) if format.even else _thresholds(format)
     job = _Job(
         dtype=_DTYPES[weight.dtype],
         bits=format.bits,
-        symmetric=isinstance(format, Codebook) or format.symmetric,
+        symmetric=format.symmetric,
         rows=rows,
         columns=columns,
         stride=weight.stride(0),
@@ -110,8 +110,8 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
 
 
 @cache
-def _thresholds(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _thresholds(format: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """Midpoints (15,) between the sorted entries of a fixed table, and the code of each of the 16 intervals
     that they bound."""
-    ordered, order = Codebook(kind, None).fixed.sort(stable=True)
+    ordered, order = format.fixed.sort(stable=True)
     return (ordered[1:] + ordered[:-1]) / 2, order.to(torch.uint8)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from qcore.formats.tensor import Format, QuantizedTensor
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch
 from qcore.kernels.packed import PackedWeight
 

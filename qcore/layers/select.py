@@ -6,14 +6,16 @@ output head are changed only if the recipe says so; routers, norms and biases ne
 routers decide which expert runs at all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qcore.base.errors import InputError
-from qcore.formats.tensor import Format
+from qcore.formats.kinds import Format
 from qcore.formats.uniform import Uniform
 from qcore.recipes import Modules, Recipe
 
@@ -24,7 +26,12 @@ _ROUTERS = ("gate", "router")
 @dataclass(frozen=True)
 class Target:
     """A parameter to quantize: `module`'s attribute `parameter`; `kind` is "linear", "conv1d", "experts",
-    "head" or "embedding"."""
+    "head" or "embedding".
+
+    Its weight is one matrix (N outputs, K inputs), or one for each of fused experts; `transposed`: the model
+    stores (K, N). `matrices` and `put` are the one way from the one to the other. Where a method takes `root`,
+    that is the model, or the part of it called `prefix`.
+    """
 
     module: str
     parameter: str
@@ -32,11 +39,43 @@ class Target:
     format: Format
     method: str
     activations: str
+    transposed: bool = False
 
     @property
     def name(self) -> str:
         """The parameter's full name."""
         return f"{self.module}.{self.parameter}"
+
+    @property
+    def fused(self) -> bool:
+        """Whether the parameter holds all experts' matrices."""
+        return self.kind == "experts"
+
+    def owner(self, root: nn.Module, prefix: str = "") -> nn.Module:
+        """The module that holds the parameter."""
+        return root.get_submodule(self.module.removeprefix(f"{prefix}.") if prefix else self.module)
+
+    def weight(self, root: nn.Module, prefix: str = "") -> torch.Tensor:
+        """The parameter as stored, without gradients."""
+        return getattr(self.owner(root, prefix), self.parameter).detach()
+
+    def shape(self, root: nn.Module) -> tuple[int, int, int]:
+        """(matrices, outputs N, inputs K)."""
+        *experts, rows, columns = getattr(self.owner(root), self.parameter).shape
+        return (*(experts or [1]), *((columns, rows) if self.transposed else (rows, columns)))
+
+    def matrices(self, root: nn.Module, prefix: str = "") -> list[torch.Tensor]:
+        """The weight as matrices (N, K), which share the parameter's memory: one, or one for each expert."""
+        weight = self.weight(root, prefix)
+        weight = weight.transpose(-1, -2) if self.transposed else weight
+        return list(weight.unbind(0)) if self.fused else [weight]
+
+    def put(self, root: nn.Module, matrices: Sequence[torch.Tensor], prefix: str = "") -> None:
+        """Replace the parameter by other `matrices` (N, K), laid out as the model stores them."""
+        value = torch.stack(tuple(matrices)) if self.fused else matrices[0]
+        value = value.transpose(-1, -2) if self.transposed else value
+        new = nn.Parameter(value.contiguous(), requires_grad=False)
+        setattr(self.owner(root, prefix), self.parameter, new)
 
 
 @dataclass(frozen=True)
@@ -84,7 +123,8 @@ def select(model: nn.Module, recipe: Recipe) -> Selection:
             elif pattern:
                 kept[name] = f"Skipped by the pattern {pattern!r}."
             else:
-                targets.append(_target(module_name, parameter_name, kind, choice, recipe))
+                transposed = kind == "conv1d" or (kind == "experts" and module.is_transposed)
+                targets.append(_target(module_name, parameter_name, kind, choice, recipe, transposed))
     for pattern in recipe.modules.skip:
         if pattern not in used:
             raise InputError(
@@ -126,7 +166,6 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
     return modules.embeddings if kind == "embedding" else "same"
 
 
-def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe) -> Target:
-    if choice == "int8":
-        return Target(module, parameter, kind, INT8, "rtn", recipe.activations)
-    return Target(module, parameter, kind, recipe.weights, recipe.method, recipe.activations)
+def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, transposed: bool) -> Target:
+    format, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
+    return Target(module, parameter, kind, format, method, recipe.activations, transposed)

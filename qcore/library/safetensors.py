@@ -16,16 +16,15 @@ import mmap
 import os
 from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
-from qcore.formats.codebook import Codebook
+from qcore.formats import kinds
 from qcore.formats.tensor import QuantizedTensor
-from qcore.formats.uniform import Uniform
 from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
 from qcore.layers.select import Target, select
@@ -42,7 +41,6 @@ from qcore.recipes.ledger import Ledger
 WEIGHTS = "model.safetensors"
 _VERSION = 1
 _WINDOW = 256 << 20  # bytes, a multiple of the page size
-_FORMATS = {"uniform": Uniform, "codebook": Codebook}
 
 
 def save(
@@ -219,13 +217,12 @@ def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
         if not isinstance(weight, QuantizedTensor):
             continue
         owner = owners.setdefault(weight.codes.data_ptr(), module_name)
-        kind = type(weight.format).__name__.lower()
         layout.append(
             {
                 "module": module_name,
                 "like": owner,
                 "shape": list(weight.shape),
-                "format": {"type": kind, **asdict(weight.format)},
+                "format": weight.format.to_dict(),
             }
         )
     return tensors, layout
@@ -313,10 +310,8 @@ def _belongs(name: str, quantized: dict[str, dict]) -> bool:
 def _read_target(
     target: Target, tensors: dict[str, torch.Tensor], quantized: dict[str, dict]
 ) -> list[QuantizedTensor]:
-    prefix = f"{target.module}.{target.parameter}.experts." if target.kind == "experts" else target.module
-    modules = (
-        [name for name in quantized if name.startswith(prefix)] if target.kind == "experts" else [prefix]
-    )
+    prefix = f"{target.module}.{target.parameter}.experts." if target.fused else target.module
+    modules = [name for name in quantized if name.startswith(prefix)] if target.fused else [prefix]
     return [_read_tensor(quantized[module], tensors) for module in modules]
 
 
@@ -326,10 +321,9 @@ def _without_codes(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTe
 
 
 def _read_tensor(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
-    description = dict(entry["format"])
-    format = _FORMATS[description.pop("type")](**description)
+    format = kinds.from_dict(entry["format"])
     wanted = [(part, f"{entry['like']}.{part}") for part in QuantizedTensor.PARTS]
     parts = {part: tensors[name] for part, name in wanted if name in tensors}
-    if isinstance(format, Codebook) and format.fixed is not None:
-        parts["codebook"] = format.fixed
+    if (table := format.fixed) is not None:
+        parts["codebook"] = table
     return QuantizedTensor(format, tuple(entry["shape"]), **parts)

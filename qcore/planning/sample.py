@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from qcore.formats.budget import Budget
-from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
-from qcore.formats.tensor import Format, QuantizedTensor, group_count
-from qcore.formats.uniform import Uniform
+from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target, select
 from qcore.models.assembly import building, quiet
 from qcore.quantization.convert import install, quantize, run_whole_steps
@@ -74,22 +73,18 @@ def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator
         module = model.get_submodule(target.module)
         weight = getattr(module, target.parameter)
         if weight not in made:  # tied weights share their codes
-            made[weight] = _random_weights(target, module, weight.shape, generator)
+            made[weight] = _random_weights(model, target, generator)
         if getattr(module, "bias", None) is not None and target.kind in ("linear", "conv1d", "head"):
             module.bias = nn.Parameter(torch.zeros(module.bias.shape), requires_grad=False)
         install(model, target, made[weight])
 
 
-def _random_weights(
-    target: Target, module: nn.Module, shape: torch.Size, generator: torch.Generator
-) -> list[QuantizedTensor]:
-    *experts, rows, columns = shape
+def _random_weights(model: nn.Module, target: Target, generator: torch.Generator) -> list[QuantizedTensor]:
+    count, rows, columns = target.shape(model)
     format = (
         target.format.largest if isinstance(target.format, Budget) else target.format
     )  # what is chosen is not known before
-    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
-        rows, columns = columns, rows
-    return [random_weight(format, rows, columns, generator) for _ in range(experts[0] if experts else 1)]
+    return [random_weight(format, rows, columns, generator) for _ in range(count)]
 
 
 def random_weight(format: Format, rows: int, columns: int, generator: torch.Generator) -> QuantizedTensor:
@@ -98,22 +93,18 @@ def random_weight(format: Format, rows: int, columns: int, generator: torch.Gene
         torch.randint(0, 256, (_PATTERN,), dtype=torch.uint8, generator=generator),
         rows * packed_width(columns, format.bits),
     )
-    groups = group_count(columns, format.group_size)
-    scale, zero_point, codebook = torch.full((rows, groups), 1e-3), None, None
-    if isinstance(format, Uniform):
-        zero_point = (
-            None
-            if format.symmetric
-            else torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
-        )
-    elif isinstance(format, Codebook):
-        codebook = format.fixed
-        if codebook is None:
-            codebook = torch.linspace(-1, 1, ENTRIES).half().mul(1e-2)
-            if format.group_size is None:
-                scale, codebook = None, codebook.expand(rows, ENTRIES).contiguous()
+    groups = format.groups(columns)
+    scale = torch.full((rows, groups), 1e-3) if format.scaled else None
+    zero_point = None
+    if not format.symmetric:
+        zero_point = torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
+    codebook = format.fixed
+    if format.learned:
+        codebook = torch.linspace(-1, 1, format.levels).half().mul(1e-2)
+        if format.group_size is None:
+            codebook = codebook.expand(rows, format.levels).contiguous()
     return QuantizedTensor.from_packed(
-        format, (rows, columns), codes.view(rows, -1), None if scale is None else scale, zero_point, codebook
+        format, (rows, columns), codes.view(rows, -1), scale, zero_point, codebook
     )
 
 

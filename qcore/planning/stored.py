@@ -6,7 +6,6 @@ Own formats are counted as their tensors will be laid out; other libraries' as c
 from dataclasses import dataclass, replace
 
 from qcore.formats.budget import Budget
-from qcore.formats.tensor import format_bytes
 from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe
 
@@ -126,8 +125,5 @@ def _target_bytes(model, target, count: int, recipe: Recipe) -> int:
         target = replace(target, format=target.format.largest)
     if isinstance(target.format, Engine):
         return round(count * ENGINE_BITS.get(recipe.name, 8.1) / 8)
-    module = model.get_submodule(target.module)
-    rows, columns = getattr(module, target.parameter).shape[-2:]
-    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
-        rows, columns = columns, rows
-    return (count // (rows * columns)) * format_bytes(target.format, rows, columns)
+    matrices, rows, columns = target.shape(model)
+    return matrices * target.format.nbytes(rows, columns)

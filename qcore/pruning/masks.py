@@ -15,10 +15,10 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
-from qcore.formats.codebook import Codebook
+from qcore.formats.kinds import Format
 from qcore.formats.packing import pack
 from qcore.formats.sparse import zero_codes
-from qcore.formats.tensor import Format, QuantizedTensor
+from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.modules import QuantExperts, QuantizedModule
 from qcore.layers.select import Target, select
 from qcore.pruning.scores import METHODS, keep
@@ -73,8 +73,7 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
         found = input_norms(blocks, position, own, hidden) if reads else {}
         for target in own:
             norms = found.get(target.name)
-            module = model.get_submodule(target.module)
-            matrices = _matrices(module, target)
+            matrices = target.matrices(model)
             norms = [None] * len(matrices) if norms is None else norms
             if reads and any(norm is None for norm in norms):
                 norms = [
@@ -85,11 +84,8 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
                 keep(matrix, norm, amount.method, amount.share)
                 for matrix, norm in zip(matrices, norms, strict=True)
             ]
-            _put(
-                module,
-                target,
-                [torch.where(mask, matrix, 0) for matrix, mask in zip(matrices, masks, strict=True)],
-            )
+            pruned = [torch.where(mask, matrix, 0) for matrix, mask in zip(matrices, masks, strict=True)]
+            target.put(model, pruned)
             kept[target.name] = masks
         hidden = [blocks.run(position, state) for state in hidden]
     progress(len(blocks), len(blocks), "")
@@ -111,7 +107,7 @@ def input_norms(
         ):
             for target in stage.targets:
                 totals.setdefault(target.name, [0.0])[0] += inputs.square().sum(0)
-    for target in (target for target in targets if target.kind == "experts"):
+    for target in (target for target in targets if target.fused):
         module = blocks.model.get_submodule(target.module)
         parameter, sums = (
             getattr(module, target.parameter).detach(),
@@ -121,7 +117,7 @@ def input_norms(
         try:
             for state in hidden:
                 for expert, inputs in watch_experts(
-                    lambda state=state: blocks.run(position, state), parameter, module.is_transposed
+                    lambda state=state: blocks.run(position, state), parameter, target.transposed
                 ):
                     more = inputs.square().sum(0)
                     sums[expert] = more if sums[expert] is None else sums[expert] + more
@@ -133,28 +129,12 @@ def input_norms(
     }
 
 
-def _turned(module: nn.Module, target: Target) -> bool:
-    return target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
-
-
-def _matrices(module: nn.Module, target: Target) -> list[torch.Tensor]:
-    weight = getattr(module, target.parameter).detach()
-    weight = weight.transpose(-1, -2) if _turned(module, target) else weight
-    return list(weight.unbind(0)) if target.kind == "experts" else [weight]
-
-
-def _put(module: nn.Module, target: Target, matrices: list[torch.Tensor]) -> None:
-    value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
-    value = value.transpose(-1, -2) if _turned(module, target) else value
-    setattr(module, target.parameter, nn.Parameter(value.contiguous(), requires_grad=False))
-
-
 # -- in codes ------------------------------------------------------------------------------------------------
 
 
 def check_format(format: Format) -> None:
     """Raise `InputError` if the format cannot hold a 0."""
-    if isinstance(format, Codebook) and format.fixed is None:
+    if format.learned:
         raise InputError(
             f"{format.label} learns its table, which need not hold a 0, so pruned weights would not stay 0. Choose int4 or nf4."
         )

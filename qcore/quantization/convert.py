@@ -141,11 +141,7 @@ def _quantize_own(
     for i, target in enumerate(left):
         report(i, len(left), target.name)
         twin = twins[target.name]
-        alone = (
-            replace(target, method=methods.without_text(target.format))
-            if target.method in CALIBRATED
-            else target
-        )
+        alone = replace(target, method=target.format.method) if target.method in CALIBRATED else target
         note = (
             "Calibration does not reach it, so its codes were rounded to nearest."
             if alone is not target
@@ -164,15 +160,9 @@ def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:
 
 
 def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
-    """Quantize the target's parameter, turned so that its rows are outputs: one tensor, or one for each
-    expert."""
-    module = model.get_submodule(target.module)
-    weight = getattr(module, target.parameter)
-    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
-        weight = weight.transpose(-1, -2)
-    matrices = weight.unbind(0) if target.kind == "experts" else [weight]
+    """Quantize the target's matrices: one tensor, or one for each expert."""
     try:
-        return [methods.quantize(matrix, target.format, target.method) for matrix in matrices]
+        return [methods.quantize(matrix, target.format, target.method) for matrix in target.matrices(model)]
     except InputError as error:
         raise InputError(f"{target.name}: {error}") from error
 
@@ -181,9 +171,9 @@ def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) ->
     """Put `weights` in the place of the target's parameter; the original is released."""
     parent_name, _, last = target.module.rpartition(".")
     old = model.get_submodule(target.module)
-    if target.kind == "experts":
+    if target.fused:
         delattr(old, target.parameter)
-        setattr(old, target.parameter, QuantExperts(weights, old.is_transposed))
+        setattr(old, target.parameter, QuantExperts(weights, target.transposed))
         old.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
         return
     if target.kind == "embedding":

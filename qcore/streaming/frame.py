@@ -20,7 +20,7 @@ from qcore.models.assembly import building, quiet
 from qcore.models.config import to_transformers
 from qcore.quantization.convert import install
 from qcore.recipes import Recipe
-from qcore.streaming.layout import Unit, matrix_shape
+from qcore.streaming.layout import Unit
 from qcore.streaming.quantizing import choose
 from qcore.streaming.source import Source
 
@@ -81,8 +81,7 @@ class Frame:
         if first in self._codes:
             return self._codes[first]
         target = self._targets[name]
-        count = matrix_shape(self.source.model, target)[0]
-        numbers = range(count) if target.kind == "experts" else [None]
+        numbers = range(target.shape(self.source.model)[0]) if target.fused else [None]
         weights = [choose(self.source, Unit(name, number, target, ())) for number in numbers]
         if name in self._tied:
             self._codes[first] = weights

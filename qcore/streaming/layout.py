@@ -11,14 +11,11 @@ end, those of wide types first.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from qcore.formats.codebook import ENTRIES, Codebook
-from qcore.formats.packing import packed_width
-from qcore.formats.tensor import SCALES_PER_BLOCK, Format, group_count
-from qcore.formats.uniform import Uniform
+from qcore.formats.kinds import Format
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
 from qcore.recipes import Recipe
@@ -128,25 +125,9 @@ def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
     return Layout(_cut(units, shard_bytes), ledger, tuple(tensors))
 
 
-def matrix_shape(model: torch.nn.Module, target: Target) -> tuple[int, int, int]:
-    """(matrices, outputs N, inputs K) of a target's parameter."""
-    module = model.get_submodule(target.module)
-    *experts, rows, columns = getattr(module, target.parameter).shape
-    if is_turned(model, target):
-        rows, columns = columns, rows
-    return (*(experts or [1]), rows, columns)
-
-
-def is_turned(model: torch.nn.Module, target: Target) -> bool:
-    """Does the model hold the target's matrices as (K, N)?"""
-    return target.kind == "conv1d" or (
-        target.kind == "experts" and model.get_submodule(target.module).is_transposed
-    )
-
-
 def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
-    count, rows, columns = matrix_shape(model, target)
-    numbers = range(count) if target.kind == "experts" else [None]
+    count, rows, columns = target.shape(model)
+    numbers = range(count) if target.fused else [None]
     pieces = parts_of(target.format, rows, columns)
     return [
         Unit(
@@ -161,14 +142,12 @@ def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
 
 def _stems(target: Target, count: int) -> list[str]:
     """Names under which the matrices' parts are stored."""
-    return (
-        [f"{target.name}.experts.{i}" for i in range(count)] if target.kind == "experts" else [target.module]
-    )
+    return [f"{target.name}.experts.{i}" for i in range(count)] if target.fused else [target.module]
 
 
 def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dict]:
-    count, rows, columns = matrix_shape(model, target)
-    format = {"type": type(target.format).__name__.lower(), **asdict(target.format)}
+    count, rows, columns = target.shape(model)
+    format = target.format.to_dict()
     stems = zip(_stems(target, count), _stems(owner, count), strict=True)
     return [
         {"module": own, "like": first, "shape": [rows, columns], "format": format} for own, first in stems
@@ -178,19 +157,8 @@ def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dic
 def parts_of(format: Format, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """{part: (dtype, shape)} of the parts of a `QuantizedTensor` (rows outputs, columns inputs) that are
     stored."""
-    groups = group_count(columns, format.group_size)
-    parts = {"codes": (torch.uint8, (rows, packed_width(columns, format.bits)))}
-    learned = isinstance(format, Codebook) and format.fixed is None
-    if not format.double_quant and not (learned and format.group_size is None):
-        parts["scale"] = (torch.float16, (rows, groups))
-    if isinstance(format, Uniform) and not format.symmetric:
-        parts["zero_point"] = (torch.uint8, (packed_width(rows * groups, format.bits),))
-    if learned:
-        parts["codebook"] = (torch.float16, (ENTRIES,) if format.group_size else (rows, ENTRIES))
-    if format.double_quant:
-        parts["scale_codes"] = (torch.uint8, (rows, groups))
-        parts["scale_range"] = (torch.float32, (-(-rows * groups // SCALES_PER_BLOCK), 2))
-    return parts
+    layout = format.layout(rows, columns)
+    return {part: (getattr(torch, dtype), shape) for part, (dtype, shape) in layout.items()}
 
 
 def _cut(units: list[Unit], shard_bytes: int) -> tuple[Shard, ...]:

@@ -40,7 +40,7 @@ from qcore.recipes import Engine as Library
 from qcore.recipes import Float, Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.streaming.journal import Journal
-from qcore.streaming.layout import Layout, Shard, Unit, is_turned, plan
+from qcore.streaming.layout import Layout, Shard, Unit, plan
 from qcore.streaming.pace import Pace
 from qcore.streaming.source import Source
 from qcore.streaming.spread import clear, write_shards
@@ -214,7 +214,7 @@ def choose(source: Source, unit: Unit) -> QuantizedTensor:
     weight = (
         source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)
     )
-    if is_turned(source.model, target):
+    if target.transposed:
         weight = weight.transpose(-1, -2)
     if target.method != "rtn":
         source.check_finite(unit.parameter, unit.expert)

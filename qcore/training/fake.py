@@ -26,7 +26,6 @@ from torch import nn
 
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor, round_scale, spread
-from qcore.formats.uniform import Uniform
 from qcore.kernels.precision import mixes
 from qcore.quantization.methods.rtn import nearest
 
@@ -73,7 +72,7 @@ class Full(nn.Module):
             torch.ones(tensor.shape[0], 1, device=tensor.codes.device) if scale is None else scale,
             persistent=False,
         )
-        zero = tensor.zero_points() if isinstance(tensor.format, Uniform) else None
+        zero = tensor.zero_points() if tensor.format.even else None
         self.register_buffer("zero", zero if isinstance(zero, torch.Tensor) else None, persistent=False)
         self.middle = zero if isinstance(zero, float) else None
         table = None if tensor.codebook is None else tensor.codebook.float()
@@ -100,7 +99,7 @@ class Full(nn.Module):
         position = weight / spread(scale, columns, format.group_size).clamp_min(_TINY)
         if self.table is None:
             zero = self.middle if self.zero is None else spread(self.zero, columns, format.group_size)
-            codes = (position.round() + zero).clamp_(1 if format.symmetric else 0, format.levels - 1)
+            codes = (position.round() + zero).clamp_(format.lowest, format.levels - 1)
             return codes, codes - zero, position
         if self.table.ndim == 1:
             codes = nearest(position, self.table)
@@ -202,7 +201,7 @@ def _units(tensor: QuantizedTensor) -> torch.Tensor:
     """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid
     (bfloat16, which holds them exactly, where products in it are fast), or values of a table."""
     codes = tensor.unpacked_codes()
-    if isinstance(tensor.format, Uniform):
+    if tensor.format.even:
         zero = tensor.zero_points()
         zero = (
             spread(zero, tensor.shape[1], tensor.format.group_size)

@@ -22,7 +22,6 @@ from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.formats.budget import Budget
 from qcore.formats.tensor import QuantizedTensor
-from qcore.formats.uniform import Uniform
 from qcore.layers.inventory import inventory
 from qcore.layers.select import Selection, Target, select
 from qcore.library.loading import require_finite
@@ -127,7 +126,7 @@ def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: in
     if layer is None:
         raise unknown("layer", tensor_name, [layer.name for layer in layers])
     single = (
-        None if layer.target.kind == "experts" else list(_matrices(checkpoint, layer))
+        None if layer.target.fused else list(_matrices(checkpoint, layer))
     )  # experts are gone through twice
     ranges = [
         (*weight.aminmax(), *quantized.dequantize().aminmax())
@@ -151,17 +150,9 @@ def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
     table: the middle row)."""
     scales = quantized.scales()
     if scales is None:
-        return tuple(quantized.codebook[len(quantized.codebook) // 2].float().sort().values.tolist())
-    flat = scales.flatten()
-    place = int(flat.argsort()[flat.numel() // 2])
-    if isinstance(quantized.format, Uniform):
-        zero = quantized.zero_points()
-        zero = zero.flatten()[place] if isinstance(zero, torch.Tensor) else zero
-        first = 1 if quantized.format.symmetric else 0
-        values = torch.arange(first, quantized.format.levels) - zero
-    else:
-        values = quantized.codebook.float().sort().values
-    return tuple((values * flat[place]).tolist())
+        return tuple(quantized.group_values(len(quantized.codebook) // 2, 0).tolist())
+    place = int(scales.flatten().argsort()[scales.numel() // 2])
+    return tuple(quantized.group_values(*divmod(place, scales.shape[1])).tolist())
 
 
 # -- which layers, and where they are stored -----------------------------------------------------------------
@@ -180,12 +171,9 @@ def _layers(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[_Layer], Selec
             continue
         stored = _stored_name(target.name, checkpoint, prefix)
         if stored is not None:
-            module = model.get_submodule(target.module)
-            transposed = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
-            layers.append(
-                _Layer(target, target.name, (stored,), checkpoint.tensors[stored].shape, transposed)
-            )
-        elif target.kind == "experts":
+            shape = checkpoint.tensors[stored].shape
+            layers.append(_Layer(target, target.name, (stored,), shape, target.transposed))
+        elif target.fused:
             layers += [] if target.module in split_modules else _split_experts(checkpoint, target)
             split_modules.add(target.module)
         else:

@@ -4,7 +4,8 @@ from the bit widths."""
 import torch
 
 from qcore.formats.codebook import Codebook
-from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale, spread
+from qcore.formats.kinds import Format, group_count
+from qcore.formats.tensor import QuantizedTensor, round_scale, spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels.dispatch import MODES
 from qcore.kernels.library import FLOAT, INT8_TOKEN, INT16

@@ -9,7 +9,6 @@ from qcore.base.errors import InputError, TooLargeError
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.planning import fit as plan
-from qcore.planning.stored import format_bytes
 from qcore.quantization import methods
 from qcore.quantization.convert import quantize
 from qcore.recipes import COMMON, ENGINES, parse
@@ -66,7 +65,7 @@ def test_other_libraries_are_estimated_between_their_codes_and_fp32(checkpoints,
 def test_bytes_of_a_format_are_those_of_its_tensor(shape, format):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     method = "kmeans" if getattr(format, "kind", "") == "kmeans4" else "rtn"
-    assert format_bytes(format, *shape) == methods.quantize(weight, format, method).nbytes
+    assert format.nbytes(*shape) == methods.quantize(weight, format, method).nbytes
 
 
 def test_more_tokens_and_wider_windows_need_more(checkpoints):

@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 from qcore.base.errors import InputError
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
-from qcore.formats.uniform import Uniform
 from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantLinear
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
@@ -141,7 +140,7 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     MatMulNBits does not know.
     """
     format, columns = weight.format, weight.shape[1]
-    if not isinstance(format, Uniform):
+    if not format.even:
         raise InputError(
             f"{format.label} is a table of values, and ONNX Runtime's MatMulNBits knows even grids only. Take int4-g64 or int8."
         )

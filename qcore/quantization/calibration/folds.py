@@ -44,7 +44,7 @@ class Fold:
 
 def find_fold(work, stage: Stage) -> Fold | None:
     """The fold that feeds `stage`, or None."""
-    if stage.targets[0].kind == "experts":
+    if stage.targets[0].fused:
         return None
     columns = work.matrices(stage.targets[0])[0].shape[1]
     before = work.run(work.hidden[0])
@@ -85,7 +85,7 @@ def _candidates(work, stage: Stage, columns: int) -> list[Fold]:
     config = work.blocks.model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for target in work.targets:
-        if target.name in own or target.kind == "experts" or not _comes_before(work, target, stage):
+        if target.name in own or target.fused or not _comes_before(work, target, stage):
             continue
         rows = len(work.matrices(target)[0])
         name = target.module.removeprefix(f"{work.prefix}.")

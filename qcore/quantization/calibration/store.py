@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,12 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qcore.base.home import home
-from qcore.formats.codebook import Codebook
+from qcore.formats import kinds
 from qcore.formats.tensor import QuantizedTensor
-from qcore.formats.uniform import Uniform
 
 KEPT_DAYS = 14
-_FORMATS = {"uniform": Uniform, "codebook": Codebook}
 VERSION = 2  # goes up whenever a method chooses other codes than before
 
 
@@ -100,15 +97,11 @@ class BlockStore:
 
 
 def _describe(weight: QuantizedTensor) -> dict:
-    return {
-        "shape": list(weight.shape),
-        "format": {"type": type(weight.format).__name__.lower(), **asdict(weight.format)},
-    }
+    return {"shape": list(weight.shape), "format": weight.format.to_dict()}
 
 
 def _read(file, prefix: str, entry: dict) -> QuantizedTensor:
-    description = dict(entry["format"])
-    format = _FORMATS[description.pop("type")](**description)
+    format = kinds.from_dict(entry["format"])
     names = [name for name in file.keys() if name.startswith(f"{prefix}/")]  # noqa: SIM118 (not a mapping)
     return QuantizedTensor(
         format, tuple(entry["shape"]), **{name.rpartition("/")[2]: file.get_tensor(name) for name in names}

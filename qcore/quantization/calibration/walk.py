@@ -91,19 +91,15 @@ class BlockWork:
 
     def module(self, target: Target) -> nn.Module:
         """The module that holds the target's parameter."""
-        return self.block.get_submodule(target.module.removeprefix(f"{self.prefix}."))
+        return target.owner(self.block, self.prefix)
 
     def matrices(self, target: Target) -> list[torch.Tensor]:
         """The target's weight as it stands, float32 (N, K): one matrix, or one for each expert."""
-        parameter = getattr(self.module(target), target.parameter).detach()
-        parameter = parameter.transpose(-1, -2) if self._turned(target) else parameter
-        return list(parameter.unbind(0)) if target.kind == "experts" else [parameter]
+        return target.matrices(self.block, self.prefix)
 
     def replace(self, target: Target, matrices: list[torch.Tensor]) -> None:
         """Let the block compute with other weights (N, K)."""
-        value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
-        value = value.transpose(-1, -2).contiguous() if self._turned(target) else value
-        setattr(self.module(target), target.parameter, nn.Parameter(value, requires_grad=False))
+        target.put(self.block, matrices, self.prefix)
         self.settled.change(target.name)
 
     def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
@@ -158,7 +154,7 @@ class BlockWork:
             for hidden in self.hidden:
                 parameter = getattr(module, target.parameter).detach()
                 for expert, inputs in watch_experts(
-                    lambda hidden=hidden: self.run(hidden), parameter, self._turned(target)
+                    lambda hidden=hidden: self.run(hidden), parameter, target.transposed
                 ):
                     totals[expert].add(inputs)
         finally:
@@ -183,9 +179,6 @@ class BlockWork:
                 ):
                     self._calm[stage][number] = inputs.to(torch.bfloat16)
         return self._calm
-
-    def _turned(self, target: Target) -> bool:
-        return target.kind == "conv1d" or (target.kind == "experts" and self.module(target).is_transposed)
 
 
 @dataclass(frozen=True)
@@ -331,9 +324,9 @@ def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -
     settled = Settled(block, name, [])
     for target in own:
         if target.name in weights:
-            module = block.get_submodule(target.module.removeprefix(f"{name}."))
-            _compute_with(module, target, weights[target.name])
-            settled.choose(target.name, *_alone(target, module, weights[target.name]))
+            chosen = weights[target.name]
+            target.put(block, [weight.dequantize() for weight in chosen], name)
+            settled.choose(target.name, *_alone(target, target.owner(block, name), chosen))
     notes = {
         target.name: "No calibration text reached it, so its codes were rounded to nearest."
         for target in own
@@ -346,11 +339,3 @@ def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) ->
     """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer
     and its weight."""
     return (module, weights[0]) if target.kind == "linear" else ()
-
-
-def _compute_with(module: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
-    matrices = [weight.dequantize() for weight in weights]
-    value = torch.stack(matrices) if target.kind == "experts" else matrices[0]
-    if target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed):
-        value = value.transpose(-1, -2).contiguous()
-    setattr(module, target.parameter, nn.Parameter(value, requires_grad=False))

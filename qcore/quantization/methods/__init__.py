@@ -11,8 +11,8 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.base.registry import Registry
-from qcore.formats.codebook import Codebook
-from qcore.formats.tensor import Format, QuantizedTensor
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor
 from qcore.quantization.calibration.walk import BlockMethod
 
 Method = Callable[[torch.Tensor, Format], QuantizedTensor]
@@ -34,11 +34,6 @@ def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTens
             "quantized by itself. Quantize the whole model, or look at a recipe that needs no text, such as int4-g64-hqq."
         )
     return METHODS[method](weight.detach(), format)
-
-
-def without_text(format: Format) -> str:
-    """The method that stands in where no calibration text reaches a weight of `format`."""
-    return "kmeans" if isinstance(format, Codebook) and format.fixed is None else "rtn"
 
 
 from qcore.quantization.methods import awq, gptq, hessian, hqq, kmeans, rtn, signround, together  # noqa: E402, F401  (each registers itself)

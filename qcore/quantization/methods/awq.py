@@ -14,7 +14,7 @@ of all calibration text, computed from the Hessian, where the paper samples.
 
 import torch
 
-from qcore.formats.tensor import Format
+from qcore.formats.kinds import Format
 from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
 from qcore.quantization.methods import quantize as quantize_alone
 from qcore.quantization.methods.descent import objective
@@ -60,7 +60,7 @@ def choose(work) -> None:
     importance: dict[str, torch.Tensor] = {}
     for stage in work.stages:
         work.step(f"scales of {', '.join(target.module.rpartition('.')[2] for target in stage.targets)}")
-        if stage.targets[0].kind == "experts":
+        if stage.targets[0].fused:
             continue
         (moments,), fold = work.moments([stage], magnitude=True), find_fold(work, stage)
         scale = torch.ones(len(moments.hessian))
@@ -75,7 +75,7 @@ def choose(work) -> None:
         importance |= {target.name: moments.hessian.diagonal() / scale.square() for target in stage.targets}
     for stage in work.stages:
         for target in stage.targets:
-            if target.kind == "experts":
+            if target.fused:
                 _experts(work, target)
             else:
                 work.put(target, [clipped(work.matrices(target)[0], target.format, importance[target.name])])

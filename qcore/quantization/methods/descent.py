@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from qcore.quantization.methods import stepwise
-from qcore.quantization.methods.grid import Grid, groups_in
+from qcore.quantization.methods.grid import Grid
 
 ROUNDS = 3
 
@@ -77,7 +77,7 @@ def refit(
 
 def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> Grid:
     columns, rows = pull.shape
-    units, count = grid.units(codes), groups_in(columns, grid.format)
+    units, count = grid.units(codes), grid.format.groups(columns)
     size = grid.format.group_size or columns
     system, wanted = torch.empty(rows, count, count), torch.empty(rows, count)
     for group in range(count):

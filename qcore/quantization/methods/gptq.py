@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore.formats.tensor import Format, QuantizedTensor
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, descent, stepwise, without_text
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor
+from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, descent, stepwise
 from qcore.quantization.methods import quantize as quantize_alone
 from qcore.quantization.methods.grid import Grid, search
 
@@ -147,7 +148,7 @@ def _experts(work, target) -> None:
         if moments.tokens:
             tensors.append(quantize([matrix], target.format, moments.hessian)[0].tensor)
         else:
-            tensors.append(quantize_alone(matrix, target.format, without_text(target.format)))
+            tensors.append(quantize_alone(matrix, target.format, target.format.method))
             alone += 1
     if alone:
         work.notes[target.name] = (

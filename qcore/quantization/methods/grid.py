@@ -18,9 +18,8 @@ from functools import cached_property
 
 import torch
 
-from qcore.formats.codebook import Codebook
-from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
-from qcore.formats.uniform import Uniform
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels.choosing import Levels
 from qcore.quantization.methods.rtn import grouped
 
@@ -47,12 +46,12 @@ class Grid:
     @property
     def lowest(self) -> int:
         """The smallest code."""
-        return 1 if isinstance(self.format, Uniform) and self.format.symmetric else 0
+        return self.format.lowest
 
     @property
     def scaled(self) -> bool:
         """False for per-channel tables, which have no scale."""
-        return self.format.group_size is not None or self.table is None or self.format.fixed is not None
+        return self.format.scaled
 
     @cached_property
     def midpoints(self) -> torch.Tensor:
@@ -137,7 +136,7 @@ class Grid:
         zero = None if self.zero is None else self.zero.T.to(torch.uint8).contiguous()
         table = self.table
         if table is not None:
-            table = self.format.fixed if self.format.fixed is not None else table.to(torch.float16)
+            table = table.to(torch.float16) if self.format.learned else self.format.fixed
         return QuantizedTensor.from_codes(
             self.format, codes, self.scale.T.contiguous() if self.scaled else None, zero, table
         )
@@ -147,7 +146,7 @@ def search(
     weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink: tuple[float, ...] = SHRINK
 ) -> Grid:
     """The best grid of `format` for `weight` (N, K), given the `importance` (K,) of each input."""
-    if isinstance(format, Codebook):
+    if not format.even:
         return _search_table(weight, format, importance, shrink)
     size = format.group_size
     heavy = grouped(importance.unsqueeze(0), size)  # (1, G, size)
@@ -159,7 +158,7 @@ def search(
 
 
 def _search_uniform(
-    groups: torch.Tensor, heavy: torch.Tensor, format: Uniform, shrink
+    groups: torch.Tensor, heavy: torch.Tensor, format: Format, shrink
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale and zero point (N, G) of `groups` (N, G, size)."""
     lowest, highest = groups.aminmax(dim=2)
@@ -178,9 +177,7 @@ def _search_uniform(
             offset = (-low / tried.clamp_min(_TINY)).round_().clamp_(0, top)
         tried = tried.to(torch.float16).float() if not format.double_quant else tried
         codes = (groups / tried.clamp_min(_TINY).unsqueeze(2)).round_().add_(offset.unsqueeze(2))
-        codes.clamp_(1 if format.symmetric else 0, top).sub_(offset.unsqueeze(2)).mul_(
-            tried.unsqueeze(2)
-        ).sub_(groups)
+        codes.clamp_(format.lowest, top).sub_(offset.unsqueeze(2)).mul_(tried.unsqueeze(2)).sub_(groups)
         error = codes.square_().mul_(heavy).sum(2)
         better = error < best
         best = torch.where(better, error, best)
@@ -188,15 +185,15 @@ def _search_uniform(
     return scale, None if format.symmetric else zero
 
 
-def _search_table(weight: torch.Tensor, format: Codebook, importance: torch.Tensor, shrink) -> Grid:
+def _search_table(weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink) -> Grid:
     from qcore.quantization.methods.kmeans import weighted_table
 
     columns = weight.shape[1]
-    if format.kind == "kmeans4" and format.group_size is None:
+    if not format.scaled:
         return Grid(format, torch.ones(1, len(weight)), table=weighted_table(weight, importance))
     groups, heavy = grouped(weight, format.group_size), grouped(importance.unsqueeze(0), format.group_size)
-    absmax = groups.abs().amax(2)
-    if format.fixed is not None:
+    absmax = groups.abs().amax(2) / format.reach
+    if not format.learned:
         table, order = format.fixed.sort()
     else:
         relative = (groups / absmax.clamp_min(_TINY).unsqueeze(2)).flatten(1)[:, :columns]
@@ -231,16 +228,11 @@ def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
     format, codes = tensor.format, tensor.unpacked_codes()
     scale = tensor.scales()
     scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
-    if isinstance(format, Uniform):
+    if format.even:
         zero = None if format.symmetric else tensor.zero_points().T.contiguous()
         return Grid(format, scale, zero), codes.T.float().contiguous()
     table, order = tensor.codebook.float(), None
-    if format.fixed is not None:
+    if not format.learned:
         table, order = table.sort()
         codes = order.argsort()[codes.long()]
     return Grid(format, scale, table=table, order=order), codes.T.float().contiguous()
-
-
-def groups_in(columns: int, format: Format) -> int:
-    """G, the number of groups along `columns` inputs."""
-    return group_count(columns, format.group_size)

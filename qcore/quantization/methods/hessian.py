@@ -10,16 +10,16 @@ scale², and then each group's scale is searched.
 import torch
 
 from qcore.base.errors import InputError
-from qcore.formats.codebook import Codebook
+from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
 from qcore.quantization.methods.grid import nearest, search
 
 
-def quantize(weight: torch.Tensor, format: Codebook, importance: torch.Tensor) -> QuantizedTensor:
+def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raises
     `InputError` for others."""
-    if not isinstance(format, Codebook) or format.kind != "kmeans4":
+    if not format.learned:
         raise InputError(
             f"The method kmeans-hessian learns the table of a kmeans4 format; it cannot be used with {format.label}."
         )
@@ -32,7 +32,7 @@ def choose(work) -> None:
     """Quantize a block, stage by stage."""
     for stage in work.stages:
         work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
-        if stage.targets[0].kind == "experts":
+        if stage.targets[0].fused:
             (target,) = stage.targets
             seen = work.moments_of_experts(target)
             importances = [

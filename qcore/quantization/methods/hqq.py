@@ -16,8 +16,8 @@ the best grid it has met.
 import torch
 
 from qcore.base.errors import InputError
+from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, round_scale
-from qcore.formats.uniform import Uniform
 from qcore.quantization.methods import METHODS
 from qcore.quantization.methods.rtn import grouped
 
@@ -28,9 +28,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @METHODS.register("hqq")
-def quantize(weight: torch.Tensor, format: Uniform) -> QuantizedTensor:
+def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a uniform format. Raises `InputError` for any other."""
-    if not isinstance(format, Uniform):
+    if not format.even:
         raise InputError(
             f"The method hqq fits the scales of uniform grids; it cannot be used with {format.label}."
         )
@@ -56,7 +56,7 @@ def quantize(weight: torch.Tensor, format: Uniform) -> QuantizedTensor:
     )
 
 
-def fit(groups: torch.Tensor, format: Uniform, rounds: int = ROUNDS) -> tuple[torch.Tensor, torch.Tensor]:
+def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and integer zero point, both (N, G), of `groups` (N, G, size)."""
     lowest, highest = groups.aminmax(dim=2)
     top, middle = format.levels - 1, format.levels // 2
@@ -90,7 +90,7 @@ def fit(groups: torch.Tensor, format: Uniform, rounds: int = ROUNDS) -> tuple[to
     return best_scale * unit, best_zero
 
 
-def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, format: Uniform) -> torch.Tensor:
+def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, format: Format) -> torch.Tensor:
     """The nearest codes (N, G, size), as floats."""
     codes = (groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero.unsqueeze(2))
-    return codes.clamp_(1 if format.symmetric else 0, format.levels - 1)
+    return codes.clamp_(format.lowest, format.levels - 1)

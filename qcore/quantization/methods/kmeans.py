@@ -14,7 +14,8 @@ in few rounds.
 import torch
 
 from qcore.base.errors import InputError
-from qcore.formats.codebook import ENTRIES, Codebook
+from qcore.formats.codebook import ENTRIES
+from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, spread
 from qcore.quantization.methods import METHODS
 from qcore.quantization.methods.rtn import grouped
@@ -27,9 +28,9 @@ _SAMPLE = (
 
 
 @METHODS.register("kmeans")
-def quantize(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
+def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a `kmeans4` format. Raises `InputError` for any other format."""
-    if not isinstance(format, Codebook) or format.kind != "kmeans4":
+    if not format.learned:
         raise InputError(
             f"The method kmeans learns the table of a kmeans4 format; it cannot be used with {format}."
         )
@@ -44,7 +45,7 @@ def _per_row(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return table, assign(values, table.float())
 
 
-def _per_group(weight: torch.Tensor, format: Codebook) -> QuantizedTensor:
+def _per_group(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     columns, size = weight.shape[1], format.group_size
     scale = grouped(weight, size).abs().amax(dim=2)
     relative = weight.float() / spread(scale, columns, size).clamp_min(torch.finfo(torch.float32).tiny)

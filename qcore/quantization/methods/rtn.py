@@ -19,9 +19,8 @@ import torch
 from torch.nn.functional import pad
 
 from qcore.base.errors import InputError
-from qcore.formats.codebook import Codebook
-from qcore.formats.tensor import Format, QuantizedTensor, group_count, round_scale
-from qcore.formats.uniform import Uniform
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels import rounding
 from qcore.quantization.methods import METHODS
 
@@ -35,43 +34,34 @@ _TINY = torch.finfo(
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for
     scales above 65504."""
-    if isinstance(format, Codebook) and format.fixed is None:
+    if format.learned:
         raise InputError(
             f"Rounding to nearest needs a fixed table; {format.label} learns its own. Use the method kmeans."
         )
-    found = rounding.quantize(weight, format) if rounding.reason_against(weight) is None else None
+    found = rounding.quantize(weight, format) if rounding.reason_against(weight, format) is None else None
     return reference(weight, format) if found is None else found
 
 
 def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """The same in plain torch, on any device."""
     rows, columns = weight.shape
-    groups = group_count(columns, format.group_size)
+    groups = format.groups(columns)
     scale = torch.empty(rows, groups, device=weight.device)
-    zero_point = (
-        torch.empty_like(scale, dtype=torch.uint8)
-        if isinstance(format, Uniform) and not format.symmetric
-        else None
-    )
+    zero_point = None if format.symmetric else torch.empty_like(scale, dtype=torch.uint8)
     for part in _chunks(weight):
         scale[part], zero = _grid(grouped(weight[part], format.group_size), format)
         if zero_point is not None:
             zero_point[part] = zero
-    kept = round_scale(scale, format) if isinstance(format, Uniform) else scale
+    kept = round_scale(scale, format) if format.rounds_for_stored_scale else scale
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
-    choose = _uniform_codes if isinstance(format, Uniform) else _table_codes
+    choose = _uniform_codes if format.even else _table_codes
     for part in _chunks(weight):
         zero = None if zero_point is None else zero_point[part]
         codes[part] = choose(grouped(weight[part], format.group_size), kept[part], zero, format).flatten(1)[
             :, :columns
         ]
-    return QuantizedTensor.from_codes(
-        format,
-        codes,
-        scale,
-        zero_point,
-        format.fixed.to(weight.device) if isinstance(format, Codebook) else None,
-    )
+    table = None if format.even else format.fixed.to(weight.device)
+    return QuantizedTensor.from_codes(format, codes, scale, zero_point, table)
 
 
 def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
@@ -92,8 +82,8 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
 def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G,
     group_size)."""
-    if isinstance(format, Codebook):
-        return groups.abs().amax(dim=2), None
+    if not format.even:
+        return groups.abs().amax(dim=2) / format.reach, None
     if format.symmetric:
         return groups.abs().amax(dim=2) / (format.levels // 2 - 1), None
     lowest, highest = groups.aminmax(dim=2)
@@ -103,19 +93,18 @@ def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Ten
 
 
 def _uniform_codes(
-    groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, format: Uniform
+    groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, format: Format
 ) -> torch.Tensor:
     middle = format.levels // 2
     zero = middle if zero_point is None else zero_point.unsqueeze(2)
-    lowest = 1 if format.symmetric else 0
     return (
         ((groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero))
-        .clamp_(lowest, format.levels - 1)
+        .clamp_(format.lowest, format.levels - 1)
         .to(torch.uint8)
     )
 
 
-def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format: Codebook) -> torch.Tensor:
+def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format: Format) -> torch.Tensor:
     return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), format.fixed.to(groups.device))
 
 

@@ -104,7 +104,6 @@ def choose(work) -> None:
         for name, target in targets.items()
         if target.name in solutions
     }
-    turned = {name for name in learned if targets[name].kind == "conv1d"}
     norms = {
         name: value
         for name, value in work.block.named_parameters()
@@ -116,7 +115,10 @@ def choose(work) -> None:
             work.calm_output[i] = work.blocks.run(work.position, work.undisturbed[i], work.original)
 
     def tensors() -> dict[str, torch.Tensor]:
-        made = {name: each.weight().T if name in turned else each.weight() for name, each in learned.items()}
+        made = {
+            name: each.weight().T if targets[name].transposed else each.weight()
+            for name, each in learned.items()
+        }
         return made | {name: norms[name] * gains[name] for name in norms}
 
     before = _loss_of_all(work, {})

@@ -53,18 +53,18 @@ class Layer:
     learned: Learned
     owner: nn.Module
     parameter: str
-    turned: bool  # stored (K, N)
+    transposed: bool  # stored (K, N)
 
     def show(self) -> None:
         """Let the block compute with what has been learned so far."""
         weight = self.learned.weight().detach()
         getattr(self.owner, self.parameter).data = (
-            weight.T.contiguous() if self.turned else weight.contiguous()
+            weight.T.contiguous() if self.transposed else weight.contiguous()
         )
 
     def move(self, gradient: torch.Tensor, rate: float) -> None:
         """A step against the sign of the `gradient` of the parameter."""
-        gradient = gradient if self.turned else gradient.T
+        gradient = gradient if self.transposed else gradient.T
         grid, learned = self.learned.grid, self.learned
         if grid.scaled:
             slope = gradient * grid.units(learned.codes())
@@ -104,15 +104,13 @@ class Together:
         block as it was, `original`."""
         layers = []
         for target in targets:
-            if target.kind == "experts" or target.name not in weights:
+            if target.fused or target.name not in weights:
                 continue
-            path, turned = target.module.removeprefix(f"{prefix}."), target.kind == "conv1d"
-            unrounded = getattr(original.get_submodule(path), target.parameter).detach()
+            (unrounded,) = target.matrices(original, prefix)
             grid, codes = read(weights[target.name][0])
-            learned = Learned.begin(
-                gptq.Solution(grid, codes, (unrounded if turned else unrounded.T).contiguous())
-            )
-            layers.append(Layer(target.name, learned, block.get_submodule(path), target.parameter, turned))
+            learned = Learned.begin(gptq.Solution(grid, codes, unrounded.T.contiguous()))
+            owner = target.owner(block, prefix)
+            layers.append(Layer(target.name, learned, owner, target.parameter, target.transposed))
         self.layers.append(layers)
         self.norms.append(
             [

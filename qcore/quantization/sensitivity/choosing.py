@@ -18,7 +18,7 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.budget import Budget, plain
-from qcore.formats.tensor import Format, format_bytes
+from qcore.formats.kinds import Format
 from qcore.layers.inventory import inventory
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
@@ -216,14 +216,11 @@ def _thinned(points: list) -> list:
 
 
 def _weights(model: nn.Module, target: Target) -> int:
-    return getattr(model.get_submodule(target.module), target.parameter).numel()
+    return target.weight(model).numel()
 
 
 def _bytes(model: nn.Module, target: Target, budget: Budget) -> int:
     """Bytes of a target that is not up for choice: its own format, or the largest candidate."""
-    module = model.get_submodule(target.module)
-    shape = getattr(module, target.parameter).shape
-    turned = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
-    rows, columns = reversed(shape[-2:]) if turned else shape[-2:]
+    count, rows, columns = target.shape(model)
     format = budget.largest if target.format == budget else target.format
-    return _weights(model, target) // (rows * columns) * format_bytes(format, rows, columns)
+    return count * format.nbytes(rows, columns)

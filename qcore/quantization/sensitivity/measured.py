@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qcore.base.progress import Progress
-from qcore.formats.tensor import Format
+from qcore.formats.kinds import Format
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.blocks import Blocks
@@ -85,7 +85,7 @@ def measure(
         work = BlockWork(reader, position, each, seen[position], None, None, calibration, lambda words: None)
         result: dict[str, list[float]] = {}
         for stage in work.stages:
-            experts = stage.targets[0].kind == "experts"
+            experts = stage.targets[0].fused
             if sees:
                 moments = work.moments_of_experts(stage.targets[0]) if experts else work.moments([stage])
             else:

@@ -23,7 +23,7 @@ from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.formats.tensor import Format, format_bytes
+from qcore.formats.kinds import Format
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.blocks import Blocks
@@ -164,7 +164,7 @@ def _block(
     )
     seen_by = {stage.targets: each for stage, each in zip(linear, moments, strict=True)}
     for stage in work.stages:
-        if stage.targets[0].kind == "experts":
+        if stage.targets[0].fused:
             rows |= _experts(work, given, found, stage.targets[0], formats, method)
             continue
         weights = [work.matrices(target)[0].float() for target in stage.targets]
@@ -243,7 +243,7 @@ def row(
         kind=kind,
         shape=tuple(getattr(work.module(target), target.parameter).shape),
         weights=prod((len(matrices), rows, columns)),
-        nbytes=tuple(len(matrices) * format_bytes(format, rows, columns) for format in formats),
+        nbytes=tuple(len(matrices) * format.nbytes(rows, columns) for format in formats),
         loss=tuple(losses),
         output_error=tuple(errors),
     )

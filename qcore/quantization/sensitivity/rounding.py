@@ -16,7 +16,7 @@ Learned rounding starts from GPTQ's answer and is treated alike.
 import torch
 
 from qcore.base.errors import InputError
-from qcore.formats.tensor import Format
+from qcore.formats.kinds import Format
 from qcore.quantization import methods
 
 GPTQ_LIKE = ("gptq", "signround", "distilled")
@@ -71,8 +71,8 @@ class Expected:
             self._factor = order, factor / factor.diagonal().unsqueeze(1)
         order, factor = self._factor
         grid = search(weight, format, self.hessian.diagonal())
-        turned = weight.T.contiguous()
-        error = grid.values(nearest(turned, grid)).sub_(turned)
+        transposed = weight.T.contiguous()
+        error = grid.values(nearest(transposed, grid)).sub_(transposed)
         left = torch.empty_like(error)
         left[order] = factor.T @ error[order]
         return left.T

@@ -15,12 +15,10 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 
 from qcore.base.errors import InputError
-from qcore.formats.codebook import Codebook
-from qcore.formats.tensor import Format
-from qcore.formats.uniform import Uniform
+from qcore.formats import kinds
+from qcore.formats.kinds import Format
 
 VERSION = 1
-_KINDS = {"uniform": Uniform, "codebook": Codebook}
 PROXIES = ("loss", "output_error")
 
 
@@ -88,7 +86,7 @@ class Sensitivities:
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
-        formats = [{"type": type(format).__name__.lower(), **asdict(format)} for format in self.formats]
+        formats = [format.to_dict() for format in self.formats]
         return {
             "version": VERSION,
             "formats": formats,
@@ -102,19 +100,13 @@ class Sensitivities:
         try:
             if record["version"] != VERSION:
                 raise ValueError(f"version {record['version']}")
-            formats = tuple(format_from(description) for description in record["formats"])
+            formats = tuple(kinds.from_dict(description) for description in record["formats"])
             layers = tuple(
                 Layer(**{name: _tuple(value) for name, value in layer.items()}) for layer in record["layers"]
             )
             return cls(formats, layers, record["conditions"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This table of sensitivities cannot be read: {error}.") from error
-
-
-def format_from(description: dict) -> Format:
-    """A format from its JSON form: its fields and its "type"."""
-    fields = dict(description)
-    return _KINDS[fields.pop("type")](**fields)
 
 
 def spearman(left: list[float], right: list[float]) -> float:

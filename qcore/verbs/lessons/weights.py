@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from qcore import recipes
-from qcore.formats.tensor import Format, QuantizedTensor, group_count
-from qcore.formats.uniform import Uniform
+from qcore.formats.kinds import Format, group_count
+from qcore.formats.tensor import QuantizedTensor
 from qcore.models import Checkpoint
 from qcore.quantization import methods
 from qcore.verbs import layer_errors
@@ -72,7 +72,7 @@ def read(checkpoint: Checkpoint, name: str) -> Sample:
 def rounded(weight: torch.Tensor, format: Format, place: int | None = None) -> Rounded:
     """`weight` (N, K) in `format`, rounded to nearest (tables that are learned: by k-means), with the group
     number `place`, counted row after row; None is the one with the median range."""
-    return describe(weight, methods.quantize(weight, format, methods.without_text(format)), place)
+    return describe(weight, methods.quantize(weight, format, format.method), place)
 
 
 def describe(weight: torch.Tensor, stored: QuantizedTensor, place: int | None = None) -> Rounded:
@@ -120,23 +120,10 @@ def places(weight: torch.Tensor, group_size: int) -> dict[str, int]:
 
 def _group(weight: torch.Tensor, values: torch.Tensor, stored: QuantizedTensor, place: int | None) -> Group:
     size = weight.shape[1] if stored.format.group_size is None else stored.format.group_size
-    each = group_count(weight.shape[1], stored.format.group_size)
+    each = stored.format.groups(weight.shape[1])
     if place is None:
         place = places(weight, min(size, weight.shape[1]))["typical"]
     row, start = place // each, place % each * size
     part = slice(start, min(start + size, weight.shape[1]))
-    return Group(
-        tuple(weight[row, part].tolist()), tuple(values[row, part].tolist()), _grid(stored, row, place % each)
-    )
-
-
-def _grid(stored: QuantizedTensor, row: int, group: int) -> tuple[float, ...]:
-    scales = stored.scales()
-    scale = 1.0 if scales is None else scales[row, group]
-    if isinstance(stored.format, Uniform):
-        zero = stored.zero_points()
-        zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
-        units = torch.arange(1 if stored.format.symmetric else 0, stored.format.levels) - zero
-    else:
-        units = stored.codebook[row] if stored.codebook.ndim == 2 else stored.codebook
-    return tuple(sorted(set((units.float() * scale).tolist())))
+    values_of_group = tuple(sorted(set(stored.group_values(row, place % each).tolist())))
+    return Group(tuple(weight[row, part].tolist()), tuple(values[row, part].tolist()), values_of_group)

@@ -8,7 +8,6 @@ import torch
 
 from qcore import library, recipes
 from qcore.base.errors import InputError
-from qcore.formats.tensor import format_bytes
 from qcore.formats.uniform import Uniform
 from qcore.kernels import dispatch
 from qcore.quantization import methods
@@ -55,7 +54,7 @@ def test_a_large_matrix_is_cut_to_its_first_rows(checkpoint, monkeypatch):
 @pytest.mark.parametrize("name", ["int4-g64", "int3-g32-sym", "nf4-g64", "kmeans4", "int8"])
 def test_the_group_shown_is_the_weights_own(name):
     format = recipes.parse(name).weights
-    stored = methods.quantize(WEIGHT, format, methods.without_text(format))
+    stored = methods.quantize(WEIGHT, format, format.method)
     size = format.group_size or 160
     each = -(-160 // size)
     for place in (0, each, 3 * each + each - 1):
@@ -79,7 +78,7 @@ def test_group_sizes_cost_what_the_format_says_and_smaller_ones_are_closer():
     found = lessons.group_sizes(WEIGHT, 4)
     assert list(found) == [8, 16, 32, 64, 128, None]
     for size, one in found.items():
-        assert one.bits_per_weight == 8 * format_bytes(Uniform(4, size, False), 24, 160) / WEIGHT.numel()
+        assert one.bits_per_weight == 8 * Uniform(4, size, False).nbytes(24, 160) / WEIGHT.numel()
     assert found[8].relative_error < found[32].relative_error < found[128].relative_error
 
 

@@ -1,0 +1,124 @@
+"""Formats, methods and engines from outside the package.
+
+An extension is a Python module that registers what it adds when it is imported. Every process of qcore imports the extensions the first
+time that a registry is asked for something it may hold:
+
+- modules and files named in QCORE_EXTENSIONS, separated as in PATH: `my_package.formats` or `/path/to/formats.py`;
+- entry points of the group "qcore.extensions" of installed packages.
+
+`register` adds one for this process and for those that it starts (each recipe of a comparison runs in one of its own).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from qcore.base.errors import InputError
+from qcore.base.registry import Registry
+
+VARIABLE, GROUP = "QCORE_EXTENSIONS", "qcore.extensions"
+T = TypeVar("T")
+_loaded: dict[str, ModuleType] = {}
+_done = False
+
+
+class ExtensibleRegistry(Registry[T]):
+    """A registry that imports the extensions before it answers, and first of all what `prepare` enters."""
+
+    def __init__(self, kind: str, prepare: Callable[[], None] | None = None):
+        super().__init__(kind)
+        self._prepare = prepare
+
+    def __getitem__(self, name: str) -> T:
+        self._complete()
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._complete()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete()
+        return super().__iter__()
+
+    def values(self) -> list[T]:
+        """All entries, in the order of their registration."""
+        self._complete()
+        return self.known()
+
+    def known(self) -> list[T]:
+        """The entries so far, no extension being imported for it."""
+        return list(self._entries.values())
+
+    def _complete(self) -> None:
+        prepare, self._prepare = self._prepare, None
+        if prepare is not None:
+            prepare()
+        load()
+
+
+def load() -> None:
+    """Import all extensions, once per process. Raises `InputError` naming one that cannot be imported."""
+    global _done
+    if _done:
+        return
+    _done = True  # an extension's own import asks registries, too
+    try:
+        for entry in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+            _load(entry)
+        for point in entry_points(group=GROUP):
+            _load(point.value.partition(":")[0])
+    except BaseException:
+        _done = False
+        raise
+
+
+def register(extension: ModuleType | str | Path) -> ModuleType:
+    """Import an extension, a module, its name or its file, here and in the processes that this one starts. Returns
+    the module. Raises `InputError` if it cannot be imported."""
+    load()
+    if isinstance(extension, ModuleType):
+        name = extension.__name__ if "." in extension.__name__ else str(extension.__file__)
+        _loaded[name] = extension
+    else:
+        name = str(extension)
+        name = str(Path(name).absolute()) if name.endswith(".py") else name
+        _load(name)
+    named = list(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)))
+    if name not in named:
+        os.environ[VARIABLE] = os.pathsep.join([*named, name])
+    return _loaded[name]
+
+
+def _load(name: str) -> None:
+    if name in _loaded:
+        return
+    try:
+        _loaded[name] = _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except Exception as error:  # whatever its import raises, a person has to hear which extension it was
+        raise InputError(
+            f"The extension {name} cannot be imported: {type(error).__name__}: {error}. It is named in {VARIABLE} or by an installed package."
+        ) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
