@@ -100,16 +100,13 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
 def evaluate(source: str, recipes: list[str], tokens: int, window: int) -> dict:
     """What `python -m qcore eval --stream --recipes …` does."""
     from qcore.recipes import parse
-    from qcore.verbs.streamed import evaluate_streamed_once
+    from qcore.verbs.evaluate import run_streamed
 
-    found = evaluate_streamed_once(
+    found = run_streamed(
         source,
         tuple(parse(name) for name in recipes),
-        revision=None,
-        text=None,
         tokens=tokens,
         window=window,
-        stride=None,
         progress=lambda done, total, detail: None,
     )
     rows = [

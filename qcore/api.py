@@ -1,11 +1,11 @@
-"""The verbs of `import qcore`, each a few lines over the modules that do the work."""
+"""The verbs of `import qcore`, each a thin layer over `qcore.verbs` and the modules that do the work."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from qcore import library, planning, recipes
+from qcore import planning, recipes
 from qcore.base import texts
 from qcore.base.errors import InputError
+from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.evaluation.choices import Answers
 from qcore.evaluation.choices import ask as answer
@@ -18,11 +18,10 @@ from qcore.formats.kv import NONE, form_named
 from qcore.library import Loaded, safetensors
 from qcore.library.plain import check_judged
 from qcore.measurement import throughput
-from qcore.quantization import convert
-from qcore.quantization.calibration import load_calibration
 from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Recipe
-from qcore.recipes.spec import check_limits, check_margin, check_minutes
+from qcore.recipes.spec import check_margin
+from qcore.verbs import checks, prepare
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
@@ -30,11 +29,10 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
 
     Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved
     quantized model its `recipe` and `ledger`. Raises `InputError` for one that cannot or must not be loaded
-    (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub cannot be reached.
+    (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub or the device cannot be
+    reached.
     """
-    checkpoint = library.resolve(model, revision)
-    planning.check_fits(checkpoint, recipes.parse("fp32"))
-    return library.load(checkpoint, device=device)
+    return prepare.load(checks.check_model(model, revision, device=device), device=device)
 
 
 def quantize(
@@ -45,7 +43,7 @@ def quantize(
     calibration: str | Path | None = None,
     calibration_tokens: int = TOKENS,
     calibration_minutes: float | None = None,
-    progress=None,
+    progress: Progress | None = None,
 ) -> Loaded:
     """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns
     of modules to leave out.
@@ -53,22 +51,19 @@ def quantize(
     Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the
     packaged one); those that learn take about `calibration_minutes`.
 
-    Returns the model with its `recipe` and `ledger`. Raises `NotAppliedError` if the recipe did less than it
-    should.
+    Returns the model with its `recipe` and `ledger`. Raises `InputError` for a model, recipe or text that
+    cannot be used, `NotAppliedError` if the recipe did less than it should.
     """
-    loaded = load(model) if isinstance(model, str) else model
-    recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    chosen = _recipe(recipe)
     if skip:
-        recipe = recipe.with_modules(skip=tuple(skip))
-    check_limits(calibration_tokens=calibration_tokens)
-    check_minutes(calibration_minutes)
-    text = None
-    if recipe.calibrated:
-        text = load_calibration(
-            calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes
-        )
-    ledger = convert.quantize(loaded.model, recipe, progress=progress, calibration=text)
-    return replace(loaded, recipe=recipe, ledger=ledger)
+        chosen = chosen.with_modules(skip=tuple(skip))
+    text = prepare.CalibrationText(calibration, calibration_tokens, calibration_minutes)
+    if isinstance(model, Loaded):  # whose weights may have been changed since they were loaded
+        return prepare.quantize(model, chosen, calibration=text, resume=False, progress=progress).loaded
+    checkpoint = prepare.find_original(model, progress=progress)
+    checks.check_skips(checkpoint, (chosen,))
+    text.check(chosen)
+    return prepare.prepare(checkpoint, chosen, calibration=text, progress=progress).loaded
 
 
 def evaluate(
@@ -79,7 +74,7 @@ def evaluate(
     window: int = 512,
     stride: int | None = None,
     kv: str = NONE,
-    progress=None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see
     `Evaluation`.
@@ -102,7 +97,9 @@ def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verd
     return verdict_on(after.to_dict(), before.to_dict(), margin)
 
 
-def ask(model: Loaded | str, choices: str | Path | None = None, *, progress=None) -> Answers:
+def ask(
+    model: Loaded | str, choices: str | Path | None = None, *, progress: Progress | None = None
+) -> Answers:
     """The answers of `model` to the multiple-choice questions in the file `choices` (None: the packaged
     ones), by likelihood."""
     asked = load_questions(choices)
@@ -117,7 +114,7 @@ def measure(
     new_tokens: int = 32,
     repeats: int = 3,
     kv: str = NONE,
-    progress=None,
+    progress: Progress | None = None,
 ) -> throughput.Throughput:
     """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see
     `Throughput`."""
@@ -154,7 +151,7 @@ def plan(
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
     revision: str | None = None,
-    progress=None,
+    progress: Progress | None = None,
 ) -> planning.Plan:
     """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its
     headers alone.
@@ -163,9 +160,9 @@ def plan(
     each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe` the model's
     shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
     """
-    from qcore.verbs.planned import plan_here
+    from qcore.verbs import plan as verb
 
-    return plan_here(
+    return verb.run(
         model,
         recipes,
         context=context,
@@ -205,7 +202,7 @@ def qat(
     overwrite: bool = False,
     compare: bool = False,
     device: str = "cpu",
-    progress=None,
+    progress: Progress | None = None,
     **options,
 ) -> dict:
     """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and
@@ -219,15 +216,14 @@ def qat(
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
-    from qcore.verbs import making
+    from qcore.verbs import qat as verb
 
     asked = _options(
         Qat, form=Form(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
     )
-    chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
-    return making.train_quantized(
+    return verb.run(
         model,
-        chosen,
+        _recipe(recipe),
         asked,
         folder,
         overwrite=overwrite,
@@ -244,19 +240,22 @@ def prune(
     folder: str | Path,
     *,
     recipe: Recipe | str | None = None,
-    progress=None,
+    overwrite: bool = False,
+    compare: bool = False,
+    progress: Progress | None = None,
     **options,
 ) -> dict:
     """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and
     save it in `folder`.
 
-    `options` are those of `qcore.verbs.making.prune`: order, sparse, calibration, tokens, overwrite, compare.
-    Returns what came out.
+    `options` are fields of `qcore.verbs.prune.Prune`: order, sparse, calibration, tokens. Returns the sizes
+    and shares; with `compare` also the figures beside the original's.
     """
-    from qcore.verbs import making
+    from qcore.verbs import prune as verb
 
-    chosen = recipes.parse(recipe) if isinstance(recipe, str) else recipe
-    return making.prune(model, method, amount, folder, recipe=chosen, progress=progress or _unseen, **options)
+    chosen = None if recipe is None else _recipe(recipe)
+    asked = _options(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
+    return verb.run(model, asked, folder, overwrite=overwrite, compare=compare, progress=progress or _unseen)
 
 
 def distill(
@@ -268,7 +267,7 @@ def distill(
     overwrite: bool = False,
     compare: bool = False,
     device: str = "cpu",
-    progress=None,
+    progress: Progress | None = None,
     **options,
 ) -> dict:
     """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an
@@ -279,12 +278,12 @@ def distill(
     """
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule
-    from qcore.verbs import making
+    from qcore.verbs import distill as verb
 
     asked = _options(
         Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options
     )
-    return making.distill(
+    return verb.run(
         model,
         asked,
         folder,
@@ -293,6 +292,10 @@ def distill(
         device=device,
         progress=progress or _unseen,
     )
+
+
+def _recipe(recipe: Recipe | str) -> Recipe:
+    return recipes.parse(recipe) if isinstance(recipe, str) else recipe
 
 
 def _options(kind: type, **given):

@@ -12,7 +12,7 @@ from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
 from qcore.planning.summary import RECIPES
-from qcore.verbs.planned import error_bands, known_rows
+from qcore.verbs.plan import error_bands, known_rows
 from ui import plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form

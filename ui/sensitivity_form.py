@@ -6,6 +6,7 @@ import streamlit as st
 
 from qcore.base.home import is_public
 from qcore.jobs import sensitivity
+from qcore.verbs.sensitivity import FORMATS, Request
 from ui import state
 from ui.forms import KEEP, model
 from ui.glossary import explain
@@ -52,7 +53,7 @@ def form(prefix: str, title: str) -> None:
                 ).strip()
                 or None
             )
-        st.caption(f"{', '.join(sensitivity.FORMATS)} are tried on each layer. {explain('predicted loss')}")
+        st.caption(f"{', '.join(FORMATS)} are tried on each layer. {explain('predicted loss')}")
         busy = (now := sensitivity.status()) is not None and now.active
         if st.button(
             "Compute",
@@ -64,8 +65,8 @@ def form(prefix: str, title: str) -> None:
             with state.shown_errors():
                 name, revision = chosen
                 sensitivity.submit(
-                    sensitivity.Request(
-                        name,
+                    Request(
+                        model=name,
                         method=method,
                         text=text,
                         revision=revision,

@@ -14,7 +14,7 @@ def load(options: dict):
     from qcore.base.quiet import hush
     from qcore.library import safetensors
     from qcore.runtime import Decoder
-    from qcore.verbs.pipeline import execution
+    from qcore.verbs.record import execution
 
     hush()
     torch.set_num_threads(options["threads"])

@@ -2,21 +2,23 @@
 if its holder dies."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
 from qcore.base.errors import UnavailableError
 from qcore.base.home import home
+from qcore.base.progress import Progress
 
 LOOK_SECONDS = 0.3
+WAITING = "waiting for another run to end"
 
 
 @contextmanager
-def heavy_turn(on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Wait until no other process of this cache folder measures, then hold the turn. `on_wait` is called once
-    if there is a wait.
+def heavy_turn(progress: Progress | None = None) -> Iterator[None]:
+    """Wait until no other process of this cache folder measures, then hold the turn. A wait is reported to
+    `progress` once.
 
     Raises `UnavailableError` if the cache folder cannot be written.
     """
@@ -28,9 +30,9 @@ def heavy_turn(on_wait: Callable[[], None] | None = None) -> Iterator[None]:
                 lock.acquire(timeout=0)
                 break
             except Timeout:
-                if on_wait is not None:
-                    on_wait()
-                    on_wait = None
+                if progress is not None:
+                    progress(0, 0, WAITING)
+                    progress = None
                 time.sleep(LOOK_SECONDS)
     except OSError as error:
         reason = error.strerror or error

@@ -4,20 +4,12 @@ from typing import Annotated
 
 import typer
 
+from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False
-    ),
-]
-Recipes = Annotated[
-    str | None, typer.Option(help="Names with commas between; without it, a selection", metavar="A,B")
-]
 Context = Annotated[
-    int | None, typer.Option(help="Tokens of KV cache a user; without it 2048, or the model's positions")
+    int | None, typer.Option(help="Tokens of KV cache per user; without it 2048, or the model's positions")
 ]
 Users = Annotated[int, typer.Option(help="How many sequences are held at once")]
 Memory = Annotated[
@@ -25,7 +17,7 @@ Memory = Annotated[
     typer.Option(help="What it must run in, such as 16GB; without it, what is free here", metavar="SIZE"),
 ]
 Probe = Annotated[
-    bool, typer.Option("--probe", help="Time the model's shapes on this machine, some seconds a recipe")
+    bool, typer.Option("--probe", help="Time the model's shapes on this machine, some seconds per recipe")
 ]
 Least = Annotated[
     float | None,
@@ -33,7 +25,7 @@ Least = Annotated[
 ]
 MostKl = Annotated[
     float | None,
-    typer.Option("--max-kl", help="Most KL divergence from the baseline, nats a token", show_default=False),
+    typer.Option("--max-kl", help="Most KL divergence from the baseline, nats per token", show_default=False),
 ]
 MostRatio = Annotated[
     float | None,
@@ -47,16 +39,11 @@ Kv = Annotated[
     str | None,
     typer.Option(help="Formats of the KV cache with commas between; without it, all", metavar="A,B"),
 ]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", help="Write the plan there as JSON; - is standard output", metavar="OUT"),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
 
 
 def plan(
-    model: Model,
-    recipes: Recipes = None,
+    model: options.Model,
+    recipes: options.RecipeNames = None,
     context: Context = None,
     users: Users = 1,
     kv: Kv = None,
@@ -65,23 +52,21 @@ def plan(
     min_tokens_per_second: Least = None,
     max_kl: MostKl = None,
     max_perplexity_ratio: MostRatio = None,
-    json: Json = None,
-    revision: Revision = None,
+    json: options.Json = None,
+    revision: options.Revision = None,
 ) -> int:
     """What MODEL would take in each recipe (memory, speed, quality) and which to choose, before anything is
     downloaded or quantized."""
-    from qcore.verbs.planned import plan_here
+    from qcore.verbs import plan as verb
 
     check_output(json)
-    names = None if recipes is None else [name for name in recipes.split(",") if name.strip()]
-    formats = None if kv is None else [name.strip() for name in kv.split(",") if name.strip()]
     with Show() as show:
-        found = plan_here(
+        found = verb.run(
             model,
-            names,
+            options.split(recipes),
             context=context,
             users=users,
-            kv=formats or None,
+            kv=options.split(kv) or None,
             memory=memory,
             probe=probe,
             min_tokens_per_second=min_tokens_per_second,

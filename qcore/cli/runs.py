@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from qcore.cli import options
 from qcore.cli.output import check_output, say, write_output
 from qcore.cli.progress import Show
 
@@ -17,10 +18,6 @@ runs = typer.Typer(
     help="Runs that were made here: list them, show one, repeat, cancel or delete it.", rich_markup_mode=None
 )
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", help="Write the rows there as JSON; - is standard output", metavar="OUT"),
-]
 Margin = Annotated[
     float | None,
     typer.Option(help="Judge within another margin than the run's; 0.01 is 1 %", show_default=False),
@@ -51,7 +48,7 @@ def list_runs(context: typer.Context) -> int:
 
 
 @runs.command()
-def show(run_id: RunId, json: Json = None, margin: Margin = None) -> int:
+def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int:
     """How a run stands, its rows so far, and the command that repeats it."""
     from qcore.jobs import jobs
     from qcore.recipes.spec import check_margin
@@ -75,7 +72,7 @@ def show(run_id: RunId, json: Json = None, margin: Margin = None) -> int:
 
 
 @runs.command()
-def repeat(run_id: RunId, json: Json = None) -> int:
+def repeat(run_id: RunId, json: options.Json = None) -> int:
     """Do the same again, from the run's own record."""
     from qcore.jobs import jobs
 

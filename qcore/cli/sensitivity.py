@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
 
@@ -30,23 +31,15 @@ Budget = Annotated[
 
 
 def sensitivity(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False
-        ),
-    ],
+    model: options.Model,
     formats: Formats = "int3-g64,int3-g32,int4-g128,int4-g64,int4-g32,int8",
     method: Method = "rtn",
     text: Text = None,
     tokens: Tokens = 2048,
     measure: Measure = 0,
     budget: Budget = None,
-    json: Annotated[
-        str | None,
-        typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT"),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")] = None,
+    json: options.Json = None,
+    revision: options.Revision = None,
 ) -> int:
     """Which layers of MODEL pay for fewer bits: the loss that gradients predict for each layer and format,
     and the measured one.
@@ -54,21 +47,21 @@ def sensitivity(
     Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it.
     A measurement that was stopped goes on after its last block.
     """
-    from qcore.jobs.sensitivity import Request, compute
+    from qcore.verbs import sensitivity as verb
 
     check_output(json)
-    request = Request(
-        model,
-        tuple(name.strip() for name in formats.split(",") if name.strip()),
-        method,
-        text,
-        tokens,
-        measure,
-        revision,
+    request = verb.Request(
+        model=model,
+        formats=tuple(options.split(formats)),
+        method=method,
+        text=text,
+        tokens=tokens,
+        measure_tokens=measure,
+        revision=revision,
     )
     budgets = [_budget(each, request.candidates) for each in budget or ()]
     with Show() as show:
-        key, table = compute(request, show)
+        key, table = verb.run(request, show)
     lines = [*_table(table), *_correlations(table), *(_choice(each, table) for each in budgets)]
     return write_output(
         {"key": key, **table.to_dict(), "correlations": table.correlations()}, json, "\n".join(lines)

@@ -205,14 +205,14 @@ def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = N
     Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with
     its error.
     """
-    from qcore.verbs.checks import check
+    from qcore.verbs.checks import check_run
 
     names = [known.name for known in fields(RunSpec)]
     for name in options:
         if name not in names:
             raise unknown("option", name, names)
-    where, spec = Engine(engine, address), RunSpec(model, recipes, **options)
-    check(spec)
+    where = Engine(engine, address)
+    spec, _ = check_run(RunSpec(model=model, recipes=recipes, **options))
     run_id = submit(spec, where)
     try:
         for now in follow(run_id):

@@ -21,7 +21,7 @@ from qcore.base.files import read_json
 from qcore.base.home import home
 from qcore.jobs import background
 from qcore.recipes.spec import absolute_path
-from qcore.verbs.single import safe_name
+from qcore.verbs.record import safe_name
 
 KINDS = ("qat", "prune", "distill")
 KEPT = 50  # records
@@ -29,8 +29,8 @@ KEPT = 50  # records
 
 @dataclass(frozen=True)
 class Request:
-    """`kind` is "qat", "prune" or "distill"; `arguments` are what the functions of `qcore.verbs.making` take,
-    options by their fields.
+    """`kind` is "qat", "prune" or "distill"; `arguments` are the fields of `Qat`, `Prune` or
+    `Distill`, and the recipe.
 
     Raises `InputError` for what cannot be used, before anything is started.
     """
@@ -62,47 +62,34 @@ class Request:
 
 
 def call(request: Request, out: Path | None, progress, watch, *, check: bool = False) -> dict | None:
-    """Do what the request says and return what came out; with `check` only find out whether it can be asked
-    for."""
+    """Do what the request says and return what came out; with `check` only find out whether the options are
+    valid."""
     from qcore.recipes import parse
-    from qcore.verbs import making
-
-    about = {
-        "revision": request.revision,
-        "overwrite": True,
-        "compare": True,
-        "progress": progress,
-        "watch": watch,
-    }
-    given = dict(request.arguments)
-    if request.kind == "prune":
-        recipe = parse(given.pop("recipe")) if given.get("recipe") else given.pop("recipe", None)
-        if check:
-            return making.check_pruning(
-                given["method"],
-                given["amount"],
-                recipe,
-                given.get("order", "before"),
-                given.get("sparse", False),
-            )
-        return making.prune(
-            request.model, given.pop("method"), given.pop("amount"), out, recipe=recipe, **given, **about
-        )
     from qcore.training.loop import Schedule
 
+    about = {"revision": request.revision, "overwrite": True, "compare": True, "progress": progress}
+    given = dict(request.arguments)
+    if request.kind == "prune":
+        from qcore.verbs import prune
+
+        given["recipe"] = parse(given["recipe"]) if given.get("recipe") else None
+        options = prune.Prune(**given)
+        return None if check else prune.run(request.model, options, out, **about)
     schedule = Schedule(**given.pop("schedule", {}))
     if request.kind == "qat":
         from qcore.training.attach import Form
         from qcore.training.qat import Qat, check_recipe
+        from qcore.verbs import qat
 
         recipe = parse(given.pop("recipe"))
         check_recipe(recipe)
         options = Qat(form=Form(**given.pop("form", {})), schedule=schedule, **given)
-        return None if check else making.train_quantized(request.model, recipe, options, out, **about)
+        return None if check else qat.run(request.model, recipe, options, out, watch=watch, **about)
     from qcore.training.distill import Distill
+    from qcore.verbs import distill
 
     options = Distill(schedule=schedule, **given)
-    return None if check else making.distill(request.model, options, out, **about)
+    return None if check else distill.run(request.model, options, out, watch=watch, **about)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def main() -> int:
 
         skeleton = models.skeleton(library.outline(request["model"], request["revision"], progress=progress))
         recipes = [Recipe.from_dict(recipe) for recipe in request["recipes"]]
-        with heavy_turn(lambda: progress(0, len(recipes), "waiting for another run to end")):
+        with heavy_turn(progress):
             found = probe.probe(skeleton, recipes, progress=progress)
     except QcoreError as error:
         send(error=str(error))

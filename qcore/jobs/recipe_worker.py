@@ -31,14 +31,14 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=end_with_parent, daemon=True).start()
     emit = _Emitter(channel)
     try:
-        from qcore.verbs import pipeline
+        from qcore.verbs import compare
 
         spec = RunSpec.from_dict(folder.read("spec.json"))
         if which == "baseline":
-            pipeline.record_reference(spec, folder.path, emit)
+            compare.record_reference(spec, folder.path, emit)
         else:
             recipe = spec.recipes[int(which)]
-            row = pipeline.run_recipe(spec, recipe, folder.path, emit)
+            row = compare.run_recipe(spec, recipe, folder.path, emit)
             folder.write_row(int(which), row)
     except MemoryError:
         return emit.error("RunError", f"There was not enough memory while {emit.words}.")

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import replace
 
 from qcore.base import errors
 from qcore.base.errors import QcoreError
@@ -173,26 +172,32 @@ class Shelf:
         self._digest: str | None = None
 
     def get(self, checkpoint, recipe: Recipe, report):
-        """The model of `checkpoint` with `recipe` applied, loaded if need be. Raises `TooLargeError` if it
-        fits on no terms."""
-        from qcore import library
-        from qcore.quantization import calibration, convert
+        """Return the model of `checkpoint` with `recipe` applied, loaded if need be; for a `saved:` recipe,
+        the model in its folder as it is.
 
-        key = json.dumps(recipe.to_dict(), sort_keys=True)
+        Raises `InputError` for another recipe on a model that is quantized already, `TooLargeError` if the
+        model fits on no terms.
+        """
+        from qcore.verbs.checks import loaded_from
+        from qcore.verbs.prepare import prepare
+
         if self._digest != checkpoint.digest:
             self._drop(len(self._models))
             self._digest = checkpoint.digest
+        found, applied = loaded_from(checkpoint, recipe)
+        key = found.digest + json.dumps(recipe.to_dict(), sort_keys=True)
         if key not in self._models:
-            self._make_room(checkpoint, recipe)
+            self._make_room(found, applied)
             report(0, 0, "loading the model")
-            loaded = library.load(checkpoint, check_finite=not self._models, progress=report)
-            if not checkpoint.is_quantized:
-                text = calibration.load_calibration(None, loaded.tokenizer) if recipe.calibrated else None
-                ledger = convert.quantize(loaded.model, recipe, progress=report, calibration=text)
-                loaded = replace(loaded, recipe=recipe, ledger=ledger)
-            self._models[key] = loaded
+            self._models[key] = prepare(
+                found,
+                recipe if applied is recipe else None,
+                tokens=POSITIONS,
+                check_finite=not self._models,
+                progress=report,
+            )
         self._models.move_to_end(key)
-        return self._models[key]
+        return self._models[key].loaded
 
     def _make_room(self, checkpoint, recipe: Recipe) -> None:
         """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit
@@ -200,7 +205,7 @@ class Shelf:
         from qcore import planning
 
         while self._models:
-            held = sum(loaded.ledger.stored_bytes for loaded in self._models.values())
+            held = sum(made.ledger.stored_bytes for made in self._models.values())
             limit = os.environ.get(
                 "QCORE_MEMORY_LIMIT"
             )  # counts what is on the shelf; what is available does not hold it any more

@@ -1,142 +1,19 @@
-"""Sensitivities of a model, asked for by name: computed here and now, or in a process of its own that a page
-can watch and stop.
-
-What is found is kept in the cache folder, see `qcore.quantization.sensitivity.store`; asked again, it is
-there. Measured divergences are kept block by block, so whatever stops a measurement, the next one goes on
-after its last block.
+"""Sensitivities of a model, computed in a process of its own that a page can watch and stop; see
+`qcore.verbs.sensitivity`.
 
     QCORE_HOME/sensitivity/job/     the work under way, or the last: see `qcore.jobs.background`
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.home import home
-from qcore.base.progress import Progress
-from qcore.base.turn import heavy_turn
 from qcore.jobs import background
 from qcore.recipes.spec import absolute_path
-
-FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
-LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
-WINDOW = 256  # tokens of the windows that divergences are measured over: their logits are held
-
-
-@dataclass(frozen=True)
-class Request:
-    """`formats` are names such as "int4-g64"; `method` rounds to them. `tokens` of the calibration text
-    `text` (None: the packaged one) are read for the prediction; with `measure_tokens` above 0 the divergence
-    of each layer and format is measured over so many of them.
-
-    Raises `InputError` naming the field that cannot be used.
-    """
-
-    model: str
-    formats: tuple[str, ...] = FORMATS
-    method: str = "rtn"
-    text: str | None = None
-    tokens: int = 2048
-    measure_tokens: int = 0
-    revision: str | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
-        if not self.model.strip():
-            raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise InputError(f"{name} is {value!r}, but it must be a whole number from {low} to {high}.")
-        if not self.formats:
-            raise InputError("No format was given; try int3-g64,int4-g64,int8.")
-        for name in self.formats:
-            _format(name)
-
-    @property
-    def candidates(self) -> tuple:
-        """The formats themselves, from the smallest to the largest."""
-        return tuple(sorted((_format(name) for name in self.formats), key=_bits))
-
-
-def compute(request: Request, progress: Progress) -> tuple[str, object]:
-    """(key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store as far as it is
-    there. Waits for its turn.
-
-    Raises `InputError` for a model or text that cannot be used, or a method that does not look at layers one
-    by one.
-    """
-    from qcore import library, planning
-    from qcore.layers.select import select
-    from qcore.quantization.calibration import load_calibration
-    from qcore.quantization.calibration.text import calibration_text
-    from qcore.quantization.sensitivity.choosing import find_or_predict
-    from qcore.quantization.sensitivity.rounding import check_method
-    from qcore.recipes import parse
-    from qcore.verbs.single import waiting
-
-    check_method(request.method)
-    calibration_text(request.text)
-    checkpoint = library.resolve(request.model, request.revision, progress=progress)
-    if checkpoint.is_quantized:
-        raise InputError(f"{request.model} is quantized already. Look at the original model instead.")
-    with heavy_turn(waiting(progress)):
-        planning.check_fits(checkpoint, parse("fp32"), tokens=1, window=512)
-        loaded = library.load(checkpoint, progress=progress)
-        calibration = load_calibration(request.text, loaded.tokenizer, tokens=max(2 * request.tokens, 16384))
-        targets = list(select(loaded.model, parse("int4-g64")).targets)
-        table, store = find_or_predict(
-            loaded.model,
-            targets,
-            request.candidates,
-            request.method,
-            calibration,
-            progress,
-            identity=checkpoint.digest,
-            about={"model": checkpoint.name},
-            tokens=request.tokens,
-        )
-        if request.measure_tokens and not table.measured:
-            table = _measured(loaded.model, targets, request, calibration, table, store, progress)
-    return store.key, table
-
-
-def _measured(model, targets, request: Request, calibration, table, store, progress: Progress):
-    from qcore.quantization.sensitivity import measure
-    from qcore.quantization.sensitivity.proxy import split
-
-    part, given = split(calibration, request.method, request.tokens)
-    window = min(WINDOW, part.ids.shape[1])
-    ids = part.ids[: max(1, request.measure_tokens // window), :window]
-    known, began = store.parts(), time.perf_counter()
-    number = len(list((store.path / "kl").glob("*.json")))
-    for block in measure(
-        model,
-        targets,
-        list(request.candidates),
-        request.method,
-        given or part,
-        ids,
-        progress,
-        known=set(known),
-    ):
-        store.write_part(number, block)
-        known, number = known | block, number + 1
-    about = {
-        "measured_tokens": ids.numel(),
-        "measured_window": window,
-        "measured_seconds": time.perf_counter() - began,
-    }
-    table = replace(table.with_kl(known), conditions=table.conditions | about)
-    store.write(table)
-    store.remove_parts()
-    return table
-
-
-# -- in a process of its own ---------------------------------------------------------------------------------
+from qcore.verbs.sensitivity import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,22 +47,3 @@ def status() -> Status | None:
 def cancel() -> None:
     """Stop what is being computed; measured blocks are kept."""
     background.end(job_folder())
-
-
-def _bits(format) -> float:
-    groups = 0 if format.group_size is None else 1 / format.group_size
-    return format.bits + groups * (
-        8 if format.double_quant else 16 + format.bits * (not getattr(format, "symmetric", True))
-    )
-
-
-def _format(name: str):
-    from qcore.formats.kinds import Format
-    from qcore.recipes import parse
-
-    recipe = parse(name)
-    if not isinstance(recipe.weights, Format) or recipe.method not in ("rtn",) or recipe.prepare != "none":
-        raise InputError(
-            f"{name} is no plain format; name some like int3-g64, int4-g32 or int8, and a method with --method."
-        )
-    return recipe.weights

@@ -8,7 +8,8 @@ import time
 from qcore.base.errors import QcoreError
 from qcore.base.files import read_json, write_json
 from qcore.base.quiet import hush
-from qcore.jobs.sensitivity import Request, compute, job_folder
+from qcore.jobs.sensitivity import job_folder
+from qcore.verbs.sensitivity import Request, run
 
 STATUS_SECONDS = 0.3
 
@@ -29,7 +30,7 @@ def main() -> int:
             write_json(folder / "status.json", about)
 
     try:
-        key, _ = compute(
+        key, _ = run(
             Request(**read_json(folder / "request.json")),
             lambda done, total, words: say(done=done, total=total, words=words),
         )

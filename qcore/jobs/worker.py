@@ -31,7 +31,7 @@ from qcore.jobs.jobs import active_before
 from qcore.results.folder import RunFolder
 from qcore.results.report import unfinished_row
 from qcore.results.store import Store, keep_end, keep_row
-from qcore.verbs.pipeline import REFERENCE
+from qcore.verbs.compare import REFERENCE
 
 BASELINE = "baseline"
 TURN_SECONDS = 0.3  # between two looks at the queue

@@ -35,6 +35,7 @@ from qcore.quantization.calibration import Calibration, quantize_blocks
 from qcore.quantization.sensitivity.choosing import choose_formats
 from qcore.recipes import CALIBRATED, Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, Row
+from qcore.runtime.calls import device_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,6 +67,7 @@ def quantize(
         raise InputError(
             f"{recipe.name} needs calibration text to choose by: load one with qcore.quantization.calibration.load_calibration."
         )
+    check_device_of(recipe, device_of(model).type)
     report, chosen = progress or (lambda done, total, name: None), None
     with torch.no_grad():
         if isinstance(recipe.weights, Engine):
@@ -76,6 +78,16 @@ def quantize(
             rows, chosen = _quantize_own(model, recipe, report, calibration, work, identity)
             run_whole_steps(model)
     return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None, chosen).check()
+
+
+def check_device_of(recipe: Recipe, device: str) -> None:
+    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU: the
+    moments of the inputs are accumulated there."""
+    if recipe.calibrated and torch.device(device).type != "cpu":
+        raise InputError(
+            f"{recipe.name} chooses its codes from calibration text, which works on the CPU only. "
+            f"Use the device cpu, or a recipe without calibration."
+        )
 
 
 def run_whole_steps(model: nn.Module) -> None:

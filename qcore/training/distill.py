@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.library import Loaded
-from qcore.models import Checkpoint
 from qcore.pruning.structured import Cut, cut, layer_influence, with_layers
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.training import corpus, judging
@@ -82,17 +80,17 @@ def evenly(total: int, count: int) -> list[int]:
 
 
 def run(
-    checkpoint: Checkpoint,
+    teacher: Loaded,
     options: Distill,
     progress: Progress,
     *,
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, dict, Kept]:
-    """Train a student of the model of `checkpoint`. Returns it with the record of how it was made, and what
+    """Train a student of the model of `teacher`. Returns it with the record of how it was made, and what
     was kept for a run that is killed. Started again with the same arguments after a kill, it goes on. Raises
     `InputError` and `RunError` as `qat.run` does."""
-    teacher = library.load(checkpoint, device=device, progress=progress)
+    checkpoint = teacher.checkpoint
     words = corpus.load(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
     )

@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
-from qcore import library
+import torch
+
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.budget import Budget
 from qcore.library import Loaded, safetensors
-from qcore.models import Checkpoint
-from qcore.quantization import convert
-from qcore.quantization.calibration import unfinished
+from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Engine, Recipe
+from qcore.recipes.ledger import Ledger
 from qcore.training import corpus, judging
 from qcore.training.attach import Form, attach, detach, groups
 from qcore.training.checkpoint import Checkpoint as Kept
@@ -86,22 +86,24 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def run(
-    checkpoint: Checkpoint,
+    teacher: Loaded,
     recipe: Recipe,
     options: Qat,
+    quantized: Callable[[Calibration], Loaded],
     progress: Progress,
     *,
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, History, Kept]:
-    """Quantize the model of `checkpoint` by `recipe` and train it. Returns it, ready to be saved, with the
-    history, and what was kept for a run that is killed: remove that once the model is saved. Started again
-    with the same arguments after a kill, it goes on.
+    """Train the model of `teacher` in the form of `recipe`. `quantized` returns the student, quantized by
+    the recipe with a part of the training text.
 
-    Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
+    Returns the student, ready to be saved, with the history, and what was kept for a run that is killed:
+    remove that once the model is saved. Started again with the same arguments after a kill, the training goes
+    on. Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
     """
     check_recipe(recipe)
-    teacher = library.load(checkpoint, device=device, progress=progress)
+    checkpoint = teacher.checkpoint
     words = corpus.load(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
     )
@@ -112,7 +114,8 @@ def run(
         "text": words.record["text"],
     }
     kept = Kept({"kind": "qat", **identity})
-    student, ledger = _begin(checkpoint, recipe, words, kept, progress, device)
+    student, ledger = _begin(recipe, words, quantized, kept)
+    student.to(device)
     leans = recipe.prepare == "none" and recipe.method != "awq" and not isinstance(recipe.weights, Budget)
     attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
     wise = Teacher(teacher.model)
@@ -134,23 +137,14 @@ def run(
 
 
 def _begin(
-    checkpoint: Checkpoint, recipe: Recipe, words: corpus.Texts, kept: Kept, progress: Progress, device: str
-):
-    """The model as the recipe's own method quantizes it, with a part of the training text if it reads any,
-    and its ledger. Where that takes long it is kept for a run that goes on."""
+    recipe: Recipe, words: corpus.Texts, quantized: Callable[[Calibration], Loaded], kept: Kept
+) -> tuple[torch.nn.Module, Ledger]:
+    """Return the model that training begins with and its ledger. A calibrated one, which takes long, is kept
+    for a run that goes on."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
-        return model.to(device), ledger
-    loaded = library.load(checkpoint, device=device, progress=progress)
-    text = words.source.part(TOKENS) if recipe.calibrated else None
-    ledger = convert.quantize(
-        loaded.model,
-        recipe,
-        progress=progress,
-        calibration=text,
-        work=unfinished(),
-        identity=checkpoint.digest,
-    )
+        return model, ledger
+    found = quantized(words.source.part(TOKENS))
     if recipe.calibrated:
-        safetensors.save(loaded.model, None, recipe, ledger, kept.begin)
-    return loaded.model, ledger
+        safetensors.save(found.model, None, recipe, found.ledger, kept.begin)
+    return found.model, found.ledger

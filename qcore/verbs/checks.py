@@ -1,4 +1,9 @@
-"""Whether a run can be done at all, found out from headers and files alone, before anything is started."""
+"""Whether a run can be done at all, found out from headers and files alone, before anything is started.
+
+The Python API, the command line and the pages call the same functions here, so that they accept and refuse
+the same input in the same words. No weights are fetched: a hub model that is not here yet is checked by its
+headers, and a default model that is not here yet is fetched by the run.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,48 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, UnavailableError
+from qcore.base.progress import Progress
 from qcore.formats.kv import Form
 from qcore.recipes.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:
+    from qcore.base.texts import Text
     from qcore.models import Checkpoint
     from qcore.recipes import Recipe
+    from qcore.verbs.prepare import Finder
 
 
-def check(spec: RunSpec) -> Checkpoint:
-    """Find out, before anything is started, whether `spec` can be run at all, from headers and files alone.
+def check_run(spec: RunSpec, finder: Finder | None = None) -> tuple[RunSpec, Checkpoint | None]:
+    """Return the comparison that `spec` stands for (see `beside_original`), checked, and the checkpoint of its
+    model (None: a default model that the run will fetch).
 
-    Returns the model's checkpoint. Raises `InputError` for a model, text, prompt file or skip pattern that
-    cannot be used, or if no recipe fits into memory; `UnavailableError` for a device or a hub that is not
-    there. What only some recipes cannot do is left to their rows.
+    Raises `InputError` and `UnavailableError` as `beside_original` and `check` do.
     """
-    from qcore import library, planning
+    from qcore.verbs.prepare import Finder
+
+    finder = finder or Finder()
+    settled = beside_original(spec, finder)
+    return settled, check(settled, finder)
+
+
+def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
+    """Return the checkpoint of the model of `spec` if `spec` can be run, None for a default model that is not
+    here yet.
+
+    Raises `InputError` for a model, text, prompt file or skip pattern that cannot be used, or if no recipe
+    can run; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is
+    left to their rows.
+    """
+    from qcore import planning
     from qcore.base import texts
     from qcore.evaluation.questions import load_questions
-    from qcore.library.saving import made_from
-    from qcore.recipes import SAVED
+    from qcore.verbs.prepare import Finder, quantized_already
 
+    finder = finder or Finder()
     check_device(spec.device)
-    checkpoint = library.resolve(spec.model, spec.revision)
-    if checkpoint.is_quantized:
-        original = (made_from(checkpoint.folder) or {}).get("model", "ORIGINAL")
-        raise InputError(
-            f"{spec.model} is quantized already. Set it beside the original: compare {original} --recipes {BASELINE},{SAVED}{spec.model}"
-        )
+    checkpoint = finder.headers(spec.model, spec.revision)
+    if checkpoint is not None and checkpoint.is_quantized:
+        raise quantized_already(checkpoint)
     text = texts.load_text(spec.text)
     if any(recipe.calibrated for recipe in spec.recipes):
         check_calibration(spec, text)
@@ -41,12 +60,15 @@ def check(spec: RunSpec) -> Checkpoint:
         texts.load_prompts(spec.prompts)
     if spec.choices is not None:
         load_questions(spec.choices)
+    if checkpoint is None:
+        return None
     check_skips(checkpoint, spec.recipes)
     refusals = []
     for recipe in spec.recipes:
-        loaded, applied = loaded_from(checkpoint, recipe)
+        loaded, applied = loaded_from(checkpoint, recipe, finder)
         check_kv(loaded, spec.kv_form)
         try:
+            check_calibrated_here(applied, spec.device)
             planning.check_fits(
                 loaded, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
             )
@@ -57,51 +79,83 @@ def check(spec: RunSpec) -> Checkpoint:
     return checkpoint
 
 
-def beside_original(spec: RunSpec) -> RunSpec:
-    """`spec` as it is; for a model that qcore has quantized, the comparison on the model that it was made
-    from, with it as the last row.
+def check_model(
+    model: str,
+    revision: str | None = None,
+    *,
+    device: str = "cpu",
+    kv: Form | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Find `model`, which may be quantized, and return its checkpoint.
 
-    A model that does not say what it was made from is left to `check`. Raises `InputError` if the original is
-    gone or no longer the same.
+    Raises `InputError` or `UnavailableError` if it cannot be found, cannot keep a cache in the form `kv`, or
+    cannot run on `device`.
     """
-    from qcore import library
-    from qcore.library.saving import made_from
-    from qcore.recipes import SAVED, parse_row
+    from qcore.verbs.prepare import find
 
-    checkpoint = library.resolve(spec.model, spec.revision)
-    origin = made_from(checkpoint.folder) if checkpoint.is_quantized else None
+    check_device(device)
+    checkpoint = find(model, revision, progress=progress)
+    check_kv(checkpoint, kv)
+    return checkpoint
+
+
+def beside_original(spec: RunSpec, finder: Finder | None = None) -> RunSpec:
+    """Return `spec` as it is; for a model that qcore has quantized, the comparison on the model that it was
+    made from, with the quantized one as the last row.
+
+    A model that does not record what it was made from is left to `check`. Raises `InputError` if the
+    original is gone or no longer the same.
+    """
+    from qcore.library.saving import made_from
+    from qcore.models.names import classify
+    from qcore.recipes import SAVED, parse_row
+    from qcore.verbs.prepare import Finder
+
+    finder = finder or Finder()
+    checkpoint = finder.headers(spec.model, spec.revision)
+    origin = made_from(checkpoint.folder) if checkpoint is not None and checkpoint.is_quantized else None
     if origin is None:
         return spec
-    if library.resolve(origin["model"], origin["revision"]).digest != origin["digest"]:
+    name = (origin["model"], origin["revision"])
+    # a commit of the hub and a default model never change
+    if classify(*name).kind in ("folder", "gguf") and finder(*name).digest != origin["digest"]:
         raise InputError(
             f"{spec.model} was made from {origin['model']}, which holds other weights now. Quantize it again."
         )
-    row = parse_row(SAVED + spec.model)
-    return beside_original(
-        replace(spec, model=origin["model"], revision=origin["revision"], recipes=(*spec.recipes, row))
-    )
+    recipes = (*spec.recipes, parse_row(SAVED + spec.model))
+    return beside_original(replace(spec, model=name[0], revision=name[1], recipes=recipes), finder)
 
 
-def loaded_from(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
-    """What a row of a comparison on `checkpoint` loads, and the recipe that is applied to it: none to a saved
-    model, which is "fp32".
+def loaded_from(
+    checkpoint: Checkpoint, recipe: Recipe, finder: Finder | None = None
+) -> tuple[Checkpoint, Recipe]:
+    """Return the checkpoint that a row of a comparison on `checkpoint` loads, and the recipe that is applied
+    to it: fp32 to a saved model.
 
     Raises `InputError` for a saved model that cannot be read, or that cannot have been made from
     `checkpoint`.
     """
-    from qcore import library
     from qcore.recipes import Saved, parse
+    from qcore.verbs.prepare import Finder
 
     if not isinstance(recipe.weights, Saved):
         return checkpoint, recipe
-    saved = library.resolve(recipe.weights.folder)
+    saved = (finder or Finder())(recipe.weights.folder)
     ours, theirs = (each.config.get("vocab_size") for each in (checkpoint, saved))
     if ours != theirs:
         raise InputError(
-            f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}, so it was not made from it. Only what "
-            "was made from a model can be set beside it."
+            f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}, so it was "
+            "not made from it. Only models that were made from the same model can be compared with it."
         )
     return saved, parse(BASELINE)
+
+
+def check_calibrated_here(recipe: Recipe, device: str) -> None:
+    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU."""
+    from qcore.quantization.convert import check_device_of
+
+    check_device_of(recipe, device)
 
 
 def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
@@ -128,7 +182,7 @@ def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
         check_config(skeleton(checkpoint).config)
 
 
-def check_calibration(spec: RunSpec, text) -> None:
+def check_calibration(spec: RunSpec, text: Text) -> None:
     """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share
     is looked at in the run."""
     from qcore.quantization.calibration.text import calibration_text

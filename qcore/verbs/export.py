@@ -1,81 +1,61 @@
-"""`python -m qcore export`: one model, one recipe, one folder with an ONNX graph."""
+"""`export`: one model, one recipe, one folder with an ONNX graph."""
+
+from __future__ import annotations
 
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from qcore import engines
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
+from qcore.engines.onnx import writing
+from qcore.library import onnx_folder
+from qcore.library.saving import check_folder
 from qcore.recipes import Recipe
-from qcore.recipes.spec import check_limits, check_minutes
+from qcore.verbs.checks import check_skips
+from qcore.verbs.prepare import PACKAGED, CalibrationText, check_apart, find, prepare
 
 
-def export_to(
+def run(
     model: str,
     recipe: Recipe | None,
     folder: Path,
     *,
     revision: str | None = None,
     overwrite: bool = False,
-    calibration: str | None = None,
-    calibration_tokens: int = 16384,
-    calibration_minutes: float | None = None,
+    calibration: CalibrationText = PACKAGED,
     progress: Progress,
 ) -> dict:
-    """Export `model` as `recipe` (None: as it is, float32 or the codes of a saved model) to `folder`, and say
-    what it came to.
+    """Export `model` as `recipe` (None: as it is, float32 or the codes of a saved model) to `folder`, and
+    return its sizes and how far its logits are from PyTorch's.
 
     Raises `InputError` before anything is loaded for a recipe without an ONNX form, a folder that holds
     something, or a model that cannot be used; `UnavailableError` without the packages of ONNX.
     """
-    from qcore import engines, library, planning
-    from qcore.engines.onnx import writing
-    from qcore.library import onnx_folder
-    from qcore.library.loading import Loaded
-    from qcore.library.saving import check_folder
-    from qcore.quantization import convert
-    from qcore.quantization.calibration import load_calibration, unfinished
-    from qcore.recipes import parse
-    from qcore.verbs.checks import check_skips
-    from qcore.verbs.single import waiting
-
+    folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     engines.load("onnxruntime")
     own = None if recipe is None else writing.source(recipe)
-    check_limits(calibration_tokens=calibration_tokens)
-    check_minutes(calibration_minutes)
-    checkpoint = library.resolve(model, revision, progress=progress)
+    checkpoint = find(model, revision, progress=progress)
     if checkpoint.source == "onnx":
         raise InputError(f"{model} is an ONNX graph already.")
     if checkpoint.is_quantized and recipe is not None:
-        raise InputError(f"{model} is quantized already: its own codes are exported. Leave out --recipe.")
-    if folder.exists() and checkpoint.folder.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder} holds the model itself. Choose another folder.")
+        raise InputError(
+            f"{model} is quantized already: its own codes are exported. Leave out the recipe {recipe.name}."
+        )
+    check_apart(checkpoint, folder)
     if own is not None:
         check_skips(checkpoint, (own,))
-    with heavy_turn(waiting(progress)):
+    calibration.check(own)
+    with heavy_turn(progress):
         began = time.perf_counter()
-        if not checkpoint.is_quantized:
-            planning.check_fits(checkpoint, own or parse("fp32"), tokens=1, window=1)
-        loaded = library.load(checkpoint, progress=progress)
-        if own is not None:
-            text = None
-            if own.calibrated:
-                text = load_calibration(
-                    calibration, loaded.tokenizer, tokens=calibration_tokens, minutes=calibration_minutes
-                )
-            ledger = convert.quantize(
-                loaded.model,
-                own,
-                progress=progress,
-                calibration=text,
-                work=unfinished(),
-                identity=checkpoint.digest,
-            )
-            loaded = Loaded(loaded.model, loaded.tokenizer, checkpoint, own, ledger)
-        chosen = recipe or loaded.recipe or parse("fp32")
-        ledger, agreement = onnx_folder.save(loaded, chosen, folder, overwrite=overwrite, progress=progress)
+        made = prepare(checkpoint, own, calibration=calibration, progress=progress)
+        chosen = recipe or made.recipe
+        ledger, agreement = onnx_folder.save(
+            made.loaded, chosen, folder, overwrite=overwrite, progress=progress
+        )
     return {
         "model": model,
         "recipe": chosen.name,

@@ -20,7 +20,7 @@ from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
 from qcore.results.verdicts import with_verdicts
 from qcore.streaming import quantizing
-from qcore.verbs import pipeline
+from qcore.verbs import compare
 
 pytestmark = pytest.mark.ray
 SHARD = 100_000  # bytes, so that a tiny model takes several
@@ -112,7 +112,7 @@ def test_rows_are_those_of_a_local_run_though_a_worker_is_killed(engine, tmp_pat
     (tmp_path / "local").mkdir()
     spread, local = (
         jobs.rows(run_id),
-        with_verdicts([pipeline.run_recipe(spec, each, tmp_path / "local", print) for each in spec.recipes]),
+        with_verdicts([compare.run_recipe(spec, each, tmp_path / "local", print) for each in spec.recipes]),
     )
     assert [[row[name] for name in FIGURES] for row in spread] == [
         [row[name] for name in FIGURES] for row in local

@@ -102,7 +102,7 @@ def test_the_same_recipes_on_several_models(tmp_path, monkeypatch, capsys):
         "submit",
         lambda spec, engine: submitted.append((spec.model, spec.recipes, engine)) or str(len(submitted)),
     )
-    monkeypatch.setattr("qcore.cli.spread.follow", lambda run_id, json: int(run_id) - 1)
+    monkeypatch.setattr("qcore.cli.compare.follow", lambda run_id, json: int(run_id) - 1)
     monkeypatch.setattr(jobs, "rows", rows.get)
     monkeypatch.setattr(jobs, "status", lambda run_id: jobs.Status(run_id, "done"))
     assert (

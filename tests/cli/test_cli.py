@@ -325,7 +325,7 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
         ("eval MODEL --window 4096 --tokens 2000", "window of 4096"),
         ("eval MODEL --choices TMP/missing.json", "missing.json"),
         ("eval MODEL --choices default --tokens 50", "take the place of a text"),
-        ("eval MODEL --choices default --lm-eval piqa", "ask for one at a time"),
+        ("eval MODEL --choices default --lm-eval piqa", "give one of them"),
         ("eval MODEL --lm-eval piqa --lm-eval-limit 0", "lm-eval-limit is 0"),
         ("eval MODEL --lm-eval piqa --lm-eval-folder TMP/missing", "There is no folder"),
         ("eval MODEL --lm-eval ,", "No lm-eval task was given"),

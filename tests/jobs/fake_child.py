@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qcore.jobs import recipe_worker, worker
 from qcore.results.folder import RunFolder
-from qcore.verbs.pipeline import ROW_KEYS
+from qcore.results.rows import ROW_KEYS
 
 
 def command(folder, position, events):

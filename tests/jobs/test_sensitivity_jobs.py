@@ -11,11 +11,12 @@ from qcore import library
 from qcore.base.errors import InputError
 from qcore.cli import main
 from qcore.jobs import sensitivity
-from qcore.jobs.sensitivity import Request, compute
 from qcore.quantization.calibration import load_calibration
 from qcore.quantization.convert import quantize
 from qcore.quantization.sensitivity.store import TableStore, tables
 from qcore.recipes import parse
+from qcore.verbs.sensitivity import Request
+from qcore.verbs.sensitivity import run as compute
 
 FORMATS = "int3-g32,int4-g32,int8"
 
@@ -101,7 +102,7 @@ def test_what_was_computed_is_found_again_by_recipes_and_measurements(model, tex
     def note(done, total, words):
         seen.append(words)
 
-    key, table = compute(Request(model, text=text), note)
+    key, table = compute(Request(model=model, text=text), note)
     assert any("rounding" in words for words in seen) and not table.measured
     seen.clear()
     loaded = library.load(library.resolve(model))
@@ -115,7 +116,7 @@ def test_what_was_computed_is_found_again_by_recipes_and_measurements(model, tex
     )
     assert ledger.allocation["sensitivities"] == key and not any("rounding" in words for words in seen)
     seen.clear()
-    again, measured = compute(Request(model, text=text, measure_tokens=256), note)
+    again, measured = compute(Request(model=model, text=text, measure_tokens=256), note)
     assert again == key and measured.measured and not any("rounding" in words for words in seen)
     assert [layer.loss for layer in measured.layers] == [layer.loss for layer in table.layers]
 
@@ -125,7 +126,7 @@ def test_a_stopped_measurement_is_taken_up(model, text):
         if words.startswith("block 2 of 2: q_proj"):
             raise KeyboardInterrupt
 
-    request = Request(model, FORMATS.split(","), text=text, tokens=512, measure_tokens=256)
+    request = Request(model=model, formats=FORMATS.split(","), text=text, tokens=512, measure_tokens=256)
     with pytest.raises(KeyboardInterrupt):
         compute(request, stop)
     seen = []
@@ -145,13 +146,13 @@ def wait(states, seconds: float = 120):
 
 def test_a_process_of_its_own_computes_and_can_be_cancelled(model, text):
     assert sensitivity.status() is None
-    request = Request(model, tuple(FORMATS.split(",")), text=text, tokens=256)
+    request = Request(model=model, formats=tuple(FORMATS.split(",")), text=text, tokens=256)
     sensitivity.submit(request)
     with pytest.raises(InputError, match="already"):
         sensitivity.submit(request)
     done = wait(("done", "failed"))
     assert done.state == "done" and done.key == tables()[0][0] and done.request["model"] == model
-    sensitivity.submit(Request(model, text=text, tokens=1024, measure_tokens=4096))
+    sensitivity.submit(Request(model=model, text=text, tokens=1024, measure_tokens=4096))
     sensitivity.cancel()
     assert sensitivity.status().state == "cancelled"
     sensitivity.cancel()  # nothing is under way: nothing happens

@@ -19,8 +19,8 @@ from qcore.evaluation.generation import generate_text
 from qcore.evaluation.perplexity import evaluate
 from qcore.library import onnx_folder
 from qcore.measurement import throughput
-from qcore.verbs import single
-from qcore.verbs.export import export_to
+from qcore.verbs import evaluate as evaluate_verb
+from qcore.verbs import export
 
 ALONE = """
 import sys
@@ -105,7 +105,7 @@ def test_it_is_a_model_for_eval_and_bench(exported, source):
         loaded.ledger.stored_bytes <= held < loaded.ledger.stored_bytes + 60_000
     )  # the rest is the graph itself
     assert b"site-packages" not in (exported / "model.onnx").read_bytes()  # nothing of where it was made
-    scored = single.evaluate_once(
+    scored = evaluate_verb.run(
         str(exported),
         revision=None,
         text=None,
@@ -131,7 +131,7 @@ def test_what_an_onnx_model_cannot_do_is_said(exported):
     with pytest.raises(InputError, match="runs on the CPU here"):
         library.load(str(exported), device="cuda")
     with pytest.raises(InputError, match="an ONNX graph already"):
-        export_to(str(exported), None, exported.parent / "again", progress=silent)
+        export.run(str(exported), None, exported.parent / "again", progress=silent)
     model = library.load(str(exported)).model
     with pytest.raises(InputError, match="the last positions, or of all"):
         model(input_ids=IDS, logits_to_keep=torch.tensor([0]))
@@ -180,13 +180,13 @@ def test_folders_are_not_overwritten_by_a_slip(source, exported, tmp_path):
         (exported, False, "not empty"),
     ):
         with pytest.raises(InputError, match=message):
-            export_to(str(source), None, folder, overwrite=overwrite, progress=silent)
+            export.run(str(source), None, folder, overwrite=overwrite, progress=silent)
 
 
 def test_without_the_packages_there_is_one_sentence(source, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="pip install onnxruntime onnx onnxscript"):
-        export_to(str(source), None, tmp_path / "out", progress=silent)
+        export.run(str(source), None, tmp_path / "out", progress=silent)
 
 
 def test_a_graph_that_computes_something_else_is_not_saved(source, exported, tmp_path, monkeypatch):
@@ -200,5 +200,5 @@ def test_a_graph_that_computes_something_else_is_not_saved(source, exported, tmp
 
     monkeypatch.setattr(writing, "write", swapped)
     with pytest.raises(RunError, match="does not compute what the model does"):
-        export_to(str(source), None, tmp_path / "out", progress=silent)
+        export.run(str(source), None, tmp_path / "out", progress=silent)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from qcore.jobs import jobs
 from qcore.library import outline
 from qcore.planning import hindsight, plan
 from qcore.recipes import parse
-from qcore.verbs import single
+from qcore.verbs import quantize
 
 KINDS = [*tiny.CONFIGS, "sharded bf16"]
 
@@ -41,9 +41,7 @@ def test_stored_bytes_are_those_that_quantize_reports_and_writes(kind, stream, t
     names = ["int8", "int4-g64", "nf4-g64-dq"]
     planned = {row.recipe: row for row in plan(model, names, kv=("fp32",)).rows}
     for name in names:
-        found = single.quantize_to(
-            model, parse(name), tmp_path / name, stream=stream, progress=lambda *_: None
-        )
+        found = quantize.run(model, parse(name), tmp_path / name, stream=stream, progress=lambda *_: None)
         assert planned[name].stored_bytes == found["stored_bytes"]
         assert planned[name].bits_per_weight == pytest.approx(found["bits_per_weight"], rel=1e-9)
         assert outline(tmp_path / name).nbytes == pytest.approx(

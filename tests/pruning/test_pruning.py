@@ -19,13 +19,18 @@ from qcore.pruning import masks, structured
 from qcore.pruning.masks import Amount
 from qcore.pruning.structured import Cut
 from qcore.recipes import parse
-from qcore.verbs import making
+from qcore.verbs import prune as verb
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def quiet(*step) -> None:
     pass
+
+
+def prune(model, method, amount, folder, **options) -> dict:
+    asked = verb.Prune(method=method, amount=amount, **options)
+    return verb.run(model, asked, folder, progress=quiet)
 
 
 def ids(rows: int = 3, length: int = 40) -> torch.Tensor:
@@ -92,9 +97,7 @@ def test_the_norms_of_inputs_are_those_of_the_text():
 def test_pruned_codes_stand_for_zero_and_are_stored_without_them(tmp_path, kind, order, recipe):
     folder = str(tiny.checkpoint(kind, tmp_path / kind))
     whole = making_quantized(folder, recipe)
-    result = making.prune(
-        folder, "wanda", 0.5, tmp_path / "out", recipe=parse(recipe), order=order, tokens=256, progress=quiet
-    )
+    result = prune(folder, "wanda", 0.5, tmp_path / "out", recipe=parse(recipe), order=order, tokens=256)
     loaded = library.load(str(tmp_path / "out"))
     pruned = {row.name: row for row in loaded.ledger.rows if row.sparsity}
     assert pruned and all(row.sparsity == 0.5 for row in pruned.values())
@@ -113,8 +116,8 @@ def making_quantized(folder: str, recipe: str) -> int:
 
 def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_path):
     folder = str(tiny.checkpoint("llama-tied", tmp_path / "m"))
-    dense = making.prune(folder, "magnitude", 0.6, tmp_path / "dense", progress=quiet)
-    sparse = making.prune(folder, "magnitude", 0.6, tmp_path / "sparse", sparse=True, progress=quiet)
+    dense = prune(folder, "magnitude", 0.6, tmp_path / "dense")
+    sparse = prune(folder, "magnitude", 0.6, tmp_path / "sparse", sparse=True)
     assert library.resolve(str(tmp_path / "dense")).description.endswith("by pruning: magnitude, 60 %.")
     one, other = library.load(str(tmp_path / "dense")).model, library.load(str(tmp_path / "sparse"))
     for (name, value), (_, twin) in zip(one.named_parameters(), other.model.named_parameters(), strict=True):
@@ -143,7 +146,7 @@ def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_pat
 )
 def test_what_is_cut_is_gone_and_the_rest_loads_anywhere(tmp_path, method, kind, share, changed):
     folder = str(tiny.checkpoint(kind, tmp_path / "m"))
-    result = making.prune(folder, method, share, tmp_path / "out", tokens=256, progress=quiet)
+    result = prune(folder, method, share, tmp_path / "out", tokens=256)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {name: config[name] for name in changed} == changed
     again = library.load(str(tmp_path / "out"))
@@ -259,7 +262,7 @@ def test_the_command_says_what_became_of_the_model(tmp_path, capsys):
 def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
     folder, text = str(tiny.checkpoint("llama", tmp_path / "m")), tmp_path / "text.txt"
     text.write_text("It was the best of tokens, it was the worst of tokens. " * 40)
-    making.prune(folder, "wanda", 0.5, tmp_path / "out", calibration=str(text), tokens=512, progress=quiet)
+    prune(folder, "wanda", 0.5, tmp_path / "out", calibration=str(text), tokens=512)
     with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
         qcore.evaluate(str(tmp_path / "out"), text, tokens=300)
     assert texts.load_text(text).name == "text.txt"
@@ -289,12 +292,11 @@ def test_what_makes_no_sense_is_refused(tmp_path, changes, sentence):
     recipe = changes.pop("recipe", None)
     asked = {"method": "wanda", "amount": 0.5} | changes
     with pytest.raises(InputError, match=sentence):
-        making.prune(
+        prune(
             folder,
             folder=tmp_path / "out",
             recipe=None if recipe is None else parse(recipe),
             tokens=256,
-            progress=quiet,
             **asked,
         )
     assert not (tmp_path / "out").exists()

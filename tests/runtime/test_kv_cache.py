@@ -28,7 +28,7 @@ from qcore.measurement import throughput
 from qcore.planning import cache as planned
 from qcore.quantization import convert
 from qcore.runtime.kv_cache import QuantizedKVCache
-from qcore.verbs.pipeline import execution
+from qcore.verbs.record import execution
 
 COMMON = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=258

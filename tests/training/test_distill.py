@@ -14,7 +14,8 @@ from qcore.cli import main
 from qcore.training import distill
 from qcore.training.distill import Distill, begin, evenly, hidden_loss
 from qcore.training.loop import Schedule
-from qcore.verbs import making
+from qcore.verbs import distill as verb
+from qcore.verbs import prune
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -29,16 +30,9 @@ def asked(words, **changes) -> Distill:
 
 
 def test_a_student_of_half_the_depth_beats_the_model_that_is_merely_cut(learned, words, tmp_path):
-    cut = making.prune(
-        str(learned),
-        "layers",
-        0.5,
-        tmp_path / "cut",
-        calibration=str(words / "train.txt"),
-        tokens=512,
-        progress=quiet,
-    )
-    result = making.distill(str(learned), asked(words), tmp_path / "student", compare=True, progress=quiet)
+    removed = prune.Prune(method="layers", calibration=str(words / "train.txt"), tokens=512)
+    cut = prune.run(str(learned), removed, tmp_path / "cut", progress=quiet)
+    result = verb.run(str(learned), asked(words), tmp_path / "student", compare=True, progress=quiet)
     first, best = (
         result["history"]["validations"][0],
         min(result["history"]["validations"], key=lambda each: each[1]),
@@ -69,7 +63,7 @@ def test_narrowing_temperature_and_hidden_states_go_together(learned, words):
         hidden=0.5,
         schedule=Schedule(steps=24, batch=8, validations=4),
     )
-    made, record, _ = distill.run(library.resolve(str(learned)), options, quiet)
+    made, record, _ = distill.run(library.load(str(learned)), options, quiet)
     assert made.model.config.intermediate_size == 16 and record["history"]["best_step"] > 0
 
 
@@ -113,7 +107,7 @@ def test_options_that_cannot_be_used_are_refused(changes, sentence):
 
 def test_a_student_must_be_smaller(learned, words, tmp_path):
     with pytest.raises(InputError, match="is no smaller"):
-        making.distill(str(learned), asked(words, layers=2), tmp_path / "out", progress=quiet)
+        verb.run(str(learned), asked(words, layers=2), tmp_path / "out", progress=quiet)
 
 
 def test_the_verbs_do_the_same(learned, words, tmp_path):

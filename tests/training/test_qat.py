@@ -26,6 +26,7 @@ from qcore.training.attach import Form
 from qcore.training.checkpoint import Checkpoint as Kept
 from qcore.training.loop import History, Problem, Schedule, order, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
+from qcore.verbs import qat as verb
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -72,7 +73,7 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
     rounded = library.load(checkpoint).model
     before = perplexity(rounded, words)
     ledger = convert.quantize(rounded, recipe)
-    trained, history, kept = qat.run(checkpoint, recipe, asked(words), quiet)
+    trained, history, kept = verb.train(checkpoint, recipe, asked(words), progress=quiet)
     lost, left = perplexity(rounded, words) - before, perplexity(trained.model, words) - before
     assert lost > 0.05 and left < 0.1 * lost
     assert trained.ledger.stored_bytes == ledger.stored_bytes
@@ -109,8 +110,8 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
     ids=["lsq", "from the codes of gptq", "full, next token"],
 )
 def test_other_forms_and_beginnings_end_no_worse_than_they_began(learned, words, recipe, changes):
-    trained, history, _ = qat.run(
-        library.resolve(str(learned)), parse(recipe), asked(words, steps=12, **changes), quiet
+    trained, history, _ = verb.train(
+        library.resolve(str(learned)), parse(recipe), asked(words, steps=12, **changes), progress=quiet
     )
     first, best = history.validations[0][1], history.best
     assert best < first and trained.recipe.name == recipe
@@ -127,7 +128,7 @@ def test_codes_are_not_chosen_by_what_the_model_is_judged_by(learned, words, mon
             quantize(*given, calibration=calibration, **more),
         )[1],
     )
-    qat.run(library.resolve(str(learned)), parse("int3-g64-gptq"), options, quiet)
+    verb.train(library.resolve(str(learned)), parse("int3-g64-gptq"), options, progress=quiet)
     found = corpus.load(options.text, None, tiny.tokenizer(), tokens=options.tokens, window=options.window)
     rows = lambda ids: set(map(tuple, ids.tolist()))  # noqa: E731
     assert (
@@ -145,7 +146,7 @@ def test_chosen_codes_are_trained_in_smaller_steps():
 
 def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
     checkpoint, recipe, options = library.resolve(str(learned)), parse("int3-g64"), asked(words, steps=10)
-    whole, history, kept = qat.run(checkpoint, recipe, options, quiet)
+    whole, history, kept = verb.train(checkpoint, recipe, options, progress=quiet)
     kept.remove()
 
     def stop(seen: History) -> None:
@@ -153,9 +154,11 @@ def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        qat.run(checkpoint, recipe, options, quiet, watch=stop)
+        verb.train(checkpoint, recipe, options, progress=quiet, watch=stop)
     seen = []
-    again, second, _ = qat.run(checkpoint, recipe, options, quiet, watch=lambda each: seen.append(each.step))
+    again, second, _ = verb.train(
+        checkpoint, recipe, options, progress=quiet, watch=lambda each: seen.append(each.step)
+    )
     assert seen[0] == 7 and [each[3] for each in second.curve] == pytest.approx(
         [each[3] for each in history.curve], rel=1e-4
     )
@@ -172,7 +175,7 @@ def _train_for_ever(folder: str, text: str, home: str) -> None:
     options = qat.Qat(
         text=text, window=64, tokens=8192, schedule=Schedule(steps=100_000, batch=1, validations=1)
     )
-    qat.run(library.resolve(folder), parse("int3-g64"), options, quiet)
+    verb.train(library.resolve(folder), parse("int3-g64"), options, progress=quiet)
 
 
 @pytest.mark.slow
@@ -204,7 +207,7 @@ def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        qat.run(library.resolve(str(learned)), parse("int3-g64"), options, quiet, watch=stop)
+        verb.train(library.resolve(str(learned)), parse("int3-g64"), options, progress=quiet, watch=stop)
     assert seen[0] > 1
 
 

@@ -14,8 +14,8 @@ from qcore.library import plain, safetensors
 from qcore.library.saving import made_from
 from qcore.quantization import convert
 from qcore.recipes.spec import RunSpec
-from qcore.verbs import checks, pipeline
-from qcore.verbs.pipeline import ROW_KEYS
+from qcore.results.rows import ROW_KEYS
+from qcore.verbs import checks, compare
 
 SMALL = dict(tokens=120, window=32, prompt_tokens=8, new_tokens=3, repeats=1, generate=False)
 
@@ -40,7 +40,7 @@ def quantized(original, folder, name="int4-g32"):
 
 def run(spec, folder):
     checks.check(spec)
-    return [pipeline.run_recipe(spec, recipe, folder, lambda event: None) for recipe in spec.recipes]
+    return [compare.run_recipe(spec, recipe, folder, lambda event: None) for recipe in spec.recipes]
 
 
 def test_a_saved_model_has_the_figures_of_its_recipe(original, spec, tmp_path):
@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_one_sentence(spec, tmp_path):
 
 def test_a_quantized_model_says_how_it_is_compared(original, tmp_path):
     quantized(original, tmp_path / "mine")
-    with pytest.raises(InputError, match=f"compare ORIGINAL --recipes fp32,saved:{tmp_path / 'mine'}"):
+    with pytest.raises(InputError, match="quantized already. Start from the original model"):
         checks.check(RunSpec(str(tmp_path / "mine"), "fp32"))
 
 
@@ -129,19 +129,19 @@ def test_a_quantized_model_is_compared_with_what_it_was_made_from(original, tmp_
     )
     assert (found.tokens, found.recipes[-1].weights.folder) == (64, str(small))
     assert checks.beside_original(found) == found
-    with pytest.raises(InputError, match=f"compare {original} --recipes fp32,saved:{small}"):
+    with pytest.raises(InputError, match=f"Start from the original model, {original}"):
         checks.check(spec)
 
 
 def test_every_way_to_make_a_quantized_model_says_what_it_was_made_from(original, tmp_path):
     from qcore import api
-    from qcore.verbs import single
+    from qcore.verbs import quantize
 
     words = tmp_path / "words.txt"
     words.write_text("Tokens of a text that is long enough to be learned from, and a little longer. " * 60)
     silent = dict(progress=lambda *step: None)
-    single.quantize_to(str(original), recipes.parse("int8"), tmp_path / "streamed", stream=True, **silent)
-    single.quantize_to(str(original), recipes.parse("int8"), tmp_path / "at-once", **silent)
+    quantize.run(str(original), recipes.parse("int8"), tmp_path / "streamed", stream=True, **silent)
+    quantize.run(str(original), recipes.parse("int8"), tmp_path / "at-once", **silent)
     api.qat(
         str(original),
         "int4-g32",

@@ -235,7 +235,7 @@ def test_planning_knows_the_size(tmp_path):
 
 def test_a_runs_record_holds_predicted_and_measured_loss(tmp_path, monkeypatch):
     from qcore.recipes.spec import RunSpec
-    from qcore.verbs import pipeline
+    from qcore.verbs import compare
 
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     read, scored = tmp_path / "calibration.txt", tmp_path / "scored.txt"
@@ -254,7 +254,7 @@ def test_a_runs_record_holds_predicted_and_measured_loss(tmp_path, monkeypatch):
         calibration=str(read),
         calibration_tokens=256,
     )
-    base, mixed = (pipeline.run_recipe(spec, recipe, tmp_path, lambda event: None) for recipe in spec.recipes)
+    base, mixed = (compare.run_recipe(spec, recipe, tmp_path, lambda event: None) for recipe in spec.recipes)
     assert base["record"]["allocation"] is None and mixed["bits_per_weight"] <= 5
     chosen = mixed["record"]["ledger"]["allocation"]
     assert mixed["record"]["allocation"] == {

@@ -1,4 +1,4 @@
-"""One recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
+"""`compare`, one recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
 
 The unquantized model comes first and leaves three things in the run's folder for those after it: a reference
 (see `evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean`
@@ -11,30 +11,30 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.formats.kv import NONE, Form
+from qcore.formats.kv import Form
 from qcore.recipes.spec import RunSpec
 from qcore.results.rows import ROW_KEYS
 from qcore.verbs.checks import check_device, loaded_from
+from qcore.verbs.record import describe, execution, kv_record, scored_bytes
 
 if TYPE_CHECKING:
-    from qcore.measurement.throughput import Throughput
+    from qcore.library import Loaded
     from qcore.models import Checkpoint
     from qcore.recipes import Recipe
-    from qcore.recipes.ledger import Ledger
-
-__all__ = ["RunSpec", "record_reference", "run_recipe"]
+    from qcore.verbs.prepare import Prepared
 
 Emit = Callable[[dict], None]
 PROBED_WITHIN = 60.0  # seconds for measuring speed, above which a probe would take too long beside it
 REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
 THROUGH_THE_CACHE = (
-    "The text was read through the quantized key-value cache as if token by token, and prompts were continued with it one by one; "
-    "multiple-choice questions are answered without a cache."
+    "The text was read through the quantized key-value cache as if token by token, and prompts were "
+    "continued with it one by one; multiple-choice questions are answered without a cache."
 )
 
 
@@ -47,7 +47,6 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only
     returned if everything worked.
     """
-    from qcore import planning
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
     from qcore.measurement.traffic import bytes_a_token
@@ -56,10 +55,10 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_form
     progress = session.enter("load")
     checkpoint, applied = loaded_from(session.checkpoint(progress), recipe)
-    planning.check_fits(checkpoint, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window)
     with PeakMemory() as loading:
-        loaded = session.load(checkpoint, progress)
-        ledger, quantize_s = (session.quantize if applied is recipe else session.take)(loaded, recipe)
+        loaded = session.load(checkpoint, applied, progress)
+        made = session.quantize(loaded, recipe) if applied is recipe else session.take(loaded, recipe)
+        loaded, ledger = made.loaded, made.ledger
         gc.collect()
     progress = session.enter("speed")
     with PeakMemory() as running:
@@ -77,7 +76,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
     generations = session.generate(loaded, record=is_baseline)
     session.leave()
     divergence = evaluation.divergence
-    record = session.record(loaded) | {
+    about = session.record(loaded) | {
         "predicted": session.predicted(checkpoint, applied),
         "recipe": recipe.to_dict(),
         "execution": execution(loaded.model, kv),
@@ -108,9 +107,9 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         "ttft_s": speed.ttft_s,
         "peak_load_bytes": loading.peak_bytes,
         "peak_run_bytes": running.peak_bytes,
-        "quantize_s": quantize_s,
+        "quantize_s": made.quantize_s,
         "choices": choices,
-        "record": record,
+        "record": about,
     }
     return {key: row[key] for key in ROW_KEYS}
 
@@ -118,16 +117,11 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
     """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have
     no row for it."""
-    from qcore import planning
     from qcore.recipes import parse
 
     session = _Session(spec, folder, emit)
     progress = session.enter("load")
-    checkpoint = session.checkpoint(progress)
-    planning.check_fits(
-        checkpoint, parse("fp32"), tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
-    )
-    loaded = session.load(checkpoint, progress)
+    loaded = session.load(session.checkpoint(progress), parse("fp32"), progress)
     session.evaluate(loaded, record=True)
     session.ask(loaded, record=True)
     session.generate(loaded, record=True)
@@ -156,28 +150,11 @@ class _Session:
         check_device(spec.device)
         self.text = texts.load_text(spec.text)
 
-    def calibration(self, loaded, recipe):
-        """The calibration text for `recipe`, or None if it reads none. Raises `InputError` if it overlaps the
-        text that is scored."""
+    def ids(self, loaded: Loaded):
+        """Return the tokens (T,) of the text that are scored."""
         from qcore.base import texts
-        from qcore.quantization.calibration import check_overlap, load_calibration
 
-        if not recipe.calibrated:
-            return None
-        spec = self.spec
-        found = load_calibration(
-            spec.calibration,
-            loaded.tokenizer,
-            tokens=spec.calibration_tokens,
-            minutes=spec.calibration_minutes,
-        )
-        check_overlap(
-            found,
-            self.text.name,
-            self.text.sha256,
-            texts.tokenize(self.text, loaded.tokenizer, limit=spec.tokens),
-        )
-        return found
+        return texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
 
     def enter(self, phase: str) -> Progress:
         """Begin a phase; returns the function that reports its progress."""
@@ -196,10 +173,10 @@ class _Session:
 
     def checkpoint(self, progress) -> Checkpoint:
         """The model's checkpoint, checked from its headers; the same one that the baseline was."""
-        from qcore import library
         from qcore.base.files import read_json
+        from qcore.verbs.prepare import find
 
-        checkpoint = library.resolve(self.spec.model, self.spec.revision, progress=progress)
+        checkpoint = find(self.spec.model, self.spec.revision, progress=progress)
         self.known = read_json(self.folder / BASELINE)
         if self.known and self.known["digest"] != checkpoint.digest:
             raise InputError(
@@ -207,46 +184,47 @@ class _Session:
             )
         return checkpoint
 
-    def load(self, checkpoint: Checkpoint, progress):
-        """The model and its tokenizer, on the device asked for."""
-        from qcore import library
+    def load(self, checkpoint: Checkpoint, recipe: Recipe, progress) -> Loaded:
+        """Return the model and its tokenizer, on the device of the run, if it fits under `recipe`."""
+        from qcore.verbs.prepare import load
 
-        return library.load(checkpoint, device=self.spec.device, progress=progress)
-
-    def quantize(self, loaded, recipe: Recipe) -> tuple[Ledger, float]:
-        """Apply `recipe`: the ledger, and the seconds it took."""
-        from qcore.quantization import convert
-        from qcore.quantization.calibration import unfinished
-
-        progress, began = self.enter("quantize"), time.perf_counter()
-        calibration = self.calibration(loaded, recipe)
-        ledger = convert.quantize(
-            loaded.model,
+        spec = self.spec
+        return load(
+            checkpoint,
             recipe,
+            device=spec.device,
+            tokens=spec.prompt_tokens + spec.new_tokens,
+            window=spec.window,
             progress=progress,
-            calibration=calibration,
-            work=unfinished(),
-            identity=loaded.checkpoint.digest,
         )
-        return ledger, time.perf_counter() - began
 
-    def take(self, loaded, recipe: Recipe) -> tuple[Ledger, None]:
-        """The ledger of a saved model. Raises `InputError` if the text that is scored is one that it was made
-        with."""
-        from qcore.base import texts
-        from qcore.layers.inventory import as_it_is
+    def quantize(self, loaded: Loaded, recipe: Recipe) -> Prepared:
+        """Apply `recipe`. Raises `InputError` if the calibration text overlaps the text that is scored."""
+        from qcore.quantization.calibration import check_overlap
+        from qcore.verbs.prepare import CalibrationText, quantize
+
+        progress, spec, began = self.enter("quantize"), self.spec, time.perf_counter()
+        given = CalibrationText(spec.calibration, spec.calibration_tokens, spec.calibration_minutes)
+        text = given.load(loaded.tokenizer, recipe)
+        if text is not None:
+            check_overlap(text, self.text.name, self.text.sha256, self.ids(loaded))
+        made = quantize(loaded, recipe, calibration=text or given, progress=progress)
+        return replace(made, quantize_s=time.perf_counter() - began)
+
+    def take(self, loaded: Loaded, recipe: Recipe) -> Prepared:
+        """Return a saved model as it is. Raises `InputError` if the text that is scored is one that it was
+        made with."""
         from qcore.library.plain import check_judged, describe
+        from qcore.verbs.prepare import as_it_is
 
-        ids = texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
-        check_judged(loaded, self.text.name, self.text.sha256, ids)
+        check_judged(loaded, self.text.name, self.text.sha256, self.ids(loaded))
         made = loaded.recipe and f"Saved as {loaded.recipe.name}." or describe(loaded.checkpoint.folder)
         self.notes.append(made or f"Read from {loaded.checkpoint.folder}; how it was made is not on record.")
-        return loaded.ledger or as_it_is(loaded.model, recipe.name), None
+        return as_it_is(loaded, recipe.name)
 
     def evaluate(self, loaded, *, record: bool):
         """Score the text, against the baseline's reference if there is one; `record` makes this model that
         baseline."""
-        from qcore.base import texts
         from qcore.evaluation import Reference, evaluate
 
         progress = self.enter("quality")
@@ -254,7 +232,7 @@ class _Session:
         compared = (
             not record and self.known is not None
         )  # what a baseline that failed half way left behind does not count
-        ids = texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
+        ids = self.ids(loaded)
         if self._kv(record) is not None:
             self.notes.append(THROUGH_THE_CACHE)
         if not record and not compared:
@@ -352,58 +330,6 @@ class _Session:
         return hindsight.predict(
             checkpoint, recipe, self.spec.prompt_tokens, self.spec.new_tokens, timed=timed, kv=self.spec.kv
         )
-
-
-def describe(loaded, text=None, threads: int | None = None) -> dict:
-    """The part of a record that every measurement has: model, text, machine and libraries."""
-    import torch
-
-    import qcore
-    from qcore.measurement.environment import environment
-
-    checkpoint = loaded.checkpoint
-    about = {
-        "qcore": qcore.__version__,
-        "model": checkpoint.name,
-        "model_description": checkpoint.description,
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "digest": checkpoint.digest,
-        "parameters": checkpoint.parameters,
-        "compute_dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "threads": threads or torch.get_num_threads(),
-        "environment": environment(),
-    }
-    return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
-
-
-def execution(model, kv: Form | None = None) -> list[str]:
-    """How `model` runs with a cache in the form `kv`: whether a step is one native call, and a line for each
-    kernel that multiplies by quantized weights. Nothing where all layers are plain torch layers and the cache
-    is not quantized."""
-    from qcore import runtime
-    from qcore.kernels.dispatch import explain
-    from qcore.layers.modules import QuantLinear
-
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
-    if kv is not None:
-        return [f"module by module: the native step does not read a cache in {kv.name}.", *sorted(kernels)]
-    return [runtime.explain(model), *sorted(kernels)] if layers else []
-
-
-def kv_record(kv: Form | None, speed: Throughput) -> dict:
-    """How keys and values were kept while `speed` was measured, and what they took: bytes as stored, room
-    that is kept free included."""
-    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
-    form = {"name": NONE} if kv is None else kv.to_dict()
-    return {**form, "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
-
-
-def scored_bytes(ids, tokenizer) -> int:
-    """UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
-    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return len(text.encode("utf-8", "replace"))
 
 
 def _prediction(allocation: dict, divergence) -> dict:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.verbs.single import safe_name
+from qcore.verbs.record import safe_name
 
 
 @pytest.mark.parametrize(

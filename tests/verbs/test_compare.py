@@ -19,7 +19,7 @@ from qcore.recipes.spec import RunSpec
 from qcore.results.report import table
 from qcore.results.rows import FIGURES, ROW_KEYS
 from qcore.results.verdicts import with_verdicts
-from qcore.verbs import checks, pipeline
+from qcore.verbs import checks, compare, record
 
 SMALL = dict(tokens=120, window=32, prompt_tokens=8, new_tokens=3, repeats=2, generate_tokens=3)
 LAYERS = planned_cache.layout(tiny.CONFIGS["llama"])
@@ -55,7 +55,7 @@ def spec(tmp_path, text, prompts):
 def run(spec, folder, events=None):
     """The rows of all recipes of `spec`, in its order, one after another."""
     return [
-        pipeline.run_recipe(spec, recipe, folder, (events if events is not None else []).append)
+        compare.run_recipe(spec, recipe, folder, (events if events is not None else []).append)
         for recipe in spec.recipes
     ]
 
@@ -84,7 +84,7 @@ def test_figures_agree_with_the_parts_they_come_from(spec, tmp_path):
     ledger = convert.quantize(loaded.model, recipes.parse("int8"))
     assert int8["perplexity"] == evaluate(loaded.model, ids, window=32).perplexity
     assert fp32["record"]["execution"] == [] and len(int8["record"]["execution"]) == 2
-    assert int8["record"]["execution"] == pipeline.execution(loaded.model)
+    assert int8["record"]["execution"] == record.execution(loaded.model)
     assert (int8["stored_bytes"], int8["coverage"]) == (ledger.stored_bytes, ledger.coverage)
 
 
@@ -111,8 +111,8 @@ def test_a_baseline_without_a_row_gives_the_same_divergence(spec, tmp_path):
     with_row.mkdir(), alone.mkdir()
     wanted = spec()
     _, expected = run(wanted, with_row)
-    pipeline.record_reference(wanted, alone, lambda event: None)
-    found = pipeline.run_recipe(wanted, wanted.recipes[1], alone, lambda event: None)
+    compare.record_reference(wanted, alone, lambda event: None)
+    found = compare.run_recipe(wanted, wanted.recipes[1], alone, lambda event: None)
     assert (found["kl_mean"], found["perplexity"]) == (expected["kl_mean"], expected["perplexity"])
 
 
@@ -196,7 +196,7 @@ def test_questions_are_asked_of_each_recipe_and_compared_with_the_baseline(spec,
         base, row = run(wanted, tmp_path)
         assert "lost_and_gained" not in base["choices"] and "--choices" in row["record"]["command"]
     else:
-        pipeline.record_reference(wanted, tmp_path, lambda event: None)
+        compare.record_reference(wanted, tmp_path, lambda event: None)
         (row,) = run(wanted, tmp_path)
     loaded = library.load(wanted.model)
     before = ask(loaded.model, loaded.tokenizer, load_questions(file).questions)
@@ -213,10 +213,10 @@ def test_questions_are_asked_of_each_recipe_and_compared_with_the_baseline(spec,
 
 def test_a_model_that_changed_since_the_baseline_is_refused(spec, tmp_path):
     wanted = spec()
-    pipeline.run_recipe(wanted, wanted.recipes[0], tmp_path, lambda event: None)
+    compare.run_recipe(wanted, wanted.recipes[0], tmp_path, lambda event: None)
     tiny.model("llama", seed=1).save_pretrained(wanted.model)
     with pytest.raises(InputError, match="has changed since the baseline"):
-        pipeline.run_recipe(wanted, wanted.recipes[1], tmp_path, lambda event: None)
+        compare.run_recipe(wanted, wanted.recipes[1], tmp_path, lambda event: None)
 
 
 def test_a_model_whose_logits_are_nan_has_failed(spec, tmp_path):
@@ -229,7 +229,7 @@ def test_a_model_whose_logits_are_nan_has_failed(spec, tmp_path):
             layer.mlp.gate_proj.weight.fill_(1e30)
     model.save_pretrained(wanted.model)
     with pytest.raises(RunError):
-        pipeline.run_recipe(wanted, wanted.recipes[0], tmp_path, lambda event: None)
+        compare.run_recipe(wanted, wanted.recipes[0], tmp_path, lambda event: None)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spe
     really go through it."""
     wanted = spec("llama", "fp32,int4-g32", kv="int4", window=120, prompt_tokens=100)
     (tmp_path / "run").mkdir()
-    pipeline.record_reference(wanted, tmp_path / "run", [].append)
+    compare.record_reference(wanted, tmp_path / "run", [].append)
     fp32, int4 = run(wanted, tmp_path / "run")
     (tmp_path / "plain").mkdir()
     _, exact = run(spec("llama", "fp32,int4-g32", window=120, prompt_tokens=100), tmp_path / "plain")
@@ -300,7 +300,7 @@ def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spe
     )
     assert (
         int4["record"]["execution"][0].startswith("module by module")
-        and pipeline.THROUGH_THE_CACHE in int4["record"]["notes"]
+        and compare.THROUGH_THE_CACHE in int4["record"]["notes"]
     )
     assert int4["record"]["predicted"]["decode_is"] == "no probe with a quantized cache"
     judged = with_verdicts([fp32, int4])

@@ -1,21 +1,14 @@
-"""`python -m qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a
-model."""
+"""`qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="smollm2-135m, a hub id, a folder, or a GGUF file", show_default=False
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Folder to save into", metavar="DIR", show_default=False)]
+TOKENS, WINDOW = 262_144, 256
 Text = Annotated[
     str | None,
     typer.Option(help="UTF-8 text to learn from; without it, the packaged calibration text", metavar="FILE"),
@@ -25,36 +18,29 @@ Validation = Annotated[
     typer.Option(help="Text that says when to stop; without it, the end of --text", metavar="FILE"),
 ]
 Tokens = Annotated[int, typer.Option(help="Tokens of the text that are learned from")]
-Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
 Steps = Annotated[int, typer.Option(help="Steps, each over --batch windows")]
 Minutes = Annotated[
     float | None, typer.Option(help="Time to train for, instead of --steps", metavar="MINUTES")
 ]
+Batch = Annotated[int, typer.Option(help="Windows per step")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate; without it, the usual one", metavar="RATE")]
-Validations = Annotated[int, typer.Option(help="How often to look at the validation text")]
-Patience = Annotated[int, typer.Option(help="Stop after so many looks in a row without a better one")]
+Validations = Annotated[int, typer.Option(help="How often the validation text is scored")]
+Patience = Annotated[int, typer.Option(help="Stop after this many validations without improvement")]
 Seed = Annotated[int, typer.Option(help="Seed of the order in which windows are read")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore made there")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
-Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda")]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Measure the model before and after: size, speed, perplexity, KL")
-]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT"),
 ]
 
 
 def qat(
-    model: Model,
+    model: options.Model,
     recipe: Annotated[
         str,
         typer.Option(
             help="One of qcore's own recipes; its method chooses the codes to begin with", show_default=False
         ),
     ],
-    out: Out,
+    out: options.Out,
     text: Text = None,
     validation: Validation = None,
     form: Annotated[str, typer.Option(help="light: scales and norms; full: the weights, too")] = "light",
@@ -62,40 +48,50 @@ def qat(
         bool, typer.Option("--learn-scales", help="In the full form, learn scales as LSQ does")
     ] = False,
     loss: Annotated[str, typer.Option(help="kl: the unquantized model teaches; next: the text does")] = "kl",
-    tokens: Tokens = 262144,
-    window: Window = 256,
+    tokens: Tokens = TOKENS,
+    window: options.Window = WINDOW,
     steps: Steps = 200,
     minutes: Minutes = None,
-    batch: Annotated[int, typer.Option(help="Windows a step")] = 1,
+    batch: Batch = 1,
     rate: Rate = None,
     validations: Validations = 8,
     patience: Patience = 3,
     seed: Seed = 0,
     compare: Compare = False,
-    overwrite: Overwrite = False,
-    revision: Revision = None,
-    device: Device = "cpu",
-    json: Json = None,
+    overwrite: options.Overwrite = False,
+    revision: options.Revision = None,
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> int:
     """Train MODEL in its quantized form, so that it predicts what it did before, and save it as an ordinary
     quantized model.
 
     After a kill or Ctrl-C the same command goes on where it was.
     """
-    from qcore.recipes import parse
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
-    from qcore.verbs import making
+    from qcore.verbs import qat as verb
 
     check_output(json)
-    schedule = Schedule(steps, minutes, batch, validations, patience, seed)
-    options = Qat(Form(form, learn_scales), loss, text, validation, tokens, window, rate, schedule)
+    schedule = Schedule(
+        steps=steps, minutes=minutes, batch=batch, validations=validations, patience=patience, seed=seed
+    )
+    asked = Qat(
+        form=Form(form, learn_scales),
+        loss=loss,
+        text=text,
+        validation=validation,
+        tokens=tokens,
+        window=window,
+        rate=rate,
+        schedule=schedule,
+    )
     with Show() as show:
-        result = making.train_quantized(
+        result = verb.run(
             model,
-            parse(recipe),
-            options,
+            options.one_recipe(recipe),
+            asked,
             out,
             revision=revision,
             overwrite=overwrite,
@@ -107,50 +103,45 @@ def qat(
 
 
 def prune(
-    model: Model,
+    model: options.Model,
     method: Annotated[
         str, typer.Option(help="wanda, magnitude, 2:4, neurons, heads or layers", show_default=False)
     ],
-    out: Out,
+    out: options.Out,
     amount: Annotated[
         float, typer.Option(help="Share of the weights, neurons, key-value groups or layers to prune")
     ] = 0.5,
-    recipe: Annotated[str | None, typer.Option(help="Quantize it, too", metavar="RECIPE")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Also quantize", metavar="RECIPE")] = None,
     order: Annotated[str, typer.Option(help="Prune before or after quantization")] = "before",
     sparse: Annotated[
         bool,
         typer.Option("--sparse", help="Do not store zeros; eval and bench read it, other libraries do not"),
     ] = False,
     text: Text = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text that are read for what matters")] = 16384,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text that scores are computed from")] = 16384,
     compare: Compare = False,
-    overwrite: Overwrite = False,
-    revision: Revision = None,
-    json: Json = None,
+    overwrite: options.Overwrite = False,
+    revision: options.Revision = None,
+    json: options.Json = None,
 ) -> int:
     """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model
     (neurons, heads, layers)."""
-    from qcore.recipes import parse
     from qcore.results.report import human_bytes, human_percent
-    from qcore.verbs import making
+    from qcore.verbs import prune as verb
 
     check_output(json)
-    chosen = None if recipe is None else parse(recipe)
+    asked = verb.Prune(
+        method=method,
+        amount=amount,
+        recipe=options.one_recipe(recipe),
+        order=order,
+        sparse=sparse,
+        calibration=text,
+        tokens=tokens,
+    )
     with Show() as show:
-        result = making.prune(
-            model,
-            method,
-            amount,
-            out,
-            recipe=chosen,
-            order=order,
-            sparse=sparse,
-            calibration=text,
-            tokens=tokens,
-            revision=revision,
-            overwrite=overwrite,
-            compare=compare,
-            progress=show,
+        result = verb.run(
+            model, asked, out, revision=revision, overwrite=overwrite, compare=compare, progress=show
         )
     if "removed" in result:
         share = (
@@ -165,9 +156,9 @@ def prune(
 
 
 def distill(
-    model: Model,
+    model: options.Model,
     layers: Annotated[int, typer.Option(help="Layers of the student", show_default=False)],
-    out: Out,
+    out: options.Out,
     keep: Annotated[str, typer.Option(help="Which layers: even distances, or by their influence")] = "even",
     neurons: Annotated[
         float | None, typer.Option(help="Share of each MLP's neurons to cut, too", metavar="SHARE")
@@ -176,20 +167,20 @@ def distill(
     hidden: Annotated[float, typer.Option(help="How much the hidden states between layers count")] = 0.0,
     text: Text = None,
     validation: Validation = None,
-    tokens: Tokens = 262144,
-    window: Window = 256,
+    tokens: Tokens = TOKENS,
+    window: options.Window = WINDOW,
     steps: Steps = 200,
     minutes: Minutes = None,
-    batch: Annotated[int, typer.Option(help="Windows a step")] = 2,
+    batch: Batch = 2,
     rate: Rate = None,
     validations: Validations = 8,
     patience: Patience = 3,
     seed: Seed = 0,
     compare: Compare = False,
-    overwrite: Overwrite = False,
-    revision: Revision = None,
-    device: Device = "cpu",
-    json: Json = None,
+    overwrite: options.Overwrite = False,
+    revision: options.Revision = None,
+    device: options.Device = "cpu",
+    json: options.Json = None,
 ) -> int:
     """Train a student with fewer layers to predict what MODEL predicts, and save it as an ordinary model,
     which can be quantized.
@@ -198,17 +189,29 @@ def distill(
     """
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule
-    from qcore.verbs import making
+    from qcore.verbs import distill as verb
 
     check_output(json)
-    schedule = Schedule(steps, minutes, batch, validations, patience, seed)
-    options = Distill(
-        layers, keep, neurons, temperature, hidden, text, validation, tokens, window, rate, schedule
+    schedule = Schedule(
+        steps=steps, minutes=minutes, batch=batch, validations=validations, patience=patience, seed=seed
+    )
+    asked = Distill(
+        layers=layers,
+        keep=keep,
+        neurons=neurons,
+        temperature=temperature,
+        hidden=hidden,
+        text=text,
+        validation=validation,
+        tokens=tokens,
+        window=window,
+        rate=rate,
+        schedule=schedule,
     )
     with Show() as show:
-        result = making.distill(
+        result = verb.run(
             model,
-            options,
+            asked,
             out,
             revision=revision,
             overwrite=overwrite,

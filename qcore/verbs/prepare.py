@@ -1,0 +1,256 @@
+"""Prepare a model, the one way in which every verb and every face does it:
+
+    find -> check that it fits -> load -> load the calibration text -> quantize
+
+`find` gives a `Checkpoint`, which is handed on: a model is resolved once per request. `Finder` remembers the
+checkpoints of a request that names several models.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qcore import library, planning
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.home import home
+from qcore.base.progress import Progress
+from qcore.library import Loaded
+from qcore.library.saving import made_from
+from qcore.models import Checkpoint
+from qcore.models.names import classify
+from qcore.quantization import convert
+from qcore.quantization.calibration import Calibration, load_calibration, unfinished
+from qcore.quantization.calibration.text import TOKENS, calibration_text
+from qcore.recipes import Recipe, parse
+from qcore.recipes.ledger import Ledger
+from qcore.recipes.spec import check_limits, check_minutes
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Which calibration text is read: `tokens` of the file `source` (None: the packaged text). Learned
+    methods take about `minutes` (None: a fixed number of steps). Raises `InputError` for numbers out of
+    range."""
+
+    source: str | Path | None = None
+    tokens: int = TOKENS
+    minutes: float | None = None
+
+    def __post_init__(self):
+        check_limits(calibration_tokens=self.tokens)
+        check_minutes(self.minutes)
+
+    def check(self, recipe: Recipe | None) -> None:
+        """Raise `InputError` if `recipe` reads the text and the text cannot be read."""
+        if recipe is not None and recipe.calibrated:
+            calibration_text(self.source)
+
+    def load(self, tokenizer, recipe: Recipe | None) -> Calibration | None:
+        """Return the text in tokens, None if `recipe` reads none. Raises `InputError` as
+        `load_calibration` does."""
+        if recipe is None or not recipe.calibrated:
+            return None
+        return load_calibration(self.source, tokenizer, tokens=self.tokens, minutes=self.minutes)
+
+
+PACKAGED = CalibrationText()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to be used, with the recipe that it is in, the ledger of its tensors, the
+    calibration text that chose its codes (None: no text was read), and the seconds that quantizing took
+    (None: it was not quantized here)."""
+
+    loaded: Loaded
+    recipe: Recipe
+    ledger: Ledger
+    calibration: Calibration | None = None
+    quantize_s: float | None = None
+
+
+class Finder:
+    """Find the models of one request, each of them once."""
+
+    def __init__(self, progress: Progress | None = None):
+        self._progress = progress
+        self._found: dict[tuple[str, str | None], Checkpoint] = {}
+        self._headers: dict[tuple[str, str | None], Checkpoint] = {}
+
+    def __call__(self, model: str | Path, revision: str | None = None) -> Checkpoint:
+        """Return the checkpoint of `model`. Raises `InputError` and `UnavailableError` as
+        `library.resolve` does."""
+        key = (str(model), revision)
+        if key not in self._found:
+            self._found[key] = library.resolve(model, revision, progress=self._progress)
+        return self._found[key]
+
+    def headers(self, model: str | Path, revision: str | None = None) -> Checkpoint | None:
+        """Return the checkpoint of `model` without fetching or converting its weights; None for a default
+        model that is not here yet.
+
+        Raises `InputError` and `UnavailableError` as `library.outline` does. A hub that does not answer is no
+        obstacle to a model that was fetched before.
+        """
+        key = (str(model), revision)
+        if key in self._found:
+            return self._found[key]
+        name = classify(model, revision)
+        if name.kind == "default" and not (home() / "models" / name.text).is_dir():
+            return None
+        if name.kind not in ("hub", "gguf"):
+            return self(model, revision)
+        if key not in self._headers:
+            try:
+                self._headers[key] = library.outline(model, revision, progress=self._progress)
+            except UnavailableError:
+                return self(model, revision)
+        return self._headers[key]
+
+
+def find(
+    model: str | Path | Checkpoint, revision: str | None = None, *, progress: Progress | None = None
+) -> Checkpoint:
+    """Return the checkpoint of `model`; one that was found before is returned as it is."""
+    if isinstance(model, Checkpoint):
+        return model
+    return library.resolve(model, revision, progress=progress)
+
+
+def find_original(
+    model: str | Path | Checkpoint,
+    revision: str | None = None,
+    *,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Return the checkpoint of a model that can be quantized, trained or pruned into `folder`.
+
+    Raises `InputError` for a model that is quantized already, and for a `folder` that holds the model.
+    """
+    checkpoint = find(model, revision, progress=progress)
+    if checkpoint.is_quantized:
+        raise quantized_already(checkpoint)
+    if folder is not None:
+        check_apart(checkpoint, folder)
+    return checkpoint
+
+
+def quantized_already(checkpoint: Checkpoint) -> InputError:
+    """Return the error for a quantized model where an original one is needed."""
+    origin = made_from(checkpoint.folder)
+    where = f"the original model, {origin['model']}" if origin else "the original model"
+    return InputError(f"{checkpoint.name} is quantized already. Start from {where}, instead.")
+
+
+def check_apart(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raise `InputError` if `folder`, into which a result is to be saved, holds the model itself."""
+    if folder.exists() and checkpoint.folder.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} holds the model itself. Choose another folder.")
+
+
+def load(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None = None,
+    *,
+    device: str = "cpu",
+    tokens: int = 1,
+    window: int = 1,
+    check_finite: bool = True,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Load `checkpoint` on `device`, after a check that it fits into memory under `recipe` (None: as it is)
+    with a cache of `tokens` tokens and a window of `window` tokens.
+
+    Raises `TooLargeError` with the arithmetic if it does not fit, `InputError` as `library.load` does.
+    """
+    planning.check_fits(checkpoint, recipe or parse("fp32"), tokens=tokens, window=window)
+    return library.load(checkpoint, device=device, check_finite=check_finite, progress=progress)
+
+
+def quantize(
+    loaded: Loaded,
+    recipe: Recipe,
+    *,
+    calibration: CalibrationText | Calibration = PACKAGED,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Apply `recipe` to `loaded`, in place: its full-precision weights are gone afterwards. With `resume`,
+    for weights that are those of the checkpoint, finished blocks are kept in the cache folder, so that the
+    same call goes on after a kill.
+
+    Raises `InputError` for a model, text or skip pattern that cannot be used, `NotAppliedError` if the
+    recipe did less than it should.
+    """
+    began = time.perf_counter()
+    text = calibration
+    if isinstance(calibration, CalibrationText):
+        text = calibration.load(loaded.tokenizer, recipe)
+    elif not recipe.calibrated:
+        text = None
+    ledger = convert.quantize(
+        loaded.model,
+        recipe,
+        progress=progress,
+        calibration=text,
+        work=unfinished() if resume else None,
+        identity=loaded.checkpoint.digest if resume else None,
+    )
+    seconds = time.perf_counter() - began
+    return Prepared(replace(loaded, recipe=recipe, ledger=ledger), recipe, ledger, text, seconds)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None,
+    *,
+    device: str = "cpu",
+    tokens: int = 1,
+    window: int = 1,
+    check_finite: bool = True,
+    calibration: CalibrationText | Calibration = PACKAGED,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Load `checkpoint` and apply `recipe` to it; with None, a model that was saved quantized keeps its own
+    recipe, and any other is fp32.
+
+    Raises `TooLargeError`, `InputError` and `NotAppliedError` as `load` and `quantize` do; `InputError` for
+    a recipe on a model that is quantized already.
+    """
+    if recipe is not None and checkpoint.is_quantized:
+        raise quantized_already(checkpoint)
+    loaded = load(
+        checkpoint,
+        recipe,
+        device=device,
+        tokens=tokens,
+        window=window,
+        check_finite=check_finite,
+        progress=progress,
+    )
+    if recipe is None:
+        return as_it_is(loaded)
+    return quantize(loaded, recipe, calibration=calibration, progress=progress)
+
+
+def as_it_is(loaded: Loaded, label: str = "as loaded") -> Prepared:
+    """Return `loaded` with its saved recipe and ledger, or with the ledger called `label` of a model that
+    nothing was done to."""
+    from qcore.layers.inventory import as_it_is as untouched
+
+    return Prepared(loaded, loaded.recipe or parse("fp32"), loaded.ledger or untouched(loaded.model, label))
+
+
+@contextmanager
+def saving(folder: Path | str, progress: Progress) -> Iterator[None]:
+    """Report that a model is being saved to `folder`; a disk that refuses is an `InputError`."""
+    progress(0, 0, f"saving to {folder}")
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,215 @@
+"""`prune`: one model with fewer weights, saved in one folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qcore import library, recipes
+from qcore.base.errors import InputError
+from qcore.base.progress import Progress
+from qcore.base.registry import unknown
+from qcore.base.turn import heavy_turn
+from qcore.formats.budget import Budget
+from qcore.formats.sparse import break_even
+from qcore.layers.modules import QuantExperts, QuantizedModule
+from qcore.library import Loaded, plain, safetensors
+from qcore.library.saving import check_folder
+from qcore.pruning import ledger as ledgers
+from qcore.pruning import masks, structured
+from qcore.quantization.calibration import Calibration, load_calibration
+from qcore.quantization.calibration.text import calibration_text
+from qcore.recipes import Recipe
+from qcore.training.qat import check_recipe
+from qcore.verbs import made
+from qcore.verbs.prepare import find_original, load, quantize, saving
+from qcore.verbs.record import stored_bytes
+
+UNSTRUCTURED, STRUCTURED = ("wanda", "magnitude", "2:4"), ("neurons", "heads", "layers")
+SCORED = 16384  # tokens of calibration text that scores are computed from
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Prune `amount` of a model by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers").
+
+    With a `recipe` it is quantized, too; pruned weights are chosen `order` "before" or "after". Zeros are not
+    stored in a quantized model, nor where `sparse` is set; otherwise the result is an ordinary model with
+    zeros in it. Scores come from `tokens` of the text `calibration` (None: the packaged one). Raises
+    `InputError` for options that contradict each other.
+    """
+
+    method: str
+    amount: float = 0.5
+    recipe: Recipe | None = None
+    order: str = "before"
+    sparse: bool = False
+    calibration: str | None = None
+    tokens: int = SCORED
+
+    def __post_init__(self):
+        if self.method not in (*UNSTRUCTURED, *STRUCTURED):
+            raise unknown("pruning method", self.method, (*UNSTRUCTURED, *STRUCTURED))
+        _ = self.what
+        if self.order not in ("before", "after"):
+            raise InputError(
+                f"order is {self.order!r}, but it must be before or after: when weights are pruned, counted "
+                "from quantization."
+            )
+        if self.method in STRUCTURED and (self.recipe is not None or self.sparse):
+            raise InputError(
+                f"Pruning {self.method} leaves an ordinary model without zeros. Leave out the recipe and "
+                "sparse storage, and quantize the result."
+            )
+        if self.recipe is not None:
+            self._check_recipe(self.recipe)
+        elif self.order == "after":
+            raise InputError("The order after needs a recipe: weights are pruned after they are quantized.")
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        check_recipe(recipe)
+        if isinstance(recipe.weights, Budget):
+            raise InputError(
+                f"{recipe.name} chooses formats itself. Choose one format, such as int4-g64, for a model "
+                "that is pruned."
+            )
+        if self.order == "after" and recipe.prepare != "none":
+            raise InputError(
+                f"{recipe.name} rotates the model first, so its weights are no longer those that pruning "
+                "looks at. Choose the order before."
+            )
+        masks.check_format(recipe.weights)
+
+    @property
+    def what(self) -> masks.Amount | structured.Cut:
+        """The weights or parts to prune. Raises `InputError` for an amount out of range."""
+        if self.method in UNSTRUCTURED:
+            return masks.Amount(self.method, self.amount)
+        return structured.Cut(self.method, self.amount)
+
+
+def run(
+    model: str,
+    options: Prune,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    overwrite: bool = False,
+    compare: bool = False,
+    progress: Progress,
+) -> dict:
+    """Prune `model`, save it in `folder`, and return its size, the share that is gone and, with `compare`, its
+    figures beside the original's. Raises `InputError` for what cannot be used."""
+    folder = Path(folder)
+    check_folder(folder, overwrite=overwrite)
+    calibration_text(options.calibration)
+    checkpoint = find_original(model, revision, folder=folder, progress=progress)
+    with heavy_turn(progress):
+        loaded = load(checkpoint, progress=progress)
+        began = time.perf_counter()
+        text = load_calibration(options.calibration, loaded.tokenizer, tokens=options.tokens)
+        cut = _prune_weights if options.method in UNSTRUCTURED else _prune_parts
+        result = cut(loaded, options, text, folder, overwrite, progress)
+        about = {"method": options.method, "amount": options.amount, **result}
+        seconds = time.perf_counter() - began
+        result = {"model": model, "folder": str(folder), "seconds": seconds, **about}
+        return result | made.compared(compare, checkpoint, folder, options.recipe, progress)
+
+
+def _prune_weights(
+    loaded: Loaded, options: Prune, text: Calibration, folder: Path, overwrite: bool, progress: Progress
+) -> dict:
+    reads, recipe, what = options.method != "magnitude", options.recipe, options.what
+    ids = text.ids if reads else None
+    about = {
+        "kind": "prune",
+        "method": what.method,
+        "share": what.share,
+        "calibration": text.record if reads else None,
+    }
+    origin = loaded.checkpoint.origin
+    if recipe is None or options.order == "before":
+        kept = masks.prune(loaded.model, what, ids, progress)
+    if recipe is not None:
+        # a pruned model is not the one of the checkpoint, so its blocks are not kept under that name
+        resume = options.order == "after"
+        ledger = quantize(loaded, recipe, calibration=text, resume=resume, progress=progress).ledger
+        if options.order == "after":
+            kept = masks.prune(_twin(loaded), what, ids, progress)
+        masks.prune_codes(loaded.model, kept)
+        ledger = ledgers.of_codes(loaded.model, ledger, kept)
+    elif options.sparse:
+        recipe, ledger = recipes.parse("fp32"), ledgers.of_floats(loaded.model, kept, f"fp32 {what.method}")
+    shares = masks.sparsity(kept)
+    zeros = sum(shares[name] * sum(mask.numel() for mask in kept[name]) for name in kept)
+    result = {
+        "zeros": round(zeros),
+        "sparsity": zeros / sum(mask.numel() for each in kept.values() for mask in each),
+    }
+    if recipe is None:
+        with saving(folder, progress):
+            record = about | {"from": origin} | result
+            plain.save(loaded.model, loaded.tokenizer, record, folder, overwrite=overwrite)
+        return result | {"stored_bytes": stored_bytes(loaded)}
+    read = text.record if reads or recipe.calibrated else None
+    ledger = replace(ledger, calibration=read, pruning=about | result)
+    names = ledgers.sparse_names(loaded.model, kept)
+    with saving(folder, progress):
+        safetensors.save(
+            loaded.model,
+            loaded.tokenizer,
+            recipe,
+            ledger,
+            folder,
+            overwrite=overwrite,
+            sparse=names,
+            origin=origin,
+        )
+    bits = getattr(recipe.weights, "bits", 32)
+    return result | {
+        "recipe": recipe.name,
+        "stored_bytes": ledger.stored_bytes,
+        "break_even": break_even(bits),
+    }
+
+
+def _twin(quantized: Loaded) -> torch.nn.Module:
+    """Return a float model with the dequantized weights of the quantized one."""
+    twin = library.load(quantized.checkpoint).model
+    parameters = dict(twin.named_parameters())
+    for name, module in quantized.model.named_modules():
+        if isinstance(module, QuantExperts):
+            value = torch.stack([module[i] for i in range(len(module.experts))])
+            parameters[name].data = value
+        elif isinstance(module, QuantizedModule) and f"{name}.weight" in parameters:
+            value, own = module.weight, parameters[f"{name}.weight"]
+            own.data = value.T.contiguous() if own.shape != value.shape else value
+    for name, value in quantized.model.named_parameters():
+        if name in parameters and "experts" not in name:
+            parameters[name].data = value.detach()
+    return twin
+
+
+def _prune_parts(
+    loaded: Loaded, options: Prune, text: Calibration, folder: Path, overwrite: bool, progress: Progress
+) -> dict:
+    what = options.what
+    before = sum(parameter.numel() for parameter in loaded.model.parameters())
+    smaller, went = structured.cut(loaded.model, what, text.ids, progress)
+    after = sum(parameter.numel() for parameter in smaller.parameters())
+    result = {"parameters_before": before, "parameters": after, "removed": 1 - after / before}
+    record = {
+        "kind": "prune",
+        "method": what.method,
+        "share": what.share,
+        "calibration": text.record,
+        **went,
+        **result,
+        "from": loaded.checkpoint.origin,
+    }
+    with saving(folder, progress):
+        plain.save(smaller, loaded.tokenizer, record, folder, overwrite=overwrite)
+    return result | {"stored_bytes": sum(parameter.nbytes for parameter in smaller.parameters())}

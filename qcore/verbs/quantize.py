@@ -1,0 +1,86 @@
+"""`quantize`: one model, one recipe, saved in one folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from qcore.base.errors import InputError
+from qcore.base.executor import Engine
+from qcore.base.progress import Progress
+from qcore.base.turn import heavy_turn
+from qcore.library import safetensors
+from qcore.recipes import Recipe
+from qcore.recipes.ledger import Ledger
+from qcore.streaming import quantizing as streaming
+from qcore.verbs.checks import check_skips
+from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, prepare, saving
+
+HERE = Engine()
+
+
+def run(
+    model: str,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    overwrite: bool = False,
+    calibration: CalibrationText = PACKAGED,
+    stream: bool = False,
+    engine: Engine = HERE,
+    progress: Progress,
+) -> dict:
+    """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream`
+    the model is never held in memory: one tensor after another goes from its file into a shard, and these can
+    be spread over the machines of an `engine`.
+
+    After a kill the same call goes on at the block, or with `stream` at the shard, where it was stopped.
+
+    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds
+    something (`overwrite` allows a model that qcore saved there), or if the model cannot be used or does not
+    fit.
+    """
+    if not (stream or engine.is_local):
+        raise InputError(
+            "Only a streamed quantization can be spread over machines. Stream it, or leave out the engine."
+        )
+    engine.check()
+    folder = Path(folder)
+    safetensors.check_target(recipe, folder, overwrite=overwrite)
+    if stream:
+        streaming.check(recipe)
+    checkpoint = find_original(model, revision, folder=folder, progress=progress)
+    check_skips(checkpoint, (recipe,))
+    calibration.check(recipe)
+    with heavy_turn(progress):
+        if stream:
+            began = time.perf_counter()
+            ledger = streaming.quantize(
+                checkpoint, recipe, folder, overwrite=overwrite, progress=progress, engine=engine
+            )
+            return _saved(model, folder, ledger, time.perf_counter() - began)
+        made = prepare(checkpoint, recipe, calibration=calibration, progress=progress)
+        with saving(folder, progress):
+            safetensors.save(
+                made.loaded.model,
+                made.loaded.tokenizer,
+                recipe,
+                made.ledger,
+                folder,
+                overwrite=overwrite,
+                origin=checkpoint.origin,
+            )
+    return _saved(model, folder, made.ledger, made.quantize_s)
+
+
+def _saved(model: str, folder: Path, ledger: Ledger, quantize_s: float | None) -> dict:
+    return {
+        "model": model,
+        "recipe": ledger.recipe,
+        "folder": str(folder),
+        "stored_bytes": ledger.stored_bytes,
+        "bits_per_weight": ledger.bits_per_weight,
+        "coverage": ledger.coverage,
+        "quantize_s": quantize_s,
+    }

@@ -1,0 +1,122 @@
+"""What every record holds: model, text, machine, libraries, the kernels that ran, and the command that repeats
+the measurement."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from qcore.formats.kv import NONE, Form
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from qcore.base.texts import Text
+    from qcore.library import Loaded
+    from qcore.measurement.throughput import Throughput
+
+LONGEST_NAME = 80
+
+
+def describe(loaded: Loaded, text: Text | None = None, threads: int | None = None) -> dict:
+    """Return the part of a record that every measurement has: model, text, machine and libraries."""
+    import torch
+
+    import qcore
+    from qcore.measurement.environment import environment
+
+    checkpoint = loaded.checkpoint
+    about = {
+        "qcore": qcore.__version__,
+        "model": checkpoint.name,
+        "model_description": checkpoint.description,
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "parameters": checkpoint.parameters,
+        "compute_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": threads or torch.get_num_threads(),
+        "environment": environment(),
+    }
+    return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
+
+
+def execution(model: PreTrainedModel, kv: Form | None = None) -> list[str]:
+    """Return how `model` runs with a cache in the form `kv`: whether a step is one native call, and a line
+    for each kernel that multiplies by quantized weights. Empty where all layers are plain torch layers and
+    the cache is not quantized."""
+    from qcore import runtime
+    from qcore.kernels.dispatch import explain
+    from qcore.layers.modules import QuantLinear
+
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
+    if kv is not None:
+        return [f"module by module: the native step does not read a cache in {kv.name}.", *sorted(kernels)]
+    return [runtime.explain(model), *sorted(kernels)] if layers else []
+
+
+def kv_record(kv: Form | None, speed: Throughput) -> dict:
+    """Return the form of keys and values while `speed` was measured, and their stored bytes, spare room
+    included."""
+    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
+    return {**kv_form(kv), "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
+
+
+def kv_form(kv: Form | None) -> dict:
+    """Return the form of the key-value cache as a dictionary; "none" for keys and values as computed."""
+    return {"name": NONE} if kv is None else kv.to_dict()
+
+
+def scored_bytes(ids: torch.Tensor, tokenizer) -> int:
+    """Return the UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
+    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace"))
+
+
+def stored_bytes(loaded: Loaded) -> int:
+    """Return the bytes of the unique storages of the model as it was loaded."""
+    return ledger_of(loaded).stored_bytes
+
+
+def ledger_of(loaded: Loaded):
+    """Return the saved ledger, or the ledger of a model that nothing was done to."""
+    from qcore.layers.inventory import as_it_is
+
+    return loaded.ledger or as_it_is(loaded.model, "as loaded")
+
+
+def recipe_of(loaded: Loaded) -> dict | None:
+    """Return the recipe of a saved quantized model as a dictionary, None for any other model."""
+    return loaded.recipe.to_dict() if loaded.recipe else None
+
+
+def times(began: float, words: list[str]) -> dict:
+    """Return when a measurement began and ended, and the command (`words` after `qcore`) that repeats it."""
+    command = shlex.join(["python", "-m", "qcore", *words])
+    return {"started_at": began, "finished_at": time.time(), "command": command}
+
+
+def options(**values) -> list[str]:
+    """Return command-line options for the values that are set; `kv` counts as set unless it is "none"."""
+    return [
+        word
+        for name, value in values.items()
+        if value is not None and not (name == "kv" and value == NONE)
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def safe_name(model: str, recipe: str) -> str:
+    """Return a folder name made from a model and a recipe that is harmless on every system: lower-case
+    letters, digits, dots and hyphens.
+
+    >>> safe_name("../../Org/Some Model", "int4-g64")
+    'some-model-int4-g64'
+    """
+    stem = re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()
+    stem = re.sub(r"[^a-z0-9.]+", "-", stem).strip("-.")[:LONGEST_NAME] or "model"
+    return f"{stem}-{recipe}"  # never a reserved device name, because of the recipe
