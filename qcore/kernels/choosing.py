@@ -7,21 +7,20 @@ import torch
 
 from qcore.kernels import library
 
-MOST_INPUTS, MOST_ENTRIES = 64, 16  # of a block and of a table; `kBlock` and `kEntries` of choose_avx2.cpp
+MOST_INPUTS, MOST_ENTRIES = 64, 16  # of a block and of a table; `kInputs` and `kEntries` of choose_avx2.cpp
 
 
 class _Job(ctypes.Structure):
-    """`struct QcoreChooseJob` of choose_avx2.cpp."""
+    """`struct ChooseJob` of choose_avx2.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("first", "last", "outputs", "inputs")),
-        *((name, ctypes.c_void_p) for name in ("matrix", "state", "values", "step", "group", "inverse", "scale", "zero")),
-        *((name, ctypes.c_float) for name in ("middle", "lowest", "highest")),
+        *((name, ctypes.c_int64) for name in ("first", "last", "outputs", "inputs", "groups", "per_output")),
         ("entries", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("table", "midpoints")),
-        ("per_output", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("codes", "moves")),
-    ]  # fmt: skip
+        *((name, ctypes.c_float) for name in ("middle", "lowest", "highest")),
+        *((name, library.Buffer) for name in ("matrix", "state", "values", "step", "group")),
+        *((name, library.Buffer) for name in ("inverse", "scale", "zero", "table", "midpoints")),
+        *((name, library.Buffer) for name in ("codes", "moves")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,37 @@ def choose(
 ) -> torch.Tensor:
     """The moves (last − first, N) of the inputs `first` … `last` − 1, whose `codes` (K, N) are written, too. `methods.stepwise` says what
     is chosen; all are contiguous float32 on the CPU, `groups` (K,) int32."""
-    moves = torch.empty(last - first, state.shape[1])
-    whole = [
-        tensor if tensor is None else tensor.contiguous()
-        for tensor in (levels.inverse, levels.scale, levels.zero, levels.table, levels.midpoints)
-    ]
-    inverse, scale, zero, table, midpoints = (library.address(tensor) for tensor in whole)
+    moves = torch.empty(max(0, last - first), state.shape[1])
+    tabled = levels.table is not None
+
+    def part(tensor: torch.Tensor | None) -> tuple[int | None, int]:
+        return library.buffer(tensor, torch.float32)
+
+    whole = {  # the address of a copy that nobody holds would be one of freed memory
+        name: None if tensor is None else tensor.contiguous()
+        for name in ("inverse", "scale", "zero", "table", "midpoints")
+        for tensor in (getattr(levels, name),)
+    }
     job = _Job(
-        first, last, state.shape[1], state.shape[0],
-        *(library.address(tensor) for tensor in (matrix, state, values, step, groups)), inverse, scale, zero,
-        levels.middle, levels.lowest, levels.highest, 0 if table is None else levels.table.shape[-1], table, midpoints,
-        levels.table is not None and levels.table.ndim == 2, library.address(codes), library.address(moves),
-    )  # fmt: skip
-    library.functions().qcore_choose_codes(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
+        first=first,
+        last=last,
+        outputs=state.shape[1],
+        inputs=state.shape[0],
+        groups=levels.scale.shape[0],
+        per_output=tabled and levels.table.ndim == 2,
+        entries=levels.table.shape[-1] if tabled else 0,
+        middle=levels.middle,
+        lowest=levels.lowest,
+        highest=levels.highest,
+        matrix=part(matrix),
+        state=part(state),
+        values=part(values),
+        step=part(step),
+        group=library.buffer(groups, torch.int32),
+        codes=part(codes),
+        moves=part(moves),
+        **{name: part(tensor) for name, tensor in whole.items()},
+    )
+    status = library.functions().qcore_choose_codes(ctypes.byref(job), torch.get_num_threads())
+    library.check(status, f"The codes of the inputs {first} to {last} cannot be chosen")
     return moves

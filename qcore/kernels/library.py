@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from qcore.base.errors import UnavailableError
+from qcore.base.errors import InputError, UnavailableError
 from qcore.kernels.build import build
 
 FLOAT, INT16, INT8, INT8_TOKEN = range(4)  # how activations are multiplied: `Mode` of layout.h
@@ -25,14 +25,45 @@ _X86_ONLY = {
 }
 
 
+class Buffer(ctypes.Structure):
+    """`struct Buffer` of buffer.h: an address and the bytes that lie there."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64)]
+
+
 class Layout(ctypes.Structure):
     """`struct Weight` of layout.h."""
 
     _fields_ = [
-        ("kind", ctypes.c_int32), ("zero_bytes", ctypes.c_int32), ("group_blocks", ctypes.c_int32), ("zero", ctypes.c_float),
-        ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("blocks", ctypes.c_int64), ("panel_bytes", ctypes.c_int64),
-        ("panels", ctypes.c_void_p), ("table", ctypes.c_void_p),
-    ]  # fmt: skip
+        ("kind", ctypes.c_int32),
+        ("zero_bytes", ctypes.c_int32),
+        ("group_blocks", ctypes.c_int32),
+        ("zero", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("panel_bytes", ctypes.c_int64),
+        ("panels", Buffer),
+        ("table", Buffer),
+    ]
+
+
+# `Status` of buffer.h: what the functions return
+OK, NO_MEMORY, NOT_FINITE, BAD_INDEX = range(4)
+_PROBLEMS = {
+    4: "the sizes contradict one another",
+    5: "there are too few codes for the shape",
+    6: "there are too few scales for the shape",
+    7: "there are too few zero points for the shape",
+    8: "the table of values is too short",
+    9: "the packed panels are too short for the shape",
+    10: "the input does not match the shape",
+    11: "the bias does not match the number of outputs",
+    12: "the output does not match the shape",
+    13: "there are too few weights for the shape",
+    14: "the key-value cache is too small",
+    15: "the rotary embedding has too few positions",
+}
 
 
 @cache
@@ -62,29 +93,38 @@ def functions() -> ctypes.CDLL:
 def declare(loaded: ctypes.CDLL) -> None:
     """Set the argument and return types of every function of a library that was just loaded."""
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    loaded.qcore_instructions.argtypes, loaded.qcore_instructions.restype = [], ctypes.c_char_p
-    loaded.qcore_choose.argtypes = [ctypes.c_char_p]
-    loaded.qcore_panel_bytes.argtypes, loaded.qcore_panel_bytes.restype = [pointer], long
-    loaded.qcore_pack.argtypes = [
-        pointer,
-        whole,
-        long,
-        long,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        pointer,
-        whole,
-    ]
-    loaded.qcore_unpack.argtypes = [pointer, whole, long, long, pointer, pointer, pointer, pointer, whole]
-    loaded.qcore_rows.argtypes = [pointer, pointer, long, pointer]
-    loaded.qcore_sum_words.argtypes, loaded.qcore_sum_words.restype = [pointer, long, whole], ctypes.c_uint64
-    if hasattr(loaded, "qcore_decode"):
-        loaded.qcore_decode.argtypes, loaded.qcore_decode.restype = [pointer, pointer, pointer], None
-    if hasattr(loaded, "qcore_choose_codes"):
-        loaded.qcore_choose_codes.argtypes, loaded.qcore_choose_codes.restype = [pointer, whole], None
-    loaded.qcore_linear.argtypes = [pointer, pointer, long, long, pointer, pointer, long, whole, whole]
+    types = {
+        "qcore_instructions": ([], ctypes.c_char_p),
+        "qcore_choose": ([ctypes.c_char_p], whole),
+        "qcore_panel_bytes": ([pointer], long),
+        "qcore_pack": ([pointer, pointer, whole], whole),
+        "qcore_unpack": ([pointer, pointer, whole], whole),
+        "qcore_linear": ([pointer, pointer, long, pointer, long, pointer, long, whole, whole], whole),
+        "qcore_rows": ([pointer, pointer, long, pointer, long], whole),
+        "qcore_sum_words": ([pointer, long, whole], ctypes.c_uint64),
+        "qcore_quantize": ([pointer, whole], whole),
+        "qcore_choose_codes": ([pointer, whole], whole),
+        "qcore_decode": ([pointer, pointer, pointer], whole),
+    }
+    for name, (arguments, result) in types.items():
+        if name not in _X86_ONLY or hasattr(loaded, name):
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, result
+
+
+def check(status: int, failure: str) -> None:
+    """Return if a function returned `status` OK, else raise: what failed in the words of `failure`, and why.
+
+    Raise `MemoryError` without memory, `IndexError` for an index out of range, `InputError` for buffers that do not
+    fit the sizes that came with them.
+    """
+    if status == OK:
+        return
+    if status == NO_MEMORY:
+        raise MemoryError(f"{failure}: there is not enough memory.")
+    if status == BAD_INDEX:
+        raise IndexError(f"{failure}: an index lies outside the valid range.")
+    raise InputError(f"{failure}: {_PROBLEMS[status]}.")
 
 
 @cache
@@ -111,11 +151,24 @@ def instructions() -> str:
     return NAMES[functions().qcore_instructions().decode()]
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Return the address of a tensor's data, or None for None."""
-    return None if tensor is None else tensor.data_ptr()
+def buffer(tensor: torch.Tensor | None, dtype: torch.dtype) -> tuple[int | None, int]:
+    """Return (address, bytes) of a tensor's data for a field of type `Buffer`; (None, 0) for None.
+
+    Raise `InputError` unless the tensor is contiguous, on the CPU, and of type `dtype`: anything else would be read as what
+    it is not.
+    """
+    if tensor is None:
+        return None, 0
+    if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        raise InputError(
+            f"A native kernel needs a contiguous {dtype} tensor on the CPU, but got a {tensor.dtype} tensor on "
+            f"{tensor.device} that is {layout}."
+        )
+    return tensor.data_ptr(), tensor.numel() * tensor.element_size()  # dynamo cannot trace `nbytes`
 
 
 def sum_words(words: torch.Tensor) -> int:
     """Return the sum of an int64 tensor modulo 2⁶⁴, read by all threads as fast as memory delivers it."""
-    return functions().qcore_sum_words(words.data_ptr(), words.numel(), torch.get_num_threads())
+    address, nbytes = buffer(words, torch.int64)
+    return functions().qcore_sum_words(address, nbytes // 8, torch.get_num_threads())

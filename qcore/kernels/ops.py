@@ -9,58 +9,71 @@ import ctypes
 import torch
 from torch.library import custom_op
 
+from qcore.base.errors import InputError
 from qcore.kernels import library
 from qcore.kernels.packed import PackedWeight
 
 
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, mode: int) -> torch.Tensor:
-    """Multiply x (..., K) of any floating dtype by `weight` (N, K) and return (..., N) in x's dtype."""
+    """Multiply x (..., K) of any floating dtype by `weight` (N, K) and return (..., N) in x's dtype.
+
+    Raise `InputError` if x or `bias` (N,) does not match the weight, `MemoryError` without memory for the quantized
+    activations.
+    """
     return _linear(x, weight.layout, weight.shape[0], bias, mode)
 
 
 def _linear(
     x: torch.Tensor, layout: library.Layout, rows: int, bias: torch.Tensor | None, mode: int
 ) -> torch.Tensor:
-    columns = x.shape[-1]
     inputs = x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
-    tokens = inputs.numel() // columns
-    result = torch.empty(*x.shape[:-1], rows)
-    if tokens:
-        if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
-            bias = bias.to(torch.float32).contiguous()
-        failed = library.functions().qcore_linear(
-            ctypes.byref(layout), inputs.data_ptr(), tokens, columns, library.address(bias), result.data_ptr(), rows, mode,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        if failed:
-            raise MemoryError(f"no memory for the quantized activations of {tokens} tokens")
+    result = inputs.new_empty(*x.shape[:-1], rows)
+    if not inputs.is_cpu or (bias is not None and not bias.is_cpu):
+        raise InputError(f"A native kernel multiplies on the CPU, but the input is on {x.device}.")
+    if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
+        bias = bias.to(torch.float32).contiguous()
+    status = library.functions().qcore_linear(
+        ctypes.byref(layout),
+        inputs.data_ptr(),
+        inputs.numel(),
+        None if bias is None else bias.data_ptr(),
+        0 if bias is None else bias.numel(),
+        result.data_ptr(),
+        result.numel(),
+        mode,
+        torch.get_num_threads(),
+    )
+    if status:
+        library.check(status, f"The input {tuple(x.shape)} cannot be multiplied by this weight")
     return result if x.dtype == torch.float32 else result.to(x.dtype)
 
 
 def rows(ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """Return the dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K). Raise `IndexError` for ids outside 0 … N − 1."""
+    """Return the dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K).
+
+    Raise `IndexError` for ids outside 0 … N − 1.
+    """
     return _rows(ids, weight.layout)
 
 
 def _rows(ids: torch.Tensor, layout: library.Layout) -> torch.Tensor:
     flat = ids.to(torch.int64).flatten().contiguous()
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < layout.rows:
-        raise IndexError(
-            f"row {int(flat.min())} or {int(flat.max())} lies outside a weight of {layout.rows} rows"
-        )
-    out = torch.empty(*ids.shape, layout.columns)
-    library.functions().qcore_rows(ctypes.byref(layout), flat.data_ptr(), flat.numel(), out.data_ptr())
+    address, nbytes = library.buffer(flat, torch.int64)
+    out = flat.new_empty(*ids.shape, layout.columns, dtype=torch.float32)
+    status = library.functions().qcore_rows(
+        ctypes.byref(layout), address, nbytes // 8, out.data_ptr(), out.numel()
+    )
+    library.check(status, f"Rows of a weight with {layout.rows} rows cannot be looked up")
     return out
 
 
-# -- the operators take the layout's numbers as arguments, because an operator accepts only tensors and numbers ----------------------
+# -- the operators take the layout's numbers as arguments, because an operator accepts only tensors and numbers
 
 
 def _layout(numbers: list[int], panels: torch.Tensor, table: torch.Tensor | None) -> library.Layout:
     kind, zero_bytes, group_blocks, zero, *sizes = numbers
-    return library.Layout(
-        kind, zero_bytes, group_blocks, zero, *sizes, library.address(panels), library.address(table)
-    )
+    parts = library.buffer(panels, torch.uint8), library.buffer(table, torch.float32)
+    return library.Layout(kind, zero_bytes, group_blocks, zero, *sizes, *parts)
 
 
 @custom_op("qcore::linear", mutates_args=(), device_types="cpu")

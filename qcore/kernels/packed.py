@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 
+from qcore.base.errors import InputError
 from qcore.formats.codebook import ENTRIES
 from qcore.formats.kinds import Format
 from qcore.formats.packing import pack as pack_codes
@@ -37,6 +38,36 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
     return None
 
 
+class _Stored(ctypes.Structure):
+    """`struct Stored` of pack.cpp: the parts of a `QuantizedTensor`, zero points as one byte each."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("bits", "row_bytes", "groups")),
+        *((name, library.Buffer) for name in ("codes", "scale", "zero", "tables")),
+    ]
+
+    @classmethod
+    def of(
+        cls,
+        bits: int,
+        codes: torch.Tensor,
+        groups: int,
+        scale: torch.Tensor | None,
+        zero: torch.Tensor | None,
+        tables: torch.Tensor | None,
+    ) -> "_Stored":
+        """Describe codes (N, bytes of a row), scales (N, G), zero points (N · G,) and tables (N, 16)."""
+        return cls(
+            bits,
+            codes.shape[-1],
+            groups,
+            library.buffer(codes, torch.uint8),
+            library.buffer(scale, torch.float16),
+            library.buffer(zero, torch.uint8),
+            library.buffer(tables, torch.float16),
+        )
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only `unpack` needs."""
@@ -52,40 +83,53 @@ class PackedWeight:
 
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
-        """Lay out `weight`, whose parts must be on the CPU. Raises `ValueError` if `reason_against` has one."""
+        """Lay out `weight`, whose parts must be on the CPU.
+
+        Raise `ValueError` if `reason_against` has one, `InputError` if the parts are smaller than the shape needs,
+        `MemoryError` without memory.
+        """
         if reason := reason_against(weight.format, weight.shape):
             raise ValueError(f"this weight cannot be packed: {reason}")
-        per_row = weight.codebook is not None and weight.codebook.ndim == 2
-        table = weight.codebook.float().contiguous() if weight.codebook is not None and not per_row else None
-        packed = cls(weight.format, tuple(weight.shape), torch.empty(0, dtype=torch.uint8), table, None if per_row else weight.codebook,
-                     weight.scale_codes, weight.scale_range)  # fmt: skip
-        layout = packed.layout
-        panels = arena.empty(-(-weight.shape[0] // PANEL) * layout.panel_bytes)
-        groups = weight.format.groups(weight.shape[1])
-        scale = None if weight.scales() is None else weight.scales().half().contiguous()
+        failure = f"The weight {tuple(weight.shape)} in {weight.format.label} cannot be packed"
+        (rows, columns), bits = weight.shape, weight.format.bits
+        learned = weight.codebook is not None and weight.codebook.ndim == 2
+        table = None if weight.codebook is None or learned else weight.codebook.float().contiguous()
+        codebook = None if learned else weight.codebook
+        empty = torch.empty(0, dtype=torch.uint8)
+        packed = cls(
+            weight.format, (rows, columns), empty, table, codebook, weight.scale_codes, weight.scale_range
+        )
+        if packed.layout.panel_bytes < 0:
+            raise InputError(f"{failure}: the sizes contradict one another.")
+        packed = replace(packed, panels=arena.empty(-(-rows // PANEL) * packed.layout.panel_bytes))
+        groups, scales = weight.format.groups(columns), weight.scales()
+        scale = None if scales is None else scales.half().contiguous()
         zero = None
         if weight.zero_point is not None:
-            zero = unpack_codes(weight.zero_point, weight.format.bits, weight.shape[0] * groups).contiguous()
-        codes, tables = weight.codes.contiguous(), weight.codebook.contiguous() if per_row else None
-        library.functions().qcore_pack(
-            ctypes.byref(layout), weight.format.bits, codes.shape[1], groups, *map(library.address, (codes, scale, zero, tables, panels)),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        numbers = tuple(int(getattr(layout, name)) for name, _ in library.Layout._fields_[:-2])
-        return replace(packed, panels=panels, numbers=numbers)
+            zero = unpack_codes(weight.zero_point, bits, rows * groups).contiguous()
+        codes = weight.codes.contiguous()
+        tables = weight.codebook.contiguous() if learned else None
+        stored = _Stored.of(bits, codes, groups, scale, zero, tables)
+        status = library.functions().qcore_pack(
+            ctypes.byref(packed.layout), ctypes.byref(stored), torch.get_num_threads()
+        )
+        library.check(status, failure)
+        numbers = tuple(int(getattr(packed.layout, name)) for name, _ in library.Layout._fields_[:-2])
+        return replace(packed, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:
-        """The inverse of `pack`: the same parts, bit for bit."""
+        """Return the tensor that was packed: the same parts, bit for bit. Raise `MemoryError` without memory."""
         (rows, columns), bits = self.shape, self.format.bits
         groups = self.format.groups(columns)
         codes = torch.zeros(rows, packed_width(columns, bits), dtype=torch.uint8)
         scale = None if self._per_row else torch.empty(rows, groups, dtype=torch.float16)
         zero = torch.empty(rows * groups, dtype=torch.uint8) if self._asymmetric else None
         tables = torch.empty(rows, ENTRIES, dtype=torch.float16) if self._per_row else None
-        library.functions().qcore_unpack(
-            ctypes.byref(self.layout), bits, codes.shape[1], groups, *map(library.address, (codes, scale, zero, tables)),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        stored = _Stored.of(bits, codes, groups, scale, zero, tables)
+        status = library.functions().qcore_unpack(
+            ctypes.byref(self.layout), ctypes.byref(stored), torch.get_num_threads()
+        )
+        library.check(status, f"The weight {self.shape} in {self.format.label} cannot be unpacked")
         return QuantizedTensor(
             self.format,
             self.shape,
@@ -142,8 +186,8 @@ class PackedWeight:
             *self.shape,
             blocks,
             0,
-            library.address(self.panels),
-            library.address(self.table),
+            library.buffer(self.panels, torch.uint8),
+            library.buffer(self.table, torch.float32),
         )
         layout.panel_bytes = library.functions().qcore_panel_bytes(ctypes.byref(layout))
         return layout

@@ -17,17 +17,16 @@ from qcore.kernels import library
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Dtype` of quantize.h
 _CHUNK = 1 << 22  # weights copied at a time, where they must be
-_NO_SCALE, _NO_MEMORY = 1, 2
 
 
 class _Job(ctypes.Structure):
     """`struct QuantizeJob` of quantize.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("dtype", "bits", "symmetric", "reserved")),
+        *((name, ctypes.c_int32) for name in ("dtype", "bits", "symmetric")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "group", "row_bytes")),
         *(
-            (name, ctypes.c_void_p)
+            (name, library.Buffer)
             for name in ("weight", "midpoints", "order", "kept", "scale", "half", "zero", "codes")
         ),
     ]
@@ -98,15 +97,15 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
         stride=weight.stride(0),
         group=format.group_size or columns,
         row_bytes=packed_width(columns, format.bits),
-        weight=library.address(weight),
-        midpoints=library.address(midpoints),
-        order=library.address(order),
-        **{name: library.address(part) for name, part in parts.items()},
+        weight=(weight.data_ptr(), ((rows - 1) * weight.stride(0) + columns) * weight.element_size()),
+        midpoints=library.buffer(midpoints, torch.float32),
+        order=library.buffer(order, torch.uint8),
+        **{name: library.buffer(part, part.dtype) for name, part in parts.items()},
     )
-    result = library.functions().qcore_quantize(ctypes.byref(job), ctypes.c_int(torch.get_num_threads()))
-    if result & _NO_MEMORY:
-        raise MemoryError(f"no memory for a row of {columns} floats")
-    return not result & _NO_SCALE
+    status = library.functions().qcore_quantize(ctypes.byref(job), torch.get_num_threads())
+    if status != library.NOT_FINITE:
+        library.check(status, f"The weight ({rows}, {columns}) cannot be rounded to {format.label}")
+    return status != library.NOT_FINITE
 
 
 @cache

@@ -115,10 +115,14 @@ class NativeCache(Cache):
         for layer in self.layers:
             layer.length += tokens
 
-    def pointers(self) -> tuple[list[int], list[int]]:
-        """Addresses of each layer's keys, and of its values."""
-        keys = [layer.data.data_ptr() for layer in self.layers]
-        return keys, [at + layer.data[0].nbytes for at, layer in zip(keys, self.layers, strict=True)]
+    def buffers(self) -> tuple[list[int], list[int]]:
+        """Address and bytes of each layer's keys, one after the other, and the same of its values."""
+        keys, values = [], []
+        for layer in self.layers:
+            address, nbytes = layer.data.data_ptr(), layer.data.nbytes // 2
+            keys += (address, nbytes)
+            values += (address + nbytes, nbytes)
+        return keys, values
 
 
 class Scratch:
@@ -140,10 +144,10 @@ class Scratch:
     def advance(self, tokens: int) -> None:
         """Nothing is held after it either."""
 
-    def pointers(self) -> tuple[list[int], list[int]]:
-        """The same addresses for each layer."""
-        keys = self._layer.data.data_ptr()
-        return [keys] * self._count, [keys + self._layer.data[0].nbytes] * self._count
+    def buffers(self) -> tuple[list[int], list[int]]:
+        """The same memory for each layer."""
+        address, nbytes = self._layer.data.data_ptr(), self._layer.data.nbytes // 2
+        return [address, nbytes] * self._count, [address + nbytes, nbytes] * self._count
 
 
 def native_layers(model: torch.nn.Module, half: bool = False) -> list[NativeLayer]:

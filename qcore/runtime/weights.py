@@ -11,7 +11,7 @@ from torch import nn
 
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
-from qcore.kernels.library import Layout
+from qcore.kernels.library import Buffer, Layout
 from qcore.kernels.packed import PackedWeight
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 
@@ -24,25 +24,24 @@ ARCHITECTURES = (
 )
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
 ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}  # whether it is gelu
-CHUNK = 1024  # tokens of one native call, for which it needs buffers
+CHUNK = 1024  # tokens that go through a layer at a time: a native call takes memory for as many
 _PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 class _Projection(ctypes.Structure):
     _fields_ = [
         ("packed", ctypes.POINTER(Layout)),
-        ("dense", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
+        ("dense", Buffer),
+        ("bias", Buffer),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("mode", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
     ]
 
 
 class _Block(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, Buffer) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
         *((name, _Projection) for name in _PROJECTIONS),
         ("window", ctypes.c_int64),
     ]
@@ -59,29 +58,22 @@ class _Model(ctypes.Structure):
             for name in ("epsilon", "attention_scale", "embedding_scale", "norm_offset")
         ),
         ("gelu", ctypes.c_int64),
-        ("final_norm", ctypes.c_void_p),
+        ("final_norm", Buffer),
         ("embedding", _Projection),
         ("head", _Projection),
-        ("blocks", ctypes.POINTER(_Block)),
+        ("blocks", Buffer),
     ]
 
 
 class _Cache(ctypes.Structure):
-    _fields_ = [
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("capacity", ctypes.c_int64),
-        ("half", ctypes.c_int64),
-    ]
+    _fields_ = [("keys", Buffer), ("values", Buffer), ("capacity", ctypes.c_int64), ("half", ctypes.c_int64)]
 
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("sequences", "tokens", "position", "threads")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("starts", "ids", "cosines", "sines", "hidden", "logits", "best")
-        ),
+        *((name, ctypes.c_int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
+        *((name, Buffer) for name in ("starts", "ids", "cosines", "sines", "hidden", "logits")),
+        ("best", ctypes.c_void_p),
     ]
 
 
@@ -162,10 +154,10 @@ class Weights:
             float(getattr(embedding, "embed_scale", 1.0)),
             float(gemma),  # Gemma keeps the weights of its norms less 1
             ACTIVATIONS[config.hidden_act],
-            self._pointer(model.model.norm.weight),
+            self._buffer(model.model.norm.weight),
             self._projection(embedding),
             self._projection(model.lm_head),
-            blocks,
+            (ctypes.addressof(blocks), ctypes.sizeof(blocks)),
         )
         self.tokens = self._model.embedding.rows
 
@@ -188,18 +180,31 @@ class Weights:
         sequences, tokens = ids.shape
         position = cache.get_seq_length()
         cosines, sines = self.rotation(position + tokens)
-        keys, values = ((ctypes.c_void_p * self.layers)(*pointers) for pointers in cache.pointers())
+        keys, values = ((ctypes.c_int64 * len(numbers))(*numbers) for numbers in cache.buffers())
         best = ctypes.c_int64()
-        stored = _Cache(ctypes.addressof(keys), ctypes.addressof(values), cache.capacity, cache.half)
+        stored = _Cache(
+            (ctypes.addressof(keys), ctypes.sizeof(keys)),
+            (ctypes.addressof(values), ctypes.sizeof(values)),
+            cache.capacity,
+            cache.half,
+        )
         call = _Call(
             sequences,
             tokens,
             position,
             torch.get_num_threads(),
-            *map(library.address, (starts, ids, cosines, sines, hidden, logits)),
+            CHUNK,
+            library.buffer(starts, torch.int64),
+            library.buffer(ids, torch.int64),
+            *(library.buffer(part, torch.float32) for part in (cosines, sines, hidden, logits)),
             ctypes.addressof(best),
         )
-        library.functions().qcore_decode(ctypes.byref(self._model), ctypes.byref(stored), ctypes.byref(call))
+        status = library.functions().qcore_decode(
+            ctypes.byref(self._model), ctypes.byref(stored), ctypes.byref(call)
+        )
+        library.check(
+            status, f"The native step cannot run {sequences} x {tokens} tokens at position {position}"
+        )
         cache.advance(tokens)
         return None if logits is None else best.value
 
@@ -217,29 +222,28 @@ class Weights:
             self._rotation = known
         return known
 
-    def _pointer(self, tensor: torch.Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._dense.append((tensor, tensor.data_ptr()))
-        return tensor.data_ptr()
+    def _buffer(self, tensor: torch.Tensor | None) -> tuple[int | None, int]:
+        if tensor is not None:
+            self._dense.append((tensor, tensor.data_ptr()))
+        return library.buffer(tensor, torch.float32)
 
     def _projection(self, module: nn.Module) -> _Projection:
-        bias = self._pointer(getattr(module, "bias", None))
+        bias = self._buffer(getattr(module, "bias", None))
         if not isinstance(module, QuantizedModule):
-            return _Projection(None, self._pointer(module.weight), bias, *module.weight.shape, 0, 0)
+            return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
         packed = module.executable()
         self._packed.append((module, packed))
         mode = MODES[self._activations or getattr(module, "activations", "fp32")]
-        return _Projection(ctypes.pointer(packed.layout), None, bias, *packed.shape, mode, 0)
+        return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
 
     def _block(self, model: nn.Module, index: int) -> _Block:
         block = model.model.layers[index]
         attention = block.self_attn
         return _Block(
-            self._pointer(block.input_layernorm.weight),
-            self._pointer(block.post_attention_layernorm.weight),
+            self._buffer(block.input_layernorm.weight),
+            self._buffer(block.post_attention_layernorm.weight),
             *(
-                self._pointer(getattr(getattr(attention, name, None), "weight", None))
+                self._buffer(getattr(getattr(attention, name, None), "weight", None))
                 for name in ("q_norm", "k_norm")
             ),
             *(self._projection(module) for module in _projections(block).values()),

@@ -12,7 +12,7 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
   constexpr bool tabled = kKind == kTable;
   const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
   Table table{};
-  if constexpr (tabled) table = read_table(w.table);
+  if constexpr (tabled) table = read_table(w.table.data);
   for (int64_t i = 0, b = first; i < count; ++i, ++b) {
     const uint8_t* p = panel + b / w.group_blocks * group_bytes;
     const Group g = read_group(w, p);

@@ -13,7 +13,7 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   const int16_t* q = static_cast<const int16_t*>(x.q);
   const float *scale = x.scale, *sum = x.sum;
   Table table{};
-  if constexpr (tabled) table = read_table(w.table);
+  if constexpr (tabled) table = read_table(w.table.data);
   float32x4_t total[2 * T];
   for (int i = 0; i < 2 * T; ++i) total[i] = vdupq_n_f32(0);
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
@@ -59,7 +59,7 @@ void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   constexpr bool tabled = kKind == kTable;
   const float* q = static_cast<const float*>(x.q);
   Table table{};
-  if constexpr (tabled) table = read_table(w.table);
+  if constexpr (tabled) table = read_table(w.table.data);
   float32x4_t total[2 * T];
   for (int i = 0; i < 2 * T; ++i) total[i] = vdupq_n_f32(0);
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {

@@ -10,8 +10,6 @@
 // a scale each hold it.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 #include "common/layout.h"
 
@@ -34,29 +32,32 @@ struct Form {
   int64_t shared;  // blocks in a row that share a scale
 };
 
-// Where the activations of one call live. Each call has its own, so that calls may run at once.
+// The activations of one call, in memory of the caller. `few`: all tokens fit one tile and meet the panels directly; otherwise tiles meet
+// stretches, which are laid out differently for row tables.
 class Activations {
  public:
-  Activations(const Weight& w, int mode, int64_t tokens) : tokens_(tokens) {
+  // `memory` holds `bytes(…)` bytes, aligned to 64.
+  Activations(const Weight& w, int mode, int64_t tokens, bool few, uint8_t* memory) : tokens_(tokens), memory_(memory) {
     // 14 bits meet table values (see kTableMax), 15 bits meet codes
     const int limit = mode == kInt16 ? ((w.kind == kTable || w.kind == kRowTable) ? 16383 : 32767) : 127;
-    form_ = {w.kind == kRowTable && tokens <= kTile, mode, width_of(w.kind, mode), limit, w.blocks, shared_blocks(w, mode)};
-    const int64_t padded = (tokens + kTile - 1) / kTile * kTile;
-    // Tiles that lie a multiple of 4 KiB apart would meet in a few sets of the caches.
-    tile_blocks_ = w.blocks + (tokens > kTile && w.blocks % 16 == 0 ? 8 : 0);
-    const int64_t values = padded * tile_blocks_ * kBlock * form_.width;
-    scales_ = mode == kFloat ? 0 : padded * tile_blocks_;
-    memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (values + 2 * scales_ * 4 + 63 + 64) / 64 * 64)));
-    scale_ = reinterpret_cast<float*>(memory_.get() + values);
+    form_ = {w.kind == kRowTable && few, mode, width_of(w.kind, mode), limit, w.blocks, shared_blocks(w, mode)};
+    tile_blocks_ = spaced(w.blocks, few);
+    scales_ = mode == kFloat ? 0 : padded(tokens) * tile_blocks_;
+    scale_ = reinterpret_cast<float*>(memory_ + padded(tokens) * tile_blocks_ * kBlock * form_.width);
   }
 
-  bool ok() const { return memory_ != nullptr; }
+  // Bytes for the activations of `tokens` tokens.
+  static int64_t bytes(const Weight& w, int mode, int64_t tokens, bool few) {
+    const int64_t blocks = padded(tokens) * spaced(w.blocks, few);
+    return (blocks * kBlock * width_of(w.kind, mode) + (mode == kFloat ? 0 : 2 * blocks * int64_t(sizeof(float))) + 63) / 64 * 64;
+  }
+
   int64_t tiles() const { return (tokens_ + kTile - 1) / kTile; }
   int tile_tokens(int64_t tile) const { return int(tokens_ - tile * kTile < kTile ? tokens_ - tile * kTile : kTile); }
 
   Tile tile(int64_t t) const {
     const int64_t size = kTile * tile_blocks_, bytes = size * kBlock * form_.width;
-    return {memory_.get() + t * bytes, scale_ + t * size, scale_ + scales_ + t * size, bytes};
+    return {memory_ + t * bytes, scale_ + t * size, scale_ + scales_ + t * size, bytes};
   }
 
   // Fill tile `t` from `tokens` rows of x, `stride` floats apart, of `columns` values.
@@ -73,15 +74,15 @@ class Activations {
   static int element_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind >= kBits4 && kind <= kBits2 ? 1 : 2; }
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
   static int width_of(int kind, int mode);
+  static int64_t padded(int64_t tokens) { return (tokens + kTile - 1) / kTile * kTile; }
+  // Tiles that lie a multiple of 4 KiB apart would meet in a few sets of the caches.
+  static int64_t spaced(int64_t blocks, bool few) { return blocks + (!few && blocks % 16 == 0 ? 8 : 0); }
 
   Form form_;
   int64_t tokens_, tile_blocks_, scales_;
+  uint8_t* memory_;
   float* scale_;
-  std::unique_ptr<uint8_t, Free> memory_;
 };
 
 }  // namespace qcore

@@ -22,8 +22,10 @@
 // Activations are quantized in the same blocks of 32, each with a scale of its own (or one for the whole token), in tiles of up
 // to 4 tokens whose bytes are interleaved so that one pointer walks them all.
 #pragma once
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
+
+#include "common/buffer.h"
 
 namespace qcore {
 
@@ -43,11 +45,11 @@ struct Weight {
   int64_t rows, columns;
   int64_t blocks;        // of 32 columns; even for row tables
   int64_t panel_bytes;
-  const uint8_t* panels;
-  const float* table;    // 16 values, kTable only
+  Buffer<uint8_t> panels;
+  Buffer<const float> table;  // 16 values, kTable only
 };
 
-inline int block_bytes(int kind) {
+constexpr int block_bytes(int kind) {
   switch (kind) {
     case kBits8: return 256;
     case kBits3: return 96;
@@ -57,5 +59,27 @@ inline int block_bytes(int kind) {
 }
 
 inline int64_t panel_count(const Weight& w) { return (w.rows + kRows - 1) / kRows; }
+
+inline int64_t group_count(const Weight& w) { return (w.blocks + w.group_blocks - 1) / w.group_blocks; }
+
+// Whether the numbers from which a panel's size follows agree with one another.
+inline bool is_consistent(const Weight& w) {
+  if (w.kind < kBits8 || w.kind > kRowTable || !is_size(w.rows) || !is_size(w.columns) || w.group_blocks < 1) return false;
+  const int64_t blocks = (w.columns + kBlock - 1) / kBlock;
+  if (w.blocks != (w.kind == kRowTable ? blocks + blocks % 2 : blocks)) return false;
+  return w.zero_bytes == 0 || (w.kind < kTable && w.zero_bytes == (w.kind == kBits8 ? 8 : 4));
+}
+
+inline int64_t panel_size(const Weight& w) {
+  if (w.kind == kRowTable) return kRows * 32 + w.blocks * block_bytes(kRowTable);
+  return group_count(w) * (16 + w.zero_bytes) + w.blocks * block_bytes(w.kind);
+}
+
+// kOk if a kernel may read this weight.
+inline Status check(const Weight& w) {
+  if (!is_consistent(w) || w.panel_bytes != panel_size(w)) return kBadLayout;
+  if (w.kind == kTable && !w.table.holds(16)) return kShortTable;
+  return w.panels.holds(panel_count(w), w.panel_bytes) ? kOk : kShortPanels;
+}
 
 }  // namespace qcore

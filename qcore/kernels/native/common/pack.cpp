@@ -1,11 +1,22 @@
 // From rows of codes, as they are stored, to panels, and back. Plain C++: the compiler vectorizes what matters.
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "common/pack.h"
 
 namespace qcore {
+
+struct Stored {  // the parts of a QuantizedTensor; zero points as one byte each
+  int64_t bits;
+  int64_t row_bytes, groups;
+  Buffer<uint8_t> codes;    // (rows, row_bytes)
+  Buffer<uint16_t> scale;   // (rows, groups); absent for row tables
+  Buffer<uint8_t> zero;     // (rows, groups), if the weight stores zero points
+  Buffer<uint16_t> tables;  // (rows, 16), for row tables
+};
+
 namespace {
 
 // Eight codes of `bits` bits are `bits` bytes, little-endian (formats/packing.py).
@@ -83,23 +94,27 @@ void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
       for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
 }
 
-struct Stored {  // the parts of a QuantizedTensor; zero points as one byte each
-  int bits;
-  int64_t row_bytes, groups;
-  uint8_t* codes;
-  uint16_t* scale;
-  uint8_t* zero;
-  uint16_t* tables;
-};
+// kOk if the weight's parts are as large as its layout says.
+Status check(const Weight& w, const Stored& s) {
+  if (const Status status = check(w)) return status;
+  const bool fits = w.kind == kBits8 ? s.bits > 4 && s.bits <= 8 : s.bits == (w.kind == kBits3 ? 3 : w.kind == kBits2 ? 2 : 4);
+  if (!fits) return kBadLayout;
+  if (s.row_bytes < (w.columns + 7) / 8 * s.bits || !s.codes.holds(w.rows, s.row_bytes)) return kShortCodes;
+  if (w.kind == kRowTable) return s.tables.holds(w.rows, 16) ? kOk : kShortTable;
+  if (s.groups != group_count(w)) return kBadLayout;
+  if (!s.scale.holds(w.rows, s.groups)) return kShortScales;
+  return !w.zero_bytes || s.zero.holds(w.rows, s.groups) ? kOk : kShortZeros;
+}
 
-void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* out, std::vector<uint8_t>& rows) {
+void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) {
   const int64_t stride = w.blocks * kBlock, first = panel * kRows;
   const int used = int(std::min<int64_t>(kRows, w.rows - first));
-  std::fill(rows.begin(), rows.end(), 0);
-  for (int r = 0; r < used; ++r) read_row(s.codes + (first + r) * s.row_bytes, s.bits, w.columns, rows.data() + r * stride);
+  uint8_t* out = w.panels.data + panel * w.panel_bytes;
+  std::memset(rows, 0, kRows * stride);
+  for (int r = 0; r < used; ++r) read_row(s.codes.data + (first + r) * s.row_bytes, s.bits, w.columns, rows + r * stride);
   std::memset(out, 0, w.panel_bytes);
   if (w.kind == kRowTable) {
-    std::memcpy(out, s.tables + first * 16, used * 32);
+    std::memcpy(out, s.tables.data + first * 16, used * 32);
     out += kRows * 32;
     for (int64_t k = 0; k < stride; k += 64)
       for (int r = 0; r < kRows; ++r, out += 32)
@@ -111,21 +126,22 @@ void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* out, s
     if (b % w.group_blocks == 0) {
       const int64_t g = b / w.group_blocks;
       for (int r = 0; r < used; ++r) {
-        std::memcpy(out + 2 * r, s.scale + (first + r) * s.groups + g, 2);
-        if (w.zero_bytes == 8) out[16 + r] = s.zero[(first + r) * s.groups + g];
-        if (w.zero_bytes == 4) out[16 + r / 2] |= s.zero[(first + r) * s.groups + g] << (4 * (r % 2));
+        std::memcpy(out + 2 * r, s.scale.data + (first + r) * s.groups + g, 2);
+        if (w.zero_bytes == 8) out[16 + r] = s.zero.data[(first + r) * s.groups + g];
+        if (w.zero_bytes == 4) out[16 + r / 2] |= s.zero.data[(first + r) * s.groups + g] << (4 * (r % 2));
       }
       out += 16 + w.zero_bytes;
     }
-    write_block(w.kind, rows.data() + b * kBlock, stride, out);
+    write_block(w.kind, rows + b * kBlock, stride, out);
   }
 }
 
-void unpack_panel(const Weight& w, const Stored& s, int64_t panel, const uint8_t* in, std::vector<uint8_t>& rows) {
+void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) {
   const int64_t stride = w.blocks * kBlock, first = panel * kRows;
   const int used = int(std::min<int64_t>(kRows, w.rows - first));
+  const uint8_t* in = w.panels.data + panel * w.panel_bytes;
   if (w.kind == kRowTable) {
-    std::memcpy(s.tables + first * 16, in, used * 32);
+    std::memcpy(s.tables.data + first * 16, in, used * 32);
     in += kRows * 32;
     for (int64_t k = 0; k < stride; k += 64)
       for (int r = 0; r < kRows; ++r, in += 32)
@@ -139,51 +155,51 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, const uint8_t
       if (b % w.group_blocks == 0) {
         const int64_t g = b / w.group_blocks;
         for (int r = 0; r < used; ++r) {
-          std::memcpy(s.scale + (first + r) * s.groups + g, in + 2 * r, 2);
-          if (w.zero_bytes == 8) s.zero[(first + r) * s.groups + g] = in[16 + r];
-          if (w.zero_bytes == 4) s.zero[(first + r) * s.groups + g] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
+          std::memcpy(s.scale.data + (first + r) * s.groups + g, in + 2 * r, 2);
+          if (w.zero_bytes == 8) s.zero.data[(first + r) * s.groups + g] = in[16 + r];
+          if (w.zero_bytes == 4) s.zero.data[(first + r) * s.groups + g] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
         }
         in += 16 + w.zero_bytes;
       }
-      read_block(w.kind, in, rows.data() + b * kBlock, stride);
+      read_block(w.kind, in, rows + b * kBlock, stride);
     }
   }
-  for (int r = 0; r < used; ++r) write_row(rows.data() + r * stride, s.bits, w.columns, s.codes + (first + r) * s.row_bytes);
+  for (int r = 0; r < used; ++r) write_row(rows + r * stride, s.bits, w.columns, s.codes.data + (first + r) * s.row_bytes);
+}
+
+// `work(panel, rows)` for all panels by all threads, each with `rows` (8, columns of the panel) of its own.
+template <class Work>
+Status for_panels(const Weight& w, int threads, Work&& work) {
+  threads = thread_count(threads);
+  const int64_t each = kRows * w.blocks * kBlock;
+  const Memory<uint8_t> memory(threads * each);
+  if (!memory) return kNoMemory;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t p = 0; p < panel_count(w); ++p) work(p, memory.data() + omp_get_thread_num() * each);
+  return kOk;
 }
 
 }  // namespace
 }  // namespace qcore
 
+using namespace qcore;
+
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Bytes of a panel of `w`: depends on kind, zero_bytes, group_blocks and blocks only.
-int64_t qcore_panel_bytes(const qcore::Weight* w) {
-  if (w->kind == qcore::kRowTable) return qcore::kRows * 32 + w->blocks * 128;
-  const int64_t groups = (w->blocks + w->group_blocks - 1) / w->group_blocks;
-  return groups * (16 + w->zero_bytes) + w->blocks * qcore::block_bytes(w->kind);
+// Bytes of a panel of `w`, or −1 if the numbers from which it follows contradict one another.
+int64_t qcore_panel_bytes(const Weight* w) { return is_consistent(*w) ? panel_size(*w) : -1; }
+
+// Lay the stored parts out in w->panels.
+int qcore_pack(const Weight* w, const Stored* stored, int threads) {
+  if (const Status status = check(*w, *stored)) return status;
+  return for_panels(*w, threads, [&](int64_t panel, uint8_t* rows) { pack_panel(*w, *stored, panel, rows); });
 }
 
-void qcore_pack(const qcore::Weight* w, int bits, int64_t row_bytes, int64_t groups, uint8_t* codes, uint16_t* scale, uint8_t* zero,
-                uint16_t* tables, uint8_t* panels, int threads) {
-  const qcore::Stored stored{bits, row_bytes, groups, codes, scale, zero, tables};
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<uint8_t> rows(qcore::kRows * w->blocks * qcore::kBlock);
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < qcore::panel_count(*w); ++p) qcore::pack_panel(*w, stored, p, panels + p * w->panel_bytes, rows);
-  }
-}
-
-void qcore_unpack(const qcore::Weight* w, int bits, int64_t row_bytes, int64_t groups, uint8_t* codes, uint16_t* scale, uint8_t* zero,
-                  uint16_t* tables, int threads) {
-  const qcore::Stored stored{bits, row_bytes, groups, codes, scale, zero, tables};
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<uint8_t> rows(qcore::kRows * w->blocks * qcore::kBlock);
-#pragma omp for schedule(static)
-    for (int64_t p = 0; p < qcore::panel_count(*w); ++p) qcore::unpack_panel(*w, stored, p, w->panels + p * w->panel_bytes, rows);
-  }
+// Fill the stored parts from w->panels.
+int qcore_unpack(const Weight* w, const Stored* stored, int threads) {
+  if (const Status status = check(*w, *stored)) return status;
+  return for_panels(*w, threads, [&](int64_t panel, uint8_t* rows) { unpack_panel(*w, *stored, panel, rows); });
 }
 
 #pragma GCC visibility pop

@@ -33,7 +33,7 @@ int code_at(int kind, const uint8_t* block, int r, int column) {
 }  // namespace
 
 void read_row(const Weight& w, int64_t row, float* out) {
-  const uint8_t* panel = w.panels + row / kRows * w.panel_bytes;
+  const uint8_t* panel = w.panels.data + row / kRows * w.panel_bytes;
   const int r = int(row % kRows);
   if (w.kind == kRowTable) {
     float table[16];
@@ -56,7 +56,7 @@ void read_row(const Weight& w, int64_t row, float* out) {
     if (w.zero_bytes == 4) zero = (header[16 + r / 2] >> (4 * (r % 2))) & 15;
     for (int c = 0; c < kBlock && b * kBlock + c < w.columns; ++c) {
       const int code = code_at(w.kind, block, r, c);
-      out[b * kBlock + c] = (w.kind == kTable ? w.table[code] : code - zero) * scale;
+      out[b * kBlock + c] = (w.kind == kTable ? w.table.data[code] : code - zero) * scale;
     }
   }
 }

@@ -8,36 +8,33 @@
 #include <cstdint>
 #include <cstring>
 
-namespace {
+#include "common/buffer.h"
 
-constexpr int kLanes = 16, kBlock = 64, kEntries = 16;
+namespace qcore {
 
-}  // namespace
+constexpr int kLanes = 16, kInputs = 64, kEntries = 16;
 
-extern "C" {
-
-struct QcoreChooseJob {
-  int64_t first, last;         // the inputs of the block, at most kBlock
-  int64_t outputs;             // N: floats from an input's row to the next, in all matrices that have N columns
-  int64_t inputs;              // K
-  const float* matrix;         // (K, K): what a move of one input changes in the others' state
-  float* state;                // (K, N): GPTQ: what is left of each weight. Descent: the slope of the error in each weight
-  const float* values;         // descent: (K, N), the weights as they stand; GPTQ: null
-  const float* step;           // (K,): GPTQ: what an error is multiplied by to give a move. Descent: 1 / curvature
-  const int32_t* group;        // (K,): the group each input is in
-  const float* inverse;        // (groups, N): 1 / scale
-  const float* scale;          // (groups, N)
-  const float* zero;           // (groups, N) zero points, or null: `middle` is the zero point of all
-  float middle, lowest, highest;
-  int32_t entries;             // of a table of values: at most kEntries; 0 for uniform grids
-  const float* table;          // (entries,) or (N, entries), ascending
-  const float* midpoints;      // (entries − 1,) or (N, entries − 1)
-  int64_t per_output;          // whether each output has a table of its own
-  float* codes;                // (K, N), written
-  float* moves;                // (last − first, N), written
+struct ChooseJob {
+  int64_t first, last;             // the inputs of the block, at most kInputs
+  int64_t outputs;                 // N: floats from an input's row to the next, in all matrices that have N columns
+  int64_t inputs;                  // K
+  int64_t groups;                  // G
+  int64_t per_output;              // whether each output has a table of its own
+  int32_t entries;                 // of a table of values: at most kEntries; 0 for uniform grids
+  float middle, lowest, highest;   // of a uniform grid: the zero point of all, where none are stored, and the codes that there are
+  Buffer<const float> matrix;      // (K, K): what a move of one input changes in the others' state
+  Buffer<float> state;             // (K, N): GPTQ: what is left of each weight. Descent: the slope of the error in each weight
+  Buffer<const float> values;      // descent: (K, N), the weights as they stand; GPTQ: absent
+  Buffer<const float> step;        // (K,): GPTQ: what an error is multiplied by to give a move. Descent: 1 / curvature
+  Buffer<const int32_t> group;     // (K,): the group each input is in
+  Buffer<const float> inverse;     // (G, N): 1 / scale
+  Buffer<const float> scale;       // (G, N)
+  Buffer<const float> zero;        // (G, N) zero points, or absent
+  Buffer<const float> table;       // (entries,) or (N, entries), ascending
+  Buffer<const float> midpoints;   // (entries − 1,) or (N, entries − 1)
+  Buffer<float> codes;             // (K, N), written
+  Buffer<float> moves;             // (last − first, N), written
 };
-
-}  // extern "C"
 
 namespace {
 
@@ -82,28 +79,28 @@ void round_table(const Lane& wish, const Lane& inverse, const Lane& scale, const
   for (int i = 0; i < kLanes; ++i) rounded[i] = value[i] * scale[i];
 }
 
-void read_table(const QcoreChooseJob& job, int64_t output, int n, Table& table) {
+void read_table(const ChooseJob& job, int64_t output, int n, Table& table) {
   for (int i = 0; i < kLanes; ++i) {
     const int64_t row = job.per_output ? output + std::min(i, n - 1) : 0;
-    for (int entry = 0; entry < job.entries; ++entry) table.values[entry][i] = job.table[row * job.entries + entry];
-    for (int entry = 0; entry + 1 < job.entries; ++entry) table.midpoints[entry][i] = job.midpoints[row * (job.entries - 1) + entry];
+    for (int entry = 0; entry < job.entries; ++entry) table.values[entry][i] = job.table.data[row * job.entries + entry];
+    for (int entry = 0; entry + 1 < job.entries; ++entry) table.midpoints[entry][i] = job.midpoints.data[row * (job.entries - 1) + entry];
   }
 }
 
-void choose(const QcoreChooseJob& job, int64_t output, int n) {
+void choose(const ChooseJob& job, int64_t output, int n) {
   const int columns = int(job.last - job.first);
-  alignas(32) Lane state[kBlock];
+  alignas(32) Lane state[kInputs];
   Table table;
   if (job.entries) read_table(job, output, n, table);
-  for (int j = 0; j < columns; ++j) load(job.state + (job.first + j) * job.outputs + output, n, state[j]);
+  for (int j = 0; j < columns; ++j) load(job.state.data + (job.first + j) * job.outputs + output, n, state[j]);
   for (int j = 0; j < columns; ++j) {
-    const int64_t input = job.first + j, at = input * job.outputs + output, group = job.group[input] * job.outputs + output;
-    const float step = job.step[input];
+    const int64_t input = job.first + j, at = input * job.outputs + output, group = job.group.data[input] * job.outputs + output;
+    const float step = job.step.data[input];
     alignas(32) Lane now, wish, inverse, scale, zero, codes, rounded, move;
-    load(job.inverse + group, n, inverse);
-    load(job.scale + group, n, scale);
-    if (job.values) {
-      load(job.values + at, n, now);
+    load(job.inverse.data + group, n, inverse);
+    load(job.scale.data + group, n, scale);
+    if (job.values.data) {
+      load(job.values.data + at, n, now);
       for (int i = 0; i < kLanes; ++i) wish[i] = now[i] - step * state[j][i];
     } else {
       std::memcpy(now, state[j], sizeof now);
@@ -112,32 +109,57 @@ void choose(const QcoreChooseJob& job, int64_t output, int n) {
     if (job.entries) {
       round_table(wish, inverse, scale, table, job.entries, codes, rounded);
     } else {
-      if (job.zero)
-        load(job.zero + group, n, zero);
+      if (job.zero.data)
+        load(job.zero.data + group, n, zero);
       else
         std::fill(zero, zero + kLanes, job.middle);
       round_uniform(wish, inverse, scale, zero, job.lowest, job.highest, codes, rounded);
     }
-    const float share = job.values ? 1.f : step;
+    const float share = job.values.data ? 1.f : step;
     for (int i = 0; i < kLanes; ++i) move[i] = (rounded[i] - now[i]) * share;
-    store(codes, n, job.codes + at);
-    store(move, n, job.moves + j * job.outputs + output);
-    const float* row = job.matrix + input * job.inputs + job.first;
+    store(codes, n, job.codes.data + at);
+    store(move, n, job.moves.data + j * job.outputs + output);
+    const float* row = job.matrix.data + input * job.inputs + job.first;
     for (int k = j + 1; k < columns; ++k)
       for (int i = 0; i < kLanes; ++i) state[k][i] += row[k] * move[i];
   }
 }
 
+Status check(const ChooseJob& job) {
+  const int64_t count = job.last - job.first, inputs = job.inputs, outputs = job.outputs;
+  if (!is_size(inputs) || !is_size(outputs) || !is_size(job.groups) || job.first < 0 || count < 0 || count > kInputs || job.last > inputs ||
+      job.entries < 0 || job.entries > kEntries)
+    return kBadLayout;
+  const bool weights = job.matrix.holds(inputs, inputs) && job.state.holds(inputs, outputs) && job.step.holds(inputs) &&
+                       (!job.values.data || job.values.holds(inputs, outputs));
+  if (!weights) return kShortWeights;
+  if (!job.inverse.holds(job.groups, outputs) || !job.scale.holds(job.groups, outputs)) return kShortScales;
+  if (job.zero.data && !job.zero.holds(job.groups, outputs)) return kShortZeros;
+  const int64_t tables = job.per_output ? outputs : 1;
+  if (job.entries && !job.table.holds(tables, job.entries)) return kShortTable;
+  if (job.entries > 1 && !job.midpoints.holds(tables, job.entries - 1)) return kShortTable;
+  if (!job.codes.holds(inputs, outputs) || !job.moves.holds(count, outputs)) return kShortOutput;
+  if (!job.group.holds(inputs)) return kShortInput;
+  for (int64_t input = job.first; input < job.last; ++input)
+    if (job.group.data[input] < 0 || job.group.data[input] >= job.groups) return kBadIndex;
+  return kOk;
+}
+
 }  // namespace
+}  // namespace qcore
+
+using namespace qcore;
 
 extern "C" {
 #pragma GCC visibility push(default)
 
 // Choose the codes of a block's inputs for all outputs; what they change outside the block is `moves`, for the caller to apply.
-void qcore_choose_codes(const QcoreChooseJob* job, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+int qcore_choose_codes(const ChooseJob* job, int threads) {
+  if (const Status status = check(*job)) return status;
+#pragma omp parallel for num_threads(thread_count(threads)) schedule(static)
   for (int64_t output = 0; output < job->outputs; output += kLanes)
     choose(*job, output, int(std::min<int64_t>(kLanes, job->outputs - output)));
+  return kOk;
 }
 
 #pragma GCC visibility pop

@@ -37,7 +37,7 @@ template <int kKind>
 void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
   const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
   Table table;
-  if constexpr (kKind == kTable) table = read_table(w.table);
+  if constexpr (kKind == kTable) table = read_table(w.table.data);
   for (int64_t i = 0, b = first; i < count; ++i, ++b) {
     const uint8_t* header = panel + b / w.group_blocks * group_bytes;
     const uint8_t* p = header;

@@ -36,24 +36,10 @@ struct Wide {
 
 #include "x86/many_vnni.h"
 
-namespace qcore {
-
-void widen_avx512(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
-  widen(w, a, b, mode, first, count, to);
-}
-
-void multiply_avx512(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
-  multiply(w, s, mode, first, count, x, tokens, y);
-}
-
 namespace {
-constexpr Kernels kTable_{"avx512vnni", true, fill_avx2, panel_kernel_avx512, widen_avx512, multiply_avx512};
+constexpr qcore::Kernels kKernels = qcore::vnni_kernels("avx512vnni", qcore::panel_kernel_avx512);
 }
-const Kernels* const kernels_avx512 = &kTable_;
-
-}  // namespace qcore
+const qcore::Kernels* const qcore::kernels_avx512 = &kKernels;
 #else
-namespace qcore {
-const Kernels* const kernels_avx512 = nullptr;
-}
+const qcore::Kernels* const qcore::kernels_avx512 = nullptr;
 #endif

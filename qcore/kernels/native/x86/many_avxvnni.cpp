@@ -36,24 +36,10 @@ struct Wide {
 
 #include "x86/many_vnni.h"
 
-namespace qcore {
-
-void widen_avxvnni(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
-  widen(w, a, b, mode, first, count, to);
-}
-
-void multiply_avxvnni(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
-  multiply(w, s, mode, first, count, x, tokens, y);
-}
-
 namespace {
-constexpr Kernels kTable_{"avxvnni", true, fill_avx2, panel_kernel_avxvnni, widen_avxvnni, multiply_avxvnni};
+constexpr qcore::Kernels kKernels = qcore::vnni_kernels("avxvnni", qcore::panel_kernel_avxvnni);
 }
-const Kernels* const kernels_avxvnni = &kTable_;
-
-}  // namespace qcore
+const qcore::Kernels* const qcore::kernels_avxvnni = &kKernels;
 #else
-namespace qcore {
-const Kernels* const kernels_avxvnni = nullptr;
-}
+const qcore::Kernels* const qcore::kernels_avxvnni = nullptr;
 #endif

@@ -95,5 +95,9 @@ inline void multiply(const Weight& w, const Stretch& s, int mode, int64_t first,
   });
 }
 
+constexpr Kernels vnni_kernels(const char* name, PanelKernel (*panel)(int kind, int mode, int tokens)) {
+  return {name, true, fill_avx2, panel, widen, multiply};
+}
+
 }  // namespace
 }  // namespace qcore

@@ -26,7 +26,7 @@ template <int kKind, int T>
 void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   const float* q = static_cast<const float*>(x.q);
   Table table;
-  if constexpr (kKind == kTable) table = read_table(w.table);
+  if constexpr (kKind == kTable) table = read_table(w.table.data);
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {

@@ -57,7 +57,7 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   const int16_t* q = static_cast<const int16_t*>(x.q);
   const float *scale = x.scale, *sum = x.sum;
   Table table;
-  if constexpr (kKind == kTable) table = read_table(w.table);
+  if constexpr (kKind == kTable) table = read_table(w.table.data);
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {

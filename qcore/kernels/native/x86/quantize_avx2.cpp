@@ -76,12 +76,12 @@ struct Table {
   __m256i order;
   explicit Table(const QuantizeJob& job) {
     static constexpr float none[15] = {};
-    const float* m = job.midpoints ? job.midpoints : none;
+    const float* m = job.midpoints.data ? job.midpoints.data : none;
     middle = _mm256_set1_ps(m[7]);
     second = _mm256_setr_ps(m[3], m[11], 0, 0, 0, 0, 0, 0);
     fourth = _mm256_setr_ps(m[1], m[5], m[9], m[13], 0, 0, 0, 0);
     eighth = _mm256_setr_ps(m[0], m[2], m[4], m[6], m[8], m[10], m[12], m[14]);
-    order = job.midpoints ? _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(job.order))) : _mm256_setzero_si256();
+    order = job.midpoints.data ? _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(job.order.data))) : _mm256_setzero_si256();
     factor = _mm256_setzero_ps();
   }
   __m256i operator()(__m256 w) const {
@@ -166,8 +166,8 @@ void store_codes(int bits, const Choose& choose, const float* w, int64_t n, uint
 
 const float* widened(const QuantizeJob& job, int64_t row, float* buffer) {
   const int64_t n = job.columns;
-  if (job.dtype == kFloat32) return static_cast<const float*>(job.weight) + row * job.stride;
-  const uint16_t* w = static_cast<const uint16_t*>(job.weight) + row * job.stride;
+  if (job.dtype == kFloat32) return static_cast<const float*>(job.weight.data) + row * job.stride;
+  const uint16_t* w = static_cast<const uint16_t*>(job.weight.data) + row * job.stride;
   const auto widen = [&](const uint16_t* from) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return job.dtype == kFloat16 ? _mm256_cvtph_ps(v) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
@@ -194,8 +194,8 @@ Grid grid(const QuantizeJob& job, const float* w, int64_t n) {
   const Extremes found = extremes(w, n);
   const int levels = 1 << job.bits;
   Grid grid{std::max(-found.low, found.high) + 0.f, levels / 2, true};  // + 0 makes −0 plain
-  if (!job.midpoints && job.symmetric) grid.scale /= float(levels / 2 - 1);
-  if (!job.midpoints && !job.symmetric) {
+  if (!job.midpoints.data && job.symmetric) grid.scale /= float(levels / 2 - 1);
+  if (!job.midpoints.data && !job.symmetric) {
     grid.scale = (found.high - found.low) / float(levels - 1) + 0.f;
     const __m128 steps = _mm_set_ss(-found.low / std::max(grid.scale, kTiny));
     const float zero = _mm_cvtss_f32(_mm_round_ss(steps, steps, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -219,23 +219,23 @@ bool quantize_row_avx2(const QuantizeJob& job, int64_t row, float* buffer) {
     const int64_t first = g * job.group, n = std::min(job.group, job.columns - first), at = row * groups + g;
     float scale;
     int zero = 1 << (job.bits - 1);
-    if (job.kept) {
-      scale = job.kept[at];
-      if (job.zero) zero = job.zero[at];
+    if (job.kept.data) {
+      scale = job.kept.data[at];
+      if (job.zero.data) zero = job.zero.data[at];
     } else {
       const Grid found = grid(job, w + first, n);
       finite &= found.finite;
       zero = found.zero;
       scale = found.scale;
       const uint16_t half = uint16_t(_cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT));
-      if (job.scale) job.scale[at] = scale;
-      if (job.half) job.half[at] = half;
-      if (job.zero) job.zero[at] = uint8_t(zero);
-      if (!job.midpoints) scale = _cvtsh_ss(half);
+      if (job.scale.data) job.scale.data[at] = scale;
+      if (job.half.data) job.half.data[at] = half;
+      if (job.zero.data) job.zero.data[at] = uint8_t(zero);
+      if (!job.midpoints.data) scale = _cvtsh_ss(half);
     }
-    if (!job.codes) continue;
-    uint8_t* out = job.codes + row * job.row_bytes + first / 8 * job.bits;
-    if (job.midpoints) {
+    if (!job.codes.data) continue;
+    uint8_t* out = job.codes.data + row * job.row_bytes + first / 8 * job.bits;
+    if (job.midpoints.data) {
       table.factor = _mm256_set1_ps(1.f / std::max(scale, kTiny));
       store_codes(4, table, w + first, n, out);
     } else {

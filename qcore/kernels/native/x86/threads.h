@@ -10,7 +10,9 @@ namespace qcore {
 
 class Barrier {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
+  // Before the first `wait`: how many threads meet.
+  void set(int threads) { threads_ = threads; }
+
   void wait() {
     const int round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -27,7 +29,7 @@ class Barrier {
   }
 
  private:
-  const int threads_;
+  int threads_ = 1;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> round_{0};
 };

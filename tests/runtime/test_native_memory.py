@@ -1,0 +1,187 @@
+"""The native step touches no memory but its buffers, whatever sizes it is handed, and survives a lack of memory."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+import torch
+from decoder_models import CONFIGS, RECIPES, ids, make
+from guarded import guarded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from qcore import recipes
+from qcore.base.errors import InputError
+from qcore.kernels import arena, library
+from qcore.quantization.convert import quantize
+from qcore.runtime import Decoder
+from qcore.runtime.weights import Weights
+
+INTEGERS = (ctypes.c_int32, ctypes.c_int64)
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 4, 5, 9])
+def test_a_dense_head_of_any_number_of_rows_reads_only_those(vocabulary):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    config = LlamaConfig(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    quantize(model, recipes.parse("int4-g32"))
+    model.lm_head.weight.data = guarded(model.lm_head.weight.data)
+    tokens = torch.arange(7) % vocabulary
+    expected = model(tokens[None]).logits[0, -1]
+    torch.testing.assert_close(Decoder(model).prefill(tokens), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("chunk", [5, 16, 24])
+def test_long_sequences_go_through_each_layer_in_chunks(chunk, recipe, monkeypatch):
+    """50 tokens: the last chunk holds 5, 2 or none of them, for all of which there are other kernels."""
+    model, tokens = make("llama", recipe), torch.stack([ids(50), ids(50, 1)])
+    expected, calls = model(tokens, use_cache=False).logits, []
+    run = Weights.run
+    monkeypatch.setattr(
+        Weights, "run", lambda self, part, *rest, **more: calls.append(1) or run(self, part, *rest, **more)
+    )
+    monkeypatch.setattr("qcore.runtime.weights.CHUNK", chunk)
+    assert torch.equal(model(tokens, use_cache=False).logits, expected) and len(calls) == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_architecture_may_go_in_chunks(config, monkeypatch):
+    model, tokens = make(config, "int4-g32", "fp32"), ids(60)[None]
+    expected, decoder = model(tokens, use_cache=False).logits, Decoder(model)
+    monkeypatch.setattr("qcore.runtime.weights.CHUNK", 13)
+    assert torch.equal(model(tokens, use_cache=False).logits, expected)
+    atol = 2e-5 * expected.abs().max().item()
+    torch.testing.assert_close(decoder.prefill(tokens[0]), expected[0, -1], rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def guarded_weights():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "empty", lambda nbytes: guarded(torch.zeros(nbytes, dtype=torch.uint8)))
+        model = make("llama", "int4-g32", "fp32")
+        for parameter in model.parameters():
+            parameter.data = guarded(parameter.data)
+        return model, Weights(model)
+
+
+class _Cache:
+    """A key-value cache that ends where memory ends."""
+
+    half, capacity = 0, 64
+
+    def __init__(self, layers: int, width: int):
+        self.keys, self.values = (
+            [guarded(torch.zeros(2 * width * self.capacity)) for _ in range(layers)] for _ in range(2)
+        )
+
+    def get_seq_length(self) -> int:
+        return 40
+
+    def advance(self, tokens: int) -> None:
+        pass
+
+    def buffers(self) -> tuple[list[int], ...]:
+        return tuple([n for t in held for n in (t.data_ptr(), t.nbytes)] for held in (self.keys, self.values))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(("model", "embedding", "head", "block", "query", "down", "cache", "call")), st.data())
+def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data):
+    model, weights = guarded_weights
+    functions, changed = library.functions(), []
+
+    class Changing:
+        def qcore_decode(self, description, cache, call):
+            copy = type(description._obj).from_buffer_copy(description._obj)
+            block = type(weights._keep[0][0]).from_buffer_copy(weights._keep[0][1])
+            blocks = type(weights._keep[0])(weights._keep[0][0], block)
+            places = {"model": copy, "embedding": copy.embedding, "head": copy.head, "block": block}
+            places |= {"query": block.query, "down": block.down, "cache": cache._obj, "call": call._obj}
+            place = places[which]
+            names = [name for name, kind in place._fields_ if kind in INTEGERS and name != "threads"]
+            for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
+                value = getattr(place, name)
+                odd = (-1, 0, 1, 3, 8, 2**31 - 1, 2**40, 2**62, value - 1, value + 1, 2 * value, 8 * value)
+                setattr(place, name, data.draw(st.sampled_from(odd), label=name))
+                changed.append(name)
+            if which in ("block", "query", "down"):
+                blocks[1] = block
+                copy.blocks = (ctypes.addressof(blocks), ctypes.sizeof(blocks))
+            return functions.qcore_decode(ctypes.byref(copy), cache, call)
+
+    count = data.draw(st.sampled_from((1, 3, 20)), label="tokens")
+    tokens = guarded(torch.stack([ids(count), ids(count, 1)]))
+    hidden = guarded(torch.zeros(*tokens.shape, weights.hidden))
+    weights._rotation = tuple(guarded(part[:64]) for part in weights.rotation(64))
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "functions", Changing)
+        try:
+            weights.run(tokens, _Cache(2, 2 * 16), guarded(torch.tensor([0, 5])), hidden=hidden)
+        except (InputError, IndexError, MemoryError) as error:
+            assert str(error).startswith("The native step cannot run ")
+    assert changed
+
+
+def test_a_cache_without_room_and_a_token_outside_are_refused(guarded_weights):
+    model, weights = guarded_weights
+    hidden = torch.zeros(2, 30, weights.hidden)
+    with pytest.raises(InputError, match="2 x 30 tokens at position 40: the key-value cache is too small"):
+        weights.run(torch.zeros(2, 30, dtype=torch.int64), _Cache(2, 32), hidden=hidden)
+    with pytest.raises(IndexError, match="outside the valid range"):
+        weights.run(torch.full((2, 9), 258), _Cache(2, 32), hidden=hidden)
+    with pytest.raises(InputError, match="the output does not match"):
+        weights.run(torch.zeros(2, 20, dtype=torch.int64), _Cache(2, 32), hidden=hidden[:1])
+
+
+LITTLE = """
+import resource, sys
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+from qcore import recipes
+from qcore.quantization.convert import quantize
+
+tokens, inner, headroom = (int(argument) for argument in sys.argv[1:])
+torch.set_num_threads(2)
+sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=inner, num_hidden_layers=1, num_attention_heads=4)
+config = LlamaConfig(**sizes, max_position_embeddings=tokens, bos_token_id=0, eos_token_id=0)
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+quantize(model, recipes.parse("int4-g32"))
+with torch.inference_mode():
+    short, long = (torch.zeros(1, count, dtype=torch.int64) for count in (8, tokens))
+    expected = model(short, use_cache=False).logits
+    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (headroom << 20),) * 2)
+    try:
+        assert model.model(long, use_cache=False)[0].isfinite().all()
+        print("done")
+    except MemoryError as error:
+        print("MemoryError", error)
+    assert torch.equal(model(short, use_cache=False).logits, expected)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+@pytest.mark.parametrize(
+    ("tokens", "inner", "headroom", "words"),
+    [
+        (1024, 65536, 200, "MemoryError The native step cannot run 1 x 1024 tokens at position 0: "),
+        (8192, 16384, 600, "done"),
+    ],
+    ids=["too-little", "by-the-chunk"],
+)
+def test_memory_for_a_step_is_asked_for_by_the_chunk_and_missed_in_peace(tokens, inner, headroom, words):
+    """The buffers of 8,192 tokens at once would take 1.1 GB."""
+    command = [sys.executable, "-c", LITTLE, *map(str, (tokens, inner, headroom))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(words), (done.returncode, done.stderr[-2000:])
