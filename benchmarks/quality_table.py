@@ -1,51 +1,65 @@
-"""A result of `quality.py` for people: as text, and as the README's table.
+"""A result of `quality.py` as text for a terminal, and as the tables in README.md and docs/benchmarks.md.
 
-python benchmarks/quality_table.py [FILE]        puts FILE, or the newest quality-*.json in results/, between the README's two marks
+python benchmarks/quality_table.py        writes the newest quality-*.json in results/ into both documents
 """
 
-import json
 import re
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- quality: written by benchmarks/quality_table.py -->", "<!-- /quality -->"
-BUSY = 0.15  # processors' worth of other work from which a time is called disturbed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a file, from anywhere
+
+from benchmarks import marks  # noqa: E402
+
+BUSY = 0.15  # cores kept busy by other programs, from which on a time counts as disturbed
 
 
 def text(result: dict) -> str:
-    """The tables for a terminal, then what was left out, and the conditions."""
+    """Return the tables for a terminal, followed by what was left out and the conditions."""
     against = _yardstick(result)
-    rows = [
-        (
-            "",
-            "bits/weight",
-            "perplexity",
-            "mean KL",
-            "same top-1",
-            "seconds",
-            *([f"KL / {against['name']}"] if against else []),
-            "",
-        )
-    ]
+    heads = ("", "bits/weight", "perplexity", "mean KL", "same top-1", "seconds")
+    rows = [(*heads, *([f"KL / {against['name']}"] if against else []), "")]
     for row in result["rows"]:
         share = [_number(row["kl_mean"] / against["kl_mean"], 3)] if against else []
         busy = row["seconds"] >= 1 and row["others_busy"] > BUSY
         rows.append((row["name"], *_cells(row), *share, "time disturbed" * busy))
     checks = [("", "ours", "value", "bar", "")]
     checks += [
-        (each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each))
-        for each in result["comparisons"]
+        (each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each)) for each in result["comparisons"]
     ]
-    shown = [*_columns(rows), "", *(_columns(checks) if len(checks) > 1 else []), ""]
+    shown = [*marks.columns(rows), "", *(marks.columns(checks) if len(checks) > 1 else []), ""]
     shown += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     shown += [f"{row['name']}: {note}" for row in result["rows"] for note in row["notes"]]
     return "\n".join([*shown, "", conditions(result)])
 
 
-def markdown(result: dict) -> str:
-    """The README's section between the marks, without them."""
+def readme(result: dict) -> str:
+    """Return the README's table: each peer beside the qcore recipe that it is compared with."""
+    rows = {row["name"]: row for row in result["rows"]}
+    lines = ["| peer | bits per weight | mean KL | qcore recipe | bits per weight | mean KL | KL, ours / theirs |"]
+    lines += ["| --- | ---: | ---: | --- | ---: | ---: | ---: |"]
+    for each in result["comparisons"]:
+        if each["kind"] == "peer" and each["ours"]:
+            theirs, ours = rows[each["theirs"]], rows[each["ours"]]
+            cells = (each["theirs"], *_size_and_loss(theirs), f"`{each['ours']}`", *_size_and_loss(ours))
+            lines.append(f"| {' | '.join(cells)} | {each['value']:.2f} x |")
+    how, source = result["conditions"], f"[{marks.day(result)}](benchmarks/results/{result['file']})"
+    baseline = next((row for row in result["rows"] if row["name"] == "fp32"), None)
+    lines += ["", f"{how['model']}, {how['tokens']:,} tokens of {how['text']}"
+              + (f" (fp32 perplexity {baseline['perplexity']:.2f})" if baseline else "")
+              + f", mean KL divergence from fp32 in nats per token; {source}. Only the linear layers in the blocks are "
+              f"quantized. {CHOICE}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+CHOICE = (
+    "Beside each peer stands the measured qcore recipe within 0.1 bits per weight of its size whose KL is smallest **on "
+    "the scored text itself**: a choice made with the answer in view, which favors qcore."
+)
+
+
+def page(result: dict) -> str:
+    """Return the section of docs/benchmarks.md: every row, every bar, what was left out, and the conditions."""
     lines = ["| method | bits per weight | perplexity | mean KL, nats | same top-1 | seconds |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     own = set(result["own"])
@@ -58,40 +72,33 @@ def markdown(result: dict) -> str:
         for each in result["comparisons"]
     ]
     lines += [f"\nLeft out: {name} ({reason})." for name, reason in result["left_out"].items()]
-    return "\n".join([*lines, "", conditions(result)])
+    source = f"[{result['file']}](../benchmarks/results/{result['file']})"
+    return "\n".join([*lines, "", CHOICE, "", f"{conditions(result)} From {source}."])
 
 
 def verdict(each: dict) -> str:
-    """One or two words: what became of a comparison."""
+    """Return "holds", "MISSED", or what was not measured."""
     return {True: "holds", False: "MISSED", None: each.get("why", "")}[each["holds"]]
 
 
 def conditions(result: dict) -> str:
-    """One paragraph: when, on what, over which texts, with which versions."""
+    """Return one paragraph: date, machine, texts, what was counted, versions."""
     where, how = result["environment"], result["conditions"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["libraries"].items())
     return (
-        f"{_day(result)}, {where['cpu']}, {how['threads']} threads, model {how['model']}; {how['tokens']} tokens of {how['text']} in "
-        f"windows of {how['window']}; calibration on {how['calibration_tokens']} tokens of {how['calibration']}. Only the linear layers in "
-        "the blocks are quantized, and bits per weight count those: codes, scales, zero points and tables as stored. Embedding, head and "
-        "norms are the baseline's in every row, also where a peer's own tool would quantize them. Seconds are those of quantizing, "
-        f"calibration included; loading the model and scoring it are not. {libraries}."
+        f"{marks.day(result)}, {where['cpu']}, {how['threads']} threads, model {how['model']}; {how['tokens']} tokens of "
+        f"{how['text']} in windows of {how['window']}; calibration on {how['calibration_tokens']} tokens of "
+        f"{how['calibration']}. Only the linear layers in the blocks are quantized, and bits per weight count those: "
+        "codes, scales, zero points and tables as stored. Embedding, head and norms are the baseline's in every row, even "
+        "where a peer's own tool would quantize them. Seconds are the time to quantize, calibration included, without "
+        f"loading and scoring. {libraries}."
     )
 
 
 def file_name(result: dict) -> str:
-    """ "quality-some-processor-2025-01-31.json"."""
+    """Return a name such as "quality-some-processor-2025-01-31.json"."""
     machine = re.sub(r"[^a-z0-9]+", "-", result["environment"]["cpu"].lower()).strip("-")
-    return f"quality-{machine}-{_day(result)}.json"
-
-
-def put(readme: str, result: dict) -> str:
-    """`readme` with the table between its marks. Raises `ValueError` if they are not there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{markdown(result)}\n\n{END}{after}"
+    return f"quality-{machine}-{marks.day(result)}.json"
 
 
 def _yardstick(result: dict) -> dict | None:
@@ -99,14 +106,13 @@ def _yardstick(result: dict) -> dict | None:
 
 
 def _cells(row: dict) -> tuple[str, ...]:
-    """bits, perplexity, KL, top-1, seconds."""
-    return (
-        f"{row['bits_per_weight']:.2f}",
-        f"{row['perplexity']:.2f}",
-        _number(row["kl_mean"], 4),
-        f"{100 * row['top1_agreement']:.1f} %",
-        f"{row['seconds']:.1f}",
-    )
+    """Return bits, perplexity, KL, top-1, seconds."""
+    bits, kl = _size_and_loss(row)
+    return bits, f"{row['perplexity']:.2f}", kl, f"{100 * row['top1_agreement']:.1f} %", f"{row['seconds']:.1f}"
+
+
+def _size_and_loss(row: dict) -> tuple[str, str]:
+    return f"{row['bits_per_weight']:.2f}", _number(row["kl_mean"], 4)
 
 
 def _number(value: float, digits: int) -> str:
@@ -125,36 +131,13 @@ def _limit(each: dict) -> str:
     return "lower" if each["bar"] == 1 else f"{each['bar']:.2f} x"
 
 
-def _columns(lines: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for line in lines
-    ]
-
-
-def _day(result: dict) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))
-
-
 def main() -> None:
-    """Write the table into the README."""
-    files = [Path(name) for name in sys.argv[1:]] or sorted(
-        (ROOT / "benchmarks/results").glob("quality-*.json"), key=_started
-    )[-1:]
-    if len(files) != 1:
-        sys.exit("There is no result yet: run python benchmarks/quality.py first, or give one file.")
-    readme = ROOT / "README.md"
-    readme.write_text(put(readme.read_text(), json.loads(files[0].read_text())))
-
-
-def _started(file: Path) -> float:
-    return json.loads(file.read_text())["started_at"]
+    """Write the tables into README.md and docs/benchmarks.md."""
+    saved = marks.results(lambda name: name.startswith("quality-"))
+    if not saved:
+        sys.exit("There is no result yet: run python benchmarks/quality.py first.")
+    marks.write(marks.README, "quality", readme(saved[-1]))
+    marks.write(marks.PAGE, "quality", page(saved[-1]))
 
 
 if __name__ == "__main__":

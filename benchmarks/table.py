@@ -1,124 +1,145 @@
-"""A result of `speed.py` for people: as text, and as the README's table.
+"""A result of `speed.py` as text for a terminal, and as the tables in README.md and docs/benchmarks.md.
 
-python benchmarks/table.py [FILE]        puts FILE, or the newest file in results/, between the README's two marks
+python benchmarks/table.py        writes the newest result of each processor in results/ into both documents
 """
 
-import json
 import re
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- speed: written by benchmarks/table.py -->", "<!-- /speed -->"
-BUSY = 0.15  # processors' worth of other work from which a run is called disturbed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a file, from anywhere
+
+from benchmarks import marks  # noqa: E402
+
+BUSY = 0.15  # cores kept busy by other programs, from which on a run counts as disturbed
+USED = "generate_"  # ratios measured through transformers' `generate`, the path that users take
+OURS = "generate_int4_vs_fp32"  # whose "ours" is the decode speed that all of those share
 
 
 def text(result: dict) -> str:
-    """The table for a terminal, with machine and versions below."""
+    """Return the table for a terminal, followed by machine, versions and disturbance."""
     lines = [("", "ours", "theirs", "ratio", "bar", "")]
-    for each in result["comparisons"]:
-        lines.append((each["measure"], *_cells(each), "" if each["ratio"] >= each["bar"] else "BELOW"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    shown = [
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for line in lines
-    ]
+    lines += [(each["measure"], *_cells(each), _remark(each)) for each in result["comparisons"]]
     busy = result["others_busy"]
     state = "DISTURBED: " if busy["median"] > BUSY else ""
-    shown += [
-        "",
-        conditions(result),
-        f"{state}other programs kept {busy['median']:.2f} processors busy, {busy['most']:.2f} at most.",
-    ]
-    return "\n".join(shown)
+    others = f"{state}other programs kept {busy['median']:.2f} cores busy, {busy['most']:.2f} at most."
+    return "\n".join([*marks.columns(lines), "", conditions(result), others])
 
 
-def markdown(result: dict) -> str:
-    """The README's section between the marks, without them."""
-    lines = ["| measure | ours | theirs | ratio | bar |", "| --- | ---: | ---: | ---: | ---: |"]
-    for each in result["comparisons"]:
-        ours, theirs, ratio, bar = _cells(each)
-        lines.append(
-            f"| {each['measure']} | {ours} | {theirs} | {f'**{ratio}**' if each['ratio'] >= each['bar'] else ratio} | {bar} |"
-        )
-    return "\n".join([*lines, "", conditions(result)])
+def readme(results: list[dict]) -> str:
+    """Return the README's table: decode speed through `generate`, one column per processor."""
+    heads = [f"{_processor(result)}, {_widest(result['environment']['flags'])}" for result in results]
+    ratios = [{each["name"]: each for each in result["comparisons"]} for result in results]
+    ours = ["**" + _rate(each[OURS]["ours"]) + "**" for each in ratios]
+    lines = [_row("decode through `generate`", *heads), "| --- |" + " ---: |" * len(heads)]
+    lines.append(_row("**qcore `int4-g32-head8`**", *ours))
+    for name in [name for name in ratios[0] if name.startswith(USED)]:
+        peer = ratios[0][name]["measure"].partition(" against ")[2]
+        cells = [f"{_rate(each[name]['theirs'])} ({each[name]['ratio']:.1f} x)" if name in each else "" for each in ratios]
+        lines.append(_row("transformers fp32" if name == OURS else peer, *cells))
+    how = results[0]["conditions"]
+    sources = ", ".join(
+        f"[{_processor(result)}, {marks.day(result)}](benchmarks/results/{result['file']})" for result in results
+    )
+    return "\n".join(
+        [*lines, "", f"Medians of {how['model']}, {how['threads']} threads, {how['generate_tokens']} tokens after a prompt "
+         f"of {how['prompt_tokens']}, the programs in turns within one run; in brackets qcore's speed over theirs, the "
+         f"median of the ratios within a round. Ratios hold for these processors, dates and versions: {sources}."]
+    )  # fmt: skip
+
+
+def page(result: dict) -> str:
+    """Return the section of docs/benchmarks.md on one processor: every ratio, grouped by what was called."""
+    lines = [f"### {_processor(result)}, {_widest(result['environment']['flags'])}, {marks.day(result)}", ""]
+    kept = [each for each in result["comparisons"] if not _impossible(each)]
+    for title, belongs in GROUPS:
+        rows = [each for each in kept if belongs(each["name"])]
+        if rows:
+            lines += [f"{title}:", "", "| measure | ours | theirs | ratio | bar |", "| --- | ---: | ---: | ---: | ---: |"]
+            lines += [_row(each["measure"], *_bold(each)) for each in rows] + [""]
+    if dropped := [each["measure"] for each in result["comparisons"] if _impossible(each)]:
+        lines += [f"Left out, because they exceed 100 % of the read bandwidth, which was measured too low in that run: "
+                  f"{'; '.join(dropped)}.", ""]  # fmt: skip
+    source = f"[{result['file']}](../benchmarks/results/{result['file']})"
+    return "\n".join([*lines, f"{conditions(result)} From {source}."])
+
+
+GROUPS = (
+    ("Through transformers' `generate`, the path that users take", lambda name: name.startswith(USED)),
+    ("The native step alone, called in a loop that no command or page uses: an upper limit for `generate`",
+     lambda name: not name.startswith((USED, "gemv_"))),
+    ("One product with a matrix", lambda name: name.startswith("gemv_")),
+)  # fmt: skip
 
 
 def conditions(result: dict) -> str:
-    """One paragraph: when, on what, with which versions."""
+    """Return one paragraph: date, machine, lengths and versions."""
     where, how = result["environment"], result["conditions"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["libraries"].items())
     return (
-        f"{_day(result)}, {where['cpu']}, {_widest(where['flags'])}, {how['threads']} threads, model {how['model']}, prompt of "
-        f"{how['prompt_tokens']} tokens, {how['steps']} steps ({how['generate_tokens']} tokens through `generate`), medians; {libraries}."
+        f"{marks.day(result)}, {where['cpu']}, {_widest(where['flags'])}, {how['threads']} threads, model {how['model']}, "
+        f"prompt of {how['prompt_tokens']} tokens, {how['steps']} steps ({how['generate_tokens']} tokens through "
+        f"`generate`), medians; {libraries}."
     )
 
 
 def file_name(result: dict) -> str:
-    """ "some-processor-2-threads-2025-01-31.json"."""
+    """Return a name such as "some-processor-2-threads-2025-01-31.json"."""
     machine = re.sub(r"[^a-z0-9]+", "-", result["environment"]["cpu"].lower()).strip("-")
-    return f"{machine}-{result['conditions']['threads']}-threads-{_day(result)}.json"
+    return f"{machine}-{result['conditions']['threads']}-threads-{marks.day(result)}.json"
 
 
-def put(readme: str, result: dict) -> str:
-    """`readme` with the table between its marks. Raises `ValueError` if they are not there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{markdown(result)}\n\n{END}{after}"
+def _impossible(each: dict) -> bool:
+    """Whether a share of a limit exceeds the limit, so that the limit was measured wrong."""
+    return each["unit"] == "bytes/s" and each["ratio"] > 1
+
+
+def _remark(each: dict) -> str:
+    if _impossible(each):
+        return "ABOVE THE LIMIT: the reader was too slow"
+    return "" if each["ratio"] >= each["bar"] else "BELOW"
 
 
 def _cells(each: dict) -> tuple[str, str, str, str]:
-    """ours, theirs, ratio, bar."""
+    """Return ours, theirs, ratio, bar."""
     if each["unit"] == "bytes/s":
         rates = [f"{each[side] / 1e9:.1f} GB/s" for side in ("ours", "theirs")]
         return *rates, f"{100 * each['ratio']:.0f} %", f"{100 * each['bar']:.0f} %"
-    rates = [
-        f"{each[side]:.0f} tok/s" if each[side] >= 99.5 else f"{each[side]:.1f} tok/s"
-        for side in ("ours", "theirs")
-    ]
-    return *rates, f"{each['ratio']:.2f} x", "faster" if each["bar"] == 1 else f"{each['bar']:.1f} x"
+    bar = "faster" if each["bar"] == 1 else f"{each['bar']:.1f} x"
+    return _rate(each["ours"]), _rate(each["theirs"]), f"{each['ratio']:.2f} x", bar
 
 
-def _day(result: dict) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))
+def _bold(each: dict) -> tuple[str, str, str, str]:
+    ours, theirs, ratio, bar = _cells(each)
+    return ours, theirs, f"**{ratio}**" if each["ratio"] >= each["bar"] else ratio, bar
+
+
+def _rate(tokens: float) -> str:
+    return f"{tokens:.0f} tok/s" if tokens >= 99.5 else f"{tokens:.1f} tok/s"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _processor(result: dict) -> str:
+    return result["environment"]["cpu"].replace("(R)", "").removesuffix(" Processor")
 
 
 def _widest(flags: list[str]) -> str:
     known = {flag.lower() for flag in flags}
-    return next(
-        (
-            name
-            for flag, name in (("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimd", "NEON"))
-            if flag in known
-        ),
-        "no SIMD",
-    )
+    names = (("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimd", "NEON"))
+    return next((name for flag, name in names if flag in known), "no SIMD")
 
 
 def main() -> None:
-    """Write the table into the README."""
-    kept = [
-        file
-        for file in (ROOT / "benchmarks/results").glob("*.json")
-        if not file.name.startswith(("quality-", "streaming-"))
-    ]
-    files = [Path(name) for name in sys.argv[1:]] or sorted(kept, key=_started)[-1:]
-    if len(files) != 1:
-        sys.exit("There is no result yet: run python benchmarks/speed.py first, or give one file.")
-    readme = ROOT / "README.md"
-    readme.write_text(put(readme.read_text(), json.loads(files[0].read_text())))
-
-
-def _started(file: Path) -> float:
-    return json.loads(file.read_text())["started_at"]
+    """Write the tables into README.md and docs/benchmarks.md."""
+    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-")))
+    newest = list({result["environment"]["cpu"]: result for result in saved}.values())
+    if not newest:
+        sys.exit("There is no result yet: run python benchmarks/speed.py first.")
+    marks.write(marks.README, "speed", readme(newest))
+    marks.write(marks.PAGE, "speed", "\n\n".join(page(result) for result in reversed(newest)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Generated sections of documents: a table between two HTML comments, replaced as a whole when it is made again."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+
+
+def put(document: str, name: str, section: str) -> str:
+    """Return `document` with `section` between `<!-- name: … -->` and `<!-- /name -->`.
+
+    Raises `ValueError` if `document` does not hold both comments.
+    """
+    before, begin, rest = document.partition(f"<!-- {name}:")
+    comment, closed, rest = rest.partition("-->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (begin and closed and end):
+        raise ValueError(f"the document has no section <!-- {name}: … --> … <!-- /{name} -->")
+    return f"{before}{begin}{comment}{closed}\n\n{section}\n\n{end}{after}"
+
+
+def write(file: Path, name: str, section: str) -> None:
+    """Replace the section called `name` in `file`."""
+    file.write_text(put(file.read_text(), name, section))
+
+
+def results(belongs: Callable[[str], bool]) -> list[dict]:
+    """Return the saved results whose file name `belongs`, oldest first, each with its "file" name."""
+    files = [file for file in RESULTS.glob("*.json") if belongs(file.name)]
+    found = [json.loads(file.read_text()) | {"file": file.name} for file in files]
+    return sorted(found, key=lambda result: result["started_at"])
+
+
+def day(result: dict) -> str:
+    """Return the local date on which the run began, as 2025-01-31."""
+    return time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))
+
+
+def columns(lines: list[tuple[str, ...]]) -> list[str]:
+    """Align `lines` of cells for a terminal: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for line in lines
+    ]
