@@ -25,7 +25,8 @@ def text(result: dict) -> str:
         rows.append((row["name"], *_cells(row), *share, "time disturbed" * busy))
     checks = [("", "ours", "value", "bar", "")]
     checks += [
-        (each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each)) for each in result["comparisons"]
+        (each["name"], each["ours"] or "–", _value(each), _limit(each), verdict(each))
+        for each in result["comparisons"]
     ]
     shown = [*marks.columns(rows), "", *(marks.columns(checks) if len(checks) > 1 else []), ""]
     shown += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
@@ -36,7 +37,9 @@ def text(result: dict) -> str:
 def readme(result: dict) -> str:
     """Return the README's table: each peer beside the qcore recipe that it is compared with."""
     rows = {row["name"]: row for row in result["rows"]}
-    lines = ["| peer | bits per weight | mean KL | qcore recipe | bits per weight | mean KL | KL, ours / theirs |"]
+    lines = [
+        "| peer | bits per weight | mean KL | qcore recipe | bits per weight | mean KL | KL, ours / theirs |"
+    ]
     lines += ["| --- | ---: | ---: | --- | ---: | ---: | ---: |"]
     for each in result["comparisons"]:
         if each["kind"] == "peer" and each["ours"]:
@@ -108,7 +111,13 @@ def _yardstick(result: dict) -> dict | None:
 def _cells(row: dict) -> tuple[str, ...]:
     """Return bits, perplexity, KL, top-1, seconds."""
     bits, kl = _size_and_loss(row)
-    return bits, f"{row['perplexity']:.2f}", kl, f"{100 * row['top1_agreement']:.1f} %", f"{row['seconds']:.1f}"
+    return (
+        bits,
+        f"{row['perplexity']:.2f}",
+        kl,
+        f"{100 * row['top1_agreement']:.1f} %",
+        f"{row['seconds']:.1f}",
+    )
 
 
 def _size_and_loss(row: dict) -> tuple[str, str]:

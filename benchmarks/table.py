@@ -35,11 +35,15 @@ def readme(results: list[dict]) -> str:
     lines.append(_row("**qcore `int4-g32-head8`**", *ours))
     for name in [name for name in ratios[0] if name.startswith(USED)]:
         peer = ratios[0][name]["measure"].partition(" against ")[2]
-        cells = [f"{_rate(each[name]['theirs'])} ({each[name]['ratio']:.1f} x)" if name in each else "" for each in ratios]
+        cells = [
+            f"{_rate(each[name]['theirs'])} ({each[name]['ratio']:.1f} x)" if name in each else ""
+            for each in ratios
+        ]
         lines.append(_row("transformers fp32" if name == OURS else peer, *cells))
     how = results[0]["conditions"]
     sources = ", ".join(
-        f"[{_processor(result)}, {marks.day(result)}](benchmarks/results/{result['file']})" for result in results
+        f"[{_processor(result)}, {marks.day(result)}](benchmarks/results/{result['file']})"
+        for result in results
     )
     return "\n".join(
         [*lines, "", f"Medians of {how['model']}, {how['threads']} threads, {how['generate_tokens']} tokens after a prompt "
@@ -55,7 +59,12 @@ def page(result: dict) -> str:
     for title, belongs in GROUPS:
         rows = [each for each in kept if belongs(each["name"])]
         if rows:
-            lines += [f"{title}:", "", "| measure | ours | theirs | ratio | bar |", "| --- | ---: | ---: | ---: | ---: |"]
+            lines += [
+                f"{title}:",
+                "",
+                "| measure | ours | theirs | ratio | bar |",
+                "| --- | ---: | ---: | ---: | ---: |",
+            ]
             lines += [_row(each["measure"], *_bold(each)) for each in rows] + [""]
     if dropped := [each["measure"] for each in result["comparisons"] if _impossible(each)]:
         lines += [f"Left out, because they exceed 100 % of the read bandwidth, which was measured too low in that run: "
