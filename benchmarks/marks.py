@@ -23,9 +23,9 @@ def put(document: str, name: str, section: str) -> str:
     return f"{before}{begin}{comment}{closed}\n\n{section}\n\n{end}{after}"
 
 
-def write(file: Path, name: str, section: str) -> None:
-    """Replace the section called `name` in `file`."""
-    file.write_text(put(file.read_text(), name, section))
+def written(name: str, readme: str, page: str) -> dict[Path, str]:
+    """Return the README and docs/benchmarks.md with their sections called `name` made anew."""
+    return {README: put(README.read_text(), name, readme), PAGE: put(PAGE.read_text(), name, page)}
 
 
 def results(belongs: Callable[[str], bool]) -> list[dict]:

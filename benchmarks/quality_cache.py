@@ -25,18 +25,18 @@ SCORING = (
     "benchmarks/quantizers/__init__.py",
 )
 OWN = (
-    "qcore/methods",
+    "qcore/quantization/methods",
+    "qcore/quantization/calibration",
     "qcore/formats",
-    "qcore/calibration",
     "qcore/kernels",
-    "qcore/decoder",
+    "qcore/runtime",
     "qcore/quantization/convert.py",
     "qcore/layers/modules.py",
     "qcore/recipes/recipe.py",
     "qcore/layers/select.py",
     "benchmarks/quantizers/own.py",
 )
-LIBRARY = ("qcore/backends", "benchmarks/quantizers/own.py")
+LIBRARY = ("qcore/engines", "benchmarks/quantizers/own.py")
 PEER = ("qcore/quantization/calibration/text.py",)
 LLAMA = (
     "benchmarks/gguf_writer.py",
@@ -44,7 +44,7 @@ LLAMA = (
     "qcore/quantization/calibration/blocks.py",
     "qcore/quantization/calibration/inputs.py",
 )
-MIXED = ("qcore/sensitivity",)
+MIXED = ("qcore/quantization/sensitivity",)
 COMMON = ("torch", "transformers")
 
 
@@ -85,13 +85,18 @@ def sources(method: Method) -> tuple[str, ...]:
 
 
 def code(part: str) -> str:
-    """The source text of a file, or of all files below a folder; empty if there is none."""
+    """Return the source text of a file, or of all files below a folder.
+
+    Raise `FileNotFoundError` if there is none: a row whose code moved away would never be measured again.
+    """
     path = ROOT / part
     files = (
         [path]
         if path.is_file()
         else sorted(file for file in path.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
     )
+    if not files:
+        raise FileNotFoundError(f"{part} holds no source file")
     return "".join(f"{file.relative_to(ROOT)}\n{file.read_text()}" for file in files)
 
 

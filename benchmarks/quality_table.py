@@ -140,13 +140,21 @@ def _limit(each: dict) -> str:
     return "lower" if each["bar"] == 1 else f"{each['bar']:.2f} x"
 
 
-def main() -> None:
-    """Write the tables into README.md and docs/benchmarks.md."""
+def documents() -> dict:
+    """Return README.md and docs/benchmarks.md with the newest result. Raise `FileNotFoundError` if there is none."""
     saved = marks.results(lambda name: name.startswith("quality-"))
     if not saved:
-        sys.exit("There is no result yet: run python benchmarks/quality.py first.")
-    marks.write(marks.README, "quality", readme(saved[-1]))
-    marks.write(marks.PAGE, "quality", page(saved[-1]))
+        raise FileNotFoundError("There is no result yet: run python benchmarks/quality.py first.")
+    return marks.written("quality", readme(saved[-1]), page(saved[-1]))
+
+
+def main() -> None:
+    """Write the tables into README.md and docs/benchmarks.md."""
+    try:
+        for file, text in documents().items():
+            file.write_text(text)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

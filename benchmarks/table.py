@@ -141,14 +141,25 @@ def _widest(flags: list[str]) -> str:
     return next((name for flag, name in names if flag in known), "no SIMD")
 
 
-def main() -> None:
-    """Write the tables into README.md and docs/benchmarks.md."""
+def documents() -> dict:
+    """Return README.md and docs/benchmarks.md with the newest result of each processor.
+
+    Raise `FileNotFoundError` if there is no result.
+    """
     saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-")))
     newest = list({result["environment"]["cpu"]: result for result in saved}.values())
     if not newest:
-        sys.exit("There is no result yet: run python benchmarks/speed.py first.")
-    marks.write(marks.README, "speed", readme(newest))
-    marks.write(marks.PAGE, "speed", "\n\n".join(page(result) for result in reversed(newest)))
+        raise FileNotFoundError("There is no result yet: run python benchmarks/speed.py first.")
+    return marks.written("speed", readme(newest), "\n\n".join(page(result) for result in reversed(newest)))
+
+
+def main() -> None:
+    """Write the tables into README.md and docs/benchmarks.md."""
+    try:
+        for file, text in documents().items():
+            file.write_text(text)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def test_a_row_is_kept_until_something_it_follows_from_changes(tmp_path, monkeyp
         quality_cache.key(PLAIN, conditions | {"tokens": 9}),
         quality_cache.key(NF4, conditions),
     }
-    monkeypatch.setattr(quality_cache, "code", lambda part: "changed" * (part == "qcore/methods"))
+    monkeypatch.setattr(
+        quality_cache, "code", lambda part: "changed" * (part == "qcore/quantization/methods")
+    )
     others.add(quality_cache.key(PLAIN, conditions))
     assert len(others | {name}) == 5
 
@@ -133,6 +135,11 @@ MIXED = Method("auto-4.25bpw-gptq", "own", "auto-4.25bpw-gptq", own=True)
 @pytest.mark.parametrize("method", [*quality_plan.PEERS, PLAIN, MIXED], ids=lambda method: method.name)
 def test_what_a_row_follows_from_exists(method):
     assert all(quality_cache.code(part) for part in quality_cache.sources(method))
+
+
+def test_code_that_is_not_there_is_an_error():
+    with pytest.raises(FileNotFoundError, match="qcore/nowhere"):
+        quality_cache.code("qcore/nowhere")
 
 
 def test_the_table_says_what_missed_what_is_missing_and_which_times_were_disturbed():
@@ -153,6 +160,7 @@ def test_the_table_says_what_missed_what_is_missing_and_which_times_were_disturb
             "calibration_tokens": 3,
             "calibration": "c",
         },
+        "file": "some.json",
     }
     shown = quality_table.text(result)
     line = {each.split("  ")[0]: each for each in shown.splitlines()}
@@ -166,15 +174,13 @@ def test_the_table_says_what_missed_what_is_missing_and_which_times_were_disturb
     assert line["with learned rounding, up to 3.35 bits"].endswith("MISSED")
     assert line["beside bitsandbytes nf4, within 0.1 bits"].endswith("was not measured")
     assert "left out: HQQ int4-g64: hqq not installed" in shown and "int3-g64-signround: a remark" in shown
-    readme = quality_table.put(f"before {quality_table.BEGIN} earlier {quality_table.END} after", result)
-    assert "earlier" not in readme and readme.startswith("before") and readme.endswith("after")
+    page = quality_table.page(result)
     assert (
-        "| `int4-g64-gptq` | 4.31 | 20.00 | 0.1300 | 75.0 % | 170.0 |" in readme
-        and "| bitsandbytes nf4 | 4.50 |" in readme
+        "| `int4-g64-gptq` | 4.31 | 20.00 | 0.1300 | 75.0 % | 170.0 |" in page
+        and "| bitsandbytes nf4 | 4.50 |" in page
     )
+    assert quality_table.CHOICE in page and quality_table.CHOICE in quality_table.readme(result)
     assert quality_table.file_name(result).startswith("quality-some-cpu-r-1970-01-01")
-    with pytest.raises(ValueError, match="has no"):
-        quality_table.put("nothing", result)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +198,7 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, message, monkeypatch,
     monkeypatch.setattr(
         "sys.argv", ["quality.py", "--cache", str(tmp_path), "--model", str(tmp_path / "none"), *arguments]
     )
-    monkeypatch.setattr(quality.models, "resolve", lambda name: None)
+    monkeypatch.setattr(quality.library, "resolve", lambda name: None)
     assert quality.main() == 2
     assert message in capsys.readouterr().err
 

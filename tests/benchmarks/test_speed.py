@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import plan, table
+from benchmarks import marks, plan, quality_table, table
 from benchmarks.plan import Figure, Process, Ratio, Samples, Stage
 from qcore.base.errors import InputError
 
@@ -69,11 +69,44 @@ def test_the_table_says_what_is_below_its_bar_and_what_disturbed():
         "conditions": {"threads": 2, "model": "m", "prompt_tokens": 1, "steps": 2, "generate_tokens": 3},
         "others_busy": {"median": 0.9, "most": 1.0},
         "started_at": 0,
+        "file": "some.json",
     }
     lines = table.text(result).splitlines()
     assert lines[1].endswith("BELOW") and not lines[2].endswith("BELOW") and lines[-1].startswith("DISTURBED")
-    readme = table.put(f"before {table.BEGIN} old {table.END} after", result)
-    assert "old" not in readme and readme.startswith("before") and readme.endswith("after")
-    assert "| decode, a against b | 160 tok/s | 100 tok/s | **1.60 x** | 1.5 x |" in readme
-    with pytest.raises(ValueError, match="has no"):
-        table.put("nothing", result)
+    assert "| decode, a against b | 160 tok/s | 100 tok/s | **1.60 x** | 1.5 x |" in table.page(result)
+
+
+def test_a_share_above_the_limit_is_left_out_and_named():
+    share = {"name": "gemv_a", "measure": "GEMV a", "bar": 0.8, "unit": "bytes/s", "theirs": 1e9}
+    result = {
+        "comparisons": [
+            share | {"ours": 0.9e9, "ratio": 0.9},
+            share | {"measure": "GEMV b", "ours": 1.1e9, "ratio": 1.1},
+        ],
+        "environment": {"cpu": "Some CPU", "flags": [], "libraries": {}},
+        "conditions": {"threads": 2, "model": "m", "prompt_tokens": 1, "steps": 2, "generate_tokens": 3},
+        "others_busy": {"median": 0.0, "most": 0.0},
+        "started_at": 0,
+        "file": "some.json",
+    }
+    page = table.page(result)
+    assert "| GEMV a |" in page and "| GEMV b |" not in page
+    assert "Left out" in page and "GEMV b" in page
+    assert "ABOVE THE LIMIT" in table.text(result).splitlines()[2]
+
+
+def test_a_section_is_replaced_and_a_document_without_it_is_refused():
+    document = "before <!-- speed: by hand --> old <!-- /speed --> after"
+    assert (
+        marks.put(document, "speed", "new")
+        == "before <!-- speed: by hand -->\n\nnew\n\n<!-- /speed --> after"
+    )
+    for without in ("nothing", "<!-- speed: open", "<!-- speed: x --> old <!-- /quality -->"):
+        with pytest.raises(ValueError, match="no section"):
+            marks.put(without, "speed", "new")
+
+
+@pytest.mark.parametrize("tables", [table, quality_table], ids=lambda module: module.__name__)
+def test_the_documents_hold_the_newest_saved_results(tables):
+    for file, text in tables.documents().items():
+        assert file.read_text() == text, f"run python {tables.__name__.replace('.', '/')}.py"
