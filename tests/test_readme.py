@@ -31,7 +31,7 @@ DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("python", "bash", "text", "mermaid", "toml")
 MODEL = "smollm2-135m"
-OF_OTHERS = {"--no-build-isolation", "--address", "--head"}  # options of pip and ray
+OF_OTHERS = {"--no-build-isolation", "--address", "--head", "--pid"}  # options of pip, ray and py-spy
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def test_commands_parse(block):
 
 def check(words: list[str]) -> None:
     """Fail unless the command `words` names only programs, options, files and variables that exist."""
-    while words and re.fullmatch(r"\w+=\S*", words[0]):
-        assert words[0].partition("=")[0] in known_variables(), words
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        assert words[0].partition("=")[0] in known_variables() | {"CXX"}, words
         words = words[1:]
     program, rest = words[0].removeprefix(".venv/bin/"), words[1:]
     if program == "python" and rest[:2] == ["-m", "qcore"]:
@@ -171,6 +171,8 @@ CHECKS = {
     "pytest": check_files,
     "streamlit": check_files,
     "ruff": lambda words: None,
+    "bash": check_files,
+    "tail": lambda words: None,
     "ray": lambda words: None,
     "git": lambda words: None,
 }
