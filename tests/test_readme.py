@@ -24,6 +24,7 @@ from typer.main import get_command
 import qcore
 from qcore.cli.main import app, main
 from qcore.recipes import parse_row
+from qcore.results.rows import ROW_KEYS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
@@ -245,6 +246,20 @@ def test_the_readmes_commands_run_on_a_tiny_model(tmp_path, monkeypatch, own_hom
     for words in commands:
         if words[0] != "compare":  # two minutes of processes; the slow test below runs it
             assert main([str(folder) if word == MODEL else word for word in words]) == 0, words
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.document != "README.md"], ids=str)
+def test_scripts_run_on_a_tiny_model(block, tmp_path, monkeypatch, own_home):
+    folder = small_model(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(compile(block.text.replace(MODEL, str(folder)), str(block), "exec"), values)  # noqa: S102
+    assert "row" not in values or values["row"]["status"] == "ok"
+
+
+def test_every_key_of_a_row_is_documented():
+    keys = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
+    assert sorted(keys) == sorted({*ROW_KEYS, "verdict"})
 
 
 @pytest.mark.slow
