@@ -30,6 +30,7 @@ __all__ = [
     "qat",
     "prune",
     "distill",
+    "register",
     "QcoreError",
 ]
 
@@ -52,6 +53,8 @@ _VERBS = (
 def __getattr__(name: str):
     if name in _VERBS:
         return getattr(import_module("qcore.api"), name)
+    if name == "register":
+        return import_module("qcore.base.extensions").register
     if name == "QcoreError":
         return import_module("qcore.base.errors").QcoreError
     raise AttributeError(f"module 'qcore' has no attribute {name!r}")

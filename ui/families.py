@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from qcore import recipes
+from qcore.formats import kinds
+from qcore.recipes import engines
+from qcore.recipes.names import AUTO, FLOATS, ROTATED
 from ui.text import shielded
 
 
@@ -9,45 +13,31 @@ from ui.text import shielded
 class Family:
     name: str
     color: str
+    help: str = ""
 
 
-FLOAT = Family("floating point", "#7d8794")
-INTEGER = Family("integers", "#3d7fdb")
-TABLE = Family("tables of values", "#9161d4")
-BITSANDBYTES = Family("bitsandbytes", "#dc7d2a")
-TORCHAO = Family("torchao", "#2a9d7c")
-TORCH = Family("torch.ao", "#ab8f12")
-QUANTO = Family("optimum-quanto", "#d0558f")
-ONNX = Family("ONNX Runtime", "#4b9bab")
+FLOAT = Family("floating point", "#7d8794", "Nothing is quantized. fp32 is the baseline.")
 MIXED = Family("mixed formats", "#6b8e23")
 SAVED = Family("made before", "#b5651d")
 OTHER = Family("other", "#5f9ea8")
 
 FAILED = "#d64550"
 
-_PREFIXES = (
-    ("fp32", FLOAT),
-    ("bf16", FLOAT),
-    ("fp16", FLOAT),
-    ("int", INTEGER),
-    ("nf4", TABLE),
-    ("fp4", TABLE),
-    ("kmeans", TABLE),
-    ("auto", MIXED),
-    ("bnb-", BITSANDBYTES),
-    ("torchao-", TORCHAO),
-    ("torch-", TORCH),
-    ("quanto-", QUANTO),
-    ("onnx-", ONNX),
-    ("saved:", SAVED),
-)
-
 
 def family(recipe: str) -> Family:
     """The family of the recipe called `recipe`; a preparation such as rotation does not change it."""
-    return next(
-        (found for prefix, found in _PREFIXES if recipe.removeprefix("rot-").startswith(prefix)), OTHER
-    )
+    if recipe.startswith(recipes.SAVED):
+        return SAVED
+    if found := engines.recipes().get(recipe):
+        return Family(found[0].title, found[0].color)
+    base = recipe.removeprefix(ROTATED).split("-")[0]
+    if base in FLOATS:
+        return FLOAT
+    if base == AUTO:
+        return MIXED
+    if kind := kinds.bases().get(base):
+        return Family(kind.FAMILY.title, kind.FAMILY.color, kind.FAMILY.help)
+    return OTHER
 
 
 def color(recipe: str) -> str:

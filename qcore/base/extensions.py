@@ -49,14 +49,30 @@ class ExtensibleRegistry(Registry[T]):
         self._complete()
         return super().__iter__()
 
+    def get(self, name: str) -> T | None:
+        """The entry called `name`, None if there is none."""
+        self._complete()
+        return self._entries.get(name)
+
     def values(self) -> list[T]:
         """All entries, in the order of their registration."""
         self._complete()
         return self.known()
 
+    def items(self) -> list[tuple[str, T]]:
+        """All names and entries."""
+        self._complete()
+        return list(self._entries.items())
+
     def known(self) -> list[T]:
         """The entries so far, no extension being imported for it."""
         return list(self._entries.values())
+
+    def enter(self, name: str, entry: T) -> None:
+        """Enter `entry` under `name`; entering the same again changes nothing. Raises `ValueError` if the name means
+        something else."""
+        if self._entries.setdefault(name, entry) != entry:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
 
     def _complete(self) -> None:
         prepare, self._prepare = self._prepare, None
@@ -79,6 +95,11 @@ def load() -> None:
     except BaseException:
         _done = False
         raise
+
+
+def loaded() -> list[str]:
+    """The names or files of the extensions of this process, for records."""
+    return sorted(_loaded)
 
 
 def register(extension: ModuleType | str | Path) -> ModuleType:
@@ -110,15 +131,17 @@ def _load(name: str) -> None:
 
 
 def _from_file(path: Path) -> ModuleType:
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path):
+    files = ((each, getattr(each, "__dict__", {}).get("__file__")) for each in list(sys.modules.values()))
+    known = next((each for each, file in files if file == str(path)), None)
+    if known is not None:  # imported by name already
         return known
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem not in sys.modules else f"qcore_extension_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[path.stem]
+        del sys.modules[name]
         raise
     return module

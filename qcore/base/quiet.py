@@ -15,16 +15,14 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 
-# (logger, pattern at the start of the message): why it means nothing to a user
+# (logger, pattern at the start of the message): why it means nothing to a user. Transformers imports torchao by
+# itself; what other engines log stands with them.
 LOGGED = (
     # CUDA kernels, or kernels built for another Python; the paths used here are plain torch
     ("torchao", r"Failed to load \S*_C_(mxfp8|cutlass)"),
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass"),
-    # a kernel that the hub would have for processors with AVX-512; the library's own is used without it
-    ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward from kernels-community"),
-    # one line for every layer and token; the cast is how LLM.int8() works
-    ("bitsandbytes.autograd._functions", r"MatMul8bitLt: inputs will be cast"),
 )
 WARNED = (
     (
@@ -48,16 +46,21 @@ class _Drop(logging.Filter):
         return not self.pattern.match(record.getMessage())
 
 
+def silence(logged: Iterable[tuple[str, str]]) -> None:
+    """Drop messages that begin with a pattern at a logger; doing it again changes nothing."""
+    for name, pattern in logged:
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Drop) and known.pattern.pattern == pattern for known in logger.filters):
+            logger.addFilter(_Drop(pattern))
+
+
 def hush() -> None:
     """Silence the messages listed above and the progress bars, in this process; calling it again changes
     nothing.
 
     The bars' switches are environment variables, so child processes inherit them. Imports nothing heavy.
     """
-    for name, pattern in LOGGED:
-        logger = logging.getLogger(name)
-        if not any(isinstance(known, _Drop) and known.pattern.pattern == pattern for known in logger.filters):
-            logger.addFilter(_Drop(pattern))
+    silence(LOGGED)
     for category, pattern in WARNED:
         warnings.filterwarnings("ignore", message=pattern, category=category)
     for switch in BARS:

@@ -1,63 +1,99 @@
-"""Other people's quantizers, one file each, behind one verb: `load(library).apply(model, recipe, progress) ->
-list[Row]`.
+"""Other people's quantizers. Each engine is one file: its `INFO`, what recipes, plans and pages have to know of it, and the function
+`(model, recipe, progress, quantize) -> list[Row]` that `register(INFO)` decorates.
 
 Nothing here imports a library until it is asked to quantize; `available` only looks whether it is there.
 """
 
-from importlib import import_module
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from torch import nn
 
 from qcore.base.errors import UnavailableError
-from qcore.base.progress import Progress
-from qcore.base.registry import unknown
-from qcore.recipes import Recipe
+from qcore.base.extensions import ExtensibleRegistry
+from qcore.recipes import EngineInfo, Recipe, Variant
+from qcore.recipes.engines import declare
 from qcore.recipes.ledger import Row
 
-# name of the file here: (what must be importable, what to install, what people call it)
-LIBRARIES = {
-    "bitsandbytes": ("bitsandbytes", "bitsandbytes", "bitsandbytes"),
-    "torchao": ("torchao", "torchao", "torchao"),
-    "torch_dynamic": ("torch.ao.quantization", "torch", "torch.ao"),
-    "quanto": ("optimum.quanto", "optimum-quanto", "optimum-quanto"),
-    "onnxruntime": ("onnxruntime", "onnxruntime onnx onnxscript", "ONNX Runtime"),
-}
+__all__ = ["ENGINES", "Engine", "EngineInfo", "Variant", "available", "load", "missing", "register"]
 
 
-class Backend(Protocol):
-    """What each file of this package offers."""
+class Apply(Protocol):
+    """What an engine does."""
 
-    def available(self) -> str | None:
-        """None if the library can be used here, else one sentence that says why not."""
-
-    def apply(self, model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
+    def __call__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        progress: Callable[[int, int, str], None],
+        quantize: Callable | None = None,
+    ) -> list[Row]:
         """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for
         engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
 
 
-def load(library: str) -> Backend:
-    """The backend called `library`. Raises `InputError` for an unknown name, `UnavailableError` if it cannot
+A = TypeVar("A", bound=Apply)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A registered engine. `available` returns None if the library can be used here, else one sentence that says
+    why not."""
+
+    info: EngineInfo
+    apply: Apply
+    available: Callable[[], str | None]
+
+
+def _import_all() -> None:
+    """Import every file of this folder that declares an engine, so that each registers itself."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if "\nINFO = " in path.read_text(encoding="utf-8"):
+            importlib.import_module(f"{__name__}.{path.stem}")
+
+
+ENGINES: ExtensibleRegistry[Engine] = ExtensibleRegistry("library", _import_all)
+
+
+def register(info: EngineInfo, available: Callable[[], str | None] | None = None) -> Callable[[A], A]:
+    """A decorator that enters a function as the engine `info` describes. By default it is available where
+    `info.library` can be imported. Raises `ValueError` if the name, or that of a recipe, is taken."""
+
+    def enter(apply: A) -> A:
+        declare(info)
+        ENGINES.register(info.name)(Engine(info, apply, available or partial(missing, info)))
+        return apply
+
+    return enter
+
+
+def load(library: str) -> Engine:
+    """The engine called `library`. Raises `InputError` for an unknown name, `UnavailableError` if it cannot
     be used here."""
     if reason := available(library):
         raise UnavailableError(reason)
-    return import_module(f"qcore.engines.{library}")
+    return ENGINES[library]
 
 
 def available(library: str) -> str | None:
     """None if `library` can be used here, else one sentence that says why not. Cheap: the library itself is
     not imported."""
-    if library not in LIBRARIES:
-        raise unknown("library", library, LIBRARIES)
-    return import_module(f"qcore.engines.{library}").available()
+    return ENGINES[library].available()
 
 
-def missing(library: str) -> str | None:
-    """One sentence if the package that `library` needs is not installed, else None."""
-    package, project, title = LIBRARIES[library]
+def missing(info: EngineInfo) -> str | None:
+    """One sentence if the package that the engine needs is not installed, else None."""
     try:
-        found = find_spec(package)
+        found = find_spec(info.library)
     except ModuleNotFoundError:  # the parent package is missing
         found = None
-    return None if found else f"{title} is not installed here. Install it with: pip install {project}"
+    return (
+        None if found else f"{info.title} is not installed here. Install it with: pip install {info.install}"
+    )

@@ -20,21 +20,49 @@ import torch
 from torch import nn
 
 from qcore.base.progress import Progress
-from qcore.engines import missing
+from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
+
+INFO = EngineInfo(
+    "bitsandbytes",
+    title="bitsandbytes",
+    library="bitsandbytes",
+    install="bitsandbytes",
+    recipes={
+        "bnb-int8": Variant(
+            "int8",
+            "bitsandbytes LLM.int8(): weights per channel, activations 8-bit, outliers in floating point",
+            8.1,
+            "int8",
+            60_000_000,
+        ),
+        "bnb-nf4": Variant("nf4", "bitsandbytes NF4, blocks of 64", 4.5, "nf4-g64", 220_000_000),
+        "bnb-nf4-dq": Variant(
+            "nf4-dq", "bitsandbytes NF4 with double quantization, as in QLoRA", 4.2, "nf4-g64-dq", 220_000_000
+        ),
+        "bnb-fp4": Variant("fp4", "bitsandbytes FP4, blocks of 64", 4.5, "fp4-g64", 220_000_000),
+        "bnb-fp4-dq": Variant(
+            "fp4-dq", "bitsandbytes FP4 with double quantization", 4.2, "fp4-g64-dq", 220_000_000
+        ),
+    },
+    loaded_bytes=255_000_000,
+    logged=(
+        # a kernel that the hub would have for processors with AVX-512; the library's own is used without it
+        ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward from kernels-community"),
+        # one line for every layer and token; the cast is how LLM.int8() works
+        ("bitsandbytes.autograd._functions", r"MatMul8bitLt: inputs will be cast"),
+    ),
+    color="#dc7d2a",
+)
 
 OUTLIERS = 6.0
 BLOCK = 64
 PACKED_ROWS = 32
 
 
-def available() -> str | None:
-    """None, or why bitsandbytes cannot be used here."""
-    return missing("bitsandbytes")
-
-
+@register(INFO)
 def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
     two with -dq or without."""

@@ -17,17 +17,26 @@ import torch
 from torch import nn
 
 from qcore.base.progress import Progress
-from qcore.engines import missing
+from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
 
+INFO = EngineInfo(
+    "quanto",
+    title="optimum-quanto",
+    library="optimum.quanto",
+    install="optimum-quanto",
+    recipes={
+        "quanto-int8": Variant("int8", "optimum-quanto int8 weights, per channel", 8.1, "int8", 60_000_000),
+        "quanto-int4": Variant("int4", "optimum-quanto int4 weights, groups of 128", 4.5, "int4-g128"),
+    },
+    loaded_bytes=60_000_000,
+    color="#d0558f",
+)
 
-def available() -> str | None:
-    """None, or why optimum-quanto cannot be used here."""
-    return missing("quanto")
 
-
+@register(INFO)
 def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
     with importing("optimum-quanto"):

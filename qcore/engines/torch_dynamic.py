@@ -14,23 +14,43 @@ from torch import nn
 
 from qcore.base.errors import UnavailableError
 from qcore.base.progress import Progress
-from qcore.engines import missing
+from qcore.engines import EngineInfo, Variant, missing, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
+
+INFO = EngineInfo(
+    "torch_dynamic",
+    title="torch.ao",
+    library="torch.ao.quantization",
+    install="torch",
+    recipes={
+        "torch-dynamic-int8": Variant(
+            "int8",
+            "torch.ao quantize_dynamic: one scale per tensor, the head included",
+            8.1,
+            "int8",
+            60_000_000,
+        )
+    },
+    loaded_bytes=20_000_000,
+    quantizes_head=True,
+    color="#ab8f12",
+)
 
 HEAD = "torch.ao quantizes the output head as well: that is its default."
 
 
 def available() -> str | None:
     """None, or why torch's quantized kernels cannot be used here."""
-    if reason := missing("torch_dynamic"):
+    if reason := missing(INFO):
         return reason
     if not _engines():
         return "This build of PyTorch has no quantized kernels (fbgemm or qnnpack), so torch-dynamic-int8 cannot run."
     return None
 
 
+@register(INFO, available)
 def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
     is not on a CPU."""

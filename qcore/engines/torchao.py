@@ -8,17 +8,30 @@ format is symmetric, but the library keeps them).
 from torch import nn
 
 from qcore.base.progress import Progress
-from qcore.engines import missing
+from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
 
+INFO = EngineInfo(
+    "torchao",
+    title="torchao",
+    library="torchao",
+    install="torchao",
+    recipes={
+        "torchao-int8": Variant(
+            "int8", "torchao Int8WeightOnly: weights per channel", 8.1, "int8", 60_000_000
+        ),
+        "torchao-int8-dynamic": Variant(
+            "int8-dynamic", "torchao Int8DynamicActivationInt8Weight", 8.1, "int8-dynamic"
+        ),
+    },
+    loaded_bytes=60_000_000,
+    color="#2a9d7c",
+)
 
-def available() -> str | None:
-    """None, or why torchao cannot be used here."""
-    return missing("torchao")
 
-
+@register(INFO)
 def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int8-dynamic."""
     with importing("torchao"):

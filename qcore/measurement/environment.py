@@ -14,8 +14,10 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from qcore.base import extensions
 from qcore.base.cpu import cpu_flags, cpu_name, has_fast_bf16
 from qcore.measurement.memory import available_bytes, total_bytes
+from qcore.recipes import ENGINES
 
 LIBRARIES = (
     "torch",
@@ -23,10 +25,7 @@ LIBRARIES = (
     "accelerate",
     "safetensors",
     "tokenizers",
-    "bitsandbytes",
-    "torchao",
     "optimum",
-    "optimum-quanto",
     "datasets",
     "gguf",
     "numpy",
@@ -49,6 +48,7 @@ def environment() -> dict:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "libraries": versions(),
+        "extensions": extensions.loaded(),
         "commit": commit(),
         "gpu": gpu_name(),
     }
@@ -60,9 +60,10 @@ def _cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that take part and are installed."""
+    """Versions of the libraries that take part and are installed, those of engines included."""
     found = {}
-    for name in LIBRARIES:
+    engines = [package for info in ENGINES.values() for package in info.install.split()]
+    for name in dict.fromkeys((*LIBRARIES, *engines)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

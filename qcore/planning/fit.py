@@ -19,36 +19,19 @@ from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, skeleton
 from qcore.planning import cache
 from qcore.planning.stored import Stored, stored
-from qcore.recipes import Engine, Float, Recipe, parse
+from qcore.recipes import ENGINES, METHODS, Engine, Float, Recipe, parse
+from qcore.recipes.engines import variant
 
 LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before any model, as measured
 # tokenizer, module objects and what reading them leaves behind, as measured with a small model
 AROUND = 45_000_000
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
-# What other libraries hold when they are loaded, beside what torch holds already, as measured; for ONNX
-# Runtime with what export leaves
-ENGINE_LIBRARIES = {
-    "bitsandbytes": 255_000_000,
-    "torchao": 60_000_000,
-    "torch_dynamic": 20_000_000,
-    "quanto": 60_000_000,
-    "onnxruntime": 640_000_000,
-}
-ENGINE_RUNNING = {
-    "nf4": 220_000_000,
-    "fp4": 220_000_000,
-    "int8": 60_000_000,
-}  # and while they run, by variant, as measured
-# fp32 copies of the largest changed weight that choosing its codes needs at once
-WORK = {"rtn": 0.3, "hqq": 4.0, "kmeans": 7.0}
-CALIBRATED_WORK = 6.0
 # Experts are put together from what the file holds one by one: what that takes beside both forms, and what
 # the system has not got back afterwards; shares of their bytes in fp32, as measured
 FUSING, LEFT_BEHIND = 0.4, 0.45
 STREAM_AROUND = (
     56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
 )
-STREAMED = {"rtn": 2.0, "hqq": 8.0, "kmeans": 16.0}  # times the largest weight in 16 bits
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 
@@ -97,7 +80,9 @@ def estimate(
     fused = 0 if checkpoint.is_quantized else _fused_bytes(checkpoint, model)
     full, work = _while_loading(checkpoint, recipe, 4 * weights, fused, size)
     base = LIBRARIES + AROUND
-    libraries = base + ENGINE_LIBRARIES.get(getattr(recipe.weights, "backend", ""), 0)
+    libraries = base
+    if isinstance(recipe.weights, Engine):
+        libraries += ENGINES[recipe.weights.backend].loaded_bytes
     kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
     activations = activation_bytes(config, window, users, scored)
     again = _held_again(recipe, size) + round(LEFT_BEHIND * fused)
@@ -193,19 +178,20 @@ def _while_loading(
     elif isinstance(recipe.weights, Engine):
         work = size.largest
     else:
-        work = round(size.largest * WORK.get(recipe.method, CALIBRATED_WORK))
+        work = round(size.largest * METHODS[recipe.method].work)
     own = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else fused  # let go when the wide form stands
     return full, max(own + round(FUSING * fused), work)
 
 
 def _while_streaming(checkpoint: Checkpoint, recipe: Recipe, size: Stored) -> int | None:
-    if checkpoint.is_quantized or recipe.method not in STREAMED or recipe.prepare != "none":
+    method = METHODS.get(recipe.method)
+    if checkpoint.is_quantized or method is None or not method.streams or recipe.prepare != "none":
         return None
     changed = min(
         size.largest // 4, max(tensor.elements for tensor in checkpoint.tensors.values())
     )  # experts come one by one
     mapped = max(tensor.nbytes for tensor in checkpoint.tensors.values())
-    return LIBRARIES + AROUND + STREAM_AROUND + max(mapped, round(2 * changed * STREAMED[recipe.method]))
+    return LIBRARIES + AROUND + STREAM_AROUND + max(mapped, round(2 * changed * method.streamed))
 
 
 def _held_again(recipe: Recipe, size: Stored) -> int:
@@ -213,7 +199,7 @@ def _held_again(recipe: Recipe, size: Stored) -> int:
     if isinstance(recipe.weights, Float):
         return size.largest
     if isinstance(recipe.weights, Engine):
-        return size.largest + ENGINE_RUNNING.get(recipe.weights.variant.removesuffix("-dq"), 0)
+        return size.largest + variant(recipe.weights.backend, recipe.weights.variant).running_bytes
     return size.packed
 
 

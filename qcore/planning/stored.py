@@ -7,25 +7,10 @@ from dataclasses import dataclass, replace
 
 from qcore.formats.budget import Budget
 from qcore.layers.select import select
-from qcore.recipes import Engine, Float, Recipe
+from qcore.recipes import ENGINES, Engine, Float, Recipe
+from qcore.recipes.engines import variant
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Bits per quantized weight of other libraries: codes plus their scales, rounded up
-ENGINE_BITS = {
-    "bnb-int8": 8.1,
-    "bnb-nf4": 4.5,
-    "bnb-nf4-dq": 4.2,
-    "bnb-fp4": 4.5,
-    "bnb-fp4-dq": 4.2,
-    "torchao-int8": 8.1,
-    "torchao-int8-dynamic": 8.1,
-    "torch-dynamic-int8": 8.1,
-    "quanto-int8": 8.1,
-    "quanto-int4": 4.5,
-    "onnx-fp32": 32.0,
-    "onnx-int8": 8.1,
-    "onnx-int4": 4.6,
-}
 
 
 @dataclass(frozen=True)
@@ -85,15 +70,14 @@ def tensors(model, recipe: Recipe) -> list[Item]:
     else:
         width, changed = 4, False
         targets = {target.name: target for target in select(model, _without_head(recipe)).targets}
-    own_head = tied and (recipe.name == "torch-dynamic-int8" or recipe.prepare == "rotation")
+    with_head = isinstance(recipe.weights, Engine) and ENGINES[recipe.weights.backend].quantizes_head
+    own_head = tied and (with_head or recipe.prepare == "rotation")
     items, seen = [], {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         count = parameter.numel()
         shares = parameter in seen and not own_head
         seen.setdefault(parameter, name)
-        if (
-            recipe.name == "torch-dynamic-int8" and name == head_name
-        ):  # this library quantizes the head too, in a copy of its own
+        if with_head and name == head_name:  # this library quantizes the head too, in a copy of its own
             items.append(Item(name, tuple(parameter.shape), count, count, True))
         elif shares:
             items.append(Item(name, tuple(parameter.shape), 0, count, False))
@@ -124,6 +108,6 @@ def _target_bytes(model, target, count: int, recipe: Recipe) -> int:
     if isinstance(target.format, Budget):  # at most: which formats are chosen is not known before
         target = replace(target, format=target.format.largest)
     if isinstance(target.format, Engine):
-        return round(count * ENGINE_BITS.get(recipe.name, 8.1) / 8)
+        return round(count * variant(target.format.backend, target.format.variant).bits / 8)
     matrices, rows, columns = target.shape(model)
     return matrices * target.format.nbytes(rows, columns)

@@ -99,7 +99,7 @@ def input_norms(
     was sent to."""
     prefix, block = f"{blocks.name}.{position}", blocks.modules[position]
     stages, _ = find_stages(lambda: blocks.run(position, hidden[0]), block, prefix, targets)
-    linear = [stage for stage in stages if stage.targets[0].kind != "experts"]
+    linear = [stage for stage in stages if not stage.targets[0].fused]
     totals: dict[str, list] = {}
     for state in hidden if linear else ():
         for stage, inputs in zip(
@@ -137,6 +137,10 @@ def check_format(format: Format) -> None:
     if format.learned:
         raise InputError(
             f"{format.label} learns its table, which need not hold a 0, so pruned weights would not stay 0. Choose int4 or nf4."
+        )
+    if not format.even and not (format.fixed == 0).any():
+        raise InputError(
+            f"{format.label} has no code for 0, so pruned weights would not stay 0. Choose int4 or nf4."
         )
 
 

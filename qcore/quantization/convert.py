@@ -5,7 +5,8 @@ plus one layer.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from qcore import engines
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.budget import Budget
+from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
@@ -32,9 +34,12 @@ from qcore.layers.modules import (
 from qcore.layers.select import Target, select
 from qcore.quantization import methods
 from qcore.quantization.calibration import Calibration, quantize_blocks
+from qcore.quantization.calibration.blocks import find_blocks
+from qcore.quantization.methods.rotation import rotate
 from qcore.quantization.sensitivity.choosing import choose_formats
-from qcore.recipes import CALIBRATED, Engine, Float, Recipe
+from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, Row
+from qcore.recipes.methods import needs_text
 from qcore.runtime.calls import device_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,16 +73,54 @@ def quantize(
             f"{recipe.name} needs calibration text to choose by: load one with qcore.quantization.calibration.load_calibration."
         )
     check_device_of(recipe, device_of(model).type)
-    report, chosen = progress or (lambda done, total, name: None), None
+    job = Job(model, recipe, progress or (lambda done, total, name: None), calibration, work, identity)
     with torch.no_grad():
-        if isinstance(recipe.weights, Engine):
-            rows = engines.load(recipe.weights.backend).apply(model, recipe, report, quantize)
-        elif isinstance(recipe.weights, Float):
-            rows = _store_as(model, recipe.weights.dtype, report)
-        else:
-            rows, chosen = _quantize_own(model, recipe, report, calibration, work, identity)
-            run_whole_steps(model)
-    return Ledger(recipe.name, tuple(rows), calibration.record if recipe.calibrated else None, chosen).check()
+        rows, chosen = apply(recipe.weights, job)
+    text = calibration.record if recipe.calibrated else None
+    return Ledger(recipe.name, tuple(rows), text, chosen).check()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `quantize` is to do; see there."""
+
+    model: nn.Module
+    recipe: Recipe
+    report: Progress
+    calibration: Calibration | None
+    work: Path | None
+    identity: str | None
+
+
+Outcome = tuple[
+    list[Row], dict | None
+]  # the ledger's rows, and the record of the formats' choice for a budget
+
+
+@singledispatch
+def apply(weights: object, job: Job) -> Outcome:
+    """Apply the recipe whose `weights` these are: by their type, which `apply.register` takes more of."""
+    raise InputError(
+        f"{job.recipe.name} is a model that was made before: it is loaded, and not quantized again."
+    )
+
+
+@apply.register
+def _(weights: Engine, job: Job) -> Outcome:
+    return engines.load(weights.backend).apply(job.model, job.recipe, job.report, quantize), None
+
+
+@apply.register
+def _(weights: Float, job: Job) -> Outcome:
+    return _store_as(job.model, weights.dtype, job.report), None
+
+
+@apply.register(Format)
+@apply.register(Budget)
+def _(weights: Format | Budget, job: Job) -> Outcome:
+    outcome = _quantize_own(job)
+    run_whole_steps(job.model)
+    return outcome
 
 
 def check_device_of(recipe: Recipe, device: str) -> None:
@@ -101,16 +144,14 @@ def run_whole_steps(model: nn.Module) -> None:
 # -- own formats ---------------------------------------------------------------------------------------------
 
 
-def _quantize_own(
-    model: nn.Module, recipe: Recipe, report: Progress, calibration, work, identity
-) -> tuple[list[Row], dict | None]:
-    """The ledger's rows, and the record of the formats' choice if the recipe has a budget."""
+def _quantize_own(job: Job) -> Outcome:
+    model, recipe, report, identity = job.model, job.recipe, job.report, job.identity
     loaded = {name: 0 if shared else tensor.nbytes for name, tensor, shared in inventory(model)}
-    turned = _rotate(model, report) if recipe.prepare == "rotation" else {}
+    rotated = _rotate(model, recipe, report) if recipe.prepare == "rotation" else {}
     selection, chosen = select(model, recipe), None
     targets = list(selection.targets)
     if isinstance(recipe.weights, Budget):
-        chosen = choose_formats(model, recipe, targets, calibration, report, identity)
+        chosen = choose_formats(model, recipe, targets, job.calibration, report, identity)
         targets = [
             replace(target, format=chosen.formats.get(target.name, target.format)) for target in targets
         ]
@@ -122,7 +163,7 @@ def _quantize_own(
                 name,
                 tensor,
                 shared,
-                turned.get(name, selection.kept.get(name)),
+                rotated.get(name, selection.kept.get(name)),
                 intended=name not in selection.missed,
             ),
             bytes_before=loaded[name],
@@ -141,19 +182,27 @@ def _quantize_own(
         )
         done[target.name] = weights
 
-    if recipe.method in CALIBRATED:
+    if needs_text(recipe.method):
         own = [target for target in targets if target.method == recipe.method]
         names = {target.name: target for target in own}
-        for block in quantize_blocks(
-            model, own, methods.BLOCK_METHODS[recipe.method], recipe, calibration, report, work, identity
-        ):
+        walk = quantize_blocks(
+            model,
+            own,
+            methods.block_method(recipe.method),
+            recipe,
+            job.calibration,
+            report,
+            job.work,
+            identity,
+        )
+        for block in walk:
             for name, weights in block.weights.items():
                 finish(names[name], weights, block.notes.get(name))
     left = [target for target in targets if target.name not in done]
     for i, target in enumerate(left):
         report(i, len(left), target.name)
         twin = twins[target.name]
-        alone = replace(target, method=target.format.method) if target.method in CALIBRATED else target
+        alone = replace(target, method=target.format.method) if needs_text(target.method) else target
         note = (
             "Calibration does not reach it, so its codes were rounded to nearest."
             if alone is not target
@@ -164,9 +213,11 @@ def _quantize_own(
     return list(rows.values()), chosen and chosen.record
 
 
-def _rotate(model: nn.Module, report: Progress) -> dict[str, str]:
-    from qcore.quantization.methods.rotation import rotate
-
+def _rotate(model: nn.Module, recipe: Recipe, report: Progress) -> dict[str, str]:
+    """Rotate `model`, unless the recipe could not be applied afterwards."""
+    select(model, recipe)  # a skip pattern that matches nothing
+    if needs_text(recipe.method):
+        find_blocks(model)
     report(0, 0, "rotating the residual stream")
     return rotate(model)
 

@@ -36,8 +36,8 @@ from qcore.library.loading import load_tokenizer
 from qcore.models import Checkpoint
 from qcore.models.checkpoint import INDEX
 from qcore.quantization import methods
+from qcore.recipes import METHODS, Float, Recipe
 from qcore.recipes import Engine as Library
-from qcore.recipes import Float, Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard, Unit, plan
@@ -61,8 +61,10 @@ def check(recipe: Recipe) -> None:
         raise InputError(
             f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64."
         )
-    if recipe.calibrated or recipe.prepare != "none":
-        needs = "reads calibration text" if recipe.calibrated else "changes the whole model first"
+    streams = METHODS[recipe.method].streams
+    if recipe.calibrated or recipe.prepare != "none" or not streams:
+        needs = "changes the whole model first" if streams else "chooses codes with the whole model at hand"
+        needs = "reads calibration text" if recipe.calibrated else needs
         raise InputError(
             f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Leave out --stream, or take a recipe that looks "
             "at each weight alone, such as int4-g64-hqq."

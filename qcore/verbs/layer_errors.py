@@ -29,13 +29,9 @@ from qcore.models import Checkpoint, skeleton
 from qcore.models.mapping import read_tensor
 from qcore.quantization import methods
 from qcore.recipes import Engine, Recipe, parse
+from qcore.recipes.engines import variant
 
 LARGEST_BINS = 2000
-_OWN = {
-    "int8": "int8",
-    "int8-dynamic": "int8-dynamic",
-    "int4": "int4-g128",
-}  # the nearest of our recipes to an engine's variant
 
 
 @dataclass(frozen=True)
@@ -188,13 +184,13 @@ def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise InputError(
             f"{checkpoint.name} is quantized already. Choose the original model to see what a recipe does to it."
         )
-    if not recipe.quantizes or isinstance(recipe.weights, Engine) and recipe.weights.variant == "fp32":
+    engine = recipe.weights if isinstance(recipe.weights, Engine) else None
+    nearest = engine and variant(engine.backend, engine.variant).nearest
+    if not recipe.quantizes or (engine is not None and nearest is None):
         raise InputError(
             f"{recipe.name} keeps floating point, so there are no codes to look at. Choose a recipe such as int8 or int4-g64."
         )
-    if isinstance(recipe.weights, Engine):
-        variant = recipe.weights.variant
-        nearest = _OWN.get(variant) or variant.replace("4", "4-g64", 1)
+    if engine is not None:
         raise InputError(
             f"{recipe.name} is another library's format, which is applied to a whole model and cannot be looked at layer by layer. "
             f"The nearest of qcore's own recipes is {nearest}."

@@ -11,6 +11,8 @@ NOISY = """
 import warnings, logging
 from qcore.base import quiet
 {hush}
+from qcore.recipes import ENGINES
+list(ENGINES)
 import torch, torchao, bitsandbytes
 from torchao.quantization import quantize_
 from torch.ao.quantization import quantize_dynamic

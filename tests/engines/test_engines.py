@@ -21,7 +21,7 @@ from qcore.quantization import convert
 quiet.hush()
 
 NAMES = [
-    name for name in recipes.ENGINES if not name.startswith("onnx-")
+    name for name in recipes.engines.recipes() if not name.startswith("onnx-")
 ]  # those are a graph afterwards: tests/engines/onnx
 # Relative error of the logits that each width may cause: a few times half a step of the format, 2 layers
 # deep.
@@ -253,7 +253,7 @@ def test_a_silent_no_op_of_bitsandbytes_is_noticed(monkeypatch, name, kind):
         quantized("llama", name)
 
 
-@pytest.mark.parametrize("library", engines.LIBRARIES)
+@pytest.mark.parametrize("library", list(engines.ENGINES))
 def test_a_missing_library_says_how_to_get_it(monkeypatch, library):
     assert engines.available(library) is None
     monkeypatch.setattr(engines, "find_spec", lambda package: None)

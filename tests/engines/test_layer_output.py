@@ -12,7 +12,7 @@ from qcore.engines import linears, load
 quiet.hush()
 
 LIBRARIES = [
-    name for name in recipes.ENGINES if not name.startswith("onnx-")
+    name for name in recipes.engines.recipes() if not name.startswith("onnx-")
 ]  # those run a whole graph: tests/engines/onnx
 INPUTS, OUTPUTS = 192, 48  # 192 is no multiple of 128: quanto takes groups of 96
 

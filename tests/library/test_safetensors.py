@@ -11,7 +11,7 @@ from qcore.base.errors import InputError
 from qcore.library import safetensors, tensor_file
 from qcore.models.headers import read_header
 from qcore.quantization.convert import quantize
-from qcore.recipes import COMMON, parse
+from qcore.recipes import common, parse
 
 
 def ids() -> torch.Tensor:
@@ -25,7 +25,7 @@ def saved(kind: str, name: str, folder):
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
-@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("name", common())
 def test_a_saved_model_gives_bit_equal_logits(kind, name, tmp_path):
     model, ledger, folder = saved(kind, name, tmp_path)
     loaded, loaded_ledger, recipe = safetensors.load(folder)

@@ -11,7 +11,7 @@ from qcore.formats.uniform import Uniform
 from qcore.planning import fit as plan
 from qcore.quantization import methods
 from qcore.quantization.convert import quantize
-from qcore.recipes import COMMON, ENGINES, parse
+from qcore.recipes import common, engines, parse
 
 KINDS = list(tiny.CONFIGS)
 HELD = plan.LIBRARIES + plan.AROUND
@@ -24,7 +24,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("name", common())
 def test_stored_bytes_of_own_recipes_are_exactly_the_ledgers(checkpoints, kind, name):
     estimate = plan.estimate(checkpoints[kind], parse(name))
     assert estimate.stored_bytes == quantize(tiny.model(kind), parse(name)).stored_bytes
@@ -38,7 +38,7 @@ def test_stored_bytes_by_hand_for_the_tied_llama(checkpoints):
     assert plan.estimate(checkpoints["llama-tied"], parse("int8")).stored_bytes == 2 * block + kept
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", engines.recipes())
 def test_other_libraries_are_estimated_between_their_codes_and_fp32(checkpoints, name):
     checkpoint = checkpoints["llama"]
     stored = plan.estimate(checkpoint, parse(name)).stored_bytes

@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from qcore.base.errors import InputError, NotAppliedError
 from qcore.quantization.convert import quantize
-from qcore.recipes import COMMON, parse
+from qcore.recipes import common, parse
 from qcore.recipes.ledger import Ledger
 
 LINEAR = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 128 * 64)  # q, k + v, o, gate + up + down of both layers
@@ -41,7 +41,7 @@ def test_stored_bytes_equal_a_count_by_hand(kind, name):
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
-@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("name", common())
 def test_every_recipe_quantizes_every_architecture_for_real(kind, name):
     model = tiny.model(kind)
     before = {full: parameter.numel() for full, parameter in model.named_parameters()}

@@ -237,7 +237,7 @@ def test_floating_point_recipes_have_no_codes(checkpoint, name):
         layer_errors.errors(checkpoint("llama"), recipes.parse(name))
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.ENGINES if name != "onnx-fp32"])
+@pytest.mark.parametrize("name", [name for name in recipes.engines.recipes() if name != "onnx-fp32"])
 def test_an_engine_names_the_nearest_recipe_of_ours(checkpoint, name):
     with pytest.raises(InputError, match="another library") as caught:
         layer_errors.errors(checkpoint("llama"), recipes.parse(name))

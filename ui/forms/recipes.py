@@ -7,7 +7,8 @@ import streamlit as st
 
 from qcore import engines, recipes
 from qcore.formats.kv import FORMS, NONE
-from qcore.recipes import ENGINES, Recipe
+from qcore.recipes import Engine, Recipe
+from qcore.recipes.engines import recipes as engine_recipes
 from ui import families
 from ui.forms import KEEP
 from ui.glossary import explain
@@ -38,11 +39,6 @@ PRESETS = {
         "quanto-int4",
     ),
     "Fewer and fewer bits": ("fp32", "int8", "int4-g64", "int3", "int2"),
-}
-HELP = {
-    families.FLOAT.name: "Nothing is quantized. fp32 is the baseline.",
-    families.INTEGER.name: "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share one).",
-    families.TABLE.name: "16 values that are not evenly spaced: fixed (nf4, fp4) or learned from the weights (kmeans4).",
 }
 LIBRARIES, LIBRARIES_HELP = (
     "Other libraries",
@@ -93,7 +89,7 @@ def choose(prefix: str) -> list[str]:
 
 def choose_one(prefix: str, label: str, start: str) -> str:
     """The name of one of qcore's own recipes that quantizes."""
-    names = [name for name in recipes.COMMON if recipes.parse(name).quantizes]
+    names = [name for name in recipes.common() if recipes.parse(name).quantizes]
     return st.selectbox(
         label,
         names,
@@ -129,12 +125,12 @@ def set_chosen(prefix: str, names: tuple[str, ...]) -> None:
 def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
     """{title: (names, help)} of the recipes that work here, and a sentence for each library that does not."""
     offered: dict[str, tuple[list[str], str]] = {}
-    for name in recipes.COMMON:
-        family = families.family(name).name
-        offered.setdefault(family.capitalize(), ([], HELP[family]))[0].append(name)
+    for name in recipes.common():
+        family = families.family(name)
+        offered.setdefault(family.name.capitalize(), ([], family.help))[0].append(name)
     missing: list[str] = []
-    for name, (engine, _) in ENGINES.items():
-        reason = engines.available(engine.backend)
+    for name, (engine, _) in engine_recipes().items():
+        reason = engines.available(engine.name)
         if reason is None:
             offered.setdefault(LIBRARIES, ([], LIBRARIES_HELP))[0].append(name)
         elif reason not in missing:
@@ -199,7 +195,12 @@ def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
         recipe = recipes.parse_row(name)
         if skip and recipe.quantizes:
             recipe = recipe.with_modules(skip=skip)
-        if head != "keep" and recipe.quantizes and name not in ENGINES and "head8" not in name:
+        if (
+            head != "keep"
+            and recipe.quantizes
+            and not isinstance(recipe.weights, Engine)
+            and "head8" not in name
+        ):
             recipe = recipe.with_modules(head=head, embeddings=head)
         built.append(recipe)
     return built

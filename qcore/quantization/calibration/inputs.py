@@ -116,12 +116,7 @@ def find_stages(
             continue
         seen.add(target.name)
         last = stages[-1][-1] if stages else None
-        if (
-            last is not None
-            and target.kind != "experts"
-            and last[0].kind != "experts"
-            and _same(last[1], given)
-        ):
+        if last is not None and not target.fused and not last[0].fused and _same(last[1], given):
             stages[-1].append((target, given))
         else:
             stages.append([(target, given)])

@@ -166,7 +166,7 @@ class BlockWork:
         The block is run for it once, to the end, so that the next block's inputs are known, too; what has
         been used is let go."""
         if self._calm is None:
-            linear = [stage for stage in self.stages if stage.targets[0].kind != "experts"]
+            linear = [stage for stage in self.stages if not stage.targets[0].fused]
             self._calm = {stage: {} for stage in linear}
             for number, part in enumerate(self.batches):
 
@@ -184,12 +184,12 @@ class BlockWork:
 @dataclass(frozen=True)
 class BlockMethod:
     """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is
-    then run alongside. `together` makes what takes in the finished blocks and goes on learning when all are
-    there, see `together.py`."""
+    then run alongside. `joint`: optional factory of a second stage that takes in the finished blocks and
+    fine-tunes all of them together, see `methods/together.py`."""
 
-    choose: Callable
+    choose: Callable[[BlockWork], object]
     wants_drift: bool = False
-    together: Callable | None = None
+    joint: Callable | None = None
 
     def __call__(self, work: BlockWork) -> None:
         self.choose(work)
@@ -227,7 +227,7 @@ def quantize_blocks(
     report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
     hidden = blocks.embed(calibration.ids)
     undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
-    together, waiting = method.together() if method.together else None, []
+    together, waiting = method.joint() if method.joint else None, []
     for position, own in enumerate(inside):
         block = blocks.modules[position]
         original = _as_it_is(block) if method.wants_drift else None

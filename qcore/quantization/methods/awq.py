@@ -15,10 +15,24 @@ of all calibration text, computed from the Hessian, where the paper samples.
 import torch
 
 from qcore.formats.kinds import Format
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
+from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.select import Target
+from qcore.quantization.calibration import BlockWork
+from qcore.quantization.calibration.folds import apply, find_fold
+from qcore.quantization.methods import MethodInfo, OneLayer, register
 from qcore.quantization.methods import quantize as quantize_alone
 from qcore.quantization.methods.descent import objective
 from qcore.quantization.methods.grid import nearest, search
+
+INFO = MethodInfo(
+    "awq",
+    "channels scaled by their activations (AWQ), from calibration text",
+    option="awq",
+    needs_text=True,
+    grids=("even", "fixed"),
+    limits="works on fixed grids, such as int4-g128-awq or nf4-g64-awq",
+    examples=("int4-g128-awq",),
+)
 
 STEPS = 20
 _SMALLEST = 1e-4
@@ -53,10 +67,21 @@ def scaled_error(weight: torch.Tensor, format: Format, hessian: torch.Tensor, sc
     return objective(weight.T, rounded.T, hessian)
 
 
-def choose(work) -> None:
-    """Fold scales into the whole block first, then round its layers."""
-    from qcore.quantization.calibration.folds import apply, find_fold
+def clipped(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> QuantizedTensor:
+    """Round `weight` (N, K) to nearest on the grid that is best for inputs of that `importance` (K,)."""
+    weight = weight.float()
+    grid = search(weight, format, importance)
+    return grid.tensor(nearest(weight.T.contiguous(), grid))
 
+
+def rounded(weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
+    """A layer by itself: clipped, no scales being folded."""
+    return [clipped(weight, format, hessian.diagonal()).dequantize() for weight in weights]
+
+
+@register(INFO, layer=OneLayer(rounded))
+def choose(work: BlockWork) -> None:
+    """Fold scales into the whole block first, then round its layers."""
     importance: dict[str, torch.Tensor] = {}
     for stage in work.stages:
         work.step(f"scales of {', '.join(target.module.rpartition('.')[2] for target in stage.targets)}")
@@ -81,14 +106,7 @@ def choose(work) -> None:
                 work.put(target, [clipped(work.matrices(target)[0], target.format, importance[target.name])])
 
 
-def clipped(weight: torch.Tensor, format: Format, importance: torch.Tensor):
-    """Round `weight` (N, K) to nearest on the grid that is best for inputs of that `importance` (K,)."""
-    weight = weight.float()
-    grid = search(weight, format, importance)
-    return grid.tensor(nearest(weight.T.contiguous(), grid))
-
-
-def _experts(work, target) -> None:
+def _experts(work: BlockWork, target: Target) -> None:
     seen = work.moments_of_experts(target)
     tensors = [
         clipped(
@@ -100,6 +118,3 @@ def _experts(work, target) -> None:
     ]
     work.notes[target.name] = "Fused experts are clipped by their inputs; no scales are folded into them."
     work.put(target, tensors)
-
-
-BLOCK_METHODS.register("awq")(BlockMethod(choose))

@@ -19,9 +19,27 @@ import torch
 
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, descent, stepwise
+from qcore.layers.select import Target
+from qcore.quantization.calibration import BlockWork
+from qcore.quantization.calibration.inputs import Stage
+from qcore.quantization.methods import MethodInfo, OneLayer, descent, register, stepwise
 from qcore.quantization.methods import quantize as quantize_alone
-from qcore.quantization.methods.grid import Grid, search
+from qcore.quantization.methods.grid import Grid, nearest, search
+
+INFO = MethodInfo(
+    "gptq",
+    "codes by GPTQ and coordinate descent, from calibration text",
+    option="gptq",
+    needs_text=True,
+    wants_drift=True,
+    examples=(
+        "int4-g64-gptq",
+        "int3-g64-gptq",
+        "nf4-g32-dq-gptq",
+        "kmeans4-g32-dq-gptq",
+        "rot-int4-g64-gptq",
+    ),
+)
 
 DAMPING = 0.01
 DRIFT = 0.5
@@ -113,12 +131,56 @@ def corrected(
     return share * torch.cholesky_solve((weight @ drift).T, torch.linalg.cholesky(hessian)).T
 
 
-def choose(work) -> dict[str, Solution]:
+def rounded(weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
+    """A layer by itself: every input is visited once."""
+    return [solution.tensor.dequantize() for solution in quantize(weights, format, hessian, rounds=0)]
+
+
+class Expected:
+    """`rounded` in expectation, for many formats: what depends on the inputs' `hessian` (K, K) alone is worked out
+    once.
+
+    With δ_j the rounding error of input j when its turn has come,
+
+        Q − W = −Uᵀ (δ_j / U_jj)
+
+    How δ is distributed hardly depends on what the visits before have added, so the errors of rounding the weights
+    as they are take its place: the same sum without a visit to any input, some ten times faster.
+    """
+
+    def __init__(self, hessian: torch.Tensor):
+        self.hessian = hessian
+        self._factor: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, weights: list[torch.Tensor], format: Format) -> list[torch.Tensor]:
+        """The matrices (N, K) of `weights` in `format`, float32."""
+        return [weight + self._left(weight.float(), format) for weight in weights]
+
+    def _left(self, weight: torch.Tensor, format: Format) -> torch.Tensor:
+        if self._factor is None:
+            hessian = damped(self.hessian)
+            order = hessian.diagonal().argsort(descending=True)
+            factor = inverse_factor(hessian[order][:, order])
+            self._factor = order, factor / factor.diagonal().unsqueeze(1)
+        order, factor = self._factor
+        grid = search(weight, format, self.hessian.diagonal())
+        transposed = weight.T.contiguous()
+        error = grid.values(nearest(transposed, grid)).sub_(transposed)
+        left = torch.empty_like(error)
+        left[order] = factor.T @ error[order]
+        return left.T
+
+
+LAYER = OneLayer(rounded, Expected)
+
+
+@register(INFO, layer=LAYER)
+def choose(work: BlockWork) -> dict[str, Solution]:
     """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs
     are those that the quantized stages before it make, so each makes up for what the ones before got
     wrong."""
     found: dict[str, Solution] = {}
-    linear = [stage for stage in work.stages if stage.targets[0].kind != "experts"]
+    linear = [stage for stage in work.stages if not stage.targets[0].fused]
     for stage in linear:
         work.step(names([stage]))
         (moments,) = work.moments([stage])
@@ -137,12 +199,12 @@ def choose(work) -> dict[str, Solution]:
     return found
 
 
-def names(stages) -> str:
+def names(stages: list[Stage]) -> str:
     """The stages' layers, for people."""
     return ", ".join(target.module.rpartition(".")[2] for stage in stages for target in stage.targets)
 
 
-def _experts(work, target) -> None:
+def _experts(work: BlockWork, target: Target) -> None:
     tensors, alone = [], 0
     for matrix, moments in zip(work.matrices(target), work.moments_of_experts(target), strict=True):
         if moments.tokens:
@@ -155,6 +217,3 @@ def _experts(work, target) -> None:
             f"No calibration text reached {alone} of {len(tensors)} experts, which were rounded to nearest."
         )
     work.put(target, tensors)
-
-
-BLOCK_METHODS.register("gptq")(BlockMethod(choose, wants_drift=True))

@@ -12,8 +12,20 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod
+from qcore.layers.select import Target
+from qcore.quantization.calibration import BlockWork
+from qcore.quantization.methods import MethodInfo, register
 from qcore.quantization.methods.grid import nearest, search
+
+INFO = MethodInfo(
+    "kmeans-hessian",
+    "where the inputs in calibration text are large",
+    option="hessian",
+    needs_text=True,
+    grids=("learned",),
+    limits="weights the learning of a table, so it goes with kmeans4; for other formats take -gptq",
+    examples=("kmeans4-hessian",),
+)
 
 
 def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> QuantizedTensor:
@@ -28,7 +40,8 @@ def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> 
     return grid.tensor(nearest(weight.float().T.contiguous(), grid))
 
 
-def choose(work) -> None:
+@register(INFO)
+def choose(work: BlockWork) -> None:
     """Quantize a block, stage by stage."""
     for stage in work.stages:
         work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
@@ -46,11 +59,8 @@ def choose(work) -> None:
             work.put(target, [quantize(*pair) for pair in _pairs(work, target, [importance])])
 
 
-def _pairs(work, target, importances):
+def _pairs(work: BlockWork, target: Target, importances: list[torch.Tensor]) -> list[tuple]:
     return [
         (matrix, target.format, importance)
         for matrix, importance in zip(work.matrices(target), importances, strict=True)
     ]
-
-
-BLOCK_METHODS.register("kmeans-hessian")(BlockMethod(choose))

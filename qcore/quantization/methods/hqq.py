@@ -18,8 +18,19 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, round_scale
-from qcore.quantization.methods import METHODS
+from qcore.quantization.methods import MethodInfo, register
 from qcore.quantization.methods.rtn import grouped
+
+INFO = MethodInfo(
+    "hqq",
+    "codes by half-quadratic optimisation, without data",
+    option="hqq",
+    grids=("even",),
+    limits="works on uniform grids, such as int4-g64-hqq",
+    work=4.0,
+    streamed=8.0,
+    examples=("int4-g64-hqq", "int3-g64-hqq"),
+)
 
 NORM, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # the paper's
 _CHUNK = 1 << 20  # weights that are worked on at a time: they stay in the cache
@@ -27,7 +38,7 @@ _SMALL = 1e-6  # errors below this count as this, so that no power of zero is ta
 _TINY = torch.finfo(torch.float32).tiny
 
 
-@METHODS.register("hqq")
+@register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a uniform format. Raises `InputError` for any other."""
     if not format.even:

@@ -17,8 +17,16 @@ from qcore.base.errors import InputError
 from qcore.formats.codebook import ENTRIES
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, spread
-from qcore.quantization.methods import METHODS
+from qcore.quantization.methods import MethodInfo, register
 from qcore.quantization.methods.rtn import grouped
+
+INFO = MethodInfo(
+    "kmeans",
+    "a table learned by k-means",
+    grids=("learned",),
+    limits="learns a table, as kmeans4 has",
+    work=7.0,
+)
 
 ROUNDS = 30
 _ROWS = 512  # rows clustered at a time
@@ -27,7 +35,7 @@ _SAMPLE = (
 )  # values that a matrix-wide table is learned from, at even strides: enough for 16 centroids to four digits
 
 
-@METHODS.register("kmeans")
+@register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a `kmeans4` format. Raises `InputError` for any other format."""
     if not format.learned:

@@ -18,12 +18,15 @@ it was: what does not compute the same is refused, untouched models included (La
 which R does not commute with).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
 
 TOLERANCE = 1e-4  # of the logits, relative
+Change = Callable[[torch.Tensor], torch.Tensor]  # a parameter to its rotated form
 
 
 def orthogonal(width: int, seed: int = 0) -> torch.Tensor:
@@ -44,8 +47,8 @@ def rotate(model: nn.Module, seed: int = 0) -> dict[str, str]:
     """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would
     name.
 
-    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that does not
-    compute the same.
+    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that would not
+    compute the same. Such a model is left as it was.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     width = embedding.weight.shape[1]
@@ -55,27 +58,19 @@ def rotate(model: nn.Module, seed: int = 0) -> dict[str, str]:
     norms, readers = _readers(model, probe, width)
     if not any(head is layer for layers in readers.values() for layer in layers):
         raise _refusal(model, "its last norm does not feed the head")
-    before = model(input_ids=probe, use_cache=False).logits
+    matrix = orthogonal(width, seed).to(embedding.weight.device)
+    changes = _changes(model, embedding, norms, readers, matrix)
+    _check(model, probe, changes)
     tied = head.weight is embedding.weight
     if tied:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-    matrix = orthogonal(width, seed).to(embedding.weight.device)
-    changed = {}
-    reading: set[nn.Module] = set()
-    for name, norm in norms.items():
-        gain = _gain(norm, width)
-        for layer in readers[name]:
-            _columns(layer, matrix, gain)
-        reading |= set(readers[name])
-        _make_plain(norm, width)
-        changed[f"{name}.weight"] = "Multiplied into the layers that read it, for the rotation."
-    _set(embedding, "weight", (embedding.weight.double() @ matrix).float())
-    for module in _writers(model, width, reading):
-        _rows(module, matrix)
-    error = float((model(input_ids=probe, use_cache=False).logits - before).norm() / before.norm())
-    if not error < TOLERANCE:
-        raise _refusal(model, f"its logits would change by {error:.1%}")
+    for module, made in changes.items():
+        for name, change in made.items():
+            _set(module, name, change(getattr(module, name)))
+    changed = {
+        f"{name}.weight": "Multiplied into the layers that read it, for the rotation." for name in norms
+    }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     changed[names[id(embedding.weight)]] = "Rotated with the residual stream."
     own = " It was tied to the embedding and is a matrix of its own now." if tied else ""
@@ -145,29 +140,84 @@ def _writers(model: nn.Module, width: int, reading: set[nn.Module]) -> list[nn.M
     return found
 
 
-def _columns(layer: nn.Module, matrix: torch.Tensor, gain: torch.Tensor) -> None:
+def _changes(
+    model: nn.Module,
+    embedding: nn.Module,
+    norms: dict[str, nn.Module],
+    readers: dict[str, list[nn.Module]],
+    matrix: torch.Tensor,
+) -> dict[nn.Module, dict[str, Change]]:
+    """What the rotation does to each parameter of each module. Nothing is computed yet: a rotated model beside the
+    original would take the memory of two."""
+    width = len(matrix)
+    changes: dict[nn.Module, dict[str, Change]] = {
+        embedding: {"weight": lambda weight: weight.double() @ matrix}
+    }
+    for name, norm in norms.items():
+        gain, plain = _gain(norm, width), _plain(norm, width)
+        changes[norm] = {"weight": lambda weight, plain=plain: torch.full_like(weight, plain)}
+        for layer in readers[name]:
+            changes.setdefault(layer, {}).update(_columns(layer, matrix, gain))
+    reading = {layer for layers in readers.values() for layer in layers}
+    for module in _writers(model, width, reading):
+        changes.setdefault(module, {}).update(_rows(module, matrix))
+    return changes
+
+
+def _check(model: nn.Module, probe: torch.Tensor, changes: dict[nn.Module, dict[str, Change]]) -> None:
+    """Raise `InputError` if the rotated model would put out other logits. Each module is given its rotated parameters
+    while it runs, and has its own again afterwards."""
+    before = model(input_ids=probe, use_cache=False).logits
+    own: dict[nn.Module, dict[str, nn.Parameter]] = {}
+
+    def swap(module: nn.Module, _) -> None:
+        own[module] = {name: getattr(module, name) for name in changes[module]}
+        for name, change in changes[module].items():
+            _set(module, name, change(own[module][name]))
+
+    def swap_back(module: nn.Module, *_) -> None:
+        for name, parameter in own.pop(module, {}).items():
+            setattr(module, name, parameter)
+
+    hooks = [module.register_forward_pre_hook(swap) for module in changes]
+    hooks += [module.register_forward_hook(swap_back, always_call=True) for module in changes]
+    try:
+        after = model(input_ids=probe, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in list(own):
+            swap_back(module)
+    error = float((after - before).norm() / before.norm())
+    if not error < TOLERANCE:
+        raise _refusal(model, f"its logits would change by {error:.1%}")
+
+
+def _columns(layer: nn.Module, matrix: torch.Tensor, gain: torch.Tensor) -> dict[str, Change]:
     """W ← W · diag(gain) · R for what `layer` reads with: a linear layer, a router, or the first matrices of
     fused experts."""
-    for name in _matrices(layer):
-        if name.startswith("down_proj"):
-            continue
-        weight = getattr(layer, name).double()
-        if getattr(layer, "is_transposed", False):
-            weight = weight.transpose(-1, -2)
-        turned = (weight * gain.double()) @ matrix
-        turned = turned.transpose(-1, -2) if getattr(layer, "is_transposed", False) else turned
-        _set(layer, name, turned.float().contiguous())
+    transposed = getattr(layer, "is_transposed", False)
+
+    def change(weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.double().transpose(-1, -2) if transposed else weight.double()
+        rotated = (weight * gain.double()) @ matrix
+        return rotated.transpose(-1, -2) if transposed else rotated
+
+    return {name: change for name in _matrices(layer) if not name.startswith("down_proj")}
 
 
-def _rows(module: nn.Module, matrix: torch.Tensor) -> None:
+def _rows(module: nn.Module, matrix: torch.Tensor) -> dict[str, Change]:
     """W ← Rᵀ · W, and the same for a bias."""
-    name = "weight" if isinstance(module, nn.Linear) else "down_proj"
-    weight = getattr(module, name).double()
-    turned = (weight @ matrix) if getattr(module, "is_transposed", False) else matrix.T @ weight
-    _set(module, name, turned.float().contiguous())
-    bias = getattr(module, "bias" if name == "weight" else "down_proj_bias", None)
-    if bias is not None:
-        _set(module, "bias" if name == "weight" else "down_proj_bias", (bias.double() @ matrix).float())
+    name, bias = ("weight", "bias") if isinstance(module, nn.Linear) else ("down_proj", "down_proj_bias")
+    transposed = getattr(module, "is_transposed", False)
+
+    def change(weight: torch.Tensor) -> torch.Tensor:
+        return weight.double() @ matrix if transposed else matrix.T @ weight.double()
+
+    made = {name: change}
+    if getattr(module, bias, None) is not None:
+        made[bias] = lambda value: value.double() @ matrix
+    return made
 
 
 def _gain(norm: nn.Module, width: int) -> torch.Tensor:
@@ -176,15 +226,21 @@ def _gain(norm: nn.Module, width: int) -> torch.Tensor:
     return norm(ones)[0, 0]
 
 
-def _make_plain(norm: nn.Module, width: int) -> None:
-    for value in (1.0, 0.0):
-        _set(norm, "weight", torch.full_like(norm.weight, value))
-        if torch.allclose(_gain(norm, width), torch.ones(width, device=norm.weight.device), atol=1e-4):
-            return
+def _plain(norm: nn.Module, width: int) -> float:
+    """The weight with which the norm multiplies each channel with 1: 1, or 0 in architectures that add 1."""
+    own, ones = norm.weight, torch.ones(width, device=norm.weight.device)
+    try:
+        for value in (1.0, 0.0):
+            _set(norm, "weight", torch.full_like(own, value))
+            if torch.allclose(_gain(norm, width), ones, atol=1e-4):
+                return value
+    finally:
+        norm.weight = own
+    return 0.0  # neither: the check of the logits will say so
 
 
 def _set(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    setattr(module, name, nn.Parameter(value, requires_grad=False))
+    setattr(module, name, nn.Parameter(value.float().contiguous(), requires_grad=False))
 
 
 def _refusal(model: nn.Module, why: str) -> InputError:

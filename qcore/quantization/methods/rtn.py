@@ -22,7 +22,16 @@ from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels import rounding
-from qcore.quantization.methods import METHODS
+from qcore.quantization.methods import MethodInfo, register
+
+INFO = MethodInfo(
+    "rtn",
+    "codes rounded to the nearest value of the grid",
+    grids=("even", "fixed"),
+    limits="needs a fixed grid",
+    work=0.3,
+    streamed=2.0,
+)
 
 _CHUNK = 1 << 22  # weights that are worked on at a time, so that temporaries stay far smaller than the matrix
 _TINY = torch.finfo(
@@ -30,7 +39,7 @@ _TINY = torch.finfo(
 ).tiny  # an all-zero group has scale 0; dividing by this instead gives code 0, not NaN
 
 
-@METHODS.register("rtn")
+@register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for
     scales above 65504."""

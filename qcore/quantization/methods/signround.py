@@ -18,13 +18,24 @@ times as long as GPTQ, and some twenty copies of a block's weights in memory; th
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from qcore.formats.tensor import QuantizedTensor, round_scale
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, gptq
+from qcore.quantization.calibration import BlockWork
+from qcore.quantization.methods import MethodInfo, gptq, register
 from qcore.quantization.methods.grid import Grid
+
+INFO = MethodInfo(
+    "signround",
+    "rounding learned block by block (SignRound, as in AutoRound), from calibration text; the slowest",
+    option="signround",
+    needs_text=True,
+    wants_drift=True,
+    examples=("int4-g64-signround",),
+)
 
 STEPS, FEWEST, MOST = 100, 10, 1000
 WINDOWS = 4  # windows of text a step
@@ -90,7 +101,8 @@ class Learned:
         self.gain.grad = None
 
 
-def choose(work) -> None:
+@register(INFO, layer=gptq.LAYER)
+def choose(work: BlockWork) -> None:
     """GPTQ for the block, then learning."""
     solutions = gptq.choose(work)
     if not solutions:
@@ -134,7 +146,12 @@ def choose(work) -> None:
         work.change(name, (norms[name] * gains[name]).detach())
 
 
-def _learn(work, learned: dict[str, Learned], gains: dict[str, torch.Tensor], tensors) -> None:
+def _learn(
+    work: BlockWork,
+    learned: dict[str, Learned],
+    gains: dict[str, torch.Tensor],
+    tensors: Callable[[], dict[str, torch.Tensor]],
+) -> None:
     """Take steps on a few windows of text at a time, as many as the time that was given allows."""
     generator = torch.Generator().manual_seed(work.position)
     count = min(WINDOWS, len(work.hidden))
@@ -159,7 +176,7 @@ def _learn(work, learned: dict[str, Learned], gains: dict[str, torch.Tensor], te
             work.step(f"learning, step {step} of {steps}")
 
 
-def _loss(work, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def _loss(work: BlockWork, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The error of the block's output for window `i`, each token's relative to its size."""
     output = work.call_with(tensors, work.hidden[i])
     wanted = work.calm_output[i]
@@ -167,8 +184,5 @@ def _loss(work, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _loss_of_all(work, tensors: dict[str, torch.Tensor]) -> float:
+def _loss_of_all(work: BlockWork, tensors: dict[str, torch.Tensor]) -> float:
     return sum(float(_loss(work, i, tensors)) for i in range(len(work.hidden))) / len(work.hidden)
-
-
-BLOCK_METHODS.register("signround")(BlockMethod(choose, wants_drift=True))

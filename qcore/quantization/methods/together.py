@@ -25,10 +25,21 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.select import Target
+from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.tail import Tail
-from qcore.quantization.methods import BLOCK_METHODS, BlockMethod, gptq
+from qcore.quantization.methods import MethodInfo, gptq, register
 from qcore.quantization.methods.grid import read
 from qcore.quantization.methods.signround import GAIN_RATE, NORM_RATE, Learned
+
+INFO = MethodInfo(
+    "distilled",
+    "after GPTQ, rounding learned for all blocks together from the unquantized model's predictions",
+    option="distilled",
+    needs_text=True,
+    wants_drift=True,
+)
 
 STEPS, FEWEST, MOST = 160, 4, 4000
 HELD_OUT = 2  # windows that the outcome is judged by
@@ -99,7 +110,14 @@ class Together:
         self.layers: list[list[Layer]] = []
         self.norms: list[list[Norm]] = []
 
-    def take(self, prefix: str, block: nn.Module, original: nn.Module, targets: list, weights: dict) -> None:
+    def take(
+        self,
+        prefix: str,
+        block: nn.Module,
+        original: nn.Module,
+        targets: list[Target],
+        weights: dict[str, list[QuantizedTensor]],
+    ) -> None:
         """A block called `prefix` is finished: the quantized tensors `weights` of its `targets`, and the
         block as it was, `original`."""
         layers = []
@@ -122,7 +140,7 @@ class Together:
 
     def learn(
         self,
-        blocks,
+        blocks: Blocks,
         ids: torch.Tensor,
         wanted: list[torch.Tensor],
         minutes: float | None,
@@ -150,7 +168,9 @@ class Together:
         """The quantized tensors of block number `position`, by the target's name."""
         return {layer.name: [layer.learned.tensor()] for layer in self.layers[position]}
 
-    def _steps(self, blocks, tail, windows: list[Window], minutes: float | None, report) -> None:
+    def _steps(
+        self, blocks: Blocks, tail: Tail, windows: list[Window], minutes: float | None, report
+    ) -> None:
         generator, began = torch.Generator().manual_seed(0), time.monotonic()
         step, steps, queue = 0, STEPS, []
         while step < steps:
@@ -161,7 +181,7 @@ class Together:
                 steps = min(MOST, max(FEWEST, int(3 * 60 * minutes / (time.monotonic() - began))))
             report(f"learning together, step {step} of {steps}, divergence {loss:.4f}")
 
-    def _step(self, blocks, tail, window: Window, rate: float) -> float:
+    def _step(self, blocks: Blocks, tail: Tail, window: Window, rate: float) -> float:
         """One window forwards and backwards; every block moves as soon as its gradients are known. Returns
         the window's divergence."""
         passed, hidden = [], window.first
@@ -190,7 +210,7 @@ class Together:
                     part.show()
         return float(loss.detach())
 
-    def _divergence(self, blocks, tail, windows: list[Window]) -> float:
+    def _divergence(self, blocks: Blocks, tail: Tail, windows: list[Window]) -> float:
         total = 0.0
         for window in windows:
             hidden = window.first
@@ -232,4 +252,4 @@ class _Divergence(torch.autograd.Function):
         return None, gradient * slope
 
 
-BLOCK_METHODS.register("distilled")(BlockMethod(gptq.choose, wants_drift=True, together=Together))
+register(INFO, joint=Together, layer=gptq.LAYER)(gptq.choose)

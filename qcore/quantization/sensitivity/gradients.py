@@ -95,7 +95,7 @@ def _at_the_end(
 def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Target]):
     """The gradients at the block's inputs, [sample][window], and what its linear layers saw."""
     block, prefix = blocks.modules[position], f"{blocks.name}.{position}."
-    linear = [target for target in targets if target.kind != "experts"]
+    linear = [target for target in targets if not target.fused]
     given: dict[str, list[torch.Tensor]] = {target.name: [] for target in linear}
     gradients: dict[str, list[list[torch.Tensor]]] = {
         target.name: [[] for _ in outgoing] for target in linear

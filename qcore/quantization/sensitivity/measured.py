@@ -25,7 +25,7 @@ from qcore.quantization.calibration.tail import Tail
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import states
 from qcore.quantization.sensitivity.proxy import inside
-from qcore.quantization.sensitivity.rounding import SEEING, check_method, rounded
+from qcore.quantization.sensitivity.rounding import check_method, rounded, sees_inputs
 
 TOKENS = 512
 
@@ -51,7 +51,7 @@ def measure(
     from qcore.evaluation.divergence import LogProbabilities, kl
 
     check_method(method)
-    sees = method in SEEING
+    sees = sees_inputs(method)
     reader, blocks = (
         Blocks(model),
         Blocks(model),

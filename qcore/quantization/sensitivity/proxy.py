@@ -30,7 +30,7 @@ from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
-from qcore.quantization.sensitivity.rounding import SEEING, Expected, check_method
+from qcore.quantization.sensitivity.rounding import check_method, expected, sees_inputs
 from qcore.quantization.sensitivity.table import Layer
 
 TOKENS, HESSIAN_TOKENS = 2048, 8192
@@ -49,7 +49,7 @@ def split(
 ) -> tuple[Calibration, Calibration | None]:
     """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for
     what the `method` chooses by: None if it looks at weights alone. A text of one window serves for both."""
-    if method not in SEEING:
+    if not sees_inputs(method):
         return calibration.part(tokens), None
     count, window = calibration.ids.shape
     wanted = max(1, min(-(-tokens // window), count // 4))
@@ -86,7 +86,7 @@ def predict(
     blocks = Blocks(model)
     own = inside(blocks, targets)
     steps = 2 * len(blocks)
-    inputs = _Inputs(model, given if method in SEEING else None)
+    inputs = _Inputs(model, given if sees_inputs(method) else None)
     if not any(own):
         raise InputError(
             "No layer that this recipe quantizes lies inside of the model's blocks, so there is nothing to choose."
@@ -158,9 +158,9 @@ def _block(
     work: BlockWork, given: BlockWork, found: BlockGradients, formats: list[Format], method: str
 ) -> dict[str, Layer]:
     rows: dict[str, Layer] = {}
-    linear = [stage for stage in given.stages if stage.targets[0].kind != "experts"]
+    linear = [stage for stage in given.stages if not stage.targets[0].fused]
     moments: list[Moments | None] = (
-        given.moments(linear) if method in SEEING and linear else [None] * len(linear)
+        given.moments(linear) if sees_inputs(method) and linear else [None] * len(linear)
     )
     seen_by = {stage.targets: each for stage, each in zip(linear, moments, strict=True)}
     for stage in work.stages:
@@ -169,7 +169,7 @@ def _block(
             continue
         weights = [work.matrices(target)[0].float() for target in stage.targets]
         known = seen_by[stage.targets]
-        rounded = Expected(method, None if known is None else known.hessian)
+        rounded = expected(method, None if known is None else known.hessian)
         seen = [found.seen[target.name] for target in stage.targets]
         sizes = [
             float((each.inputs @ weight.T).square().sum(dtype=torch.float64))
@@ -215,7 +215,7 @@ def _experts(
     gradients = [torch.cat([each.flatten(0, -2) for each in sample]) for sample in found.outgoing]
     module = work.module(target)
     original = getattr(module, target.parameter)
-    rounded = [Expected(method if each.tokens else "rtn", each.hessian) for each in moments]
+    rounded = [expected(method if each.tokens else "rtn", each.hessian) for each in moments]
     losses, errors = [], []
     for format in formats:
         work.replace(

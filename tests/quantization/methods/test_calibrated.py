@@ -98,6 +98,28 @@ def test_rotation_refuses_layer_norm():
         quantize(tiny.model("gpt2"), parse("rot-int4-g64"))
 
 
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "moe"])
+@pytest.mark.parametrize("cause", ["logits", "skip", "blocks"])
+def test_a_refused_rotation_leaves_the_model_as_it_was(kind, cause, monkeypatch):
+    model, recipe = tiny.model(kind), parse("rot-int4-g64-gptq")
+    if cause == "logits":
+        monkeypatch.setattr(rotation, "TOLERANCE", 0.0)
+    elif cause == "skip":
+        recipe = recipe.with_modules(skip=("no_such_layer",))
+    else:
+        model.model.layers = torch.nn.Sequential(*model.model.layers)
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
+    ties, keys = model.config.tie_word_embeddings, list(model.state_dict())
+    with pytest.raises(InputError):
+        quantize(model, recipe, calibration=text())
+    after = dict(model.named_parameters())
+    assert list(after) == list(before) and list(model.state_dict()) == keys
+    assert all(torch.equal(after[name], tensor) for name, (_, tensor) in before.items())
+    assert model.config.tie_word_embeddings == ties
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (kind == "llama-tied")
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("name", ["int4-g64-awq", "kmeans4-hessian"])
 def test_text_is_asked_for(name):
     with pytest.raises(InputError, match="calibration text"):

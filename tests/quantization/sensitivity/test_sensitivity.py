@@ -19,7 +19,7 @@ from qcore.quantization.methods import gptq
 from qcore.quantization.sensitivity import Layer, Sensitivities, measure, predict, spearman
 from qcore.quantization.sensitivity.gradients import states
 from qcore.quantization.sensitivity.proxy import split
-from qcore.quantization.sensitivity.rounding import Expected, rounded
+from qcore.quantization.sensitivity.rounding import expected, rounded
 from qcore.quantization.sensitivity.store import TableStore, tables
 from qcore.recipes import parse
 
@@ -178,13 +178,13 @@ def test_expected_gptq_errors_are_those_of_gptq():
     inputs = torch.randn(4000, 96, generator=generator) @ mix
     weight = torch.randn(128, 96, generator=generator)
     hessian = 2 / len(inputs) * inputs.T @ inputs
-    expected, plain = Expected("gptq", hessian), Expected("rtn", hessian)
+    estimated, plain = expected("gptq", hessian), expected("rtn", hessian)
     for format in (Uniform(3, 32, False), Uniform(4, 32, False), Uniform(8, None, True)):
         literal = gptq.quantize([weight], format, hessian, rounds=0)[0].tensor.dequantize()
         assert torch.equal(rounded("gptq", [weight], format, hessian)[0], literal)
         truth, guess, rounding = (
             gptq.descent.objective(weight.T, quantized.T, hessian)
-            for quantized in (literal, expected([weight], format)[0], plain([weight], format)[0])
+            for quantized in (literal, estimated([weight], format)[0], plain([weight], format)[0])
         )
         assert guess == pytest.approx(truth, rel=0.25) and truth < 0.5 * rounding
 

@@ -1,0 +1,274 @@
+"""Names of recipes: read, explained and listed from one table of their parts.
+
+They are read from left to right: what the codes are, then refinements in any order.
+
+    fp32 bf16 fp16                    floating point, the baseline and its halves
+    int8                              uniform, one scale per channel, symmetric
+    int4-g64 int4-g32-sym int3 int2   uniform, one scale for each group of inputs, asymmetric unless -sym
+    nf4-g64 fp4-g64 kmeans4           a table of 16 values, fixed or learned
+    …-dq                              the scales are quantized again
+    …-dynamic                         activations are quantized too, to 8 bits for each token, while the model runs
+    …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16 bits (the default), in 8 bits
+    …-head8                           the output head and the embedding in int8 as well
+    …-gptq …-hqq …                    how codes are chosen; each method declares its option, see `methods.py`
+    rot-…                             the residual stream is rotated first, which spreads outliers over all channels
+    auto-4.25bpw auto-90mb auto-0.1kl each layer in the format that it needs: the least predicted loss for so many bits per weight or
+                                      bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
+    bnb-nf4 torchao-int8 …            the same idea as another library implements it, see `engines.py`
+
+Each kind of format says which names begin with what (`Format.BASES`). A row of a comparison can also be `saved:FOLDER`: what was made
+from the same model before, quantized, trained, pruned or distilled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcore.base.errors import InputError
+from qcore.base.registry import unknown
+from qcore.formats import budget, kinds
+from qcore.formats.budget import Budget
+from qcore.formats.kinds import Base, Format
+from qcore.recipes import engines, methods
+from qcore.recipes.recipe import Engine, Float, Modules, Recipe, Saved
+
+SAVED, ROTATED, AUTO = "saved:", "rot-", "auto"
+FLOATS = {
+    "fp32": "32-bit floating point, the baseline",
+    "bf16": "16-bit brain float: half the bytes, the same range, 8 bits of precision",
+    "fp16": "16-bit float: half the bytes, 11 bits of precision, largest value 65504",
+}
+_AUTO = Base(
+    "each layer in the format that it needs, by how much the model's predictions mind, from calibration text",
+    None,
+)
+_ACTIVATIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
+COMMON = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    "int8-g64",
+    "int8-dynamic",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g64-sym",
+    "int4-g64-dq",
+    "int3",
+    "int2",
+    "nf4-g64",
+    "nf4-g64-dq",
+    "fp4-g64",
+    "fp4-g64-dq",
+    "kmeans4",
+    "kmeans4-g64",
+    "int4-g32-head8",
+)
+AUTOMATIC = ("auto-4.25bpw", "auto-4.25bpw-gptq")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an option of a name sets (`field`: a name has one of each), the pattern it is known by, and what it means
+    for people."""
+
+    field: str
+    pattern: str
+    words: Callable[[str], str]
+
+
+_PARTS = (
+    Part("budget", budget.PATTERN, lambda option: "at most " + Budget(*budget.read(option)).words),
+    Part("size", r"g\d+", lambda option: f"groups of {option[1:]} inputs"),
+    Part("symmetry", "sym", lambda option: "symmetric, so no zero point is stored"),
+    Part("symmetry", "asym", lambda option: "with a zero point"),
+    Part("scales", "dq", lambda option: "scales in 8 bits"),
+    Part("activations", "dynamic", lambda option: "activations in 8 bits as well"),
+    Part("activations", r"a(8|16|32)", lambda option: f"activations read in {option[1:]} bits by the kernel"),
+    Part("modules", "head8", lambda option: "head and embedding in int8"),
+)
+
+
+_BUDGET = "auto needs one budget: bits per weight, MB or nats, as in auto-4.25bpw, auto-90mb or auto-0.1kl"
+_EXCLUDE = {  # what is said of two options of a field
+    "budget": _BUDGET,
+    "activations": "-dynamic, -a8, -a16 and -a32 exclude each other",
+    "method": "-{} and -{} exclude each other",
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in its parts: whether the model is rotated first, the base, and (option, its part of the table) in the
+    order in which they stand."""
+
+    rotated: bool
+    base: str
+    options: tuple[tuple[str, Part], ...]
+
+    @classmethod
+    def read(cls, name: str) -> Name | None:
+        """The parts of `name`; None if it has one that is not known."""
+        base, *options = name.removeprefix(ROTATED).split("-")
+        found = [(option, _part(option)) for option in options]
+        if base not in known_bases() or any(part is None for _, part in found):
+            return None
+        return cls(name.startswith(ROTATED), base, tuple(found))
+
+    def get(self, field: str) -> str | None:
+        """The option that sets `field`, None if there is none."""
+        return next((option for option, part in self.options if part.field == field), None)
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        texts = [known_bases()[self.base], *(part.words(option) for option, part in self.options)]
+        return "; ".join(texts + ["the residual stream rotated first"] * self.rotated)
+
+
+def known_bases() -> dict[str, str]:
+    """What each first part of a name means, for people."""
+    formats = {base: kind.BASES[base].words for base, kind in kinds.bases().items()}
+    return FLOATS | formats | {AUTO: _AUTO.words}
+
+
+def names() -> list[str]:
+    """The recipes worth offering in a list: own ones without and with calibration text, then other libraries'.
+    `parse` knows more (any group size)."""
+    return [*common(), *with_text(), *engines.recipes()]
+
+
+def common() -> list[str]:
+    """Recipes that read no text: those of the formats, then of the methods."""
+    formats = [name for kind in kinds.KINDS.values() for name in kind.EXAMPLES]
+    return list(dict.fromkeys([*COMMON, *formats, *_examples(needs_text=False)]))
+
+
+def with_text() -> list[str]:
+    """Recipes that read calibration text, which `convert.quantize` must be given."""
+    return [*_examples(needs_text=True), *AUTOMATIC]
+
+
+def describe(recipe: Recipe) -> str:
+    """One line a newcomer understands."""
+    if isinstance(recipe.weights, Saved):
+        return f"made from this model before, in {recipe.weights.folder}"
+    if isinstance(recipe.weights, Engine):
+        return engines.variant(recipe.weights.backend, recipe.weights.variant).words
+    found = Name.read(recipe.name)
+    if found is None:
+        raise unknown("recipe", recipe.name, names())
+    return found.words
+
+
+def parse(name: str) -> Recipe:
+    """The recipe called `name`; "int4" is short for "int4-g64".
+
+    Raises `InputError` with near names for an unknown one, and for options that contradict each other.
+    """
+    name = name.strip().lower()
+    known = engines.recipes()
+    if name in known:
+        engine, variant = known[name]
+        return Recipe(name, Engine(engine.name, variant.name))
+    found = Name.read(name)
+    if found is None:
+        raise unknown("recipe", name, names())
+    _check_once(name, found)
+    try:
+        return _build(name, found)
+    except ValueError as error:
+        raise InputError(f"Recipe {name!r} cannot be built: {error}.") from error
+
+
+def parse_row(name: str) -> Recipe:
+    """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its
+    path names. Raises `InputError` as `parse` does, and for a path without a name."""
+    name = name.strip()
+    if not name.startswith(SAVED):
+        return parse(name)
+    folder = name.removeprefix(SAVED)
+    last = folder and Path(folder).expanduser().absolute().name
+    if not last:
+        raise InputError(
+            f"{name!r} names no folder; write {SAVED} and the folder that quantize, qat, prune, distill or export made."
+        )
+    return Recipe(SAVED + last, Saved(folder))
+
+
+def _part(option: str) -> Part | None:
+    found = next((part for part in _PARTS if re.fullmatch(part.pattern, option)), None)
+    if found is None and (info := methods.options().get(option)):
+        return Part("method", option, lambda _: info.words)
+    return found
+
+
+def _examples(needs_text: bool) -> list[str]:
+    infos = methods.METHODS.values()
+    return [name for info in infos if info.needs_text is needs_text for name in info.examples]
+
+
+def _check_once(name: str, found: Name) -> None:
+    """Raise `InputError` if two options set the same."""
+    for field in dict.fromkeys(part.field for _, part in found.options):
+        options = [option for option, part in found.options if part.field == field]
+        if len(options) == 1:
+            continue
+        if len(set(options)) > 1 and field in _EXCLUDE:
+            raise InputError(f"Recipe {name!r} cannot be built: {_EXCLUDE[field].format(*options)}.")
+        raise InputError(f"Recipe {name!r} gives the same option twice.")
+
+
+def _build(name: str, found: Name) -> Recipe:
+    if found.base in FLOATS:
+        if found.options or found.rotated:
+            raise ValueError(f"{found.base} takes no options")
+        return Recipe(name, Float(found.base))
+    weights = _budget(found) if found.base == AUTO else _format(found)
+    activations = found.get("activations")
+    return Recipe(
+        name,
+        weights,
+        method=_method(found, weights),
+        activations="int16" if activations is None else _ACTIVATIONS[activations],
+        modules=Modules(head="int8", embeddings="int8") if found.get("modules") else Modules(),
+        prepare="rotation" if found.rotated else "none",
+    )
+
+
+def _format(found: Name) -> Format:
+    if amount := found.get("budget"):
+        raise ValueError(f"a budget goes with auto, as in auto-{amount}, and not with {found.base}")
+    kind = kinds.bases()[found.base]
+    symmetry, scales, size = found.get("symmetry"), found.get("scales"), found.get("size")
+    if symmetry and symmetry not in kind.OPTIONS:
+        raise ValueError(f"{found.base} is a table of values, so -sym and -asym mean nothing")
+    if scales and scales not in kind.OPTIONS:
+        raise ValueError(f"the scales of {found.base} cannot be quantized again, so -{scales} means nothing")
+    group_size = int(size[1:]) if size else kind.BASES[found.base].group_size
+    return kind.from_name(found.base, group_size, {option for option in (symmetry, scales) if option})
+
+
+def _budget(found: Name) -> Budget:
+    amount = found.get("budget")
+    if amount is None:
+        raise ValueError(_BUDGET)
+    if found.get("size") or found.get("symmetry"):
+        raise ValueError("auto chooses the group sizes itself, so -g, -sym and -asym mean nothing")
+    candidates = budget.with_double_quant() if found.get("scales") else budget.CANDIDATES
+    return Budget(*budget.read(amount), candidates)
+
+
+def _method(found: Name, weights: Format | Budget) -> str:
+    option = found.get("method")
+    if option is None:
+        return "rtn" if isinstance(weights, Budget) else weights.method
+    info = methods.options()[option]
+    formats = weights.candidates if isinstance(weights, Budget) else (weights,)
+    if not all(format.grid in info.grids for format in formats):
+        raise ValueError(f"-{option} {info.limits}")
+    return info.name
