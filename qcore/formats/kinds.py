@@ -11,7 +11,7 @@ can ask the format instead of knowing its class. A new kind is one subclass with
 - a learned table derives from `Table` and sets `learned = True`: it is stored.
 
 How scales are stored is the format's own matter: `encode_scale` and `decode_scale`. Without native kernels (`native = False`, the default)
-a format is computed by the plain-torch reference. Recipes' names come from `BASES` and `from_name`.
+a format is computed by the plain-torch reference. They read even grids of 2 to 8 bits and tables of 16 values, with the scales of `Format`. Recipes' names come from `BASES` and `from_name`.
 """
 
 from __future__ import annotations

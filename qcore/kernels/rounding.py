@@ -36,6 +36,8 @@ def reason_against(weight: torch.Tensor, format: Format) -> str | None:
     """None if the native kernel can round `weight` to `format`, else why not."""
     if not format.native:
         return f"no native kernel writes the format {format.label}"
+    if format.reach != 1:
+        return f"the table of {format.label} does not end at 1"
     if weight.device.type != "cpu":
         return f"the weight is on {weight.device}"
     if not weight.numel():
@@ -56,9 +58,8 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
     zero = torch.empty(rows, groups, dtype=torch.uint8) if not format.symmetric else None
     codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
     parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
-    if (
-        uniform and format.double_quant
-    ):  # blocks of scales are rounded together, so all of them must be known first
+    if wide and format.rounds_for_stored_scale:
+        # blocks of scales are rounded together, so all of them must be known first
         if not _run(weight, format, {**parts, "codes": None}):
             return None
         parts = {"kept": round_scale(scale, format), "zero": zero, "codes": codes}

@@ -20,7 +20,8 @@ class MethodInfo:
     "gptq" in int4-g64-gptq; None for one that a format chooses by itself.
 
     `needs_text`: codes are chosen block by block from calibration text; otherwise from a weight alone. A method
-    that `wants_drift` compares with the unquantized model, which is then run alongside. `grids` lists what it
+    that `wants_drift` compares with the unquantized model, which is then run alongside. One that `folds` scales
+    changes unquantized weights, too, so codes do not stand for the original's. `grids` lists what it
     works on: "even", "fixed" and "learned" tables (`Format.grid`); `limits` says so in a sentence without a
     subject. `work` is the memory it takes to choose codes, in fp32 copies of the largest weight; `streamed` the
     same in 16-bit copies while a checkpoint is quantized tensor by tensor, None if that cannot be done. `examples`
@@ -32,6 +33,7 @@ class MethodInfo:
     option: str | None = None
     needs_text: bool = False
     wants_drift: bool = False
+    folds: bool = False
     grids: tuple[str, ...] = ("even", "fixed", "learned")
     limits: str = "does not work on this format"
     work: float = 6.0

@@ -20,7 +20,7 @@ from qcore.formats.budget import Budget
 from qcore.library import Loaded, safetensors
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.text import TOKENS
-from qcore.recipes import Engine, Recipe
+from qcore.recipes import METHODS, Engine, Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.training import corpus, judging
 from qcore.training.attach import Form, attach, detach, groups
@@ -116,7 +116,8 @@ def run(
     kept = Kept({"kind": "qat", **identity})
     student, ledger = _begin(recipe, words, quantized, kept)
     student.to(device)
-    leans = recipe.prepare == "none" and recipe.method != "awq" and not isinstance(recipe.weights, Budget)
+    folds = METHODS[recipe.method].folds
+    leans = recipe.prepare == "none" and not folds and not isinstance(recipe.weights, Budget)
     attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
     wise = Teacher(teacher.model)
     windows = words.train.to(device)

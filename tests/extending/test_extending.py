@@ -78,6 +78,7 @@ def test_compare_runs_each_in_processes_of_its_own(tmp_path, outside):
 
 ALL_ELSE = """
 import json, sys
+from dataclasses import dataclass
 from pathlib import Path
 import torch, tiny
 import qcore
@@ -85,9 +86,11 @@ from qcore import engines, recipes
 from qcore.base import quiet
 from qcore.library import resolve, safetensors
 from qcore.layers.select import select
-from qcore.kernels import dispatch
+from qcore.formats.kinds import Table, register
+from qcore.kernels import dispatch, library
 from qcore.planning import fit
 from qcore.quantization import calibration, convert
+from qcore.quantization.methods import rtn
 from qcore.quantization.sensitivity.choosing import find_or_predict
 from qcore.streaming import quantizing
 quiet.hush()
@@ -126,6 +129,29 @@ for kind in ("llama", "gpt2", "moe"):
     }
     said["logits"][f"{kind} streamed"] = all(torch.equal(parts[0][name], parts[1][name]) for name in parts[1])
 
+
+
+@register("thirds")
+@dataclass(frozen=True)
+class Thirds(Table):  # native kernels read tables of 16 with float16 scales
+    group_size: int | None
+    bits = 4
+    native = True
+    label = property(lambda self: f"thirds-g{self.group_size}")
+    fixed = property(lambda self: torch.linspace(-1, 1, 16) ** 3)
+
+
+weight, x = torch.randn(48, 160), torch.randn(3, 160)
+for size in (32, 64, None):
+    layer = convert.methods.quantize(weight, Thirds(size), "rtn")
+    plain = rtn.reference(weight, Thirds(size))
+    said["logits"][f"native table {size}"] = all(
+        torch.equal(layer.parts()[name], part) for name, part in plain.parts().items()
+    )
+    packed = dispatch.packed(layer)
+    near = torch.allclose(dispatch.linear(x, packed), dispatch.linear(x, layer), rtol=1e-4, atol=1e-4)
+    said["logits"][f"native product {size}"] = near
+    said["native"] = type(packed).__name__ == "PackedWeight" or library.reason_missing()
 layer = convert.methods.quantize(torch.randn(16, 64), recipes.parse("pow4-g32").weights, "rtn")
 said["kernel"] = dispatch.explain(layer)
 text = calibration.Calibration("bytes", "0" * 64, torch.randint(0, 256, (3, 48)))
@@ -154,6 +180,7 @@ def test_files_plans_streaming_and_sensitivities_take_them(tmp_path, outside):
     assert said["logits"] and all(said["logits"].values()), said["logits"]
     assert all(len(set(sizes.values())) == 1 for sizes in said["bytes"].values()), said["bytes"]
     assert said["kernel"] == "plain torch: no native kernel reads the format pow4-g32"
+    assert said["native"]
     assert said["gptq"] > 0.5 and said["record"]
     assert said["sensitivity"][0] == 14 and said["sensitivity"][1] > 10
 

@@ -12,7 +12,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.engines.onnx import accounts, dynamic, graph
 from qcore.formats.budget import Budget
-from qcore.formats.uniform import Uniform
+from qcore.formats.kinds import Format
 from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe, parse
 from qcore.recipes.ledger import Ledger, Row
@@ -41,7 +41,7 @@ def source(recipe: Recipe) -> Recipe | None:
         return parse(SOURCE[recipe.name]).with_modules(skip=recipe.modules.skip)
     if recipe.name in ("fp32", "onnx-fp32", "onnx-int8"):
         return None
-    if isinstance(recipe.weights, Uniform | Budget):
+    if isinstance(recipe.weights, Budget) or (isinstance(recipe.weights, Format) and recipe.weights.even):
         return recipe
     what = "another library's format" if isinstance(recipe.weights, Engine) else "no even grid"
     what = "a 16-bit form" if isinstance(recipe.weights, Float) else what

@@ -29,6 +29,7 @@ INFO = MethodInfo(
     "channels scaled by their activations (AWQ), from calibration text",
     option="awq",
     needs_text=True,
+    folds=True,
     grids=("even", "fixed"),
     limits="works on fixed grids, such as int4-g128-awq or nf4-g64-awq",
     examples=("int4-g128-awq",),
