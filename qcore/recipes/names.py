@@ -218,7 +218,8 @@ def _check_once(name: str, found: Name) -> None:
         options = [option for option, part in found.options if part.field == field]
         if len(options) == 1:
             continue
-        if len(set(options)) > 1 and field in _EXCLUDE:
+        different = len({re.sub(r"[\d.]+", "", option) for option in options}) > 1
+        if different and field in _EXCLUDE:
             raise InputError(f"Recipe {name!r} cannot be built: {_EXCLUDE[field].format(*options)}.")
         raise InputError(f"Recipe {name!r} gives the same option twice.")
 
