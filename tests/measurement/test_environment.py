@@ -28,6 +28,7 @@ def test_the_record():
         "machine",
         "python",
         "libraries",
+        "extensions",
         "commit",
         "gpu",
     }
