@@ -13,6 +13,8 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.modules import QuantExperts, QuantLinear
+from qcore.layers.select import select
+from qcore.recipes import parse
 from qcore.training.fake import Full, Light
 
 
@@ -80,25 +82,29 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
         "forward", None
     )  # the native whole step knows no gradients; `detach` brings it back
     head, count = model.get_output_embeddings(), 0
+    targets = (
+        {}
+        if unquantized is None
+        else {each.name: each for each in select(unquantized, parse("int8")).targets}
+    )
+
+    def before(name: str) -> list[torch.Tensor] | None:
+        return targets[name].matrices(unquantized) if targets else None
+
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             if module is head:
                 new = FakeHead(module)
             else:
                 new = FakeLinear(
-                    _fake(name, module.quantized, form, _before(unquantized, name)),
+                    *_fakes(name, [module.quantized], form, before(f"{name}.weight")),
                     module.bias,
                     module.activations,
                 )
                 count += 1
         elif isinstance(module, QuantExperts):
-            before = _experts_before(unquantized, name, module.transposed)
             tensors = [expert.quantized for expert in module.experts]
-            fakes = [
-                _fake(name, each, form, None if before is None else before[i])
-                for i, each in enumerate(tensors)
-            ]
-            new = FakeExperts(fakes, module.transposed)
+            new = FakeExperts(_fakes(name, tensors, form, before(name)), module.transposed)
             count += 1
         else:
             continue
@@ -167,30 +173,18 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
     return found
 
 
-def _fake(name: str, tensor: QuantizedTensor, form: Form, unquantized: torch.Tensor | None) -> nn.Module:
+def _fakes(
+    name: str, tensors: list[QuantizedTensor], form: Form, before: list[torch.Tensor] | None
+) -> list[nn.Module]:
+    """What is trained in the place of `tensors`; `before` are the matrices (N, K) of the unquantized model."""
     if form.name == "full":
-        return Full(tensor, unquantized, form.learn_scales)
-    if tensor.scales() is None:
+        weights = [None] * len(tensors) if before is None else before
+        return [
+            Full(tensor, weight, form.learn_scales) for tensor, weight in zip(tensors, weights, strict=True)
+        ]
+    if tensors[0].scales() is None:
         raise InputError(
-            f"{name} is stored as {tensor.format.label}, a table for each channel without scales, so the light form has nothing to train "
+            f"{name} is stored as {tensors[0].format.label}, a table for each channel without scales, so the light form has nothing to train "
             "there. Take --form full, or a recipe with groups such as kmeans4-g64."
         )
-    return Light(tensor)
-
-
-def _before(model: nn.Module | None, name: str) -> torch.Tensor | None:
-    """The weight (N, K) of the layer of that name in the unquantized model."""
-    if model is None:
-        return None
-    from transformers.pytorch_utils import Conv1D
-
-    module = model.get_submodule(name)
-    return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
-
-
-def _experts_before(model: nn.Module | None, name: str, transposed: bool) -> torch.Tensor | None:
-    if model is None:
-        return None
-    owner, _, parameter = name.rpartition(".")
-    weight = getattr(model.get_submodule(owner), parameter).detach()
-    return weight.transpose(1, 2) if transposed else weight
+    return [Light(tensor) for tensor in tensors]
