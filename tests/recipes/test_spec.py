@@ -47,10 +47,9 @@ def test_the_command_repeats_the_spec(spec, monkeypatch):
     from qcore.verbs import checks
 
     asked = []
-    monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": ""}))
-    monkeypatch.setattr(checks, "beside_original", lambda spec: spec)
+    monkeypatch.setattr(checks, "check_run", lambda spec: (spec, None))
     monkeypatch.setattr(jobs, "submit", lambda spec, engine: asked.append(spec))
-    monkeypatch.setattr(main, "follow_all", lambda run_ids, json: 0)
+    monkeypatch.setattr("qcore.cli.compare._follow_all", lambda run_ids, json: 0)
     assert main.main(shlex.split(spec.command)[3:]) == 0
     assert asked == [spec]
 
