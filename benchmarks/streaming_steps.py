@@ -85,7 +85,7 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
     checkpoint = library.resolve(source)
     (
         load_tokenizer(checkpoint),
-        models.skeleton(checkpoint),
+        models.meta_model(checkpoint),
     )  # loads the libraries, whose time is counted apart
     starting, watch = start.seconds, Stopwatch()
     ledger = quantizing.quantize(checkpoint, parse(recipe), Path(target), shard_bytes=shard_bytes)

@@ -4,7 +4,7 @@ choose."""
 import streamlit as st
 
 from qcore import planning
-from qcore.models import skeleton
+from qcore.models import meta_model
 from qcore.planning.cache import formats_for
 from qcore.planning.summary import LARGEST_CONTEXT
 from ui import plan_view, state
@@ -31,7 +31,7 @@ if outline is None:
 
 plan, needs = None, {}
 with state.shown_errors():
-    config = skeleton(outline).config.get_text_config()
+    config = meta_model(outline).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or LARGEST_CONTEXT
     needs = plan_view.needs(PREFIX, positions, formats_for(config))
     plan = planning.plan(outline, runs=plan_view.rows_of(outline.name), **needs)

@@ -1,48 +1,93 @@
-"""JSON on disk that is never half written and never says NaN, and the data files that come with the
-package."""
+"""Files and folders that appear complete or not at all, JSON that never says NaN, and the package's data files.
 
+    replaced_file(path)    write beside `path`, flush to the disk, rename
+    new_folder(path)       fill a folder beside `path`, flush it, give it the name
+    publish(made, final)   the last step alone: `made` takes the place of `final` in one step
+
+Readers see the old state or the new one, also after a kill or a power cut. Files get the permissions that the
+user's umask gives, so that others who share a cache folder can read them.
+"""
+
+import ctypes
+import errno
+import hashlib
 import json
+import logging
 import math
+import mmap
 import os
-import tempfile
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from qcore.base.errors import InputError
+
+_WINDOW = 256 << 20  # bytes hashed in one call, a multiple of the page size
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+_log = logging.getLogger(__name__)
 
 
-def write_json(path: Path, value) -> None:
-    """Write to a temporary file beside `path`, flush, rename: readers see the old text or the new one, never
-    half of it.
+# -- files ---------------------------------------------------------------------------------------------------
 
-    Numbers that JSON has no word for (NaN, infinity) become null.
+
+@contextmanager
+def replaced_file(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
+    """Open a temporary file beside `path` for writing; it is flushed to the disk and takes the name `path` at
+    the end. If anything is raised, it is removed and `path` stays as it was.
+
+    `mode` and `options` are those of `open`. Raises `OSError`.
     """
-    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with temporary.open(mode.replace("w", "x"), **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 through `replaced_file`; half a surrogate pair is written as an escape."""
+    with replaced_file(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value) -> None:
+    """Write `value` as JSON through `replaced_file`, and make the folder if there is none. Numbers that JSON
+    cannot hold (NaN, infinity) become null."""
+    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
 def read_json(path: Path):
-    """The value in the file, or None if it is missing or is not JSON."""
+    """Return the value in the JSON file, or None if the file is missing or damaged; damage is logged.
+
+    Raises `InputError` if the file exists and cannot be read, for want of permission for example: that is not
+    the same as "missing".
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}. Check the permissions of this file and its folder."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        _log.warning("%s is damaged and is ignored: %s", path, error)
         return None
 
 
-def asset(name: str) -> Path:
-    """The data file called `name` that comes with the package."""
-    return Path(__file__).resolve().parents[1] / "assets" / name
-
-
 def finite(value):
-    """`value` with tuples as lists and non-finite floats as None, so that it is JSON everywhere."""
+    """Return `value` with tuples as lists and non-finite floats as None, so that any JSON reader takes it."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -50,3 +95,137 @@ def finite(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits. Raises `OSError`.
+
+    The file is read through maps of 256 MB, one call per map, so other threads run undisturbed.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, _WINDOW):
+            length = min(_WINDOW, size - start)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as window:
+                digest.update(window)
+    return digest.hexdigest()
+
+
+def asset(name: str) -> Path:
+    """Return the path of a data file that comes with the package."""
+    return Path(__file__).resolve().parents[1] / "assets" / name
+
+
+# -- folders -------------------------------------------------------------------------------------------------
+
+
+def real_target(folder: Path | str) -> Path:
+    """Return the absolute path, links followed, at which `new_folder` will put `folder`.
+
+    Raises `InputError` now for what would fail at the end: the working folder or one above it, a mount point,
+    a circle of links, or a parent folder that cannot be written.
+    """
+    try:
+        final = Path(folder).expanduser().resolve()
+    except RuntimeError as error:  # `resolve` on a circle, `expanduser` without a home
+        raise InputError(f"{folder} leads nowhere: {error}.") from error
+    except OSError as error:
+        raise InputError(f"{folder} cannot be found: {error.strerror or error}.") from error
+    if Path.cwd().is_relative_to(final):
+        raise InputError(
+            f"{folder} is the working folder or contains it, so it cannot be replaced. Give the name of a new folder."
+        )
+    if final.is_mount():
+        raise InputError(f"{folder} is a mount point, so it cannot be replaced. Give a folder inside it.")
+    parent = next(parent for parent in final.parents if parent.exists())
+    if not parent.is_dir():
+        raise InputError(f"{folder} cannot be created: {parent} is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be created: there is no permission to write into {parent}.")
+    return final
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `final` to fill; at the end `publish` gives it the name. If anything is
+    raised, it is removed and `final` stays as it was.
+
+    The folder that holds `final` is created if needed. Raises `OSError`.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    scratch.mkdir()
+    try:
+        yield scratch
+        publish(scratch, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(made: Path, final: Path) -> None:
+    """Flush the folder `made` to the disk and give it the place and name of `final` beside it, which is removed
+    after that.
+
+    At every moment one complete folder is on the disk. On Linux the two exchange their names in one step.
+    Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…": a process killed
+    between the two renames leaves both folders complete, under their hidden names. Raises `OSError`.
+    """
+    _settle(made)
+    try:
+        if not final.exists():
+            os.replace(made, final)
+        elif _exchange(made, final):
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            aside = final.with_name(f".{final.name}.replaced-{secrets.token_hex(4)}")
+            os.replace(final, aside)
+            try:
+                os.replace(made, final)
+            except BaseException:
+                os.replace(aside, final)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # network file systems that cannot flush a folder say so
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Flush all files below `folder`, and let everybody read them whom the folder's own mode lets in: libraries
+    write some of theirs for the owner alone."""
+    readable = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            path.chmod(path.stat().st_mode & 0o7777 | readable)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths exchange their names in one step. Returns False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a C library older than 2018
+        return False
+    return not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)

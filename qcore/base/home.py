@@ -6,17 +6,17 @@
         runs/       run folders
         qcore.db    results
 
-A folder appears in there complete or not at all: `build_folder` works in a temporary folder beside it and
-renames that at the end, under a lock, so that two processes that want the same model convert it once.
+A folder appears in there complete or not at all: `build_folder` fills a temporary folder beside it and renames
+that at the end, under a lock, so that two processes that want the same model convert it once.
 """
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from qcore.base.errors import UnavailableError
+from qcore.base.files import new_folder
 from qcore.base.progress import Progress
 
 _FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be written
@@ -77,27 +77,13 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
             return final
         for stale in final.parent.glob(f".{final.name}.partial-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
-        try:
+        with new_folder(final) as temporary:
             build(temporary)
-            temporary.chmod(0o755)
-            _flush(temporary)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return final
     except OSError as error:
         raise _unwritable(final.parent, error) from error
     finally:
         lock.release()
-
-
-def _flush(folder: Path) -> None:
-    """Make what was written durable before the rename makes it visible."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _unwritable(folder: Path, error: OSError) -> UnavailableError:

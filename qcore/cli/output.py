@@ -3,10 +3,10 @@ to standard output."""
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import write_text
 from qcore.results.report import to_json, visible
 
 STDOUT = "-"
@@ -46,10 +46,6 @@ def _replace(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -13,6 +13,7 @@ Scales and zero points are stored as ever. Reading it gives back the very same b
 
 import torch
 
+from qcore.base.errors import InputError
 from qcore.formats.packing import pack, packed_width, unpack
 from qcore.formats.tensor import QuantizedTensor, spread
 
@@ -38,9 +39,15 @@ def expand(
     mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor
 ) -> torch.Tensor:
     """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever
-    nothing is stored."""
+    nothing is stored. Raises `InputError` if there are more or fewer values than the mask has bits."""
     kept = unpack(mask, 1, columns).bool()
-    chosen = unpack(values, bits, int(kept.sum())) if values.dtype == torch.uint8 else values
+    count = int(kept.sum())
+    packed = values.dtype == torch.uint8
+    if len(values) != (packed_width(count, bits) if packed else count):
+        raise InputError(
+            f"A sparse matrix has {count} weights by its mask, but its values are of another number."
+        )
+    chosen = unpack(values, bits, count) if packed else values
     full = empty.to(chosen.dtype).expand(kept.shape).clone()
     full[kept] = chosen
     return full

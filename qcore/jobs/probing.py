@@ -105,10 +105,10 @@ def main() -> int:
         from qcore.base.turn import heavy_turn
         from qcore.planning import probe
 
-        skeleton = models.skeleton(library.outline(request["model"], request["revision"], progress=progress))
+        model = models.meta_model(library.outline(request["model"], request["revision"], progress=progress))
         recipes = [Recipe.from_dict(recipe) for recipe in request["recipes"]]
         with heavy_turn(progress):
-            found = probe.probe(skeleton, recipes, progress=progress)
+            found = probe.probe(model, recipes, progress=progress)
     except QcoreError as error:
         send(error=str(error))
         return 1

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from qcore.base.transformers_internals import is_saved
 from qcore.layers.modules import QuantizedModule
 from qcore.recipes.ledger import Ledger, Row
 
@@ -18,9 +19,7 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
             module.restore()
         tensors = [*module.named_parameters(recurse=False)]
         tensors += [
-            (name, buffer)
-            for name, buffer in module.named_buffers(recurse=False)
-            if name not in module._non_persistent_buffers_set
+            (name, buffer) for name, buffer in module.named_buffers(recurse=False) if is_saved(module, name)
         ]
         for name, tensor in tensors:
             full = f"{module_name}.{name}" if module_name else name

@@ -11,20 +11,20 @@ a device) gets them back, bit for bit.
 
 import threading
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from qcore.base.transformers_internals import put_tensor, storage_key
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch
 from qcore.kernels.packed import PackedWeight
 
 _packing = threading.RLock()
-_shared: dict[
-    tuple, tuple[StorageWeakRef, weakref.ref]
-] = {}  # packed forms by the codes' storage, so that tied weights are packed once
+# packed forms by the codes' memory, with "was it freed?", so that tied weights are packed once
+_shared: dict[tuple, tuple[Callable[[], bool], weakref.ref]] = {}
 
 
 class QuantizedModule(nn.Module):
@@ -61,7 +61,7 @@ class QuantizedModule(nn.Module):
                     return weight
                 self.packed = packed
                 for name in weight.parts():
-                    self._buffers[name] = None
+                    put_tensor(self, name, None)
         return self.packed
 
     def restore(self) -> None:
@@ -70,7 +70,7 @@ class QuantizedModule(nn.Module):
         with _packing:
             if self.packed is not None:
                 for name, part in self.packed.unpacked_once.parts().items():
-                    self._buffers[name] = part
+                    put_tensor(self, name, part)
                 self.packed = None
 
     def _apply(self, *args, **kwargs):
@@ -125,15 +125,15 @@ class QuantEmbedding(QuantizedModule):
 
 def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
     """Pack `weight`, or find the packed form of a layer that shares its storage."""
-    storage = weight.codes.untyped_storage()
-    for key in [key for key, (owner, packed) in _shared.items() if owner.expired() or packed() is None]:
+    memory, is_gone = storage_key(weight.codes)
+    for key in [key for key, (gone, packed) in _shared.items() if gone() or packed() is None]:
         del _shared[key]
-    key = (storage._cdata, weight.codes.storage_offset(), weight.shape, weight.format)
+    key = (memory, weight.codes.storage_offset(), weight.shape, weight.format)
     found = _shared[key][1]() if key in _shared else None
     if found is None:
         found = dispatch.packed(weight)
         if isinstance(found, PackedWeight):
-            _shared[key] = (StorageWeakRef(storage), weakref.ref(found))
+            _shared[key] = (is_gone, weakref.ref(found))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.library.sources import resolve
-from qcore.models.assembly import assemble, skeleton
+from qcore.models.assembly import assemble, meta_model
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.mapping import read_tensors
 
@@ -81,7 +81,7 @@ def load(
         model, ledger, recipe = saved.finish()
         return Loaded(model.to(device), tokenizer, checkpoint, recipe, ledger)
     tokenizer = load_tokenizer(checkpoint)
-    skeleton(checkpoint)
+    meta_model(checkpoint)
     tensors = read_tensors(checkpoint)
     if check_finite:
         for i, (tensor_name, tensor) in enumerate(tensors.items()):

@@ -20,13 +20,14 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.files import sha256, write_json, write_text
 from qcore.base.progress import Progress
 from qcore.layers.modules import QuantLinear
 from qcore.library.loading import Loaded
 from qcore.library.saving import replaced_folder
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
-from qcore.models.config import read_config
+from qcore.models.config import read_config, to_transformers
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
 
@@ -35,7 +36,6 @@ TOLERANCE = 1e-3  # of a logit, for logits up to LARGE; beyond, the same share
 LARGE = 10.0
 PROMPT, DECODED = 40, 8
 _VERSION = 1
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ def save(
         progress(0, 0, "comparing with PyTorch")
         exact = recipe.name != "onnx-int8" and recipe.activations != "int8-block"
         agreement = _compare(run_onnx.OnnxModel(written.path), ids, wanted, exact)
-        (scratch / "config.json").write_text(
-            json.dumps(config | {"architectures": [type(loaded.model).__name__]}, indent=2, default=str)
-        )
+        config |= {"architectures": [type(loaded.model).__name__]}
+        write_text(scratch / "config.json", json.dumps(config, indent=2, default=str))
         generation.save_pretrained(scratch)
         loaded.tokenizer.save_pretrained(scratch)
         shutil.copyfile(run_onnx.__file__, scratch / PROGRAM)
@@ -92,10 +91,10 @@ def save(
             "recipe": recipe.to_dict(),
             "ledger": ledger.to_dict(),
             "agreement": asdict(agreement),
-            "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("model.onnx*"))},
+            "sha256": {path.name: sha256(path) for path in sorted(scratch.glob("model.onnx*"))},
             "from": loaded.checkpoint.origin,
         }
-        (scratch / MANIFEST).write_text(json.dumps(record))
+        write_json(scratch / MANIFEST, record)
     return ledger, agreement
 
 
@@ -121,7 +120,7 @@ def load(found: Checkpoint, tokenizer) -> Loaded:
     """The model of an exported folder, computed by ONNX Runtime. Raises `InputError` if a file is damaged,
     `UnavailableError` without ONNX Runtime."""
     from qcore import engines
-    from qcore.models.assembly import unfilled
+    from qcore.models.assembly import empty_model
 
     engines.load("onnxruntime")
     from qcore.engines.onnx.attached import attach
@@ -129,11 +128,12 @@ def load(found: Checkpoint, tokenizer) -> Loaded:
 
     record = _manifest(found.folder)
     for file, digest in record["sha256"].items():
-        if not (found.folder / file).is_file() or _sha256(found.folder / file) != digest:
+        if not (found.folder / file).is_file() or sha256(found.folder / file) != digest:
             raise InputError(
                 f"{found.folder / file} is damaged or missing: its SHA-256 is not the one it was saved with. Export it again."
             )
-    model = attach(unfilled(found), OnnxModel(found.folder / "model.onnx", torch.get_num_threads()))
+    bare = empty_model(to_transformers(found.config), meta_buffers=True)
+    model = attach(bare, OnnxModel(found.folder / "model.onnx", torch.get_num_threads()))
     return Loaded(
         model, tokenizer, found, Recipe.from_dict(record["recipe"]), Ledger.from_dict(record["ledger"])
     )
@@ -195,11 +195,3 @@ def _compare(session, ids: torch.Tensor, wanted: torch.Tensor, exact: bool) -> A
             f"{limit:.2g}. Nothing was saved."
         )
     return Agreement(prefill, decode, largest, tokens, decoded, exact)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

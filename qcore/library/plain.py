@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qcore.base.files import read_json, write_json
+from qcore.base.transformers_internals import quiet
 from qcore.library.saving import MADE, replaced_folder
 
 
@@ -19,8 +20,6 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
 
     Raises `InputError` as `check_folder` does.
     """
-    from qcore.models.assembly import quiet
-
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
         with quiet():
             model.save_pretrained(scratch)

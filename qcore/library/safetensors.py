@@ -10,10 +10,7 @@ expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.expert
 Other libraries refuse such a folder, rightly: its `config.json` says `"quant_method": "qcore"`.
 """
 
-import hashlib
 import json
-import mmap
-import os
 from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,24 +20,24 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
-from qcore.formats import kinds
+from qcore.base.files import sha256, write_json, write_text
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
-from qcore.layers.select import Target, select
-from qcore.library import tensor_file
+from qcore.layers.select import select
+from qcore.library import manifest, tensor_file
+from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
-from qcore.library.sparse import grow, shrink
-from qcore.models.config import read_config, to_transformers
-from qcore.models.headers import read_header
+from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
+from qcore.models.assembly import empty_model
+from qcore.models.config import check_against, read_config, to_transformers
+from qcore.models.headers import TensorInfo, read_header
 from qcore.models.mapping import read_file
 from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
 
 WEIGHTS = "model.safetensors"
-_VERSION = 1
-_WINDOW = 256 << 20  # bytes, a multiple of the page size
 
 
 def save(
@@ -96,19 +93,27 @@ def write_about(
     digests: dict[str, str],
     folder: Path,
     *,
-    sparse: Sequence[dict] = (),
+    sparse: Sequence[SparseMatrix] = (),
     origin: dict | None = None,
 ) -> None:
-    """Write everything but the weights into `folder`: config (of `model`, a skeleton will do), tokenizer, and
+    """Write everything but the weights into `folder`: config (of `model`, a meta model will do), tokenizer, and
     the manifest with the SHA-256 of each weight file, `digests`, the list of what is stored `sparse`, and the
     `origin`."""
     _write_config(model, recipe, folder, ours=bool(sparse))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    record = {"version": _VERSION, "recipe": recipe.to_dict(), "ledger": ledger.to_dict(), "tensors": layout}
-    record |= ({"sparse": list(sparse)} if sparse else {}) | ({"from": origin} if origin else {})
+    record = {
+        "version": manifest.VERSION,
+        "recipe": recipe.to_dict(),
+        "ledger": ledger.to_dict(),
+        "tensors": layout,
+    }
+    if sparse:
+        record["sparse"] = [matrix.to_dict() for matrix in sparse]
+    if origin:
+        record["from"] = origin
     record["sha256"] = digests[WEIGHTS] if set(digests) == {WEIGHTS} else digests
-    (folder / MANIFEST).write_text(json.dumps(record))
+    write_json(folder / MANIFEST, record)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -119,11 +124,11 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_target(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model of `recipe` cannot be saved into `folder`: see `check_recipe` and
-    `check_folder`."""
+def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Return the absolute path at which a model of `recipe` will be saved. Raises `InputError` as `check_recipe`
+    and `check_folder` do."""
     check_recipe(recipe)
-    check_folder(folder, overwrite=overwrite)
+    return check_folder(folder, overwrite=overwrite)
 
 
 def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
@@ -135,69 +140,80 @@ def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
 
 
 def begin(folder: Path | str) -> "Reading":
-    """`load` in two steps: the check of the weights' SHA-256 runs in a thread from here on, so do something
-    else before `finish`."""
+    """Do `load` in two steps: the manifest and the headers are read now, and the SHA-256 of the weights is
+    computed in a thread from here on, so do something else before `finish`. Raises `InputError` as `load`."""
     folder = Path(folder)
-    record = read_manifest(folder)
-    files = record["sha256"] if isinstance(record["sha256"], dict) else [WEIGHTS]
+    about = manifest.read(folder)
+    stored: dict[str, TensorInfo] = {}
+    for file in about.sha256:
+        for name, tensor in read_header(folder / file).items():
+            if name in stored:
+                raise manifest.damaged(f"the tensor {name!r} is in both {stored[name].file} and {file}")
+            stored[name] = tensor
     pool = ThreadPoolExecutor(1, "sha256")
-    digests = {file: pool.submit(_sha256, folder / file) for file in files}
+    digests = {file: pool.submit(sha256, folder / file) for file in about.sha256}
     pool.shutdown(wait=False)
-    return Reading(folder, record, digests)
+    return Reading(folder, about, stored, digests)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A saved model that is being read: what its `qcore.json` says, and the SHA-256 of each weight file,
-    which is being computed."""
+    """A saved model that is being read: its manifest, the headers of its tensors, and the SHA-256 of each weight
+    file, which is being computed."""
 
     folder: Path
-    record: dict
+    manifest: Manifest
+    stored: dict[str, TensorInfo]
     digests: dict[str, Future]
 
     def finish(self) -> tuple[nn.Module, Ledger, Recipe]:
-        """The model, its ledger and its recipe. Raises `InputError` as `load` does."""
-        recipe, ledger = Recipe.from_dict(self.record["recipe"]), Ledger.from_dict(self.record["ledger"])
-        model, tensors, saved = _skeleton(self.folder), {}, self.record["sha256"]
-        for file, digest in self.digests.items():
-            weights = self.folder / file
-            if digest.result() != (saved[file] if isinstance(saved, dict) else saved):
-                raise InputError(
-                    f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again."
-                )
-            try:
-                tensors |= read_file(weights, read_header(weights))
-            except OSError as error:
-                raise InputError(f"{weights} cannot be read: {error}.") from error
-        if sparse := self.record.get("sparse"):
-            tensors = grow(
-                tensors,
-                sparse,
-                {entry["module"]: _without_codes(entry, tensors) for entry in self.record["tensors"]},
-            )
-        _fill(model, tensors, recipe, self.record["tensors"])
-        if isinstance(recipe.weights, Float):
-            quantize(model, recipe)
+        """Return the model, its ledger and its recipe. Raises `InputError` as `load` does."""
+        about, model = self.manifest, self._empty_model()
+        manifest.check(about, model, self.stored)
+        tensors = self._tensors()
+        if about.sparse:
+            codeless = {name: _without_codes(matrix, tensors) for name, matrix in about.matrices.items()}
+            tensors = grow(tensors, about.sparse, codeless)
+        _fill(model, tensors, about)
+        if isinstance(about.recipe.weights, Float):
+            quantize(model, about.recipe)
         else:
             run_whole_steps(model)
-        return model.eval(), ledger, recipe
+        return model.eval(), about.ledger, about.recipe
 
+    def _empty_model(self) -> nn.Module:
+        """The model that the config describes, not larger than the tensors at hand allow."""
+        config = read_config(self.folder)[0]
+        shapes = {name: tensor.shape for name, tensor in self.stored.items()}
+        shapes |= {name: matrix.shape for name, matrix in self.manifest.matrices.items()}
+        shapes |= {
+            entry.name: (self.stored[f"{entry.name}.{MASK}"].shape[0], entry.columns)
+            for entry in self.manifest.sparse
+            if f"{entry.name}.{MASK}" in self.stored
+        }
+        check_against(config, {name: TensorInfo("F32", shape, 0, "", 0) for name, shape in shapes.items()})
+        try:
+            return empty_model(to_transformers(config))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # model classes check their config with whatever they like
+            raise InputError(f"{self.folder} does not fit its config.json: {error}") from error
 
-def read_manifest(folder: Path) -> dict:
-    """The parsed `qcore.json` of a saved model. Raises `InputError` if it is missing, unreadable or of a
-    later version."""
-    try:
-        record = json.loads((folder / MANIFEST).read_text())
-        version = record["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} is not a model saved by qcore: {MANIFEST} cannot be read ({error})."
-        ) from error
-    if version != _VERSION:
-        raise InputError(
-            f"{folder} was saved in version {version} of the format; this qcore reads version {_VERSION}."
-        )
-    return record
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All stored tensors by name, mapped, once the SHA-256 of their files is known to be right."""
+        tensors: dict[str, torch.Tensor] = {}
+        for file, digest in self.digests.items():
+            weights = self.folder / file
+            members = {name: tensor for name, tensor in self.stored.items() if tensor.file == file}
+            try:
+                if digest.result() != self.manifest.sha256[file]:
+                    raise InputError(
+                        f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again."
+                    )
+                tensors |= read_file(weights, members)
+            except OSError as error:
+                raise InputError(f"{weights} cannot be read: {error.strerror or error}.") from error
+        return tensors
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -217,14 +233,7 @@ def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
         if not isinstance(weight, QuantizedTensor):
             continue
         owner = owners.setdefault(weight.codes.data_ptr(), module_name)
-        layout.append(
-            {
-                "module": module_name,
-                "like": owner,
-                "shape": list(weight.shape),
-                "format": weight.format.to_dict(),
-            }
-        )
+        layout.append(Matrix(module_name, owner, weight.shape, weight.format).to_dict())
     return tensors, layout
 
 
@@ -236,64 +245,31 @@ def _write_config(model: nn.Module, recipe: Recipe, folder: Path, ours: bool) ->
     )
     if ours or not isinstance(recipe.weights, Float):
         config["quantization_config"] = {"quant_method": "qcore", "recipe": recipe.name}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str))
+    write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-
-
-def _sha256(path: Path) -> str:
-    """Digest of a file, read through maps of `_WINDOW` bytes: one call a window, during which other threads
-    run undisturbed."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for start in range(0, size := os.fstat(file.fileno()).st_size, _WINDOW):
-                with mmap.mmap(
-                    file.fileno(), min(_WINDOW, size - start), access=mmap.ACCESS_READ, offset=start
-                ) as window:
-                    digest.update(window)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return digest.hexdigest()
 
 
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _skeleton(folder: Path) -> nn.Module:
-    """The model with memory reserved but not touched: every weight is put in its place afterwards."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    config = to_transformers(read_config(folder)[0])
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
-    return model
-
-
-def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recipe, layout: list[dict]) -> None:
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
     """Put `tensors` into `model`: the plain ones first, then (ties being made) the quantized ones."""
-    quantized = {entry["module"]: entry for entry in layout}
-    plain = {name: _aligned(tensor) for name, tensor in tensors.items() if not _belongs(name, quantized)}
-    if isinstance(recipe.weights, Float):
+    parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
+    plain = {name: _aligned(tensor) for name, tensor in tensors.items() if name not in parts}
+    targets = ()
+    if isinstance(about.recipe.weights, Float):
         plain = {
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
             for name, tensor in plain.items()
         }
-    targets = [] if isinstance(recipe.weights, Float) else list(select(model, recipe).targets)
-    try:
-        missing = model.load_state_dict(plain, strict=False, assign=True).missing_keys
-    except RuntimeError as error:
-        raise InputError(f"The saved weights do not fit the saved config: {error}.") from error
+    else:
+        targets = select(model, about.recipe).targets
+    model.load_state_dict(plain, strict=False, assign=True)  # `check` has compared names and shapes
     model.tie_weights()
-    known = {target.name for target in targets} | {name for name, _, shared in inventory(model) if shared}
-    if lost := [name for name in missing if name not in known]:
-        raise InputError(
-            f"The saved model has no weights for {', '.join(lost[:3])}. Quantize the model again."
-        )
     for target in targets:
-        install(model, target, _read_target(target, tensors, quantized))
+        names = manifest.stems(model, target)
+        install(model, target, [_read_matrix(about.matrices[name], tensors) for name in names])
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -302,28 +278,14 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 
-def _belongs(name: str, quantized: dict[str, dict]) -> bool:
-    module, _, part = name.rpartition(".")
-    return module in quantized and part in QuantizedTensor.PARTS
+def _without_codes(matrix: Matrix, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
+    """The scales and zero points of a matrix whose codes are yet to be put together."""
+    return _read_matrix(matrix, {**tensors, f"{matrix.like}.codes": torch.empty(0, dtype=torch.uint8)})
 
 
-def _read_target(
-    target: Target, tensors: dict[str, torch.Tensor], quantized: dict[str, dict]
-) -> list[QuantizedTensor]:
-    prefix = f"{target.module}.{target.parameter}.experts." if target.fused else target.module
-    modules = [name for name in quantized if name.startswith(prefix)] if target.fused else [prefix]
-    return [_read_tensor(quantized[module], tensors) for module in modules]
-
-
-def _without_codes(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
-    """The scales and zero points of a tensor whose codes are yet to be put together."""
-    return _read_tensor(entry, {**tensors, f"{entry['like']}.codes": torch.empty(0, dtype=torch.uint8)})
-
-
-def _read_tensor(entry: dict, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
-    format = kinds.from_dict(entry["format"])
-    wanted = [(part, f"{entry['like']}.{part}") for part in QuantizedTensor.PARTS]
+def _read_matrix(matrix: Matrix, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
+    wanted = [(part, f"{matrix.like}.{part}") for part in QuantizedTensor.PARTS]
     parts = {part: tensors[name] for part, name in wanted if name in tensors}
-    if (table := format.fixed) is not None:
+    if (table := matrix.format.fixed) is not None:
         parts["codebook"] = table
-    return QuantizedTensor(format, tuple(entry["shape"]), **parts)
+    return QuantizedTensor(matrix.format, matrix.shape, **parts)

@@ -1,24 +1,22 @@
-"""Where a model is saved: a folder that appears complete or not at all, and never takes the place of somebody
-else's files."""
+"""Save a model into a folder that appears complete or not at all, and never replace files that qcore did not
+write."""
 
-import os
-import shutil
-import tempfile
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qcore.base.errors import InputError
-from qcore.base.files import read_json
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.files import new_folder, read_json, real_target
 from qcore.models.checkpoint import ONNX_MANIFEST
 
 MADE, MANIFEST = "qcore-made.json", "qcore.json"
-"""The files by which a folder is known that qcore made without quantizing, or quantized."""
+"""Marker files: qcore-made.json (pruned or distilled) and qcore.json (quantized)."""
 
 
 def made_from(folder: Path) -> dict | None:
-    """What the model in `folder` was made from, as `Checkpoint.origin` says it; None if qcore did not make
-    it, or did not say."""
+    """Return what the model in `folder` was made from, in the form of `Checkpoint.origin`; None if qcore did not
+    make it or its marker file has no record of that."""
     for name in (MADE, MANIFEST, ONNX_MANIFEST):
         record = read_json(folder / name)
         origin = record.get("from") if isinstance(record, dict) else None
@@ -27,36 +25,42 @@ def made_from(folder: Path) -> dict | None:
     return None
 
 
-def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `InputError` if a model cannot be saved into `folder` because it holds something. `overwrite`
-    allows a folder that qcore wrote, and no other: nobody's home is emptied by a slip of the keyboard."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Return the absolute path at which `folder` will appear, symbolic links followed.
+
+    Raises `InputError`, before any work, if a model cannot be saved there: it holds files, or `real_target`
+    refuses it. `overwrite` allows a folder that qcore wrote, and no other: a slip of the keyboard empties
+    nobody's home.
+    """
+    final = real_target(folder)
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return final
+    if not final.is_dir():
+        raise InputError(f"{folder} is a file. Give the name of a new folder.")
     if not overwrite:
+        raise InputError(f"{folder} is not empty. Choose another folder, or add --overwrite.")
+    if not any((final / name).is_file() for name in (MADE, MANIFEST, ONNX_MANIFEST)):
         raise InputError(
-            f"{folder} exists already and is not empty. Choose another folder, or give --overwrite."
+            f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it first."
         )
-    if not any((folder / name).is_file() for name in (MADE, MANIFEST, ONNX_MANIFEST)):
-        raise InputError(
-            f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it yourself."
-        )
+    return final
 
 
 @contextmanager
-def replaced_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder to write into, which takes the place and name of `folder` at the end, and is removed
-    if anything goes wrong.
+def replaced_folder(folder: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to write into, which takes the place and name of `folder` at the end, and is
+    removed if anything is raised. An old model stays until the new one is complete.
 
-    Raises `InputError` as `check_folder` does.
+    Raises `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk is
+    full.
     """
-    check_folder(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    final = check_folder(folder, overwrite=overwrite)
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with new_folder(final) as scratch:
+            yield scratch
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError(
+                f"The disk that holds {final.parent} is full, so the model was not saved. Free some space and try again."
+            ) from error
+        raise InputError(f"The model cannot be saved in {folder}: {error}.") from error

@@ -25,9 +25,9 @@ def resolve(
     """
     checkpoint = _find(classify(name, revision, public=public), progress)
     if not checkpoint.is_quantized:
-        from qcore.models.assembly import skeleton
+        from qcore.models.assembly import meta_model
 
-        skeleton(checkpoint)
+        meta_model(checkpoint)
     return checkpoint
 
 

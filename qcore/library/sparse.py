@@ -1,11 +1,14 @@
 """Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`), and read
 back bit for bit.
 
-The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "columns",
-"bits", "format", "like"} for codes, whose zeros are the codes that stand for 0.
+The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "module", "columns",
+"bits"} for codes, whose zeros are the codes that stand for 0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -16,9 +19,24 @@ from qcore.formats.tensor import QuantizedTensor
 MASK, VALUES = "sparse_mask", "sparse_values"
 
 
+@dataclass(frozen=True)
+class SparseMatrix:
+    """A matrix that is stored without its zeros: a float one called `name`, or the codes of `module`, of
+    `columns` columns and `bits` bits per weight."""
+
+    name: str
+    columns: int
+    bits: int
+    module: str | None = None
+
+    def to_dict(self) -> dict:
+        """Return the JSON-ready form."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 def shrink(
     tensors: dict[str, torch.Tensor], quantized: dict[str, QuantizedTensor], names: set[str]
-) -> tuple[dict, list[dict]]:
+) -> tuple[dict[str, torch.Tensor], list[SparseMatrix]]:
     """`tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in it, and
     the manifest's entries.
 
@@ -34,11 +52,11 @@ def shrink(
             codes, empty, bits = weight.unpacked_codes(), zero_codes(weight), weight.format.bits
             if empty is None:
                 continue
-            entry = {"name": name, "module": owner, "columns": weight.shape[1], "bits": bits}
+            entry = SparseMatrix(name, weight.shape[1], bits, owner)
             mask, values = compress(codes, codes != empty, bits)
         elif tensor.ndim == 2 and tensor.is_floating_point():
             bits = 8 * tensor.element_size()
-            entry = {"name": name, "columns": tensor.shape[1], "bits": bits}
+            entry = SparseMatrix(name, tensor.shape[1], bits)
             mask, values = compress(tensor, tensor != 0, bits)
         else:
             continue
@@ -50,18 +68,16 @@ def shrink(
 
 
 def grow(
-    tensors: dict[str, torch.Tensor], entries: list[dict], quantized: dict[str, QuantizedTensor]
+    tensors: dict[str, torch.Tensor], entries: Sequence[SparseMatrix], quantized: dict[str, QuantizedTensor]
 ) -> dict[str, torch.Tensor]:
-    """`tensors` as they were before `shrink`; `quantized`: the modules' tensors, whose codes are not looked
-    at."""
+    """Return `tensors` as they were before `shrink`. `quantized` holds the modules' tensors, whose codes are not
+    looked at. Raises `InputError` if a mask and its values do not fit."""
     made = dict(tensors)
     for entry in entries:
-        name, columns, bits = entry["name"], entry["columns"], entry["bits"]
+        name, columns, bits = entry.name, entry.columns, entry.bits
         mask, values = made.pop(f"{name}.{MASK}"), made.pop(f"{name}.{VALUES}")
-        if "module" not in entry:
+        if entry.module is None:
             made[name] = expand(mask, values, columns, bits, torch.zeros(1, 1))
         else:
-            made[name] = pack(
-                expand(mask, values, columns, bits, zero_codes(quantized[entry["module"]])), bits
-            )
+            made[name] = pack(expand(mask, values, columns, bits, zero_codes(quantized[entry.module])), bits)
     return made

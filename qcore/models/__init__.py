@@ -14,8 +14,8 @@
 Nothing here unpickles a file or runs code that came with a model.
 """
 
-from qcore.models.assembly import skeleton
+from qcore.models.assembly import meta_model
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 
-__all__ = ["Checkpoint", "TensorInfo", "skeleton"]
+__all__ = ["Checkpoint", "TensorInfo", "meta_model"]

@@ -1,65 +1,91 @@
-"""The model without its weights: the library's own classes on the "meta" device, where a tensor has a shape
-but no memory.
+"""Models without weights and with them: transformers' own classes, on the "meta" device, where a tensor has a
+shape but no memory, or filled from files.
 
-The checkpoint's tensors, as shapes, are put through the very loading that the real ones will go through
-(renamings, experts fused into one tensor, tied weights), so a weight that is missing, left over or of another
-shape is found before memory is taken, and none is ever initialised at random without a word.
+    meta_model     of a checkpoint, its tensors compared with the model's; shared
+    empty_model    of a config, to be filled by the caller
+    assemble       of a checkpoint and its tensors
+
+`meta_model` puts the checkpoint's tensors, as shapes, through the same loading as the real ones (renamings,
+experts fused into one tensor, tied weights). So a weight that is missing, left over or of another shape is
+found before memory is taken, and no weight is silently initialised at random.
 """
 
-import logging
+from __future__ import annotations
+
 import re
 import threading
 from collections import OrderedDict
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.base.transformers_internals import quiet, without_weights
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_transformers
 from qcore.models.mapping import torch_dtype
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
 _KEPT = 4
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.*)")
-_cache: OrderedDict[str, object] = OrderedDict()
-building = (
-    threading.RLock()
-)  # transformers sets process-wide defaults (dtype, initialisation) while it builds a model
+_cache: OrderedDict[str, PreTrainedModel] = OrderedDict()
+_caching = threading.RLock()
 
 
-def skeleton(checkpoint: Checkpoint):
-    """The model of `checkpoint` on the meta device, cached: look, do not change. Names and shapes are those
-    `load` will give.
+def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names and
+    shapes are those of the model that `load` returns.
 
     Raises `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
-    config.json. For a model that qcore quantized, the skeleton is that of the unquantized model, and the
-    weights are not compared.
+    config.json. For a model that qcore quantized, it is the model before quantization, and tensors are not
+    compared.
     """
-    with building:
+    with _caching:
         if checkpoint.digest in _cache:
             _cache.move_to_end(checkpoint.digest)
             return _cache[checkpoint.digest]
-        model = (
-            unfilled(checkpoint)
-            if checkpoint.is_quantized
-            else assemble(checkpoint, _shapes(checkpoint), "meta")
-        )
+        if checkpoint.is_quantized:
+            model = empty_model(to_transformers(checkpoint.config), meta_buffers=True)
+        else:
+            model = assemble(checkpoint, _shapes(checkpoint), "meta")
         _cache[checkpoint.digest] = model
         if len(_cache) > _KEPT:
             _cache.popitem(last=False)
         return model
 
 
-def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
-    """Put `tensors` (name in the files -> torch tensor) into a new fp32 model on `device`, in evaluation
-    mode, without gradients.
+def empty_model(
+    config: PretrainedConfig, *, meta_buffers: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Return a new model of `config` whose parameters are on the meta device, in evaluation mode, without
+    gradients; in float32 unless `dtype` is given.
 
-    fp32 tensors on a CPU are taken as they are, so that mapped ones stay mapped. Raises `InputError` as
-    `skeleton` does.
+    Buffers (rotary frequencies and the like) are computed, because no file holds them all; with `meta_buffers`
+    they are on the meta device too. Use that for configs from strangers: a buffer can be as large as the
+    config demands.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), without_weights(meta_buffers=meta_buffers):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: str) -> PreTrainedModel:
+    """Return a new fp32 model on `device` with `tensors` (name in the files -> tensor), in evaluation mode,
+    without gradients.
+
+    fp32 tensors on a CPU are used as they are, so that mapped ones stay mapped. Raises `InputError` as
+    `meta_model` does.
     """
     import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = to_transformers(checkpoint.config)
-    with building, quiet():
+    with quiet():
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         if isinstance(model_class, tuple | list):
             model_class = model_class[0]
@@ -84,24 +110,13 @@ def assemble(checkpoint: Checkpoint, tensors: dict, device: str):
     return model.eval().requires_grad_(False)
 
 
-def _shapes(checkpoint: Checkpoint) -> dict:
+def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     import torch
 
     return {
         name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
         for name, tensor in checkpoint.tensors.items()
     }
-
-
-def unfilled(checkpoint: Checkpoint):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = to_transformers(checkpoint.config)
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
-    return model.eval().requires_grad_(False)
 
 
 def _check(checkpoint: Checkpoint, report: dict) -> None:
@@ -148,20 +163,3 @@ def _more(names: list) -> str:
 def _last_line(error: object) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-@contextmanager
-def quiet():
-    """No progress bar and no table of loading problems: they are reported as one sentence by us."""
-    from transformers.utils import logging as library
-
-    logger = logging.getLogger("transformers")
-    level, bar = logger.level, library.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bar:
-            library.enable_progress_bar()

@@ -53,9 +53,9 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of logical weights, tied ones once; no format changes it."""
-        from qcore.models.assembly import skeleton
+        from qcore.models.assembly import meta_model
 
-        return sum(parameter.numel() for parameter in skeleton(self).parameters())
+        return sum(parameter.numel() for parameter in meta_model(self).parameters())
 
     @property
     def dtypes(self) -> tuple[str, ...]:

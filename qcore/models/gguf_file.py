@@ -4,15 +4,15 @@ SHA-256.
 A GGUF file is usually quantized. qcore then measures what its own recipes add to that loss, and says so.
 """
 
-import hashlib
 import json
 import struct
-from contextlib import contextmanager
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
 from qcore.base.progress import Progress
+from qcore.base.transformers_internals import quiet, without_conversion_bar
 from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # beside the converted weights: where they came from
@@ -26,8 +26,7 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
     check(path)
     if progress is not None:
         progress(0, 0, f"reading {path.name}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     final = home() / "models" / f"gguf-{digest[:24]}"
     build_folder(final, lambda folder: convert(path, folder, {"sha256": digest}, progress), progress=progress)
     record = read_source(final)
@@ -79,7 +78,7 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
     tokenizer = _load_tokenizer(path)
     report(3, "writing safetensors")
     _save(model, tokenizer, folder)
-    (folder / SOURCE).write_text(json.dumps({**record, "types": types}))
+    write_json(folder / SOURCE, {**record, "types": types})
     report(4, "converted")
 
 
@@ -106,10 +105,8 @@ def _load_model(path: Path):
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from qcore.models.assembly import building, quiet
-
     try:
-        with building, quiet(), _without_bar():
+        with quiet(), without_conversion_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
@@ -122,24 +119,7 @@ def _load_model(path: Path):
         raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
     if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise InputError(f"{path.name} cannot be converted: it has no fitting weights for {lost[0]}.")
-    # What remains of the GGUF origin would make the saved model look quantized.
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     return model
-
-
-@contextmanager
-def _without_bar():
-    """The library's converter draws a progress bar that none of its switches turns off."""
-    from transformers import modeling_gguf_pytorch_utils as converter
-
-    drawn = converter.tqdm
-    converter.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        converter.tqdm = drawn
 
 
 def _load_tokenizer(path: Path):
@@ -154,12 +134,9 @@ def _load_tokenizer(path: Path):
 
 
 def _save(model, tokenizer, folder: Path) -> None:
-    from qcore.models.assembly import quiet
-
     with quiet():
         model.save_pretrained(folder, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     if "quantization_config" in config:
         raise RuntimeError("a converted model must not look quantized")
-    (folder / "model.safetensors").chmod(0o644)

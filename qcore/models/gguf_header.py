@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qcore.base.errors import InputError
+from qcore.base.transformers_internals import gguf_config
 from qcore.models import gguf_file
 from qcore.models.checkpoint import Checkpoint
-from qcore.models.config import check_against
+from qcore.models.config import check_against, checked, to_transformers
 from qcore.models.headers import TensorInfo
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -52,7 +53,7 @@ def outline(path: Path, name: str) -> Checkpoint:
     """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises
     `InputError`."""
     from qcore.layers.inventory import inventory
-    from qcore.models.assembly import unfilled
+    from qcore.models.assembly import empty_model
 
     gguf_file.check(path)
     found = read(path)
@@ -61,9 +62,9 @@ def outline(path: Path, name: str) -> Checkpoint:
         config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
     )
     digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
-    bare = Checkpoint(name, path.parent, None, f"gguf-{digest}-bare", config, {}, False, "", "gguf")
+    model = empty_model(to_transformers(config), meta_buffers=True)
     tensors, start = {}, 0
-    for full, tensor, shared in inventory(unfilled(bare)):
+    for full, tensor, shared in inventory(model):
         if not shared:
             tensors[full] = TensorInfo(
                 "F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start
@@ -141,15 +142,11 @@ def _tensor(file: BinaryIO) -> Tensor:
 def _config(path: Path, header: Header) -> dict:
     """The settings as a transformers config. Raises `InputError` for an architecture that transformers cannot
     take from GGUF."""
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    from qcore.models.config import checked
-
     with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
         small = Path(scratch) / path.name
         small.write_bytes(_without_data(header))
         try:
-            parsed = load_gguf_checkpoint(str(small), return_tensors=False)["config"]
+            parsed = gguf_config(small)
         except Exception as error:  # the library indexes whatever the file says and so may raise anything
             raise InputError(
                 f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"

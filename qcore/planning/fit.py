@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from qcore.base.errors import InputError, TooLargeError
 from qcore.measurement.memory import available_bytes
-from qcore.models import Checkpoint, skeleton
+from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache
 from qcore.planning.stored import Stored, stored
 from qcore.recipes import ENGINES, METHODS, Engine, Float, Recipe, parse
@@ -73,7 +73,7 @@ def estimate(
     `budget()`. Raises `InputError` for a checkpoint whose shapes contradict its config, or a skip pattern
     that matches nothing.
     """
-    model = skeleton(checkpoint)
+    model = meta_model(checkpoint)
     config = model.config.get_text_config()
     weights = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     size = _as_it_is(checkpoint) if checkpoint.is_quantized else stored(model, recipe)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qcore.base.errors import QcoreError
 from qcore.formats.kv import NONE
 from qcore.measurement.memory import available_bytes
-from qcore.models import Checkpoint, skeleton
+from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, probe, speed
 from qcore.recipes import Recipe
 
@@ -54,7 +54,7 @@ def predict(
     if kv != NONE or checkpoint.is_quantized:
         what = "with a quantized cache" if kv != NONE else "of a model that is quantized already"
         return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": f"no probe {what}"}
-    model = skeleton(checkpoint)
+    model = meta_model(checkpoint)
     known, reason = probe.known(model, recipe), "no probe"
     if known is None and timed:
         known, reason = _probe(model, recipe)

@@ -63,7 +63,7 @@ class Probe:
 
 
 def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None) -> dict[str, Probe]:
-    """Time `recipes` on a shortened copy of `model` (a skeleton), one after another, and keep what was found.
+    """Time `recipes` on a shortened copy of `model` (a meta model), one after another, and keep what was found.
 
     A recipe that cannot be timed gets a `Probe` with its `error`; the others are timed all the same.
     """

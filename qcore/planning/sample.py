@@ -16,7 +16,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target, select
-from qcore.models.assembly import building, quiet
+from qcore.models.assembly import empty_model
 from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
 
@@ -43,15 +43,8 @@ def shortened(config, depth: int):
 def build(config, recipe: Recipe, seed: int = 0) -> nn.Module:
     """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`,
     `NotAppliedError`, `UnavailableError`)."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
     generator = torch.Generator().manual_seed(seed)
-    with building, quiet(), init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
-    model.eval().requires_grad_(False)
+    model = empty_model(config)
     own = not isinstance(recipe.weights, Engine | Float)
     if own:
         _install_random(model, recipe, generator)

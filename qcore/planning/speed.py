@@ -34,7 +34,7 @@ class Speed:
 
 
 def weights_a_token(model, recipe: Recipe) -> int:
-    """Bytes of weights that a step of `model` (a skeleton) reads under `recipe`."""
+    """Bytes of weights that a step of `model` (a meta model) reads under `recipe`."""
     return bytes_a_token(model, tensors(model, recipe))
 
 

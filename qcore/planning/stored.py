@@ -32,7 +32,7 @@ class Stored:
 
 
 def stored(model, recipe: Recipe) -> Stored:
-    """Count all tensors of `model` (the skeleton is enough) under `recipe`. Raises `InputError` for a skip
+    """Count all tensors of `model` (the meta model is enough) under `recipe`. Raises `InputError` for a skip
     pattern without a match."""
     items = tensors(model, recipe)
     changed = [item for item in items if item.changed]

@@ -14,7 +14,7 @@ from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.kv import FORMS, NONE, check_config
-from qcore.models import Checkpoint, skeleton
+from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
 from qcore.planning.recommend import Candidate, Needs, Recommendation, recommend
@@ -113,8 +113,8 @@ def plan(
         model if isinstance(model, Checkpoint) else library.outline(model, revision, progress=progress)
     )
     chosen = _recipes(checkpoint, RECIPES if recipes is None else recipes)
-    skeleton_ = skeleton(checkpoint)
-    config = skeleton_.config.get_text_config()
+    meta = meta_model(checkpoint)
+    config = meta.config.get_text_config()
     context = _context(config, context)
     if isinstance(users, bool) or not isinstance(users, int) or not 1 <= users <= MOST_USERS:
         raise InputError(f"users is {users!r}, but it must be a whole number from 1 to {MOST_USERS:,}.")
@@ -124,7 +124,7 @@ def plan(
     goal = Target(fit.budget(), "free on this machine") if memory is None else target(memory)
     needs = Needs(goal.bytes, min_tokens_per_second, max_kl, max_perplexity_ratio)
     runs = list(runs)
-    timed = {} if checkpoint.is_quantized else _probes(skeleton_, chosen, probe, progress)
+    timed = {} if checkpoint.is_quantized else _probes(meta, chosen, probe, progress)
     found_quality = quality.from_runs(checkpoint, runs)
     rows = []
     for recipe in chosen:
@@ -217,7 +217,7 @@ def _row(
     elif (
         timed is not None and kv == NONE
     ):  # the native step does not read a quantized cache, so a probe says nothing about it
-        found = speed.predict(timed, skeleton(checkpoint), recipe, context)
+        found = speed.predict(timed, meta_model(checkpoint), recipe, context)
         figures = {
             "decode_tok_s": found.decode_tok_s,
             "prefill_tok_s": found.prefill_tok_s,

@@ -15,6 +15,7 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
+from qcore.base.transformers_internals import eager_experts
 from qcore.formats.kinds import Format
 from qcore.formats.packing import pack
 from qcore.formats.sparse import zero_codes
@@ -113,16 +114,13 @@ def input_norms(
             getattr(module, target.parameter).detach(),
             [None] * len(getattr(module, target.parameter)),
         )
-        previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
-        try:
+        with eager_experts(module):
             for state in hidden:
                 for expert, inputs in watch_experts(
                     lambda state=state: blocks.run(position, state), parameter, target.transposed
                 ):
                     more = inputs.square().sum(0)
                     sums[expert] = more if sums[expert] is None else sums[expert] + more
-        finally:
-            module.config._experts_implementation = previous
         totals[target.name] = sums
     return {
         name: [None if total is None else total.sqrt() for total in each] for name, each in totals.items()

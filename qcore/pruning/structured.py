@@ -265,13 +265,10 @@ def _like(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 def _build(model: nn.Module, config, state: dict[str, torch.Tensor]) -> nn.Module:
     """A model like `model` with the given config and weights."""
-    from transformers.initialization import no_init_weights
+    from qcore.models.assembly import empty_model
 
-    from qcore.models.assembly import building, quiet
-
-    with building, quiet(), no_init_weights():
-        smaller = type(model)._from_config(config, dtype=model.dtype)
+    smaller = empty_model(config, dtype=model.dtype)
     smaller.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     smaller.tie_weights()
     smaller.generation_config = deepcopy(model.generation_config)
-    return smaller.eval().requires_grad_(False)
+    return smaller.requires_grad_(False)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from qcore import engines
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
+from qcore.base.transformers_internals import use_eager_experts
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
@@ -237,7 +238,7 @@ def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) ->
     if target.fused:
         delattr(old, target.parameter)
         setattr(old, target.parameter, QuantExperts(weights, target.transposed))
-        old.config._experts_implementation = "eager"  # the one that takes the experts' weights one at a time
+        use_eager_experts(old)
         return
     if target.kind == "embedding":
         new = QuantEmbedding(weights[0], old.padding_idx)
@@ -324,7 +325,7 @@ def _narrow_in_place(module: nn.Module, narrow: Callable[[nn.Parameter], nn.Para
         if parameter.ndim == 3 and hasattr(module, "is_transposed"):
             delattr(module, name)
             setattr(module, name, StoredExperts(narrow(parameter)))
-            module.config._experts_implementation = "eager"
+            use_eager_experts(module)
         else:
             setattr(module, name, narrow(parameter))
             parametrize.register_parametrization(module, name, Widen(), unsafe=True)

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from qcore.base.transformers_internals import put_tensor, use_eager_experts
 from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.layers.select import Target, select
-from qcore.models.assembly import building, quiet
+from qcore.models.assembly import empty_model
 from qcore.models.config import to_transformers
 from qcore.quantization.convert import install
 from qcore.recipes import Recipe
@@ -34,7 +35,7 @@ class Frame:
 
     def __init__(self, source: Source, recipe: Recipe | None):
         self.source = source
-        self.model = _unfilled(source)
+        self.model = _without_parameters(source)
         self._targets: dict[str, Target] = {}
         if recipe is not None and recipe.quantizes:
             self._targets = {target.name: target for target in select(self.model, recipe).targets}
@@ -90,15 +91,13 @@ class Frame:
     def _put(self, name: str) -> None:
         owner_name, _, last = name.rpartition(".")
         module = self.model.get_submodule(owner_name)
-        parameter = module._parameters.get(last)
-        if parameter is None:
+        parameter = getattr(module, last, None)
+        if not isinstance(parameter, nn.Parameter):
             return  # belongs to a module that was replaced as a whole, its bias with it
         if parameter.ndim == 3 and hasattr(module, "is_transposed") and not last.endswith("bias"):
             delattr(module, last)
             setattr(module, last, _Experts(self.source, name))
-            module.config._experts_implementation = (
-                "eager"  # the one that takes the experts' weights one at a time
-            )
+            use_eager_experts(module)
             return
         value = self.source.read(name)
         if value.dtype == torch.float32 or value.numel() <= _SMALL or not value.is_floating_point():
@@ -143,21 +142,14 @@ class _Head(StoredLinear):
         return logits.view(*x.shape[:-1], -1)
 
 
-def _unfilled(source: Source) -> nn.Module:
-    """The model with real buffers and parameters on the meta device."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    config = to_transformers(source.checkpoint.config)
-    with building, quiet(), init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
-    persistent = [name for name in dict(model.named_buffers()) if name in source.model.state_dict()]
-    for name in persistent:
+def _without_parameters(source: Source) -> nn.Module:
+    """Return the model with parameters on the meta device and its buffers, the stored ones included."""
+    model = empty_model(to_transformers(source.checkpoint.config))
+    saved = source.model.state_dict()
+    for name in [name for name, _ in model.named_buffers() if name in saved]:
         owner, _, last = name.rpartition(".")
-        model.get_submodule(owner)._buffers[last] = source.read(name).clone()
-    return model.eval().requires_grad_(False)
+        put_tensor(model.get_submodule(owner), last, source.read(name).clone())
+    return model
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from qcore.base.errors import InputError
-from qcore.base.files import read_json, write_json
+from qcore.base.files import publish, read_json, write_json
 
 VERSION = 1  # goes up whenever the same recipe writes other bytes than before
 _NOTE, _LOCK = "finished.json", ".lock"
 
 
 class Journal:
-    """Context manager for the work `identity` (JSON-ready) describes, whose result is to be the folder
-    `final`.
+    """Context manager for the work that `identity` (JSON-ready) describes and that ends in the folder `final`, an
+    absolute path.
 
-    Raises `InputError` if another process is at the same work.
+    Entering raises `InputError` if another process does the same work, `OSError` if the disk refuses.
     """
 
     def __init__(self, final: Path, identity: dict):
@@ -44,8 +43,14 @@ class Journal:
             raise InputError(
                 f"Another process is writing {self.final} already. Wait for it, or end it."
             ) from None
-        self._forget_others()
-        self._finished = (read_json(self.folder / _NOTE) or {}).get("shards", {})
+        try:
+            self._forget_others()
+            note = read_json(self.folder / _NOTE)
+            shards = note.get("shards") if isinstance(note, dict) else None
+            self._finished = shards if isinstance(shards, dict) else {}
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *exception) -> None:
@@ -63,12 +68,10 @@ class Journal:
         write_json(self.folder / _NOTE, {"shards": self._finished})
 
     def publish(self) -> None:
-        """All is done: give the folder its final name, in place of what may be there."""
+        """Give the finished folder its final name, in place of what may be there."""
         (self.folder / _NOTE).unlink(missing_ok=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        os.replace(self.folder, self.final)
+        publish(self.folder, self.final)
 
     def _forget_others(self) -> None:
         """Remove what other recipes or sources left unfinished for the same folder, unless somebody is at

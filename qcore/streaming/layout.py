@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qcore.formats.kinds import Format
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
+from qcore.library.manifest import Matrix, stems
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
 
@@ -92,7 +92,7 @@ class Layout:
 
 
 def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
-    """Lay out `model` (a skeleton) under `recipe`, one of qcore's own data-free ones, in shards of about
+    """Lay out `model` (a meta model) under `recipe`, one of qcore's own data-free ones, in shards of about
     `shard_bytes`.
 
     Raises what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change,
@@ -128,37 +128,25 @@ def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
 def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
     count, rows, columns = target.shape(model)
     numbers = range(count) if target.fused else [None]
-    pieces = parts_of(target.format, rows, columns)
+    parts = target.format.layout(rows, columns)
     return [
         Unit(
             target.name,
             number,
             target,
-            tuple(Piece(f"{stem}.{part}", dtype, shape) for part, (dtype, shape) in pieces.items()),
+            tuple(
+                Piece(f"{stem}.{part}", getattr(torch, dtype), shape)
+                for part, (dtype, shape) in parts.items()
+            ),
         )
-        for number, stem in zip(numbers, _stems(target, count), strict=True)
+        for number, stem in zip(numbers, stems(model, target), strict=True)
     ]
-
-
-def _stems(target: Target, count: int) -> list[str]:
-    """Names under which the matrices' parts are stored."""
-    return [f"{target.name}.experts.{i}" for i in range(count)] if target.fused else [target.module]
 
 
 def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dict]:
-    count, rows, columns = target.shape(model)
-    format = target.format.to_dict()
-    stems = zip(_stems(target, count), _stems(owner, count), strict=True)
-    return [
-        {"module": own, "like": first, "shape": [rows, columns], "format": format} for own, first in stems
-    ]
-
-
-def parts_of(format: Format, rows: int, columns: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """{part: (dtype, shape)} of the parts of a `QuantizedTensor` (rows outputs, columns inputs) that are
-    stored."""
-    layout = format.layout(rows, columns)
-    return {part: (getattr(torch, dtype), shape) for part, (dtype, shape) in layout.items()}
+    _, *shape = target.shape(model)
+    names = zip(stems(model, target), stems(model, owner), strict=True)
+    return [Matrix(own, first, tuple(shape), target.format).to_dict() for own, first in names]
 
 
 def _cut(units: list[Unit], shard_bytes: int) -> tuple[Shard, ...]:

@@ -17,7 +17,6 @@ cut into files.
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -28,6 +27,7 @@ import torch
 import qcore
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.executor import Engine
+from qcore.base.files import write_json
 from qcore.base.home import check_space
 from qcore.base.progress import Progress
 from qcore.formats.tensor import QuantizedTensor
@@ -93,8 +93,7 @@ def quantize(
     already or holds NaN, or a target that `check_target` refuses; `UnavailableError` if the disk is full.
     """
     check(recipe)
-    folder = Path(folder).absolute()
-    safetensors.check_target(recipe, folder, overwrite=overwrite)
+    folder = safetensors.check_target(recipe, folder, overwrite=overwrite)
     if checkpoint.is_quantized:
         raise InputError(f"{checkpoint.name} is quantized already. Quantize the original model instead.")
     tokenizer = load_tokenizer(checkpoint)
@@ -106,8 +105,9 @@ def quantize(
         "shard_bytes": shard_bytes,
         "qcore": qcore.__version__,
     }
+    journal = Journal(folder, identity)
     try:
-        with Journal(folder, identity) as journal:
+        with journal:
             spread = (
                 None
                 if engine is None or engine.is_local
@@ -247,4 +247,4 @@ def _read_bytes(source: Source, shard: Shard) -> int:
 def _write_index(layout: Layout, folder: Path) -> None:
     places = {piece.name: shard.file for shard in layout.shards for piece in shard.pieces}
     index = {"metadata": {"total_size": layout.nbytes}, "weight_map": dict(sorted(places.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=1))
+    write_json(folder / INDEX, index)

@@ -15,8 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.base.transformers_internals import (
+    StoredNames,
+    apply_rule,
+    rule_targets,
+    stacks_experts,
+    stored_order,
+)
 from qcore.library.loading import require_finite, set_generation_config
-from qcore.models import Checkpoint, skeleton
+from qcore.models import Checkpoint, meta_model
 from qcore.models.mapping import read_tensor
 
 if TYPE_CHECKING:
@@ -24,11 +31,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Recipe:
-    """What a parameter is made of: the names of stored tensors by the pattern that a rule knows them by, and
-    the rule, if any."""
+class _Made:
+    """How a parameter is made: transformers' conversion `rule`, if it takes one, and the names of the stored
+    tensors by the pattern under which the rule knows them."""
 
-    converter: object | None = None
+    rule: object | None = None
     stored: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -41,8 +48,8 @@ class Source:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
-        self.model = skeleton(checkpoint)
-        self._made: dict[str, _Recipe] = {}
+        self.model = meta_model(checkpoint)
+        self._made: dict[str, _Made] = {}
         self._targets: dict[
             str, str
         ] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
@@ -54,14 +61,14 @@ class Source:
         """The parameter in the shape that the model has it in. Mapped from the file, or made anew if it takes
         a rule."""
         first = self._targets[name]
-        recipe = self._made[first]
-        if recipe.converter is None:
-            return self._stored(recipe.names[0])
+        made = self._made[first]
+        if made.rule is None:
+            return self._stored(made.names[0])
         if self._last is None or self._last[0] != first:
             self._last = None  # let go of the old one before the new one is made
             self._last = (
                 first,
-                self._convert(first, {pattern: list(names) for pattern, names in recipe.stored.items()}),
+                self._convert(first, {pattern: list(names) for pattern, names in made.stored.items()}),
             )
         return self._last[1][name]
 
@@ -69,23 +76,19 @@ class Source:
         """Matrix `number` of the fused experts' parameter `name` (E, …), made without the others where they
         are stored apart."""
         first = self._targets[name]
-        recipe = self._made[first]
-        if recipe.converter is not None and _apart(recipe, self.model.get_parameter(name).shape[0]):
-            return self._convert(
-                first, {pattern: [names[number]] for pattern, names in recipe.stored.items()}
-            )[name][0]
+        made = self._made[first]
+        if _apart(made, self.model.get_parameter(name).shape[0]):
+            return self._convert(first, {pattern: [names[number]] for pattern, names in made.stored.items()})[
+                name
+            ][0]
         return self.read(name)[number]
 
     def stored_names(self, name: str, expert: int | None = None) -> list[str]:
         """The stored tensors that the parameter (or its matrix number `expert`) is made of."""
-        recipe = self._made[self._targets[name]]
-        if (
-            expert is not None
-            and recipe.converter is not None
-            and _apart(recipe, self.model.get_parameter(name).shape[0])
-        ):
-            return [names[expert] for names in recipe.stored.values()]
-        return recipe.names
+        made = self._made[self._targets[name]]
+        if expert is not None and _apart(made, self.model.get_parameter(name).shape[0]):
+            return [names[expert] for names in made.stored.values()]
+        return made.names
 
     def check_finite(self, name: str, expert: int | None = None) -> None:
         """Raise `InputError` naming the first NaN or infinity among the stored tensors of a parameter."""
@@ -104,7 +107,7 @@ class Source:
     def described(self) -> torch.nn.Module:
         """The model without weights, with the checkpoint's own generation config: what a saved folder's
         config files are written from."""
-        model = copy(self.model)  # the skeleton itself is shared and stays as it is
+        model = copy(self.model)  # the meta model itself is shared and stays as it is
         model.config = deepcopy(model.config)
         set_generation_config(model, self.checkpoint.folder)
         return model
@@ -120,52 +123,23 @@ class Source:
         return tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
 
     def _convert(self, first: str, stored: dict[str, list[str]]) -> dict[str, torch.Tensor]:
-        converter = deepcopy(self._made[first].converter)
-        for pattern, names in stored.items():
-            for stored_name in names:
-                converter.add_tensor(first, stored_name, pattern, self._stored(stored_name))
-        made = converter.convert(first, model=self.model, config=self.model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        tensors = {
+            pattern: [(name, self._stored(name)) for name in names] for pattern, names in stored.items()
+        }
+        return apply_rule(self._made[first].rule, first, tensors, self.model)
 
     def _read_rules(self) -> None:
-        """Sort the stored names into the parameters they belong to, as `transformers.core_model_loading` does
-        when it loads."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        rules = get_model_conversion_mapping(self.model)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
-        prefix, wanted = self.model.base_model_prefix, self.model.state_dict()
-        for stored in sorted(self.checkpoint.tensors, key=dot_natural_key):
-            name, pattern = rename_source_key(stored, renamings, converters, prefix, wanted)
-            if name not in wanted and stored in wanted:
-                name, pattern = rename_source_key(
-                    stored, [], [], base_model_prefix=prefix, meta_state_dict=wanted
-                )
-            if name not in wanted:
-                # left out on purpose by the model's class, or `skeleton` would have refused the checkpoint
-                continue
-            recipe = self._made.setdefault(name, _Recipe(by_pattern.get(pattern)))
-            recipe.stored.setdefault(pattern or stored, []).append(stored)
-        for first, recipe in self._made.items():
-            for name in [first] if recipe.converter is None else self._targets_of(first, recipe.converter):
+        """Sort the stored names into the parameters they belong to, as transformers does when it loads."""
+        rules = StoredNames(self.model)
+        for stored in sorted(self.checkpoint.tensors, key=stored_order):
+            if (found := rules.place(stored)) is None:
+                continue  # left out on purpose by the model's class, or `meta_model` would have refused it
+            name, pattern, rule = found
+            made = self._made.setdefault(name, _Made(rule))
+            made.stored.setdefault(pattern or stored, []).append(stored)
+        for first, made in self._made.items():
+            for name in [first] if made.rule is None else rule_targets(made.rule, first):
                 self._targets.setdefault(name, first)
-
-    def _targets_of(self, first: str, converter) -> list[str]:
-        """All parameters that a rule makes at once; the rule is known by the first of them."""
-        pattern = next((pattern for pattern in converter.target_patterns if pattern in first), None)
-        return (
-            [first]
-            if pattern is None
-            else [first.replace(pattern, other, 1) for other in converter.target_patterns]
-        )
 
     def _add_ties(self) -> None:
         """A tied parameter has several names and is stored under one of them."""
@@ -192,22 +166,10 @@ class Source:
                 self._targets.setdefault(name, self._targets[known[0]])
 
 
-def _apart(recipe: _Recipe, experts: int) -> bool:
-    """Does the rule put experts together that are stored one by one, and otherwise only do to each what it
-    does to all?"""
-    from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
-
-    first, *others = recipe.converter.operations
-    if type(first) is not MergeModulelist or first.dim != 0:
-        return False
-    for operation in others:
-        kind = type(operation)
-        inside = (
-            kind is Concatenate
-            and operation.dim > 0
-            or kind is Transpose
-            and min(operation.dim0, operation.dim1) > 0
-        )
-        if not inside:
-            return False
-    return all(len(names) == experts for names in recipe.stored.values())
+def _apart(made: _Made, experts: int) -> bool:
+    """Are the experts stored one by one, and can each be made without the others?"""
+    return (
+        made.rule is not None
+        and stacks_experts(made.rule)
+        and all(len(names) == experts for names in made.stored.values())
+    )

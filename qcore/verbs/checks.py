@@ -176,10 +176,10 @@ def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
 def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
     """Raise `InputError` if the architecture keeps no keys and values that the form `kv` could hold."""
     from qcore.formats.kv import check_config
-    from qcore.models import skeleton
+    from qcore.models import meta_model
 
     if kv is not None:
-        check_config(skeleton(checkpoint).config)
+        check_config(meta_model(checkpoint).config)
 
 
 def check_calibration(spec: RunSpec, text: Text) -> None:

@@ -25,7 +25,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import inventory
 from qcore.layers.select import Selection, Target, select
 from qcore.library.loading import require_finite
-from qcore.models import Checkpoint, skeleton
+from qcore.models import Checkpoint, meta_model
 from qcore.models.mapping import read_tensor
 from qcore.quantization import methods
 from qcore.recipes import Engine, Recipe, parse
@@ -156,7 +156,7 @@ def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
 
 def _layers(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[_Layer], Selection]:
     _check(checkpoint, recipe)
-    model = skeleton(checkpoint)
+    model = meta_model(checkpoint)
     selection = select(model, recipe)
     shared = {name for name, _, twin in inventory(model) if twin}
     prefix = model.base_model_prefix

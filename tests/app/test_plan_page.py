@@ -120,9 +120,9 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     job.join(PATIENCE)
     assert job.error is None
     calm(at.run())
-    skeleton = models.skeleton(library.outline(str(llama)))
+    model = models.meta_model(library.outline(str(llama)))
     if probe.known(
-        skeleton, recipes.parse("int8")
+        model, recipes.parse("int8")
     ):  # a fresh process may have another number of threads than the tests
         assert (
             plots(at) == 2

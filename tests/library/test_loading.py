@@ -172,9 +172,9 @@ def test_skeleton_names_and_shapes_are_the_models(originals):
             name: parameter.shape for name, parameter in library.load(checkpoint).model.named_parameters()
         }
         assert {
-            name: parameter.shape for name, parameter in models.skeleton(checkpoint).named_parameters()
+            name: parameter.shape for name, parameter in models.meta_model(checkpoint).named_parameters()
         } == shapes, kind
-        assert all(parameter.is_meta for parameter in models.skeleton(checkpoint).parameters())
+        assert all(parameter.is_meta for parameter in models.meta_model(checkpoint).parameters())
 
 
 @pytest.mark.parametrize(

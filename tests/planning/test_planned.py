@@ -46,7 +46,7 @@ def test_bytes_of_a_token_are_those_of_the_real_ledger(checkpoints, kind):
     for name in ("int8", "int4-g32-head8", "bf16"):
         model = tiny.model(kind)
         expected = bytes_a_token(model, quantize(model, parse(name)).rows)
-        assert speed.weights_a_token(models.skeleton(checkpoints[kind]), parse(name)) == pytest.approx(
+        assert speed.weights_a_token(models.meta_model(checkpoints[kind]), parse(name)) == pytest.approx(
             expected, rel=1e-3
         )
 
@@ -221,7 +221,7 @@ def test_a_plan_is_json(checkpoints):
 
 
 def test_predictions_from_a_probe_by_hand(checkpoints):
-    model = models.skeleton(checkpoints["llama"])
+    model = models.meta_model(checkpoints["llama"])
     probe = Probe(
         "int8",
         layers=2,

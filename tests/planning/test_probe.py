@@ -83,22 +83,18 @@ def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
 
 
 def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
-    skeleton = models.skeleton(library.outline(tiny.checkpoint("moe", tmp_path / "moe")))
+    model = models.meta_model(library.outline(tiny.checkpoint("moe", tmp_path / "moe")))
     seen = []
-    found = probe.probe(
-        skeleton, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event)
-    )
+    found = probe.probe(model, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event))
     good = found["int8"]
     assert good.error is None and good.block_s > 0 and good.layers == good.depth == 2 and not good.native
     assert "full precision" in found["bnb-nf4"].error
     assert seen[0] == (0, 2, "timing int8") and seen[-1][:2] == (2, 2)
-    assert probe.known(skeleton, parse("int8")) == good
-    assert (
-        probe.known(skeleton, parse("bnb-nf4")) is None and probe.known(skeleton, parse("int4-g64")) is None
-    )
+    assert probe.known(model, parse("int8")) == good
+    assert probe.known(model, parse("bnb-nf4")) is None and probe.known(model, parse("int4-g64")) is None
     (place,) = (tmp_path / "home" / "probes").iterdir()
     place.write_text(json.dumps({"recipe": "int8", "another": 1}))
-    assert probe.known(skeleton, parse("int8")) is None
+    assert probe.known(model, parse("int8")) is None
 
 
 def test_a_probe_in_a_process_of_its_own(tmp_path):
@@ -106,8 +102,8 @@ def test_a_probe_in_a_process_of_its_own(tmp_path):
     job = probing.Probing(folder, None, ["int8", "fp32"])
     job.join(PATIENCE)
     assert not job.active and job.error is None and (job.done, job.total) == (2, 2)
-    skeleton = models.skeleton(library.outline(folder))
-    assert probe.known(skeleton, parse("int8")) or torch.get_num_threads() != probe_threads()
+    model = models.meta_model(library.outline(folder))
+    assert probe.known(model, parse("int8")) or torch.get_num_threads() != probe_threads()
 
 
 def probe_threads() -> int:

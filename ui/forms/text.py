@@ -1,14 +1,13 @@
 """Which text is scored, and the conditions of all measurements."""
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import streamlit as st
 
 from qcore.base import texts
 from qcore.base.errors import InputError
+from qcore.base.files import replaced_file
 from qcore.base.home import home, is_public
 from qcore.recipes.spec import LIMITS
 from ui import state
@@ -64,12 +63,8 @@ def keep_upload(name: str, content: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.txt"
     if not final.exists():
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
+        with replaced_file(final) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
     return final
 
 

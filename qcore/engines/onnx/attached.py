@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.transformers_internals import put_first_parameter, put_tensor
 from qcore.engines.onnx.run_onnx import OnnxModel
 
 
@@ -19,19 +20,17 @@ class _Head(nn.Module):
 
 
 def attach(model: nn.Module, session: OnnxModel) -> nn.Module:
-    """Let `model`, whose weights are no longer needed (a skeleton will do), be computed by `session`. Returns
+    """Let `model`, whose weights are no longer needed (a meta model will do), be computed by `session`. Returns
     the model."""
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    hollow = torch.empty_like(tensor, device="meta")
-                    tensors[name] = (
-                        nn.Parameter(hollow, requires_grad=False) if tensors is module._parameters else hollow
-                    )
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            hollow = torch.empty_like(parameter, device="meta")
+            put_tensor(module, name, nn.Parameter(hollow, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            put_tensor(module, name, torch.empty_like(buffer, device="meta"))
     model.set_output_embeddings(_Head())
     # The first parameter says where inputs go and in which type is computed.
-    model._parameters = {"onnx": nn.Parameter(torch.empty(0), requires_grad=False), **model._parameters}
+    put_first_parameter(model, "onnx", nn.Parameter(torch.empty(0), requires_grad=False))
     model.forward = _Forward(session)
     return model.eval()
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.func import functional_call
 
 from qcore.base.progress import Progress
+from qcore.base.transformers_internals import eager_experts
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
 from qcore.quantization.calibration.blocks import Blocks
@@ -149,16 +150,13 @@ class BlockWork:
         """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
         module, matrices = self.module(target), self.matrices(target)
         totals = [Moments.empty(matrix.shape[1]) for matrix in matrices]
-        previous, module.config._experts_implementation = module.config._experts_implementation, "eager"
-        try:
+        with eager_experts(module):
             for hidden in self.hidden:
                 parameter = getattr(module, target.parameter).detach()
                 for expert, inputs in watch_experts(
                     lambda hidden=hidden: self.run(hidden), parameter, target.transposed
                 ):
                     totals[expert].add(inputs)
-        finally:
-            module.config._experts_implementation = previous
         return totals
 
     def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:

@@ -1,0 +1,214 @@
+"""Everything that qcore uses of transformers and torch and that their documentation does not promise.
+
+One function for each private thing, and one test for each in tests/models/test_transformers_internals.py: an
+upgrade that changes one of them fails there. What each was last checked with stands in `CHECKED`. No other
+file of qcore names a private attribute or module of these libraries, apart from the overrides that the test
+file lists.
+
+transformers keeps defaults for the whole process (data type, initialisation, verbosity) while it builds a
+model, and puts them back afterwards: two threads at once would put back what the other one had set. All
+functions here that touch such state hold one lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+CHECKED = {"transformers": "5.24.0", "torch": "2.13.0"}
+_process = threading.RLock()  # held while process-wide state of the libraries is changed
+
+
+# -- process-wide state --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch off transformers' progress bars and messages below "critical", for the whole process; one thread
+    at a time, and what was set before is set again. Loading problems are reported by qcore as one sentence."""
+    from transformers.utils import logging as library
+
+    logger = logging.getLogger("transformers")
+    with _process:
+        level, bar = logger.level, library.is_progress_bar_enabled()
+        logger.setLevel(logging.CRITICAL)
+        library.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+@contextmanager
+def without_weights(*, meta_buffers: bool) -> Iterator[None]:
+    """Build models whose parameters are on the meta device and are not initialised; buffers too with
+    `meta_buffers`, otherwise they are computed. One thread at a time."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    place = torch.device("meta") if meta_buffers else init_empty_weights(include_buffers=False)
+    with _process, place, no_init_weights():
+        yield
+
+
+@contextmanager
+def without_conversion_bar() -> Iterator[None]:
+    """Hide the progress bar of transformers' GGUF converter, which none of its switches turns off."""
+    from transformers import modeling_gguf_pytorch_utils as converter
+
+    with _process:
+        drawn = converter.tqdm
+        converter.tqdm = lambda items, **_: items
+        try:
+            yield
+        finally:
+            converter.tqdm = drawn
+
+
+# -- GGUF ----------------------------------------------------------------------------------------------------
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a GGUF file as transformers' config has them. The library indexes whatever the
+    file holds, so anything may be raised."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    with quiet():
+        return load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+
+
+# -- from stored names to the model's ------------------------------------------------------------------------
+
+
+class StoredNames:
+    """The rules by which transformers finds the parameter of `model` to which a stored tensor belongs, as it
+    applies them when it loads a whole model. `model` may be on the meta device."""
+
+    def __init__(self, model: PreTrainedModel):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        rules = get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
+        self._prefix, self._wanted = model.base_model_prefix, model.state_dict()
+
+    def place(self, stored: str) -> tuple[str, str | None, Any] | None:
+        """Return (parameter, the rule's pattern, the rule) of a stored tensor; pattern and rule are None if it is
+        stored as the model has it. None if the model has no place for it."""
+        from transformers.core_model_loading import rename_source_key
+
+        name, pattern = rename_source_key(
+            stored, self._renamings, self._converters, self._prefix, self._wanted
+        )
+        if name not in self._wanted and stored in self._wanted:
+            name, pattern = rename_source_key(stored, [], [], self._prefix, self._wanted)
+        return (name, pattern, self._by_pattern.get(pattern)) if name in self._wanted else None
+
+
+def stored_order(name: str) -> list:
+    """Return the sort key by which transformers orders stored names: "experts.10" comes after "experts.9"."""
+    from transformers.core_model_loading import dot_natural_key
+
+    return dot_natural_key(name)
+
+
+def rule_targets(rule: Any, first: str) -> list[str]:
+    """Return all parameters that `rule` makes at once; `first` is the one that it is known by."""
+    pattern = next((pattern for pattern in rule.target_patterns if pattern in first), None)
+    if pattern is None:
+        return [first]
+    return [first.replace(pattern, other, 1) for other in rule.target_patterns]
+
+
+def apply_rule(
+    rule: Any, first: str, stored: dict[str, list[tuple[str, torch.Tensor]]], model: PreTrainedModel
+) -> dict[str, torch.Tensor]:
+    """Return {parameter: tensor} made by `rule` of the `stored` tensors {pattern: [(stored name, tensor)]}."""
+    rule = deepcopy(rule)
+    for pattern, members in stored.items():
+        for name, tensor in members:
+            rule.add_tensor(first, name, pattern, tensor)
+    made = rule.convert(first, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def stacks_experts(rule: Any) -> bool:
+    """Does `rule` stack experts that are stored one by one, and otherwise do to each what it does to all?"""
+    from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
+
+    first, *others = rule.operations
+    if type(first) is not MergeModulelist or first.dim != 0:
+        return False
+    return all(
+        (type(each) is Concatenate and each.dim > 0)
+        or (type(each) is Transpose and min(each.dim0, each.dim1) > 0)
+        for each in others
+    )
+
+
+# -- mixtures of experts -------------------------------------------------------------------------------------
+
+
+def use_eager_experts(module: nn.Module) -> None:
+    """Let the experts `module` take its weights one expert at a time from now on: the only way in which quantized
+    experts run, so it stays for as long as they are there."""
+    module.config._experts_implementation = "eager"
+
+
+@contextmanager
+def eager_experts(module: nn.Module) -> Iterator[None]:
+    """Do `use_eager_experts` for a while, and set what was set before."""
+    previous = module.config._experts_implementation
+    use_eager_experts(module)
+    try:
+        yield
+    finally:
+        module.config._experts_implementation = previous
+
+
+# -- torch ---------------------------------------------------------------------------------------------------
+
+
+def is_saved(module: nn.Module, buffer: str) -> bool:
+    """Is the module's own buffer part of its state_dict?"""
+    return buffer not in module._non_persistent_buffers_set
+
+
+def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+    """Exchange a registered parameter or buffer, its registration (saved or not) kept; None leaves the name
+    without a tensor."""
+    registered = module._parameters if name in module._parameters else module._buffers
+    registered[name] = tensor
+
+
+def put_first_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register `parameter` before all others of `module`, so that `next(module.parameters())`, by which libraries
+    find a model's device and data type, returns it."""
+    others = list(module._parameters.items())
+    module._parameters.clear()
+    module.register_parameter(name, parameter)
+    module._parameters.update(others)
+
+
+def storage_key(tensor: torch.Tensor) -> tuple[Hashable, Callable[[], bool]]:
+    """Return (a key, `is_gone`) of the memory that `tensor` lies in: tensors that share it have equal keys, and
+    `is_gone()` is True once it was freed and the key may be given again."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    storage = tensor.untyped_storage()
+    return storage._cdata, StorageWeakRef(storage).expired

@@ -1,0 +1,343 @@
+"""qcore.json, the manifest of a saved model: recipe, ledger, the format of each quantized matrix, the SHA-256 of
+each weight file.
+
+It may come from a stranger, and native code reads the weights by what it says. So `read` checks its form, and
+`check` holds it against the model's own shapes and the headers of the weight files: every tensor that will be
+read must be there with the dtype and shape that its format demands, and nothing else. Both raise `InputError`
+before anything is allocated or read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from torch import nn
+
+from qcore.base.errors import InputError
+from qcore.formats.budget import Budget
+from qcore.formats.kinds import KINDS, Format, packed_width
+from qcore.formats.kinds import from_dict as read_format
+from qcore.layers.inventory import inventory
+from qcore.layers.select import Target, select
+from qcore.library.saving import MANIFEST
+from qcore.library.sparse import MASK, VALUES, SparseMatrix
+from qcore.models.checkpoint import SINGLE
+from qcore.models.headers import BITS, TensorInfo, read_json
+from qcore.models.mapping import stored_name
+from qcore.recipes import Float, Recipe
+from qcore.recipes.ledger import Ledger
+
+VERSION = 1
+_SHA256 = re.compile("[0-9a-f]{64}")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A quantized matrix: the `module` that holds it, the module under whose name its parts are stored (`like`,
+    another one if they share it), its shape (N outputs, K inputs) and its format."""
+
+    module: str
+    like: str
+    shape: tuple[int, int]
+    format: Format
+
+    def to_dict(self) -> dict:
+        """Return the JSON-ready form."""
+        return {
+            "module": self.module,
+            "like": self.like,
+            "shape": list(self.shape),
+            "format": self.format.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The checked content of a qcore.json. `matrices` by module; `sha256` by file."""
+
+    recipe: Recipe
+    ledger: Ledger
+    matrices: dict[str, Matrix]
+    sparse: tuple[SparseMatrix, ...]
+    sha256: dict[str, str]
+
+
+def read(folder: Path) -> Manifest:
+    """Return the manifest in `folder`. Raises `InputError` if it is missing, damaged, of another version, or
+    holds what no version of qcore writes."""
+    try:
+        record = read_json(folder / MANIFEST)
+        version = record["version"]
+    except (InputError, KeyError) as error:
+        why = "it has no version" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise InputError(
+            f"{folder} is not a model saved by qcore: {MANIFEST} cannot be read ({why})."
+        ) from error
+    if version != VERSION:
+        raise InputError(
+            f"{folder} was saved in version {version} of the format; this qcore reads version {VERSION}."
+        )
+    try:
+        matrices = [_matrix(entry) for entry in _list(record["tensors"])]
+        return Manifest(
+            recipe=_recipe(record["recipe"]),
+            ledger=read_ledger(record["ledger"]),
+            matrices=_by_module(matrices),
+            sparse=tuple(_sparse(entry) for entry in _list(record.get("sparse", []))),
+            sha256=_digests(record["sha256"]),
+        )
+    except KeyError as error:
+        raise damaged(f"it has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise damaged(str(error).rstrip(".")) from error
+
+
+def check(manifest: Manifest, model: nn.Module, stored: Mapping[str, TensorInfo]) -> None:
+    """Raise `InputError` unless `manifest` fits the unquantized `model`, which may be on the meta device, and
+    the `stored` tensors by name."""
+    if set(manifest.sha256) != {tensor.file for tensor in stored.values()}:
+        raise damaged("it lists other weight files than there are")
+    targets = () if isinstance(manifest.recipe.weights, Float) else select(model, manifest.recipe).targets
+    _check_matrices(manifest, model, targets)
+    _check_stored(manifest, model, {target.name for target in targets}, stored)
+    _check_ledger(manifest, model, targets, stored)
+
+
+def read_ledger(record: dict) -> Ledger:
+    """Return the ledger in `record`. Raises `InputError` or `ValueError` if a field is not of the type, or a
+    number not of the size, that qcore writes."""
+    ledger = Ledger.from_dict(record)
+    for row in ledger.rows:
+        texts = (row.name, row.dtype, row.format or "", row.reason or "")
+        counts = (*row.shape, row.bytes_before, row.bytes_after, row.weights)
+        if not all(isinstance(text, str) for text in texts) or type(row.intended) is not bool:
+            raise ValueError(
+                f"its ledger's row {str(row.name)[:40]!r} has something else in the place of a text"
+            )
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"its ledger's row {row.name!r} has something else in the place of a count")
+        dtype = getattr(torch, row.dtype, None)
+        if (
+            not isinstance(dtype, torch.dtype)
+            or row.weights != math.prod(row.shape)
+            or row.bytes_before not in (0, row.weights * dtype.itemsize)
+        ):
+            raise ValueError(f"its ledger's row {row.name!r} has bytes that do not fit its shape and dtype")
+        if row.sparsity is not None and not (type(row.sparsity) in (int, float) and 0 <= row.sparsity <= 1):
+            raise ValueError(f"its ledger's row {row.name!r} has the sparsity {row.sparsity!r}")
+    extra = (ledger.calibration, ledger.allocation, ledger.training, ledger.pruning)
+    if not isinstance(ledger.recipe, str) or not all(isinstance(each, dict | None) for each in extra):
+        raise ValueError("its ledger has a record that cannot be read")
+    return ledger
+
+
+def stems(model: nn.Module, target: Target) -> list[str]:
+    """Return the names, in order, under which the matrices of a target are listed: its module, or one for each
+    expert."""
+    if not target.fused:
+        return [target.module]
+    return [f"{target.name}.experts.{i}" for i in range(target.shape(model)[0])]
+
+
+def damaged(why: str) -> InputError:
+    """Return the error for a manifest that cannot be believed."""
+    return InputError(f"{MANIFEST} is damaged: {why}. Quantize the model again, or download it again.")
+
+
+# -- its own form --------------------------------------------------------------------------------------------
+
+
+def _recipe(record: dict) -> Recipe:
+    """Return the recipe, every field of the type that it has in a recipe of qcore's own making."""
+    recipe = Recipe.from_dict(record)
+    if not isinstance(recipe.weights, Float | Format | Budget):
+        raise ValueError(f"models of the recipe {recipe.name!r} are never saved")
+    if isinstance(recipe.weights, Format):
+        _format(record["weights"])
+    if isinstance(recipe.weights, Budget):
+        for candidate in record["weights"].get("candidates", ()):
+            _format(candidate)
+    for text in (recipe.name, recipe.method, *_list(list(recipe.modules.skip))):
+        _text(text)
+    return recipe
+
+
+def _matrix(entry: dict) -> Matrix:
+    shape = _list(entry["shape"])
+    if len(shape) != 2 or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"{entry['module']!r} has the impossible shape {shape!r}")
+    return Matrix(_text(entry["module"]), _text(entry["like"]), tuple(shape), _format(entry["format"]))
+
+
+def _format(record: dict) -> Format:
+    """Return the format that `record` describes. JSON has no dataclasses, so the fields' types are compared."""
+    format = read_format(record)
+    types = get_type_hints(KINDS[format.TYPE])
+    for field in fields(format):
+        value = getattr(format, field.name)
+        if type(value) not in (get_args(types[field.name]) or (types[field.name],)):
+            raise ValueError(f"the format's {field.name} is {value!r}")
+    return format
+
+
+def _by_module(matrices: list[Matrix]) -> dict[str, Matrix]:
+    found = {matrix.module: matrix for matrix in matrices}
+    if len(found) < len(matrices):
+        raise ValueError("a module occurs twice")
+    for matrix in matrices:
+        owner = found.get(matrix.like)
+        if owner is None or (owner.like, owner.shape, owner.format) != (
+            matrix.like,
+            matrix.shape,
+            matrix.format,
+        ):
+            raise ValueError(f"{matrix.module} shares the parts of {matrix.like}, which is not like it")
+    return found
+
+
+def _sparse(entry: dict) -> SparseMatrix:
+    for name in ("columns", "bits"):
+        if type(entry[name]) is not int or entry[name] < 1:
+            raise ValueError(f"{entry['name']!r} has {name} = {entry[name]!r}")
+    module = entry.get("module")
+    return SparseMatrix(_text(entry["name"]), entry["columns"], entry["bits"], module and _text(module))
+
+
+def _digests(record: object) -> dict[str, str]:
+    digests = {SINGLE: record} if isinstance(record, str) else record
+    if not isinstance(digests, dict) or not digests:
+        raise ValueError("it has no SHA-256 of the weights")
+    for file, digest in digests.items():
+        if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
+            raise ValueError(f"{file!r} is not the name of a weight file beside it")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise ValueError(f"the SHA-256 of {file} is {digest!r}")
+    return digests
+
+
+def _list(value: object) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"it has {type(value).__name__} {str(value)[:40]!r} in the place of a list")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"it has {value!r} in the place of a name")
+    return value
+
+
+# -- against the model and the files -------------------------------------------------------------------------
+
+
+def _check_matrices(manifest: Manifest, model: nn.Module, targets: tuple[Target, ...]) -> None:
+    """The listed matrices are those of the recipe's targets, in shape and format."""
+    expected = set()
+    for target in targets:
+        _, *shape = target.shape(model)
+        for stem in stems(model, target):
+            expected.add(stem)
+            matrix = manifest.matrices.get(stem)
+            if matrix is None:
+                raise damaged(f"it does not list {stem}, which the recipe {manifest.recipe.name} quantizes")
+            if matrix.shape != tuple(shape):
+                raise damaged(f"{stem} has the shape {matrix.shape}, but the model has {tuple(shape)}")
+            if not isinstance(target.format, Budget) and matrix.format != target.format:
+                raise damaged(
+                    f"{stem} is in {matrix.format.label}, but the recipe {manifest.recipe.name} has {target.format.label}"
+                )
+    if extra := sorted(set(manifest.matrices) - expected):
+        raise damaged(f"it lists {extra[0]}, which the recipe {manifest.recipe.name} does not quantize")
+
+
+def _check_stored(
+    manifest: Manifest, model: nn.Module, quantized: set[str], stored: Mapping[str, TensorInfo]
+) -> None:
+    """Every tensor that the model needs is stored with the right dtype and shape, and no other is."""
+    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}  # name -> possible dtypes, shape
+    optional: set[str] = set()
+    for name, tensor, shared in inventory(model):
+        if name in quantized:
+            continue
+        expected[name] = (_dtypes(manifest.recipe, tensor), tuple(tensor.shape))
+        optional |= {name} if shared else set()
+    for matrix in manifest.matrices.values():
+        if matrix.like == matrix.module:
+            for part, (dtype, shape) in matrix.format.layout(*matrix.shape).items():
+                expected[f"{matrix.module}.{part}"] = ((stored_name(getattr(torch, dtype)),), shape)
+    for entry in manifest.sparse:
+        expected.update(_sparse_parts(manifest, entry, expected))
+    for name, (dtypes, shape) in expected.items():
+        found = stored.get(name)
+        if found is None:
+            if name in optional:
+                continue
+            raise damaged(f"the weight files have no {name}, which it needs")
+        fits = found.shape == shape or (shape == (-1,) and len(found.shape) == 1)
+        if found.dtype not in dtypes or not fits:
+            raise damaged(
+                f"{name} is stored as {found.dtype} {found.shape}, but should be {' or '.join(dtypes)} {shape}"
+            )
+    if extra := sorted(set(stored) - set(expected)):
+        raise damaged(f"the weight files have {extra[0]}, which has no place in the model")
+
+
+def _dtypes(recipe: Recipe, tensor: torch.Tensor) -> tuple[str, ...]:
+    own = stored_name(tensor.dtype)
+    return _FLOATS if isinstance(recipe.weights, Float) and own in _FLOATS else (own,)
+
+
+def _sparse_parts(
+    manifest: Manifest, entry: SparseMatrix, expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
+    """Take the matrix of a sparse entry out of `expected`, and yield what is stored in its place."""
+    dtypes, shape = expected.pop(entry.name, ((), ()))
+    if entry.module is None:
+        fits = len(shape) == 2 and shape[1] == entry.columns and set(dtypes) <= set(_FLOATS)
+        dtypes = tuple(dtype for dtype in dtypes if BITS[dtype] == entry.bits)
+    else:
+        matrix = manifest.matrices.get(entry.module)
+        fits = (
+            matrix is not None
+            and entry.name == f"{matrix.like}.codes"
+            and (entry.columns, entry.bits) == (matrix.shape[1], matrix.format.bits)
+            and not matrix.format.learned
+        )
+    if not fits or not dtypes:
+        raise damaged(f"{entry.name} is not a matrix that can be stored without its zeros as it says")
+    yield f"{entry.name}.{MASK}", (("U8",), (shape[0], packed_width(entry.columns, 1)))
+    yield f"{entry.name}.{VALUES}", (dtypes, (-1,))  # as many as there are bits in the mask
+
+
+def _check_ledger(
+    manifest: Manifest, model: nn.Module, targets: tuple[Target, ...], stored: Mapping[str, TensorInfo]
+) -> None:
+    """The ledger speaks of this model's tensors, and its bytes are those of the files."""
+    ledger = manifest.ledger
+    if ledger.recipe != manifest.recipe.name:
+        raise damaged(f"its ledger is that of {ledger.recipe!r}, its recipe is {manifest.recipe.name}")
+    shapes = {name: tuple(tensor.shape) for name, tensor, _ in inventory(model)}
+    rows = {row.name: row for row in ledger.rows}
+    if set(rows) != set(shapes) or len(rows) < len(ledger.rows):
+        raise damaged("its ledger lists other tensors than the model has")
+    for row in ledger.rows:
+        if row.shape != shapes[row.name]:
+            raise damaged(
+                f"its ledger has {row.name} in the shape {row.shape}, the model in {shapes[row.name]}"
+            )
+    for target in targets:
+        label = manifest.matrices[stems(model, target)[0]].format.label
+        if rows[target.name].format != label:
+            raise damaged(
+                f"its ledger has {target.name} in {rows[target.name].format}, the weight files in {label}"
+            )
+    held = sum(tensor.nbytes for tensor in stored.values())
+    if ledger.stored_bytes != held:
+        raise damaged(f"its ledger counts {ledger.stored_bytes} bytes, but the weight files hold {held}")

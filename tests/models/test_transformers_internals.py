@@ -1,0 +1,264 @@
+"""What qcore uses of transformers and torch beyond their documentation still is what it was: one test for each
+function of `qcore.base.transformers_internals`.
+
+If an upgrade fails here, mend that file, then raise `CHECKED`. The overrides of private methods that stand
+elsewhere are the last test.
+"""
+
+import logging
+import re
+import threading
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import accelerate
+import gguf_models
+import pytest
+import tiny
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, GgufConfig
+from transformers.utils import logging as library_logging
+
+import qcore
+from qcore.base import transformers_internals as internals
+from qcore.layers.modules import QuantLinear
+from qcore.models.assembly import empty_model
+from qcore.quantization.methods import quantize
+from qcore.recipes import parse
+
+
+def test_versions():
+    """Not the installed ones: raise CHECKED once this file passes with them, and look at what they changed."""
+    for library in (transformers, torch):
+        installed = library.__version__.partition("+")[0].split(".")[:2]
+        checked = internals.CHECKED[library.__name__].split(".")[:2]
+        assert installed == checked, f"{library.__name__} {library.__version__} was not checked"
+    assert hasattr(accelerate, "init_empty_weights")
+
+
+# -- process-wide state --------------------------------------------------------------------------------------
+
+
+def state() -> tuple:
+    """All process-wide state that the functions change."""
+    from transformers import modeling_gguf_pytorch_utils as converter
+    from transformers.modeling_utils import PreTrainedModel
+
+    return (
+        logging.getLogger("transformers").level,
+        library_logging.is_progress_bar_enabled(),
+        converter.tqdm,
+        PreTrainedModel.init_weights,
+        nn.init.normal_,
+        nn.Module.register_parameter,
+        torch.get_default_dtype(),
+    )
+
+
+def test_quiet_and_back():
+    before = state()
+    with pytest.raises(KeyboardInterrupt), internals.quiet():
+        assert logging.getLogger("transformers").level == logging.CRITICAL
+        assert not library_logging.is_progress_bar_enabled()
+        raise KeyboardInterrupt
+    assert state() == before
+
+
+def gguf_model():
+    return AutoModelForCausalLM.from_config(deepcopy(gguf_models.CONFIG), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("meta_buffers", [False, True])
+def test_a_model_without_weights(meta_buffers):
+    before = state()
+    model = empty_model(tiny.CONFIGS["llama-tied"], meta_buffers=meta_buffers)
+    assert state() == before
+    assert all(parameter.is_meta and not parameter.requires_grad for parameter in model.parameters())
+    assert all(buffer.is_meta == meta_buffers for buffer in model.buffers()) and list(model.buffers())
+    assert model.lm_head.weight is model.model.embed_tokens.weight and not model.training
+
+
+@pytest.mark.parametrize("name", ["quiet", "without_weights", "without_conversion_bar"])
+def test_two_threads_leave_what_was_there(name):
+    """Without the lock the second thread notes what the first one has set, and puts that back in the end."""
+    options = {"meta_buffers": True} if name == "without_weights" else {}
+    before, inside, seen = state(), threading.Semaphore(0), []
+
+    def work(seconds: float) -> None:
+        with getattr(internals, name)(**options):
+            inside.release()
+            time.sleep(seconds)
+            seen.append(state())
+
+    first = threading.Thread(target=work, args=(0.2,))
+    first.start()
+    inside.acquire()
+    second = threading.Thread(target=work, args=(0.4,))
+    second.start()
+    first.join()
+    second.join()
+    assert state() == before
+    assert seen[0][:2] == seen[1][:2] and seen[0] != before
+
+
+def test_the_converters_bar(tmp_path, capfd):
+    gguf_models.write(tmp_path / "model.gguf", gguf_model())
+    options = dict(gguf_file="model.gguf", dtype=torch.float32, local_files_only=True)
+    AutoModelForCausalLM.from_pretrained(
+        str(tmp_path), quantization_config=GgufConfig(dequantize=True), **options
+    )
+    assert "Converting" in capfd.readouterr().err, "the library draws no bar any more: remove the function"
+    with internals.quiet(), internals.without_conversion_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(tmp_path), quantization_config=GgufConfig(dequantize=True), **options
+        )
+    assert capfd.readouterr().err == ""
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_the_settings_of_a_gguf_file(tmp_path):
+    gguf_models.write(tmp_path / "model.gguf", gguf_model())
+    found = internals.gguf_config(tmp_path / "model.gguf")
+    assert found["model_type"] == "llama" and found["hidden_size"] == gguf_models.CONFIG.hidden_size
+
+
+# -- from stored names to the model's ------------------------------------------------------------------------
+
+
+def test_names_that_a_model_stores_differently():
+    names = internals.StoredNames(empty_model(tiny.CONFIGS["gpt2"]))
+    assert names.place("h.0.attn.c_attn.weight") == ("transformer.h.0.attn.c_attn.weight", None, None)
+    assert names.place("transformer.wte.weight") == ("transformer.wte.weight", None, None)
+    assert names.place("something.else") is None
+
+
+def test_experts_that_are_stored_one_by_one():
+    model = empty_model(tiny.CONFIGS["moe"])
+    names = internals.StoredNames(model)
+    first, stored = None, {}
+    for expert in range(4):
+        for part in ("w3", "w1"):
+            name = f"model.layers.0.block_sparse_moe.experts.{expert}.{part}.weight"
+            parameter, pattern, rule = names.place(name)
+            first = first or parameter
+            assert parameter == first == "model.layers.0.mlp.experts.gate_up_proj"
+            stored.setdefault(pattern, []).append((name, torch.full((64, 64), expert + (part == "w3") / 2)))
+    assert internals.stacks_experts(rule) and internals.rule_targets(rule, first) == [first]
+    (made,) = internals.apply_rule(rule, first, stored, model).values()
+    assert made.shape == (4, 128, 64)
+    assert made[2, 0, 0] == 2 and made[2, 127, 0] == 2.5, "w1 stands above w3"
+
+
+def test_the_order_of_stored_names():
+    names = [f"experts.{i}.w1" for i in range(12)]
+    assert sorted(sorted(names), key=internals.stored_order) == names
+
+
+# -- mixtures of experts -------------------------------------------------------------------------------------
+
+
+def test_experts_one_at_a_time():
+    class Watched(nn.Module):
+        def __init__(self, parameter):
+            super().__init__()
+            self.parameter, self.asked = parameter, []
+
+        def __getitem__(self, expert):
+            self.asked.append(int(expert))
+            return self.parameter[expert]
+
+    model = tiny.model("moe")
+    experts = model.model.layers[0].mlp.experts
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        parameter = experts.down_proj
+        del experts.down_proj
+        experts.down_proj = Watched(parameter)
+        before = model.config._experts_implementation
+        assert before != "eager"
+        with internals.eager_experts(experts):
+            assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+        assert set(experts.down_proj.asked) <= set(range(4)) and experts.down_proj.asked
+        assert model.config._experts_implementation == before
+        internals.use_eager_experts(experts)
+        assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+
+
+# -- torch ---------------------------------------------------------------------------------------------------
+
+
+def test_buffers_that_are_saved():
+    module = nn.Module()
+    module.register_buffer("saved", torch.zeros(1))
+    module.register_buffer("computed", torch.zeros(1), persistent=False)
+    for name in ("saved", "computed"):
+        assert internals.is_saved(module, name) == (name in module.state_dict())
+
+
+def test_exchanged_tensors_keep_their_registration():
+    module = nn.Linear(2, 2)
+    module.register_buffer("saved", torch.zeros(1))
+    module.register_buffer("computed", torch.zeros(1), persistent=False)
+    for name in ("saved", "computed"):
+        internals.put_tensor(module, name, None)
+        assert getattr(module, name) is None
+        internals.put_tensor(module, name, torch.ones(3))
+    internals.put_tensor(module, "weight", nn.Parameter(torch.ones(2, 2)))
+    assert module.saved.shape == (3,) and set(module.state_dict()) == {"weight", "bias", "saved"}
+    assert torch.equal(dict(module.named_parameters())["weight"], torch.ones(2, 2))
+
+
+def test_a_parameter_that_comes_first():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.register_parameter("last", nn.Parameter(torch.zeros(1)))
+    internals.put_first_parameter(module, "first", nn.Parameter(torch.zeros(3)))
+    assert [name for name, _ in module.named_parameters()] == ["first", "last", "0.weight", "0.bias"]
+
+
+def test_memory_that_tensors_share():
+    tensor = torch.zeros(8)
+    key, is_gone = internals.storage_key(tensor)
+    assert internals.storage_key(tensor[2:].view(2, 3))[0] == key != internals.storage_key(torch.zeros(8))[0]
+    part = tensor[1:]
+    del tensor
+    assert not is_gone()
+    del part
+    assert is_gone()
+
+
+def test_a_module_is_asked_for_its_tensors_through_the_methods_that_qcore_overrides():
+    """`QuantizedModule` overrides `_apply`, `_save_to_state_dict` and `_load_from_state_dict`."""
+    recipe = parse("int8")
+    weight = quantize(torch.randn(64, 64), recipe.weights, "rtn")
+    outer = nn.Sequential(QuantLinear(weight, None, "fp32"))
+    asked = []
+    outer[0].restore = lambda: asked.append("restored")
+    outer.to("cpu")
+    assert asked, "to() no longer goes through _apply"
+    asked.clear()
+    state_dict = outer.state_dict()
+    assert asked, "state_dict() no longer goes through _save_to_state_dict"
+    asked.clear()
+    outer.load_state_dict(state_dict)
+    assert asked, "load_state_dict() no longer goes through _load_from_state_dict"
+
+
+PRIVATE = re.compile(
+    r"\._(cdata|parameters|buffers|non_persistent_buffers_set|experts_implementation|from_config)\b"
+    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils"
+)
+
+
+def test_no_other_file_names_them():
+    root = Path(qcore.__file__).parent
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if PRIVATE.search(path.read_text()) and path != Path(internals.__file__)
+    }
+    assert not found
