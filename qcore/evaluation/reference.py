@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qcore.base.errors import InputError, UnavailableError
+from qcore.base.tensor_file import Piece, TensorFile
 from qcore.evaluation.logits import Chunk, LogitReader, LogitTransform, close
-from qcore.evaluation.tensorfile import TensorFile
 
 FORMAT = "qcore-reference-1"
 ROWS = 8192  # rows of a 16-bit head that are widened at a time
@@ -54,7 +54,8 @@ class Recorder:
         stride: int,
         checkpoint: Path | None,
     ):
-        self._file = TensorFile(Path(path))
+        self._path = Path(path)
+        self._file: TensorFile | None = None
         self._checkpoint = checkpoint
         self._reader = reader
         self._rows = len(ids) - 1
@@ -68,11 +69,11 @@ class Recorder:
 
     def add(self, chunk: Chunk) -> None:
         """Append the head's inputs of a chunk."""
-        if not self._file.started:
-            self._start(chunk)
+        if self._file is None:
+            self._file = self._start(chunk)
         self._file.write("hidden", chunk.hidden)
 
-    def _start(self, chunk: Chunk) -> None:
+    def _start(self, chunk: Chunk) -> TensorFile:
         weight = getattr(self._reader.head, "weight", None)
         if (
             chunk.hidden is None
@@ -90,19 +91,26 @@ class Recorder:
         if getattr(self._reader.head, "bias", None) is not None:
             extra["bias"] = self._reader.head.bias.detach()
         self._about["head"] = asdict(source) if source else None
-        layout = {"hidden": (chunk.hidden.dtype, (self._rows, chunk.hidden.shape[1]))}
-        layout |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()}
-        self._file.start(layout, {"qcore": json.dumps(self._about)})
+        pieces = [Piece("hidden", chunk.hidden.dtype, (self._rows, chunk.hidden.shape[1]))]
+        pieces += [Piece(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()]
+        try:
+            file = TensorFile(self._path, pieces, {"qcore": json.dumps(self._about)})
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written: {error.strerror or error}.") from error
         for name, tensor in extra.items():
-            self._file.write(name, tensor)
+            file.write(name, tensor)
+        return file
 
     def close(self) -> None:
         """Flush to disk and give the file its name."""
+        if self._file is None:
+            raise ValueError("nothing was added to the reference")
         self._file.close()
 
     def discard(self) -> None:
         """Remove the unfinished file; nothing after `close`."""
-        self._file.discard()
+        if self._file is not None:
+            self._file.discard()
 
 
 class Reference:

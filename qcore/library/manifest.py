@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.base.tensor_file import stored_name
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import KINDS, Format, packed_width
 from qcore.formats.kinds import from_dict as read_format
@@ -29,7 +30,6 @@ from qcore.library.saving import MANIFEST
 from qcore.library.sparse import MASK, VALUES, SparseMatrix
 from qcore.models.checkpoint import SINGLE
 from qcore.models.headers import BITS, TensorInfo, read_json
-from qcore.models.mapping import stored_name
 from qcore.recipes import Float, Recipe
 from qcore.recipes.ledger import Ledger
 

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qcore.base import tensor_file
 from qcore.base.errors import InputError
 from qcore.base.files import sha256, write_json, write_text
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
 from qcore.layers.select import select
-from qcore.library import manifest, tensor_file
+from qcore.library import manifest
 from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
 from qcore.library.sparse import MASK, SparseMatrix, grow, shrink

@@ -13,29 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.base.tensor_file import TORCH_NAMES
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 
 if TYPE_CHECKING:
     import torch
-
-_TORCH = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-}
-_STORED = {torch_name: name for name, torch_name in _TORCH.items()}
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -78,15 +61,9 @@ def torch_dtype(name: str) -> torch.dtype:
     numbers."""
     import torch
 
-    if name not in _TORCH:
+    if name not in TORCH_NAMES:
         raise InputError(f"Weights in {name} are quantized already and cannot be read as plain numbers.")
-    return getattr(torch, _TORCH[name])
-
-
-def stored_name(dtype: torch.dtype) -> str:
-    """The inverse of `torch_dtype`: "F32" for `torch.float32`. Raises `KeyError` for a dtype that safetensors
-    files do not have."""
-    return _STORED[str(dtype).removeprefix("torch.")]
+    return getattr(torch, TORCH_NAMES[name])
 
 
 def _map(file: int, tensor: TensorInfo) -> torch.Tensor:

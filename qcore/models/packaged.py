@@ -24,6 +24,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from qcore.base import tensor_file
 from qcore.base.errors import QcoreError, UnavailableError
 from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
@@ -121,7 +122,7 @@ def dither(folder: Path, seed: int = 0) -> None:
     weight's shape for each module.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
     from torch import nn
 
     from qcore.models.assembly import meta_model
@@ -137,10 +138,7 @@ def dither(folder: Path, seed: int = 0) -> None:
             step = (blocks.amax(-1, keepdim=True) - blocks.amin(-1, keepdim=True)) / STEPS
             noise = (torch.rand(weight.shape, generator=generator) - 0.5).view(blocks.shape) * step
             tensors[f"{name}.weight"] = weight + noise.view(weight.shape)
-    scratch = folder / f"{SINGLE}.partial"
-    save_file(tensors, scratch, metadata={"format": "pt"})
-    scratch.chmod(0o644)
-    scratch.replace(folder / SINGLE)
+    tensor_file.write(tensors, folder / SINGLE)
 
 
 def _download(scratch: Path, progress: Progress | None) -> Path:

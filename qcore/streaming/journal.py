@@ -45,6 +45,7 @@ class Journal:
             ) from None
         try:
             self._forget_others()
+            self._forget_halves()
             note = read_json(self.folder / _NOTE)
             shards = note.get("shards") if isinstance(note, dict) else None
             self._finished = shards if isinstance(shards, dict) else {}
@@ -69,9 +70,15 @@ class Journal:
 
     def publish(self) -> None:
         """Give the finished folder its final name, in place of what may be there."""
+        self._forget_halves()
         (self.folder / _NOTE).unlink(missing_ok=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
         publish(self.folder, self.final)
+
+    def _forget_halves(self) -> None:
+        """Remove the temporary files of shards whose writer was killed."""
+        for path in self.folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
 
     def _forget_others(self) -> None:
         """Remove what other recipes or sources left unfinished for the same folder, unless somebody is at

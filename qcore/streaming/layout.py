@@ -10,11 +10,11 @@ end, those of wide types first.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
+from qcore.base.tensor_file import Piece
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
 from qcore.library.manifest import Matrix, stems
@@ -23,20 +23,6 @@ from qcore.recipes.ledger import Ledger
 
 EVEN = 64  # bytes; see above
 HELD = 64 << 20  # bytes of uneven tensors after which a shard is closed: they wait in memory for its end
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tensor of the output."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,19 @@
 """Write a safetensors file whose tensors come one after another, in pieces, while the next ones are still
 being made.
 
-A thread of its own writes and hashes; what waits for it is bounded. The file has a temporary name until it is
-complete and on the disk, so a file with its final name is always whole. Tensors that come too early (`layout`
+A thread of its own writes and hashes; what waits for it is bounded. Tensors that come too early (`layout`
 puts uneven ones last) wait in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import queue
 import threading
 from pathlib import Path
 
 import torch
 
-from qcore.library.tensor_file import header
-from qcore.streaming.layout import Piece
+from qcore.base.tensor_file import Piece, TensorFile
 
 WAITING = 2  # chunks that may wait to be written
 _FLUSHED = 64 << 20  # bytes after which the system is asked to begin writing
@@ -32,21 +28,20 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, pieces: list[Piece]):
-        self.path = path
-        self.sha256: str | None = None
-        self._temporary = path.with_name(f"{path.name}.partial")
+        self._file = TensorFile(path, pieces)
         self._pieces = pieces
         self._next = 0  # the piece that the file is waiting for
         self._missing = pieces[0].nbytes if pieces else 0
         self._early: dict[str, list[torch.Tensor]] = {}
-        self._hash = hashlib.sha256()
-        self._queue: queue.Queue = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
-        self._file = self._temporary.open("wb", buffering=0)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-        start = header((piece.name, piece.dtype, piece.shape, piece.nbytes) for piece in pieces)
-        self._queue.put(torch.frombuffer(bytearray(start), dtype=torch.uint8))
+
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the file, once it is closed."""
+        return self._file.sha256
 
     def write(self, name: str, chunk: torch.Tensor) -> None:
         """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be written."""
@@ -67,12 +62,9 @@ class ShardWriter:
         if self._error is not None:
             self.discard()
             raise self._error
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-        self.sha256 = self._hash.hexdigest()
-        return self.sha256
+        digest = self._file.close()
+        assert digest is not None  # the thread writes in the order of the file
+        return digest
 
     def discard(self) -> None:
         """Stop, and remove what was written."""
@@ -80,15 +72,14 @@ class ShardWriter:
             self._error = self._error or RuntimeError("discarded")
             self._queue.put(None)
             self._thread.join()
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._file.discard()
 
     def _append(self, chunk: torch.Tensor) -> None:
         self._missing -= chunk.nbytes
         if self._missing < 0:
             raise ValueError(f"{self._pieces[self._next].name} is longer than was planned")
         if chunk.nbytes:
-            self._queue.put(chunk)
+            self._queue.put((self._pieces[self._next].name, chunk))
 
     def _catch_up(self) -> None:
         """Go on to the next piece while the one at hand is complete, and write what had come early."""
@@ -102,30 +93,14 @@ class ShardWriter:
 
     def _work(self) -> None:
         unflushed = 0
-        while (chunk := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # keep emptying the queue, so that nobody waits for ever
             try:
-                data = memoryview(chunk.detach().reshape(-1).view(torch.uint8).numpy())
-                self._hash.update(data)
-                while data:
-                    data = data[self._file.write(data) :]
-                unflushed += chunk.nbytes
-                if unflushed > _FLUSHED and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(
-                        self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
-                    )  # starts writing what is dirty, drops what is not
+                self._file.write(*item)
+                unflushed += item[1].nbytes
+                if unflushed > _FLUSHED:
+                    self._file.write_back()
                     unflushed = 0
             except BaseException as error:  # handed to whoever writes or closes
                 self._error = error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

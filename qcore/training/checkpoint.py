@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from qcore.base import tensor_file
 from qcore.base.errors import UnavailableError
 from qcore.base.home import home
 
@@ -97,16 +96,8 @@ class Checkpoint:
         path = self.folder / f"{name}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".partial")
-            save_file(
-                {key: tensor.contiguous() for key, tensor in tensors.items()},
-                temporary,
-                metadata={"qcore": json.dumps(about)},
-            )
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
+            tensor_file.write(tensors, path, {"qcore": json.dumps(about)})
+        except OSError as error:
             raise UnavailableError(
                 f"The state of the training cannot be kept in {self.folder}: {error}. Free some space there."
             ) from error

@@ -10,8 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qcore.base import tensor_file
 from qcore.base.errors import InputError
-from qcore.library import safetensors, tensor_file
+from qcore.library import safetensors
 from qcore.models.headers import read_header
 from qcore.models.mapping import read_file
 from qcore.quantization.convert import quantize

@@ -1,14 +1,12 @@
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
 
 from qcore.base.errors import InputError
-from qcore.library import safetensors, tensor_file
+from qcore.library import safetensors
 from qcore.models.headers import read_header
 from qcore.quantization.convert import quantize
 from qcore.recipes import common, parse
@@ -120,27 +118,3 @@ def test_weights_lie_in_the_file_where_they_can_be_used(kind, tmp_path):
     for name, parameter in model.named_parameters():
         inside = any(first <= parameter.data_ptr() < last for first, last in ranges)
         assert inside or parameter.nbytes % 64, f"{name} was copied"
-
-
-def test_the_library_reads_the_file_that_we_write(tmp_path):
-    dtypes = (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.uint8,
-        torch.bool,
-    )
-    tensors = {
-        f"{dtype} {shape}": torch.ones(shape).to(dtype)
-        for dtype in dtypes
-        for shape in ((), (3,), (5, 64), (0, 4))
-    }
-    tensors["ramp"] = torch.arange(100.0)
-    digest = tensor_file.write(tensors, tmp_path / "x.safetensors")
-    assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
-    found = load_file(tmp_path / "x.safetensors")
-    assert found.keys() == tensors.keys() == read_header(tmp_path / "x.safetensors").keys()
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name

@@ -8,15 +8,14 @@ complete or not at all.
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from qcore.base import tensor_file
 from qcore.base.home import home
 from qcore.formats import kinds
 from qcore.formats.tensor import QuantizedTensor
@@ -72,7 +71,7 @@ class BlockStore:
         path = self._path(position)
         if path is None:
             return
-        tensors = {f"changed/{name}": tensor.detach().contiguous() for name, tensor in changed.items()}
+        tensors = {f"changed/{name}": tensor for name, tensor in changed.items()}
         layout: dict[str, list] = {}
         for name, weights in targets.items():
             layout[name] = [_describe(weight) for weight in weights]
@@ -81,11 +80,7 @@ class BlockStore:
                     f"{name}/{i}/{part}": tensor.contiguous() for part, tensor in weight.parts().items()
                 }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary, metadata={"qcore": json.dumps(layout)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        tensor_file.write(tensors, path, {"qcore": json.dumps(layout)})
 
     def remove(self) -> None:
         """Everything is done: nothing needs to be taken up again."""
