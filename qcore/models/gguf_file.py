@@ -5,6 +5,7 @@ A GGUF file is usually quantized. qcore then measures what its own recipes add t
 """
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # beside the converted weights: where they came from
 _MOST_ENTRIES = 1 << 20
+_PART = re.compile(r"-\d{5}-of-(\d{5})$")  # as llama.cpp names the parts of a model
 PLAIN = ("F64", "F32", "F16", "BF16")
 
 
@@ -54,8 +56,10 @@ def check(path: Path) -> None:
         raise InputError(
             f"{path.name} claims {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
         )
-    if "-of-" in path.stem and not path.stem.endswith("-of-00001"):
-        raise InputError(f"{path.name} is one part of several. Merge the parts into one file first.")
+    if (part := _PART.search(path.stem)) and int(part[1]) > 1:
+        raise InputError(
+            f"{path.name} is one of {int(part[1])} parts. Merge them into one file with `llama-gguf-split --merge` first."
+        )
 
 
 def convert(path: Path, folder: Path, record: dict, progress: Progress | None = None) -> None:

@@ -5,7 +5,6 @@ of weights. Answers of the hub are told apart and put into words of our own: the
 requests, and requests may hold a token.
 """
 
-import re
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.home import check_space
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
-from qcore.models.checkpoint import INDEX, PICKLED, SINGLE
+from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
 from qcore.models.config import read_config
 from qcore.models.names import DEFAULTS
 
@@ -46,7 +45,6 @@ _DESCRIBING = (
     "adapter_config.json",
     "qcore.json",
 )
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PATIENCE = 10  # seconds for an answer
 
 
@@ -77,13 +75,13 @@ def fetch(
         if isinstance(explained, UnavailableError) and cached and (folder := _cached(repo_id, revision)):
             return folder, folder.name, " The hub could not be reached, so an earlier download was used."
         raise explained from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    weights = _choose(sizes, repo_id)
+    sizes, note = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
     _download(
         repo_id, "config.json", revision or "main", patience
     )  # by the branch's name, so that the cache knows it offline
     folder = _fetch_small(repo_id, sizes, info.sha, patience)
     read_config(folder)
+    weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     check_space(folder, missing, f"Downloading {repo_id}")
     done = 0
@@ -96,7 +94,7 @@ def fetch(
             _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"),
         )
         done += sizes[name]
-    return folder, info.sha, ""
+    return folder, info.sha, note
 
 
 def look(
@@ -115,12 +113,11 @@ def look(
         if (explained := explain(error, repo_id, revision)) is error:
             raise
         raise explained from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    weights = _choose(sizes, repo_id)
+    sizes, _ = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
     folder = _fetch_small(
         repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, info.sha, patience
     )
-    return folder, info.sha, {name: sizes[name] for name in weights}
+    return folder, info.sha, {name: sizes[name] for name in _weights(folder, sizes, repo_id)}
 
 
 def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
@@ -132,14 +129,22 @@ def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: flo
     return folder
 
 
-def _choose(sizes: dict[str, int], repo_id: str) -> list[str]:
-    """The weight files to take. Raises `InputError` if the repository has none that qcore reads."""
+def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
+    """Return the files to look at, and a note for the description (usually empty). A repository with both
+    model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes it,
+    and the index is left out, so that nobody finds two models in one folder.
+
+    Raises `InputError` if the repository has no weights that qcore reads.
+    """
     if "config.json" not in sizes:
-        raise InputError(f"{repo_id} has no config.json on the hub, so it is no model that can be loaded.")
-    single = [name for name in sizes if name == SINGLE]
-    weights = single or sorted(name for name in sizes if _WEIGHTS.fullmatch(name))
-    if weights:
-        return weights
+        raise InputError(f"{repo_id} has no config.json on the hub, so it is not a model that can be loaded.")
+    if SINGLE in sizes and INDEX in sizes:
+        left = {name: size for name, size in sizes.items() if name != INDEX}
+        return left, f" The repository holds its weights twice; {SINGLE} was taken, as transformers does."
+    if SINGLE in sizes or INDEX in sizes:
+        return sizes, ""
+    if any(name.endswith(".safetensors") for name in sizes):
+        raise InputError(f"{repo_id} has safetensors files on the hub, but neither {SINGLE} nor {INDEX}.")
     if any(name.endswith(PICKLED) for name in sizes):
         raise InputError(
             f"{repo_id} has only pickled weights on the hub, which can run any code when opened, so qcore refuses them. "
@@ -148,6 +153,15 @@ def _choose(sizes: dict[str, int], repo_id: str) -> list[str]:
     if any(name.endswith(".gguf") for name in sizes):
         raise InputError(f"{repo_id} has only GGUF files on the hub. Download one and give its path instead.")
     raise InputError(f"{repo_id} has no safetensors weights on the hub.")
+
+
+def _weights(folder: Path, sizes: dict[str, int], repo_id: str) -> list[str]:
+    """Return the weight files by the index in `folder`, if there is one. Raises `InputError`, before any is
+    downloaded, if the repository lacks one of them."""
+    weights = [SINGLE] if SINGLE in sizes else index_files(folder)
+    if missing := [name for name in weights if name not in sizes]:
+        raise InputError(f"{repo_id} lacks {missing[0]} on the hub, which its {INDEX} names.")
+    return weights
 
 
 def _download(repo_id: str, name: str, revision: str, patience: float, bar: type | None = None) -> Path:

@@ -54,12 +54,13 @@ def quantize(
     calibration: Calibration | None = None,
     work: Path | None = None,
     identity: str | None = None,
+    stamp: str | None = None,
 ) -> Ledger:
     """Apply `recipe` to `model` in place.
 
     Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in
-    the folder `work` until all are done; called again for the same model (`identity`, such as its digest),
-    recipe and text, they go on where they were stopped.
+    the folder `work` until all are done. Called again for the same model (`identity`, its digest, and `stamp`,
+    its files' state: see `Checkpoint`), recipe and text, they go on where they were stopped.
 
     Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and
     `InputError` for a model that is quantized already, a skip pattern that matches nothing, weights that the
@@ -74,7 +75,8 @@ def quantize(
             f"{recipe.name} needs calibration text to choose by: load one with qcore.quantization.calibration.load_calibration."
         )
     check_device_of(recipe, device_of(model).type)
-    job = Job(model, recipe, progress or (lambda done, total, name: None), calibration, work, identity)
+    report = progress or (lambda done, total, name: None)
+    job = Job(model, recipe, report, calibration, work, identity, stamp)
     with torch.no_grad():
         rows, chosen = apply(recipe.weights, job)
     text = calibration.record if recipe.calibrated else None
@@ -91,6 +93,7 @@ class Job:
     calibration: Calibration | None
     work: Path | None
     identity: str | None
+    stamp: str | None
 
 
 Outcome = tuple[
@@ -152,11 +155,12 @@ def _quantize_own(job: Job) -> Outcome:
     selection, chosen = select(model, recipe), None
     targets = list(selection.targets)
     if isinstance(recipe.weights, Budget):
-        chosen = choose_formats(model, recipe, targets, job.calibration, report, identity)
+        chosen = choose_formats(model, recipe, targets, job.calibration, report, identity, job.stamp)
         targets = [
             replace(target, format=chosen.formats.get(target.name, target.format)) for target in targets
         ]
         identity = identity and f"{identity} {chosen.digest}"
+    identity = f"{identity} {job.stamp}" if identity and job.stamp else identity
     twins = {name: shared for name, _, shared in inventory(model)}
     rows = {
         name: replace(

@@ -100,7 +100,7 @@ def quantize(
     source = Source(checkpoint)
     layout = plan(source.model, recipe, shard_bytes)
     identity = {
-        "model": checkpoint.digest,
+        "model": [checkpoint.digest, checkpoint.stamp],
         "recipe": recipe.to_dict(),
         "shard_bytes": shard_bytes,
         "qcore": qcore.__version__,

@@ -97,7 +97,7 @@ def run(
     kept = Kept(
         {
             "kind": "distill",
-            "model": checkpoint.digest,
+            "model": [checkpoint.digest, checkpoint.stamp],
             "options": asdict(options),
             "text": words.record["text"],
         }

@@ -108,7 +108,7 @@ def run(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
     )
     identity = {
-        "model": checkpoint.digest,
+        "model": [checkpoint.digest, checkpoint.stamp],
         "recipe": recipe.to_dict(),
         "options": asdict(options),
         "text": words.record["text"],

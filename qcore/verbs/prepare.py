@@ -200,6 +200,7 @@ def quantize(
         calibration=text,
         work=unfinished() if resume else None,
         identity=loaded.checkpoint.digest if resume else None,
+        stamp=loaded.checkpoint.stamp if resume else None,
     )
     seconds = time.perf_counter() - began
     return Prepared(replace(loaded, recipe=recipe, ledger=ledger), recipe, ledger, text, seconds)

@@ -86,6 +86,7 @@ def run(request: Request, progress: Progress) -> tuple[str, object]:
             calibration,
             progress,
             identity=checkpoint.digest,
+            stamp=checkpoint.stamp,
             about={"model": checkpoint.name},
             tokens=request.tokens,
         )

@@ -4,6 +4,7 @@ other."""
 import json
 import os
 import shutil
+import time
 
 import pytest
 import tiny
@@ -62,6 +63,27 @@ def test_sharding_does_not_make_another_model(originals, sharded):
 def test_one_changed_tensor_makes_another_model(originals, folder):
     retensor(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.001))
     assert library.resolve(folder).digest != library.resolve(originals["llama"]).digest
+
+
+def test_an_edit_between_the_samples_is_seen_by_the_stamp_alone(folder):
+    """Unfinished work is kept under digest and stamp."""
+    before = library.resolve(folder)
+    stamp = before.stamp
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    tensor = before.tensors["model.embed_tokens.weight"]
+    with (folder / SINGLE).open("r+b") as file:
+        file.seek(tensor.start + tensor.nbytes // 4)
+        file.write(b"\x00\x00\x80\x3f")
+    after = library.resolve(folder)
+    assert after.digest == before.digest, "if the digest sees it, the stamp is not needed"
+    assert after.stamp != stamp and library.resolve(folder).stamp == after.stamp
+
+
+def test_a_stamp_of_files_that_are_gone(folder):
+    checkpoint = library.resolve(folder)
+    (folder / SINGLE).unlink()
+    with pytest.raises(InputError, match="cannot be read any more"):
+        _ = checkpoint.stamp
 
 
 def test_a_changed_config_makes_another_model(originals, folder):

@@ -104,7 +104,14 @@ def test_truncated_files(model, tmp_path, keep):
         library.resolve(tmp_path / "tiny.gguf")
 
 
-def test_one_part_of_several(model, tmp_path):
-    write(tmp_path / "tiny-00002-of-00003.gguf", model)
-    with pytest.raises(InputError, match="one part of several"):
-        library.resolve(tmp_path / "tiny-00002-of-00003.gguf")
+@pytest.mark.parametrize("part", [1, 2])
+def test_one_part_of_several(part, model, tmp_path):
+    write(tmp_path / f"tiny-0000{part}-of-00003.gguf", model)
+    with pytest.raises(InputError, match=r"is one of 3 parts\. Merge them"):
+        library.resolve(tmp_path / f"tiny-0000{part}-of-00003.gguf")
+
+
+@pytest.mark.parametrize("name", ["mixture-of-experts.Q4_0", "tiny-00001-of-00001", "best-of-00002-models"])
+def test_names_that_only_look_like_a_part(name, model, tmp_path):
+    write(tmp_path / f"{name}.gguf", model)
+    gguf_file.check(tmp_path / f"{name}.gguf")

@@ -7,6 +7,7 @@ import fakehub
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from qcore import library
 from qcore.base.errors import InputError, QcoreError, UnavailableError
@@ -188,6 +189,44 @@ def test_repositories_without_usable_weights_are_refused_before_a_download(hub, 
     with pytest.raises(InputError, match=message):
         library.resolve("owner/odd")
     assert len(hub.requests) == 1
+
+
+def shards(folder, *lost):
+    """Cut the weights in `folder` into two files with an index, without those `lost`."""
+    tensors = load_file(folder / "model.safetensors")
+    weight_map = {}
+    for number, names in enumerate((sorted(tensors)[:10], sorted(tensors)[10:]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in lost:
+        (folder / name).unlink()
+    return folder
+
+
+def test_weights_that_are_there_twice_are_downloaded_once(hub, repository, tmp_path):
+    hub.repositories["owner/twice"] = shards(copy(repository, tmp_path / "twice"))
+    for find in (library.outline, library.resolve):
+        assert find("owner/twice").tensors.keys() == library.resolve(repository).tensors.keys()
+    assert (
+        "holds its weights twice; model.safetensors was taken" in library.resolve("owner/twice").description
+    )
+    assert not hub.asked_for("model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    "lost, message",
+    [
+        ("model-00002-of-00002.safetensors", "lacks model-00002-of-00002.safetensors on the hub"),
+        ("model.safetensors.index.json", "neither model.safetensors nor model.safetensors.index.json"),
+    ],
+)
+def test_half_a_model_is_refused_before_its_weights(hub, repository, tmp_path, lost, message):
+    hub.repositories["owner/half"] = shards(copy(repository, tmp_path / "half"), "model.safetensors", lost)
+    with pytest.raises(InputError, match=message):
+        library.resolve("owner/half")
+    assert not hub.asked_for("model-00001-of-00002.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,10 @@ def choose_formats(
     calibration: Calibration,
     report: Progress,
     identity: str | None = None,
+    stamp: str | None = None,
 ) -> Chosen:
     """Formats for those of `targets` whose format is the recipe's `Budget`. Sensitivities are kept under
-    `identity`, what tells this model from others, and found again under it.
+    `identity` and `stamp`, which tell this model and the state of its files from others (see `Checkpoint`).
 
     Raises `InputError` if no choice is small enough (or, for a limit of loss, good enough), naming what could
     be had.
@@ -71,6 +72,7 @@ def choose_formats(
         calibration,
         report,
         identity=identity,
+        stamp=stamp,
         prepare=recipe.prepare,
     )
     twins = {name for name, _, shared in inventory(model) if shared}
@@ -122,12 +124,13 @@ def find_or_predict(
     report: Progress,
     *,
     identity: str | None,
+    stamp: str | None = None,
     prepare: str = "none",
     about: dict | None = None,
     tokens: int = TOKENS,
 ) -> tuple[Sensitivities, TableStore | None]:
-    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`, what
-    tells this model from others). `tokens` of the `calibration` are what the loss is predicted for. `about`
+    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`,
+    which with `stamp` tells this model and the state of its files from others). `tokens` of the `calibration` are what the loss is predicted for. `about`
     is what else the conditions should say, such as the model's name."""
     loss, given = split(calibration, method, tokens)
     conditions = {
@@ -147,6 +150,8 @@ def find_or_predict(
         "ids": ids,
         "layers": [target.name for target in targets],
     }
+    if stamp is not None:
+        decides["stamp"] = stamp
     store = None if identity is None else TableStore(conditions | decides)
     table = store.read() if store else None
     if table is None:

@@ -139,8 +139,12 @@ def test_a_killed_gptq_goes_on_to_the_same_bits(kind, tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"identity": "another model"}, {"calibration": Calibration("b", "1", ids() + 1)}],
-    ids=["model", "text"],
+    [
+        {"identity": "another model"},
+        {"stamp": "edited since"},
+        {"calibration": Calibration("b", "1", ids() + 1)},
+    ],
+    ids=["model", "files", "text"],
 )
 def test_blocks_of_other_work_are_not_taken_up(other, tmp_path):
     options = {"work": tmp_path, "identity": "model", "calibration": text()}
