@@ -61,23 +61,37 @@ def test_errors_equal_those_of_the_quantized_model(checkpoint, kind, name):
 def test_experts_that_the_files_keep_apart_are_measured_together(checkpoint):
     recipe = recipes.parse("int4-g64")
     found = {error.name: error for error in layer_errors.errors(checkpoint("moe"), recipe)}
-    split = [name for name in found if ".experts." in name]
-    assert len(split) == 2 * 3 and all(found[name].shape == (4, 64, 64) for name in split)
+    shapes = {name: error.shape for name, error in found.items() if ".experts." in name}
+    assert shapes == {
+        f"model.layers.{i}.mlp.experts.{name}": shape
+        for i in range(2)
+        for name, shape in (("gate_up_proj", (4, 128, 64)), ("down_proj", (4, 64, 64)))
+    }
     model, original = tiny.model("moe"), tiny.model("moe")
     convert.quantize(model, recipe)
-    down = model.model.layers[1].mlp.experts.down_proj
-    assert isinstance(down, QuantExperts)
-    restored = torch.stack([down[i] for i in range(4)])
-    error = found["model.layers.1.block_sparse_moe.experts.*.w2.weight"]
-    assert error.relative_error == pytest.approx(
-        plain_error(original.model.layers[1].mlp.experts.down_proj, restored), rel=1e-4
-    )
+    for name in shapes:
+        held = model.get_submodule(name)
+        assert isinstance(held, QuantExperts)
+        restored = torch.stack([held[i] for i in range(4)])
+        assert found[name].relative_error == pytest.approx(
+            plain_error(original.get_parameter(name), restored), rel=1e-4
+        )
+
+
+def test_names_are_the_models_whatever_the_files_call_them(tmp_path):
+    """transformers' rules say which stored tensors a parameter is made of."""
+    path = tiny.checkpoint("moe", tmp_path / "m")
+    stored = set(load_file(path / "model.safetensors"))
+    found = layer_errors.names(library.resolve(str(path)), recipes.parse("int8"))
+    assert not stored & {name for name in found if "experts" in name}, "every name is the model's"
+    weight = layer_errors.weight(library.resolve(str(path)), "model.layers.0.mlp.experts.gate_up_proj")
+    assert torch.equal(weight, tiny.model("moe").model.layers[0].mlp.experts.gate_up_proj[0])
 
 
 def test_split_experts_of_a_skipped_block_are_left_out(checkpoint):
     recipe = recipes.parse("int4-g64").with_modules(skip=("layers.0",))
     assert not any("layers.0." in name for name in layer_errors.names(checkpoint("moe"), recipe))
-    assert sum(".experts." in name for name in layer_errors.names(checkpoint("moe"), recipe)) == 3
+    assert sum(".experts." in name for name in layer_errors.names(checkpoint("moe"), recipe)) == 2
     recipe = recipes.parse("int4-g64").with_modules(skip=("experts",))
     assert not any(".experts." in name for name in layer_errors.names(checkpoint("moe"), recipe))
 
@@ -187,10 +201,7 @@ def test_a_histogram_counts_every_weight_once(checkpoint, name):
 
 @pytest.mark.parametrize(
     "kind, name",
-    [
-        ("gpt2", "transformer.h.1.mlp.c_fc.weight"),
-        ("moe", "model.layers.0.block_sparse_moe.experts.*.w1.weight"),
-    ],
+    [("gpt2", "transformer.h.1.mlp.c_fc.weight"), ("moe", "model.layers.0.mlp.experts.down_proj")],
 )
 def test_histograms_of_conv1d_and_experts(checkpoint, kind, name):
     result = layer_errors.histogram(checkpoint(kind), name, recipes.parse("int3"))
