@@ -231,6 +231,7 @@ def test_generation_config_is_taken_over(folder):
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "moe"])
+@torch.no_grad()
 def test_a_saved_quantized_model(tmp_path, kind):
     model = tiny.model(kind)
     ledger = quantize(model, parse("int4-g32"))

@@ -24,6 +24,7 @@ def saved(kind: str, name: str, folder):
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
 @pytest.mark.parametrize("name", common())
+@torch.no_grad()
 def test_a_saved_model_gives_bit_equal_logits(kind, name, tmp_path):
     model, ledger, folder = saved(kind, name, tmp_path)
     loaded, loaded_ledger, recipe = safetensors.load(folder)
@@ -40,6 +41,7 @@ def test_the_file_holds_what_the_ledger_counts(tmp_path):
             assert weights.stat().st_size - header == ledger.stored_bytes
 
 
+@torch.no_grad()
 def test_skipped_layers_come_back_unquantized(tmp_path):
     model, recipe = tiny.model("llama"), parse("int4-g64").with_modules(skip=("layers.0", "mlp.up_proj"))
     ledger = quantize(model, recipe)
