@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -194,6 +194,42 @@ def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> Non
     without a tensor."""
     registered = module._parameters if name in module._parameters else module._buffers
     registered[name] = tensor
+
+
+def put_buffers(module: nn.Module, tensors: dict[str, torch.Tensor | None]) -> None:
+    """Exchange several registered buffers in one step: a thread that copies `registered(module).buffers`
+    meanwhile gets all of the old ones or all of the new ones."""
+    module._buffers.update(tensors)
+
+
+class Registered(NamedTuple):
+    """The dictionaries in which a module keeps its children, tensors and forward hooks, by name or number."""
+
+    children: dict[str, nn.Module | None]
+    parameters: dict[str, nn.Parameter | None]
+    buffers: dict[str, torch.Tensor | None]
+    hooks: dict[int, Callable]
+    pre_hooks: dict[int, Callable]
+
+
+def registered(module: nn.Module) -> Registered:
+    """Return the module's own dictionaries, not copies: they show later changes."""
+    return Registered(
+        module._modules, module._parameters, module._buffers, module._forward_hooks, module._forward_pre_hooks
+    )
+
+
+def global_hooks() -> tuple[dict[int, Callable], dict[int, Callable]]:
+    """Return the dictionaries of the hooks and pre-hooks that run around the forward of every module."""
+    from torch.nn.modules import module
+
+    return module._global_forward_hooks, module._global_forward_pre_hooks
+
+
+def collects_outputs(hook: Callable) -> bool:
+    """Is `hook` one of those that transformers leaves on modules to collect their outputs? They do nothing
+    unless outputs are asked for."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def put_first_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

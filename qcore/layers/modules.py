@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from qcore.base.transformers_internals import put_tensor, storage_key
+from qcore.base.transformers_internals import put_buffers, registered, storage_key
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch
@@ -40,37 +40,43 @@ class QuantizedModule(nn.Module):
 
     @property
     def quantized(self) -> QuantizedTensor:
-        """The weight (N, K)."""
-        parts = {name: getattr(self, name, None) for name in QuantizedTensor.PARTS}
-        return (
-            self.packed.unpack()
-            if parts["codes"] is None
-            else QuantizedTensor(self.format, self.shape, **parts)
+        """The weight (N, K). Another thread may pack or restore the layer meanwhile."""
+        parts = dict(registered(self).buffers)  # one copy, because the parts go and come together
+        if parts["codes"] is not None:
+            return self._of(parts)
+        with _packing:
+            return self._of(registered(self).buffers) if self.packed is None else self.packed.unpack()
+
+    def _of(self, parts: dict[str, torch.Tensor | None]) -> QuantizedTensor:
+        return QuantizedTensor(
+            self.format, self.shape, **{name: parts.get(name) for name in QuantizedTensor.PARTS}
         )
 
+    def reason_for_reference(self) -> str | None:
+        """None if a native kernel runs this layer, else why the plain-torch reference does. Packs nothing."""
+        return None if self.packed is not None else dispatch.reason_for_reference(self.quantized)
+
     def executable(self) -> QuantizedTensor | PackedWeight:
-        """The weight in the form that runs fastest here. If that is the packed one, the buffers are let
-        go."""
-        if self.packed is not None:
-            return self.packed
+        """The weight in the form that runs fastest here. If that is the packed form, the buffers are
+        freed."""
+        if (packed := self.packed) is not None:
+            return packed
+        weight = self.quantized
+        if dispatch.reason_for_reference(weight):
+            return dispatch.packed(weight)  # as it is, with a warning if the kernels are missing
         with _packing:
             if self.packed is None:
                 weight = self.quantized
-                packed = _pack_shared(weight)
-                if not isinstance(packed, PackedWeight):
-                    return weight
-                self.packed = packed
-                for name in weight.parts():
-                    put_tensor(self, name, None)
-        return self.packed
+                self.packed = _pack_shared(weight)
+                put_buffers(self, dict.fromkeys(weight.parts()))
+            return self.packed
 
     def restore(self) -> None:
         """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts
         afterwards, too."""
         with _packing:
             if self.packed is not None:
-                for name, part in self.packed.unpacked_once.parts().items():
-                    put_tensor(self, name, part)
+                put_buffers(self, self.packed.unpacked_once.parts())
                 self.packed = None
 
     def _apply(self, *args, **kwargs):
@@ -123,7 +129,7 @@ class QuantEmbedding(QuantizedModule):
         return dispatch.rows(self.executable(), ids)
 
 
-def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
+def _pack_shared(weight: QuantizedTensor) -> PackedWeight:
     """Pack `weight`, or find the packed form of a layer that shares its storage."""
     memory, is_gone = storage_key(weight.codes)
     for key in [key for key, (gone, packed) in _shared.items() if gone() or packed() is None]:
@@ -131,9 +137,8 @@ def _pack_shared(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
     key = (memory, weight.codes.storage_offset(), weight.shape, weight.format)
     found = _shared[key][1]() if key in _shared else None
     if found is None:
-        found = dispatch.packed(weight)
-        if isinstance(found, PackedWeight):
-            _shared[key] = (is_gone, weakref.ref(found))
+        found = PackedWeight.pack(weight)
+        _shared[key] = (is_gone, weakref.ref(found))
     return found
 
 

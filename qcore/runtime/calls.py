@@ -33,9 +33,11 @@ def new_cache(model: torch.nn.Module, kv: Form | None):
 def cache_bytes(cache) -> int | None:
     """Bytes that a cache of transformers takes as it is stored, room that it keeps free included; None for
     one without keys and values."""
-    if hasattr(cache, "nbytes"):
-        return cache.nbytes
-    parts = [
-        getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")
-    ]
-    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor)) or None
+    return sum(map(_layer_bytes, getattr(cache, "layers", ()))) or None
+
+
+def _layer_bytes(layer) -> int:
+    if hasattr(layer, "nbytes"):  # qcore's own layers, which store other tensors than they return
+        return layer.nbytes
+    parts = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))

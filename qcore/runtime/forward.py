@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from qcore.runtime.native_cache import NativeCache, Scratch, native_layers
+from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
+from qcore.runtime.snapshot import Snapshot, is_hooked
 from qcore.runtime.weights import ARCHITECTURES, CHUNK, Weights, supports
-
-_CAPTURE = "transformers.utils.output_capturing"  # hooks that only listen when they are asked to
 
 
 def attach(model: nn.Module) -> None:
@@ -36,13 +37,19 @@ def explain(model: nn.Module) -> str:
     return "whole step in one native call" if reason is None else f"module by module: {reason}"
 
 
+class _State(NamedTuple):
+    """What one look at the model found: its native description, or None if its modules have to run."""
+
+    snapshot: Snapshot
+    weights: Weights | None
+
+
 class _Forward:
     """Stands in for `model.model.forward`."""
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._weights: Weights | None = None
-        self._places: list[tuple[dict, str, nn.Module]] = []
+        self._state: _State | None = None
 
     def __call__(
         self,
@@ -54,29 +61,40 @@ class _Forward:
         use_cache=None,
         **others,
     ):
-        weights = self._current() if self._usable(input_ids, inputs_embeds, others) else None
-        if weights is not None:
-            keep = self._model.config.use_cache if use_cache is None else use_cache
-            starts = _padding(attention_mask, position_ids, input_ids, cache)
-            if starts is not False and cache is None and not keep:
-                return self._run_once(weights, input_ids, starts)
-            held = self._cache(cache, input_ids) if starts is not False else None
-            if held is not None:
-                return _run(weights, input_ids, starts, held, keep)
+        output = self._native(
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, others
+        )
+        if output is not None:
+            as_tuple = others.get("return_dict", self._model.config.return_dict) is False
+            return output.to_tuple() if as_tuple else output
+        if cache is not None or "past_key_values" not in others:  # the name of `cache` until 5.40
+            others["cache"] = cache
         stack = self._model.model
         return type(stack).forward(
             stack,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **others,
         )
 
     def __getstate__(self):
-        return {"_model": self._model, "_weights": None, "_places": []}  # addresses mean nothing in a copy
+        return {"_model": self._model, "_state": None}  # addresses mean nothing in a copy
+
+    def _native(self, ids, mask, position_ids, cache, embeds, use_cache, others: dict):
+        """The stack's output from native calls, or None if its modules have to run."""
+        if not self._usable(ids, embeds, others) or (weights := self._weights()) is None:
+            return None
+        keep = self._model.config.use_cache if use_cache is None else use_cache
+        starts = _padding(mask, position_ids, ids, cache)
+        if starts is False:
+            return None
+        if cache is None and not keep:
+            return self._run_once(weights, ids, starts)
+        held = self._cache(cache, ids)
+        return None if held is None else _run(weights, ids, starts, held, keep)
 
     def _usable(self, ids, embeds, others: dict) -> bool:
         if (
@@ -88,10 +106,11 @@ class _Forward:
         ):
             return False
         config = self._model.config
-        if (
-            any(value not in (None, False) for value in others.values())
-            or config.output_attentions
-            or config.output_hidden_states
+        if config.output_attentions or config.output_hidden_states:
+            return False
+        if any(
+            value is not None and value is not False and name != "return_dict"
+            for name, value in others.items()
         ):
             return False
         if torch.compiler.is_compiling() or self._model.training:
@@ -100,20 +119,15 @@ class _Forward:
             torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._model.parameters())
         )
 
-    def _current(self) -> Weights | None:
-        """The native description, made anew if it is not true any more; None if there can be none."""
-        weights = self._weights
-        if weights is None or not weights.is_current() or _changed(self._places):
-            stack = self._model.model
-            weights = None if supports(self._model) or _watched(stack) else Weights(self._model)
-            self._places = [
-                _Place.of(module, name)
-                for module in stack.modules()
-                for name, child in module._modules.items()
-                if child
-            ]
-            self._weights = weights
-        return weights
+    def _weights(self) -> Weights | None:
+        """The native description, read again if the model has changed; None if the modules have to run."""
+        state = self._state
+        if state is None or not state.snapshot.holds():
+            inside = (module for module in self._model.model.modules() if module is not self._model.model)
+            native = supports(self._model) is None and not is_hooked(*inside)
+            weights = Weights(self._model) if native else None  # packs, so the snapshot comes after it
+            state = self._state = _State(Snapshot(self._model), weights)
+        return state.weights
 
     def _run_once(self, weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None):
         """The stack's output where nothing is to be kept: whole sequences, as many at a time as fit into a
@@ -131,64 +145,33 @@ class _Forward:
             )
         return _output(hidden, None)
 
-    def _cache(self, cache, ids: torch.Tensor) -> NativeCache | None:
-        """The cache to use: the given one, if it is native or can become so; None if the modules have to run
-        on it."""
-        from transformers.cache_utils import DynamicCache
+    def _cache(self, cache, ids: torch.Tensor) -> Cache | None:
+        """The cache to use, whose layers are native; None if the modules have to run on the given one.
 
+        An empty `DynamicCache` gets native layers in place of its own, because the caller will pass this very
+        object again: transformers leaves to the layers how keys and values are stored.
+        """
         if cache is None:
             cache = NativeCache(self._model)
-        elif type(cache) is DynamicCache and cache.get_seq_length() == 0 and not cache.offloading:
-            cache.__class__ = NativeCache  # the caller holds this very object and will pass it again
-            cache.layers, cache.layer_class_to_replicate = native_layers(self._model), None
-        elif not isinstance(cache, NativeCache) or len({layer.length for layer in cache.layers}) > 1:
+        elif type(cache) is DynamicCache and type(cache.layers) is not NativeLayers:
+            if cache.get_seq_length() or cache.offloading:
+                return None
+            cache.layers, cache.layer_class_to_replicate = NativeLayers.of(self._model), None
+        layers = getattr(cache, "layers", None)
+        if type(layers) is not NativeLayers or not layers.are_level():
             return None
-        return cache if cache.sequences in (None, ids.shape[0]) else None
+        return cache if layers.sequences in (None, ids.shape[0]) else None
 
 
-class _Place(NamedTuple):
-    """Where a module stands in the tree, its own attributes, and how many hooks of which kinds it had when
-    somebody looked."""
-
-    siblings: dict
-    name: str
-    module: nn.Module
-    attributes: dict
-    hooks: dict
-    pre_hooks: dict
-    heard: int
-
-    @classmethod
-    def of(cls, parent: nn.Module, name: str) -> "_Place":
-        module = parent._modules[name]
-        hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
-        return cls(
-            parent._modules, name, module, module.__dict__, hooks, pre_hooks, len(hooks) + len(pre_hooks)
-        )
-
-
-def _changed(places: list[_Place]) -> bool:
-    """Whether the tree is another one by now, or listened to otherwise. Asked before every step, of hundreds
-    of modules: so one loop."""
-    for siblings, name, module, attributes, hooks, pre_hooks, heard in places:
-        if (
-            siblings.get(name) is not module
-            or "forward" in attributes
-            or len(hooks) + len(pre_hooks) != heard
-        ):
-            return True
-    return False
-
-
-def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: NativeCache, keep: bool):
+def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: Cache, keep: bool):
     """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens, which `cache` holds
     afterwards."""
     sequences, tokens = ids.shape
-    cache.reserve(sequences, cache.get_seq_length() + tokens)
+    cache.layers.reserve(sequences, cache.layers.length + tokens)
     parts = []
     for part in _checked(weights, ids).split(max(1, CHUNK // sequences), dim=1):
         parts.append(torch.empty(*part.shape, weights.hidden))
-        weights.run(part.contiguous(), cache, starts, hidden=parts[-1])
+        weights.run(part.contiguous(), cache.layers, starts, hidden=parts[-1])
     return _output(parts[0] if len(parts) == 1 else torch.cat(parts, 1), cache if keep else None)
 
 
@@ -198,25 +181,8 @@ def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     return ids.to(torch.int64).contiguous()
 
 
-def _output(hidden: torch.Tensor, cache: NativeCache | None):
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
+def _output(hidden: torch.Tensor, cache: Cache | None) -> BaseModelOutputWithPast:
     return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
-
-
-def _watched(stack: nn.Module) -> bool:
-    """Whether hooks or other people's forwards sit on modules inside `stack`. Those of transformers that
-    collect outputs do not count."""
-    for module in stack.modules():
-        if module is stack:
-            continue
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if (
-            any(getattr(hook, "__module__", None) != _CAPTURE for hook in hooks)
-            or "forward" in module.__dict__
-        ):
-            return True
-    return False
 
 
 def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | None | bool:

@@ -22,7 +22,7 @@ class NativeLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(self, heads: int, size: int, dtype: torch.dtype, is_sliding: bool):
-        super().__init__()
+        self.is_initialized = False
         self.heads, self.size, self.dtype, self.is_sliding = heads, size, dtype, is_sliding
         self.length, self.capacity = 0, 0
         self.data: torch.Tensor | None = None
@@ -52,8 +52,24 @@ class NativeLayer(CacheLayerMixin):
         keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_states.permute(2, 0, 1, 3).to(self.dtype)
         values[:, :, self.length : end] = value_states.to(self.dtype)
         self.length = end
-        all_keys = keys.transpose(3, 4).flatten(2, 3)[:, :, :end]
-        return all_keys.to(key_states.dtype), values[:, :, :end].to(value_states.dtype)
+        return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """The keys held (sequences, heads, tokens, head size), a copy; None before the first."""
+        if self.data is None:
+            return None
+        return self._views()[0].transpose(3, 4).flatten(2, 3)[:, :, : self.length]
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The values held (sequences, heads, tokens, head size); None before the first."""
+        return None if self.data is None else self._views()[1][:, :, : self.length]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are reserved for keys and values."""
+        return 0 if self.data is None else self.data.nbytes
 
     def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.data.unbind()
@@ -70,11 +86,17 @@ class NativeLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self.length = 0
+        self.length, self.capacity, self.data, self.is_initialized = 0, 0, None, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; a negative number says how many, as transformers passes it."""
-        self.length = max(0, self.length - abs(tokens_to_remove))
+        """Remove the last tokens. Their number is given as a negative one, as transformers requires it.
+        Raises `ValueError` for a positive number."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`crop` got {tokens_to_remove}, but it takes the number of tokens to remove as a negative "
+                "number."
+            )
+        self.length = max(0, self.length + tokens_to_remove)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -88,73 +110,73 @@ class NativeLayer(CacheLayerMixin):
             self.data = self.data.repeat_interleave(repeats, dim=1)
 
 
-class NativeCache(Cache):
-    """A `NativeLayer` for each layer of `model`, empty. With `half` keys and values are kept in float16: half
-    the bytes, and tokens may differ from those written with float32. Pass it to `generate` as `cache=`, or to
-    a `Decoder`."""
+class NativeLayers(list[NativeLayer]):
+    """The layers of one cache, as the native step reads and fills them."""
 
-    def __init__(self, model: torch.nn.Module, *, half: bool = False):
-        super().__init__(layers=native_layers(model, half))
+    @classmethod
+    def of(cls, model: torch.nn.Module, half: bool = False) -> "NativeLayers":
+        """Empty layers for a Llama-type `model`, in float16 if `half`."""
+        config, blocks = model.config, model.model.layers
+        dtype = torch.float16 if half else torch.float32
+        return cls(
+            NativeLayer(
+                config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0
+            )
+            for index, block in enumerate(blocks)
+        )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are reserved for keys and values."""
-        return sum(layer.data.nbytes for layer in self.layers if layer.data is not None)
+    half = property(lambda self: int(self[0].dtype == torch.float16))
+    capacity = property(lambda self: self[0].capacity)
+    length = property(lambda self: self[0].length)
+    sequences = property(lambda self: None if self[0].data is None else self[0].data.shape[1])
 
-    half = property(lambda self: int(self.layers[0].dtype == torch.float16))
-    capacity = property(lambda self: self.layers[0].capacity)
-    sequences = property(lambda self: None if self.layers[0].data is None else self.layers[0].data.shape[1])
+    def are_level(self) -> bool:
+        """Whether all layers hold the same number of tokens. They do not after a step that failed midway."""
+        return len({layer.length for layer in self}) == 1
 
     def reserve(self, sequences: int, capacity: int) -> None:
         """Make room for `capacity` tokens of each of `sequences` sequences."""
-        for layer in self.layers:
+        for layer in self:
             layer.reserve(sequences, capacity)
 
     def advance(self, tokens: int) -> None:
-        """Tell the layers that `tokens` more are held."""
-        for layer in self.layers:
+        """Count `tokens` more as held."""
+        for layer in self:
             layer.length += tokens
 
     def buffers(self) -> tuple[list[int], list[int]]:
         """Address and bytes of each layer's keys, one after the other, and the same of its values."""
         keys, values = [], []
-        for layer in self.layers:
+        for layer in self:
             address, nbytes = layer.data.data_ptr(), layer.data.nbytes // 2
             keys += (address, nbytes)
             values += (address + nbytes, nbytes)
         return keys, values
 
 
-class Scratch:
-    """What stands in for a `NativeCache` in a call that keeps nothing: every layer writes over the one
-    before."""
+class NativeCache(Cache):
+    """An empty cache of native layers for `model`. With `half` keys and values are kept in float16: half the
+    bytes, and tokens may differ from those written with float32. Pass it to `generate` as `cache=`."""
 
-    half = 0
+    def __init__(self, model: torch.nn.Module, *, half: bool = False):
+        super().__init__(layers=NativeLayers.of(model, half))
+
+
+class Scratch:
+    """Stands in for `NativeLayers` in a call that keeps nothing: every layer writes over the one before."""
+
+    half, length = 0, 0
 
     def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
-        self._layer = native_layers(model)[0]
+        self._layer = NativeLayers.of(model)[0]
         self._layer.reserve(sequences, capacity)
         self._count = len(model.model.layers)
         self.capacity = self._layer.capacity
 
-    def get_seq_length(self) -> int:
-        """None are held before the call."""
-        return 0
-
     def advance(self, tokens: int) -> None:
-        """Nothing is held after it either."""
+        """Nothing is held after the call either."""
 
     def buffers(self) -> tuple[list[int], list[int]]:
         """The same memory for each layer."""
         address, nbytes = self._layer.data.data_ptr(), self._layer.data.nbytes // 2
         return [address, nbytes] * self._count, [address + nbytes, nbytes] * self._count
-
-
-def native_layers(model: torch.nn.Module, half: bool = False) -> list[NativeLayer]:
-    """Empty layers for a Llama-type `model`."""
-    config, blocks = model.config, model.model.layers
-    dtype = torch.float16 if half else torch.float32
-    return [
-        NativeLayer(config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0)
-        for index, block in enumerate(blocks)
-    ]

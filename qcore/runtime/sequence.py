@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
-from qcore.runtime.native_cache import NativeCache
+from qcore.runtime.native_cache import NativeLayers
 from qcore.runtime.weights import CHUNK, Weights, supports
 
 CAPACITY = 2048  # tokens of cache, unless more are asked for
@@ -40,18 +40,18 @@ class Decoder:
         self.capacity = min(limit, CAPACITY) if capacity is None else capacity
         if not self.capacity >= 1:
             raise InputError(f"The capacity is {capacity}, but it must be at least 1 token.")
-        self._weights, self._cache = Weights(model, activations), NativeCache(model, half=half_cache)
-        self._cache.reserve(1, self.capacity)
+        self._weights, self._layers = Weights(model, activations), NativeLayers.of(model, half_cache)
+        self._layers.reserve(1, self.capacity)
 
     @property
     def position(self) -> int:
         """How many tokens the cache holds."""
-        return self._cache.get_seq_length()
+        return self._layers.length
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the key-value cache."""
-        return self._cache.nbytes
+        return sum(layer.nbytes for layer in self._layers)
 
     def prefill(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """Append the tokens `ids` (T,), T >= 1, and return the logits (vocabulary,) after the last. Raises
@@ -76,7 +76,8 @@ class Decoder:
         """Forget everything after the first `position` tokens."""
         if not 0 <= position <= self.position:
             raise InputError(f"The decoder holds {self.position} tokens and cannot go back to {position}.")
-        self._cache.crop(position - self.position)
+        for layer in self._layers:
+            layer.crop(position - self.position)
 
     def _checked(self, ids: torch.Tensor | Sequence[int], more: int) -> torch.Tensor:
         ids = torch.as_tensor(ids, dtype=torch.int64).flatten().contiguous()
@@ -94,5 +95,5 @@ class Decoder:
     def _append(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         logits = torch.empty(self._weights.vocabulary)
         for part in ids.split(CHUNK):
-            best = self._weights.run(part[None], self._cache, logits=logits)
+            best = self._weights.run(part[None], self._layers, logits=logits)
         return logits, best

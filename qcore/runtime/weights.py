@@ -12,7 +12,6 @@ from torch import nn
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
 from qcore.kernels.library import Buffer, Layout
-from qcore.kernels.packed import PackedWeight
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 
 ARCHITECTURES = (
@@ -95,7 +94,7 @@ def supports(model: nn.Module) -> str | None:
         for name, module in _projections(block).items():
             if not isinstance(module, QuantLinear):
                 return f"The decoder needs quantized layers, and {name}_proj of a block is {type(module).__name__}."
-            if not isinstance(module.executable(), PackedWeight):
+            if module.reason_for_reference():
                 return (
                     "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
                 )
@@ -106,7 +105,7 @@ def supports(model: nn.Module) -> str | None:
         (model.lm_head, (nn.Linear, QuantLinear)),
     ):
         if isinstance(module, QuantizedModule):
-            if not isinstance(module.executable(), PackedWeight):
+            if module.reason_for_reference():
                 return "The decoder needs a head and an embedding that native kernels can hold."
         elif not isinstance(module, kinds) or not _plain(module.weight):
             return f"The decoder needs a float32 or quantized head and embedding, and this model has {type(module).__name__}."
@@ -127,8 +126,6 @@ class Weights:
         config, layers = model.config, model.model.layers
         self._activations = activations
         self._keep: list = []  # what the native side points to
-        self._packed: list[tuple[QuantizedModule, PackedWeight]] = []
-        self._dense: list[tuple[torch.Tensor, int]] = []
         self._rotary, self._rotation = model.model.rotary_emb, None
         self.layers, self.kv_heads, self.head_size = (
             len(layers),
@@ -161,32 +158,26 @@ class Weights:
         )
         self.tokens = self._model.embedding.rows
 
-    def is_current(self) -> bool:
-        """Whether the modules still hold what this points to."""
-        return all(module.packed is packed for module, packed in self._packed) and all(
-            t.data_ptr() == at for t, at in self._dense
-        )
-
     def run(
-        self, ids: torch.Tensor, cache, starts: torch.Tensor | None = None, *, hidden=None, logits=None
+        self, ids: torch.Tensor, layers, starts: torch.Tensor | None = None, *, hidden=None, logits=None
     ) -> int | None:
-        """Append the tokens `ids` (sequences, tokens) int64 to the `NativeCache`, which must have room for
-        them.
+        """Append the tokens `ids` (sequences, tokens) int64 to a cache's `NativeLayers` (or `Scratch`), which
+        must have room for them.
 
         `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden`
         (sequences, tokens, hidden) with what the head gets, or, for one sequence, `logits` (vocabulary,)
         after the last token, and returns the index of the largest.
         """
         sequences, tokens = ids.shape
-        position = cache.get_seq_length()
+        position = layers.length
         cosines, sines = self.rotation(position + tokens)
-        keys, values = ((ctypes.c_int64 * len(numbers))(*numbers) for numbers in cache.buffers())
+        keys, values = ((ctypes.c_int64 * len(numbers))(*numbers) for numbers in layers.buffers())
         best = ctypes.c_int64()
         stored = _Cache(
             (ctypes.addressof(keys), ctypes.sizeof(keys)),
             (ctypes.addressof(values), ctypes.sizeof(values)),
-            cache.capacity,
-            cache.half,
+            layers.capacity,
+            layers.half,
         )
         call = _Call(
             sequences,
@@ -205,7 +196,7 @@ class Weights:
         library.check(
             status, f"The native step cannot run {sequences} x {tokens} tokens at position {position}"
         )
-        cache.advance(tokens)
+        layers.advance(tokens)
         return None if logits is None else best.value
 
     def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,8 +214,7 @@ class Weights:
         return known
 
     def _buffer(self, tensor: torch.Tensor | None) -> tuple[int | None, int]:
-        if tensor is not None:
-            self._dense.append((tensor, tensor.data_ptr()))
+        self._keep.append(tensor)
         return library.buffer(tensor, torch.float32)
 
     def _projection(self, module: nn.Module) -> _Projection:
@@ -232,7 +222,7 @@ class Weights:
         if not isinstance(module, QuantizedModule):
             return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
         packed = module.executable()
-        self._packed.append((module, packed))
+        self._keep.append(packed)
         mode = MODES[self._activations or getattr(module, "activations", "fp32")]
         return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
 

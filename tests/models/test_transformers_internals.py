@@ -213,6 +213,44 @@ def test_exchanged_tensors_keep_their_registration():
     assert torch.equal(dict(module.named_parameters())["weight"], torch.ones(2, 2))
 
 
+def test_buffers_that_change_together():
+    module = nn.Module()
+    module.register_buffer("saved", torch.zeros(1))
+    module.register_buffer("computed", torch.zeros(1), persistent=False)
+    internals.put_buffers(module, {"saved": None, "computed": torch.ones(3)})
+    assert module.saved is None and module.computed.shape == (3,) and not module.state_dict()
+
+
+def test_what_a_module_holds():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.register_buffer("saved", torch.zeros(1))
+    found = internals.registered(module)
+    assert found.children == {"0": module[0]} and found.buffers == {"saved": module.saved}
+    assert internals.registered(module[0]).parameters["weight"] is module[0].weight
+    assert not any((*internals.global_hooks(), found.hooks, found.pre_hooks))
+    removable = [
+        module.register_forward_hook(print),
+        module.register_forward_pre_hook(print),
+        nn.modules.module.register_module_forward_hook(print),
+        nn.modules.module.register_module_forward_pre_hook(print),
+    ]
+    try:
+        for table in (found.hooks, found.pre_hooks, *internals.global_hooks()):
+            assert list(table.values()) == [print]
+    finally:
+        for hook in removable:
+            hook.remove()
+    assert not any((*internals.global_hooks(), found.hooks, found.pre_hooks))
+
+
+def test_hooks_that_collect_outputs():
+    model = tiny.model("llama")
+    model(torch.ones(1, 2, dtype=torch.long), output_hidden_states=True)
+    hooks = list(internals.registered(model.model.layers[0]).hooks.values())
+    assert hooks and all(map(internals.collects_outputs, hooks))
+    assert not internals.collects_outputs(print)
+
+
 def test_a_parameter_that_comes_first():
     module = nn.Sequential(nn.Linear(2, 2))
     module.register_parameter("last", nn.Parameter(torch.zeros(1)))
@@ -249,8 +287,8 @@ def test_a_module_is_asked_for_its_tensors_through_the_methods_that_qcore_overri
 
 
 PRIVATE = re.compile(
-    r"\._(cdata|parameters|buffers|non_persistent_buffers_set|experts_implementation|from_config)\b"
-    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils"
+    r"\._(cdata|parameters|buffers|modules|forward_hooks|forward_pre_hooks|global_forward_hooks|non_persistent_buffers_set|experts_implementation|from_config)\b"
+    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils|output_capturing"
 )
 
 

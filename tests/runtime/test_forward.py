@@ -9,7 +9,9 @@ from decoder_models import CONFIGS, RECIPES, ids, make
 from transformers import DynamicCache, StaticCache
 
 from qcore import runtime
+from qcore.layers.modules import QuantLinear
 from qcore.runtime import NativeCache, attach, explain
+from qcore.runtime.calls import cache_bytes
 from qcore.runtime.weights import Weights
 
 
@@ -156,7 +158,7 @@ def test_a_half_cache_takes_half_the_bytes_and_is_close(calls):
     torch.testing.assert_close(
         model(tokens, cache=half, use_cache=True).logits, expected, **close(expected, 5e-3)
     )
-    assert half.nbytes * 2 == full.nbytes
+    assert cache_bytes(half) * 2 == cache_bytes(full)
     hook = model.model.layers[1].register_forward_hook(lambda *_: None)
     more = model(ids(3)[None], cache=half, use_cache=True).logits
     hook.remove()
@@ -223,6 +225,122 @@ def test_a_changed_model_is_read_anew(calls):
     assert len(calls) == 3
 
 
+def test_a_changed_activation_precision_counts_from_the_next_step(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    exact = model(tokens).logits
+    for activations in ("int8", "fp32"):
+        for module in model.modules():
+            if isinstance(module, QuantLinear):
+                module.activations = activations
+        expected = detached(model)(tokens).logits
+        assert torch.allclose(expected, exact, **close(exact)) == (activations == "fp32")
+        torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    assert len(calls) == 3
+
+
+def test_an_exchanged_hook_is_heard(calls):
+    model, tokens, heard = make("llama", "int4-g32"), ids(5)[None], []
+    model(tokens, output_hidden_states=True)  # leaves hooks of transformers' own behind
+    model(tokens)
+    hooks = model.model.layers[1]._forward_hooks
+    hooks[next(iter(hooks))] = lambda *_: heard.append(1)
+    model(tokens)
+    assert heard == [1] and calls == [(1, 5)]
+
+
+def test_global_hooks_hear_every_module(calls):
+    model, tokens, heard = make("llama", "int4-g32"), ids(5)[None], []
+    model(tokens)
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(module))
+    try:
+        model(tokens)
+    finally:
+        hook.remove()
+    assert model.model.layers[0].mlp.up_proj in heard and calls == [(1, 5)]
+    model(tokens)
+    assert len(calls) == 2
+
+
+def test_an_exchanged_parameter_is_read(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    before = model(tokens).logits
+    norm = model.model.norm
+    norm.weight = torch.nn.Parameter(norm.weight * torch.linspace(0, 2, 64), requires_grad=False)
+    expected = detached(model)(tokens).logits
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    assert len(calls) == 2
+
+
+def test_a_changed_config_is_read(calls):
+    model, tokens = make("llama", "int4-g32"), ids(5)[None]
+    model(tokens)
+    model.config.hidden_act = "gelu"  # no longer supported
+    model(tokens)
+    model.config.hidden_act = "silu"
+    model(tokens)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [dict(cache_position=torch.arange(20)), dict(cu_seq_lens_q=torch.tensor([0, 20]))],
+    ids=["cache position", "packed sequences"],
+)
+def test_tensors_as_further_keywords_go_to_the_modules(more, calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    expected = detached(model)(tokens, **more).logits
+    torch.testing.assert_close(model(tokens, **more).logits, expected, rtol=0, atol=0)
+    assert calls == []
+
+
+def test_the_stack_returns_a_tuple_if_asked(calls):
+    stack, tokens = make("llama", "int4-g32", "fp32").model, ids(20)[None]
+    expected = stack(tokens, return_dict=True, use_cache=False).last_hidden_state
+    hidden, cache = stack(tokens, return_dict=False, use_cache=True)
+    assert torch.equal(hidden, expected) and cache.get_seq_length() == 20
+    assert calls == [(1, 20)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
+def test_the_stack_takes_a_cache_by_its_older_name(calls):
+    stack, tokens = make("llama", "int4-g32", "fp32").model, ids(20)[None]
+    expected = stack(tokens, use_cache=False).last_hidden_state
+    cache = DynamicCache()
+    parts = [stack(part, past_key_values=cache, use_cache=True) for part in tokens.split(10, dim=1)]
+    assert cache.get_seq_length() == 20
+    got = torch.cat([part.last_hidden_state for part in parts], 1)
+    torch.testing.assert_close(got, expected, **close(expected))
+
+
+def test_the_callers_cache_stays_what_it_is(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    cache, modules_cache = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    assert model(tokens, cache=cache, use_cache=True).cache is cache
+    detached(model)(tokens, cache=modules_cache, use_cache=True)
+    assert type(cache) is DynamicCache and calls == [(1, 20)]
+    for mine, theirs in zip(cache, modules_cache, strict=True):
+        for got, expected in zip(mine[:2], theirs[:2], strict=True):
+            torch.testing.assert_close(got, expected, **close(expected))
+    with pytest.raises(ValueError, match="negative"):
+        modules_cache.crop(5)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(5)
+    cache.crop(-5)
+    assert cache.get_seq_length() == 15
+
+
+def test_a_cache_that_was_reset_takes_another_batch(calls):
+    model = make("llama", "int4-g32", "fp32")
+    cache = DynamicCache(config=model.config)
+    model(ids(20)[None], cache=cache, use_cache=True)
+    cache.reset()
+    batch = torch.stack([ids(6, seed) for seed in range(2)])
+    expected = detached(model)(batch).logits
+    torch.testing.assert_close(model(batch, cache=cache, use_cache=True).logits, expected, **close(expected))
+    assert calls == [(1, 20), (2, 6)]
+
+
 def test_copies_are_models_of_their_own(calls):
     model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
     expected = model(tokens).logits
@@ -246,6 +364,12 @@ def test_a_model_says_how_it_runs():
     assert model.model.forward is forward
     model.config.hidden_act = "gelu"
     assert runtime.explain(model).startswith("module by module: The decoder knows the activation functions")
+
+
+def test_asking_whether_a_model_is_supported_packs_nothing():
+    model = make("llama", "int4-g32-head8")
+    assert explain(model) == "whole step in one native call"
+    assert all(module.packed is None for module in model.modules() if isinstance(module, QuantLinear))
 
 
 def test_compiled_models_are_traced_through_their_modules(calls):

@@ -1,0 +1,74 @@
+"""Whether a model is still the one that its native description was read from.
+
+The description holds addresses and constants, so it must not outlive a change of a module, a weight, an
+activation precision, a hook or the config. PyTorch counts no such changes. A snapshot keeps the state that
+was read, and `holds` compares it with the present state before every step: a few comparisons of whole lists,
+which run in C.
+"""
+
+import copy
+from operator import attrgetter, is_
+
+from torch import nn
+
+from qcore.base.transformers_internals import collects_outputs, global_hooks, registered
+from qcore.layers.modules import QuantizedModule, QuantLinear
+
+_packed, _activations = attrgetter("packed"), attrgetter("activations")
+
+
+class Snapshot:
+    """The state of a causal language `model` when the snapshot is made."""
+
+    def __init__(self, model: nn.Module):
+        modules = list(model.modules())
+        own = list(map(registered, modules))
+        tables = [table for each in own for table in (each.children, each.hooks, each.pre_hooks)]
+        tables += global_hooks()
+        self._empty = [table for table in tables if not table]
+        self._filled = [table for table in tables if table]
+        self._contents = [dict(table) for table in self._filled]
+        self._attributes = [vars(module) for module in modules]
+        self._forwards = [attributes.get("forward") for attributes in self._attributes]
+        self._quantized = [module for module in modules if isinstance(module, QuantizedModule)]
+        self._packed = list(map(_packed, self._quantized))
+        self._linear = [module for module in self._quantized if isinstance(module, QuantLinear)]
+        self._activations = list(map(_activations, self._linear))
+        self._tensors = [
+            (table, name, tensor, tensor.data_ptr())
+            for module, each in zip(modules, own, strict=True)
+            for table in (each.parameters, each.buffers)
+            if not (table is each.buffers and isinstance(module, QuantizedModule))  # gone once packed
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+        self._config = model.config
+        self._values = copy.deepcopy(vars(model.config))
+
+    def holds(self) -> bool:
+        """Whether the model has not changed since."""
+        return (
+            not any(self._empty)
+            and self._filled == self._contents
+            and [attributes.get("forward") for attributes in self._attributes] == self._forwards
+            and all(map(is_, map(_packed, self._quantized), self._packed))
+            and list(map(_activations, self._linear)) == self._activations
+            and all(
+                table.get(name) is tensor and tensor.data_ptr() == address
+                for table, name, tensor, address in self._tensors
+            )
+            and vars(self._config) == self._values
+        )
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether other code listens to one of `modules` or replaced its forward. Hooks by which transformers
+    collects outputs do not count."""
+    if any(global_hooks()):
+        return True
+    for module in modules:
+        own = registered(module)
+        hooks = (*own.hooks.values(), *own.pre_hooks.values())
+        if "forward" in vars(module) or not all(map(collects_outputs, hooks)):
+            return True
+    return False
