@@ -32,7 +32,7 @@ DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("python", "bash", "text", "mermaid", "toml")
 MODEL = "smollm2-135m"
-OF_OTHERS = {"--no-build-isolation", "--address", "--head", "--pid"}  # options of pip, ray and py-spy
+OF_OTHERS = {"--no-build-isolation", "--address", "--head", "--pid", "--server"}  # pip, ray, py-spy, streamlit
 
 
 @dataclass(frozen=True)
