@@ -15,7 +15,7 @@ setup: .venv/.ready model kernels
 run: setup
 	$(BIN)/streamlit run app.py --server.address localhost
 
-test: lint tests sanitize
+test: lint types tests sanitize
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: lint simde kernels

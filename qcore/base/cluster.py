@@ -13,6 +13,7 @@ under the same paths everywhere.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qcore.base.errors import InputError, RunError, UnavailableError
 from qcore.base.executor import AUTO, START, Engine
@@ -39,7 +41,7 @@ class Task:
     """A command that was handed in."""
 
     name: str
-    reference: object
+    reference: Any  # Ray's own, of the exit code
 
 
 class Cluster:
@@ -60,7 +62,9 @@ class Cluster:
         address = self.engine.address or AUTO
         with contextlib.redirect_stdout(None):
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+                )
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 first = str(error).strip().partition("\n")[0][:160]
                 raise UnavailableError(f"No Ray cluster answers at {address} ({first}). {START}") from error

@@ -137,6 +137,8 @@ def _from_file(path: Path) -> ModuleType:
         return known
     name = path.stem if path.stem not in sys.modules else f"qcore_extension_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

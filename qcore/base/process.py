@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -32,14 +32,16 @@ def start_detached(command: list[str], log: IO) -> subprocess.Popen:
     )
 
 
-def identity(pid: int) -> dict:
+def identity(pid: int) -> dict[str, Any]:
     """What tells this process from any other that will ever have its pid."""
     return {"pid": pid, "process_started": psutil.Process(pid).create_time()}
 
 
-def living(record: dict | None) -> psutil.Process | None:
+def living(record: dict[str, Any] | None) -> psutil.Process | None:
     """The process of an `identity` record if it still runs; None for a zombie, and for another process with
     the same pid."""
+    if record is None:
+        return None
     try:
         process = psutil.Process(record["pid"])
         same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK

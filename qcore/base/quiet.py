@@ -75,10 +75,10 @@ def _switch_off_loaded_bars() -> None:
 
         disable_progress_bars()
     if "transformers" in sys.modules:
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging as of_transformers
 
-        disable_progress_bar()
+        of_transformers.disable_progress_bar()
     if "datasets" in sys.modules:
-        from datasets.utils.logging import disable_progress_bar
+        from datasets.utils import logging as of_datasets
 
-        disable_progress_bar()
+        of_datasets.disable_progress_bar()

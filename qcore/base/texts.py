@@ -83,7 +83,7 @@ def text_from_bytes(name: str, content: bytes) -> Text:
 
 def tokenize(
     text: Text | str, tokenizer, limit: int | None = None, vocabulary: int | None = None
-) -> torch.LongTensor:
+) -> torch.Tensor:
     """Token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token if the
     tokenizer adds one by habit.
 
@@ -116,8 +116,8 @@ def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
         piece = content[:part]
         ids = tokenizer(piece, truncation=False, verbose=False)["input_ids"]
         # The last tokens of a cut text may differ from those of the whole, so ask for some to spare.
-        if part >= len(content) or len(ids) >= limit + 64:
-            return ids if limit is None else ids[:limit]
+        if limit is None or part >= len(content) or len(ids) >= limit + 64:
+            return ids[:limit]
         part *= 2
 
 

@@ -9,7 +9,8 @@ may be lost (`kl`: predicted nats a token; then the model becomes as small as it
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from qcore.formats.kinds import Format, from_dict
 from qcore.formats.uniform import Uniform
@@ -36,7 +37,7 @@ class Budget:
     unit: str
     candidates: tuple[Format, ...] = field(default=CANDIDATES)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"unit is {self.unit!r}, but a budget is counted in {', '.join(UNITS)}")
         if not 0 < self.amount <= LARGEST[self.unit]:
@@ -66,7 +67,7 @@ class Budget:
         """The budget for people."""
         return f"{plain(self.amount)} {UNITS[self.unit]}"
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; the constructor takes them."""
         candidates = [format.to_dict() for format in self.candidates]
         return {"amount": self.amount, "unit": self.unit, "candidates": candidates}
@@ -76,7 +77,9 @@ def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Form
     """The candidates that have a scale for each group, with those scales in 8 bits; the others as they
     are."""
     return tuple(
-        replace(format, double_quant=True) if format.group_size and "dq" in format.OPTIONS else format
+        from_dict(format.to_dict() | {"double_quant": True})
+        if format.group_size and "dq" in format.OPTIONS
+        else format
         for format in candidates
     )
 

@@ -69,7 +69,7 @@ class Codebook(Table):
     bits: ClassVar[int] = 4
     native: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in self.BASES:
             raise ValueError(f"kind is {self.kind!r}, but a codebook is nf4, fp4 or kmeans4")
         check_group_size(self.group_size)

@@ -17,9 +17,9 @@ a format is computed by the plain-torch reference. They read even grids of 2 to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from qcore.base.errors import InputError
 from qcore.base.extensions import ExtensibleRegistry
@@ -54,6 +54,7 @@ class Family:
 OTHER = Family("other formats", "#5f9ea8", "Formats that an extension has registered.")
 
 
+@dataclass(frozen=True)
 class Format:
     """The base class of all formats, which are frozen dataclasses with the fields `group_size` and, where
     scales can be quantized again, `double_quant`.
@@ -67,13 +68,24 @@ class Format:
     FAMILY: ClassVar[Family] = OTHER
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of "sym", "asym", "dq": which of them names may have
 
-    bits: int
-    group_size: int | None
-    even: bool
-    symmetric: bool
-    double_quant: bool = False
-    learned: bool = False
-    native: bool = False
+    if TYPE_CHECKING:  # each kind has these as fields, class attributes or properties
+
+        @property
+        def bits(self) -> int: ...
+        @property
+        def group_size(self) -> int | None: ...
+        @property
+        def even(self) -> bool: ...
+        @property
+        def symmetric(self) -> bool: ...
+        @property
+        def double_quant(self) -> bool: ...
+        @property
+        def learned(self) -> bool: ...
+        @property
+        def native(self) -> bool: ...
+    else:
+        double_quant = learned = native = False
 
     @property
     def levels(self) -> int:
@@ -142,7 +154,7 @@ class Format:
         return {"scale": half(scale)}
 
     def decode_scale(
-        self, parts: dict[str, torch.Tensor | None], rows: slice | torch.Tensor = slice(None)
+        self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
     ) -> torch.Tensor:
         """Scales (N, G), float32, from their stored `parts`, or those of some `rows`."""
         from qcore.formats.scales import dequantize
@@ -168,7 +180,9 @@ class Format:
         """{part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and `columns` inputs.
         A fixed table is part of the format's definition and is not stored."""
         groups = self.groups(columns)
-        parts = {"codes": ("uint8", (rows, packed_width(columns, self.bits)))}
+        parts: dict[str, tuple[str, tuple[int, ...]]] = {
+            "codes": ("uint8", (rows, packed_width(columns, self.bits)))
+        }
         scales = self.scale_layout(rows, groups) if self.scaled else {}
         if "scale" in scales:
             parts["scale"] = scales.pop("scale")
@@ -184,11 +198,12 @@ class Format:
 
     # -- records -----------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields with the kind's name as "type"; `from_dict` is the inverse."""
         return {"type": self.TYPE, **asdict(self)}
 
 
+@dataclass(frozen=True)
 class Table(Format):
     """The base of formats whose codes are indices into a table."""
 
@@ -210,12 +225,13 @@ def register(name: str) -> Callable[[F], F]:
             if any(base in other.BASES for other in KINDS.known()):
                 raise ValueError(f"names of recipes begin with {base!r} already")
         kind.TYPE = name
-        return KINDS.register(name)(kind)
+        KINDS.register(name)(kind)
+        return kind
 
     return enter
 
 
-def from_dict(record: dict) -> Format:
+def from_dict(record: dict[str, Any]) -> Format:
     """Rebuild a format from `Format.to_dict`. Raises `InputError` for a kind that is not known here, `TypeError`
     or `ValueError` for wrong fields."""
     fields = dict(record)

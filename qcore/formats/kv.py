@@ -12,11 +12,17 @@ last 32 to 63 are always exact. `tokens_held` is the one place that says how man
 way; the cache and the plan both ask it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from math import gcd
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.registry import unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 NONE = "none"
 GROUP = 32  # tokens of a key's channel, and channels of a value's token, that share a scale
@@ -39,7 +45,7 @@ class Form:
         exact = f"the last {RECENT} to {RECENT + GROUP - 1} tokens exact"
         return f"{self.bits}-bit codes, groups of {GROUP}: keys by channel, values by token, {exact}"
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary for records."""
         return {"name": self.name, "bits": self.bits, "group": GROUP, "recent": RECENT}
 
@@ -101,7 +107,7 @@ def value_group(size: int) -> int:
     return gcd(size, GROUP)
 
 
-def check_config(config) -> None:
+def check_config(config: PreTrainedConfig) -> None:
     """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in
     heads whose size can be cut into groups."""
     from transformers.cache_utils import get_layer_types_and_kwargs

@@ -64,6 +64,7 @@ def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
             else torch.tensor([[zero]])
         )
         return full.to(torch.uint8)
-    if tensor.format.learned or not (tensor.format.fixed == 0).any():
+    fixed = tensor.format.fixed
+    if fixed is None or not bool(fixed.eq(0).any()):
         return None
-    return (tensor.format.fixed == 0).nonzero()[0].to(torch.uint8)[None]
+    return fixed.eq(0).nonzero()[0].to(torch.uint8)[None]

@@ -61,7 +61,7 @@ class QuantizedTensor:
         `InputError` if a scale overflows float16 or is NaN.
         """
         return cls.from_packed(
-            format, tuple(codes.shape), pack(codes, format.bits), scale, zero_point, codebook
+            format, (codes.shape[0], codes.shape[1]), pack(codes, format.bits), scale, zero_point, codebook
         )
 
     @classmethod
@@ -79,13 +79,17 @@ class QuantizedTensor:
         stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
-        if scale is None:
-            return stored
-        return replace(stored, **format.encode_scale(scale))
+        return stored if scale is None else stored.with_scales(scale)
 
     def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
         """The same codes with other scales (N, G), which are rounded to what the format stores."""
-        return replace(self, **self.format.encode_scale(scale))
+        parts = self.format.encode_scale(scale)
+        return replace(
+            self,
+            scale=parts.get("scale"),
+            scale_codes=parts.get("scale_codes"),
+            scale_range=parts.get("scale_range"),
+        )
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The tensors that are stored, by name."""
@@ -115,8 +119,7 @@ class QuantizedTensor:
         none."""
         if not self.format.scaled:
             return None
-        parts = {"scale": self.scale, "scale_codes": self.scale_codes, "scale_range": self.scale_range}
-        return self.format.decode_scale(parts, rows)
+        return self.format.decode_scale(self.parts(), rows)
 
     def zero_points(self) -> torch.Tensor | float:
         """The zero points as float32 (N, G), or the one number that a symmetric format uses."""
@@ -125,6 +128,13 @@ class QuantizedTensor:
         groups = self.format.groups(self.shape[1])
         return unpack(self.zero_point, self.format.bits, self.shape[0] * groups).view(-1, groups).float()
 
+    @property
+    def table(self) -> torch.Tensor:
+        """The units of the codes, float32 (levels,) or (N, levels), of a format that is not an even grid."""
+        if self.codebook is None:
+            raise ValueError(f"{self.format.label} has no table: its grid is even")
+        return self.codebook.float()
+
     def group_values(self, row: int, group: int) -> torch.Tensor:
         """The values, ascending float32, that the codes of one group of one row can stand for."""
         if self.format.even:
@@ -132,7 +142,7 @@ class QuantizedTensor:
             zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
             units = torch.arange(self.format.lowest, self.format.levels) - zero
         else:
-            units = (self.codebook[row] if self.codebook.ndim == 2 else self.codebook).float().sort().values
+            units = (self.table[row] if self.table.ndim == 2 else self.table).sort().values
         scale = self.scales()
         return units if scale is None else units * scale[row, group]
 
@@ -146,9 +156,10 @@ class QuantizedTensor:
         if self.format.even:
             zero = self.zero_points()
             zero = spread(zero[pick], columns, size) if isinstance(zero, torch.Tensor) else zero
-            return ((codes.float() - zero) * spread(scale, columns, size)).to(dtype)
-        table = self.codebook.float()
-        values = table[pick].gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
+            values = codes.float() - zero
+        else:
+            table = self.table
+            values = table[pick].gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
         return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
 
 

@@ -49,7 +49,7 @@ class Uniform(Format):
     even: ClassVar[bool] = True
     native: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits is {self.bits}, but a uniform format has 2 to 8")
         check_group_size(self.group_size)
