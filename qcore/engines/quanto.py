@@ -19,6 +19,7 @@ from torch import nn
 from qcore.base.progress import Progress
 from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
+from qcore.layers.stand_in import stand_in
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Row
 
@@ -50,7 +51,7 @@ def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -
         new = holder[0]
         if not isinstance(new.weight, QTensor) or new.weight.qtype is not kind:
             raise unchanged("optimum-quanto", f"its weight is a {type(new.weight).__name__}")
-        new.forward = MethodType(_forward, new)
+        stand_in(new, MethodType(_forward, new))
         size = new.weight_group_size
         return Converted(
             new.train(linear.training), inner_tensors(new.weight), recipe.name + (f"-g{size}" if size else "")

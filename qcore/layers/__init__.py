@@ -3,5 +3,6 @@ tensor they hold.
 
 select.py     which parameters a recipe changes, and why the others stay
 modules.py    quantized linear layers, embeddings and experts
+stand_in.py   another forward for a module, and back
 inventory.py  every tensor that a model holds, once
 """

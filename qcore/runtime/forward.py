@@ -14,25 +14,35 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from qcore.layers.stand_in import stand_in
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
 from qcore.runtime.snapshot import Snapshot, is_hooked
 from qcore.runtime.weights import ARCHITECTURES, CHUNK, Weights, supports
 
 
 def attach(model: nn.Module) -> None:
-    """Let `model` use the native step where it can; models of other architectures are left as they are. May
-    be called again."""
-    if type(model).__name__ in ARCHITECTURES and not isinstance(
-        model.model.__dict__.get("forward"), _Forward
-    ):
-        model.model.forward = _Forward(model)
+    """Let `model` use the native step where it can. Models of other architectures, and stacks whose forward
+    another library has replaced, are left as they are. May be called again."""
+    if type(model).__name__ in ARCHITECTURES and "forward" not in vars(model.model):
+        stand_in(model.model, _Forward(model))
+
+
+def detach(model: nn.Module) -> None:
+    """Undo `attach`. Other models are left as they are."""
+    if is_attached(model):
+        del model.model.forward
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether `model` takes the native step where it can."""
+    return type(model).__name__ in ARCHITECTURES and isinstance(vars(model.model).get("forward"), _Forward)
 
 
 def explain(model: nn.Module) -> str:
     """One line for people: whether a step of `model` is one native call, or why its modules run one by
     one."""
     reason = supports(model)
-    if reason is None and not isinstance(model.model.__dict__.get("forward"), _Forward):
+    if reason is None and not is_attached(model):
         reason = "The decoder is not attached to this model."
     return "whole step in one native call" if reason is None else f"module by module: {reason}"
 

@@ -22,6 +22,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.evaluation import Evaluation, Reference, evaluate
 from qcore.evaluation import windows as cut
+from qcore.layers.stand_in import stand_in
 from qcore.models import Checkpoint
 from qcore.quantization.calibration.blocks import Blocks, find_blocks
 from qcore.recipes import Recipe, parse
@@ -137,15 +138,13 @@ class _Model:
         for the text at hand."""
         block = self.frame.empty(self._unused[position])
 
-        def forward(_, *arguments, **keywords):
+        def forward(*arguments, **keywords):
             hidden = arguments[0] if arguments else keywords["hidden_states"]
             if self._final and position == len(self.blocks) - 1:
                 hidden = self._final[self._reading]
             return (hidden,) if self._returns_tuple else hidden
 
-        block.__class__ = type(
-            "StandIn", (type(block),), {"forward": forward}
-        )  # its other attributes say which mask it wants
+        stand_in(block, forward)  # the block's other attributes say which mask it wants
         return block
 
     def _look(self, module: nn.Module, arguments, output) -> None:

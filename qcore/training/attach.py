@@ -78,9 +78,6 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
     Raises `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
     """
     model.requires_grad_(False)
-    model.base_model.__dict__.pop(
-        "forward", None
-    )  # the native whole step knows no gradients; `detach` brings it back
     head, count = model.get_output_embeddings(), 0
     targets = (
         {}

@@ -5,12 +5,13 @@ import copy
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from decoder_models import CONFIGS, RECIPES, ids, make
 from transformers import DynamicCache, StaticCache
 
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
-from qcore.runtime import NativeCache, attach, explain
+from qcore.runtime import NativeCache, attach, detach, explain
 from qcore.runtime.calls import cache_bytes
 from qcore.runtime.weights import Weights
 
@@ -37,7 +38,7 @@ def inference():
 def detached(model: torch.nn.Module) -> torch.nn.Module:
     """The same model with its modules alone."""
     twin = copy.deepcopy(model)
-    del twin.model.forward
+    detach(twin)
     return twin
 
 
@@ -362,6 +363,40 @@ def test_a_model_says_how_it_runs():
     forward = model.model.forward
     attach(model)
     assert model.model.forward is forward
+
+
+def test_another_librarys_forward_is_neither_passed_by_nor_removed(calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(5)[None]
+    detach(model)
+    stack, heard = model.model, []
+    add_hook_to_module(stack, Counting(heard))
+    hooked = stack.forward
+    attach(model)
+    detach(model)
+    model(tokens)
+    assert stack.forward is hooked and heard == [1] and calls == []
+
+
+def test_a_hook_around_the_attached_forward_is_heard(calls):
+    model, tokens, heard = make("llama", "int4-g32", "fp32"), ids(5)[None], []
+    add_hook_to_module(model.model, Counting(heard))
+    model(tokens)
+    assert heard == [1] and calls == [(1, 5)]
+
+
+class Counting(ModelHook):
+    """accelerate's kind of hook, which replaces the module's forward."""
+
+    def __init__(self, heard: list):
+        self._heard = heard
+
+    def pre_forward(self, module, *arguments, **keywords):
+        self._heard.append(1)
+        return arguments, keywords
+
+
+def test_an_unsupported_model_says_why():
+    model = make("llama", "int4-g32")
     model.config.hidden_act = "gelu"
     assert runtime.explain(model).startswith("module by module: The decoder knows the activation functions")
 

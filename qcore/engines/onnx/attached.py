@@ -13,6 +13,7 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.base.transformers_internals import put_first_parameter, put_tensor
 from qcore.engines.onnx.run_onnx import OnnxModel
+from qcore.layers.stand_in import stand_in
 
 
 class _Head(nn.Module):
@@ -31,7 +32,7 @@ def attach(model: nn.Module, session: OnnxModel) -> nn.Module:
     model.set_output_embeddings(_Head())
     # The first parameter says where inputs go and in which type is computed.
     put_first_parameter(model, "onnx", nn.Parameter(torch.empty(0), requires_grad=False))
-    model.forward = _Forward(session)
+    stand_in(model, _Forward(session))
     return model.eval()
 
 

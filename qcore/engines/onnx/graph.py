@@ -17,6 +17,7 @@ from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.engines.onnx.traced import trace
+from qcore.runtime import detach
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 OPSET = 18
@@ -55,7 +56,7 @@ def export(model: nn.Module, folder: Path) -> Path:
     reason = unsupported(model)
     if reason:
         raise InputError(reason)
-    getattr(model, "model", model).__dict__.pop("forward", None)  # the native step, which is no graph
+    detach(model)  # the native step cannot be traced
     past = _example_cache(model)
     trace(model)
     model.set_attn_implementation("sdpa")

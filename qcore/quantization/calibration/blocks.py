@@ -6,12 +6,14 @@ is recorded once, for each block; after that a block can be run by itself, and o
 are ever held.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.layers.stand_in import stand_in
 
 FULL_SPEED = 1024  # tokens
 
@@ -44,7 +46,7 @@ class Blocks:
         calls: dict[int, Call] = {}
         returns_tuple = self._returns_tuple(ids[:1, :2].to(device))
 
-        def stand_in(position: int):
+        def recording(position: int):
             def forward(*arguments, **keywords):
                 by_name = not arguments
                 hidden = keywords.pop("hidden_states") if by_name else arguments[0]
@@ -55,14 +57,11 @@ class Blocks:
 
             return forward
 
-        try:
+        with ExitStack() as replaced:
             for position, block in enumerate(self.modules):
-                block.forward = stand_in(position)
+                replaced.enter_context(stand_in(block, recording(position)))
             for window in ids:
                 self.model.base_model(input_ids=window[None].to(device), use_cache=False)
-        finally:
-            for block in self.modules:
-                del block.forward  # the class's own method shows again
         if len(calls) != len(self.modules):
             raise InputError(
                 f"{type(self.model).__name__} does not call its blocks one after another, so it cannot be calibrated."

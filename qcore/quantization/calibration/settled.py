@@ -25,6 +25,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch
 from qcore.kernels.packed import PackedWeight
 from qcore.layers.select import Target
+from qcore.layers.stand_in import stand_in
 
 
 @dataclass(frozen=True)
@@ -132,21 +133,16 @@ class Settled:
     @contextmanager
     def batch(self, number: int) -> Iterator[None]:
         """Inside, the block is run on batch `number` of the windows."""
-        replaced = []
-        for layer, weight in self._native.values():
-            layer.forward = partial(dispatch.linear, weight=weight, bias=layer.bias, activations="int16")
-            replaced.append(layer)
-        for name, child in self._children.items():
-            if self._needs[name] <= self._chosen:
-                child.forward = self._stand_in(name, child.forward, number)
-                replaced.append(child)
-        try:
+        with ExitStack() as replaced:
+            for layer, weight in self._native.values():
+                native = partial(dispatch.linear, weight=weight, bias=layer.bias, activations="int16")
+                replaced.enter_context(stand_in(layer, native))
+            for name, child in self._children.items():
+                if self._needs[name] <= self._chosen:
+                    replaced.enter_context(stand_in(child, self._remembering(name, child.forward, number)))
             yield
-        finally:
-            for module in replaced:
-                del module.forward  # the class's own method shows again
 
-    def _stand_in(self, name: str, forward, number: int):
+    def _remembering(self, name: str, forward, number: int):
         calls = count()  # a child may be run more than once
         kept, ending = self._kept.setdefault(name, {}), self._ends.get(name)
 

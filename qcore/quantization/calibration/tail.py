@@ -1,9 +1,13 @@
 """From the last block's output to the logits, whatever lies between: the model's own code runs, its blocks
 standing aside."""
 
+from contextlib import ExitStack
+from functools import partial
+
 import torch
 from torch import nn
 
+from qcore.layers.stand_in import stand_in
 from qcore.quantization.calibration.blocks import Blocks
 
 
@@ -20,20 +24,14 @@ class Tail:
         modules = self.blocks.modules
         if self._tuple is None:
             self._tuple = self._returns_tuple(ids)
-        try:
+        with ExitStack() as replaced:
             for module in modules:
-                last = module is modules[-1]
-                module.forward = lambda *arguments, last=last, **keywords: self._through(
-                    arguments, keywords, hidden if last else None
-                )
+                given = hidden if module is modules[-1] else None
+                replaced.enter_context(stand_in(module, partial(self._through, given)))
             logits = self.blocks.model(input_ids=ids[None], use_cache=False).logits[0]
-        finally:
-            for module in modules:
-                if "forward" in vars(module):
-                    del module.forward  # the class's own method shows again
         return logits.float()
 
-    def _through(self, arguments: tuple, keywords: dict, given: torch.Tensor | None):
+    def _through(self, given: torch.Tensor | None, *arguments, **keywords):
         state = given if given is not None else arguments[0] if arguments else keywords["hidden_states"]
         return (state,) if self._tuple else state
 
