@@ -23,6 +23,8 @@ from qcore.recipes import Recipe
 from qcore.recipes.spec import check_margin
 from qcore.verbs import checks, prepare
 
+ROOM = 512  # tokens of cache and activations that a model is loaded with room for
+
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
     """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder that `save` wrote.
@@ -32,7 +34,8 @@ def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loa
     (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub or the device cannot be
     reached.
     """
-    return prepare.load(checks.check_model(model, revision, device=device), device=device)
+    checkpoint = checks.check_model(model, revision, device=device)
+    return prepare.load(checkpoint, device=device, tokens=ROOM, window=ROOM)
 
 
 def quantize(
@@ -76,20 +79,29 @@ def evaluate(
     kv: str = NONE,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged text), see
-    `Evaluation`.
+    """Return the perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged
+    text). With `kv` "int8" or "int4" the text is read through a key-value cache in that form.
 
-    With `kv` "int8" or "int4" the text is read through a key-value cache of that form."""
+    Raises `InputError` for a text or window that cannot be used, and for a text that the model was made with.
+    """
     loaded = load(model) if isinstance(model, str) else model
     content = texts.load_text(text)
     ids = texts.tokenize(content, loaded.tokenizer, limit=tokens)
     check_judged(loaded, content.name, content.sha256, ids)
-    return score(loaded.model, ids, window=window, stride=stride, progress=progress, kv=form_named(kv))
+    return score(
+        loaded.model,
+        ids,
+        window=window,
+        stride=stride,
+        tokenizer=loaded.tokenizer,
+        progress=progress,
+        kv=form_named(kv),
+    )
 
 
 def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
-    """Is the loss real? The verdict on `after` against `before`, two evaluations over the same text and
-    windows; perplexity within `margin` (0.01 is 1 %) counts as equal. See `Verdict`.
+    """Return the verdict on `after` against `before`, two evaluations over the same text and windows: is the
+    loss real? Perplexity within `margin` (0.01 is 1 %) counts as equal.
 
     Raises `InputError` if they were not taken over the same windows.
     """
@@ -100,8 +112,8 @@ def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verd
 def ask(
     model: Loaded | str, choices: str | Path | None = None, *, progress: Progress | None = None
 ) -> Answers:
-    """The answers of `model` to the multiple-choice questions in the file `choices` (None: the packaged
-    ones), by likelihood."""
+    """Return the answers of `model`, by likelihood, to the multiple-choice questions in the file `choices`
+    (None: the packaged ones). Raises `InputError` for a file that cannot be used."""
     asked = load_questions(choices)
     loaded = load(model) if isinstance(model, str) else model
     return answer(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
@@ -116,8 +128,8 @@ def measure(
     kv: str = NONE,
     progress: Progress | None = None,
 ) -> throughput.Throughput:
-    """Prefill and decode speed of `model` on this machine with a key-value cache in the form `kv`, see
-    `Throughput`."""
+    """Return the prefill and decode speed of `model` in tokens per second on this machine, with a key-value
+    cache in the form `kv`. Raises `InputError` for more tokens than the model has positions."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(
         loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv)
@@ -125,13 +137,13 @@ def measure(
 
 
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
-    """Run several recipes on `model`, each in a process of its own, and return one row a recipe (see the
-    README for its keys).
+    """Run several recipes on `model`, each in a process of its own, and return one row per recipe (see
+    docs/results.md for its keys). A model that qcore has quantized is compared with its original: it becomes
+    the last row.
 
     `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens,
     repeats, kv, …; and `engine` "ray" with an `address`, which spreads the recipes over a cluster. A recipe
-    that failed is a row with its error; the others are there. Raises `InputError` for input that no recipe
-    can work with.
+    that failed is a row with its error. Raises `InputError` for input that no recipe can work with.
     """
     from qcore.jobs import jobs
 
@@ -153,12 +165,12 @@ def plan(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> planning.Plan:
-    """What `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from its
-    headers alone.
+    """Return what `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from
+    its headers alone.
 
-    `memory` is what it must run in, such as "16GB" (None: what is free here); `context` tokens are cached for
-    each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe` the model's
-    shapes are timed here, some seconds a recipe. Raises `InputError` and `UnavailableError` as `load` does.
+    `memory` is the limit it must run in, such as "16GB" (None: what is free here); `context` tokens are cached
+    for each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe` the model's
+    shapes are timed here, some seconds per recipe. Raises `InputError` and `UnavailableError` as `load` does.
     """
     from qcore.verbs import plan as verb
 
@@ -179,8 +191,8 @@ def plan(
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a quantized `model` into `folder`, which `load`, `eval` and `bench` take as a model. Returns the
-    folder."""
+    """Write a quantized `model` into `folder`, which `load` takes as a model, and return the folder. Raises
+    `InputError` for a model that is not quantized and for a folder that holds something."""
     if model.recipe is None:
         raise InputError(
             "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
@@ -205,13 +217,13 @@ def qat(
     progress: Progress | None = None,
     **options,
 ) -> dict:
-    """Quantization-aware training: `model` learns in the form of `recipe` to predict what it did before, and
-    is saved in `folder`.
+    """Train `model` in the quantized form of `recipe` to reproduce its own predictions, and save it in
+    `folder`.
 
     `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate),
-    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns what came out,
-    with the loss curve; with `compare` also measured beside the model it began with. After a kill the same
-    call goes on. Raises `InputError` for what cannot be used.
+    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns sizes and the
+    loss curve; with `compare` also the figures beside the original's. After a kill the same call goes on.
+    Raises `InputError` for options that cannot be used.
     """
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
@@ -270,11 +282,11 @@ def distill(
     progress: Progress | None = None,
     **options,
 ) -> dict:
-    """A student of `layers` layers that learns to predict what `model` predicts, saved in `folder` as an
-    ordinary model.
+    """Train a student of `layers` layers to reproduce the predictions of `model`, and save it in `folder` as
+    an ordinary model.
 
-    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns what came out,
-    with the loss curve.
+    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns sizes and the
+    loss curve; with `compare` also the figures beside the original's.
     """
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule

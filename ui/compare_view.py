@@ -127,10 +127,12 @@ def verdicts(rows: list[dict]) -> None:
 def _sentence(row: dict) -> None:
     found = row["verdict"]
     badge = f":{BADGES[found['outcome']]}-badge[{found['outcome']}]"
-    words = found["sentence"].partition(": ")[2]
-    more = details(found)
+    words = found["finding"][:1].upper() + found["finding"][1:]
+    words += f" ({found['interval']})." if found["interval"] else "."
+    words += f" {found['advice']}" if found["advice"] else ""
+    more = "; ".join(details(found))
     small = f"  \n:small[:gray[{shielded(more)}]]" if more else ""
-    st.markdown(f"**{shielded(row['label'])}** {badge} {shielded(words[:1].upper() + words[1:])}{small}")
+    st.markdown(f"**{shielded(row['label'])}** {badge} {shielded(words)}{small}")
 
 
 def questions(rows: list[dict]) -> None:

@@ -176,6 +176,6 @@ def _named(ratio: float) -> str:
 
 def _hover(row: dict) -> str:
     verdict = row["verdict"]
-    lines = [f"<b>{row['label']}</b>", *verdict["sentence"].replace(" (95 %", "<br>(95 %").split(". ")]
-    more = details(verdict)
-    return "<br>".join([*lines, *(more.split("; ") if more else [])])
+    words = [f"<b>{row['label']}</b>", f"{verdict['claim']}: {verdict['finding']}"]
+    words += [verdict[name] for name in ("interval", "advice") if verdict[name]]
+    return "<br>".join([*words, *details(verdict)])

@@ -3,7 +3,7 @@ has one."""
 
 import streamlit as st
 
-from qcore.recipes.spec import absolute_path
+from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
 from ui import state
 from ui.glossary import explain
@@ -17,7 +17,7 @@ def draw(checkpoint, recipe: str) -> None:
         row = next(
             (
                 row
-                for row in Store().latest(absolute_path(checkpoint.name))
+                for row in Store().latest(absolute_model(checkpoint.name))
                 if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest
             ),
             None,

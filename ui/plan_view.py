@@ -217,7 +217,7 @@ def table(rows: Sequence) -> None:
         "KV cache": [size(row.kv_bytes) for row in rows],
         "running": [size(row.run_bytes) for row in rows],
         "quantizing": [size(row.load_bytes) for row in rows],
-        "… with --stream": ["–" if row.stream_bytes is None else size(row.stream_bytes) for row in rows],
+        "quantizing, streamed": ["–" if row.stream_bytes is None else size(row.stream_bytes) for row in rows],
         "fits": ["yes" if row.fits else "no" for row in rows],
         "decode": [_rate(row.decode_tok_s, row.sources.get("decode")) for row in rows],
         "prefill": [_rate(row.prefill_tok_s, row.sources.get("prefill")) for row in rows],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qcore.base.errors import QcoreError
 from qcore.jobs.resident import Resident
+from qcore.recipes import Recipe
 
 
 @dataclass
@@ -26,13 +27,15 @@ class Player:
     """Starts at once. `voices` fill up in the order of the recipes; `error` is a sentence if the request
     failed as a whole."""
 
-    def __init__(self, resident: Resident, prompt: str, recipes: Sequence[str], new_tokens: int, **sampling):
+    def __init__(
+        self, resident: Resident, prompt: str, recipes: Sequence[Recipe], new_tokens: int, **sampling
+    ):
         self.prompt = prompt
         self.sampling = {"new_tokens": new_tokens, **sampling}
-        self.voices = {name: Voice(name) for name in recipes}
+        self.voices = {recipe.name: Voice(recipe.name) for recipe in recipes}
         self.error: str | None = None
         self._stopped = threading.Event()
-        self._arguments = (resident, prompt, new_tokens, sampling)
+        self._arguments = (resident, prompt, recipes, new_tokens, sampling)
         self._thread = threading.Thread(target=self._follow, name="player", daemon=True)
         self._thread.start()
 
@@ -50,9 +53,9 @@ class Player:
         self._stopped.set()
 
     def _follow(self) -> None:
-        resident, prompt, new_tokens, sampling = self._arguments
+        resident, prompt, recipes, new_tokens, sampling = self._arguments
         try:
-            events = resident.generate(prompt, new_tokens, recipes=list(self.voices), **sampling)
+            events = resident.generate(prompt, new_tokens, recipes=recipes, **sampling)
             for event in events:
                 self._take(event)
                 if self._stopped.is_set():

@@ -7,7 +7,8 @@ from qcore.base.errors import InputError
 from qcore.base.home import is_public
 from qcore.formats.kv import NONE
 from qcore.jobs.resident import Resident
-from qcore.models.names import classify
+from qcore.verbs import checks
+from qcore.verbs.prepare import Finder
 from ui import diff, families, state
 from ui.forms import KEEP
 from ui.forms import recipes as recipe_form
@@ -103,9 +104,12 @@ def controls(
             raise InputError(
                 "The prompt is empty. Write the beginning of a text, or a question as a chat message."
             )
-        classify(*model)
-        order = [name for name in recipes.names() if name in names]
-        st.session_state[f"{prefix}.player"] = Player(resident(*model), prompt, order, **options)
+        chosen = [recipes.parse(name) for name in recipes.names() if name in names]
+        name, revision, chosen = checks.lineup(*model, chosen, finder := Finder())
+        found = finder.headers(name, revision)
+        if found is not None and found.is_quantized:  # its original is unknown, so it writes alone
+            chosen = (recipes.parse_row(recipes.SAVED + name),)
+        st.session_state[f"{prefix}.player"] = Player(resident(name, revision), prompt, chosen, **options)
         st.rerun()
 
 

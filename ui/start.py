@@ -9,6 +9,7 @@ from qcore.base.home import is_public
 from qcore.jobs import jobs
 from qcore.recipes.spec import RunSpec
 from qcore.verbs import checks
+from qcore.verbs.prepare import Finder
 from ui import charts, families, state
 from ui.forms import recipes
 from ui.text import digits, size, verbatim
@@ -42,18 +43,17 @@ def review(
             key=f"{prefix}.start",
         )
         return
+    finder = Finder()
     if checkpoint is not None:
+        finder.know(*model, checkpoint)
         with state.shown_errors():
-            _memory(spec, checkpoint)
+            _memory(spec, finder)
     else:
         st.caption("The memory estimate appears here once the model is on this machine.")
     if st.button(
         "Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"
     ):
-        with state.shown_errors(), st.spinner("Checking model and text…"):
-            if checkpoint is not None:
-                checks.check(spec)
-            submit(spec)
+        submit(spec, finder)
     with st.expander(
         f"What the {len(spec.recipes)} recipes mean",
         icon=":material/menu_book:",
@@ -78,14 +78,16 @@ def first_comparison(key: str, active: jobs.Status | None) -> None:
             query_params={"run": active.run_id},
         )
     elif st.button("Run the first comparison", type="primary", icon=":material/play_arrow:", key=key):
-        with state.shown_errors():
-            submit(RunSpec(FIRST_MODEL, recipes.START))
+        submit(RunSpec(FIRST_MODEL, recipes.START))
 
 
-def submit(spec: RunSpec) -> None:
-    """Start the run and go to its panel."""
-    run_id = jobs.submit(spec)
-    st.switch_page("pages/quantize.py", query_params={"run": run_id})
+def submit(spec: RunSpec, finder: Finder | None = None) -> None:
+    """Start the run, checked as the Python API and the command line check it, and go to its panel; show what
+    is wrong with it instead if it cannot be run."""
+    with state.shown_errors(), st.spinner("Checking model and text…"):
+        checked, _ = checks.check_run(spec, finder)
+        run_id = jobs.submit(checked)
+        st.switch_page("pages/quantize.py", query_params={"run": run_id})
 
 
 def _spec(
@@ -107,12 +109,16 @@ def _spec(
     return RunSpec(model[0], tuple(recipes.build(names, skip, head)), revision=model[1], **options)
 
 
-def _memory(spec: RunSpec, checkpoint) -> None:
+def _memory(spec: RunSpec, finder: Finder) -> None:
     rows, sentences = [], []
+    spec = checks.beside_original(spec, finder)
+    checkpoint = finder.headers(spec.model, spec.revision)
+    if checkpoint is None or checkpoint.is_quantized:
+        return  # a click on Start says why
     checks.check_kv(checkpoint, spec.kv_form)
     for recipe in spec.recipes:
         try:
-            loaded = checks.loaded_from(checkpoint, recipe)
+            loaded = checks.loaded_from(checkpoint, recipe, finder)
             estimate = planning.estimate(
                 *loaded, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
             )

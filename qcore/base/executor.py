@@ -33,7 +33,7 @@ class Engine:
             raise unknown("engine", str(self.name), (LOCAL, RAY))
         if self.name == LOCAL and self.address is not None:
             raise InputError(
-                "An address was given, but work runs on this machine. Add --engine ray, or leave the address out."
+                "An address was given, but work runs on this machine. Choose the engine ray, or leave the address out."
             )
         if self.address not in (None, AUTO) and not ADDRESS.fullmatch(self.address):
             raise InputError(
@@ -53,7 +53,7 @@ class Engine:
         if self.is_local:
             return
         if find_spec("ray") is None:
-            raise UnavailableError(f"Ray is not installed, so --engine ray cannot be used. {INSTALL}")
+            raise UnavailableError(f"Ray is not installed, so the engine ray cannot be used. {INSTALL}")
         if self.address not in (None, AUTO):
             host, _, port = self.address.rpartition(":")
             try:

@@ -19,6 +19,7 @@ from qcore.base.errors import UnavailableError
 from qcore.base.files import new_folder
 from qcore.base.progress import Progress
 
+DEFAULT_MODELS = ("smollm2-135m", "smollm2-135m-dithered")  # names that never mean a path or a hub id
 _FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be written
 
 

@@ -53,7 +53,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `name` that is not among the `known` ones: nearest matches first, all of them if none
     is near."""
     known = list(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return InputError(f"Unknown {kind} {name!r}. Did you mean {' or '.join(near)}?")
-    return InputError(f"Unknown {kind} {name!r}. Known: {', '.join(known)}.")
+    hint = did_you_mean(name, known) or f"Known: {', '.join(known)}."
+    return InputError(f"Unknown {kind} {name!r}. {hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Return the question "Did you mean …?" with the nearest of the `known` names, None if none is near."""
+    near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(near)}?" if near else None

@@ -19,6 +19,7 @@ from qcore.cli.compare import compare
 from qcore.cli.evaluate import bench, evaluate, generate
 from qcore.cli.output import say
 from qcore.cli.plan import plan
+from qcore.cli.profile import profile
 from qcore.cli.progress import Show
 from qcore.cli.quantize import export, quantize
 from qcore.cli.runs import runs
@@ -56,6 +57,7 @@ app.command()(quantize)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(generate)
+app.command()(profile)
 app.command()(plan)
 app.command()(sensitivity)
 app.command()(qat)

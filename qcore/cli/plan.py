@@ -127,7 +127,7 @@ def _bandwidth(found) -> str:
 
 
 def _telling_rows(found) -> list:
-    """A row a recipe: with the first format of the cache, or the first that fits."""
+    """Return one row per recipe: with the first format of the cache, or the first that fits."""
     chosen: dict[str, object] = {}
     for row in found.rows:
         if row.recipe not in chosen or (row.fits and not chosen[row.recipe].fits):

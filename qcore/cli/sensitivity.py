@@ -88,7 +88,7 @@ def _table(table) -> list[str]:
     )
     tokens, method = table.conditions["tokens"], table.conditions["method"]
     return [
-        f"predicted loss in nats a token, summed over blocks ({method}, {tokens:,} tokens):",
+        f"predicted loss in nats per token, summed over blocks ({method}, {tokens:,} tokens):",
         head,
         *rows,
         line("all layers", table.layers),
@@ -135,4 +135,4 @@ def _choice(budget, table) -> str:
     counts = Counter(table.labels[k] for k in found.options)
     chosen = ", ".join(f"{counts[label]} {label}" for label in table.labels if counts[label])
     bits = human_number(8 * nbytes / weights, 4)
-    return f"{budget.label}: {bits} bits a weight, predicted loss {human_number(loss)} nats a token: {chosen}"
+    return f"{budget.label}: {bits} bits per weight, predicted loss {human_number(loss)} nats per token: {chosen}"

@@ -3,13 +3,17 @@
     perplexity = exp(Σ NLL / scored tokens)
 
 Every token but the first is scored exactly once (`windows.py` says by which window); windows are not
-averaged, nothing is padded, and no BOS token is added to the text or to any window. Window and stride belong
-to the number: without them it means nothing.
+averaged, nothing is padded, and no BOS token is added to any window. Some tokenizers begin a text with a BOS
+token; the first window then begins with it, and the evaluation says so. Window and stride belong to the
+number: without them it means nothing.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,7 +26,8 @@ from qcore.evaluation.reference import Recorder, Reference
 from qcore.formats.kv import Form
 from qcore.runtime.calls import device_of
 
-BOS_POLICY = "none added"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def evaluate(
     reference: Reference | None = None,
     record: Path | None = None,
     checkpoint: Path | None = None,
-    text_bytes: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
     kv: Form | None = None,
@@ -67,7 +72,7 @@ def evaluate(
     record           a file to record this model to, as the reference for others (`Reference.open`)
     checkpoint       the folder whose safetensors files hold the recorded model, unquantized: the record then points to the output
                      head there instead of holding a copy of it
-    text_bytes       UTF-8 length of the text: adds bits per byte = Σ NLL / (ln 2 · bytes)
+    tokenizer        of the text: adds bits per byte = Σ NLL / (ln 2 · UTF-8 bytes of the scored tokens), and `bos_policy`
     progress         called after each window with (tokens scored, tokens to score, a phrase for people)
     chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
     kv               read every window through a key-value cache in this form, as if token by token (default: no cache)
@@ -83,14 +88,14 @@ def evaluate(
     try:
         reader = LogitReader(model, chunk, kv)
         return _evaluate(
-            model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader
+            model, ids, window, stride, reference, record, checkpoint, tokenizer, progress, reader
         )
     finally:
         model.train(training)
 
 
 def _evaluate(
-    model, ids, window, stride, reference, record, checkpoint, text_bytes, progress, reader
+    model, ids, window, stride, reference, record, checkpoint, tokenizer, progress, reader
 ) -> Evaluation:
     meter = DivergenceMeter() if reference else None
     if reference:
@@ -121,18 +126,37 @@ def _evaluate(
         if recorder:
             recorder.discard()
     nll = math.fsum(nlls)
+    nbytes = None if tokenizer is None else scored_bytes(ids, tokenizer)
     return Evaluation(
         perplexity=_exp(nll / done),
         nll_sum=nll,
         tokens_scored=done,
         window=window,
         stride=stride,
-        bos_policy=BOS_POLICY,
-        bits_per_byte=nll / math.log(2) / text_bytes if text_bytes else None,
+        bos_policy=bos_policy(tokenizer, ids),
+        bits_per_byte=nll / math.log(2) / nbytes if nbytes else None,
         window_nll=nlls,
         window_tokens=counts,
         divergence=meter.result() if reference else None,
     )
+
+
+def scored_bytes(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
+    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace"))
+
+
+def bos_policy(tokenizer: PreTrainedTokenizerBase | None, ids: torch.Tensor) -> str:
+    """Return in words what the `tokenizer` put in front of the text `ids` (T,)."""
+    if tokenizer is None:
+        return "unknown: the text was given as token ids"
+    plain, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    count = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    if not count or ids[:count].tolist() != whole[:count]:
+        return "none added"
+    names = ", ".join(tokenizer.convert_ids_to_tokens(whole[:count]))
+    return f"{names} at the beginning of the text, added by the tokenizer"
 
 
 def _exp(nll: float) -> float:

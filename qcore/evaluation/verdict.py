@@ -62,8 +62,13 @@ class Flips:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`outcome` is "equivalent", "worse", "better" or "undecided", and `sentence` says it to people.
+    """`outcome` is "equivalent", "worse", "better" or "undecided". `sentence` says it to people, and is put
+    together from the other words.
 
+    claim           the outcome within the margin: "Equivalent within 1 %"
+    finding         what was measured: "perplexity is 1.3 % higher than the baseline's"
+    interval        its 95 % interval in words; None where there is none
+    advice          a sentence on what would decide, if undecided; None otherwise
     ratio           perplexity / the baseline's
     kl              mean KL divergence from the baseline, nats a token; None if it was not measured
     tost_p          the p-value of equivalence: the larger of the two one-sided tests'; equivalent below 0.025
@@ -71,7 +76,10 @@ class Verdict:
     """
 
     outcome: str
-    sentence: str
+    claim: str
+    finding: str
+    interval: str | None
+    advice: str | None
     margin: float
     confidence: float
     ratio: Interval
@@ -84,13 +92,20 @@ class Verdict:
     method: str = METHOD
 
     def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
-        return asdict(self)
+        """Return a JSON-ready dictionary, with the `sentence`."""
+        return {"outcome": self.outcome, "sentence": self.sentence} | asdict(self)
+
+    @property
+    def sentence(self) -> str:
+        """The outcome and its measured ground in one or two sentences."""
+        interval = f" ({self.interval})" if self.interval else ""
+        advice = f" {self.advice}" if self.advice else ""
+        return f"{self.claim}: {self.finding}{interval}.{advice}"
 
     @property
     def details(self) -> str:
         """KL and flips in words, for behind the sentence."""
-        return details(self.to_dict())
+        return "; ".join(details(self.to_dict()))
 
 
 def judge(evaluation: dict, baseline: dict | None = None, margin: float = MARGIN) -> Verdict:
@@ -150,53 +165,58 @@ def verdict(
         and (kl is None or not any(kl))
         and (counted is None or not sum(flips))
     )
-    needed = None
+    needed, advice, within = None, None, f"within {percent(margin)}"
+    finding, interval = change(ratio.estimate), None
+    if mean.half is not None:
+        interval = f"95 % interval: {span_of_change(ratio.low, ratio.high)}"
     if same:
-        outcome, words = "equivalent", "Equivalent: every prediction is the baseline's."
+        outcome, claim = "equivalent", "Equivalent"
+        finding, interval = "every prediction is the baseline's", None
         ratio = Interval(1.0, 1.0, 1.0)
     elif mean.half is None:
-        outcome = "undecided"
-        words = f"Undecided: {change(ratio.estimate)}, but one window of text says nothing about the spread between windows. "
-        words += f"Score {8 * max(tokens):,} tokens or more."
+        outcome = claim = "undecided"
+        finding += ", but one window of text says nothing about the spread between windows"
+        advice = f"Score {8 * max(tokens):,} tokens or more."
     elif abs(mean.value) + mean.half < edge:
-        outcome, words = "equivalent", f"Equivalent within {percent(margin)}: {_measured(ratio)}."
+        outcome, claim = "equivalent", f"Equivalent {within}"
     elif abs(mean.value) - mean.half > edge:
         outcome = "worse" if mean.value > 0 else "better"
-        words = f"{outcome.capitalize()}, by more than {percent(margin)}: {_measured(ratio)}."
+        claim = f"{outcome}, by more than {percent(margin)}"
     else:
-        outcome, needed = "undecided", _needed(mean, edge)
-        words = f"Undecided whether it is within {percent(margin)}: {_measured(ratio)}. "
-        words += (
-            f"About {needed:,} tokens would decide."
-            if needed
-            else "The estimate lies so near the margin that no number of tokens decides."
-        )
+        outcome, claim, needed = "undecided", f"Undecided whether it is {within}", _needed(mean, edge)
+        advice = "The estimate lies so near the margin that no number of tokens decides."
+        if needed:
+            advice = f"About {needed:,} tokens would decide."
+    claim = claim[:1].upper() + claim[1:]
     return Verdict(
-        outcome,
-        words,
-        margin,
-        CONFIDENCE,
-        ratio,
-        None if kl_mean is None else _interval(kl_mean, floor=0.0),
-        counted,
-        0.0 if same else _tost(mean, edge),
-        needed,
-        int(sum(tokens)),
-        len(tokens),
+        outcome=outcome,
+        claim=claim,
+        finding=finding,
+        interval=interval,
+        advice=advice,
+        margin=margin,
+        confidence=CONFIDENCE,
+        ratio=ratio,
+        kl=None if kl_mean is None else _interval(kl_mean, floor=0.0),
+        flips=counted,
+        tost_p=0.0 if same else _tost(mean, edge),
+        tokens_needed=needed,
+        tokens=int(sum(tokens)),
+        windows=len(tokens),
     )
 
 
-def details(found: dict) -> str:
-    """KL and flips of a verdict's dictionary in words: "KL 0.0316 nats a token (0.0293 to 0.0339); 80 harmful
-    …"."""
+def details(found: dict) -> list[str]:
+    """Return KL and flips of a verdict's dictionary in words: "KL 0.0316 nats per token (0.0293 to 0.0339)",
+    "80 harmful …"."""
     parts = []
     if found.get("kl"):
         kl = found["kl"]
         known = "" if kl["low"] is None else f" ({span(kl['low'], kl['high'])})"
-        parts.append(f"KL {digits(kl['estimate'])} nats a token{known}")
+        parts.append(f"KL {digits(kl['estimate'])} nats per token{known}")
     if found.get("flips"):
         parts.append(flips_phrase(**found["flips"]))
-    return "; ".join(parts)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -266,10 +286,6 @@ def _needed(mean: _Mean, edge: float) -> int | None:
     needed = high * mean.tokens
     step = 10 ** (math.floor(math.log10(needed)) - 1)
     return int(math.ceil(needed / step) * step)
-
-
-def _measured(ratio: Interval) -> str:
-    return f"{change(ratio.estimate)} (95 % interval: {span_of_change(ratio.low, ratio.high)})"
 
 
 def _check(base_nll, nll, tokens, kl, margin) -> None:

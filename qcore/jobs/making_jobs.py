@@ -20,7 +20,7 @@ from qcore.base.errors import InputError
 from qcore.base.files import read_json
 from qcore.base.home import home
 from qcore.jobs import background
-from qcore.recipes.spec import absolute_path
+from qcore.recipes.spec import absolute_model, absolute_path
 from qcore.verbs.record import safe_name
 
 KINDS = ("qat", "prune", "distill")
@@ -131,7 +131,7 @@ def submit(request: Request) -> str:
         for name, value in request.arguments.items()
         if name in ("text", "validation", "calibration")
     }
-    model = absolute_path(request.model) or request.model
+    model = absolute_model(request.model)
     request = replace(request, model=model, arguments=request.arguments | texts)
     job = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     background.start(folder(job), asdict(request), "qcore.jobs.making_worker", job)

@@ -103,18 +103,20 @@ class Resident:
         seed: int = 0,
         chat: bool = False,
         kv: str = NONE,
-        recipes: Sequence[str] | None = None,
+        recipes: Sequence[Recipe | str] | None = None,
     ) -> Iterator[Event]:
-        """Write a text with each of the recipes (or those named), one after another, and yield what happens.
+        """Write a text with each of the recipes (or those given: names of these, or other recipes, saved
+        models among them), one after another, and yield what happens.
 
         The other arguments are those of `generate_text`. Closing the iterator cancels what is left. Raises
         `InputError` if the request cannot be served at all, `RunError` if the process was killed.
         """
-        chosen = (
-            self.recipes
-            if recipes is None
-            else tuple(recipe for recipe in self.recipes if recipe.name in recipes)
-        )
+        known = {recipe.name: recipe for recipe in self.recipes}
+        chosen = [
+            known[recipe] if isinstance(recipe, str) else recipe
+            for recipe in (known if recipes is None else recipes)
+            if not isinstance(recipe, str) or recipe in known
+        ]
         request = {
             "op": "generate",
             "model": self.model,

@@ -12,7 +12,7 @@ from pathlib import Path
 from qcore.base.errors import InputError
 from qcore.base.home import home
 from qcore.jobs import background
-from qcore.recipes.spec import absolute_path
+from qcore.recipes.spec import absolute_model, absolute_path
 from qcore.verbs.sensitivity import Request
 
 
@@ -30,9 +30,7 @@ def job_folder() -> Path:
 
 def submit(request: Request) -> None:
     """Start computing. Raises `InputError` while another request is under way."""
-    request = replace(
-        request, text=absolute_path(request.text), model=absolute_path(request.model) or request.model
-    )
+    request = replace(request, text=absolute_path(request.text), model=absolute_model(request.model))
     now = status()
     if now is not None and now.active:
         raise InputError("Sensitivities are being computed already; wait for them, or cancel.")

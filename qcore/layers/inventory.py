@@ -35,15 +35,16 @@ def kept_row(
     size = 0 if shared_with else tensor.nbytes
     reason = f"Shares the storage of {shared_with}." if shared_with else reason
     return Row(
-        name,
-        tuple(tensor.shape),
-        dtype_name(tensor.dtype),
-        None,
-        size,
-        size,
-        tensor.numel(),
-        reason,
-        intended,
+        name=name,
+        shape=tuple(tensor.shape),
+        dtype=dtype_name(tensor.dtype),
+        format=None,
+        bytes_before=size,
+        bytes_after=size,
+        weights=tensor.numel(),
+        reason=reason,
+        intended=intended,
+        shares=shared_with,
     )
 
 

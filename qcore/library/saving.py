@@ -38,7 +38,7 @@ def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
     if not final.is_dir():
         raise InputError(f"{folder} is a file. Give the name of a new folder.")
     if not overwrite:
-        raise InputError(f"{folder} is not empty. Choose another folder, or add --overwrite.")
+        raise InputError(f"{folder} is not empty. Choose another folder, or allow it to be overwritten.")
     if not any((final / name).is_file() for name in (MADE, MANIFEST, ONNX_MANIFEST)):
         raise InputError(
             f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it first."

@@ -4,7 +4,7 @@ build something absurd."""
 from pathlib import Path
 
 from qcore.base.errors import InputError
-from qcore.base.registry import unknown
+from qcore.base.registry import did_you_mean
 from qcore.models.headers import TensorInfo, read_json
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
@@ -180,8 +180,8 @@ def to_transformers(config: dict):
 
     kind = config["model_type"]
     if kind not in CONFIG_MAPPING_NAMES:
-        error = unknown("architecture", kind, CONFIG_MAPPING_NAMES)
-        hint = str(error) if "Did you mean" in str(error) else f"Unknown architecture {kind!r}."
+        near = did_you_mean(kind, CONFIG_MAPPING_NAMES)
+        hint = f"Unknown architecture {kind!r}." + (f" {near}" if near else "")
         raise InputError(
             f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a model."
         ) from None

@@ -9,12 +9,11 @@ from io import StringIO
 from pathlib import Path
 
 from qcore.base.errors import InputError, QcoreError, UnavailableError
-from qcore.base.home import check_space
+from qcore.base.home import DEFAULT_MODELS, check_space
 from qcore.base.progress import Progress
-from qcore.base.registry import unknown
+from qcore.base.registry import did_you_mean
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
 from qcore.models.config import read_config
-from qcore.models.names import DEFAULTS
 
 _SMALL = (
     "config.json",
@@ -220,7 +219,7 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
     ):
         return UnavailableError(
             f"The hub cannot be reached, so {repo_id} cannot be downloaded.{_hint(repo_id)} "
-            f"Check the network, or use {DEFAULTS[0]} or a local folder."
+            f"Check the network, or use {DEFAULT_MODELS[0]} or a local folder."
         )
     if isinstance(cause, ValueError):
         return UnavailableError(
@@ -231,8 +230,8 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
 
 def _hint(repo_id: str) -> str:
     """A "did you mean" where a default model was misspelt."""
-    text = str(unknown("model", repo_id.lower(), DEFAULTS))
-    return " " + text[text.index("Did you mean") :] if "Did you mean" in text and "/" not in repo_id else ""
+    hint = None if "/" in repo_id else did_you_mean(repo_id.lower(), DEFAULT_MODELS)
+    return f" {hint}" if hint else ""
 
 
 def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | None:

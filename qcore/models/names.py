@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.base.errors import InputError
-from qcore.base.home import is_public
+from qcore.base.home import DEFAULT_MODELS, is_public
 
-DEFAULTS = ("smollm2-135m", "smollm2-135m-dithered")
 LONGEST_NAME = 1024
 _SHOWN = 60
 
@@ -35,7 +34,7 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
     Raises `InputError` for a name that can be none of the four, and for a revision where there are none.
     """
     text, public = _clean(name), is_public() if public is None else public
-    kind = "default" if text.lower() in DEFAULTS else _kind(name, text, public)
+    kind = "default" if text.lower() in DEFAULT_MODELS else _kind(name, text, public)
     if kind == "default":
         text = text.lower()
     if revision is not None and kind != "hub":
@@ -50,11 +49,11 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
 def _clean(name: str | Path) -> str:
     if not isinstance(name, str | Path):
         raise InputError(
-            f"A model is named by text, not by a {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULTS[0]}."
+            f"A model is named by text, not by a {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULT_MODELS[0]}."
         )
     text = str(name).strip()
     if not text:
-        raise InputError(f"No model was given. Name a folder, a GGUF file, a hub id, or {DEFAULTS[0]}.")
+        raise InputError(f"No model was given. Name a folder, a GGUF file, a hub id, or {DEFAULT_MODELS[0]}.")
     if len(text) > LONGEST_NAME:
         raise InputError(f"{_show(text)} is {len(text)} characters long; no model's name is.")
     if not text.isprintable():
@@ -67,7 +66,7 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     if public:
         if not hub_id:
             raise InputError(
-                f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULTS)}."
+                f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULT_MODELS)}."
             )
         return "hub"
     path = Path(text).expanduser()
@@ -86,7 +85,7 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     if isinstance(name, Path) or not hub_id:
         raise InputError(
             f"There is no folder or file {_show(text)}, and it is no hub id, which looks like owner/name. "
-            f"Check the spelling, or use {DEFAULTS[0]}."
+            f"Check the spelling, or use {DEFAULT_MODELS[0]}."
         )
     return "hub"
 

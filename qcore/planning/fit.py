@@ -35,7 +35,7 @@ STREAM_AROUND = (
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """All in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time.
     `fits` compares the larger of the peaks of loading and running with `available_bytes`; `arithmetic` is the
@@ -98,17 +98,17 @@ def estimate(
         f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
     return Estimate(
-        size.total,
-        size.bits_per_weight,
-        load,
-        _while_streaming(checkpoint, recipe, size),
-        run,
-        kv_size,
-        activations,
-        libraries,
-        available,
-        max(load, run) <= available,
-        arithmetic,
+        stored_bytes=size.total,
+        bits_per_weight=size.bits_per_weight,
+        peak_load_bytes=load,
+        peak_stream_bytes=_while_streaming(checkpoint, recipe, size),
+        peak_run_bytes=run,
+        kv_bytes=kv_size,
+        activation_bytes=activations,
+        libraries_bytes=libraries,
+        available_bytes=available,
+        fits=max(load, run) <= available,
+        arithmetic=arithmetic,
     )
 
 
@@ -155,7 +155,7 @@ def _as_it_is(checkpoint: Checkpoint) -> Stored:
     narrow = sum(
         tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16")
     )
-    return Stored(checkpoint.nbytes, narrow, 0, 0, narrow)
+    return Stored(total=checkpoint.nbytes, quantized=narrow, weights=0, largest=0, packed=narrow)
 
 
 def _fused_bytes(checkpoint: Checkpoint, model) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 import qcore
+from qcore import runtime
 from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
@@ -140,23 +141,23 @@ def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
     speed = throughput.measure(copy, prompt, NEW_TOKENS, repeats=REPEATS)
     step = statistics.median(second for each in speed.samples for second in each.token_s)
     head = min(_head_seconds(copy), step)
-    native = _is_native(copy)
+    native = runtime.reason_against(copy) is None
     del copy
     gc.collect()
     return Probe(
-        recipe.name,
-        layers,
-        depth,
-        head,
-        (step - head) / depth,
-        max(0.0, speed.ttft_s - head) / depth,
-        prompt,
-        prompt + NEW_TOKENS / 2,
-        speed.threads,
-        bandwidth,
-        time.perf_counter() - began,
-        time.time(),
-        native,
+        recipe=recipe.name,
+        layers=layers,
+        depth=depth,
+        head_s=head,
+        block_s=(step - head) / depth,
+        prefill_block_s=max(0.0, speed.ttft_s - head) / depth,
+        prompt_tokens=prompt,
+        context=prompt + NEW_TOKENS / 2,
+        threads=speed.threads,
+        bandwidth=bandwidth,
+        took_s=time.perf_counter() - began,
+        measured_at=time.time(),
+        native=native,
     )
 
 
@@ -176,12 +177,6 @@ def _head_seconds(model, repeats: int = 5) -> float:
         head(hidden)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
-
-
-def _is_native(model) -> bool:
-    from qcore import runtime
-
-    return runtime.explain(model).startswith("whole step")
 
 
 def _place(model, recipe: Recipe) -> Path:

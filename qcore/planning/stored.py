@@ -13,7 +13,7 @@ from qcore.recipes.engines import variant
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights
     those were, `largest` the bytes in fp32 of the largest of them, `packed` the bytes of those that native
@@ -39,11 +39,11 @@ def stored(model, recipe: Recipe) -> Stored:
     kept = model.state_dict()
     buffers = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in kept)
     return Stored(
-        sum(item.bytes_after for item in items) + buffers,
-        sum(item.bytes_after for item in changed),
-        sum(item.weights for item in changed),
-        max((4 * item.weights for item in changed), default=0),
-        sum(item.bytes_after for item in changed if len(item.shape) == 2),
+        total=sum(item.bytes_after for item in items) + buffers,
+        quantized=sum(item.bytes_after for item in changed),
+        weights=sum(item.weights for item in changed),
+        largest=max((4 * item.weights for item in changed), default=0),
+        packed=sum(item.bytes_after for item in changed if len(item.shape) == 2),
     )
 
 

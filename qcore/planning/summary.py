@@ -26,11 +26,11 @@ LARGEST_CONTEXT, MOST_USERS = 100_000_000, 1_000_000
 AS_IT_IS = "as it is"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs,
-    `parts` what that is made of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and with
-    --stream (None: it cannot be streamed), `card_bytes` what it takes on an accelerator. `fits` compares
+    `parts` what that is made of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and
+    streamed (None: it cannot be streamed), `card_bytes` what it takes on an accelerator. `fits` compares
     `run_bytes` with the plan's memory. `sources` maps "stored", "peak", "decode", "prefill" and "quality" to
     where the figure is from."""
 
@@ -54,7 +54,7 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """`parameters` are logical weights; `checkpoint_bytes` what is stored (on the hub: what would be
     fetched). `memory` is what the rows are held against, and `memory_is` says what that is. `machines` lists
@@ -176,9 +176,7 @@ def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Re
         return [parse("fp32")]  # a stand-in: it is counted as it is
     chosen = [recipe if isinstance(recipe, Recipe) else parse(recipe) for recipe in recipes]
     if not chosen:
-        raise InputError(
-            "No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them)."
-        )
+        raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
     return list({recipe.name: recipe for recipe in chosen}.values())
 
 
@@ -233,7 +231,7 @@ def _row(
     if estimate.peak_load_bytes > (available := fit.budget()):
         stream = estimate.peak_stream_bytes
         how = (
-            "quantize it with --stream"
+            "quantize it streamed"
             if stream is not None and stream <= available
             else "it must be quantized on a larger machine"
         )

@@ -46,7 +46,7 @@ class Amount:
             )
         if self.method == "2:4" and self.share != 0.5:
             raise InputError(
-                f"2:4 prunes two of every four weights, so its amount is 0.5 and not {self.share:g}. Leave --amount out."
+                f"2:4 prunes two of every four weights, so its amount is 0.5 and not {self.share:g}. Leave the amount out."
             )
 
 

@@ -116,7 +116,7 @@ def _part(what: Cut, total: int, name: str) -> int:
     count = round(what.share * total)
     if not 0 < count < total:
         raise InputError(
-            f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another --amount."
+            f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another amount."
         )
     return count
 

@@ -179,11 +179,14 @@ def _quantize_own(job: Job) -> Outcome:
 
     def finish(target: Target, weights: list[QuantizedTensor], note: str | None = None) -> None:
         install(model, target, weights)
-        twin = twins[target.name]
-        size = 0 if twin in done else sum(weight.nbytes for weight in weights)
-        reason = f"Shares the codes of {twin}." if twin in done else note
+        twin = twins[target.name] if twins[target.name] in done else None
         rows[target.name] = replace(
-            rows[target.name], format=weights[0].format.label, bytes_after=size, reason=reason, intended=True
+            rows[target.name],
+            format=weights[0].format.label,
+            bytes_after=0 if twin else sum(weight.nbytes for weight in weights),
+            reason=f"Shares the codes of {twin}." if twin else note,
+            intended=True,
+            shares=twin,
         )
         done[target.name] = weights
 

@@ -1,12 +1,14 @@
 """The ledger: every tensor of a model, what became of it, and why. Sizes, coverage and "did anything happen"
 are read off it."""
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 
 from qcore.base.errors import InputError, NotAppliedError
 
 BASELINE = "fp32"  # the one recipe that is meant to change nothing
 _NAMES_SHOWN = 3
+_SHARES = re.compile(r"Shares the (?:storage|codes) of (.+)\.")
 _EXTRA = ("calibration", "allocation", "training", "pruning")
 
 
@@ -19,7 +21,7 @@ class Row:
     scales, zero points and codebooks included; 0 for a tensor that shares another's storage. `weights`:
     logical weights, which no format changes. `reason`: why it was kept. `sparsity`: the share of its weights
     that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row turns
-    the run red.
+    the run red. `shares`: the name of the tensor whose storage or codes it shares.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Row:
     reason: str | None = None
     intended: bool = True
     sparsity: float | None = None
+    shares: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Ledger:
     def from_dict(cls, record: dict) -> "Ledger":
         """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
         try:
-            rows = tuple(Row(**{**row, "shape": tuple(row["shape"])}) for row in record["rows"])
+            rows = tuple(_read_row(row) for row in record["rows"])
             return cls(record["recipe"], rows, **{name: record.get(name) for name in _EXTRA})
         except (KeyError, TypeError) as error:
             raise InputError(f"This ledger cannot be read: {error}.") from error
@@ -107,6 +110,16 @@ class Ledger:
 
 def _row(row: Row) -> dict:
     record = asdict(row) | {"shape": list(row.shape)}
-    if row.sparsity is None:
-        del record["sparsity"]
-    return record
+    return {
+        name: value
+        for name, value in record.items()
+        if value is not None or name not in ("sparsity", "shares")
+    }
+
+
+def _read_row(record: dict) -> Row:
+    """Return the row of a dictionary. Version 0.1.0 named the tensor that shares its storage in the reason
+    alone."""
+    row = Row(**{**record, "shape": tuple(record["shape"])})
+    named = _SHARES.fullmatch(row.reason or "")
+    return replace(row, shares=named[1]) if named and row.shares is None else row

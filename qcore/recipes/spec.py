@@ -9,12 +9,13 @@ anything starts; nothing here loads torch until there is a recipe to parse.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
-from qcore.base.home import is_public
+from qcore.base.home import DEFAULT_MODELS, is_public
+from qcore.base.texts import DEFAULT, WIKITEXT
 from qcore.formats.kv import NONE, Form, form_named
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ LONGEST_MINUTES = 100_000.0
 LARGEST_MARGIN = 1.0
 OPTIONAL = ("stride", "threads")
 BASELINE = "fp32"
+LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class RunSpec:
 
     model: str
     recipes: tuple[Recipe, ...]
+    _: KW_ONLY
     revision: str | None = None
     text: str | None = None
     tokens: int = 4096
@@ -135,12 +138,11 @@ class RunSpec:
         On a public server a model's name never is a path, even if a folder of that name happens to exist.
         """
         files = ("text", "prompts", "calibration", "choices")
-        paths = files if is_public() else ("model", *files)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        recipes = tuple(_absolute(recipe) for recipe in self.recipes)
-        return RunSpec(
-            **{**values, **{name: absolute_path(values[name]) for name in paths}, "recipes": recipes}
-        )
+        values |= {name: absolute_path(values[name]) for name in files}
+        if not is_public():
+            values["model"] = absolute_model(self.model)
+        return RunSpec(**{**values, "recipes": tuple(_absolute(recipe) for recipe in self.recipes)})
 
     @property
     def command(self) -> str | None:
@@ -202,11 +204,27 @@ def check_margin(margin: float) -> None:
 
 
 def absolute_path(source: str | None) -> str | None:
-    """`source` made absolute if it is a relative path that exists and cannot be read as a plain name."""
-    if source is None or ("/" not in source and "\\" not in source and not Path(source).is_file()):
+    """Return `source` made absolute if it is a relative path of a file that exists; names of packaged texts
+    and None stay as they are."""
+    if source is None or source in (DEFAULT, WIKITEXT):
         return source
-    path = Path(source).expanduser()
-    return str(path.resolve()) if len(source) < 4096 and path.exists() else source
+    return _made_absolute(source)
+
+
+def absolute_model(model: str) -> str:
+    """Return `model` made absolute if it is a relative path that exists, with or without a slash in it; names
+    of default models stay as they are."""
+    return model if model.strip().lower() in DEFAULT_MODELS else _made_absolute(model)
+
+
+def _made_absolute(source: str) -> str:
+    if len(source) >= LONGEST_PATH:
+        return source
+    try:
+        path = Path(source.strip()).expanduser()
+        return str(path.resolve()) if path.exists() else source
+    except (OSError, ValueError, RuntimeError):  # no path at all: a null byte, an unknown home
+        return source
 
 
 def _typed(recipe: Recipe) -> str:
@@ -240,9 +258,7 @@ def _parse_all(recipes) -> tuple[Recipe, ...]:
         recipes = [name for name in recipes.split(",") if name.strip()]
     parsed = tuple(recipe if isinstance(recipe, Recipe) else parse_row(str(recipe)) for recipe in recipes)
     if not parsed:
-        raise InputError(
-            "No recipe was given; try fp32,int8,int4-g64 (`python -m qcore recipes` lists them)."
-        )
+        raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
     for recipe in parsed:
         if parsed.count(recipe) > 1:
             raise InputError(f"Recipe {recipe.name!r} is given twice.")

@@ -104,5 +104,5 @@ def _unknown_run(run_id: str, known: list[str]) -> InputError:
     from qcore.base.registry import unknown
 
     if not known:
-        return InputError(f"There is no run {run_id[:40]!r}; `python -m qcore runs` lists them.")
+        return InputError(f"There is no run {run_id[:40]!r}. Choose one from the list of runs.")
     return unknown("run", run_id[:40], known[-5:])

@@ -223,7 +223,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def _behind(verdict: dict) -> str:
-    more = details(verdict)
+    more = "; ".join(details(verdict))
     return f" {more}." if more else ""
 
 

@@ -6,9 +6,9 @@ evaluation and measurement) take the native step wherever it computes the same t
 without transformers in between.
 """
 
-from qcore.runtime.forward import attach, detach, explain
+from qcore.runtime.forward import attach, detach, explain, reason_against
 from qcore.runtime.native_cache import NativeCache
 from qcore.runtime.sequence import Decoder
 from qcore.runtime.weights import supports
 
-__all__ = ["Decoder", "NativeCache", "attach", "detach", "explain", "supports"]
+__all__ = ["Decoder", "NativeCache", "attach", "detach", "explain", "reason_against", "supports"]

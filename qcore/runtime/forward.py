@@ -38,12 +38,18 @@ def is_attached(model: nn.Module) -> bool:
     return type(model).__name__ in ARCHITECTURES and isinstance(vars(model.model).get("forward"), _Forward)
 
 
-def explain(model: nn.Module) -> str:
-    """One line for people: whether a step of `model` is one native call, or why its modules run one by
-    one."""
+def reason_against(model: nn.Module) -> str | None:
+    """Return why a step of `model` is not one native call, in a sentence; None if it is one."""
     reason = supports(model)
     if reason is None and not is_attached(model):
-        reason = "The decoder is not attached to this model."
+        return "The decoder is not attached to this model."
+    return reason
+
+
+def explain(model: nn.Module) -> str:
+    """Return one line for people: whether a step of `model` is one native call, or why its modules run one by
+    one."""
+    reason = reason_against(model)
     return "whole step in one native call" if reason is None else f"module by module: {reason}"
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ from qcore.streaming.frame import Frame
 from qcore.streaming.quantizing import check
 from qcore.streaming.source import Source
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 BASELINE = "fp32"
 
 
@@ -40,7 +44,7 @@ def evaluate_streamed(
     *,
     window: int = 512,
     stride: int | None = None,
-    text_bytes: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Evaluation]:
     """Score the text `ids` (T,) with the baseline and each of `recipes`: {name: evaluation}, the baseline
@@ -51,9 +55,7 @@ def evaluate_streamed(
     not called one after another.
     """
     if checkpoint.is_quantized:
-        raise InputError(
-            f"{checkpoint.name} is quantized already. Give the original model, and the recipes with --recipes."
-        )
+        raise InputError(f"{checkpoint.name} is quantized already. Give the original model and the recipes.")
     chosen = [recipe for recipe in recipes if recipe.name != BASELINE]
     for recipe in chosen:
         check(recipe)
@@ -80,7 +82,7 @@ def evaluate_streamed(
                 ids,
                 window=window,
                 stride=stride,
-                text_bytes=text_bytes,
+                tokenizer=tokenizer,
                 progress=progress,
                 record=reference if is_baseline else None,
                 checkpoint=checkpoint.folder,

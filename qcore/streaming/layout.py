@@ -97,7 +97,9 @@ def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
             described[name] = made
             size = 0 if twin else sum(unit.nbytes for unit in made)
             reason = f"Shares the codes of {twin}." if twin else None
-            row = replace(row, format=target.format.label, bytes_after=size, reason=reason, intended=True)
+            row = replace(
+                row, format=target.format.label, bytes_after=size, reason=reason, intended=True, shares=twin
+            )
             units += [] if twin else made
         elif not shared:
             units.append(Unit(name, None, None, (Piece(name, tensor.dtype, tuple(tensor.shape)),)))

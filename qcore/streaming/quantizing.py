@@ -66,7 +66,7 @@ def check(recipe: Recipe) -> None:
         needs = "changes the whole model first" if streams else "chooses codes with the whole model at hand"
         needs = "reads calibration text" if recipe.calibrated else needs
         raise InputError(
-            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Leave out --stream, or take a recipe that looks "
+            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Quantize it in memory, or take a recipe that looks "
             "at each weight alone, such as int4-g64-hqq."
         )
 

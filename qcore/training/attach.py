@@ -68,7 +68,9 @@ class Form:
         if self.name not in ("light", "full"):
             raise InputError(f"The form of training is {self.name!r}, but it must be light or full.")
         if self.learn_scales and self.name == "light":
-            raise InputError("The light form trains scales anyway; --learn-scales belongs to --form full.")
+            raise InputError(
+                "The light form trains scales anyway; learned scales are an option of the full form."
+            )
 
 
 def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -> None:
@@ -182,6 +184,6 @@ def _fakes(
     if tensors[0].scales() is None:
         raise InputError(
             f"{name} is stored as {tensors[0].format.label}, a table for each channel without scales, so the light form has nothing to train "
-            "there. Take --form full, or a recipe with groups such as kmeans4-g64."
+            "there. Take the full form, or a recipe with groups such as kmeans4-g64."
         )
     return [Light(tensor) for tensor in tensors]

@@ -61,7 +61,7 @@ def load(
     if available - held < 1:
         raise InputError(
             f"{text.name} has {len(ids):,} tokens, but training needs at least {(1 + held) * window:,}: windows of {window}, some "
-            "of them to be judged by. Give a longer text or a smaller --window."
+            "of them to be judged by. Give a longer text or a smaller window."
         )
     windows = ids[: available * window].view(available, window)
     part = windows[: available - held]

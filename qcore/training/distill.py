@@ -31,7 +31,7 @@ RATE = 5e-4
 SCORED = 8  # windows that layers and neurons are scored by
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distill:
     """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons` cut
     from each MLP if that is given.
@@ -146,7 +146,7 @@ def begin(
     total = len(Blocks(model))
     if options.layers > total or (options.layers == total and options.neurons is None):
         raise InputError(
-            f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer --layers."
+            f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer layers."
         )
     layers = evenly(total, options.layers)
     if options.keep == "influence" and options.layers < total:

@@ -34,7 +34,7 @@ CLIP = 1.0  # largest norm of the gradients
 SAVE_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How long and how fast. `minutes` takes the place of `steps` where it is given. `patience` counts
     validations.
@@ -168,7 +168,7 @@ def train(
             history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
             if not math.isfinite(loss):
                 raise RunError(
-                    f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller --rate."
+                    f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller learning rate."
                 )
             progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
             due = int(schedule.share(history.step, clock()) * schedule.validations)

@@ -35,7 +35,7 @@ CALM = 0.4
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Qat:
     """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are
     files; without them, the packaged calibration text and its end. `rate` None is the usual one. Raises

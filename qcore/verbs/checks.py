@@ -7,6 +7,7 @@ headers, and a default model that is not here yet is fetched by the run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -107,24 +108,36 @@ def beside_original(spec: RunSpec, finder: Finder | None = None) -> RunSpec:
     A model that does not record what it was made from is left to `check`. Raises `InputError` if the
     original is gone or no longer the same.
     """
+    model, revision, recipes = lineup(spec.model, spec.revision, spec.recipes, finder)
+    return spec if model == spec.model else replace(spec, model=model, revision=revision, recipes=recipes)
+
+
+def lineup(
+    model: str, revision: str | None, recipes: Sequence[Recipe], finder: Finder | None = None
+) -> tuple[str, str | None, tuple[Recipe, ...]]:
+    """Return the model, its revision and the recipes as they are; for a `model` that qcore has quantized, its
+    original, that one's revision, and the recipes with the quantized model as the last one.
+
+    A model that does not record what it was made from stays as it is. Raises `InputError` if the original is
+    gone or no longer the same.
+    """
     from qcore.library.saving import made_from
     from qcore.models.names import classify
     from qcore.recipes import SAVED, parse_row
     from qcore.verbs.prepare import Finder
 
     finder = finder or Finder()
-    checkpoint = finder.headers(spec.model, spec.revision)
+    checkpoint = finder.headers(model, revision)
     origin = made_from(checkpoint.folder) if checkpoint is not None and checkpoint.is_quantized else None
     if origin is None:
-        return spec
+        return model, revision, tuple(recipes)
     name = (origin["model"], origin["revision"])
     # a commit of the hub and a default model never change
     if classify(*name).kind in ("folder", "gguf") and finder(*name).digest != origin["digest"]:
         raise InputError(
-            f"{spec.model} was made from {origin['model']}, which holds other weights now. Quantize it again."
+            f"{model} was made from {origin['model']}, which holds other weights now. Quantize it again."
         )
-    recipes = (*spec.recipes, parse_row(SAVED + spec.model))
-    return beside_original(replace(spec, model=name[0], revision=name[1], recipes=recipes), finder)
+    return lineup(*name, (*recipes, parse_row(SAVED + model)), finder)
 
 
 def loaded_from(

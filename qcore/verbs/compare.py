@@ -21,7 +21,7 @@ from qcore.formats.kv import Form
 from qcore.recipes.spec import RunSpec
 from qcore.results.rows import ROW_KEYS
 from qcore.verbs.checks import check_device, loaded_from
-from qcore.verbs.record import describe, execution, kv_record, scored_bytes
+from qcore.verbs.record import describe, execution, kv_record
 
 if TYPE_CHECKING:
     from qcore.library import Loaded
@@ -245,7 +245,7 @@ class _Session:
             reference=Reference.open(path) if compared else None,
             record=path if record else None,
             checkpoint=loaded.checkpoint.folder,
-            text_bytes=scored_bytes(ids, loaded.tokenizer),
+            tokenizer=loaded.tokenizer,
             progress=progress,
             kv=self._kv(record),
         )
@@ -333,7 +333,7 @@ class _Session:
 
 
 def _prediction(allocation: dict, divergence) -> dict:
-    """What the choice of formats was predicted to lose, and what it did: nats a token."""
+    """Return the predicted and the measured loss of the choice of formats, in nats per token."""
     return {"predicted_kl": allocation["predicted_kl"], "measured_kl": divergence and divergence.kl_mean}
 
 

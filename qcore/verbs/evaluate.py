@@ -46,9 +46,14 @@ def run(
         loaded = load(checkpoint, device=device, tokens=window, window=window, progress=progress)
         ids = texts.tokenize(content, loaded.tokenizer, limit=tokens)
         plain.check_judged(loaded, content.name, content.sha256, ids)
-        size = record.scored_bytes(ids, loaded.tokenizer)
         result = evaluate(
-            loaded.model, ids, window=window, stride=stride, text_bytes=size, progress=progress, kv=form
+            loaded.model,
+            ids,
+            window=window,
+            stride=stride,
+            tokenizer=loaded.tokenizer,
+            progress=progress,
+            kv=form,
         ).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
     words = record.options(text=text, window=window, stride=stride, tokens=tokens, revision=revision, kv=kv)
@@ -85,7 +90,7 @@ def run_streamed(
             ids,
             window=window,
             stride=stride,
-            text_bytes=record.scored_bytes(ids, tokenizer),
+            tokenizer=tokenizer,
             progress=progress,
         )
     names = ",".join(recipe.name for recipe in recipes) or None

@@ -171,8 +171,8 @@ def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
         )
     if isinstance(recipe.weights, Budget):
         raise InputError(
-            f"{recipe.name} chooses each layer's format by how much the model minds, which is another view: the page Sensitivity, or "
-            "`python -m qcore sensitivity`."
+            f"{recipe.name} chooses a format for each layer by its sensitivity, so it has no error per layer and "
+            "format. Compute the sensitivities of the model instead."
         )
 
 

@@ -7,7 +7,7 @@ from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.models import Checkpoint
 from qcore.planning import Plan, hindsight, plan
-from qcore.recipes.spec import absolute_path
+from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
 
 ROWS = 60  # newest rows that are read
@@ -34,7 +34,8 @@ def known_rows(model: str | None = None) -> list[dict]:
     """Return the newest finished rows of `model` (None: of all models); none if there is no database that can
     be read."""
     try:
-        return Store().latest(absolute_path(model), limit=ROWS)  # runs keep absolute paths
+        # runs keep absolute paths
+        return Store().latest(None if model is None else absolute_model(model), limit=ROWS)
     except QcoreError:
         return []
 

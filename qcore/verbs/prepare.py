@@ -89,6 +89,10 @@ class Finder:
             self._found[key] = library.resolve(model, revision, progress=self._progress)
         return self._found[key]
 
+    def know(self, model: str | Path, revision: str | None, checkpoint: Checkpoint) -> None:
+        """Take `checkpoint`, which was found before, for `model`."""
+        self._found[str(model), revision] = checkpoint
+
     def headers(self, model: str | Path, revision: str | None = None) -> Checkpoint | None:
         """Return the checkpoint of `model` without fetching or converting its weights; None for a default
         model that is not here yet.

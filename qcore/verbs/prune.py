@@ -32,7 +32,7 @@ UNSTRUCTURED, STRUCTURED = ("wanda", "magnitude", "2:4"), ("neurons", "heads", "
 SCORED = 16384  # tokens of calibration text that scores are computed from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     """Prune `amount` of a model by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers").
 

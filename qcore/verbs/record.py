@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from qcore.formats.kv import NONE, Form
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from qcore.base.texts import Text
@@ -69,12 +68,6 @@ def kv_record(kv: Form | None, speed: Throughput) -> dict:
 def kv_form(kv: Form | None) -> dict:
     """Return the form of the key-value cache as a dictionary; "none" for keys and values as computed."""
     return {"name": NONE} if kv is None else kv.to_dict()
-
-
-def scored_bytes(ids: torch.Tensor, tokenizer) -> int:
-    """Return the UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
-    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return len(text.encode("utf-8", "replace"))
 
 
 def stored_bytes(loaded: Loaded) -> int:

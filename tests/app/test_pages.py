@@ -427,6 +427,31 @@ def test_playground_writes_and_compares(tmp_path):
     streamlit.cache_resource.clear()
 
 
+@pytest.mark.parametrize("origin_known", [True, False])
+def test_playground_shows_a_quantized_model_beside_its_original(tmp_path, origin_known):
+    """Never as fp32 or int8, which it is not; alone if its original is unknown."""
+    import qcore
+
+    folder = tiny.checkpoint("llama", tmp_path / "tiny")
+    small = qcore.save(qcore.quantize(str(folder), "int4-g32"), tmp_path / "small")
+    if not origin_known:
+        manifest = json.loads((small / "qcore.json").read_text())
+        (small / "qcore.json").write_text(json.dumps(manifest | {"from": None}))
+    at = open_page("playground")
+    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
+    calm(at.text_input(key="playground.path").set_value(str(small)).run())
+    calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int8"]).run())
+    calm(at.slider(key="playground.new_tokens").set_value(8).run())
+    calm(at.button(key="playground.write").click().run())
+    player = at.session_state["playground.player"]
+    player.join(PATIENCE)
+    calm(at.run())
+    expected = ["fp32", "int8", "saved:small"] if origin_known else ["saved:small"]
+    assert not at.error and list(player.voices) == expected
+    assert all(voice.state == "done" for voice in player.voices.values())
+    streamlit.cache_resource.clear()
+
+
 @pytest.mark.parametrize(
     "key, value, sentence", [("prompt", " ", "The prompt is empty"), ("recipes", [], "at least one recipe")]
 )

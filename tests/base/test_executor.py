@@ -16,7 +16,7 @@ from qcore.jobs import jobs
     ("name", "address", "words"),
     [
         ("rye", None, "Did you mean ray"),
-        ("local", "auto", "Add --engine ray"),
+        ("local", "auto", "Choose the engine ray"),
         ("ray", "ray://host:10001", "is not one of a Ray"),
         ("ray", "", "is not one"),
         ("ray", "host", "is not one"),
@@ -51,7 +51,7 @@ def test_the_command_line_starts_nothing_that_cannot_run(tmp_path, monkeypatch, 
     out = str(tmp_path / "out")
     for arguments, words in (
         (["compare", model, "--engine", "rye"], "Did you mean ray"),
-        (["compare", model, "--address", "127.0.0.1:6379"], "Add --engine ray"),
+        (["compare", model, "--address", "127.0.0.1:6379"], "Choose the engine ray"),
         (["compare", model, "--engine", "ray", "--address", "127.0.0.1:1"], "No Ray cluster answers"),
         (
             [
@@ -66,7 +66,7 @@ def test_the_command_line_starts_nothing_that_cannot_run(tmp_path, monkeypatch, 
                 "--address",
                 "127.0.0.1:1",
             ],
-            "Add --stream",
+            "Stream it",
         ),
         (
             [

@@ -259,7 +259,9 @@ def test_quantize_never_replaces_a_folder_unasked(said, model, tmp_path):
     folder.mkdir()
     (folder / "letter.txt").write_text("dear")
     status, out, err = said("quantize", model, "--recipe", "int8", "--out", folder)
-    assert (status, out) == (2, "") and "--overwrite" in err and (folder / "letter.txt").exists()
+    assert (
+        (status, out) == (2, "") and "allow it to be overwritten" in err and (folder / "letter.txt").exists()
+    )
     status, _, err = said("quantize", model, "--recipe", "int8", "--out", folder, "--overwrite")
     assert status == 2 and "was not written by qcore" in err and (folder / "letter.txt").exists()
     (folder / "letter.txt").unlink()

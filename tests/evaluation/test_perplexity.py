@@ -8,9 +8,11 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.texts import tokenize
 from qcore.evaluation import evaluate
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.windows import windows
@@ -73,12 +75,31 @@ torch.nn.init.zeros_(ZERO.lm_head.weight)
 @given(tokens=st.integers(2, 80), window=st.integers(1, 100), chunk=st.integers(1, 50), data=st.data())
 def test_zero_logits_give_the_vocabulary_size(tokens, window, chunk, data):
     stride = data.draw(st.integers(1, window))
-    result = evaluate(ZERO, text(tokens), window=window, stride=stride, chunk=chunk, text_bytes=tokens)
+    result = evaluate(ZERO, text(tokens), window=window, stride=stride, chunk=chunk)
     assert result.perplexity == pytest.approx(tiny.VOCABULARY, rel=1e-13)
     assert result.tokens_scored == sum(result.window_tokens) == tokens - 1
-    assert result.bits_per_byte == pytest.approx(
-        math.log2(tiny.VOCABULARY) * (tokens - 1) / tokens, rel=1e-13
-    )
+
+
+def test_bits_per_byte_count_the_scored_tokens():
+    """One byte per token, so that the bits per byte are those per token."""
+    tokenizer = tiny.tokenizer()
+    ids = tokenize("One byte each.", tokenizer)
+    result = evaluate(ZERO, ids, tokenizer=tokenizer)
+    assert result.bits_per_byte == pytest.approx(math.log2(tiny.VOCABULARY), rel=1e-13)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_record_says_whether_the_tokenizer_added_a_bos_token(adds):
+    tokenizer = tiny.tokenizer()
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 256)]
+        )
+    ids = tokenize("A text of some words.", tokenizer)
+    assert (int(ids[0]) == 256) is adds
+    expected = "<bos> at the beginning of the text, added by the tokenizer" if adds else "none added"
+    assert evaluate(tiny.model("llama"), ids, tokenizer=tokenizer).bos_policy == expected
+    assert evaluate(tiny.model("llama"), ids[2:], tokenizer=tokenizer).bos_policy == "none added"
 
 
 @pytest.mark.parametrize("stride", [64, 40, 1], ids=lambda s: f"stride{s}")
@@ -91,7 +112,7 @@ def test_agrees_with_a_transformers_loop(kind, stride):
     assert (result.window, result.stride, result.bos_policy, result.bits_per_byte) == (
         64,
         stride,
-        "none added",
+        "unknown: the text was given as token ids",
         None,
     )
 

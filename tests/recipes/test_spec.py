@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.models.names import classify
-from qcore.recipes.spec import RunSpec, absolute_path
+from qcore.recipes.spec import RunSpec, absolute_model, absolute_path
 
 SPECS = [
     RunSpec("smollm2-135m", "fp32,int8"),
@@ -130,9 +130,18 @@ def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
     )
 
 
+def test_a_bare_folder_means_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mymodel").mkdir()
+    (tmp_path / "default").write_text("x")  # a file of that name must not hide the packaged text
+    spec = RunSpec("mymodel", "int8", text="default", choices="default").absolute()
+    assert (spec.model, spec.text, spec.choices) == (str(tmp_path / "mymodel"), "default", "default")
+    assert spec.command.split()[4] == str(tmp_path / "mymodel")
+
+
 @given(st.text())
 def test_any_text_is_a_path_or_not_without_harm(text):
-    assert isinstance(absolute_path(text), str)
+    assert isinstance(absolute_path(text), str) and isinstance(absolute_model(text), str)
 
 
 def test_a_public_server_never_takes_a_name_for_a_folder(tmp_path, monkeypatch):

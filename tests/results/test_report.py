@@ -119,7 +119,7 @@ def test_table_has_the_verdict_as_a_word_and_as_a_sentence():
     )
     assert (
         lines[5]
-        == "int4-g64: Worse. KL 0.0300 nats a token (0.0200 to 0.0400); 9 harmful and 3 beneficial flips (McNemar p = 0.15)."
+        == "int4-g64: Worse. KL 0.0300 nats per token (0.0200 to 0.0400); 9 harmful and 3 beneficial flips (McNemar p = 0.15)."
     )
     assert lines[6].startswith("bnb-nf4 failed")
     assert "verdict" not in report.table([{**OK, "verdict": None}, FAILED])

@@ -70,7 +70,7 @@ def test_narrowing_temperature_and_hidden_states_go_together(learned, words):
 def test_the_teacher_is_left_as_it_was():
     teacher = tiny.sharp("llama")
     before = {name: value.clone() for name, value in teacher.named_parameters()}
-    student, layers = begin(teacher, Distill(1, keep="influence"), torch.arange(60).view(2, 30), quiet)
+    student, layers = begin(teacher, Distill(layers=1, keep="influence"), torch.arange(60).view(2, 30), quiet)
     assert layers in ([0], [1])
     for parameter in student.model.layers.parameters():
         parameter.data.add_(1.0)

@@ -191,7 +191,7 @@ def split(text: str) -> list[str]:
 def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
     """Recipes from names and the advanced settings. Raises `InputError` for a name that is none."""
     built = []
-    for name in dict.fromkeys(names):
+    for name in names:
         recipe = recipes.parse_row(name)
         if skip and recipe.quantizes:
             recipe = recipe.with_modules(skip=skip)

@@ -52,6 +52,7 @@ def rows(
                 row.weights,
                 reason,
                 intended,
+                shares=shared,
             )
         )
     if rest:

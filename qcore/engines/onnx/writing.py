@@ -66,7 +66,7 @@ def write(
     own = source(recipe)
     if reason := graph.unsupported(model):
         raise InputError(reason)
-    tensors = accounts.before(model) if rows is None else [(row, _twin(row)) for row in rows]
+    tensors = accounts.before(model) if rows is None else [(row, row.shares) for row in rows]
     targets = frozenset(
         target.name for target in select(model, recipe).targets if target.kind in ("linear", "conv1d")
     )
@@ -96,11 +96,3 @@ def write(
         ),
         own,
     )
-
-
-def _twin(row: Row) -> str | None:
-    """The tensor that this one shares its storage with, by its row."""
-    for words in ("Shares the storage of ", "Shares the codes of "):
-        if row.reason and row.reason.startswith(words):
-            return row.reason.removeprefix(words).removesuffix(".")
-    return None

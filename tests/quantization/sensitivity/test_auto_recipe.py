@@ -228,7 +228,7 @@ def test_planning_knows_the_size(tmp_path):
         for name in ("auto-4bpw", "auto-5bpw", "auto-0.1kl", "int8")
     ]
     assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
-    with pytest.raises(InputError, match="python -m qcore sensitivity"):
+    with pytest.raises(InputError, match="Compute the sensitivities of the model"):
         errors(checkpoint, parse("auto-4bpw"))
     assert layer_errors.names(checkpoint, parse("int4"))
 

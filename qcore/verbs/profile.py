@@ -1,0 +1,173 @@
+"""`profile`: where the time of one model's steps goes, as a trace file and as a table of phases.
+
+    linears      every linear layer but the head, called by itself with the input that it has in a step
+    attention    over the cache: a step with the prompt in the cache, less a step with an almost empty cache
+    head         the output head, called by itself
+    rest         the whole step, less the three above: norms, rotary embedding, activation functions, calls
+
+The whole step is measured as `bench` measures it, through the model's own forward. A native step is one call
+with no timers in it, so its phases are measured apart: a layer that is called by itself pays for a call from
+Python, which the native step saves, and `rest` can come out below 0 for models with small layers.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, record_function
+
+from qcore.base.errors import InputError
+from qcore.base.progress import Progress
+from qcore.base.turn import heavy_turn
+from qcore.measurement.throughput import measure
+from qcore.recipes import Recipe
+from qcore.recipes.spec import check_limits
+from qcore.runtime.calls import device_of, last_only
+from qcore.verbs import record
+from qcore.verbs.checks import check_model
+from qcore.verbs.prepare import PACKAGED, CalibrationText, prepare
+
+TRACED = 4  # decoding steps in the trace file
+SHORT = 2  # tokens in an almost empty cache
+ROUNDS = 6  # times that layers are called in a repeat, the first of them to warm up
+Inputs = list[tuple[nn.Module, tuple[torch.Tensor, ...]]]
+
+
+def run(
+    model: str,
+    recipe: Recipe | None,
+    trace: Path,
+    *,
+    revision: str | None = None,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    threads: int | None = None,
+    device: str = "cpu",
+    calibration: CalibrationText = PACKAGED,
+    progress: Progress,
+) -> dict:
+    """Profile `model` under `recipe` (None: as it is): write a trace of one prefill and a few decoding steps
+    to the file `trace` (JSON for chrome://tracing or ui.perfetto.dev), and return the seconds of the phases of
+    one step, with the record.
+
+    Raises `InputError` for what cannot be used, before the model is loaded where that can be known.
+    """
+    check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads)
+    trace = Path(trace)
+    if trace.is_dir() or not trace.absolute().parent.is_dir():
+        raise InputError(f"The trace cannot be written to {trace}. Name a file in a folder that exists.")
+    checkpoint = check_model(model, revision, device=device, progress=progress)
+    calibration.check(recipe)
+    if threads:
+        torch.set_num_threads(threads)
+    length = prompt_tokens + new_tokens
+    with heavy_turn(progress):
+        began = time.time()
+        made = prepare(
+            checkpoint,
+            recipe,
+            device=device,
+            tokens=length,
+            window=length,
+            calibration=calibration,
+            progress=progress,
+        )
+        whole = made.loaded.model
+        head, calls = whole.get_output_embeddings(), _linear_calls(whole)
+        layers = [call for call in calls if call[0] is not head]
+        outputs = [call for call in calls if call[0] is head]
+        rounds: list[dict[str, float]] = []
+        for number in range(repeats):  # in turns, so that other load on the machine meets all phases
+            progress(number, repeats + 1, f"measuring, repeat {number + 1} of {repeats}")
+            speed = measure(whole, prompt_tokens, new_tokens, repeats=1)
+            rounds.append(
+                {
+                    "prefill_s": speed.ttft_s,
+                    "step_s": _step(speed),
+                    "short_step_s": _step(measure(whole, SHORT, new_tokens, repeats=1)),
+                    "linears_s": _seconds(layers),
+                    "head_s": _seconds(outputs),
+                }
+            )
+        found = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+        found["attention_s"] = found["step_s"] - found["short_step_s"]
+        parts = ("linears_s", "attention_s", "head_s")
+        found["rest_s"] = found["step_s"] - sum(found[name] for name in parts)
+        progress(repeats, repeats + 1, "tracing")
+        _trace(whole, prompt_tokens, trace)
+    words = record.options(
+        recipe=recipe and recipe.name,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        threads=threads,
+        revision=revision,
+    )
+    about = record.describe(made.loaded, threads=threads) | record.times(began, ["profile", model, *words])
+    about |= {"device": device, "recipe": made.recipe.to_dict(), "execution": record.execution(whole)}
+    counts = {"linear_layers": len(layers), "context": prompt_tokens + new_tokens / 2}
+    place = str(trace.absolute())
+    return {"model": model, "recipe": made.recipe.name, **found, **counts, "trace": place, "record": about}
+
+
+def _step(speed) -> float:
+    """Return the median seconds of one decoding step."""
+    return statistics.median(second for sample in speed.samples for second in sample.token_s)
+
+
+@torch.no_grad()
+def _linear_calls(model: nn.Module) -> Inputs:
+    """Return the linear modules of `model` in the order in which a decoding step calls them, each with its
+    input. Hooks collect them, under which the modules run one by one."""
+    calls: Inputs = []
+
+    def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        calls.append((module, arguments))
+
+    linear = [each for each in model.modules() if hasattr(each, "in_features")]
+    # a container of another library's layer would be counted twice, as itself and as what it holds
+    leaves = [each for each in linear if not any(hasattr(inner, "in_features") for inner in each.children())]
+    hooks = [each.register_forward_pre_hook(keep) for each in leaves]
+    try:
+        ids = torch.zeros(1, SHORT, dtype=torch.long, device=device_of(model))
+        cache = model(input_ids=ids, use_cache=True, **last_only(model)).cache
+        calls.clear()
+        model(input_ids=ids[:, :1], cache=cache, use_cache=True, **last_only(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+@torch.no_grad()
+def _seconds(calls: Inputs) -> float:
+    """Return the median seconds of all `calls` one after another: in this order no weights are in a cache that
+    would not be there in a step."""
+    seconds = []
+    for _ in range(ROUNDS if calls else 0):
+        began = time.perf_counter()
+        for module, arguments in calls:
+            module(*arguments)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:]) if seconds else 0.0
+
+
+@torch.no_grad()
+def _trace(model: nn.Module, prompt_tokens: int, path: Path) -> None:
+    """Write a trace of a prefill and `TRACED` decoding steps to `path`."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    ids = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device_of(model))
+    with torch.profiler.profile(activities=activities) as profiler:
+        with record_function("qcore: prefill"):
+            output = model(input_ids=ids, use_cache=True, **last_only(model))
+        for number in range(TRACED):
+            with record_function(f"qcore: decoding step {number + 1}"):
+                output = model(input_ids=ids[:, :1], cache=output.cache, use_cache=True, **last_only(model))
+    profiler.export_chrome_trace(str(path))
