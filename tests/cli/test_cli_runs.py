@@ -26,8 +26,8 @@ def fake(monkeypatch):
     monkeypatch.setattr(
         jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), "worker", str(folder.path)]
     )
-    monkeypatch.setattr(checks, "check", lambda spec: type("Checkpoint", (), {"description": "A model."}))
-    monkeypatch.setattr(checks, "beside_original", lambda spec: spec)
+    checkpoint = type("Checkpoint", (), {"description": "A model."})
+    monkeypatch.setattr(checks, "check_run", lambda spec: (spec, checkpoint))
 
 
 def test_a_failed_recipe_is_a_row_and_status_1(said, fake, tmp_path):

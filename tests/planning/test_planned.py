@@ -245,7 +245,20 @@ def test_predictions_from_a_probe_by_hand(checkpoints):
 
 
 def row(recipe, nbytes, decode):
-    return Row(recipe, "fp32", nbytes, None, 0, 0, 0, None, 0, {}, True, decode)
+    return Row(
+        recipe=recipe,
+        kv="fp32",
+        stored_bytes=nbytes,
+        bits_per_weight=None,
+        kv_bytes=0,
+        run_bytes=0,
+        load_bytes=0,
+        stream_bytes=None,
+        card_bytes=0,
+        parts={},
+        fits=True,
+        decode_tok_s=decode,
+    )
 
 
 def test_smaller_but_slower_is_warned_of():

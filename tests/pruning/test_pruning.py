@@ -274,7 +274,7 @@ def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
         ({"method": "wand"}, "Did you mean"),
         ({"amount": 1.0}, "less than 1"),
         ({"method": "2:4", "amount": 0.3}, "two of every four"),
-        ({"order": "after"}, "belongs to --recipe"),
+        ({"order": "after"}, "needs a recipe"),
         ({"order": "during", "recipe": "int4"}, "before or after"),
         ({"recipe": "fp32"}, "keeps floating point"),
         ({"recipe": "kmeans4"}, "need not hold a 0"),
