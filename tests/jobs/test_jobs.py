@@ -306,7 +306,7 @@ def test_the_log_tail_is_cut_at_a_line(tmp_path, fake, ended):
 def test_compare_waits_and_returns_rows_or_says_what_is_wrong(fake, monkeypatch):
     from qcore.verbs import checks
 
-    monkeypatch.setattr(checks, "check", lambda spec: None)
+    monkeypatch.setattr(checks, "check_run", lambda spec: (spec, None))
     rows = jobs.compare("m", "fp32,int8", text='{"int8": "kill"}')
     assert [row["status"] for row in rows] == ["ok", "failed"]
     with pytest.raises(InputError, match="fp32 cannot be done"):
