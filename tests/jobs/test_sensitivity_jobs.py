@@ -74,7 +74,7 @@ def test_the_command_prints_kinds_correlations_and_choices(said, model, text, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--formats", "int4-g64-gptq"), "no plain format"),
+        (("--formats", "int4-g64-gptq"), "not a plain format"),
         (("--formats", "int4-g64,banana"), "banana"),
         (("--formats", ","), "No format was given"),
         (("--method", "kmeans"), "kmeans is none of them"),
@@ -159,7 +159,7 @@ def test_a_process_of_its_own_computes_and_can_be_cancelled(model, text):
 
 
 def test_a_failure_and_a_death_are_told(text):
-    sensitivity.submit(Request("/nowhere/at/all", text=text))
+    sensitivity.submit(Request(model="/nowhere/at/all", text=text))
     failed = wait(("failed",))
     assert "nowhere" in failed.error
     folder = sensitivity.job_folder()
