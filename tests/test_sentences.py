@@ -11,7 +11,7 @@ ERRORS = ("InputError", "TooLargeError", "UnavailableError", "NotAppliedError", 
 FACE = re.compile(r"(?<![\w-])--[a-z]|python -m qcore|\bbutton\b|\bclick\b|\bthe page\b", re.IGNORECASE)
 # what only a command says, and what tells people how to install or start another program
 OF_COMMANDS = ("cli",)
-OTHER_PROGRAMS = re.compile(r"pip install|ray start")
+OTHER_PROGRAMS = re.compile(r"pip install|ray start|llama-gguf-split")
 SOURCES = [
     path
     for path in sorted((ROOT / "qcore").rglob("*.py"))
