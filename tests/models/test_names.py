@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qcore.base.errors import InputError
-from qcore.models.names import DEFAULTS, classify
+from qcore.base.home import DEFAULT_MODELS
+from qcore.models.names import classify
 
 HUB_IDS = ["gpt2", "owner/name", "Owner_1/Some-Model.v2", "a/b", "HuggingFaceTB/SmolLM2-135M-Instruct"]
 NOT_HUB_IDS = [
@@ -69,10 +70,10 @@ def test_a_folder_of_the_public_is_not_seen(tmp_path, monkeypatch):
     assert classify("owner/name", public=True).kind == "hub"
 
 
-@pytest.mark.parametrize("name", [*DEFAULTS, "SmolLM2-135M", " smollm2-135m "])
+@pytest.mark.parametrize("name", [*DEFAULT_MODELS, "SmolLM2-135M", " smollm2-135m "])
 def test_defaults(name):
     found = classify(name, public=True)
-    assert (found.kind, found.text in DEFAULTS) == ("default", True)
+    assert (found.kind, found.text in DEFAULT_MODELS) == ("default", True)
 
 
 def test_gguf_files(tmp_path):
