@@ -1,5 +1,7 @@
 """The one way to prepare a model: each model of a request is resolved once, and every verb prepares alike."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -102,6 +104,21 @@ def test_calibration_is_refused_on_another_device_than_the_cpu(model, tmp_path):
             assert not refused, name
         except InputError:
             assert refused, name
+
+
+@pytest.mark.parametrize("call", ["convert.quantize", "planning.check_fits"])
+def test_nobody_else_prepares(call):
+    """Checks before a run and the playground's cache ask whether a model fits; everything else goes through
+    prepare.py."""
+    root = Path(qcore.__file__).parent
+    allowed = {"verbs/prepare.py", "verbs/checks.py", "jobs/resident_worker.py"}
+    found = {
+        str(path.relative_to(root))
+        for room in ("verbs", "jobs", "cli", "training")
+        for path in (root / room).rglob("*.py")
+        if f"{call}(" in path.read_text()
+    }
+    assert found <= allowed and "verbs/prepare.py" in found
 
 
 # -- the playground ------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from qcore import library, planning, recipes
 from qcore.base.errors import InputError
 from qcore.models import Checkpoint
 from qcore.pruning.structured import with_layers
 from qcore.training.distill import evenly
+from qcore.verbs.prepare import load
 
 SHOWN = 10
 LONGEST = 256  # tokens
@@ -30,8 +30,7 @@ class Predictions:
 def predictions(checkpoint: Checkpoint, prompt: str) -> Predictions:
     """Load the model and ask it, then ask the same model without every second layer. Raises `InputError` for
     an empty text, a model that does not fit into memory, or one whose layers cannot be taken out."""
-    planning.check_fits(checkpoint, recipes.parse("fp32"), tokens=LONGEST, window=LONGEST)
-    loaded = library.load(checkpoint)
+    loaded = load(checkpoint, tokens=LONGEST, window=LONGEST)
     ids = loaded.tokenizer(prompt, return_tensors="pt")["input_ids"][:, -LONGEST:]
     if not ids.numel():
         raise InputError("The text is empty; write a word or two.")
