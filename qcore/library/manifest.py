@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -87,11 +87,14 @@ def read(folder: Path) -> Manifest:
     try:
         matrices = [_matrix(entry) for entry in _list(record["tensors"])]
         return Manifest(
-            recipe=_recipe(record["recipe"]),
+            recipe=read_recipe(record["recipe"]),
             ledger=read_ledger(record["ledger"]),
             matrices=_by_module(matrices),
             sparse=tuple(_sparse(entry) for entry in _list(record.get("sparse", []))),
-            sha256=_digests(record["sha256"]),
+            sha256=read_digests(
+                {SINGLE: record["sha256"]} if isinstance(record["sha256"], str) else record["sha256"],
+                lambda file: file.endswith(".safetensors"),
+            ),
         )
     except KeyError as error:
         raise damaged(f"it has no {error}") from error
@@ -123,13 +126,6 @@ def read_ledger(record: dict) -> Ledger:
             )
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"its ledger's row {row.name!r} has something else in the place of a count")
-        dtype = getattr(torch, row.dtype, None)
-        if (
-            not isinstance(dtype, torch.dtype)
-            or row.weights != math.prod(row.shape)
-            or row.bytes_before not in (0, row.weights * dtype.itemsize)
-        ):
-            raise ValueError(f"its ledger's row {row.name!r} has bytes that do not fit its shape and dtype")
         if row.sparsity is not None and not (type(row.sparsity) in (int, float) and 0 <= row.sparsity <= 1):
             raise ValueError(f"its ledger's row {row.name!r} has the sparsity {row.sparsity!r}")
     extra = (ledger.calibration, ledger.allocation, ledger.training, ledger.pruning)
@@ -154,11 +150,12 @@ def damaged(why: str) -> InputError:
 # -- its own form --------------------------------------------------------------------------------------------
 
 
-def _recipe(record: dict) -> Recipe:
-    """Return the recipe, every field of the type that it has in a recipe of qcore's own making."""
+def read_recipe(record: dict, kinds: tuple[type, ...] = (Float, Format, Budget)) -> Recipe:
+    """Return the recipe in `record`, whose weights are of one of the `kinds`. Raises `InputError` or `ValueError`
+    if a field is not of the type that qcore writes."""
     recipe = Recipe.from_dict(record)
-    if not isinstance(recipe.weights, Float | Format | Budget):
-        raise ValueError(f"models of the recipe {recipe.name!r} are never saved")
+    if not isinstance(recipe.weights, kinds):
+        raise ValueError(f"models of the recipe {recipe.name!r} are never saved in this form")
     if isinstance(recipe.weights, Format):
         _format(record["weights"])
     if isinstance(recipe.weights, Budget):
@@ -210,16 +207,17 @@ def _sparse(entry: dict) -> SparseMatrix:
     return SparseMatrix(_text(entry["name"]), entry["columns"], entry["bits"], module and _text(module))
 
 
-def _digests(record: object) -> dict[str, str]:
-    digests = {SINGLE: record} if isinstance(record, str) else record
-    if not isinstance(digests, dict) or not digests:
+def read_digests(record: object, is_weights: Callable[[str], bool]) -> dict[str, str]:
+    """Return {file: SHA-256} if `record` is one; `is_weights` knows the names that weight files have. Raises
+    `ValueError` if not."""
+    if not isinstance(record, dict) or not record:
         raise ValueError("it has no SHA-256 of the weights")
-    for file, digest in digests.items():
-        if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
+    for file, digest in record.items():
+        if file != Path(file).name or "\\" in file or not is_weights(file):
             raise ValueError(f"{file!r} is not the name of a weight file beside it")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ValueError(f"the SHA-256 of {file} is {digest!r}")
-    return digests
+    return record
 
 
 def _list(value: object) -> list:
@@ -332,6 +330,14 @@ def _check_ledger(
             raise damaged(
                 f"its ledger has {row.name} in the shape {row.shape}, the model in {shapes[row.name]}"
             )
+        dtype = getattr(torch, row.dtype, None)
+        whole = math.prod(row.shape)
+        if (
+            not isinstance(dtype, torch.dtype)
+            or row.weights != whole
+            or row.bytes_before not in (0, whole * dtype.itemsize)
+        ):
+            raise damaged(f"its ledger has bytes of {row.name} that do not fit its shape and dtype")
     for target in targets:
         label = manifest.matrices[stems(model, target)[0]].format.label
         if rows[target.name].format != label:

@@ -22,16 +22,20 @@ from torch import nn
 from qcore.base.errors import InputError, RunError
 from qcore.base.files import sha256, write_json, write_text
 from qcore.base.progress import Progress
+from qcore.formats.budget import Budget
+from qcore.formats.kinds import Format
 from qcore.layers.modules import QuantLinear
+from qcore.library import manifest
 from qcore.library.loading import Loaded
 from qcore.library.saving import replaced_folder
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
 from qcore.models.config import read_config, to_transformers
-from qcore.recipes import Recipe
+from qcore.models.headers import read_json
+from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
 
-PROGRAM = "run_onnx.py"
+PROGRAM, GRAPH = "run_onnx.py", "model.onnx"
 TOLERANCE = 1e-3  # of a logit, for logits up to LARGE; beyond, the same share
 LARGE = 10.0
 PROMPT, DECODED = 40, 8
@@ -91,7 +95,7 @@ def save(
             "recipe": recipe.to_dict(),
             "ledger": ledger.to_dict(),
             "agreement": asdict(agreement),
-            "sha256": {path.name: sha256(path) for path in sorted(scratch.glob("model.onnx*"))},
+            "sha256": {path.name: sha256(path) for path in sorted(scratch.glob(f"{GRAPH}*"))},
             "from": loaded.checkpoint.origin,
         }
         write_json(scratch / MANIFEST, record)
@@ -102,7 +106,7 @@ def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
     """The exported model in `folder` as a checkpoint. Raises `InputError` if its manifest cannot be read."""
     record = _manifest(folder)
     config, _ = read_config(folder)
-    digest = hashlib.sha256(json.dumps(record["sha256"], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(record.sha256, sort_keys=True).encode()).hexdigest()
     return Checkpoint(
         name,
         folder,
@@ -127,37 +131,59 @@ def load(found: Checkpoint, tokenizer) -> Loaded:
     from qcore.engines.onnx.run_onnx import OnnxModel
 
     record = _manifest(found.folder)
-    for file, digest in record["sha256"].items():
-        if not (found.folder / file).is_file() or sha256(found.folder / file) != digest:
+    for file, digest in record.sha256.items():
+        if sha256(found.folder / file) != digest:
             raise InputError(
-                f"{found.folder / file} is damaged or missing: its SHA-256 is not the one it was saved with. Export it again."
+                f"{found.folder / file} is damaged: its SHA-256 is not the one it was saved with. Export it again."
             )
     bare = empty_model(to_transformers(found.config), meta_buffers=True)
-    model = attach(bare, OnnxModel(found.folder / "model.onnx", torch.get_num_threads()))
-    return Loaded(
-        model, tokenizer, found, Recipe.from_dict(record["recipe"]), Ledger.from_dict(record["ledger"])
-    )
+    model = attach(bare, OnnxModel(found.folder / GRAPH, torch.get_num_threads()))
+    return Loaded(model, tokenizer, found, record.recipe, record.ledger)
 
 
-def _manifest(folder: Path) -> dict:
+@dataclass(frozen=True)
+class _Manifest:
+    """The checked content of a qcore-onnx.json. `sha256` by file."""
+
+    recipe: Recipe
+    ledger: Ledger
+    sha256: dict[str, str]
+
+
+def _manifest(folder: Path) -> _Manifest:
+    """Return the manifest in `folder`. Raises `InputError` if it is missing, damaged, of another version, or
+    holds what qcore does not write: it may come from a stranger."""
     try:
-        record = json.loads((folder / MANIFEST).read_text())
+        record = read_json(folder / MANIFEST)
         if record["version"] != _VERSION:
             raise InputError(
                 f"{folder} was exported in version {record['version']}; this qcore reads version {_VERSION}."
             )
-        if (
-            not all(file == Path(file).name for file in record["sha256"])
-            or "model.onnx" not in record["sha256"]
-        ):
-            raise ValueError("it names other files")
-        return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = _Manifest(
+            manifest.read_recipe(record["recipe"], (Float, Format, Budget, Engine)),
+            manifest.read_ledger(record["ledger"]),
+            manifest.read_digests(record["sha256"], lambda file: file.startswith(GRAPH)),
+        )
+        if found.ledger.recipe != found.recipe.name:
+            raise ValueError(f"its ledger is that of {found.ledger.recipe!r}")
+        present = {path.name: path.stat().st_size for path in folder.glob(f"{GRAPH}*")}
+        if GRAPH not in found.sha256 or set(found.sha256) != set(present):
+            raise ValueError("it lists other files than there are")
+        if found.ledger.stored_bytes > sum(present.values()):
+            raise ValueError("its ledger counts more bytes than the files hold")
+    except KeyError as error:
+        raise _damaged(folder, f"it has no {error}") from error
+    except (OSError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{folder} is no model exported by qcore: {MANIFEST} cannot be read ({error})."
-        ) from error
+        raise _damaged(folder, str(error).rstrip(".")) from error
+    return found
+
+
+def _damaged(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder} is not a model exported by qcore: {MANIFEST} cannot be read ({why}). Export it again."
+    )
 
 
 @torch.no_grad()

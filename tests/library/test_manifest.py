@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import mutated
 
 from qcore.base import tensor_file
 from qcore.base.errors import InputError
@@ -53,51 +54,6 @@ def saved(tmp_path_factory):
         kind: (folder, json.loads((folder / "qcore.json").read_text()), weights(safetensors.load(folder)[0]))
         for kind, folder in made.items()
     }
-
-
-def places(value, path=()):
-    """The paths of all values inside a JSON value."""
-    yield path
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in inside:
-        yield from places(child, (*path, key))
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 70_000)
-    | st.floats(0.5, 600)
-    | st.sampled_from(
-        ["", "int4", "uniform", "codebook", "nf4", "float32", "../x.safetensors", "fp32", "int8"]
-    ),
-    lambda children: (
-        st.lists(children, max_size=2) | st.dictionaries(st.sampled_from("ab"), children, max_size=2)
-    ),
-    max_leaves=4,
-)
-
-
-@st.composite
-def mutated(draw, record):
-    """`record` with something deleted, exchanged, repeated, added or made larger."""
-    changed = copy.deepcopy(record)
-    *path, last = draw(st.sampled_from([path for path in places(record) if path]))
-    parent = changed
-    for key in path:
-        parent = parent[key]
-    old = parent[last]
-    ways = ["delete", "replace"] + ["scale"] * 2 * (type(old) is int) + ["shuffle"] * isinstance(old, list)
-    way = draw(st.sampled_from(ways))
-    if way == "delete":
-        del parent[last]
-    elif way == "scale":
-        parent[last] = draw(st.sampled_from([old * 8, old + 1, old - 1, -old, old // 2, float(old)]))
-    elif way == "shuffle":
-        parent[last] = draw(st.permutations(old)) + draw(st.sampled_from([[], old[:1]]))
-    else:
-        parent[last] = draw(JSON)
-    return changed
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "sparse"])
@@ -149,7 +105,7 @@ CHANGES = [
     ("table", "recipe/weights/type", "saved", "recipe record cannot be read"),
     ("experts", "ledger/rows/0/bytes_after", 1, "its ledger counts"),
     ("experts", "ledger/rows/0/name", "x", "other tensors than the model has"),
-    ("experts", "ledger/rows/3/shape", [1], "do not fit its shape"),
+    ("experts", "ledger/rows/3/shape", [1], "in the shape"),
     ("experts", "ledger/recipe", "int4", "its ledger is that of 'int4'"),
     ("sparse", "sparse/0/columns", 512, "can be stored without its zeros"),
     ("sparse", "sparse/0", None, "the weight files have no"),
@@ -206,7 +162,9 @@ def test_weight_files_that_do_not_fit_their_manifest(name, damage, message, save
     before = sum(tensor.nbytes for tensor in tensors.values())
     damage(tensors)
     changed = copy.deepcopy(record) | {"sha256": tensor_file.write(tensors, weights)}
-    changed["ledger"]["rows"][0]["bytes_after"] += sum(tensor.nbytes for tensor in tensors.values()) - before
+    if name != "few values":  # sparse matrices are counted as they are held in memory
+        more = sum(tensor.nbytes for tensor in tensors.values()) - before
+        changed["ledger"]["rows"][0]["bytes_after"] += more
     (tmp_path / "model" / "qcore.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=message):
         safetensors.load(tmp_path / "model")

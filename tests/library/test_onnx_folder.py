@@ -9,6 +9,9 @@ import sys
 import pytest
 import tiny
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
 from onnx_models import IDS, made
 
 from qcore import engines, library, recipes
@@ -141,19 +144,48 @@ def test_damage_is_noticed(exported, tmp_path):
     import shutil
 
     copy = shutil.copytree(exported, tmp_path / "copy")
+    record = json.loads((copy / onnx_folder.MANIFEST).read_text())
     held = bytearray((copy / "model.onnx.data").read_bytes())
     held[100] ^= 1
     (copy / "model.onnx.data").write_bytes(held)
-    with pytest.raises(InputError, match="damaged or missing"):
+    with pytest.raises(InputError, match=r"model\.onnx\.data is damaged"):
         library.load(str(copy))
     for text, message in (
         ('{"version": 9}', "version 9"),
-        ("{", "cannot be read"),
-        ('{"version": 1, "sha256": {"../x": ""}}', "other files"),
+        ("{", "does not hold valid JSON"),
+        ("{}", "it has no 'version'"),
+        (json.dumps(record | {"sha256": {"../model.onnx": "0" * 64}}), "not the name of a weight file"),
+        (json.dumps(record | {"sha256": {"model.onnx": "0" * 64}}), "other files than there are"),
+        (json.dumps(record | {"recipe": {}}), "recipe record cannot be read"),
+        (
+            json.dumps(record | {"ledger": record["ledger"] | {"recipe": "int8"}}),
+            "its ledger is that of 'int8'",
+        ),
     ):
         (copy / onnx_folder.MANIFEST).write_text(text)
         with pytest.raises(InputError, match=message):
             library.resolve(str(copy))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(data=st.data())
+def test_a_changed_manifest_is_the_same_model_or_refused(exported, data):
+    path = exported / onnx_folder.MANIFEST
+    text = path.read_text()
+    record = json.loads(text)
+    changed = data.draw(mutated(record))
+    path.write_text(json.dumps(changed))
+    try:
+        found = onnx_folder._manifest(exported)
+        assert library.resolve(str(exported)).is_quantized
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+        return
+    finally:
+        path.write_text(text)
+    files = {file.name for file in exported.glob("model.onnx*")}
+    assert set(found.sha256) == files and found.recipe.name == found.ledger.recipe
+    json.dumps(found.ledger.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
