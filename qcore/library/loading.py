@@ -110,7 +110,7 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape))
         what = "NaN" if torch.isnan(flat[first]) else "infinite"
         raise InputError(
-            f"The weights are broken: {name}{list(index)} is {what}. Download the model again, or train it with care."
+            f"Weights must be finite, but {name}{list(index)} is {what}. Download the model again, or check how it was trained."
         )
 
 

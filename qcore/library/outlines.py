@@ -77,7 +77,7 @@ def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
 
 def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
     if progress is not None:
-        progress(0, 0, f"asking the hub for {name.text}")
+        progress(0, 0, f"querying the hub for {name.text}")
     folder, commit, sizes = hub.look(name.text, name.revision)
     config, stripped = read_config(folder, quantized=True)
     tensors: dict[str, TensorInfo] = {}
@@ -127,8 +127,8 @@ def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str,
 
 
 def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
-    """Bytes `first` to `end` of a file on the hub. A server that ignores the range is listened to no longer
-    than that."""
+    """Bytes `first` to `end` of a file on the hub. If the server ignores the range, stop reading after
+    `end` bytes."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -149,5 +149,5 @@ def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
             raise
         raise explained from error
     if len(read) < skip + end - first:
-        raise UnavailableError(f"The hub sent less of {file} than was asked for. Try again later.")
+        raise UnavailableError(f"The hub returned fewer bytes of {file} than requested. Try again later.")
     return read[skip : skip + end - first]

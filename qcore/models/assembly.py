@@ -105,7 +105,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
             Exception
         ) as error:  # model classes check their config with whatever they like, assertions included
             why = _odd_expert(checkpoint) or _last_line(error)
-            raise InputError(f"{checkpoint.name} is not what its config.json says: {why}") from error
+            raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
     _check(checkpoint, report)
     return model.eval().requires_grad_(False)
 
@@ -120,18 +120,18 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def _check(checkpoint: Checkpoint, report: dict) -> None:
-    where = f"{checkpoint.name} is not what its config.json says:"
+    where = f"{checkpoint.name} does not match its config.json:"
     if mismatched := sorted(report["mismatched_keys"], key=str):
         name, stored, expected = mismatched[0][:3]
         raise InputError(
-            f"{where} {name} has the shape {tuple(stored)} and should have {tuple(expected)}.{_more(mismatched)}"
+            f"{where} {name} has the shape {tuple(stored)}, expected {tuple(expected)}.{_more(mismatched)}"
         )
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"{where} no weights for {missing[0]}.{_more(missing)} Nothing is filled in at random."
+            f"{where} the weights of {missing[0]} are missing.{_more(missing)} Missing weights are never initialised at random."
         )
     if extra := sorted(report["unexpected_keys"]):
-        raise InputError(f"{where} the tensor {extra[0]} has no place in the model.{_more(extra)}")
+        raise InputError(f"{where} the tensor {extra[0]} is not part of the model.{_more(extra)}")
     if report["error_msgs"]:
         raise InputError(f"{where} {_last_line(report['error_msgs'][0])}")
 
@@ -150,14 +150,14 @@ def _odd_expert(checkpoint: Checkpoint) -> str | None:
     for (prefix, suffix), members in families.items():
         for number in range(counts[prefix] + 1):
             if number not in members:
-                return f"no weights for {prefix}.{number}.{suffix}. Nothing is filled in at random."
+                return f"the weights of {prefix}.{number}.{suffix} are missing. Missing weights are never initialised at random."
             if members[number] != members[0]:
                 return f"{prefix}.{number}.{suffix} has the shape {members[number]}, the first expert {members[0]}."
     return None
 
 
 def _more(names: list) -> str:
-    return f" ({len(names) - 1} more like it.)" if len(names) > 1 else ""
+    return f" (And {len(names) - 1} more.)" if len(names) > 1 else ""
 
 
 def _last_line(error: object) -> str:

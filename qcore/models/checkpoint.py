@@ -125,7 +125,7 @@ def weight_files(folder: Path) -> list[str]:
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
         raise InputError(
-            f"{folder.name} has both {SINGLE} and {INDEX}, so it is not clear which weights are meant. Remove one."
+            f"{folder.name} has both {SINGLE} and {INDEX}, so the weights are ambiguous. Remove one of them."
         )
     if single.exists():
         return [SINGLE]
@@ -155,9 +155,7 @@ def index_files(folder: Path) -> list[str]:
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(
-            f"{INDEX} has no weight_map, so it does not say where the weights are. Download it again."
-        )
+        raise InputError(f"{INDEX} has no weight_map, so the weights cannot be located. Download it again.")
     for tensor, file in weight_map.items():
         if (
             not isinstance(file, str)
@@ -166,7 +164,7 @@ def _weight_map(index: Path) -> dict[str, str]:
             or "\\" in file
         ):
             raise InputError(
-                f"{INDEX} looks for {tensor!r} in {file!r}, but weights are only taken from .safetensors files beside it."
+                f"{INDEX} places {tensor!r} in {file!r}, but weights are only read from .safetensors files in the same folder."
             )
     return weight_map
 
@@ -180,7 +178,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
                 raise InputError(
-                    f"The tensor {name!r} is in both {tensors[name].file} and {file}, so it is not clear which is meant."
+                    f"The tensor {name!r} is in both {tensors[name].file} and {file}, so its values are ambiguous."
                 )
             tensors[name] = tensor
     if files != [SINGLE]:
@@ -195,17 +193,15 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
-                f"{INDEX} says that {name!r} is in {file}, but it is not. The files do not belong together."
+                f"{INDEX} places {name!r} in {file}, which does not hold it. The files do not belong together."
             )
     if extra := sorted(set(tensors) - set(weight_map)):
         raise InputError(
-            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not know. The files do not belong together."
+            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not list. The files do not belong together."
         )
     shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
     if extra := sorted(shards - set(files)):
-        raise InputError(
-            f"{extra[0]} lies beside the shards, but {INDEX} does not know it. Remove it, or download the model again."
-        )
+        raise InputError(f"{extra[0]} is not listed in {INDEX}. Remove it, or download the model again.")
 
 
 def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:

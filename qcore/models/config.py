@@ -24,10 +24,7 @@ _STRIPPED = (
     "_name_or_path",
     "name_or_path",
 )
-_HARMLESS = (
-    "_name_or_path",
-    "name_or_path",
-)  # dropped too, but every config has one, so nobody needs to hear of it
+_HARMLESS = ("_name_or_path", "name_or_path")  # stripped silently: present in every config
 _QUANTIZED = ("quantization_config", "compression_config")
 _NAMED_ELSEWHERE = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
 
@@ -59,7 +56,7 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder.name} holds an adapter (adapter_config.json), which is no model by itself. Merge it into its model first."
+            f"{folder.name} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model first."
         )
     if not (folder / "config.json").exists():
         raise InputError(
@@ -99,14 +96,14 @@ def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
     if layers > len(tensors):
         raise InputError(
-            f"config.json speaks of {layers} layers, but the weights are only {len(tensors)} tensors. They do not belong together."
+            f"config.json declares {layers} layers, but the weight files hold only {len(tensors)} tensors. They belong to different models."
         )
     rows = next((text[key] for key in _VOCABULARY if key in text), 1)
     width = next((text[key] for key in _WIDTH if key in text), 1)
     elements = sum(tensor.elements for tensor in tensors.values())
     if isinstance(rows, int) and isinstance(width, int) and rows * width > 2 * elements:
         raise InputError(
-            f"config.json speaks of an embedding of {rows} x {width}, but the weights are only {elements} numbers. They do not match."
+            f"config.json declares an embedding of {rows} x {width}, but the weight files hold only {elements} values. They belong to different models."
         )
 
 
@@ -132,7 +129,7 @@ def _without(part: object, keys: tuple[str, ...]) -> object:
 def _refuse_code(config: dict, folder: Path, name: str) -> None:
     if any(part.get("auto_map") for part in _parts(config)):
         raise InputError(
-            f"{folder.name} wants to run code of its own (auto_map in {name}), which qcore never does. "
+            f"{folder.name} requires code of its own (auto_map in {name}), which qcore never runs. "
             "Choose a model whose architecture the transformers library knows."
         )
 
@@ -167,7 +164,7 @@ def _check_sizes(config: dict) -> None:
                 smallest = 0 if key in _MAY_BE_ZERO else 1
                 if value is not None and (type(value) is not int or not smallest <= value <= largest):
                     raise InputError(
-                        f"config.json says {key} = {value!r}, but it must be a whole number from {smallest} to {largest}."
+                        f"config.json has {key} = {value!r}, but it must be a whole number from {smallest} to {largest}."
                     )
 
 
@@ -194,9 +191,7 @@ def to_transformers(config: dict):
             f"config.json does not describe a valid {kind} model: {_first_line(error)}"
         ) from error
     if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(
-            f"A {kind} model does not predict the next token, so it cannot be measured here. Choose a causal language model."
-        )
+        raise InputError(f"A {kind} model does not predict the next token. Choose a causal language model.")
     return built
 
 

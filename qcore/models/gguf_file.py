@@ -54,7 +54,7 @@ def check(path: Path) -> None:
         )
     if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
         raise InputError(
-            f"{path.name} claims {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
+            f"{path.name} declares {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
         )
     if (part := _PART.search(path.stem)) and int(part[1]) > 1:
         raise InputError(
@@ -122,7 +122,9 @@ def _load_model(path: Path):
     except Exception as error:  # as above: what the file says decides what fails
         raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
     if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
-        raise InputError(f"{path.name} cannot be converted: it has no fitting weights for {lost[0]}.")
+        raise InputError(
+            f"{path.name} cannot be converted: the weights of {lost[0]} are missing or have another shape."
+        )
     return model
 
 

@@ -98,7 +98,9 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path.name} in {path.parent} is not a regular file.")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path.name} in {path.parent} may not be read by this user.")
+        raise InputError(
+            f"{path.name} in {path.parent} is not readable by this user. Change its permissions."
+        )
     return status.st_size
 
 
@@ -107,7 +109,9 @@ def read_json(path: Path) -> dict:
     or repeats a key."""
     size = regular_size(path)
     if size > LONGEST_JSON:
-        raise InputError(f"{path.name} is {size / 1e6:.0f} MB long; no such file of a model is.")
+        raise InputError(
+            f"{path.name} is {size / 1e6:.0f} MB; config and index files are limited to {LONGEST_JSON / 1e6:.0f} MB."
+        )
     return parse_json(path.read_bytes(), path.name)
 
 
@@ -123,7 +127,7 @@ def parse_json(text: bytes, name: str) -> dict:
         why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
         raise InputError(f"{name} does not hold valid JSON: {why}. Download or save it again.") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"{name} should hold a JSON object, but holds a {type(parsed).__name__}.")
+        raise InputError(f"{name} must hold a JSON object, but holds a {type(parsed).__name__}.")
     return parsed
 
 

@@ -65,7 +65,7 @@ def fetch(
     from huggingface_hub import HfApi
 
     if progress is not None:
-        progress(0, 0, f"asking the hub for {repo_id}")
+        progress(0, 0, f"querying the hub for {repo_id}")
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
     except Exception as error:
@@ -208,7 +208,7 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
         )
     if status == 429:
         return UnavailableError(
-            "The hub limits how often it can be asked, and the limit is reached. Wait a few minutes, or log in."
+            "The rate limit of the hub is reached. Wait a few minutes, or log in with `hf auth login`."
         )
     if status is not None:
         return UnavailableError(
@@ -223,7 +223,7 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
         )
     if isinstance(cause, ValueError):
         return UnavailableError(
-            f"What answered for {repo_id} is not a model hub. Check HF_ENDPOINT and the network."
+            f"The server that answered for {repo_id} is not a model hub. Check HF_ENDPOINT and the network."
         )
     return error
 

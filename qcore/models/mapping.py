@@ -62,7 +62,7 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in TORCH_NAMES:
-        raise InputError(f"Weights in {name} are quantized already and cannot be read as plain numbers.")
+        raise InputError(f"{name} weights are quantized already, so they cannot be read as plain numbers.")
     return getattr(torch, TORCH_NAMES[name])
 
 

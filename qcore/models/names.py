@@ -39,25 +39,31 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
         text = text.lower()
     if revision is not None and kind != "hub":
         raise InputError(
-            f"A revision belongs to a hub id, but {_show(text)} is a {'local ' if kind != 'default' else ''}{kind}. Leave it out."
+            f"A revision needs a hub id, but {_show(text)} is a {'local ' if kind != 'default' else ''}{kind}. Leave it out."
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise InputError(f"{_show(revision)} is no revision. Give a branch, a tag or a commit, such as main.")
+        raise InputError(
+            f"{_show(revision)} is not a valid revision. Give a branch, a tag or a commit, such as main."
+        )
     return Name(kind, text, revision)
 
 
 def _clean(name: str | Path) -> str:
     if not isinstance(name, str | Path):
         raise InputError(
-            f"A model is named by text, not by a {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULT_MODELS[0]}."
+            f"A model name must be a string or a path, not {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULT_MODELS[0]}."
         )
     text = str(name).strip()
     if not text:
         raise InputError(f"No model was given. Name a folder, a GGUF file, a hub id, or {DEFAULT_MODELS[0]}.")
     if len(text) > LONGEST_NAME:
-        raise InputError(f"{_show(text)} is {len(text)} characters long; no model's name is.")
+        raise InputError(
+            f"{_show(text)} has {len(text)} characters. Model names are limited to {LONGEST_NAME} characters."
+        )
     if not text.isprintable():
-        raise InputError(f"{_show(text)} holds invisible characters, so it cannot be a model's name.")
+        raise InputError(
+            f"{_show(text)} contains invisible characters, which model names do not have. Type the name again."
+        )
     return text
 
 
@@ -84,7 +90,7 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
         )
     if isinstance(name, Path) or not hub_id:
         raise InputError(
-            f"There is no folder or file {_show(text)}, and it is no hub id, which looks like owner/name. "
+            f"{_show(text)} is neither a folder or file here nor a hub id such as owner/name. "
             f"Check the spelling, or use {DEFAULT_MODELS[0]}."
         )
     return "hub"

@@ -152,7 +152,7 @@ class Source:
             known = [name for name in family if name in self._targets]
             if not known:
                 raise InputError(
-                    f"{self.checkpoint.name} has no weights for {family[0]}. Nothing is filled in at random."
+                    f"{self.checkpoint.name} has no weights for {family[0]}. Missing weights are never initialised at random."
                 )
             for other in known[1:]:
                 if self._targets[other] != self._targets[known[0]] and not torch.equal(

@@ -156,7 +156,11 @@ def test_the_error_band_of_earlier_runs(llama, home):
 
 def test_what_is_no_model_is_answered(tmp_path):
     at = planned(tmp_path / "missing")
-    assert len(at.error) == 1 and "There is no folder or file" in at.error[0].value and not plots(at)
+    assert (
+        len(at.error) == 1
+        and "is neither a folder or file here nor a hub id" in at.error[0].value
+        and not plots(at)
+    )
 
 
 def test_an_already_quantized_model_is_shown_as_it_is(llama, tmp_path):

@@ -199,5 +199,5 @@ def test_a_config_that_is_too_large_for_the_weights_is_refused(saved, tmp_path):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for key, value in (("num_hidden_layers", 2000), ("vocab_size", 1 << 24)):
         (tmp_path / "model" / "config.json").write_text(json.dumps({**config, key: value}))
-        with pytest.raises(InputError, match=r"config\.json speaks of"):
+        with pytest.raises(InputError, match=r"config\.json declares"):
             safetensors.load(tmp_path / "model")

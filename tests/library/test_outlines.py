@@ -87,7 +87,7 @@ def test_a_hub_that_says_no_is_told_in_the_same_words(hub, originals, tmp_path):
         library.outline("owner/damaged")
     hub.repositories["owner/limited"] = originals["gpt2"]
     hub.answers["owner/limited", "info"] = (429, {})
-    with pytest.raises(UnavailableError, match="limits how often"):
+    with pytest.raises(UnavailableError, match="rate limit of the hub"):
         library.outline("owner/limited")
 
 

@@ -83,9 +83,9 @@ def test_no_gguf_file(tmp_path):
     [
         (1, 1, 1, "version 1"),
         (3 << 24, 1, 1, "version"),
-        (3, 0, 1, "claims 0 tensors"),
-        (3, 1 << 60, 1, "claims"),
-        (3, 1, 1 << 60, "claims"),
+        (3, 0, 1, "declares 0 tensors"),
+        (3, 1 << 60, 1, "declares"),
+        (3, 1, 1 << 60, "declares"),
     ],
     ids=["old", "big-endian", "none", "tensors", "entries"],
 )

@@ -91,7 +91,7 @@ def test_a_sparse_file_with_a_header_above_the_limit_takes_no_memory(tmp_path):
     [
         (b"\xff\xfe{}", "not valid UTF-8"),
         (b"{not json", "valid JSON"),
-        (b"[1, 2]", "should hold a JSON object"),
+        (b"[1, 2]", "must hold a JSON object"),
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
     ],
@@ -162,7 +162,7 @@ def test_what_is_no_regular_file(tmp_path):
 def test_a_json_file_that_is_far_too_long(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(100_000_000)
-    with pytest.raises(InputError, match="100 MB long"):
+    with pytest.raises(InputError, match="100 MB; config and index files are limited to 64 MB"):
         read_json(tmp_path / "config.json")
 
 

@@ -153,7 +153,7 @@ def test_gated(hub, repository, kind):
 
 def test_rate_limited(hub):
     hub.answers["owner/tiny", "info"] = (429, {"Retry-After": "300"})
-    with pytest.raises(UnavailableError, match="limits how often"):
+    with pytest.raises(UnavailableError, match="rate limit of the hub"):
         library.resolve("owner/tiny")
 
 
@@ -232,7 +232,7 @@ def test_half_a_model_is_refused_before_its_weights(hub, repository, tmp_path, l
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"auto_map": {"AutoModel": "code.Model"}}, "wants to run code of its own"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "requires code of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
     ],
     ids=["code", "quantized"],

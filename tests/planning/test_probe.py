@@ -119,7 +119,7 @@ def probe_threads() -> int:
 def test_a_probe_that_cannot_start_says_why(tmp_path):
     job = probing.Probing(str(tmp_path / "nothing"), None, ["int8"])
     job.join(PATIENCE)
-    assert "There is no folder or file" in job.error
+    assert "is neither a folder or file here nor a hub id" in job.error
     moe = probing.Probing(str(tiny.checkpoint("moe", tmp_path / "moe")), None, ["bnb-nf4"])
     moe.join(PATIENCE)
     assert "bnb-nf4 could not be timed" in moe.error
