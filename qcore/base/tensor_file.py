@@ -98,7 +98,7 @@ class TensorFile:
         """Append `data`, of any shape, to the tensor `name`. Raises `ValueError` if that makes it too long."""
         import torch
 
-        view = memoryview(data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        view = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         place = self._next[name]
         if place + len(view) > self._end[name]:
             raise ValueError(f"{name} is longer than its header says")

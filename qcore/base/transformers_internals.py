@@ -117,7 +117,9 @@ class StoredNames:
         )
         if name not in self._wanted and stored in self._wanted:
             name, pattern = rename_source_key(stored, [], [], self._prefix, self._wanted)
-        return (name, pattern, self._by_pattern.get(pattern)) if name in self._wanted else None
+        if name not in self._wanted:
+            return None
+        return name, pattern, None if pattern is None else self._by_pattern.get(pattern)
 
 
 def stored_order(name: str) -> list:
@@ -164,14 +166,14 @@ def stacks_experts(rule: Any) -> bool:
 # -- mixtures of experts -------------------------------------------------------------------------------------
 
 
-def use_eager_experts(module: nn.Module) -> None:
+def use_eager_experts(module: Any) -> None:
     """Let the experts `module` take its weights one expert at a time from now on: the only way in which quantized
     experts run, so it stays for as long as they are there."""
     module.config._experts_implementation = "eager"
 
 
 @contextmanager
-def eager_experts(module: nn.Module) -> Iterator[None]:
+def eager_experts(module: Any) -> Iterator[None]:
     """Do `use_eager_experts` for a while, and set what was set before."""
     previous = module.config._experts_implementation
     use_eager_experts(module)
@@ -192,7 +194,7 @@ def is_saved(module: nn.Module, buffer: str) -> bool:
 def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
     """Exchange a registered parameter or buffer, its registration (saved or not) kept; None leaves the name
     without a tensor."""
-    registered = module._parameters if name in module._parameters else module._buffers
+    registered: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
     registered[name] = tensor
 
 
