@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from qcore.base.home import home
 
 KEPT_DAYS = 14
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -107,5 +109,8 @@ class Checkpoint:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
                 names = file.keys()  # not a mapping
                 return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["qcore"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            _log.warning("%s is damaged and is ignored: %s", self.folder / f"{name}.safetensors", error)
             return None

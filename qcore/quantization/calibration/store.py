@@ -8,6 +8,7 @@ complete or not at all.
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from qcore.formats import kinds
 from qcore.formats.tensor import QuantizedTensor
 
 KEPT_DAYS = 14
+_log = logging.getLogger(__name__)
 VERSION = 2  # goes up whenever a method chooses other codes than before
 
 
@@ -61,8 +63,9 @@ class BlockStore:
                     if key.startswith("changed/")
                 }
                 return targets, changed
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return None  # a damaged file is a block that is not finished: it is made again
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            _log.warning("%s is damaged, so its block is quantized again: %s", path, error)
+            return None
 
     def write(
         self, position: int, targets: dict[str, list[QuantizedTensor]], changed: dict[str, torch.Tensor]

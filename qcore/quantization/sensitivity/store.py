@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from qcore.base.home import home
 from qcore.quantization.sensitivity.table import VERSION, Sensitivities
 
 TABLE = "table.json"
+_log = logging.getLogger(__name__)
 
 
 def folder_of_tables() -> Path:
@@ -69,5 +71,6 @@ def _read(path: Path) -> Sensitivities | None:
     record = read_json(path)
     try:
         return None if record is None else Sensitivities.from_dict(record)
-    except InputError:
-        return None  # of another version, or damaged: it is computed again
+    except InputError as error:
+        _log.info("%s is of another version or damaged, so it is computed again: %s", path, error)
+        return None

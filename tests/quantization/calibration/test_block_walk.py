@@ -165,11 +165,13 @@ def test_blocks_of_other_work_are_not_taken_up(other, tmp_path):
         assert any(what.startswith("block 1") for what in seen)
 
 
-def test_a_damaged_file_is_a_block_that_is_not_finished(tmp_path):
+def test_a_damaged_file_is_a_block_that_is_not_finished(tmp_path, caplog):
     store = BlockStore(tmp_path, {"a": 1})
     store.folder.mkdir(parents=True)
     (store.folder / "00000.safetensors").write_bytes(b"not a tensor")
     assert store.read(0) is None and store.read(1) is None
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "00000.safetensors is damaged, so its block is quantized again" in message
 
 
 def test_a_model_without_a_list_of_blocks_is_refused():
