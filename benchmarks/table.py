@@ -75,7 +75,7 @@ def page(result: dict) -> str:
 
 GROUPS = (
     ("Through transformers' `generate`, the path that users take", lambda name: name.startswith(USED)),
-    ("The native step alone, called in a loop that no command or page uses: an upper limit for `generate`",
+    ("The loop in which `bench` and the playground generate: one native call per token",
      lambda name: not name.startswith((USED, "gemv_"))),
     ("One product with a matrix", lambda name: name.startswith("gemv_")),
 )  # fmt: skip

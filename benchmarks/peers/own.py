@@ -1,4 +1,4 @@
-"""qcore's own decoder on folders that qcore saved, several recipes in one process. Activation modes are the
+"""The loop in which qcore generates, on folders that qcore saved, several recipes in one process. Activation modes are the
 recipes' defaults."""
 
 import time
@@ -6,40 +6,42 @@ import time
 import torch
 
 from benchmarks.clock import timed
-from benchmarks.plan import PROMPT, STEPS
 
 
 def load(options: dict):
-    """A decoder for each item; see the package."""
+    """A model for each item; see the package."""
     from qcore.base.quiet import hush
     from qcore.library import safetensors
-    from qcore.runtime import Decoder
+    from qcore.runtime import Context
     from qcore.verbs.record import execution
 
     hush()
     torch.set_num_threads(options["threads"])
-    decoders, about = {}, {}
+    models, about = {}, {}
     for item in options["items"]:
         model, ledger, recipe = safetensors.load(options["files"][item])
-        decoders[item] = Decoder(model, capacity=PROMPT + STEPS)
+        models[item] = model
         about[item] = {
             "recipe": recipe.name,
             "stored_bytes": ledger.stored_bytes,
             "kernels": execution(model),
         }
 
+    @torch.no_grad()
     def measure(item: str) -> dict[str, float]:
-        decoder = decoders[item]
+        context = None
 
-        def call(function, tokens) -> tuple[float, int]:
+        def append(tokens: list[int]) -> tuple[float, int]:
+            ids = torch.tensor([tokens])
             start = time.perf_counter()
-            logits = function(tokens)
+            logits = context.append(ids)
             return time.perf_counter() - start, int(logits.argmax())
 
-        def read(tokens):
-            decoder.reset()
-            return call(decoder.prefill, tokens)
+        def read(tokens: list[int]) -> tuple[float, int]:
+            nonlocal context
+            context = Context(models[item])
+            return append(tokens)
 
-        return timed(read, lambda token: call(decoder.step, token), options["prompt"])
+        return timed(read, lambda token: append([token]), options["prompt"])
 
     return measure, about

@@ -17,7 +17,8 @@ from qcore.base.progress import Progress
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import Form
-from qcore.runtime.calls import device_of, last_only, new_cache
+from qcore.runtime import Context
+from qcore.runtime.calls import device_of
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit
@@ -268,16 +269,14 @@ def _steps(
 ) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is
     padded on its left."""
-    cache, options = new_cache(model, kv), last_only(model)
+    context, options = Context(model, kv), {}
     while True:
         if mask is not None:
-            options |= {
+            options = {
                 "attention_mask": mask,
                 "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :],
             }
-        output = model(input_ids=ids, cache=cache, use_cache=True, **options)
-        cache = output.cache
-        ids = choose(output.logits[:, -1].float()).to(ids.device)[:, None]
+        ids = choose(context.append(ids, **options).float()).to(ids.device)[:, None]
         mask = None if mask is None else torch.cat((mask, torch.ones_like(ids)), dim=1)
         yield ids[:, 0]
 

@@ -22,7 +22,8 @@ from qcore.base.errors import InputError, RunError
 from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import Form
-from qcore.runtime.calls import cache_bytes, device_of, last_only, new_cache
+from qcore.runtime import Context
+from qcore.runtime.calls import device_of
 
 Clock = Callable[[], float]
 
@@ -128,20 +129,17 @@ def _sample(
 ) -> tuple[Sample, int | None]:
     """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each
     new token; and the bytes that the cache takes in the end."""
-    options = last_only(model)
-    cache = new_cache(model, kv)
+    context = Context(model, kv)
     times = [clock()]
     for _ in range(new_tokens):
-        output = model(input_ids=ids, cache=cache, use_cache=True, **options)
-        cache = output.cache
-        logits = output.logits[0, -1]
+        logits = context.append(ids)[0]
         token = int(logits.argmax())  # reading the number waits for a GPU
         times.append(clock())
         ids = torch.full((1, 1), token, device=ids.device)
     if logits.isnan().any():
         raise RunError("The model's logits are NaN, so its speed means nothing: this run has failed.")
     seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
-    return Sample(seconds[0], tuple(seconds[1:])), cache_bytes(cache)
+    return Sample(seconds[0], tuple(seconds[1:])), context.nbytes
 
 
 def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:

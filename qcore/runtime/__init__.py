@@ -1,14 +1,21 @@
 """A Llama-type model run as a whole: one native call a step, with a cache of its own, instead of hundreds of
 small operations.
 
-The model stays what it is, an ordinary Hugging Face module. `attach` has its own forward (and so `generate`,
-evaluation and measurement) take the native step wherever it computes the same thing; `Decoder` is the same
-without transformers in between.
+The model stays an ordinary Hugging Face module. `attach` lets its forward (and so `generate` and evaluation)
+take the native step wherever that computes the same thing. `Context` reads tokens and returns logits, by one
+native call a step where it can.
+
+forward.py       the forward that takes the native step, and when it may
+context.py       the tokens that a model has read, and the logits after them
+weights.py       a model as the native step reads it
+snapshot.py      whether the model is still the one that was read
+native_cache.py  keys and values as the native step reads them
+kv_cache.py      keys and values in 8 or 4 bits
 """
 
+from qcore.runtime.context import Context
 from qcore.runtime.forward import attach, detach, explain, reason_against
 from qcore.runtime.native_cache import NativeCache
-from qcore.runtime.sequence import Decoder
 from qcore.runtime.weights import supports
 
-__all__ = ["Decoder", "NativeCache", "attach", "detach", "explain", "reason_against", "supports"]
+__all__ = ["Context", "NativeCache", "attach", "detach", "explain", "reason_against", "supports"]

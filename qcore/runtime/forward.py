@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from qcore.layers.stand_in import stand_in
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
-from qcore.runtime.snapshot import Snapshot, is_hooked
-from qcore.runtime.weights import ARCHITECTURES, CHUNK, Weights, supports
+from qcore.runtime.snapshot import Snapshot, is_hooked, is_replaced
+from qcore.runtime.weights import ARCHITECTURES, Weights, supports
 
 
 def attach(model: nn.Module) -> None:
@@ -53,11 +53,22 @@ def explain(model: nn.Module) -> str:
     return "whole step in one native call" if reason is None else f"module by module: {reason}"
 
 
+def native_logits(
+    model: nn.Module, ids: torch.Tensor, cache: Cache | None
+) -> tuple[torch.Tensor, Cache] | None:
+    """Append the tokens `ids` (1, T) to `cache` (None: a new one) by one native call, which computes the head
+    too. Returns the logits (1, vocabulary) after the last and the cache, or None if the model itself has to
+    run."""
+    return vars(model.model)["forward"].logits(ids, cache) if is_attached(model) else None
+
+
 class _State(NamedTuple):
-    """What one look at the model found: its native description, or None if its modules have to run."""
+    """What one look at the model found: its native description, or None if its modules have to run; and
+    whether nobody listens to the model, its stack and its head either, so that they may be passed by."""
 
     snapshot: Snapshot
     weights: Weights | None
+    unheard: bool
 
 
 class _Forward:
@@ -101,16 +112,16 @@ class _Forward:
 
     def _native(self, ids, mask, position_ids, cache, embeds, use_cache, others: dict):
         """The stack's output from native calls, or None if its modules have to run."""
-        if not self._usable(ids, embeds, others) or (weights := self._weights()) is None:
+        if not self._usable(ids, embeds, others) or (weights := self._current().weights) is None:
             return None
         keep = self._model.config.use_cache if use_cache is None else use_cache
         starts = _padding(mask, position_ids, ids, cache)
         if starts is False:
             return None
         if cache is None and not keep:
-            return self._run_once(weights, ids, starts)
+            return _run(weights, ids, starts, Scratch(self._model, *ids.shape), None)
         held = self._cache(cache, ids)
-        return None if held is None else _run(weights, ids, starts, held, keep)
+        return None if held is None else _run(weights, ids, starts, held.layers, held if keep else None)
 
     def _usable(self, ids, embeds, others: dict) -> bool:
         if (
@@ -135,31 +146,30 @@ class _Forward:
             torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._model.parameters())
         )
 
-    def _weights(self) -> Weights | None:
-        """The native description, read again if the model has changed; None if the modules have to run."""
+    def logits(self, ids: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache] | None:
+        """See `native_logits`."""
+        if not self._usable(ids, None, {}) or len(ids) != 1:
+            return None
+        state = self._current()
+        held = self._cache(cache, ids) if state.weights is not None and state.unheard else None
+        if held is None:
+            return None
+        held.layers.reserve(1, held.layers.length + ids.shape[1])
+        logits = torch.empty(1, state.weights.vocabulary)
+        state.weights.run(_checked(state.weights, ids), held.layers, logits=logits)
+        return logits, held
+
+    def _current(self) -> _State:
+        """The state of the model, read again if it has changed."""
         state = self._state
         if state is None or not state.snapshot.holds():
-            inside = (module for module in self._model.model.modules() if module is not self._model.model)
-            native = supports(self._model) is None and not is_hooked(*inside)
-            weights = Weights(self._model) if native else None  # packs, so the snapshot comes after it
-            state = self._state = _State(Snapshot(self._model), weights)
-        return state.weights
-
-    def _run_once(self, weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None):
-        """The stack's output where nothing is to be kept: whole sequences, as many at a time as fit into a
-        call."""
-        sequences, tokens = ids.shape
-        scratch, hidden = None, torch.empty(sequences, tokens, weights.hidden)
-        for rows in torch.arange(sequences).split(max(1, CHUNK // tokens)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            scratch = scratch or Scratch(self._model, len(rows), tokens)
-            weights.run(
-                _checked(weights, ids[part]),
-                scratch,
-                None if starts is None else starts[part],
-                hidden=hidden[part],
-            )
-        return _output(hidden, None)
+            model, stack = self._model, self._model.model
+            inside = [module for module in stack.modules() if module is not stack]
+            native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
+            weights = Weights(model) if native else None  # packs, so the snapshot comes after it
+            unheard = not is_hooked(model, stack, model.lm_head) and not is_replaced(model, model.lm_head)
+            state = self._state = _State(Snapshot(model), weights, unheard)
+        return state
 
     def _cache(self, cache, ids: torch.Tensor) -> Cache | None:
         """The cache to use, whose layers are native; None if the modules have to run on the given one.
@@ -179,26 +189,24 @@ class _Forward:
         return cache if layers.sequences in (None, ids.shape[0]) else None
 
 
-def _run(weights: Weights, ids: torch.Tensor, starts: torch.Tensor | None, cache: Cache, keep: bool):
-    """The stack's output for `ids` (sequences, tokens), in calls of at most CHUNK tokens, which `cache` holds
-    afterwards."""
-    sequences, tokens = ids.shape
-    cache.layers.reserve(sequences, cache.layers.length + tokens)
-    parts = []
-    for part in _checked(weights, ids).split(max(1, CHUNK // sequences), dim=1):
-        parts.append(torch.empty(*part.shape, weights.hidden))
-        weights.run(part.contiguous(), cache.layers, starts, hidden=parts[-1])
-    return _output(parts[0] if len(parts) == 1 else torch.cat(parts, 1), cache if keep else None)
+def _run(
+    weights: Weights,
+    ids: torch.Tensor,
+    starts: torch.Tensor | None,
+    layers: NativeLayers | Scratch,
+    cache: Cache | None,
+) -> BaseModelOutputWithPast:
+    """The stack's output for `ids` (sequences, tokens), whose keys and values go into `layers`."""
+    layers.reserve(ids.shape[0], layers.length + ids.shape[1])
+    hidden = torch.empty(*ids.shape, weights.hidden)
+    weights.run(_checked(weights, ids), layers, starts, hidden=hidden)
+    return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
 
 
 def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     if int(ids.min()) < 0 or int(ids.max()) >= weights.tokens:
         raise IndexError(f"a token lies outside the vocabulary of {weights.tokens}")
     return ids.to(torch.int64).contiguous()
-
-
-def _output(hidden: torch.Tensor, cache: Cache | None) -> BaseModelOutputWithPast:
-    return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
 
 
 def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | None | bool:

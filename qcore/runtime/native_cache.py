@@ -173,6 +173,9 @@ class Scratch:
         self._count = len(model.model.layers)
         self.capacity = self._layer.capacity
 
+    def reserve(self, sequences: int, capacity: int) -> None:
+        """There is room for all of it."""
+
     def advance(self, tokens: int) -> None:
         """Nothing is held after the call either."""
 

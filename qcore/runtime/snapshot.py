@@ -62,13 +62,15 @@ class Snapshot:
 
 
 def is_hooked(*modules: nn.Module) -> bool:
-    """Whether other code listens to one of `modules` or replaced its forward. Hooks by which transformers
-    collects outputs do not count."""
+    """Whether forward hooks run around one of `modules`. Those by which transformers collects outputs do not
+    count."""
     if any(global_hooks()):
         return True
-    for module in modules:
-        own = registered(module)
-        hooks = (*own.hooks.values(), *own.pre_hooks.values())
-        if "forward" in vars(module) or not all(map(collects_outputs, hooks)):
-            return True
-    return False
+    own = map(registered, modules)
+    hooks = (hook for each in own for hook in (*each.hooks.values(), *each.pre_hooks.values()))
+    return not all(map(collects_outputs, hooks))
+
+
+def is_replaced(*modules: nn.Module) -> bool:
+    """Whether one of `modules` has a forward of its own in place of its class's."""
+    return any("forward" in vars(module) for module in modules)

@@ -119,12 +119,10 @@ def supports(model: nn.Module) -> str | None:
 
 
 class Weights:
-    """The native description of a model for which `supports` found no reason against. `activations` overrides
-    what the layers say."""
+    """The native description of a model for which `supports` found no reason against."""
 
-    def __init__(self, model: nn.Module, activations: str | None = None):
+    def __init__(self, model: nn.Module):
         config, layers = model.config, model.model.layers
-        self._activations = activations
         self._keep: list = []  # what the native side points to
         self._rotary, self._rotation = model.model.rotary_emb, None
         self.layers, self.kv_heads, self.head_size = (
@@ -135,8 +133,7 @@ class Weights:
         self.hidden = config.hidden_size
         embedding = model.get_input_embeddings()
         self.vocabulary = model.lm_head.out_features
-        blocks = (_Block * self.layers)(*(self._block(model, i) for i in range(self.layers)))
-        self._keep.append(blocks)
+        blocks = self._blocks = (_Block * self.layers)(*(self._block(model, i) for i in range(self.layers)))
         gemma = type(model).__name__.startswith("Gemma")
         self._model = _Model(
             self.layers,
@@ -160,13 +157,13 @@ class Weights:
 
     def run(
         self, ids: torch.Tensor, layers, starts: torch.Tensor | None = None, *, hidden=None, logits=None
-    ) -> int | None:
+    ) -> None:
         """Append the tokens `ids` (sequences, tokens) int64 to a cache's `NativeLayers` (or `Scratch`), which
         must have room for them.
 
         `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden`
-        (sequences, tokens, hidden) with what the head gets, or, for one sequence, `logits` (vocabulary,)
-        after the last token, and returns the index of the largest.
+        (sequences, tokens, hidden) with the inputs of the head, or, for one sequence, `logits` (vocabulary,)
+        after the last token. Raises `MemoryError` if buffers for CHUNK tokens do not fit.
         """
         sequences, tokens = ids.shape
         position = layers.length
@@ -197,7 +194,6 @@ class Weights:
             status, f"The native step cannot run {sequences} x {tokens} tokens at position {position}"
         )
         layers.advance(tokens)
-        return None if logits is None else best.value
 
     def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (at least `positions`, head size / 2), from the model itself, which knows how its
@@ -223,7 +219,7 @@ class Weights:
             return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
         packed = module.executable()
         self._keep.append(packed)
-        mode = MODES[self._activations or getattr(module, "activations", "fp32")]
+        mode = MODES[getattr(module, "activations", "fp32")]
         return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
 
     def _block(self, model: nn.Module, index: int) -> _Block:

@@ -12,7 +12,6 @@ from transformers import DynamicCache, StaticCache
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
 from qcore.runtime import NativeCache, attach, detach, explain
-from qcore.runtime.calls import cache_bytes
 from qcore.runtime.weights import Weights
 
 
@@ -110,23 +109,17 @@ def test_every_way_to_generate_works(more, calls):
     assert torch.equal(model.generate(prompt, **options(**more)), expected) and calls
 
 
-def test_a_long_batch_is_taken_in_pieces(calls, monkeypatch):
-    model = make("llama", "int4-g32", "fp32")
-    tokens = torch.stack([ids(50, seed) for seed in range(3)])
-    expected = detached(model)(tokens).logits
-    monkeypatch.setattr("qcore.runtime.forward.CHUNK", 60)
-    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
-    assert calls == [(3, 20), (3, 20), (3, 10)]
-
-
-def test_without_a_cache_whole_sequences_run_a_few_at_a_time(calls, monkeypatch):
+@pytest.mark.parametrize("chunk", [7, 60])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_long_padded_batch_is_one_call(chunk, use_cache, calls, monkeypatch):
+    """How many tokens go through a layer at a time changes nothing."""
     model, batch = make("llama", "int4-g32", "fp32"), padded(50, 20, 40, 50)
-    expected = detached(model)(**batch, use_cache=False).logits
+    expected = detached(model)(**batch).logits
     kept = batch["attention_mask"].bool()
-    monkeypatch.setattr("qcore.runtime.forward.CHUNK", 160)
-    output = model(**batch, use_cache=False)
+    monkeypatch.setattr("qcore.runtime.weights.CHUNK", chunk)
+    output = model(**batch, use_cache=use_cache)
     torch.testing.assert_close(output.logits[kept], expected[kept], **close(expected))
-    assert output.cache is None and calls == [(3, 50), (1, 50)]
+    assert (output.cache is None) == (not use_cache) and calls == [(4, 50)]
 
 
 def test_a_cache_grows_and_goes_on(calls):
@@ -159,7 +152,8 @@ def test_a_half_cache_takes_half_the_bytes_and_is_close(calls):
     torch.testing.assert_close(
         model(tokens, cache=half, use_cache=True).logits, expected, **close(expected, 5e-3)
     )
-    assert cache_bytes(half) * 2 == cache_bytes(full)
+    sizes = [sum(layer.nbytes for layer in cache.layers) for cache in (half, full)]
+    assert 0 < 2 * sizes[0] == sizes[1]
     hook = model.model.layers[1].register_forward_hook(lambda *_: None)
     more = model(ids(3)[None], cache=half, use_cache=True).logits
     hook.remove()

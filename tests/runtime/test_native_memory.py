@@ -16,7 +16,7 @@ from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.kernels import arena, library
 from qcore.quantization.convert import quantize
-from qcore.runtime import Decoder
+from qcore.runtime import Context
 from qcore.runtime.weights import Weights
 
 INTEGERS = (ctypes.c_int32, ctypes.c_int64)
@@ -38,7 +38,7 @@ def test_a_dense_head_of_any_number_of_rows_reads_only_those(vocabulary):
     model.lm_head.weight.data = guarded(model.lm_head.weight.data)
     tokens = torch.arange(7) % vocabulary
     expected = model(tokens[None]).logits[0, -1]
-    torch.testing.assert_close(Decoder(model).prefill(tokens), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(Context(model).append(tokens[None])[0], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -58,11 +58,11 @@ def test_long_sequences_go_through_each_layer_in_chunks(chunk, recipe, monkeypat
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_architecture_may_go_in_chunks(config, monkeypatch):
     model, tokens = make(config, "int4-g32", "fp32"), ids(60)[None]
-    expected, decoder = model(tokens, use_cache=False).logits, Decoder(model)
+    expected, context = model(tokens, use_cache=False).logits, Context(model)
     monkeypatch.setattr("qcore.runtime.weights.CHUNK", 13)
     assert torch.equal(model(tokens, use_cache=False).logits, expected)
     atol = 2e-5 * expected.abs().max().item()
-    torch.testing.assert_close(decoder.prefill(tokens[0]), expected[0, -1], rtol=0, atol=atol)
+    torch.testing.assert_close(context.append(tokens)[0], expected[0, -1], rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,12 @@ def guarded_weights():
 class _Cache:
     """A key-value cache that ends where memory ends."""
 
-    half, capacity = 0, 64
+    half, capacity, length = 0, 64, 40
 
     def __init__(self, layers: int, width: int):
         self.keys, self.values = (
             [guarded(torch.zeros(2 * width * self.capacity)) for _ in range(layers)] for _ in range(2)
         )
-
-    def get_seq_length(self) -> int:
-        return 40
 
     def advance(self, tokens: int) -> None:
         pass
@@ -104,8 +101,8 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
     class Changing:
         def qcore_decode(self, description, cache, call):
             copy = type(description._obj).from_buffer_copy(description._obj)
-            block = type(weights._keep[0][0]).from_buffer_copy(weights._keep[0][1])
-            blocks = type(weights._keep[0])(weights._keep[0][0], block)
+            block = type(weights._blocks[0]).from_buffer_copy(weights._blocks[1])
+            blocks = type(weights._blocks)(weights._blocks[0], block)
             places = {"model": copy, "embedding": copy.embedding, "head": copy.head, "block": block}
             places |= {"query": block.query, "down": block.down, "cache": cache._obj, "call": call._obj}
             place = places[which]
