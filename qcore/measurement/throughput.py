@@ -1,5 +1,5 @@
-"""How fast a model reads a prompt (prefill) and writes one token after another (decode), through its own
-forward and its own cache.
+"""How fast a model reads a prompt (prefill) and writes one token after another (decode), in the loop in which
+everything generates: `qcore.runtime.Context`.
 
     TTFT            seconds from the prompt to the first token
     prefill tok/s   prompt tokens / TTFT

@@ -5,7 +5,7 @@
     head         the output head, called by itself
     rest         the whole step, less the three above: norms, rotary embedding, activation functions, calls
 
-The whole step is measured as `bench` measures it, through the model's own forward. A native step is one call
+The whole step is measured as `bench` measures it. A native step is one call
 with no timers in it, so its phases are measured apart: a layer that is called by itself pays for a call from
 Python, which the native step saves, and `rest` can come out below 0 for models with small layers.
 """
@@ -26,7 +26,8 @@ from qcore.base.turn import heavy_turn
 from qcore.measurement.throughput import measure
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits
-from qcore.runtime.calls import device_of, last_only
+from qcore.runtime import Context
+from qcore.runtime.calls import device_of
 from qcore.verbs import record
 from qcore.verbs.checks import check_model
 from qcore.verbs.prepare import PACKAGED, CalibrationText, prepare
@@ -135,9 +136,10 @@ def _linear_calls(model: nn.Module) -> Inputs:
     hooks = [each.register_forward_pre_hook(keep) for each in leaves]
     try:
         ids = torch.zeros(1, SHORT, dtype=torch.long, device=device_of(model))
-        cache = model(input_ids=ids, use_cache=True, **last_only(model)).cache
+        context = Context(model)
+        context.append(ids)
         calls.clear()
-        model(input_ids=ids[:, :1], cache=cache, use_cache=True, **last_only(model))
+        context.append(ids[:, :1])
     finally:
         for hook in hooks:
             hook.remove()
@@ -164,10 +166,11 @@ def _trace(model: nn.Module, prompt_tokens: int, path: Path) -> None:
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     ids = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device_of(model))
+    context = Context(model)
     with torch.profiler.profile(activities=activities) as profiler:
         with record_function("qcore: prefill"):
-            output = model(input_ids=ids, use_cache=True, **last_only(model))
+            context.append(ids)
         for number in range(TRACED):
             with record_function(f"qcore: decoding step {number + 1}"):
-                output = model(input_ids=ids[:, :1], cache=output.cache, use_cache=True, **last_only(model))
+                context.append(ids[:, :1])
     profiler.export_chrome_trace(str(path))
