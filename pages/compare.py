@@ -26,7 +26,7 @@ state.page(
     "Compare", "Memory, speed and quality of each recipe, measured in the same way on the same machine."
 )
 
-runs = {status.run_id: status for status in jobs.list_runs() if status.recipes}
+runs = {status.run_id: status for status in jobs.list_runs("compare") if status.recipes}
 if not runs:
     with st.container(border=True):
         st.subheader("Nothing to compare yet", anchor=False)

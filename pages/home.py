@@ -15,7 +15,7 @@ state.page(
 
 state.notices()
 
-runs = jobs.list_runs()
+runs = jobs.list_runs("compare")
 latest = next((status for status in runs if status.state == "done"), None)
 active = next((status for status in runs if status.active), None)
 

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from qcore.jobs import making_jobs
+from qcore.jobs import jobs
+from qcore.jobs.kinds import MAKING
 from ui import making_form, making_view, state
 
 PREFIX = "making"
@@ -14,17 +15,20 @@ state.page(
 )
 
 making_form.progress()
-finished = {status.job: status for status in making_jobs.jobs() if status.state == "done"}
+finished = {status.run_id: status for status in jobs.list_runs(*MAKING) if status.state == "done"}
 if not finished:
     making_form.form(PREFIX)
     st.info(HOW, icon=":material/model_training:")
     st.stop()
 with st.expander("Make another", icon=":material/add:"):
     making_form.form(PREFIX)
-job = st.selectbox(
+asked = st.query_params.get("run")
+if asked in finished and asked != st.session_state.get(f"{PREFIX}.asked"):
+    st.session_state[f"{PREFIX}.job"] = st.session_state[f"{PREFIX}.asked"] = asked
+run_id = st.selectbox(
     "Made so far",
     list(finished),
-    format_func=lambda job: making_view.title(finished[job]),
+    format_func=lambda run_id: making_view.title(finished[run_id]),
     key=f"{PREFIX}.job",
 )
-making_view.draw(finished[job])
+making_view.draw(finished[run_id])

@@ -1,16 +1,16 @@
 """What to make from a model: the three forms of the page Train & prune, and the work while it runs."""
 
-import time
-
 import streamlit as st
 
 from qcore.base.home import is_public
-from qcore.jobs import making_jobs
-from qcore.jobs.making_jobs import Request
-from ui import making_charts, state
+from qcore.jobs import jobs
+from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
+from qcore.jobs.kinds import MAKING
+from qcore.recipes import parse
+from ui import making_charts, run_panel, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
-from ui.text import rough, shielded, verbatim
+from ui.text import rough
 
 KINDS = {"qat": "Train in quantized form", "prune": "Prune", "distill": "Distill"}
 LEADS = {
@@ -61,19 +61,37 @@ def form(prefix: str) -> None:
                 ).strip()
                 or None
             )
-        arguments |= {"calibration" if kind == "prune" else "text": text}
         with state.shown_errors():
-            busy = any(each.active for each in making_jobs.jobs())
             if st.button(
                 "Start",
                 type="primary",
                 icon=":material/play_arrow:",
                 key=f"{prefix}.start",
-                disabled=chosen is None or busy,
+                disabled=chosen is None,
             ):
                 name, revision = chosen
-                making_jobs.submit(Request(kind, name, arguments, revision))
+                jobs.submit(_request(kind, name, revision, arguments, text))
                 st.rerun()
+
+
+def _request(kind: str, name: str, revision: str | None, chosen: dict, text: str | None):
+    """Return the request of what was chosen."""
+    from qcore.training.attach import Form
+    from qcore.training.distill import Distill
+    from qcore.training.loop import Schedule
+    from qcore.training.qat import Qat
+    from qcore.verbs.prune import Prune
+
+    about = {"model": name, "revision": revision, "compare": True}
+    if kind == "prune":
+        recipe = chosen.pop("recipe")
+        asked = Prune(recipe=recipe and parse(recipe), calibration=text, **chosen)
+        return PruneRequest(options=asked, **about)
+    schedule = Schedule(**chosen.pop("schedule"))
+    if kind == "qat":
+        recipe, form = parse(chosen.pop("recipe")), Form(**chosen.pop("form"))
+        return QatRequest(recipe=recipe, options=Qat(form=form, text=text, schedule=schedule), **about)
+    return DistillRequest(options=Distill(text=text, schedule=schedule, **chosen), **about)
 
 
 def _qat(prefix: str) -> dict:
@@ -175,50 +193,20 @@ def _minutes(place, prefix: str) -> float:
 
 
 def progress() -> None:
-    """The work under way, or how the last one ended if it did not end well."""
+    """Draw the jobs in progress, or how the newest ended if it did not end well."""
     with state.shown_errors():
-        known = making_jobs.jobs()
-        if not known:
-            return
-        now = known[0]
-        if now.active:
-            _live(now.job)
-        elif now.state in ("failed", "interrupted"):
-            st.error(verbatim(now.error or "It failed."), icon=":material/error:")
-        elif now.state == "cancelled":
-            st.info(
-                "Cancelled. Training that had begun is kept; ask for the same again and it goes on.",
-                icon=":material/cancel:",
-            )
+        known = jobs.list_runs(*MAKING)
+        for each in [each for each in known if each.active] or known[:1]:
+            if each.state != "done":
+                run_panel.panel(each.run_id, _curve)
 
 
-@st.fragment(run_every=1.0)
-def _live(job: str) -> None:
-    now = making_jobs.status(job)
-    if not now.active:
-        st.rerun()
-    request = now.request or {}
-    with st.container(border=True):
-        st.markdown(f"**{KINDS.get(request.get('kind'), '')}** · {shielded(request.get('model', ''))}")
-        steps = f" · {now.done} of {now.total}" if now.total else ""
-        st.progress(now.fraction, text=f"{shielded(now.words)}{steps}")
-        elapsed = max(1.0, time.time() - (now.started_at or time.time()))
-        history = now.history
-        left = _left(request, history)
-        st.caption(
-            f"{rough(elapsed)} elapsed{f', about {rough(left)} left' if left else ''}. It goes on if this page is closed."
-        )
-        if history and history["curve"]:
-            state.plot(
-                making_charts.loss(history), key="making.live", alt="The loss of the training under way"
-            )
-        if st.button("Cancel", icon=":material/stop_circle:", key="making.cancel"):
-            with st.spinner("Ending it…"):
-                making_jobs.cancel(job)
-            st.rerun()
-
-
-def _left(request: dict, history: dict | None) -> float | None:
-    """Seconds of training that are left, as the time limit says."""
-    minutes = request.get("arguments", {}).get("schedule", {}).get("minutes")
-    return max(0.0, 60 * minutes - history["seconds"]) if minutes and history and history["curve"] else None
+def _curve(status: jobs.JobStatus) -> None:
+    """The loss curve so far, and how long training goes on."""
+    history = jobs.history(status.run_id)
+    if not history or not history["curve"]:
+        return
+    minutes = status.request.get("options", {}).get("schedule", {}).get("minutes")
+    if minutes:
+        st.caption(f"Training: about {rough(max(0.0, 60 * minutes - history['seconds']))} left.")
+    state.plot(making_charts.loss(history), key=f"making.live.{status.run_id}", alt="Training loss so far")

@@ -4,28 +4,26 @@ is."""
 import pandas as pd
 import streamlit as st
 
-from qcore.jobs.making_jobs import Status
+from qcore.jobs import jobs
+from qcore.jobs.kinds import KINDS, describe
 from qcore.recipes import SAVED
 from qcore.results.report import human_perplexity
 from ui import making_charts, state
 from ui.forms.handing import PAGE, hand_over
 from ui.glossary import explain
-from ui.making_form import KINDS
 from ui.text import clock, digits, percent, seconds, shielded, size
 
 WORDS = ("quantization-aware training", "pruning", "distillation", "sparse storage", "KL divergence")
 
 
-def title(status: Status) -> str:
-    """A job's name in the list."""
-    request = status.request or {}
-    model = str(request.get("model", "")).rstrip("/").rpartition("/")[2]
-    return f"{model} · {_what(request)} · {clock(status.finished_at)}"
+def title(status: jobs.JobStatus) -> str:
+    """Return a job's name in the list."""
+    return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
 
 
-def draw(status: Status) -> None:
-    """Everything about one finished job."""
-    result = status.result or {}
+def draw(status: jobs.JobStatus) -> None:
+    """Draw everything about one finished job."""
+    result = jobs.outcome(status.run_id) or {}
     if not result:
         st.info("Its record is gone.", icon=":material/info:")
         return
@@ -56,7 +54,7 @@ def draw(status: Status) -> None:
         _table(result)
     st.caption("The model is in this folder; eval, bench and the pages take it as a model:")
     st.code(result["folder"], language=None)
-    chosen = str(result["model"]), (status.request or {}).get("revision")
+    chosen = str(result["model"]), status.request.get("revision")
     beside = {"on_click": hand_over, "args": (chosen, f"{SAVED}{result['folder']}")}
     if st.button(
         "Measure it beside the original", icon=":material/bar_chart:", key="making.beside", **beside
@@ -64,22 +62,8 @@ def draw(status: Status) -> None:
         st.switch_page(PAGE)
 
 
-def _what(request: dict) -> str:
-    about = request.get("arguments", {})
-    if request.get("kind") == "qat":
-        return f"{about.get('recipe')} trained"
-    if request.get("kind") == "distill":
-        return f"distilled to {about.get('layers')} layers"
-    recipe = f", {about['recipe']}" if about.get("recipe") else ""
-    return f"{about.get('method')} {percent(about.get('amount'))} pruned{recipe}"
-
-
-def _conditions(status: Status, result: dict) -> str:
-    parts = [
-        KINDS.get((status.request or {}).get("kind"), ""),
-        shielded(str(result["model"])),
-        f"took {seconds(result['seconds'])}",
-    ]
+def _conditions(status: jobs.JobStatus, result: dict) -> str:
+    parts = [KINDS[status.kind].title, shielded(str(result["model"])), f"took {seconds(result['seconds'])}"]
     if history := result.get("history"):
         parts += [
             f"{history['step']} steps over {history['tokens']:,} tokens in {seconds(history['seconds'])}",

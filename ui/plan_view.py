@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import streamlit as st
 
 from qcore import library
+from qcore.base.errors import InputError
 from qcore.base.home import home, is_public
-from qcore.jobs.probing import Probing
+from qcore.jobs import jobs
+from qcore.jobs.kind_probe import ProbeRequest
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
@@ -143,7 +145,7 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
 
 def rows_of(name: str) -> list[dict]:
     """Finished rows of the model, read again only when a run has ended."""
-    newest = tuple((status.run_id, status.finished_at) for status in state.jobs.list_runs()[:3])
+    newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
     return state.remember(("rows of model", name, newest), lambda: known_rows(name))
 
 
@@ -186,12 +188,13 @@ def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> N
 
 def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], probed: dict | None) -> None:
     """The probe's button, or its progress while it is under way."""
-    running: Probing | None = st.session_state.get(f"{prefix}.probing")
-    if running is not None and running.active:
-        _live(prefix)
+    run_id = st.session_state.get(f"{prefix}.probing")
+    probe = _probe(run_id)
+    if probe is not None and probe.active:
+        _live(run_id, prefix)
         return
-    if running is not None and running.error:
-        st.warning(verbatim(running.error), icon=":material/timer_off:")
+    if probe is not None and probe.error:
+        st.warning(verbatim(probe.error), icon=":material/timer_off:")
     known = set() if probed is None else set(probed["recipes"])
     missing = [name for name in names if name not in known]
     if missing:
@@ -203,7 +206,9 @@ def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], p
                 type="primary",
             ):
                 with state.shown_errors():
-                    st.session_state[f"{prefix}.probing"] = Probing(*chosen, missing)
+                    name, revision = chosen
+                    request = ProbeRequest(model=name, revision=revision, recipes=tuple(missing))
+                    st.session_state[f"{prefix}.probing"] = jobs.submit(request)
                     st.rerun()
             st.caption("A few seconds each. " + explain("probe"))
 
@@ -245,7 +250,7 @@ def accelerators(plan: Plan) -> None:
 
 def error_band() -> None:
     """By how much the plan was wrong here."""
-    newest = tuple((status.run_id, status.finished_at) for status in state.jobs.list_runs()[:3])
+    newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
     found: list[hindsight.Band] = state.remember(("error bands", newest), error_bands)
     if not found:
         st.caption(
@@ -298,16 +303,23 @@ def speeds(prefix: str, plan: Plan, kv: str) -> None:
         st.warning(verbatim(warning), icon=":material/speed:")
 
 
+def _probe(run_id: str | None) -> jobs.JobStatus | None:
+    """Return where the probe that this session started stands; None if it was deleted, or there is none."""
+    try:
+        return None if run_id is None else jobs.status(run_id)
+    except InputError:
+        return None
+
+
 @st.fragment(run_every=1.0)
-def _live(prefix: str) -> None:
-    running: Probing = st.session_state[f"{prefix}.probing"]
-    if not running.active:
+def _live(run_id: str, prefix: str) -> None:
+    probe = _probe(run_id)
+    if probe is None or not probe.active:
         st.rerun()
-    share = running.done / running.total if running.total else 0.0
-    st.progress(min(1.0, share), text=f"{running.done} of {running.total} · {shielded(running.text)}")
+    steps = f"{probe.done} of {probe.total} · " if probe.total else ""
+    st.progress(probe.fraction, text=f"{steps}{shielded(probe.phase)}")
     if st.button("Cancel", icon=":material/stop_circle:", key=f"{prefix}.cancel"):
-        running.cancel()
-        running.join(5.0)
+        jobs.cancel(run_id)
         st.rerun()
 
 

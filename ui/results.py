@@ -34,7 +34,7 @@ class Best:
     against: str
 
 
-def joined(runs: Sequence[jobs.Status]) -> list[dict]:
+def joined(runs: Sequence[jobs.JobStatus]) -> list[dict]:
     """The rows of all `runs`, each with a "label" that is unique: the recipe, and what tells it from its
     namesakes."""
     pairs = [(status, row) for status in runs for row in state.rows(status)]

@@ -1,12 +1,14 @@
-"""A run as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and the list
-of all runs."""
+"""A job of any kind as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and
+the list of all jobs."""
 
 import time
+from collections.abc import Callable
 
 import streamlit as st
 
 from qcore.base.home import is_public
 from qcore.jobs import jobs
+from qcore.jobs.kinds import KINDS, MAKING, describe
 from ui import families, state
 from ui.text import clock, rough, seconds, shielded, verbatim
 
@@ -20,14 +22,16 @@ STATES = {
     "ok": ("green", "check_circle"),
     "waiting": ("gray", "more_horiz"),
 }
+PAGES = dict.fromkeys(MAKING, "pages/train.py") | {"sensitivity": "pages/sensitivity.py"}
 LISTED, NAMED = 6, 6  # runs in the list, and recipes named of each
 
 
-def panel(run_id: str) -> None:
-    """Draw the run called `run_id`, and redraw it each second while it is under way."""
+def panel(run_id: str, more: Callable[[jobs.JobStatus], None] | None = None) -> None:
+    """Draw the job called `run_id`, and redraw it each second while it is active. `more` draws what only its
+    kind has."""
     with state.shown_errors(), st.container(border=True, key=f"panel.{run_id}"):
         if jobs.status(run_id).active:
-            _live(run_id)
+            _live(run_id, more)
         else:
             _draw(jobs.status(run_id))
 
@@ -39,7 +43,7 @@ def badge(name: str) -> str:
 
 
 def listing(current: str | None = None) -> None:
-    """All runs, newest first, each with a link that opens it."""
+    """List all jobs, newest first, each with a link that opens it."""
     runs = [status for status in jobs.list_runs() if status.run_id != current]
     if not runs:
         return
@@ -50,17 +54,21 @@ def listing(current: str | None = None) -> None:
 
 
 @st.fragment(run_every=1.0)
-def _live(run_id: str) -> None:
+def _live(run_id: str, more: Callable[[jobs.JobStatus], None] | None) -> None:
     with state.shown_errors():
         status = jobs.status(run_id)
         if not status.active:
             st.rerun()
         _draw(status)
+        if more is not None:
+            more(status)
 
 
-def _draw(status: jobs.Status) -> None:
+def _draw(status: jobs.JobStatus) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{shielded(state.model_of(status))}** &nbsp; {badge(status.state)}", width="content")
+        if not status.recipes:
+            st.markdown(shielded(describe(status.request)), width="content")
         st.caption(f"run {status.run_id} · started {clock(status.created_at)}", width="content")
     if status.active:
         st.progress(status.fraction, text=_doing(status))
@@ -68,7 +76,9 @@ def _draw(status: jobs.Status) -> None:
     if status.error:
         st.error(verbatim(status.error), icon=":material/error:")
     elif status.state == "cancelled":
-        st.info("Cancelled. What had finished was kept.", icon=":material/cancel:")
+        resumes = status.kind in KINDS and KINDS[status.kind].resumes
+        again = " Run it again, and it goes on where it was." if resumes else ""
+        st.info(f"Cancelled. What had finished was kept.{again}", icon=":material/cancel:")
     elif status.state == "done":
         st.success(
             f"Finished in {seconds((status.finished_at or 0) - (status.started_at or 0))}.",
@@ -82,13 +92,13 @@ def _draw(status: jobs.Status) -> None:
             st.code(status.log_tail, language=None)
 
 
-def _doing(status: jobs.Status) -> str:
+def _doing(status: jobs.JobStatus) -> str:
     """The state in words, so that the bar is not the only one to tell."""
     steps = f" · {status.done} of {status.total}" if status.total > 1 else ""
     return f"{status.fraction:.0%} · {shielded(status.phase or status.state)}{steps}"
 
 
-def _times(status: jobs.Status) -> str:
+def _times(status: jobs.JobStatus) -> str:
     if status.state == "queued":
         return "In the queue." + (
             f" {status.place} before it; one run at a time, so that none disturbs another's figures."
@@ -100,7 +110,7 @@ def _times(status: jobs.Status) -> str:
     return f"{rough(max(1.0, elapsed))} elapsed{left}. It goes on if this page is closed."
 
 
-def _recipes(status: jobs.Status) -> None:
+def _recipes(status: jobs.JobStatus) -> None:
     parts = []
     for recipe in status.recipes:
         color, icon = STATES.get(recipe["state"], ("gray", "help"))
@@ -110,9 +120,16 @@ def _recipes(status: jobs.Status) -> None:
     st.markdown(" &emsp; ".join(parts))
 
 
-def _actions(status: jobs.Status) -> None:
+def _actions(status: jobs.JobStatus) -> None:
     finished = sum(recipe["state"] == "ok" for recipe in status.recipes)
-    if finished or status.state == "failed":
+    if status.state == "done" and status.kind in PAGES:
+        st.page_link(
+            PAGES[status.kind],
+            label="See what came out",
+            icon=":material/bar_chart:",
+            query_params={"run": status.run_id},
+        )
+    if status.recipes and (finished or status.state == "failed"):
         label = (
             "See the comparison"
             if not status.active
@@ -139,9 +156,10 @@ def _actions(status: jobs.Status) -> None:
         st.rerun()
 
 
-def _line(status: jobs.Status) -> None:
+def _line(status: jobs.JobStatus) -> None:
     names = [families.badge(recipe["recipe"]) for recipe in status.recipes]
     more = f" :gray[and {len(names) - NAMED} more]" if len(names) > NAMED else ""
+    what = f"{' '.join(names[:NAMED])}{more}" if names else shielded(describe(status.request))
     with st.container(horizontal=True, vertical_alignment="center", border=False):
         st.page_link(
             "pages/quantize.py",
@@ -149,7 +167,4 @@ def _line(status: jobs.Status) -> None:
             icon=":material/history:",
             query_params={"run": status.run_id},
         )
-        st.markdown(
-            f"{badge(status.state)} **{shielded(state.model_of(status))}** {' '.join(names[:NAMED])}{more}",
-            width="content",
-        )
+        st.markdown(f"{badge(status.state)} **{shielded(state.model_of(status))}** {what}", width="content")

@@ -1,16 +1,14 @@
 """What to compute on the sensitivity page, and the computation while it runs."""
 
-import time
-
 import streamlit as st
 
 from qcore.base.home import is_public
-from qcore.jobs import sensitivity
-from qcore.verbs.sensitivity import FORMATS, Request
-from ui import state
+from qcore.jobs import jobs
+from qcore.jobs.kind_sensitivity import SensitivityRequest
+from qcore.verbs.sensitivity import FORMATS
+from ui import run_panel, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
-from ui.text import rough, shielded, verbatim
 
 METHODS = {"rtn": "rounding", "hqq": "HQQ", "gptq": "GPTQ"}
 METHOD_HELP = "How the weights would be rounded: methods lose different layers. Each has its own table."
@@ -54,18 +52,17 @@ def form(prefix: str, title: str) -> None:
                 or None
             )
         st.caption(f"{', '.join(FORMATS)} are tried on each layer. {explain('predicted loss')}")
-        busy = (now := sensitivity.status()) is not None and now.active
         if st.button(
             "Compute",
             type="primary",
             icon=":material/query_stats:",
             key=f"{prefix}.compute",
-            disabled=chosen is None or busy,
+            disabled=chosen is None,
         ):
             with state.shown_errors():
                 name, revision = chosen
-                sensitivity.submit(
-                    Request(
+                jobs.submit(
+                    SensitivityRequest(
                         model=name,
                         method=method,
                         text=text,
@@ -77,36 +74,9 @@ def form(prefix: str, title: str) -> None:
 
 
 def progress() -> None:
-    """The computation under way, or how the last one ended if it did not end well."""
+    """Draw the computations in progress, or how the newest ended if it did not end well."""
     with state.shown_errors():
-        now = sensitivity.status()
-        if now is None:
-            return
-        if now.active:
-            _live()
-        elif now.state in ("failed", "interrupted"):
-            st.error(verbatim(now.error or "It failed."), icon=":material/error:")
-        elif now.state == "cancelled":
-            st.info(
-                "Cancelled. What had been measured is kept, and the next measurement goes on from there.",
-                icon=":material/cancel:",
-            )
-
-
-@st.fragment(run_every=1.0)
-def _live() -> None:
-    now = sensitivity.status()
-    if not now.active:
-        st.rerun()
-    request = now.request or {}
-    with st.container(border=True):
-        st.markdown(f"**{shielded(request.get('model', ''))}** · {shielded(request.get('method', ''))}")
-        steps = f" · {now.done} of {now.total}" if now.total else ""
-        st.progress(now.fraction, text=f"{shielded(now.words)}{steps}")
-        st.caption(
-            f"{rough(max(1.0, time.time() - (now.started_at or time.time())))} elapsed. It goes on if this page is closed."
-        )
-        if st.button("Cancel", icon=":material/stop_circle:", key="sensitivity.cancel"):
-            with st.spinner("Ending it…"):
-                sensitivity.cancel()
-            st.rerun()
+        known = jobs.list_runs("sensitivity")
+        for each in [each for each in known if each.active] or known[:1]:
+            if each.state != "done":
+                run_panel.panel(each.run_id)

@@ -62,7 +62,7 @@ def review(
         st.markdown(recipes.explained(spec.recipes))
 
 
-def first_comparison(key: str, active: jobs.Status | None) -> None:
+def first_comparison(key: str, active: jobs.JobStatus | None) -> None:
     """What a newcomer needs: one button that compares the default model in three forms, or the way to that
     run if it is under way."""
     st.markdown(

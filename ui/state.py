@@ -86,16 +86,16 @@ def recall(key: Hashable) -> Any | None:
     return _memo().recall(key)
 
 
-def rows(status: jobs.Status) -> list[dict]:
+def rows(status: jobs.JobStatus) -> list[dict]:
     """Return the rows of a run. Rows of a run that has ended are read once."""
     if status.active:
         return jobs.rows(status.run_id)
     return remember(("rows", status.run_id, status.finished_at), lambda: jobs.rows(status.run_id))
 
 
-def model_of(status: jobs.Status) -> str:
+def model_of(status: jobs.JobStatus) -> str:
     """Return the name of a run's model for a heading: the last part of a path."""
-    name = status.spec.get("model", "unknown model")
+    name = status.request.get("model", "unknown model")
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~", ".")) else name
 
 

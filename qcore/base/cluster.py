@@ -4,7 +4,7 @@ output into a file.
 A task is lost with the machine or the Ray worker that runs it; Ray then starts it again elsewhere, up to
 `RETRIES` times, so commands must be such that doing them twice does no harm: theirs write files under final
 names only when they are whole. A command's standard input is held open by its Ray worker and closes when that
-dies, upon which the command ends itself (`end_with_parent`).
+dies, upon which the command ends itself (`qcore.base.process.lifeline`).
 
 What passes between machines are files: the package, the cache folder (QCORE_HOME) and models must be found
 under the same paths everywhere.
@@ -194,11 +194,3 @@ def _command() -> Callable:
                     child.kill()
 
     return run
-
-
-def end_with_parent() -> None:
-    """Return only if standard input is closed at the other end, that is, if whoever started this process is
-    gone; and end it then."""
-    while os.read(0, 1024):
-        pass
-    os._exit(1)

@@ -1,7 +1,7 @@
 """Work spread over the machines of a Ray cluster, as commands on storage that all of them share.
 
 `Engine` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see
-`cluster.py`); what they are is decided by those who spread: `runs/spread_worker.py` for recipes,
+`cluster.py`); what they are is decided by those who spread: `jobs/runner_ray.py` for recipes,
 `streaming/spread.py` for shards.
 """
 

@@ -1,12 +1,16 @@
-"""Processes that outlive whoever starts them: started in a session of their own, known again by pid and start
-time, ended with their children."""
+"""Processes that outlive whoever starts them: started in a session of their own, recognized by host, pid and
+start time, ended with their children. And the lifeline of those that must not outlive anybody."""
 
 import os
 import signal
+import socket
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypedDict
 
 import psutil
 
@@ -15,6 +19,14 @@ PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
 START_TIME_SLACK = (
     2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
 )
+
+
+class Identity(TypedDict, total=False):
+    """Distinguishes a process from any other that will ever have its pid, on any machine."""
+
+    pid: int
+    process_started: float
+    host: str  # missing in records of version 0.1.0, which are taken for this machine's
 
 
 def start_detached(command: list[str], log: IO) -> subprocess.Popen:
@@ -32,15 +44,26 @@ def start_detached(command: list[str], log: IO) -> subprocess.Popen:
     )
 
 
-def identity(pid: int) -> dict[str, Any]:
-    """What tells this process from any other that will ever have its pid."""
-    return {"pid": pid, "process_started": psutil.Process(pid).create_time()}
+def host() -> str:
+    """Return the name of this machine (of the container, inside of one)."""
+    return socket.gethostname()
 
 
-def living(record: dict[str, Any] | None) -> psutil.Process | None:
-    """The process of an `identity` record if it still runs; None for a zombie, and for another process with
-    the same pid."""
-    if record is None:
+def identity(pid: int) -> Identity:
+    """Return the identity of the process `pid` of this machine. Raises `psutil.Error` if it has ended."""
+    return {"pid": pid, "process_started": psutil.Process(pid).create_time(), "host": host()}
+
+
+def host_of(record: Identity | None) -> str | None:
+    """Return the name of the machine of an `identity` record if that is another machine, else None."""
+    name = (record or {}).get("host")
+    return name if name not in (None, host()) else None
+
+
+def living(record: Identity | None) -> psutil.Process | None:
+    """Return the process of an `identity` record if it still runs on this machine; None for a zombie, and for
+    another process with the same pid."""
+    if record is None or host_of(record) is not None:
         return None
     try:
         process = psutil.Process(record["pid"])
@@ -56,6 +79,22 @@ def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:
     if not _ends_within(process, patience):
         _signal_group(process, signal.SIGKILL)
         _ends_within(process, patience)
+
+
+def lifeline(on_line: Callable[[str], None] | None = None) -> None:
+    """End this process as soon as its standard input closes, that is, when its parent has ended in whatever
+    way. Lines that arrive before go to `on_line`.
+
+    The parent holds the other end of a pipe open. Works on every system, in a thread of its own.
+    """
+
+    def listen() -> None:
+        for line in sys.stdin:
+            if on_line is not None:
+                on_line(line)
+        os._exit(1)
+
+    threading.Thread(target=listen, name="lifeline", daemon=True).start()
 
 
 def _signal_group(process: psutil.Process, number: int) -> None:

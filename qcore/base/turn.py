@@ -13,6 +13,13 @@ from qcore.base.progress import Progress
 
 LOOK_SECONDS = 0.3
 WAITING = "waiting for another run to end"
+_inherited = False
+
+
+def inherit() -> None:
+    """Declare that the process that started this one holds the turn: `heavy_turn` waits no more in here."""
+    global _inherited
+    _inherited = True
 
 
 @contextmanager
@@ -22,6 +29,9 @@ def heavy_turn(progress: Progress | None = None) -> Iterator[None]:
 
     Raises `UnavailableError` if the cache folder cannot be written.
     """
+    if _inherited:
+        yield
+        return
     lock = FileLock(str(home() / "heavy.lock"))
     try:
         home().mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if
 plain sentence on standard error), 130 after Ctrl-C.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from qcore import __version__
+from qcore.base import logs
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.quiet import hush
 from qcore.cli.compare import compare
@@ -48,8 +50,15 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log phases, choices and fallbacks, as QCORE_LOG=debug does")
+    ] = False,
 ) -> None:
     """Quantize a language model several ways and measure what each costs in memory, speed and quality."""
+    if verbose:
+        os.environ[logs.VARIABLE] = "debug"  # for this process, its workers and their children
+    if os.environ.get(logs.VARIABLE):
+        logs.configure()
 
 
 app.command()(compare)

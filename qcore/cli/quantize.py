@@ -8,9 +8,8 @@ import typer
 from qcore.base.executor import LOCAL
 from qcore.cli import options
 from qcore.cli.progress import Show
+from qcore.cli.runs import start
 from qcore.recipes.spec import RunSpec
-
-TARGETS = ("onnx",)
 
 
 def quantize(
@@ -37,13 +36,25 @@ def quantize(
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a
     model."""
     from qcore.base.executor import Engine
-    from qcore.results import report
+    from qcore.cli.outcomes import quantized
+    from qcore.jobs.kind_folder import QuantizeRequest
     from qcore.verbs import quantize as verb
     from qcore.verbs.prepare import CalibrationText
     from qcore.verbs.record import safe_name
 
     chosen, where = options.one_recipe(recipe, skip), Engine(engine, address)
     folder = out if out is not None else Path(safe_name(model, chosen.name))
+    if stream:
+        request = QuantizeRequest(
+            model=model,
+            revision=revision,
+            recipe=chosen,
+            out=str(folder),
+            overwrite=overwrite,
+            engine=engine,
+            address=address,
+        )
+        return start(request)
     with Show() as show:
         result = verb.run(
             model,
@@ -52,13 +63,10 @@ def quantize(
             revision=revision,
             overwrite=overwrite,
             calibration=CalibrationText(calibration, calibration_tokens, calibration_minutes),
-            stream=stream,
             engine=where,
             progress=show,
         )
-    size, share = report.human_bytes(result["stored_bytes"]), report.human_percent(result["coverage"])
-    bits = report.human_number(result["bits_per_weight"])
-    print(f"{chosen.name}: {size}, {bits} bits per weight on {share} of the weights. Saved in {folder}")
+    print(quantized(result))
     return 0
 
 
@@ -77,29 +85,16 @@ def export(
 ) -> int:
     """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime; the folder
     holds a program that runs it."""
-    from qcore.base.registry import unknown
-    from qcore.results import report
-    from qcore.verbs import export as verb
-    from qcore.verbs.prepare import CalibrationText
+    from qcore.jobs.kind_folder import ExportRequest
 
-    if to not in TARGETS:
-        raise unknown("form", to, TARGETS)
-    chosen = options.one_recipe(recipe)
-    with Show() as show:
-        result = verb.run(
-            model,
-            chosen,
-            out,
-            revision=revision,
-            overwrite=overwrite,
-            calibration=CalibrationText(calibration, calibration_tokens),
-            progress=show,
-        )
-    size, bits = report.human_bytes(result["stored_bytes"]), report.human_number(result["bits_per_weight"])
-    found = result["agreement"]
-    print(
-        f"{result['recipe']}: {size}, {bits} bits per weight. Logits within "
-        f"{max(found['prefill'], found['decode']):.1g} of PyTorch's ({found['tokens']} tokens, the last "
-        f"{found['decoded']} through the cache). Exported to {out}"
+    request = ExportRequest(
+        model=model,
+        revision=revision,
+        recipe=options.one_recipe(recipe),
+        to=to,
+        out=str(out),
+        overwrite=overwrite,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
     )
-    return 0
+    return start(request)

@@ -1,5 +1,4 @@
-"""`python -m qcore runs …`: look at runs, repeat, cancel and delete them. `follow` shows one until it
-ends."""
+"""`python -m qcore runs …`: look at jobs of any kind, follow, repeat, cancel and delete them."""
 
 import signal
 import threading
@@ -14,8 +13,10 @@ from qcore.cli import options
 from qcore.cli.output import check_output, say, write_output
 from qcore.cli.progress import Show
 
+BAD_INPUT = ("InputError", "TooLargeError", "UnavailableError")  # end a command with status 2
 runs = typer.Typer(
-    help="Runs that were made here: list them, show one, repeat, cancel or delete it.", rich_markup_mode=None
+    help="Jobs of all kinds that were started here: list them, show, follow, repeat, cancel or delete one.",
+    rich_markup_mode=None,
 )
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
 Margin = Annotated[
@@ -29,6 +30,7 @@ def list_runs(context: typer.Context) -> int:
     if context.invoked_subcommand is not None:
         return 0
     from qcore.jobs import jobs
+    from qcore.jobs.kinds import describe
     from qcore.results.store import Store
 
     store = Store()
@@ -42,14 +44,15 @@ def list_runs(context: typer.Context) -> int:
         )
     for run in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at or 0))
-        names = ",".join(recipe["recipe"] for recipe in run.recipes)
-        print(f"{run.run_id}  {when}  {run.state:<11}  {run.spec.get('model', '?')}  {names}")
+        model = run.request.get("model", "?")
+        print(f"{run.run_id}  {when}  {run.state:<11}  {run.kind:<11}  {model}  {describe(run.request)}")
     return 0
 
 
 @runs.command()
 def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int:
-    """How a run stands, its rows so far, and the command that repeats it."""
+    """How a run stands, what came out so far, and the command that repeats it."""
+    from qcore.cli.outcomes import in_words
     from qcore.jobs import jobs
     from qcore.recipes.spec import check_margin
     from qcore.results import report
@@ -57,10 +60,11 @@ def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int
     check_output(json)
     if margin is not None:
         check_margin(margin)
-    run, rows = jobs.status(run_id), jobs.rows(run_id, margin)
+    run, rows, outcome = jobs.status(run_id), jobs.rows(run_id, margin), jobs.outcome(run_id)
     lines = [f"{run.run_id}: {run.state}" + (f", {run.phase}" if run.active else "")]
     lines += [run.error] if run.error else []
     lines += [report.table(rows)] if rows else []
+    lines += [in_words(run.kind, outcome)] if outcome is not None else []
     command = next(
         (row["record"]["command"] for row in rows if "command" in row["record"]),
         f"python -m qcore runs repeat {run_id}",
@@ -68,7 +72,7 @@ def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int
     lines += [f"Repeat it with: {report.visible(command)}"]
     if run.state in ("failed", "interrupted") and run.log_tail:
         lines += ["The end of its log:", *(report.visible(line) for line in run.log_tail.splitlines()[-20:])]
-    return write_output(rows, json, "\n".join(lines))
+    return write_output(rows if outcome is None else outcome, json, "\n".join(lines))
 
 
 @runs.command()
@@ -80,9 +84,28 @@ def repeat(run_id: RunId, json: options.Json = None) -> int:
     return follow(jobs.repeat(run_id), json)
 
 
+@runs.command("follow")
+def look_on(run_id: RunId, json: options.Json = None) -> int:
+    """Show a run's progress until it ends, then what came out. Ctrl-C stops looking; the run goes on."""
+    check_output(json)
+    return finish(watch(run_id, cancels=False), json)
+
+
+@runs.command()
+def log(run_id: RunId) -> int:
+    """Print all that a run's processes have logged."""
+    from qcore.results.folder import RunFolder
+    from qcore.results.report import visible
+
+    path = RunFolder(run_id).log
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+        print(visible(line))
+    return 0
+
+
 @runs.command()
 def cancel(run_id: RunId) -> int:
-    """End a queued or running run; its finished rows are kept."""
+    """End a queued or running run; what is finished is kept."""
     from qcore.jobs import jobs
 
     print(f"{run_id}: {jobs.cancel(run_id).state}")
@@ -100,15 +123,42 @@ def delete(run_id: RunId) -> int:
 
 
 def follow(run_id: str, json: str | None) -> int:
-    """Show a run's progress until it ends, print its table, write its rows as JSON, and return the exit
-    status.
+    """Show a run's progress until it ends, print what came out, write it as JSON, and return the exit status.
 
     Ctrl-C cancels it, and so does whatever else ends this command politely, because nobody would be left to
     see the result.
     """
+    return finish(watch(run_id), json)
+
+
+def finish(run, json: str | None) -> int:
+    """Print what came out of an ended run, write it as JSON, and return the exit status."""
+    from qcore.cli.outcomes import in_words
+    from qcore.jobs import jobs
+    from qcore.jobs.status import COMPARE
+    from qcore.results import report
+
+    if run.kind != COMPARE:
+        if run.state == "done":
+            outcome = jobs.outcome(run.run_id)
+            return write_output(outcome, json, in_words(run.kind, outcome))
+        return ended_badly(run)
+    rows = jobs.rows(run.run_id)
+    bad_input = run.state == "failed" and run.error_kind == "InputError"
+    if json is not None or not bad_input:
+        write_output(rows, json, report.table(rows) if rows and not bad_input else "")
+    if run.state == "done" and not run.error and all(row["status"] == "ok" for row in rows):
+        return 0
+    return ended_badly(run)
+
+
+def watch(run_id: str, *, cancels: bool = True):
+    """Show a run's progress until it ends, and return its status. Ctrl-C cancels it, or with `cancels` False
+    raises `KeyboardInterrupt`."""
     from qcore.jobs import jobs
     from qcore.results import report
 
+    jobs.status(run_id)
     say(f"Run {run_id}")
     try:
         with Show() as show, _endings_interrupt():
@@ -116,21 +166,34 @@ def follow(run_id: str, json: str | None) -> int:
                 left = f", {report.human_seconds(run.eta_s)} left" if run.eta_s else ""
                 show.run(run.fraction, report.visible(run.phase) + left, report.visible(_step(run)))
     except KeyboardInterrupt:
+        if not cancels:
+            raise
         say("Cancelling …")
         run = jobs.cancel(run_id)
-    rows = jobs.rows(run_id)
-    if run.state == "failed" and run.error_kind == "InputError":
-        if json is not None:
-            write_output(rows, json, "")
-        say(run.error)
-        return 2
-    write_output(rows, json, report.table(rows) if rows else "")
+    return run
+
+
+def ended_badly(run) -> int:
+    """Print why a run has not succeeded, and return the exit status."""
+    from qcore.jobs.status import COMPARE
+
     if run.error:
         say(run.error)
     if run.state == "cancelled":
         say("Cancelled.")
         return 130
-    return 0 if run.state == "done" and not run.error and all(row["status"] == "ok" for row in rows) else 1
+    bad_input = run.error_kind == "InputError" if run.kind == COMPARE else run.error_kind in BAD_INPUT
+    return 2 if run.state == "failed" and bad_input else 1
+
+
+def start(request, json: str | None = None) -> int:
+    """Check a request, submit it, and follow it to its end; returns the exit status."""
+    from qcore.jobs import jobs
+
+    check_output(json)
+    with Show() as show:
+        request.check(show)
+    return follow(jobs.submit(request), json)
 
 
 @contextmanager

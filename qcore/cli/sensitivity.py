@@ -8,8 +8,8 @@ import typer
 from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
+from qcore.cli.runs import ended_badly, watch
 
-WORST = 5
 Formats = Annotated[str, typer.Option(help="Formats to try on each layer, commas between", metavar="A,B")]
 Method = Annotated[
     str, typer.Option(help="How weights are rounded to them: rtn, hqq, awq, gptq or signround")
@@ -47,66 +47,33 @@ def sensitivity(
     Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it.
     A measurement that was stopped goes on after its last block.
     """
-    from qcore.verbs import sensitivity as verb
+    from qcore.cli.outcomes import sensitivities
+    from qcore.jobs import jobs
+    from qcore.jobs.kind_sensitivity import SensitivityRequest
+    from qcore.quantization.sensitivity.store import load_table
 
     check_output(json)
-    request = verb.Request(
+    request = SensitivityRequest(
         model=model,
+        revision=revision,
         formats=tuple(options.split(formats)),
         method=method,
         text=text,
         tokens=tokens,
         measure_tokens=measure,
-        revision=revision,
     )
     budgets = [_budget(each, request.candidates) for each in budget or ()]
     with Show() as show:
-        key, table = verb.run(request, show)
-    lines = [*_table(table), *_correlations(table), *(_choice(each, table) for each in budgets)]
+        request.check(show)
+    run = watch(jobs.submit(request))
+    if run.state != "done":
+        return ended_badly(run)
+    key = jobs.outcome(run.run_id)["key"]
+    table = load_table(key)
+    lines = [sensitivities(table), *(_choice(each, table) for each in budgets)]
     return write_output(
         {"key": key, **table.to_dict(), "correlations": table.correlations()}, json, "\n".join(lines)
     )
-
-
-def _table(table) -> list[str]:
-    """A line for each kind of module, with the sum over its layers; then the layers that pay the most."""
-    from qcore.results.report import human_number, visible
-
-    kinds = list(dict.fromkeys(layer.kind for layer in table.layers))
-    width = max(len(kind) for kind in (*kinds, "all layers"))
-    column = max(12, *(len(label) for label in table.labels))
-
-    def line(title: str, layers) -> str:
-        sums = (sum(layer.loss[k] for layer in layers) for k in range(len(table.formats)))
-        return f"{visible(title):{width}}  " + "  ".join(f"{human_number(value):>{column}}" for value in sums)
-
-    head = f"{'':{width}}  " + "  ".join(f"{label:>{column}}" for label in table.labels)
-    rows = [line(kind, [layer for layer in table.layers if layer.kind == kind]) for kind in kinds]
-    worst = sorted(table.layers, key=lambda layer: -layer.loss[0])[:WORST]
-    named = ", ".join(
-        f"{visible(layer.name.removesuffix('.weight'))} {human_number(layer.loss[0])}" for layer in worst
-    )
-    tokens, method = table.conditions["tokens"], table.conditions["method"]
-    return [
-        f"predicted loss in nats per token, summed over blocks ({method}, {tokens:,} tokens):",
-        head,
-        *rows,
-        line("all layers", table.layers),
-        f"most sensitive in {table.labels[0]}: {named}",
-    ]
-
-
-def _correlations(table) -> list[str]:
-    found = table.correlations()
-    if not found:
-        return []
-    words = {"loss": "predicted loss", "output_error": "error of the layer's output"}
-    over = f"{table.conditions['measured_tokens']:,} tokens"
-    return [f"rank correlation with the divergence measured over {over} (Spearman):"] + [
-        f"    {words[proxy]}: {each['all']:.3f} over all; "
-        + ", ".join(f"{label} {each[label]:.3f}" for label in table.labels)
-        for proxy, each in found.items()
-    ]
 
 
 def _budget(name: str, candidates):

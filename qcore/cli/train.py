@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from qcore.cli import options
-from qcore.cli.output import check_output, write_output
-from qcore.cli.progress import Show
+from qcore.cli.runs import start
 
 TOKENS, WINDOW = 262_144, 256
 Text = Annotated[
@@ -68,12 +67,11 @@ def qat(
 
     After a kill or Ctrl-C the same command goes on where it was.
     """
+    from qcore.jobs.kind_make import QatRequest
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
-    from qcore.verbs import qat as verb
 
-    check_output(json)
     schedule = Schedule(
         steps=steps, minutes=minutes, batch=batch, validations=validations, patience=patience, seed=seed
     )
@@ -87,19 +85,17 @@ def qat(
         rate=rate,
         schedule=schedule,
     )
-    with Show() as show:
-        result = verb.run(
-            model,
-            options.one_recipe(recipe),
-            asked,
-            out,
-            revision=revision,
-            overwrite=overwrite,
-            device=device,
-            compare=compare,
-            progress=show,
-        )
-    return write_output(result, json, "\n".join([_trained(result), *_compared(result)]))
+    request = QatRequest(
+        model=model,
+        revision=revision,
+        recipe=options.one_recipe(recipe),
+        options=asked,
+        out=str(out),
+        overwrite=overwrite,
+        compare=compare,
+        device=device,
+    )
+    return start(request, json)
 
 
 def prune(
@@ -126,11 +122,10 @@ def prune(
 ) -> int:
     """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model
     (neurons, heads, layers)."""
-    from qcore.results.report import human_bytes, human_percent
-    from qcore.verbs import prune as verb
+    from qcore.jobs.kind_make import PruneRequest
+    from qcore.verbs.prune import Prune
 
-    check_output(json)
-    asked = verb.Prune(
+    asked = Prune(
         method=method,
         amount=amount,
         recipe=options.one_recipe(recipe),
@@ -139,20 +134,10 @@ def prune(
         calibration=text,
         tokens=tokens,
     )
-    with Show() as show:
-        result = verb.run(
-            model, asked, out, revision=revision, overwrite=overwrite, compare=compare, progress=show
-        )
-    if "removed" in result:
-        share = (
-            f"{human_percent(result['removed'])} of the weights removed, {result['parameters']:,} are left"
-        )
-    else:
-        share = f"{human_percent(result['sparsity'])} of the weights of linear layers are 0"
-        if "break_even" in result:
-            share += f" and not stored, which pays from {human_percent(result['break_even'])} on"
-    line = f"{method}: {share}; {human_bytes(result['stored_bytes'])}. Saved in {out}"
-    return write_output(result, json, "\n".join([line, *_compared(result)]))
+    request = PruneRequest(
+        model=model, revision=revision, options=asked, out=str(out), overwrite=overwrite, compare=compare
+    )
+    return start(request, json)
 
 
 def distill(
@@ -187,11 +172,10 @@ def distill(
 
     After a kill or Ctrl-C the same command goes on where it was.
     """
+    from qcore.jobs.kind_make import DistillRequest
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule
-    from qcore.verbs import distill as verb
 
-    check_output(json)
     schedule = Schedule(
         steps=steps, minutes=minutes, batch=batch, validations=validations, patience=patience, seed=seed
     )
@@ -208,44 +192,13 @@ def distill(
         rate=rate,
         schedule=schedule,
     )
-    with Show() as show:
-        result = verb.run(
-            model,
-            asked,
-            out,
-            revision=revision,
-            overwrite=overwrite,
-            device=device,
-            compare=compare,
-            progress=show,
-        )
-    return write_output(result, json, "\n".join([_trained(result), *_compared(result)]))
-
-
-def _trained(result: dict) -> str:
-    from qcore.results.report import human_bytes, human_number, human_perplexity, human_seconds
-
-    history = result["history"]
-    first, best = history["validations"][0], min(history["validations"], key=lambda each: each[1])
-    return (
-        f"{history['step']} steps in {human_seconds(history['seconds'])}, ended by {history['ended']}: "
-        f"validation loss {human_number(first[1])} -> {human_number(best[1])}, "
-        f"perplexity {human_perplexity(first[2])} -> {human_perplexity(best[2])} (step {best[0]}); "
-        f"{human_bytes(result['stored_bytes'])}. Saved in {result['folder']}"
+    request = DistillRequest(
+        model=model,
+        revision=revision,
+        options=asked,
+        out=str(out),
+        overwrite=overwrite,
+        compare=compare,
+        device=device,
     )
-
-
-def _compared(result: dict) -> list[str]:
-    """A line for each model that was measured."""
-    from qcore.results.report import human_bytes, human_number, human_perplexity
-
-    found = result.get("compared")
-    if not found:
-        return []
-    words = {"before": "before", "rounded": "quantized without training", "after": "after"}
-    return [
-        f"{words[name]}: {human_bytes(found[name]['stored_bytes'])}, perplexity {human_perplexity(found[name]['perplexity'])}, KL "
-        f"{human_number(found[name]['kl_mean'])} nats, decode {human_number(found[name]['decode_tok_s'])} tok/s"
-        for name in words
-        if name in found
-    ]
+    return start(request, json)

@@ -116,3 +116,34 @@ class Estimate:
         values = self._measured.setdefault(self._phase, [])
         values.append(self._clock() - self._since)
         self._expected[self._phase] = sum(values) / len(values)
+
+
+class Shares:
+    """How far a job is, by its tasks: what `Estimate` is for those whose phases are known. The steps of a
+    task count where it is the only one."""
+
+    eta = None
+
+    def __init__(self, total: int):
+        self._ended, self._total = 0, total
+        self._step = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the tasks that have ended, or of the present step of the only one."""
+        return min(1.0, (self._ended + self._step) / self._total)
+
+    def start(self, item: int) -> None:
+        """Nothing changes before a task ends."""
+
+    def enter(self, phase: str) -> None:
+        """Phases of several tasks overlap."""
+
+    def step(self, done: int, total: int) -> None:
+        """The present phase has done `done` of `total` steps."""
+        if self._total == 1:
+            self._step = done / total if total else 0.0
+
+    def end(self, item: int, *, complete: bool) -> None:
+        """Another task has ended."""
+        self._ended, self._step = self._ended + 1, 0.0

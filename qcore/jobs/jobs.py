@@ -1,10 +1,13 @@
-"""Submit a run, look at it, stop it: everything another process (a page, the command line, a script) does
-with runs.
+"""Submit a job, look at it, stop it: everything another process (a page, the command line, a script) does
+with jobs of any kind.
 
 The disk is the truth. `submit` writes the request into a new folder and starts the worker in a session of its
-own, so closing a tab, rerunning a page or restarting the server ends nothing; any process finds the run again
+own, so closing a tab, rerunning a page or restarting the server ends nothing; any process finds the job again
 by its id. The worker queues itself (see `worker.py`) and reports through `status.json`; this module reads
 that file, and checks that whoever wrote it still lives.
+
+The folder may lie on storage that several machines share. A job of another machine is judged by its signs of
+life alone: it queues with the others, is never settled from here, and ends by itself when asked to.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 
 import psutil
 from filelock import FileLock
@@ -27,66 +31,31 @@ from qcore.base.errors import InputError, RunError
 from qcore.base.executor import LOCAL, Engine
 from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, identity, start_detached
 from qcore.base.registry import unknown
+from qcore.jobs.kind import Request
+from qcore.jobs.kinds import kind_of
+from qcore.jobs.status import ACTIVE, COMPARE, JobStatus, StatusRecord
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder, run_ids, runs_folder
 from qcore.results.store import Store, judged_rows, keep_end
 
-ACTIVE = ("queued", "running")
 DOUBLE_CLICK_SECONDS = 2.0
+SILENT_SECONDS = 60.0  # after which a job of another machine is taken for dead
 HERE = Engine()
 _started: list[subprocess.Popen] = []  # workers of this process, kept so that they are reaped
+_ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the time of their status.json
+_lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Status:
-    """Where a run stands.
+def submit(request: Request, engine: Engine = HERE) -> str:
+    """Start the job, or queue it behind those that came first, and return its id at once. With another
+    `engine` than this machine the recipes of a comparison are spread over a cluster.
 
-    `state`: queued, running, done (at least one recipe succeeded), failed (none did), cancelled, or
-    interrupted (its process was killed from outside). `phase` is for people. `done` of `total` counts within
-    the phase; `fraction` (0 … 1) and `eta_s` (seconds, None while unknown) cover the whole run. `place`
-    counts the runs that go first. Times are seconds since 1970. `spec` is `RunSpec.to_dict()`. `recipes`
-    holds one {"recipe", "state", "phase"} each, states as above plus "ok" and "waiting". `error_kind` is the
-    class of `error` from `qcore.base.errors`, so that bad input can be told from a failure.
-    """
-
-    run_id: str
-    state: str
-    phase: str = ""
-    done: int = 0
-    total: int = 0
-    fraction: float = 0.0
-    eta_s: float | None = None
-    place: int | None = None
-    created_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    error: str | None = None
-    error_kind: str | None = None
-    spec: dict = field(default_factory=dict)
-    log_tail: str = ""
-    recipes: list[dict] = field(default_factory=list)
-
-    @property
-    def active(self) -> bool:
-        """Queued or running."""
-        return self.state in ACTIVE
-
-    def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
-        return asdict(self)
-
-
-def submit(spec: RunSpec, engine: Engine = HERE) -> str:
-    """Start the run, or queue it behind those that came first, and return its id at once. With another
-    `engine` than this machine its recipes are spread over a cluster.
-
-    The same request twice within two seconds (a double click) is one run, as long as the first has not ended.
+    The same request twice within two seconds (a double click) is one job, as long as the first has not ended.
     Raises `InputError` if the cache folder cannot be written.
     """
-    spec = spec.absolute()
-    request = spec.to_dict()
+    record = request.absolute().to_dict()
     engine.check()
-    digest = hashlib.sha256(json.dumps([request, asdict(engine)], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([record, asdict(engine)], sort_keys=True).encode()).hexdigest()
     with FileLock(str(runs_folder() / ".submit.lock")):
         now = time.time()
         for run_id in reversed(run_ids()):
@@ -97,10 +66,10 @@ def submit(spec: RunSpec, engine: Engine = HERE) -> str:
                 return run_id
         folder = _new_folder(now)
         try:
-            folder.write("status.json", _first_status(folder.run_id, now, digest, request))
+            folder.write("status.json", _first_status(folder.run_id, now, digest, request.kind, record))
             if not engine.is_local:
                 folder.write("engine.json", asdict(engine))
-            folder.write("spec.json", request)  # last: from here on the run exists for others
+            folder.write("spec.json", record)  # last: from here on the job exists for others
             _start(folder)
         except OSError as error:
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -108,47 +77,68 @@ def submit(spec: RunSpec, engine: Engine = HERE) -> str:
     return folder.run_id
 
 
-def status(run_id: str) -> Status:
-    """Where the run stands now. A run whose process is gone is settled as interrupted (or cancelled, if that
-    was asked).
+def status(run_id: str) -> JobStatus:
+    """Return where the job stands now. A job whose process is gone is settled as interrupted (or cancelled, if
+    that was asked).
 
     Raises `InputError` for an unknown id.
     """
     folder = RunFolder(run_id)
-    about = folder.read("status.json") or {
+    try:
+        written = (folder.path / "status.json").stat().st_mtime_ns
+    except OSError:
+        written = 0
+    known = _ended.get(run_id)
+    if known is not None and known[0] == written:
+        return known[1]
+    about: StatusRecord = folder.read("status.json") or {
         "state": "interrupted",
         "error": "The record of this run is damaged.",
     }
     if about["state"] in ACTIVE and not _alive(folder, about):
         about = folder.read("status.json") or about  # it may have ended between the two looks
         if about["state"] in ACTIVE:
-            about = _settle(folder, about)
-    place = _place(run_id) if about["state"] == "queued" else None
-    names = Status.__dataclass_fields__
-    known = {
-        name: value
-        for name, value in about.items()
-        if name in names and name not in ("run_id", "place", "log_tail", "spec")
-    }
+            about = _settle(folder, about) if folder.other_host is None else _lost(folder, about)
+    place = sum(active_before(run_id)) if about["state"] == "queued" else None
+    names = JobStatus.__dataclass_fields__
+    known = {name: value for name, value in about.items() if name in names and name != "run_id"}
     if place is not None:
-        known["phase"] = _queue_words(place)
-    return Status(
-        run_id=run_id, place=place, spec=folder.read("spec.json") or {}, log_tail=folder.log_tail(), **known
+        known |= {"place": place, "phase": _queue_words(place)}
+    request = folder.read("spec.json") or {}
+    found = JobStatus(
+        run_id=run_id,
+        request=request,
+        log_tail=folder.log_tail(),
+        **{"kind": str(request.get("kind", COMPARE))} | known,
     )
+    if not found.active and folder.other_host is None:
+        _ended[run_id] = written, found
+    return found
 
 
-def list_runs() -> list[Status]:
-    """All runs, newest first."""
-    return [status(run_id) for run_id in reversed(run_ids())]
+def list_runs(*kinds: str) -> list[JobStatus]:
+    """Return all jobs (of these kinds), newest first."""
+    found = (status(run_id) for run_id in reversed(run_ids()))
+    return [each for each in found if not kinds or each.kind in kinds]
+
+
+def outcome(run_id: str) -> dict | None:
+    """Return what came out of a job that is no comparison; None until it is done."""
+    return RunFolder(run_id).read("outcome.json")
+
+
+def history(run_id: str) -> dict | None:
+    """Return the loss curve of a training so far, see `qcore.training.loop.History`."""
+    return RunFolder(run_id).read("history.json")
 
 
 def rows(run_id: str, margin: float | None = None) -> list[dict]:
-    """The rows that are finished so far, in the order their recipes were asked for, each with its verdict
+    """Return the rows of a comparison that are finished so far, in the order their recipes were asked for, each with its verdict
     within the margin of the run or another `margin`."""
     return list(judged_rows(RunFolder(run_id), margin).values())
 
 
-def follow(run_id: str, interval: float = 0.3) -> Iterator[Status]:
+def follow(run_id: str, interval: float = 0.3) -> Iterator[JobStatus]:
     """Yield the status whenever it changes, and a last time when the run has ended."""
     last = None
     while True:
@@ -161,20 +151,23 @@ def follow(run_id: str, interval: float = 0.3) -> Iterator[Status]:
         time.sleep(interval)
 
 
-def cancel(run_id: str) -> Status:
-    """End a queued or running run, children included, and return its status; rows that are finished are kept.
+def cancel(run_id: str) -> JobStatus:
+    """End a queued or running job, children included, and return its status; what is finished is kept.
 
-    The process group is asked to end, and killed if it has not after a few seconds. A run that has ended
+    The process group is asked to end, and killed if it has not after a few seconds. A job that has ended
     stays as it is.
     """
     folder = RunFolder(run_id)
     if not status(run_id).active:
         return status(run_id)
     (folder.path / "cancel").touch()
-    process = _wait_for_process(folder)
-    if process is not None:
-        end(process, PATIENCE_SECONDS)
-    return status(run_id)
+    worker = _wait_for_process(folder)
+    if worker is not None:
+        end(worker, PATIENCE_SECONDS)
+    deadline = time.monotonic() + (PATIENCE_SECONDS if folder.other_host is not None else 0)
+    while (now := status(run_id)).active and time.monotonic() < deadline:
+        time.sleep(0.1)  # the worker on the other machine sees the file `cancel`
+    return now
 
 
 def delete(run_id: str) -> None:
@@ -186,16 +179,18 @@ def delete(run_id: str) -> None:
         missing_ok=True
     )  # first: from here on it is no run any more, even if the rest is cut short
     shutil.rmtree(folder.path)
+    _ended.pop(run_id, None)
     Store().delete(run_id)
 
 
 def repeat(run_id: str) -> str:
     """Submit the same request again, from the run's own record, and return the new id."""
     folder = RunFolder(run_id)
-    request = folder.read("spec.json")
-    if request is None:
+    record = folder.read("spec.json")
+    if record is None:
         raise InputError(f"The run {run_id} has no readable request to repeat.")
-    return submit(RunSpec.from_dict(request))
+    engine = folder.read("engine.json")
+    return submit(kind_of(record).request.from_dict(record), Engine(**engine) if engine else HERE)
 
 
 def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options) -> list[dict]:
@@ -247,20 +242,21 @@ def _tick(now: float) -> str:
     return f"{int(now % 1 * 4096):03x}" + secrets.token_hex(2)[:3]
 
 
-def _first_status(run_id: str, now: float, digest: str, request: dict) -> dict:
-    waiting = [{"recipe": recipe["name"], "state": "waiting", "phase": ""} for recipe in request["recipes"]]
+def _first_status(run_id: str, now: float, digest: str, kind: str, record: dict) -> StatusRecord:
+    recipes = record["recipes"] if kind == RunSpec.kind else ()
     return {
         "run_id": run_id,
+        "kind": kind,
         "state": "queued",
         "phase": "Starting",
         "created_at": now,
         "digest": digest,
-        "recipes": waiting,
+        "recipes": [{"recipe": recipe["name"], "state": "waiting", "phase": ""} for recipe in recipes],
     }
 
 
 def worker_command(folder: RunFolder) -> list[str]:
-    """The command line of a run's worker."""
+    """Return the command line of a job's worker."""
     return [sys.executable, "-m", "qcore.jobs.worker", str(folder.path)]
 
 
@@ -268,17 +264,24 @@ def _start(folder: RunFolder) -> None:
     """Start the worker, its output into the run's log."""
     with folder.log.open("ab") as log:
         worker = start_detached(worker_command(folder), log)
-    _started.append(worker)
+    with _lock:
+        _started.append(worker)
     with contextlib.suppress(psutil.Error):  # it ended already, and `status` will find that out
         folder.write("process.json", identity(worker.pid))
 
 
-def _alive(folder: RunFolder, about: dict) -> bool:
-    for worker in list(_started):
-        if worker.poll() is not None:
-            _started.remove(worker)
+def _reap() -> None:
+    """Take note of workers of this process that have ended, so that none stays a zombie."""
+    with _lock:
+        _started[:] = [worker for worker in _started if worker.poll() is None]
+
+
+def _alive(folder: RunFolder, about: StatusRecord) -> bool:
+    _reap()
     if folder.read("process.json") is None:
         return time.time() - (about.get("created_at") or 0) < START_SECONDS
+    if folder.other_host is not None:
+        return folder.silence() < SILENT_SECONDS
     return folder.process() is not None
 
 
@@ -288,8 +291,8 @@ def _wait_for_process(folder: RunFolder) -> psutil.Process | None:
         return folder.process()
 
 
-def _settle(folder: RunFolder, about: dict) -> dict:
-    """Write the end of a run whose worker could not: nobody else writes to this folder any more."""
+def _settle(folder: RunFolder, about: StatusRecord) -> StatusRecord:
+    """Write the end of a job whose worker could not: nobody else writes to this folder any more."""
     cancelled = folder.cancel_asked
     state = "cancelled" if cancelled else "interrupted"
     finished = folder.rows()
@@ -297,31 +300,28 @@ def _settle(folder: RunFolder, about: dict) -> dict:
         if recipe["state"] in ("waiting", "running", "queued"):
             row = finished.get(position)
             recipe |= {"state": row["status"] if row else state, "phase": ""}
-    if cancelled:
-        error = None
-    else:
-        kept = f"{len(finished)} finished rows were kept" if finished else "no recipe had finished"
-        where = f" while it was at: {about['phase']}" if about.get("phase") else ""
-        error = f"The run's process was killed from outside{where}; {kept}."
+    where = f" while it was at: {about['phase']}" if about.get("phase") else ""
+    kept = kind_of(folder.read("spec.json")).kept(folder)
     about = {
         **about,
         "state": state,
         "phase": state.capitalize(),
         "finished_at": time.time(),
         "eta_s": None,
-        "error": error,
+        "error": None if cancelled else f"The run's process was killed from outside{where}; {kept}.",
     }
     keep_end(folder, about)
     return about
 
 
-def _place(run_id: str) -> int:
-    """How many runs, running or queued, go before this one."""
-    return sum(active_before(run_id))
+def _lost(folder: RunFolder, about: StatusRecord) -> StatusRecord:
+    """Return what there is to say of a silent job of another machine. Nothing is written: it may yet go on."""
+    error = f"The machine {folder.other_host} has shown no sign of life of this run for a minute or more."
+    return {**about, "state": "interrupted", "phase": "Interrupted", "eta_s": None, "error": error}
 
 
 def active_before(run_id: str) -> Iterator[bool]:
-    """True for each earlier run that has not ended."""
+    """Yield True for each earlier job that has not ended."""
     for earlier in run_ids():
         if earlier >= run_id:
             return

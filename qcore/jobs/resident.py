@@ -30,10 +30,7 @@ from qcore.recipes import Recipe, parse
 
 IDLE_SECONDS = 900.0
 CLOSE_SECONDS = 2.0
-CAUSES = {
-    9: "most likely because memory ran out",
-    **dict.fromkeys((4, 6, 7, 8, 11), "by a fault in native code"),
-}
+COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
 
 
 @dataclass(frozen=True)
@@ -173,14 +170,7 @@ class _Child:
 
     def __init__(self, threads: int | None, idle_seconds: float):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        self._command = [
-            sys.executable,
-            "-m",
-            "qcore.jobs.resident_worker",
-            str(os.getpid()),
-            str(idle_seconds),
-            str(threads or 0),
-        ]
+        self._command = [*COMMAND, str(idle_seconds), str(threads or 0)]
         self._inboxes: dict[int, queue.Queue] = {}
         self._lock = threading.RLock()  # the garbage collector may call `hang_up` in the middle of anything
         self._number = 0
@@ -188,8 +178,6 @@ class _Child:
         self.running = True
         self.process: subprocess.Popen | None = None
         started = threading.Event()
-        # Linux kills the process when the *thread* that started it ends, and a page's threads are
-        # short-lived: so it gets its own.
         threading.Thread(target=self._run, args=(started,), name="resident", daemon=True).start()
         started.wait()
         if self.process is None:
@@ -212,17 +200,27 @@ class _Child:
             return
         finally:
             started.set()
-        for line in self.process.stdout:
-            event = json.loads(line)
+        try:
+            for line in self.process.stdout:
+                self._hand_out(line)
+            self.process.wait()
+        finally:
             with self._lock:
-                inbox = self._inboxes.get(event.pop("id"))
-            if inbox:
-                inbox.put(event)
-        self.process.wait()
+                self.running = False
+                for inbox in self._inboxes.values():
+                    inbox.put({"event": "gone"})
+
+    def _hand_out(self, line: str) -> None:
+        """Put an event where it is waited for. A line that a kill has cut short is passed over."""
+        try:
+            event = json.loads(line)
+            number = event.pop("id")
+        except (ValueError, KeyError, AttributeError):
+            return
         with self._lock:
-            self.running = False
-            for inbox in self._inboxes.values():
-                inbox.put({"event": "gone"})
+            inbox = self._inboxes.get(number)
+        if inbox:
+            inbox.put(event)
 
     def send(self, request: dict) -> tuple[int, queue.Queue]:
         """Hand over a request; its events arrive in the queue that is returned with its number."""

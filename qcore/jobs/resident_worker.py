@@ -1,4 +1,4 @@
-"""`python -m qcore.jobs.resident_worker PARENT IDLE_SECONDS THREADS`: keeps models in memory and writes
+"""`python -m qcore.jobs.resident_worker IDLE_SECONDS THREADS`: keeps models in memory and writes
 texts; see `resident.py`.
 
 Requests are JSON lines on standard input, read by a thread of its own so that "cancel" is heard while a text
@@ -14,18 +14,17 @@ import json
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 from collections import OrderedDict
 
-from qcore.base import errors
+from qcore.base import errors, logs
 from qcore.base.errors import QcoreError
+from qcore.base.process import lifeline
 from qcore.base.quiet import hush
 from qcore.recipes import Recipe
 
-PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 0.1
 POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows for
 
@@ -46,17 +45,15 @@ class Worker:
         self._writing = threading.Lock()
         self._shelf = Shelf()
 
-    def listen(self, lines) -> None:
-        """Take in requests; the end of `lines` ends the process."""
-        for line in lines:
-            request = json.loads(line)
-            if request["op"] == "cancel":
-                self._cancelled.add(request["id"])
-                continue
-            if self._busy.locked() or not self._requests.empty():
-                self._emit(request["id"], "queued")
-            self._requests.put(request)
-        os._exit(0)
+    def take(self, line: str) -> None:
+        """Take in a request, one line of JSON."""
+        request = json.loads(line)
+        if request["op"] == "cancel":
+            self._cancelled.add(request["id"])
+            return
+        if self._busy.locked() or not self._requests.empty():
+            self._emit(request["id"], "queued")
+        self._requests.put(request)
 
     def serve(self) -> None:
         """Answer one request after another."""
@@ -234,29 +231,19 @@ def _unexpected(error: Exception) -> str:
     return f"It failed unexpectedly ({type(error).__name__}{f': {first}' if first else ''}). Try another recipe or a shorter prompt."
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, on Linux; elsewhere the end of input has to
-    do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before we asked
-            os._exit(0)
-
-
 def main(arguments: list[str]) -> None:
     """Serve the parent process until it goes."""
-    parent, idle_seconds, threads = int(arguments[0]), float(arguments[1]), int(arguments[2])
-    die_with(parent)
+    idle_seconds, threads = float(arguments[0]), int(arguments[1])
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     hush()
-    logging.basicConfig(level=logging.WARNING)
+    logs.configure()
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     worker = Worker(channel, idle_seconds)
-    threading.Thread(target=worker.listen, args=(sys.stdin,), name="requests", daemon=True).start()
+    lifeline(worker.take)
     worker.serve()
 
 

@@ -10,6 +10,7 @@ The native kernels need a C++ compiler and an x86-64 processor with AVX2 or bett
 reference runs. `explain` says which, and names the instruction set.
 """
 
+import logging
 import warnings
 
 import torch
@@ -25,6 +26,7 @@ MODES = {
     "int8-block": library.INT8,
     "int8": library.INT8_TOKEN,
 }
+_log = logging.getLogger(__name__)
 _NAMES = {
     library.FLOAT: "exact float32 activations",
     library.INT16: "int16 activations, one scale a block of 32 inputs",
@@ -83,6 +85,7 @@ def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
     reason = reason_for_reference(weight)
     if reason is None:
         return PackedWeight.pack(weight)
+    _log.debug("a weight of shape %s runs in plain torch: %s", tuple(weight.shape), reason)
     if reason == library.reason_missing():
         warnings.warn(
             f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2

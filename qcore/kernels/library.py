@@ -1,6 +1,7 @@
 """The compiled kernels as a C library: loading it, the signatures of its functions, and the structures it shares with Python."""
 
 import ctypes
+import logging
 import os
 from functools import cache
 
@@ -23,6 +24,7 @@ _X86_ONLY = {
     "qcore_quantize": "Native rounding",
     "qcore_choose_codes": "Native choosing of codes",
 }
+_log = logging.getLogger(__name__)
 
 
 class Buffer(ctypes.Structure):
@@ -87,6 +89,7 @@ def functions() -> ctypes.CDLL:
         raise UnavailableError(
             f"QCORE_INSTRUCTIONS is {wanted!r}, which this processor or its compiler lacks. Unset it, or choose from {', '.join(NAMES)}."
         )
+    _log.debug("native kernels of %s run %s", loaded._name, loaded.qcore_instructions().decode())
     return loaded
 
 

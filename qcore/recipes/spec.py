@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qcore.base.errors import InputError
 from qcore.base.home import DEFAULT_MODELS, is_public
@@ -59,6 +59,7 @@ class RunSpec:
     its value and what is allowed.
     """
 
+    kind: ClassVar[str] = "compare"  # of job, see `qcore.jobs.kinds`
     model: str
     recipes: tuple[Recipe, ...]
     _: KW_ONLY

@@ -1,9 +1,12 @@
-"""A run's folder: the truth about a run, readable by any process at any time.
+"""A run's folder: the truth about a job, readable by any process at any time.
 
-    runs/RUN_ID/spec.json       what was asked for
+    runs/RUN_ID/spec.json       the request; "kind" says of which kind of job, and is missing for a comparison
                 status.json     where it stands, replaced atomically, written by one process at a time
-                process.json    pid and start time of the worker, so that a recycled pid is never mistaken for it
-                rows/00.json    one finished recipe each, in the order they were asked for
+                process.json    host, pid and start time of the worker, so that a recycled pid is never mistaken
+                                for it; touched every few seconds as a sign of life
+                rows/00.json    one finished recipe each, in the order they were asked for (comparisons)
+                outcome.json    what came out (the other kinds)
+                history.json    the loss curve so far (training)
                 result.json     everything, once the run has ended
                 log.txt         what the worker and the libraries printed
                 cancel          exists if somebody asked for an end
@@ -11,8 +14,10 @@
 Nothing here loads a heavy library: the dashboard reads these files several times a second.
 """
 
+import contextlib
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -20,7 +25,7 @@ import psutil
 from qcore.base.errors import InputError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
-from qcore.base.process import living
+from qcore.base.process import host_of, living
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 LOG_TAIL = 4000  # characters
@@ -87,8 +92,29 @@ class RunFolder:
         return text if size <= characters else text.partition("\n")[2] or text
 
     def process(self) -> psutil.Process | None:
-        """The worker, if the very process that was started for this run is still alive."""
+        """Return the worker, if the very process that was started for this run is still alive on this
+        machine."""
         return living(self.read("process.json"))
+
+    @property
+    def other_host(self) -> str | None:
+        """Name of the machine that the run belongs to if that is another one, which shares the cache folder;
+        else None."""
+        return host_of(self.read("process.json"))
+
+    def beat(self) -> None:
+        """Leave a sign of life of the worker."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path / "process.json")
+
+    def silence(self) -> float:
+        """Return the seconds since the worker's last sign of life, by the clock of the file system, which all
+        machines share."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path) as now:
+                return os.fstat(now.fileno()).st_mtime - (self.path / "process.json").stat().st_mtime
+        except OSError:
+            return float("inf")
 
 
 def run_ids() -> list[str]:

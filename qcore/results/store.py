@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS rows (
 CREATE INDEX IF NOT EXISTS rows_by_model ON rows (model, status);
 """
 BUSY_SECONDS = 30.0
+_checked: dict[Path, tuple[int, int, int]] = {}  # databases that were found whole, as they were then
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +46,9 @@ class Store:
     def __init__(self, path: Path | None = None):
         self.path = Path(path) if path is not None else home() / "qcore.db"
         self._notice = self.path.with_name(self.path.name + ".notice")
+        look = _look_of(self.path)
+        if look is not None and _checked.get(self.path) == look:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.path) + ".lock"):
@@ -54,6 +58,7 @@ class Store:
                     if isinstance(error, sqlite3.OperationalError):
                         raise InputError(f"The database {self.path} cannot be opened: {error}.") from error
                     self._set_aside(error)
+            _checked[self.path] = _look_of(self.path)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
@@ -207,6 +212,16 @@ def keep_end(folder: RunFolder, about: dict) -> None:
     except (InputError, OSError, sqlite3.Error) as error:
         _log.warning("The results are in the run's folder, but not in the database: %s", error)
     folder.write("status.json", about)
+
+
+def _look_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with the main file of a database; None if there is none. Rows go into another file
+    first, so many writes leave it as it is."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _dump(value) -> str:

@@ -6,14 +6,13 @@ FILE, the shard. Standard input is a lifeline: when it closes,
 whoever started this is gone.
 """
 
-import logging
 import sys
-import threading
 from pathlib import Path
 
-from qcore.base.cluster import end_with_parent
+from qcore.base import logs
 from qcore.base.errors import InputError, QcoreError
 from qcore.base.files import read_json, write_json
+from qcore.base.process import lifeline
 from qcore.base.quiet import hush
 
 
@@ -41,8 +40,8 @@ def main(arguments: list[str]) -> int:
     """0 if the shard is whole, 1 if the result says why not."""
     path, number, file = Path(arguments[0]), int(arguments[1]), arguments[2]
     hush()
-    logging.basicConfig(level=logging.WARNING)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    logs.configure()
+    lifeline()
     try:
         result = make(read_json(path), number, path.parent.parent)
     except QcoreError as error:

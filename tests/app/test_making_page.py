@@ -3,14 +3,23 @@ and what its forms ask for."""
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import streamlit
 from test_pages import calm, open_page, plots, words
 
 from qcore.base.files import read_json, write_json
+from qcore.base.home import home as home_folder
 from qcore.base.process import identity
-from qcore.jobs import making_jobs
+from qcore.jobs import jobs
+from qcore.jobs.kind import JobRequest
+from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
+from qcore.recipes import parse
+from qcore.training.distill import Distill
+from qcore.training.loop import Schedule
+from qcore.training.qat import Qat
+from qcore.verbs.prune import Prune
 from ui import making_charts
 
 HISTORY = {
@@ -39,31 +48,34 @@ def home(tmp_path, monkeypatch):
 
 
 def job(
-    name: str, kind: str, arguments: dict, state: str = "done", result: dict | None = None, **more
-) -> None:
-    """Leave a job as a worker would; invented figures, which never leave the tests."""
-    place = making_jobs.folder(name)
-    write_json(
-        place / "request.json", {"kind": kind, "model": "a/model", "arguments": arguments, "revision": None}
-    )
+    request: JobRequest, state: str = "done", result: dict | None = None, second: int = 0, **more
+) -> Path:
+    """Leave a job as a worker would, and return its folder; invented figures, which never leave the tests."""
+    place = home_folder() / "runs" / f"20261125-1000{second:02d}-aaaaaa"
+    write_json(place / "spec.json", request.to_dict())
     write_json(
         place / "status.json",
-        {"state": state, "words": state, "started_at": time.time() - 5, "finished_at": time.time(), **more},
+        {"state": state, "phase": state, "started_at": time.time() - 5, "finished_at": time.time(), **more},
     )
     if result is not None:
         write_json(
-            place / "result.json", {"model": "a/model", "folder": "/made/it", "seconds": 70.0, **result}
+            place / "outcome.json", {"model": "a/model", "folder": "/made/it", "seconds": 70.0, **result}
         )
+    return place
 
 
-def trained(name: str = "20261125-100000-aaaaaa") -> None:
+def training(**schedule) -> QatRequest:
+    return QatRequest(model="a/model", recipe=parse("int3-g64"), options=Qat(schedule=Schedule(**schedule)))
+
+
+def trained() -> None:
     found = {
         "compared": FIGURES | CONDITIONS,
         "history": HISTORY,
         "recipe": "int3-g64",
         "stored_bytes": 160_000_000,
     }
-    job(name, "qat", {"recipe": "int3-g64"}, result=found)
+    job(training(), result=found)
 
 
 def test_empty():
@@ -97,7 +109,7 @@ def test_it_is_handed_over_to_the_comparison():
     ("arguments", "extra", "sentence"),
     [
         (
-            {"method": "wanda", "amount": 0.5, "recipe": "int4-g64"},
+            {"method": "wanda", "amount": 0.5, "recipe": parse("int4-g64")},
             {"sparsity": 0.5, "recipe": "int4-g64"},
             "of linear layers are 0",
         ),
@@ -107,19 +119,15 @@ def test_it_is_handed_over_to_the_comparison():
 )
 def test_a_pruned_model(arguments, extra, sentence):
     compared = {name: value for name, value in FIGURES.items() if name != "rounded"} | CONDITIONS
-    job(
-        "20261125-100000-aaaaaa",
-        "prune",
-        arguments,
-        result={"compared": compared, "stored_bytes": 1, **extra},
-    )
+    asked = PruneRequest(model="a/model", options=Prune(**arguments))
+    job(asked, result={"compared": compared, "stored_bytes": 1, **extra})
     at = open_page("train")
     assert plots(at) == 1 and sentence in words(at) and "won back" not in words(at)
 
 
 def test_half_filled_and_old_records_are_shown_as_far_as_they_go():
-    job("20261125-100000-aaaaaa", "distill", {"layers": 15}, result={"history": HISTORY})
-    job("20261125-100001-aaaaaa", "distill", {"layers": 3})
+    job(DistillRequest(model="a/model", options=Distill(layers=15)), result={"history": HISTORY})
+    job(DistillRequest(model="a/model", options=Distill(layers=3)), second=1)
     at = open_page("train")
     assert "Its record is gone" in words(at)
     calm(at.selectbox(key="making.job").select_index(1).run())
@@ -127,32 +135,24 @@ def test_half_filled_and_old_records_are_shown_as_far_as_they_go():
 
 
 def test_under_way_and_how_it_can_end():
-    job(
-        "20261125-100000-aaaaaa",
-        "qat",
-        {"recipe": "int3-g64", "schedule": {"minutes": 10}},
-        "running",
-        total=100,
-        done=25,
-    )
-    place = making_jobs.folder("20261125-100000-aaaaaa")
+    place = job(training(minutes=10), "running", total=100, done=25)
     write_json(place / "process.json", identity(os.getpid()))
     write_json(place / "history.json", HISTORY)
     at = open_page("train")
-    assert plots(at) == 1 and "about" in words(at) and at.button(key="making.start").disabled
+    assert plots(at) == 1 and "about 9 min left" in words(at) and "int3-g64 trained" in words(at)
+    assert not at.button(key="making.start").disabled  # another one queues
     write_json(place / "process.json", {"pid": 1, "process_started": 0.0})
     assert "killed from outside" in words(open_page("train"))
     for state, sentence in (("failed", "It broke"), ("cancelled", "it goes on")):
-        write_json(
-            place / "status.json", read_json(place / "status.json") | {"state": state, "error": "It broke."}
-        )
+        error = "It broke." if state == "failed" else None
+        write_json(place / "status.json", read_json(place / "status.json") | {"state": state, "error": error})
         assert sentence in words(open_page("train"))
 
 
 @pytest.mark.parametrize("kind", ["qat", "prune", "distill"])
 def test_the_form_asks_for_what_it_says(kind, monkeypatch):
     asked = []
-    monkeypatch.setattr(making_jobs, "submit", lambda request: asked.append(request) or "job")
+    monkeypatch.setattr(jobs, "submit", lambda request: asked.append(request) or "job")
     at = open_page("train")
     calm(at.segmented_control(key="making.kind").set_value(kind).run())
     calm(at.button(key="making.start").click().run())

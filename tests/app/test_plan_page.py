@@ -8,6 +8,7 @@ import tiny
 from streamlit.testing.v1 import AppTest
 
 from qcore import library, models, recipes
+from qcore.jobs import jobs
 from qcore.planning import probe
 from ui import plan_charts, plan_view
 
@@ -116,9 +117,8 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     at = planned(llama)
     calm(at.multiselect(key="plan.recipes").set_value(["fp32", "int8"]).run())
     calm(at.button(key="plan.probe").click().run())
-    job = at.session_state["plan.probing"]
-    job.join(PATIENCE)
-    assert job.error is None
+    *_, probed = jobs.follow(at.session_state["plan.probing"])
+    assert (probed.state, probed.error) == ("done", None)
     calm(at.run())
     model = models.meta_model(library.outline(str(llama)))
     if probe.known(
@@ -132,9 +132,9 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     calm(at.multiselect(key="plan.recipes").set_value(["fp32", "int8", "int3"]).run())
     calm(at.button(key="plan.probe").click().run())
     running = at.session_state["plan.probing"]
-    if running.active:
+    if jobs.status(running).active:
         calm(at.button(key="plan.cancel").click().run())
-    assert not at.session_state["plan.probing"].active
+    assert not jobs.status(running).active
 
 
 def test_the_error_band_of_earlier_runs(llama, home):

@@ -12,7 +12,8 @@ from test_pages import calm, open_page, plots, words
 
 from qcore.base.files import write_json
 from qcore.formats.budget import CANDIDATES
-from qcore.jobs import sensitivity
+from qcore.jobs import jobs
+from qcore.jobs.kind_sensitivity import SensitivityRequest
 from qcore.quantization.sensitivity import Layer, Sensitivities
 from qcore.quantization.sensitivity.store import TableStore
 from ui import sensitivity_charts
@@ -143,7 +144,7 @@ def test_runs_of_the_model_are_drawn_as_measured(home):
 
 def test_what_is_asked_for_is_submitted(monkeypatch):
     asked = []
-    monkeypatch.setattr(sensitivity, "submit", asked.append)
+    monkeypatch.setattr(jobs, "submit", asked.append)
     at = open_page("sensitivity")
     calm(at.segmented_control(key="sensitivity.method").set_value("gptq").run())
     calm(at.toggle(key="sensitivity.measure").set_value(True).run())
@@ -156,13 +157,15 @@ def test_what_is_asked_for_is_submitted(monkeypatch):
     ("about", "message"),
     [
         ({"state": "failed", "error": "There is no such model."}, "There is no such model"),
-        ({"state": "running", "words": "block 3", "started_at": 0.0}, "was killed from outside"),
-        ({"state": "cancelled"}, "goes on from there"),
+        ({"state": "running", "phase": "block 3", "started_at": 0.0}, "was killed from outside"),
+        ({"state": "cancelled"}, "goes on where it was"),
     ],
     ids=["failed", "killed", "cancelled"],
 )
-def test_how_the_last_computation_ended(about, message):
-    write_json(sensitivity.job_folder() / "status.json", about)
+def test_how_the_last_computation_ended(about, message, home):
+    place = home / "runs" / "20261125-100000-aaaaaa"
+    write_json(place / "spec.json", SensitivityRequest(model="a/model").to_dict())
+    write_json(place / "status.json", about)
     assert message in words(open_page("sensitivity"))
 
 

@@ -104,7 +104,7 @@ def test_the_same_recipes_on_several_models(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr("qcore.cli.compare.follow", lambda run_id, json: int(run_id) - 1)
     monkeypatch.setattr(jobs, "rows", rows.get)
-    monkeypatch.setattr(jobs, "status", lambda run_id: jobs.Status(run_id, "done"))
+    monkeypatch.setattr(jobs, "status", lambda run_id: jobs.JobStatus(run_id, "done"))
     assert (
         main.main(["compare", one, "--also", two, "--recipes", "int8", "--json", str(tmp_path / "out.json")])
         == 1

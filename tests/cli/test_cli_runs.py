@@ -87,6 +87,9 @@ def test_runs_are_listed_shown_repeated_and_deleted(said, fake, tmp_path):
     status, printed, _ = said("runs", "show", run.run_id, "--json", tmp_path / "rows.json")
     assert status == 0 and f"runs repeat {run.run_id}" in printed and "exit code 3" in printed
     assert json.loads((tmp_path / "rows.json").read_text()) == jobs.rows(run.run_id)
+    status, followed, _ = said("runs", "follow", run.run_id)
+    assert status == 1 and "exit code 3" in followed
+    assert "int8 does exit" in said("runs", "log", run.run_id)[1]
     assert said("runs", "repeat", run.run_id)[0] == 1 and len(jobs.list_runs()) == 2
     assert said("runs", "cancel", run.run_id)[1].strip() == f"{run.run_id}: done"
     assert said("runs", "delete", run.run_id)[0] == 0 and len(jobs.list_runs()) == 1

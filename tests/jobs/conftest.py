@@ -60,11 +60,3 @@ def ended(wait_for):
         return wait_for(lambda: (status := jobs.status(run_id)) and not status.active and status)
 
     return end
-
-
-def pid_gone(pid: int) -> bool:
-    """Whether the process has ended (a zombie has)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True

@@ -1,4 +1,4 @@
-"""A stand-in for `qcore.jobs.recipe_worker` that loads nothing: what it does with each recipe is written in
+"""A stand-in for `qcore.jobs.child` that loads nothing: what it does with each recipe is written in
 the spec's text.
 
 As `python fake_child.py worker RUN_DIR` it is a real worker whose children are stand-ins.
@@ -11,21 +11,24 @@ import sys
 import time
 from pathlib import Path
 
-from qcore.jobs import recipe_worker, worker
+from qcore.base.process import lifeline
+from qcore.jobs import worker
+from qcore.jobs.child import Emitter
+from qcore.jobs.runner_local import LocalRunner
 from qcore.results.folder import RunFolder
 from qcore.results.rows import ROW_KEYS
 
 
-def command(folder, position, events):
-    return [sys.executable, __file__, "child", str(folder.path), str(position), str(events)]
+def command(folder, task, events):
+    return [sys.executable, __file__, "child", str(folder.path), task, str(events)]
 
 
 def child(folder: RunFolder, which: str, channel: int) -> int:
     spec = folder.read("spec.json")
-    name = "baseline" if which == "None" else spec["recipes"][int(which)]["name"]
+    name = "baseline" if which == "baseline" else spec["recipes"][int(which)]["name"]
     plan = json.loads(spec["text"] or "{}").get(name, "ok")
     print(f"{name} does {plan}", flush=True)
-    emit = recipe_worker._Emitter(channel)
+    emit = Emitter(channel)
     emit({"phase": "load", "done": 1, "total": 2, "detail": ""})
     (folder.path / f"began-{name}").write_text(str(os.getpid()))
     if plan == "kill":
@@ -45,7 +48,7 @@ def child(folder: RunFolder, which: str, channel: int) -> int:
         time.sleep(60)
     if plan == "slow":
         time.sleep(0.5)
-    if which != "None":
+    if which != "baseline":
         figures = {**dict.fromkeys(ROW_KEYS, 1.0), "choices": None}
         row = {**figures, "recipe": name, "status": "ok", "error": None, "record": {"model": spec["model"]}}
         folder.write_row(int(which), row)
@@ -57,9 +60,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "worker":
         if json.loads(run.read("spec.json")["text"] or "{}").get("worker") == "deaf":
             worker._stop = lambda number, frame: None
-        worker.Worker(run, command).run()
+        worker.start(run, LocalRunner(run, command))
     else:
-        import threading
-
-        threading.Thread(target=recipe_worker.end_with_parent, daemon=True).start()
+        lifeline()
         sys.exit(child(run, sys.argv[3], int(sys.argv[4])))

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import pid_gone
 
 from qcore.base import process
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
 from qcore.results.folder import RunFolder
 from qcore.results.store import Store
+
+
+def pid_gone(pid: int) -> bool:
+    """Whether the process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def states(status):
@@ -206,7 +213,7 @@ def test_repeat_runs_the_same_request_again(fake, ended):
     first = jobs.submit(fake("fp32,int8"))
     ended(first)
     second = jobs.repeat(first)
-    assert second != first and ended(second).spec == jobs.status(first).spec
+    assert second != first and ended(second).request == jobs.status(first).request
 
 
 def test_delete_removes_folder_and_rows_but_not_while_it_runs(fake, wait_for):

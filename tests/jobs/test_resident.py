@@ -18,6 +18,7 @@ import tiny
 from qcore import library, planning
 from qcore.base.errors import InputError, RunError, TooLargeError
 from qcore.evaluation.generation import generate_text
+from qcore.jobs import resident as resident_module
 from qcore.jobs.resident import Event, Resident
 from qcore.jobs.resident_worker import Shelf, Worker
 from qcore.recipes import parse
@@ -188,6 +189,29 @@ def test_a_killed_process_is_reported_and_the_next_request_starts_another(folder
             list(events)
         *_, last = client.generate("Hi", 1)
         assert (last.kind, last.text) == ("done", "") and client.pid != pid
+
+
+HALF_A_LINE = """
+import sys
+sys.stdin.readline()
+sys.stdout.write('{"id": 1, "event": "te')
+"""
+
+
+def test_a_process_that_dies_in_the_middle_of_a_line_is_reported(monkeypatch):
+    """The reader's thread ended with an error, and the request waited for ever."""
+    client, seen = Resident("model", ["fp32"]), []
+    monkeypatch.setattr(resident_module, "COMMAND", [sys.executable, "-c", HALF_A_LINE])
+
+    def write():
+        with pytest.raises(RunError, match="ended by itself"):
+            list(client.generate("Hi", 1))
+        seen.append("reported")
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(PATIENCE / 4)
+    assert seen == ["reported"] and client.pid is None
 
 
 PARENT = """

@@ -2,15 +2,14 @@
 refused."""
 
 import json
-import time
 
 import pytest
 import tiny
 
 from qcore import library
-from qcore.base.errors import InputError
 from qcore.cli import main
-from qcore.jobs import sensitivity
+from qcore.jobs import jobs
+from qcore.jobs.kind_sensitivity import SensitivityRequest
 from qcore.quantization.calibration import load_calibration
 from qcore.quantization.convert import quantize
 from qcore.quantization.sensitivity.store import TableStore, tables
@@ -112,6 +111,7 @@ def test_what_was_computed_is_found_again_by_recipes_and_measurements(model, tex
         parse("auto-4.8bpw"),
         calibration=calibration,
         identity=loaded.checkpoint.digest,
+        stamp=loaded.checkpoint.stamp,
         progress=note,
     )
     assert ledger.allocation["sensitivities"] == key and not any("rounding" in words for words in seen)
@@ -134,35 +134,17 @@ def test_a_stopped_measurement_is_taken_up(model, text):
     assert table.measured and not any(words.startswith("block 1 of 2: q_proj") for words in seen)
 
 
-def wait(states, seconds: float = 120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        now = sensitivity.status()
-        if now.state in states:
-            return now
-        time.sleep(0.1)
-    raise AssertionError(f"it is still {sensitivity.status()}")
+def test_a_process_of_its_own_computes_and_can_be_cancelled(model, text, ended):
+    request = SensitivityRequest(model=model, formats=tuple(FORMATS.split(",")), text=text, tokens=256)
+    run_id = jobs.submit(request)
+    done = ended(run_id)
+    assert done.state == "done" and done.request["model"] == model
+    assert jobs.outcome(run_id) == {"key": tables()[0][0]}
+    again = jobs.submit(SensitivityRequest(model=model, text=text, tokens=1024, measure_tokens=4096))
+    assert jobs.cancel(again).state == "cancelled"
+    assert jobs.cancel(again).state == "cancelled"  # nothing is under way: nothing happens
 
 
-def test_a_process_of_its_own_computes_and_can_be_cancelled(model, text):
-    assert sensitivity.status() is None
-    request = Request(model=model, formats=tuple(FORMATS.split(",")), text=text, tokens=256)
-    sensitivity.submit(request)
-    with pytest.raises(InputError, match="already"):
-        sensitivity.submit(request)
-    done = wait(("done", "failed"))
-    assert done.state == "done" and done.key == tables()[0][0] and done.request["model"] == model
-    sensitivity.submit(Request(model=model, text=text, tokens=1024, measure_tokens=4096))
-    sensitivity.cancel()
-    assert sensitivity.status().state == "cancelled"
-    sensitivity.cancel()  # nothing is under way: nothing happens
-
-
-def test_a_failure_and_a_death_are_told(text):
-    sensitivity.submit(Request(model="/nowhere/at/all", text=text))
-    failed = wait(("failed",))
-    assert "nowhere" in failed.error
-    folder = sensitivity.job_folder()
-    (folder / "status.json").write_text(json.dumps({"state": "running", "words": "x", "started_at": 0}))
-    (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "process_started": 0}))
-    assert sensitivity.status().state == "interrupted" and "killed" in sensitivity.status().error
+def test_a_failure_is_told(text, ended):
+    failed = ended(jobs.submit(SensitivityRequest(model="/nowhere/at/all", text=text)))
+    assert failed.state == "failed" and "nowhere" in failed.error and failed.error_kind == "InputError"

@@ -1,20 +1,17 @@
 """The probe on tiny models: copies of the right shapes, results that are kept, failures that are told."""
 
 import json
-import sys
 
 import pytest
 import tiny
 import torch
 
 from qcore import library, models, runtime
-from qcore.jobs import probing
 from qcore.layers.inventory import inventory
 from qcore.planning import probe, sample
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 
-PATIENCE = 600  # seconds; shared machines are slow
 OWN = ("int8", "int4-g64", "int4-g32-head8", "nf4-g64-dq", "kmeans4", "kmeans4-g64", "int4-g64-gptq", "int3")
 
 
@@ -95,38 +92,3 @@ def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
     (place,) = (tmp_path / "home" / "probes").iterdir()
     place.write_text(json.dumps({"recipe": "int8", "another": 1}))
     assert probe.known(model, parse("int8")) is None
-
-
-def test_a_probe_in_a_process_of_its_own(tmp_path):
-    folder = str(tiny.checkpoint("llama", tmp_path / "llama"))
-    job = probing.Probing(folder, None, ["int8", "fp32"])
-    job.join(PATIENCE)
-    assert not job.active and job.error is None and (job.done, job.total) == (2, 2)
-    model = models.meta_model(library.outline(folder))
-    assert probe.known(model, parse("int8")) or torch.get_num_threads() != probe_threads()
-
-
-def probe_threads() -> int:
-    """The number of threads that a fresh process has; the tests may run with another."""
-    import subprocess
-
-    code = "import torch; print(torch.get_num_threads())"
-    return int(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
-
-
-def test_a_probe_that_cannot_start_says_why(tmp_path):
-    job = probing.Probing(str(tmp_path / "nothing"), None, ["int8"])
-    job.join(PATIENCE)
-    assert "is neither a folder or file here nor a hub id" in job.error
-    moe = probing.Probing(str(tiny.checkpoint("moe", tmp_path / "moe")), None, ["bnb-nf4"])
-    moe.join(PATIENCE)
-    assert "bnb-nf4 could not be timed" in moe.error
-
-
-def test_a_probe_can_be_cancelled(tmp_path):
-    job = probing.Probing(str(tiny.checkpoint("llama", tmp_path / "llama")), None, ["int8"])
-    job.cancel()
-    job.join(20)
-    assert not job.active and job.cancelled and job.error is None

@@ -119,6 +119,6 @@ def _used_before() -> list[tuple[str, str | None]]:
         return []
     known = {name for name, _ in library.defaults()}
     used = dict.fromkeys(
-        (status.spec.get("model"), status.spec.get("revision")) for status in jobs.list_runs()
+        (status.request.get("model"), status.request.get("revision")) for status in jobs.list_runs()
     )
     return [pair for pair in used if pair[0] and pair[0] not in known]

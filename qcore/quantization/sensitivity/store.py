@@ -60,6 +60,11 @@ class TableStore:
         shutil.rmtree(self.path / "kl", ignore_errors=True)
 
 
+def load_table(key: str) -> Sensitivities | None:
+    """Return the table called `key`, or None if there is none that can be read."""
+    return _read(folder_of_tables() / key / TABLE)
+
+
 def tables() -> list[tuple[str, Sensitivities]]:
     """(key, table) of all that are kept, newest first."""
     paths = sorted(folder_of_tables().glob(f"*/{TABLE}"), key=lambda path: path.stat().st_mtime, reverse=True)

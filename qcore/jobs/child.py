@@ -1,0 +1,115 @@
+"""`python -m qcore.jobs.child RUN_DIR TASK EVENTS`: one task of a job, in this process, start to end.
+
+TASK is one of the tasks of the job's course, see `kind.py`; EVENTS is a file descriptor, or a file, that takes
+one JSON object per line. What comes out is written to the run's folder. The process ends when its standard
+input closes, because whoever started it is gone.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from qcore.base import logs, turn
+from qcore.base.errors import QcoreError
+from qcore.base.process import lifeline
+from qcore.base.quiet import hush
+from qcore.jobs.estimate import PHASES
+from qcore.results.folder import RunFolder
+
+EVENT_SECONDS = 0.1  # between two events of the same phase
+_log = logging.getLogger("qcore.jobs.child")
+
+
+def main(arguments: list[str]) -> int:
+    """Do the task; 0 if it succeeded, 1 if it failed and reported why."""
+    folder, task, channel = RunFolder(Path(arguments[0]).name), arguments[1], _channel(arguments[2])
+    hush()
+    logs.configure("info")
+    lifeline()
+    emit = Emitter(channel)
+    try:
+        from qcore.jobs.kind import Context
+        from qcore.jobs.kinds import kind_of
+
+        record = folder.read("spec.json")
+        kind = kind_of(record)
+        if kind.resumes:
+            signal.signal(signal.SIGTERM, _interrupt)
+        turn.inherit()
+        outcome = kind.run(kind.request.from_dict(record), Context(folder, task, emit))
+        if outcome is not None:
+            folder.write("outcome.json", outcome)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGTERM
+    except MemoryError:
+        _log.exception("Out of memory")
+        return emit.error(
+            "RunError",
+            f"There was not enough memory while {emit.words}. Take a smaller model or a smaller window, or "
+            "close other programs.",
+        )
+    except QcoreError as error:
+        _log.warning("%s", error, exc_info=True)
+        return emit.error(type(error).__name__, str(error))
+    except Exception as error:
+        _log.exception("The task failed")
+        first = str(error).strip().partition("\n")[0][:300]
+        what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        return emit.error(
+            "RunError", f"It failed while {emit.words} ({what}); the run's log has the details."
+        )
+    return 0
+
+
+class Emitter:
+    """Send events to the worker, the progress of one phase at most ten times a second."""
+
+    def __init__(self, channel: int):
+        self._channel = channel
+        self._phase, self._sent = "start", 0.0
+        self._detail = ""
+
+    @property
+    def words(self) -> str:
+        """What the task is doing, for people."""
+        return PHASES.get(self._phase) or f"it was at: {self._detail or 'starting'}"
+
+    def __call__(self, event: dict) -> None:
+        now = time.monotonic()
+        self._detail = event.get("detail", "")
+        if (
+            event.get("phase") == self._phase
+            and now - self._sent < EVENT_SECONDS
+            and event.get("done") != event.get("total")
+        ):
+            return
+        if event.get("phase") != self._phase:
+            _log.info("%s", PHASES.get(event.get("phase"), self._detail))
+        self._phase, self._sent = event.get("phase", self._phase), now
+        self.send({"event": "phase", **event})
+
+    def send(self, event: dict) -> None:
+        """Send an event now."""
+        os.write(self._channel, json.dumps(event).encode() + b"\n")
+
+    def error(self, kind: str, message: str) -> int:
+        """Report a failure; returns the exit code for it."""
+        self.send({"event": "error", "kind": kind, "message": message})
+        return 1
+
+
+def _interrupt(number: int, frame) -> None:
+    """A cancelled job that can be resumed keeps its state on the way out."""
+    raise KeyboardInterrupt
+
+
+def _channel(events: str) -> int:
+    return int(events) if events.isdecimal() else os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""What a kind of job consists of: a request, tasks that run in processes of their own, and what becomes of
+them.
+
+A `JobKind` is registered in `qcore.jobs.kinds.KINDS`. Its `run` does a task in a child process (see
+`child.py`); its `course` is the worker's side (see `worker.py`): which tasks there are, how progress reads and
+how the job ends. Most kinds have a single task and use `Course` as it is.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
+
+from qcore.base.errors import InputError
+from qcore.base.home import is_public
+from qcore.base.progress import Progress
+from qcore.jobs.estimate import Shares
+from qcore.jobs.status import StatusRecord
+from qcore.recipes.spec import absolute_model, absolute_path
+from qcore.results.folder import RunFolder
+
+HISTORY_SECONDS = 0.3
+WHOLE = "job"  # the one task of most kinds
+
+
+class Request(Protocol):
+    """What a job is asked to do. `RunSpec` is the request of comparisons."""
+
+    kind: ClassVar[str]
+    model: str
+
+    def to_dict(self) -> dict:
+        """Return a JSON-ready dictionary, from which `JobKind.request` reads it again."""
+
+    def absolute(self) -> Self:
+        """Return the same request with relative paths made absolute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """Base of the requests: fields that are values, or dataclasses that know their way from and to JSON.
+
+    `FILES` names the fields, or fields of fields ("options.text"), that may hold paths.
+    """
+
+    kind: ClassVar[str]
+    FILES: ClassVar[tuple[str, ...]] = ()
+    model: str
+    revision: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
+
+    def check(self, progress: Progress) -> None:
+        """Raise `InputError` for what can be known to be unusable before the job starts; it may take a
+        download."""
+
+    def to_dict(self) -> dict:
+        """Return a JSON-ready dictionary."""
+        return {"kind": self.kind} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, record: dict) -> Self:
+        """Rebuild a request from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        range."""
+        try:
+            return cls(**cls.read({name: value for name, value in record.items() if name != "kind"}))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"This record of a run cannot be read: {error}.") from error
+
+    @classmethod
+    def read(cls, record: dict) -> dict:
+        """Return the fields of a record, with objects in place of their dictionaries."""
+        return record
+
+    def absolute(self) -> Self:
+        """Return the same request with relative paths made absolute. On a public server a model's name is
+        never a path."""
+        made = self if is_public() else replace(self, model=absolute_model(self.model))
+        for name in self.FILES:
+            made = _absolute(made, name.split("."))
+        return made
+
+
+class JobKind:
+    """One kind of job. `title` is its name for people. `resumes` says that a killed task goes on where it was
+    when it is started again; the worker then does that once by itself."""
+
+    name: str
+    title: str
+    resumes = False
+    request: type
+
+    def describe(self, record: dict) -> str:
+        """Return what the request asks for besides the model, in a few words."""
+        return self.title
+
+    def kept(self, folder: RunFolder) -> str:
+        """Return in words what a job leaves behind that was ended from outside."""
+        return "repeat it, and it goes on where it was" if self.resumes else "nothing was kept"
+
+    def course(self, folder: RunFolder, status: StatusRecord) -> Course:
+        """Return the worker's side of a job."""
+        return Course(folder, status)
+
+    def run(self, request, context: Context) -> dict | None:
+        """Do the task of `context`, in the child process, and return what came out, JSON-ready."""
+        raise NotImplementedError
+
+
+@dataclass
+class Context:
+    """What a task knows of its job: the `folder`, the `task`, and `send`, which takes events."""
+
+    folder: RunFolder
+    task: str
+    send: Callable[[dict], None]
+    _written: float = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """The callback that reports progress to the worker."""
+        return lambda done, total, words="": self.send(
+            {"phase": "work", "done": done, "total": total, "detail": words}
+        )
+
+    def watch(self, history) -> None:
+        """Keep the loss curve so far for others to see, a few times a second."""
+        if time.monotonic() - self._written > HISTORY_SECONDS:
+            self._written = time.monotonic()
+            self.folder.write("history.json", history.record())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task's process ended: with `code`, after an `error` of class `error_kind` (or None), having begun
+    at `began` (seconds since 1970) and last been in `phase`."""
+
+    code: int
+    began: float
+    phase: str
+    error: str | None = None
+    error_kind: str | None = None
+
+    @property
+    def killed(self) -> bool:
+        """Whether the process was ended from outside, as the system does where memory runs out."""
+        return self.error is None and self.code in (-signal.SIGKILL, -signal.SIGTERM)
+
+    @property
+    def good(self) -> bool:
+        """Whether the task succeeded."""
+        return self.error is None and self.code == 0
+
+    def why(self, what: str, phase: str) -> tuple[str, str]:
+        """Return (sentence, class) of the error; `what` died, `phase` is what it was doing, for people."""
+        if self.error is not None:
+            return self.error, self.error_kind or "RunError"
+        if self.code < 0:
+            number = -self.code
+            why = {
+                signal.SIGKILL: " (probably out of memory)",
+                signal.SIGSEGV: " (a crash in native code)",
+            }.get(number, "")
+            return f"{what} was killed by signal {number}{why} while {phase}.", "RunError"
+        return (
+            f"{what} ended with exit code {self.code} while {phase}; the run's log has the details.",
+            "RunError",
+        )
+
+
+class Course:
+    """The worker's side of a job with one task. `tasks` names the tasks in order."""
+
+    def __init__(self, folder: RunFolder, status: StatusRecord):
+        self.folder, self.status = folder, status
+        self.spec = folder.read("spec.json") or {}
+        self.tasks: list[str] = [WHOLE]
+        self.last = "starting"
+        self.outcome: Outcome | None = None
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that a task may use; None for the libraries' own choice."""
+        return None
+
+    def estimate(self):
+        """Return what keeps account of how far the job is, see `estimate.py`."""
+        return Shares(len(self.tasks))
+
+    def phase(self, task: str, event: dict) -> str:
+        """Take note that a task is in another phase, or at another step; return it in words."""
+        self.last = event.get("detail") or self.last
+        return self.last
+
+    def ended(self, task: str, outcome: Outcome) -> bool:
+        """Take note of how a task ended; return whether others still make sense."""
+        self.outcome = outcome
+        return False
+
+    def finish(self) -> tuple[str, str | None, str | None]:
+        """Return (state, error, class of the error) once no task is left."""
+        if self.outcome.good and self.folder.read("outcome.json") is not None:
+            return "done", None, None
+        if self.outcome.good:
+            return "failed", "The job's process ended without a result; its log may say why.", "RunError"
+        return "failed", *self.outcome.why("The job's process", f"it was at: {self.last}")
+
+    def stopped(self, cancelled: bool) -> None:
+        """Take note that the job was cancelled, or ended from outside."""
+
+    def close(self) -> None:
+        """Remove what nobody needs any more."""
+
+
+def check_output(request: JobRequest, out: str, overwrite: bool, progress: Progress) -> None:
+    """Raise `InputError` unless a model made from the request's model can be saved in the folder `out`."""
+    from qcore.library.saving import check_folder
+    from qcore.verbs.prepare import find_original
+
+    check_folder(Path(out), overwrite=overwrite)
+    find_original(request.model, request.revision, folder=Path(out), progress=progress)
+
+
+def _plain(value):
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return value
+
+
+def _absolute(owner, path: list[str]):
+    name, *rest = path
+    value = getattr(owner, name)
+    changed = _absolute(value, rest) if rest else absolute_path(value)
+    return replace(owner, **{name: changed})

@@ -1,0 +1,193 @@
+"""Comparisons: the baseline first, then one recipe after another, each in a process of its own, each a row."""
+
+import json
+import logging
+import sqlite3
+
+from qcore.base.errors import InputError
+from qcore.formats.kv import NONE
+from qcore.jobs.estimate import PHASES, Estimate, guess
+from qcore.jobs.kind import Context, Course, JobKind, Outcome
+from qcore.jobs.status import COMPARE, StatusRecord
+from qcore.recipes.spec import RunSpec
+from qcore.results.folder import RunFolder
+from qcore.results.report import unfinished_row
+from qcore.results.store import Store, keep_row
+from qcore.verbs.compare import REFERENCE
+
+BASELINE = "baseline"
+_log = logging.getLogger(__name__)
+
+
+class Comparison(JobKind):
+    """`RunSpec` is the request, and each finished recipe a row in the run's folder."""
+
+    name, title = COMPARE, "Compare recipes"
+    request = RunSpec
+
+    def describe(self, record: dict) -> str:
+        """Return the recipes' names."""
+        return ",".join(recipe["name"] for recipe in record.get("recipes", ()))
+
+    def kept(self, folder: RunFolder) -> str:
+        """Return how many rows were finished."""
+        finished = len(folder.rows())
+        return f"{finished} finished rows were kept" if finished else "no recipe had finished"
+
+    def course(self, folder: RunFolder, status: StatusRecord) -> Course:
+        """Return the worker's side of a comparison."""
+        return CompareCourse(folder, status)
+
+    def run(self, request: RunSpec, context: Context) -> None:
+        """Measure the recipe whose position the task is, and write its row; or record the baseline alone."""
+        from qcore.verbs import compare
+
+        folder = context.folder
+        if context.task == BASELINE:
+            compare.record_reference(request, folder.path, context.send)
+        else:
+            position = int(context.task)
+            row = compare.run_recipe(request, request.recipes[position], folder.path, context.send)
+            folder.write_row(position, row)
+
+
+class CompareCourse(Course):
+    """Tasks are positions of recipes, or "baseline" for one without a row."""
+
+    def __init__(self, folder: RunFolder, status: StatusRecord):
+        super().__init__(folder, status)
+        self.names = [recipe["name"] for recipe in self.spec["recipes"]]
+        self.tasks = [BASELINE if at is None else str(at) for at in _order(self.spec)]
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that the request asks for."""
+        return self.spec.get("threads")
+
+    def estimate(self) -> Estimate:
+        """Return the expected course of the run, by the phases of each recipe."""
+        phases = [
+            tuple(p for p in PHASES if p not in ("quantize", "speed") or task != BASELINE)
+            for task in self.tasks
+        ]
+        return Estimate(phases, expected_seconds(self.spec))
+
+    def phase(self, task: str, event: dict) -> str:
+        """Take note of a recipe's phase; return it in words."""
+        detail = event.get("detail")
+        words = PHASES[event["phase"]] + (f", {detail}" if detail else "")
+        if task != BASELINE:
+            self.status["recipes"][int(task)] |= {"state": "running", "phase": words}
+        return f"{self._name(task)}: {words}"
+
+    def ended(self, task: str, outcome: Outcome) -> bool:
+        """Keep the recipe's row, a failed one if there is none; False if the baseline's input is to blame."""
+        row = None if task == BASELINE else self.folder.rows().get(int(task))
+        error, kind = outcome.error, outcome.error_kind
+        if error is None and outcome.code != 0 and row is None:
+            error, kind = outcome.why("The recipe's process", PHASES[outcome.phase])
+        if error is None and task != BASELINE and row is None:
+            error, kind = (
+                "The recipe's process ended without a result; the run's log may say why.",
+                "RunError",
+            )
+        if error is not None and task != BASELINE:
+            row = self._leave(int(task), "failed", error, kind, phase=outcome.phase, started_at=outcome.began)
+        if row is not None:
+            keep_row(self.folder, int(task), row)
+            self.status["recipes"][int(task)] |= {"state": row["status"], "phase": ""}
+        _log.info("%s: %s", self._name(task), error or "finished")
+        if error and task == self.tasks[0] and (task == BASELINE or BASELINE not in self.tasks):
+            self._baseline_failed(task, error, kind)
+            return kind != "InputError"
+        return True
+
+    def finish(self) -> tuple[str, str | None, str | None]:
+        """Return how the run ended: done if any recipe succeeded."""
+        rows = self.folder.rows().values()
+        good = sum(row["status"] == "ok" for row in rows)
+        error, kind = self.status.get("error"), self.status.get("error_kind")
+        if not good and not error:
+            first = next(iter(rows))
+            error, kind = first["error"], first["record"].get("error_kind")
+        return "done" if good else "failed", error, kind
+
+    def stopped(self, cancelled: bool) -> None:
+        """Mark what had not finished as cancelled, if it was."""
+        finished = self.folder.rows()
+        for position in range(len(self.names) if cancelled else 0):
+            if position not in finished:
+                self._leave(position, "cancelled", "Cancelled before it finished.", None)
+
+    def close(self) -> None:
+        """Remove the baseline's outputs: megabytes that nobody will read again."""
+        (self.folder.path / REFERENCE).unlink(missing_ok=True)
+
+    def _name(self, task: str) -> str:
+        return BASELINE if task == BASELINE else self.names[int(task)]
+
+    def _baseline_failed(self, task: str, error: str, kind: str | None) -> None:
+        """Say what happened. The others can go on without a baseline, unless the input itself is to blame."""
+        if kind != "InputError":
+            self.status["error"] = f"The baseline failed, so KL and top-1 agreement are missing: {error}"
+            self.status["error_kind"] = kind
+            return
+        self.status |= {"error": error, "error_kind": kind}
+        for other in self.tasks:
+            if other not in (BASELINE, task):
+                reason = f"Not started, because the baseline failed: {error}"
+                self._leave(int(other), "failed", reason, kind, phase="start")
+                self.status["recipes"][int(other)] |= {"state": "failed", "phase": ""}
+
+    def _leave(
+        self,
+        position: int,
+        state: str,
+        error: str,
+        kind: str | None,
+        *,
+        phase: str | None = None,
+        started_at: float | None = None,
+    ) -> dict:
+        """Write the row of a recipe without a result."""
+        row = unfinished_row(
+            self.spec,
+            position,
+            state,
+            error,
+            kind,
+            phase=phase,
+            started_at=started_at,
+            run_id=self.folder.run_id,
+        )
+        self.folder.write_row(position, row)
+        return row
+
+
+def expected_seconds(spec: dict) -> dict[str, float]:
+    """Return the seconds of each phase: as the newest rows of the same model took, scaled to this request, or
+    else a guess."""
+    expected = guess(spec)
+    try:
+        known = Store().latest(spec["model"], limit=20)
+    except (InputError, OSError, sqlite3.Error, json.JSONDecodeError) as error:
+        _log.warning("No earlier times: %s", error)  # an estimate is no reason to fail
+        return expected
+    measured: dict[str, list[float]] = {}
+    for row in known:
+        record = row.get("record") or {}
+        before = guess(record["spec"]) if record.get("spec") else {}
+        for phase, seconds in (record.get("phase_seconds") or {}).items():
+            if before.get(phase):
+                measured.setdefault(phase, []).append(seconds * expected[phase] / before[phase])
+    return expected | {phase: sum(values) / len(values) for phase, values in measured.items()}
+
+
+def _order(spec: dict) -> list[int | None]:
+    """Return positions in the order to run them: the baseline first, since the others are compared with it;
+    None is a baseline without a row, which every run with a quantized key-value cache has."""
+    names = [recipe["name"] for recipe in spec["recipes"]]
+    if "fp32" not in names or spec.get("kv", NONE) != NONE:
+        return [None, *range(len(names))]
+    first = names.index("fp32")
+    return [first, *(position for position in range(len(names)) if position != first)]

@@ -1,0 +1,149 @@
+"""Models written into folders without being trained or pruned: exported to ONNX, or quantized from disk to
+disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from qcore.base.errors import InputError
+from qcore.base.executor import LOCAL, Engine
+from qcore.base.progress import Progress
+from qcore.base.registry import unknown
+from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
+
+if TYPE_CHECKING:
+    from qcore.recipes import Recipe
+
+TARGETS = ("onnx",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderRequest(JobRequest):
+    """`out`: the folder to write into. `calibration_tokens` of the text `calibration` are read by the methods
+    that need one."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("calibration",)
+    out: str
+    overwrite: bool = False
+    recipe: Recipe | None = None
+    calibration: str | None = None
+    calibration_tokens: int = 16384
+
+    @classmethod
+    def read(cls, record: dict) -> dict:
+        """Return the fields of a record, with objects in place of their dictionaries."""
+        from qcore.recipes import Recipe
+
+        return record | {"recipe": record["recipe"] and Recipe.from_dict(record["recipe"])}
+
+    def absolute(self):
+        """Return the same request with relative paths made absolute."""
+        return replace(super().absolute(), out=str(Path(self.out).expanduser().absolute()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(FolderRequest):
+    """An export in the form `to`, of the model as it is or of `recipe`."""
+
+    kind: ClassVar[str] = "export"
+    to: str = "onnx"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.to not in TARGETS:
+            raise unknown("form", self.to, TARGETS)
+
+    def check(self, progress: Progress) -> None:
+        """Raise `InputError` for a recipe without an ONNX form, or a folder that holds something."""
+        from qcore import engines
+        from qcore.engines.onnx import writing
+        from qcore.library.saving import check_folder
+
+        check_folder(Path(self.out), overwrite=self.overwrite)
+        engines.load("onnxruntime")
+        if self.recipe is not None:
+            writing.source(self.recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(FolderRequest):
+    """A streamed quantization with `recipe`: one tensor after another, from file to file. With the engine "ray"
+    the shards are spread over the cluster at `address`."""
+
+    kind: ClassVar[str] = "quantize"
+    engine: str = LOCAL
+    address: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.recipe is None:
+            raise InputError("No recipe was given; try int4-g64.")
+        Engine(self.engine, self.address)
+
+    def check(self, progress: Progress) -> None:
+        """Raise `InputError` for a recipe that cannot be streamed, or a model or folder that cannot be
+        used."""
+        from qcore.library import safetensors
+        from qcore.streaming import quantizing
+
+        Engine(self.engine, self.address).check()
+        safetensors.check_target(self.recipe, Path(self.out), overwrite=self.overwrite)
+        quantizing.check(self.recipe)
+        check_output(self, self.out, self.overwrite, progress)
+
+
+class Export(JobKind):
+    """Export to ONNX."""
+
+    name, title = "export", "Export"
+    request = ExportRequest
+
+    def describe(self, record: dict) -> str:
+        """Return the form and the recipe."""
+        recipe = f", {record['recipe']['name']}" if record.get("recipe") else ""
+        return f"exported to {record['to']}{recipe}"
+
+    def run(self, request: ExportRequest, context: Context) -> dict:
+        """Export."""
+        from qcore.verbs import export
+        from qcore.verbs.prepare import CalibrationText
+
+        return export.run(
+            request.model,
+            request.recipe,
+            Path(request.out),
+            revision=request.revision,
+            overwrite=request.overwrite,
+            calibration=CalibrationText(request.calibration, request.calibration_tokens),
+            progress=context.progress,
+        )
+
+
+class StreamedQuantization(JobKind):
+    """Quantization from disk to disk; finished shards are kept."""
+
+    name, title, resumes = "quantize", "Quantize from disk", True
+    request = QuantizeRequest
+
+    def describe(self, record: dict) -> str:
+        """Return the recipe."""
+        return f"{record['recipe']['name']}, streamed"
+
+    def run(self, request: QuantizeRequest, context: Context) -> dict:
+        """Quantize."""
+        from qcore.verbs import quantize
+
+        return quantize.run(
+            request.model,
+            request.recipe,
+            Path(request.out),
+            revision=request.revision,
+            overwrite=request.overwrite,
+            calibration=request.calibration,
+            calibration_tokens=request.calibration_tokens,
+            stream=True,
+            engine=Engine(request.engine, request.address),
+            progress=context.progress,
+        )

@@ -1,0 +1,219 @@
+"""Models made from others: quantization-aware training, pruning, distillation. The model lies in the folder
+`out`, or in a folder of its own:
+
+    QCORE_HOME/made/NAME-RUN_ID
+
+Training that was stopped goes on where it was when the same is asked for again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from qcore.base.home import home
+from qcore.base.progress import Progress
+from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
+from qcore.results.folder import RunFolder
+from qcore.verbs.record import safe_name
+
+if TYPE_CHECKING:
+    from qcore.recipes import Recipe
+    from qcore.training.distill import Distill
+    from qcore.training.qat import Qat
+    from qcore.verbs.prune import Prune
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeRequest(JobRequest):
+    """`out`: the folder to save into (None: a new one in the cache folder); with `compare` the models before
+    and after are measured."""
+
+    out: str | None = None
+    overwrite: bool = False
+    compare: bool = False
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """A folder name that says what the model is."""
+        raise NotImplementedError
+
+    def check(self, progress: Progress) -> None:
+        """Raise `InputError` for a model or a folder that cannot be used."""
+        if self.out is not None:
+            check_output(self, self.out, self.overwrite, progress)
+
+    def folder(self, run: RunFolder) -> Path:
+        """Return where the model goes: two requests never share a folder unless they name it."""
+        return Path(self.out) if self.out is not None else home() / "made" / f"{self.name}-{run.run_id}"
+
+    def absolute(self):
+        """Return the same request with relative paths made absolute."""
+        from dataclasses import replace
+
+        out = None if self.out is None else str(Path(self.out).expanduser().absolute())
+        return replace(super().absolute(), out=out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatRequest(MakeRequest):
+    """Quantization-aware training in the form of `recipe`, see `qcore.training.qat`."""
+
+    kind: ClassVar[str] = "qat"
+    FILES: ClassVar[tuple[str, ...]] = ("options.text", "options.validation")
+    recipe: Recipe
+    options: Qat
+
+    def __post_init__(self):
+        from qcore.training.qat import check_recipe
+
+        super().__post_init__()
+        check_recipe(self.recipe)
+
+    @classmethod
+    def read(cls, record: dict) -> dict:
+        """Return the fields of a record, with objects in place of their dictionaries."""
+        from qcore.recipes import Recipe
+        from qcore.training.attach import Form
+        from qcore.training.loop import Schedule
+        from qcore.training.qat import Qat
+
+        options = dict(record["options"])
+        form, schedule = Form(**options.pop("form")), Schedule(**options.pop("schedule"))
+        return record | {
+            "recipe": Recipe.from_dict(record["recipe"]),
+            "options": Qat(form=form, schedule=schedule, **options),
+        }
+
+    @property
+    def name(self) -> str:
+        """A folder name that says what the model is."""
+        return safe_name(self.model, f"{self.recipe.name}-trained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRequest(MakeRequest):
+    """Pruning, see `qcore.verbs.prune`."""
+
+    kind: ClassVar[str] = "prune"
+    FILES: ClassVar[tuple[str, ...]] = ("options.calibration",)
+    options: Prune
+
+    @classmethod
+    def read(cls, record: dict) -> dict:
+        """Return the fields of a record, with objects in place of their dictionaries."""
+        from qcore.recipes import Recipe
+        from qcore.verbs.prune import Prune
+
+        options = dict(record["options"])
+        recipe = options.pop("recipe")
+        return record | {"options": Prune(recipe=recipe and Recipe.from_dict(recipe), **options)}
+
+    @property
+    def name(self) -> str:
+        """A folder name that says what the model is."""
+        asked = self.options
+        suffix = "" if asked.recipe is None else f"-{asked.recipe.name}"
+        method = asked.method.replace(":", "of")
+        return safe_name(self.model, f"{method}-{round(100 * asked.amount)}{suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest(MakeRequest):
+    """Distillation, see `qcore.training.distill`."""
+
+    kind: ClassVar[str] = "distill"
+    FILES: ClassVar[tuple[str, ...]] = ("options.text", "options.validation")
+    options: Distill
+
+    @classmethod
+    def read(cls, record: dict) -> dict:
+        """Return the fields of a record, with objects in place of their dictionaries."""
+        from qcore.training.distill import Distill
+        from qcore.training.loop import Schedule
+
+        options = dict(record["options"])
+        return record | {"options": Distill(schedule=Schedule(**options.pop("schedule")), **options)}
+
+    @property
+    def name(self) -> str:
+        """A folder name that says what the model is."""
+        return safe_name(self.model, f"{self.options.layers}-layers")
+
+
+class Training(JobKind):
+    """Quantization-aware training."""
+
+    name, title, resumes = "qat", "Train in quantized form", True
+    request = QatRequest
+
+    def describe(self, record: dict) -> str:
+        """Return the recipe."""
+        return f"{record['recipe']['name']} trained"
+
+    def run(self, request: QatRequest, context: Context) -> dict:
+        """Train, and save the model."""
+        from qcore.verbs import qat
+
+        return qat.run(
+            request.model,
+            request.recipe,
+            request.options,
+            **_common(request, context),
+            device=request.device,
+            watch=context.watch,
+        )
+
+
+class Pruning(JobKind):
+    """Pruning."""
+
+    name, title = "prune", "Prune"
+    request = PruneRequest
+
+    def describe(self, record: dict) -> str:
+        """Return method, share and recipe."""
+        asked = record["options"]
+        recipe = f", {asked['recipe']['name']}" if asked["recipe"] else ""
+        return f"{asked['method']} {asked['amount']:.0%} pruned{recipe}"
+
+    def run(self, request: PruneRequest, context: Context) -> dict:
+        """Prune, and save the model."""
+        from qcore.verbs import prune
+
+        return prune.run(request.model, request.options, **_common(request, context))
+
+
+class Distillation(JobKind):
+    """Distillation."""
+
+    name, title, resumes = "distill", "Distill", True
+    request = DistillRequest
+
+    def describe(self, record: dict) -> str:
+        """Return the size of the student."""
+        return f"distilled to {record['options']['layers']} layers"
+
+    def run(self, request: DistillRequest, context: Context) -> dict:
+        """Train the student, and save it."""
+        from qcore.verbs import distill
+
+        return distill.run(
+            request.model,
+            request.options,
+            **_common(request, context),
+            device=request.device,
+            watch=context.watch,
+        )
+
+
+def _common(request: MakeRequest, context: Context) -> dict:
+    return {
+        "folder": request.folder(context.folder),
+        "revision": request.revision,
+        "overwrite": request.overwrite,
+        "compare": request.compare,
+        "progress": context.progress,
+    }

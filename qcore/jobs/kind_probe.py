@@ -1,0 +1,53 @@
+"""The speed probe of a plan: a model's shapes, timed here under each recipe. What it finds is kept by
+`qcore.planning.probe`, where plans look."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcore.base.errors import InputError, RunError
+from qcore.jobs.kind import Context, JobKind, JobRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest(JobRequest):
+    """`recipes`: the names of the recipes to time. Raises `InputError` for an unknown one."""
+
+    kind: ClassVar[str] = "probe"
+    recipes: tuple[str, ...]
+
+    def __post_init__(self):
+        from qcore.recipes import parse
+
+        object.__setattr__(self, "recipes", tuple(self.recipes))
+        super().__post_init__()
+        if not self.recipes:
+            raise InputError("No recipe was given; try fp32,int8,int4-g64.")
+        for name in self.recipes:
+            parse(name)
+
+
+class SpeedProbe(JobKind):
+    """Timing of a model's shapes; the recipes that were timed are kept."""
+
+    name, title = "probe", "Speed probe"
+    request = ProbeRequest
+
+    def describe(self, record: dict) -> str:
+        """Return the recipes."""
+        return f"probe of {','.join(record['recipes'])}"
+
+    def run(self, request: ProbeRequest, context: Context) -> dict:
+        """Time the recipes. Raises `RunError` if one could not be timed."""
+        from qcore import library, models
+        from qcore.planning import probe
+        from qcore.recipes import parse
+
+        outline = library.outline(request.model, request.revision, progress=context.progress)
+        recipes = [parse(name) for name in request.recipes]
+        found = probe.probe(models.meta_model(outline), recipes, progress=context.progress)
+        failed = [each for each in found.values() if each.error]
+        if failed:
+            raise RunError(
+                "; ".join(f"{each.recipe} could not be timed: {each.error}" for each in failed) + "."
+            )
+        return {"recipes": list(found)}

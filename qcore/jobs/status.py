@@ -1,0 +1,76 @@
+"""Where a job stands: the one status of every kind of job, as a worker writes it and as others read it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TypedDict
+
+COMPARE = "compare"
+ACTIVE = ("queued", "running")
+
+
+class RecipeState(TypedDict):
+    """One recipe of a comparison: `state` is that of a job, or "ok" or "waiting"; `phase` is for people."""
+
+    recipe: str
+    state: str
+    phase: str
+
+
+class StatusRecord(TypedDict, total=False):
+    """The file status.json: the fields of `JobStatus` that are not worked out when it is read, and `digest`,
+    the SHA-256 of the request."""
+
+    run_id: str
+    kind: str
+    state: str
+    phase: str
+    done: int
+    total: int
+    fraction: float
+    eta_s: float | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    error_kind: str | None
+    recipes: list[RecipeState]
+    digest: str
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job stands.
+
+    `kind` is a name in `qcore.jobs.kinds.KINDS`. `state` is queued, running, done (of a comparison: at least
+    one recipe succeeded), failed, cancelled, or interrupted (its process was killed from outside). `phase` is
+    for people. `done` of `total` counts within the phase; `fraction` (0 … 1) and `eta_s` (seconds, None while
+    unknown) cover the whole job. `place` counts the jobs that go first. Times are seconds since 1970.
+    `request` is the request's dictionary. `recipes` holds the recipes of a comparison. `error_kind` is the
+    class of `error` from `qcore.base.errors`, so that bad input can be told from a failure.
+    """
+
+    run_id: str
+    state: str
+    kind: str = COMPARE
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    fraction: float = 0.0
+    eta_s: float | None = None
+    place: int | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: str | None = None
+    error_kind: str | None = None
+    request: dict = field(default_factory=dict)
+    log_tail: str = ""
+    recipes: list[RecipeState] = field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        """Whether the job is queued or running."""
+        return self.state in ACTIVE
+
+    def to_dict(self) -> dict:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
