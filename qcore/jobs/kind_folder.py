@@ -12,6 +12,7 @@ from qcore.base.executor import LOCAL, Engine
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
+from qcore.recipes.spec import RunSpec
 
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
@@ -21,15 +22,11 @@ TARGETS = ("onnx",)
 
 @dataclass(frozen=True, kw_only=True)
 class FolderRequest(JobRequest):
-    """`out`: the folder to write into. `calibration_tokens` of the text `calibration` are read by the methods
-    that need one."""
+    """`out`: the folder to write into."""
 
-    FILES: ClassVar[tuple[str, ...]] = ("calibration",)
     out: str
     overwrite: bool = False
     recipe: Recipe | None = None
-    calibration: str | None = None
-    calibration_tokens: int = 16384
 
     @classmethod
     def read(cls, record: dict) -> dict:
@@ -45,10 +42,14 @@ class FolderRequest(JobRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(FolderRequest):
-    """An export in the form `to`, of the model as it is or of `recipe`."""
+    """An export in the form `to`, of the model as it is or of `recipe`. `calibration_tokens` of the text
+    `calibration` are read by the methods that need one."""
 
     kind: ClassVar[str] = "export"
+    FILES: ClassVar[tuple[str, ...]] = ("calibration",)
     to: str = "onnx"
+    calibration: str | None = None
+    calibration_tokens: int = RunSpec.calibration_tokens
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,8 +142,6 @@ class StreamedQuantization(JobKind):
             Path(request.out),
             revision=request.revision,
             overwrite=request.overwrite,
-            calibration=request.calibration,
-            calibration_tokens=request.calibration_tokens,
             stream=True,
             engine=Engine(request.engine, request.address),
             progress=context.progress,
