@@ -181,7 +181,7 @@ class Course:
         self.folder, self.status = folder, status
         self.spec = folder.read("spec.json") or {}
         self.tasks: list[str] = [WHOLE]
-        self.last = "starting"
+        self.last = "Starting"
         self.outcome: Outcome | None = None
 
     @property
