@@ -193,7 +193,10 @@ def test_a_probe_is_a_job_and_its_figures_are_kept(model, ended, tmp_path):
     failed = ended(jobs.submit(ProbeRequest(model=moe, recipes=("bnb-nf4",))))
     assert failed.state == "failed" and "bnb-nf4 could not be timed" in failed.error
     gone = ended(jobs.submit(ProbeRequest(model=str(tmp_path / "nothing"), recipes=("int8",))))
-    assert (gone.error_kind, "is neither a folder or file here nor a hub id" in gone.error) == ("InputError", True)
+    assert (gone.error_kind, "is neither a folder or file here nor a hub id" in gone.error) == (
+        "InputError",
+        True,
+    )
 
 
 def test_all_kinds_wait_in_one_queue(model, fake, wait_for):
