@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qcore.layers.select import Target
 from qcore.quantization.calibration.inputs import Stage, watch
+from qcore.quantization.calibration.walk import BlockWork
 
 TOLERANCE = (
     1e-3  # of the block's output, relative; rounding differs by some 1e-6, a wrong pair by more than 0.1
@@ -42,7 +44,7 @@ class Fold:
         return sums / torch.bincount(self.source, minlength=count)
 
 
-def find_fold(work, stage: Stage) -> Fold | None:
+def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
     """The fold that feeds `stage`, or None."""
     if stage.targets[0].fused:
         return None
@@ -58,7 +60,7 @@ def find_fold(work, stage: Stage) -> Fold | None:
     return None
 
 
-def apply(work, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
+def apply(work: BlockWork, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
     """Multiply the columns of the stage's layers by `scale` (sources,), and divide what feeds them by it."""
     for target in stage.targets:
         work.replace(target, [matrix * scale[fold.source] for matrix in work.matrices(target)])
@@ -74,7 +76,7 @@ def apply(work, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
         work.change(f"{fold.owner}.bias", owner.bias.detach() / scale)
 
 
-def _candidates(work, stage: Stage, columns: int) -> list[Fold]:
+def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
     own = {target.name for target in stage.targets}
     straight = torch.arange(columns)
     (given,) = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
@@ -96,12 +98,12 @@ def _candidates(work, stage: Stage, columns: int) -> list[Fold]:
     return found
 
 
-def _comes_before(work, target, stage: Stage) -> bool:
+def _comes_before(work: BlockWork, target: Target, stage: Stage) -> bool:
     order = [each.name for one in work.stages for each in one.targets]
     return target.name in order and order.index(target.name) < order.index(stage.targets[0].name)
 
 
-def _norm_outputs(work) -> dict[str, torch.Tensor]:
+def _norm_outputs(work: BlockWork) -> dict[str, torch.Tensor]:
     """{name in the block: output (n, K)} of every norm for the first window."""
     outputs: dict[str, torch.Tensor] = {}
     hooks = [
