@@ -263,6 +263,11 @@ def test_scripts_run_on_a_tiny_model(block, tmp_path, monkeypatch, own_home):
     assert "row" not in values or values["row"]["status"] == "ok"
 
 
+def test_every_command_is_documented():
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "command-line.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(get_command(app).commands)
+
+
 def test_every_key_of_a_row_is_documented():
     keys = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
     assert sorted(keys) == sorted({*ROW_KEYS, "verdict"})
