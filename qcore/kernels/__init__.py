@@ -1,2 +1,2 @@
-"""How codes are executed: `linear` multiplies activations by a quantized weight, by the fastest correct way
-this machine has."""
+"""Products with quantized weights: `dispatch.linear` picks the fastest correct kernel that this machine
+has."""

@@ -1,10 +1,11 @@
-"""Memory for packed weights in huge pages, where the system has them.
+"""Memory for packed weights, in huge pages where the system offers them.
 
-A step reads every weight once. In pages of 4 KiB each megabyte costs 256 walks of the page tables, which the
-reading waits for, and hardware prefetching stops at each page's end; in pages of 2 MiB a whole step of a
-small model is a tenth faster. Weights are often smaller than such a page, so they are laid one behind the
-other in large pieces. A piece is given back when no weight in it is left, and only the pages that were
-written count.
+A decoding step reads every weight once. With pages of 4 KiB, each megabyte costs 256 page-table walks, and
+hardware prefetching stops at every page boundary. With pages of 2 MiB, a whole step of a small model takes a
+tenth less time (measured on 2026-11-25; `python benchmarks/speed.py` measures it again).
+
+Most weights are smaller than a huge page, so they are placed one after another in mappings of 64 MiB. A
+mapping is released with the last weight in it. Pages that were never written take no memory.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import threading
 import torch
 
 _PAGE = 2 << 20
-_PIECE = 32 * _PAGE  # of address space: untouched pages take no memory
+_PIECE = 32 * _PAGE  # bytes of address space per mapping
 _ALIGNMENT = 64
 _lock = threading.Lock()
 _piece: mmap.mmap | None = None
@@ -22,8 +23,11 @@ _used = 0
 
 
 def empty(nbytes: int) -> torch.Tensor:
-    """A new uint8 tensor (nbytes,) with a storage of its own; in huge pages on Linux, where they can be asked
-    for."""
+    """Return an uninitialized uint8 tensor (nbytes,) with a storage of its own, in huge pages where
+    supported.
+
+    Raise `MemoryError` if the address space is exhausted.
+    """
     global _piece, _used
     if not nbytes or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(nbytes, dtype=torch.uint8)
@@ -38,13 +42,16 @@ def empty(nbytes: int) -> torch.Tensor:
 
 
 def _map(nbytes: int) -> mmap.mmap:
-    """Private memory with room for `nbytes` from the first border of a huge page on."""
-    piece = mmap.mmap(-1, nbytes + _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them: the memory is as good as any other
+    """Map private memory that holds `nbytes` after its first huge-page boundary."""
+    try:
+        piece = mmap.mmap(-1, nbytes + _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{nbytes} bytes for packed weights cannot be mapped: {error.strerror}.") from error
+    with contextlib.suppress(OSError):  # a kernel without huge pages: ordinary pages work, too
         piece.madvise(mmap.MADV_HUGEPAGE)
     return piece
 
 
 def _view(piece: mmap.mmap, start: int, nbytes: int) -> torch.Tensor:
-    border = -torch.frombuffer(piece, dtype=torch.uint8, count=1).data_ptr() % _PAGE
-    return torch.frombuffer(piece, dtype=torch.uint8, offset=border + start, count=nbytes)
+    boundary = -torch.frombuffer(piece, dtype=torch.uint8, count=1).data_ptr() % _PAGE
+    return torch.frombuffer(piece, dtype=torch.uint8, offset=boundary + start, count=nbytes)

@@ -1,7 +1,9 @@
-"""Compile the native kernels on first use, once for each machine, compiler and version of the sources.
+"""Compile the native kernels on first use, once per machine, compiler and version of the sources.
 
-The library lands in `home()/kernels/KEY/`, or in QCORE_KERNELS/KEY if that is set. KEY is a digest of the sources, the flags and the
-compiler's own version, so that a changed source, another compiler or another architecture never meets a stale library. A lock lets
+    python -m qcore.kernels.build
+
+The library is written to KEY in the folder QCORE_KERNELS, or in `home()/kernels` if that is not set. KEY is a
+digest of the sources, the flags, and the compiler's version, so a stale library is never loaded. A lock makes
 concurrent processes build once.
 """
 
@@ -29,45 +31,38 @@ COMMON = (
     "-Wall",
     "-Wextra",
 )
-AVX2 = (
-    "-mavx2",
-    "-mfma",
-    "-mf16c",
-    "-fno-tree-reassoc",
-)  # reassociated sums need more registers than there are
+# Reassociated sums would need more registers than AVX2 has.
+AVX2 = ("-mavx2", "-mfma", "-mf16c", "-fno-tree-reassoc")
+# GCC 12 warns about uninitialized values in its own AVX-512 header.
 AVX512 = (
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx512vnni",
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
     "-Wno-maybe-uninitialized",
-)  # GCC's own header warns
-INSTRUCTIONS = {  # by folder of sources: the flags for files that are named after an instruction set
+)
+# Folder of sources -> suffix of file names -> flags.
+INSTRUCTIONS = {
     "x86": {"avx2": AVX2, "avxvnni": (*AVX2, "-mavxvnni"), "avx512": (*AVX2, *AVX512)},
     "arm": {"neon": (), "dotprod": ("-march=armv8.2-a+dotprod",)},
 }
 FAMILIES = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
-EMULATED = (
-    "-DQCORE_EMULATE",
-    "-O1",
-    "-Wno-psabi",
-)  # what SIMDe makes of an instruction set is long, and -O3 takes minutes to read it
-_TIMEOUT = 600  # seconds for one source; a hanging compiler must not hang the user
+# SIMDe expands every intrinsic into long code, which takes minutes to compile with -O3.
+EMULATED = ("-DQCORE_EMULATE", "-O1", "-Wno-psabi")
+_TIMEOUT = 600  # seconds per source file
 
 
 def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Path:
-    """Return the path of the compiled library, compiling it first if need be (half a minute of one core).
+    """Return the path of the compiled library, compiling it first if necessary (half a minute on one core).
 
-    `extra` flags, such as a sanitizer's, are added to each step; by default those in the variable QCORE_KERNEL_FLAGS. `emulate` is for
-    tests: the functions of every instruction set, of other processors too, in terms of AVX2 through the headers of SIMDe, which must be
-    installed. Raises `UnavailableError` if nothing is written for this machine, if there is no C++ compiler, or if it fails; the message
-    says what to do.
+    `extra` flags, such as a sanitizer's, are added to every compiler call; the default is the environment
+    variable QCORE_KERNEL_FLAGS. With `emulate`, which tests use, the library holds the functions of every
+    instruction set, expressed in AVX2 by the headers of SIMDe.
+
+    Raise `UnavailableError` if this processor is not supported, or if the compiler is missing or fails.
     """
     family = FAMILIES.get(platform.machine().lower())
     if family is None:
         raise UnavailableError(
-            f"The native kernels are for x86-64 and 64-bit ARM processors, and this is {platform.machine()}."
+            "The native kernels support x86-64 and 64-bit ARM processors, "
+            f"but this machine is {platform.machine()}."
         )
     extra = tuple(os.environ.get("QCORE_KERNEL_FLAGS", "").split()) if extra is None else extra
     compiler, version = _compiler()
@@ -92,9 +87,10 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
 
 
 def _flags(source: Path, family: str, extra: tuple[str, ...], emulate: bool) -> tuple[str, ...] | None:
-    """Return the flags of one source, or None if it is for another processor family (`common/` is for all of them).
+    """Return the compiler flags of `source`, or None if it belongs to another processor family.
 
-    Only a file whose name ends in an instruction set may use it: the others run before that set is known to exist.
+    Only files whose names end in an instruction set may use it: the other files run before the library knows
+    which instruction sets the processor has.
     """
     instructions = source.stem.rpartition("_")[2]
     if emulate:
@@ -105,7 +101,11 @@ def _flags(source: Path, family: str, extra: tuple[str, ...], emulate: bool) -> 
 
 
 def _compile(compiler: str, source: Path, folder: Path, flags: tuple[str, ...]) -> Path:
-    """One object file. Flags of an instruction set that the compiler is too old for are left out; then the file holds nothing."""
+    """Compile `source` in `folder` and return the object file.
+
+    Flags of an instruction set that the compiler does not know are left out; the file then compiles to
+    nothing.
+    """
     target = folder / f"{source.parent.name}-{source.stem}.o"
     if not _takes(compiler, flags):
         flags = tuple(flag for flag in flags if flag in AVX2 or not flag.startswith("-m"))
@@ -139,7 +139,7 @@ def _run(*command) -> None:
 
 @cache
 def _compiler() -> tuple[str, str]:
-    """The compiler's path, and the text that tells it from others: its version and target."""
+    """Return the compiler's path, and a text that identifies it: path, version and processor."""
     wanted = os.environ.get("CXX")
     path = next(
         (
@@ -160,7 +160,7 @@ def _compiler() -> tuple[str, str]:
     return path, f"{path}\n{done.stdout}\n{platform.machine()}"
 
 
-if __name__ == "__main__":  # for set-up, so that the first run does not wait for the compiler
+if __name__ == "__main__":  # called by set-up, so that the first run does not wait for the compiler
     try:
         print(f"The native kernels are at {build()}.")
     except UnavailableError as error:

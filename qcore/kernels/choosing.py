@@ -1,4 +1,5 @@
-"""Choosing the codes of a block of inputs one after another natively: `native/x86/choose_avx2.cpp` from Python."""
+"""The inner loop of GPTQ and of coordinate descent in native code (`native/x86/choose_avx2.cpp`): the codes
+of a block of inputs, chosen one after another."""
 
 import ctypes
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ import torch
 
 from qcore.kernels import library
 
-MOST_INPUTS, MOST_ENTRIES = 64, 16  # of a block and of a table; `kInputs` and `kEntries` of choose_avx2.cpp
+MOST_INPUTS = 64  # per block: `kInputs` of choose_avx2.cpp
+MOST_ENTRIES = 16  # per table: `kEntries` of choose_avx2.cpp
 
 
 class _Job(ctypes.Structure):
@@ -19,14 +21,18 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("middle", "lowest", "highest")),
         *((name, library.Buffer) for name in ("matrix", "state", "values", "step", "group")),
         *((name, library.Buffer) for name in ("inverse", "scale", "zero", "table", "midpoints")),
-        *((name, library.Buffer) for name in ("codes", "moves")),
+        *((name, library.Buffer) for name in ("codes", "errors")),
     ]
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What weights may be: `inverse` and `scale` (G, N), and either the codes `lowest` … `highest` around `zero` (G, N) or `middle`, or
-    a `table` (E,) or (N, E) of ascending values with the `midpoints` between them."""
+    """The values that weights may take, with `scale` (G, N) and its `inverse` (G, N).
+
+    Uniform grids have the codes `lowest` … `highest`, and the zero points `zero` (G, N) or the single zero
+    point `middle`. Codebooks have a `table` of ascending values, (E,) for all outputs or (N, E) for each
+    output, and the `midpoints` between neighbouring values, (E − 1,) or (N, E − 1).
+    """
 
     inverse: torch.Tensor
     scale: torch.Tensor
@@ -39,7 +45,7 @@ class Levels:
 
 
 def available(levels: Levels) -> bool:
-    """Whether the native function can choose among `levels` here."""
+    """Return whether the native function supports `levels` on this machine."""
     small = levels.table is None or levels.table.shape[-1] <= MOST_ENTRIES
     return (
         small and levels.scale.device.type == "cpu" and library.reason_without("qcore_choose_codes") is None
@@ -57,15 +63,20 @@ def choose(
     step: torch.Tensor,
     codes: torch.Tensor,
 ) -> torch.Tensor:
-    """The moves (last − first, N) of the inputs `first` … `last` − 1, whose `codes` (K, N) are written, too. `methods.stepwise` says what
-    is chosen; all are contiguous float32 on the CPU, `groups` (K,) int32."""
-    moves = torch.empty(max(0, last - first), state.shape[1])
+    """Choose the codes of the inputs `first` … `last` − 1, write them to `codes` (K, N), and return the
+    errors (last − first, N), which the caller propagates to the inputs after `last`.
+
+    `quantization.methods.stepwise` defines the arguments. All tensors are contiguous float32 on the CPU,
+    except `groups` (K,) int32, the group of each input. Raise `InputError` or `IndexError` if their sizes or
+    values contradict one another.
+    """
+    errors = torch.empty(max(0, last - first), state.shape[1])
     tabled = levels.table is not None
 
     def part(tensor: torch.Tensor | None) -> tuple[int | None, int]:
         return library.buffer(tensor, torch.float32)
 
-    whole = {  # the address of a copy that nobody holds would be one of freed memory
+    whole = {  # holds the copies that `contiguous` makes until the function returns
         name: None if tensor is None else tensor.contiguous()
         for name in ("inverse", "scale", "zero", "table", "midpoints")
         for tensor in (getattr(levels, name),)
@@ -87,9 +98,9 @@ def choose(
         step=part(step),
         group=library.buffer(groups, torch.int32),
         codes=part(codes),
-        moves=part(moves),
+        errors=part(errors),
         **{name: part(tensor) for name, tensor in whole.items()},
     )
     status = library.functions().qcore_choose_codes(ctypes.byref(job), torch.get_num_threads())
     library.check(status, f"The codes of the inputs {first} to {last} cannot be chosen")
-    return moves
+    return errors

@@ -1,13 +1,13 @@
-"""Which kernel multiplies, and why.
+"""The choice of the kernel that multiplies, and the reason for it.
 
-    activations   native kernel                                          where there is none
-    "fp32"        float32                                                exact
-    "int16"       int16 activations, one scale a block of 32 inputs      exact
-    "int8-block"  int8, one scale a block of 32 inputs                   exact
-    "int8"        int8, one scale a token                                int8, one scale a token
+    activations   native kernel                                  reference
+    "fp32"        float32                                        float32
+    "int16"       int16, one scale per block of 32 inputs        float32
+    "int8-block"  int8, one scale per block of 32 inputs         float32
+    "int8"        int8, one scale per token                      int8, one scale per token
 
-The native kernels need a C++ compiler and an x86-64 processor with AVX2 or better, or a 64-bit ARM one; without them the plain-torch
-reference runs. `explain` says which, and names the instruction set.
+The native kernels need a C++ compiler, and an x86-64 processor with AVX2 or a 64-bit ARM processor. Elsewhere
+the reference kernels run. `explain` names the kernel and the instruction set.
 """
 
 import logging
@@ -29,9 +29,9 @@ MODES = {
 _log = logging.getLogger(__name__)
 _NAMES = {
     library.FLOAT: "exact float32 activations",
-    library.INT16: "int16 activations, one scale a block of 32 inputs",
-    library.INT8: "int8 activations, one scale a block of 32 inputs",
-    library.INT8_TOKEN: "int8 activations, one scale a token",
+    library.INT16: "int16 activations, one scale per block of 32 inputs",
+    library.INT8: "int8 activations, one scale per block of 32 inputs",
+    library.INT8_TOKEN: "int8 activations, one scale per token",
 }
 
 
@@ -41,10 +41,12 @@ def linear(
     bias: torch.Tensor | None = None,
     activations: str = "fp32",
 ) -> torch.Tensor:
-    """x (..., K) times `weight` (N, K), plus `bias` (N,): (..., N) in x's dtype.
+    """Multiply x (..., K) by `weight` (N, K), add `bias` (N,), and return (..., N) in x's dtype.
 
-    A `PackedWeight` goes to the native kernel, a `QuantizedTensor` to the reference; `packed` turns one into the other where that
-    pays. Gradients flow to x, through the reference. Raises `InputError` if x has another K or `activations` is unknown.
+    A `PackedWeight` is multiplied by the native kernel, a `QuantizedTensor` by the reference kernel.
+    Gradients flow to x through the reference kernel.
+
+    Raise `InputError` if x has another number of features, or if `activations` is unknown.
     """
     if x.shape[-1] != weight.shape[1]:
         raise InputError(f"The input has {x.shape[-1]} features, but this layer takes {weight.shape[1]}.")
@@ -60,7 +62,10 @@ def linear(
 
 
 def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Tensor:
-    """The dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K): an embedding. Raises `IndexError` for a row outside."""
+    """Look up the rows `ids` (...) of `weight` (N, K), and return them dequantized as float32 (..., K).
+
+    Raise `IndexError` for ids outside 0 … N − 1.
+    """
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize(rows=ids.flatten()).view(*ids.shape, weight.shape[1])
     if _traced(ids):
@@ -69,32 +74,34 @@ def rows(weight: QuantizedTensor | PackedWeight, ids: torch.Tensor) -> torch.Ten
 
 
 def _traced(x: torch.Tensor) -> bool:
-    """Whether this call must go through torch's dispatcher: compilation, meta and fake tensors, subclasses."""
+    """Return whether a call must go through torch's dispatcher: compilation, meta tensors, subclasses."""
     return torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type != "cpu"
 
 
 def reason_for_reference(weight: QuantizedTensor) -> str | None:
-    """None if a native kernel can run `weight`, else why the reference will."""
+    """Return None if a native kernel can multiply by `weight`, else the reason for the reference kernel."""
     if weight.codes.device.type != "cpu":
-        return f"the weight is on {weight.codes.device}, and the native kernels run on the CPU"
+        return f"the weight is on {weight.codes.device}, but the native kernels run on the CPU"
     return reason_against(weight.format, weight.shape) or library.reason_missing()
 
 
 def packed(weight: QuantizedTensor) -> QuantizedTensor | PackedWeight:
-    """`weight` in the form that runs fastest here: packed for the native kernels, or as it is. Missing kernels are warned of once."""
+    """Return `weight` packed for the native kernels, or unchanged if the reference kernel has to run.
+
+    Warn once if the native kernels are missing.
+    """
     reason = reason_for_reference(weight)
     if reason is None:
         return PackedWeight.pack(weight)
     _log.debug("a weight of shape %s runs in plain torch: %s", tuple(weight.shape), reason)
     if reason == library.reason_missing():
-        warnings.warn(
-            f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2
-        )  # shown once: same place, same text
+        # The same text at the same place is shown once.
+        warnings.warn(f"Quantized layers run in plain torch, which is slow. {reason}", stacklevel=2)
     return weight
 
 
 def explain(weight: QuantizedTensor | PackedWeight, activations: str = "fp32") -> str:
-    """One line for people: which kernel multiplies by this weight, and why."""
+    """Return one line for users: the kernel that multiplies by `weight`, and the reason for it."""
     if isinstance(weight, PackedWeight):
         return f"native {library.instructions()}, {_NAMES[MODES[activations]]}"
     reason = reason_for_reference(weight)

@@ -1,4 +1,5 @@
-"""The compiled kernels as a C library: loading it, the signatures of its functions, and the structures it shares with Python."""
+"""The compiled kernels as a C library: loading, function signatures, and the structures shared with
+Python."""
 
 import ctypes
 import logging
@@ -72,8 +73,11 @@ _PROBLEMS = {
 def functions() -> ctypes.CDLL:
     """Load the library, compiling it first if necessary.
 
-    It runs the fastest instruction set of this processor, or the one that QCORE_INSTRUCTIONS names. Raise `UnavailableError` if the
-    library cannot be compiled or loaded, or supports no instruction set of this processor.
+    It runs the fastest instruction set of this processor, or the one that the environment variable
+    QCORE_INSTRUCTIONS names.
+
+    Raise `UnavailableError` if the library cannot be compiled or loaded, or if it supports no instruction set
+    of this processor.
     """
     try:
         loaded = ctypes.CDLL(str(build()))
@@ -82,12 +86,13 @@ def functions() -> ctypes.CDLL:
     declare(loaded)
     if not loaded.qcore_instructions():
         raise UnavailableError(
-            "The native kernels need an x86-64 processor with AVX2, FMA and F16C, or 64-bit ARM, and this is neither."
+            "The native kernels need an x86-64 processor with AVX2, FMA and F16C, or a 64-bit ARM processor."
         )
     wanted = os.environ.get("QCORE_INSTRUCTIONS", "").strip().lower()
     if wanted and not loaded.qcore_choose(wanted.encode()):
         raise UnavailableError(
-            f"QCORE_INSTRUCTIONS is {wanted!r}, which this processor or its compiler lacks. Unset it, or choose from {', '.join(NAMES)}."
+            f"QCORE_INSTRUCTIONS is {wanted!r}, which this processor or its compiler does not support. "
+            f"Unset it, or choose from {', '.join(NAMES)}."
         )
     _log.debug("native kernels of %s run %s", loaded._name, loaded.qcore_instructions().decode())
     return loaded
@@ -116,10 +121,10 @@ def declare(loaded: ctypes.CDLL) -> None:
 
 
 def check(status: int, failure: str) -> None:
-    """Return if a function returned `status` OK, else raise: what failed in the words of `failure`, and why.
+    """Raise the error that a function's return value `status` stands for; `failure` says what failed.
 
-    Raise `MemoryError` without memory, `IndexError` for an index out of range, `InputError` for buffers that do not
-    fit the sizes that came with them.
+    Raise `MemoryError` if memory is exhausted, `IndexError` for an index out of range, and `InputError` for
+    buffers that contradict the sizes passed with them.
     """
     if status == OK:
         return
@@ -146,7 +151,10 @@ def reason_without(function: str) -> str | None:
         return reason
     if hasattr(functions(), function):
         return None
-    return f"{_X86_ONLY[function]} is written for x86-64 processors with AVX2, and this one runs {instructions()}."
+    return (
+        f"{_X86_ONLY[function]} needs an x86-64 processor with AVX2, "
+        f"but this processor runs {instructions()}."
+    )
 
 
 def instructions() -> str:
@@ -157,16 +165,15 @@ def instructions() -> str:
 def buffer(tensor: torch.Tensor | None, dtype: torch.dtype) -> tuple[int | None, int]:
     """Return (address, bytes) of a tensor's data for a field of type `Buffer`; (None, 0) for None.
 
-    Raise `InputError` unless the tensor is contiguous, on the CPU, and of type `dtype`: anything else would be read as what
-    it is not.
+    Raise `InputError` unless the tensor is contiguous, on the CPU, and of type `dtype`.
     """
     if tensor is None:
         return None, 0
     if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        strides = "" if tensor.is_contiguous() else "non-contiguous "
         raise InputError(
-            f"A native kernel needs a contiguous {dtype} tensor on the CPU, but got a {tensor.dtype} tensor on "
-            f"{tensor.device} that is {layout}."
+            f"A native kernel needs a contiguous {dtype} tensor on the CPU, "
+            f"not a {strides}{tensor.dtype} tensor on {tensor.device}."
         )
     return tensor.data_ptr(), tensor.numel() * tensor.element_size()  # dynamo cannot trace `nbytes`
 

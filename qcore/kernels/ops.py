@@ -1,7 +1,8 @@
-"""Products and embedding rows by the native kernels, as plain calls and as the torch operators `qcore::linear` and `qcore::rows`.
+"""Products and embedding lookups by the native kernels, as functions and as the torch operators
+`qcore::linear` and `qcore::rows`.
 
-A plain call goes straight through ctypes, which costs less than torch's dispatcher. `torch.compile`, meta and fake tensors need the
-operators. Both end in the same function.
+The functions call the library through ctypes, which costs less than torch's dispatcher. `torch.compile`, meta
+tensors and fake tensors need the operators. Both run the same code.
 """
 
 import ctypes
@@ -17,8 +18,8 @@ from qcore.kernels.packed import PackedWeight
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, mode: int) -> torch.Tensor:
     """Multiply x (..., K) of any floating dtype by `weight` (N, K) and return (..., N) in x's dtype.
 
-    Raise `InputError` if x or `bias` (N,) does not match the weight, `MemoryError` without memory for the quantized
-    activations.
+    Raise `InputError` if x or `bias` (N,) does not match the weight, and `MemoryError` if memory for the
+    quantized activations is exhausted.
     """
     return _linear(x, weight.layout, weight.shape[0], bias, mode)
 
@@ -49,7 +50,7 @@ def _linear(
 
 
 def rows(ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """Return the dequantized rows `ids` (...) of `weight` (N, K) as float32 (..., K).
+    """Look up the rows `ids` (...) of `weight` (N, K), and return them dequantized as float32 (..., K).
 
     Raise `IndexError` for ids outside 0 … N − 1.
     """
@@ -67,7 +68,7 @@ def _rows(ids: torch.Tensor, layout: library.Layout) -> torch.Tensor:
     return out
 
 
-# -- the operators take the layout's numbers as arguments, because an operator accepts only tensors and numbers
+# -- operators, which take only tensors and numbers: the layout's numbers are arguments of their own
 
 
 def _layout(numbers: list[int], panels: torch.Tensor, table: torch.Tensor | None) -> library.Layout:

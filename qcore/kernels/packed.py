@@ -1,9 +1,11 @@
-"""PackedWeight: a quantized weight in the layout in which the native kernels read it, and the way there and back.
+"""PackedWeight: a quantized weight in the layout of the native kernels, and the conversion from and to
+`QuantizedTensor`.
 
-The layout is described in `native/common/layout.h`: panels of 8 rows in which scales, zero points and codes follow one another as they are
-needed. It holds the same bits as a `QuantizedTensor`, so a module can keep this form alone: `unpack` gives back every stored part,
-bit for bit. Bytes are the same up to padding, except that 5- to 7-bit codes take a byte each and double-quantized scales are
-expanded to float16 (their 8-bit form is kept too, for `unpack`).
+`native/common/layout.h` describes the layout: panels of 8 rows, in which scales, zero points and codes are
+stored in the order in which the kernels read them. `unpack` restores every stored part bit for bit, so a
+module keeps only this form. The size is the same up to padding, with two exceptions: codes of 5 to 7 bits
+take one byte each, and double-quantized scales are expanded to float16 (their 8-bit codes are kept for
+`unpack`).
 """
 
 import ctypes
@@ -28,7 +30,7 @@ _KINDS = {4: _BITS4, 3: _BITS3, 2: _BITS2}
 
 
 def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
-    """None if the layout can hold a weight of this format and shape (N, K), else why not."""
+    """Return None if the layout supports `format` and `shape` (N, K), else the reason against it."""
     if not format.native:
         return f"no native kernel reads the format {format.label}"
     if format.group_size is not None and format.group_size % BLOCK:
@@ -39,7 +41,7 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
 
 
 class _Stored(ctypes.Structure):
-    """`struct Stored` of pack.cpp: the parts of a `QuantizedTensor`, zero points as one byte each."""
+    """`struct Stored` of pack.cpp: the parts of a `QuantizedTensor`, with one byte per zero point."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("bits", "row_bytes", "groups")),
@@ -56,7 +58,7 @@ class _Stored(ctypes.Structure):
         zero: torch.Tensor | None,
         tables: torch.Tensor | None,
     ) -> "_Stored":
-        """Describe codes (N, bytes of a row), scales (N, G), zero points (N · G,) and tables (N, 16)."""
+        """Describe codes (N, bytes per row), scales (N, G), zero points (N · G,) and tables (N, 16)."""
         return cls(
             bits,
             codes.shape[-1],
@@ -70,7 +72,11 @@ class _Stored(ctypes.Structure):
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """`panels` uint8 (P · panel bytes), `table` float32 (16,) where one serves the matrix, and what only `unpack` needs."""
+    """A weight of `shape` (N, K) as `panels` uint8 (ceil(N / 8) · bytes per panel).
+
+    `table` float32 (16,) holds the values of a codebook shared by all rows. `codebook`, `scale_codes` and
+    `scale_range` are kept for `unpack` only.
+    """
 
     format: Format
     shape: tuple[int, int]
@@ -79,14 +85,14 @@ class PackedWeight:
     codebook: torch.Tensor | None = None
     scale_codes: torch.Tensor | None = None
     scale_range: torch.Tensor | None = None
-    numbers: tuple[int, ...] = ()  # the layout's numbers, as plain integers for the torch operators
+    numbers: tuple[int, ...] = ()  # the layout's numbers as integers, for the torch operators
 
     @classmethod
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
-        """Lay out `weight`, whose parts must be on the CPU.
+        """Convert `weight`, whose parts must be on the CPU.
 
-        Raise `ValueError` if `reason_against` has one, `InputError` if the parts are smaller than the shape needs,
-        `MemoryError` without memory.
+        Raise `ValueError` if `reason_against` returns a reason, `InputError` if a part is too small for the
+        shape, and `MemoryError` if memory is exhausted.
         """
         if reason := reason_against(weight.format, weight.shape):
             raise ValueError(f"this weight cannot be packed: {reason}")
@@ -118,7 +124,7 @@ class PackedWeight:
         return replace(packed, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:
-        """Return the tensor that was packed: the same parts, bit for bit. Raise `MemoryError` without memory."""
+        """Return the packed tensor, bit for bit. Raise `MemoryError` if memory is exhausted."""
         (rows, columns), bits = self.shape, self.format.bits
         groups = self.format.groups(columns)
         codes = torch.zeros(rows, packed_width(columns, bits), dtype=torch.uint8)
@@ -143,12 +149,12 @@ class PackedWeight:
 
     @cached_property
     def unpacked_once(self) -> QuantizedTensor:
-        """`unpack`, remembered: layers that give up the same packed form get the same parts."""
+        """The result of the first `unpack`: layers that share a packed weight share its parts afterwards."""
         return self.unpack()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything this form keeps."""
+        """Bytes of all tensors that this form keeps."""
         return sum(
             part.nbytes
             for part in (self.panels, self.table, self.scale_codes, self.scale_range)
@@ -165,14 +171,14 @@ class PackedWeight:
 
     @cached_property
     def kind(self) -> int:
-        """Which block layout is used, as numbered in layout.h."""
+        """The block layout, as `Kind` of layout.h numbers it."""
         if not self.format.even:
             return _ROW_TABLE if self._per_row else _TABLE
         return _KINDS.get(self.format.bits, _BITS8)
 
     @cached_property
     def layout(self) -> library.Layout:
-        """The description that the kernels take; valid as long as this object lives."""
+        """The description that the kernels read. It points into this object's tensors."""
         blocks = -(-self.shape[1] // BLOCK)
         blocks += blocks % 2 if self.kind == _ROW_TABLE else 0
         group_blocks = blocks if self.format.group_size is None else self.format.group_size // BLOCK
@@ -193,7 +199,7 @@ class PackedWeight:
         return layout
 
     def __getstate__(self) -> dict:
-        """Without what is cached: addresses mean nothing in a copy."""
+        """Leave out cached properties: their addresses are not valid in a copy."""
         return {
             name: value
             for name, value in self.__dict__.items()

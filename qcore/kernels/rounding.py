@@ -1,8 +1,8 @@
-"""Rounding a matrix of weights to the nearest codes natively: `native/x86/quantize.h` from Python.
+"""Round-to-nearest quantization of a matrix in native code (`native/x86/quantize.h`).
 
-A weight is read once, by all threads, and its codes are written packed; beside the result nothing is
-allocated but a row of floats a thread. Weights whose rows are not stored in one piece (a transposed matrix)
-or whose dtype the kernel does not read are copied some rows at a time.
+All threads together read the weight once and write packed codes. Besides the result, the kernel allocates one
+row of floats per thread. Weights with strided rows (a transposed matrix), or of a dtype that the kernel does
+not read, are copied a few rows at a time.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels import library
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Dtype` of quantize.h
-_CHUNK = 1 << 22  # weights copied at a time, where they must be
+_CHUNK = 1 << 22  # weights copied at a time
 
 
 class _Job(ctypes.Structure):
@@ -33,7 +33,7 @@ class _Job(ctypes.Structure):
 
 
 def reason_against(weight: torch.Tensor, format: Format) -> str | None:
-    """None if the native kernel can round `weight` to `format`, else why not."""
+    """Return None if the native kernel can round `weight` to `format`, else the reason against it."""
     if not format.native:
         return f"no native kernel writes the format {format.label}"
     if format.reach != 1:
@@ -46,20 +46,20 @@ def reason_against(weight: torch.Tensor, format: Format) -> str | None:
 
 
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
-    """`weight` (N, K) rounded to a uniform or fixed-table `format`, or None if it holds NaN or a group whose
-    scale float16 cannot hold.
+    """Round `weight` (N, K) to a uniform `format` or to one with a fixed codebook.
 
-    Raises `MemoryError` if not even a row of floats can be had.
+    Return None if the weight holds NaN, or if the scale of a group overflows float16. Raise `MemoryError` if
+    memory is exhausted.
     """
     (rows, columns), bits = weight.shape, format.bits
     groups, uniform = format.groups(columns), format.even
-    wide = format.double_quant or not uniform  # scales are rounded afterwards, so they are wanted as they are
+    wide = format.double_quant or not uniform  # these scales are rounded later, so keep them in float32
     scale = torch.empty(rows, groups, dtype=torch.float32 if wide else torch.float16)
     zero = torch.empty(rows, groups, dtype=torch.uint8) if not format.symmetric else None
     codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
     parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
     if wide and format.rounds_for_stored_scale:
-        # blocks of scales are rounded together, so all of them must be known first
+        # blocks of scales are rounded together, so find all scales first
         if not _run(weight, format, {**parts, "codes": None}):
             return None
         parts = {"kept": round_scale(scale, format), "zero": zero, "codes": codes}
@@ -71,7 +71,7 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
 
 
 def _run(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor | None]) -> bool:
-    """Fill `parts`, whose rows are the weight's. False if a scale is out of range."""
+    """Fill `parts`, which have a row for each row of `weight`. Return False if a scale overflows float16."""
     direct = weight.dtype in _DTYPES and (weight.stride(1) == 1 or weight.shape[1] == 1)
     step = weight.shape[0] if direct else max(1, _CHUNK // weight.shape[1])
     good = True
@@ -111,7 +111,7 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
 
 @cache
 def _thresholds(format: Format) -> tuple[torch.Tensor, torch.Tensor]:
-    """Midpoints (15,) between the sorted entries of a fixed table, and the code of each of the 16 intervals
-    that they bound."""
+    """Return the midpoints (15,) between the sorted entries of a fixed codebook, and the codes (16,) of the
+    intervals that they separate."""
     ordered, order = format.fixed.sort(stable=True)
     return (ordered[1:] + ordered[:-1]) / 2, order.to(torch.uint8)

@@ -1,6 +1,7 @@
 """Sizes that contradict one another are refused before any memory is touched.
 
-Every buffer here ends where readable memory ends, so a function that trusts a wrong size is killed rather than lucky.
+Every buffer here ends where readable memory ends, so a function that trusts a wrong size is killed rather
+than lucky.
 """
 
 import ctypes

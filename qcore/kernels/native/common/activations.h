@@ -1,13 +1,13 @@
-// Activations as the kernels read them: one tile of up to 4 tokens at a time.
+// Activations in the layout that the kernels read: tiles of up to 4 tokens.
 //
-// For a tile of T tokens and B blocks of 32 columns:
-//   int8    q[B][8 steps][T][4]        columns 4s … 4s + 3 of a step
-//   int16   q[B][16 pairs][T][2]       of step s: pair 2s = columns 4s, 4s + 2 and pair 2s + 1 = columns 4s + 1, 4s + 3, because the
-//                                      even and the odd bytes of a weight register are what two instructions can widen
-//   int16   q[B][T][32] for row tables: even columns 0, 2, … 30, then odd ones, for the same reason
-//   float   q[B * 32][T]               (row tables: [T][B * 32])
-// and, for the integers, scale[B][T] and sum[B][T] = scale * (sum of the block's integers), which pays for zero points. Blocks that share
-// a scale each hold it.
+// A tile of T tokens and B blocks of 32 columns is
+//   int8    q[B][8 steps][T][4]    columns 4s … 4s + 3 of step s
+//   int16   q[B][16 pairs][T][2]   of step s: pair 2s = columns 4s and 4s + 2, pair 2s + 1 = columns 4s + 1 and
+//                                  4s + 3, because two instructions widen the even and the odd bytes of a register
+//   int16   q[B][T][32]            for row tables: the even columns, then the odd columns, for the same reason
+//   float   q[B * 32][T]           for row tables: [T][B * 32]
+// and, for integers, scale[B][T] and sum[B][T] = scale * (sum of the block's integers). A kernel multiplies `sum`
+// by the zero point and subtracts it. Blocks that share a scale store it once each.
 #pragma once
 #include <cstdint>
 
@@ -22,23 +22,23 @@ struct Tile {
   int64_t next;  // bytes from q to that of the next tile
 };
 
-// How a call's activations are laid out and rounded.
+// The layout and the rounding of a call's activations.
 struct Form {
   bool row_major;  // for row tables
   int mode;
-  int width;       // bytes of a value
-  int limit;       // the largest integer
+  int width;  // bytes per value
+  int limit;  // the largest integer
   int64_t blocks;
-  int64_t shared;  // blocks in a row that share a scale
+  int64_t shared;  // consecutive blocks that share a scale
 };
 
-// The activations of one call, in memory of the caller. `few`: all tokens fit one tile and meet the panels directly; otherwise tiles meet
-// stretches, which are laid out differently for row tables.
+// The activations of one call, in memory of the caller. With `few`, all tokens fit in one tile, which is multiplied
+// by panels. Otherwise tiles are multiplied by stretches, which have another layout for row tables.
 class Activations {
  public:
-  // `memory` holds `bytes(…)` bytes, aligned to 64.
+  // `memory` has the size that `bytes` returns, and is aligned to 64 bytes.
   Activations(const Weight& w, int mode, int64_t tokens, bool few, uint8_t* memory) : tokens_(tokens), memory_(memory) {
-    // 14 bits meet table values (see kTableMax), 15 bits meet codes
+    // Table values are multiplied by 14 bits (see kTableMax), codes by 15 bits.
     const int limit = mode == kInt16 ? ((w.kind == kTable || w.kind == kRowTable) ? 16383 : 32767) : 127;
     form_ = {w.kind == kRowTable && few, mode, width_of(w.kind, mode), limit, w.blocks, shared_blocks(w, mode)};
     tile_blocks_ = spaced(w.blocks, few);
@@ -46,7 +46,7 @@ class Activations {
     scale_ = reinterpret_cast<float*>(memory_ + padded(tokens) * tile_blocks_ * kBlock * form_.width);
   }
 
-  // Bytes for the activations of `tokens` tokens.
+  // The bytes that the activations of `tokens` tokens take.
   static int64_t bytes(const Weight& w, int mode, int64_t tokens, bool few) {
     const int64_t blocks = padded(tokens) * spaced(w.blocks, few);
     return (blocks * kBlock * width_of(w.kind, mode) + (mode == kFloat ? 0 : 2 * blocks * int64_t(sizeof(float))) + 63) / 64 * 64;
@@ -60,23 +60,23 @@ class Activations {
     return {memory_ + t * bytes, scale_ + t * size, scale_ + scales_ + t * size, bytes};
   }
 
-  // Fill tile `t` from `tokens` rows of x, `stride` floats apart, of `columns` values.
+  // Fill tile `t` from x, whose rows of `columns` values lie `stride` floats apart.
   void fill(int64_t t, const float* x, int64_t stride, int64_t columns);
 
-  // 16-bit activations share a scale between two blocks where the weight does: their 64 products are summed as integers, which fits 32 bits
-  // for codes (9 + 15 + 6 bits), though not for the values of a table.
+  // The number of consecutive blocks that share a scale. 16-bit activations share it between two blocks if the
+  // weight does: the sum of 64 products of codes fits in 32 bits (9 + 15 + 6 bits), that of table values does not.
   static int64_t shared_blocks(const Weight& w, int mode) {
     if (mode == kInt8Token) return w.blocks;
     return mode == kInt16 && w.kind < kTable && (w.group_blocks == w.blocks || w.group_blocks % 2 == 0) ? 2 : 1;
   }
 
-  // Only codes below 8 bits and without a table have products small enough for 8-bit multiplication in AVX2.
+  // Bytes per activation with AVX2, whose 8-bit multiplication overflows for codes of 8 bits and for table values.
   static int element_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind >= kBits4 && kind <= kBits2 ? 1 : 2; }
 
  private:
   static int width_of(int kind, int mode);
   static int64_t padded(int64_t tokens) { return (tokens + kTile - 1) / kTile * kTile; }
-  // Tiles that lie a multiple of 4 KiB apart would meet in a few sets of the caches.
+  // Tiles at a distance of a multiple of 4 KiB would compete for a few sets of the caches.
   static int64_t spaced(int64_t blocks, bool few) { return blocks + (!few && blocks % 16 == 0 ? 8 : 0); }
 
   Form form_;

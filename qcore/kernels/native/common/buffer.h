@@ -1,5 +1,5 @@
-// What the exported functions return, and the memory they are handed: every pointer from Python comes with its size in bytes, and a
-// function reads or writes nothing before it has held the sizes against one another.
+// Return values and arguments of the exported functions. Every pointer from Python comes with its size in
+// bytes, and no function touches memory before it has checked the sizes against one another.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -7,14 +7,14 @@
 
 namespace qcore {
 
-// kOk, or why nothing was computed; kernels/library.py has a sentence for each.
+// kOk, or the reason why nothing was computed. kernels/library.py has a sentence for each.
 enum Status : int32_t {
   kOk = 0,
   kNoMemory = 1,
-  kNotFinite = 2,  // a scale is NaN, infinite or too large for half precision
-  kBadIndex = 3,   // a row, token or group that does not exist
-  kBadLayout = 4,  // numbers of a layout that contradict one another
-  kShortCodes = 5,
+  kNotFinite = 2,   // a scale is NaN, infinite, or too large for half precision
+  kBadIndex = 3,    // a row, token or group does not exist
+  kBadLayout = 4,   // the numbers of a description contradict one another
+  kShortCodes = 5,  // from here on: a buffer is smaller than the numbers require
   kShortScales = 6,
   kShortZeros = 7,
   kShortTable = 8,
@@ -22,17 +22,17 @@ enum Status : int32_t {
   kShortInput = 10,
   kShortBias = 11,
   kShortOutput = 12,
-  kShortWeights = 13,  // weights that are not quantized: norms, dense projections, matrices to quantize
+  kShortWeights = 13,  // of weights that are not quantized: norms, dense projections, matrices to quantize
   kShortCache = 14,
   kShortRotation = 15,
 };
 
 template <class T>
 struct Buffer {
-  T* data;  // null: absent
+  T* data;  // null if absent
   int64_t bytes;
 
-  // Whether there is room for `count` values, or for `rows` times `columns` of them.
+  // Return whether the buffer holds `count` values, or `rows` times `columns` values.
   bool holds(int64_t count) const { return data && count >= 0 && count <= bytes / int64_t(sizeof(T)); }
   bool holds(int64_t rows, int64_t columns) const {
     int64_t count;
@@ -40,15 +40,17 @@ struct Buffer {
   }
 };
 
-constexpr int64_t kMost = int64_t(1) << 40;  // of rows, columns, tokens …: sums and small multiples of them fit 64 bits
+// The largest number of rows, columns or tokens: sums and small multiples of such numbers fit in 64 bits.
+constexpr int64_t kMost = int64_t(1) << 40;
 
-// How many threads to start where the caller asks for `n`.
+// The number of threads to start if the caller requests `n`.
 inline int thread_count(int64_t n) { return int(n < 1 ? 1 : n > 1024 ? 1024 : n); }
 
 inline bool is_size(int64_t n) { return n >= 1 && n <= kMost; }
 
-// Memory of a call, aligned to cache lines and not initialized. Each call has its own, so that calls may run at once. It is taken before
-// threads start, because an exception must not leave a parallel region: without memory `data` is null.
+// Working memory of one call, aligned to cache lines and uninitialized. Every call has its own, so calls may run
+// concurrently. Allocate it before threads start, because an exception must not leave a parallel region. `data`
+// is null if memory is exhausted.
 template <class T>
 class Memory {
  public:

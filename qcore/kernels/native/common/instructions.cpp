@@ -1,4 +1,4 @@
-// Which instruction set's kernels run: chosen when the library is loaded, and again if the caller asks for another.
+// The instruction set in use: chosen when the library is loaded, or by the caller.
 #include <cstring>
 
 #include "common/kernels.h"
@@ -14,7 +14,7 @@ namespace qcore {
 namespace {
 
 struct Candidate {
-  const Kernels* kernels;  // null where the compiler was too old to compile them
+  const Kernels* kernels;  // null if the compiler does not know the instruction set
   bool (*runs)();
 };
 
@@ -26,9 +26,9 @@ constexpr Kernels kDotprod{"dotprod", true, fill_neon, panel_kernel_dotprod, wid
 constexpr Kernels kNeon{"neon", true, fill_neon, panel_kernel_neon, widen_neon, multiply_neon};
 #endif
 
-// The candidates, the fastest first.
+// Candidates, the fastest first.
 
-#if defined(QCORE_EMULATE)  // all of them, in terms of AVX2, for the tests
+#if defined(QCORE_EMULATE)  // for tests: all of them, expressed in AVX2
 
 bool always() { return true; }
 
@@ -46,7 +46,7 @@ bool avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-bool avxvnni() {  // not asked by its name, which compilers learned late
+bool avxvnni() {  // by CPUID: older compilers do not know the name "avxvnni"
   unsigned a = 0, b, c, d;
   return avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
@@ -55,13 +55,13 @@ const Candidate candidates[] = {{kernels_avx512, avx512}, {kernels_avxvnni, avxv
 
 #else
 
-bool neon() { return true; }  // every 64-bit ARM processor has it
+bool neon() { return true; }  // part of the 64-bit ARM architecture
 
 bool dotprod() {
 #if defined(__linux__)
   return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #else
-  return true;  // the others are Apple's, which all have dot products
+  return true;  // Apple's processors, which all have dot products
 #endif
 }
 
@@ -86,11 +86,12 @@ const Kernels& kernels() { return *chosen; }
 extern "C" {
 #pragma GCC visibility push(default)
 
-// The name of the instruction set in use, or null if this processor has none that the library knows: then nothing else may be called.
+// Return the name of the instruction set in use, or null if the library supports none of this processor. In that
+// case, no other function may be called.
 const char* qcore_instructions() { return qcore::chosen ? qcore::chosen->name : nullptr; }
 
-// Use the instruction set `name`, or the best one for null. Returns 1, or 0 if this processor or library lacks it: nothing changes then.
-// No other call may run meanwhile, and activations that were prepared before are not to be used afterwards.
+// Use the instruction set `name`, or the fastest one if `name` is null. Return 1, or return 0 and change nothing if
+// the processor or the library does not support it. No other call may run at the same time.
 int qcore_choose(const char* name) {
   const qcore::Kernels* found = qcore::find(name);
   if (found) qcore::chosen = found;

@@ -1,44 +1,47 @@
-// What an instruction set has to provide. Each function works on one panel (or pair of panels) and one tile and keeps no state.
+// The functions of an instruction set. Each works on one panel (or pair of panels) and one tile, and has no state.
 //
-// The library holds them for several instruction sets, and a processor may lack all but one: what is in a file that is named after an
-// instruction set runs only when `kernels()` has chosen it, and shares no function with other files, of which the linker would keep one.
+// The library contains several instruction sets, of which a processor may have only one. Code in a file named after
+// an instruction set runs only if `kernels()` has chosen that set. Such files share no function that is not inlined:
+// the linker would keep one copy, compiled for one of the sets.
 #pragma once
 #include "common/activations.h"
 #include "common/layout.h"
 
 namespace qcore {
 
-// y[m][0 … 8) of panel `panel` for the `tokens` (1 … 4) tokens of a tile: reads the codes once, straight from memory.
+// Set y[m][0 … 8) to the outputs of a panel for the 1 … 4 tokens m of a tile. Reads the codes once, from memory.
 using PanelKernel = void (*)(const Weight& w, const uint8_t* panel, const Tile& x, float (*y)[kRows]);
 
-// Many tokens: a stretch of a pair of panels is widened once into `Stretch`, then meets tile after tile.
+// Many tokens: a stretch of a pair of panels is widened once, then multiplied by one tile after another.
 constexpr int kPair = 2 * kRows;
-constexpr int kStretch = 8;  // blocks
+constexpr int kStretch = 8;  // blocks per stretch
 struct alignas(64) Stretch {
   union {
-    uint8_t bytes[kStretch * 8 * 2 * 32];        // [block][step][panel][32]
-    int16_t words[kStretch * 16 * 2 * 16];       // [block][pair][panel][16], zero point subtracted
-    float floats[kStretch * kBlock * kPair];     // [column][16], times scale
+    uint8_t bytes[kStretch * 8 * 2 * 32];     // [block][step][panel][32]
+    int16_t words[kStretch * 16 * 2 * 16];    // [block][pair][panel][16], minus the zero point
+    float floats[kStretch * kBlock * kPair];  // [column][16], minus the zero point, times the scale
   };
-  float scale[kStretch][kPair], offset[kStretch][kPair];  // offset = -scale * zero point, for bytes
+  float scale[kStretch][kPair];
+  float offset[kStretch][kPair];  // -scale * zero point, for bytes
 };
 
 struct Kernels {
   const char* name;
-  bool wide_bytes;  // 8-bit codes meet 8-bit activations as bytes: the sums of their products have 32 bits from the start
-  // Quantize `tokens` rows of x, `stride` floats apart, of `columns` values, into a tile.
+  // Whether 8-bit codes are multiplied by 8-bit activations as bytes, because products are summed in 32 bits.
+  bool wide_bytes;
+  // Quantize `tokens` rows of x, of `columns` values and `stride` floats apart, into a tile.
   void (*fill)(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
   PanelKernel (*panel)(int kind, int mode, int tokens);
-  // Widen the blocks first … first + count of the panels a and b (b may be null) of `w`.
+  // Widen `count` blocks of the panels a and b of `w`, from block `first` on. b may be null.
   void (*widen)(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
-  // y[m][0 … 16) += the stretch's part for a tile of `tokens` tokens.
+  // Add the products of a stretch and a tile to y[m][0 … 16) for each token m.
   void (*multiply)(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
 };
 
-// The fastest that this processor runs, or what qcore_choose chose.
+// The fastest instruction set of this processor, or the one that qcore_choose has chosen.
 const Kernels& kernels();
 
-// In many_*.cpp; null where the compiler was too old for the instruction set.
+// Defined in many_*.cpp; null if the compiler does not know the instruction set.
 extern const Kernels* const kernels_avx512;
 extern const Kernels* const kernels_avxvnni;
 PanelKernel panel_kernel_avx512(int kind, int mode, int tokens);

@@ -1,4 +1,4 @@
-// y = x · Wᵀ + bias: the loops around the kernels, and the plain C interface.
+// y = x · Wᵀ + bias: the loops around the kernels, and the C interface.
 #include "common/linear.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace qcore {
 namespace {
 
-// Write kCount rows of a token, or as many as the weight has left.
+// Store the outputs `row` … of a token: kCount of them, or as many as the weight has left.
 template <int kCount>
 inline void put(const Weight& w, int64_t row, const float* values, const float* bias, float* y) {
   const int n = int(std::min<int64_t>(kCount, w.rows - row));
@@ -61,7 +61,7 @@ using namespace qcore;
 extern "C" {
 #pragma GCC visibility push(default)
 
-// y (tokens, rows) = x (tokens, columns) · Wᵀ + bias (rows, or null), all contiguous; their sizes are numbers of floats.
+// y (tokens, rows) = x (tokens, columns) · Wᵀ + bias (rows, or null). All are contiguous; sizes count floats.
 int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* bias, int64_t bias_size, float* y, int64_t y_size, int mode,
                  int threads) {
   if (const Status status = check(*w)) return status;
@@ -102,7 +102,7 @@ int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* b
   return kOk;
 }
 
-// The rows `ids` (count) of the weight as floats, for embeddings: out (count, columns), whose size is a number of floats.
+// Dequantize the rows `ids` (count) of the weight into out (count, columns), whose size counts floats.
 int qcore_rows(const Weight* w, const int64_t* ids, int64_t count, float* out, int64_t out_size) {
   if (const Status status = check(*w)) return status;
   if (count < 0 || out_size / w->columns < count) return kShortOutput;

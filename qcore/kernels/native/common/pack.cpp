@@ -1,4 +1,4 @@
-// From rows of codes, as they are stored, to panels, and back. Plain C++: the compiler vectorizes what matters.
+// Conversion of stored rows of codes to panels and back, in plain C++: the compiler vectorizes the loops that matter.
 #include <omp.h>
 
 #include <algorithm>
@@ -8,18 +8,18 @@
 
 namespace qcore {
 
-struct Stored {  // the parts of a QuantizedTensor; zero points as one byte each
+struct Stored {  // the parts of a QuantizedTensor, with one byte per zero point
   int64_t bits;
   int64_t row_bytes, groups;
   Buffer<uint8_t> codes;    // (rows, row_bytes)
   Buffer<uint16_t> scale;   // (rows, groups); absent for row tables
-  Buffer<uint8_t> zero;     // (rows, groups), if the weight stores zero points
-  Buffer<uint16_t> tables;  // (rows, 16), for row tables
+  Buffer<uint8_t> zero;     // (rows, groups); absent if the weight stores no zero points
+  Buffer<uint16_t> tables;  // (rows, 16); row tables only
 };
 
 namespace {
 
-// Eight codes of `bits` bits are `bits` bytes, little-endian (formats/packing.py).
+// Eight codes of `bits` bits take `bits` bytes, little-endian (formats/packing.py).
 void read_row(const uint8_t* row, int bits, int64_t columns, uint8_t* codes) {
   if (bits == 8) {
     std::memcpy(codes, row, columns);
@@ -57,7 +57,7 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
   }
 }
 
-// One block of 8 rows x 32 columns; `codes` has `stride` bytes a row.
+// Pack one block of 8 rows x 32 columns; `codes` has `stride` bytes per row.
 void write_block(int kind, const uint8_t* codes, int64_t stride, uint8_t* out) {
 #if defined(__x86_64__)
   if (kind != kBits3 && kind != kBits2) return write_block_avx2(kind == kBits8 ? 8 : 4, codes, stride, out);
@@ -94,7 +94,7 @@ void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
       for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
 }
 
-// kOk if the weight's parts are as large as its layout says.
+// Return kOk if the weight's parts are as large as its layout requires.
 Status check(const Weight& w, const Stored& s) {
   if (const Status status = check(w)) return status;
   const bool fits = w.kind == kBits8 ? s.bits > 4 && s.bits <= 8 : s.bits == (w.kind == kBits3 ? 3 : w.kind == kBits2 ? 2 : 4);
@@ -167,7 +167,7 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows
   for (int r = 0; r < used; ++r) write_row(rows + r * stride, s.bits, w.columns, s.codes.data + (first + r) * s.row_bytes);
 }
 
-// `work(panel, rows)` for all panels by all threads, each with `rows` (8, columns of the panel) of its own.
+// Call `work(panel, rows)` for every panel on all threads; `rows` (8, 32 * blocks) is working memory of the thread.
 template <class Work>
 Status for_panels(const Weight& w, int threads, Work&& work) {
   threads = thread_count(threads);
@@ -187,16 +187,16 @@ using namespace qcore;
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Bytes of a panel of `w`, or −1 if the numbers from which it follows contradict one another.
+// Return the bytes of a panel of `w`, or −1 if the numbers that determine it are inconsistent.
 int64_t qcore_panel_bytes(const Weight* w) { return is_consistent(*w) ? panel_size(*w) : -1; }
 
-// Lay the stored parts out in w->panels.
+// Pack the stored parts into w->panels.
 int qcore_pack(const Weight* w, const Stored* stored, int threads) {
   if (const Status status = check(*w, *stored)) return status;
   return for_panels(*w, threads, [&](int64_t panel, uint8_t* rows) { pack_panel(*w, *stored, panel, rows); });
 }
 
-// Fill the stored parts from w->panels.
+// Unpack w->panels into the stored parts.
 int qcore_unpack(const Weight* w, const Stored* stored, int threads) {
   if (const Status status = check(*w, *stored)) return status;
   return for_panels(*w, threads, [&](int64_t panel, uint8_t* rows) { unpack_panel(*w, *stored, panel, rows); });

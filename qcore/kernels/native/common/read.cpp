@@ -1,10 +1,11 @@
-// Reading memory and nothing else: the speed that a product with one token is held against.
+// Reads memory and does nothing else: the limit for the speed of a product with one token.
 #include <cstdint>
 
 extern "C" {
 #pragma GCC visibility push(default)
 
-// The sum (modulo 2⁶⁴) of `count` words, each read once. Fetched ahead, because a processor that fetches by itself stops at each page.
+// Return the sum modulo 2⁶⁴ of `count` words, each read once. Prefetches explicitly, because hardware prefetching
+// stops at page boundaries.
 uint64_t qcore_sum_words(const uint64_t* words, int64_t count, int threads) {
   constexpr int64_t kLine = 8, kAhead = 64 * kLine;
   uint64_t total = 0;

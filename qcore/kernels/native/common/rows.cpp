@@ -1,4 +1,4 @@
-// Single rows as floats: what an embedding looks up. Plain C++ (a row is read in microseconds either way).
+// Dequantizes single rows, for embeddings. Plain C++: a row takes microseconds in any case.
 #include <cstring>
 
 #include "common/linear.h"

@@ -1,4 +1,4 @@
-// Numbers that are known at compile time: loops that are gone once compiled, and the choice of a template's arguments at run time.
+// Compile-time numbers: unrolled loops, and template arguments chosen at run time.
 #pragma once
 #include <utility>
 
@@ -6,8 +6,8 @@
 
 namespace qcore {
 
-// f(0) … f(n − 1), each with its number known at compile time. Compilers scalarize arrays of registers that are indexed so; with an
-// ordinary loop GCC keeps them on the stack.
+// Call f(0) … f(n − 1) with compile-time numbers. Compilers keep arrays of registers that are indexed by them in
+// registers; with an ordinary loop, GCC keeps such arrays on the stack.
 template <int... I, class F>
 inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F&& f) {
   (f(std::integral_constant<int, I>()), ...);
@@ -15,7 +15,7 @@ inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>
 template <int kCount>
 using Upto = std::make_integer_sequence<int, kCount>;
 
-// f(tokens) with their number, 1 … 4, known at compile time.
+// Call f with the number of tokens, 1 … 4, as a compile-time number.
 template <class F>
 inline auto with_tokens(int tokens, F&& f) {
   switch (tokens) {
@@ -26,7 +26,7 @@ inline auto with_tokens(int tokens, F&& f) {
   }
 }
 
-// f(kind, tokens) with both known at compile time.
+// Call f with the kind and the number of tokens as compile-time numbers.
 template <class F>
 inline auto with_kind(int kind, int tokens, F&& f) {
   const auto of = [&](auto known) { return with_tokens(tokens, [&](auto t) { return f(known, t); }); };

@@ -1,4 +1,5 @@
-// Attention of the query heads that share one key-value head, for one token and some positions: scores, exponentials, weighted sum of values.
+// Attention of one token over a range of positions, for the query heads that share one key-value head: scores,
+// exponentials, and the weighted sum of values.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -14,8 +15,8 @@ inline __m256 load8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(
 inline void store1(float* p, float v) { *p = v; }
 inline void store1(uint16_t* p, float v) { *p = _cvtss_sh(v, 0); }
 
-// scores[h][p] = q[h] · key[p] for N heads and the positions from `first`, a multiple of 8. Meanwhile the next keys and the values of the same
-// positions are fetched from memory: the processor's own look-ahead ends with each page.
+// scores[h][p] = q[h] · key[p] for N heads and the positions p from `first`, a multiple of 8. Prefetches the next keys
+// and the values of the same positions: hardware prefetching stops at page boundaries.
 template <int N, class T>
 void score(const float* q, int64_t q_stride, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores,
            int64_t stride) {
@@ -41,12 +42,12 @@ void score(const float* q, int64_t q_stride, const T* keys, const T* values, int
   }
 }
 
-// A part of a softmax: its largest score, and the sum of e^(score − most).
+// A partial softmax: the largest score, and the sum of e^(score − most).
 struct Part {
   float most, sum;
 };
 
-// scores[first … last) become e^(score − most), in place. What lies beyond them in the blocks of 8 becomes 0.
+// Replace scores[first … last) by e^(score − most). The other scores in their blocks of 8 become 0.
 inline Part exponentials(float* scores, int64_t first, int64_t last) {
   const int64_t begin = first / 8 * 8, end = (last + 7) / 8 * 8;
   for (int64_t p = begin; p < first; ++p) scores[p] = -std::numeric_limits<float>::infinity();
@@ -65,7 +66,7 @@ inline Part exponentials(float* scores, int64_t first, int64_t last) {
   return {top, horizontal_sum(sums)};
 }
 
-// out[h] = sum over positions of scores[h][p] * value[p], 8 * kVectors dimensions at a time.
+// out[h] = sum over positions p of scores[h][p] * value[p], for 8 * kVectors dimensions at a time.
 template <int N, int kVectors, class T>
 void gather(const float* scores, int64_t stride, const T* values, int64_t size, int64_t first, int64_t last, float* out) {
   for (int64_t d = 0; d < size; d += 8 * kVectors) {
@@ -96,8 +97,9 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t size, 
     gather<N, 1>(scores, stride, values, size, first, last, out);
 }
 
-// `count` query heads, size floats apart in q and out, that share these keys and values, over the positions first … last − 1: out is the sum of
-// values times e^(score − most), so that parts can be joined (or divided by `sum`, where there is but one). `scores` holds 3 * stride floats.
+// Attention of `count` query heads over the positions first … last − 1. The heads share keys and values, and lie
+// `size` floats apart in q and out. out is the sum of values times e^(score − most), not normalized: divide it by
+// `sum`, or merge it with the parts of other ranges first. `scores` has room for 3 * stride floats.
 template <class T>
 void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride,
             float* out, Part* parts) {
@@ -107,7 +109,7 @@ void attend(int64_t count, const float* q, const T* keys, const T* values, int64
   if (count == 1) attend_heads<1>(q, keys, values, size, first, last, scores, stride, out, parts);
 }
 
-// out = x * factor, or out += x * factor.
+// out = x * factor; with `add`, out += x * factor.
 inline void scale(const float* x, float factor, int64_t n, bool add, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = (add ? out[i] : 0.f) + x[i] * factor;
 }

@@ -1,10 +1,11 @@
-// Intrinsics of AVX-512 VNNI, and QCORE_AVX512 if this compiler has them. Tests compile them in terms of AVX2 (QCORE_EMULATE).
+// The intrinsics of AVX-512 VNNI. Defines QCORE_AVX512 if the compiler knows them. Tests express them in AVX2
+// (QCORE_EMULATE).
 #pragma once
 #ifdef QCORE_EMULATE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #define QCORE_AVX512
-inline __m512 emulated_cvtepi32_ps(__m512i v) {  // the one that SIMDe 0.7.4 does not have
+inline __m512 emulated_cvtepi32_ps(__m512i v) {  // missing from SIMDe 0.7.4
   int whole[16];
   float result[16];
   _mm512_storeu_si512(whole, v);

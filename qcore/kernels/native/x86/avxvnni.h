@@ -1,4 +1,5 @@
-// Intrinsics of AVX-VNNI, and QCORE_AVXVNNI if this compiler has them. Tests compile them in terms of AVX2 (QCORE_EMULATE).
+// The intrinsics of AVX-VNNI. Defines QCORE_AVXVNNI if the compiler knows them. Tests express them in AVX2
+// (QCORE_EMULATE).
 #pragma once
 #include <immintrin.h>
 

@@ -1,4 +1,5 @@
-// Attention of a call's tokens over the cache: heads are rotated, keys and values written, then every token meets the slots it sees.
+// Attention of a call's tokens over the key-value cache: rotates the heads, appends keys and values to the cache, and
+// lets every token attend to the slots that it may see.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -14,8 +15,8 @@ namespace qcore {
 
 class CachedAttention {
  public:
-  // `few`: the cache is read once for all tokens, and each thread keeps its part of the result until it is read. Otherwise tokens come in
-  // chunks of at most `chunk`.
+  // With `few` tokens, the threads divide the cache among them, and each keeps its part of the result until `read`.
+  // Otherwise they divide the tokens, which come in chunks of at most `chunk`.
   CachedAttention(const Model& model, const Cache& cache, const Call& call, int most_threads, int64_t chunk, bool few, Barrier& barrier)
       : model_(model), cache_(cache), call_(call), chunk_(chunk), few_(few), barrier_(barrier), q_width_(model.heads * model.head_size),
         kv_width_(model.kv_heads * model.head_size), query_(chunk * q_width_), key_(chunk * kv_width_), value_(chunk * kv_width_),
@@ -23,15 +24,15 @@ class CachedAttention {
 
   bool ok() const { return query_ && key_ && value_ && mixed_ && parts_; }
 
-  // Where the projections write, (tokens of the chunk, width) each.
+  // The outputs of the projections, (tokens of the chunk, width) each.
   float* query() { return query_.data(); }
   float* key() { return key_.data(); }
   float* value() { return value_.data(); }
 
-  // Floats that each thread needs for `run`.
+  // The floats of working memory that `run` needs per thread.
   static int64_t scratch(const Cache& cache) { return 3 * (cache.capacity + 16); }
 
-  // The tokens `chunk` of the call; all threads.
+  // Attention of the tokens `chunk` of the call. All threads call it.
   void run(int me, int threads, int64_t layer, Span chunk, float* scores) {
     if (cache_.half)
       run_in<uint16_t>(me, threads, layer, chunk, scores);
@@ -39,7 +40,7 @@ class CachedAttention {
       run_in<float>(me, threads, layer, chunk, scores);
   }
 
-  // What attention gives for token `i` of the chunk: with few tokens, the threads' parts joined.
+  // Copy the result for token `i` of the chunk; with few tokens, merge the threads' parts.
   void read(int threads, int64_t i, float* out) const {
     if (!few_) {
       std::memcpy(out, mixed_.data() + i * q_width_, q_width_ * 4);
@@ -67,22 +68,22 @@ class CachedAttention {
   const Model& model_;
   const Cache& cache_;
   const Call& call_;
-  const int64_t chunk_;  // tokens that the buffers hold; few: all of them
+  const int64_t chunk_;  // tokens that the buffers hold
   const bool few_;
   Barrier& barrier_;
   const int64_t q_width_, kv_width_;
   Memory<float> query_, key_, value_;
-  Memory<float> mixed_;  // values weighted by attention; with few tokens one (tokens, width) for each thread, and its
-  Memory<Part> parts_;   // (tokens, heads); otherwise (heads of a group) for each thread
+  Memory<float> mixed_;  // (tokens, width) values weighted by attention; with few tokens, for each thread
+  Memory<Part> parts_;   // for each thread: with few tokens (tokens, heads), otherwise (query heads of a group)
   std::atomic<int64_t> jobs_{0};
 
   int64_t group() const { return model_.heads / model_.kv_heads; }  // query heads that share a key-value head
 
-  // Where a token stands: its place in the cache, and its distance from the first token of its sequence that is no padding.
+  // The slot of a token in the cache, and the first slot of its sequence that is not padding.
   int64_t slot(int64_t t) const { return call_.position + t % call_.tokens; }
   int64_t start(int64_t t) const { return call_.starts.data ? call_.starts.data[t / call_.tokens] : 0; }
 
-  // Normalize (Qwen3) and rotate a head: (a, b) of the two halves becomes (a cos − b sin, b cos + a sin).
+  // Normalize (Qwen3) and rotate a head: a and b of its two halves become a cos − b sin and b cos + a sin.
   void rotate(float* x, int64_t position, const float* weight, float scale) const {
     const int64_t half = model_.head_size / 2;
     if (weight) rms_norm(x, weight, model_.norm_offset, model_.epsilon, model_.head_size, x);
@@ -94,7 +95,7 @@ class CachedAttention {
     }
   }
 
-  // The keys or values of a key-value head of a token's sequence.
+  // The keys or values of a key-value head, for the sequence of token t.
   template <class T>
   T* held(const Buffer<const Buffer<void>>& layers, int64_t layer, int64_t t, int64_t kv) const {
     return static_cast<T*>(layers.data[layer].data) + (t / call_.tokens * model_.kv_heads + kv) * cache_.capacity * model_.head_size;
@@ -131,13 +132,13 @@ class CachedAttention {
     barrier_.wait();
   }
 
-  // The slots that a token meets: first … last − 1.
+  // The slots that a token attends to: first … last − 1.
   Span seen(int64_t t, int64_t window) const {
-    const int64_t last = slot(t) + 1, first = std::min(start(t), last - 1);  // padding meets itself, so that it stays finite
+    const int64_t last = slot(t) + 1, first = std::min(start(t), last - 1);  // padding attends to itself, to stay finite
     return {window ? std::max(first, last - window) : first, last};
   }
 
-  // The query heads that share a key-value head, of token t, over some slots; `q` points to the token's queries.
+  // Attention over `slots` of the query heads of token t that share a key-value head; `q` are the token's queries.
   template <class T>
   void attend_group(int64_t layer, int64_t t, int64_t kv, Span slots, const float* q, float* scores, float* out, Part* parts) const {
     const int64_t size = model_.head_size;
@@ -145,7 +146,8 @@ class CachedAttention {
            slots.first, slots.last, scores, cache_.capacity + 16, out + kv * group() * size, parts);
   }
 
-  // Many tokens: one key-value head after the other, so that it stays in the cache; later tokens are more work, so they come first.
+  // Many tokens: one key-value head after another, so that it stays in the processor's cache. Later tokens attend to
+  // more slots, so they come first.
   template <class T>
   void attend_all(int me, int64_t layer, Span chunk, int64_t window, float* scores) {
     const int64_t size = model_.head_size, tokens = chunk.last - chunk.first;
@@ -158,7 +160,7 @@ class CachedAttention {
     }
   }
 
-  // Few tokens: the cache is read once from memory, and each thread reads as much of it as the others, wherever a head begins or ends.
+  // Few tokens: every thread reads an equal part of the key-value cache, regardless of where heads begin and end.
   template <class T>
   void attend_some(int me, int threads, int64_t layer, int64_t window, float* scores) {
     constexpr int64_t kUnit = 16;  // slots

@@ -1,8 +1,8 @@
-// Choosing codes one input at a time, each choice moving what the later ones start from: the inner loop of GPTQ and of coordinate descent
-// (methods/gptq.py, methods/descent.py), for one block of inputs and all outputs.
+// The inner loop of GPTQ and of coordinate descent (quantization/methods/gptq.py and descent.py): chooses the codes
+// of a block of inputs for all outputs, one input after another. Each choice changes the state of the later inputs.
 //
-// Everything is (inputs, outputs), so sixteen outputs, which have nothing to do with one another, are worked on side by side; what the
-// choices in a block change in the block stays in the first-level cache. The arithmetic is written in plain loops over those sixteen.
+// All matrices are (inputs, outputs). Outputs are independent, so sixteen of them are processed side by side, in
+// plain loops that the compiler vectorizes. The state of the block stays in the first-level cache.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,25 +15,25 @@ namespace qcore {
 constexpr int kLanes = 16, kInputs = 64, kEntries = 16;
 
 struct ChooseJob {
-  int64_t first, last;             // the inputs of the block, at most kInputs
-  int64_t outputs;                 // N: floats from an input's row to the next, in all matrices that have N columns
-  int64_t inputs;                  // K
-  int64_t groups;                  // G
-  int64_t per_output;              // whether each output has a table of its own
-  int32_t entries;                 // of a table of values: at most kEntries; 0 for uniform grids
-  float middle, lowest, highest;   // of a uniform grid: the zero point of all, where none are stored, and the codes that there are
-  Buffer<const float> matrix;      // (K, K): what a move of one input changes in the others' state
-  Buffer<float> state;             // (K, N): GPTQ: what is left of each weight. Descent: the slope of the error in each weight
-  Buffer<const float> values;      // descent: (K, N), the weights as they stand; GPTQ: absent
-  Buffer<const float> step;        // (K,): GPTQ: what an error is multiplied by to give a move. Descent: 1 / curvature
-  Buffer<const int32_t> group;     // (K,): the group each input is in
-  Buffer<const float> inverse;     // (G, N): 1 / scale
-  Buffer<const float> scale;       // (G, N)
-  Buffer<const float> zero;        // (G, N) zero points, or absent
-  Buffer<const float> table;       // (entries,) or (N, entries), ascending
-  Buffer<const float> midpoints;   // (entries − 1,) or (N, entries − 1)
-  Buffer<float> codes;             // (K, N), written
-  Buffer<float> moves;             // (last − first, N), written
+  int64_t first, last;            // the inputs of the block, at most kInputs
+  int64_t outputs;                // N
+  int64_t inputs;                 // K
+  int64_t groups;                 // G
+  int64_t per_output;             // 1 if each output has its own table, else 0
+  int32_t entries;                // of a table, at most kEntries; 0 for uniform grids
+  float middle, lowest, highest;  // uniform grids: the zero point if none are stored, and the range of codes
+  Buffer<const float> matrix;     // (K, K): how the error of one input changes the state of the others
+  Buffer<float> state;            // (K, N): GPTQ: the corrected weights. Descent: the gradient of the error
+  Buffer<const float> values;     // (K, N): descent: the current weights. GPTQ: absent
+  Buffer<const float> step;       // (K,): GPTQ: the factor of the error. Descent: 1 / curvature
+  Buffer<const int32_t> group;    // (K,): the group of each input
+  Buffer<const float> inverse;    // (G, N): 1 / scale
+  Buffer<const float> scale;      // (G, N)
+  Buffer<const float> zero;       // (G, N): zero points, or absent
+  Buffer<const float> table;      // (entries,) or (N, entries), ascending
+  Buffer<const float> midpoints;  // (entries − 1,) or (N, entries − 1)
+  Buffer<float> codes;            // (K, N): output
+  Buffer<float> errors;           // (last − first, N): output
 };
 
 namespace {
@@ -54,20 +54,20 @@ void load(const float* from, int n, Lane& to) {
 
 void store(const Lane& from, int n, float* to) { std::memcpy(to, from, n * sizeof(float)); }
 
-// The nearest values of a uniform grid to `wish`, and their codes.
-void round_uniform(const Lane& wish, const Lane& inverse, const Lane& scale, const Lane& zero, float lowest, float highest, Lane& codes,
+// Round `target` to the nearest values of a uniform grid, and return their codes, too.
+void round_uniform(const Lane& target, const Lane& inverse, const Lane& scale, const Lane& zero, float lowest, float highest, Lane& codes,
                    Lane& rounded) {
   for (int i = 0; i < kLanes; ++i) {
-    const float code = std::min(std::max(std::nearbyint(wish[i] * inverse[i]) + zero[i], lowest), highest);
+    const float code = std::min(std::max(std::nearbyint(target[i] * inverse[i]) + zero[i], lowest), highest);
     codes[i] = code;
     rounded[i] = (code - zero[i]) * scale[i];
   }
 }
 
-// The same for a table: the entry above as many midpoints as the value is.
-void round_table(const Lane& wish, const Lane& inverse, const Lane& scale, const Table& table, int entries, Lane& codes, Lane& rounded) {
+// The same for a table: the code is the number of midpoints below the value.
+void round_table(const Lane& target, const Lane& inverse, const Lane& scale, const Table& table, int entries, Lane& codes, Lane& rounded) {
   alignas(32) Lane relative, value;
-  for (int i = 0; i < kLanes; ++i) relative[i] = wish[i] * inverse[i];
+  for (int i = 0; i < kLanes; ++i) relative[i] = target[i] * inverse[i];
   std::memcpy(value, table.values[0], sizeof value);
   std::memset(codes, 0, sizeof codes);
   for (int entry = 1; entry < entries; ++entry)
@@ -96,32 +96,32 @@ void choose(const ChooseJob& job, int64_t output, int n) {
   for (int j = 0; j < columns; ++j) {
     const int64_t input = job.first + j, at = input * job.outputs + output, group = job.group.data[input] * job.outputs + output;
     const float step = job.step.data[input];
-    alignas(32) Lane now, wish, inverse, scale, zero, codes, rounded, move;
+    alignas(32) Lane now, target, inverse, scale, zero, codes, rounded, error;
     load(job.inverse.data + group, n, inverse);
     load(job.scale.data + group, n, scale);
     if (job.values.data) {
       load(job.values.data + at, n, now);
-      for (int i = 0; i < kLanes; ++i) wish[i] = now[i] - step * state[j][i];
+      for (int i = 0; i < kLanes; ++i) target[i] = now[i] - step * state[j][i];
     } else {
       std::memcpy(now, state[j], sizeof now);
-      std::memcpy(wish, now, sizeof wish);
+      std::memcpy(target, now, sizeof target);
     }
     if (job.entries) {
-      round_table(wish, inverse, scale, table, job.entries, codes, rounded);
+      round_table(target, inverse, scale, table, job.entries, codes, rounded);
     } else {
       if (job.zero.data)
         load(job.zero.data + group, n, zero);
       else
         std::fill(zero, zero + kLanes, job.middle);
-      round_uniform(wish, inverse, scale, zero, job.lowest, job.highest, codes, rounded);
+      round_uniform(target, inverse, scale, zero, job.lowest, job.highest, codes, rounded);
     }
     const float share = job.values.data ? 1.f : step;
-    for (int i = 0; i < kLanes; ++i) move[i] = (rounded[i] - now[i]) * share;
+    for (int i = 0; i < kLanes; ++i) error[i] = (rounded[i] - now[i]) * share;
     store(codes, n, job.codes.data + at);
-    store(move, n, job.moves.data + j * job.outputs + output);
+    store(error, n, job.errors.data + j * job.outputs + output);
     const float* row = job.matrix.data + input * job.inputs + job.first;
     for (int k = j + 1; k < columns; ++k)
-      for (int i = 0; i < kLanes; ++i) state[k][i] += row[k] * move[i];
+      for (int i = 0; i < kLanes; ++i) state[k][i] += row[k] * error[i];
   }
 }
 
@@ -138,7 +138,7 @@ Status check(const ChooseJob& job) {
   const int64_t tables = job.per_output ? outputs : 1;
   if (job.entries && !job.table.holds(tables, job.entries)) return kShortTable;
   if (job.entries > 1 && !job.midpoints.holds(tables, job.entries - 1)) return kShortTable;
-  if (!job.codes.holds(inputs, outputs) || !job.moves.holds(count, outputs)) return kShortOutput;
+  if (!job.codes.holds(inputs, outputs) || !job.errors.holds(count, outputs)) return kShortOutput;
   if (!job.group.holds(inputs)) return kShortInput;
   for (int64_t input = job.first; input < job.last; ++input)
     if (job.group.data[input] < 0 || job.group.data[input] >= job.groups) return kBadIndex;
@@ -153,7 +153,7 @@ using namespace qcore;
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Choose the codes of a block's inputs for all outputs; what they change outside the block is `moves`, for the caller to apply.
+// Choose the codes of a block of inputs for all outputs. The caller propagates `errors` to the later inputs.
 int qcore_choose_codes(const ChooseJob* job, int threads) {
   if (const Status status = check(*job)) return status;
 #pragma omp parallel for num_threads(thread_count(threads)) schedule(static)

@@ -1,4 +1,4 @@
-// Reading panels with AVX2: codes as bytes, as int16 pairs, as floats; and the group headers.
+// Reads panels with AVX2: group headers, and codes as bytes, as pairs of int16, or as floats.
 #pragma once
 #include <immintrin.h>
 
@@ -9,7 +9,7 @@
 #include "common/unroll.h"
 
 namespace qcore {
-namespace {  // each file its own, because each may be compiled for another instruction set
+namespace {  // private to each file, because files are compiled for different instruction sets
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
@@ -20,8 +20,8 @@ inline __m256i broadcast4(const void* p) {
   return _mm256_set1_epi32(value);
 }
 
-// acc + the products of neighbours, added in pairs: int16 sums of unsigned and signed bytes, int32 sums of int16. One piece of assembly
-// each, because GCC starts so many products early that it runs out of registers, and a spilled accumulator costs more than all the rest.
+// Return acc plus the sums of neighbouring products: of unsigned and signed bytes as int16, of int16 as int32. Each
+// function is one block of assembly: GCC would start so many products early that it spills accumulators.
 inline __m256i multiply_add8(__m256i acc, __m256i codes, __m256i x) {
   __m256i product;
   asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
@@ -35,14 +35,14 @@ inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
 
 constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
 
-// Step S of a block of 4-bit codes, with other bits in the high nibbles.
+// Step S of a block of 4-bit codes in the low nibbles; the high nibbles are undefined.
 template <int S>
 inline __m256i nibbles(const uint8_t* p) {
   const __m256i v = load(p + 32 * (S / 2));
   return S % 2 ? _mm256_srli_epi16(v, 4) : v;
 }
 
-// Step S of a block: 32 bytes, lane r the 4 columns of row r.
+// Step S of a block: 32 bytes, in which lane r holds 4 columns of row r.
 template <int kKind, int S>
 inline __m256i step(const uint8_t* p) {
   if constexpr (kKind == kBits8) {
@@ -59,7 +59,8 @@ inline __m256i step(const uint8_t* p) {
   }
 }
 
-// A table of 16 values as 13-bit integers (in order, and low and high bytes for pshufb) and as floats (two halves, for permutevar8x32).
+// A table of 16 values as integers of 13 bits (in order, and split into low and high bytes for pshufb), and as floats
+// (two halves for permutevar8x32).
 struct Table {
   __m256i words, low, high;
   __m256 first, second;
@@ -94,7 +95,7 @@ inline Table read_half_table(const uint8_t* halves) {
   return read_table(values);
 }
 
-// Bytes of a register (codes, or indices into a table) as int16: the even and the odd ones.
+// Convert the even and the odd bytes of a register (codes, or indices into a table) to int16.
 template <bool kTabled>
 inline void widen(__m256i v, const Table& t, __m256i& even, __m256i& odd) {
   if constexpr (kTabled) {
@@ -108,7 +109,7 @@ inline void widen(__m256i v, const Table& t, __m256i& even, __m256i& odd) {
   }
 }
 
-// Byte J of each lane as a float: the code, or its table value.
+// Convert byte J of each lane (a code, or an index into a table) to float.
 template <bool kTabled, int J>
 inline __m256 as_float(__m256i v, const Table& t) {
   const __m256i moved = _mm256_srli_epi32(v, 8 * J);
@@ -124,7 +125,7 @@ struct Group {
   __m256 scale, zero;
 };
 
-// The scales and zero points of 8 rows; `p` moves past them.
+// Read the scales and zero points of 8 rows, and move `p` past them.
 inline Group read_group(const Weight& w, const uint8_t*& p) {
   Group g;
   g.scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -143,7 +144,7 @@ inline Group read_group(const Weight& w, const uint8_t*& p) {
   return g;
 }
 
-// The sum of each of 8 registers, as the 8 lanes of one.
+// Return a register whose lane r is the sum of register r.
 inline __m256 sum_rows(const __m256 v[8]) {
   const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
   const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));

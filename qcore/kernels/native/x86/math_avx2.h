@@ -1,4 +1,4 @@
-// The small operations between the matrix products.
+// The operations between matrix products.
 #pragma once
 #include <immintrin.h>
 
@@ -13,9 +13,10 @@ inline float horizontal_sum(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// e^x to about 2 units in the last place: 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2] (the Taylor series).
+// e^x to about 2 units in the last place: 2^n times the Taylor polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
 inline __m256 exp(__m256 x) {
-  x = _mm256_min_ps(_mm256_set1_ps(88.3f), _mm256_max_ps(_mm256_set1_ps(-87.3f), x));  // in this order a NaN stays one
+  // With the arguments in this order, NaN stays NaN.
+  x = _mm256_min_ps(_mm256_set1_ps(88.3f), _mm256_max_ps(_mm256_set1_ps(-87.3f), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
@@ -30,8 +31,8 @@ inline __m256 exp(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 
-// act(g) * u where act(g) = g / (1 + e^-z), with z = g for silu, and for gelu by its tanh approximation, where
-// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN passes through, because g is a factor.
+// act(g) * u with act(g) = g / (1 + e^-z). SiLU: z = g. GELU by its tanh approximation: because of
+// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN propagates, because g is a factor.
 inline __m256 gated(__m256 g, __m256 u, bool gelu) {
   __m256 z = g;
   if (gelu) {
@@ -42,7 +43,7 @@ inline __m256 gated(__m256 g, __m256 u, bool gelu) {
   return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(e, _mm256_set1_ps(1.f))), u);
 }
 
-// out = x / sqrt(mean(x^2) + epsilon) * (weight + offset); n is any number.
+// out = x / sqrt(mean(x^2) + epsilon) * (weight + offset), for any n. out may be x.
 inline void rms_norm(const float* x, const float* weight, float offset, float epsilon, int64_t n, float* out) {
   __m256 a = _mm256_setzero_ps(), b = a;
   int64_t i = 0;
@@ -60,7 +61,7 @@ inline void rms_norm(const float* x, const float* weight, float offset, float ep
   for (; i < n; ++i) out[i] = (weight[i] + offset) * (x[i] * factor);
 }
 
-// Four dot products at once of x with rows of w that lie `stride` floats apart.
+// The dot products of x and four rows of w, which lie `stride` floats apart.
 inline void dot4(const float* x, const float* w, int64_t stride, int64_t n, float out[4]) {
   __m256 acc[8] = {};
   int64_t i = 0;

@@ -1,4 +1,4 @@
-// Threads that work on one call together: where they meet, and who takes what.
+// Threads that work on one call: a barrier, and the division of work.
 #pragma once
 #include <immintrin.h>
 #include <sched.h>
@@ -10,7 +10,7 @@ namespace qcore {
 
 class Barrier {
  public:
-  // Before the first `wait`: how many threads meet.
+  // Set the number of threads that meet. Call it before the first `wait`.
   void set(int threads) { threads_ = threads; }
 
   void wait() {
@@ -24,7 +24,7 @@ class Barrier {
       if (spins < 4000)
         _mm_pause();
       else
-        sched_yield();  // someone else has the core that the other thread needs
+        sched_yield();  // another process runs on the core that the missing thread needs
     }
   }
 
@@ -38,7 +38,7 @@ struct Span {
   int64_t first, last;
 };
 
-// The part of 0 … n − 1 that thread `me` of `all` takes.
+// Return the part of 0 … n − 1 that thread `me` of `all` works on.
 inline Span share(int64_t n, int me, int all) { return {n * me / all, n * (me + 1) / all}; }
 
 }  // namespace qcore
