@@ -1,4 +1,4 @@
-"""Random quantized weights of every format, and the largest error that a kernel may make on them, derived
+"""Random quantized weights of every format, and the largest error that a kernel may make with them, derived
 from the bit widths."""
 
 import torch
@@ -42,7 +42,8 @@ ENOUGH = {
 
 
 def weight(format: Format, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
-    """Random codes over the whole range, random scales over two decades, random zero points and tables."""
+    """Return a weight (rows, columns) with random codes, zero points and tables, and with scales over two
+    decades."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << format.bits, (rows, columns), generator=generator, dtype=torch.uint8)
     groups = group_count(columns, format.group_size)
@@ -63,9 +64,12 @@ def weight(format: Format, rows: int, columns: int, seed: int = 0) -> QuantizedT
 
 
 def allowed_error(x: torch.Tensor, weight: QuantizedTensor, activations: str) -> torch.Tensor:
-    """For x (M, K): the largest error of each output (M, N). Rounded activations are off by half a step of
-    their block, rounded tables by half a step of theirs, and float32 sums by a few units of the largest terms
-    that enter them (code times scale times x)."""
+    """Return the largest error (M, N) of the outputs for x (M, K).
+
+    Quantized activations are off by at most half a step of their block, integer tables by half a step of the
+    table, and float32 sums by a few units in the last place of their largest terms (code times scale times
+    x).
+    """
     x, mode, (rows, columns) = x.double(), MODES[activations], weight.shape
     dense = weight.dequantize().double()
     if isinstance(weight.format, Uniform):

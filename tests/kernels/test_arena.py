@@ -1,4 +1,4 @@
-"""Memory for packed weights: nothing overlaps, everything is aligned, and what is dropped is given back."""
+"""Memory for packed weights: tensors are aligned and do not overlap, and unused mappings are released."""
 
 import weakref
 

@@ -34,13 +34,13 @@ def guarded_panels(monkeypatch):
 
 
 def stored(name: str, rows: int = ROWS, columns: int = COLUMNS):
-    """A random weight whose parts end at an inaccessible page."""
+    """Return a random weight whose parts end at an inaccessible page."""
     whole = weight(FORMATS[name], rows, columns)
     return replace(whole, **{name: guarded(part) for name, part in whole.parts().items()})
 
 
 def change(data, structure: ctypes.Structure) -> None:
-    """Exchange up to three integers of `structure` for others, sizes of buffers excepted: those are true."""
+    """Replace up to three integers of `structure`; the sizes of its buffers stay correct."""
     names = [name for name, kind in structure._fields_ if kind in INTEGERS]
     for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
         value = getattr(structure, name)
@@ -84,7 +84,8 @@ from qcore.kernels.packed import PackedWeight
 
 def one_row(columns):
     halves = torch.zeros(1, columns // 32, dtype=torch.float16)
-    return QuantizedTensor(Uniform(4, 32, True), (1, columns), torch.zeros(1, columns // 2, dtype=torch.uint8), halves)
+    codes = torch.zeros(1, columns // 2, dtype=torch.uint8)
+    return QuantizedTensor(Uniform(4, 32, True), (1, columns), codes, halves)
 
 torch.set_num_threads(4)
 PackedWeight.pack(one_row(64))

@@ -1,5 +1,5 @@
-"""Dispatch: the native kernel is really reached, says so, and is visible to torch's tools; modules give their
-parts back."""
+"""Dispatch reaches the native kernel, reports it, and works with torch's tools; modules restore their
+parts."""
 
 import copy
 import threading

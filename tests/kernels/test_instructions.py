@@ -1,5 +1,4 @@
-"""Every instruction set's kernels against the float64 product and against AVX2, whatever this machine's own
-instruction set is."""
+"""The kernels of every instruction set against a float64 product and against AVX2, on any machine."""
 
 import itertools
 import os
@@ -49,9 +48,9 @@ def test_awkward_shapes_are_right(instructions, format, activations):
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, format, activations, monkeypatch):
-    """The integers are the same, so that only float32 sums may differ. Up to four tokens they are added in
-    the same order too, but where registers are half as long (tables of a row), and where NEON takes 128 from
-    codes and zero points to make bytes signed."""
+    """The integers are equal, so only float32 sums may differ. Up to four tokens they are added in the same
+    order, with two exceptions: tables per row, whose registers are half as long with NEON; and bytes with
+    NEON, which subtracts 128 from codes and zero points to make them signed."""
     stored = weight(format, 45, 320)
     packed = PackedWeight.pack(stored)
     moved = instructions in ("neon", "dotprod") and packed.kind == 0 and activations.startswith("int8")
@@ -71,8 +70,8 @@ def test_results_are_those_of_avx2_but_for_the_order_of_sums(instructions, forma
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 def test_extremes_do_not_overflow(instructions, format, activations):
-    """Every code the largest and every input as large as the others: the largest sums of integers that there
-    can be."""
+    """All codes and all inputs are extreme and equal, which makes the sums of integers as large as
+    possible."""
     stored = weight(format, 16, 128)
     for codes in (torch.zeros_like(stored.codes), torch.full_like(stored.codes, 255)):
         stored.codes.copy_(codes)

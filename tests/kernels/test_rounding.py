@@ -1,5 +1,5 @@
-"""The native rounding against the definition in plain torch: the same bits, whatever the weights, the format
-and the layout in memory."""
+"""Native rounding gives the bits of the definition in plain torch, for all weights, formats and memory
+layouts."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def check(weight: torch.Tensor, format) -> None:
 
 
 def random(rows: int, columns: int, seed: int, decades: float) -> torch.Tensor:
-    """Groups of very different magnitude, zeros among them."""
+    """Return a weight whose groups differ in magnitude by `decades` (standard deviation), with some zeros."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (10 ** (decades * torch.randn(rows, columns // 7 + 1, generator=generator))).clamp(1e-30, 5e3)
     weight = torch.randn(rows, columns, generator=generator) * sizes.repeat_interleave(7, 1)[:, :columns]

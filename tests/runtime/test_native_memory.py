@@ -1,6 +1,7 @@
-"""The native step touches no memory but its buffers, whatever sizes it is handed, and survives a lack of memory."""
+"""The native step stays within its buffers for all sizes, and raises `MemoryError` if memory is exhausted."""
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -42,9 +43,9 @@ def test_a_dense_head_of_any_number_of_rows_reads_only_those(vocabulary):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("chunk", [5, 16, 24])
+@pytest.mark.parametrize("chunk", [5, 7, 24])
 def test_long_sequences_go_through_each_layer_in_chunks(chunk, recipe, monkeypatch):
-    """50 tokens: the last chunk holds 5, 2 or none of them, for all of which there are other kernels."""
+    """The last chunk of 100 tokens holds 5, 2 or 4: some fit in one tile, for which there are other kernels."""
     model, tokens = make("llama", recipe), torch.stack([ids(50), ids(50, 1)])
     expected, calls = model(tokens, use_cache=False).logits, []
     run = Weights.run
@@ -150,7 +151,8 @@ from qcore.quantization.convert import quantize
 
 tokens, inner, headroom = (int(argument) for argument in sys.argv[1:])
 torch.set_num_threads(2)
-sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=inner, num_hidden_layers=1, num_attention_heads=4)
+sizes = dict(vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+sizes |= dict(intermediate_size=inner)
 config = LlamaConfig(**sizes, max_position_embeddings=tokens, bos_token_id=0, eos_token_id=0)
 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 quantize(model, recipes.parse("int4-g32"))
@@ -168,6 +170,9 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes all address space"
+)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 @pytest.mark.parametrize(
     ("tokens", "inner", "headroom", "words"),
@@ -177,7 +182,7 @@ with torch.inference_mode():
     ],
     ids=["too-little", "by-the-chunk"],
 )
-def test_memory_for_a_step_is_asked_for_by_the_chunk_and_missed_in_peace(tokens, inner, headroom, words):
+def test_a_step_takes_memory_by_the_chunk_and_raises_if_there_is_none(tokens, inner, headroom, words):
     """The buffers of 8,192 tokens at once would take 1.1 GB."""
     command = [sys.executable, "-c", LITTLE, *map(str, (tokens, inner, headroom))]
     done = subprocess.run(command, capture_output=True, text=True)

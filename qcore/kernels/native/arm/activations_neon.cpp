@@ -1,19 +1,21 @@
-// Quantizing activations with NEON: the same integers and scales as activations_avx2.cpp gives.
-#include "arm/neon.h"
-
+// Quantizes activations with NEON, to the same integers and scales as activations_avx2.cpp.
 #include <cstring>
 
+#include "arm/neon.h"
 #include "common/kernels.h"
 
 namespace qcore {
 namespace {
 
-constexpr float kTiny = 1e-30f;  // below this a block counts as zero: the reciprocal of its scale would overflow
+// Blocks below this magnitude become zero: the reciprocal of their scale would overflow.
+constexpr float kTiny = 1e-30f;
 
-// The largest magnitude of 32 floats, as bits: bits compare like magnitudes, and a NaN is larger than everything.
+// The bits of the largest magnitude of 32 floats. Bits compare like magnitudes, and NaN is larger than any
+// number.
 inline uint32_t magnitude(const float* x) {
   uint32x4_t most = vdupq_n_u32(0);
-  for (int i = 0; i < 8; ++i) most = vmaxq_u32(most, vandq_u32(vdupq_n_u32(0x7fffffff), vreinterpretq_u32_f32(vld1q_f32(x + 4 * i))));
+  for (int i = 0; i < 8; ++i)
+    most = vmaxq_u32(most, vandq_u32(vdupq_n_u32(0x7fffffff), vreinterpretq_u32_f32(vld1q_f32(x + 4 * i))));
   return vmaxvq_u32(most);
 }
 
@@ -29,12 +31,13 @@ inline Scale scale_of(uint32_t bits, int limit) {
   return {most / limit, limit / most};
 }
 
-// Round 32 floats to integers, in order; returns their sum.
+// Round 32 floats to integers, in order, and return their sum.
 inline int32_t round_block(const float* x, float inverse, int16_t out[kBlock]) {
-  const int32x4_t valid = vdupq_n_s32(inverse == 0.f ? 0 : -1);  // 0 * NaN is no integer
+  const int32x4_t valid = vdupq_n_s32(inverse == 0.f ? 0 : -1);  // discards 0 * NaN
   int32x4_t sum = vdupq_n_s32(0);
   for (int i = 0; i < 8; ++i) {
-    const int32x4_t whole = vandq_s32(valid, vcvtq_s32_f32(vrndnq_f32(vmulq_n_f32(vld1q_f32(x + 4 * i), inverse))));
+    const int32x4_t whole =
+        vandq_s32(valid, vcvtq_s32_f32(vrndnq_f32(vmulq_n_f32(vld1q_f32(x + 4 * i), inverse))));
     sum = vaddq_s32(sum, whole);
     vst1_s16(out + 4 * i, vmovn_s32(whole));
   }
@@ -43,7 +46,8 @@ inline int32_t round_block(const float* x, float inverse, int16_t out[kBlock]) {
 
 }  // namespace
 
-void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns) {
+void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride,
+               int64_t columns) {
   const int64_t full = columns / kBlock;
   float tail[kBlock];
   for (int m = 0; m < tokens; ++m, x += stride) {
@@ -57,7 +61,8 @@ void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int
       float* q = static_cast<float*>(const_cast<void*>(to.q));
       for (int64_t b = 0; b < form.blocks; ++b) {
         const float* in = block(b);
-        if (form.row_major || tokens == 1) std::memcpy(q + (m * form.blocks + b) * kBlock, in, kBlock * 4);
+        if (form.row_major || tokens == 1)
+          std::memcpy(q + (m * form.blocks + b) * kBlock, in, kBlock * 4);
         else
           for (int k = 0; k < kBlock; ++k) q[(b * kBlock + k) * tokens + m] = in[k];
       }
@@ -78,7 +83,7 @@ void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int
       const int32_t sum = round_block(in, s.inverse, whole);
       const_cast<float*>(to.scale)[b * tokens + m] = s.scale;
       const_cast<float*>(to.sum)[b * tokens + m] = s.scale * sum;
-      if (form.width == 1) {  // 4 columns a step
+      if (form.width == 1) {  // 4 columns per step
         int8_t* out = static_cast<int8_t*>(const_cast<void*>(to.q)) + b * kBlock * tokens + 4 * m;
         for (int k = 0; k < kBlock; ++k) out[k / 4 * 4 * tokens + k % 4] = int8_t(whole[k]);
       } else if (form.row_major) {  // even columns, then odd ones

@@ -1,5 +1,5 @@
-// Codes times int8 on ARM processors that have dot products: four products of bytes are added to a 32-bit number in one instruction. All
-// else is as with NEON alone.
+// Codes times int8 on ARM processors with dot products: one instruction adds four products of bytes to a
+// 32-bit number. Everything else is done as with NEON alone.
 #include "arm/neon.h"
 
 namespace qcore {
@@ -18,9 +18,12 @@ PanelKernel panel_kernel_dotprod(int kind, int mode, int tokens) {
   return in_bytes(kind, mode) ? bytes_kernel(kind, tokens) : panel_kernel_neon(kind, mode, tokens);
 }
 
-void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
-  if (in_bytes(w.kind, mode)) multiply_bytes(s, first, count, x, tokens, y);
-  else multiply_neon(w, s, mode, first, count, x, tokens, y);
+void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count,
+                      const Tile& x, int tokens, float (*y)[kPair]) {
+  if (in_bytes(w.kind, mode))
+    multiply_bytes(s, first, count, x, tokens, y);
+  else
+    multiply_neon(w, s, mode, first, count, x, tokens, y);
 }
 
 }  // namespace qcore

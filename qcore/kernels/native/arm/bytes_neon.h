@@ -1,8 +1,8 @@
-// Codes times int8 with NEON, for one token and for many. The file that includes this defines
+// Codes times int8 with NEON, for one token and for many. The including file defines
 //
-//   dot(acc, a, b)    acc + the products of signed bytes, the four of a 32-bit lane added
+//   dot(acc, a, b)    acc + the sum of the four products of signed bytes in each 32-bit lane
 //
-// 8-bit codes are signed by subtracting 128 from them and from their zero points, which changes no product.
+// Codes of 8 bits become signed: 128 is subtracted from them and from their zero points, which cancels out.
 #pragma once
 #include "arm/codes_neon.h"
 #include "common/kernels.h"
@@ -16,7 +16,7 @@ inline int8x16_t signed_step(const uint8_t* p, int s) {
   return vreinterpretq_s8_u8(kKind == kBits8 ? veorq_u8(v, vdupq_n_u8(128)) : v);
 }
 
-// Number 2 * m + h of a token's registers holds the rows 4h … 4h + 3.
+// Register 2 * m + h belongs to token m and the rows 4h … 4h + 3.
 template <int kKind, int T>
 void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   const int8_t* q = static_cast<const int8_t*>(x.q);
@@ -34,15 +34,15 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
       for (int i = 0; i < 2 * T; ++i) acc[i] = vdupq_n_s32(0);
       for (int from = 0; from < 8; from += kTogether<T>)
 #pragma GCC unroll 8
-      for (int s = from; s < from + kTogether<T>; ++s) {
-        const int8x16_t first = signed_step<kKind>(p, s), second = signed_step<kKind>(p + 16, s);
+        for (int s = from; s < from + kTogether<T>; ++s) {
+          const int8x16_t first = signed_step<kKind>(p, s), second = signed_step<kKind>(p + 16, s);
 #pragma GCC unroll 4
-        for (int m = 0; m < T; ++m) {
-          const int8x16_t values = broadcast4(q + (s * T + m) * 4);
-          acc[2 * m] = dot(acc[2 * m], first, values);
-          acc[2 * m + 1] = dot(acc[2 * m + 1], second, values);
+          for (int m = 0; m < T; ++m) {
+            const int8x16_t values = broadcast4(q + (s * T + m) * 4);
+            acc[2 * m] = dot(acc[2 * m], first, values);
+            acc[2 * m + 1] = dot(acc[2 * m + 1], second, values);
+          }
         }
-      }
 #pragma GCC unroll 8
       for (int i = 0; i < 2 * T; ++i) {
         part[i] = vfmaq_n_f32(part[i], vcvtq_f32_s32(acc[i]), scale[i / 2]);
@@ -59,23 +59,27 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
   for (int i = 0; i < 2 * T; ++i) vst1q_f32(y[i / 2] + kHalf * (i % 2), total[i]);
 }
 
-// Null for kinds that are not multiplied as bytes.
+// Return the kernel for codes that are multiplied as bytes, or null for other kinds.
 inline PanelKernel bytes_kernel(int kind, int tokens) {
   return with_kind(kind, tokens, [](auto k, auto t) -> PanelKernel {
-    if constexpr (k() == kTable || k() == kRowTable) return nullptr;
-    else return panel_int8<k(), t()>;
+    if constexpr (k() == kTable || k() == kRowTable)
+      return nullptr;
+    else
+      return panel_int8<k(), t()>;
   });
 }
 
-// Register r of a stretch holds the rows 4r … 4r + 3 of a pair of panels.
+// Register 4 * m + r belongs to token m and the rows 4r … 4r + 3 of a pair of panels.
 template <int T>
-void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, float (*y)[kPair]) {
+void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count,
+                    float (*y)[kPair]) {
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
     int32x4_t acc[4 * T];
     for (int i = 0; i < 4 * T; ++i) acc[i] = vdupq_n_s32(0);
     const int8_t* codes = reinterpret_cast<const int8_t*>(s.bytes + b * 512);
     for (int i = 0; i < 8; ++i, codes += 64) {
-      const int8x16_t of[4] = {vld1q_s8(codes), vld1q_s8(codes + 16), vld1q_s8(codes + 32), vld1q_s8(codes + 48)};
+      const int8x16_t of[4] = {vld1q_s8(codes), vld1q_s8(codes + 16), vld1q_s8(codes + 32),
+                               vld1q_s8(codes + 48)};
 #pragma GCC unroll 4
       for (int m = 0; m < T; ++m) {
         const int8x16_t values = broadcast4(q + (i * T + m) * 4);
@@ -95,7 +99,8 @@ void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const
 
 inline bool in_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind <= kBits2; }
 
-inline void multiply_bytes(const Stretch& s, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+inline void multiply_bytes(const Stretch& s, int64_t first, int64_t count, const Tile& x, int tokens,
+                           float (*y)[kPair]) {
   with_tokens(tokens, [&](auto t) {
     const int64_t at = first * t();
     multiply_bytes<t()>(s, static_cast<const int8_t*>(x.q) + at * kBlock, x.scale + at, x.sum + at, count, y);

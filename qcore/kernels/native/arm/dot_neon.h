@@ -1,4 +1,4 @@
-// The dot product of bytes for ARM processors without an instruction for it.
+// The dot product of bytes for ARM processors that have no instruction for it.
 #pragma once
 #include "arm/neon.h"
 

@@ -1,14 +1,17 @@
-// Many tokens with NEON, on stretches of its own kind: int16 codes lie column by column, 16 rows each, because a product of int16 has a
-// lane of its own here and is not added to its neighbour's. Columns of a step follow the activations: 4s, 4s + 2, 4s + 1, 4s + 3.
+// Many tokens with NEON. In a stretch, int16 codes are stored column by column, 16 rows each, because NEON
+// does not add neighbouring products of int16. The columns of a step have the order of the activations: 4s,
+// 4s + 2, 4s + 1, 4s + 3.
+// clang-format off: bytes_neon.h uses what dot_neon.h defines
 #include "arm/dot_neon.h"
-
 #include "arm/bytes_neon.h"
+// clang-format on
 
 namespace qcore {
 namespace {
 
 template <int kKind>
-void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
+                 Stretch& to) {
   constexpr bool tabled = kKind == kTable;
   const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
   Table table{};
@@ -27,22 +30,26 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
         for (int h = 0; h < 2; ++h) {
           float32x4_t value = as_float<tabled>(step<kKind>(p + 16 * h, c / 4), c % 4, table);
           if constexpr (!tabled) value = vsubq_f32(value, g.zero[h]);
-          vst1q_f32(to.floats + (i * kBlock + c) * kPair + kRows * side + kHalf * h, vmulq_f32(value, scale[h]));
+          vst1q_f32(to.floats + (i * kBlock + c) * kPair + kRows * side + kHalf * h,
+                    vmulq_f32(value, scale[h]));
         }
     } else if (in_bytes(kKind, mode)) {
       const float32x4_t shift = vdupq_n_f32(kKind == kBits8 ? 128 : 0);
-      for (int h = 0; h < 2; ++h) vst1q_f32(to.offset[i] + kRows * side + kHalf * h, vmulq_f32(scale[h], vsubq_f32(shift, g.zero[h])));
+      for (int h = 0; h < 2; ++h)
+        vst1q_f32(to.offset[i] + kRows * side + kHalf * h, vmulq_f32(scale[h], vsubq_f32(shift, g.zero[h])));
       for (int s = 0; s < 8; ++s)
         for (int h = 0; h < 2; ++h) {
           const int8x16_t codes = signed_step<kKind>(p + 16 * h, s);
           vst1q_s8(reinterpret_cast<int8_t*>(to.bytes + ((i * 8 + s) * 2 + side) * 32 + 16 * h), codes);
         }
     } else {
-      const int16x8_t zero = vcombine_s16(vmovn_s32(vcvtq_s32_f32(g.zero[0])), vmovn_s32(vcvtq_s32_f32(g.zero[1])));
+      const int16x8_t zero =
+          vcombine_s16(vmovn_s32(vcvtq_s32_f32(g.zero[0])), vmovn_s32(vcvtq_s32_f32(g.zero[1])));
       for (int s = 0; s < 8; ++s) {
-        const Words upper = widen<tabled>(step<kKind>(p, s), table), lower = widen<tabled>(step<kKind>(p + 16, s), table);
-        int16x8_t column[4] = {vuzp1q_s16(upper.even, lower.even), vuzp2q_s16(upper.even, lower.even), vuzp1q_s16(upper.odd, lower.odd),
-                               vuzp2q_s16(upper.odd, lower.odd)};
+        const Words upper = widen<tabled>(step<kKind>(p, s), table),
+                    lower = widen<tabled>(step<kKind>(p + 16, s), table);
+        int16x8_t column[4] = {vuzp1q_s16(upper.even, lower.even), vuzp2q_s16(upper.even, lower.even),
+                               vuzp1q_s16(upper.odd, lower.odd), vuzp2q_s16(upper.odd, lower.odd)};
         for (int n = 0; n < 4; ++n) {
           if constexpr (!tabled) column[n] = vsubq_s16(column[n], zero);
           vst1q_s16(to.words + (i * kBlock + 4 * s + n) * kPair + kRows * side, column[n]);
@@ -52,7 +59,7 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
   }
 }
 
-// Row by row and number by number: a stretch is widened once for all tokens.
+// Without vector instructions, because a stretch is widened once for all tokens.
 void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
   static constexpr int place[4] = {0, 2, 1, 3};
   for (int r = 0; r < kRows; ++r) {
@@ -67,14 +74,18 @@ void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t cou
       to.scale[i][kRows * side + r] = table.scale;
       for (int c = 0; c < kBlock; ++c) {
         const int code = b % 2 ? p[c] >> 4 : p[c] & 15;
-        if (mode == kFloat) to.floats[(i * kBlock + c) * kPair + kRows * side + r] = floats[code];
-        else to.words[(i * kBlock + c / 4 * 4 + place[c % 4]) * kPair + kRows * side + r] = int16_t(low[code] | high[code] << 8);
+        if (mode == kFloat)
+          to.floats[(i * kBlock + c) * kPair + kRows * side + r] = floats[code];
+        else
+          to.words[(i * kBlock + c / 4 * 4 + place[c % 4]) * kPair + kRows * side + r] =
+              int16_t(low[code] | high[code] << 8);
       }
     }
   }
 }
 
-void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
+                Stretch& to) {
   switch (w.kind) {
     case kBits8: return widen_panel<kBits8>(w, panel, mode, first, count, side, to);
     case kBits4: return widen_panel<kBits4>(w, panel, mode, first, count, side, to);
@@ -85,9 +96,10 @@ void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, 
   }
 }
 
-// Number 4 * m + r of the sums holds the rows 4r … 4r + 3 of token m.
+// Sum 4 * m + r belongs to token m and the rows 4r … 4r + 3.
 template <int T>
-void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, float (*y)[kPair]) {
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count,
+                    float (*y)[kPair]) {
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
     int32x4_t acc[4 * T];
     for (int i = 0; i < 4 * T; ++i) acc[i] = vdupq_n_s32(0);
@@ -118,7 +130,8 @@ void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)
   for (int i = 0; i < 4 * T; ++i) acc[i] = vld1q_f32(y[i / 4] + kHalf * (i % 4));
   const float* values = s.floats;
   for (int64_t k = 0; k < count * kBlock; ++k, values += kPair, q += T) {
-    const float32x4_t of[4] = {vld1q_f32(values), vld1q_f32(values + 4), vld1q_f32(values + 8), vld1q_f32(values + 12)};
+    const float32x4_t of[4] = {vld1q_f32(values), vld1q_f32(values + 4), vld1q_f32(values + 8),
+                               vld1q_f32(values + 12)};
 #pragma GCC unroll 16
     for (int i = 0; i < 4 * T; ++i) acc[i] = vfmaq_n_f32(acc[i], of[i % 4], q[i / 4]);
   }
@@ -127,17 +140,21 @@ void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)
 
 }  // namespace
 
-void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
+void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
+                Stretch& to) {
   widen_side(w, a, mode, first, count, 0, to);
   if (b) widen_side(w, b, mode, first, count, 1, to);
 }
 
-void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+                   int tokens, float (*y)[kPair]) {
   if (in_bytes(w.kind, mode)) return multiply_bytes(s, first, count, x, tokens, y);
   with_tokens(tokens, [&](auto t) {
     const int64_t at = first * t();
-    if (mode == kFloat) multiply_floats<t()>(s, static_cast<const float*>(x.q) + at * kBlock, count, y);
-    else multiply_words<t()>(s, static_cast<const int16_t*>(x.q) + at * kBlock, x.scale + at, count, y);
+    if (mode == kFloat)
+      multiply_floats<t()>(s, static_cast<const float*>(x.q) + at * kBlock, count, y);
+    else
+      multiply_words<t()>(s, static_cast<const int16_t*>(x.q) + at * kBlock, x.scale + at, count, y);
   });
 }
 

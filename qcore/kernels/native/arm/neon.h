@@ -1,4 +1,4 @@
-// The intrinsics of NEON as 64-bit ARM processors have them. Tests compile them in terms of AVX2 (QCORE_EMULATE).
+// The NEON intrinsics of 64-bit ARM processors. Tests express them in AVX2 (QCORE_EMULATE).
 #pragma once
 #ifdef QCORE_EMULATE
 #define SIMDE_ENABLE_NATIVE_ALIASES

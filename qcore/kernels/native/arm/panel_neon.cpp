@@ -1,12 +1,14 @@
-// One to four tokens with NEON: the codes are read once, straight from memory, and never leave the registers.
+// One to four tokens with NEON. Codes are read once, from memory, and stay in registers.
+// clang-format off: bytes_neon.h uses what dot_neon.h defines
 #include "arm/dot_neon.h"
-
 #include "arm/bytes_neon.h"
+// clang-format on
 
 namespace qcore {
 namespace {
 
-// Two sums a register of 4 rows, because products of int16 fill two registers: rows 0 and 1, and rows 2 and 3, two columns each.
+// Two sums per register of 4 rows, because products of int16 fill two registers: one for the rows 0 and 1,
+// one for the rows 2 and 3, with two columns per row.
 template <int kKind, int T>
 void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   constexpr bool tabled = kKind == kTable;
@@ -26,17 +28,19 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
       for (int i = 0; i < 2 * T; ++i) low[i] = high[i] = vdupq_n_s32(0);
       for (int from = 0; from < 8; from += kTogether<T>)
 #pragma GCC unroll 8
-      for (int s = from; s < from + kTogether<T>; ++s) {
-        const Words of[2] = {widen<tabled>(step<kKind>(p, s), table), widen<tabled>(step<kKind>(p + 16, s), table)};
+        for (int s = from; s < from + kTogether<T>; ++s) {
+          const Words of[2] = {widen<tabled>(step<kKind>(p, s), table),
+                               widen<tabled>(step<kKind>(p + 16, s), table)};
 #pragma GCC unroll 8
-        for (int i = 0; i < 2 * T; ++i) {
-          const int16x8_t even = vreinterpretq_s16_s8(broadcast4(q + (2 * s * T + i / 2) * 2));
-          const int16x8_t odd = vreinterpretq_s16_s8(broadcast4(q + ((2 * s + 1) * T + i / 2) * 2));
-          const Words& c = of[i % 2];
-          low[i] = vmlal_s16(vmlal_s16(low[i], vget_low_s16(c.even), vget_low_s16(even)), vget_low_s16(c.odd), vget_low_s16(odd));
-          high[i] = vmlal_high_s16(vmlal_high_s16(high[i], c.even, even), c.odd, odd);
+          for (int i = 0; i < 2 * T; ++i) {
+            const int16x8_t even = vreinterpretq_s16_s8(broadcast4(q + (2 * s * T + i / 2) * 2));
+            const int16x8_t odd = vreinterpretq_s16_s8(broadcast4(q + ((2 * s + 1) * T + i / 2) * 2));
+            const Words& c = of[i % 2];
+            low[i] = vmlal_s16(vmlal_s16(low[i], vget_low_s16(c.even), vget_low_s16(even)),
+                               vget_low_s16(c.odd), vget_low_s16(odd));
+            high[i] = vmlal_high_s16(vmlal_high_s16(high[i], c.even, even), c.odd, odd);
+          }
         }
-      }
 #pragma GCC unroll 8
       for (int i = 0; i < 2 * T; ++i) {
         part[i] = vfmaq_n_f32(part[i], vcvtq_f32_s32(vpaddq_s32(low[i], high[i])), scale[i / 2]);
@@ -48,12 +52,15 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
       sum += T;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * T; ++i) total[i] = vfmaq_f32(total[i], part[i], tabled ? vmulq_n_f32(g.scale[i % 2], table.scale) : g.scale[i % 2]);
+    for (int i = 0; i < 2 * T; ++i)
+      total[i] =
+          vfmaq_f32(total[i], part[i], tabled ? vmulq_n_f32(g.scale[i % 2], table.scale) : g.scale[i % 2]);
   }
   for (int i = 0; i < 2 * T; ++i) vst1q_f32(y[i / 2] + kHalf * (i % 2), total[i]);
 }
 
-// Exact: code minus zero point is a small integer, so only the float products and sums round. Two sums, of even and of odd columns.
+// Code minus zero point is a small integer and exact in float, so only the products and sums with x round.
+// Two sums, for the even and the odd columns, hide the latency of the additions.
 template <int kKind, int T>
 void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   constexpr bool tabled = kKind == kTable;
@@ -69,36 +76,39 @@ void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
     for (int64_t b = left < w.group_blocks ? left : w.group_blocks; b > 0; --b) {
       for (int from = 0; from < 8; from += kTogether<T>)
 #pragma GCC unroll 8
-      for (int s = from; s < from + kTogether<T>; ++s)
+        for (int s = from; s < from + kTogether<T>; ++s)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          const uint8x16_t codes = step<kKind>(p + 16 * h, s);
+          for (int h = 0; h < 2; ++h) {
+            const uint8x16_t codes = step<kKind>(p + 16 * h, s);
 #pragma GCC unroll 2
-          for (int j = 0; j < 4; j += 2) {
-            float32x4_t first = as_float<tabled>(codes, j, table), second = as_float<tabled>(codes, j + 1, table);
-            if constexpr (!tabled) {
-              first = vsubq_f32(first, g.zero[h]);
-              second = vsubq_f32(second, g.zero[h]);
-            }
-            const float* at = q + (4 * s + j) * T;
+            for (int j = 0; j < 4; j += 2) {
+              float32x4_t first = as_float<tabled>(codes, j, table),
+                          second = as_float<tabled>(codes, j + 1, table);
+              if constexpr (!tabled) {
+                first = vsubq_f32(first, g.zero[h]);
+                second = vsubq_f32(second, g.zero[h]);
+              }
+              const float* at = q + (4 * s + j) * T;
 #pragma GCC unroll 4
-            for (int m = 0; m < T; ++m) {
-              even[2 * m + h] = vfmaq_n_f32(even[2 * m + h], first, at[m]);
-              odd[2 * m + h] = vfmaq_n_f32(odd[2 * m + h], second, at[T + m]);
+              for (int m = 0; m < T; ++m) {
+                even[2 * m + h] = vfmaq_n_f32(even[2 * m + h], first, at[m]);
+                odd[2 * m + h] = vfmaq_n_f32(odd[2 * m + h], second, at[T + m]);
+              }
             }
           }
-        }
       p += bytes_of(kKind);
       q += kBlock * T;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * T; ++i) total[i] = vfmaq_f32(total[i], vaddq_f32(even[i], odd[i]), g.scale[i % 2]);
+    for (int i = 0; i < 2 * T; ++i)
+      total[i] = vfmaq_f32(total[i], vaddq_f32(even[i], odd[i]), g.scale[i % 2]);
   }
   for (int i = 0; i < 2 * T; ++i) vst1q_f32(y[i / 2] + kHalf * (i % 2), total[i]);
 }
 
-// A table per row: a register holds columns of one row, so activations are read as they lie and rows are summed at the end. The panel is
-// read front to back, and the rows' tables wait in the first-level cache.
+// A table per row: a register holds columns of one row, so activations are read in order, and each row is
+// summed at the end. The panel is read front to back, while the tables of its rows stay in the first-level
+// cache.
 template <int T>
 void panel_rows_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   Table tables[kRows];
@@ -113,13 +123,16 @@ void panel_rows_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*
       const uint8x16_t packed[2] = {vld1q_u8(p), vld1q_u8(p + 16)};
       for (int half = 0; half < 2; ++half) {
         Words of[2];  // columns 0 … 15 and 16 … 31 of the block
-        for (int i = 0; i < 2; ++i) of[i] = widen<true>(half ? vshrq_n_u8(packed[i], 4) : vandq_u8(packed[i], vdupq_n_u8(15)), tables[r]);
+        for (int i = 0; i < 2; ++i)
+          of[i] =
+              widen<true>(half ? vshrq_n_u8(packed[i], 4) : vandq_u8(packed[i], vdupq_n_u8(15)), tables[r]);
         for (int m = 0; m < T; ++m) {
           const int16_t* at = q + (half * T + m) * kBlock;
           int32x4_t sum = vdupq_n_s32(0);
           for (int i = 0; i < 2; ++i) {
             const int16x8_t even = vld1q_s16(at + 8 * i), odd = vld1q_s16(at + 16 + 8 * i);
-            sum = vmlal_high_s16(vmlal_s16(sum, vget_low_s16(of[i].even), vget_low_s16(even)), of[i].even, even);
+            sum = vmlal_high_s16(vmlal_s16(sum, vget_low_s16(of[i].even), vget_low_s16(even)), of[i].even,
+                                 even);
             sum = vmlal_high_s16(vmlal_s16(sum, vget_low_s16(of[i].odd), vget_low_s16(odd)), of[i].odd, odd);
           }
           total[r][m] = vfmaq_n_f32(total[r][m], vcvtq_f32_s32(sum), x.scale[(b + half) * T + m]);
@@ -145,7 +158,8 @@ void panel_rows_float(const Weight& w, const uint8_t* p, const Tile& x, float (*
         uint32_t four = 0;
         std::memcpy(&four, p + c, 4);
         const uint32x4_t bytes = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
-        const float32x4_t low = look_up(tables[r], vandq_u32(bytes, vdupq_n_u32(15))), high = look_up(tables[r], vshrq_n_u32(bytes, 4));
+        const float32x4_t low = look_up(tables[r], vandq_u32(bytes, vdupq_n_u32(15))),
+                          high = look_up(tables[r], vshrq_n_u32(bytes, 4));
         for (int m = 0; m < T; ++m) {
           const float* at = q + (m * w.blocks + b) * kBlock + c;
           total[r][m][0] = vfmaq_f32(total[r][m][0], low, vld1q_f32(at));
@@ -161,8 +175,10 @@ void panel_rows_float(const Weight& w, const uint8_t* p, const Tile& x, float (*
 PanelKernel panel_kernel_neon(int kind, int mode, int tokens) {
   if (in_bytes(kind, mode)) return bytes_kernel(kind, tokens);
   return with_kind(kind, tokens, [&](auto k, auto t) -> PanelKernel {
-    if constexpr (k() == kRowTable) return mode == kFloat ? panel_rows_float<t()> : panel_rows_int16<t()>;
-    else return mode == kFloat ? panel_float<k(), t()> : panel_int16<k(), t()>;
+    if constexpr (k() == kRowTable)
+      return mode == kFloat ? panel_rows_float<t()> : panel_rows_int16<t()>;
+    else
+      return mode == kFloat ? panel_float<k(), t()> : panel_int16<k(), t()>;
   });
 }
 

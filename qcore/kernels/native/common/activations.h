@@ -2,12 +2,14 @@
 //
 // A tile of T tokens and B blocks of 32 columns is
 //   int8    q[B][8 steps][T][4]    columns 4s … 4s + 3 of step s
-//   int16   q[B][16 pairs][T][2]   of step s: pair 2s = columns 4s and 4s + 2, pair 2s + 1 = columns 4s + 1 and
-//                                  4s + 3, because two instructions widen the even and the odd bytes of a register
-//   int16   q[B][T][32]            for row tables: the even columns, then the odd columns, for the same reason
-//   float   q[B * 32][T]           for row tables: [T][B * 32]
-// and, for integers, scale[B][T] and sum[B][T] = scale * (sum of the block's integers). A kernel multiplies `sum`
-// by the zero point and subtracts it. Blocks that share a scale store it once each.
+//   int16   q[B][16 pairs][T][2]   of step s: pair 2s = columns 4s and 4s + 2, pair 2s + 1 = columns 4s + 1
+//   and
+//                                  4s + 3, because two instructions widen the even and the odd bytes of a
+//                                  register
+//   int16   q[B][T][32]            for row tables: the even columns, then the odd columns, for the same
+//   reason float   q[B * 32][T]           for row tables: [T][B * 32]
+// and, for integers, scale[B][T] and sum[B][T] = scale * (sum of the block's integers). A kernel multiplies
+// `sum` by the zero point and subtracts it. Blocks that share a scale store it once each.
 #pragma once
 #include <cstdint>
 
@@ -32,15 +34,18 @@ struct Form {
   int64_t shared;  // consecutive blocks that share a scale
 };
 
-// The activations of one call, in memory of the caller. With `few`, all tokens fit in one tile, which is multiplied
-// by panels. Otherwise tiles are multiplied by stretches, which have another layout for row tables.
+// The activations of one call, in memory of the caller. With `few`, all tokens fit in one tile, which is
+// multiplied by panels. Otherwise tiles are multiplied by stretches, which have another layout for row
+// tables.
 class Activations {
  public:
   // `memory` has the size that `bytes` returns, and is aligned to 64 bytes.
-  Activations(const Weight& w, int mode, int64_t tokens, bool few, uint8_t* memory) : tokens_(tokens), memory_(memory) {
+  Activations(const Weight& w, int mode, int64_t tokens, bool few, uint8_t* memory)
+      : tokens_(tokens), memory_(memory) {
     // Table values are multiplied by 14 bits (see kTableMax), codes by 15 bits.
     const int limit = mode == kInt16 ? ((w.kind == kTable || w.kind == kRowTable) ? 16383 : 32767) : 127;
-    form_ = {w.kind == kRowTable && few, mode, width_of(w.kind, mode), limit, w.blocks, shared_blocks(w, mode)};
+    form_ = {w.kind == kRowTable && few, mode, width_of(w.kind, mode), limit, w.blocks,
+             shared_blocks(w, mode)};
     tile_blocks_ = spaced(w.blocks, few);
     scales_ = mode == kFloat ? 0 : padded(tokens) * tile_blocks_;
     scale_ = reinterpret_cast<float*>(memory_ + padded(tokens) * tile_blocks_ * kBlock * form_.width);
@@ -49,11 +54,15 @@ class Activations {
   // The bytes that the activations of `tokens` tokens take.
   static int64_t bytes(const Weight& w, int mode, int64_t tokens, bool few) {
     const int64_t blocks = padded(tokens) * spaced(w.blocks, few);
-    return (blocks * kBlock * width_of(w.kind, mode) + (mode == kFloat ? 0 : 2 * blocks * int64_t(sizeof(float))) + 63) / 64 * 64;
+    return (blocks * kBlock * width_of(w.kind, mode) +
+            (mode == kFloat ? 0 : 2 * blocks * int64_t(sizeof(float))) + 63) /
+           64 * 64;
   }
 
   int64_t tiles() const { return (tokens_ + kTile - 1) / kTile; }
-  int tile_tokens(int64_t tile) const { return int(tokens_ - tile * kTile < kTile ? tokens_ - tile * kTile : kTile); }
+  int tile_tokens(int64_t tile) const {
+    return int(tokens_ - tile * kTile < kTile ? tokens_ - tile * kTile : kTile);
+  }
 
   Tile tile(int64_t t) const {
     const int64_t size = kTile * tile_blocks_, bytes = size * kBlock * form_.width;
@@ -63,15 +72,20 @@ class Activations {
   // Fill tile `t` from x, whose rows of `columns` values lie `stride` floats apart.
   void fill(int64_t t, const float* x, int64_t stride, int64_t columns);
 
-  // The number of consecutive blocks that share a scale. 16-bit activations share it between two blocks if the
-  // weight does: the sum of 64 products of codes fits in 32 bits (9 + 15 + 6 bits), that of table values does not.
+  // The number of consecutive blocks that share a scale. 16-bit activations share it between two blocks if
+  // the weight does: the sum of 64 products of codes fits in 32 bits (9 + 15 + 6 bits), that of table values
+  // does not.
   static int64_t shared_blocks(const Weight& w, int mode) {
     if (mode == kInt8Token) return w.blocks;
-    return mode == kInt16 && w.kind < kTable && (w.group_blocks == w.blocks || w.group_blocks % 2 == 0) ? 2 : 1;
+    return mode == kInt16 && w.kind < kTable && (w.group_blocks == w.blocks || w.group_blocks % 2 == 0) ? 2
+                                                                                                        : 1;
   }
 
-  // Bytes per activation with AVX2, whose 8-bit multiplication overflows for codes of 8 bits and for table values.
-  static int element_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind >= kBits4 && kind <= kBits2 ? 1 : 2; }
+  // Bytes per activation with AVX2, whose 8-bit multiplication overflows for codes of 8 bits and for table
+  // values.
+  static int element_bytes(int kind, int mode) {
+    return (mode == kInt8 || mode == kInt8Token) && kind >= kBits4 && kind <= kBits2 ? 1 : 2;
+  }
 
  private:
   static int width_of(int kind, int mode);

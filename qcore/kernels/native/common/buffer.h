@@ -48,14 +48,16 @@ inline int thread_count(int64_t n) { return int(n < 1 ? 1 : n > 1024 ? 1024 : n)
 
 inline bool is_size(int64_t n) { return n >= 1 && n <= kMost; }
 
-// Working memory of one call, aligned to cache lines and uninitialized. Every call has its own, so calls may run
-// concurrently. Allocate it before threads start, because an exception must not leave a parallel region. `data`
-// is null if memory is exhausted.
+// Working memory of one call, aligned to cache lines and uninitialized. Every call has its own, so calls may
+// run concurrently. Allocate it before threads start, because an exception must not leave a parallel region.
+// `data` is null if memory is exhausted.
 template <class T>
 class Memory {
  public:
   explicit Memory(int64_t count)
-      : data_(count < 0 || count > kMost ? nullptr : static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {}
+      : data_(count < 0 || count > kMost
+                  ? nullptr
+                  : static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {}
   T* data() const { return data_.get(); }
   explicit operator bool() const { return data_ != nullptr; }
 

@@ -35,8 +35,8 @@ struct Model {
 //   values [sequence][key-value head][slot][head size]
 struct Cache {
   Buffer<const Buffer<void>> keys, values;  // (layers)
-  int64_t capacity;  // slots, a multiple of 8
-  int64_t half;      // float16 if not 0
+  int64_t capacity;                         // slots, a multiple of 8
+  int64_t half;                             // float16 if not 0
 };
 
 // One call: append `tokens` tokens to each sequence, from slot `position` on.
@@ -46,8 +46,8 @@ struct Call {
   Buffer<const int64_t> starts;        // (sequences): slots before it are padding; absent without padding
   Buffer<const int64_t> ids;           // (sequences, tokens)
   Buffer<const float> cosines, sines;  // (positions, head size / 2)
-  // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence, the
-  // logits after its last token and the index of the largest.
+  // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence,
+  // the logits after its last token and the index of the largest.
   Buffer<float> hidden;  // (sequences, tokens, hidden)
   Buffer<float> logits;  // (vocabulary)
   int64_t* best;

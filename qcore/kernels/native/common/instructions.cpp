@@ -32,7 +32,11 @@ constexpr Kernels kNeon{"neon", true, fill_neon, panel_kernel_neon, widen_neon, 
 
 bool always() { return true; }
 
-const Candidate candidates[] = {{kernels_avx512, always}, {kernels_avxvnni, always}, {&kAvx2, always}, {&kDotprod, always}, {&kNeon, always}};
+const Candidate candidates[] = {{kernels_avx512, always},
+                                {kernels_avxvnni, always},
+                                {&kAvx2, always},
+                                {&kDotprod, always},
+                                {&kNeon, always}};
 
 #elif defined(__x86_64__)
 
@@ -42,8 +46,9 @@ bool avx2() {
 }
 
 bool avx512() {
-  return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 
 bool avxvnni() {  // by CPUID: older compilers do not know the name "avxvnni"
@@ -71,7 +76,8 @@ const Candidate candidates[] = {{&kDotprod, dotprod}, {&kNeon, neon}};
 
 const Kernels* find(const char* name) {
   for (const Candidate& candidate : candidates)
-    if (candidate.kernels && (!name || !std::strcmp(name, candidate.kernels->name)) && candidate.runs()) return candidate.kernels;
+    if (candidate.kernels && (!name || !std::strcmp(name, candidate.kernels->name)) && candidate.runs())
+      return candidate.kernels;
   return nullptr;
 }
 
@@ -86,12 +92,12 @@ const Kernels& kernels() { return *chosen; }
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Return the name of the instruction set in use, or null if the library supports none of this processor. In that
-// case, no other function may be called.
+// Return the name of the instruction set in use, or null if the library supports none of this processor. In
+// that case, no other function may be called.
 const char* qcore_instructions() { return qcore::chosen ? qcore::chosen->name : nullptr; }
 
-// Use the instruction set `name`, or the fastest one if `name` is null. Return 1, or return 0 and change nothing if
-// the processor or the library does not support it. No other call may run at the same time.
+// Use the instruction set `name`, or the fastest one if `name` is null. Return 1, or return 0 and change
+// nothing if the processor or the library does not support it. No other call may run at the same time.
 int qcore_choose(const char* name) {
   const qcore::Kernels* found = qcore::find(name);
   if (found) qcore::chosen = found;

@@ -1,15 +1,17 @@
-// The functions of an instruction set. Each works on one panel (or pair of panels) and one tile, and has no state.
+// The functions of an instruction set. Each works on one panel (or pair of panels) and one tile, and has no
+// state.
 //
-// The library contains several instruction sets, of which a processor may have only one. Code in a file named after
-// an instruction set runs only if `kernels()` has chosen that set. Such files share no function that is not inlined:
-// the linker would keep one copy, compiled for one of the sets.
+// The library contains several instruction sets, of which a processor may have only one. Code in a file named
+// after an instruction set runs only if `kernels()` has chosen that set. Such files share no function that is
+// not inlined: the linker would keep one copy, compiled for one of the sets.
 #pragma once
 #include "common/activations.h"
 #include "common/layout.h"
 
 namespace qcore {
 
-// Set y[m][0 … 8) to the outputs of a panel for the 1 … 4 tokens m of a tile. Reads the codes once, from memory.
+// Set y[m][0 … 8) to the outputs of a panel for the 1 … 4 tokens m of a tile. Reads the codes once, from
+// memory.
 using PanelKernel = void (*)(const Weight& w, const uint8_t* panel, const Tile& x, float (*y)[kRows]);
 
 // Many tokens: a stretch of a pair of panels is widened once, then multiplied by one tile after another.
@@ -33,9 +35,11 @@ struct Kernels {
   void (*fill)(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
   PanelKernel (*panel)(int kind, int mode, int tokens);
   // Widen `count` blocks of the panels a and b of `w`, from block `first` on. b may be null.
-  void (*widen)(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
+  void (*widen)(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
+                Stretch& to);
   // Add the products of a stretch and a tile to y[m][0 … 16) for each token m.
-  void (*multiply)(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+  void (*multiply)(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+                   int tokens, float (*y)[kPair]);
 };
 
 // The fastest instruction set of this processor, or the one that qcore_choose has chosen.
@@ -49,14 +53,19 @@ PanelKernel panel_kernel_avxvnni(int kind, int mode, int tokens);
 
 void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
 PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
-void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
-void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
+                Stretch& to);
+void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+                   int tokens, float (*y)[kPair]);
 
 void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
-void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to);
+void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
+                Stretch& to);
 PanelKernel panel_kernel_neon(int kind, int mode, int tokens);
-void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+                   int tokens, float (*y)[kPair]);
 PanelKernel panel_kernel_dotprod(int kind, int mode, int tokens);
-void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]);
+void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count,
+                      const Tile& x, int tokens, float (*y)[kPair]);
 
 }  // namespace qcore

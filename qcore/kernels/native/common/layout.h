@@ -1,29 +1,32 @@
 // The execution layout of a quantized weight, shared by every kernel.
 //
-// A weight has N rows (outputs) and K columns (inputs). A panel holds 8 rows, because a 256-bit register has one
-// 32-bit lane per row: sums over k stay in their lanes, and no horizontal addition is needed. A block holds 32
-// columns in 8 steps of 4. Step s holds the columns 4s … 4s + 3; lane r of its 32 bytes belongs to row r.
+// A weight has N rows (outputs) and K columns (inputs). A panel holds 8 rows, because a 256-bit register has
+// one 32-bit lane per row: sums over k stay in their lanes, and no horizontal addition is needed. A block
+// holds 32 columns in 8 steps of 4. Step s holds the columns 4s … 4s + 3; lane r of its 32 bytes belongs to
+// row r.
 //
-//   panel = for each group of columns:   8 fp16 scales | zero points (absent if all equal) | the group's blocks
+//   panel = for each group of columns:   8 fp16 scales | zero points (absent if all equal) | the group's
+//   blocks
 //
 //   block   bytes   byte of lane r, column j of the step
 //   8 bit    256    step s is bytes 32s …
 //   4 bit    128    bytes 32i …: step 2i in the low, 2i + 1 in the high nibble
-//   3 bit     96    bytes 0 … 63: the low two bits as in the 2-bit block; bytes 64 …: bit s is step s's third bit
-//   2 bit     64    bytes 32i …: step 4i + t in the bits 2t, 2t + 1
+//   3 bit     96    bytes 0 … 63: the low two bits as in the 2-bit block; bytes 64 …: bit s is step s's third
+//   bit 2 bit     64    bytes 32i …: step 4i + t in the bits 2t, 2t + 1
 //
-// The zero points of a group take 8 bytes for codes of 8 bits, and 4 bytes (one nibble per row) for narrower codes.
-// The last group ends with the last block. Columns past K and rows past N have code 0 and scale 0, and are
-// multiplied by activations of 0.
+// The zero points of a group take 8 bytes for codes of 8 bits, and 4 bytes (one nibble per row) for narrower
+// codes. The last group ends with the last block. Columns past K and rows past N have code 0 and scale 0, and
+// are multiplied by activations of 0.
 //
-// If every row has a table of 16 values of its own, the rows cannot share a register that holds the table. Such
-// blocks are stored row by row:
+// If every row has a table of 16 values of its own, the rows cannot share a register that holds the table.
+// Such blocks are stored row by row:
 //
-//   panel = 8 x 16 fp16 tables | for each 64 columns: 8 rows x 32 bytes, where byte k holds column k in the low
+//   panel = 8 x 16 fp16 tables | for each 64 columns: 8 rows x 32 bytes, where byte k holds column k in the
+//   low
 //                                nibble and column 32 + k in the high nibble
 //
-// Activations are quantized in the same blocks of 32 columns, with one scale per block or per token. A tile holds
-// up to 4 tokens, whose bytes are interleaved so that a single pointer runs over all of them.
+// Activations are quantized in the same blocks of 32 columns, with one scale per block or per token. A tile
+// holds up to 4 tokens, whose bytes are interleaved so that a single pointer runs over all of them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -38,7 +41,8 @@ enum Mode : int32_t { kFloat = 0, kInt16 = 1, kInt8 = 2, kInt8Token = 3 };  // h
 constexpr int kRows = 8;    // rows per panel
 constexpr int kBlock = 32;  // columns per block
 constexpr int kTile = 4;    // tokens per tile
-// The largest integer of a table: with 12 bits and a sign, 32 products with 14-bit activations fit in 32 bits.
+// The largest integer of a table: with 12 bits and a sign, 32 products with 14-bit activations fit in 32
+// bits.
 constexpr int kTableMax = 4095;
 
 struct Weight {
@@ -68,7 +72,8 @@ inline int64_t group_count(const Weight& w) { return (w.blocks + w.group_blocks 
 
 // Return whether the numbers that determine the size of a panel are consistent.
 inline bool is_consistent(const Weight& w) {
-  if (w.kind < kBits8 || w.kind > kRowTable || !is_size(w.rows) || !is_size(w.columns) || w.group_blocks < 1) return false;
+  if (w.kind < kBits8 || w.kind > kRowTable || !is_size(w.rows) || !is_size(w.columns) || w.group_blocks < 1)
+    return false;
   const int64_t blocks = (w.columns + kBlock - 1) / kBlock;
   if (w.blocks != (w.kind == kRowTable ? blocks + blocks % 2 : blocks)) return false;
   return w.zero_bytes == 0 || (w.kind < kTable && w.zero_bytes == (w.kind == kBits8 ? 8 : 4));

@@ -28,7 +28,8 @@ void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t column
   kernels().fill(form_, tile(t), tile_tokens(t), x, stride, columns);
 }
 
-void few_panels(const Weight& w, int mode, const Activations& x, int tokens, int64_t first, int64_t last, const float* bias, float* y, int64_t y_stride) {
+void few_panels(const Weight& w, int mode, const Activations& x, int tokens, int64_t first, int64_t last,
+                const float* bias, float* y, int64_t y_stride) {
   const PanelKernel kernel = kernels().panel(w.kind, mode, tokens);
   const Tile tile = x.tile(0);
   alignas(32) float out[kTile][kRows];
@@ -38,8 +39,8 @@ void few_panels(const Weight& w, int mode, const Activations& x, int tokens, int
   }
 }
 
-void many_pair(const Weight& w, int mode, const Activations& x, int64_t first_tile, int64_t last_tile, int64_t pair, const float* bias, float* y,
-               int64_t y_stride, Stretch& stretch) {
+void many_pair(const Weight& w, int mode, const Activations& x, int64_t first_tile, int64_t last_tile,
+               int64_t pair, const float* bias, float* y, int64_t y_stride, Stretch& stretch) {
   const uint8_t* a = w.panels.data + 2 * pair * w.panel_bytes;
   const uint8_t* b = 2 * pair + 1 < panel_count(w) ? a + w.panel_bytes : nullptr;
   const Kernels& use = kernels();
@@ -48,10 +49,13 @@ void many_pair(const Weight& w, int mode, const Activations& x, int64_t first_ti
   for (int64_t k = 0; k < w.blocks; k += kStretch) {
     const int64_t count = std::min<int64_t>(kStretch, w.blocks - k);
     use.widen(w, a, b, mode, k, count, stretch);
-    for (int64_t t = first_tile; t < last_tile; ++t) use.multiply(w, stretch, mode, k, count, x.tile(t), x.tile_tokens(t), out + (t - first_tile) * kTile);
+    for (int64_t t = first_tile; t < last_tile; ++t)
+      use.multiply(w, stretch, mode, k, count, x.tile(t), x.tile_tokens(t), out + (t - first_tile) * kTile);
   }
   for (int64_t t = first_tile; t < last_tile; ++t)
-    for (int m = 0; m < x.tile_tokens(t); ++m) put<kPair>(w, 2 * pair * kRows, out[(t - first_tile) * kTile + m], bias, y + (t * kTile + m) * y_stride);
+    for (int m = 0; m < x.tile_tokens(t); ++m)
+      put<kPair>(w, 2 * pair * kRows, out[(t - first_tile) * kTile + m], bias,
+                 y + (t * kTile + m) * y_stride);
 }
 
 }  // namespace qcore
@@ -62,8 +66,8 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 // y (tokens, rows) = x (tokens, columns) · Wᵀ + bias (rows, or null). All are contiguous; sizes count floats.
-int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* bias, int64_t bias_size, float* y, int64_t y_size, int mode,
-                 int threads) {
+int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* bias, int64_t bias_size,
+                 float* y, int64_t y_size, int mode, int threads) {
   if (const Status status = check(*w)) return status;
   if (mode < kFloat || mode > kInt8Token) return kBadLayout;
   const int64_t columns = w->columns, rows = w->rows, tokens = x_size / columns;
@@ -79,7 +83,8 @@ int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* b
   if (few) {
     if (!tokens) return kOk;
     input.fill(0, x, columns, columns);
-    const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(panels / (8 * threads), (1 << 17) / w->panel_bytes));
+    const int64_t chunk =
+        std::max<int64_t>(1, std::min<int64_t>(panels / (8 * threads), (1 << 17) / w->panel_bytes));
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
     for (int64_t p; (p = next.fetch_add(chunk)) < panels;)
@@ -91,12 +96,14 @@ int qcore_linear(const Weight* w, const float* x, int64_t x_size, const float* b
   const int64_t jobs = pairs * ((tiles + at_once - 1) / at_once);
 #pragma omp parallel num_threads(threads)
   {
-    for (int64_t t; (t = next_tile.fetch_add(1)) < tiles;) input.fill(t, x + t * kTile * columns, columns, columns);
+    for (int64_t t; (t = next_tile.fetch_add(1)) < tiles;)
+      input.fill(t, x + t * kTile * columns, columns, columns);
 #pragma omp barrier
     Stretch stretch;
     for (int64_t job; (job = next_job.fetch_add(1)) < jobs;) {
       const int64_t first = job / pairs * at_once;
-      many_pair(*w, mode, input, first, std::min(first + at_once, tiles), job % pairs, bias, y, rows, stretch);
+      many_pair(*w, mode, input, first, std::min(first + at_once, tiles), job % pairs, bias, y, rows,
+                stretch);
     }
   }
   return kOk;

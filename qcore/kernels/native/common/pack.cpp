@@ -1,10 +1,11 @@
-// Conversion of stored rows of codes to panels and back, in plain C++: the compiler vectorizes the loops that matter.
+// Conversion of stored rows of codes to panels and back, in plain C++: the compiler vectorizes the loops that
+// matter.
+#include "common/pack.h"
+
 #include <omp.h>
 
 #include <algorithm>
 #include <cstring>
-
-#include "common/pack.h"
 
 namespace qcore {
 
@@ -36,7 +37,8 @@ void read_row(const uint8_t* row, int bits, int64_t columns, uint8_t* codes) {
   for (int64_t k = 0; k < columns; k += 8, row += bits) {
     uint64_t word = 0;
     std::memcpy(&word, row, bits);
-    for (int64_t i = 0; i < std::min<int64_t>(8, columns - k); ++i) codes[k + i] = (word >> (i * bits)) & ((1u << bits) - 1);
+    for (int64_t i = 0; i < std::min<int64_t>(8, columns - k); ++i)
+      codes[k + i] = (word >> (i * bits)) & ((1u << bits) - 1);
   }
 }
 
@@ -52,7 +54,8 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
   }
   for (int64_t k = 0; k < columns; k += 8, row += bits) {
     uint64_t word = 0;
-    for (int64_t i = 0; i < std::min<int64_t>(8, columns - k); ++i) word |= uint64_t(codes[k + i]) << (i * bits);
+    for (int64_t i = 0; i < std::min<int64_t>(8, columns - k); ++i)
+      word |= uint64_t(codes[k + i]) << (i * bits);
     std::memcpy(row, &word, bits);
   }
 }
@@ -94,11 +97,13 @@ void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
       for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
 }
 
+// The bits per code of a kind other than kBits8, which holds codes of 5 to 8 bits.
+int narrow_bits(int kind) { return kind == kBits3 ? 3 : kind == kBits2 ? 2 : 4; }
+
 // Return kOk if the weight's parts are as large as its layout requires.
 Status check(const Weight& w, const Stored& s) {
   if (const Status status = check(w)) return status;
-  const bool fits = w.kind == kBits8 ? s.bits > 4 && s.bits <= 8 : s.bits == (w.kind == kBits3 ? 3 : w.kind == kBits2 ? 2 : 4);
-  if (!fits) return kBadLayout;
+  if (w.kind == kBits8 ? s.bits <= 4 || s.bits > 8 : s.bits != narrow_bits(w.kind)) return kBadLayout;
   if (s.row_bytes < (w.columns + 7) / 8 * s.bits || !s.codes.holds(w.rows, s.row_bytes)) return kShortCodes;
   if (w.kind == kRowTable) return s.tables.holds(w.rows, 16) ? kOk : kShortTable;
   if (s.groups != group_count(w)) return kBadLayout;
@@ -111,7 +116,8 @@ void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) 
   const int used = int(std::min<int64_t>(kRows, w.rows - first));
   uint8_t* out = w.panels.data + panel * w.panel_bytes;
   std::memset(rows, 0, kRows * stride);
-  for (int r = 0; r < used; ++r) read_row(s.codes.data + (first + r) * s.row_bytes, s.bits, w.columns, rows + r * stride);
+  for (int r = 0; r < used; ++r)
+    read_row(s.codes.data + (first + r) * s.row_bytes, s.bits, w.columns, rows + r * stride);
   std::memset(out, 0, w.panel_bytes);
   if (w.kind == kRowTable) {
     std::memcpy(out, s.tables.data + first * 16, used * 32);
@@ -157,17 +163,20 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows
         for (int r = 0; r < used; ++r) {
           std::memcpy(s.scale.data + (first + r) * s.groups + g, in + 2 * r, 2);
           if (w.zero_bytes == 8) s.zero.data[(first + r) * s.groups + g] = in[16 + r];
-          if (w.zero_bytes == 4) s.zero.data[(first + r) * s.groups + g] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
+          if (w.zero_bytes == 4)
+            s.zero.data[(first + r) * s.groups + g] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
         }
         in += 16 + w.zero_bytes;
       }
       read_block(w.kind, in, rows + b * kBlock, stride);
     }
   }
-  for (int r = 0; r < used; ++r) write_row(rows + r * stride, s.bits, w.columns, s.codes.data + (first + r) * s.row_bytes);
+  for (int r = 0; r < used; ++r)
+    write_row(rows + r * stride, s.bits, w.columns, s.codes.data + (first + r) * s.row_bytes);
 }
 
-// Call `work(panel, rows)` for every panel on all threads; `rows` (8, 32 * blocks) is working memory of the thread.
+// Call `work(panel, rows)` for every panel on all threads; `rows` (8, 32 * blocks) is working memory of the
+// thread.
 template <class Work>
 Status for_panels(const Weight& w, int threads, Work&& work) {
   threads = thread_count(threads);
@@ -199,7 +208,8 @@ int qcore_pack(const Weight* w, const Stored* stored, int threads) {
 // Unpack w->panels into the stored parts.
 int qcore_unpack(const Weight* w, const Stored* stored, int threads) {
   if (const Status status = check(*w, *stored)) return status;
-  return for_panels(*w, threads, [&](int64_t panel, uint8_t* rows) { unpack_panel(*w, *stored, panel, rows); });
+  return for_panels(*w, threads,
+                    [&](int64_t panel, uint8_t* rows) { unpack_panel(*w, *stored, panel, rows); });
 }
 
 #pragma GCC visibility pop

@@ -4,8 +4,8 @@
 extern "C" {
 #pragma GCC visibility push(default)
 
-// Return the sum modulo 2⁶⁴ of `count` words, each read once. Prefetches explicitly, because hardware prefetching
-// stops at page boundaries.
+// Return the sum modulo 2⁶⁴ of `count` words, each read once. Prefetches explicitly, because hardware
+// prefetching stops at page boundaries.
 uint64_t qcore_sum_words(const uint64_t* words, int64_t count, int threads) {
   constexpr int64_t kLine = 8, kAhead = 64 * kLine;
   uint64_t total = 0;

@@ -6,8 +6,8 @@
 
 namespace qcore {
 
-// Call f(0) … f(n − 1) with compile-time numbers. Compilers keep arrays of registers that are indexed by them in
-// registers; with an ordinary loop, GCC keeps such arrays on the stack.
+// Call f(0) … f(n − 1) with compile-time numbers. Compilers keep arrays of registers that are indexed by them
+// in registers; with an ordinary loop, GCC keeps such arrays on the stack.
 template <int... I, class F>
 inline __attribute__((always_inline)) void each(std::integer_sequence<int, I...>, F&& f) {
   (f(std::integral_constant<int, I>()), ...);

@@ -1,5 +1,5 @@
-// Attention of one token over a range of positions, for the query heads that share one key-value head: scores,
-// exponentials, and the weighted sum of values.
+// Attention of one token over a range of positions, for the query heads that share one key-value head:
+// scores, exponentials, and the weighted sum of values.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -11,15 +11,17 @@
 namespace qcore {
 
 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
-inline __m256 load8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline __m256 load8(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline void store1(float* p, float v) { *p = v; }
 inline void store1(uint16_t* p, float v) { *p = _cvtss_sh(v, 0); }
 
-// scores[h][p] = q[h] · key[p] for N heads and the positions p from `first`, a multiple of 8. Prefetches the next keys
-// and the values of the same positions: hardware prefetching stops at page boundaries.
+// scores[h][p] = q[h] · key[p] for N heads and the positions p from `first`, a multiple of 8. Prefetches the
+// next keys and the values of the same positions: hardware prefetching stops at page boundaries.
 template <int N, class T>
-void score(const float* q, int64_t q_stride, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores,
-           int64_t stride) {
+void score(const float* q, int64_t q_stride, const T* keys, const T* values, int64_t size, int64_t first,
+           int64_t last, float* scores, int64_t stride) {
   for (int64_t p = first; p < last; p += 16) {
     const T *a = keys + p * size, *b = p + 8 < last ? a + 8 * size : a;
     __m256 acc[2 * N];
@@ -58,7 +60,8 @@ inline Part exponentials(float* scores, int64_t first, int64_t last) {
   _mm256_store_ps(lanes, most);
   const float top = *std::max_element(lanes, lanes + 8);
   const __m256 tops = _mm256_set1_ps(top);
-  for (int64_t p = begin; p < end; p += 8) _mm256_storeu_ps(scores + p, exp(_mm256_sub_ps(_mm256_loadu_ps(scores + p), tops)));
+  for (int64_t p = begin; p < end; p += 8)
+    _mm256_storeu_ps(scores + p, exp(_mm256_sub_ps(_mm256_loadu_ps(scores + p), tops)));
   for (int64_t p = begin; p < first; ++p) scores[p] = 0;
   for (int64_t p = last; p < end; ++p) scores[p] = 0;
   __m256 sums = _mm256_setzero_ps();
@@ -68,7 +71,8 @@ inline Part exponentials(float* scores, int64_t first, int64_t last) {
 
 // out[h] = sum over positions p of scores[h][p] * value[p], for 8 * kVectors dimensions at a time.
 template <int N, int kVectors, class T>
-void gather(const float* scores, int64_t stride, const T* values, int64_t size, int64_t first, int64_t last, float* out) {
+void gather(const float* scores, int64_t stride, const T* values, int64_t size, int64_t first, int64_t last,
+            float* out) {
   for (int64_t d = 0; d < size; d += 8 * kVectors) {
     __m256 acc[kVectors * N];
     each(Upto<kVectors * N>(), [&](auto i) { acc[i()] = _mm256_setzero_ps(); });
@@ -77,16 +81,20 @@ void gather(const float* scores, int64_t stride, const T* values, int64_t size, 
       each(Upto<kVectors>(), [&](auto i) { v[i()] = load8(values + p * size + d + 8 * i()); });
       each(Upto<N>(), [&](auto h) {
         const __m256 s = _mm256_broadcast_ss(scores + h() * stride + p);
-        each(Upto<kVectors>(), [&](auto i) { acc[kVectors * h() + i()] = _mm256_fmadd_ps(s, v[i()], acc[kVectors * h() + i()]); });
+        each(Upto<kVectors>(), [&](auto i) {
+          acc[kVectors * h() + i()] = _mm256_fmadd_ps(s, v[i()], acc[kVectors * h() + i()]);
+        });
       });
     }
-    each(Upto<kVectors * N>(), [&](auto i) { _mm256_storeu_ps(out + (i() / kVectors) * size + d + 8 * (i() % kVectors), acc[i()]); });
+    each(Upto<kVectors * N>(), [&](auto i) {
+      _mm256_storeu_ps(out + (i() / kVectors) * size + d + 8 * (i() % kVectors), acc[i()]);
+    });
   }
 }
 
 template <int N, class T>
-void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride, float* out,
-                  Part* parts) {
+void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last,
+                  float* scores, int64_t stride, float* out, Part* parts) {
   score<N>(q, size, keys, values, size, first / 8 * 8, last, scores, stride);
   for (int h = 0; h < N; ++h) parts[h] = exponentials(scores + h * stride, first, last);
   if (size % 32 == 0)
@@ -97,12 +105,13 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t size, 
     gather<N, 1>(scores, stride, values, size, first, last, out);
 }
 
-// Attention of `count` query heads over the positions first … last − 1. The heads share keys and values, and lie
-// `size` floats apart in q and out. out is the sum of values times e^(score − most), not normalized: divide it by
-// `sum`, or merge it with the parts of other ranges first. `scores` has room for 3 * stride floats.
+// Attention of `count` query heads over the positions first … last − 1. The heads share keys and values, and
+// lie `size` floats apart in q and out. out is the sum of values times e^(score − most), not normalized:
+// divide it by `sum`, or merge it with the parts of other ranges first. `scores` has room for 3 * stride
+// floats.
 template <class T>
-void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last, float* scores, int64_t stride,
-            float* out, Part* parts) {
+void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first,
+            int64_t last, float* scores, int64_t stride, float* out, Part* parts) {
   for (; count >= 3; count -= 3, q += 3 * size, out += 3 * size, parts += 3)
     attend_heads<3>(q, keys, values, size, first, last, scores, stride, out, parts);
   if (count == 2) attend_heads<2>(q, keys, values, size, first, last, scores, stride, out, parts);

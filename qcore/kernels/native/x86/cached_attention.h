@@ -1,5 +1,5 @@
-// Attention of a call's tokens over the key-value cache: rotates the heads, appends keys and values to the cache, and
-// lets every token attend to the slots that it may see.
+// Attention of a call's tokens over the key-value cache: rotates the heads, appends keys and values to the
+// cache, and lets every token attend to the slots that it may see.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -15,12 +15,15 @@ namespace qcore {
 
 class CachedAttention {
  public:
-  // With `few` tokens, the threads divide the cache among them, and each keeps its part of the result until `read`.
-  // Otherwise they divide the tokens, which come in chunks of at most `chunk`.
-  CachedAttention(const Model& model, const Cache& cache, const Call& call, int most_threads, int64_t chunk, bool few, Barrier& barrier)
-      : model_(model), cache_(cache), call_(call), chunk_(chunk), few_(few), barrier_(barrier), q_width_(model.heads * model.head_size),
-        kv_width_(model.kv_heads * model.head_size), query_(chunk * q_width_), key_(chunk * kv_width_), value_(chunk * kv_width_),
-        mixed_(chunk * q_width_ * (few ? most_threads : 1)), parts_((few ? chunk * model.heads : group()) * most_threads) {}
+  // With `few` tokens, the threads divide the cache among them, and each keeps its part of the result until
+  // `read`. Otherwise they divide the tokens, which come in chunks of at most `chunk`.
+  CachedAttention(const Model& model, const Cache& cache, const Call& call, int most_threads, int64_t chunk,
+                  bool few, Barrier& barrier)
+      : model_(model), cache_(cache), call_(call), chunk_(chunk), few_(few), barrier_(barrier),
+        q_width_(model.heads * model.head_size), kv_width_(model.kv_heads * model.head_size),
+        query_(chunk * q_width_), key_(chunk * kv_width_), value_(chunk * kv_width_),
+        mixed_(chunk * q_width_ * (few ? most_threads : 1)),
+        parts_((few ? chunk * model.heads : group()) * most_threads) {}
 
   bool ok() const { return query_ && key_ && value_ && mixed_ && parts_; }
 
@@ -53,12 +56,14 @@ class CachedAttention {
       for (int n = 0; n < threads; ++n)
         if (parts[n * stride].sum != 0) most = std::max(parts[n * stride].most, most);
       for (int n = 0; n < threads; ++n)
-        if (parts[n * stride].sum != 0) sum += parts[n * stride].sum * std::exp(parts[n * stride].most - most);
+        if (parts[n * stride].sum != 0)
+          sum += parts[n * stride].sum * std::exp(parts[n * stride].most - most);
       bool add = false;
       for (int n = 0; n < threads; ++n) {
         const Part part = parts[n * stride];
         if (part.sum == 0) continue;
-        scale(mixed_.data() + (n * chunk_ + i) * q_width_ + h * size, std::exp(part.most - most) / sum, size, add, out + h * size);
+        scale(mixed_.data() + (n * chunk_ + i) * q_width_ + h * size, std::exp(part.most - most) / sum, size,
+              add, out + h * size);
         add = true;
       }
     }
@@ -74,7 +79,8 @@ class CachedAttention {
   const int64_t q_width_, kv_width_;
   Memory<float> query_, key_, value_;
   Memory<float> mixed_;  // (tokens, width) values weighted by attention; with few tokens, for each thread
-  Memory<Part> parts_;   // for each thread: with few tokens (tokens, heads), otherwise (query heads of a group)
+  // For each thread: with few tokens (tokens, heads), otherwise (query heads of a group).
+  Memory<Part> parts_;
   std::atomic<int64_t> jobs_{0};
 
   int64_t group() const { return model_.heads / model_.kv_heads; }  // query heads that share a key-value head
@@ -98,7 +104,8 @@ class CachedAttention {
   // The keys or values of a key-value head, for the sequence of token t.
   template <class T>
   T* held(const Buffer<const Buffer<void>>& layers, int64_t layer, int64_t t, int64_t kv) const {
-    return static_cast<T*>(layers.data[layer].data) + (t / call_.tokens * model_.kv_heads + kv) * cache_.capacity * model_.head_size;
+    return static_cast<T*>(layers.data[layer].data) +
+           (t / call_.tokens * model_.kv_heads + kv) * cache_.capacity * model_.head_size;
   }
 
   template <class T>
@@ -108,9 +115,11 @@ class CachedAttention {
     const int64_t size = model_.head_size, all = model_.heads + model_.kv_heads;
     const Span part = share((chunk.last - chunk.first) * all, me, threads);
     for (int64_t n = part.first; n < part.last; ++n) {
-      const int64_t i = n / all, h = n % all, t = chunk.first + i, place = slot(t), position = std::max<int64_t>(0, place - start(t));
+      const int64_t i = n / all, h = n % all, t = chunk.first + i, place = slot(t),
+                    position = std::max<int64_t>(0, place - start(t));
       if (h < model_.heads) {
-        rotate(query_.data() + i * q_width_ + h * size, position, block.query_norm.data, model_.attention_scale);
+        rotate(query_.data() + i * q_width_ + h * size, position, block.query_norm.data,
+               model_.attention_scale);
         continue;
       }
       const int64_t kv = h - model_.heads;
@@ -134,49 +143,61 @@ class CachedAttention {
 
   // The slots that a token attends to: first … last − 1.
   Span seen(int64_t t, int64_t window) const {
-    const int64_t last = slot(t) + 1, first = std::min(start(t), last - 1);  // padding attends to itself, to stay finite
+    const int64_t last = slot(t) + 1,
+                  first = std::min(start(t), last - 1);  // padding attends to itself, to stay finite
     return {window ? std::max(first, last - window) : first, last};
   }
 
-  // Attention over `slots` of the query heads of token t that share a key-value head; `q` are the token's queries.
+  // Attention over `slots` of the query heads of token t that share a key-value head; `q` are the token's
+  // queries.
   template <class T>
-  void attend_group(int64_t layer, int64_t t, int64_t kv, Span slots, const float* q, float* scores, float* out, Part* parts) const {
+  void attend_group(int64_t layer, int64_t t, int64_t kv, Span slots, const float* q, float* scores,
+                    float* out, Part* parts) const {
     const int64_t size = model_.head_size;
-    attend(group(), q + kv * group() * size, held<const T>(cache_.keys, layer, t, kv), held<const T>(cache_.values, layer, t, kv), size,
-           slots.first, slots.last, scores, cache_.capacity + 16, out + kv * group() * size, parts);
+    attend(group(), q + kv * group() * size, held<const T>(cache_.keys, layer, t, kv),
+           held<const T>(cache_.values, layer, t, kv), size, slots.first, slots.last, scores,
+           cache_.capacity + 16, out + kv * group() * size, parts);
   }
 
-  // Many tokens: one key-value head after another, so that it stays in the processor's cache. Later tokens attend to
-  // more slots, so they come first.
+  // Many tokens: one key-value head after another, so that it stays in the processor's cache. Later tokens
+  // attend to more slots, so they come first.
   template <class T>
   void attend_all(int me, int64_t layer, Span chunk, int64_t window, float* scores) {
     const int64_t size = model_.head_size, tokens = chunk.last - chunk.first;
     Part* parts = parts_.data() + me * group();
     for (int64_t job; (job = jobs_.fetch_add(1)) < tokens * model_.kv_heads;) {
       const int64_t kv = job / tokens, i = tokens - 1 - job % tokens, t = chunk.first + i;
-      attend_group<T>(layer, t, kv, seen(t, window), query_.data() + i * q_width_, scores, mixed_.data() + i * q_width_, parts);
+      attend_group<T>(layer, t, kv, seen(t, window), query_.data() + i * q_width_, scores,
+                      mixed_.data() + i * q_width_, parts);
       float* out = mixed_.data() + i * q_width_ + kv * group() * size;
-      for (int64_t h = 0; h < group(); ++h) scale(out + h * size, 1.f / parts[h].sum, size, false, out + h * size);
+      for (int64_t h = 0; h < group(); ++h)
+        scale(out + h * size, 1.f / parts[h].sum, size, false, out + h * size);
     }
   }
 
-  // Few tokens: every thread reads an equal part of the key-value cache, regardless of where heads begin and end.
+  // Few tokens: every thread reads an equal part of the key-value cache, regardless of where heads begin and
+  // end.
   template <class T>
   void attend_some(int me, int threads, int64_t layer, int64_t window, float* scores) {
     constexpr int64_t kUnit = 16;  // slots
     Part* parts = parts_.data() + me * chunk_ * model_.heads;
     std::fill(parts, parts + chunk_ * model_.heads, Part{0, 0});
-    auto units = [&](int64_t t) { return (seen(t, window).last + kUnit - 1) / kUnit - seen(t, window).first / kUnit; };
+    auto units = [&](int64_t t) {
+      return (seen(t, window).last + kUnit - 1) / kUnit - seen(t, window).first / kUnit;
+    };
     int64_t all = 0, at = 0;
     for (int64_t t = 0; t < chunk_; ++t) all += units(t) * model_.kv_heads;
     const Span mine = share(all, me, threads);
     for (int64_t t = 0; t < chunk_; ++t) {
       const Span slots = seen(t, window);
       for (int64_t kv = 0, n = units(t); kv < model_.kv_heads; ++kv, at += n) {
-        const int64_t from = std::max(mine.first, at) - at, to = std::min(mine.last, at + n) - at, base = slots.first / kUnit;
+        const int64_t from = std::max(mine.first, at) - at, to = std::min(mine.last, at + n) - at,
+                      base = slots.first / kUnit;
         if (from >= to) continue;
-        const Span some{std::max(slots.first, (base + from) * kUnit), std::min(slots.last, (base + to) * kUnit)};
-        attend_group<T>(layer, t, kv, some, query_.data() + t * q_width_, scores, mixed_.data() + (me * chunk_ + t) * q_width_,
+        const Span some{std::max(slots.first, (base + from) * kUnit),
+                        std::min(slots.last, (base + to) * kUnit)};
+        attend_group<T>(layer, t, kv, some, query_.data() + t * q_width_, scores,
+                        mixed_.data() + (me * chunk_ + t) * q_width_,
                         parts + t * model_.heads + kv * group());
       }
     }

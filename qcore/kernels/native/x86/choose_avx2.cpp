@@ -1,8 +1,9 @@
-// The inner loop of GPTQ and of coordinate descent (quantization/methods/gptq.py and descent.py): chooses the codes
-// of a block of inputs for all outputs, one input after another. Each choice changes the state of the later inputs.
+// The inner loop of GPTQ and of coordinate descent (quantization/methods/gptq.py and descent.py): chooses the
+// codes of a block of inputs for all outputs, one input after another. Each choice changes the state of the
+// later inputs.
 //
-// All matrices are (inputs, outputs). Outputs are independent, so sixteen of them are processed side by side, in
-// plain loops that the compiler vectorizes. The state of the block stays in the first-level cache.
+// All matrices are (inputs, outputs). Outputs are independent, so sixteen of them are processed side by side,
+// in plain loops that the compiler vectorizes. The state of the block stays in the first-level cache.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -55,8 +56,8 @@ void load(const float* from, int n, Lane& to) {
 void store(const Lane& from, int n, float* to) { std::memcpy(to, from, n * sizeof(float)); }
 
 // Round `target` to the nearest values of a uniform grid, and return their codes, too.
-void round_uniform(const Lane& target, const Lane& inverse, const Lane& scale, const Lane& zero, float lowest, float highest, Lane& codes,
-                   Lane& rounded) {
+void round_uniform(const Lane& target, const Lane& inverse, const Lane& scale, const Lane& zero, float lowest,
+                   float highest, Lane& codes, Lane& rounded) {
   for (int i = 0; i < kLanes; ++i) {
     const float code = std::min(std::max(std::nearbyint(target[i] * inverse[i]) + zero[i], lowest), highest);
     codes[i] = code;
@@ -65,7 +66,8 @@ void round_uniform(const Lane& target, const Lane& inverse, const Lane& scale, c
 }
 
 // The same for a table: the code is the number of midpoints below the value.
-void round_table(const Lane& target, const Lane& inverse, const Lane& scale, const Table& table, int entries, Lane& codes, Lane& rounded) {
+void round_table(const Lane& target, const Lane& inverse, const Lane& scale, const Table& table, int entries,
+                 Lane& codes, Lane& rounded) {
   alignas(32) Lane relative, value;
   for (int i = 0; i < kLanes; ++i) relative[i] = target[i] * inverse[i];
   std::memcpy(value, table.values[0], sizeof value);
@@ -82,8 +84,10 @@ void round_table(const Lane& target, const Lane& inverse, const Lane& scale, con
 void read_table(const ChooseJob& job, int64_t output, int n, Table& table) {
   for (int i = 0; i < kLanes; ++i) {
     const int64_t row = job.per_output ? output + std::min(i, n - 1) : 0;
-    for (int entry = 0; entry < job.entries; ++entry) table.values[entry][i] = job.table.data[row * job.entries + entry];
-    for (int entry = 0; entry + 1 < job.entries; ++entry) table.midpoints[entry][i] = job.midpoints.data[row * (job.entries - 1) + entry];
+    for (int entry = 0; entry < job.entries; ++entry)
+      table.values[entry][i] = job.table.data[row * job.entries + entry];
+    for (int entry = 0; entry + 1 < job.entries; ++entry)
+      table.midpoints[entry][i] = job.midpoints.data[row * (job.entries - 1) + entry];
   }
 }
 
@@ -92,9 +96,11 @@ void choose(const ChooseJob& job, int64_t output, int n) {
   alignas(32) Lane state[kInputs];
   Table table;
   if (job.entries) read_table(job, output, n, table);
-  for (int j = 0; j < columns; ++j) load(job.state.data + (job.first + j) * job.outputs + output, n, state[j]);
+  for (int j = 0; j < columns; ++j)
+    load(job.state.data + (job.first + j) * job.outputs + output, n, state[j]);
   for (int j = 0; j < columns; ++j) {
-    const int64_t input = job.first + j, at = input * job.outputs + output, group = job.group.data[input] * job.outputs + output;
+    const int64_t input = job.first + j, at = input * job.outputs + output,
+                  group = job.group.data[input] * job.outputs + output;
     const float step = job.step.data[input];
     alignas(32) Lane now, target, inverse, scale, zero, codes, rounded, error;
     load(job.inverse.data + group, n, inverse);
@@ -127,11 +133,11 @@ void choose(const ChooseJob& job, int64_t output, int n) {
 
 Status check(const ChooseJob& job) {
   const int64_t count = job.last - job.first, inputs = job.inputs, outputs = job.outputs;
-  if (!is_size(inputs) || !is_size(outputs) || !is_size(job.groups) || job.first < 0 || count < 0 || count > kInputs || job.last > inputs ||
-      job.entries < 0 || job.entries > kEntries)
+  if (!is_size(inputs) || !is_size(outputs) || !is_size(job.groups) || job.first < 0 || count < 0 ||
+      count > kInputs || job.last > inputs || job.entries < 0 || job.entries > kEntries)
     return kBadLayout;
-  const bool weights = job.matrix.holds(inputs, inputs) && job.state.holds(inputs, outputs) && job.step.holds(inputs) &&
-                       (!job.values.data || job.values.holds(inputs, outputs));
+  const bool weights = job.matrix.holds(inputs, inputs) && job.state.holds(inputs, outputs) &&
+                       job.step.holds(inputs) && (!job.values.data || job.values.holds(inputs, outputs));
   if (!weights) return kShortWeights;
   if (!job.inverse.holds(job.groups, outputs) || !job.scale.holds(job.groups, outputs)) return kShortScales;
   if (job.zero.data && !job.zero.holds(job.groups, outputs)) return kShortZeros;

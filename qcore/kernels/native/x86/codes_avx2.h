@@ -20,8 +20,9 @@ inline __m256i broadcast4(const void* p) {
   return _mm256_set1_epi32(value);
 }
 
-// Return acc plus the sums of neighbouring products: of unsigned and signed bytes as int16, of int16 as int32. Each
-// function is one block of assembly: GCC would start so many products early that it spills accumulators.
+// Return acc plus the sums of neighbouring products: of unsigned and signed bytes as int16, of int16 as
+// int32. Each function is one block of assembly: GCC would start so many products early that it spills
+// accumulators.
 inline __m256i multiply_add8(__m256i acc, __m256i codes, __m256i x) {
   __m256i product;
   asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
@@ -33,7 +34,9 @@ inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
   return acc;
 }
 
-constexpr int bytes_of(int kind) { return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128; }
+constexpr int bytes_of(int kind) {
+  return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128;
+}
 
 // Step S of a block of 4-bit codes in the low nibbles; the high nibbles are undefined.
 template <int S>
@@ -54,13 +57,14 @@ inline __m256i step(const uint8_t* p) {
     const __m256i low = _mm256_and_si256(_mm256_srli_epi16(v, 2 * (S % 4)), _mm256_set1_epi8(3));
     if constexpr (kKind == kBits2) return low;
     const __m256i plane = load(p + 64);
-    const __m256i third = S < 2 ? _mm256_slli_epi16(plane, S < 2 ? 2 - S : 0) : _mm256_srli_epi16(plane, S < 2 ? 0 : S - 2);
+    const __m256i third =
+        S < 2 ? _mm256_slli_epi16(plane, S < 2 ? 2 - S : 0) : _mm256_srli_epi16(plane, S < 2 ? 0 : S - 2);
     return _mm256_or_si256(low, _mm256_and_si256(third, _mm256_set1_epi8(4)));
   }
 }
 
-// A table of 16 values as integers of 13 bits (in order, and split into low and high bytes for pshufb), and as floats
-// (two halves for permutevar8x32).
+// A table of 16 values as integers of 13 bits (in order, and split into low and high bytes for pshufb), and
+// as floats (two halves for permutevar8x32).
 struct Table {
   __m256i words, low, high;
   __m256 first, second;
@@ -80,9 +84,12 @@ inline Table read_table(const float* values) {
   t.scale = largest / kTableMax;
   const __m256 inverse = _mm256_set1_ps(largest > 1e-30f ? kTableMax / largest : 0.f);
   t.words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(t.first, inverse)),
-                                                         _mm256_cvtps_epi32(_mm256_mul_ps(t.second, inverse))), 0xd8);
-  const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(t.words, split), 0xd8);  // 16 low bytes, 16 high bytes
+                                                        _mm256_cvtps_epi32(_mm256_mul_ps(t.second, inverse))),
+                                     0xd8);
+  const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8,
+                                         10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const __m256i bytes =
+      _mm256_permute4x64_epi64(_mm256_shuffle_epi8(t.words, split), 0xd8);  // 16 low bytes, 16 high bytes
   t.low = _mm256_permute2x128_si256(bytes, bytes, 0x00);
   t.high = _mm256_permute2x128_si256(bytes, bytes, 0x11);
   return t;
@@ -91,7 +98,8 @@ inline Table read_table(const float* values) {
 inline Table read_half_table(const uint8_t* halves) {
   alignas(32) float values[16];
   _mm256_store_ps(values, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves))));
-  _mm256_store_ps(values + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + 16))));
+  _mm256_store_ps(values + 8,
+                  _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + 16))));
   return read_table(values);
 }
 
@@ -115,7 +123,8 @@ inline __m256 as_float(__m256i v, const Table& t) {
   const __m256i moved = _mm256_srli_epi32(v, 8 * J);
   if constexpr (kTabled) {
     const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(moved, 28));  // bit 3 of the index as a sign
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.first, moved), _mm256_permutevar8x32_ps(t.second, moved), upper);
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.first, moved),
+                            _mm256_permutevar8x32_ps(t.second, moved), upper);
   } else {
     return _mm256_cvtepi32_ps(J == 3 ? moved : _mm256_and_si256(moved, _mm256_set1_epi32(255)));
   }
@@ -133,7 +142,8 @@ inline Group read_group(const Weight& w, const uint8_t*& p) {
   if (w.zero_bytes == 4) {
     uint32_t nibbles;
     std::memcpy(&nibbles, p, 4);
-    const __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32(int(nibbles)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i shifted =
+        _mm256_srlv_epi32(_mm256_set1_epi32(int(nibbles)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     g.zero = _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
   } else if (w.zero_bytes == 8) {
     g.zero = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

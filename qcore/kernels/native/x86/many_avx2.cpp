@@ -1,9 +1,10 @@
-// Many tokens: codes are widened once for a stretch of 512 columns and 16 rows, which stays in the first-level cache while every
-// tile of 4 tokens passes by. 16 rows x 4 tokens are 8 accumulators, enough to hide the latency of the multiplications.
+// Many tokens: the codes of a stretch (256 columns of 16 rows) are widened once and stay in the first-level
+// cache while they are multiplied by every tile of 4 tokens. 16 rows x 4 tokens are 8 accumulators, which
+// hide the latency of the multiplications.
 #include <algorithm>
 
-#include "x86/codes_avx2.h"
 #include "common/kernels.h"
+#include "x86/codes_avx2.h"
 
 namespace qcore {
 namespace {
@@ -34,7 +35,8 @@ inline void fetch(const void* from, int64_t ahead) {
 }
 
 template <int kKind>
-void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
+                 Stretch& to) {
   const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
   Table table;
   if constexpr (kKind == kTable) table = read_table(w.table.data);
@@ -43,8 +45,9 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
     const uint8_t* p = header;
     const Group g = read_group(w, p);
     p += b % w.group_blocks * bytes_of(kKind);
-    fetch<bytes_of(kKind)>(p, kStretch * bytes_of(kKind));  // the next stretch, which is read when every tile has met this one
-    const __m256 scale = kKind == kTable && mode != kFloat ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
+    fetch<bytes_of(kKind)>(p, kStretch * bytes_of(kKind));  // the next stretch
+    const __m256 scale =
+        kKind == kTable && mode != kFloat ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
     _mm256_store_ps(to.scale[i] + 8 * side, scale);
     if (mode == kFloat) {
       each(Upto<8>(), [&](auto s) {
@@ -52,12 +55,15 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
         each(Upto<4>(), [&](auto j) {
           __m256 value = as_float<kKind == kTable, j()>(v, table);
           if constexpr (kKind != kTable) value = _mm256_sub_ps(value, g.zero);
-          _mm256_store_ps(to.floats + (i * kBlock + 4 * s() + j()) * kPair + 8 * side, _mm256_mul_ps(value, scale));
+          _mm256_store_ps(to.floats + (i * kBlock + 4 * s() + j()) * kPair + 8 * side,
+                          _mm256_mul_ps(value, scale));
         });
       });
     } else if (Activations::element_bytes(kKind, mode) == 1) {
-      _mm256_store_ps(to.offset[i] + 8 * side, _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setzero_ps(), g.zero)));
-      each(Upto<8>(), [&](auto s) { store(to.bytes + ((i * 8 + s()) * 2 + side) * 32, step<kKind, s()>(p)); });
+      _mm256_store_ps(to.offset[i] + 8 * side,
+                      _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_setzero_ps(), g.zero)));
+      each(Upto<8>(),
+           [&](auto s) { store(to.bytes + ((i * 8 + s()) * 2 + side) * 32, step<kKind, s()>(p)); });
     } else {
       const __m256i zero = _mm256_cvtps_epi32(g.zero);
       const __m256i zeros = _mm256_or_si256(zero, _mm256_slli_epi32(zero, 16));
@@ -90,7 +96,8 @@ void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t cou
       for (int c = 0; c < kBlock; c += 8) {
         __m256i v[8];
         for (int r = 0; r < kRows; ++r) {
-          __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 32 * r + c)));
+          __m256i index =
+              _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 32 * r + c)));
           if (high) index = _mm256_srli_epi32(index, 4);
           v[r] = _mm256_castps_si256(as_float<true, 0>(index, tables[r]));
         }
@@ -102,7 +109,8 @@ void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t cou
     __m256i even[8], odd[8];
     for (int r = 0; r < kRows; ++r) {
       const __m256i v = load(p + 32 * r);
-      widen<true>(_mm256_and_si256(high ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15)), tables[r], even[r], odd[r]);
+      widen<true>(_mm256_and_si256(high ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15)), tables[r],
+                  even[r], odd[r]);
     }
     transpose(even);
     transpose(odd);
@@ -113,7 +121,8 @@ void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t cou
   }
 }
 
-void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side, Stretch& to) {
+void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
+                Stretch& to) {
   switch (w.kind) {
     case kBits8: return widen_panel<kBits8>(w, panel, mode, first, count, side, to);
     case kBits4: return widen_panel<kBits4>(w, panel, mode, first, count, side, to);
@@ -124,43 +133,53 @@ void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, 
   }
 }
 
-// The inner loop for 4 tokens, in assembly: 8 accumulators, two registers of codes, and for each token a broadcast that meets both. Left
-// to GCC, the same intrinsics spill accumulators in every turn and run at half the speed. `steps` counts the registers of codes per panel.
-#define QCORE_TOKEN(multiply, add, at, first, second)  \
-  "vpbroadcastd " #at "(%[x]), %%ymm10\n\t"            \
-  multiply " %%ymm10, %%ymm8, %%ymm11\n\t"             \
-  multiply " %%ymm10, %%ymm9, %%ymm12\n\t"             \
-  add " %%ymm11, " first ", " first "\n\t"             \
+// The inner loop for 4 tokens in assembly: 8 accumulators, two registers of codes, and for each token a
+// broadcast that is multiplied by both. From intrinsics, GCC 12 spills accumulators in every iteration and
+// reaches half the speed (2026-11-25; `python benchmarks/kernels.py`). `steps` counts registers of codes per
+// panel.
+// clang-format off
+#define QCORE_TOKEN(multiply, add, at, first, second)                                                    \
+  "vpbroadcastd " #at "(%[x]), %%ymm10\n\t"                                                              \
+  multiply " %%ymm10, %%ymm8, %%ymm11\n\t"                                                               \
+  multiply " %%ymm10, %%ymm9, %%ymm12\n\t"                                                               \
+  add " %%ymm11, " first ", " first "\n\t"                                                               \
   add " %%ymm12, " second ", " second "\n\t"
-#define QCORE_STEP(multiply, add, codes0, codes1, x0, x1, x2, x3) \
-  "vmovdqa " #codes0 "(%[codes]), %%ymm8\n\t"                    \
-  "vmovdqa " #codes1 "(%[codes]), %%ymm9\n\t"                    \
-  QCORE_TOKEN(multiply, add, x0, "%%ymm0", "%%ymm1")             \
-  QCORE_TOKEN(multiply, add, x1, "%%ymm2", "%%ymm3")             \
-  QCORE_TOKEN(multiply, add, x2, "%%ymm4", "%%ymm5")             \
+#define QCORE_STEP(multiply, add, codes0, codes1, x0, x1, x2, x3)                                        \
+  "vmovdqa " #codes0 "(%[codes]), %%ymm8\n\t"                                                            \
+  "vmovdqa " #codes1 "(%[codes]), %%ymm9\n\t"                                                            \
+  QCORE_TOKEN(multiply, add, x0, "%%ymm0", "%%ymm1")                                                     \
+  QCORE_TOKEN(multiply, add, x1, "%%ymm2", "%%ymm3")                                                     \
+  QCORE_TOKEN(multiply, add, x2, "%%ymm4", "%%ymm5")                                                     \
   QCORE_TOKEN(multiply, add, x3, "%%ymm6", "%%ymm7")
-#define QCORE_LOOP(multiply, add)                                                                             \
-  asm volatile(                                                                                               \
-      "vpxor %%xmm0, %%xmm0, %%xmm0\n\tvpxor %%xmm1, %%xmm1, %%xmm1\n\tvpxor %%xmm2, %%xmm2, %%xmm2\n\t"      \
-      "vpxor %%xmm3, %%xmm3, %%xmm3\n\tvpxor %%xmm4, %%xmm4, %%xmm4\n\tvpxor %%xmm5, %%xmm5, %%xmm5\n\t"      \
-      "vpxor %%xmm6, %%xmm6, %%xmm6\n\tvpxor %%xmm7, %%xmm7, %%xmm7\n"                                       \
-      "1:\n\t"                                                                                                \
-      QCORE_STEP(multiply, add, 0, 32, 0, 4, 8, 12)                                                           \
-      QCORE_STEP(multiply, add, 64, 96, 16, 20, 24, 28)                                                       \
-      "add $128, %[codes]\n\tadd $32, %[x]\n\tsub $2, %[steps]\n\tjnz 1b\n\t"                                \
-      "vmovdqa %%ymm0, (%[acc])\n\tvmovdqa %%ymm1, 32(%[acc])\n\tvmovdqa %%ymm2, 64(%[acc])\n\t"            \
-      "vmovdqa %%ymm3, 96(%[acc])\n\tvmovdqa %%ymm4, 128(%[acc])\n\tvmovdqa %%ymm5, 160(%[acc])\n\t"        \
-      "vmovdqa %%ymm6, 192(%[acc])\n\tvmovdqa %%ymm7, 224(%[acc])\n\t"                                       \
-      : [codes] "+r"(codes), [x] "+r"(x), [steps] "+r"(steps)                                                 \
-      : [acc] "r"(acc)                                                                                        \
-      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "memory", "cc")
+#define QCORE_LOOP(multiply, add)                                                                        \
+  asm volatile(                                                                                          \
+      "vpxor %%xmm0, %%xmm0, %%xmm0\n\tvpxor %%xmm1, %%xmm1, %%xmm1\n\tvpxor %%xmm2, %%xmm2, %%xmm2\n\t" \
+      "vpxor %%xmm3, %%xmm3, %%xmm3\n\tvpxor %%xmm4, %%xmm4, %%xmm4\n\tvpxor %%xmm5, %%xmm5, %%xmm5\n\t" \
+      "vpxor %%xmm6, %%xmm6, %%xmm6\n\tvpxor %%xmm7, %%xmm7, %%xmm7\n"                                   \
+      "1:\n\t"                                                                                           \
+      QCORE_STEP(multiply, add, 0, 32, 0, 4, 8, 12)                                                      \
+      QCORE_STEP(multiply, add, 64, 96, 16, 20, 24, 28)                                                  \
+      "add $128, %[codes]\n\tadd $32, %[x]\n\tsub $2, %[steps]\n\tjnz 1b\n\t"                            \
+      "vmovdqa %%ymm0, (%[acc])\n\tvmovdqa %%ymm1, 32(%[acc])\n\tvmovdqa %%ymm2, 64(%[acc])\n\t"         \
+      "vmovdqa %%ymm3, 96(%[acc])\n\tvmovdqa %%ymm4, 128(%[acc])\n\tvmovdqa %%ymm5, 160(%[acc])\n\t"     \
+      "vmovdqa %%ymm6, 192(%[acc])\n\tvmovdqa %%ymm7, 224(%[acc])\n\t"                                   \
+      : [codes] "+r"(codes), [x] "+r"(x), [steps] "+r"(steps)                                            \
+      : [acc] "r"(acc)                                                                                   \
+      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",         \
+        "xmm11", "xmm12", "memory", "cc")
+// clang-format on
 
-inline void four_tokens_bytes(const void* codes, const void* x, long steps, __m256i* acc) { QCORE_LOOP("vpmaddubsw", "vpaddw"); }
-inline void four_tokens_words(const void* codes, const void* x, long steps, __m256i* acc) { QCORE_LOOP("vpmaddwd", "vpaddd"); }
+inline void four_tokens_bytes(const void* codes, const void* x, long steps, __m256i* acc) {
+  QCORE_LOOP("vpmaddubsw", "vpaddw");
+}
+inline void four_tokens_words(const void* codes, const void* x, long steps, __m256i* acc) {
+  QCORE_LOOP("vpmaddwd", "vpaddd");
+}
 
-// Register a of (token m, side) is acc[2 * m + side].
+// acc[2 * m + side] belongs to token m and the panel `side` of the pair.
 template <int T>
-void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count, int64_t ahead, float (*y)[kPair]) {
+void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const float* sum, int64_t count,
+                    int64_t ahead, float (*y)[kPair]) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
     fetch<kBlock * T>(q, ahead);  // the next tile
@@ -171,22 +190,28 @@ void multiply_bytes(const Stretch& s, const int8_t* q, const float* scale, const
     } else {
       each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
       for (int i = 0; i < 8; ++i)
-        each(Upto<2 * T>(), [&](auto a) { acc[a()] = multiply_add8(acc[a()], load(codes + 64 * i + 32 * (a() % 2)), broadcast4(q + (i * T + a() / 2) * 4)); });
+        each(Upto<2 * T>(), [&](auto a) {
+          acc[a()] = multiply_add8(acc[a()], load(codes + 64 * i + 32 * (a() % 2)),
+                                   broadcast4(q + (i * T + a() / 2) * 4));
+        });
     }
     each(Upto<2 * T>(), [&](auto a) {
       constexpr int m = a() / 2, side = a() % 2;
       const __m256 part = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[a()], ones));
       __m256 total = _mm256_load_ps(y[m] + 8 * side);
       total = _mm256_fmadd_ps(_mm256_load_ps(s.offset[b] + 8 * side), _mm256_set1_ps(sum[m]), total);
-      total = _mm256_fmadd_ps(part, _mm256_mul_ps(_mm256_load_ps(s.scale[b] + 8 * side), _mm256_set1_ps(scale[m])), total);
+      total = _mm256_fmadd_ps(
+          part, _mm256_mul_ps(_mm256_load_ps(s.scale[b] + 8 * side), _mm256_set1_ps(scale[m])), total);
       _mm256_store_ps(y[m] + 8 * side, total);
     });
   }
 }
 
-// `span` blocks in a row share their scales, of the weight and of the tokens, so that their integers are summed before they are scaled.
+// `span` consecutive blocks share the scales of the weight and of the tokens: their integers are summed
+// before they are scaled.
 template <int T>
-void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, int64_t span, int64_t ahead, float (*y)[kPair]) {
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count, int64_t span,
+                    int64_t ahead, float (*y)[kPair]) {
   for (int64_t b = 0, n; b < count; b += n, q += n * kBlock * T, scale += n * T) {
     n = std::min(span, count - b);
     for (int64_t i = 0; i < n; ++i) fetch<2 * kBlock * T>(q + i * kBlock * T, ahead);
@@ -197,12 +222,16 @@ void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int6
     } else {
       each(Upto<2 * T>(), [&](auto a) { acc[a()] = _mm256_setzero_si256(); });
       for (int i = 0; i < 16 * n; ++i)
-        each(Upto<2 * T>(), [&](auto a) { acc[a()] = multiply_add16(acc[a()], load(words + 32 * i + 16 * (a() % 2)), broadcast4(q + (i * T + a() / 2) * 2)); });
+        each(Upto<2 * T>(), [&](auto a) {
+          acc[a()] = multiply_add16(acc[a()], load(words + 32 * i + 16 * (a() % 2)),
+                                    broadcast4(q + (i * T + a() / 2) * 2));
+        });
     }
     each(Upto<2 * T>(), [&](auto a) {
       constexpr int m = a() / 2, side = a() % 2;
       const __m256 factor = _mm256_mul_ps(_mm256_load_ps(s.scale[b] + 8 * side), _mm256_set1_ps(scale[m]));
-      _mm256_store_ps(y[m] + 8 * side, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[a()]), factor, _mm256_load_ps(y[m] + 8 * side)));
+      _mm256_store_ps(y[m] + 8 * side,
+                      _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[a()]), factor, _mm256_load_ps(y[m] + 8 * side)));
     });
   }
 }
@@ -225,26 +254,33 @@ void multiply_floats(const Stretch& s, const float* q, int64_t count, float (*y)
 }
 
 template <int T>
-void multiply(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, float (*y)[kPair]) {
+void multiply(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+              float (*y)[kPair]) {
   const int64_t at = first * kBlock * T;
-  // blocks of a stretch that share a scale of the weight
-  const int64_t shared = w.group_blocks == w.blocks ? kStretch : kStretch % w.group_blocks ? 1 : w.group_blocks;
+  // Blocks of a stretch that share a scale of the weight.
+  const int64_t shared = w.group_blocks == w.blocks  ? kStretch
+                         : kStretch % w.group_blocks ? 1
+                                                     : w.group_blocks;
   if (mode == kFloat)
     multiply_floats<T>(s, static_cast<const float*>(x.q) + at, count, y);
   else if (Activations::element_bytes(w.kind, mode) == 1)
-    multiply_bytes<T>(s, static_cast<const int8_t*>(x.q) + at, x.scale + first * T, x.sum + first * T, count, x.next, y);
+    multiply_bytes<T>(s, static_cast<const int8_t*>(x.q) + at, x.scale + first * T, x.sum + first * T, count,
+                      x.next, y);
   else
-    multiply_words<T>(s, static_cast<const int16_t*>(x.q) + at, x.scale + first * T, count, std::min(shared, Activations::shared_blocks(w, mode)), x.next, y);
+    multiply_words<T>(s, static_cast<const int16_t*>(x.q) + at, x.scale + first * T, count,
+                      std::min(shared, Activations::shared_blocks(w, mode)), x.next, y);
 }
 
 }  // namespace
 
-void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count, Stretch& to) {
+void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
+                Stretch& to) {
   widen_side(w, a, mode, first, count, 0, to);
   if (b) widen_side(w, b, mode, first, count, 1, to);
 }
 
-void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x, int tokens, float (*y)[kPair]) {
+void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
+                   int tokens, float (*y)[kPair]) {
   switch (tokens) {
     case 1: return multiply<1>(w, s, mode, first, count, x, y);
     case 2: return multiply<2>(w, s, mode, first, count, x, y);

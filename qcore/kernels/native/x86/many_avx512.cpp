@@ -1,9 +1,8 @@
-// Many tokens with AVX-512 VNNI: a register holds 16 rows, and 32 registers hold all that 4 tokens need.
-#include "x86/avx512.h"
-
+// Many tokens with AVX-512 VNNI: a register holds 16 rows, and 32 registers are enough for 4 tokens.
 #include <cstring>
 
 #include "common/kernels.h"
+#include "x86/avx512.h"
 
 #ifdef QCORE_AVX512
 namespace qcore {
@@ -12,7 +11,7 @@ namespace {
 struct Wide {
   using Int = __m512i;
   using Float = __m512;
-  static constexpr int kParts = 1;  // registers of 16 lanes
+  static constexpr int kParts = 1;  // registers per 16 lanes
   static Int zero() { return _mm512_setzero_si512(); }
   static Int load(const void* p) { return _mm512_load_si512(static_cast<const Int*>(p)); }
   static Int broadcast(const void* p) {

@@ -1,9 +1,8 @@
-// Many tokens with AVX-VNNI: the products of AVX2 in one instruction where that takes two, and without its limit of 16 bits.
-#include "x86/avxvnni.h"
-
+// Many tokens with AVX-VNNI: one instruction where AVX2 needs two, and sums of 32 bits instead of 16.
 #include <cstring>
 
 #include "common/kernels.h"
+#include "x86/avxvnni.h"
 
 #ifdef QCORE_AVXVNNI
 namespace qcore {
@@ -12,7 +11,7 @@ namespace {
 struct Wide {
   using Int = __m256i;
   using Float = __m256;
-  static constexpr int kParts = 2;  // registers of 16 lanes
+  static constexpr int kParts = 2;  // registers per 16 lanes
   static Int zero() { return _mm256_setzero_si256(); }
   static Int load(const void* p) { return _mm256_load_si256(static_cast<const Int*>(p)); }
   static Int broadcast(const void* p) {

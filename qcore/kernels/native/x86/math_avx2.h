@@ -13,11 +13,13 @@ inline float horizontal_sum(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// e^x to about 2 units in the last place: 2^n times the Taylor polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
+// e^x to about 2 units in the last place: 2^n times the Taylor polynomial of degree 6 on [-ln 2 / 2, ln 2 /
+// 2].
 inline __m256 exp(__m256 x) {
   // With the arguments in this order, NaN stays NaN.
   x = _mm256_min_ps(_mm256_set1_ps(88.3f), _mm256_max_ps(_mm256_set1_ps(-87.3f), x));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
   __m256 p = _mm256_set1_ps(1.f / 720);
@@ -27,12 +29,14 @@ inline __m256 exp(__m256 x) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.f));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 
 // act(g) * u with act(g) = g / (1 + e^-z). SiLU: z = g. GELU by its tanh approximation: because of
-// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN propagates, because g is a factor.
+// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN propagates, because g is a
+// factor.
 inline __m256 gated(__m256 g, __m256 u, bool gelu) {
   __m256 z = g;
   if (gelu) {
@@ -44,7 +48,8 @@ inline __m256 gated(__m256 g, __m256 u, bool gelu) {
 }
 
 // out = x / sqrt(mean(x^2) + epsilon) * (weight + offset), for any n. out may be x.
-inline void rms_norm(const float* x, const float* weight, float offset, float epsilon, int64_t n, float* out) {
+inline void rms_norm(const float* x, const float* weight, float offset, float epsilon, int64_t n,
+                     float* out) {
   __m256 a = _mm256_setzero_ps(), b = a;
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -57,7 +62,8 @@ inline void rms_norm(const float* x, const float* weight, float offset, float ep
   const float factor = 1.f / std::sqrt(sum / n + epsilon);
   const __m256 f = _mm256_set1_ps(factor), o = _mm256_set1_ps(offset);
   for (i = 0; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(weight + i), o), _mm256_mul_ps(_mm256_loadu_ps(x + i), f)));
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(weight + i), o),
+                                            _mm256_mul_ps(_mm256_loadu_ps(x + i), f)));
   for (; i < n; ++i) out[i] = (weight[i] + offset) * (x[i] * factor);
 }
 

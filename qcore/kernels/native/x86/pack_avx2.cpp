@@ -1,8 +1,8 @@
-// Blocks of 8-bit and 4-bit codes between rows and lanes: a step's four codes of a row are one 32-bit number, so that a block is a
-// transposed matrix of 8 rows by 8 steps.
-#include "common/pack.h"
-
+// Packs and unpacks blocks of 8-bit and 4-bit codes. The four codes of a row in a step are one 32-bit number,
+// so a block in a panel is the transpose of the 8 x 8 matrix (rows, steps).
 #include <immintrin.h>
+
+#include "common/pack.h"
 
 namespace qcore {
 namespace {
@@ -25,7 +25,9 @@ inline void transpose(__m256i (&m)[8]) {  // 8 x 8 numbers of 32 bits
   }
 }
 
-inline __m256i load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline __m256i load(const uint8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
 inline void store(uint8_t* to, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v); }
 
 }  // namespace
@@ -37,7 +39,9 @@ void write_block_avx2(int bits, const uint8_t* codes, int64_t stride, uint8_t* o
   if (bits == 8) {
     for (int step = 0; step < 8; ++step) store(out + 32 * step, m[step]);
   } else {
-    for (int i = 0; i < 4; ++i) store(out + 32 * i, _mm256_or_si256(m[2 * i], _mm256_slli_epi16(m[2 * i + 1], 4)));  // codes are below 16
+    for (int i = 0; i < 4; ++i)
+      store(out + 32 * i,
+            _mm256_or_si256(m[2 * i], _mm256_slli_epi16(m[2 * i + 1], 4)));  // codes are below 16
   }
 }
 

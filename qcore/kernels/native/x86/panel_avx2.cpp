@@ -1,4 +1,4 @@
-// One to four tokens with AVX2, and the exact products in floats, which newer instruction sets multiply in the same way.
+// One to four tokens with AVX2, and exact products in floats, which newer instruction sets use, too.
 #include "x86/codes_avx2.h"
 
 namespace qcore {
@@ -6,11 +6,14 @@ namespace {
 
 struct Dot {
   static constexpr int kAhead = 2048;
-  static constexpr bool kWide = false;  // 8 products of at most 15 * 127, pairwise added, fit int16 for one block
+  static constexpr bool kWide =
+      false;  // 8 products of at most 15 * 127, pairwise added, fit int16 for one block
   static __m256i bytes(__m256i acc, __m256i codes, __m256i x) { return multiply_add8(acc, codes, x); }
   static __m256i words(__m256i acc, __m256i codes, __m256i x) { return multiply_add16(acc, codes, x); }
   static __m256i total(__m256i acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
-  static void look_up(__m256i v, const Table& t, __m256i& even, __m256i& odd) { widen<true>(_mm256_and_si256(v, _mm256_set1_epi8(15)), t, even, odd); }
+  static void look_up(__m256i v, const Table& t, __m256i& even, __m256i& odd) {
+    widen<true>(_mm256_and_si256(v, _mm256_set1_epi8(15)), t, even, odd);
+  }
 };
 
 }  // namespace
@@ -21,7 +24,7 @@ struct Dot {
 namespace qcore {
 namespace {
 
-// Exact: code minus zero point is a small integer, so only the float products and sums round.
+// Code minus zero point is a small integer and exact in float, so only the products and sums with x round.
 template <int kKind, int T>
 void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   const float* q = static_cast<const float*>(x.q);
@@ -41,14 +44,17 @@ void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
           __m256 value = as_float<kKind == kTable, j()>(v, table);
           if constexpr (kKind != kTable) value = _mm256_sub_ps(value, g.zero);
           each(Upto<T>(), [&](auto m) {
-            part[m()][j() % 2] = _mm256_fmadd_ps(value, _mm256_set1_ps(q[(4 * s() + j()) * T + m()]), part[m()][j() % 2]);
+            part[m()][j() % 2] =
+                _mm256_fmadd_ps(value, _mm256_set1_ps(q[(4 * s() + j()) * T + m()]), part[m()][j() % 2]);
           });
         });
       });
       p += bytes_of(kKind);
       q += kBlock * T;
     }
-    each(Upto<T>(), [&](auto m) { total[m()] = _mm256_fmadd_ps(_mm256_add_ps(part[m()][0], part[m()][1]), g.scale, total[m()]); });
+    each(Upto<T>(), [&](auto m) {
+      total[m()] = _mm256_fmadd_ps(_mm256_add_ps(part[m()][0], part[m()][1]), g.scale, total[m()]);
+    });
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
 }
@@ -65,7 +71,8 @@ void panel_rows_float(const Weight& w, const uint8_t* p, const Tile& x, float (*
     for (int64_t b = 0; b < w.blocks; b += 2, at += kRows * 32)
       for (int i = 0; i < 4; ++i) {  // 8 bytes: columns 8i …, and 32 columns on
         const __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + 8 * i)));
-        const __m256 low = as_float<true, 0>(v, table), high = as_float<true, 0>(_mm256_srli_epi32(v, 4), table);
+        const __m256 low = as_float<true, 0>(v, table),
+                     high = as_float<true, 0>(_mm256_srli_epi32(v, 4), table);
         for (int m = 0; m < T; ++m) {
           const float* q = static_cast<const float*>(x.q) + (m * w.blocks + b) * kBlock + 8 * i;
           total[m][0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(q), total[m][0]);
@@ -82,8 +89,10 @@ void panel_rows_float(const Weight& w, const uint8_t* p, const Tile& x, float (*
 PanelKernel panel_kernel_avx2(int kind, int mode, int tokens) {
   if (mode != kFloat) return integer_kernel(kind, mode, tokens);
   return with_kind(kind, tokens, [](auto k, auto t) -> PanelKernel {
-    if constexpr (k() == kRowTable) return panel_rows_float<t()>;
-    else return panel_float<k(), t()>;
+    if constexpr (k() == kRowTable)
+      return panel_rows_float<t()>;
+    else
+      return panel_float<k(), t()>;
   });
 }
 

@@ -8,12 +8,15 @@ namespace qcore {
 namespace {
 
 struct Dot {
-  static constexpr int kAhead = 4096;  // measured: 2048 leaves a tenth of the bandwidth unused, 6144 brings no more
+  // A tenth more of the memory bandwidth than 2048; 6144 gains nothing (2026-11-28; `python
+  // benchmarks/kernels.py`).
+  static constexpr int kAhead = 4096;
   static constexpr bool kWide = true;
   static __m256i bytes(__m256i acc, __m256i codes, __m256i x) { return _mm256_dpbusd_epi32(acc, codes, x); }
   static __m256i words(__m256i acc, __m256i codes, __m256i x) { return _mm256_dpwssd_epi32(acc, codes, x); }
   static __m256i total(__m256i acc) { return acc; }
-  static void look_up(__m256i v, const Table& t, __m256i& even, __m256i& odd) {  // vpermw reads four bits of each word, and no others
+  // vpermw uses the low four bits of each word and ignores the others.
+  static void look_up(__m256i v, const Table& t, __m256i& even, __m256i& odd) {
     even = _mm256_permutexvar_epi16(v, t.words);
     odd = _mm256_permutexvar_epi16(_mm256_srli_epi16(v, 8), t.words);
   }

@@ -1,22 +1,24 @@
-// One to four tokens on x86: the codes are read once, straight from memory, with a prefetch ahead, and never leave the registers.
-// At one token the reading is what takes the time, so all that counts is to keep up with memory.
+// One to four tokens on x86. Codes are read once, from memory, with a prefetch ahead, and stay in registers.
+// One token is limited by memory bandwidth, so the arithmetic only has to keep up with it.
 //
-// The file that includes this says how an instruction set multiplies and adds, in a struct `Dot`:
-//   kAhead           bytes to prefetch ahead of the codes
-//   kWide            whether `bytes` takes any 8-bit codes; else only those whose 8 products fit 16 bits
-//   bytes(acc, u, x) acc + the products of unsigned bytes u and signed bytes x; total(acc): one 32-bit number a row
-//   words(acc, c, x) acc + the products of int16, added in pairs, 32 bits
-//   look_up(v, t, even, odd)  what the low nibbles of v's bytes stand for in the table t, as int16: those of the even and the odd bytes
+// The including file describes the multiplication of an instruction set in a struct `Dot`:
+//   kAhead                    bytes to prefetch ahead of the codes
+//   kWide                     whether `bytes` accepts all codes of 8 bits; else sums of 8 products must fit
+//   in 16 bits bytes(acc, u, x)          acc + the products of unsigned bytes u and signed bytes x total(acc)
+//   the sum of acc as one 32-bit number per row words(acc, c, x)          acc + the products of int16, added
+//   in pairs, in 32 bits look_up(v, t, even, odd)  the values in table t of the low nibbles of v's even and
+//   odd bytes, as int16
 #pragma once
-#include "x86/codes_avx2.h"
 #include "common/kernels.h"
+#include "x86/codes_avx2.h"
 
 namespace qcore {
 namespace {
 
 template <int kBytes>
 inline void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + Dot::kAhead + i), _MM_HINT_T0);
+  for (int i = 0; i < kBytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(p + Dot::kAhead + i), _MM_HINT_T0);
 }
 
 // Codes times int8.
@@ -36,7 +38,8 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
       each(Upto<T>(), [&](auto m) { acc[m()] = _mm256_setzero_si256(); });
       each(Upto<8>(), [&](auto s) {
         const __m256i v = step<kKind, s()>(p);
-        each(Upto<T>(), [&](auto m) { acc[m()] = Dot::bytes(acc[m()], v, broadcast4(q + (s() * T + m()) * 4)); });
+        each(Upto<T>(),
+             [&](auto m) { acc[m()] = Dot::bytes(acc[m()], v, broadcast4(q + (s() * T + m()) * 4)); });
       });
       for (int m = 0; m < T; ++m) {
         part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::total(acc[m])), _mm256_set1_ps(scale[m]), part[m]);
@@ -66,19 +69,22 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
     each(Upto<T>(), [&](auto m) { part[m()] = _mm256_setzero_ps(); });
     for (int64_t b = left < w.group_blocks ? left : w.group_blocks; b > 0; --b) {
       prefetch<bytes_of(kKind)>(p);
-      __m256i acc[T], acc2[T];  // two, because an addition waits for the multiplication before it
+      __m256i acc[T], acc2[T];  // two chains hide the latency of the multiplications
       each(Upto<T>(), [&](auto m) { acc[m()] = acc2[m()] = _mm256_setzero_si256(); });
       each(Upto<8>(), [&](auto s) {
         __m256i even, odd;
-        if constexpr (kKind == kTable) Dot::look_up(nibbles<s()>(p), table, even, odd);
-        else widen<false>(step<kKind, s()>(p), table, even, odd);
+        if constexpr (kKind == kTable)
+          Dot::look_up(nibbles<s()>(p), table, even, odd);
+        else
+          widen<false>(step<kKind, s()>(p), table, even, odd);
         each(Upto<T>(), [&](auto m) {
           acc[m()] = Dot::words(acc[m()], even, broadcast4(q + (2 * s() * T + m()) * 2));
           acc2[m()] = Dot::words(acc2[m()], odd, broadcast4(q + ((2 * s() + 1) * T + m()) * 2));
         });
       });
       for (int m = 0; m < T; ++m) {
-        part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(acc[m], acc2[m])), _mm256_set1_ps(scale[m]), part[m]);
+        part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(acc[m], acc2[m])),
+                                  _mm256_set1_ps(scale[m]), part[m]);
         if constexpr (kKind != kTable) part[m] = _mm256_fnmadd_ps(g.zero, _mm256_set1_ps(sum[m]), part[m]);
       }
       p += bytes_of(kKind);
@@ -92,8 +98,9 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
 }
 
-// A table per row: a register holds 32 columns of one row, so activations are read as they lie and rows are summed at the end.
-// One token: the panel is read front to back, and the rows' tables wait in the first-level cache.
+// A table per row: a register holds 32 columns of one row, so activations are read in order, and each row is
+// summed at the end. With one token, the panel is read front to back, while the tables of its rows stay in
+// the first-level cache.
 void panel_rows_int16_one(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
   Table tables[kRows];
   for (int r = 0; r < kRows; ++r) tables[r] = read_half_table(p + 32 * r);
@@ -138,7 +145,8 @@ void panel_rows_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*
         __m256i even, odd;
         Dot::look_up(half ? _mm256_srli_epi16(v, 4) : v, table, even, odd);
         for (int m = 0; m < T; ++m) {
-          const __m256i product = Dot::words(_mm256_madd_epi16(even, load(q + 32 * m)), odd, load(q + 32 * m + 16));
+          const __m256i product =
+              Dot::words(_mm256_madd_epi16(even, load(q + 32 * m)), odd, load(q + 32 * m + 16));
           total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_set1_ps(scale[m]), total[m]);
         }
       }
@@ -152,9 +160,12 @@ void panel_rows_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*
 inline PanelKernel integer_kernel(int kind, int mode, int tokens) {
   return with_kind(kind, tokens, [&](auto k, auto t) -> PanelKernel {
     constexpr int kKind = k(), T = t();
-    if constexpr (kKind == kRowTable) return T == 1 ? panel_rows_int16_one : panel_rows_int16<T>;
-    else if constexpr (kKind == kTable || (kKind == kBits8 && !Dot::kWide)) return panel_int16<kKind, T>;
-    else return mode == kInt16 ? panel_int16<kKind, T> : panel_int8<kKind, T>;
+    if constexpr (kKind == kRowTable)
+      return T == 1 ? panel_rows_int16_one : panel_rows_int16<T>;
+    else if constexpr (kKind == kTable || (kKind == kBits8 && !Dot::kWide))
+      return panel_int16<kKind, T>;
+    else
+      return mode == kInt16 ? panel_int16<kKind, T> : panel_int8<kKind, T>;
   });
 }
 

@@ -1,4 +1,4 @@
-// Round-to-nearest quantization of a matrix, row by row on all threads: the plain C interface.
+// Round-to-nearest quantization of a matrix, row by row on all threads: the C interface.
 #include "x86/quantize.h"
 
 #include <omp.h>
@@ -10,20 +10,26 @@ namespace {
 
 Status check(const QuantizeJob& job) {
   const bool tabled = job.midpoints.data != nullptr;
-  if (!is_size(job.rows) || !is_size(job.columns) || !is_size(job.group) || job.stride < 0 || job.stride > kMost) return kBadLayout;
-  if (job.dtype < kFloat32 || job.dtype > kFloat16 || job.bits < 2 || job.bits > 8 || (tabled && job.bits != 4)) return kBadLayout;
+  if (!is_size(job.rows) || !is_size(job.columns) || !is_size(job.group) || job.stride < 0 ||
+      job.stride > kMost)
+    return kBadLayout;
+  if (job.dtype < kFloat32 || job.dtype > kFloat16 || job.bits < 2 || job.bits > 8 ||
+      (tabled && job.bits != 4))
+    return kBadLayout;
   if (job.group % 8 && job.group < job.columns) return kBadLayout;
   if (tabled && !(job.midpoints.holds(15) && job.order.holds(16))) return kShortTable;
   const int64_t size = job.dtype == kFloat32 ? 4 : 2;
   int64_t elements;
-  if (__builtin_mul_overflow(job.rows - 1, job.stride, &elements) || __builtin_add_overflow(elements, job.columns, &elements) ||
-      !job.weight.data || elements > job.weight.bytes / size)
+  if (__builtin_mul_overflow(job.rows - 1, job.stride, &elements) ||
+      __builtin_add_overflow(elements, job.columns, &elements) || !job.weight.data ||
+      elements > job.weight.bytes / size)
     return kShortWeights;
   const int64_t groups = (job.columns + job.group - 1) / job.group;
   const auto fits = [&](const auto& part) { return !part.data || part.holds(job.rows, groups); };
   if (!fits(job.kept) || !fits(job.scale) || !fits(job.half)) return kShortScales;
   if (!fits(job.zero)) return kShortZeros;
-  const bool packed = job.row_bytes >= (job.columns + 7) / 8 * job.bits && job.codes.holds(job.rows, job.row_bytes);
+  const bool packed =
+      job.row_bytes >= (job.columns + 7) / 8 * job.bits && job.codes.holds(job.rows, job.row_bytes);
   return !job.codes.data || packed ? kOk : kShortCodes;
 }
 
@@ -35,11 +41,11 @@ using namespace qcore;
 extern "C" {
 #pragma GCC visibility push(default)
 
-// kNotFinite: a group's scale is infinite, NaN or too large for half precision.
+// Return kNotFinite if the scale of a group is NaN, infinite, or too large for half precision.
 int qcore_quantize(const QuantizeJob* job, int threads) {
   if (const Status status = check(*job)) return status;
   threads = thread_count(threads);
-  const int64_t buffer = job->dtype == kFloat32 ? 0 : job->columns;  // other weights are widened, a row at a time
+  const int64_t buffer = job->dtype == kFloat32 ? 0 : job->columns;  // other weights are widened row by row
   const Memory<float> memory(threads * buffer);
   if (!memory) return kNoMemory;
   bool bad = false;
