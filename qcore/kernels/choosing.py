@@ -71,7 +71,7 @@ def choose(
     values contradict one another.
     """
     errors = torch.empty(max(0, last - first), state.shape[1])
-    tabled = levels.table is not None
+    table = levels.table
 
     def part(tensor: torch.Tensor | None) -> tuple[int | None, int]:
         return library.buffer(tensor, torch.float32)
@@ -87,8 +87,8 @@ def choose(
         outputs=state.shape[1],
         inputs=state.shape[0],
         groups=levels.scale.shape[0],
-        per_output=tabled and levels.table.ndim == 2,
-        entries=levels.table.shape[-1] if tabled else 0,
+        per_output=table is not None and table.ndim == 2,
+        entries=0 if table is None else table.shape[-1],
         middle=levels.middle,
         lowest=levels.lowest,
         highest=levels.highest,

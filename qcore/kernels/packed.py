@@ -27,6 +27,7 @@ BLOCK = 32  # columns
 PANEL = 8  # rows
 _BITS8, _BITS4, _BITS3, _BITS2, _TABLE, _ROW_TABLE = range(6)  # as in layout.h
 _KINDS = {4: _BITS4, 3: _BITS3, 2: _BITS2}
+_NUMBERS = tuple(field[0] for field in library.Layout._fields_[:-2])  # of a layout: all but its buffers
 
 
 def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
@@ -98,9 +99,11 @@ class PackedWeight:
             raise ValueError(f"this weight cannot be packed: {reason}")
         failure = f"The weight {tuple(weight.shape)} in {weight.format.label} cannot be packed"
         (rows, columns), bits = weight.shape, weight.format.bits
-        learned = weight.codebook is not None and weight.codebook.ndim == 2
-        table = None if weight.codebook is None or learned else weight.codebook.float().contiguous()
-        codebook = None if learned else weight.codebook
+        table = tables = codebook = None
+        if weight.codebook is not None and weight.codebook.ndim == 2:
+            tables = weight.codebook.contiguous()
+        elif weight.codebook is not None:
+            table, codebook = weight.codebook.float().contiguous(), weight.codebook
         empty = torch.empty(0, dtype=torch.uint8)
         packed = cls(
             weight.format, (rows, columns), empty, table, codebook, weight.scale_codes, weight.scale_range
@@ -114,13 +117,12 @@ class PackedWeight:
         if weight.zero_point is not None:
             zero = unpack_codes(weight.zero_point, bits, rows * groups).contiguous()
         codes = weight.codes.contiguous()
-        tables = weight.codebook.contiguous() if learned else None
         stored = _Stored.of(bits, codes, groups, scale, zero, tables)
         status = library.functions().qcore_pack(
             ctypes.byref(packed.layout), ctypes.byref(stored), torch.get_num_threads()
         )
         library.check(status, failure)
-        numbers = tuple(int(getattr(packed.layout, name)) for name, _ in library.Layout._fields_[:-2])
+        numbers = tuple(int(getattr(packed.layout, name)) for name in _NUMBERS)
         return replace(packed, numbers=numbers)
 
     def unpack(self) -> QuantizedTensor:

@@ -113,5 +113,6 @@ def _call(weight: torch.Tensor, format: Format, parts: dict[str, torch.Tensor]) 
 def _thresholds(format: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the midpoints (15,) between the sorted entries of a fixed codebook, and the codes (16,) of the
     intervals that they separate."""
+    assert format.fixed is not None  # a format that rounding supports has a fixed codebook, or is uniform
     ordered, order = format.fixed.sort(stable=True)
     return (ordered[1:] + ordered[:-1]) / 2, order.to(torch.uint8)

@@ -45,7 +45,7 @@ def test_a_dense_head_of_any_number_of_rows_reads_only_those(vocabulary):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("chunk", [5, 7, 24])
 def test_long_sequences_go_through_each_layer_in_chunks(chunk, recipe, monkeypatch):
-    """The last chunk of 100 tokens holds 5, 2 or 4: some fit in one tile, for which there are other kernels."""
+    """The last chunk of 100 tokens holds 5, 2 or 4: some fit in one tile, which has other kernels."""
     model, tokens = make("llama", recipe), torch.stack([ids(50), ids(50, 1)])
     expected, calls = model(tokens, use_cache=False).logits, []
     run = Weights.run
