@@ -21,6 +21,7 @@ from qcore.measurement import throughput
 from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_margin
+from qcore.results.rows import ResultRow
 from qcore.verbs import checks, prepare
 
 ROOM = 512  # tokens of cache and activations that a model is loaded with room for
@@ -136,7 +137,7 @@ def measure(
     )
 
 
-def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[dict]:
+def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[ResultRow]:
     """Run several recipes on `model`, each in a process of its own, and return one row per recipe (see
     docs/results.md for its keys). A model that qcore has quantized is compared with its original: it becomes
     the last row.

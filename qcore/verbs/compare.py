@@ -19,7 +19,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.kv import Form
 from qcore.recipes.spec import RunSpec
-from qcore.results.rows import ROW_KEYS
+from qcore.results.rows import ResultRow
 from qcore.verbs.checks import check_device, loaded_from
 from qcore.verbs.record import describe, execution, kv_record
 
@@ -38,8 +38,8 @@ THROUGH_THE_CACHE = (
 )
 
 
-def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
-    """Carry out `recipe` and return its row (see the README for its keys). The recipe fp32 is the baseline
+def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> ResultRow:
+    """Carry out `recipe` and return its row. The recipe fp32 is the baseline
     and leaves its reference in `folder`; the others are compared with the reference that they find there.
     With a quantized key-value cache fp32 is one of the others, which shows what the cache alone costs;
     `record_reference` makes the baseline then.
@@ -91,27 +91,26 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> dict:
         "allocation": None if ledger.allocation is None else _prediction(ledger.allocation, divergence),
         "memory": {"loading": _memory(loading), "running": _memory(running)},
     }
-    row = {
-        "recipe": recipe.name,
-        "status": "ok",
-        "error": None,
-        "stored_bytes": ledger.stored_bytes,
-        "bits_per_weight": ledger.bits_per_weight,
-        "coverage": ledger.coverage,
-        "perplexity": evaluation.perplexity,
+    return ResultRow(
+        recipe=recipe.name,
+        status="ok",
+        error=None,
+        stored_bytes=ledger.stored_bytes,
+        bits_per_weight=ledger.bits_per_weight,
+        coverage=ledger.coverage,
+        perplexity=evaluation.perplexity,
         # the baseline is compared with itself by definition; a recipe without a reference has no number
-        "kl_mean": 0.0 if is_baseline else divergence and divergence.kl_mean,
-        "top1_agreement": 1.0 if is_baseline else divergence and divergence.top1_agreement,
-        "prefill_tok_s": speed.prefill_tok_s,
-        "decode_tok_s": speed.decode_tok_s,
-        "ttft_s": speed.ttft_s,
-        "peak_load_bytes": loading.peak_bytes,
-        "peak_run_bytes": running.peak_bytes,
-        "quantize_s": made.quantize_s,
-        "choices": choices,
-        "record": about,
-    }
-    return {key: row[key] for key in ROW_KEYS}
+        kl_mean=0.0 if is_baseline else divergence and divergence.kl_mean,
+        top1_agreement=1.0 if is_baseline else divergence and divergence.top1_agreement,
+        prefill_tok_s=speed.prefill_tok_s,
+        decode_tok_s=speed.decode_tok_s,
+        ttft_s=speed.ttft_s,
+        peak_load_bytes=loading.peak_bytes,
+        peak_run_bytes=running.peak_bytes,
+        quantize_s=made.quantize_s,
+        choices=choices,
+        record=about,
+    )
 
 
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
