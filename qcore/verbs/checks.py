@@ -137,7 +137,8 @@ def lineup(
         raise InputError(
             f"{model} was made from {origin['model']}, which holds other weights now. Quantize it again."
         )
-    return lineup(*name, (*recipes, parse_row(SAVED + model)), finder)
+    own = parse_row(SAVED + model)
+    return lineup(*name, (*recipes, *([] if own in recipes else [own])), finder)
 
 
 def loaded_from(

@@ -129,6 +129,8 @@ def test_a_quantized_model_is_compared_with_what_it_was_made_from(original, tmp_
     )
     assert (found.tokens, found.recipes[-1].weights.folder) == (64, str(small))
     assert checks.beside_original(found) == found
+    named = RunSpec(str(small), f"fp32,saved:{small}")  # its own row may be named
+    assert [recipe.name for recipe in checks.beside_original(named).recipes] == ["fp32", "saved:small"]
     with pytest.raises(InputError, match=f"Start from the original model, {original}"):
         checks.check(spec)
 
