@@ -3,6 +3,10 @@
 One character may take several tokens, and a decoder shows the part it has as U+FFFD; and some tokenizers drop
 the space in front of the first token they decode. So tokens are decoded together with those shown last, and
 trailing U+FFFD are held back until the next token completes or confirms them.
+
+`TextIteratorStreamer` of transformers (5.24) holds back every symbol until the next space: of "f(x)=1;y" it
+shows "f", and the rest when the text ends. `DecodeStream` of tokenizers takes fast tokenizers only and has no
+way to flush what it holds back.
 """
 
 HELD = "\ufffd"

@@ -154,19 +154,3 @@ def _group(folder: Path, limit: str, usage: str, droppable: str) -> tuple[int, i
     if most == "max" or int(most) >= 1 << 60:  # version 1 writes "no limit" as a number near 2^63
         return None
     return int(most), used - int(stat.get(droppable, 0))
-
-
-def process_tree_bytes(pid: int | None = None) -> int:
-    """Resident bytes of a process (default: this one) and all its children; 0 if it is gone."""
-    try:
-        process = psutil.Process(os.getpid() if pid is None else pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    total = 0
-    for member in family:
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total

@@ -37,7 +37,6 @@ from qcore.recipes import Engine, Float, Recipe
 COLD = 2.5  # times the last-level cache that the copy's blocks hold at least
 SHARE = 0.5  # of the available memory that the copy may take
 PROMPT, NEW_TOKENS, REPEATS = 128, 12, 3
-LEAST_CONTEXT = 16
 
 
 @dataclass(frozen=True)

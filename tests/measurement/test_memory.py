@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from qcore.measurement import memory
-from qcore.measurement.memory import PeakMemory, available_bytes, process_tree_bytes, total_bytes
+from qcore.measurement.memory import PeakMemory, available_bytes, total_bytes
 
 MIB = 1 << 20
 ALLOCATE = """
@@ -142,10 +142,3 @@ def test_the_tightest_limit_counts(monkeypatch):
     assert available_bytes() == 0
     monkeypatch.setattr(memory, "_groups", list)
     assert total_bytes() == psutil.virtual_memory().total
-
-
-def test_memory_of_a_process_tree():
-    assert process_tree_bytes() >= psutil.Process().memory_info().rss * 0.9
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    assert process_tree_bytes(child.pid) == 0

@@ -79,10 +79,6 @@ class Grid:
         levels = self.format.levels
         return Levels(self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1)
 
-    def group_of(self, column: int) -> int:
-        """The group that an input belongs to."""
-        return 0 if self.format.group_size is None else column // self.format.group_size
-
     def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong
         to `group`."""

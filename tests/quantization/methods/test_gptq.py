@@ -23,12 +23,13 @@ def layer(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def literal(weight: torch.Tensor, grid, hessian: torch.Tensor) -> torch.Tensor:
     """Optimal brain quantization in a fixed order: invert what is free, round one column, move the rest;
     codes (K, N)."""
+    size = grid.format.group_size or COLUMNS
     order = hessian.diagonal().argsort(descending=True).tolist()
     left, codes = weight.double().T.clone(), torch.empty(COLUMNS, ROWS)
     for position, column in enumerate(order):
         free = order[position:]
         inverse = torch.linalg.inv(hessian.double()[free][:, free])
-        codes[column], rounded = grid.round(left[column].float(), grid.group_of(column))
+        codes[column], rounded = grid.round(left[column].float(), column // size)
         error = (left[column] - rounded) / inverse[0, 0]
         left[free] -= inverse[0].unsqueeze(1) * error
     return codes
