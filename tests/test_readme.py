@@ -234,6 +234,12 @@ def test_every_room_is_in_the_architecture():
     assert [room for room in rooms if f"`{room}`" not in text] == []
 
 
+def test_files_in_the_architecture_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in re.findall(r"\b((?:[a-z]+/)+[a-z_*]+\.py)", text):
+        assert list(ROOT.glob(path)) or list((ROOT / "qcore").glob(path)), path
+
+
 def test_every_document_is_linked():
     linked = "".join(document.read_text() for document in DOCUMENTS)
     for document in DOCUMENTS[1:]:
