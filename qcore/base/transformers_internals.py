@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 CHECKED = {"transformers": "5.24.0", "torch": "2.13.0"}
 _process = threading.RLock()  # held while process-wide state of the libraries is changed
@@ -161,6 +161,17 @@ def stacks_experts(rule: Any) -> bool:
         or (type(each) is Transpose and min(each.dim0, each.dim1) > 0)
         for each in others
     )
+
+
+# -- key-value caches ----------------------------------------------------------------------------------------
+
+
+def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return (kind, such as "sliding_attention"; options, such as {"sliding_window": 512}) of the cache of each
+    layer of a text `config`, from which transformers makes its own caches."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    return get_layer_types_and_kwargs(config)
 
 
 # -- mixtures of experts -------------------------------------------------------------------------------------

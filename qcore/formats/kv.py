@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.registry import unknown
+from qcore.base.transformers_internals import cache_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -110,15 +111,13 @@ def value_group(size: int) -> int:
 def check_config(config: PreTrainedConfig) -> None:
     """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in
     heads whose size can be cut into groups."""
-    from transformers.cache_utils import get_layer_types_and_kwargs
-
     text = config.get_text_config()
     name = (getattr(text, "architectures", None) or [text.model_type])[0]
     if getattr(text, "kv_lora_rank", None):
         raise InputError(
             f"{name} keeps one compressed vector a token instead of keys and values, so its cache cannot be quantized."
         )
-    kinds = sorted(set(get_layer_types_and_kwargs(text)[0]) - set(PLAIN))
+    kinds = sorted(set(cache_layers(text)[0]) - set(PLAIN))
     if kinds:
         raise InputError(
             f"{name} has layers that keep no plain keys and values ({', '.join(kinds)}), so its cache cannot be quantized."

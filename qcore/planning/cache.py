@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from qcore.base.errors import InputError
 from qcore.base.registry import unknown
+from qcore.base.transformers_internals import cache_layers
 from qcore.formats import kv
 from qcore.formats.kv import GROUP, SCALE_BITS
 
@@ -85,9 +86,7 @@ def formats_for(config) -> tuple[str, ...]:
 
 def layout(config) -> tuple[CacheLayer, ...]:
     """One entry for each layer of a transformers text `config`."""
-    from transformers.cache_utils import get_layer_types_and_kwargs  # what the real caches are made by
-
-    kinds, options = get_layer_types_and_kwargs(config)
+    kinds, options = cache_layers(config)
     configs = config.per_layer_config
     return tuple(_layer(*each) for each in zip(kinds, options, configs, strict=True))
 

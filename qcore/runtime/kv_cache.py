@@ -8,8 +8,9 @@ sees exactly what it would see token by token, because codes are only made at mu
 """
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+from transformers.cache_utils import Cache, CacheLayerMixin
 
+from qcore.base.transformers_internals import cache_layers
 from qcore.formats.kv import GROUP, Form, check_config, tokens_dropped, tokens_held, value_group
 from qcore.formats.kv_affine import Codes, dequantize, quantize
 
@@ -126,7 +127,7 @@ class QuantizedKVCache(Cache):
 
     def __init__(self, config, form: Form):
         check_config(config)
-        _, options = get_layer_types_and_kwargs(config.get_text_config())
+        _, options = cache_layers(config.get_text_config())
         super().__init__(layers=[QuantizedKVLayer(form, each.get("sliding_window")) for each in options])
         self.form = form
 

@@ -41,7 +41,7 @@ from qcore.recipes import Engine as Library
 from qcore.recipes.ledger import Ledger
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard, Unit, plan
-from qcore.streaming.pace import Pace
+from qcore.streaming.meter import ThroughputMeter
 from qcore.streaming.source import Source
 from qcore.streaming.spread import clear, write_shards
 from qcore.streaming.writer import ShardWriter
@@ -140,27 +140,27 @@ def _write_shards(
     check_space(
         journal.folder, sum(shard.nbytes for shard in left) + _SMALL_FILES, "Writing the quantized model"
     )
-    pace = Pace(
+    meter = ThroughputMeter(
         progress,
         sum(_read_bytes(source, shard) for shard in left),
         sum(_read_bytes(source, shard) for shard in layout.shards),
     )
     if spread is not None:
         sizes = {shard.file: _read_bytes(source, shard) for shard in left}
-        digests |= spread(layout, left, journal, pace, sizes) if left else {}
-        pace.finish()
+        digests |= spread(layout, left, journal, meter, sizes) if left else {}
+        meter.finish()
         return _in_order(digests, layout)
     with ThreadPoolExecutor(1, "close") as pool:
         closing: tuple[Shard, Future] | None = (
             None  # a shard whose bytes are on their way to the disk while the next one is made
         )
         for shard in [*left, None]:
-            writer = None if shard is None else fill_shard(source, shard, journal.folder, pace)
+            writer = None if shard is None else fill_shard(source, shard, journal.folder, meter)
             if closing is not None:
                 digests[closing[0].file] = closing[1].result()
                 journal.note(closing[0].file, digests[closing[0].file])
             closing = None if shard is None else (shard, pool.submit(writer.close))
-    pace.finish()
+    meter.finish()
     return _in_order(digests, layout)
 
 
@@ -169,7 +169,9 @@ def _in_order(digests: dict[str, str], layout: Layout) -> dict[str, str]:
     return {shard.file: digests[shard.file] for shard in layout.shards}
 
 
-def fill_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = None) -> ShardWriter:
+def fill_shard(
+    source: Source, shard: Shard, folder: Path, meter: ThroughputMeter | None = None
+) -> ShardWriter:
     """Make one file of the output in `folder`; closing the result gives its SHA-256. Depends on nothing but
     its arguments."""
     writer = ShardWriter(folder / shard.file, shard.pieces)
@@ -179,8 +181,8 @@ def fill_shard(source: Source, shard: Shard, folder: Path, pace: Pace | None = N
                 source.expect(shard.units[i + 1].parameter, shard.units[i + 1].expert)
             for name, tensor in _make(source, unit):
                 writer.write(name, tensor)
-            if pace is not None:
-                pace.step(_unit_bytes(source, unit), unit.parameter)
+            if meter is not None:
+                meter.step(_unit_bytes(source, unit), unit.parameter)
     except BaseException:
         writer.discard()
         raise

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Made:
+class _Conversion:
     """How a parameter is made: transformers' conversion `rule`, if it takes one, and the names of the stored
     tensors by the pattern under which the rule knows them."""
 
@@ -49,7 +49,7 @@ class Source:
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.model = meta_model(checkpoint)
-        self._made: dict[str, _Made] = {}
+        self._made: dict[str, _Conversion] = {}
         self._targets: dict[
             str, str
         ] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
@@ -135,7 +135,7 @@ class Source:
             if (found := rules.place(stored)) is None:
                 continue  # left out on purpose by the model's class, or `meta_model` would have refused it
             name, pattern, rule = found
-            made = self._made.setdefault(name, _Made(rule))
+            made = self._made.setdefault(name, _Conversion(rule))
             made.stored.setdefault(pattern or stored, []).append(stored)
         for first, made in self._made.items():
             for name in [first] if made.rule is None else rule_targets(made.rule, first):
@@ -166,7 +166,7 @@ class Source:
                 self._targets.setdefault(name, self._targets[known[0]])
 
 
-def _apart(made: _Made, experts: int) -> bool:
+def _apart(made: _Conversion, experts: int) -> bool:
     """Are the experts stored one by one, and can each be made without the others?"""
     return (
         made.rule is not None

@@ -20,7 +20,7 @@ from qcore.models import Checkpoint
 from qcore.recipes import Recipe
 from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard
-from qcore.streaming.pace import Pace
+from qcore.streaming.meter import ThroughputMeter
 
 FOLDER, REQUEST, LOG = "spread", "request.json", "log.txt"
 LOOK_SECONDS = 0.3
@@ -34,7 +34,7 @@ def write_shards(
     layout: Layout,
     left: list[Shard],
     journal: Journal,
-    pace: Pace,
+    meter: ThroughputMeter,
     sizes: dict[str, int],
 ) -> dict[str, str]:
     """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes
@@ -74,7 +74,7 @@ def write_shards(
                     shard = tasks.pop(task)
                     digests[shard.file] = _result(folder, shard, cluster.code(task))
                     journal.note(shard.file, digests[shard.file])
-                    pace.step(sizes[shard.file], shard.file)
+                    meter.step(sizes[shard.file], shard.file)
         finally:
             cluster.cancel(list(tasks))
     return digests

@@ -30,7 +30,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _log = logging.getLogger(__name__)
 
 
-class Checkpoint:
+class TrainingState:
     """The folder for the run that `identity` (JSON-ready) describes."""
 
     def __init__(self, identity: dict):
@@ -60,8 +60,8 @@ class Checkpoint:
         self._save("best", {name: value.detach().cpu() for name, value in parameters.items()}, {})
 
     def read(self, parameters: dict[str, torch.nn.Parameter], optimizer) -> dict | None:
-        """Put a kept state into `parameters` and the optimizer; returns what `write` was told, or None if
-        there is none (a damaged file is none: the run begins anew)."""
+        """Put a kept state into `parameters` and the optimizer. Return the `about` that it was written with, or
+        None if there is no state for these parameters; a damaged file counts as none, and training begins anew."""
         found = self._load("state")
         if found is None or {name for name in found[0] if name.startswith("parameter/")} != {
             f"parameter/{name}" for name in parameters

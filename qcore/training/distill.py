@@ -22,7 +22,7 @@ from qcore.library import Loaded
 from qcore.pruning.structured import Cut, cut, layer_influence, with_layers
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.training import corpus, judging
-from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.qat import check_common
 from qcore.training.teacher import Teacher, soft_loss
@@ -86,7 +86,7 @@ def run(
     *,
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
-) -> tuple[Loaded, dict, Kept]:
+) -> tuple[Loaded, dict, TrainingState]:
     """Train a student of the model of `teacher`. Returns it with the record of how it was made, and what
     was kept for a run that is killed. Started again with the same arguments after a kill, it goes on. Raises
     `InputError` and `RunError` as `qat.run` does."""
@@ -94,7 +94,7 @@ def run(
     words = corpus.load(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
     )
-    kept = Kept(
+    kept = TrainingState(
         {
             "kind": "distill",
             "model": [checkpoint.digest, checkpoint.stamp],

@@ -26,7 +26,7 @@ from torch import nn
 from qcore.base.errors import InputError, RunError
 from qcore.base.progress import Progress
 from qcore.kernels.precision import mixed
-from qcore.training.checkpoint import Checkpoint
+from qcore.training.checkpoint import TrainingState
 
 WARM = 0.05  # share of the run over which the learning rate rises
 LOWEST = 0.02  # share of the rate that is left at the end
@@ -114,7 +114,7 @@ class Problem:
 def train(
     problem: Problem,
     schedule: Schedule,
-    kept: Checkpoint,
+    kept: TrainingState,
     progress: Progress,
     *,
     device: str = "cpu",

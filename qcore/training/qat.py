@@ -24,7 +24,7 @@ from qcore.recipes import METHODS, Engine, Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.training import corpus, judging
 from qcore.training.attach import Form, attach, detach, groups
-from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
@@ -94,7 +94,7 @@ def run(
     *,
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
-) -> tuple[Loaded, History, Kept]:
+) -> tuple[Loaded, History, TrainingState]:
     """Train the model of `teacher` in the form of `recipe`. `quantized` returns the student, quantized by
     the recipe with a part of the training text.
 
@@ -113,7 +113,7 @@ def run(
         "options": asdict(options),
         "text": words.record["text"],
     }
-    kept = Kept({"kind": "qat", **identity})
+    kept = TrainingState({"kind": "qat", **identity})
     student, ledger = _begin(recipe, words, quantized, kept)
     student.to(device)
     folds = METHODS[recipe.method].folds
@@ -138,7 +138,7 @@ def run(
 
 
 def _begin(
-    recipe: Recipe, words: corpus.Texts, quantized: Callable[[Calibration], Loaded], kept: Kept
+    recipe: Recipe, words: corpus.Texts, quantized: Callable[[Calibration], Loaded], kept: TrainingState
 ) -> tuple[torch.nn.Module, Ledger]:
     """Return the model that training begins with and its ledger. A calibrated one, which takes long, is kept
     for a run that goes on."""

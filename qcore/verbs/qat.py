@@ -14,7 +14,7 @@ from qcore.models import Checkpoint
 from qcore.quantization.calibration import Calibration
 from qcore.recipes import Recipe
 from qcore.training import qat as training
-from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History
 from qcore.training.qat import Qat
 from qcore.verbs import made
@@ -73,7 +73,7 @@ def train(
     device: str = "cpu",
     progress: Progress,
     watch: Callable[[History], None] | None = None,
-) -> tuple[Loaded, History, Kept]:
+) -> tuple[Loaded, History, TrainingState]:
     """Return the model of `checkpoint` trained in the form of `recipe`, its loss curve, and the state that is
     kept for a run that is killed (remove it once the model is saved). Raises `InputError` and `RunError` as
     `qcore.training.qat.run` does."""

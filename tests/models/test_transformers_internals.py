@@ -158,6 +158,15 @@ def test_the_order_of_stored_names():
     assert sorted(sorted(names), key=internals.stored_order) == names
 
 
+# -- key-value caches ----------------------------------------------------------------------------------------
+
+
+def test_what_each_layer_keeps():
+    config = transformers.MistralConfig(num_hidden_layers=2, sliding_window=8)
+    assert internals.cache_layers(config) == (["sliding_attention"] * 2, [{"sliding_window": 8}] * 2)
+    assert internals.cache_layers(tiny.CONFIGS["llama"]) == (["full_attention"] * 2, [{}, {}])
+
+
 # -- mixtures of experts -------------------------------------------------------------------------------------
 
 
@@ -288,7 +297,7 @@ def test_a_module_is_asked_for_its_tensors_through_the_methods_that_qcore_overri
 
 PRIVATE = re.compile(
     r"\._(cdata|parameters|buffers|modules|forward_hooks|forward_pre_hooks|global_forward_hooks|non_persistent_buffers_set|experts_implementation|from_config)\b"
-    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils|output_capturing"
+    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils|get_layer_types_and_kwargs|output_capturing"
 )
 
 

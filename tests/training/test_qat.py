@@ -23,7 +23,7 @@ from qcore.quantization.calibration import check_record
 from qcore.recipes import parse
 from qcore.training import corpus, qat
 from qcore.training.attach import Form
-from qcore.training.checkpoint import Checkpoint as Kept
+from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, order, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 from qcore.verbs import qat as verb
@@ -62,7 +62,7 @@ def test_steps_are_in_mixed_precision_where_the_processor_is_fast_at_it(monkeypa
         return float(made.detach().square().mean()), 1.0
 
     problem = Problem(student, [{"params": [student.weight], "lr": 1e-2}], ids, loss, judge)
-    history = train(problem, Schedule(steps=4), Kept({"kind": "test", "fast": fast}), quiet)
+    history = train(problem, Schedule(steps=4), TrainingState({"kind": "test", "fast": fast}), quiet)
     assert set(seen["step"]) == {torch.bfloat16 if fast else torch.float32}
     assert set(seen["judge"]) == {torch.float32} and student.weight.dtype == torch.float32
     assert history.best < history.validations[0][1]
@@ -243,7 +243,7 @@ def test_training_stops_early_and_comes_out_with_the_best():
     history = train(
         problem,
         Schedule(steps=80, validations=8, patience=3),
-        Kept({"a": 1}),
+        TrainingState({"a": 1}),
         quiet,
         watch=lambda seen: values.append(float(problem.student.value.detach())),
     )
@@ -254,7 +254,7 @@ def test_training_stops_early_and_comes_out_with_the_best():
 def test_a_loss_that_is_no_number_ends_the_run():
     problem = line(float("nan"))
     with pytest.raises(RunError, match="run away"):
-        train(problem, Schedule(steps=3), Kept({"b": 1}), quiet)
+        train(problem, Schedule(steps=3), TrainingState({"b": 1}), quiet)
 
 
 def test_each_window_is_read_once_before_any_is_read_again():
@@ -264,7 +264,7 @@ def test_each_window_is_read_once_before_any_is_read_again():
 
 
 def test_a_time_limit_ends_the_run():
-    history = train(line(5.0), Schedule(minutes=0.002, validations=1), Kept({"c": 1}), quiet)
+    history = train(line(5.0), Schedule(minutes=0.002, validations=1), TrainingState({"c": 1}), quiet)
     assert history.ended == "time" and 0 < history.step < 100_000
 
 

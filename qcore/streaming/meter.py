@@ -1,4 +1,4 @@
-"""How fast something that counts bytes gets on, and when it will be done."""
+"""Throughput of work that is counted in bytes, and the time left."""
 
 import time
 
@@ -7,8 +7,8 @@ from qcore.base.progress import Progress
 INTERVAL = 0.2  # seconds between two reports
 
 
-class Pace:
-    """Reports to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the
+class ThroughputMeter:
+    """Report to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the
     `total` bytes are to be done now; the rest was done by an earlier run."""
 
     def __init__(self, progress: Progress | None, left: int, total: int):
