@@ -14,6 +14,7 @@ from qcore.base.progress import Progress
 from qcore.base.registry import did_you_mean
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
 from qcore.models.config import read_config
+from qcore.models.headers import LONGEST_JSON
 
 _SMALL = (
     "config.json",
@@ -120,7 +121,7 @@ def look(
 
 
 def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
-    """The folder with those of the small files that the repository has; config.json is one of them."""
+    """Return the folder with those of the small files that the repository has; config.json is one of them."""
     folder = None
     for name in _SMALL:
         if name in sizes:
@@ -133,8 +134,14 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
     model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes it,
     and the index is left out, so that nobody finds two models in one folder.
 
-    Raises `InputError` if the repository has no weights that qcore reads.
+    Raises `InputError` if the repository has no weights that qcore reads, or a file beside them that is too
+    large for what its name says.
     """
+    for name in _SMALL:
+        if sizes.get(name, 0) > LONGEST_JSON:
+            raise InputError(
+                f"{name} of {repo_id} is {sizes[name] / 1e6:.0f} MB; files beside the weights are limited to {LONGEST_JSON / 1e6:.0f} MB."
+            )
     if "config.json" not in sizes:
         raise InputError(f"{repo_id} has no config.json on the hub, so it is not a model that can be loaded.")
     if SINGLE in sizes and INDEX in sizes:

@@ -205,6 +205,18 @@ def shards(folder, *lost):
     return folder
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "qcore.json"])
+def test_a_small_file_that_is_not_small_is_refused_before_its_download(hub, repository, tmp_path, name):
+    folder = copy(repository, tmp_path / "long")
+    with (folder / name).open("ab") as file:
+        file.truncate(100_000_000)
+    hub.repositories["owner/long"] = folder
+    for find in (library.resolve, library.outline):
+        with pytest.raises(InputError, match=f"{name} of owner/long is 100 MB"):
+            find("owner/long")
+    assert hub.sent < 1_000_000
+
+
 def test_weights_that_are_there_twice_are_downloaded_once(hub, repository, tmp_path):
     hub.repositories["owner/twice"] = shards(copy(repository, tmp_path / "twice"))
     for find in (library.outline, library.resolve):
