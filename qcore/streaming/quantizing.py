@@ -10,7 +10,7 @@ are stored one by one, of the largest expert):
     kmeans    sorted values and sums in float64 besides                                             at most 16 x
 
 for 16-bit sources; half as much for 32-bit ones. A kept tensor is widened a few million weights at a time.
-The result is, bit for bit, what `export.safetensors.save` writes after quantizing in memory, but for being
+The result is, bit for bit, what `library.safetensors.save` writes after quantizing in memory, but for being
 cut into files.
 """
 
