@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from qcore.results.report import human_perplexity
+from qcore.results.rows import FIGURE
 from ui import families
 from ui.text import digits, percent, seconds, size
 
@@ -46,9 +47,13 @@ def memory(rows: Sequence[dict]) -> go.Figure:
     return bars(
         rows,
         [
-            Panel("Stored", "smaller is better", _get("stored_bytes"), size, _stored_hover),
+            Panel("Stored", FIGURE["stored_bytes"].direction, _get("stored_bytes"), size, _stored_hover),
             Panel(
-                "Peak memory while running", "smaller is better", _get("peak_run_bytes"), size, _peak_hover
+                "Peak memory while running",
+                FIGURE["peak_run_bytes"].direction,
+                _get("peak_run_bytes"),
+                size,
+                _peak_hover,
             ),
         ],
     )
@@ -62,14 +67,14 @@ def throughput(rows: Sequence[dict]) -> go.Figure:
         [
             Panel(
                 "Decode",
-                f"larger is better{', ▏memory limit' if limited else ''}",
+                FIGURE["decode_tok_s"].direction + (", ▏memory limit" if limited else ""),
                 _get("decode_tok_s"),
                 _rate,
                 _decode_hover,
                 memory_limit,
                 "limit",
             ),
-            Panel("Prefill", "larger is better", _get("prefill_tok_s"), _rate, _prefill_hover),
+            Panel("Prefill", FIGURE["prefill_tok_s"].direction, _get("prefill_tok_s"), _rate, _prefill_hover),
         ],
     )
 
@@ -86,13 +91,15 @@ def quality(rows: Sequence[dict]) -> go.Figure:
         [
             Panel(
                 "Perplexity",
-                "smaller is better",
+                FIGURE["perplexity"].direction,
                 _get("perplexity"),
                 human_perplexity,
                 _quality_hover,
                 reference=line,
             ),
-            Panel("KL divergence from fp32", "smaller is better", _get("kl_mean"), _nats, _quality_hover),
+            Panel(
+                "KL divergence from fp32", FIGURE["kl_mean"].direction, _get("kl_mean"), _nats, _quality_hover
+            ),
         ],
     )
 
@@ -102,9 +109,15 @@ def overview(rows: Sequence[dict]) -> go.Figure:
     return bars(
         rows,
         [
-            Panel("Stored", "smaller is better", _get("stored_bytes"), size, _stored_hover),
-            Panel("Decode", "larger is better", _get("decode_tok_s"), _rate, _decode_hover),
-            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity, _quality_hover),
+            Panel("Stored", FIGURE["stored_bytes"].direction, _get("stored_bytes"), size, _stored_hover),
+            Panel("Decode", FIGURE["decode_tok_s"].direction, _get("decode_tok_s"), _rate, _decode_hover),
+            Panel(
+                "Perplexity",
+                FIGURE["perplexity"].direction,
+                _get("perplexity"),
+                human_perplexity,
+                _quality_hover,
+            ),
         ],
     )
 

@@ -7,6 +7,7 @@ from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
 from qcore.results import report
+from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts
 from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
@@ -15,44 +16,13 @@ from ui.text import clock, shielded, size, verbatim
 FEW = 300  # questions; with fewer a difference of five percent is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
 BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": "orange"}
-HELP = {
-    "stored_bytes": "stored bytes",
-    "bits_per_weight": "bits per weight",
-    "coverage": "coverage",
-    "perplexity": "perplexity",
-    "kl_mean": "KL divergence",
-    "top1_agreement": "top-1 agreement",
-    "prefill_tok_s": "prefill",
-    "decode_tok_s": "decode",
-    "ttft_s": "time to first token",
-    "peak_load_bytes": "peak memory",
-    "peak_run_bytes": "peak memory",
-}
-# key: (heading with unit, factor, printf format)
-COLUMNS = {
-    "stored_bytes": ("stored, MB", 1e-6, "%.1f"),
-    "bits_per_weight": ("bits/weight", 1, "%.2f"),
-    "coverage": ("coverage, %", 100, "%.1f"),
-    "perplexity": ("perplexity", 1, "%.3f"),
-    "kl_mean": ("KL, nats", 1, "%.4f"),
-    "top1_agreement": ("same top-1, %", 100, "%.1f"),
-    "decode_tok_s": ("decode, tok/s", 1, "%.1f"),
-    "prefill_tok_s": ("prefill, tok/s", 1, "%.0f"),
-    "ttft_s": ("TTFT, ms", 1e3, "%.0f"),
-    "peak_load_bytes": ("peak load, MB", 1e-6, "%.0f"),
-    "peak_run_bytes": ("peak run, MB", 1e-6, "%.0f"),
-    "quantize_s": ("quantized in, s", 1, "%.1f"),
-}
 
 
 def table(rows: list[dict]) -> None:
     """All figures; a failed recipe's line is red, and its sentence stands below."""
     lines = [
         {"recipe": row["label"], "state": row["status"]}
-        | {
-            title: None if row[key] is None else row[key] * factor
-            for key, (title, factor, _) in COLUMNS.items()
-        }
+        | {each.heading: None if row[each.key] is None else row[each.key] * each.scale for each in FIGURES}
         for row in rows
     ]
     frame = pd.DataFrame(lines)
@@ -63,8 +33,10 @@ def table(rows: list[dict]) -> None:
         axis=1,
     )
     config = {
-        title: st.column_config.NumberColumn(format=form, help=explain(HELP[key]) if key in HELP else None)
-        for key, (title, _, form) in COLUMNS.items()
+        each.heading: st.column_config.NumberColumn(
+            format=f"%.{each.decimals}f", help=explain(each.term) if each.term else None
+        )
+        for each in FIGURES
     }
     st.dataframe(
         styled,

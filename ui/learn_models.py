@@ -101,11 +101,11 @@ def runs(lesson: learn_lessons.Lesson) -> None:
     state.plot(figure, key=f"{PREFIX}.runs.pareto", alt=f"{cost} against {quality} of all recipes")
     axes = pareto.COSTS[cost], pareto.QUALITIES[quality]
     points = [
-        tuple(row[axis.key] for axis in axes)
+        tuple(axis.value(row) for axis in axes)
         for row in rows
-        if all(row.get(axis.key) is not None for axis in axes)
+        if all(axis.value(row) is not None for axis in axes)
     ]
-    front = len(pareto.frontier(points, axes[0].smaller, axes[1].smaller))
+    front = len(pareto.frontier(points, axes[0].figure.smaller, axes[1].figure.smaller))
     st.caption(
         f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may differ in text and length."
     )

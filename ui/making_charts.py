@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from qcore.results.report import human_perplexity
+from qcore.results.rows import FIGURE
 from ui import charts
 from ui.charts import FAINT, MUTED, Panel
 from ui.text import digits, size
@@ -81,10 +82,15 @@ def outcome(result: dict) -> go.Figure:
     figure = charts.bars(
         rows(result),
         [
-            Panel("Stored", "smaller is better", _get("stored_bytes"), size),
-            Panel("Perplexity", "smaller is better", _get("perplexity"), human_perplexity),
-            Panel("KL divergence", "smaller is better", _get("kl_mean"), _nats),
-            Panel("Decode", "larger is better", _get("decode_tok_s"), lambda value: f"{value:.3g} tok/s"),
+            Panel("Stored", FIGURE["stored_bytes"].direction, _get("stored_bytes"), size),
+            Panel("Perplexity", FIGURE["perplexity"].direction, _get("perplexity"), human_perplexity),
+            Panel("KL divergence", FIGURE["kl_mean"].direction, _get("kl_mean"), _nats),
+            Panel(
+                "Decode",
+                FIGURE["decode_tok_s"].direction,
+                _get("decode_tok_s"),
+                lambda value: f"{value:.3g} tok/s",
+            ),
         ],
     )
     figure.update_layout(margin={"r": 28})  # four panels leave little room for the last unit

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from qcore.results.rows import FIGURE, Figure
 from ui import families, labels
 from ui.charts import FAINT, MUTED
 from ui.text import digits
@@ -16,36 +17,35 @@ WIDTH = 900  # pixels assumed for the placing of names; wider is only roomier
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity of a row: `scale` turns it into the unit of the `title`; `smaller` says which end is
-    good."""
+    """A figure of a row with the `name` by which it is chosen, and the `title` of its axis."""
 
-    key: str
+    figure: Figure
     name: str
     title: str
-    unit: str
-    smaller: bool
-    scale: float = 1.0
     log: bool = False
+
+    def value(self, row: dict) -> float | None:
+        """The figure in its unit; None if the row has none."""
+        found = row.get(self.figure.key)
+        return None if found is None else found * self.figure.scale
 
 
 COSTS = {
     axis.name: axis
     for axis in (
-        Axis("stored_bytes", "Stored size", "Stored size, MB", "MB", True, 1e-6, log=True),
-        Axis("bits_per_weight", "Bits per weight", "Bits per quantized weight", "bits", True),
-        Axis("peak_run_bytes", "Peak memory", "Peak memory while running, MB", "MB", True, 1e-6),
-        Axis("decode_tok_s", "Decode speed", "Decode, tokens per second", "tok/s", False),
-        Axis("prefill_tok_s", "Prefill speed", "Prefill, tokens per second", "tok/s", False),
+        Axis(FIGURE["stored_bytes"], "Stored size", "Stored size, MB", log=True),
+        Axis(FIGURE["bits_per_weight"], "Bits per weight", "Bits per quantized weight"),
+        Axis(FIGURE["peak_run_bytes"], "Peak memory", "Peak memory while running, MB"),
+        Axis(FIGURE["decode_tok_s"], "Decode speed", "Decode, tokens per second"),
+        Axis(FIGURE["prefill_tok_s"], "Prefill speed", "Prefill, tokens per second"),
     )
 }
 QUALITIES = {
     axis.name: axis
     for axis in (
-        Axis(
-            "kl_mean", "KL divergence", "Mean KL divergence from fp32, nats per token", "nats", True, log=True
-        ),
-        Axis("perplexity", "Perplexity", "Perplexity", "", True, log=True),
-        Axis("top1_agreement", "Top-1 agreement", "Same top token as fp32, %", "%", False, 100.0),
+        Axis(FIGURE["kl_mean"], "KL divergence", "Mean KL divergence from fp32, nats per token", log=True),
+        Axis(FIGURE["perplexity"], "Perplexity", "Perplexity", log=True),
+        Axis(FIGURE["top1_agreement"], "Top-1 agreement", "Same top token as fp32, %"),
     )
 }
 
@@ -64,12 +64,11 @@ def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: 
 def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
     """One point a row that has both quantities. On a logarithmic axis a value of zero (the baseline's
     divergence) lies on the axis' lower edge, and its hover text says that it is zero."""
-    kept = [row for row in rows if row.get(cost.key) is not None and row.get(quality.key) is not None]
-    x = [row[cost.key] * cost.scale for row in kept]
-    y = [row[quality.key] * quality.scale for row in kept]
+    kept = [row for row in rows if cost.value(row) is not None and quality.value(row) is not None]
+    x, y = [cost.value(row) for row in kept], [quality.value(row) for row in kept]
     x_range, y_range = _range(x, cost.log), _range(y, quality.log)
     drawn = [_on_axis(value, y_range, quality.log) for value in y]
-    front = frontier(list(zip(x, y, strict=True)), cost.smaller, quality.smaller)
+    front = frontier(list(zip(x, y, strict=True)), cost.figure.smaller, quality.figure.smaller)
     figure = go.Figure()
     figure.add_scatter(
         x=[x[i] for i in front],
@@ -105,8 +104,8 @@ def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
             customdata=[_hover(kept[i], cost, quality, i in front) for i in mine],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    _draw_axis(figure.update_xaxes, cost, x_range, "←" if cost.smaller else "→")
-    _draw_axis(figure.update_yaxes, quality, y_range, "↓" if quality.smaller else "↑")
+    _draw_axis(figure.update_xaxes, cost, x_range, "←" if cost.figure.smaller else "→")
+    _draw_axis(figure.update_yaxes, quality, y_range, "↓" if quality.figure.smaller else "↑")
     figure.update_layout(
         height=HEIGHT, margin={"l": 8, "r": 24, "t": 16, "b": 8}, hoverlabel={"align": "left"}
     )
@@ -163,6 +162,6 @@ def _ticks(limits: list[float]) -> list[float]:
 
 def _hover(row: dict, cost: Axis, quality: Axis, on_frontier: bool) -> str:
     values = "<br>".join(
-        f"{axis.name}: {digits(row[axis.key] * axis.scale)} {axis.unit}".rstrip() for axis in (cost, quality)
+        f"{axis.name}: {digits(axis.value(row))} {axis.figure.unit}".rstrip() for axis in (cost, quality)
     )
     return f"<b>{row['label']}</b><br>{values}" + ("<br>on the frontier" if on_frontier else "")

@@ -9,14 +9,14 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any, cast
 
 from qcore.base.files import finite
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.formats.kv import NONE
-from qcore.results.rows import ROW_KEYS
+from qcore.results.rows import FIGURES, ROW_KEYS, Figure, ResultRow, RunRecord
 from qcore.results.verdicts import kv_of
 
 NOTHING = "–"
@@ -72,66 +72,20 @@ def human_perplexity(value: float | None) -> str:
     return human_number(value, 4)
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of a row: its `key`, a `title` with the unit, how it becomes text, and whether "less" or
-    "more" is better."""
-
-    key: str
-    title: str
-    text: Callable[[float | None], str]
-    better: str | None = None
-    help: str = ""
+_BY_UNIT = {"MB": human_bytes, "%": human_percent, "s": human_seconds, "ms": human_seconds}
 
 
-COLUMNS = (
-    Column(
-        "stored_bytes",
-        "stored",
-        human_bytes,
-        "less",
-        "Everything the model needs to compute, scales and codebooks included",
-    ),
-    Column("bits_per_weight", "bits/weight", human_number, "less", "Stored bits for each quantized weight"),
-    Column("coverage", "coverage", human_percent, None, "Quantized weights as a share of all weights"),
-    Column(
-        "perplexity",
-        "perplexity",
-        human_perplexity,
-        "less",
-        "exp of the mean negative log-likelihood of the text's tokens",
-    ),
-    Column(
-        "kl_mean",
-        "KL to fp32",
-        human_number,
-        "less",
-        "Mean KL divergence from the baseline's predictions, nats for each token",
-    ),
-    Column(
-        "top1_agreement",
-        "same top-1",
-        human_percent,
-        "more",
-        "Tokens where baseline and recipe find the same one most likely",
-    ),
-    Column("prefill_tok_s", "prefill tok/s", human_number, "more", "Prompt tokens read in a second"),
-    Column("decode_tok_s", "decode tok/s", human_number, "more", "Tokens written in a second"),
-    Column("ttft_s", "TTFT", human_seconds, "less", "Time from the prompt to the first token"),
-    Column(
-        "peak_load_bytes",
-        "peak loading",
-        human_bytes,
-        "less",
-        "Most memory of the process while loading and quantizing",
-    ),
-    Column(
-        "peak_run_bytes", "peak running", human_bytes, "less", "Most memory of the process while generating"
-    ),
-    Column(
-        "quantize_s", "quantized in", human_seconds, "less", "Time to apply the recipe to the loaded model"
-    ),
-)
+def human_figure(figure: Figure, value: float | None) -> str:
+    """A figure of a row as text, with its unit where that depends on the size."""
+    by_unit = _BY_UNIT.get(figure.unit)
+    return by_unit(value) if by_unit else human_number(value, figure.digits)
+
+
+def _title(figure: Figure) -> str:
+    """The title of a column of `human_figure`s, with the unit that these lack."""
+    return figure.title if figure.unit in _BY_UNIT else f"{figure.title} {figure.unit}".rstrip()
+
+
 VERDICT_CELLS = ("verdict", "ratio", "ratio_low", "ratio_high", "margin")
 RECORD_CELLS = (
     "model",
@@ -148,7 +102,7 @@ RECORD_CELLS = (
 
 
 def unfinished_row(
-    spec: dict,
+    spec: dict[str, Any],
     position: int,
     status: str,
     error: str,
@@ -157,38 +111,33 @@ def unfinished_row(
     phase: str | None,
     started_at: float | None,
     run_id: str | None = None,
-) -> dict:
+) -> ResultRow:
     """The row of a recipe that gave no result: `status` "failed" or "cancelled", every figure None, and
     why."""
     recipe = spec["recipes"][position]
-    record = {
-        "model": spec["model"],
-        "revision": spec.get("revision"),
-        "recipe": recipe,
-        "spec": spec,
-        "run_id": run_id,
-        "error_kind": kind,
-        "failed_while": phase,
-        "started_at": started_at,
-    }
-    return {
-        **dict.fromkeys(ROW_KEYS),
-        "recipe": recipe["name"],
-        "status": status,
-        "error": error,
-        "record": record,
-    }
+    record = RunRecord(
+        model=spec["model"],
+        revision=spec.get("revision"),
+        recipe=recipe,
+        spec=spec,
+        run_id=run_id,
+        error_kind=kind,
+        failed_while=phase,
+        started_at=started_at,
+    )
+    nothing = cast(ResultRow, dict.fromkeys(ROW_KEYS))
+    return {**nothing, "recipe": recipe["name"], "status": status, "error": error, "record": record}
 
 
-def table(rows: Sequence[dict]) -> str:
+def table(rows: Sequence[ResultRow]) -> str:
     """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence
     each."""
-    shown = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    shown = [figure for figure in FIGURES if any(row.get(figure.key) is not None for row in rows)]
     judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
-    lines = [["recipe", *(column.title for column in shown), *["questions"] * asked, *["verdict"] * judged]]
+    lines = [["recipe", *map(_title, shown), *["questions"] * asked, *["verdict"] * judged]]
     for row in rows:
         cells = (
-            [column.text(row.get(column.key)) for column in shown]
+            [human_figure(figure, row.get(figure.key)) for figure in shown]
             if row["status"] == "ok"
             else [row["status"]]
         )
@@ -243,7 +192,7 @@ def to_json(value) -> str:
     return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def to_csv(rows: Sequence[dict]) -> str:
+def to_csv(rows: Sequence[ResultRow]) -> str:
     """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so
     formulas are escaped."""
     file = io.StringIO()

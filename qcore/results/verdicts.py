@@ -10,16 +10,17 @@ from qcore.base.errors import InputError
 from qcore.evaluation.verdict import MARGIN, Verdict, judge
 from qcore.formats.kv import NONE
 from qcore.recipes.spec import BASELINE
+from qcore.results.rows import ResultRow
 
 
-def with_verdicts(rows: Sequence[dict], margin: float | None = None) -> list[dict]:
+def with_verdicts(rows: Sequence[ResultRow], margin: float | None = None) -> list[ResultRow]:
     """The rows of one run, each with its "verdict" (a dictionary or None) in front of its record. `margin`
     None: the one of the run."""
     baseline = next((row for row in rows if is_baseline(row) and row.get("status") == "ok"), None)
     return [_with(row, of_row(row, baseline, margin)) for row in rows]
 
 
-def of_row(row: dict, baseline: dict | None = None, margin: float | None = None) -> Verdict | None:
+def of_row(row: ResultRow, baseline: ResultRow | None = None, margin: float | None = None) -> Verdict | None:
     """The verdict on `row`, within the margin of its run or another `margin`; None for the baseline itself,
     for what failed, and where nothing was recorded to compare with. `baseline` is the fp32 row of the same
     run, which rows of earlier versions need."""
@@ -34,24 +35,24 @@ def of_row(row: dict, baseline: dict | None = None, margin: float | None = None)
         return None
 
 
-def is_baseline(row: dict) -> bool:
+def is_baseline(row: ResultRow) -> bool:
     """Is it the row that others are compared with? With a quantized key-value cache fp32 is a row like any
     other."""
     return row.get("recipe") == BASELINE and kv_of(row) == NONE
 
 
-def kv_of(row: dict) -> str:
+def kv_of(row: ResultRow) -> str:
     """The form of the key-value cache that the row was measured with."""
     return ((row.get("record") or {}).get("kv") or {}).get("name", NONE)
 
 
-def _with(row: dict, verdict: Verdict | None) -> dict:
+def _with(row: ResultRow, verdict: Verdict | None) -> ResultRow:
     rest = {key: value for key, value in row.items() if key not in ("verdict", "record")}
     record = {"record": row["record"]} if "record" in row else {}
     return {**rest, "verdict": verdict and verdict.to_dict(), **record}
 
 
-def _evaluation(row: dict) -> dict | None:
+def _evaluation(row: ResultRow) -> dict | None:
     """What the row recorded of each window, or None."""
     evaluation = (row.get("record") or {}).get("evaluation") or {}
     return (

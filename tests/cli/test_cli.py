@@ -16,7 +16,7 @@ from qcore import library, recipes
 from qcore.evaluation import evaluate
 from qcore.jobs import jobs
 from qcore.quantization import convert
-from qcore.results.rows import FIGURES, ROW_KEYS
+from qcore.results.rows import FIGURE, ROW_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,7 @@ def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     assert [row["recipe"] for row in rows] == ["fp32", "int8"]
     for row in rows:
         assert tuple(row) == (*ROW_KEYS[:-1], "verdict", "record") and row["status"] == "ok"
-        assert all(isinstance(row[key], (int, float)) for key in FIGURES)
+        assert all(isinstance(row[key], (int, float)) for key in FIGURE)
         assert row["record"]["environment"]["libraries"]["torch"]
     assert rows[0]["kl_mean"] == 0 < rows[1]["kl_mean"]
     assert rows[0]["verdict"] is None and rows[1]["verdict"]["margin"] == 0.2

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.results import report
-from qcore.results.rows import FIGURES, ROW_KEYS
+from qcore.results.rows import FIGURE, FIGURES, ROW_KEYS, RunRecord
 
-FIGURE = dict(
+VALUES = dict(
     zip(
-        FIGURES,
+        FIGURE,
         (538_060_032, 4.3125, 0.7891, 14.704, 0.0123, 0.9612, 305.2, 13.04, 0.4196, 1.2e9, 1.1e9, 2.5),
         strict=True,
     )
@@ -21,7 +21,7 @@ OK = {
     "recipe": "int4-g64",
     "status": "ok",
     "error": None,
-    **FIGURE,
+    **VALUES,
     "record": {"model": "m", "text": {"name": "=t", "sha256": "0"}},
 }
 FAILED = {
@@ -176,3 +176,28 @@ def test_csv_leaves_the_rest_alone(cell):
 
 def test_json_has_no_nan():
     assert json.loads(report.to_json({"a": (1.0, float("nan"))})) == {"a": [1.0, None]}
+
+
+def test_every_figure_of_a_row_is_listed_once_and_in_the_rows_order():
+    assert [figure.key for figure in FIGURES] == [key for key in ROW_KEYS if key in FIGURE]
+    others = {"recipe", "status", "error", "choices", "record"}
+    assert {*FIGURE, *others} == set(ROW_KEYS)
+    assert len({figure.heading for figure in FIGURES}) == len(FIGURES)
+
+
+def test_conditions_in_downloads_are_keys_of_the_record():
+    assert set(report.RECORD_CELLS) <= set(RunRecord.__annotations__)
+
+
+def test_tables_of_numbers_and_text_show_the_same_figure():
+    assert [figure.heading for figure in FIGURES][:4] == [
+        "stored, MB",
+        "bits/weight",
+        "coverage, %",
+        "perplexity",
+    ]
+    shown = {key: f"{VALUES[key] * figure.scale:.{figure.decimals}f}" for key, figure in FIGURE.items()}
+    assert shown["stored_bytes"] == "538.1" and shown["top1_agreement"] == "96.1" and shown["ttft_s"] == "420"
+    text = {key: report.human_figure(figure, VALUES[key]) for key, figure in FIGURE.items()}
+    assert text["stored_bytes"] == "538 MB" and text["top1_agreement"] == "96.1 %"
+    assert text["ttft_s"] == "420 ms" and text["perplexity"] == "14.70" and text["decode_tok_s"] == "13.0"

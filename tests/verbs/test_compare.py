@@ -17,7 +17,7 @@ from qcore.planning import cache as planned_cache
 from qcore.quantization import convert
 from qcore.recipes.spec import RunSpec
 from qcore.results.report import table
-from qcore.results.rows import FIGURES, ROW_KEYS
+from qcore.results.rows import FIGURE, ROW_KEYS, RunRecord
 from qcore.results.verdicts import with_verdicts
 from qcore.verbs import checks, compare, record
 
@@ -66,7 +66,8 @@ def test_every_figure_of_every_architecture(spec, tmp_path, kind):
     fp32, int8, int4 = rows = run(wanted, tmp_path)
     for row in rows:
         assert tuple(row) == ROW_KEYS and row["status"] == "ok" and row["error"] is None
-        assert all(isinstance(row[key], (int, float)) and math.isfinite(row[key]) for key in FIGURES), row
+        assert all(isinstance(row[key], (int, float)) and math.isfinite(row[key]) for key in FIGURE), row
+        assert set(row["record"]) <= set(RunRecord.__annotations__)
     assert (fp32["kl_mean"], fp32["top1_agreement"]) == (0.0, 1.0)
     assert 0 < int8["kl_mean"] < int4["kl_mean"] < 0.1
     assert fp32["stored_bytes"] > int8["stored_bytes"] > int4["stored_bytes"]
