@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -255,9 +256,7 @@ def test_check_finds_bad_input_before_anything_starts(spec, tmp_path, monkeypatc
     good = spec()
     assert checks.check(good).folder == tmp_path / "llama"
     with pytest.raises(InputError) as error:
-        checks.check(
-            RunSpec(**{**{name: getattr(good, name) for name in good.__dataclass_fields__}, **change})
-        )
+        checks.check(replace(good, **change))
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
