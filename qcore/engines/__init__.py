@@ -1,5 +1,5 @@
 """Other people's quantizers. Each engine is one file: its `INFO`, what recipes, plans and pages have to know of it, and the function
-`(model, recipe, progress, quantize) -> list[Row]` that `register(INFO)` decorates.
+`(model, recipe, progress, quantize) -> list[LedgerRow]` that `register(INFO)` decorates.
 
 Nothing here imports a library until it is asked to quantize; `available` only looks whether it is there.
 """
@@ -20,7 +20,7 @@ from qcore.base.errors import UnavailableError
 from qcore.base.extensions import ExtensibleRegistry
 from qcore.recipes import EngineInfo, Recipe, Variant
 from qcore.recipes.engines import declare
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 __all__ = ["ENGINES", "Engine", "EngineInfo", "Variant", "available", "load", "missing", "register"]
 
@@ -34,7 +34,7 @@ class Apply(Protocol):
         recipe: Recipe,
         progress: Callable[[int, int, str], None],
         quantize: Callable | None = None,
-    ) -> list[Row]:
+    ) -> list[LedgerRow]:
         """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for
         engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
 

@@ -23,7 +23,7 @@ from qcore.base.progress import Progress
 from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 INFO = EngineInfo(
     "bitsandbytes",
@@ -63,7 +63,7 @@ PACKED_ROWS = 32
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
     two with -dq or without."""
     with importing("bitsandbytes"):

@@ -19,7 +19,7 @@ from qcore.base.progress import Progress
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 EMBEDDING = "Kept: {library} quantizes linear layers only."
 TIED = "Kept: {library} quantizes the output head's copy of this tied tensor; the embedding stays as it was."
@@ -52,7 +52,7 @@ def replace_linears(
     library: str,
     convert: Callable[[nn.Linear], Converted],
     notes: dict[str, str] | None = None,
-) -> list[Row]:
+) -> list[LedgerRow]:
     """Let `convert` replace every linear layer that `recipe` selects; return a row for each tensor of
     `model`.
 
@@ -132,7 +132,7 @@ def _check_modules(recipe: Recipe, library: str) -> None:
         )
 
 
-def _left_out(row: Row, target: Target, library: str, tied: bool) -> Row:
+def _left_out(row: LedgerRow, target: Target, library: str, tied: bool) -> LedgerRow:
     if target.fused:
         return replace(row, reason=EXPERTS.format(library=library), intended=False)
     return replace(row, reason=(TIED if tied else EMBEDDING).format(library=library))

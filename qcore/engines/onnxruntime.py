@@ -20,7 +20,7 @@ from qcore.base.progress import Progress
 from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import importing
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 INFO = EngineInfo(
     "onnxruntime",
@@ -46,7 +46,7 @@ INFO = EngineInfo(
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its
     place."""
     with importing("ONNX Runtime"):

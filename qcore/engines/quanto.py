@@ -21,7 +21,7 @@ from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.layers.stand_in import stand_in
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 INFO = EngineInfo(
     "quanto",
@@ -38,7 +38,7 @@ INFO = EngineInfo(
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
     with importing("optimum-quanto"):
         from optimum.quanto import QTensor, freeze, qint4, qint8, quantize

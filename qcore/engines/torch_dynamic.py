@@ -17,7 +17,7 @@ from qcore.base.progress import Progress
 from qcore.engines import EngineInfo, Variant, missing, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 INFO = EngineInfo(
     "torch_dynamic",
@@ -51,7 +51,7 @@ def available() -> str | None:
 
 
 @register(INFO, available)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[Row]:
+def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
     is not on a CPU."""
     device = next(model.parameters()).device

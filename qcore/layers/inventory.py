@@ -7,7 +7,7 @@ from torch import nn
 
 from qcore.base.transformers_internals import is_saved
 from qcore.layers.modules import QuantizedModule
-from qcore.recipes.ledger import Ledger, Row
+from qcore.recipes.ledger import Ledger, LedgerRow
 
 
 def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]]:
@@ -30,11 +30,11 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
 
 def kept_row(
     name: str, tensor: torch.Tensor, shared_with: str | None, reason: str | None, intended: bool = True
-) -> Row:
+) -> LedgerRow:
     """The ledger row of a tensor that stays as it is."""
     size = 0 if shared_with else tensor.nbytes
     reason = f"Shares the storage of {shared_with}." if shared_with else reason
-    return Row(
+    return LedgerRow(
         name=name,
         shape=tuple(tensor.shape),
         dtype=dtype_name(tensor.dtype),

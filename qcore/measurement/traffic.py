@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, StoredEmbedding
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
 
-def bytes_a_token(model: nn.Module, rows: Sequence[Row]) -> int:
+def bytes_a_token(model: nn.Module, rows: Sequence[LedgerRow]) -> int:
     """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value
     cache is not in it."""
     head = _name_of(model, model.get_output_embeddings())
@@ -24,7 +24,7 @@ def bytes_a_token(model: nn.Module, rows: Sequence[Row]) -> int:
     return round(sum(row.bytes_after * (1.0 if row.name == whole else _share(model, row)) for row in rows))
 
 
-def _share(model: nn.Module, row: Row) -> float:
+def _share(model: nn.Module, row: LedgerRow) -> float:
     """The part of a tensor that one token needs."""
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)

@@ -12,7 +12,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.modules import QuantExperts, QuantizedModule
 from qcore.pruning.masks import Kept, sparsity
-from qcore.recipes.ledger import Ledger, Row
+from qcore.recipes.ledger import Ledger, LedgerRow
 
 
 def sparse_names(model: nn.Module, kept: Kept) -> set[str]:
@@ -56,7 +56,7 @@ def of_codes(model: nn.Module, ledger: Ledger, kept: Kept) -> Ledger:
     return replace(ledger, rows=tuple(_sparse_row(model, row, shares.get(row.name)) for row in ledger.rows))
 
 
-def _sparse_row(model: nn.Module, row: Row, share: float | None) -> Row:
+def _sparse_row(model: nn.Module, row: LedgerRow, share: float | None) -> LedgerRow:
     if share is None or not row.bytes_after:
         return row
     owner, _, parameter = row.name.rpartition(".")

@@ -39,7 +39,7 @@ from qcore.quantization.calibration.blocks import find_blocks
 from qcore.quantization.methods.rotation import rotate
 from qcore.quantization.sensitivity.choosing import choose_formats
 from qcore.recipes import Engine, Float, Recipe
-from qcore.recipes.ledger import Ledger, Row
+from qcore.recipes.ledger import Ledger, LedgerRow
 from qcore.recipes.methods import needs_text
 from qcore.runtime.calls import device_of
 
@@ -97,7 +97,7 @@ class Job:
 
 
 Outcome = tuple[
-    list[Row], dict | None
+    list[LedgerRow], dict | None
 ]  # the ledger's rows, and the record of the formats' choice for a budget
 
 
@@ -257,7 +257,7 @@ def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) ->
 # -- floating point ------------------------------------------------------------------------------------------
 
 
-def _store_as(model: nn.Module, name: str, report: Progress) -> list[Row]:
+def _store_as(model: nn.Module, name: str, report: Progress) -> list[LedgerRow]:
     """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all
     the same."""
     dtype, before = (

@@ -13,7 +13,7 @@ _EXTRA = ("calibration", "allocation", "training", "pruning")
 
 
 @dataclass(frozen=True)
-class Row:
+class LedgerRow:
     """One tensor.
 
     `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it
@@ -44,7 +44,7 @@ class Ledger:
     pruned, how (see `qcore.training`, `qcore.pruning`)."""
 
     recipe: str
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     calibration: dict | None = None
     allocation: dict | None = None
     training: dict | None = None
@@ -56,7 +56,7 @@ class Ledger:
         return sum(row.bytes_after for row in self.rows)
 
     @property
-    def quantized(self) -> tuple[Row, ...]:
+    def quantized(self) -> tuple[LedgerRow, ...]:
         """The rows that the recipe changed, shared storage left out."""
         return tuple(row for row in self.rows if row.format is not None and row.bytes_after)
 
@@ -108,7 +108,7 @@ class Ledger:
             raise InputError(f"This ledger cannot be read: {error}.") from error
 
 
-def _row(row: Row) -> dict:
+def _row(row: LedgerRow) -> dict:
     record = asdict(row) | {"shape": list(row.shape)}
     return {
         name: value
@@ -117,9 +117,9 @@ def _row(row: Row) -> dict:
     }
 
 
-def _read_row(record: dict) -> Row:
+def _read_row(record: dict) -> LedgerRow:
     """Return the row of a dictionary. Version 0.1.0 named the tensor that shares its storage in the reason
     alone."""
-    row = Row(**{**record, "shape": tuple(record["shape"])})
+    row = LedgerRow(**{**record, "shape": tuple(record["shape"])})
     named = _SHARES.fullmatch(row.reason or "")
     return replace(row, shares=named[1]) if named and row.shares is None else row

@@ -7,22 +7,25 @@ from pathlib import Path
 from torch import nn
 
 from qcore.layers.inventory import inventory, kept_row
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 Label = Callable[[str, list[str]], tuple[str | None, str | None]]
 GRAPH = "constants of the graph"
 CONSTANTS = "Tables of positions, shapes and other constants."
 
 
-def before(model: nn.Module) -> list[tuple[Row, str | None]]:
+def before(model: nn.Module) -> list[tuple[LedgerRow, str | None]]:
     """A row for each tensor of the unchanged `model`, with the name of the tensor whose storage it shares.
     Ask before exporting."""
     return [(kept_row(name, tensor, shared, None), shared) for name, tensor, shared in inventory(model)]
 
 
 def rows(
-    path: Path, tensors: list[tuple[Row, str | None]], label: Label, wanted: frozenset[str] = frozenset()
-) -> list[Row]:
+    path: Path,
+    tensors: list[tuple[LedgerRow, str | None]],
+    label: Label,
+    wanted: frozenset[str] = frozenset(),
+) -> list[LedgerRow]:
     """The rows after export to the file `path`. `label` gives (format, reason) of a tensor from its name and
     those of its initializers; one of the `wanted` that has no format was left out against the recipe's
     intention."""
@@ -42,7 +45,7 @@ def rows(
         format, reason = (None, row.reason) if shared else label(row.name, parts[row.name])
         intended = format is not None or row.name not in wanted
         found.append(
-            Row(
+            LedgerRow(
                 row.name,
                 row.shape,
                 row.dtype,
@@ -56,7 +59,7 @@ def rows(
             )
         )
     if rest:
-        found.append(Row(GRAPH, (), "float32", None, 0, rest, 0, CONSTANTS))
+        found.append(LedgerRow(GRAPH, (), "float32", None, 0, rest, 0, CONSTANTS))
     return found
 
 

@@ -15,7 +15,7 @@ from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe, parse
-from qcore.recipes.ledger import Ledger, Row
+from qcore.recipes.ledger import Ledger, LedgerRow
 
 Quantize = Callable[..., Ledger]  # quantize(model, recipe, progress=...)
 SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another library's has
@@ -27,7 +27,7 @@ class Written:
     library's)."""
 
     path: Path
-    rows: tuple[Row, ...]
+    rows: tuple[LedgerRow, ...]
     own: Recipe | None
 
 
@@ -56,7 +56,7 @@ def write(
     folder: Path,
     progress: Progress,
     quantize: Quantize,
-    rows: tuple[Row, ...] | None = None,
+    rows: tuple[LedgerRow, ...] | None = None,
 ) -> Written:
     """Export `model`, which is used up, into `folder`. `quantize` applies one of our recipes, where the graph
     is to hold its codes. `rows` is the ledger of a model whose layers hold qcore's codes already.

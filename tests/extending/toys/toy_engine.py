@@ -10,7 +10,7 @@ from torch import nn
 from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, replace_linears
 from qcore.recipes import Recipe
-from qcore.recipes.ledger import Row
+from qcore.recipes.ledger import LedgerRow
 
 INFO = EngineInfo(
     "toy",
@@ -36,7 +36,7 @@ class ToyLinear(nn.Module):
 @register(INFO)
 def apply(
     model: nn.Module, recipe: Recipe, progress: Callable[[int, int, str], None], quantize=None
-) -> list[Row]:
+) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place."""
 
     def convert(linear: nn.Linear) -> Converted:
