@@ -27,7 +27,7 @@ AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PlanRow:
     """One recipe with one format of the KV cache; all sizes in bytes. `run_bytes` is the peak while it runs,
     `parts` what that is made of, `load_bytes` and `stream_bytes` the peaks of quantizing in memory and
     streamed (None: it cannot be streamed), `card_bytes` what it takes on an accelerator. `fits` compares
@@ -70,7 +70,7 @@ class Plan:
     users: int
     memory: int
     memory_is: str
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     machines: tuple[dict, ...]
     warnings: tuple[str, ...]
     recommendation: Recommendation
@@ -203,7 +203,7 @@ def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None
 
 def _row(
     checkpoint, recipe: Recipe, format, estimate, timed, measured: dict, context: int, goal: Target
-) -> Row:
+) -> PlanRow:
     notes, kv = [], NONE if format.form is None else format.name
     sources = {
         "stored": "estimated" if hasattr(recipe.weights, "backend") else "counted",
@@ -246,7 +246,7 @@ def _row(
     }
     running = card if goal.card else estimate.peak_run_bytes
     parts["work space"] = running - sum(parts.values())
-    return Row(
+    return PlanRow(
         recipe=name,
         kv=format.name,
         stored_bytes=weights,
@@ -272,7 +272,7 @@ def _quality(recipe: str, kv: str, measured: dict):
     return quality.with_cache(measured.get((recipe, NONE)) or quality.typical(recipe), kv)
 
 
-def _fitting(rows: list[Row]) -> tuple[dict, ...]:
+def _fitting(rows: list[PlanRow]) -> tuple[dict, ...]:
     """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
     offered = [
         row for row in rows if row.kv not in FORMS

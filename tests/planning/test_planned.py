@@ -11,7 +11,7 @@ from qcore import library, models
 from qcore.base.errors import InputError
 from qcore.planning import hindsight, machines, plan, quality, speed
 from qcore.planning.probe import Probe
-from qcore.planning.summary import RECIPES, Row
+from qcore.planning.summary import RECIPES, PlanRow
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 
@@ -245,7 +245,7 @@ def test_predictions_from_a_probe_by_hand(checkpoints):
 
 
 def row(recipe, nbytes, decode):
-    return Row(
+    return PlanRow(
         recipe=recipe,
         kv="fp32",
         stored_bytes=nbytes,
