@@ -3,6 +3,7 @@ are read off it."""
 
 import re
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from qcore.base.errors import InputError, NotAppliedError
 
@@ -45,10 +46,10 @@ class Ledger:
 
     recipe: str
     rows: tuple[LedgerRow, ...]
-    calibration: dict | None = None
-    allocation: dict | None = None
-    training: dict | None = None
-    pruning: dict | None = None
+    calibration: dict[str, Any] | None = None
+    allocation: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    pruning: dict[str, Any] | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -92,14 +93,14 @@ class Ledger:
             )
         return self
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
         rows = [_row(row) for row in self.rows]
         extra = {name: value for name in _EXTRA if (value := getattr(self, name))}
         return {"recipe": self.recipe, "rows": rows, **extra}
 
     @classmethod
-    def from_dict(cls, record: dict) -> "Ledger":
+    def from_dict(cls, record: dict[str, Any]) -> "Ledger":
         """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
         try:
             rows = tuple(_read_row(row) for row in record["rows"])
@@ -108,7 +109,7 @@ class Ledger:
             raise InputError(f"This ledger cannot be read: {error}.") from error
 
 
-def _row(row: LedgerRow) -> dict:
+def _row(row: LedgerRow) -> dict[str, Any]:
     record = asdict(row) | {"shape": list(row.shape)}
     return {
         name: value
@@ -117,7 +118,7 @@ def _row(row: LedgerRow) -> dict:
     }
 
 
-def _read_row(record: dict) -> LedgerRow:
+def _read_row(record: dict[str, Any]) -> LedgerRow:
     """Return the row of a dictionary. Version 0.1.0 named the tensor that shares its storage in the reason
     alone."""
     row = LedgerRow(**{**record, "shape": tuple(record["shape"])})

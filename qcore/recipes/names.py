@@ -82,7 +82,7 @@ class Part:
 
 
 _PARTS = (
-    Part("budget", budget.PATTERN, lambda option: "at most " + Budget(*budget.read(option)).words),
+    Part("budget", budget.PATTERN, lambda option: "at most " + _read_budget(option).words),
     Part("size", r"g\d+", lambda option: f"groups of {option[1:]} inputs"),
     Part("symmetry", "sym", lambda option: "symmetric, so no zero point is stored"),
     Part("symmetry", "asym", lambda option: "with a zero point"),
@@ -114,8 +114,8 @@ class Name:
     def read(cls, name: str) -> Name | None:
         """The parts of `name`; None if it has one that is not known."""
         base, *options = name.removeprefix(ROTATED).split("-")
-        found = [(option, _part(option)) for option in options]
-        if base not in known_bases() or any(part is None for _, part in found):
+        found = [(option, part) for option in options if (part := _part(option)) is not None]
+        if base not in known_bases() or len(found) < len(options):
             return None
         return cls(name.startswith(ROTATED), base, tuple(found))
 
@@ -261,7 +261,14 @@ def _budget(found: Name) -> Budget:
     if found.get("size") or found.get("symmetry"):
         raise ValueError("auto chooses the group sizes itself, so -g, -sym and -asym mean nothing")
     candidates = budget.with_double_quant() if found.get("scales") else budget.CANDIDATES
-    return Budget(*budget.read(amount), candidates)
+    return _read_budget(amount, candidates)
+
+
+def _read_budget(option: str, candidates: tuple[Format, ...] = budget.CANDIDATES) -> Budget:
+    found = budget.read(option)
+    if found is None:
+        raise ValueError(f"{option} is not a budget")
+    return Budget(*found, candidates)
 
 
 def _method(found: Name, weights: Format | Budget) -> str:

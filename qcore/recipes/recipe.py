@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from qcore.base.errors import InputError
 from qcore.formats import kinds
@@ -20,7 +21,7 @@ class Float:
 
     dtype: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"dtype is {self.dtype!r}, but it must be fp32, bf16 or fp16")
 
@@ -58,7 +59,7 @@ class Modules:
     embeddings: str = "keep"
     skip: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "skip", tuple(self.skip))
         for name in ("head", "embeddings"):
             if getattr(self, name) not in ("keep", "int8", "same"):
@@ -83,7 +84,7 @@ class Recipe:
     modules: Modules = field(default_factory=Modules)
     prepare: str = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.prepare not in PREPARATIONS:
             raise ValueError(f"prepare is {self.prepare!r}, but it must be one of {', '.join(PREPARATIONS)}")
         if self.activations not in ACTIVATIONS:
@@ -101,18 +102,19 @@ class Recipe:
         """Whether codes are chosen with the help of a calibration text."""
         return needs_text(self.method) or isinstance(self.weights, Budget)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
         weights = (
             self.weights.to_dict() if isinstance(self.weights, Format | Budget) else asdict(self.weights)
         )
-        record = asdict(replace(self, weights=None))
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        record["modules"] = asdict(self.modules)
         record["weights"] = {"type": type(self.weights).__name__.lower()} | weights
         record["modules"]["skip"] = list(self.modules.skip)
         return record
 
     @classmethod
-    def from_dict(cls, record: dict) -> Recipe:
+    def from_dict(cls, record: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
         range."""
         try:
@@ -121,7 +123,7 @@ class Recipe:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This recipe record cannot be read: {error}.") from error
 
-    def with_modules(self, **choices) -> Recipe:
+    def with_modules(self, **choices: Any) -> Recipe:
         """The same recipe with other choices of modules, such as `skip=("layers.0",)`."""
         return replace(self, modules=replace(self.modules, **choices))
 
@@ -129,7 +131,7 @@ class Recipe:
 _TYPES = {kind.__name__.lower(): kind for kind in (Float, Budget, Engine, Saved)}
 
 
-def _weights(record: dict) -> Weights:
+def _weights(record: dict[str, Any]) -> Weights:
     if record["type"] not in _TYPES:
         return kinds.from_dict(record)
     fields = dict(record)

@@ -9,9 +9,10 @@ anything starts; nothing here loads torch until there is a recipe to parse.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qcore.base.errors import InputError
 from qcore.base.home import DEFAULT_MODELS, is_public
@@ -84,7 +85,7 @@ class RunSpec:
     choices: str | None = None
     kv: str = NONE
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "recipes", _parse_all(self.recipes))
         if isinstance(self.model, Path):
             object.__setattr__(self, "model", str(self.model))
@@ -113,7 +114,7 @@ class RunSpec:
         cache none is."""
         return recipe == BASELINE and self.kv == NONE
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` is its inverse."""
         return {
             **{f.name: getattr(self, f.name) for f in fields(self)},
@@ -121,7 +122,7 @@ class RunSpec:
         }
 
     @classmethod
-    def from_dict(cls, record: dict) -> RunSpec:
+    def from_dict(cls, record: dict[str, Any]) -> RunSpec:
         """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
         range."""
         from qcore.recipes import Recipe
@@ -173,7 +174,7 @@ class RunSpec:
         return shlex.join(words)
 
 
-def check_limits(**values) -> None:
+def check_limits(**values: object) -> None:
     """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its
     limits."""
     for name, value in values.items():
@@ -243,7 +244,7 @@ def _absolute(recipe: Recipe) -> Recipe:
     return replace(recipe, weights=Saved(str(Path(recipe.weights.folder).expanduser().absolute())))
 
 
-def _plain(recipe: Recipe) -> Recipe:
+def _plain(recipe: Recipe) -> Recipe | None:
     from qcore.recipes import parse_row
 
     try:
@@ -252,7 +253,7 @@ def _plain(recipe: Recipe) -> Recipe:
         return None
 
 
-def _parse_all(recipes) -> tuple[Recipe, ...]:
+def _parse_all(recipes: str | Iterable[str | Recipe]) -> tuple[Recipe, ...]:
     from qcore.recipes import SAVED, Recipe, parse_row
 
     if isinstance(recipes, str):
