@@ -13,7 +13,7 @@ from ui import diff, families, state
 from ui.forms import KEEP
 from ui.forms import recipes as recipe_form
 from ui.glossary import explain
-from ui.player import Player, Voice
+from ui.playground_session import Pane, Session
 from ui.text import digits, seconds, shielded, verbatim
 
 MOST = 4
@@ -82,17 +82,17 @@ def controls(
     prefix: str, model: tuple[str, str | None] | None, names: list[str], prompt: str, options: dict
 ) -> None:
     """The write and stop buttons; a new request replaces the session's last one."""
-    player: Player | None = st.session_state.get(f"{prefix}.player")
-    writing = player is not None and player.active
+    session: Session | None = st.session_state.get(f"{prefix}.session")
+    writing = session is not None and session.active
     with st.container(horizontal=True):
         go = st.button(
             "Write", type="primary", icon=":material/edit:", disabled=writing, key=f"{prefix}.write"
         )
         if (
             st.button("Stop", icon=":material/stop_circle:", disabled=not writing, key=f"{prefix}.stop")
-            and player
+            and session
         ):
-            player.stop()
+            session.stop()
     if not go:
         return
     with state.shown_errors():
@@ -109,66 +109,64 @@ def controls(
         found = finder.headers(name, revision)
         if found is not None and found.is_quantized:  # its original is unknown, so it writes alone
             chosen = (recipes.parse_row(recipes.SAVED + name),)
-        st.session_state[f"{prefix}.player"] = Player(resident(name, revision), prompt, chosen, **options)
+        st.session_state[f"{prefix}.session"] = Session(resident(name, revision), prompt, chosen, **options)
         st.rerun()
 
 
 def stage(prefix: str) -> None:
     """The texts of the session's last request, redrawn several times a second while they are being
     written."""
-    player: Player | None = st.session_state.get(f"{prefix}.player")
-    if player is None:
+    session: Session | None = st.session_state.get(f"{prefix}.session")
+    if session is None:
         st.info(
             "Nothing written yet. The first text takes a moment longer: the model is loaded and quantized once for each recipe.",
             icon=":material/forum:",
         )
         return
-    if player.active:
-        _live(player)
+    if session.active:
+        _live(session)
     else:
-        _draw(player)
+        _draw(session)
 
 
 @st.fragment(run_every=0.7)  # more often would cost the models noticeable time on two cores
-def _live(player: Player) -> None:
-    if not player.active:
+def _live(session: Session) -> None:
+    if not session.active:
         st.rerun()
-    _draw(player)
+    _draw(session)
 
 
-def _draw(player: Player) -> None:
-    if player.error:
-        st.error(verbatim(player.error), icon=":material/error:")
-    voices = list(player.voices.values())
-    for start in range(0, len(voices), 2 if len(voices) in (2, 4) else 3):
-        row = voices[start : start + (2 if len(voices) in (2, 4) else 3)]
-        for column, voice in zip(st.columns(len(row)), row, strict=True):
+def _draw(session: Session) -> None:
+    if session.error:
+        st.error(verbatim(session.error), icon=":material/error:")
+    panes = list(session.panes.values())
+    for start in range(0, len(panes), 2 if len(panes) in (2, 4) else 3):
+        row = panes[start : start + (2 if len(panes) in (2, 4) else 3)]
+        for column, pane in zip(st.columns(len(row)), row, strict=True):
             with column.container(border=True, height="stretch"):
-                _voice(voice, voices[0])
+                _pane(pane, panes[0])
 
 
-def _voice(voice: Voice, first: Voice) -> None:
+def _pane(pane: Pane, first: Pane) -> None:
     st.markdown(
-        families.badge(voice.recipe)
-        + (" :small[:gray[the others are compared with it]]" if voice is first else "")
+        families.badge(pane.recipe)
+        + (" :small[:gray[the others are compared with it]]" if pane is first else "")
     )
-    if voice.state in ("waiting", "loading"):
-        st.progress(voice.fraction, text=shielded(voice.note or "waiting for its turn"))
+    if pane.state in ("waiting", "loading"):
+        st.progress(pane.fraction, text=shielded(pane.note or "waiting for its turn"))
         return
-    if voice.state == "failed":
-        st.error(verbatim(voice.note or "It was not written."), icon=":material/error:")
+    if pane.state == "failed":
+        st.error(verbatim(pane.note or "It was not written."), icon=":material/error:")
         return
-    text = voice.text if voice.text else "…"
-    st.markdown(
-        verbatim(text) if voice is first or voice.state == "writing" else diff.marked(first.text, text)
-    )
-    st.caption(_about(voice))
+    text = pane.text if pane.text else "…"
+    st.markdown(verbatim(text) if pane is first or pane.state == "writing" else diff.marked(first.text, text))
+    st.caption(_about(pane))
 
 
-def _about(voice: Voice) -> str:
-    result = voice.result
-    if voice.state != "done" or not result:
-        return "writing…" if voice.state == "writing" else voice.state
+def _about(pane: Pane) -> str:
+    result = pane.result
+    if pane.state != "done" or not result:
+        return "writing…" if pane.state == "writing" else pane.state
     parts = [
         f"**{digits(result['decode_tok_s'])} tok/s**" if result.get("decode_tok_s") else "",
         f"first token after {seconds(result['ttft_s'])}",

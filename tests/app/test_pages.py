@@ -418,11 +418,11 @@ def test_playground_writes_and_compares(tmp_path):
     calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int4-g64"]).run())
     calm(at.slider(key="playground.new_tokens").set_value(8).run())
     calm(at.button(key="playground.write").click().run())
-    player = at.session_state["playground.player"]
-    player.join(PATIENCE)
+    session = at.session_state["playground.session"]
+    session.join(PATIENCE)
     calm(at.run())
-    assert not at.error and list(player.voices) == ["fp32", "int4-g64"]
-    assert all(voice.state == "done" for voice in player.voices.values())
+    assert not at.error and list(session.panes) == ["fp32", "int4-g64"]
+    assert all(pane.state == "done" for pane in session.panes.values())
     assert "tok/s" in words(at) and "8 tokens" in words(at)
     streamlit.cache_resource.clear()
 
@@ -443,12 +443,12 @@ def test_playground_shows_a_quantized_model_beside_its_original(tmp_path, origin
     calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int8"]).run())
     calm(at.slider(key="playground.new_tokens").set_value(8).run())
     calm(at.button(key="playground.write").click().run())
-    player = at.session_state["playground.player"]
-    player.join(PATIENCE)
+    session = at.session_state["playground.session"]
+    session.join(PATIENCE)
     calm(at.run())
     expected = ["fp32", "int8", "saved:small"] if origin_known else ["saved:small"]
-    assert not at.error and list(player.voices) == expected
-    assert all(voice.state == "done" for voice in player.voices.values())
+    assert not at.error and list(session.panes) == expected
+    assert all(pane.state == "done" for pane in session.panes.values())
     streamlit.cache_resource.clear()
 
 

@@ -11,7 +11,7 @@ from qcore.recipes import Recipe
 
 
 @dataclass
-class Voice:
+class Pane:
     """What one recipe has written so far. `state`: waiting, loading, writing, done or failed; `note` says
     more about it."""
 
@@ -23,8 +23,8 @@ class Voice:
     result: dict = field(default_factory=dict)
 
 
-class Player:
-    """Starts at once. `voices` fill up in the order of the recipes; `error` is a sentence if the request
+class Session:
+    """Starts at once. `panes` fill up in the order of the recipes; `error` is a sentence if the request
     failed as a whole."""
 
     def __init__(
@@ -32,11 +32,11 @@ class Player:
     ):
         self.prompt = prompt
         self.sampling = {"new_tokens": new_tokens, **sampling}
-        self.voices = {recipe.name: Voice(recipe.name) for recipe in recipes}
+        self.panes = {recipe.name: Pane(recipe.name) for recipe in recipes}
         self.error: str | None = None
         self._stopped = threading.Event()
         self._arguments = (resident, prompt, recipes, new_tokens, sampling)
-        self._thread = threading.Thread(target=self._follow, name="player", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="session", daemon=True)
         self._thread.start()
 
     @property
@@ -63,25 +63,25 @@ class Player:
                     break
         except QcoreError as error:
             self.error = str(error)
-        for voice in self.voices.values():
-            if voice.state not in ("done", "failed"):
-                voice.state = "stopped" if self._stopped.is_set() else "failed" if self.error else voice.state
+        for pane in self.panes.values():
+            if pane.state not in ("done", "failed"):
+                pane.state = "stopped" if self._stopped.is_set() else "failed" if self.error else pane.state
 
     def _take(self, event) -> None:
         if event.recipe is None:
-            for voice in self.voices.values():
-                voice.note = "waiting for another text" if event.kind == "queued" else voice.note
+            for pane in self.panes.values():
+                pane.note = "waiting for another text" if event.kind == "queued" else pane.note
             return
-        voice = self.voices[event.recipe]
+        pane = self.panes[event.recipe]
         if event.kind == "loading":
-            voice.state, voice.note = "loading", event.text
-            voice.fraction = event.done / event.total if event.total else 0.0
+            pane.state, pane.note = "loading", event.text
+            pane.fraction = event.done / event.total if event.total else 0.0
         elif event.kind == "start":
-            voice.state, voice.note = "writing", ""
+            pane.state, pane.note = "writing", ""
         elif event.kind == "text":
-            voice.text += event.text
+            pane.text += event.text
         elif event.kind == "done":
-            voice.state, voice.result = "done", event.result or {}
-            voice.text = voice.result.get("text", voice.text)
+            pane.state, pane.result = "done", event.result or {}
+            pane.text = pane.result.get("text", pane.text)
         elif event.kind == "error":
-            voice.state, voice.note = "failed", event.text
+            pane.state, pane.note = "failed", event.text
