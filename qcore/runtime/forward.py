@@ -63,12 +63,13 @@ def native_logits(
 
 
 class _State(NamedTuple):
-    """What one look at the model found: its native description, or None if its modules have to run; and
-    whether nobody listens to the model, its stack and its head either, so that they may be passed by."""
+    """A reading of the model: its native description, or None if its modules have to run. `is_plain` tells
+    whether no hook and no replaced forward sits on the model itself, its stack or its head, so that a native
+    call may make the logits."""
 
     snapshot: Snapshot
     weights: Weights | None
-    unheard: bool
+    is_plain: bool
 
 
 class _Forward:
@@ -151,7 +152,7 @@ class _Forward:
         if not self._usable(ids, None, {}) or len(ids) != 1:
             return None
         state = self._current()
-        held = self._cache(cache, ids) if state.weights is not None and state.unheard else None
+        held = self._cache(cache, ids) if state.weights is not None and state.is_plain else None
         if held is None:
             return None
         held.layers.reserve(1, held.layers.length + ids.shape[1])
@@ -167,8 +168,8 @@ class _Forward:
             inside = [module for module in stack.modules() if module is not stack]
             native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
             weights = Weights(model) if native else None  # packs, so the snapshot comes after it
-            unheard = not is_hooked(model, stack, model.lm_head) and not is_replaced(model, model.lm_head)
-            state = self._state = _State(Snapshot(model), weights, unheard)
+            is_plain = not is_hooked(model, stack, model.lm_head) and not is_replaced(model, model.lm_head)
+            state = self._state = _State(Snapshot(model), weights, is_plain)
         return state
 
     def _cache(self, cache, ids: torch.Tensor) -> Cache | None:

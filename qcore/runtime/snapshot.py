@@ -26,6 +26,7 @@ class Snapshot:
         tables = [table for each in own for table in (each.children, each.hooks, each.pre_hooks)]
         tables += global_hooks()
         self._empty = [table for table in tables if not table]
+        self._empty += [each.parameters for each in own if not each.parameters]  # a bias may be added
         self._filled = [table for table in tables if table]
         self._contents = [dict(table) for table in self._filled]
         self._attributes = [vars(module) for module in modules]
@@ -35,12 +36,11 @@ class Snapshot:
         self._linear = [module for module in self._quantized if isinstance(module, QuantLinear)]
         self._activations = list(map(_activations, self._linear))
         self._tensors = [
-            (table, name, tensor, tensor.data_ptr())
+            (table, name, tensor, None if tensor is None else tensor.data_ptr())
             for module, each in zip(modules, own, strict=True)
             for table in (each.parameters, each.buffers)
             if not (table is each.buffers and isinstance(module, QuantizedModule))  # gone once packed
             for name, tensor in table.items()
-            if tensor is not None
         ]
         self._config = model.config
         self._values = copy.deepcopy(vars(model.config))
@@ -54,7 +54,7 @@ class Snapshot:
             and all(map(is_, map(_packed, self._quantized), self._packed))
             and list(map(_activations, self._linear)) == self._activations
             and all(
-                table.get(name) is tensor and tensor.data_ptr() == address
+                table.get(name) is tensor and (tensor is None or tensor.data_ptr() == address)
                 for table, name, tensor, address in self._tensors
             )
             and vars(self._config) == self._values

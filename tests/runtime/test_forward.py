@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
-from qcore.runtime import NativeCache, attach, detach, explain
+from qcore.runtime import Context, NativeCache, attach, detach, explain
 from qcore.runtime.weights import Weights
 
 
@@ -265,6 +265,19 @@ def test_an_exchanged_parameter_is_read(calls):
     assert not torch.allclose(expected, before)
     torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "lm_head"])
+def test_an_added_bias_is_read(name, calls):
+    model, tokens = make("llama", "int4-g32", "fp32"), ids(20)[None]
+    before, layer = model(tokens).logits, model.get_submodule(name)
+    layer.bias = torch.nn.Parameter(torch.linspace(-1, 1, layer.out_features), requires_grad=False)
+    expected = detached(model)(tokens).logits
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    context = Context(model)
+    torch.testing.assert_close(context.append(tokens)[0], expected[0, -1], **close(expected))
+    assert len(calls) == 3
 
 
 def test_a_changed_config_is_read(calls):
