@@ -24,7 +24,7 @@ from typer.main import get_command
 import qcore
 from qcore.cli.main import app, main
 from qcore.recipes import parse_row
-from qcore.results.rows import ROW_KEYS
+from qcore.results.rows import ResultRow, RunRecord
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
@@ -274,9 +274,11 @@ def test_every_command_is_documented():
     assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(get_command(app).commands)
 
 
-def test_every_key_of_a_row_is_documented():
-    keys = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
-    assert sorted(keys) == sorted({*ROW_KEYS, "verdict"})
+def test_every_key_of_a_row_and_of_its_record_is_documented():
+    rows, _, record = (ROOT / "docs" / "results.md").read_text().partition("## The record")
+    first = re.compile(r"^\| (`.*?`) \|", re.MULTILINE)
+    for text, keys in ((rows, ResultRow.__annotations__), (record, RunRecord.__annotations__)):
+        assert sorted(re.findall(r"`(\w+)`", "".join(first.findall(text)))) == sorted(keys)
 
 
 @pytest.mark.slow
