@@ -1,10 +1,16 @@
 """The one definition of a quantile: linear between neighbours, as numpy has it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
-def quantile(ordered: Sequence[float], q: float) -> float:
+def quantile(ordered: Sequence[float] | torch.Tensor, q: float) -> float:
     """The q-quantile (0 … 1) of ascending values: a list or a 1-D tensor, of any length (torch.quantile
     refuses 16 million)."""
     place = q * (len(ordered) - 1)

@@ -6,6 +6,7 @@ loads none.
 """
 
 from importlib import import_module
+from typing import Any
 
 _PLACES = {
     "Divergence": "divergence",
@@ -16,7 +17,7 @@ _PLACES = {
 __all__ = ["Divergence", "Evaluation", "Reference", "evaluate"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(import_module(f"qcore.evaluation.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'qcore.evaluation' has no attribute {name!r}")

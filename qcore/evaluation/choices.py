@@ -13,8 +13,11 @@ Rows are padded on the right. A causal model's predictions do not depend on what
 nothing and needs no mask.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +27,9 @@ from qcore.evaluation.divergence import LogProbabilities
 from qcore.evaluation.questions import Question, Questions
 from qcore.evaluation.statistics import mcnemar, wilson
 from qcore.runtime.calls import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ELEMENTS = 1 << 25  # logits of a batch: at most 128 MiB in fp32
 
@@ -38,7 +44,7 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, hits: Sequence[bool]) -> "Share":
+    def of(cls, hits: Sequence[bool]) -> Share:
         right = sum(hits)
         return cls(right, right / len(hits), *wilson(right, len(hits)))
 
@@ -65,7 +71,7 @@ class Answers:
     def right_by_length(self) -> list[bool]:
         return [pick == answer for pick, answer in zip(self.picked_by_length, self.answer, strict=True)]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
 
@@ -80,7 +86,7 @@ class Change:
     p: float
 
     @classmethod
-    def of(cls, before: Sequence[bool], after: Sequence[bool]) -> "Change":
+    def of(cls, before: Sequence[bool], after: Sequence[bool]) -> Change:
         """Compare question by question. Raises `InputError` if they were not asked the same number of
         questions."""
         if len(before) != len(after):
@@ -92,7 +98,9 @@ class Change:
         return cls(lost, gained, mcnemar(lost, gained))
 
 
-def summary(asked: Questions, answers: Answers, baseline: dict | None = None) -> dict:
+def summary(
+    asked: Questions, answers: Answers, baseline: dict[str, list[bool]] | None = None
+) -> dict[str, Any]:
     """What a row holds of `answers`: which questions, both accuracies, and against the `baseline` ({"plain",
     "by_length"}: a truth value a question) what was lost and gained."""
     change = (
@@ -126,8 +134,8 @@ class _Row:
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
 def ask(
-    model: torch.nn.Module,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     *,
     batch: int | None = None,
@@ -162,14 +170,14 @@ def ask(
         for line, counts in zip(scores, lengths, strict=True)
     ]
     answer = [question.answer for question in questions]
-    shares = [
+    plain, divided = (
         Share.of([pick == right for pick, right in zip(picks, answer, strict=True)])
         for picks in (picked, by_length)
-    ]
-    return Answers(len(questions), *shares, answer, picked, by_length, scores)
+    )
+    return Answers(len(questions), plain, divided, answer, picked, by_length, scores)
 
 
-def _rows(number: int, question: Question, tokenizer) -> list[_Row]:
+def _rows(number: int, question: Question, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
     """The question with each of its choices, in tokens."""
     front = question.question if question.question[-1].isspace() else question.question + " "
     alone = tokenizer(question.question, verbose=False)["input_ids"]
@@ -194,7 +202,7 @@ def _common(left: list[int], right: list[int]) -> int:
     )
 
 
-def _check(model: torch.nn.Module, rows: list[_Row], questions: Sequence[Question]) -> None:
+def _check(model: PreTrainedModel, rows: list[_Row], questions: Sequence[Question]) -> None:
     config = _text_config(model)
     limit = getattr(config, "max_position_embeddings", None)
     for row in rows:
@@ -209,7 +217,7 @@ def _check(model: torch.nn.Module, rows: list[_Row], questions: Sequence[Questio
             )
 
 
-def _text_config(model: torch.nn.Module):
+def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
@@ -229,7 +237,7 @@ def _batches(rows: list[_Row], vocabulary: int, most: int | None) -> list[list[_
     return groups
 
 
-def _scores(model: torch.nn.Module, rows: list[_Row]) -> list[float]:
+def _scores(model: PreTrainedModel, rows: list[_Row]) -> list[float]:
     """The plain score of each row, in nats."""
     width, device = len(rows[0].ids), device_of(model)
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], device=device)

@@ -88,7 +88,7 @@ def kl(base: LogProbabilities, other: LogProbabilities) -> torch.Tensor:
 class DivergenceMeter:
     """Collects `add`ed chunks and closes windows; `result` has the statistics."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kl: list[torch.Tensor] = []
         self._window: list[float] = []
         self._window_base: list[float] = []

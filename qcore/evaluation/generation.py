@@ -5,10 +5,13 @@ All limits are enforced here, whatever a page or a script asks for, and nothing 
 `notes`.
 """
 
+from __future__ import annotations
+
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +22,11 @@ from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import Form
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qcore.base.texts import Prompt
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit
@@ -52,7 +60,7 @@ class Generated:
         """Tokens a second after the first; None for fewer than two."""
         return (len(self.tokens) - 1) / (self.seconds - self.ttft_s) if len(self.tokens) > 1 else None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return {**asdict(self), "notes": list(self.notes), "decode_tok_s": self.decode_tok_s}
 
@@ -70,14 +78,14 @@ class Generation:
     tokens: list[int]
     first_divergence: int | None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
 
 
 def generate_text(
-    model: torch.nn.Module,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     max_new_tokens: int,
     *,
@@ -102,7 +110,9 @@ def generate_text(
     ready = prepare(model, tokenizer, prompt, max_new_tokens, chat)
     ends, stream, generator = end_tokens(model, tokenizer), TextStream(tokenizer), sampling.generator()
     ids = torch.tensor([ready.tokens], device=device_of(model))
-    pieces, tokens, reason, first = [], [], "length", 0.0
+    pieces: list[str] = []
+    tokens: list[int] = []
+    reason, first = "length", 0.0
 
     def show(piece: str) -> None:
         pieces.append(piece)
@@ -131,9 +141,9 @@ def generate_text(
 
 
 def compare_generations(
-    model: torch.nn.Module,
-    tokenizer,
-    prompts: Sequence,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     baseline: dict[str, list[int]] | None = None,
     progress: Progress | None = None,
@@ -159,7 +169,7 @@ def compare_generations(
     written: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
 
-        def tell(step: int, number=number, group=group) -> None:
+        def tell(step: int, number: int = number, group: list[int] = group) -> None:
             if progress:
                 phrase = f"prompts {number * size + 1} to {number * size + len(group)} of {len(prompts)}, token {step}"
                 progress(number * max_new_tokens + step, len(groups) * max_new_tokens, phrase)
@@ -205,7 +215,13 @@ def check_new_tokens(max_new_tokens: int) -> None:
         )
 
 
-def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int, chat: bool = False) -> Ready:
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int,
+    chat: bool = False,
+) -> Ready:
     """Check and tokenize `prompt`; what cannot be taken as it is raises `InputError` or is cut and noted."""
     check_new_tokens(max_new_tokens)
     if len(prompt) > MAX_CHARACTERS:
@@ -235,7 +251,7 @@ def prepare(model: torch.nn.Module, tokenizer, prompt: str, max_new_tokens: int,
     return Ready(tokens[-keep:], tuple(notes))
 
 
-def _tokenize(tokenizer, text: str, chat: bool) -> list[int]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
     """The token ids of `text`, by the chat template if asked; the BOS token alone if `text` is empty."""
     if chat:
         if not getattr(tokenizer, "chat_template", None):
@@ -243,8 +259,8 @@ def _tokenize(tokenizer, text: str, chat: bool) -> list[int]:
                 "This model has no chat template, so it cannot be asked as a chat; send the prompt as plain text."
             )
         message = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    tokens = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+        text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    tokens: list[int] = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
     if not tokens and tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id]
     if not tokens:
@@ -254,9 +270,9 @@ def _tokenize(tokenizer, text: str, chat: bool) -> list[int]:
     return tokens
 
 
-def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens at which a text ends: what the generation config, the config and the tokenizer say."""
-    found = set()
+    found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
         found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
@@ -265,7 +281,11 @@ def end_tokens(model: torch.nn.Module, tokenizer) -> set[int]:
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
 def _steps(
-    model, ids: torch.Tensor, mask: torch.Tensor | None, choose: Callable, kv: Form | None
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    choose: Callable[[torch.Tensor], torch.Tensor],
+    kv: Form | None,
 ) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is
     padded on its left."""
@@ -282,17 +302,20 @@ def _steps(
 
 
 def _greedy(
-    model, prompts: list[list[int]], max_new_tokens: int, ends: set[int], tell: Callable[[int], None], kv
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    tell: Callable[[int], None],
+    kv: Form | None,
 ) -> list[list[int]]:
     """Continue all `prompts` together; each stops at its own end."""
     width, device, greedy = max(map(len, prompts)), device_of(model), Sampling()
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
-    if len(prompts) == 1:
-        mask = None
-    written, open_rows = [[] for _ in prompts], set(range(len(prompts)))
+    seen = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    mask = torch.tensor(seen, device=device) if len(prompts) > 1 else None
+    written: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
     for step, row in enumerate(_steps(model, ids, mask, lambda logits: greedy.choose(logits, None), kv), 1):
         for index in tuple(open_rows):
             token = int(row[index])
@@ -302,4 +325,5 @@ def _greedy(
                 written[index].append(token)
         tell(step)
         if step == max_new_tokens or not open_rows:
-            return written
+            break
+    return written

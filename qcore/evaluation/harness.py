@@ -6,18 +6,25 @@ of one's own task files works without it. (L. Gao et al., "A framework for few-s
 evaluation".)
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError, RunError, UnavailableError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TESTED = "0.4.13"
 BOOTSTRAP = 1000  # draws for standard errors that have no formula
 INSTALL = f"python -m pip install lm_eval=={TESTED}"
 
 
-def check_tasks(tasks: Sequence[str], folder: str | Path | None = None):
+def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> TaskManager:
     """The library's task manager, if it is installed and knows all `tasks`; `folder` holds more task files.
 
     Raises `UnavailableError` with the command that installs the library, `InputError` for a task or folder
@@ -47,15 +54,15 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None):
 
 
 def run_tasks(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
     *,
     folder: str | Path | None = None,
     limit: int | None = None,
     batch: int = 8,
     seed: int = 0,
-) -> dict:
+) -> dict[str, Any]:
     """What lm-eval measures on `tasks` with `model` and `tokenizer`, at most `limit` documents a task.
 
     Returns {"lm_eval": its version, "limit", "tasks": {task: {"documents", "metrics": {name: {"value",
@@ -97,7 +104,7 @@ def run_tasks(
     return {"lm_eval": installed, "limit": limit, "tasks": results}
 
 
-def _metrics(values: dict) -> dict:
+def _metrics(values: dict[str, Any]) -> dict[str, Any]:
     """{"acc,none": 0.5, "acc_stderr,none": 0.1} as {"acc,none": {"value": 0.5, "stderr": 0.1}}."""
     metrics = {}
     for key, value in values.items():

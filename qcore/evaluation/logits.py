@@ -13,13 +13,19 @@ A head whose result for one position depends on the others it is given (torch's 
 quantization does) sees a chunk here where the model would give it a whole window.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qcore.formats.kv import GROUP, Form
 from qcore.runtime.calls import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CHECKED = 2  # positions whose logits are compared with the model's own
 CHUNK = 128  # positions at a time …
@@ -34,7 +40,7 @@ class LogitTransform:
     softcap: float | None = None
 
     @classmethod
-    def of(cls, config) -> "LogitTransform":
+    def of(cls, config: PreTrainedConfig) -> LogitTransform:
         """Read it from a transformers config: `logits_scaling` divides (Granite), `logit_scale` multiplies
         (Cohere), `final_logit_softcapping` caps (Gemma)."""
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -62,9 +68,11 @@ class LogitReader:
     """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole
     from the model."""
 
-    def __init__(self, model: torch.nn.Module, chunk: int | None = None, kv: Form | None = None):
+    def __init__(self, model: PreTrainedModel, chunk: int | None = None, kv: Form | None = None) -> None:
         self.model, self.kv = model, kv
-        self.head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.head: torch.nn.Module | None = (
+            model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        )
         self.transform = LogitTransform.of(model.config)
         self.chunk = chunk
         self._checked = False
@@ -87,6 +95,8 @@ class LogitReader:
     @torch.no_grad()
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """The float32 logits (n, V) that the model computes from its head's input `hidden` (n, H)."""
+        if self.head is None:
+            raise ValueError(f"the output head of {type(self.model).__name__} cannot be run by itself")
         return self.transform(self.head(hidden[None])[0].float())
 
     def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -94,9 +104,9 @@ class LogitReader:
         head stands in a way that this class does not understand."""
         if self.head is None:
             return None, self._run(ids)
-        seen = []
+        seen: list[torch.Tensor] = []
 
-        def keep(module, arguments):
+        def keep(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             seen.append(arguments[0])
             return (arguments[0][:, -CHECKED:], *arguments[1:])
 
@@ -118,7 +128,8 @@ class LogitReader:
         """The logits that the model returns for the window `ids`: those of all positions, or what a hook has
         left of them."""
         if self.kv is None:
-            return self.model(input_ids=ids[None], use_cache=False).logits[0]
+            whole: torch.Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
+            return whole
         from qcore.runtime.kv_cache import QuantizedKVCache
 
         cache = QuantizedKVCache(self.model.config, self.kv)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,7 @@ from qcore.formats.kv import Form
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Evaluation:
     window_tokens: list[int]
     divergence: Divergence | None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     ids: torch.Tensor,
     *,
     window: int = 512,
@@ -95,13 +95,24 @@ def evaluate(
 
 
 def _evaluate(
-    model, ids, window, stride, reference, record, checkpoint, tokenizer, progress, reader
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    window: int,
+    stride: int,
+    reference: Reference | None,
+    record: Path | None,
+    checkpoint: Path | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    progress: Progress | None,
+    reader: LogitReader,
 ) -> Evaluation:
     meter = DivergenceMeter() if reference else None
     if reference:
         reference.match(ids, window, stride, reader)
     recorder = Recorder(record, reader, ids, window, stride, checkpoint) if record else None
-    device, nlls, counts, done = device_of(model), [], [], 0
+    nlls: list[float] = []
+    counts: list[int] = []
+    device, done = device_of(model), 0
     try:
         for number, span in enumerate(plan := list(cut.windows(len(ids), window, stride)), 1):
             total = 0.0
@@ -111,12 +122,12 @@ def _evaluate(
                     recorder.add(part)
                 own = LogProbabilities(part.logits)
                 total += float(own.nll(targets).sum())
-                if reference:
+                if reference and meter:
                     meter.add(LogProbabilities(reference.logits(done, len(targets), device)), own, targets)
                 done += len(targets)
             nlls.append(total)
             counts.append(span.scored)
-            if reference:
+            if meter:
                 meter.close_window()
             if progress:
                 progress(done, len(ids) - 1, f"window {number} of {len(plan)}")
@@ -137,7 +148,7 @@ def _evaluate(
         bits_per_byte=nll / math.log(2) / nbytes if nbytes else None,
         window_nll=nlls,
         window_tokens=counts,
-        divergence=meter.result() if reference else None,
+        divergence=meter.result() if meter else None,
     )
 
 
@@ -168,7 +179,7 @@ def _exp(nll: float) -> float:
         ) from None
 
 
-def _check_ids(model: torch.nn.Module, ids: torch.Tensor, window: int) -> None:
+def _check_ids(model: PreTrainedModel, ids: torch.Tensor, window: int) -> None:
     if ids.ndim != 1:
         raise InputError(
             f"The text's token ids have the shape {tuple(ids.shape)}; they must be one row, (T,)."

@@ -1,6 +1,8 @@
 """Changes, intervals and p-values in words, for verdicts."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 LARGE = 2.0  # a ratio from here on is told as "3.1 times", not in percent
 
@@ -57,7 +59,7 @@ def flips_phrase(harmful: int, beneficial: int, p: float) -> str:
     return f"{harmful:,} harmful and {beneficial:,} beneficial flips (McNemar p {probability(p)})"
 
 
-def answers_phrase(choices: dict) -> str:
+def answers_phrase(choices: Mapping[str, Any]) -> str:
     """A row's "choices" in words: "53 of 64 questions right (83 %, 95 % interval 72 % to 90 %), 51 by length;
     against fp32 2 lost …"."""
     plain, by_length, of = choices["accuracy"], choices["accuracy_by_length"], choices["questions"]

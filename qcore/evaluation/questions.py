@@ -16,6 +16,7 @@ import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qcore.base.errors import InputError
 from qcore.base.files import asset
@@ -58,8 +59,8 @@ def load_questions(source: str | Path | None = None) -> Questions:
     Raises `InputError` for a file that cannot be read, and for a question that cannot be asked, with its
     number.
     """
-    packaged = source is None or source == DEFAULT
-    path = PACKAGED if packaged else Path(source).expanduser()
+    own = None if source is None or source == DEFAULT else Path(source).expanduser()
+    path = own or PACKAGED
     text = read_text_file(path, LARGEST, "questions")
     questions = [_question(entry, number, path.name) for number, entry in enumerate(_entries(text, path), 1)]
     if not questions:
@@ -68,17 +69,18 @@ def load_questions(source: str | Path | None = None) -> Questions:
         raise InputError(
             f"{path.name} holds {len(questions):,} questions, more than {MOST_QUESTIONS:,}. Cut it."
         )
-    name = "general knowledge, packaged" if packaged else path.name
+    name = own.name if own else "general knowledge, packaged"
     return Questions(name, hashlib.sha256(text.encode()).hexdigest(), tuple(questions))
 
 
-def _entries(text: str, path: Path) -> list[dict]:
-    """The raw questions, as dictionaries with question, choices and answer."""
+def _entries(text: str, path: Path) -> list[Any]:
+    """The raw questions, which should be dictionaries with question, choices and answer."""
     if path.suffix.lower() in (".csv", ".tsv"):
         return _from_csv(text, path)
     try:
         if text.lstrip().startswith("["):
-            return json.loads(text)
+            listed: list[Any] = json.loads(text)
+            return listed
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is not JSON ({error}).") from error
     entries = []
@@ -93,7 +95,7 @@ def _entries(text: str, path: Path) -> list[dict]:
     return entries
 
 
-def _from_csv(text: str, path: Path) -> list[dict]:
+def _from_csv(text: str, path: Path) -> list[Any]:
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
     )
@@ -128,7 +130,7 @@ def _from_csv(text: str, path: Path) -> list[dict]:
     return entries
 
 
-def _question(entry, number: int, name: str) -> Question:
+def _question(entry: Any, number: int, name: str) -> Question:
     where = f"Question {number} of {name}"
     if (
         not isinstance(entry, dict)
@@ -154,7 +156,7 @@ def _question(entry, number: int, name: str) -> Question:
     return Question(str(entry.get("id") or number), entry["question"], choices, answer)
 
 
-def _answer(value, choices: tuple[str, ...]) -> int | None:
+def _answer(value: object, choices: tuple[str, ...]) -> int | None:
     index = None
     if isinstance(value, int) and not isinstance(value, bool):
         index = value

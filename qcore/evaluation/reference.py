@@ -17,6 +17,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,11 +70,6 @@ class Recorder:
 
     def add(self, chunk: Chunk) -> None:
         """Append the head's inputs of a chunk."""
-        if self._file is None:
-            self._file = self._start(chunk)
-        self._file.write("hidden", chunk.hidden)
-
-    def _start(self, chunk: Chunk) -> TensorFile:
         weight = getattr(self._reader.head, "weight", None)
         if (
             chunk.hidden is None
@@ -84,14 +80,20 @@ class Recorder:
                 f"{type(self._reader.model).__name__} cannot serve as the baseline: its output head is not a plain matrix. "
                 "Record the reference from the unquantized model."
             )
-        extra = {"check": chunk.logits[:1].clone()}
+        if self._file is None:
+            self._file = self._start(chunk.logits, chunk.hidden, weight)
+        self._file.write("hidden", chunk.hidden)
+
+    def _start(self, logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> TensorFile:
+        extra = {"check": logits[:1].clone()}
         source = find_tensor(weight, self._checkpoint) if self._checkpoint else None
         if source is None:
             extra["head"] = weight.detach()
-        if getattr(self._reader.head, "bias", None) is not None:
-            extra["bias"] = self._reader.head.bias.detach()
+        bias = getattr(self._reader.head, "bias", None)
+        if bias is not None:
+            extra["bias"] = bias.detach()
         self._about["head"] = asdict(source) if source else None
-        pieces = [Piece("hidden", chunk.hidden.dtype, (self._rows, chunk.hidden.shape[1]))]
+        pieces = [Piece("hidden", hidden.dtype, (self._rows, hidden.shape[1]))]
         pieces += [Piece(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in extra.items()]
         try:
             file = TensorFile(self._path, pieces, {"qcore": json.dumps(self._about)})
@@ -117,7 +119,7 @@ class Reference:
     """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and hand it to `evaluate`
     with another model."""
 
-    def __init__(self, path: Path, about: dict, file):
+    def __init__(self, path: Path, about: dict[str, Any], file: Any) -> None:
         self.path = path
         self.window: int = about["window"]
         self.stride: int = about["stride"]
@@ -151,7 +153,7 @@ class Reference:
     @property
     def tokens_scored(self) -> int:
         """How many tokens were scored."""
-        return self._hidden.get_shape()[0]
+        return int(self._hidden.get_shape()[0])
 
     def match(self, ids: torch.Tensor, window: int, stride: int, reader: LogitReader) -> None:
         """Get ready to be compared with the model of `reader` over `ids` (T,).
@@ -240,4 +242,5 @@ def _equal(weight: torch.Tensor, stored: torch.Tensor) -> bool:
 
 def _read(source: Source) -> torch.Tensor:
     with safe_open(source.file, framework="pt") as file:
-        return file.get_tensor(source.tensor)
+        tensor: torch.Tensor = file.get_tensor(source.tensor)
+        return tensor

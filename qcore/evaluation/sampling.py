@@ -24,7 +24,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not _number(self.temperature) or not 0 <= self.temperature <= HOTTEST:
             raise InputError(
                 f"The temperature is {self.temperature}, but it must be between 0 (greedy) and {HOTTEST:g}."
@@ -42,8 +42,8 @@ class Sampling:
         """A fresh source of random numbers; hand it to every `choose` of one text."""
         return torch.Generator().manual_seed(self.seed)
 
-    def choose(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The next token (B,) for each row of `logits` (B, V). Raises `RunError` if a row holds NaN."""
+    def choose(self, logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The next token (B,) for each row of `logits` (B, V); greedy sampling needs no `generator`. Raises `RunError` if a row holds NaN."""
         if logits.isnan().any():
             raise RunError("The model's logits are NaN, so it cannot write: this recipe has failed.")
         if self.temperature == 0:
@@ -59,9 +59,9 @@ class Sampling:
         return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator)).squeeze(1)
 
 
-def _number(value) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(value) -> bool:
+def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

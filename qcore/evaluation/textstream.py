@@ -9,13 +9,20 @@ shows "f", and the rest when the text ends. `DecodeStream` of tokenizers takes f
 way to flush what it holds back.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 HELD = "\ufffd"
 
 
 class TextStream:
     """`push` each token, `finish` at the end; the pieces, joined, are the decoded text."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []  # those shown last, for context, and those not shown yet
         self._context = 0  # how many of them are context
@@ -46,6 +53,6 @@ class TextStream:
         return decode(self._tokenizer, tokens)
 
 
-def decode(tokenizer, tokens: list[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
     """The text of `tokens`, special tokens left out and spaces as the model wrote them."""
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

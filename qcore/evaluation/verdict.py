@@ -24,8 +24,9 @@ of texts like this one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from qcore.base.errors import InputError
 from qcore.evaluation.phrases import change, digits, flips_phrase, percent, span, span_of_change
@@ -91,7 +92,7 @@ class Verdict:
     windows: int
     method: str = METHOD
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary, with the `sentence`."""
         return {"outcome": self.outcome, "sentence": self.sentence} | asdict(self)
 
@@ -108,7 +109,9 @@ class Verdict:
         return "; ".join(details(self.to_dict()))
 
 
-def judge(evaluation: dict, baseline: dict | None = None, margin: float = MARGIN) -> Verdict:
+def judge(
+    evaluation: dict[str, Any], baseline: dict[str, Any] | None = None, margin: float = MARGIN
+) -> Verdict:
     """The verdict on `evaluation` (`Evaluation.to_dict()`), against `baseline`, another one over the same
     windows; without it, against the reference that `evaluation` was compared with.
 
@@ -163,7 +166,7 @@ def verdict(
         mean.value == 0
         and mean.error == 0
         and (kl is None or not any(kl))
-        and (counted is None or not sum(flips))
+        and (flips is None or not sum(flips))
     )
     needed, advice, within = None, None, f"within {percent(margin)}"
     finding, interval = change(ratio.estimate), None
@@ -206,7 +209,7 @@ def verdict(
     )
 
 
-def details(found: dict) -> list[str]:
+def details(found: dict[str, Any]) -> list[str]:
     """Return KL and flips of a verdict's dictionary in words: "KL 0.0316 nats per token (0.0293 to 0.0339)",
     "80 harmful …"."""
     parts = []
@@ -246,7 +249,7 @@ def _mean(sums: Sequence[float], tokens: Sequence[int]) -> _Mean:
     return _Mean(value, math.sqrt(effective / (effective - 1) * spread) / total, effective, total)
 
 
-def _interval(mean: _Mean, link=float, floor: float = -math.inf) -> Interval:
+def _interval(mean: _Mean, link: Callable[[float], float] = float, floor: float = -math.inf) -> Interval:
     if mean.half is None:
         return Interval(link(mean.value), None, None)
     return Interval(link(mean.value), max(floor, link(mean.value - mean.half)), link(mean.value + mean.half))
@@ -288,8 +291,14 @@ def _needed(mean: _Mean, edge: float) -> int | None:
     return int(math.ceil(needed / step) * step)
 
 
-def _check(base_nll, nll, tokens, kl, margin) -> None:
-    lists = [base_nll, nll, tokens, *([] if kl is None else [kl])]
+def _check(
+    base_nll: Sequence[float],
+    nll: Sequence[float],
+    tokens: Sequence[int],
+    kl: Sequence[float] | None,
+    margin: float,
+) -> None:
+    lists: list[Sequence[float]] = [base_nll, nll, tokens, *([] if kl is None else [kl])]
     if len({len(each) for each in lists}) != 1 or not tokens:
         raise InputError(
             f"A verdict takes one number for each window, but got lists of {', '.join(str(len(each)) for each in lists)}."

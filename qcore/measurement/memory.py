@@ -54,7 +54,8 @@ class PeakMemory:
 
     def __exit__(self, *exception) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         with self._lock:
             self._note(mark=True)
             self._active.remove(self)
@@ -74,11 +75,11 @@ def _resident() -> tuple[int, int]:
     """Resident bytes of this process now, and how many of them map files or are shared. Where Linux's /proc
     is missing, the second equals the first, because it cannot be told."""
     try:
-        _, resident, mapped, *_ = (PROC / "statm").read_bytes().split()
+        _, resident, mapped, *_ = map(int, (PROC / "statm").read_bytes().split())
     except OSError:
         resident = psutil.Process().memory_info().rss
         return resident, resident
-    return int(resident) * PAGE, int(mapped) * PAGE
+    return resident * PAGE, mapped * PAGE
 
 
 def _high_water() -> int:
@@ -120,7 +121,7 @@ def _groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = PROC / "cgro
     Version 2 has memory.max, version 1 memory.limit_in_bytes below a `memory` folder. In a container the path
     in /proc may not exist below the root, which is then the group itself.
     """
-    found = []
+    found: list[tuple[int, int]] = []
     try:
         lines = membership.read_text().splitlines()
     except OSError:

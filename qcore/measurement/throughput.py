@@ -10,11 +10,14 @@ The number of new tokens is fixed and decoding is greedy, so every recipe does t
 are run and thrown away.
 """
 
+from __future__ import annotations
+
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +27,9 @@ from qcore.base.quantile import quantile
 from qcore.formats.kv import Form
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Clock = Callable[[], float]
 
@@ -83,7 +89,7 @@ class Throughput:
 
 
 def measure(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     prompt: torch.Tensor | int,
     new_tokens: int,
     *,
@@ -125,7 +131,7 @@ def measure(
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
 def _sample(
-    model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None
+    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None
 ) -> tuple[Sample, int | None]:
     """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each
     new token; and the bytes that the cache takes in the end."""
@@ -142,7 +148,7 @@ def _sample(
     return Sample(seconds[0], tuple(seconds[1:])), context.nbytes
 
 
-def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:
+def _prompt(model: PreTrainedModel, prompt: torch.Tensor | int, seed: int) -> torch.Tensor:
     if isinstance(prompt, torch.Tensor):
         return prompt.flatten()
     if isinstance(prompt, bool) or prompt < 1:
@@ -151,7 +157,7 @@ def _prompt(model: torch.nn.Module, prompt: torch.Tensor | int, seed: int) -> to
     return torch.randint(vocabulary, (prompt,), generator=torch.Generator().manual_seed(seed))
 
 
-def _check(model: torch.nn.Module, ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int) -> None:
+def _check(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, repeats: int, warmup: int) -> None:
     for name, value, least in (
         ("number of prompt tokens", len(ids), 1),
         ("number of new tokens", new_tokens, 2),

@@ -5,17 +5,23 @@ Everything that is stored is read once a token, but for two things: of an embedd
 those that the token is sent to.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, StoredEmbedding
 from qcore.recipes.ledger import LedgerRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
 
-def bytes_a_token(model: nn.Module, rows: Sequence[LedgerRow]) -> int:
+def bytes_a_token(model: PreTrainedModel, rows: Sequence[LedgerRow]) -> int:
     """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value
     cache is not in it."""
     head = _name_of(model, model.get_output_embeddings())
@@ -24,7 +30,7 @@ def bytes_a_token(model: nn.Module, rows: Sequence[LedgerRow]) -> int:
     return round(sum(row.bytes_after * (1.0 if row.name == whole else _share(model, row)) for row in rows))
 
 
-def _share(model: nn.Module, row: LedgerRow) -> float:
+def _share(model: PreTrainedModel, row: LedgerRow) -> float:
     """The part of a tensor that one token needs."""
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)
