@@ -63,7 +63,7 @@ class Throughput:
     cache_tokens: int | None = None
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> "Throughput":
+    def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> Throughput:
         """Apply the definitions above to `samples`, of which each has at least one token after the first."""
         tokens = sorted(second for sample in samples for second in sample.token_s)
         p50, p90, p99 = (1000 * quantile(tokens, q) for q in (0.5, 0.9, 0.99))
