@@ -154,7 +154,7 @@ def _evaluate(
 
 def scored_bytes(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the UTF-8 length of the scored tokens: all but the first of `ids` (T,)."""
-    text = tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(ids[1:], skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return len(text.encode("utf-8", "replace"))
 
 

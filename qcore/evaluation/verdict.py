@@ -170,7 +170,7 @@ def verdict(
     )
     needed, advice, within = None, None, f"within {percent(margin)}"
     finding, interval = change(ratio.estimate), None
-    if mean.half is not None:
+    if ratio.low is not None and ratio.high is not None:
         interval = f"95 % interval: {span_of_change(ratio.low, ratio.high)}"
     if same:
         outcome, claim = "equivalent", "Equivalent"
