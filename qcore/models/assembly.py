@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.transformers_internals import quiet, without_weights
@@ -86,7 +86,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
 
     config = to_transformers(checkpoint.config)
     with quiet():
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         if isinstance(model_class, tuple | list):
             model_class = model_class[0]
         try:

@@ -88,7 +88,7 @@ class Checkpoint:
         share: dict[str, int] = {}
         for tensor in self.tensors.values():
             share[tensor.dtype] = share.get(tensor.dtype, 0) + tensor.nbytes
-        return tuple(sorted(share, key=share.get, reverse=True))
+        return tuple(sorted(share, key=share.__getitem__, reverse=True))
 
 
 def read_folder(

@@ -1,11 +1,17 @@
 """What config.json may say. It is data from strangers: it may not bring code, name other files, or make us
 build something absurd."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.registry import did_you_mean
 from qcore.models.headers import TensorInfo, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
 # Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never
@@ -92,7 +98,8 @@ def is_ours(config: dict) -> bool:
 def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
     """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raises
     `InputError`."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    inner = config.get("text_config")
+    text: dict = inner if isinstance(inner, dict) else config
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
     if layers > len(tensors):
         raise InputError(
@@ -120,7 +127,7 @@ def _parts(config: dict) -> list[dict]:
     return found
 
 
-def _without(part: object, keys: tuple[str, ...]) -> object:
+def _without(part: Any, keys: tuple[str, ...]) -> Any:
     if isinstance(part, dict):
         return {key: _without(value, keys) for key, value in part.items() if key not in keys}
     return [_without(value, keys) for value in part] if isinstance(part, list) else part
@@ -168,7 +175,7 @@ def _check_sizes(config: dict) -> None:
                     )
 
 
-def to_transformers(config: dict):
+def to_transformers(config: dict) -> PreTrainedConfig:
     """The transformers config object for a checked `config`. Raises `InputError` for an unknown architecture
     or invalid values."""
     from transformers import __version__

@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 from qcore.base.errors import InputError
 from qcore.base.files import sha256, write_json
@@ -111,7 +112,7 @@ def _load_model(path: Path):
 
     try:
         with quiet(), without_conversion_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
                 dtype=torch.float32,
@@ -121,6 +122,7 @@ def _load_model(path: Path):
             )
     except Exception as error:  # as above: what the file says decides what fails
         raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
+    model, report = loaded
     if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise InputError(
             f"{path.name} cannot be converted: the weights of {lost[0]} are missing or have another shape."

@@ -81,7 +81,8 @@ def read(path: Path) -> Header:
     with path.open("rb") as file:
         try:
             _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
-            known, lengths = {}, {}
+            known: dict[str, tuple[int, bytes | None]] = {}
+            lengths: dict[str, int] = {}
             for _ in range(entries):
                 key = _string(file).decode()
                 (kind,) = struct.unpack("<I", file.read(4))
@@ -157,7 +158,7 @@ def _config(path: Path, header: Header) -> dict:
 
 def _without_data(header: Header) -> bytes:
     """A GGUF file with the same settings and tensor names: no long lists, and one number for each tensor."""
-    entries = {key: entry for key, entry in header.entries.items() if entry[1] is not None}
+    entries = {key: (kind, value) for key, (kind, value) in header.entries.items() if value is not None}
     architecture = next(
         (value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), ""
     )

@@ -5,8 +5,11 @@ of weights. Answers of the hub are told apart and put into words of our own: the
 requests, and requests may hold a token.
 """
 
+from __future__ import annotations
+
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.home import DEFAULT_MODELS, check_space
@@ -15,6 +18,9 @@ from qcore.base.registry import did_you_mean
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
 from qcore.models.config import read_config
 from qcore.models.headers import LONGEST_JSON
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 _SMALL = (
     "config.json",
@@ -79,7 +85,8 @@ def fetch(
     _download(
         repo_id, "config.json", revision or "main", patience
     )  # by the branch's name, so that the cache knows it offline
-    folder = _fetch_small(repo_id, sizes, info.sha, patience)
+    commit = _commit(info, repo_id)
+    folder = _fetch_small(repo_id, sizes, commit, patience)
     read_config(folder)
     weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
@@ -89,12 +96,12 @@ def fetch(
         _download(
             repo_id,
             name,
-            info.sha,
+            commit,
             patience,
             _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"),
         )
         done += sizes[name]
-    return folder, info.sha, note
+    return folder, commit, note
 
 
 def look(
@@ -114,19 +121,23 @@ def look(
             raise
         raise explained from error
     sizes, _ = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
+    commit = _commit(info, repo_id)
     folder = _fetch_small(
-        repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, info.sha, patience
+        repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, commit, patience
     )
-    return folder, info.sha, {name: sizes[name] for name in _weights(folder, sizes, repo_id)}
+    return folder, commit, {name: sizes[name] for name in _weights(folder, sizes, repo_id)}
 
 
 def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
     """Return the folder with those of the small files that the repository has; config.json is one of them."""
-    folder = None
-    for name in _SMALL:
-        if name in sizes:
-            folder = _download(repo_id, name, commit, patience).parent
-    return folder
+    paths = [_download(repo_id, name, commit, patience) for name in _SMALL if name in sizes]
+    return paths[0].parent
+
+
+def _commit(info: ModelInfo, repo_id: str) -> str:
+    if info.sha is None:
+        raise UnavailableError(f"The hub names no commit of {repo_id}. Try again later.")
+    return info.sha
 
 
 def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
@@ -195,7 +206,7 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
     import httpx2
     from huggingface_hub import errors
 
-    cause = error
+    cause: BaseException = error
     while isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__ is not None:
         cause = cause.__cause__  # "not in the cache" hides why it could not be downloaded
     status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -247,6 +258,8 @@ def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | 
         return None
     from tqdm.auto import tqdm
 
+    report = progress
+
     class Bar(tqdm):
         def __init__(self, *args, **kwargs):
             self.seen = kwargs.get("initial") or 0
@@ -258,7 +271,7 @@ def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | 
 
         def update(self, n=1):
             self.seen += n or 0
-            progress(min(done + self.seen, total), total, what)
+            report(min(done + self.seen, total), total, what)
             return super().update(n)
 
     return Bar

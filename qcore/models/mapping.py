@@ -27,7 +27,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     files: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
         files.setdefault(tensor.file, {})[name] = tensor
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file, members in files.items():
         try:
             tensors |= read_file(checkpoint.folder / file, members)
