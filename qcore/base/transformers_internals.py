@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -209,7 +209,7 @@ def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> Non
     registered[name] = tensor
 
 
-def put_buffers(module: nn.Module, tensors: dict[str, torch.Tensor | None]) -> None:
+def put_buffers(module: nn.Module, tensors: Mapping[str, torch.Tensor | None]) -> None:
     """Exchange several registered buffers in one step: a thread that copies `registered(module).buffers`
     meanwhile gets all of the old ones or all of the new ones."""
     module._buffers.update(tensors)

@@ -9,9 +9,12 @@ the same bits in another order, so nothing is held twice. Whoever asks for the p
 a device) gets them back, bit for bit.
 """
 
+from __future__ import annotations
+
 import threading
 import weakref
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -48,9 +51,8 @@ class QuantizedModule(nn.Module):
             return self._of(registered(self).buffers) if self.packed is None else self.packed.unpack()
 
     def _of(self, parts: dict[str, torch.Tensor | None]) -> QuantizedTensor:
-        return QuantizedTensor(
-            self.format, self.shape, **{name: parts.get(name) for name in QuantizedTensor.PARTS}
-        )
+        held = {name: part for name in QuantizedTensor.PARTS if (part := parts.get(name)) is not None}
+        return QuantizedTensor(self.format, self.shape, **held)
 
     def reason_for_reference(self) -> str | None:
         """None if a native kernel runs this layer, else why the plain-torch reference does. Packs nothing."""
@@ -156,7 +158,7 @@ class QuantExperts(nn.Module):
         self.transposed = transposed
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        weight = self.experts[int(expert)].weight
+        weight = cast(QuantizedModule, self.experts[int(expert)]).weight
         return weight.T if self.transposed else weight
 
 

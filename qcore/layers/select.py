@@ -6,9 +6,12 @@ output head are changed only if the recipe says so; routers, norms and biases ne
 routers decide which expert runs at all.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -18,6 +21,9 @@ from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.uniform import Uniform
 from qcore.recipes import Modules, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INT8 = Uniform(bits=8, group_size=None, symmetric=True)
 _ROUTERS = ("gate", "router")
@@ -100,10 +106,13 @@ def matches(name: str, pattern: str) -> bool:
     return any(all(map(fnmatchcase, run, wanted)) for run in runs)
 
 
-def select(model: nn.Module, recipe: Recipe) -> Selection:
+def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     """Decide for every parameter of `model`. Raises `InputError` if a skip pattern matches no module that
     could be quantized."""
-    targets, kept, missed, used = [], {}, set(), set()
+    targets: list[Target] = []
+    kept: dict[str, str] = {}
+    missed: set[str] = set()
+    used: set[str] = set()
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     for module_name, module in model.named_modules():
@@ -168,4 +177,5 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
 
 def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, transposed: bool) -> Target:
     format, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
-    return Target(module, parameter, kind, format, method, recipe.activations, transposed)
+    # A budget stands in the place of a format until the formats are chosen.
+    return Target(module, parameter, kind, cast(Format, format), method, recipe.activations, transposed)

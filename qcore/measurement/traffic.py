@@ -8,12 +8,11 @@ those that the token is sent to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, StoredEmbedding
-from qcore.recipes.ledger import LedgerRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +20,18 @@ if TYPE_CHECKING:
 _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
 
-def bytes_a_token(model: PreTrainedModel, rows: Sequence[LedgerRow]) -> int:
+class Stored(Protocol):
+    """A tensor and the bytes that it is stored in: a ledger's row, or what a plan expects."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def bytes_after(self) -> int: ...
+
+
+def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
     """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value
     cache is not in it."""
     head = _name_of(model, model.get_output_embeddings())
@@ -30,7 +40,7 @@ def bytes_a_token(model: PreTrainedModel, rows: Sequence[LedgerRow]) -> int:
     return round(sum(row.bytes_after * (1.0 if row.name == whole else _share(model, row)) for row in rows))
 
 
-def _share(model: PreTrainedModel, row: LedgerRow) -> float:
+def _share(model: PreTrainedModel, row: Stored) -> float:
     """The part of a tensor that one token needs."""
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)

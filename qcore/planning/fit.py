@@ -11,8 +11,11 @@ count twice. The larger of load and run is compared with the memory at hand: QCO
 is set, else what the machine and the control group have left.
 """
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, TooLargeError
 from qcore.measurement.memory import available_bytes
@@ -21,6 +24,9 @@ from qcore.planning import cache
 from qcore.planning.stored import Stored, stored
 from qcore.recipes import ENGINES, METHODS, Engine, Float, Recipe, parse
 from qcore.recipes.engines import variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before any model, as measured
 # tokenizer, module objects and what reading them leaves behind, as measured with a small model
@@ -158,7 +164,7 @@ def _as_it_is(checkpoint: Checkpoint) -> Stored:
     return Stored(total=checkpoint.nbytes, quantized=narrow, weights=0, largest=0, packed=narrow)
 
 
-def _fused_bytes(checkpoint: Checkpoint, model) -> int:
+def _fused_bytes(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
     """Bytes in fp32 of the experts that the files hold one by one and the model as one tensor."""
     return sum(
         4 * each.numel()
@@ -185,7 +191,7 @@ def _while_loading(
 
 def _while_streaming(checkpoint: Checkpoint, recipe: Recipe, size: Stored) -> int | None:
     method = METHODS.get(recipe.method)
-    if checkpoint.is_quantized or method is None or not method.streams or recipe.prepare != "none":
+    if checkpoint.is_quantized or method is None or method.streamed is None or recipe.prepare != "none":
         return None
     changed = min(
         size.largest // 4, max(tensor.elements for tensor in checkpoint.tensors.values())

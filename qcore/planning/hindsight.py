@@ -4,9 +4,12 @@ Every run keeps its prediction beside its figures, made by the same functions as
 at what was measured.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import QcoreError
 from qcore.formats.kv import NONE
@@ -14,6 +17,9 @@ from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, probe, speed
 from qcore.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
 """What is predicted, and the share by which it may be wrong."""
@@ -93,7 +99,7 @@ def of_row(row: dict) -> dict[str, float]:
     return {figure: expected / found - 1 for figure, expected, found in pairs if expected and found}
 
 
-def _probe(model, recipe: Recipe) -> tuple[probe.Probe | None, str]:
+def _probe(model: PreTrainedModel, recipe: Recipe) -> tuple[probe.Probe | None, str]:
     try:
         depth = probe.depth_for(model, recipe)
     except QcoreError as error:

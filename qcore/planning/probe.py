@@ -10,6 +10,8 @@ read. Small models are timed whole. A probe is kept in the cache folder under wh
 recipe, processor, threads, version.
 """
 
+from __future__ import annotations
+
 import gc
 import hashlib
 import json
@@ -18,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,6 +36,9 @@ from qcore.measurement.memory import available_bytes
 from qcore.planning import sample
 from qcore.planning.stored import stored
 from qcore.recipes import Engine, Float, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COLD = 2.5  # times the last-level cache that the copy's blocks hold at least
 SHARE = 0.5  # of the available memory that the copy may take
@@ -62,7 +68,9 @@ class Probe:
     error: str | None = None
 
 
-def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None) -> dict[str, Probe]:
+def probe(
+    model: PreTrainedModel, recipes: Sequence[Recipe], *, progress: Progress | None = None
+) -> dict[str, Probe]:
     """Time `recipes` on a shortened copy of `model` (a meta model), one after another, and keep what was found.
 
     A recipe that cannot be timed gets a `Probe` with its `error`; the others are timed all the same.
@@ -91,7 +99,7 @@ def probe(model, recipes: Sequence[Recipe], *, progress: Progress | None = None)
     return found
 
 
-def known(model, recipe: Recipe) -> Probe | None:
+def known(model: PreTrainedModel, recipe: Recipe) -> Probe | None:
     """The probe of an earlier call under the same conditions, or None."""
     record = read_json(_place(model, recipe))
     try:
@@ -100,7 +108,7 @@ def known(model, recipe: Recipe) -> Probe | None:
         return None
 
 
-def depth_for(model, recipe: Recipe) -> int:
+def depth_for(model: PreTrainedModel, recipe: Recipe) -> int:
     """How many blocks the copy gets. Raises `TooLargeError` if not even one fits into the memory that may be
     used for it."""
     layers = model.config.get_text_config().num_hidden_layers
@@ -127,7 +135,7 @@ def _is_block(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
 
 
-def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
+def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
     began = time.perf_counter()
     if getattr(recipe.weights, "backend", None) == "onnxruntime":
         raise UnavailableError(
@@ -161,7 +169,7 @@ def _time(model, recipe: Recipe, bandwidth: float) -> Probe:
 
 
 @torch.no_grad()
-def _head_seconds(model, repeats: int = 5) -> float:
+def _head_seconds(model: PreTrainedModel, repeats: int = 5) -> float:
     """The median time of one multiplication by the output head whose weights are in no cache."""
     head = model.get_output_embeddings()
     if head is None:
@@ -178,7 +186,7 @@ def _head_seconds(model, repeats: int = 5) -> float:
     return statistics.median(seconds)
 
 
-def _place(model, recipe: Recipe) -> Path:
+def _place(model: PreTrainedModel, recipe: Recipe) -> Path:
     about = environment()
     depends = {
         "config": model.config.to_dict(),

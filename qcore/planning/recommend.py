@@ -98,9 +98,11 @@ def recommend(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
     runner_up = next((each for each in good[1:] if each.recipe != best.recipe), None)
     better = next((each for each in ranked[: ranked.index(best)] if each.breaks(needs)), None)
     binding = better.breaks(needs)[0] if better else None
-    said = f"Take {_name(best)}" + (
-        f": {_advantage(better, best)}, but {_why(better, binding, needs)}." if better else _reason(best)
-    )
+    said = f"Take {_name(best)}"
+    if better and binding:
+        said += f": {_advantage(better, best)}, but {_why(better, binding, needs)}."
+    else:
+        said += _reason(best)
     if lacking := best.unknown(needs):
         said += f" Its {' and '.join(lacking)} is not known; measure it before you rely on it."
     if runner_up is not None:

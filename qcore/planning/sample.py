@@ -6,7 +6,10 @@ qcore's own recipes. Other libraries get random fp32 weights and quantize them t
 model's files is read.
 """
 
+from __future__ import annotations
+
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,6 +22,9 @@ from qcore.layers.select import Target, select
 from qcore.models.assembly import empty_model
 from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PATTERN = 1 << 20  # random numbers that larger tensors repeat
 
@@ -40,7 +46,7 @@ def shortened(config, depth: int):
     return type(text).from_dict(changed)
 
 
-def build(config, recipe: Recipe, seed: int = 0) -> nn.Module:
+def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
     """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`,
     `NotAppliedError`, `UnavailableError`)."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +62,7 @@ def build(config, recipe: Recipe, seed: int = 0) -> nn.Module:
     return model
 
 
-def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator) -> None:
+def _install_random(model: PreTrainedModel, recipe: Recipe, generator: torch.Generator) -> None:
     if recipe.prepare == "rotation":  # which unties the head
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if head is not None and head.weight is embedding.weight:
@@ -67,12 +73,15 @@ def _install_random(model: nn.Module, recipe: Recipe, generator: torch.Generator
         weight = getattr(module, target.parameter)
         if weight not in made:  # tied weights share their codes
             made[weight] = _random_weights(model, target, generator)
-        if getattr(module, "bias", None) is not None and target.kind in ("linear", "conv1d", "head"):
-            module.bias = nn.Parameter(torch.zeros(module.bias.shape), requires_grad=False)
+        bias = getattr(module, "bias", None)
+        if bias is not None and target.kind in ("linear", "conv1d", "head"):
+            module.bias = nn.Parameter(torch.zeros(bias.shape), requires_grad=False)
         install(model, target, made[weight])
 
 
-def _random_weights(model: nn.Module, target: Target, generator: torch.Generator) -> list[QuantizedTensor]:
+def _random_weights(
+    model: PreTrainedModel, target: Target, generator: torch.Generator
+) -> list[QuantizedTensor]:
     count, rows, columns = target.shape(model)
     format = (
         target.format.largest if isinstance(target.format, Budget) else target.format
@@ -101,7 +110,7 @@ def random_weight(format: Format, rows: int, columns: int, generator: torch.Gene
     )
 
 
-def _fill(model: nn.Module, generator: torch.Generator) -> None:
+def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Give every parameter that is still without memory some: vectors 1, matrices small random numbers."""
     pattern = torch.randn(_PATTERN, generator=generator) * 0.02
     filled: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one

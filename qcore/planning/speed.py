@@ -9,14 +9,20 @@ The native step reads keys and values at about half of the read bandwidth, as me
 transformers append to their cache by copying all of it, so a token costs its bytes some five times.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qcore.measurement.traffic import bytes_a_token
 from qcore.planning import cache
 from qcore.planning.probe import Probe
 from qcore.planning.stored import tensors
 from qcore.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NATIVE_RATE, MODULES_RATE = 0.5, 0.2  # of the read bandwidth, for keys and values
 # of the larger recipe's speed, below which a smaller one is called slower: machines vary by more than a tenth
@@ -33,12 +39,14 @@ class Speed:
     limit_tok_s: float
 
 
-def weights_a_token(model, recipe: Recipe) -> int:
+def weights_a_token(model: PreTrainedModel, recipe: Recipe) -> int:
     """Bytes of weights that a step of `model` (a meta model) reads under `recipe`."""
     return bytes_a_token(model, tensors(model, recipe))
 
 
-def predict(probe: Probe, model, recipe: Recipe, context: int, prompt: int | None = None) -> Speed:
+def predict(
+    probe: Probe, model: PreTrainedModel, recipe: Recipe, context: int, prompt: int | None = None
+) -> Speed:
     """Speed with `context` tokens in the cache, and of reading a prompt of `prompt` tokens (None: as long as
     the probe's)."""
     layers = cache.layout(model.config.get_text_config())

@@ -3,12 +3,19 @@
 Own formats are counted as their tensors will be laid out; other libraries' as codes and scales, rounded up.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from qcore.formats.budget import Budget
 from qcore.layers.select import select
 from qcore.recipes import ENGINES, Engine, Float, Recipe
 from qcore.recipes.engines import variant
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -31,7 +38,7 @@ class Stored:
         return 8 * self.quantized / self.weights if self.weights else None
 
 
-def stored(model, recipe: Recipe) -> Stored:
+def stored(model: PreTrainedModel, recipe: Recipe) -> Stored:
     """Count all tensors of `model` (the meta model is enough) under `recipe`. Raises `InputError` for a skip
     pattern without a match."""
     items = tensors(model, recipe)
@@ -59,7 +66,7 @@ class Item:
     changed: bool
 
 
-def tensors(model, recipe: Recipe) -> list[Item]:
+def tensors(model: PreTrainedModel, recipe: Recipe) -> list[Item]:
     """Every parameter of `model` under `recipe`; a head that the recipe makes a matrix of its own is counted
     under its own name."""
     head = model.get_output_embeddings()
@@ -72,7 +79,8 @@ def tensors(model, recipe: Recipe) -> list[Item]:
         targets = {target.name: target for target in select(model, _without_head(recipe)).targets}
     with_head = isinstance(recipe.weights, Engine) and ENGINES[recipe.weights.backend].quantizes_head
     own_head = tied and (with_head or recipe.prepare == "rotation")
-    items, seen = [], {}
+    items: list[Item] = []
+    seen: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         count = parameter.numel()
         shares = parameter in seen and not own_head
@@ -102,7 +110,7 @@ def _without_head(recipe: Recipe) -> Recipe:
     return replace(recipe, modules=replace(recipe.modules, head="keep", embeddings="keep"))
 
 
-def _target_bytes(model, target, count: int, recipe: Recipe) -> int:
+def _target_bytes(model: PreTrainedModel, target, count: int, recipe: Recipe) -> int:
     if isinstance(target.format, Budget) and target.format.unit == "bpw":
         return round(count * target.format.amount / 8)
     if isinstance(target.format, Budget):  # at most: which formats are chosen is not known before

@@ -6,9 +6,12 @@ probed       timed on a shortened copy of the model on this machine
 estimated    a formula or a typical figure
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcore import library
 from qcore.base.errors import InputError
@@ -19,6 +22,9 @@ from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
 from qcore.planning.recommend import Candidate, Needs, Recommendation, recommend
 from qcore.recipes import Recipe, parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RECIPES = ("fp32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g64-gptq", "nf4-g64", "int3")
 CONTEXT = 2048
@@ -193,7 +199,7 @@ def _context(config, context: int | None) -> int:
     return context
 
 
-def _probes(model, recipes: list[Recipe], probe: bool, progress: Progress | None) -> dict:
+def _probes(model: PreTrainedModel, recipes: list[Recipe], probe: bool, progress: Progress | None) -> dict:
     from qcore.planning import probe as probing
 
     if probe:

@@ -126,7 +126,7 @@ class _Model:
         for (blocks, _), states in zip(self._groups, self._states, strict=True):
             for i, hidden in enumerate(states):
                 states[i] = blocks.run(position, hidden)
-        self.blocks[position], self._unused[position] = self._stand_in(position), None
+        self.blocks[position], self._unused[position] = self._stand_in(position), nn.Identity()
         # modules refer to each other in circles, and gigabytes of them would wait for the collector
         gc.collect()
         if position == len(self.blocks) - 1:

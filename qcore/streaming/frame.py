@@ -9,6 +9,7 @@ the layer at work. With a recipe, the weights it targets are quantized instead w
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from qcore.recipes import Recipe
 from qcore.streaming.layout import Unit
 from qcore.streaming.quantizing import choose
 from qcore.streaming.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS = 8192  # rows of a 16-bit head that are widened at a time
 _SMALL = 1 << 16  # weights up to which a parameter is simply widened
@@ -142,7 +146,7 @@ class _Head(StoredLinear):
         return logits.view(*x.shape[:-1], -1)
 
 
-def _without_parameters(source: Source) -> nn.Module:
+def _without_parameters(source: Source) -> PreTrainedModel:
     """Return the model with parameters on the meta device and its buffers, the stored ones included."""
     model = empty_model(to_transformers(source.checkpoint.config))
     saved = source.model.state_dict()
@@ -152,7 +156,7 @@ def _without_parameters(source: Source) -> nn.Module:
     return model
 
 
-def _tied_names(model: nn.Module) -> dict[str, str]:
+def _tied_names(model: PreTrainedModel) -> dict[str, str]:
     """{name: first name} of the parameters that have several."""
     families: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

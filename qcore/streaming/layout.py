@@ -11,6 +11,7 @@ end, those of wide types first.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +21,9 @@ from qcore.layers.select import Target, select
 from qcore.library.manifest import Matrix, stems
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EVEN = 64  # bytes; see above
 HELD = 64 << 20  # bytes of uneven tensors after which a shard is closed: they wait in memory for its end
@@ -77,7 +81,7 @@ class Layout:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
+def plan(model: PreTrainedModel, recipe: Recipe, shard_bytes: int) -> Layout:
     """Lay out `model` (a meta model) under `recipe`, one of qcore's own data-free ones, in shards of about
     `shard_bytes`.
 
@@ -113,7 +117,7 @@ def plan(model: torch.nn.Module, recipe: Recipe, shard_bytes: int) -> Layout:
     return Layout(_cut(units, shard_bytes), ledger, tuple(tensors))
 
 
-def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
+def _quantized_units(model: PreTrainedModel, target: Target) -> list[Unit]:
     count, rows, columns = target.shape(model)
     numbers = range(count) if target.fused else [None]
     parts = target.format.layout(rows, columns)
@@ -131,10 +135,10 @@ def _quantized_units(model: torch.nn.Module, target: Target) -> list[Unit]:
     ]
 
 
-def _describe(model: torch.nn.Module, target: Target, owner: Target) -> list[dict]:
-    _, *shape = target.shape(model)
+def _describe(model: PreTrainedModel, target: Target, owner: Target) -> list[dict]:
+    _, rows, columns = target.shape(model)
     names = zip(stems(model, target), stems(model, owner), strict=True)
-    return [Matrix(own, first, tuple(shape), target.format).to_dict() for own, first in names]
+    return [Matrix(own, first, (rows, columns), target.format).to_dict() for own, first in names]
 
 
 def _cut(units: list[Unit], shard_bytes: int) -> tuple[Shard, ...]:

@@ -155,11 +155,11 @@ def _write_shards(
             None  # a shard whose bytes are on their way to the disk while the next one is made
         )
         for shard in [*left, None]:
-            writer = None if shard is None else fill_shard(source, shard, journal.folder, meter)
+            close = None if shard is None else fill_shard(source, shard, journal.folder, meter).close
             if closing is not None:
                 digests[closing[0].file] = closing[1].result()
                 journal.note(closing[0].file, digests[closing[0].file])
-            closing = None if shard is None else (shard, pool.submit(writer.close))
+            closing = None if shard is None or close is None else (shard, pool.submit(close))
     meter.finish()
     return _in_order(digests, layout)
 
@@ -215,6 +215,8 @@ def choose(source: Source, unit: Unit) -> QuantizedTensor:
     """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or
     infinite."""
     target = unit.target
+    if target is None:
+        raise ValueError(f"{unit.parameter} is not quantized")
     weight = (
         source.read(unit.parameter) if unit.expert is None else source.expert(unit.parameter, unit.expert)
     )

@@ -28,6 +28,7 @@ from qcore.models.mapping import read_tensor
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Source:
             with (self.checkpoint.folder / tensor.file).open("rb") as file:
                 os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
 
-    def described(self) -> torch.nn.Module:
+    def described(self) -> PreTrainedModel:
         """The model without weights, with the checkpoint's own generation config: what a saved folder's
         config files are written from."""
         model = copy(self.model)  # the meta model itself is shared and stays as it is
