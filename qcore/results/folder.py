@@ -19,13 +19,14 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import psutil
 
 from qcore.base.errors import InputError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
-from qcore.base.process import host_of, living
+from qcore.base.process import Identity, host_of, living
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 LOG_TAIL = 4000  # characters
@@ -94,13 +95,16 @@ class RunFolder:
     def process(self) -> psutil.Process | None:
         """Return the worker, if the very process that was started for this run is still alive on this
         machine."""
-        return living(self.read("process.json"))
+        return living(self._identity())
 
     @property
     def other_host(self) -> str | None:
         """Name of the machine that the run belongs to if that is another one, which shares the cache folder;
         else None."""
-        return host_of(self.read("process.json"))
+        return host_of(self._identity())
+
+    def _identity(self) -> Identity | None:
+        return cast(Identity | None, self.read("process.json"))
 
     def beat(self) -> None:
         """Leave a sign of life of the worker."""

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS rows (
 CREATE INDEX IF NOT EXISTS rows_by_model ON rows (model, status);
 """
 BUSY_SECONDS = 30.0
-_checked: dict[Path, tuple[int, int, int]] = {}  # databases that were found whole, as they were then
+_checked: dict[Path, tuple[int, int, int] | None] = {}  # databases that were found whole, as they were then
 _log = logging.getLogger(__name__)
 
 
