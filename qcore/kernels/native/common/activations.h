@@ -1,15 +1,13 @@
 // Activations in the layout that the kernels read: tiles of up to 4 tokens.
 //
 // A tile of T tokens and B blocks of 32 columns is
-//   int8    q[B][8 steps][T][4]    columns 4s … 4s + 3 of step s
-//   int16   q[B][16 pairs][T][2]   of step s: pair 2s = columns 4s and 4s + 2, pair 2s + 1 = columns 4s + 1
-//   and
-//                                  4s + 3, because two instructions widen the even and the odd bytes of a
-//                                  register
-//   int16   q[B][T][32]            for row tables: the even columns, then the odd columns, for the same
-//   reason float   q[B * 32][T]           for row tables: [T][B * 32]
-// and, for integers, scale[B][T] and sum[B][T] = scale * (sum of the block's integers). A kernel multiplies
-// `sum` by the zero point and subtracts it. Blocks that share a scale store it once each.
+//   int8    q[B][8][T][4]     step s holds the columns 4s … 4s + 3
+//   int16   q[B][16][T][2]    pairs of columns: pair 2s = 4s and 4s + 2, pair 2s + 1 = 4s + 1 and 4s + 3
+//   int16   q[B][T][32]       for row tables: the even columns, then the odd columns
+//   float   q[B * 32][T]      for row tables: [T][B * 32]
+// The kernels widen the even and the odd bytes of a register of codes with one instruction each, hence the
+// order of int16. Integers also have scale[B][T] and sum[B][T] = scale * (sum of the block's integers), which
+// a kernel multiplies by the zero point and subtracts. Blocks that share a scale store it once each.
 #pragma once
 #include <cstdint>
 

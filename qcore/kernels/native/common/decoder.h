@@ -30,9 +30,9 @@ struct Model {
 };
 
 // Keys and values of each layer, in float32 or float16. All sequences hold the same number of tokens.
-//   keys   [sequence][key-value head][slot / 8][head size][8]   8 keys side by side give 8 scores without a
-//                                                               horizontal addition
+//   keys   [sequence][key-value head][slot / 8][head size][8]
 //   values [sequence][key-value head][slot][head size]
+// 8 keys lie side by side, so that 8 scores need no horizontal addition.
 struct Cache {
   Buffer<const Buffer<void>> keys, values;  // (layers)
   int64_t capacity;                         // slots, a multiple of 8

@@ -5,14 +5,13 @@
 // holds 32 columns in 8 steps of 4. Step s holds the columns 4s … 4s + 3; lane r of its 32 bytes belongs to
 // row r.
 //
-//   panel = for each group of columns:   8 fp16 scales | zero points (absent if all equal) | the group's
-//   blocks
+//   panel = for each group of columns: 8 fp16 scales | zero points (absent if all are equal) | its blocks
 //
 //   block   bytes   byte of lane r, column j of the step
-//   8 bit    256    step s is bytes 32s …
-//   4 bit    128    bytes 32i …: step 2i in the low, 2i + 1 in the high nibble
-//   3 bit     96    bytes 0 … 63: the low two bits as in the 2-bit block; bytes 64 …: bit s is step s's third
-//   bit 2 bit     64    bytes 32i …: step 4i + t in the bits 2t, 2t + 1
+//   8 bit    256    step s: bytes 32s …
+//   4 bit    128    bytes 32i …: step 2i in the low nibble, step 2i + 1 in the high nibble
+//   3 bit     96    bytes 0 …: the low two bits, as for 2 bit; bytes 64 …: bit s is the third bit of step s
+//   2 bit     64    bytes 32i …: step 4i + t in the bits 2t and 2t + 1
 //
 // The zero points of a group take 8 bytes for codes of 8 bits, and 4 bytes (one nibble per row) for narrower
 // codes. The last group ends with the last block. Columns past K and rows past N have code 0 and scale 0, and
@@ -21,9 +20,9 @@
 // If every row has a table of 16 values of its own, the rows cannot share a register that holds the table.
 // Such blocks are stored row by row:
 //
-//   panel = 8 x 16 fp16 tables | for each 64 columns: 8 rows x 32 bytes, where byte k holds column k in the
-//   low
-//                                nibble and column 32 + k in the high nibble
+//   panel = 8 tables of 16 fp16 values | for each 64 columns: 8 rows of 32 bytes
+//
+// Byte k holds column k in the low nibble and column 32 + k in the high nibble.
 //
 // Activations are quantized in the same blocks of 32 columns, with one scale per block or per token. A tile
 // holds up to 4 tokens, whose bytes are interleaved so that a single pointer runs over all of them.

@@ -13,8 +13,7 @@ inline float horizontal_sum(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// e^x to about 2 units in the last place: 2^n times the Taylor polynomial of degree 6 on [-ln 2 / 2, ln 2 /
-// 2].
+// e^x to about 2 units in the last place: 2^n times e^r, the Taylor polynomial of degree 6, |r| <= ln 2 / 2.
 inline __m256 exp(__m256 x) {
   // With the arguments in this order, NaN stays NaN.
   x = _mm256_min_ps(_mm256_set1_ps(88.3f), _mm256_max_ps(_mm256_set1_ps(-87.3f), x));

@@ -8,8 +8,8 @@ namespace qcore {
 namespace {
 
 struct Dot {
-  // A tenth more of the memory bandwidth than 2048; 6144 gains nothing (2026-11-28; `python
-  // benchmarks/kernels.py`).
+  // A tenth more of the memory bandwidth than 2048; 6144 gains nothing.
+  // Measured on 2026-11-28; `python benchmarks/kernels.py` measures it again.
   static constexpr int kAhead = 4096;
   static constexpr bool kWide = true;
   static __m256i bytes(__m256i acc, __m256i codes, __m256i x) { return _mm256_dpbusd_epi32(acc, codes, x); }

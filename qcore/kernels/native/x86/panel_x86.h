@@ -3,11 +3,11 @@
 //
 // The including file describes the multiplication of an instruction set in a struct `Dot`:
 //   kAhead                    bytes to prefetch ahead of the codes
-//   kWide                     whether `bytes` accepts all codes of 8 bits; else sums of 8 products must fit
-//   in 16 bits bytes(acc, u, x)          acc + the products of unsigned bytes u and signed bytes x total(acc)
-//   the sum of acc as one 32-bit number per row words(acc, c, x)          acc + the products of int16, added
-//   in pairs, in 32 bits look_up(v, t, even, odd)  the values in table t of the low nibbles of v's even and
-//   odd bytes, as int16
+//   kWide                     `bytes` accepts all 8-bit codes; else sums of 8 products must fit in 16 bits
+//   bytes(acc, u, x)          acc + the products of unsigned bytes u and signed bytes x
+//   total(acc)                the sum of acc as one 32-bit number per row
+//   words(acc, c, x)          acc + the products of int16, added in pairs, in 32 bits
+//   look_up(v, t, even, odd)  the values in table t of the low nibbles of v's even and odd bytes, as int16
 #pragma once
 #include "common/kernels.h"
 #include "x86/codes_avx2.h"
