@@ -92,12 +92,12 @@ class PackedWeight:
     def pack(cls, weight: QuantizedTensor) -> "PackedWeight":
         """Convert `weight`, whose parts must be on the CPU.
 
-        Raise `ValueError` if `reason_against` returns a reason, `InputError` if a part is too small for the
-        shape, and `MemoryError` if memory is exhausted.
+        Raise `InputError` if `reason_against` returns a reason, or if a part is too small for the shape, and
+        `MemoryError` if memory is exhausted.
         """
-        if reason := reason_against(weight.format, weight.shape):
-            raise ValueError(f"this weight cannot be packed: {reason}")
         failure = f"The weight {tuple(weight.shape)} in {weight.format.label} cannot be packed"
+        if reason := reason_against(weight.format, weight.shape):
+            raise InputError(f"{failure}: {reason}.")
         (rows, columns), bits = weight.shape, weight.format.bits
         table = tables = codebook = None
         if weight.codebook is not None and weight.codebook.ndim == 2:

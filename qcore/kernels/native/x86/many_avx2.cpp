@@ -135,8 +135,8 @@ void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, 
 
 // The inner loop for 4 tokens in assembly: 8 accumulators, two registers of codes, and for each token a
 // broadcast that is multiplied by both. From intrinsics, GCC spills accumulators in every iteration and
-// reaches half the speed (measured on 2026-11-25; `python benchmarks/kernels.py` measures
-// prefill). `steps` counts registers of codes per panel.
+// reaches half the speed (measured on 2026-11-25; `python benchmarks/kernels.py` measures the loop). `steps`
+// counts registers of codes per panel.
 // clang-format off
 #define QCORE_TOKEN(multiply, add, at, first, second)                                                    \
   "vpbroadcastd " #at "(%[x]), %%ymm10\n\t"                                                              \
