@@ -27,7 +27,7 @@ from qcore import library, recipes
 from qcore.base import texts
 from qcore.base.errors import QcoreError, RunError
 from qcore.base.home import build_folder
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.cli.progress import Show
 from qcore.library import safetensors
 from qcore.models.checkpoint import Checkpoint
@@ -181,7 +181,7 @@ def _divergence(reference: torch.Tensor, path: Path, prompt: list[int], threads:
 
 def main(folder: str, threads: str, *items: str) -> None:
     """Prepare `items` in `folder` and print where they are."""
-    hush()
+    silence()
     torch.set_num_threads(int(threads))
     cache = Cache(Path(folder), int(threads))
     with Show() as show:

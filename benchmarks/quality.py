@@ -31,7 +31,7 @@ from qcore import library  # noqa: E402
 from qcore.base import texts  # noqa: E402
 from qcore.base.errors import InputError, QcoreError, RunError  # noqa: E402
 from qcore.base.home import home  # noqa: E402
-from qcore.base.quiet import hush  # noqa: E402
+from qcore.base.quiet import silence  # noqa: E402
 from qcore.cli.progress import Show  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
 from qcore.quantization.calibration.text import TOKENS, calibration_text  # noqa: E402
@@ -225,7 +225,7 @@ def main() -> int:
         help="where measured rows are kept; without it, in qcore's cache folder",
     )
     options = parser.parse_args()
-    hush()
+    silence()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a row's process is ended, too
     try:
         check(options)

@@ -21,7 +21,7 @@ from benchmarks.quantizers import Job, Stored, check_layers, linears, quantizer
 from qcore import library
 from qcore.base import texts
 from qcore.base.errors import QcoreError
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.evaluation.perplexity import evaluate
 from qcore.evaluation.reference import Reference
 from qcore.quantization.calibration import check_overlap, load_calibration
@@ -115,7 +115,7 @@ def _peak() -> int:
 
 def main(options: str) -> int:
     """Print the row, or what went wrong."""
-    hush()
+    silence()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever is printed from here on is a log, C code's output included
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 
 CHUNK = 8 << 20  # bytes read or written at a time
 GAP = 2.0  # seconds
@@ -126,14 +126,14 @@ def llama_cpp(source: str, scratch: str, kind: str, workers: int) -> dict:
     not timed. Queries and keys keep the order of their rows, which changes no time and no bytes."""
     import llama_cpp as api
 
-    from benchmarks.peers.llamacpp import silence
+    from benchmarks.peers.llamacpp import silence as silence_llama
 
     whole, small = Path(scratch) / "bf16.gguf", Path(scratch) / "small.gguf"
     watch = Stopwatch()
     write_gguf(Path(source), whole)
     written = watch.seconds
     flush([whole])
-    silence(api)
+    silence_llama(api)
     options = api.llama_model_quantize_default_params()
     options.ftype, options.nthread = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}"), workers
     watch = Stopwatch()
@@ -224,5 +224,5 @@ def flush(files) -> None:
 STEPS = {step.__name__: step for step in (copy, quantize, evaluate, llama_cpp, bitsandbytes)}
 
 if __name__ == "__main__":
-    hush()
+    silence()
     print(json.dumps(STEPS[sys.argv[1]](**json.loads(sys.argv[2]))))

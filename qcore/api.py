@@ -14,7 +14,7 @@ from qcore.evaluation.perplexity import evaluate as score
 from qcore.evaluation.questions import load_questions
 from qcore.evaluation.verdict import MARGIN, Verdict
 from qcore.evaluation.verdict import judge as verdict_on
-from qcore.formats.kv import NONE, form_named
+from qcore.formats.kv import NONE, kv_format_named
 from qcore.library import Loaded, safetensors
 from qcore.library.plain import check_judged
 from qcore.measurement import throughput
@@ -96,7 +96,7 @@ def evaluate(
         stride=stride,
         tokenizer=loaded.tokenizer,
         progress=progress,
-        kv=form_named(kv),
+        kv=kv_format_named(kv),
     )
 
 
@@ -133,7 +133,7 @@ def measure(
     cache in the form `kv`. Raises `InputError` for more tokens than the model has positions."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(
-        loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=form_named(kv)
+        loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=kv_format_named(kv)
     )
 
 

@@ -29,13 +29,13 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from trained import learned, words  # noqa: E402, F401 (fixtures)
 
-from qcore.base.quiet import hush  # noqa: E402
+from qcore.base.quiet import silence  # noqa: E402
 
 # Machines are noisy: no test fails for being slow.
 settings.register_profile("steady", deadline=None, max_examples=60)
 settings.load_profile("steady")
 
-hush()
+silence()
 
 
 def pytest_unconfigure():

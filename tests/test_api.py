@@ -43,7 +43,7 @@ def test_a_quantized_cache_and_its_plan(model, tmp_path):
     found = qcore.measure(model, prompt_tokens=99, new_tokens=2, repeats=1, kv="int8")
     (row,) = qcore.plan(model, ["int8"], context=found.cache_tokens, kv=["int8"]).rows
     assert row.kv_bytes == found.cache_bytes
-    with pytest.raises(InputError, match="Unknown KV cache form"):
+    with pytest.raises(InputError, match="Unknown KV cache format"):
         qcore.evaluate(model, tmp_path / "text.txt", kv="int9")
 
 

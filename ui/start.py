@@ -115,7 +115,7 @@ def _memory(spec: RunSpec, finder: Finder) -> None:
     checkpoint = finder.headers(spec.model, spec.revision)
     if checkpoint is None or checkpoint.is_quantized:
         return  # a click on Start says why
-    checks.check_kv(checkpoint, spec.kv_form)
+    checks.check_kv(checkpoint, spec.kv_format)
     for recipe in spec.recipes:
         try:
             loaded = checks.loaded_from(checkpoint, recipe, finder)

@@ -17,11 +17,11 @@ def load(options: dict):
     from transformers import StoppingCriteria
 
     from qcore import library, recipes
-    from qcore.base.quiet import hush
+    from qcore.base.quiet import silence
     from qcore.library import safetensors
     from qcore.quantization import convert
 
-    hush()
+    silence()
     torch.set_num_threads(options["threads"])
     (item,) = options["items"]
     recipe = recipes.parse(item)

@@ -10,12 +10,12 @@ from benchmarks.clock import timed
 
 def load(options: dict):
     """A model for each item; see the package."""
-    from qcore.base.quiet import hush
+    from qcore.base.quiet import silence
     from qcore.library import safetensors
     from qcore.runtime import Context
     from qcore.verbs.record import execution
 
-    hush()
+    silence()
     torch.set_num_threads(options["threads"])
     models, about = {}, {}
     for item in options["items"]:

@@ -6,7 +6,7 @@ input was cast. Each is silenced by its own text at the logger or the warning cl
 message of the same library still appears, and errors are never touched. Progress bars of the download and
 loading libraries are switched off because qcore shows progress of its own.
 
-Call `hush()` once, at the start of a process and before heavy imports: the command line, the workers and the
+Call `silence()` once, at the start of a process and before heavy imports: the command line, the workers and the
 tests do.
 """
 
@@ -46,7 +46,7 @@ class _Drop(logging.Filter):
         return not self.pattern.match(record.getMessage())
 
 
-def silence(logged: Iterable[tuple[str, str]]) -> None:
+def drop_messages(logged: Iterable[tuple[str, str]]) -> None:
     """Drop messages that begin with a pattern at a logger; doing it again changes nothing."""
     for name, pattern in logged:
         logger = logging.getLogger(name)
@@ -54,13 +54,13 @@ def silence(logged: Iterable[tuple[str, str]]) -> None:
             logger.addFilter(_Drop(pattern))
 
 
-def hush() -> None:
+def silence() -> None:
     """Silence the messages listed above and the progress bars, in this process; calling it again changes
     nothing.
 
     The bars' switches are environment variables, so child processes inherit them. Imports nothing heavy.
     """
-    silence(LOGGED)
+    drop_messages(LOGGED)
     for category, pattern in WARNED:
         warnings.filterwarnings("ignore", message=pattern, category=category)
     for switch in BARS:

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from qcore import __version__
 from qcore.base import logs
 from qcore.base.errors import InputError, QcoreError, UnavailableError
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.cli.compare import compare
 from qcore.cli.evaluate import bench, evaluate, generate
 from qcore.cli.output import say
@@ -122,7 +122,7 @@ def list_recipes() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    hush()
+    silence()
     try:
         return app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except TyperException as error:

@@ -60,7 +60,7 @@ Choices = Annotated[
         help="Ask multiple-choice questions: a file, or default for the packaged ones", metavar="FILE"
     ),
 ]
-Kv = Annotated[str, typer.Option(help="Form of the key-value cache: none, int8 or int4", metavar="FORM")]
+Kv = Annotated[str, typer.Option(help="Format of the key-value cache: none, int8 or int4", metavar="FORM")]
 PromptTokens = Annotated[int, typer.Option(help="Length of the prompt that speed is measured with")]
 NewTokens = Annotated[int, typer.Option(help="Tokens written after it")]
 Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians are reported")]

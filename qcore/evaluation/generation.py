@@ -19,7 +19,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -96,7 +96,7 @@ def generate_text(
     chat: bool = False,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    kv: Form | None = None,
+    kv: KVFormat | None = None,
 ) -> Generated:
     """Continue `prompt`, or answer it as a chat message if `chat`, by at most `max_new_tokens` tokens.
 
@@ -150,7 +150,7 @@ def compare_generations(
     *,
     chat: bool | None = None,
     batch: int = BATCH,
-    kv: Form | None = None,
+    kv: KVFormat | None = None,
 ) -> list[Generation]:
     """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer
     leaves the baseline's.
@@ -285,7 +285,7 @@ def _steps(
     ids: torch.Tensor,
     mask: torch.Tensor | None,
     choose: Callable[[torch.Tensor], torch.Tensor],
-    kv: Form | None,
+    kv: KVFormat | None,
 ) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is
     padded on its left."""
@@ -307,7 +307,7 @@ def _greedy(
     max_new_tokens: int,
     ends: set[int],
     tell: Callable[[int], None],
-    kv: Form | None,
+    kv: KVFormat | None,
 ) -> list[list[int]]:
     """Continue all `prompts` together; each stops at its own end."""
     width, device, greedy = max(map(len, prompts)), device_of(model), Sampling()

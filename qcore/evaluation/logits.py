@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qcore.formats.kv import GROUP, Form
+from qcore.formats.kv import GROUP, KVFormat
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LogitReader:
     """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole
     from the model."""
 
-    def __init__(self, model: PreTrainedModel, chunk: int | None = None, kv: Form | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, chunk: int | None = None, kv: KVFormat | None = None) -> None:
         self.model, self.kv = model, kv
         self.head: torch.nn.Module | None = (
             model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

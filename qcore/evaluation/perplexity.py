@@ -23,7 +23,7 @@ from qcore.evaluation import windows as cut
 from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabilities
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.reference import Recorder, Reference
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
-    kv: Form | None = None,
+    kv: KVFormat | None = None,
 ) -> Evaluation:
     """Score the text `ids` (T,) with a causal language model.
 

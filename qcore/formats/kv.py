@@ -1,4 +1,4 @@
-"""The forms in which keys and values can be kept, by name, and the bytes that each takes, to the byte.
+"""The formats in which keys and values can be kept, by name, and the bytes that each takes, to the byte.
 
 Following KIVI (Z. Liu et al., 2024, arXiv 2402.02750), keys are quantized along each channel, because some
 channels are large for every token, and values along each token. A group of 32 numbers shares a scale and a
@@ -34,7 +34,7 @@ PLAIN = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
-class Form:
+class KVFormat:
     """`bits` a code; see the module's docstring."""
 
     name: str
@@ -69,17 +69,17 @@ class Form:
         return coded + scales * SCALE_BITS + exact * heads * (key_size + value_size) * exact_bits
 
 
-FORMS = {form.name: form for form in (Form("int8", 8), Form("int4", 4))}
+KV_FORMATS = {format.name: format for format in (KVFormat("int8", 8), KVFormat("int4", 4))}
 
 
-def form_named(name: str | None) -> Form | None:
-    """The form called `name`; None for "none" (or None), which keeps keys and values as they are computed.
+def kv_format_named(name: str | None) -> KVFormat | None:
+    """The format called `name`; None for "none" (or None), which keeps keys and values as they are computed.
     Raises `InputError` with near names for any other."""
     if name is None or name == NONE:
         return None
-    if name not in FORMS:
-        raise unknown("KV cache form", str(name), [NONE, *FORMS])
-    return FORMS[name]
+    if name not in KV_FORMATS:
+        raise unknown("KV cache format", str(name), [NONE, *KV_FORMATS])
+    return KV_FORMATS[name]
 
 
 def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from qcore.base import logs, turn
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.jobs.estimate import PHASES
 from qcore.results.folder import RunFolder
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("qcore.jobs.child")
 def main(arguments: list[str]) -> int:
     """Do the task; 0 if it succeeded, 1 if it failed and reported why."""
     folder, task, channel = RunFolder(Path(arguments[0]).name), arguments[1], _channel(arguments[2])
-    hush()
+    silence()
     logs.configure("info")
     lifeline()
     emit = Emitter(channel)

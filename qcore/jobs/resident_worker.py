@@ -22,7 +22,7 @@ from collections import OrderedDict
 from qcore.base import errors, logs
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.recipes import Recipe
 
 PROGRESS_SECONDS = 0.1
@@ -83,11 +83,11 @@ class Worker:
         from qcore import library
         from qcore.evaluation.generation import check_new_tokens
         from qcore.evaluation.sampling import Sampling
-        from qcore.formats.kv import form_named
+        from qcore.formats.kv import kv_format_named
 
         number = request["id"]
         check_new_tokens(request["max_new_tokens"])
-        form_named(request.get("kv"))
+        kv_format_named(request.get("kv"))
         Sampling(**request["sampling"])
         checkpoint = library.resolve(
             request["model"], request["revision"], progress=self._reporter(number, None)
@@ -114,7 +114,7 @@ class Worker:
     def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
         """Write one recipe's text; `first` is what the first recipe wrote."""
         from qcore.evaluation.generation import first_divergence, generate_text
-        from qcore.formats.kv import form_named
+        from qcore.formats.kv import kv_format_named
 
         number = request["id"]
         loaded = self._shelf.get(checkpoint, recipe, self._reporter(number, recipe.name))
@@ -126,7 +126,7 @@ class Worker:
             request["max_new_tokens"],
             **request["sampling"],
             chat=request["chat"],
-            kv=form_named(request.get("kv")),
+            kv=kv_format_named(request.get("kv")),
             on_text=lambda text: self._emit(number, "text", recipe=recipe.name, text=text),
             should_stop=lambda: number in self._cancelled,
         )
@@ -236,7 +236,7 @@ def main(arguments: list[str]) -> None:
     idle_seconds, threads = float(arguments[0]), int(arguments[1])
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    hush()
+    silence()
     logs.configure()
     if threads:
         import torch

@@ -22,7 +22,7 @@ from qcore.base import logs
 from qcore.base.errors import QcoreError
 from qcore.base.executor import Engine
 from qcore.base.process import identity
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 from qcore.jobs.kind import Outcome
 from qcore.jobs.kinds import kind_of
 from qcore.jobs.runner_local import LocalRunner, Runner
@@ -172,7 +172,7 @@ def _show_life(folder: RunFolder) -> None:
 
 def start(folder: RunFolder, runner: Runner) -> None:
     """Carry out the job in `folder`: the whole of a worker's process."""
-    hush()
+    silence()
     logs.configure("info")
     try:
         folder.write("process.json", identity(os.getpid()))

@@ -24,7 +24,7 @@ import torch
 from qcore.base.errors import InputError, RunError
 from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -98,7 +98,7 @@ def measure(
     clock: Clock = time.perf_counter,
     seed: int = 0,
     progress: Progress | None = None,
-    kv: Form | None = None,
+    kv: KVFormat | None = None,
 ) -> Throughput:
     """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with
     `seed`). Keys and values are kept in the form `kv` (None: as the model does).
@@ -131,7 +131,7 @@ def measure(
 
 @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
 def _sample(
-    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: Form | None
+    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: KVFormat | None
 ) -> tuple[Sample, int | None]:
     """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each
     new token; and the bytes that the cache takes in the end."""

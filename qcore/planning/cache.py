@@ -28,7 +28,7 @@ class CacheFormat:
     name: str
     bits: float
     description: str
-    form: kv.Form | None = None
+    form: kv.KVFormat | None = None
 
 
 FORMATS = {
@@ -38,7 +38,7 @@ FORMATS = {
         CacheFormat("fp16", 16, "half the bytes; tokens may differ in rare cases"),
         *(
             CacheFormat(form.name, form.bits + SCALE_BITS / GROUP, form.description, form)
-            for form in kv.FORMS.values()
+            for form in kv.KV_FORMATS.values()
         ),
     )
 }

@@ -30,7 +30,7 @@ class Quality:
 
 
 def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, str], Quality]:
-    """Quality by (recipe, form of the key-value cache) from finished `rows` (newest first) of the same
+    """Quality by (recipe, format of the key-value cache) from finished `rows` (newest first) of the same
     weights; the form is "none" where the cache was not quantized."""
     own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
     bases = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.formats.kv import FORMS, NONE, check_config
+from qcore.formats.kv import KV_FORMATS, NONE, check_config
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
@@ -281,7 +281,7 @@ def _quality(recipe: str, kv: str, measured: dict):
 def _fitting(rows: list[PlanRow]) -> tuple[dict, ...]:
     """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
     offered = [
-        row for row in rows if row.kv not in FORMS
+        row for row in rows if row.kv not in KV_FORMATS
     ] or rows  # what other programs run there keeps its cache plain, unless asked
     found = []
     for machine in machines():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcore.base.extensions import ExtensibleRegistry
-from qcore.base.quiet import silence
+from qcore.base.quiet import drop_messages
 from qcore.base.registry import unknown
 from qcore.recipes.declared import infos
 
@@ -57,7 +57,7 @@ def declare(info: EngineInfo) -> None:
         if other.name != info.name and (both := set(other.recipes) & set(info.recipes)):
             raise ValueError(f"the recipe {min(both)!r} belongs to the engine {other.name!r} already")
     ENGINES.enter(info.name, info)
-    silence(info.logged)
+    drop_messages(info.logged)
 
 
 def _declared() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qcore.base.errors import InputError
 from qcore.base.home import DEFAULT_MODELS, is_public
 from qcore.base.texts import DEFAULT, WIKITEXT
-from qcore.formats.kv import NONE, Form, form_named
+from qcore.formats.kv import NONE, KVFormat, kv_format_named
 
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
@@ -55,7 +55,7 @@ class RunSpec:
     text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes).
     A recipe's perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are
     multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None asks none. `kv` is
-    the form of the key-value cache that text is scored, speed measured and prompts continued with ("int8",
+    the format of the key-value cache that text is scored, speed measured and prompts continued with ("int8",
     "int4"); the baseline that recipes are compared with keeps its own. Raises `InputError` naming the field,
     its value and what is allowed.
     """
@@ -98,16 +98,16 @@ class RunSpec:
         check_limits(**{name: getattr(self, name) for name in LIMITS})
         check_minutes(self.calibration_minutes)
         check_margin(self.margin)
-        form_named(self.kv)
+        kv_format_named(self.kv)
         if self.stride is not None and self.stride > self.window:
             raise InputError(
                 f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out."
             )
 
     @property
-    def kv_form(self) -> Form | None:
-        """The form of the key-value cache, None for as computed."""
-        return form_named(self.kv)
+    def kv_format(self) -> KVFormat | None:
+        """The format of the key-value cache, None for as computed."""
+        return kv_format_named(self.kv)
 
     def is_baseline(self, recipe: str) -> bool:
         """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized

@@ -42,7 +42,7 @@ def is_baseline(row: ResultRow) -> bool:
 
 
 def kv_of(row: ResultRow) -> str:
-    """The form of the key-value cache that the row was measured with."""
+    """The format of the key-value cache that the row was measured with."""
     return ((row.get("record") or {}).get("kv") or {}).get("name", NONE)
 
 

@@ -8,7 +8,7 @@ import inspect
 
 import torch
 
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.runtime.forward import native_logits
 from qcore.runtime.kv_cache import QuantizedKVCache
 
@@ -20,7 +20,7 @@ class Context:
     whose cache cannot be quantized.
     """
 
-    def __init__(self, model: torch.nn.Module, kv: Form | None = None):
+    def __init__(self, model: torch.nn.Module, kv: KVFormat | None = None):
         self.model = model
         self.cache = None if kv is None else QuantizedKVCache(model.config, kv)
         # ask for the last position only, as `generate` does

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from qcore.base.transformers_internals import cache_layers
-from qcore.formats.kv import GROUP, Form, check_config, tokens_dropped, tokens_held, value_group
+from qcore.formats.kv import GROUP, KVFormat, check_config, tokens_dropped, tokens_held, value_group
 from qcore.formats.kv_affine import Codes, dequantize, quantize
 
 
@@ -21,7 +21,7 @@ class QuantizedKVLayer(CacheLayerMixin):
 
     is_croppable = False
 
-    def __init__(self, form: Form, window: int | None = None):
+    def __init__(self, form: KVFormat, window: int | None = None):
         super().__init__()
         self.form, self.window, self.is_sliding = form, window, window is not None
         self.length = 0
@@ -125,7 +125,7 @@ class QuantizedKVCache(Cache):
     Raises `InputError` for an architecture that keeps no plain keys and values.
     """
 
-    def __init__(self, config, form: Form):
+    def __init__(self, config, form: KVFormat):
         check_config(config)
         _, options = cache_layers(config.get_text_config())
         super().__init__(layers=[QuantizedKVLayer(form, each.get("sliding_window")) for each in options])

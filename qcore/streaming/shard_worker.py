@@ -13,7 +13,7 @@ from qcore.base import logs
 from qcore.base.errors import InputError, QcoreError
 from qcore.base.files import read_json, write_json
 from qcore.base.process import lifeline
-from qcore.base.quiet import hush
+from qcore.base.quiet import silence
 
 
 def make(request: dict, number: int, folder: Path) -> dict:
@@ -39,7 +39,7 @@ def make(request: dict, number: int, folder: Path) -> dict:
 def main(arguments: list[str]) -> int:
     """0 if the shard is whole, 1 if the result says why not."""
     path, number, file = Path(arguments[0]), int(arguments[1]), arguments[2]
-    hush()
+    silence()
     logs.configure()
     lifeline()
     try:

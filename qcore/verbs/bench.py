@@ -8,7 +8,7 @@ import torch
 
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
-from qcore.formats.kv import NONE, form_named
+from qcore.formats.kv import NONE, kv_format_named
 from qcore.measurement.environment import read_bandwidth
 from qcore.measurement.memory import PeakMemory
 from qcore.measurement.throughput import measure
@@ -38,7 +38,7 @@ def run(
     check_limits(
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed
     )
-    form = form_named(kv)
+    form = kv_format_named(kv)
     checkpoint = check_model(model, revision, device=device, kv=form, progress=progress)
     if threads:
         torch.set_num_threads(threads)

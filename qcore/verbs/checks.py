@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.progress import Progress
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.recipes.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     refusals = []
     for recipe in spec.recipes:
         loaded, applied = loaded_from(checkpoint, recipe, finder)
-        check_kv(loaded, spec.kv_form)
+        check_kv(loaded, spec.kv_format)
         try:
             check_calibrated_here(applied, spec.device)
             planning.check_fits(
@@ -85,7 +85,7 @@ def check_model(
     revision: str | None = None,
     *,
     device: str = "cpu",
-    kv: Form | None = None,
+    kv: KVFormat | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Find `model`, which may be quantized, and return its checkpoint.
@@ -187,7 +187,7 @@ def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
             )
 
 
-def check_kv(checkpoint: Checkpoint, kv: Form | None) -> None:
+def check_kv(checkpoint: Checkpoint, kv: KVFormat | None) -> None:
     """Raise `InputError` if the architecture keeps no keys and values that the form `kv` could hold."""
     from qcore.formats.kv import check_config
     from qcore.models import meta_model

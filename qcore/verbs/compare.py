@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
-from qcore.formats.kv import Form
+from qcore.formats.kv import KVFormat
 from qcore.recipes.spec import RunSpec
 from qcore.results.rows import ResultRow
 from qcore.verbs.checks import check_device, loaded_from
@@ -52,7 +52,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     from qcore.measurement.traffic import bytes_a_token
 
     session = _Session(spec, folder, emit)
-    is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_form
+    is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_format
     progress = session.enter("load")
     checkpoint, applied = loaded_from(session.checkpoint(progress), recipe)
     with PeakMemory() as loading:
@@ -249,9 +249,9 @@ class _Session:
             kv=self._kv(record),
         )
 
-    def _kv(self, is_baseline: bool) -> Form | None:
-        """The form of the key-value cache: the baseline keeps its own."""
-        return None if is_baseline else self.spec.kv_form
+    def _kv(self, is_baseline: bool) -> KVFormat | None:
+        """The format of the key-value cache: the baseline keeps its own."""
+        return None if is_baseline else self.spec.kv_format
 
     def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
         """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it,

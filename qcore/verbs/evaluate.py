@@ -9,7 +9,7 @@ from qcore.base import texts
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.evaluation import evaluate
-from qcore.formats.kv import NONE, form_named
+from qcore.formats.kv import NONE, kv_format_named
 from qcore.library import plain
 from qcore.library.loading import load_tokenizer
 from qcore.measurement.environment import environment
@@ -39,7 +39,7 @@ def run(
     Raises `InputError` for what cannot be used, before the model is loaded where that can be known.
     """
     _check_lengths(tokens, window, stride)
-    content, form = texts.load_text(text), form_named(kv)
+    content, form = texts.load_text(text), kv_format_named(kv)
     checkpoint = check_model(model, revision, device=device, kv=form, progress=progress)
     with heavy_turn(progress):
         began = time.time()
@@ -57,7 +57,7 @@ def run(
         ).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
     words = record.options(text=text, window=window, stride=stride, tokens=tokens, revision=revision, kv=kv)
-    about = {"device": device, "recipe": record.recipe_of(loaded), "kv": record.kv_form(form)}
+    about = {"device": device, "recipe": record.recipe_of(loaded), "kv": record.kv_format(form)}
     about |= record.describe(loaded, content) | record.times(began, ["eval", model, *words]) | detail
     return {"model": model, **result, "stored_bytes": record.stored_bytes(loaded), "record": about}
 

@@ -11,7 +11,7 @@ from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.evaluation.generation import check_new_tokens, generate_text
 from qcore.evaluation.sampling import Sampling
-from qcore.formats.kv import NONE, form_named
+from qcore.formats.kv import NONE, kv_format_named
 from qcore.recipes.spec import check_limits
 from qcore.verbs import record
 from qcore.verbs.checks import check_model
@@ -38,7 +38,7 @@ def run(
 
     Raises `InputError` for numbers out of range, before the model is loaded.
     """
-    form = form_named(kv)
+    form = kv_format_named(kv)
     check_new_tokens(new_tokens)
     check_limits(threads=threads)
     checkpoint = check_model(model, revision, device=device, kv=form, progress=progress)
@@ -66,7 +66,7 @@ def run(
         "recipe": record.recipe_of(loaded),
         "sampling": asdict(sampling),
         "execution": record.execution(loaded.model, form),
-        "kv": record.kv_form(form),
+        "kv": record.kv_format(form),
     }
     command = ["generate", model, *words, *["--chat"] * chat]
     about |= record.describe(loaded, threads=threads) | record.times(began, command)

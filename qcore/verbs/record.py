@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from qcore.formats.kv import NONE, Form
+from qcore.formats.kv import NONE, KVFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ def describe(loaded: Loaded, text: Text | None = None, threads: int | None = Non
     return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
 
 
-def execution(model: PreTrainedModel, kv: Form | None = None) -> list[str]:
+def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
     """Return how `model` runs with a cache in the form `kv`: whether a step is one native call, and a line
     for each kernel that multiplies by quantized weights. Empty where all layers are plain torch layers and
     the cache is not quantized."""
@@ -58,15 +58,15 @@ def execution(model: PreTrainedModel, kv: Form | None = None) -> list[str]:
     return [runtime.explain(model), *sorted(kernels)] if layers else []
 
 
-def kv_record(kv: Form | None, speed: Throughput) -> dict:
+def kv_record(kv: KVFormat | None, speed: Throughput) -> dict:
     """Return the form of keys and values while `speed` was measured, and their stored bytes, spare room
     included."""
     each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
-    return {**kv_form(kv), "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
+    return {**kv_format(kv), "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
 
 
-def kv_form(kv: Form | None) -> dict:
-    """Return the form of the key-value cache as a dictionary; "none" for keys and values as computed."""
+def kv_format(kv: KVFormat | None) -> dict:
+    """Return the format of the key-value cache as a dictionary; "none" for keys and values as computed."""
     return {"name": NONE} if kv is None else kv.to_dict()
 
 

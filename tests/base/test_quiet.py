@@ -1,4 +1,4 @@
-"""quiet.hush(): the listed noise disappears, everything else stays."""
+"""quiet.silence(): the listed noise disappears, everything else stays."""
 
 import logging
 import subprocess
@@ -10,7 +10,7 @@ from qcore.base import quiet
 NOISY = """
 import warnings, logging
 from qcore.base import quiet
-{hush}
+{silence}
 import torch, torchao, bitsandbytes
 from torchao.quantization import quantize_
 from torch.ao.quantization import quantize_dynamic
@@ -23,22 +23,22 @@ logging.getLogger("torchao").warning("a real problem")
 warnings.warn("another real problem")
 """
 
-HUSH = """
-quiet.hush()
+SILENCE = """
+quiet.silence()
 from qcore.recipes import ENGINES
 list(ENGINES)  # engines name their own noise
 """
 
 
-def run(hush: bool) -> str:
-    code = NOISY.format(hush=HUSH if hush else "", quiet=hush)
+def run(silence: bool) -> str:
+    code = NOISY.format(silence=SILENCE if silence else "", quiet=silence)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     return done.stderr
 
 
 def test_import_and_use_of_every_engine_is_silent_but_for_real_problems():
-    lines = [line for line in run(hush=True).splitlines() if "warnings.warn" not in line]
+    lines = [line for line in run(silence=True).splitlines() if "warnings.warn" not in line]
     assert len(lines) == 2, lines
     assert "a real problem" in lines[0]
     assert "another real problem" in lines[1]
@@ -46,20 +46,20 @@ def test_import_and_use_of_every_engine_is_silent_but_for_real_problems():
 
 def test_without_hush_the_same_process_is_noisy():
     """If this fails, the libraries have become quiet and the list can shrink."""
-    text = run(hush=False)
+    text = run(silence=False)
     for part in ("MatMul8bitLt", "Failed to load", "is an Enum subclass"):
         assert part in text
 
 
 def test_a_filter_is_added_once():
-    quiet.hush()
+    quiet.silence()
     before = len(logging.getLogger("torchao").filters)
-    quiet.hush()
+    quiet.silence()
     assert len(logging.getLogger("torchao").filters) == before == 1
 
 
 def test_filters_match_only_their_text(caplog):
-    quiet.hush()
+    quiet.silence()
     logger = logging.getLogger("torchao")
     logger.warning("Failed to load /x/_C_mxfp8.so: Could not load this library")
     logger.warning("Failed to load /x/_C.abi3.so: undefined symbol")
@@ -71,7 +71,7 @@ def test_filters_match_only_their_text(caplog):
 def test_other_warnings_of_the_same_class_stay():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        quiet.hush()
+        quiet.silence()
         warnings.warn(
             "torch.ao.quantization is deprecated and will be removed", DeprecationWarning, stacklevel=1
         )
@@ -84,6 +84,6 @@ def test_progress_bars_are_off_even_in_libraries_already_imported():
     import transformers.utils.logging as bars
 
     bars.enable_progress_bar()
-    quiet.hush()
+    quiet.silence()
     assert hub.are_progress_bars_disabled()
     assert not bars.is_progress_bar_enabled()

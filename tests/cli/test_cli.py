@@ -428,7 +428,7 @@ def test_a_quantized_cache_for_eval_bench_and_generate(said, model, text, tmp_pa
 )
 def test_an_unknown_form_of_the_cache_is_one_sentence(said, model, command):
     status, out, err = said(command[0], model, *command[1:], "--kv", "int9")
-    assert (status, out) == (2, "") and "Unknown KV cache form 'int9'" in err and err.count("\n") == 1
+    assert (status, out) == (2, "") and "Unknown KV cache format 'int9'" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from qcore.base.errors import InputError, NotAppliedError, UnavailableError
 from qcore.layers.select import select
 from qcore.quantization import convert
 
-quiet.hush()
+quiet.silence()
 
 NAMES = [
     name for name in recipes.engines.recipes() if not name.startswith("onnx-")

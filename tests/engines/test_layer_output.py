@@ -9,7 +9,7 @@ from qcore import recipes
 from qcore.base import quiet
 from qcore.engines import linears, load
 
-quiet.hush()
+quiet.silence()
 
 LIBRARIES = [
     name for name in recipes.engines.recipes() if not name.startswith("onnx-")

@@ -45,7 +45,7 @@ COMPARE = """
 import json, sys
 import qcore
 from qcore.base import quiet
-quiet.hush()
+quiet.silence()
 qcore.register(sys.argv[2])
 conditions = dict(tokens=200, window=64, prompt_tokens=8, new_tokens=4, repeats=1, calibration_tokens=256)
 print(json.dumps(qcore.compare(sys.argv[1], sys.argv[3].split(","), **conditions, generate=False)))
@@ -93,7 +93,7 @@ from qcore.quantization import calibration, convert
 from qcore.quantization.methods import rtn
 from qcore.quantization.sensitivity.choosing import find_or_predict
 from qcore.streaming import quantizing
-quiet.hush()
+quiet.silence()
 qcore.register(Path(sys.argv[1]))
 folder, said = Path(sys.argv[2]), {}
 ids = torch.arange(40, 72)[None]

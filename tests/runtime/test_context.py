@@ -9,7 +9,7 @@ import torch
 from decoder_models import CONFIGS, RECIPES, ids, make
 
 from qcore import library, recipes
-from qcore.formats.kv import FORMS
+from qcore.formats.kv import KV_FORMATS
 from qcore.quantization.convert import quantize
 from qcore.runtime import Context, detach, supports
 from qcore.runtime.weights import Weights
@@ -150,7 +150,7 @@ def test_several_sequences_and_quantized_caches_go_through_the_model(calls):
     expected = model(batch).logits[:, -1]
     got = Context(model).append(batch)
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
-    Context(model, FORMS["int4"]).append(batch)
+    Context(model, KV_FORMATS["int4"]).append(batch)
     assert calls == []
 
 

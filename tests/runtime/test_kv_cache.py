@@ -23,7 +23,15 @@ from qcore.base.errors import InputError
 from qcore.evaluation import Reference, evaluate
 from qcore.evaluation.generation import compare_generations, generate_text
 from qcore.evaluation.logits import LogitReader
-from qcore.formats.kv import FORMS, GROUP, RECENT, check_config, form_named, tokens_dropped, tokens_held
+from qcore.formats.kv import (
+    GROUP,
+    KV_FORMATS,
+    RECENT,
+    check_config,
+    kv_format_named,
+    tokens_dropped,
+    tokens_held,
+)
 from qcore.measurement import throughput
 from qcore.planning import cache as planned
 from qcore.quantization import convert
@@ -44,7 +52,7 @@ CONFIGS = {
         **COMMON,
     ),
 }
-INT8, INT4 = FORMS["int8"], FORMS["int4"]
+INT8, INT4 = KV_FORMATS["int8"], KV_FORMATS["int4"]
 
 
 def model(kind):
@@ -64,7 +72,7 @@ def logits(model, ids, cache, step):
     )
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", KV_FORMATS.values(), ids=KV_FORMATS)
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_bytes_are_what_the_plan_counts(kind, form):
     made = model(kind)
@@ -173,7 +181,7 @@ def test_evaluation_reads_the_codes(tmp_path):
     plain = evaluate(made, ids, window=128, record=tmp_path / "reference")
     found = {
         name: evaluate(made, ids, window=128, kv=form, reference=Reference.open(tmp_path / "reference"))
-        for name, form in FORMS.items()
+        for name, form in KV_FORMATS.items()
     }
     short = evaluate(made, ids[:65], window=64, kv=INT4)
     assert short.nll_sum == pytest.approx(
@@ -226,12 +234,12 @@ def test_prompts_are_decoded_one_by_one():
 
 @pytest.mark.parametrize("name", ["int9", "8", "INT8", ""])
 def test_an_unknown_form_is_one_sentence(name):
-    with pytest.raises(InputError, match="Unknown KV cache form .*int8"):
-        form_named(name)
+    with pytest.raises(InputError, match="Unknown KV cache format .*int8"):
+        kv_format_named(name)
 
 
 def test_none_is_no_form():
-    assert form_named("none") is form_named(None) is None
+    assert kv_format_named("none") is kv_format_named(None) is None
 
 
 LATENT = DeepseekV3Config(

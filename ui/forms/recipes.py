@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import streamlit as st
 
 from qcore import engines, recipes
-from qcore.formats.kv import FORMS, NONE
+from qcore.formats.kv import KV_FORMATS, NONE
 from qcore.recipes import Engine, Recipe
 from qcore.recipes.engines import recipes as engine_recipes
 from ui import families
@@ -53,7 +53,7 @@ SKIP_HELP = (
     "down projections. One that matches nothing is an error."
 )
 HEADS = {"keep": "as loaded", "int8": "8-bit", "same": "like the other weights"}
-CACHES = {NONE: "as computed"} | {form.name: f"{form.bits}-bit" for form in FORMS.values()}
+CACHES = {NONE: "as computed"} | {form.name: f"{form.bits}-bit" for form in KV_FORMATS.values()}
 CACHE_HELP = (
     "With a quantized one, text is scored, speed measured and prompts continued through it. The baseline keeps its own, so the recipe fp32 "
     "shows what the cache alone costs."
