@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qcore.base.errors import InputError, RunError, UnavailableError
-from qcore.base.executor import AUTO, START, Engine
+from qcore.base.executor import AUTO, START, Executor
 from qcore.base.home import home
 
 RETRIES = 3
@@ -48,7 +48,7 @@ class Cluster:
     """Context manager: connected to the cluster of `engine` within it. Raises `UnavailableError` if Ray is
     missing or no cluster answers."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Executor):
         self.engine = engine
 
     def __enter__(self) -> Cluster:
@@ -87,7 +87,8 @@ class Cluster:
             raise UnavailableError("The Ray cluster has no machine with processors.")
         if wanted is not None and wanted > max(counts):
             raise InputError(
-                f"{wanted} threads were asked for, but no machine of the cluster has more than {max(counts)} processors."
+                f"{wanted} threads were asked for, but no machine of the cluster has more than {max(counts)} "
+                "processors."
             )
         return wanted or min(counts)
 
@@ -124,7 +125,8 @@ class Cluster:
         except ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0][:160]
             raise RunError(
-                f"The cluster could not carry out {task.name}, however often it tried: {type(error).__name__} ({first})."
+                f"The cluster could not carry out {task.name}, however often it tried: "
+                f"{type(error).__name__} ({first})."
             ) from error
 
     def cancel(self, tasks: Sequence[Task]) -> None:

@@ -1,6 +1,6 @@
 """Work spread over the machines of a Ray cluster, as commands on storage that all of them share.
 
-`Engine` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see
+`Executor` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see
 `cluster.py`); what they are is decided by those who spread: `jobs/runner_ray.py` for recipes,
 `streaming/spread.py` for shards.
 """
@@ -20,7 +20,7 @@ INSTALL = "Install it with: pip install -r requirements-ray.txt"
 
 
 @dataclass(frozen=True)
-class Engine:
+class Executor:
     """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto"
     (the one that this machine belongs to). Raises `InputError` for another name, or an address without
     Ray."""
@@ -33,11 +33,13 @@ class Engine:
             raise unknown("engine", str(self.name), (LOCAL, RAY))
         if self.name == LOCAL and self.address is not None:
             raise InputError(
-                "An address was given, but work runs on this machine. Choose the engine ray, or leave the address out."
+                "An address was given, but work runs on this machine. Choose the engine ray, or leave the "
+                "address out."
             )
         if self.address not in (None, AUTO) and not ADDRESS.fullmatch(self.address):
             raise InputError(
-                f"The address {self.address[:60]!r} is not one of a Ray cluster; it looks like 10.0.0.1:6379, or auto."
+                f"The address {self.address[:60]!r} is not one of a Ray cluster; it looks like "
+                "10.0.0.1:6379, or auto."
             )
 
     @property

@@ -1,12 +1,14 @@
 """Formats, methods and engines from outside the package.
 
-An extension is a Python module that registers what it adds when it is imported. Every process of qcore imports the extensions the first
-time that a registry is asked for something it may hold:
+An extension is a Python module that registers what it adds when it is imported. Every process of qcore
+imports the extensions the first time that a registry is asked for something it may hold:
 
-- modules and files named in QCORE_EXTENSIONS, separated as in PATH: `my_package.formats` or `/path/to/formats.py`;
+- modules and files named in QCORE_EXTENSIONS, separated as in PATH: `my_package.formats` or
+  `/path/to/formats.py`;
 - entry points of the group "qcore.extensions" of installed packages.
 
-`register` adds one for this process and for those that it starts (each recipe of a comparison runs in one of its own).
+`register` adds one for this process and for those that it starts (each recipe of a comparison runs in one of
+its own).
 """
 
 from __future__ import annotations
@@ -69,8 +71,8 @@ class ExtensibleRegistry(Registry[T]):
         return list(self._entries.values())
 
     def enter(self, name: str, entry: T) -> None:
-        """Enter `entry` under `name`; entering the same again changes nothing. Raises `ValueError` if the name means
-        something else."""
+        """Enter `entry` under `name`; entering the same again changes nothing. Raises `ValueError` if the
+        name means something else."""
         if self._entries.setdefault(name, entry) != entry:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
 
@@ -103,8 +105,8 @@ def loaded() -> list[str]:
 
 
 def register(extension: ModuleType | str | Path) -> ModuleType:
-    """Import an extension, a module, its name or its file, here and in the processes that this one starts. Returns
-    the module. Raises `InputError` if it cannot be imported."""
+    """Import an extension, a module, its name or its file, here and in the processes that this one starts.
+    Returns the module. Raises `InputError` if it cannot be imported."""
     load()
     if isinstance(extension, ModuleType):
         name = extension.__name__ if "." in extension.__name__ else str(extension.__file__)
@@ -126,7 +128,8 @@ def _load(name: str) -> None:
         _loaded[name] = _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except Exception as error:  # whatever its import raises, a person has to hear which extension it was
         raise InputError(
-            f"The extension {name} cannot be imported: {type(error).__name__}: {error}. It is named in {VARIABLE} or by an installed package."
+            f"The extension {name} cannot be imported: {type(error).__name__}: {error}. It is named in "
+            f"{VARIABLE} or by an installed package."
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""Files and folders that appear complete or not at all, JSON that never says NaN, and the package's data files.
+"""Files and folders that appear complete or not at all, JSON that never says NaN, and the package's data
+files.
 
     replaced_file(path)    write beside `path`, flush to the disk, rename
     new_folder(path)       fill a folder beside `path`, flush it, give it the name
@@ -79,7 +80,8 @@ def read_json(path: Path):
         return None
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror or error}. Check the permissions of this file and its folder."
+            f"{path} cannot be read: {error.strerror or error}. Check the permissions of this file and its "
+            "folder."
         ) from error
     except (ValueError, RecursionError) as error:
         _log.warning("%s is damaged and is ignored: %s", path, error)
@@ -134,7 +136,8 @@ def real_target(folder: Path | str) -> Path:
         raise InputError(f"{folder} cannot be found: {error.strerror or error}.") from error
     if Path.cwd().is_relative_to(final):
         raise InputError(
-            f"{folder} is the working folder or contains it, so it cannot be replaced. Give the name of a new folder."
+            f"{folder} is the working folder or contains it, so it cannot be replaced. Give the name of a "
+            "new folder."
         )
     if final.is_mount():
         raise InputError(f"{folder} is a mount point, so it cannot be replaced. Give a folder inside it.")
@@ -164,8 +167,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, final: Path) -> None:
-    """Flush the folder `made` to the disk and give it the place and name of `final` beside it, which is removed
-    after that.
+    """Flush the folder `made` to the disk and give it the place and name of `final` beside it, which is
+    removed after that.
 
     At every moment one complete folder is on the disk. On Linux the two exchange their names in one step.
     Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…": a process killed
@@ -205,8 +208,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Flush all files below `folder`, and let everybody read them whom the folder's own mode lets in: libraries
-    write some of theirs for the owner alone."""
+    """Flush all files below `folder`, and let everybody read them whom the folder's own mode lets in:
+    libraries write some of theirs for the owner alone."""
     readable = folder.stat().st_mode & 0o444
     for path in folder.rglob("*"):
         if path.is_symlink():

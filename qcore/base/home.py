@@ -6,8 +6,8 @@
         runs/       run folders
         qcore.db    results
 
-A folder appears in there complete or not at all: `build_folder` fills a temporary folder beside it and renames
-that at the end, under a lock, so that two processes that want the same model convert it once.
+A folder appears in there complete or not at all: `build_folder` fills a temporary folder beside it and
+renames that at the end, under a lock, so that two processes that want the same model convert it once.
 """
 
 import os
@@ -45,8 +45,8 @@ def check_space(folder: Path, nbytes: int, what: str) -> None:
     free = shutil.disk_usage(existing).free
     if nbytes + _FLOOR > free:
         raise UnavailableError(
-            f"{what} needs {nbytes / 1e9:.1f} GB of disk, but only {free / 1e9:.1f} GB are free in {existing}. "
-            "Free some space, or set QCORE_HOME to a folder on a larger disk."
+            f"{what} needs {nbytes / 1e9:.1f} GB of disk, but only {free / 1e9:.1f} GB are free in "
+            f"{existing}. Free some space, or set QCORE_HOME to a folder on a larger disk."
         )
 
 
@@ -89,5 +89,6 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
 
 def _unwritable(folder: Path, error: OSError) -> UnavailableError:
     return UnavailableError(
-        f"The cache folder {folder} cannot be written ({error.strerror or error}). Set QCORE_HOME to a folder that can, with enough space."
+        f"The cache folder {folder} cannot be written ({error.strerror or error}). Set QCORE_HOME to a "
+        "folder that can, with enough space."
     )

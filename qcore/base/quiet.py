@@ -6,8 +6,8 @@ input was cast. Each is silenced by its own text at the logger or the warning cl
 message of the same library still appears, and errors are never touched. Progress bars of the download and
 loading libraries are switched off because qcore shows progress of its own.
 
-Call `silence()` once, at the start of a process and before heavy imports: the command line, the workers and the
-tests do.
+Call `silence()` once, at the start of a process and before heavy imports: the command line, the workers and
+the tests do.
 """
 
 import logging
@@ -17,8 +17,8 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# (logger, pattern at the start of the message): why it means nothing to a user. Transformers imports torchao by
-# itself; what other engines log stands with them.
+# (logger, pattern at the start of the message): why it means nothing to a user. Transformers imports torchao
+# by itself; what other engines log stands with them.
 LOGGED = (
     # CUDA kernels, or kernels built for another Python; the paths used here are plain torch
     ("torchao", r"Failed to load \S*_C_(mxfp8|cutlass)"),

@@ -95,7 +95,8 @@ class TensorFile:
             raise
 
     def write(self, name: str, data: torch.Tensor) -> None:
-        """Append `data`, of any shape, to the tensor `name`. Raises `ValueError` if that makes it too long."""
+        """Append `data`, of any shape, to the tensor `name`. Raises `ValueError` if that makes it too
+        long."""
         import torch
 
         view = data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

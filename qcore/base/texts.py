@@ -73,7 +73,8 @@ def text_from_bytes(name: str, content: bytes) -> Text:
     """An uploaded text. Raises `InputError` if it is too large, not UTF-8, or blank."""
     if len(content) > LARGEST_TEXT:
         raise InputError(
-            f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB a text may have. Cut it."
+            f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB a text may "
+            "have. Cut it."
         )
     text = _decode(content, name)
     if not text.strip():
@@ -100,11 +101,13 @@ def tokenize(
     ids = _encode(content, tokenizer, limit)
     if len(ids) < 2:
         raise InputError(
-            f"{name} has {len(ids)} token{'s' * (len(ids) != 1)}, but at least 2 are needed: the first one is never scored."
+            f"{name} has {len(ids)} token{'s' * (len(ids) != 1)}, but at least 2 are needed: the first one "
+            "is never scored."
         )
     if vocabulary is not None and max(ids) >= vocabulary:
         raise InputError(
-            f"The tokenizer makes token {max(ids)}, but the model knows only {vocabulary}. They do not belong together."
+            f"The tokenizer makes token {max(ids)}, but the model knows only {vocabulary}. They do not "
+            "belong together."
         )
     return torch.tensor(ids, dtype=torch.long)
 
@@ -244,7 +247,8 @@ def _download_wikitext() -> list[str]:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise UnavailableError(
-            "WikiText-2 is read with the library `datasets`, which is not installed. Give a text file instead."
+            "WikiText-2 is read with the library `datasets`, which is not installed. Give a text file "
+            "instead."
         ) from error
     try:
         HfApi().dataset_info(

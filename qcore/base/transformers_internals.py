@@ -35,7 +35,8 @@ _process = threading.RLock()  # held while process-wide state of the libraries i
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch off transformers' progress bars and messages below "critical", for the whole process; one thread
-    at a time, and what was set before is set again. Loading problems are reported by qcore as one sentence."""
+    at a time, and what was set before is set again. Loading problems are reported by qcore as one
+    sentence."""
     from transformers.utils import logging as library
 
     logger = logging.getLogger("transformers")
@@ -108,8 +109,8 @@ class StoredNames:
         self._prefix, self._wanted = model.base_model_prefix, model.state_dict()
 
     def place(self, stored: str) -> tuple[str, str | None, Any] | None:
-        """Return (parameter, the rule's pattern, the rule) of a stored tensor; pattern and rule are None if it is
-        stored as the model has it. None if the model has no place for it."""
+        """Return (parameter, the rule's pattern, the rule) of a stored tensor; pattern and rule are None if
+        it is stored as the model has it. None if the model has no place for it."""
         from transformers.core_model_loading import rename_source_key
 
         name, pattern = rename_source_key(
@@ -140,7 +141,8 @@ def rule_targets(rule: Any, first: str) -> list[str]:
 def apply_rule(
     rule: Any, first: str, stored: dict[str, list[tuple[str, torch.Tensor]]], model: PreTrainedModel
 ) -> dict[str, torch.Tensor]:
-    """Return {parameter: tensor} made by `rule` of the `stored` tensors {pattern: [(stored name, tensor)]}."""
+    """Return {parameter: tensor} made by `rule` of the `stored` tensors {pattern: [(stored name,
+    tensor)]}."""
     rule = deepcopy(rule)
     for pattern, members in stored.items():
         for name, tensor in members:
@@ -167,8 +169,8 @@ def stacks_experts(rule: Any) -> bool:
 
 
 def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return (kind, such as "sliding_attention"; options, such as {"sliding_window": 512}) of the cache of each
-    layer of a text `config`, from which transformers makes its own caches."""
+    """Return (kind, such as "sliding_attention"; options, such as {"sliding_window": 512}) of the cache of
+    each layer of a text `config`, from which transformers makes its own caches."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     return get_layer_types_and_kwargs(config)
@@ -178,8 +180,8 @@ def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, An
 
 
 def use_eager_experts(module: Any) -> None:
-    """Let the experts `module` take its weights one expert at a time from now on: the only way in which quantized
-    experts run, so it stays for as long as they are there."""
+    """Let the experts `module` take its weights one expert at a time from now on: the only way in which
+    quantized experts run, so it stays for as long as they are there."""
     module.config._experts_implementation = "eager"
 
 
@@ -246,8 +248,8 @@ def collects_outputs(hook: Callable) -> bool:
 
 
 def put_first_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register `parameter` before all others of `module`, so that `next(module.parameters())`, by which libraries
-    find a model's device and data type, returns it."""
+    """Register `parameter` before all others of `module`, so that `next(module.parameters())`, by which
+    libraries find a model's device and data type, returns it."""
     others = list(module._parameters.items())
     module._parameters.clear()
     module.register_parameter(name, parameter)
@@ -255,8 +257,8 @@ def put_first_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -
 
 
 def storage_key(tensor: torch.Tensor) -> tuple[Hashable, Callable[[], bool]]:
-    """Return (a key, `is_gone`) of the memory that `tensor` lies in: tensors that share it have equal keys, and
-    `is_gone()` is True once it was freed and the key may be given again."""
+    """Return (a key, `is_gone`) of the memory that `tensor` lies in: tensors that share it have equal keys,
+    and `is_gone()` is True once it was freed and the key may be given again."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
     storage = tensor.untyped_storage()

@@ -67,12 +67,12 @@ def compare(
     still run. Ctrl-C cancels. With --engine ray recipes and models are spread over the machines of a cluster,
     which share the cache folder; the rows are the same.
     """
-    from qcore.base.executor import Engine
+    from qcore.base.executor import Executor
     from qcore.jobs import jobs
     from qcore.verbs.checks import check_run
 
     check_output(json)
-    where = Engine(engine, address)
+    where = Executor(engine, address)
     where.check()
     first = RunSpec(
         model=model,

@@ -35,14 +35,14 @@ def quantize(
 ) -> int:
     """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a
     model."""
-    from qcore.base.executor import Engine
+    from qcore.base.executor import Executor
     from qcore.cli.outcomes import quantized
     from qcore.jobs.kind_folder import QuantizeRequest
     from qcore.verbs import quantize as verb
     from qcore.verbs.prepare import CalibrationText
     from qcore.verbs.record import safe_name
 
-    chosen, where = options.one_recipe(recipe, skip), Engine(engine, address)
+    chosen, where = options.one_recipe(recipe, skip), Executor(engine, address)
     folder = out if out is not None else Path(safe_name(model, chosen.name))
     if stream:
         request = QuantizeRequest(

@@ -42,7 +42,8 @@ class Budget:
             raise ValueError(f"unit is {self.unit!r}, but a budget is counted in {', '.join(UNITS)}")
         if not 0 < self.amount <= LARGEST[self.unit]:
             raise ValueError(
-                f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most {LARGEST[self.unit]:g}"
+                f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most "
+                f"{LARGEST[self.unit]:g}"
             )
         object.__setattr__(
             self,

@@ -2,10 +2,12 @@
 
     w ≈ scale · codebook[code]
 
-- `nf4` and `fp4` (QLoRA, arXiv 2305.14314): a fixed table on [−1, 1]; the scale is the group's largest magnitude. `nf4` puts its
-  values where a normal distribution has equal mass, `fp4` is a 2-bit exponent and 1-bit mantissa float.
-- `kmeans4` (non-uniform per channel, as in SqueezeLLM, arXiv 2306.07629): the table is learned. Per channel (`group_size=None`)
-  each row has 16 values of its own and needs no scale; per group, one table serves the matrix and each group has its scale.
+- `nf4` and `fp4` (QLoRA, arXiv 2305.14314): a fixed table on [−1, 1]; the scale is the group's largest
+  magnitude. `nf4` puts its values where a normal distribution has equal mass, `fp4` is a 2-bit exponent and
+  1-bit mantissa float.
+- `kmeans4` (non-uniform per channel, as in SqueezeLLM, arXiv 2306.07629): the table is learned. Per channel
+  (`group_size=None`) each row has 16 values of its own and needs no scale; per group, one table serves the
+  matrix and each group has its scale.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Codebook(Table):
 
     BASES: ClassVar[dict[str, Base]] = {
         "nf4": Base(
-            "a table of 16 values with equal mass under a normal distribution, a scale for each group of inputs"
+            "a table of 16 values with equal mass under a normal distribution, a scale for each group of "
+            "inputs"
         ),
         "fp4": Base("a 4-bit float as a table of 16 values, a scale for each group of inputs"),
         "kmeans4": Base("a table of 16 values learned for each channel by k-means", None),

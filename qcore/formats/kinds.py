@@ -2,16 +2,19 @@
 
     w ≈ scale · unit(code)
 
-A code is a small integer, and the unit that it stands for is read off an even grid (`code − zero point`) or a table. A group of inputs
-shares a scale. `Format` says so much about a kind that whatever works with formats (methods, files, sizes, training, kernels' fallback)
-can ask the format instead of knowing its class. A new kind is one subclass with the decorator `register`:
+A code is a small integer, and the unit that it stands for is read off an even grid (`code − zero point`) or a
+table. A group of inputs shares a scale. `Format` says so much about a kind that whatever works with formats
+(methods, files, sizes, training, kernels' fallback) can ask the format instead of knowing its class. A new
+kind is one subclass with the decorator `register`:
 
 - an even grid sets `even = True` and, with `symmetric = False`, stores a zero point for each group;
 - a fixed table derives from `Table` and returns its units from `fixed`;
 - a learned table derives from `Table` and sets `learned = True`: it is stored.
 
-How scales are stored is the format's own matter: `encode_scale` and `decode_scale`. Without native kernels (`native = False`, the default)
-a format is computed by the plain-torch reference. They read even grids of 2 to 8 bits and tables of 16 values, with the scales of `Format`. Recipes' names come from `BASES` and `from_name`.
+How scales are stored is the format's own matter: `encode_scale` and `decode_scale`. Without native kernels
+(`native = False`, the default) a format is computed by the plain-torch reference. They read even grids of 2
+to 8 bits and tables of 16 values, with the scales of `Format`. Recipes' names come from `BASES` and
+`from_name`.
 """
 
 from __future__ import annotations
@@ -119,8 +122,8 @@ class Format:
 
     @property
     def rounds_for_stored_scale(self) -> bool:
-        """Whether rounding to nearest chooses codes for the scale as stored, which costs nothing, and not for the
-        exact one, as nf4 and fp4 are defined."""
+        """Whether rounding to nearest chooses codes for the scale as stored, which costs nothing, and not for
+        the exact one, as nf4 and fp4 are defined."""
         return True
 
     @property
@@ -137,8 +140,8 @@ class Format:
 
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Format:
-        """The format of a recipe's name: one of `BASES`, and those of `OPTIONS` that it has. Raises `ValueError`
-        for a contradiction."""
+        """The format of a recipe's name: one of `BASES`, and those of `OPTIONS` that it has. Raises
+        `ValueError` for a contradiction."""
         raise NotImplementedError
 
     # -- scales ------------------------------------------------------------------------------------------
@@ -177,8 +180,8 @@ class Format:
         return group_count(columns, self.group_size)
 
     def layout(self, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """{part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and `columns` inputs.
-        A fixed table is part of the format's definition and is not stored."""
+        """{part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and `columns`
+        inputs. A fixed table is part of the format's definition and is not stored."""
         groups = self.groups(columns)
         parts: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("uint8", (rows, packed_width(columns, self.bits)))
@@ -217,8 +220,8 @@ F = TypeVar("F", bound=type[Format])
 
 
 def register(name: str) -> Callable[[F], F]:
-    """A decorator that enters a subclass of `Format` as the kind called `name`. Raises `ValueError` if the name,
-    or one of its bases of recipes' names, is taken."""
+    """A decorator that enters a subclass of `Format` as the kind called `name`. Raises `ValueError` if the
+    name, or one of its bases of recipes' names, is taken."""
 
     def enter(kind: F) -> F:
         for base in kind.BASES:
@@ -232,8 +235,8 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def from_dict(record: dict[str, Any]) -> Format:
-    """Rebuild a format from `Format.to_dict`. Raises `InputError` for a kind that is not known here, `TypeError`
-    or `ValueError` for wrong fields."""
+    """Rebuild a format from `Format.to_dict`. Raises `InputError` for a kind that is not known here,
+    `TypeError` or `ValueError` for wrong fields."""
     fields = dict(record)
     name = fields.pop("type")
     if name not in KINDS:
@@ -262,7 +265,8 @@ def check_group_size(group_size: int | None) -> None:
     """Raise `ValueError` unless `group_size` is None (per channel) or a positive multiple of 8."""
     if group_size is not None and (group_size < SMALLEST_GROUP or group_size % SMALLEST_GROUP):
         raise ValueError(
-            f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as 32, 64 or 128"
+            f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as "
+            "32, 64 or 128"
         )
 
 

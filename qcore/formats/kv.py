@@ -115,17 +115,20 @@ def check_config(config: PreTrainedConfig) -> None:
     name = (getattr(text, "architectures", None) or [text.model_type])[0]
     if getattr(text, "kv_lora_rank", None):
         raise InputError(
-            f"{name} keeps one compressed vector a token instead of keys and values, so its cache cannot be quantized."
+            f"{name} keeps one compressed vector a token instead of keys and values, so its cache cannot be "
+            "quantized."
         )
     kinds = sorted(set(cache_layers(text)[0]) - set(PLAIN))
     if kinds:
         raise InputError(
-            f"{name} has layers that keep no plain keys and values ({', '.join(kinds)}), so its cache cannot be quantized."
+            f"{name} has layers that keep no plain keys and values ({', '.join(kinds)}), so its cache cannot "
+            "be quantized."
         )
     for layer in text.per_layer_config:
         heads = layer.num_attention_heads
         size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
         if value_group(size) < SMALLEST_GROUP:
             raise InputError(
-                f"{name} has heads of {size} numbers; a cache is only quantized in multiples of {SMALLEST_GROUP}."
+                f"{name} has heads of {size} numbers; a cache is only quantized in multiples of "
+                f"{SMALLEST_GROUP}."
             )

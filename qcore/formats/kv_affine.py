@@ -50,7 +50,8 @@ def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
     scale = torch.where(scale.float() < step, (step * (1 + _ULP) + _TINY).half(), scale)
     if not (torch.isfinite(scale).all() and torch.isfinite(smallest).all()):
         raise RunError(
-            "A key or value is not a finite number of float16's range, so the cache cannot be quantized. Use an unquantized cache."
+            "A key or value is not a finite number of float16's range, so the cache cannot be quantized. "
+            "Use an unquantized cache."
         )
     divisor = torch.where(scale == 0, 1, scale).float()
     codes = ((x - smallest.float()) / divisor).round_().clamp_(0, 2**bits - 1).to(torch.uint8)

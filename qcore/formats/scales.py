@@ -1,4 +1,5 @@
-"""How scales are stored: as float16, or again quantized to 8 bits in blocks of 256 ("double quantization", QLoRA, arXiv 2305.14314)."""
+"""How scales are stored: as float16, or again quantized to 8 bits in blocks of 256 ("double quantization",
+QLoRA, arXiv 2305.14314)."""
 
 import torch
 
@@ -12,10 +13,12 @@ def half(scale: torch.Tensor) -> torch.Tensor:
         return half
     if scale.isnan().any():
         raise InputError(
-            "The weights hold NaN, so they cannot be quantized. Download the model again, or train it with care."
+            "The weights hold NaN, so they cannot be quantized. Download the model again, or train it with "
+            "care."
         )
     raise InputError(
-        f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the largest float16."
+        f"A group of weights is too large to quantize: its scale {scale.max():.3g} exceeds 65504, the "
+        "largest float16."
     )
 
 

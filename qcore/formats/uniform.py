@@ -38,7 +38,8 @@ class Uniform(Format):
     FAMILY: ClassVar[Family] = Family(
         "integers",
         "#3d7fdb",
-        "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share one).",
+        "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share "
+        "one).",
     )
     OPTIONS: ClassVar[tuple[str, ...]] = ("sym", "asym", "dq")
 

@@ -28,7 +28,7 @@ import psutil
 from filelock import FileLock
 
 from qcore.base.errors import InputError, RunError
-from qcore.base.executor import LOCAL, Engine
+from qcore.base.executor import LOCAL, Executor
 from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, identity, start_detached
 from qcore.base.registry import unknown
 from qcore.jobs.kind import Request
@@ -40,13 +40,13 @@ from qcore.results.store import Store, judged_rows, keep_end
 
 DOUBLE_CLICK_SECONDS = 2.0
 SILENT_SECONDS = 60.0  # after which a job of another machine is taken for dead
-HERE = Engine()
+HERE = Executor()
 _started: list[subprocess.Popen] = []  # workers of this process, kept so that they are reaped
 _ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the time of their status.json
 _lock = threading.Lock()
 
 
-def submit(request: Request, engine: Engine = HERE) -> str:
+def submit(request: Request, engine: Executor = HERE) -> str:
     """Start the job, or queue it behind those that came first, and return its id at once. With another
     `engine` than this machine the recipes of a comparison are spread over a cluster.
 
@@ -190,12 +190,12 @@ def repeat(run_id: str) -> str:
     if record is None:
         raise InputError(f"The run {run_id} has no readable request to repeat.")
     engine = folder.read("engine.json")
-    return submit(kind_of(record).request.from_dict(record), Engine(**engine) if engine else HERE)
+    return submit(kind_of(record).request.from_dict(record), Executor(**engine) if engine else HERE)
 
 
 def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options) -> list[dict]:
     """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of
-    `RunSpec`; `engine` and `address` as in `qcore.base.executor.Engine`.
+    `RunSpec`; `engine` and `address` as in `qcore.base.executor.Executor`.
 
     Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with
     its error.
@@ -206,7 +206,7 @@ def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = N
     for name in options:
         if name not in names:
             raise unknown("option", name, names)
-    where = Engine(engine, address)
+    where = Executor(engine, address)
     spec, _ = check_run(RunSpec(model=model, recipes=recipes, **options))
     run_id = submit(spec, where)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from qcore.base.errors import InputError
-from qcore.base.executor import LOCAL, Engine
+from qcore.base.executor import LOCAL, Executor
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
@@ -81,7 +81,7 @@ class QuantizeRequest(FolderRequest):
         super().__post_init__()
         if self.recipe is None:
             raise InputError("No recipe was given; try int4-g64.")
-        Engine(self.engine, self.address)
+        Executor(self.engine, self.address)
 
     def check(self, progress: Progress) -> None:
         """Raise `InputError` for a recipe that cannot be streamed, or a model or folder that cannot be
@@ -89,7 +89,7 @@ class QuantizeRequest(FolderRequest):
         from qcore.library import safetensors
         from qcore.streaming import quantizing
 
-        Engine(self.engine, self.address).check()
+        Executor(self.engine, self.address).check()
         safetensors.check_target(self.recipe, Path(self.out), overwrite=self.overwrite)
         quantizing.check(self.recipe)
         check_output(self, self.out, self.overwrite, progress)
@@ -143,6 +143,6 @@ class StreamedQuantization(JobKind):
             revision=request.revision,
             overwrite=request.overwrite,
             stream=True,
-            engine=Engine(request.engine, request.address),
+            engine=Executor(request.engine, request.address),
             progress=context.progress,
         )

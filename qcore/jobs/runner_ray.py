@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qcore.base.cluster import Cluster
 from qcore.base.errors import RunError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.jobs.estimate import Shares
 from qcore.jobs.kind import Course
 from qcore.jobs.runner_local import whole_lines
@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.3
 class RayRunner:
     """Runner of the cluster of `engine`, which has its own queue."""
 
-    def __init__(self, folder: RunFolder, engine: Engine):
+    def __init__(self, folder: RunFolder, engine: Executor):
         self.folder, self.engine = folder, engine
         self._cluster: Cluster | None = None
         self._threads: int | None = None

@@ -20,7 +20,7 @@ import psutil
 
 from qcore.base import logs
 from qcore.base.errors import QcoreError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.base.process import identity
 from qcore.base.quiet import silence
 from qcore.jobs.kind import Outcome
@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> int:
     else:
         from qcore.jobs.runner_ray import RayRunner
 
-        start(folder, RayRunner(folder, Engine(**engine)))
+        start(folder, RayRunner(folder, Executor(**engine)))
     return 0
 
 

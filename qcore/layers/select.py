@@ -35,8 +35,8 @@ class Target:
     "head" or "embedding".
 
     Its weight is one matrix (N outputs, K inputs), or one for each of fused experts; `transposed`: the model
-    stores (K, N). `matrices` and `put` are the one way from the one to the other. Where a method takes `root`,
-    that is the model, or the part of it called `prefix`.
+    stores (K, N). `matrices` and `put` are the one way from the one to the other. Where a method takes
+    `root`, that is the model, or the part of it called `prefix`.
     """
 
     module: str
@@ -137,8 +137,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     for pattern in recipe.modules.skip:
         if pattern not in used:
             raise InputError(
-                f"The skip pattern {pattern!r} matches no module of this model. "
-                f"Names look like {next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
+                f"The skip pattern {pattern!r} matches no module of this model. Names look like "
+                f"{next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
             )
     return Selection(tuple(targets), kept, frozenset(missed))
 

@@ -1,7 +1,7 @@
 """Another forward for a module, and back to exactly what was there.
 
-A module's forward may have been replaced before, by accelerate's hooks for instance, so restoring must not mean
-removing.
+A module's forward may have been replaced before, by accelerate's hooks for instance, so restoring must not
+mean removing.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from torch import nn
 
 
 class stand_in:  # a verb, as `with` reads it
-    """Let `forward` run in place of `module`'s forward, from the construction on until `restore` or the end of
-    a `with` block. Nested ones end in reverse order."""
+    """Let `forward` run in place of `module`'s forward, from the construction on until `restore` or the end
+    of a `with` block. Nested ones end in reverse order."""
 
     def __init__(self, module: nn.Module, forward: Callable):
         self._module = module

@@ -70,7 +70,8 @@ def load(
 
         if device != "cpu":
             raise InputError(
-                f"{checkpoint.name} is an ONNX graph, which runs on the CPU here. Leave out the device {device!r}."
+                f"{checkpoint.name} is an ONNX graph, which runs on the CPU here. Leave out the device "
+                f"{device!r}."
             )
         return onnx_folder.load(checkpoint, load_tokenizer(checkpoint))
     if checkpoint.is_quantized:
@@ -110,7 +111,8 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape))
         what = "NaN" if torch.isnan(flat[first]) else "infinite"
         raise InputError(
-            f"Weights must be finite, but {name}{list(index)} is {what}. Download the model again, or check how it was trained."
+            f"Weights must be finite, but {name}{list(index)} is {what}. Download the model again, or check "
+            "how it was trained."
         )
 
 

@@ -1,5 +1,5 @@
-"""qcore.json, the manifest of a saved model: recipe, ledger, the format of each quantized matrix, the SHA-256 of
-each weight file.
+"""qcore.json, the manifest of a saved model: recipe, ledger, the format of each quantized matrix, the SHA-256
+of each weight file.
 
 It may come from a stranger, and native code reads the weights by what it says. So `read` checks its form, and
 `check` holds it against the model's own shapes and the headers of the weight files: every tensor that will be
@@ -40,8 +40,8 @@ _FLOATS = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A quantized matrix: the `module` that holds it, the module under whose name its parts are stored (`like`,
-    another one if they share it), its shape (N outputs, K inputs) and its format."""
+    """A quantized matrix: the `module` that holds it, the module under whose name its parts are stored
+    (`like`, another one if they share it), its shape (N outputs, K inputs) and its format."""
 
     module: str
     like: str
@@ -135,8 +135,8 @@ def read_ledger(record: dict) -> Ledger:
 
 
 def stems(model: nn.Module, target: Target) -> list[str]:
-    """Return the names, in order, under which the matrices of a target are listed: its module, or one for each
-    expert."""
+    """Return the names, in order, under which the matrices of a target are listed: its module, or one for
+    each expert."""
     if not target.fused:
         return [target.module]
     return [f"{target.name}.experts.{i}" for i in range(target.shape(model)[0])]
@@ -151,8 +151,8 @@ def damaged(why: str) -> InputError:
 
 
 def read_recipe(record: dict, kinds: tuple[type, ...] = (Float, Format, Budget)) -> Recipe:
-    """Return the recipe in `record`, whose weights are of one of the `kinds`. Raises `InputError` or `ValueError`
-    if a field is not of the type that qcore writes."""
+    """Return the recipe in `record`, whose weights are of one of the `kinds`. Raises `InputError` or
+    `ValueError` if a field is not of the type that qcore writes."""
     recipe = Recipe.from_dict(record)
     if not isinstance(recipe.weights, kinds):
         raise ValueError(f"models of the recipe {recipe.name!r} are never saved in this form")
@@ -174,7 +174,8 @@ def _matrix(entry: dict) -> Matrix:
 
 
 def _format(record: dict) -> Format:
-    """Return the format that `record` describes. JSON has no dataclasses, so the fields' types are compared."""
+    """Return the format that `record` describes. JSON has no dataclasses, so the fields' types are
+    compared."""
     format = read_format(record)
     types = get_type_hints(KINDS[format.TYPE])
     for field in fields(format):
@@ -249,7 +250,8 @@ def _check_matrices(manifest: Manifest, model: nn.Module, targets: tuple[Target,
                 raise damaged(f"{stem} has the shape {matrix.shape}, but the model has {tuple(shape)}")
             if not isinstance(target.format, Budget) and matrix.format != target.format:
                 raise damaged(
-                    f"{stem} is in {matrix.format.label}, but the recipe {manifest.recipe.name} has {target.format.label}"
+                    f"{stem} is in {matrix.format.label}, but the recipe {manifest.recipe.name} has "
+                    f"{target.format.label}"
                 )
     if extra := sorted(set(manifest.matrices) - expected):
         raise damaged(f"it lists {extra[0]}, which the recipe {manifest.recipe.name} does not quantize")
@@ -281,7 +283,8 @@ def _check_stored(
         fits = found.shape == shape or (shape == (-1,) and len(found.shape) == 1)
         if found.dtype not in dtypes or not fits:
             raise damaged(
-                f"{name} is stored as {found.dtype} {found.shape}, but should be {' or '.join(dtypes)} {shape}"
+                f"{name} is stored as {found.dtype} {found.shape}, but should be {' or '.join(dtypes)} "
+                f"{shape}"
             )
     if extra := sorted(set(stored) - set(expected)):
         raise damaged(f"the weight files have {extra[0]}, which has no place in the model")

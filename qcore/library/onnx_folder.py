@@ -134,7 +134,8 @@ def load(found: Checkpoint, tokenizer) -> Loaded:
     for file, digest in record.sha256.items():
         if sha256(found.folder / file) != digest:
             raise InputError(
-                f"{found.folder / file} is damaged: its SHA-256 is not the one it was saved with. Export it again."
+                f"{found.folder / file} is damaged: its SHA-256 is not the one it was saved with. Export it "
+                "again."
             )
     bare = empty_model(to_transformers(found.config), meta_buffers=True)
     model = attach(bare, OnnxModel(found.folder / GRAPH, torch.get_num_threads()))
@@ -217,7 +218,7 @@ def _compare(session, ids: torch.Tensor, wanted: torch.Tensor, exact: bool) -> A
     limit = TOLERANCE * max(1.0, largest / LARGE)
     if exact and not max(prefill, decode) <= limit:
         raise RunError(
-            f"The exported graph does not compute what the model does: logits differ by {max(prefill, decode):.2g}, and rounding explains "
-            f"{limit:.2g}. Nothing was saved."
+            "The exported graph does not compute what the model does: logits differ by "
+            f"{max(prefill, decode):.2g}, and rounding explains {limit:.2g}. Nothing was saved."
         )
     return Agreement(prefill, decode, largest, tokens, decoded, exact)

@@ -119,7 +119,8 @@ def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str,
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
         raise InputError(
-            f"{file} of {repo_id} is not a valid safetensors file: its header would be {length} bytes long in a file of {size}."
+            f"{file} of {repo_id} is not a valid safetensors file: its header would be {length} bytes long "
+            f"in a file of {size}."
         )
     if len(start) < 8 + length:
         start += _read(repo_id, commit, file, len(start), 8 + length)

@@ -97,9 +97,9 @@ def write_about(
     sparse: Sequence[SparseMatrix] = (),
     origin: dict | None = None,
 ) -> None:
-    """Write everything but the weights into `folder`: config (of `model`, a meta model will do), tokenizer, and
-    the manifest with the SHA-256 of each weight file, `digests`, the list of what is stored `sparse`, and the
-    `origin`."""
+    """Write everything but the weights into `folder`: config (of `model`, a meta model will do), tokenizer,
+    and the manifest with the SHA-256 of each weight file, `digests`, the list of what is stored `sparse`, and
+    the `origin`."""
     _write_config(model, recipe, folder, ours=bool(sparse))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -121,13 +121,14 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise `InputError` if models of `recipe` cannot be saved, because it is another library's."""
     if isinstance(recipe.weights, Engine):
         raise InputError(
-            f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one of qcore's own."
+            f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one "
+            "of qcore's own."
         )
 
 
 def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Return the absolute path at which a model of `recipe` will be saved. Raises `InputError` as `check_recipe`
-    and `check_folder` do."""
+    """Return the absolute path at which a model of `recipe` will be saved. Raises `InputError` as
+    `check_recipe` and `check_folder` do."""
     check_recipe(recipe)
     return check_folder(folder, overwrite=overwrite)
 
@@ -159,8 +160,8 @@ def begin(folder: Path | str) -> "Reading":
 
 @dataclass(frozen=True)
 class Reading:
-    """A saved model that is being read: its manifest, the headers of its tensors, and the SHA-256 of each weight
-    file, which is being computed."""
+    """A saved model that is being read: its manifest, the headers of its tensors, and the SHA-256 of each
+    weight file, which is being computed."""
 
     folder: Path
     manifest: Manifest
@@ -209,7 +210,8 @@ class Reading:
             try:
                 if digest.result() != self.manifest.sha256[file]:
                     raise InputError(
-                        f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the model again."
+                        f"{weights} is damaged: its SHA-256 is not the one it was saved with. Quantize the "
+                        "model again."
                     )
                 tensors |= read_file(weights, members)
             except OSError as error:

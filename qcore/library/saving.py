@@ -15,8 +15,8 @@ MADE, MANIFEST = "qcore-made.json", "qcore.json"
 
 
 def made_from(folder: Path) -> dict | None:
-    """Return what the model in `folder` was made from, in the form of `Checkpoint.origin`; None if qcore did not
-    make it or its marker file has no record of that."""
+    """Return what the model in `folder` was made from, in the form of `Checkpoint.origin`; None if qcore did
+    not make it or its marker file has no record of that."""
     for name in (MADE, MANIFEST, ONNX_MANIFEST):
         record = read_json(folder / name)
         origin = record.get("from") if isinstance(record, dict) else None
@@ -41,7 +41,8 @@ def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
         raise InputError(f"{folder} is not empty. Choose another folder, or allow it to be overwritten.")
     if not any((final / name).is_file() for name in (MADE, MANIFEST, ONNX_MANIFEST)):
         raise InputError(
-            f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty it first."
+            f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty "
+            "it first."
         )
     return final
 
@@ -51,8 +52,8 @@ def replaced_folder(folder: Path | str, *, overwrite: bool = False) -> Iterator[
     """Yield a temporary folder to write into, which takes the place and name of `folder` at the end, and is
     removed if anything is raised. An old model stays until the new one is complete.
 
-    Raises `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk is
-    full.
+    Raises `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk
+    is full.
     """
     final = check_folder(folder, overwrite=overwrite)
     try:
@@ -61,6 +62,7 @@ def replaced_folder(folder: Path | str, *, overwrite: bool = False) -> Iterator[
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnavailableError(
-                f"The disk that holds {final.parent} is full, so the model was not saved. Free some space and try again."
+                f"The disk that holds {final.parent} is full, so the model was not saved. Free some space "
+                "and try again."
             ) from error
         raise InputError(f"The model cannot be saved in {folder}: {error}.") from error

@@ -1,8 +1,8 @@
 """Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`), and read
 back bit for bit.
 
-The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "module", "columns",
-"bits"} for codes, whose zeros are the codes that stand for 0.
+The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "module",
+"columns", "bits"} for codes, whose zeros are the codes that stand for 0.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def shrink(
 def grow(
     tensors: dict[str, torch.Tensor], entries: Sequence[SparseMatrix], quantized: dict[str, QuantizedTensor]
 ) -> dict[str, torch.Tensor]:
-    """Return `tensors` as they were before `shrink`. `quantized` holds the modules' tensors, whose codes are not
-    looked at. Raises `InputError` if a mask and its values do not fit."""
+    """Return `tensors` as they were before `shrink`. `quantized` holds the modules' tensors, whose codes are
+    not looked at. Raises `InputError` if a mask and its values do not fit."""
     made = dict(tensors)
     for entry in entries:
         name, columns, bits = entry.name, entry.columns, entry.bits

@@ -34,8 +34,8 @@ _caching = threading.RLock()
 
 
 def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names and
-    shapes are those of the model that `load` returns.
+    """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names
+    and shapes are those of the model that `load` returns.
 
     Raises `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
     config.json. For a model that qcore quantized, it is the model before quantization, and tensors are not
@@ -61,9 +61,9 @@ def empty_model(
     """Return a new model of `config` whose parameters are on the meta device, in evaluation mode, without
     gradients; in float32 unless `dtype` is given.
 
-    Buffers (rotary frequencies and the like) are computed, because no file holds them all; with `meta_buffers`
-    they are on the meta device too. Use that for configs from strangers: a buffer can be as large as the
-    config demands.
+    Buffers (rotary frequencies and the like) are computed, because no file holds them all; with
+    `meta_buffers` they are on the meta device too. Use that for configs from strangers: a buffer can be as
+    large as the config demands.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -128,7 +128,8 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
         )
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"{where} the weights of {missing[0]} are missing.{_more(missing)} Missing weights are never initialised at random."
+            f"{where} the weights of {missing[0]} are missing.{_more(missing)} Missing weights are never "
+            "initialised at random."
         )
     if extra := sorted(report["unexpected_keys"]):
         raise InputError(f"{where} the tensor {extra[0]} is not part of the model.{_more(extra)}")

@@ -21,15 +21,15 @@ _SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`name`: as the user gave it. `revision`: the hub's commit. `config`: config.json without the fields that
-    choose code. `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe. `source`:
-    "default", "folder", "gguf", "hub", "onnx". `description`: where the model came from and what to know about
-    its weights, in a sentence or two.
+    """`name`: as the user gave it. `revision`: the hub's commit. `config`: config.json without the fields
+    that choose code. `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe.
+    `source`: "default", "folder", "gguf", "hub", "onnx". `description`: where the model came from and what to
+    know about its weights, in a sentence or two.
 
-    `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor: the same for
-    a copy of the folder, and found in milliseconds. Training changes every tensor, so it tells models apart
-    that are used as models; it does not prove that weights are equal, because an edit between the samples goes
-    unnoticed. Where that would mix up two models' work, `stamp` is used beside it.
+    `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor: the same
+    for a copy of the folder, and found in milliseconds. Training changes every tensor, so it tells models
+    apart that are used as models; it does not prove that weights are equal, because an edit between the
+    samples goes unnoticed. Where that would mix up two models' work, `stamp` is used beside it.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Checkpoint:
 
     @property
     def stamp(self) -> str:
-        """SHA-256 over the size, modification time and inode of each weight file: another value after any write
-        to one of them, and for a copy.
+        """SHA-256 over the size, modification time and inode of each weight file: another value after any
+        write to one of them, and for a copy.
 
-        Unfinished work is kept under it, so that it is never continued with other weights. Hashing the weights
-        instead would read 15 GB for a model of 7 billion parameters before work could go on. Raises
+        Unfinished work is kept under it, so that it is never continued with other weights. Hashing the
+        weights instead would read 15 GB for a model of 7 billion parameters before work could go on. Raises
         `InputError` if a file is gone.
         """
         files = sorted({tensor.file for tensor in self.tensors.values()})
@@ -136,19 +136,20 @@ def weight_files(folder: Path) -> list[str]:
     safe = [name for name in others if name.endswith(".safetensors")]
     if safe:
         raise InputError(
-            f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, rename it {SINGLE}."
+            f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, "
+            f"rename it {SINGLE}."
         )
     if pickled:
         raise InputError(
-            f"{folder.name} has only pickled weights ({pickled[0]}), which can run any code when opened, so qcore refuses them. "
-            "Look for a safetensors version of this model."
+            f"{folder.name} has only pickled weights ({pickled[0]}), which can run any code when opened, so "
+            "qcore refuses them. Look for a safetensors version of this model."
         )
     raise InputError(f"{folder.name} has no weights: there is neither {SINGLE} nor {INDEX}.")
 
 
 def index_files(folder: Path) -> list[str]:
-    """Return the names of the weight files that the index in `folder` lists. Raises `InputError` if it cannot be
-    used."""
+    """Return the names of the weight files that the index in `folder` lists. Raises `InputError` if it cannot
+    be used."""
     return sorted(set(_weight_map(folder / INDEX).values()))
 
 
@@ -164,7 +165,8 @@ def _weight_map(index: Path) -> dict[str, str]:
             or "\\" in file
         ):
             raise InputError(
-                f"{INDEX} places {tensor!r} in {file!r}, but weights are only read from .safetensors files in the same folder."
+                f"{INDEX} places {tensor!r} in {file!r}, but weights are only read from .safetensors files "
+                "in the same folder."
             )
     return weight_map
 
@@ -178,7 +180,8 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
                 raise InputError(
-                    f"The tensor {name!r} is in both {tensors[name].file} and {file}, so its values are ambiguous."
+                    f"The tensor {name!r} is in both {tensors[name].file} and {file}, so its values are "
+                    "ambiguous."
                 )
             tensors[name] = tensor
     if files != [SINGLE]:
@@ -193,11 +196,13 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
-                f"{INDEX} places {name!r} in {file}, which does not hold it. The files do not belong together."
+                f"{INDEX} places {name!r} in {file}, which does not hold it. The files do not belong "
+                "together."
             )
     if extra := sorted(set(tensors) - set(weight_map)):
         raise InputError(
-            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not list. The files do not belong together."
+            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not list. The files do not "
+            "belong together."
         )
     shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
     if extra := sorted(shards - set(files)):
@@ -214,7 +219,8 @@ def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
         integers = tensor_name.endswith(".weight") and len(tensor.shape) > 1 and tensor.dtype not in FLOATS
         if packed or integers:
             raise InputError(
-                f"{name} is already quantized: {tensor_name!r} is stored as {tensor.dtype}. Start from the original model instead."
+                f"{name} is already quantized: {tensor_name!r} is stored as {tensor.dtype}. Start from the "
+                "original model instead."
             )
 
 

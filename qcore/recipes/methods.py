@@ -1,6 +1,7 @@
 """What is known about each method of choosing codes, without running it.
 
-A method declares its `MethodInfo` in its own file, `qcore/quantization/methods/`, and registers the function beside it.
+A method declares its `MethodInfo` in its own file, `qcore/quantization/methods/`, and registers the function
+beside it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ FOLDER = Path(__file__).parent.parent / "quantization" / "methods"
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """`name` stands in records, `words` in descriptions. `option` is the method's part of recipes' names, such as
-    "gptq" in int4-g64-gptq; None for one that a format chooses by itself.
+    """`name` stands in records, `words` in descriptions. `option` is the method's part of recipes' names,
+    such as "gptq" in int4-g64-gptq; None for one that a format chooses by itself.
 
-    `needs_text`: codes are chosen block by block from calibration text; otherwise from a weight alone. A method
-    that `wants_drift` compares with the unquantized model, which is then run alongside. One that `folds` scales
-    changes unquantized weights, too, so codes do not stand for the original's. `grids` lists what it
-    works on: "even", "fixed" and "learned" tables (`Format.grid`); `limits` says so in a sentence without a
-    subject. `work` is the memory it takes to choose codes, in fp32 copies of the largest weight; `streamed` the
-    same in 16-bit copies while a checkpoint is quantized tensor by tensor, None if that cannot be done. `examples`
-    are names of recipes worth offering.
+    `needs_text`: codes are chosen block by block from calibration text; otherwise from a weight alone. A
+    method that `wants_drift` compares with the unquantized model, which is then run alongside. One that
+    `folds` scales changes unquantized weights, too, so codes do not stand for the original's. `grids` lists
+    what it works on: "even", "fixed" and "learned" tables (`Format.grid`); `limits` says so in a sentence
+    without a subject. `work` is the memory it takes to choose codes, in fp32 copies of the largest weight;
+    `streamed` the same in 16-bit copies while a checkpoint is quantized tensor by tensor, None if that cannot
+    be done. `examples` are names of recipes worth offering.
     """
 
     name: str

@@ -16,8 +16,8 @@ They are read from left to right: what the codes are, then refinements in any or
                                       bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
     bnb-nf4 torchao-int8 …            the same idea as another library implements it, see `engines.py`
 
-Each kind of format says which names begin with what (`Format.BASES`). A row of a comparison can also be `saved:FOLDER`: what was made
-from the same model before, quantized, trained, pruned or distilled.
+Each kind of format says which names begin with what (`Format.BASES`). A row of a comparison can also be
+`saved:FOLDER`: what was made from the same model before, quantized, trained, pruned or distilled.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ AUTOMATIC = ("auto-4.25bpw", "auto-4.25bpw-gptq")
 
 @dataclass(frozen=True)
 class Part:
-    """What an option of a name sets (`field`: a name has one of each), the pattern it is known by, and what it means
-    for people."""
+    """What an option of a name sets (`field`: a name has one of each), the pattern it is known by, and what
+    it means for people."""
 
     field: str
     pattern: str
@@ -103,8 +103,8 @@ _EXCLUDE = {  # what is said of two options of a field
 
 @dataclass(frozen=True)
 class Name:
-    """A name in its parts: whether the model is rotated first, the base, and (option, its part of the table) in the
-    order in which they stand."""
+    """A name in its parts: whether the model is rotated first, the base, and (option, its part of the table)
+    in the order in which they stand."""
 
     rotated: bool
     base: str
@@ -137,8 +137,8 @@ def known_bases() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """The recipes worth offering in a list: own ones without and with calibration text, then other libraries'.
-    `parse` knows more (any group size)."""
+    """The recipes worth offering in a list: own ones without and with calibration text, then other
+    libraries'. `parse` knows more (any group size)."""
     return [*common(), *with_text(), *engines.recipes()]
 
 
@@ -195,7 +195,8 @@ def parse_row(name: str) -> Recipe:
     last = folder and Path(folder).expanduser().absolute().name
     if not last:
         raise InputError(
-            f"{name!r} names no folder; write {SAVED} and the folder that quantize, qat, prune, distill or export made."
+            f"{name!r} names no folder; write {SAVED} and the folder that quantize, qat, prune, distill or "
+            "export made."
         )
     return Recipe(SAVED + last, Saved(folder))
 

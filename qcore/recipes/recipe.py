@@ -1,4 +1,5 @@
-"""A recipe says how a model is to be stored and computed. It is frozen, has a short name (see `names.py`), and turns into JSON and back."""
+"""A recipe says how a model is to be stored and computed. It is frozen, has a short name (see `names.py`),
+and turns into JSON and back."""
 
 from __future__ import annotations
 

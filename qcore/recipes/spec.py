@@ -101,7 +101,8 @@ class RunSpec:
         kv_format_named(self.kv)
         if self.stride is not None and self.stride > self.window:
             raise InputError(
-                f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would be left out."
+                f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would "
+                "be left out."
             )
 
     @property

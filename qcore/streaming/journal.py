@@ -23,8 +23,8 @@ _NOTE, _LOCK = "finished.json", ".lock"
 
 
 class Journal:
-    """Context manager for the work that `identity` (JSON-ready) describes and that ends in the folder `final`, an
-    absolute path.
+    """Context manager for the work that `identity` (JSON-ready) describes and that ends in the folder
+    `final`, an absolute path.
 
     Entering raises `InputError` if another process does the same work, `OSError` if the disk refuses.
     """

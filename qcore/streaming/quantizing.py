@@ -26,7 +26,7 @@ import torch
 
 import qcore
 from qcore.base.errors import InputError, UnavailableError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.base.files import write_json
 from qcore.base.home import check_space
 from qcore.base.progress import Progress
@@ -55,19 +55,21 @@ def check(recipe: Recipe) -> None:
     """Raise `InputError` for a recipe that a tensor cannot be given by itself."""
     if isinstance(recipe.weights, Library):
         raise InputError(
-            f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's own recipes."
+            f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's "
+            "own recipes."
         )
     if isinstance(recipe.weights, Float):
         raise InputError(
-            f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as int4-g64."
+            f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as "
+            "int4-g64."
         )
     streams = METHODS[recipe.method].streams
     if recipe.calibrated or recipe.prepare != "none" or not streams:
         needs = "changes the whole model first" if streams else "chooses codes with the whole model at hand"
         needs = "reads calibration text" if recipe.calibrated else needs
         raise InputError(
-            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Quantize it in memory, or take a recipe that looks "
-            "at each weight alone, such as int4-g64-hqq."
+            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Quantize it in "
+            "memory, or take a recipe that looks at each weight alone, such as int4-g64-hqq."
         )
 
 
@@ -79,7 +81,7 @@ def quantize(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
 ) -> Ledger:
     """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the
     ledger.
@@ -124,8 +126,8 @@ def quantize(
         if error.errno != errno.ENOSPC:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise UnavailableError(
-            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some space and give the same "
-            "command again to go on, or remove that folder."
+            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some "
+            "space and give the same command again to go on, or remove that folder."
         ) from error
     return layout.ledger
 
@@ -206,7 +208,8 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
     for piece, tensor in zip(unit.pieces, stored_parts(choose(source, unit)), strict=True):
         if tensor.shape != piece.shape or tensor.dtype != piece.dtype:
             raise RuntimeError(
-                f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} {piece.dtype}"
+                f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} "
+                f"{piece.dtype}"
             )
         yield piece.name, tensor.contiguous()
 

@@ -153,15 +153,17 @@ class Source:
             known = [name for name in family if name in self._targets]
             if not known:
                 raise InputError(
-                    f"{self.checkpoint.name} has no weights for {family[0]}. Missing weights are never initialised at random."
+                    f"{self.checkpoint.name} has no weights for {family[0]}. Missing weights are never "
+                    "initialised at random."
                 )
             for other in known[1:]:
                 if self._targets[other] != self._targets[known[0]] and not torch.equal(
                     self.read(known[0]), self.read(other)
                 ):
                     raise InputError(
-                        f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but its config.json says that they "
-                        "are one. Correct tie_word_embeddings there, or load the model whole."
+                        f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but "
+                        "its config.json says that they are one. Correct tie_word_embeddings there, or load "
+                        "the model whole."
                     )
             for name in family:
                 self._targets.setdefault(name, self._targets[known[0]])

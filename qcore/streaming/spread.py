@@ -14,7 +14,7 @@ from pathlib import Path
 from qcore.base import errors
 from qcore.base.cluster import Cluster, Task
 from qcore.base.errors import QcoreError, RunError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.base.files import read_json, write_json
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe
@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.3
 
 
 def write_shards(
-    engine: Engine,
+    engine: Executor,
     checkpoint: Checkpoint,
     recipe: Recipe,
     shard_bytes: int,

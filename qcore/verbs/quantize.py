@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from qcore.base.errors import InputError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.library import safetensors
@@ -16,7 +16,7 @@ from qcore.streaming import quantizing as streaming
 from qcore.verbs.checks import check_skips
 from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, prepare, saving
 
-HERE = Engine()
+HERE = Executor()
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     overwrite: bool = False,
     calibration: CalibrationText = PACKAGED,
     stream: bool = False,
-    engine: Engine = HERE,
+    engine: Executor = HERE,
     progress: Progress,
 ) -> dict:
     """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream`

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from qcore import library, recipes
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.jobs import jobs
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
@@ -50,7 +50,7 @@ def engine(tmp_path_factory):
         )
         try:
             cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-            yield Engine("ray", cluster.address)
+            yield Executor("ray", cluster.address)
         finally:
             cluster.shutdown()
 

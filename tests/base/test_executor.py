@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from qcore.base.errors import InputError, UnavailableError
-from qcore.base.executor import Engine
+from qcore.base.executor import Executor
 from qcore.cli import main
 from qcore.jobs import jobs
 
@@ -26,7 +26,7 @@ from qcore.jobs import jobs
 )
 def test_what_is_no_engine_or_address_is_one_sentence(name, address, words):
     with pytest.raises(InputError, match=words) as error:
-        Engine(name, address)
+        Executor(name, address)
     assert "\n" not in str(error.value)
 
 
@@ -34,15 +34,15 @@ def test_an_address_where_nobody_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(UnavailableError, match="No Ray cluster answers at 127.0.0.1"):
-            Engine("ray", f"127.0.0.1:{free.getsockname()[1]}").check()
+            Executor("ray", f"127.0.0.1:{free.getsockname()[1]}").check()
 
 
 def test_without_ray_the_sentence_says_how_to_install_it(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
     with pytest.raises(UnavailableError, match="requirements-ray.txt"):
-        Engine("ray", "auto").check()
-    Engine().check()
+        Executor("ray", "auto").check()
+    Executor().check()
 
 
 def test_the_command_line_starts_nothing_that_cannot_run(tmp_path, monkeypatch, capsys):

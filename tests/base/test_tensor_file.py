@@ -1,4 +1,5 @@
-"""What is written is a safetensors file, its data where readers can use it, and it appears complete or not at all."""
+"""What is written is a safetensors file, its data where readers can use it, and it appears complete or not at
+all."""
 
 import hashlib
 import os

@@ -34,7 +34,8 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders of saved models by kind, with their manifests and weights. "sparse" has zeros that are left out."""
+    """Folders of saved models by kind, with their manifests and weights. "sparse" has zeros that are left
+    out."""
     made = {}
     for kind, (config, name) in KINDS.items():
         folder = tmp_path_factory.mktemp(kind) / "model"

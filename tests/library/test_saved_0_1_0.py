@@ -1,4 +1,5 @@
-"""Models that version 0.1.0 (commit 81247f7) saved still load, with the same bits and the same predictions."""
+"""Models that version 0.1.0 (commit 81247f7) saved still load, with the same bits and the same
+predictions."""
 
 import hashlib
 import json

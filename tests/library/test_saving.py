@@ -1,4 +1,5 @@
-"""Where a model may be saved is decided before any work, and an old model stays until the new one is complete."""
+"""Where a model may be saved is decided before any work, and an old model stays until the new one is
+complete."""
 
 import shutil
 import stat

@@ -296,8 +296,8 @@ def test_fields_that_choose_code_are_stripped_and_named(folder):
     edit(folder / "config.json", lambda config: config | wishes)
     checkpoint = library.resolve(folder)
     assert (
-        "Ignored in its config.json: _attn_implementation, attn_implementation, transformers_weights, trust_remote_code"
-        in checkpoint.description
+        "Ignored in its config.json: _attn_implementation, attn_implementation, transformers_weights, "
+        "trust_remote_code" in checkpoint.description
     )
     assert "kernel" not in json.dumps(checkpoint.config)
     model = library.load(checkpoint).model

@@ -1,5 +1,5 @@
-"""What qcore uses of transformers and torch beyond their documentation still is what it was: one test for each
-function of `qcore.base.transformers_internals`.
+"""What qcore uses of transformers and torch beyond their documentation still is what it was: one test for
+each function of `qcore.base.transformers_internals`.
 
 If an upgrade fails here, mend that file, then raise `CHECKED`. The overrides of private methods that stand
 elsewhere are the last test.
@@ -31,7 +31,8 @@ from qcore.recipes import parse
 
 
 def test_versions():
-    """Not the installed ones: raise CHECKED once this file passes with them, and look at what they changed."""
+    """Not the installed ones: raise CHECKED once this file passes with them, and look at what they
+    changed."""
     for library in (transformers, torch):
         installed = library.__version__.partition("+")[0].split(".")[:2]
         checked = internals.CHECKED[library.__name__].split(".")[:2]
