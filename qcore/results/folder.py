@@ -27,6 +27,7 @@ from qcore.base.errors import InputError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
 from qcore.base.process import Identity, host_of, living
+from qcore.results.rows import ResultRow
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 LOG_TAIL = 4000  # characters
@@ -62,16 +63,16 @@ class RunFolder:
         """Replace the file `name` atomically."""
         write_json(self.path / name, value)
 
-    def write_row(self, position: int, row: dict) -> None:
+    def write_row(self, position: int, row: ResultRow) -> None:
         """Keep the row of the recipe at `position`, whatever becomes of the run later."""
         self.write(f"rows/{position:02d}.json", row)
 
-    def rows(self) -> dict[int, dict]:
+    def rows(self) -> dict[int, ResultRow]:
         """The finished rows by position."""
         found = (
             (int(path.stem), read_json(path)) for path in sorted((self.path / "rows").glob("[0-9]*.json"))
         )
-        return {position: row for position, row in found if row is not None}
+        return {position: cast(ResultRow, row) for position, row in found if row is not None}
 
     @property
     def log(self) -> Path:

@@ -132,28 +132,24 @@ def unfinished_row(
 def table(rows: Sequence[ResultRow]) -> str:
     """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence
     each."""
-    shown = [figure for figure in FIGURES if any(row.get(figure.key) is not None for row in rows)]
+    shown = [figure for figure in FIGURES if any(figure.of(row) is not None for row in rows)]
     judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
     lines = [["recipe", *map(_title, shown), *["questions"] * asked, *["verdict"] * judged]]
     for row in rows:
-        cells = (
-            [human_figure(figure, row.get(figure.key)) for figure in shown]
-            if row["status"] == "ok"
-            else [row["status"]]
-        )
+        cells = [row["status"]]
         if row["status"] == "ok":
-            cells += [
-                human_percent(row["choices"]["accuracy"]["estimate"]) if row.get("choices") else NOTHING
-            ] * asked
-            cells += [row["verdict"]["outcome"] if row.get("verdict") else NOTHING] * judged
+            verdict, choices = row.get("verdict"), row.get("choices")
+            cells = [human_figure(figure, figure.of(row)) for figure in shown]
+            cells += [human_percent(choices["accuracy"]["estimate"]) if choices else NOTHING] * asked
+            cells += [verdict["outcome"] if verdict else NOTHING] * judged
         lines.append([visible(row["recipe"]), *cells])
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(lines[0]))]
     text = [_align(line, widths) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     text += [
-        f"{visible(row['recipe'])}: {row['verdict']['sentence']}{_behind(row['verdict'])}"
+        f"{visible(row['recipe'])}: {verdict['sentence']}{_behind(verdict)}"
         for row in rows
-        if row.get("verdict")
+        if (verdict := row.get("verdict"))
     ]
     text += [
         f"{visible(row['recipe'])}: {cache_phrase(row['record']['kv'])}."
@@ -161,7 +157,9 @@ def table(rows: Sequence[ResultRow]) -> str:
         if kv_of(row) != NONE
     ]
     text += [
-        f"{visible(row['recipe'])}: {answers_phrase(row['choices'])}." for row in rows if row.get("choices")
+        f"{visible(row['recipe'])}: {answers_phrase(choices)}."
+        for row in rows
+        if (choices := row.get("choices"))
     ]
     text += [
         f"{visible(row['recipe'])} {row['status']}: {visible(row['error'])}"

@@ -5,7 +5,7 @@ database as JSON objects with these keys; rows of earlier versions may lack some
 """
 
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 
 class RunRecord(TypedDict, total=False):
@@ -96,6 +96,10 @@ class Figure:
     smaller: bool | None
     term: str | None = None
     digits: int = 3
+
+    def of(self, row: ResultRow) -> float | None:
+        """The figure in `row`; None if it has none."""
+        return cast(float | None, row.get(self.key))
 
     @property
     def scale(self) -> float:

@@ -20,6 +20,7 @@ from qcore.base.errors import InputError
 from qcore.base.files import finite
 from qcore.base.home import home
 from qcore.results.folder import RunFolder, run_ids
+from qcore.results.rows import ResultRow
 from qcore.results.verdicts import with_verdicts
 
 SCHEMA_VERSION = 1
@@ -83,7 +84,7 @@ class Store:
                 "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (run_id, created_at, state, _dump(status))
             )
 
-    def put_row(self, run_id: str, position: int, row: dict) -> None:
+    def put_row(self, run_id: str, position: int, row: ResultRow) -> None:
         """Enter or replace the row of the recipe at `position` of a run."""
         model = (row.get("record") or {}).get("model")
         with self._connection() as db:
@@ -92,7 +93,7 @@ class Store:
                 (run_id, position, model, row["recipe"], row["status"], _dump(row)),
             )
 
-    def rows(self, run_id: str) -> list[dict]:
+    def rows(self, run_id: str) -> list[ResultRow]:
         """The rows of one run, in the order its recipes were asked for."""
         with self._connection() as db:
             found = db.execute(
@@ -182,7 +183,7 @@ class Store:
         _log.warning(notice)
 
 
-def keep_row(folder: RunFolder, position: int, row: dict) -> None:
+def keep_row(folder: RunFolder, position: int, row: ResultRow) -> None:
     """Enter a row that the run folder holds already. A database that refuses is logged: the row is safe, and
     `rebuild` finds it."""
     try:
@@ -193,7 +194,7 @@ def keep_row(folder: RunFolder, position: int, row: dict) -> None:
         )
 
 
-def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, dict]:
+def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, ResultRow]:
     """The rows that are finished so far with their verdicts, by position and in its order."""
     rows = dict(sorted(folder.rows().items()))
     return dict(zip(rows, with_verdicts(list(rows.values()), margin), strict=True))

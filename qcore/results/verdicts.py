@@ -5,6 +5,7 @@ It is worked out when rows are read, not when they are measured, so that another
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from qcore.base.errors import InputError
 from qcore.evaluation.verdict import MARGIN, Verdict, judge
@@ -47,9 +48,11 @@ def kv_of(row: ResultRow) -> str:
 
 
 def _with(row: ResultRow, verdict: Verdict | None) -> ResultRow:
-    rest = {key: value for key, value in row.items() if key not in ("verdict", "record")}
-    record = {"record": row["record"]} if "record" in row else {}
-    return {**rest, "verdict": verdict and verdict.to_dict(), **record}
+    judged = {key: value for key, value in row.items() if key not in ("verdict", "record")}
+    judged["verdict"] = verdict and verdict.to_dict()
+    if "record" in row:
+        judged["record"] = row["record"]
+    return cast(ResultRow, judged)
 
 
 def _evaluation(row: ResultRow) -> dict | None:

@@ -7,6 +7,7 @@ computes the same thing, one native call makes the logits, and no code of transf
 import inspect
 
 import torch
+from transformers.cache_utils import Cache
 
 from qcore.formats.kv import KVFormat
 from qcore.runtime.forward import native_logits
@@ -22,7 +23,7 @@ class Context:
 
     def __init__(self, model: torch.nn.Module, kv: KVFormat | None = None):
         self.model = model
-        self.cache = None if kv is None else QuantizedKVCache(model.config, kv)
+        self.cache: Cache | None = None if kv is None else QuantizedKVCache(model.config, kv)
         # ask for the last position only, as `generate` does
         takes = inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}

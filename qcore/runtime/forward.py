@@ -7,7 +7,7 @@ no left padding, another library's cache, another device), the modules run as th
 cache.
 """
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -23,19 +23,24 @@ from qcore.runtime.weights import ARCHITECTURES, Weights, supports
 def attach(model: nn.Module) -> None:
     """Let `model` use the native step where it can. Models of other architectures, and stacks whose forward
     another library has replaced, are left as they are. May be called again."""
-    if type(model).__name__ in ARCHITECTURES and "forward" not in vars(model.model):
-        stand_in(model.model, _Forward(model))
+    if type(model).__name__ in ARCHITECTURES and "forward" not in vars(stack := _stack(model)):
+        stand_in(stack, _Forward(model))
 
 
 def detach(model: nn.Module) -> None:
     """Undo `attach`. Other models are left as they are."""
     if is_attached(model):
-        del model.model.forward
+        del _stack(model).forward
 
 
 def is_attached(model: nn.Module) -> bool:
     """Whether `model` takes the native step where it can."""
-    return type(model).__name__ in ARCHITECTURES and isinstance(vars(model.model).get("forward"), _Forward)
+    return type(model).__name__ in ARCHITECTURES and isinstance(vars(_stack(model)).get("forward"), _Forward)
+
+
+def _stack(model: nn.Module) -> Any:
+    """The part of a causal language model that `_Forward` stands in for: all but the head."""
+    return model.model
 
 
 def reason_against(model: nn.Module) -> str | None:
@@ -59,7 +64,7 @@ def native_logits(
     """Append the tokens `ids` (1, T) to `cache` (None: a new one) by one native call, which computes the head
     too. Returns the logits (1, vocabulary) after the last and the cache, or None if the model itself has to
     run."""
-    return vars(model.model)["forward"].logits(ids, cache) if is_attached(model) else None
+    return vars(_stack(model))["forward"].logits(ids, cache) if is_attached(model) else None
 
 
 class _State(NamedTuple):
@@ -75,7 +80,7 @@ class _State(NamedTuple):
 class _Forward:
     """Stands in for `model.model.forward`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         self._model = model
         self._state: _State | None = None
 
@@ -97,7 +102,7 @@ class _Forward:
             return output.to_tuple() if as_tuple else output
         if cache is not None or "past_key_values" not in others:  # the name of `cache` until 5.40
             others["cache"] = cache
-        stack = self._model.model
+        stack = _stack(self._model)
         return type(stack).forward(
             stack,
             input_ids=input_ids,
@@ -121,8 +126,9 @@ class _Forward:
             return None
         if cache is None and not keep:
             return _run(weights, ids, starts, Scratch(self._model, *ids.shape), None)
-        held = self._cache(cache, ids)
-        return None if held is None else _run(weights, ids, starts, held.layers, held if keep else None)
+        if (held := self._cache(cache, ids)) is None:
+            return None
+        return _run(weights, ids, starts, _layers(held), held if keep else None)
 
     def _usable(self, ids, embeds, others: dict) -> bool:
         if (
@@ -151,20 +157,19 @@ class _Forward:
         """See `native_logits`."""
         if not self._usable(ids, None, {}) or len(ids) != 1:
             return None
-        state = self._current()
-        held = self._cache(cache, ids) if state.weights is not None and state.is_plain else None
-        if held is None:
+        _, weights, is_plain = self._current()
+        if weights is None or not is_plain or (held := self._cache(cache, ids)) is None:
             return None
-        held.layers.reserve(1, held.layers.length + ids.shape[1])
-        logits = torch.empty(1, state.weights.vocabulary)
-        state.weights.run(_checked(state.weights, ids), held.layers, logits=logits)
+        layers, logits = _layers(held), torch.empty(1, weights.vocabulary)
+        layers.reserve(1, layers.length + ids.shape[1])
+        weights.run(_checked(weights, ids), layers, logits=logits)
         return logits, held
 
     def _current(self) -> _State:
         """The state of the model, read again if it has changed."""
         state = self._state
         if state is None or not state.snapshot.holds():
-            model, stack = self._model, self._model.model
+            model, stack = self._model, _stack(self._model)
             inside = [module for module in stack.modules() if module is not stack]
             native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
             weights = Weights(model) if native else None  # packs, so the snapshot comes after it
@@ -183,11 +188,16 @@ class _Forward:
         elif type(cache) is DynamicCache and type(cache.layers) is not NativeLayers:
             if cache.get_seq_length() or cache.offloading:
                 return None
-            cache.layers, cache.layer_class_to_replicate = NativeLayers.of(self._model), None
-        layers = getattr(cache, "layers", None)
+            cache.layers = cast(list, NativeLayers.of(self._model))
+            cache.layer_class_to_replicate = None
+        layers: Any = getattr(cache, "layers", None)
         if type(layers) is not NativeLayers or not layers.are_level():
             return None
         return cache if layers.sequences in (None, ids.shape[0]) else None
+
+
+def _layers(cache: Cache) -> NativeLayers:
+    return cast(NativeLayers, cache.layers)
 
 
 def _run(
@@ -210,7 +220,7 @@ def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     return ids.to(torch.int64).contiguous()
 
 
-def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | None | bool:
+def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | Literal[False] | None:
     """How many slots of each sequence are padding (sequences,); None for none, False if the mask or the
     positions say anything else."""
     past = 0 if cache is None else cache.get_seq_length()

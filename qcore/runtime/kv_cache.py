@@ -7,6 +7,9 @@ within itself, and every later token reads the codes. A text that is read 32 tok
 sees exactly what it would see token by token, because codes are only made at multiples of 32.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -32,8 +35,8 @@ class QuantizedKVLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of everything that is held."""
-        exact = 0 if self.keys is None else self.keys.nbytes + self.values.nbytes
-        return exact + (0 if self._old is None else sum(codes.nbytes for codes in self._old))
+        parts: list[torch.Tensor | Codes] = [*self._exact()] if self.is_initialized else []
+        return sum(part.nbytes for part in (*parts, *(self._old or ())))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.device, self.dtype = key_states.device, key_states.dtype
@@ -47,16 +50,20 @@ class QuantizedKVLayer(CacheLayerMixin):
         same type."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        exact = torch.cat((self.keys, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
-        widened = self._widened()
-        seen = (
-            exact
-            if widened is None
-            else tuple(torch.cat(parts, dim=2) for parts in zip(widened, exact, strict=True))
-        )
+        held_keys, held_values = self._exact()
+        exact = torch.cat((held_keys, key_states), dim=2), torch.cat((held_values, value_states), dim=2)
+        seen = exact
+        if self._old is not None:
+            keys, values = self._widened(*self._old)
+            seen = torch.cat((keys, exact[0]), dim=2), torch.cat((values, exact[1]), dim=2)
         before, self.length = self.length, self.length + key_states.shape[2]
         self._settle(*exact, tokens_dropped(self.length, self.window) - tokens_dropped(before, self.window))
         return seen
+
+    def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The newest keys and values, which are not quantized."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def _settle(self, keys: torch.Tensor, values: torch.Tensor, drop: int) -> None:
         """Keep the newest of the exact `keys` and `values`, quantize the others, and let go of the `drop`
@@ -66,21 +73,16 @@ class QuantizedKVLayer(CacheLayerMixin):
             key_groups = keys[:, :, :old].unflatten(2, (-1, GROUP))
             value_groups = values[:, :, :old].unflatten(3, (-1, value_group(values.shape[3])))
             new = quantize(key_groups, self.form.bits, dim=3), quantize(value_groups, self.form.bits, dim=4)
-            self._old = (
-                new
-                if self._old is None
-                else tuple(_joined(*pair) for pair in zip(self._old, new, strict=True))
-            )
+            known = self._old
+            self._old = new if known is None else (_joined(known[0], new[0]), _joined(known[1], new[1]))
         if drop and self._old is not None:
             self._old = _from(self._old[0], drop // GROUP), _from(self._old[1], drop)
         self.keys, self.values = keys[:, :, old:].clone(), values[:, :, old:].clone()
 
-    def _widened(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What is kept in codes, as numbers (sequences, heads, tokens, head size)."""
-        if self._old is None:
-            return None
-        keys, values = self._old
-        size, grouped = self.keys.shape[3], value_group(self.values.shape[3])
+    def _widened(self, keys: Codes, values: Codes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values that `keys` and `values` encode (sequences, heads, tokens, head size)."""
+        exact_keys, exact_values = self._exact()
+        size, grouped = exact_keys.shape[3], value_group(exact_values.shape[3])
         wide_keys = dequantize(keys, self.form.bits, size, self.dtype).flatten(2, 3)
         return wide_keys, dequantize(values, self.form.bits, grouped, self.dtype).flatten(3, 4)
 
@@ -108,14 +110,16 @@ class QuantizedKVLayer(CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._each(lambda part: part.repeat_interleave(repeats, dim=0))
 
-    def _each(self, change) -> None:
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def changed(codes: Codes) -> Codes:
+            return Codes(change(codes.packed), change(codes.scale), change(codes.smallest))
+
         if not self.is_initialized:
             return
-        self.keys, self.values = change(self.keys), change(self.values)
+        keys, values = self._exact()
+        self.keys, self.values = change(keys), change(values)
         if self._old is not None:
-            self._old = tuple(
-                Codes(change(part.packed), change(part.scale), change(part.smallest)) for part in self._old
-            )
+            self._old = changed(self._old[0]), changed(self._old[1])
 
 
 class QuantizedKVCache(Cache):
@@ -134,7 +138,8 @@ class QuantizedKVCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values as they are stored."""
-        return sum(layer.nbytes for layer in self.layers)
+        layers: list[Any] = self.layers
+        return sum(layer.nbytes for layer in layers)
 
 
 def _joined(first: Codes, second: Codes) -> Codes:

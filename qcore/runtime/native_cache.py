@@ -7,6 +7,8 @@ The modules can use the same cache: `update` then takes and returns tensors (seq
 tokens, head size), so a sequence may change between the two at any step.
 """
 
+from typing import Any, cast
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -52,26 +54,35 @@ class NativeLayer(CacheLayerMixin):
         keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_states.permute(2, 0, 1, 3).to(self.dtype)
         values[:, :, self.length : end] = value_states.to(self.dtype)
         self.length = end
-        return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
+        all_keys, all_values = self._held()
+        return all_keys.to(key_states.dtype), all_values.to(value_states.dtype)
 
     @property
-    def keys(self) -> torch.Tensor | None:
+    def keys(self) -> torch.Tensor | None:  # type: ignore[override]  # read-only: `data` holds them
         """The keys held (sequences, heads, tokens, head size), a copy; None before the first."""
-        if self.data is None:
-            return None
-        return self._views()[0].transpose(3, 4).flatten(2, 3)[:, :, : self.length]
+        return None if self.data is None else self._held()[0]
 
     @property
-    def values(self) -> torch.Tensor | None:
+    def values(self) -> torch.Tensor | None:  # type: ignore[override]
         """The values held (sequences, heads, tokens, head size); None before the first."""
-        return None if self.data is None else self._views()[1][:, :, : self.length]
+        return None if self.data is None else self._held()[1]
+
+    def _held(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._views()
+        return keys.transpose(3, 4).flatten(2, 3)[:, :, : self.length], values[:, :, : self.length]
 
     @property
     def nbytes(self) -> int:
         """Bytes that are reserved for keys and values."""
         return 0 if self.data is None else self.data.nbytes
 
+    def key_buffer(self) -> tuple[int, int]:
+        """Address and bytes of the keys, which the values follow in as many bytes."""
+        assert self.data is not None
+        return self.data.data_ptr(), self.data.nbytes // 2
+
     def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.data is not None
         keys, values = self.data.unbind()
         return keys.unflatten(-1, (-1, self.size, _BLOCK)), values.unflatten(-1, (-1, self.size))
 
@@ -116,13 +127,14 @@ class NativeLayers(list[NativeLayer]):
     @classmethod
     def of(cls, model: torch.nn.Module, half: bool = False) -> "NativeLayers":
         """Empty layers for a Llama-type `model`, in float16 if `half`."""
-        config, blocks = model.config, model.model.layers
+        config: Any = model.config
+        stack: Any = model.model
         dtype = torch.float16 if half else torch.float32
         return cls(
             NativeLayer(
                 config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0
             )
-            for index, block in enumerate(blocks)
+            for index, block in enumerate(stack.layers)
         )
 
     half = property(lambda self: int(self[0].dtype == torch.float16))
@@ -146,9 +158,10 @@ class NativeLayers(list[NativeLayer]):
 
     def buffers(self) -> tuple[list[int], list[int]]:
         """Address and bytes of each layer's keys, one after the other, and the same of its values."""
-        keys, values = [], []
+        keys: list[int] = []
+        values: list[int] = []
         for layer in self:
-            address, nbytes = layer.data.data_ptr(), layer.data.nbytes // 2
+            address, nbytes = layer.key_buffer()
             keys += (address, nbytes)
             values += (address + nbytes, nbytes)
         return keys, values
@@ -159,7 +172,7 @@ class NativeCache(Cache):
     bytes, and tokens may differ from those written with float32. Pass it to `generate` as `cache=`."""
 
     def __init__(self, model: torch.nn.Module, *, half: bool = False):
-        super().__init__(layers=NativeLayers.of(model, half))
+        super().__init__(layers=cast(list, NativeLayers.of(model, half)))
 
 
 class Scratch:
@@ -170,7 +183,8 @@ class Scratch:
     def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
         self._layer = NativeLayers.of(model)[0]
         self._layer.reserve(sequences, capacity)
-        self._count = len(model.model.layers)
+        stack: Any = model.model
+        self._count = len(stack.layers)
         self.capacity = self._layer.capacity
 
     def reserve(self, sequences: int, capacity: int) -> None:
@@ -181,5 +195,5 @@ class Scratch:
 
     def buffers(self) -> tuple[list[int], list[int]]:
         """The same memory for each layer."""
-        address, nbytes = self._layer.data.data_ptr(), self._layer.data.nbytes // 2
+        address, nbytes = self._layer.key_buffer()
         return [address, nbytes] * self._count, [address + nbytes, nbytes] * self._count

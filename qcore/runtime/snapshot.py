@@ -7,6 +7,7 @@ which run in C.
 """
 
 import copy
+from collections.abc import Mapping
 from operator import attrgetter, is_
 
 from torch import nn
@@ -23,7 +24,9 @@ class Snapshot:
     def __init__(self, model: nn.Module):
         modules = list(model.modules())
         own = list(map(registered, modules))
-        tables = [table for each in own for table in (each.children, each.hooks, each.pre_hooks)]
+        tables: list[Mapping] = [
+            table for each in own for table in (each.children, each.hooks, each.pre_hooks)
+        ]
         tables += global_hooks()
         self._empty = [table for table in tables if not table]
         self._empty += [each.parameters for each in own if not each.parameters]  # a bias may be added

@@ -5,6 +5,7 @@ between them in float32, so the native step and the modules write the same token
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
 from qcore.kernels.library import Buffer, Layout
+from qcore.kernels.packed import PackedWeight
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 
 ARCHITECTURES = (
@@ -84,13 +86,14 @@ def supports(model: nn.Module) -> str | None:
         )
     if reason := library.reason_without("qcore_decode"):
         return reason
-    config = model.config
+    config: Any = model.config
+    stack: Any = model.model
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ROPE_TYPES:
         return f"The decoder does not know the position encoding {rope!r}."
     if config.hidden_act not in ACTIVATIONS:
         return f"The decoder knows the activation functions {' and '.join(ACTIVATIONS)}, and this model uses {config.hidden_act}."
-    for block in model.model.layers:
+    for block in stack.layers:
         for name, module in _projections(block).items():
             if not isinstance(module, QuantLinear):
                 return f"The decoder needs quantized layers, and {name}_proj of a block is {type(module).__name__}."
@@ -98,20 +101,21 @@ def supports(model: nn.Module) -> str | None:
                 return (
                     "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
                 )
-    if _head_size(model) % 8:
-        return f"The decoder needs heads of a multiple of 8 dimensions, and these have {_head_size(model)}."
-    for module, kinds in (
-        (model.get_input_embeddings(), (nn.Embedding, QuantEmbedding)),
+    if _head_size(stack) % 8:
+        return f"The decoder needs heads of a multiple of 8 dimensions, and these have {_head_size(stack)}."
+    ends: tuple[tuple[Any, Any], ...] = (
+        (stack.embed_tokens, (nn.Embedding, QuantEmbedding)),
         (model.lm_head, (nn.Linear, QuantLinear)),
-    ):
+    )
+    for module, kinds in ends:
         if isinstance(module, QuantizedModule):
             if module.reason_for_reference():
                 return "The decoder needs a head and an embedding that native kernels can hold."
         elif not isinstance(module, kinds) or not _plain(module.weight):
             return f"The decoder needs a float32 or quantized head and embedding, and this model has {type(module).__name__}."
     others = [
-        *(p for block in model.model.layers for p in block.parameters()),
-        *model.model.norm.parameters(),
+        *(parameter for block in stack.layers for parameter in block.parameters()),
+        *stack.norm.parameters(),
     ]
     if not all(_plain(parameter) for parameter in others):
         return "The decoder computes in float32 on the CPU, and this model has parameters elsewhere or in another type."
@@ -122,18 +126,24 @@ class Weights:
     """The native description of a model for which `supports` found no reason against."""
 
     def __init__(self, model: nn.Module):
-        config, layers = model.config, model.model.layers
-        self._keep: list = []  # what the native side points to
-        self._rotary, self._rotation = model.model.rotary_emb, None
+        config: Any = model.config
+        stack: Any = model.model
+        head: Any = model.lm_head
+        layers = stack.layers
+        self._keep: list[Any] = []  # what the native side points to
+        self._rotary = stack.rotary_emb
+        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
         self.layers, self.kv_heads, self.head_size = (
             len(layers),
             config.num_key_value_heads,
-            _head_size(model),
+            _head_size(stack),
         )
         self.hidden = config.hidden_size
-        embedding = model.get_input_embeddings()
-        self.vocabulary = model.lm_head.out_features
-        blocks = self._blocks = (_Block * self.layers)(*(self._block(model, i) for i in range(self.layers)))
+        embedding = stack.embed_tokens
+        self.vocabulary = head.out_features
+        blocks = self._blocks = (_Block * self.layers)(
+            *(self._block(stack.layers[i], window(config, i)) for i in range(self.layers))
+        )
         gemma = type(model).__name__.startswith("Gemma")
         self._model = _Model(
             self.layers,
@@ -148,9 +158,9 @@ class Weights:
             float(getattr(embedding, "embed_scale", 1.0)),
             float(gemma),  # Gemma keeps the weights of its norms less 1
             ACTIVATIONS[config.hidden_act],
-            self._buffer(model.model.norm.weight),
+            self._buffer(stack.norm.weight),
             self._projection(embedding),
-            self._projection(model.lm_head),
+            self._projection(head),
             (ctypes.addressof(blocks), ctypes.sizeof(blocks)),
         )
         self.tokens = self._model.embedding.rows
@@ -202,10 +212,8 @@ class Weights:
         if known is None or len(known[0]) < positions:
             count, half = max(256, 1 << (positions - 1).bit_length()), self.head_size // 2
             with torch.no_grad():
-                known = tuple(
-                    part[0, :, :half].contiguous()
-                    for part in self._rotary(torch.empty(1, 1), torch.arange(count)[None])
-                )
+                cosines, sines = self._rotary(torch.empty(1, 1), torch.arange(count)[None])
+            known = cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
             self._rotation = known
         return known
 
@@ -213,17 +221,17 @@ class Weights:
         self._keep.append(tensor)
         return library.buffer(tensor, torch.float32)
 
-    def _projection(self, module: nn.Module) -> _Projection:
+    def _projection(self, module: Any) -> _Projection:
         bias = self._buffer(getattr(module, "bias", None))
         if not isinstance(module, QuantizedModule):
             return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
         packed = module.executable()
+        assert isinstance(packed, PackedWeight)  # `supports` has no reason against it
         self._keep.append(packed)
         mode = MODES[getattr(module, "activations", "fp32")]
         return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
 
-    def _block(self, model: nn.Module, index: int) -> _Block:
-        block = model.model.layers[index]
+    def _block(self, block: Any, window: int) -> _Block:
         attention = block.self_attn
         return _Block(
             self._buffer(block.input_layernorm.weight),
@@ -233,11 +241,11 @@ class Weights:
                 for name in ("q_norm", "k_norm")
             ),
             *(self._projection(module) for module in _projections(block).values()),
-            window(model.config, index),
+            window,
         )
 
 
-def _projections(block: nn.Module) -> dict[str, nn.Module]:
+def _projections(block: Any) -> dict[str, Any]:
     attention, mlp = block.self_attn, block.mlp
     return {
         "q": attention.q_proj,
@@ -254,11 +262,11 @@ def _plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
-def _head_size(model: nn.Module) -> int:
-    return model.model.layers[0].self_attn.head_dim
+def _head_size(stack: Any) -> int:
+    return stack.layers[0].self_attn.head_dim
 
 
-def window(config, index: int) -> int:
+def window(config: Any, index: int) -> int:
     """How far this layer looks back, itself included; 0 for no limit."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and kinds[index] != "sliding_attention":
