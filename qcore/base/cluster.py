@@ -45,7 +45,7 @@ class Task:
 
 
 class Cluster:
-    """Context manager: connected to the cluster of `engine` within it. Raises `UnavailableError` if Ray is
+    """Context manager: connected to the cluster of `engine` within it. Raise `UnavailableError` if Ray is
     missing or no cluster answers."""
 
     def __init__(self, engine: Executor):
@@ -77,8 +77,9 @@ class Cluster:
         ray.shutdown()
 
     def processors(self, wanted: int | None = None) -> int:
-        """Processors that one task is given: `wanted`, or all that the smallest machine has, so that a
-        machine does one thing at a time. Raises `InputError` if no machine has as many as are `wanted`."""
+        """Return the processors that one task is given: `wanted`, or all that the smallest machine has, so
+        that a machine does one thing at a time. Raise `InputError` if no machine has as many as are
+        `wanted`."""
         import ray
 
         counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -105,7 +106,7 @@ class Cluster:
         return Task(name, run.remote(list(command), variables, str(log), str(note) if note else None))
 
     def ended(self, tasks: Sequence[Task], seconds: float) -> list[Task]:
-        """Those of `tasks` that have ended, after waiting up to `seconds` for one to."""
+        """Return those of `tasks` that have ended, after waiting up to `seconds` for one to."""
         import ray
 
         by_reference = {task.reference: task for task in tasks}
@@ -117,7 +118,8 @@ class Cluster:
         return [by_reference[reference] for reference in done]
 
     def code(self, task: Task) -> int:
-        """The exit code of a command that has ended. Raises `RunError` if its machine was lost too often."""
+        """Return the exit code of a command that has ended. Raise `RunError` if its machine was lost too
+        often."""
         import ray
 
         try:
@@ -165,8 +167,8 @@ def _ready(ray, references: list) -> list:
 
 
 def _command() -> Callable:
-    """The task. Made inside a function, so that Ray sends it as it is and its workers need not import this
-    package."""
+    """Return the task. Made inside a function, so that Ray sends it as it is and its workers need not import
+    this package."""
 
     def run(command, variables, log, note):
         import json

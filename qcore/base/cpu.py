@@ -33,7 +33,7 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo, empty elsewhere."""
+    """Return the first processor's entry in /proc/cpuinfo, empty elsewhere."""
     try:
         entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -44,12 +44,12 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """Return the processor as it calls itself."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_flags() -> list[str]:
-    """The instruction sets that matter for a kernel's speed, of those this processor has."""
+    """Return the instruction sets that matter for a kernel's speed, of those this processor has."""
     info = _cpuinfo()
     present = set((info.get("flags") or info.get("Features") or "").split())
     return [flag for flag in FLAGS if flag in present]

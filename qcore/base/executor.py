@@ -22,7 +22,7 @@ INSTALL = "Install it with: pip install -r requirements-ray.txt"
 @dataclass(frozen=True)
 class Executor:
     """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto"
-    (the one that this machine belongs to). Raises `InputError` for another name, or an address without
+    (the one that this machine belongs to). Raise `InputError` for another name, or an address without
     Ray."""
 
     name: str = LOCAL

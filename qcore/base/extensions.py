@@ -52,26 +52,26 @@ class ExtensibleRegistry(Registry[T]):
         return super().__iter__()
 
     def get(self, name: str) -> T | None:
-        """The entry called `name`, None if there is none."""
+        """Return the entry called `name`, None if there is none."""
         self._complete()
         return self._entries.get(name)
 
     def values(self) -> list[T]:
-        """All entries, in the order of their registration."""
+        """Return all entries, in the order of their registration."""
         self._complete()
         return self.known()
 
     def items(self) -> list[tuple[str, T]]:
-        """All names and entries."""
+        """Return all names and entries."""
         self._complete()
         return list(self._entries.items())
 
     def known(self) -> list[T]:
-        """The entries so far, no extension being imported for it."""
+        """Return the entries so far, no extension being imported for it."""
         return list(self._entries.values())
 
     def enter(self, name: str, entry: T) -> None:
-        """Enter `entry` under `name`; entering the same again changes nothing. Raises `ValueError` if the
+        """Enter `entry` under `name`; entering the same again changes nothing. Raise `ValueError` if the
         name means something else."""
         if self._entries.setdefault(name, entry) != entry:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
@@ -84,7 +84,7 @@ class ExtensibleRegistry(Registry[T]):
 
 
 def load() -> None:
-    """Import all extensions, once per process. Raises `InputError` naming one that cannot be imported."""
+    """Import all extensions, once per process. Raise `InputError` naming one that cannot be imported."""
     global _done
     if _done:
         return
@@ -100,13 +100,13 @@ def load() -> None:
 
 
 def loaded() -> list[str]:
-    """The names or files of the extensions of this process, for records."""
+    """Return the names or files of the extensions of this process, for records."""
     return sorted(_loaded)
 
 
 def register(extension: ModuleType | str | Path) -> ModuleType:
     """Import an extension, a module, its name or its file, here and in the processes that this one starts.
-    Returns the module. Raises `InputError` if it cannot be imported."""
+    Return the module. Raise `InputError` if it cannot be imported."""
     load()
     if isinstance(extension, ModuleType):
         name = extension.__name__ if "." in extension.__name__ else str(extension.__file__)

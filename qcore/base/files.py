@@ -40,7 +40,7 @@ def replaced_file(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     """Open a temporary file beside `path` for writing; it is flushed to the disk and takes the name `path` at
     the end. If anything is raised, it is removed and `path` stays as it was.
 
-    `mode` and `options` are those of `open`. Raises `OSError`.
+    `mode` and `options` are those of `open`. Raise `OSError`.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -71,7 +71,7 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """Return the value in the JSON file, or None if the file is missing or damaged; damage is logged.
 
-    Raises `InputError` if the file exists and cannot be read, for want of permission for example: that is not
+    Raise `InputError` if the file exists and cannot be read, for want of permission for example: that is not
     the same as "missing".
     """
     try:
@@ -100,7 +100,7 @@ def finite(value):
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits. Raises `OSError`.
+    """Return the SHA-256 of a file as 64 hexadecimal digits. Raise `OSError`.
 
     The file is read through maps of 256 MB, one call per map, so other threads run undisturbed.
     """
@@ -125,7 +125,7 @@ def asset(name: str) -> Path:
 def real_target(folder: Path | str) -> Path:
     """Return the absolute path, links followed, at which `new_folder` will put `folder`.
 
-    Raises `InputError` now for what would fail at the end: the working folder or one above it, a mount point,
+    Raise `InputError` now for what would fail at the end: the working folder or one above it, a mount point,
     a circle of links, or a parent folder that cannot be written.
     """
     try:
@@ -154,7 +154,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `final` to fill; at the end `publish` gives it the name. If anything is
     raised, it is removed and `final` stays as it was.
 
-    The folder that holds `final` is created if needed. Raises `OSError`.
+    The folder that holds `final` is created if needed. Raise `OSError`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
@@ -172,7 +172,7 @@ def publish(made: Path, final: Path) -> None:
 
     At every moment one complete folder is on the disk. On Linux the two exchange their names in one step.
     Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…": a process killed
-    between the two renames leaves both folders complete, under their hidden names. Raises `OSError`.
+    between the two renames leaves both folders complete, under their hidden names. Raise `OSError`.
     """
     _settle(made)
     try:
@@ -224,7 +224,7 @@ def _settle(folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths exchange their names in one step. Returns False where the system cannot."""
+    """Let two paths exchange their names in one step. Return False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -24,7 +24,7 @@ _FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be wri
 
 
 def home() -> Path:
-    """The cache folder: QCORE_HOME if it is set, else ~/.cache/qcore. It may not exist yet."""
+    """Return the cache folder: QCORE_HOME if it is set, else ~/.cache/qcore. It may not exist yet."""
     chosen = os.environ.get("QCORE_HOME")
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "qcore"
 
@@ -54,7 +54,7 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
     """Return `final`, building it first if it does not exist: `build(temporary)` fills a temporary folder,
     which is then renamed.
 
-    Whoever comes second waits for the first. What a killed process left behind is removed. Raises
+    Whoever comes second waits for the first. What a killed process left behind is removed. Raise
     `UnavailableError` if the cache folder cannot be written; whatever `build` raises passes through, and
     nothing is left behind.
     """

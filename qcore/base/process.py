@@ -50,7 +50,7 @@ def host() -> str:
 
 
 def identity(pid: int) -> Identity:
-    """Return the identity of the process `pid` of this machine. Raises `psutil.Error` if it has ended."""
+    """Return the identity of the process `pid` of this machine. Raise `psutil.Error` if it has ended."""
     return {"pid": pid, "process_started": psutil.Process(pid).create_time(), "host": host()}
 
 
@@ -74,7 +74,8 @@ def living(record: Identity | None) -> psutil.Process | None:
 
 
 def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:
-    """Ask the process and its group to end, and kill them if they have not after `patience` seconds."""
+    """Ask the process and its group to end, and kill them if they have not after `patience`
+    seconds."""
     _signal_group(process, signal.SIGTERM)
     if not _ends_within(process, patience):
         _signal_group(process, signal.SIGKILL)

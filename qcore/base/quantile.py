@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def quantile(ordered: Sequence[float] | torch.Tensor, q: float) -> float:
-    """The q-quantile (0 … 1) of ascending values: a list or a 1-D tensor, of any length (torch.quantile
-    refuses 16 million)."""
+    """Return the q-quantile (0 … 1) of ascending values: a list or a 1-D tensor, of any length
+    (torch.quantile refuses 16 million)."""
     place = q * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)

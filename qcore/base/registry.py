@@ -25,7 +25,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters its argument under `name`. Raises `ValueError` if the name is
+        """Return a decorator that enters its argument under `name`. Raise `ValueError` if the name is
         taken."""
 
         def enter(entry: T) -> T:
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry called `name`. Raises `InputError` with the nearest names if there is none."""
+        """Return the entry called `name`. Raise `InputError` with the nearest names if there is none."""
         if name not in self._entries:
             raise unknown(self.kind, name, self._entries)
         return self._entries[name]
@@ -50,8 +50,8 @@ class Registry(Generic[T]):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a `name` that is not among the `known` ones: nearest matches first, all of them if none
-    is near."""
+    """Return the error for a `name` that is not among the `known` ones: nearest matches first, all of them if
+    none is near."""
     known = list(known)
     hint = did_you_mean(name, known) or f"Known: {', '.join(known)}."
     return InputError(f"Unknown {kind} {name!r}. {hint}")

@@ -48,7 +48,7 @@ _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 def stored_name(dtype: torch.dtype) -> str:
-    """Return safetensors' name of a dtype: "F32" for `torch.float32`. Raises `KeyError` for a dtype that such
+    """Return safetensors' name of a dtype: "F32" for `torch.float32`. Raise `KeyError` for a dtype that such
     files do not have."""
     return _STORED[str(dtype).removeprefix("torch.")]
 
@@ -71,7 +71,7 @@ class TensorFile:
     """Write the tensors `pieces`, in this order, to `path`: `write` their data, then `close` or `discard`.
 
     The data of one tensor comes in order; different tensors may take turns. `metadata` is kept in the header.
-    Raises `OSError` if the disk refuses.
+    Raise `OSError` if the disk refuses.
     """
 
     def __init__(self, path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str] | None = None):
@@ -95,7 +95,7 @@ class TensorFile:
             raise
 
     def write(self, name: str, data: torch.Tensor) -> None:
-        """Append `data`, of any shape, to the tensor `name`. Raises `ValueError` if that makes it too
+        """Append `data`, of any shape, to the tensor `name`. Raise `ValueError` if that makes it too
         long."""
         import torch
 
@@ -117,7 +117,7 @@ class TensorFile:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> str | None:
-        """Flush the file to the disk, give it its name, and return its SHA-256 if it is known. Raises
+        """Flush the file to the disk, give it its name, and return its SHA-256 if it is known. Raise
         `ValueError` if a tensor is too short; the file is removed then."""
         try:
             if short := [name for name, place in self._next.items() if place != self._end[name]]:
@@ -145,7 +145,7 @@ class TensorFile:
 
 def write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> str:
     """Write `tensors` to `path` and return the SHA-256 of the file. Contiguous CPU tensors are not copied in
-    memory. Raises `OSError`."""
+    memory. Raise `OSError`."""
     ordered = sorted(
         tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT > 0, -item[1].dtype.itemsize, item[0])
     )

@@ -55,9 +55,10 @@ class Prompt:
 
 
 def load_text(source: str | Path | None = None) -> Text:
-    """The text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8 file.
+    """Return the text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8
+    file.
 
-    Line ends and all characters stay as they are; a byte order mark is dropped. Raises `InputError` for a
+    Line ends and all characters stay as they are; a byte order mark is dropped. Raise `InputError` for a
     file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
     """
     if source is None or source == DEFAULT:
@@ -70,7 +71,7 @@ def load_text(source: str | Path | None = None) -> Text:
 
 
 def text_from_bytes(name: str, content: bytes) -> Text:
-    """An uploaded text. Raises `InputError` if it is too large, not UTF-8, or blank."""
+    """Return an uploaded text. Raise `InputError` if it is too large, not UTF-8, or blank."""
     if len(content) > LARGEST_TEXT:
         raise InputError(
             f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB a text may "
@@ -85,10 +86,10 @@ def text_from_bytes(name: str, content: bytes) -> Text:
 def tokenize(
     text: Text | str, tokenizer, limit: int | None = None, vocabulary: int | None = None
 ) -> torch.Tensor:
-    """Token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token if the
-    tokenizer adds one by habit.
+    """Return the token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token
+    if the tokenizer adds one by habit.
 
-    Raises `InputError` if there are fewer than two tokens, or (given the embedding's size, `vocabulary`) a
+    Raise `InputError` if there are fewer than two tokens, or (given the embedding's size, `vocabulary`) a
     token that the model lacks.
     """
     import torch
@@ -125,10 +126,10 @@ def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
 
 
 def load_prompts(path: str | Path | None = None) -> list[Prompt]:
-    """The packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id", "kind"),
-    or one prompt a line.
+    """Return the packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id",
+    "kind"), or one prompt a line.
 
-    Raises `InputError` naming the line that cannot be used.
+    Raise `InputError` naming the line that cannot be used.
     """
     source = _PACKAGED if path is None else Path(path).expanduser()
     lines = read_text_file(source, LARGEST_PROMPTS, "prompts").splitlines()
@@ -160,8 +161,8 @@ def _prompt(line: str, number: int, source: Path) -> Prompt:
 
 
 def language_reference() -> str:
-    """The prose paragraphs of `pydoc_data.topics`, topics in alphabetic order, each paragraph once, joined by
-    blank lines.
+    """Return the prose paragraphs of `pydoc_data.topics`, topics in alphabetic order, each paragraph once,
+    joined by blank lines.
 
     Headings, code, tables, grammar and lists are left out, line breaks inside a paragraph become spaces, and
     quotation marks and asterisks that only mark up a word are taken off; no word is changed.
@@ -196,8 +197,8 @@ def _text(name: str, content: str) -> Text:
 
 
 def read_text_file(path: Path, largest: int, what: str) -> str:
-    """The content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in it, for
-    the sentence of an `InputError` if it cannot be read."""
+    """Return the content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in
+    it, for the sentence of an `InputError` if it cannot be read."""
     return _decode(_read(path, largest, what), path.name)
 
 
@@ -229,8 +230,8 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _wikitext() -> str:
-    """The test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the cache
-    folder."""
+    """Return the test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the
+    cache folder."""
 
     def fetch(folder: Path) -> None:
         (folder / "test.txt").write_text("".join(_download_wikitext()), encoding="utf-8", newline="")

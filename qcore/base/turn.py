@@ -27,7 +27,7 @@ def heavy_turn(progress: Progress | None = None) -> Iterator[None]:
     """Wait until no other process of this cache folder measures, then hold the turn. A wait is reported to
     `progress` once.
 
-    Raises `UnavailableError` if the cache folder cannot be written.
+    Raise `UnavailableError` if the cache folder cannot be written.
     """
     if _inherited:
         yield

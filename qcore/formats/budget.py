@@ -69,13 +69,13 @@ class Budget:
         return f"{plain(self.amount)} {UNITS[self.unit]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; the constructor takes them."""
+        """Return JSON-ready fields; the constructor takes them."""
         candidates = [format.to_dict() for format in self.candidates]
         return {"amount": self.amount, "unit": self.unit, "candidates": candidates}
 
 
 def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Format, ...]:
-    """The candidates that have a scale for each group, with those scales in 8 bits; the others as they
+    """Return the candidates that have a scale for each group, with those scales in 8 bits; the others as they
     are."""
     return tuple(
         from_dict(format.to_dict() | {"double_quant": True})
@@ -86,11 +86,11 @@ def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Form
 
 
 def read(option: str) -> tuple[float, str] | None:
-    """(4.25, "bpw") from "4.25bpw"; None if it is no budget."""
+    """Return (4.25, "bpw") from "4.25bpw"; None if it is no budget."""
     found = re.fullmatch(PATTERN, option)
     return (float(option.removesuffix(found[2])), found[2]) if found else None
 
 
 def plain(amount: float) -> str:
-    """The amount without an exponent, as names have it."""
+    """Return the amount without an exponent, as names have it."""
     return f"{amount:.12f}".rstrip("0").rstrip(".")

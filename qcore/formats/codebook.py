@@ -80,7 +80,7 @@ class Codebook(Table):
 
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Codebook:
-        """The kind is the base."""
+        """Return the format: the kind is the base."""
         return cls(base, group_size, double_quant="dq" in options)
 
     @property

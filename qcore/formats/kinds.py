@@ -140,15 +140,15 @@ class Format:
 
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Format:
-        """The format of a recipe's name: one of `BASES`, and those of `OPTIONS` that it has. Raises
+        """Return the format of a recipe's name: one of `BASES`, and those of `OPTIONS` that it has. Raise
         `ValueError` for a contradiction."""
         raise NotImplementedError
 
     # -- scales ------------------------------------------------------------------------------------------
 
     def encode_scale(self, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The stored parts ("scale", or "scale_codes" and "scale_range") of float32 scales (N, G). Raises
-        `InputError` for those that cannot be held."""
+        """Return the stored parts ("scale", or "scale_codes" and "scale_range") of float32 scales (N, G).
+        Raise `InputError` for those that cannot be held."""
         from qcore.formats.scales import half, quantize
 
         if self.double_quant:
@@ -159,7 +159,7 @@ class Format:
     def decode_scale(
         self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
     ) -> torch.Tensor:
-        """Scales (N, G), float32, from their stored `parts`, or those of some `rows`."""
+        """Return the scales (N, G), float32, from their stored `parts`, or those of some `rows`."""
         from qcore.formats.scales import dequantize
 
         if self.double_quant:
@@ -167,7 +167,7 @@ class Format:
         return parts["scale"][rows].float()
 
     def scale_layout(self, rows: int, groups: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """{part: (dtype, shape)} of what `encode_scale` returns for (rows, groups) scales."""
+        """Return {part: (dtype, shape)} of what `encode_scale` returns for (rows, groups) scales."""
         if self.double_quant:
             blocks = -(-rows * groups // SCALES_PER_BLOCK)
             return {"scale_codes": ("uint8", (rows, groups)), "scale_range": ("float32", (blocks, 2))}
@@ -176,12 +176,12 @@ class Format:
     # -- sizes -------------------------------------------------------------------------------------------
 
     def groups(self, columns: int) -> int:
-        """G, the number of groups in a row of `columns` inputs."""
+        """Return G, the number of groups in a row of `columns` inputs."""
         return group_count(columns, self.group_size)
 
     def layout(self, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """{part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and `columns`
-        inputs. A fixed table is part of the format's definition and is not stored."""
+        """Return {part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and
+        `columns` inputs. A fixed table is part of the format's definition and is not stored."""
         groups = self.groups(columns)
         parts: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("uint8", (rows, packed_width(columns, self.bits)))
@@ -196,13 +196,13 @@ class Format:
         return parts | scales
 
     def nbytes(self, rows: int, columns: int) -> int:
-        """Stored bytes of a weight: what `QuantizedTensor.nbytes` will be."""
+        """Return the stored bytes of a weight: what `QuantizedTensor.nbytes` will be."""
         return sum(math.prod(shape) * WIDTHS[dtype] for dtype, shape in self.layout(rows, columns).values())
 
     # -- records -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields with the kind's name as "type"; `from_dict` is the inverse."""
+        """Return JSON-ready fields with the kind's name as "type"; `from_dict` is the inverse."""
         return {"type": self.TYPE, **asdict(self)}
 
 
@@ -220,8 +220,8 @@ F = TypeVar("F", bound=type[Format])
 
 
 def register(name: str) -> Callable[[F], F]:
-    """A decorator that enters a subclass of `Format` as the kind called `name`. Raises `ValueError` if the
-    name, or one of its bases of recipes' names, is taken."""
+    """Return a decorator that enters a subclass of `Format` as the kind called `name`. Raise `ValueError` if
+    the name, or one of its bases of recipes' names, is taken."""
 
     def enter(kind: F) -> F:
         for base in kind.BASES:
@@ -235,7 +235,7 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def from_dict(record: dict[str, Any]) -> Format:
-    """Rebuild a format from `Format.to_dict`. Raises `InputError` for a kind that is not known here,
+    """Rebuild a format from `Format.to_dict`. Raise `InputError` for a kind that is not known here,
     `TypeError` or `ValueError` for wrong fields."""
     fields = dict(record)
     name = fields.pop("type")
@@ -247,17 +247,17 @@ def from_dict(record: dict[str, Any]) -> Format:
 
 
 def bases() -> dict[str, type[Format]]:
-    """The kind of each base of recipes' names, such as "int4" and "nf4"."""
+    """Return the kind of each base of recipes' names, such as "int4" and "nf4"."""
     return {base: kind for kind in KINDS.values() for base in kind.BASES}
 
 
 def group_count(columns: int, group_size: int | None) -> int:
-    """G, the number of groups in a row of `columns` inputs."""
+    """Return G, the number of groups in a row of `columns` inputs."""
     return 1 if group_size is None else -(-columns // group_size)
 
 
 def packed_width(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
+    """Return the bytes that `count` codes of `bits` bits take."""
     return -(-count // EIGHT) * bits
 
 

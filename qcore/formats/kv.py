@@ -47,7 +47,7 @@ class KVFormat:
         return f"{self.bits}-bit codes, groups of {GROUP}: keys by channel, values by token, {exact}"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary for records."""
+        """Return a JSON-ready dictionary for records."""
         return {"name": self.name, "bits": self.bits, "group": GROUP, "recent": RECENT}
 
     def layer_bits(
@@ -73,8 +73,8 @@ KV_FORMATS = {format.name: format for format in (KVFormat("int8", 8), KVFormat("
 
 
 def kv_format_named(name: str | None) -> KVFormat | None:
-    """The format called `name`; None for "none" (or None), which keeps keys and values as they are computed.
-    Raises `InputError` with near names for any other."""
+    """Return the format called `name`; None for "none" (or None), which keeps keys and values as they are
+    computed. Raise `InputError` with near names for any other."""
     if name is None or name == NONE:
         return None
     if name not in KV_FORMATS:
@@ -83,8 +83,8 @@ def kv_format_named(name: str | None) -> KVFormat | None:
 
 
 def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
-    """(quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole groups that
-    no later token sees are let go.
+    """Return (quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole
+    groups that no later token sees are let go.
 
     >>> tokens_held(63), tokens_held(64), tokens_held(100)
     ((0, 63), (32, 32), (64, 36))
@@ -94,8 +94,8 @@ def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
 
 
 def tokens_dropped(tokens: int, window: int | None) -> int:
-    """How many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups, and
-    quantized ones only."""
+    """Return how many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups,
+    and quantized ones only."""
     if window is None:
         return 0
     quantized = max(0, (tokens - RECENT) // GROUP * GROUP)
@@ -103,8 +103,8 @@ def tokens_dropped(tokens: int, window: int | None) -> int:
 
 
 def value_group(size: int) -> int:
-    """How many channels of a value of `size` share a scale: the largest power of two up to 32 that divides
-    it."""
+    """Return how many channels of a value of `size` share a scale: the largest power of two up to 32 that
+    divides it."""
     return gcd(size, GROUP)
 
 

@@ -35,11 +35,11 @@ class Codes:
 
 
 def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
-    """Codes of `x` (..., channels), of which all numbers along `dim` are one group. The codes are packed
-    along the last dimension, whose size must be a multiple of 8; `scale` and `smallest` have the shape of `x`
-    with `dim` of size 1.
+    """Return the codes of `x` (..., channels), of which all numbers along `dim` are one group. The codes are
+    packed along the last dimension, whose size must be a multiple of 8; `scale` and `smallest` have the shape
+    of `x` with `dim` of size 1.
 
-    Raises `RunError` for numbers that are not finite or beyond float16.
+    Raise `RunError` for numbers that are not finite or beyond float16.
     """
     x = x.float()
     low, high = x.aminmax(dim=dim, keepdim=True)
@@ -59,6 +59,6 @@ def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
 
 
 def dequantize(codes: Codes, bits: int, channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The inverse of `quantize`, to half a step: (..., `channels`) in `dtype`."""
+    """Return the inverse of `quantize`, to half a step: (..., `channels`) in `dtype`."""
     numbers = unpack(codes.packed, bits, channels).to(torch.float32)
     return numbers.mul_(codes.scale.float()).add_(codes.smallest.float()).to(dtype)

@@ -30,7 +30,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """The inverse of `pack`: uint8 codes (..., count) from uint8 (..., packed_width(count, bits))."""
+    """Return the inverse of `pack`: uint8 codes (..., count) from uint8 (..., packed_width(count, bits))."""
     if bits == 8:
         return packed[..., :count]
     if bits == 4:

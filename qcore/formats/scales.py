@@ -23,7 +23,7 @@ def half(scale: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
+    """Return 8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
     half(scale)  # refuses what cannot be held
     flat = scale.float().flatten()
     blocks = -(-flat.numel() // SCALES_PER_BLOCK)

@@ -19,18 +19,18 @@ from qcore.formats.tensor import QuantizedTensor, spread
 
 
 def break_even(bits: int) -> float:
-    """The share of zeros above which sparse storage of weights of `bits` bits is smaller."""
+    """Return the share of zeros above which sparse storage of weights of `bits` bits is smaller."""
     return 1 / bits
 
 
 def sparse_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
-    """Bytes of a matrix (rows, columns) of which `kept` weights of `bits` bits are stored."""
+    """Return the bytes of a matrix (rows, columns) of which `kept` weights of `bits` bits are stored."""
     return rows * packed_width(columns, 1) + (packed_width(kept, bits) if bits <= 8 else kept * bits // 8)
 
 
 def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mask, values) of `values` (N, K), floats or, with `bits` up to 8, uint8 codes; `kept` (N, K) says
-    which are stored."""
+    """Return (mask, values) of `values` (N, K), floats or, with `bits` up to 8, uint8 codes; `kept` (N, K)
+    says which are stored."""
     chosen = values[kept]
     return pack(kept.to(torch.uint8), 1), pack(chosen, bits) if values.dtype == torch.uint8 else chosen
 
@@ -38,8 +38,9 @@ def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch
 def expand(
     mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor
 ) -> torch.Tensor:
-    """The inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it, wherever
-    nothing is stored. Raises `InputError` if there are more or fewer values than the mask has bits."""
+    """Return the inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it,
+    wherever nothing is stored. Raise `InputError` if there are more or fewer values than the mask has
+    bits."""
     kept = unpack(mask, 1, columns).bool()
     count = int(kept.sum())
     packed = values.dtype == torch.uint8
@@ -54,8 +55,8 @@ def expand(
 
 
 def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
-    """The code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no exact
-    0."""
+    """Return the code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no
+    exact 0."""
     if tensor.format.even:
         zero = tensor.zero_points()
         full = (

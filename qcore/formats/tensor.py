@@ -57,7 +57,7 @@ class QuantizedTensor:
         """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
 
         `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes
-        that loss first so that a method can choose codes for the scales that will be stored. Raises
+        that loss first so that a method can choose codes for the scales that will be stored. Raise
         `InputError` if a scale overflows float16 or is NaN.
         """
         return cls.from_packed(
@@ -74,15 +74,15 @@ class QuantizedTensor:
         zero_point: torch.Tensor | None = None,
         codebook: torch.Tensor | None = None,
     ) -> "QuantizedTensor":
-        """`from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are packed
-        already."""
+        """Return `from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are
+        packed already."""
         stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         return stored if scale is None else stored.with_scales(scale)
 
     def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
-        """The same codes with other scales (N, G), which are rounded to what the format stores."""
+        """Return the same codes with other scales (N, G), which are rounded to what the format stores."""
         parts = self.format.encode_scale(scale)
         return replace(
             self,
@@ -92,12 +92,12 @@ class QuantizedTensor:
         )
 
     def parts(self) -> dict[str, torch.Tensor]:
-        """The tensors that are stored, by name."""
+        """Return the tensors that are stored, by name."""
         return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
 
     def is_stored(self, name: str) -> bool:
-        """Whether the part counts and is saved. A fixed codebook is part of the format's definition and costs
-        nothing."""
+        """Return whether the part counts and is saved. A fixed codebook is part of the format's definition
+        and costs nothing."""
         return name != "codebook" or self.format.learned
 
     @property
@@ -111,18 +111,18 @@ class QuantizedTensor:
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
     def unpacked_codes(self) -> torch.Tensor:
-        """The codes as uint8 (N, K)."""
+        """Return the codes as uint8 (N, K)."""
         return unpack(self.codes, self.format.bits, self.shape[1])
 
     def scales(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
-        """The scales as float32 (N, G) or of some rows, double quantization undone; None where the format has
-        none."""
+        """Return the scales as float32 (N, G) or of some rows, double quantization undone; None where the
+        format has none."""
         if not self.format.scaled:
             return None
         return self.format.decode_scale(self.parts(), rows)
 
     def zero_points(self) -> torch.Tensor | float:
-        """The zero points as float32 (N, G), or the one number that a symmetric format uses."""
+        """Return the zero points as float32 (N, G), or the one number that a symmetric format uses."""
         if self.zero_point is None:
             return float(1 << (self.format.bits - 1))
         groups = self.format.groups(self.shape[1])
@@ -136,7 +136,7 @@ class QuantizedTensor:
         return self.codebook.float()
 
     def group_values(self, row: int, group: int) -> torch.Tensor:
-        """The values, ascending float32, that the codes of one group of one row can stand for."""
+        """Return the values, ascending float32, that the codes of one group of one row can stand for."""
         if self.format.even:
             zero = self.zero_points()
             zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
@@ -149,7 +149,8 @@ class QuantizedTensor:
     def dequantize(
         self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The weight (N, K) that the codes stand for, or only the given `rows` (R,) of it as (R, K)."""
+        """Return the weight (N, K) that the codes stand for, or only the given `rows` (R,) of it as (R,
+        K)."""
         pick = slice(None) if rows is None else rows
         columns, size = self.shape[1], self.format.group_size
         codes, scale = unpack(self.codes[pick], self.format.bits, columns), self.scales(pick)
@@ -164,6 +165,6 @@ class QuantizedTensor:
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """The float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method must
-    choose codes for."""
+    """Return the float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method
+    must choose codes for."""
     return format.decode_scale(format.encode_scale(scale))

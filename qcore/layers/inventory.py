@@ -11,8 +11,8 @@ from qcore.recipes.ledger import Ledger, LedgerRow
 
 
 def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]]:
-    """Every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it shares,
-    or None)."""
+    """Return every parameter and saved buffer as (name, tensor, name of the earlier tensor whose storage it
+    shares, or None)."""
     seen: dict[tuple, str] = {}
     for module_name, module in model.named_modules():
         if isinstance(module, QuantizedModule):
@@ -31,7 +31,7 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
 def kept_row(
     name: str, tensor: torch.Tensor, shared_with: str | None, reason: str | None, intended: bool = True
 ) -> LedgerRow:
-    """The ledger row of a tensor that stays as it is."""
+    """Return the ledger row of a tensor that stays as it is."""
     size = 0 if shared_with else tensor.nbytes
     reason = f"Shares the storage of {shared_with}." if shared_with else reason
     return LedgerRow(
@@ -54,10 +54,10 @@ def as_it_is(model: nn.Module, name: str) -> Ledger:
 
 
 def plain_name(name: str) -> str:
-    """The original name of a tensor that `_store_narrow` moved into a wrapper."""
+    """Return the original name of a tensor that `_store_narrow` moved into a wrapper."""
     return name.replace("parametrizations.", "").removesuffix(".original").removesuffix(".stored")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "float32" for `torch.float32`."""
+    """Return "float32" for `torch.float32`."""
     return str(dtype).removeprefix("torch.")

@@ -55,11 +55,12 @@ class QuantizedModule(nn.Module):
         return QuantizedTensor(self.format, self.shape, **held)
 
     def reason_for_reference(self) -> str | None:
-        """None if a native kernel runs this layer, else why the plain-torch reference does. Packs nothing."""
+        """Return None if a native kernel runs this layer, else why the plain-torch reference does. Packs
+        nothing."""
         return None if self.packed is not None else dispatch.reason_for_reference(self.quantized)
 
     def executable(self) -> QuantizedTensor | PackedWeight:
-        """The weight in the form that runs fastest here. If that is the packed form, the buffers are
+        """Return the weight in the form that runs fastest here. If that is the packed form, the buffers are
         freed."""
         if (packed := self.packed) is not None:
             return packed

@@ -58,20 +58,21 @@ class Target:
         return self.kind == "experts"
 
     def owner(self, root: nn.Module, prefix: str = "") -> nn.Module:
-        """The module that holds the parameter."""
+        """Return the module that holds the parameter."""
         return root.get_submodule(self.module.removeprefix(f"{prefix}.") if prefix else self.module)
 
     def weight(self, root: nn.Module, prefix: str = "") -> torch.Tensor:
-        """The parameter as stored, without gradients."""
+        """Return the parameter as stored, without gradients."""
         return getattr(self.owner(root, prefix), self.parameter).detach()
 
     def shape(self, root: nn.Module) -> tuple[int, int, int]:
-        """(matrices, outputs N, inputs K)."""
+        """Return (matrices, outputs N, inputs K)."""
         *experts, rows, columns = getattr(self.owner(root), self.parameter).shape
         return (*(experts or [1]), *((columns, rows) if self.transposed else (rows, columns)))
 
     def matrices(self, root: nn.Module, prefix: str = "") -> list[torch.Tensor]:
-        """The weight as matrices (N, K), which share the parameter's memory: one, or one for each expert."""
+        """Return the weight as matrices (N, K), which share the parameter's memory: one, or one for each
+        expert."""
         weight = self.weight(root, prefix)
         weight = weight.transpose(-1, -2) if self.transposed else weight
         return list(weight.unbind(0)) if self.fused else [weight]
@@ -95,7 +96,7 @@ class Selection:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for
+    """Return whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for
     characters of one segment.
 
     >>> matches("model.layers.1.mlp", "layers.1"), matches("model.layers.10.mlp", "layers.1")
@@ -107,7 +108,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
-    """Decide for every parameter of `model`. Raises `InputError` if a skip pattern matches no module that
+    """Decide for every parameter of `model`. Raise `InputError` if a skip pattern matches no module that
     could be quantized."""
     targets: list[Target] = []
     kept: dict[str, str] = {}

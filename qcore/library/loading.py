@@ -60,7 +60,7 @@ def load(
 ) -> Loaded:
     """Load a model by name (see `resolve`) or from a `Checkpoint`, in fp32 on `device`.
 
-    Raises `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or
+    Raise `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or
     infinite, naming the first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be
     asked before.
     """
@@ -117,7 +117,8 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer in the checkpoint's folder. Raises `InputError` if there is none or it cannot be read."""
+    """Return the tokenizer in the checkpoint's folder. Raise `InputError` if there is none or it cannot be
+    read."""
     from transformers import AutoTokenizer
 
     folder = checkpoint.folder
@@ -144,15 +145,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):
-    """The checked config, so that the library does not read config.json, with whatever is in it, a second
-    time."""
+    """Return the checked config, so that the library does not read config.json, with whatever is in it, a
+    second time."""
     from qcore.models.config import to_transformers
 
     return to_transformers(checkpoint.config)
 
 
 def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Give `model` the generation_config.json of `folder`, if there is one. Raises `InputError` if it cannot
+    """Give `model` the generation_config.json of `folder`, if there is one. Raise `InputError` if it cannot
     be read."""
     from transformers import GenerationConfig
 

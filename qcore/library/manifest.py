@@ -70,7 +70,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest:
-    """Return the manifest in `folder`. Raises `InputError` if it is missing, damaged, of another version, or
+    """Return the manifest in `folder`. Raise `InputError` if it is missing, damaged, of another version, or
     holds what no version of qcore writes."""
     try:
         record = read_json(folder / MANIFEST)
@@ -114,7 +114,7 @@ def check(manifest: Manifest, model: nn.Module, stored: Mapping[str, TensorInfo]
 
 
 def read_ledger(record: dict) -> Ledger:
-    """Return the ledger in `record`. Raises `InputError` or `ValueError` if a field is not of the type, or a
+    """Return the ledger in `record`. Raise `InputError` or `ValueError` if a field is not of the type, or a
     number not of the size, that qcore writes."""
     ledger = Ledger.from_dict(record)
     for row in ledger.rows:
@@ -151,7 +151,7 @@ def damaged(why: str) -> InputError:
 
 
 def read_recipe(record: dict, kinds: tuple[type, ...] = (Float, Format, Budget)) -> Recipe:
-    """Return the recipe in `record`, whose weights are of one of the `kinds`. Raises `InputError` or
+    """Return the recipe in `record`, whose weights are of one of the `kinds`. Raise `InputError` or
     `ValueError` if a field is not of the type that qcore writes."""
     recipe = Recipe.from_dict(record)
     if not isinstance(recipe.weights, kinds):
@@ -209,7 +209,7 @@ def _sparse(entry: dict) -> SparseMatrix:
 
 
 def read_digests(record: object, is_weights: Callable[[str], bool]) -> dict[str, str]:
-    """Return {file: SHA-256} if `record` is one; `is_weights` knows the names that weight files have. Raises
+    """Return {file: SHA-256} if `record` is one; `is_weights` knows the names that weight files have. Raise
     `ValueError` if not."""
     if not isinstance(record, dict) or not record:
         raise ValueError("it has no SHA-256 of the weights")
@@ -353,7 +353,7 @@ def _check_ledger(
 
 
 def _left_out(manifest: Manifest, stored: Mapping[str, TensorInfo]) -> int:
-    """Bytes that sparse storage saves: a ledger may count matrices as they are held in memory."""
+    """Return the bytes that sparse storage saves: a ledger may count matrices as they are held in memory."""
     saved = 0
     for entry in manifest.sparse:
         mask, values = stored[f"{entry.name}.{MASK}"], stored[f"{entry.name}.{VALUES}"]

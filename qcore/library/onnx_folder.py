@@ -62,7 +62,7 @@ def save(
     """Export `loaded`, which is used up, as `recipe` into `folder`; a model that holds qcore's codes keeps
     them.
 
-    Raises `InputError` for a recipe or model that has no ONNX form or a folder that holds something,
+    Raise `InputError` for a recipe or model that has no ONNX form or a folder that holds something,
     `RunError` if the exported graph does not compute what the model does.
     """
     from qcore.engines.onnx import run_onnx, writing
@@ -103,7 +103,8 @@ def save(
 
 
 def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
-    """The exported model in `folder` as a checkpoint. Raises `InputError` if its manifest cannot be read."""
+    """Return the exported model in `folder` as a checkpoint. Raise `InputError` if its manifest cannot be
+    read."""
     record = _manifest(folder)
     config, _ = read_config(folder)
     digest = hashlib.sha256(json.dumps(record.sha256, sort_keys=True).encode()).hexdigest()
@@ -121,8 +122,8 @@ def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
 
 
 def load(found: Checkpoint, tokenizer) -> Loaded:
-    """The model of an exported folder, computed by ONNX Runtime. Raises `InputError` if a file is damaged,
-    `UnavailableError` without ONNX Runtime."""
+    """Return the model of an exported folder, computed by ONNX Runtime. Raise `InputError` if a file is
+    damaged, `UnavailableError` without ONNX Runtime."""
     from qcore import engines
     from qcore.models.assembly import empty_model
 
@@ -152,7 +153,7 @@ class _Manifest:
 
 
 def _manifest(folder: Path) -> _Manifest:
-    """Return the manifest in `folder`. Raises `InputError` if it is missing, damaged, of another version, or
+    """Return the manifest in `folder`. Raise `InputError` if it is missing, damaged, of another version, or
     holds what qcore does not write: it may come from a stranger."""
     try:
         record = read_json(folder / MANIFEST)
@@ -189,8 +190,8 @@ def _damaged(folder: Path, why: str) -> InputError:
 
 @torch.no_grad()
 def _reference(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations read
-    exactly."""
+    """Return random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations
+    read exactly."""
     config = model.config.get_text_config()
     count = min(PROMPT, getattr(config, "max_position_embeddings", None) or PROMPT)
     ids = torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))

@@ -35,10 +35,10 @@ def outline(
     public: bool | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """The checkpoint of the model called `name`, from headers and config alone. A default model is fetched if
-    it is not here yet.
+    """Return the checkpoint of the model called `name`, from headers and config alone. A default model is
+    fetched if it is not here yet.
 
-    Raises `InputError` and `UnavailableError` as `resolve` does.
+    Raise `InputError` and `UnavailableError` as `resolve` does.
     """
     what = classify(name, revision, public=public)
     if what.kind == "hub":
@@ -58,7 +58,7 @@ def is_foreign(checkpoint: Checkpoint) -> bool:
 
 
 def _foreign(folder: Path, name: str) -> Checkpoint | None:
-    """The checkpoint of a folder that another library quantized, or None for any other folder."""
+    """Return the checkpoint of a folder that another library quantized, or None for any other folder."""
     if not (folder / "config.json").is_file():
         return None
     config, _ = read_config(folder, quantized=True)
@@ -114,7 +114,8 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
 
 
 def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file on the hub, by one ranged read, or two if its header is long."""
+    """Return the tensors of a safetensors file on the hub, by one ranged read, or two if its header is
+    long."""
     start = _read(repo_id, commit, file, 0, min(_FIRST, size))
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
@@ -128,8 +129,8 @@ def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str,
 
 
 def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
-    """Bytes `first` to `end` of a file on the hub. If the server ignores the range, stop reading after
-    `end` bytes."""
+    """Return the bytes `first` to `end` of a file on the hub. If the server ignores the range, stop reading
+    after `end` bytes."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

@@ -18,7 +18,7 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
     """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete
     or not at all.
 
-    Raises `InputError` as `check_folder` does.
+    Raise `InputError` as `check_folder` does.
     """
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
         with quiet():
@@ -43,7 +43,8 @@ def check_judged(loaded, name: str, sha256: str, ids) -> None:
 
 
 def describe(folder: Path) -> str | None:
-    """How the model in `folder` was made, in a sentence; None if qcore did not make it, or did not say."""
+    """Return how the model in `folder` was made, in a sentence; None if qcore did not make it, or did not
+    say."""
     record = read_made(folder)
     try:
         origin = record["from"]["model"]
@@ -60,5 +61,5 @@ def describe(folder: Path) -> str | None:
 
 
 def read_made(folder: Path) -> dict | None:
-    """The record of how the model in `folder` was made; None if qcore did not make it."""
+    """Return the record of how the model in `folder` was made; None if qcore did not make it."""
     return read_json(Path(folder) / MADE)

@@ -57,7 +57,7 @@ def save(
     `origin` says what it was made from.
 
     Everything is written to a temporary folder first and then renamed, so that no half-written model is ever
-    found. Raises `InputError` as `check_target` does.
+    found. Raise `InputError` as `check_target` does.
     """
     check_recipe(recipe)
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
@@ -127,7 +127,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Return the absolute path at which a model of `recipe` will be saved. Raises `InputError` as
+    """Return the absolute path at which a model of `recipe` will be saved. Raise `InputError` as
     `check_recipe` and `check_folder` do."""
     check_recipe(recipe)
     return check_folder(folder, overwrite=overwrite)
@@ -136,14 +136,14 @@ def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False)
 def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
     """Rebuild the model in `folder`, its ledger and its recipe; weights are mapped from the file, not copied.
 
-    Raises `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
+    Raise `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
     """
     return begin(folder).finish()
 
 
 def begin(folder: Path | str) -> "Reading":
     """Do `load` in two steps: the manifest and the headers are read now, and the SHA-256 of the weights is
-    computed in a thread from here on, so do something else before `finish`. Raises `InputError` as `load`."""
+    computed in a thread from here on, so do something else before `finish`. Raise `InputError` as `load`."""
     folder = Path(folder)
     about = manifest.read(folder)
     stored: dict[str, TensorInfo] = {}
@@ -169,7 +169,7 @@ class Reading:
     digests: dict[str, Future]
 
     def finish(self) -> tuple[nn.Module, Ledger, Recipe]:
-        """Return the model, its ledger and its recipe. Raises `InputError` as `load` does."""
+        """Return the model, its ledger and its recipe. Raise `InputError` as `load` does."""
         about, model = self.manifest, self._empty_model()
         manifest.check(about, model, self.stored)
         tensors = self._tensors()
@@ -184,7 +184,7 @@ class Reading:
         return model.eval(), about.ledger, about.recipe
 
     def _empty_model(self) -> nn.Module:
-        """The model that the config describes, not larger than the tensors at hand allow."""
+        """Return the model that the config describes, not larger than the tensors at hand allow."""
         config = read_config(self.folder)[0]
         shapes = {name: tensor.shape for name, tensor in self.stored.items()}
         shapes |= {name: matrix.shape for name, matrix in self.manifest.matrices.items()}
@@ -202,7 +202,7 @@ class Reading:
             raise InputError(f"{self.folder} does not fit its config.json: {error}") from error
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """All stored tensors by name, mapped, once the SHA-256 of their files is known to be right."""
+        """Return all stored tensors by name, mapped, once the SHA-256 of their files is known to be right."""
         tensors: dict[str, torch.Tensor] = {}
         for file, digest in self.digests.items():
             weights = self.folder / file
@@ -223,7 +223,7 @@ class Reading:
 
 
 def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """All tensors to write, by name, and the layout of the quantized ones. Shared storages are written
+    """Return all tensors to write, by name, and the layout of the quantized ones. Shared storages are written
     once."""
     tensors = {
         plain_name(name): tensor.detach().contiguous()
@@ -276,13 +276,13 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], about: Manifest) -
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, copied if it is mapped to an odd address: there, matrix products would round their last bit
-    differently."""
+    """Return `tensor`, copied if it is mapped to an odd address: there, matrix products would round their
+    last bit differently."""
     return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 
 def _without_codes(matrix: Matrix, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
-    """The scales and zero points of a matrix whose codes are yet to be put together."""
+    """Return the scales and zero points of a matrix whose codes are yet to be put together."""
     return _read_matrix(matrix, {**tensors, f"{matrix.like}.codes": torch.empty(0, dtype=torch.uint8)})
 
 

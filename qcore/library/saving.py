@@ -28,7 +28,7 @@ def made_from(folder: Path) -> dict | None:
 def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
     """Return the absolute path at which `folder` will appear, symbolic links followed.
 
-    Raises `InputError`, before any work, if a model cannot be saved there: it holds files, or `real_target`
+    Raise `InputError`, before any work, if a model cannot be saved there: it holds files, or `real_target`
     refuses it. `overwrite` allows a folder that qcore wrote, and no other: a slip of the keyboard empties
     nobody's home.
     """
@@ -52,7 +52,7 @@ def replaced_folder(folder: Path | str, *, overwrite: bool = False) -> Iterator[
     """Yield a temporary folder to write into, which takes the place and name of `folder` at the end, and is
     removed if anything is raised. An old model stays until the new one is complete.
 
-    Raises `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk
+    Raise `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk
     is full.
     """
     final = check_folder(folder, overwrite=overwrite)

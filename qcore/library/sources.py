@@ -20,7 +20,7 @@ def resolve(
     weights themselves.
 
     `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With
-    `public` (by default on a public server), local paths are refused. Raises `InputError` (wrong name or
+    `public` (by default on a public server), local paths are refused. Raise `InputError` (wrong name or
     files) or `UnavailableError` (hub, network, disk).
     """
     checkpoint = _find(classify(name, revision, public=public), progress)
@@ -32,7 +32,7 @@ def resolve(
 
 
 def defaults() -> list[tuple[str, str]]:
-    """(name, one line of description) of the models that need no hub."""
+    """Return (name, one line of description) of the models that need no hub."""
     return [(name, packaged.SUMMARIES[name]) for name in packaged.SUMMARIES]
 
 

@@ -37,8 +37,8 @@ class SparseMatrix:
 def shrink(
     tensors: dict[str, torch.Tensor], quantized: dict[str, QuantizedTensor], names: set[str]
 ) -> tuple[dict[str, torch.Tensor], list[SparseMatrix]]:
-    """`tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in it, and
-    the manifest's entries.
+    """Return `tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in
+    it, and the manifest's entries.
 
     `quantized` has the tensors of quantized modules by the module's name; their codes are called
     `MODULE.codes`.
@@ -71,7 +71,7 @@ def grow(
     tensors: dict[str, torch.Tensor], entries: Sequence[SparseMatrix], quantized: dict[str, QuantizedTensor]
 ) -> dict[str, torch.Tensor]:
     """Return `tensors` as they were before `shrink`. `quantized` holds the modules' tensors, whose codes are
-    not looked at. Raises `InputError` if a mask and its values do not fit."""
+    not looked at. Raise `InputError` if a mask and its values do not fit."""
     made = dict(tensors)
     for entry in entries:
         name, columns, bits = entry.name, entry.columns, entry.bits

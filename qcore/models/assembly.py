@@ -37,7 +37,7 @@ def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names
     and shapes are those of the model that `load` returns.
 
-    Raises `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
+    Raise `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
     config.json. For a model that qcore quantized, it is the model before quantization, and tensors are not
     compared.
     """
@@ -78,7 +78,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     """Return a new fp32 model on `device` with `tensors` (name in the files -> tensor), in evaluation mode,
     without gradients.
 
-    fp32 tensors on a CPU are used as they are, so that mapped ones stay mapped. Raises `InputError` as
+    fp32 tensors on a CPU are used as they are, so that mapped ones stay mapped. Raise `InputError` as
     `meta_model` does.
     """
     import torch

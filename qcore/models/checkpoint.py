@@ -56,7 +56,7 @@ class Checkpoint:
         write to one of them, and for a copy.
 
         Unfinished work is kept under it, so that it is never continued with other weights. Hashing the
-        weights instead would read 15 GB for a model of 7 billion parameters before work could go on. Raises
+        weights instead would read 15 GB for a model of 7 billion parameters before work could go on. Raise
         `InputError` if a file is gone.
         """
         files = sorted({tensor.file for tensor in self.tensors.values()})
@@ -101,7 +101,7 @@ def read_folder(
     quantized: bool = False,
 ) -> Checkpoint:
     """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at
-    only. Raises `InputError` naming the file or tensor that is wrong."""
+    only. Raise `InputError` naming the file or tensor that is wrong."""
     config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):
@@ -120,8 +120,8 @@ def read_folder(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that hold the weights, by the index if there is one. Raises `InputError`
-    if there are none."""
+    """Return the names of the safetensors files that hold the weights, by the index if there is one. Raise
+    `InputError` if there are none."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
         raise InputError(
@@ -148,7 +148,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def index_files(folder: Path) -> list[str]:
-    """Return the names of the weight files that the index in `folder` lists. Raises `InputError` if it cannot
+    """Return the names of the weight files that the index in `folder` lists. Raise `InputError` if it cannot
     be used."""
     return sorted(set(_weight_map(folder / INDEX).values()))
 

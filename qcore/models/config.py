@@ -54,10 +54,10 @@ _MAY_BE_ZERO = (
 
 
 def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
-    """The checked config.json of `folder` without the fields that are never passed on, and the names of those
-    worth mentioning.
+    """Return the checked config.json of `folder` without the fields that are never passed on, and the names
+    of those worth mentioning.
 
-    Raises `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to
+    Raise `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to
     look at it only), is an adapter, or has absurd sizes.
     """
     if (folder / "adapter_config.json").exists():
@@ -85,20 +85,20 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
 
 
 def checked(config: dict) -> dict:
-    """A config from elsewhere, without the fields that are never passed on. Raises `InputError` for absurd
-    sizes."""
+    """Return a config from elsewhere, without the fields that are never passed on. Raise `InputError` for
+    absurd sizes."""
     _check_sizes(config)
     return _without(config, _STRIPPED)
 
 
 def is_ours(config: dict) -> bool:
-    """Whether qcore saved this quantized model."""
+    """Return whether qcore saved this quantized model."""
     quantization = config.get("quantization_config")
     return isinstance(quantization, dict) and quantization.get("quant_method") == OURS
 
 
 def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raises
+    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raise
     `InputError`."""
     inner = config.get("text_config")
     text: dict = inner if isinstance(inner, dict) else config
@@ -119,7 +119,7 @@ def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
 
 
 def _parts(config: dict) -> list[dict]:
-    """The config and all objects inside it."""
+    """Return the config and all objects inside it."""
     found, stack = [], [config]
     while stack:
         part = stack.pop()
@@ -146,8 +146,8 @@ def _refuse_code(config: dict, folder: Path, name: str) -> None:
 
 
 def quantized_by(config: dict, folder: Path) -> str | None:
-    """The method with which another library quantized the model ("gptq", "method not named"); None if none
-    did."""
+    """Return the method with which another library quantized the model ("gptq", "method not named"); None if
+    none did."""
     if is_ours(config):
         return None
     method = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
@@ -181,8 +181,8 @@ def _check_sizes(config: dict) -> None:
 
 
 def to_transformers(config: dict) -> PreTrainedConfig:
-    """The transformers config object for a checked `config`. Raises `InputError` for an unknown architecture
-    or invalid values."""
+    """Return the transformers config object for a checked `config`. Raise `InputError` for an unknown
+    architecture or invalid values."""
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -24,7 +24,7 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
-    """The folder with the converted `path` (converted now, or earlier), and a description. Raises
+    """Return the folder with the converted `path` (converted now, or earlier), and a description. Raise
     `InputError` or `UnavailableError`."""
     check(path)
     if progress is not None:
@@ -42,7 +42,7 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
 
 
 def check(path: Path) -> None:
-    """Look at the first 24 bytes. Raises `InputError` if this is no GGUF file, or one part of several."""
+    """Look at the first 24 bytes. Raise `InputError` if this is no GGUF file, or one part of several."""
     size = regular_size(path)
     with path.open("rb") as file:
         start = file.read(24)
@@ -68,7 +68,7 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
     """Write the model and tokenizer of the GGUF file `path` into `folder` as fp32 safetensors, with `record`
     as source.json.
 
-    Raises `InputError` for an architecture that transformers cannot take from GGUF, or a damaged file.
+    Raise `InputError` for an architecture that transformers cannot take from GGUF, or a damaged file.
     """
 
     def report(done: int, what: str) -> None:
@@ -94,7 +94,7 @@ def read_source(folder: Path) -> dict:
 
 
 def _inspect(path: Path) -> tuple[int, list[str]]:
-    """Number of weights, and the quantized types among the tensors."""
+    """Return the number of weights, and the quantized types among the tensors."""
     from gguf import GGUFReader
 
     try:

@@ -50,8 +50,8 @@ class Header:
 
 
 def outline(path: Path, name: str) -> Checkpoint:
-    """The checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights. Raises
-    `InputError`."""
+    """Return the checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights.
+    Raise `InputError`."""
     from qcore.layers.inventory import inventory
     from qcore.models.assembly import empty_model
 
@@ -76,7 +76,7 @@ def outline(path: Path, name: str) -> Checkpoint:
 
 
 def read(path: Path) -> Header:
-    """The header of a file that `gguf_file.check` accepted. Raises `InputError` if it is damaged or cut
+    """Return the header of a file that `gguf_file.check` accepted. Raise `InputError` if it is damaged or cut
     short."""
     with path.open("rb") as file:
         try:
@@ -141,8 +141,8 @@ def _tensor(file: BinaryIO) -> Tensor:
 
 
 def _config(path: Path, header: Header) -> dict:
-    """The settings as a transformers config. Raises `InputError` for an architecture that transformers cannot
-    take from GGUF."""
+    """Return the settings as a transformers config. Raise `InputError` for an architecture that transformers
+    cannot take from GGUF."""
     with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
         small = Path(scratch) / path.name
         small.write_bytes(_without_data(header))
@@ -157,7 +157,8 @@ def _config(path: Path, header: Header) -> dict:
 
 
 def _without_data(header: Header) -> bytes:
-    """A GGUF file with the same settings and tensor names: no long lists, and one number for each tensor."""
+    """Return a GGUF file with the same settings and tensor names: no long lists, and one number for each
+    tensor."""
     entries = {key: (kind, value) for key, (kind, value) in header.entries.items() if value is not None}
     architecture = next(
         (value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), ""

@@ -61,8 +61,8 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, by name. Raises `InputError` naming the file (and the tensor) for
-    whatever is wrong."""
+    """Return the tensors of one safetensors file, by name. Raise `InputError` naming the file (and the
+    tensor) for whatever is wrong."""
     size = regular_size(path)
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -77,8 +77,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:
-    """The tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long and
-    need not be here. Raises `InputError` as `read_header` does."""
+    """Return the tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long
+    and need not be here. Raise `InputError` as `read_header` does."""
     header, start = parse_json(text, path.name), 8 + len(text)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
@@ -87,8 +87,8 @@ def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo
 
 
 def regular_size(path: Path) -> int:
-    """Size in bytes of a regular file, links followed. Raises `InputError` if it is missing, no file, or
-    unreadable."""
+    """Return the size in bytes of a regular file, links followed. Raise `InputError` if it is missing, no
+    file, or unreadable."""
     try:
         status = path.stat()
     except OSError as error:
@@ -105,8 +105,8 @@ def regular_size(path: Path) -> int:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a small file. Raises `InputError` if it is too long, not UTF-8, not JSON, no object,
-    or repeats a key."""
+    """Return a JSON object from a small file. Raise `InputError` if it is too long, not UTF-8, not JSON, no
+    object, or repeats a key."""
     size = regular_size(path)
     if size > LONGEST_JSON:
         raise InputError(
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict:
 
 
 def parse_json(text: bytes, name: str) -> dict:
-    """The JSON object in `text`, which came from the file `name`."""
+    """Return the JSON object in `text`, which came from the file `name`."""
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:

@@ -65,7 +65,7 @@ def fetch(
     """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the
     description, usually empty).
 
-    If the hub cannot be reached and `cached`, an earlier download is used and the note says so. Raises
+    If the hub cannot be reached and `cached`, an earlier download is used and the note says so. Raise
     `InputError` for a model that is missing, gated, or not usable, `UnavailableError` if the hub is
     unreachable or limits the rate.
     """
@@ -107,10 +107,10 @@ def fetch(
 def look(
     repo_id: str, revision: str | None, *, patience: float = _PATIENCE
 ) -> tuple[Path, str, dict[str, int]]:
-    """The small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files, which
-    stay on the hub).
+    """Return the small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files,
+    which stay on the hub).
 
-    Raises what `fetch` raises.
+    Raise what `fetch` raises.
     """
     from huggingface_hub import HfApi
 
@@ -145,7 +145,7 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
     model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes
     it, and the index is left out, so that nobody finds two models in one folder.
 
-    Raises `InputError` if the repository has no weights that qcore reads, or a file beside them that is too
+    Raise `InputError` if the repository has no weights that qcore reads, or a file beside them that is too
     large for what its name says.
     """
     for name in _SMALL:
@@ -174,7 +174,7 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
 
 
 def _weights(folder: Path, sizes: dict[str, int], repo_id: str) -> list[str]:
-    """Return the weight files by the index in `folder`, if there is one. Raises `InputError`, before any is
+    """Return the weight files by the index in `folder`, if there is one. Raise `InputError`, before any is
     downloaded, if the repository lacks one of them."""
     weights = [SINGLE] if SINGLE in sizes else index_files(folder)
     if missing := [name for name in weights if name not in sizes]:
@@ -194,7 +194,8 @@ def _download(repo_id: str, name: str, revision: str, patience: float, bar: type
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:
-    """The folder of an earlier download. Whether it is complete is seen when its headers are checked."""
+    """Return the folder of an earlier download. Whether it is complete is seen when its headers are
+    checked."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo_id, "config.json", revision=revision)
@@ -202,8 +203,8 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
 
 
 def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
-    """An error of the hub's library in our words; one that is not about the hub (such as the caller's own
-    cancellation) as it is."""
+    """Return an error of the hub's library in our words; one that is not about the hub (such as the caller's
+    own cancellation) as it is."""
     import httpx2
     from huggingface_hub import errors
 
@@ -250,13 +251,13 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
 
 
 def _hint(repo_id: str) -> str:
-    """A "did you mean" where a default model was misspelt."""
+    """Return a "did you mean" where a default model was misspelt."""
     hint = None if "/" in repo_id else did_you_mean(repo_id.lower(), DEFAULT_MODELS)
     return f" {hint}" if hint else ""
 
 
 def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | None:
-    """A progress bar class for the library that draws nothing and reports bytes to `progress`."""
+    """Return a progress bar class for the library that draws nothing and reports bytes to `progress`."""
     if progress is None:
         return None
     from tqdm.auto import tqdm

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All stored tensors by name, mapped: no memory is taken until they are read. Raises `InputError` if a
-    file changed or went away."""
+    """Return all stored tensors by name, mapped: no memory is taken until they are read. Raise `InputError`
+    if a file changed or went away."""
     files: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
         files.setdefault(tensor.file, {})[name] = tensor
@@ -37,7 +37,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """The `tensors` of one file, mapped. Raises `OSError` if it cannot be read or is shorter than they
+    """Return the `tensors` of one file, mapped. Raise `OSError` if it cannot be read or is shorter than they
     say."""
     try:
         with path.open("rb") as opened:
@@ -47,8 +47,8 @@ def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Ten
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """One stored tensor, mapped; its pages are let go with it. For models too large to map whole. Raises
-    `InputError` as above."""
+    """Return one stored tensor, mapped; its pages are let go with it. For models too large to map whole.
+    Raise `InputError` as above."""
     tensor = checkpoint.tensors[name]
     try:
         return read_file(checkpoint.folder / tensor.file, {name: tensor})[name]
@@ -57,8 +57,8 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype for a safetensors one. Raises `InputError` for the packed ones, which hold no plain
-    numbers."""
+    """Return the torch dtype for a safetensors one. Raise `InputError` for the packed ones, which hold no
+    plain numbers."""
     import torch
 
     if name not in TORCH_NAMES:

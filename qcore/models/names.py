@@ -31,7 +31,7 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
     """Say what `name` means. With `public` (by default on a public server), only default names and hub ids
     pass, and the disk is never looked at.
 
-    Raises `InputError` for a name that can be none of the four, and for a revision where there are none.
+    Raise `InputError` for a name that can be none of the four, and for a revision where there are none.
     """
     text, public = _clean(name), is_public() if public is None else public
     kind = "default" if text.lower() in DEFAULT_MODELS else _kind(name, text, public)
@@ -111,5 +111,5 @@ def _is_hub_id(text: str) -> bool:
 
 
 def _show(text: str) -> str:
-    """`text` as it can stand in a message: quoted, invisible characters escaped, cut if long."""
+    """Return `text` as it can stand in a message: quoted, invisible characters escaped, cut if long."""
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

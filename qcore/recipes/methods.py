@@ -56,10 +56,11 @@ METHODS: ExtensibleRegistry[MethodInfo] = ExtensibleRegistry("method", _declared
 
 
 def options() -> dict[str, MethodInfo]:
-    """The methods that have an option in recipes' names, by it."""
+    """Return the methods that have an option in recipes' names, by it."""
     return {info.option: info for info in METHODS.values() if info.option is not None}
 
 
 def needs_text(method: str) -> bool:
-    """Whether the method reads calibration text; False for "none" and for one that is not known here."""
+    """Return whether the method reads calibration text; False for "none" and for one that is not known
+    here."""
     return method in METHODS and METHODS[method].needs_text

@@ -112,7 +112,7 @@ class Name:
 
     @classmethod
     def read(cls, name: str) -> Name | None:
-        """The parts of `name`; None if it has one that is not known."""
+        """Return the parts of `name`; None if it has one that is not known."""
         base, *options = name.removeprefix(ROTATED).split("-")
         found = [(option, part) for option in options if (part := _part(option)) is not None]
         if base not in known_bases() or len(found) < len(options):
@@ -120,7 +120,7 @@ class Name:
         return cls(name.startswith(ROTATED), base, tuple(found))
 
     def get(self, field: str) -> str | None:
-        """The option that sets `field`, None if there is none."""
+        """Return the option that sets `field`, None if there is none."""
         return next((option for option, part in self.options if part.field == field), None)
 
     @property
@@ -137,19 +137,19 @@ def known_bases() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """The recipes worth offering in a list: own ones without and with calibration text, then other
+    """Return the recipes worth offering in a list: own ones without and with calibration text, then other
     libraries'. `parse` knows more (any group size)."""
     return [*common(), *with_text(), *engines.recipes()]
 
 
 def common() -> list[str]:
-    """Recipes that read no text: those of the formats, then of the methods."""
+    """Return recipes that read no text: those of the formats, then of the methods."""
     formats = [name for kind in kinds.KINDS.values() for name in kind.EXAMPLES]
     return list(dict.fromkeys([*COMMON, *formats, *_examples(needs_text=False)]))
 
 
 def with_text() -> list[str]:
-    """Recipes that read calibration text, which `convert.quantize` must be given."""
+    """Return recipes that read calibration text, which `convert.quantize` must be given."""
     return [*_examples(needs_text=True), *AUTOMATIC]
 
 
@@ -166,9 +166,9 @@ def describe(recipe: Recipe) -> str:
 
 
 def parse(name: str) -> Recipe:
-    """The recipe called `name`; "int4" is short for "int4-g64".
+    """Return the recipe called `name`; "int4" is short for "int4-g64".
 
-    Raises `InputError` with near names for an unknown one, and for options that contradict each other.
+    Raise `InputError` with near names for an unknown one, and for options that contradict each other.
     """
     name = name.strip().lower()
     known = engines.recipes()
@@ -187,7 +187,7 @@ def parse(name: str) -> Recipe:
 
 def parse_row(name: str) -> Recipe:
     """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its
-    path names. Raises `InputError` as `parse` does, and for a path without a name."""
+    path names. Raise `InputError` as `parse` does, and for a path without a name."""
     name = name.strip()
     if not name.startswith(SAVED):
         return parse(name)

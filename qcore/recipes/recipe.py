@@ -104,7 +104,7 @@ class Recipe:
         return needs_text(self.method) or isinstance(self.weights, Budget)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        """Return a JSON-ready dictionary; `from_dict` is its inverse."""
         weights = (
             self.weights.to_dict() if isinstance(self.weights, Format | Budget) else asdict(self.weights)
         )
@@ -116,7 +116,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        """Rebuild a recipe from `to_dict`. Raise `InputError` if a field is missing, unknown or out of
         range."""
         try:
             modules = Modules(**record.get("modules", {}))
@@ -125,7 +125,7 @@ class Recipe:
             raise InputError(f"This recipe record cannot be read: {error}.") from error
 
     def with_modules(self, **choices: Any) -> Recipe:
-        """The same recipe with other choices of modules, such as `skip=("layers.0",)`."""
+        """Return the same recipe with other choices of modules, such as `skip=("layers.0",)`."""
         return replace(self, modules=replace(self.modules, **choices))
 
 

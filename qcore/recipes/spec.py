@@ -56,7 +56,7 @@ class RunSpec:
     A recipe's perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are
     multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None asks none. `kv` is
     the format of the key-value cache that text is scored, speed measured and prompts continued with ("int8",
-    "int4"); the baseline that recipes are compared with keeps its own. Raises `InputError` naming the field,
+    "int4"); the baseline that recipes are compared with keeps its own. Raise `InputError` naming the field,
     its value and what is allowed.
     """
 
@@ -116,7 +116,7 @@ class RunSpec:
         return recipe == BASELINE and self.kv == NONE
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        """Return a JSON-ready dictionary; `from_dict` is its inverse."""
         return {
             **{f.name: getattr(self, f.name) for f in fields(self)},
             "recipes": [recipe.to_dict() for recipe in self.recipes],
@@ -124,7 +124,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> RunSpec:
-        """Rebuild a spec from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        """Rebuild a spec from `to_dict`. Raise `InputError` if a field is missing, unknown or out of
         range."""
         from qcore.recipes import Recipe
 
@@ -136,7 +136,7 @@ class RunSpec:
             raise InputError(f"This record of a run cannot be read: {error}.") from error
 
     def absolute(self) -> RunSpec:
-        """The same spec with relative paths made absolute, so that it means the same from any folder.
+        """Return the same spec with relative paths made absolute, so that it means the same from any folder.
 
         On a public server a model's name never is a path, even if a folder of that name happens to exist.
         """

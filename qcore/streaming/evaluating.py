@@ -50,7 +50,7 @@ def evaluate_streamed(
     """Score the text `ids` (T,) with the baseline and each of `recipes`: {name: evaluation}, the baseline
     "fp32" first.
 
-    The figures are those of `qcore.evaluation.evaluate`, to rounding. Raises `InputError` for recipes that
+    The figures are those of `qcore.evaluation.evaluate`, to rounding. Raise `InputError` for recipes that
     need more than one tensor at a time, a checkpoint that is quantized already, or a model whose blocks are
     not called one after another.
     """
@@ -136,8 +136,8 @@ class _Model:
             self.frame.model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _stand_in(self, position: int) -> nn.Module:
-        """A block without weights that passes on what it is given; the last one hands out what was computed
-        for the text at hand."""
+        """Return a block without weights that passes on what it is given; the last one hands out what was
+        computed for the text at hand."""
         block = self.frame.empty(self._unused[position])
 
         def forward(*arguments, **keywords):

@@ -34,7 +34,7 @@ _SMALL = 1 << 16  # weights up to which a parameter is simply widened
 
 
 class Frame:
-    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raises
+    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raise
     `InputError` as quantizing does."""
 
     def __init__(self, source: Source, recipe: Recipe | None):
@@ -66,7 +66,7 @@ class Frame:
         self.source.forget()
 
     def empty(self, block: nn.Module) -> nn.Module:
-        """A copy of `block` without any parameters or buffers; its config is the model's own."""
+        """Return a copy of `block` without any parameters or buffers; its config is the model's own."""
         configs = {
             id(module.config): module.config for module in block.modules() if hasattr(module, "config")
         }
@@ -157,7 +157,7 @@ def _without_parameters(source: Source) -> PreTrainedModel:
 
 
 def _tied_names(model: PreTrainedModel) -> dict[str, str]:
-    """{name: first name} of the parameters that have several."""
+    """Return {name: first name} of the parameters that have several."""
     families: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         families.setdefault(id(parameter), []).append(name)

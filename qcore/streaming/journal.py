@@ -58,7 +58,7 @@ class Journal:
         self._lock.release()
 
     def finished(self, file: str) -> str | None:
-        """The SHA-256 of a shard that is whole, else None."""
+        """Return the SHA-256 of a shard that is whole, else None."""
         note = self._finished.get(file)
         path = self.folder / file
         return note["sha256"] if note and path.is_file() and path.stat().st_size == note["bytes"] else None

@@ -85,7 +85,7 @@ def plan(model: PreTrainedModel, recipe: Recipe, shard_bytes: int) -> Layout:
     """Lay out `model` (a meta model) under `recipe`, one of qcore's own data-free ones, in shards of about
     `shard_bytes`.
 
-    Raises what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change,
+    Raise what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change,
     `InputError` for a skip pattern without a match.
     """
     selection = select(model, recipe)

@@ -91,7 +91,7 @@ def quantize(
     With an `engine` other than this machine the shards are made by the machines of a cluster (see
     `spread.py`), to the same bytes.
 
-    Raises `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized
+    Raise `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized
     already or holds NaN, or a target that `check_target` refuses; `UnavailableError` if the disk is full.
     """
     check(recipe)
@@ -135,8 +135,8 @@ def quantize(
 def _write_shards(
     source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None
 ) -> dict[str, str]:
-    """{file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread` makes
-    them elsewhere."""
+    """Return {file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread`
+    makes them elsewhere."""
     digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
     left = [shard for shard in layout.shards if shard.file not in digests]
     check_space(
@@ -193,7 +193,7 @@ def fill_shard(
 
 
 def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the file, contiguous chunk) of everything that is stored of `unit`."""
+    """Return (name in the file, contiguous chunk) of everything that is stored of `unit`."""
     if unit.target is None:
         (piece,) = unit.pieces
         flat = source.read(unit.parameter).reshape(-1)
@@ -215,7 +215,7 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def choose(source: Source, unit: Unit) -> QuantizedTensor:
-    """The quantized matrix of `unit`. Raises `InputError` naming it, or the weight that is NaN or
+    """Return the quantized matrix of `unit`. Raise `InputError` naming it, or the weight that is NaN or
     infinite."""
     target = unit.target
     if target is None:
@@ -237,7 +237,7 @@ def choose(source: Source, unit: Unit) -> QuantizedTensor:
 
 
 def stored_parts(weight: QuantizedTensor) -> list[torch.Tensor]:
-    """The parts that a file holds, in the order of `QuantizedTensor.PARTS`."""
+    """Return the parts that a file holds, in the order of `QuantizedTensor.PARTS`."""
     return [part for name, part in weight.parts().items() if weight.is_stored(name)]
 
 

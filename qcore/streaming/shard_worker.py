@@ -17,7 +17,7 @@ from qcore.base.quiet import silence
 
 
 def make(request: dict, number: int, folder: Path) -> dict:
-    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raises `InputError` if this
+    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raise `InputError` if this
     machine sees other weights."""
     from qcore.models.checkpoint import read_folder
     from qcore.recipes import Recipe
@@ -37,7 +37,7 @@ def make(request: dict, number: int, folder: Path) -> dict:
 
 
 def main(arguments: list[str]) -> int:
-    """0 if the shard is whole, 1 if the result says why not."""
+    """Return 0 if the shard is whole, 1 if the result says why not."""
     path, number, file = Path(arguments[0]), int(arguments[1]), arguments[2]
     silence()
     logs.configure()

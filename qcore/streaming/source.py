@@ -59,8 +59,8 @@ class Source:
         self._add_ties()
 
     def read(self, name: str) -> torch.Tensor:
-        """The parameter in the shape that the model has it in. Mapped from the file, or made anew if it takes
-        a rule."""
+        """Return the parameter in the shape that the model has it in. Mapped from the file, or made anew if
+        it takes a rule."""
         first = self._targets[name]
         made = self._made[first]
         if made.rule is None:
@@ -74,8 +74,8 @@ class Source:
         return self._last[1][name]
 
     def expert(self, name: str, number: int) -> torch.Tensor:
-        """Matrix `number` of the fused experts' parameter `name` (E, …), made without the others where they
-        are stored apart."""
+        """Return the matrix `number` of the fused experts' parameter `name` (E, …), made without the others
+        where they are stored apart."""
         first = self._targets[name]
         made = self._made[first]
         if _apart(made, self.model.get_parameter(name).shape[0]):
@@ -85,7 +85,7 @@ class Source:
         return self.read(name)[number]
 
     def stored_names(self, name: str, expert: int | None = None) -> list[str]:
-        """The stored tensors that the parameter (or its matrix number `expert`) is made of."""
+        """Return the stored tensors that the parameter (or its matrix number `expert`) is made of."""
         made = self._made[self._targets[name]]
         if expert is not None and _apart(made, self.model.get_parameter(name).shape[0]):
             return [names[expert] for names in made.stored.values()]
@@ -106,8 +106,8 @@ class Source:
                 os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
 
     def described(self) -> PreTrainedModel:
-        """The model without weights, with the checkpoint's own generation config: what a saved folder's
-        config files are written from."""
+        """Return the model without weights, with the checkpoint's own generation config: what a saved
+        folder's config files are written from."""
         model = copy(self.model)  # the meta model itself is shared and stays as it is
         model.config = deepcopy(model.config)
         set_generation_config(model, self.checkpoint.folder)

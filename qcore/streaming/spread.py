@@ -40,7 +40,7 @@ def write_shards(
     """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes
     that each file is made from.
 
-    Raises what a shard's task raised, and `RunError` if one cannot be carried out.
+    Raise what a shard's task raised, and `RunError` if one cannot be carried out.
     """
     folder = journal.folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def clear(journal: Journal) -> None:
 
 
 def _result(folder: Path, shard: Shard, code: int) -> str:
-    """The SHA-256 that the task reports. Raises the error that it reports."""
+    """Return the SHA-256 that the task reports. Raise the error that it reports."""
     result = read_json(folder / f"{shard.file}.json")
     if result is None:
         raise RunError(

@@ -23,7 +23,7 @@ class ShardWriter:
     """`write` chunks of tensors in any order in which each tensor's own chunks follow each other, then
     `close`, or `discard`.
 
-    `pieces` are all tensors of the file, in their order in it. Raises `OSError` if the disk does not take
+    `pieces` are all tensors of the file, in their order in it. Raise `OSError` if the disk does not take
     them, from `write` or `close`.
     """
 
@@ -44,7 +44,8 @@ class ShardWriter:
         return self._file.sha256
 
     def write(self, name: str, chunk: torch.Tensor) -> None:
-        """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be written."""
+        """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be
+        written."""
         if self._error is not None:
             raise self._error
         if self._next < len(self._pieces) and self._pieces[self._next].name == name:
