@@ -1,7 +1,7 @@
 """Arguments and options that several commands share, each defined once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, overload
 
 import typer
 
@@ -77,9 +77,25 @@ Address = Annotated[
 ]
 
 
+@overload
+def split(names: str) -> list[str]: ...
+
+
+@overload
+def split(names: str | None) -> list[str] | None: ...
+
+
 def split(names: str | None) -> list[str] | None:
     """Return the names of a list with commas between; None for None."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+@overload
+def one_recipe(name: str, skip: list[str] | None = None) -> Recipe: ...
+
+
+@overload
+def one_recipe(name: str | None, skip: list[str] | None = None) -> Recipe | None: ...
 
 
 def one_recipe(name: str | None, skip: list[str] | None = None) -> Recipe | None:

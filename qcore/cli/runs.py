@@ -139,8 +139,8 @@ def finish(run, json: str | None) -> int:
     from qcore.results import report
 
     if run.kind != COMPARE:
-        if run.state == "done":
-            outcome = jobs.outcome(run.run_id)
+        outcome = jobs.outcome(run.run_id)
+        if run.state == "done" and outcome is not None:
             return write_output(outcome, json, in_words(run.kind, outcome))
         return ended_badly(run)
     rows = jobs.rows(run.run_id)

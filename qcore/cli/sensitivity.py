@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qcore.base.errors import RunError
 from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
@@ -68,8 +69,10 @@ def sensitivity(
     run = watch(jobs.submit(request))
     if run.state != "done":
         return ended_badly(run)
-    key = jobs.outcome(run.run_id)["key"]
+    key = (jobs.outcome(run.run_id) or {}).get("key", "")
     table = load_table(key)
+    if table is None:
+        raise RunError("The table of sensitivities is no longer in the cache folder. Compute it again.")
     lines = [sensitivities(table), *(_choice(each, table) for each in budgets)]
     return write_output(
         {"key": key, **table.to_dict(), "correlations": table.correlations()}, json, "\n".join(lines)

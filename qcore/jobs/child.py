@@ -88,7 +88,7 @@ class Emitter:
         ):
             return
         if event.get("phase") != self._phase:
-            _log.info("%s", PHASES.get(event.get("phase"), self._detail))
+            _log.info("%s", PHASES.get(event.get("phase", ""), self._detail))
         self._phase, self._sent = event.get("phase", self._phase), now
         self.send({"event": "phase", **event})
 

@@ -7,6 +7,7 @@ is extrapolated from its own pace.
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 PHASES = {
     "start": "starting",
@@ -36,6 +37,30 @@ def guess(spec: dict) -> dict[str, float]:
     }
 
 
+class Account(Protocol):
+    """Keeps account of how far a job is, for its worker."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the job that is over, 0 … 1."""
+
+    @property
+    def eta(self) -> float | None:
+        """Expected seconds to the end of the job, None while they are unknown."""
+
+    def start(self, item: int) -> None:
+        """The task number `item` begins."""
+
+    def enter(self, phase: str) -> None:
+        """The task is in `phase` now."""
+
+    def step(self, done: int, total: int) -> None:
+        """The present phase has done `done` of `total` steps."""
+
+    def end(self, item: int, *, complete: bool) -> None:
+        """The task number `item` has ended."""
+
+
 class Estimate:
     """The expected course of a run: `work` lists the phases of each child process in order, `seconds` what
     each is expected to take."""
@@ -51,7 +76,8 @@ class Estimate:
         self._clock = clock
         self._began = clock()
         self._measured: dict[str, list[float]] = {}
-        self._item, self._phase, self._since = -1, None, clock()
+        self._item, self._since = -1, clock()
+        self._phase: str | None = None
         self._done, self._total = 0, 0
         self._fraction = 0.0
 
@@ -94,7 +120,7 @@ class Estimate:
             return left
         phases = self._work[self._item]
         after = phases[phases.index(self._phase) + 1 :] if self._phase in phases else ()
-        return left + self._left_in_phase() + sum(self._expected[phase] for phase in after)
+        return left + self._left_in(self._phase) + sum(self._expected[phase] for phase in after)
 
     @property
     def fraction(self) -> float:
@@ -103,11 +129,11 @@ class Estimate:
         self._fraction = max(self._fraction, spent / (spent + self.eta) if spent + self.eta else 1.0)
         return self._fraction
 
-    def _left_in_phase(self) -> float:
+    def _left_in(self, phase: str) -> float:
         elapsed = self._clock() - self._since
         if self._done and self._total:
             return elapsed * max(0, self._total - self._done) / self._done
-        expected = self._expected[self._phase]
+        expected = self._expected[phase]
         return max(expected - elapsed, LEAST_SHARE * expected)
 
     def _leave(self) -> None:
@@ -122,7 +148,7 @@ class Shares:
     """How far a job is, by its tasks: what `Estimate` is for those whose phases are known. The steps of a
     task count where it is the only one."""
 
-    eta = None
+    eta: float | None = None
 
     def __init__(self, total: int):
         self._ended, self._total = 0, total

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -88,9 +89,9 @@ def status(run_id: str) -> JobStatus:
         written = (folder.path / "status.json").stat().st_mtime_ns
     except OSError:
         written = 0
-    known = _ended.get(run_id)
-    if known is not None and known[0] == written:
-        return known[1]
+    kept = _ended.get(run_id)
+    if kept is not None and kept[0] == written:
+        return kept[1]
     about: StatusRecord = folder.read("status.json") or {
         "state": "interrupted",
         "error": "The record of this run is damaged.",
@@ -101,7 +102,9 @@ def status(run_id: str) -> JobStatus:
             about = _settle(folder, about) if folder.other_host is None else _lost(folder, about)
     place = sum(active_before(run_id)) if about["state"] == "queued" else None
     names = JobStatus.__dataclass_fields__
-    known = {name: value for name, value in about.items() if name in names and name != "run_id"}
+    known: dict[str, Any] = {
+        name: value for name, value in about.items() if name in names and name != "run_id"
+    }
     if place is not None:
         known |= {"place": place, "phase": _queue_words(place)}
     request = folder.read("spec.json") or {}

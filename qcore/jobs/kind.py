@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
-from qcore.base.errors import InputError
+from qcore.base.errors import InputError, RunError
 from qcore.base.home import is_public
 from qcore.base.progress import Progress
-from qcore.jobs.estimate import Shares
+from qcore.jobs.estimate import Account, Shares
 from qcore.jobs.status import StatusRecord
-from qcore.recipes.spec import absolute_model, absolute_path
+from qcore.recipes.spec import RunSpec, absolute_model, absolute_path
 from qcore.results.folder import RunFolder
 
 HISTORY_SECONDS = 0.3
@@ -31,7 +31,10 @@ class Request(Protocol):
     """What a job is asked to do. `RunSpec` is the request of comparisons."""
 
     kind: ClassVar[str]
-    model: str
+
+    @property
+    def model(self) -> str:
+        """Name of the model that the job is about."""
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary, from which `JobKind.request` reads it again."""
@@ -94,7 +97,7 @@ class JobKind:
     name: str
     title: str
     resumes = False
-    request: type
+    request: type[JobRequest] | type[RunSpec]
 
     def describe(self, record: dict) -> str:
         """Return what the request asks for besides the model, in a few words."""
@@ -164,8 +167,8 @@ class Outcome:
         if self.code < 0:
             number = -self.code
             why = {
-                signal.SIGKILL: " (probably out of memory)",
-                signal.SIGSEGV: " (a crash in native code)",
+                int(signal.SIGKILL): " (probably out of memory)",
+                int(signal.SIGSEGV): " (a crash in native code)",
             }.get(number, "")
             return f"{what} was killed by signal {number}{why} while {phase}.", "RunError"
         return (
@@ -189,7 +192,7 @@ class Course:
         """Threads that a task may use; None for the libraries' own choice."""
         return None
 
-    def estimate(self):
+    def estimate(self) -> Account:
         """Return what keeps account of how far the job is, see `estimate.py`."""
         return Shares(len(self.tasks))
 
@@ -205,11 +208,13 @@ class Course:
 
     def finish(self) -> tuple[str, str | None, str | None]:
         """Return (state, error, class of the error) once no task is left."""
-        if self.outcome.good and self.folder.read("outcome.json") is not None:
-            return "done", None, None
-        if self.outcome.good:
+        if self.outcome is None:
+            raise RunError("The job had no task.")
+        if not self.outcome.good:
+            return "failed", *self.outcome.why("The job's process", f"it was at: {self.last}")
+        if self.folder.read("outcome.json") is None:
             return "failed", "The job's process ended without a result; its log may say why.", "RunError"
-        return "failed", *self.outcome.why("The job's process", f"it was at: {self.last}")
+        return "done", None, None
 
     def stopped(self, cancelled: bool) -> None:
         """Take note that the job was cancelled, or ended from outside."""

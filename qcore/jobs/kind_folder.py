@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from qcore.base.errors import InputError
 from qcore.base.executor import LOCAL, Executor
 from qcore.base.progress import Progress
 from qcore.base.registry import unknown
@@ -26,7 +25,6 @@ class FolderRequest(JobRequest):
 
     out: str
     overwrite: bool = False
-    recipe: Recipe | None = None
 
     @classmethod
     def read(cls, record: dict) -> dict:
@@ -47,6 +45,7 @@ class ExportRequest(FolderRequest):
 
     kind: ClassVar[str] = "export"
     FILES: ClassVar[tuple[str, ...]] = ("calibration",)
+    recipe: Recipe | None = None
     to: str = "onnx"
     calibration: str | None = None
     calibration_tokens: int = RunSpec.calibration_tokens
@@ -74,13 +73,12 @@ class QuantizeRequest(FolderRequest):
     the shards are spread over the cluster at `address`."""
 
     kind: ClassVar[str] = "quantize"
+    recipe: Recipe
     engine: str = LOCAL
     address: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.recipe is None:
-            raise InputError("No recipe was given; try int4-g64.")
         Executor(self.engine, self.address)
 
     def check(self, progress: Progress) -> None:

@@ -166,42 +166,35 @@ class Resident:
 
 
 class _Child:
-    """The process, and the thread that starts it and hands out its events."""
+    """The process, and the thread that hands out its events."""
 
     def __init__(self, threads: int | None, idle_seconds: float):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        self._command = [*COMMAND, str(idle_seconds), str(threads or 0)]
-        self._inboxes: dict[int, queue.Queue] = {}
+        command = [*COMMAND, str(idle_seconds), str(threads or 0)]
+        self._inboxes: dict[int, queue.Queue[dict]] = {}
         self._lock = threading.RLock()  # the garbage collector may call `hang_up` in the middle of anything
         self._number = 0
         self._closed = False
         self.running = True
-        self.process: subprocess.Popen | None = None
-        started = threading.Event()
-        threading.Thread(target=self._run, args=(started,), name="resident", daemon=True).start()
-        started.wait()
-        if self.process is None:
-            raise RunError(
-                "The playground's process could not be started; the system is out of memory or processes."
-            )
-
-    def _run(self, started: threading.Event) -> None:
+        below, pipe = os.pipe()
         try:
             self.process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                text=True,
-                encoding="utf-8",
+                command, stdin=below, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8"
             )
-        except OSError:
-            self.running = False
-            return
+        except OSError as error:
+            os.close(pipe)
+            raise RunError(
+                "The playground's process could not be started; the system is out of memory or processes."
+            ) from error
         finally:
-            started.set()
+            os.close(below)
+        self._input = os.fdopen(pipe, "w", encoding="utf-8")
+        threading.Thread(target=self._read, name="resident", daemon=True).start()
+
+    def _read(self) -> None:
+        """Hand out the events of the process until it ends."""
         try:
-            for line in self.process.stdout:
+            for line in self.process.stdout or ():
                 self._hand_out(line)
             self.process.wait()
         finally:
@@ -226,7 +219,8 @@ class _Child:
         """Hand over a request; its events arrive in the queue that is returned with its number."""
         with self._lock:
             self._number += 1
-            number, inbox = self._number, queue.Queue()
+            number = self._number
+            inbox: queue.Queue[dict] = queue.Queue()
             self._inboxes[number] = inbox
             if not self.running:
                 inbox.put({"event": "gone"})
@@ -238,8 +232,8 @@ class _Child:
             self._lock,
             contextlib.suppress(OSError, ValueError),
         ):  # it has just ended: the reader tells everyone so
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
+            self._input.write(json.dumps(message) + "\n")
+            self._input.flush()
 
     def forget(self, number: int) -> None:
         """Events of this request are dropped from now on."""
@@ -261,7 +255,7 @@ class _Child:
         """Close its input, upon which it ends."""
         self._closed = True
         with self._lock, contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self._input.close()
 
     def close(self) -> None:
         """Ask it to end, and kill it if it does not."""

@@ -7,6 +7,8 @@ standard error). End of input ends the process at once. Of the models, the least
 when another would not fit.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import gc
@@ -18,12 +20,16 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from qcore.base import errors, logs
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
 from qcore.base.quiet import silence
 from qcore.recipes import Recipe
+
+if TYPE_CHECKING:
+    from qcore.verbs.prepare import Prepared
 
 PROGRESS_SECONDS = 0.1
 POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows for
@@ -165,7 +171,7 @@ class Shelf:
     """Loaded models by recipe, most recently used last. Another checkpoint clears it."""
 
     def __init__(self):
-        self._models: OrderedDict[str, object] = OrderedDict()
+        self._models: OrderedDict[str, Prepared] = OrderedDict()
         self._digest: str | None = None
 
     def get(self, checkpoint, recipe: Recipe, report):

@@ -6,12 +6,13 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from qcore.base.process import PATIENCE_SECONDS
 from qcore.base.turn import heavy_turn
+from qcore.jobs.estimate import Account
 from qcore.jobs.jobs import active_before
 from qcore.jobs.kind import Course
 from qcore.results.folder import RunFolder
@@ -24,16 +25,16 @@ STATE_SECONDS = PATIENCE_SECONDS - 1.0  # for a child that is asked to end to ke
 class Runner(Protocol):
     """Where and in which order a worker has the tasks of a job done."""
 
-    def estimate(self, course: Course):
+    def estimate(self, course: Course) -> Account:
         """Return what keeps account of how far the job is."""
 
-    def turn(self) -> contextmanager:
+    def turn(self) -> AbstractContextManager[None]:
         """Wait until the job may begin, and hold its place while it runs."""
 
     def run(self, tasks: Sequence[str], take: Callable[[int, str], bool]) -> None:
         """Call `take` with number and name of each task, until it answers False."""
 
-    def child(self, task: str) -> Iterator[dict]:
+    def child(self, task: str) -> Generator[dict]:
         """Start the process of a task and yield its events, {"event": "idle"} now and then, and at last
         {"event": "ended", "code": …}. Closing the iterator ends the process."""
 
@@ -53,7 +54,7 @@ class LocalRunner:
         self.folder, self.command = folder, command
         self._threads: int | None = None
 
-    def estimate(self, course: Course):
+    def estimate(self, course: Course) -> Account:
         """Return the course's own estimate."""
         self._threads = course.threads
         return course.estimate()
@@ -72,25 +73,27 @@ class LocalRunner:
             if not take(number, task):
                 break
 
-    def child(self, task: str) -> Iterator[dict]:
+    def child(self, task: str) -> Generator[dict]:
         """Start a child and yield its events, and at last {"event": "ended", "code": …}."""
         reader, writer = os.pipe()
+        below, lifeline = os.pipe()  # empty, and held open: the child ends itself when this process is killed
         with self.folder.log.open("ab") as log:
             child = subprocess.Popen(
                 self.command(self.folder, task, writer),
-                stdin=subprocess.PIPE,
+                stdin=below,
                 stdout=log,
                 stderr=log,
                 pass_fds=[writer],
                 env=self._environment(),
-            )  # stdin stays open and empty: the child ends itself when it closes, that is, when this process is killed
+            )
         os.close(writer)
+        os.close(below)
         try:
             yield from _events(reader)
             yield {"event": "ended", "code": child.wait()}
         finally:
             os.close(reader)
-            child.stdin.close()
+            os.close(lifeline)
             if child.poll() is None:
                 child.terminate()
                 try:

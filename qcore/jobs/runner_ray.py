@@ -7,7 +7,7 @@ task again elsewhere. By default a machine does one task at a time.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,17 +26,16 @@ LOOK_SECONDS = 0.3
 class RayRunner:
     """Runner of the cluster of `engine`, which has its own queue."""
 
+    _cluster: Cluster  # within the turn
+
     def __init__(self, folder: RunFolder, engine: Executor):
         self.folder, self.engine = folder, engine
-        self._cluster: Cluster | None = None
-        self._threads: int | None = None
         self._processors = 1
         self._stopping = threading.Event()
 
     def estimate(self, course: Course) -> Shares:
         """Return an account of the tasks that have ended: several are under way at once."""
-        self._threads = course.threads
-        self._processors = self._cluster.processors(self._threads)
+        self._processors = self._cluster.processors(course.threads)
         return Shares(len(course.tasks))
 
     @contextmanager
@@ -58,7 +57,7 @@ class RayRunner:
                 self._stopping.set()
                 raise
 
-    def child(self, task: str) -> Iterator[dict]:
+    def child(self, task: str) -> Generator[dict]:
         """Hand in the task, and yield what it reports and at last {"event": "ended", "code": …}."""
         events = self.folder.path / f"events-{task}.jsonl"
         command = ["-m", "qcore.jobs.child", str(self.folder.path), task, str(events)]

@@ -23,6 +23,7 @@ from qcore.base.errors import QcoreError
 from qcore.base.executor import Executor
 from qcore.base.process import identity
 from qcore.base.quiet import silence
+from qcore.jobs.estimate import Account, Shares
 from qcore.jobs.kind import Outcome
 from qcore.jobs.kinds import kind_of
 from qcore.jobs.runner_local import LocalRunner, Runner
@@ -49,7 +50,7 @@ class Worker:
         self.kind = kind_of(folder.read("spec.json"))
         self.course = self.kind.course(folder, self.status)
         self._phases: dict[str, str] = {}
-        self._estimate = None
+        self._account: Account = Shares(len(self.course.tasks))
         self._written = 0.0
         self._lock = threading.RLock()  # several tasks of a cluster report at once
 
@@ -60,7 +61,7 @@ class Worker:
         try:
             try:
                 with self.runner.turn():
-                    self._estimate = self.runner.estimate(self.course)
+                    self._account = self.runner.estimate(self.course)
                     self._update(state="running", started_at=time.time(), force=True)
                     self.runner.run(self.course.tasks, self._take)
                     end = self.course.finish()
@@ -78,13 +79,13 @@ class Worker:
 
     def _take(self, number: int, task: str) -> bool:
         """Do task `number`; False if nothing after it makes sense."""
-        self._estimate.start(number)
+        self._account.start(number)
         outcome = self._run(task)
         if outcome.killed and self.kind.resumes:
             _log.warning("The process of %s was killed (signal %d); it is started again", task, -outcome.code)
             outcome = self._run(task)
         with self._lock:
-            self._estimate.end(number, complete=outcome.good)
+            self._account.end(number, complete=outcome.good)
             return self.course.ended(task, outcome)
 
     def _run(self, task: str) -> Outcome:
@@ -110,19 +111,19 @@ class Worker:
             changed = event["phase"] != self._phases.get(task)
             self._phases[task] = event["phase"]
             done, total = event.get("done", 0), event.get("total", 0)
-            self._estimate.enter(event["phase"])
-            self._estimate.step(done, total)
+            self._account.enter(event["phase"])
+            self._account.step(done, total)
             words = self.course.phase(task, event)
             self._update(phase=words, done=done, total=total, force=changed)
 
     def _update(self, *, force: bool = False, **changes) -> None:
         """Change the status; it is written at once if `force`, and otherwise a few times a second."""
         with self._lock:
-            self.status |= changes
+            self.status.update(changes)  # type: ignore[typeddict-item]  # keyword arguments are its fields
             now = time.monotonic()
             if force or now - self._written >= STATUS_SECONDS:
                 self._written = now
-                self.status |= {"fraction": self._estimate.fraction, "eta_s": self._estimate.eta}
+                self.status |= {"fraction": self._account.fraction, "eta_s": self._account.eta}
                 self.folder.write("status.json", self.status)
 
     def _stopped(self) -> tuple[str, str | None, str | None]:
@@ -139,14 +140,13 @@ class Worker:
         finished = self.folder.rows()
         for position, recipe in enumerate(self.status["recipes"]):
             recipe |= {"state": finished[position]["status"] if position in finished else state, "phase": ""}
-        whole = state in ("done", "failed") or self._estimate is None
         self.status |= {
             "state": state,
             "phase": state.capitalize(),
             "error": error,
             "error_kind": kind,
             "finished_at": time.time(),
-            "fraction": float(state in ("done", "failed")) if whole else self._estimate.fraction,
+            "fraction": 1.0 if state in ("done", "failed") else self._account.fraction,
             "eta_s": None,
             "done": 0,
             "total": 0,

@@ -19,7 +19,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import psutil
 
@@ -55,7 +55,7 @@ class RunFolder:
         self.run_id = run_id
         self.path = runs_folder() / run_id
 
-    def read(self, name: str) -> dict | None:
+    def read(self, name: str) -> Any:
         """The JSON object in the file `name`, or None if it is missing or damaged."""
         return read_json(self.path / name)
 

@@ -10,9 +10,10 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -77,7 +78,7 @@ class Store:
         """The notice has been seen."""
         self._notice.unlink(missing_ok=True)
 
-    def put_run(self, run_id: str, created_at: float, state: str, status: dict) -> None:
+    def put_run(self, run_id: str, created_at: float, state: str, status: Mapping[str, Any]) -> None:
         """Enter or replace the run's own line."""
         with self._connection() as db:
             db.execute(
@@ -200,7 +201,7 @@ def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, Res
     return dict(zip(rows, with_verdicts(list(rows.values()), margin), strict=True))
 
 
-def keep_end(folder: RunFolder, about: dict) -> None:
+def keep_end(folder: RunFolder, about: Mapping[str, Any]) -> None:
     """Write the end of a run: `result.json` with everything, the database, and last the status that others
     wait for."""
     rows = judged_rows(folder)

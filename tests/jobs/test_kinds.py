@@ -98,7 +98,10 @@ def test_what_cannot_be_made_is_refused_before_anything_starts():
         (lambda: Prune(method="2:4", amount=0.3), "two of every four"),
         (lambda: Prune(method="burn"), "Unknown pruning method"),
         (lambda: ExportRequest(model="m", out="x", to="gguf"), "Unknown form 'gguf'"),
-        (lambda: QuantizeRequest(model="m", out="x"), "No recipe"),
+        (
+            lambda: QuantizeRequest(model="m", out="x", recipe=parse("int8"), address="auto"),
+            "Add --engine ray",
+        ),
         (lambda: SensitivityRequest(model="m", tokens=3), "tokens is 3"),
         (lambda: ProbeRequest(model="m", recipes=("int5",)), "Unknown recipe"),
         (lambda: ProbeRequest(model=" ", recipes=("int8",)), "No model was given"),
