@@ -100,7 +100,7 @@ def test_what_cannot_be_made_is_refused_before_anything_starts():
         (lambda: ExportRequest(model="m", out="x", to="gguf"), "Unknown form 'gguf'"),
         (
             lambda: QuantizeRequest(model="m", out="x", recipe=parse("int8"), address="auto"),
-            "Add --engine ray",
+            "Choose the engine ray",
         ),
         (lambda: SensitivityRequest(model="m", tokens=3), "tokens is 3"),
         (lambda: ProbeRequest(model="m", recipes=("int5",)), "Unknown recipe"),

@@ -121,7 +121,7 @@ def test_a_recipe_that_fails_leaves_the_others(folder):
 def test_an_unknown_model_is_an_input_error(tmp_path):
     with (
         Resident(str(tmp_path / "missing"), ["fp32"]) as client,
-        pytest.raises(InputError, match="There is no folder"),
+        pytest.raises(InputError, match="is neither a folder or file here"),
     ):
         list(client.generate("Hi", 2))
 
