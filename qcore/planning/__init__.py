@@ -1,16 +1,16 @@
-"""What a model will cost here, before anything is downloaded, loaded or quantized.
+"""Predict what a model costs on this machine before anything is downloaded, loaded or quantized.
 
-stored.py      bytes of every tensor under a recipe, to the byte for own formats
+stored.py      bytes of every tensor under a recipe, exact for qcore's formats
 cache.py       bytes of the key-value cache: grouped queries, sliding windows, latent attention
-fit.py         does it fit: the peaks of loading, streaming and running, and the refusal with its arithmetic
-machines.py    memory as people write it, and what well-known accelerators have
-sample.py      a shortened copy of a model with random weights, to be timed
-probe.py       the speed probe: the copy timed, and the results kept
-speed.py       prefill and decode of the whole model from a probe; what would be smaller but slower
+fit.py         peak memory of loading, streaming and running, against what is free
+machines.py    amounts of memory as text, and the memory of well-known accelerators
+sample.py      a shortened copy of a model with random weights, for timing
+probe.py       the speed probe: time the copy, keep the result
+speed.py       prefill and decode speed of the whole model from a probe; recipes that are smaller but slower
 quality.py     measured quality from earlier runs, or a typical figure with its source
-recommend.py   which recipe meets the needs, what binds, the runner-up
-plan.py        all of it for one model: `plan`
-hindsight.py   what was predicted for a run, and by how much it was wrong
+recommend.py   the recipe that meets the constraints, the binding constraint, the runner-up
+summary.py     `plan`: all of the above for one model
+hindsight.py   predictions made for a run, and their errors
 """
 
 from qcore.planning.fit import Estimate, budget, check_fits, estimate

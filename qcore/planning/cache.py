@@ -1,14 +1,15 @@
-"""The key-value cache: what each layer keeps of the tokens before, as the caches of transformers hold it.
+"""Size of the key-value cache per layer, as the caches of transformers hold it.
 
 full        every token: KV heads · (key + value size) numbers
-sliding     the same of the last `window` - 1 tokens
+sliding     the same for the last `window` - 1 tokens
 latent      every token: one compressed vector and the rotary key, shared by all heads (MLA, DeepSeek)
-none        no tokens: layers with a state of constant size (convolution, linear attention), or that read another layer's cache
+none        no tokens: layers with a state of constant size (convolution, linear attention) and layers that
+            share another layer's cache
 
-bytes = users · Σ over layers (numbers a token · tokens kept) · bits / 8
+bytes = users · Σ over layers (numbers per token · tokens kept) · bits / 8
 
-The quantized forms (`qcore.formats.kv`) keep their newest tokens exact, so their bytes are those that the
-form itself counts.
+Quantized formats (`qcore.formats.kv`) keep their newest tokens unquantized, so each format counts its own
+bytes.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from qcore.formats.kv import GROUP, SCALE_BITS
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How keys and values are stored: `bits` a number, scales included. `form` for those that quantize, whose
-    newest tokens take more."""
+    """How keys and values are stored: `bits` per number, scales included. `form` is set for quantized
+    formats, whose newest tokens take more."""
 
     name: str
     bits: float
@@ -46,8 +47,8 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """`kind` as above, `numbers` kept of each token, at most how many tokens (`most`, None: all), and how
-    many numbers a head's key has, and its value (`size`)."""
+    """The cache of one layer: its `kind` (see above), `numbers` kept per token, the limit of tokens (`most`,
+    None: no limit), and the key and value size per head (`size`)."""
 
     kind: str
     numbers: int
@@ -55,11 +56,11 @@ class CacheLayer:
     size: int = GROUP
 
     def held(self, tokens: int) -> int:
-        """Numbers that are held after `tokens` tokens."""
+        """Return the count of numbers held after `tokens` tokens."""
         return self.numbers * (tokens if self.most is None else min(tokens, self.most))
 
     def bits(self, tokens: int, format: CacheFormat) -> float:
-        """Bits that are held after `tokens` tokens in `format`."""
+        """Return the bits held after `tokens` tokens in `format`."""
         if format.form is None or not self.numbers:
             return self.held(tokens) * format.bits
         window = None if self.most is None else self.most + 1
@@ -69,14 +70,14 @@ class CacheLayer:
 
 
 def format_named(name: str) -> CacheFormat:
-    """The format called `name`. Raises `InputError` with near names."""
+    """Return the format called `name`. Raise `InputError` with similar names for an unknown one."""
     if name not in FORMATS:
         raise unknown("KV cache format", name, FORMATS)
     return FORMATS[name]
 
 
 def formats_for(config) -> tuple[str, ...]:
-    """Names of the formats that a model with this `config` can keep its cache in."""
+    """Return the names of the cache formats that the architecture of `config` supports."""
     try:
         kv.check_config(config)
     except InputError:
@@ -85,7 +86,7 @@ def formats_for(config) -> tuple[str, ...]:
 
 
 def layout(config) -> tuple[CacheLayer, ...]:
-    """One entry for each layer of a transformers text `config`."""
+    """Return one entry per layer of a transformers text `config`."""
     kinds, options = cache_layers(config)
     configs = config.per_layer_config
     return tuple(_layer(*each) for each in zip(kinds, options, configs, strict=True))
@@ -94,12 +95,12 @@ def layout(config) -> tuple[CacheLayer, ...]:
 def kv_bytes(
     layers: tuple[CacheLayer, ...], tokens: int, users: int = 1, format: CacheFormat = FORMATS["fp32"]
 ) -> int:
-    """Bytes of the caches of `users` sequences of `tokens` tokens each."""
+    """Return the bytes of the caches of `users` sequences of `tokens` tokens each."""
     return round(users * sum(layer.bits(tokens, format) for layer in layers) / 8)
 
 
 def describe(layers: tuple[CacheLayer, ...]) -> str:
-    """One phrase for people: "30 layers of 384 numbers a token", sliding and latent ones told apart."""
+    """Describe the cache in one phrase: "30 layers of 384 numbers per token", by kind of layer."""
     groups: dict[CacheLayer, int] = {}
     for layer in layers:
         groups[layer] = groups.get(layer, 0) + 1
@@ -111,7 +112,7 @@ def _phrase(layer: CacheLayer, count: int) -> str:
         return f"{count} layers without one"
     kind = {"latent": "latent ", "sliding": "sliding "}.get(layer.kind, "")
     limit = f", the last {layer.most:,} tokens" if layer.most is not None else ""
-    return f"{count} {kind}layers of {layer.numbers:,} numbers a token{limit}"
+    return f"{count} {kind}layers of {layer.numbers:,} numbers per token{limit}"
 
 
 def _layer(kind: str, options: dict, config) -> CacheLayer:

@@ -1,14 +1,15 @@
-"""Will it fit? Memory estimated from headers and config alone; nothing is loaded.
+"""Estimate memory from headers and config alone; nothing is loaded.
 
-    load     libraries + the fp32 model + a 16-bit checkpoint's own bytes, or else + room to work on the largest weight that changes
-    stream   libraries + the largest kept tensor or a multiple of the largest changed one (see streaming/quantizing.py)
-    run      libraries + stored + what is unpacked or packed anew + KV cache + activations + logits
+    load     libraries + fp32 model + (the bytes of a 16-bit checkpoint, or work space for the largest weight)
+    stream   libraries + the largest unquantized tensor, or a multiple of the largest quantized one (see
+             streaming/quantizing.py)
+    run      libraries + stored bytes + repacked or dequantized weights + KV cache + activations + logits
 
-A bf16 checkpoint is loaded in fp32, because that is how it is computed on a CPU; tensors that are fp32 in
-their file stay mapped, and the pages of a map count as well. While the first step runs, the native kernels
-lay the codes out anew, and a freed layout may not have gone back to the system: so the quantized weights
-count twice. The larger of load and run is compared with the memory at hand: QCORE_MEMORY_LIMIT (bytes) if it
-is set, else what the machine and the control group have left.
+A bf16 checkpoint is loaded in fp32, the precision that CPUs compute in. Tensors stored in fp32 stay mapped,
+and mapped pages count. During the first step the native kernels repack the codes, and the system may not have
+reclaimed the old layout yet, so quantized weights count twice. The larger of load and run is compared with
+the available memory: QCORE_MEMORY_LIMIT (bytes) if it is set, else what the machine and the control group
+have left.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """All in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time.
-    `fits` compares the larger of the peaks of loading and running with `available_bytes`; `arithmetic` is the
-    sum in words."""
+    """Memory in bytes. `peak_stream_bytes` is None for a recipe that needs more than one tensor at a time.
+    `fits` compares the larger of the loading and running peaks with `available_bytes`. `arithmetic` spells
+    out the sum."""
 
     stored_bytes: int
     bits_per_weight: float | None
@@ -71,13 +72,12 @@ def estimate(
     scored: bool = True,
     available: int | None = None,
 ) -> Estimate:
-    """Estimate the memory for `checkpoint` under `recipe`: caches of `tokens` tokens for each of `users` in
-    the format `kv`, activations of a prompt or `window` of so many tokens, and logits of all of them if they
-    are `scored`, else of the last ones.
+    """Estimate the memory of `checkpoint` under `recipe`: `users` caches of `tokens` tokens in the format
+    `kv`, activations of a prompt or `window` of that many tokens, and logits of all tokens if they are
+    `scored`, else of the last ones.
 
-    A model that is quantized already keeps its own recipe. `available` is what there is, by default
-    `budget()`. Raises `InputError` for a checkpoint whose shapes contradict its config, or a skip pattern
-    that matches nothing.
+    A quantized model keeps its own recipe. `available` defaults to `budget()`. Raise `InputError` for a
+    checkpoint whose shapes contradict its config, or a skip pattern that matches nothing.
     """
     model = meta_model(checkpoint)
     config = model.config.get_text_config()
@@ -100,7 +100,8 @@ def estimate(
     arithmetic = (
         f"loading {_millions(weights)} weights needs {_gb(load)} "
         f"(as loaded {_gb(full)}, work space {_gb(work)}, libraries {_gb(base)}), "
-        f"running needs {_gb(run)} (weights {_gb(size.total + again)}, KV cache for {_tokens(tokens, users)} {_gb(kv_size)}, activations "
+        f"running needs {_gb(run)} (weights {_gb(size.total + again)}, "
+        f"KV cache for {_tokens(tokens, users)} {_gb(kv_size)}, activations "
         f"and logits {_gb(activations)}, libraries {_gb(libraries)}), and {_gb(available)} are available"
     )
     return Estimate(
@@ -119,18 +120,19 @@ def estimate(
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe, *, tokens: int = 512, window: int = 512) -> Estimate:
-    """The estimate, if it fits. Raises `TooLargeError` with the arithmetic and what would fit."""
+    """Return the estimate if the model fits. Raise `TooLargeError` with the arithmetic and what would fit."""
     found = estimate(checkpoint, recipe, tokens=tokens, window=window)
     if not found.fits:
         raise TooLargeError(
-            f"{checkpoint.name} does not fit into memory as {recipe.name}: {found.arithmetic}. {_advice(checkpoint, found)}"
+            f"{checkpoint.name} does not fit into memory as {recipe.name}: {found.arithmetic}. "
+            f"{_advice(checkpoint, found)}"
         )
     return found
 
 
 def budget() -> int:
-    """Bytes that may be used. Raises `InputError` if QCORE_MEMORY_LIMIT is set to something that is not a
-    number of bytes."""
+    """Return the bytes that may be used. Raise `InputError` if QCORE_MEMORY_LIMIT is not a number of
+    bytes."""
     limit = os.environ.get("QCORE_MEMORY_LIMIT")
     if not limit:
         return available_bytes()
@@ -142,8 +144,8 @@ def budget() -> int:
 
 
 def activation_bytes(config, window: int, users: int = 1, scored: bool = False) -> int:
-    """Bytes of what a pass over `window` tokens keeps at once in fp32: some vectors of the stream's width,
-    those inside of the MLP, and logits: of every token if they are `scored`, else of each user's last."""
+    """Return the fp32 bytes held at once by a pass over `window` tokens: hidden states, MLP activations, and
+    logits of every token if they are `scored`, else of the last token per user."""
     inner = (
         getattr(config, "intermediate_size", None)
         or getattr(config, "n_inner", None)
@@ -165,7 +167,8 @@ def _as_it_is(checkpoint: Checkpoint) -> Stored:
 
 
 def _fused_bytes(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
-    """Bytes in fp32 of the experts that the files hold one by one and the model as one tensor."""
+    """Return the fp32 bytes of experts that the files store separately and the model fuses into one
+    tensor."""
     return sum(
         4 * each.numel()
         for name, each in model.named_parameters()
@@ -176,7 +179,7 @@ def _fused_bytes(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
 def _while_loading(
     checkpoint: Checkpoint, recipe: Recipe, full: int, fused: int, size: Stored
 ) -> tuple[int, int]:
-    """(bytes of the model as loaded, bytes beside it) at the worst moment of loading and quantizing."""
+    """Return (bytes of the loaded model, bytes beside it) at the peak of loading and quantizing."""
     if checkpoint.is_quantized:
         return size.total, 0
     if isinstance(recipe.weights, Float):
@@ -201,7 +204,8 @@ def _while_streaming(checkpoint: Checkpoint, recipe: Recipe, size: Stored) -> in
 
 
 def _held_again(recipe: Recipe, size: Stored) -> int:
-    """Bytes that running holds beside what is stored: codes laid out anew, or the largest weight widened."""
+    """Return the bytes that running holds beside the stored weights: repacked codes, or the largest weight
+    dequantized."""
     if isinstance(recipe.weights, Float):
         return size.largest
     if isinstance(recipe.weights, Engine):
@@ -218,7 +222,8 @@ def _advice(checkpoint: Checkpoint, found: Estimate) -> str:
     if room <= 0:
         return "Nothing fits into so little memory; free some first."
     fitting = room / (found.peak_load_bytes - found.libraries_bytes) * checkpoint.parameters
-    return f"A model of up to about {_millions(fitting)} weights would fit; this one needs {_gb(found.peak_load_bytes)} free."
+    needed = _gb(found.peak_load_bytes)
+    return f"A model of up to about {_millions(fitting)} weights would fit; this one needs {needed} free."
 
 
 def _tokens(tokens: int, users: int) -> str:

@@ -1,7 +1,7 @@
-"""What was predicted for a run, and by how much it was wrong: the error band of the plan.
+"""Predictions made for a run and their errors: the error band of the plan.
 
-Every run keeps its prediction beside its figures, made by the same functions as the plan and without a look
-at what was measured.
+Every run stores its prediction beside its measured figures. The functions of the plan make it, without the
+measurements.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
-"""What is predicted, and the share by which it may be wrong."""
+"""Predicted figures and the relative error allowed for each."""
 # times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
 ROOM = 3.0
 
 
 @dataclass(frozen=True)
 class Band:
-    """Errors of one figure over `runs` predictions, as shares of what was measured: the median size, the
-    largest, and how many of them were within `bar`."""
+    """Relative errors of one figure over `runs` predictions: the median magnitude, the largest, and how many
+    were within `bar`."""
 
     figure: str
     runs: int
@@ -49,9 +49,9 @@ def predict(
     timed: bool,
     kv: str = NONE,
 ) -> dict:
-    """The predicted figures of a run with a cache in the form `kv`, ready for JSON. With `timed`, the recipe
-    is probed if it has not been, memory allowing; speeds are None where there is no probe, and "decode_is"
-    says why."""
+    """Return the predicted figures of a run with a cache in the form `kv`, JSON-ready. With `timed`, probe
+    the recipe if there is no probe yet and memory allows. Without a probe, speeds are None and "decode_is"
+    gives the reason."""
     format = cache.FORMATS["fp32" if kv == NONE else kv]
     found = fit.estimate(
         checkpoint, recipe, tokens=prompt_tokens + new_tokens, window=prompt_tokens, scored=False, kv=format
@@ -72,8 +72,8 @@ def predict(
 
 
 def bands(rows: Iterable[dict]) -> list[Band]:
-    """The error band of each figure over the finished `rows` that carry a prediction; figures nobody
-    predicted are left out."""
+    """Return the error band of each figure over the finished `rows` that carry a prediction; figures without
+    one are left out."""
     errors: dict[str, list[float]] = {}
     for row in rows:
         for figure, error in of_row(row).items():
@@ -93,7 +93,7 @@ def bands(rows: Iterable[dict]) -> list[Band]:
 
 
 def of_row(row: dict) -> dict[str, float]:
-    """{figure: predicted / measured − 1} of one row."""
+    """Return {figure: predicted / measured − 1} of one row."""
     predicted = (row.get("record") or {}).get("predicted") or {}
     pairs = ((figure, predicted.get(figure), row.get(figure)) for figure in FIGURES)
     return {figure: expected / found - 1 for figure, expected, found in pairs if expected and found}

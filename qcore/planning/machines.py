@@ -1,4 +1,4 @@
-"""Well-known accelerators and their memory, and memory as people write it."""
+"""Memory of well-known accelerators, and amounts of memory as text."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from functools import cache
 from qcore.base.errors import InputError
 from qcore.base.files import asset
 
-RUNTIME = 800_000_000  # bytes that a driver's context and its libraries take on a card before any model
+RUNTIME = 800_000_000  # bytes of the driver context and libraries on a card before any model is loaded
 _UNITS = {
     "": 1,
     "b": 1,
@@ -28,7 +28,7 @@ LEAST, MOST = 10_000_000, 1_000_000_000_000_000
 
 @dataclass(frozen=True)
 class Machine:
-    """A card's `name` and the bytes of it that a model may fill."""
+    """An accelerator: its `name` and the bytes that a model may fill."""
 
     name: str
     bytes: int
@@ -36,7 +36,7 @@ class Machine:
 
 @cache
 def machines() -> tuple[Machine, ...]:
-    """Those in machines.json, smallest first."""
+    """Return the accelerators of machines.json, smallest first."""
     listed = json.loads(asset("machines.json").read_text(encoding="utf-8"))["machines"]
     found = (
         Machine(each["name"], int(each["memory_gib"] * 2**30 * each.get("usable", 1.0))) for each in listed
@@ -46,8 +46,8 @@ def machines() -> tuple[Machine, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """What a model must run in: `bytes`, what that `is` in words, and whether it is an accelerator's
-    (`card`), where other things take room than in a process on a CPU."""
+    """The memory that a model must run in: `bytes`, a description (`is`), and whether it is an accelerator's
+    (`card`), whose overhead differs from that of a process on a CPU."""
 
     bytes: int
     is_: str
@@ -55,7 +55,7 @@ class Target:
 
 
 def target(text: str | int | float) -> Target:
-    """An amount of memory, or the name of a known machine. Raises `InputError` for what is neither."""
+    """Parse an amount of memory or the name of a known accelerator. Raise `InputError` for anything else."""
     for machine in machines():
         if str(text).strip().lower() == machine.name.lower():
             return Target(machine.bytes, f"on {machine.name}", card=True)
@@ -63,9 +63,9 @@ def target(text: str | int | float) -> Target:
 
 
 def memory(text: str | int | float) -> int:
-    """Bytes from "16GB", "24 GiB", "512MB" or a plain number. Raises `InputError` for anything else."""
+    """Parse "16GB", "24 GiB", "512MB" or a plain number into bytes. Raise `InputError` for anything else."""
     match = _MEMORY.fullmatch(str(text).strip())
     size = float(match[1]) * _UNITS[match[2].lower()] if match else math.nan
     if not LEAST <= size <= MOST:
-        raise InputError(f"{str(text)!r} is no amount of memory. Write it like 16GB, 24GiB or 800MB.")
+        raise InputError(f"{str(text)!r} is not an amount of memory. Write it like 16GB, 24GiB or 800MB.")
     return int(size)

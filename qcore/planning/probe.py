@@ -1,13 +1,13 @@
-"""The speed probe: how long a step of this very model takes here, timed on a shortened copy before anything
-is downloaded or quantized.
+"""The speed probe: predict the step time of a model on this machine from a shortened copy, before anything is
+downloaded or quantized.
 
     step(copy)  = head + blocks of the copy · time of a block
     step(model) = head + blocks of the model · time of a block
 
-The copy has the model's shapes, classes and formats (see sample.py) and enough blocks that no cache holds
-them, so each weight is read from memory, as it will be. The head is timed by itself, after other memory was
-read. Small models are timed whole. A probe is kept in the cache folder under what it depends on: shapes,
-recipe, processor, threads, version.
+The copy has the model's shapes, classes and formats (see sample.py) and enough blocks to exceed the
+processor's caches, so each weight is read from memory as in the full model. The head is timed separately,
+after other memory was read. Small models are timed whole. A probe is cached under everything it depends on:
+shapes, recipe, processor, threads, version.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from qcore.recipes import Engine, Float, Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COLD = 2.5  # times the last-level cache that the copy's blocks hold at least
-SHARE = 0.5  # of the available memory that the copy may take
+COLD = 2.5  # the copy's blocks fill at least this multiple of the last-level cache
+SHARE = 0.5  # share of the available memory that the copy may take
 PROMPT, NEW_TOKENS, REPEATS = 128, 12, 3
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds: of the head and of one block in a decoding step, and of one block reading the prompt. `depth`
-    of the model's `layers` blocks were timed, after a prompt of `prompt_tokens`; `context` is the mean number
-    of tokens in the cache while decoding. `bandwidth` is what this machine read in bytes a second at the
-    time. `error`: why the recipe could not be timed, and then the numbers are 0."""
+    """Seconds of the head and of one block per decoding step, and of one block per prompt. `depth` of the
+    model's `layers` blocks were timed, after a prompt of `prompt_tokens`. `context` is the mean number of
+    tokens in the cache while decoding. `bandwidth` is the read bandwidth at the time, bytes per second.
+    `error` is the reason why the recipe could not be timed; the numbers are 0 then."""
 
     recipe: str
     layers: int
@@ -71,9 +71,9 @@ class Probe:
 def probe(
     model: PreTrainedModel, recipes: Sequence[Recipe], *, progress: Progress | None = None
 ) -> dict[str, Probe]:
-    """Time `recipes` on a shortened copy of `model` (a meta model), one after another, and keep what was found.
+    """Time `recipes` on a shortened copy of `model` (a meta model), one after another, and cache the probes.
 
-    A recipe that cannot be timed gets a `Probe` with its `error`; the others are timed all the same.
+    A recipe that cannot be timed gets a `Probe` with its `error`; the others are still timed.
     """
     bandwidth = read_bandwidth()
     found = {}
@@ -84,9 +84,7 @@ def probe(
             found[recipe.name] = _time(model, recipe, bandwidth)
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # model classes and libraries raise what they like for a copy they did not expect
+        except Exception as error:  # model classes and libraries may raise anything for such a copy
             first = str(error).strip().partition("\n")[0][:200]
             said = str(error) if isinstance(error, QcoreError) else f"{type(error).__name__}: {first}"
             found[recipe.name] = Probe(
@@ -100,7 +98,7 @@ def probe(
 
 
 def known(model: PreTrainedModel, recipe: Recipe) -> Probe | None:
-    """The probe of an earlier call under the same conditions, or None."""
+    """Return the probe of an earlier call under the same conditions, or None."""
     record = read_json(_place(model, recipe))
     try:
         return None if record is None else Probe(**record)
@@ -109,8 +107,8 @@ def known(model: PreTrainedModel, recipe: Recipe) -> Probe | None:
 
 
 def depth_for(model: PreTrainedModel, recipe: Recipe) -> int:
-    """How many blocks the copy gets. Raises `TooLargeError` if not even one fits into the memory that may be
-    used for it."""
+    """Return the number of blocks of the copy. Raise `TooLargeError` if not even one fits into its share of
+    memory."""
     layers = model.config.get_text_config().num_hidden_layers
     blocks = [parameter.numel() for name, parameter in model.named_parameters() if _is_block(name)]
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -121,12 +119,13 @@ def depth_for(model: PreTrainedModel, recipe: Recipe) -> int:
     wanted = -(-COLD * last_level_cache() * 8 // max(block * bits, 1))
     loaded = (
         8 * 4 if isinstance(recipe.weights, Engine | Float) else 8 * 1.5
-    )  # bits a weight while the copy is made, at most
+    )  # upper bound of bits per weight while the copy is made
     room = available_bytes() * SHARE - 4 * (whole - sum(blocks))
     fitting = int(room // max(block * loaded / 8, 1))
     if fitting < 1:
         raise TooLargeError(
-            f"Timing {recipe.name} needs {block * loaded / 8 / 1e9:.1f} GB for one block, which is not free. Leave it out."
+            f"Timing {recipe.name} needs {block * loaded / 8 / 1e9:.1f} GB for one block, "
+            "more than is free. Leave it out."
         )
     return int(max(1, min(layers, wanted, fitting)))
 
@@ -139,7 +138,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
     began = time.perf_counter()
     if getattr(recipe.weights, "backend", None) == "onnxruntime":
         raise UnavailableError(
-            "ONNX Runtime runs a whole graph, which takes longer to export than a probe may; it is measured in a run."
+            "ONNX Runtime runs a whole graph, and exporting one takes too long for a probe. A run measures it."
         )
     layers = model.config.get_text_config().num_hidden_layers
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
@@ -170,7 +169,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
 
 @torch.no_grad()
 def _head_seconds(model: PreTrainedModel, repeats: int = 5) -> float:
-    """The median time of one multiplication by the output head whose weights are in no cache."""
+    """Return the median time of one product with the output head, its weights read from memory."""
     head = model.get_output_embeddings()
     if head is None:
         return 0.0

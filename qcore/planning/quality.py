@@ -1,8 +1,7 @@
-"""What a recipe costs in quality: measured where the user has run it on this very model, else a typical
-figure that says where it is from.
+"""Quality loss of a recipe: measured if it was run on this model, else a typical figure with its source.
 
 The typical figures were measured by qcore itself on one small model (typical.json holds the conditions).
-Larger models lose less, so they are a cautious guess; none is made up for a recipe that was not measured.
+Larger models lose less, so the figures are conservative. A recipe that was not measured has none.
 """
 
 import json
@@ -20,8 +19,8 @@ MEASURED, ESTIMATED = "measured", "estimated"
 
 @dataclass(frozen=True)
 class Quality:
-    """`kl`: nats a token from the baseline; `ratio`: perplexity over the baseline's (None where no baseline
-    is known). `source` is "measured" or "estimated", `about` says on what."""
+    """Loss against the baseline: `kl` in nats per token, `ratio` of the perplexities (None without a
+    baseline). `source` is "measured" or "estimated"; `about` names the model and text."""
 
     kl: float | None
     ratio: float | None
@@ -30,8 +29,8 @@ class Quality:
 
 
 def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, str], Quality]:
-    """Quality by (recipe, format of the key-value cache) from finished `rows` (newest first) of the same
-    weights; the form is "none" where the cache was not quantized."""
+    """Return the quality by (recipe, format of the key-value cache) from finished `rows` (newest first) of
+    the same weights. The format is "none" if the cache was not quantized."""
     own = [row for row in rows if row.get("status") == "ok" and is_of(checkpoint, row.get("record") or {})]
     bases = {
         _conditions(row): row["perplexity"]
@@ -55,8 +54,8 @@ def from_runs(checkpoint: Checkpoint, rows: Iterable[dict]) -> dict[tuple[str, s
 
 
 def with_cache(weights: Quality | None, cache: str) -> Quality | None:
-    """The quality of a recipe whose own is `weights`, with its key-value cache in the form `cache`: an
-    estimate, the losses of both added up."""
+    """Return the estimated quality of quantized `weights` with a quantized key-value `cache`: the sum of both
+    losses."""
     if weights is None or cache == NONE:
         return weights
     entry = _typical()["caches"][cache]
@@ -66,7 +65,7 @@ def with_cache(weights: Quality | None, cache: str) -> Quality | None:
 
 
 def is_of(checkpoint: Checkpoint, record: dict) -> bool:
-    """Does a run's record speak of the weights of `checkpoint`? By digest, or on the hub by name and
+    """Return whether a run's record is of the weights of `checkpoint`, by digest, or by hub name and
     commit."""
     if record.get("digest") == checkpoint.digest:
         return True
@@ -78,7 +77,7 @@ def is_of(checkpoint: Checkpoint, record: dict) -> bool:
 
 
 def typical(recipe: str) -> Quality | None:
-    """The typical figure for the recipe called `recipe`, None if it was not measured."""
+    """Return the typical figure of `recipe`, None if it was not measured."""
     if recipe == "fp32":
         return Quality(0.0, 1.0, MEASURED, "the baseline itself")
     table = _typical()

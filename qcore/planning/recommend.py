@@ -1,11 +1,11 @@
-"""Which recipe to take: of all that meet the needs, the best; what stands in the way of a better one; and the
+"""Recommend a recipe: the best that meets the constraints, the constraint that excludes better ones, and the
 runner-up.
 
-A candidate is a recipe with a format of the KV cache. It is out if it breaks a need; a figure that is not
-known breaks none, but is said to be unknown, and a candidate whose needs are all known goes first. Losses
-that are allowed (the most KL, or `NEGLIGIBLE` where nothing is asked) count as equal. So the order is: loss
-beyond that, the more exact cache, decode speed, size. The binding constraint is the one that keeps the best
-of the excluded better ones out.
+A candidate is a recipe with a format of the KV cache. Candidates that violate a constraint are excluded.
+Unknown figures do not exclude, but are flagged, and candidates with all figures known come first. Losses
+within the limit (the KL limit, or `NEGLIGIBLE` without one) count as equal. The order is: loss beyond the
+limit, exactness of the cache, decode speed, size. The binding constraint is the one that excludes the best of
+the better candidates.
 """
 
 import math
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from qcore.base.errors import InputError
 
-NEGLIGIBLE = 0.005  # nats a token: about what 8-bit weights cost
+NEGLIGIBLE = 0.005  # nats per token: about the loss of 8-bit weights
 MEMORY, SPEED, LOSS, PERPLEXITY = "memory", "decode speed", "KL divergence", "perplexity"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must hold: bytes of memory, least tokens a second, most nats of KL a token, most perplexity over
-    the baseline's (1.05 is 5 % more). None asks for nothing. Raises `InputError` for numbers out of range."""
+    """Constraints: most bytes of memory, least tokens per second, most KL in nats per token, most perplexity
+    relative to the baseline (1.05 is 5 % more). None sets no limit. Raise `InputError` for numbers out of
+    range."""
 
     memory: int
     min_tokens_per_second: float | None = None
@@ -40,8 +41,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice with its figures; `decode_tok_s` and `kl`, `ratio` are None where they are not known.
-    `exactness` orders the formats of the cache, the most exact first."""
+    """One choice with its figures. `decode_tok_s`, `kl` and `ratio` are None if unknown. `exactness` ranks
+    the cache formats, most exact first."""
 
     recipe: str
     kv: str
@@ -52,7 +53,7 @@ class Candidate:
     exactness: int = 0
 
     def breaks(self, needs: Needs) -> list[str]:
-        """The needs that this choice does not meet."""
+        """Return the constraints that this choice violates."""
         checks = (
             (MEMORY, self.bytes > needs.memory),
             (SPEED, _below(self.decode_tok_s, needs.min_tokens_per_second)),
@@ -62,7 +63,7 @@ class Candidate:
         return [name for name, broken in checks if broken]
 
     def unknown(self, needs: Needs) -> list[str]:
-        """The needs that cannot be checked for it."""
+        """Return the constraints that cannot be checked for this choice."""
         checks = (
             (SPEED, needs.min_tokens_per_second, self.decode_tok_s),
             (LOSS, needs.max_kl, self.kl),
@@ -71,7 +72,7 @@ class Candidate:
         return [name for name, need, value in checks if need is not None and value is None]
 
     def order(self, needs: Needs) -> tuple:
-        """Smaller is better."""
+        """Sort key: smaller is better."""
         allowed = NEGLIGIBLE if needs.max_kl is None else needs.max_kl
         loss = math.inf if self.kl is None else max(self.kl, allowed)
         return (bool(self.unknown(needs)), loss, self.exactness, -(self.decode_tok_s or 0.0), self.bytes)
@@ -79,8 +80,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`best` and `runner_up` (None where nothing fits), the `binding` need (None if nothing better exists),
-    and a `sentence`."""
+    """`best` and `runner_up` (None if nothing fits), the `binding` constraint (None if nothing better
+    exists), and a `sentence`."""
 
     best: Candidate | None
     runner_up: Candidate | None
@@ -89,7 +90,7 @@ class Recommendation:
 
 
 def recommend(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
-    """Choose among `candidates`."""
+    """Return the recommendation among `candidates` under the constraints."""
     ranked = sorted(candidates, key=lambda each: each.order(needs))
     good = [each for each in ranked if not each.breaks(needs)]
     if not good:
@@ -122,7 +123,8 @@ def _advantage(better: Candidate, best: Candidate) -> str:
         return f"{_name(better)} loses less"
     if better.exactness < best.exactness:
         return f"{_name(better)} keeps a more exact cache"
-    return f"{_name(better)} is {'faster' if (better.decode_tok_s or 0) > (best.decode_tok_s or 0) else 'smaller'}"
+    faster = (better.decode_tok_s or 0) > (best.decode_tok_s or 0)
+    return f"{_name(better)} is {'faster' if faster else 'smaller'}"
 
 
 def _nothing(candidates: Sequence[Candidate], needs: Needs) -> Recommendation:
@@ -142,7 +144,8 @@ def _why(candidate: Candidate, binding: str, needs: Needs) -> str:
     if binding == MEMORY:
         return f"it needs {candidate.bytes / 1e9:.2f} GB where {needs.memory / 1e9:.2f} GB are allowed"
     if binding == SPEED:
-        return f"it decodes {candidate.decode_tok_s:.3g} tokens a second where {needs.min_tokens_per_second:g} are wanted"
+        wanted = needs.min_tokens_per_second
+        return f"it decodes {candidate.decode_tok_s:.3g} tokens per second where {wanted:g} are wanted"
     if binding == LOSS:
         return f"its KL divergence of {candidate.kl:.3g} nats is above {needs.max_kl:g}"
     return (

@@ -1,9 +1,8 @@
-"""A shortened copy of a model with random weights, to be timed: its real classes and shapes, as many blocks
-as memory allows.
+"""A shortened copy of a model for timing: its real classes and shapes, random weights, as many blocks as
+memory allows.
 
-Codes are drawn at random, because what a kernel takes does not depend on them; nothing is quantized for
-qcore's own recipes. Other libraries get random fp32 weights and quantize them themselves. Nothing of the
-model's files is read.
+For qcore's recipes the codes are random, because kernel time does not depend on them. Other libraries
+quantize random fp32 weights themselves. No file of the model is read.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from qcore.recipes import Engine, Float, Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PATTERN = 1 << 20  # random numbers that larger tensors repeat
+_PATTERN = 1 << 20  # random numbers; larger tensors repeat them
 
 
 def shortened(config, depth: int):
-    """A copy of a transformers `config` with `depth` blocks: the last ones, which are what most of a model is
-    like."""
+    """Return a copy of a transformers `config` with only the last `depth` blocks, which represent most of a
+    model."""
     text = config.get_text_config()
     layers = text.num_hidden_layers
     if depth == layers:
@@ -47,8 +46,8 @@ def shortened(config, depth: int):
 
 
 def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
-    """A model of `config` under `recipe`, in evaluation mode. Raises what quantizing raises (`InputError`,
-    `NotAppliedError`, `UnavailableError`)."""
+    """Return a model of `config` under `recipe`, in evaluation mode. Raise the errors of quantizing
+    (`InputError`, `NotAppliedError`, `UnavailableError`)."""
     generator = torch.Generator().manual_seed(seed)
     model = empty_model(config)
     own = not isinstance(recipe.weights, Engine | Float)
@@ -90,7 +89,7 @@ def _random_weights(
 
 
 def random_weight(format: Format, rows: int, columns: int, generator: torch.Generator) -> QuantizedTensor:
-    """A weight (rows, columns) in `format` with random codes and a small scale."""
+    """Return a weight (rows, columns) in `format` with random codes and a small scale."""
     codes = _repeat(
         torch.randint(0, 256, (_PATTERN,), dtype=torch.uint8, generator=generator),
         rows * packed_width(columns, format.bits),
@@ -111,7 +110,7 @@ def random_weight(format: Format, rows: int, columns: int, generator: torch.Gene
 
 
 def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Give every parameter that is still without memory some: vectors 1, matrices small random numbers."""
+    """Allocate every parameter still on the meta device: vectors get ones, matrices small random numbers."""
     pattern = torch.randn(_PATTERN, generator=generator) * 0.02
     filled: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
     for module in model.modules():
@@ -129,7 +128,7 @@ def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def _repeat(pattern: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` numbers of `pattern` repeated without end, in memory of their own."""
+    """Return the first `count` numbers of `pattern` repeated, as a new tensor."""
     return (
         pattern.repeat(-(-count // len(pattern)))[:count].clone()
         if count > len(pattern)

@@ -1,12 +1,12 @@
-"""Prefill and decode predicted from a probe, and the recipes that would be smaller but slower here.
+"""Predict prefill and decode speed from a probe, and find recipes that are smaller but slower here.
 
     step(context)  = head + blocks · block + (KV bytes at the context − KV bytes in the probe) / rate
     decode tok/s   = 1 / step
     prefill tok/s  = prompt / (head + blocks · block reading the prompt)
-    memory limit   = read bandwidth / (bytes of weights that a token needs + KV bytes at the context)
+    memory limit   = read bandwidth / (bytes of weights read per token + KV bytes at the context)
 
-The native step reads keys and values at about half of the read bandwidth, as measured; modules of
-transformers append to their cache by copying all of it, so a token costs its bytes some five times.
+The native step was measured to read keys and values at about half of the read bandwidth. Transformers' caches
+copy all their content to append a token, which costs about five times the bytes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from qcore.recipes import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NATIVE_RATE, MODULES_RATE = 0.5, 0.2  # of the read bandwidth, for keys and values
-# of the larger recipe's speed, below which a smaller one is called slower: machines vary by more than a tenth
+NATIVE_RATE, MODULES_RATE = 0.5, 0.2  # share of the read bandwidth, for keys and values
+# a smaller recipe below this share of the larger one's speed counts as slower; machines vary by more than a
+# tenth
 SLOWER = 0.8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second for one user at a context; `limit_tok_s` is what reading the weights and the cache
-    alone would allow."""
+    """Tokens per second for one user at a context. `limit_tok_s` is the bound from reading weights and
+    cache."""
 
     decode_tok_s: float
     prefill_tok_s: float
@@ -40,15 +41,15 @@ class Speed:
 
 
 def weights_a_token(model: PreTrainedModel, recipe: Recipe) -> int:
-    """Bytes of weights that a step of `model` (a meta model) reads under `recipe`."""
+    """Return the bytes of weights that a step of `model` (a meta model) reads under `recipe`."""
     return bytes_a_token(model, tensors(model, recipe))
 
 
 def predict(
     probe: Probe, model: PreTrainedModel, recipe: Recipe, context: int, prompt: int | None = None
 ) -> Speed:
-    """Speed with `context` tokens in the cache, and of reading a prompt of `prompt` tokens (None: as long as
-    the probe's)."""
+    """Predict the decode speed with `context` tokens in the cache, and the prefill speed of a prompt of
+    `prompt` tokens (None: the probe's length)."""
     layers = cache.layout(model.config.get_text_config())
     rate = probe.bandwidth * (NATIVE_RATE if probe.native else MODULES_RATE)
     held = cache.kv_bytes(layers, context)
@@ -66,9 +67,8 @@ def predict(
 
 
 def smaller_but_slower(rows: Sequence) -> list[str]:
-    """A sentence for each row (with `recipe`, `stored_bytes`, `decode_tok_s`) that is smaller than another
-    one and slower all the same; the one it is compared with is fp32 if that is there, else the fastest larger
-    one."""
+    """Return one sentence per row (`recipe`, `stored_bytes`, `decode_tok_s`) that is smaller and slower than
+    another row: fp32 if it is among the rows, else the fastest larger one."""
     timed = [row for row in rows if row.decode_tok_s]
     sentences = []
     for row in timed:
@@ -83,7 +83,8 @@ def smaller_but_slower(rows: Sequence) -> list[str]:
                 max(larger, key=lambda each: each.decode_tok_s),
             )
             sentences.append(
-                f"{row.recipe} is smaller than {other.recipe}, but slower on this machine: {row.decode_tok_s:.3g} against "
+                f"{row.recipe} is smaller than {other.recipe}, but slower on this machine: "
+                f"{row.decode_tok_s:.3g} against "
                 f"{other.decode_tok_s:.3g} tok/s."
             )
     return sentences

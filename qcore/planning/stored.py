@@ -1,6 +1,6 @@
-"""What a model will weigh under a recipe, to the byte for qcore's own formats, from its shapes alone.
+"""Stored bytes of a model under a recipe from its shapes alone, exact for qcore's formats.
 
-Own formats are counted as their tensors will be laid out; other libraries' as codes and scales, rounded up.
+qcore's formats are counted as their tensors are stored, other libraries' as codes and scales, rounded up.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Bytes: `total` of everything, `quantized` of what the recipe changes. `weights` is how many weights
-    those were, `largest` the bytes in fp32 of the largest of them, `packed` the bytes of those that native
-    kernels may lay out anew (fused experts stay as they are)."""
+    """Bytes: `total` of everything, `quantized` of the quantized weights. `weights` is their number,
+    `largest` the fp32 bytes of the largest one, `packed` the bytes that native kernels may repack (not fused
+    experts)."""
 
     total: int
     quantized: int
@@ -34,12 +34,12 @@ class Stored:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of the quantized weights; None if there are none."""
+        """Return the bits per quantized weight; None if there are none."""
         return 8 * self.quantized / self.weights if self.weights else None
 
 
 def stored(model: PreTrainedModel, recipe: Recipe) -> Stored:
-    """Count all tensors of `model` (the meta model is enough) under `recipe`. Raises `InputError` for a skip
+    """Count all tensors of `model` (the meta model is enough) under `recipe`. Raise `InputError` for a skip
     pattern without a match."""
     items = tensors(model, recipe)
     changed = [item for item in items if item.changed]
@@ -67,8 +67,8 @@ class Item:
 
 
 def tensors(model: PreTrainedModel, recipe: Recipe) -> list[Item]:
-    """Every parameter of `model` under `recipe`; a head that the recipe makes a matrix of its own is counted
-    under its own name."""
+    """Return every parameter of `model` under `recipe`. A head that the recipe unties is counted under its
+    own name."""
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     head_name = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
@@ -113,7 +113,7 @@ def _without_head(recipe: Recipe) -> Recipe:
 def _target_bytes(model: PreTrainedModel, target, count: int, recipe: Recipe) -> int:
     if isinstance(target.format, Budget) and target.format.unit == "bpw":
         return round(count * target.format.amount / 8)
-    if isinstance(target.format, Budget):  # at most: which formats are chosen is not known before
+    if isinstance(target.format, Budget):  # an upper bound: the formats are chosen later
         target = replace(target, format=target.format.largest)
     if isinstance(target.format, Engine):
         return round(count * variant(target.format.backend, target.format.variant).bits / 8)

@@ -1,5 +1,5 @@
-"""The plan: every recipe's bytes, peaks, speed and quality on one page, before anything is paid for. Each
-figure says where it is from.
+"""The plan: bytes, peaks, speed and quality of every recipe before anything is downloaded. Each figure names
+its source.
 
 measured     taken from a run of this model, or counted from its shapes where that is exact
 probed       timed on a shortened copy of the model on this machine
@@ -62,9 +62,9 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`parameters` are logical weights; `checkpoint_bytes` what is stored (on the hub: what would be
-    fetched). `memory` is what the rows are held against, and `memory_is` says what that is. `machines` lists
-    well-known accelerators with the recipes that fit on each."""
+    """`parameters` counts logical weights; `checkpoint_bytes` are stored (on the hub: would be fetched). Rows
+    are compared with `memory`, which `memory_is` describes. `machines` lists well-known accelerators with the
+    recipes that fit on each."""
 
     model: str
     description: str
@@ -83,7 +83,7 @@ class Plan:
     probed: dict | None
 
     def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -112,7 +112,7 @@ def plan(
     here). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier probes
     count. `runs` are finished rows of earlier runs, newest first, for measured quality.
 
-    Raises `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub
+    Raise `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub
     cannot be reached.
     """
     checkpoint = (
@@ -179,7 +179,7 @@ def plan(
 
 def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Recipe]:
     if checkpoint.is_quantized:
-        return [parse("fp32")]  # a stand-in: it is counted as it is
+        return [parse("fp32")]  # a placeholder: the model keeps its own recipe
     chosen = [recipe if isinstance(recipe, Recipe) else parse(recipe) for recipe in recipes]
     if not chosen:
         raise InputError("No recipe was given. Name one or several, such as fp32, int8 or int4-g64.")
@@ -220,7 +220,7 @@ def _row(
         notes.append(f"It could not be timed: {timed.error}")
     elif (
         timed is not None and kv == NONE
-    ):  # the native step does not read a quantized cache, so a probe says nothing about it
+    ):  # the native step does not read quantized caches, so a probe does not apply
         found = speed.predict(timed, meta_model(checkpoint), recipe, context)
         figures = {
             "decode_tok_s": found.decode_tok_s,
@@ -271,18 +271,18 @@ def _row(
 
 
 def _quality(recipe: str, kv: str, measured: dict):
-    """As measured with this very cache; else the recipe's, measured or typical, with what the cache typically
-    adds."""
+    """Return the quality measured with this cache, else the recipe's (measured or typical) plus the typical
+    loss of the cache."""
     if (recipe, kv) in measured:
         return measured[recipe, kv]
     return quality.with_cache(measured.get((recipe, NONE)) or quality.typical(recipe), kv)
 
 
 def _fitting(rows: list[PlanRow]) -> tuple[dict, ...]:
-    """{"name", "bytes", "fits": recipes, largest first} of each known machine."""
+    """Return {"name", "bytes", "fits": recipes, largest first} for each known accelerator."""
     offered = [
         row for row in rows if row.kv not in KV_FORMATS
-    ] or rows  # what other programs run there keeps its cache plain, unless asked
+    ] or rows  # other runtimes keep their cache unquantized by default
     found = []
     for machine in machines():
         fitting = [row for row in offered if row.card_bytes <= machine.bytes]

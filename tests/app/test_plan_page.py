@@ -70,7 +70,7 @@ def test_a_local_model_is_planned_at_once(llama):
     assert plots(at) == 1 and not at.error
     text = words(at)
     assert "Take int8 with a fp32 cache" in text or "Take" in text
-    assert "0.107 million weights" in text and "2 layers of 64 numbers a token; 512 tokens for 1 user" in text
+    assert "0.107 million weights" in text and "2 layers of 64 numbers per token; 512 tokens for 1 user" in text
     assert [subheader.value for subheader in at.subheader] == [
         "Memory while it runs",
         "Speed on this machine",
@@ -96,7 +96,7 @@ def test_needs_change_the_plan(llama):
     calm(at.text_input(key="plan.amount").set_value("10MB").run())
     assert "None of the recipes meets all of it" in words(at) and set(at.dataframe[0].value["fits"]) == {"no"}
     calm(at.text_input(key="plan.amount").set_value("plenty").run())
-    assert "is no amount of memory" in at.error[0].value.replace("\\", "") and not plots(at)
+    assert "is not an amount of memory" in at.error[0].value.replace("\\", "") and not plots(at)
 
 
 def test_the_recommendation_is_handed_over(llama):

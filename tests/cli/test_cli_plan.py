@@ -94,7 +94,7 @@ def test_a_cache_in_fewer_bits_is_shown_where_only_that_fits(model, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--memory", "plenty"], "is no amount of memory"),
+        (["--memory", "plenty"], "is not an amount of memory"),
         (["--recipes", "int4-g46x"], "Did you mean"),
         (["--recipes", " "], "No recipe was given"),
         (["--context", "99999"], "only 512 positions"),

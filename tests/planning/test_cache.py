@@ -85,7 +85,7 @@ def test_layers_in_words():
     )
     assert (
         cache.describe(layers)
-        == "2 layers of 64 numbers a token, 1 sliding layers of 64 numbers a token, the last 1,023 tokens"
+        == "2 layers of 64 numbers per token, 1 sliding layers of 64 numbers per token, the last 1,023 tokens"
     )
 
 

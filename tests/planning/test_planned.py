@@ -105,7 +105,7 @@ def test_amounts_of_memory(text, expected):
 
 @pytest.mark.parametrize("text", ["", "lots", "16 GBB", "-4GB", "1", "nan", "1e400GB", "16GB;", "99999TB"])
 def test_what_is_no_amount_of_memory(text):
-    with pytest.raises(InputError, match="is no amount of memory. Write it like 16GB"):
+    with pytest.raises(InputError, match="is not an amount of memory. Write it like 16GB"):
         machines.target(text)
 
 

@@ -46,7 +46,7 @@ def test_speed_binds():
     found = recommend(ALL, Needs(100 * GB, min_tokens_per_second=20))
     assert (found.best, found.binding) == (INT4, "decode speed")
     assert (
-        "int8 with a fp32 cache loses less, but it decodes 15 tokens a second where 20 are wanted"
+        "int8 with a fp32 cache loses less, but it decodes 15 tokens per second where 20 are wanted"
         in found.sentence
     )
 
@@ -67,7 +67,7 @@ def test_loss_binds_when_something_faster_is_kept_out():
     "needs, binding, words",
     [
         (Needs(GB // 2), "memory", "it needs 1.00 GB where 0.50 GB are allowed"),
-        (Needs(100 * GB, min_tokens_per_second=100), "decode speed", "tokens a second where 100 are wanted"),
+        (Needs(100 * GB, min_tokens_per_second=100), "decode speed", "tokens per second where 100 are wanted"),
     ],
 )
 def test_nothing_meets_the_needs(needs, binding, words):
