@@ -138,7 +138,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
     began = time.perf_counter()
     if getattr(recipe.weights, "backend", None) == "onnxruntime":
         raise UnavailableError(
-            "ONNX Runtime runs a whole graph, and exporting one takes too long for a probe. A run measures it."
+            "ONNX Runtime runs a whole graph, and exporting it takes too long for a probe. Runs measure it."
         )
     layers = model.config.get_text_config().num_hidden_layers
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)

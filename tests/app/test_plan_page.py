@@ -70,7 +70,9 @@ def test_a_local_model_is_planned_at_once(llama):
     assert plots(at) == 1 and not at.error
     text = words(at)
     assert "Take int8 with a fp32 cache" in text or "Take" in text
-    assert "0.107 million weights" in text and "2 layers of 64 numbers per token; 512 tokens for 1 user" in text
+    assert (
+        "0.107 million weights" in text and "2 layers of 64 numbers per token; 512 tokens for 1 user" in text
+    )
     assert [subheader.value for subheader in at.subheader] == [
         "Memory while it runs",
         "Speed on this machine",

@@ -119,7 +119,7 @@ def test_what_is_no_amount_of_memory(text):
         ({"recipes": ["int4-g46x"]}, "Did you mean"),
         ({"recipes": []}, "No recipe was given"),
         ({"kv": ["fp61"]}, "fp16"),
-        ({"memory": "much"}, "no amount of memory"),
+        ({"memory": "much"}, "not an amount of memory"),
         ({"max_kl": -1}, "max-kl is -1"),
         ({"min_tokens_per_second": float("nan")}, "min-tokens-per-second is nan"),
         ({"max_perplexity_ratio": 0.5}, "max-perplexity-ratio is 0.5"),

@@ -67,7 +67,11 @@ def test_loss_binds_when_something_faster_is_kept_out():
     "needs, binding, words",
     [
         (Needs(GB // 2), "memory", "it needs 1.00 GB where 0.50 GB are allowed"),
-        (Needs(100 * GB, min_tokens_per_second=100), "decode speed", "tokens per second where 100 are wanted"),
+        (
+            Needs(100 * GB, min_tokens_per_second=100),
+            "decode speed",
+            "tokens per second where 100 are wanted",
+        ),
     ],
 )
 def test_nothing_meets_the_needs(needs, binding, words):
