@@ -1,13 +1,13 @@
-"""What every other room stands on; loads nothing heavy.
+"""Foundations that every other package uses. Importing them loads no heavy library.
 
-errors.py    the errors that people see, one sentence each
-home.py      the cache folder, and how a folder appears in it whole
-files.py     JSON on disk that is never half written
-registry.py  named things that register themselves
-process.py   processes of one's own: start detached, identify, end
-turn.py      one heavy thing at a time on a machine
+errors.py    errors shown to users, one sentence each
+home.py      the cache folder, and building folders in it atomically
+files.py     files and folders that are replaced atomically; JSON
+registry.py  tables of named entries that register themselves
+process.py   detached processes: start, identify, end
+turn.py      the lock that lets one process at a time load a model
 executor.py  where work runs: here or on a cluster; cluster.py talks to Ray
-cpu.py       what the processor can do
-quiet.py     other libraries' noise
+cpu.py       the processor's name and instruction sets
+quiet.py     silences irrelevant messages of other libraries
 texts.py     texts and prompts
 """

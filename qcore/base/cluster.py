@@ -1,13 +1,13 @@
-"""Commands as Ray tasks: each runs `python COMMAND` in a process of its own on some machine of the cluster,
-output into a file.
+"""Run commands as Ray tasks: `python COMMAND` in a separate process on a machine of the cluster, with its
+output in a file.
 
-A task is lost with the machine or the Ray worker that runs it; Ray then starts it again elsewhere, up to
-`RETRIES` times, so commands must be such that doing them twice does no harm: theirs write files under final
-names only when they are whole. A command's standard input is held open by its Ray worker and closes when that
-dies, upon which the command ends itself (`qcore.base.process.lifeline`).
+If the machine or the Ray worker dies, Ray restarts the task elsewhere, up to `RETRIES` times. Commands must
+therefore be idempotent: they give a file its final name only when it is complete. The Ray worker holds the
+command's standard input open; when the worker dies, the input closes and the command exits
+(`qcore.base.process.lifeline`).
 
-What passes between machines are files: the package, the cache folder (QCORE_HOME) and models must be found
-under the same paths everywhere.
+Machines exchange data through files: the package, the cache folder (QCORE_HOME) and the models must have the
+same paths on every machine.
 """
 
 from __future__ import annotations
@@ -29,24 +29,21 @@ from qcore.base.home import home
 
 RETRIES = 3
 LOOK_SECONDS = 0.1
-PASSED_ON = (
-    "QCORE_",
-    "HF_HUB_OFFLINE",
-)  # names of variables, or their beginnings, that commands get from here
+PASSED_ON = ("QCORE_", "HF_HUB_OFFLINE")  # environment variables (names or prefixes) passed on to commands
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command that was handed in."""
+    """A submitted command."""
 
     name: str
-    reference: Any  # Ray's own, of the exit code
+    reference: Any  # Ray's reference to the exit code
 
 
 class Cluster:
-    """Context manager: connected to the cluster of `engine` within it. Raise `UnavailableError` if Ray is
-    missing or no cluster answers."""
+    """Context manager that connects to the cluster of `engine`. Raise `UnavailableError` if Ray is missing or
+    no cluster answers."""
 
     def __init__(self, engine: Executor):
         self.engine = engine
@@ -77,9 +74,8 @@ class Cluster:
         ray.shutdown()
 
     def processors(self, wanted: int | None = None) -> int:
-        """Return the processors that one task is given: `wanted`, or all that the smallest machine has, so
-        that a machine does one thing at a time. Raise `InputError` if no machine has as many as are
-        `wanted`."""
+        """Return the number of processors per task: `wanted`, or all processors of the smallest machine, so
+        that a machine runs one task at a time. Raise `InputError` if no machine has `wanted` processors."""
         import ray
 
         counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
@@ -88,7 +84,7 @@ class Cluster:
             raise UnavailableError("The Ray cluster has no machine with processors.")
         if wanted is not None and wanted > max(counts):
             raise InputError(
-                f"{wanted} threads were asked for, but no machine of the cluster has more than {max(counts)} "
+                f"{wanted} threads were requested, but no machine of the cluster has more than {max(counts)} "
                 "processors."
             )
         return wanted or min(counts)
@@ -96,8 +92,8 @@ class Cluster:
     def submit(
         self, name: str, command: Sequence[str], log: Path, processors: int, note: Path | None = None
     ) -> Task:
-        """Hand in `python COMMAND`, with its output appended to `log`. The file `note` gets a line of JSON
-        whenever it is started."""
+        """Submit `python COMMAND`, with its output appended to `log`. Each start appends a line of JSON to
+        the file `note`."""
         variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         variables |= {"PYTHONPATH": path, "QCORE_HOME": str(home())}
@@ -106,20 +102,18 @@ class Cluster:
         return Task(name, run.remote(list(command), variables, str(log), str(note) if note else None))
 
     def ended(self, tasks: Sequence[Task], seconds: float) -> list[Task]:
-        """Return those of `tasks` that have ended, after waiting up to `seconds` for one to."""
+        """Return the tasks that have ended, after waiting up to `seconds` for the first one."""
         import ray
 
         by_reference = {task.reference: task for task in tasks}
         until = time.monotonic() + seconds
         while not (done := _ready(ray, list(by_reference))) and time.monotonic() < until:
-            time.sleep(
-                LOOK_SECONDS
-            )  # not inside of Ray, whose native code does not bear that a signal raises
+            time.sleep(LOOK_SECONDS)  # not inside Ray: a signal handler that raises breaks its native code
         return [by_reference[reference] for reference in done]
 
     def code(self, task: Task) -> int:
-        """Return the exit code of a command that has ended. Raise `RunError` if its machine was lost too
-        often."""
+        """Return the exit code of a command that has ended. Raise `RunError` if its machine was lost more
+        than `RETRIES` times."""
         import ray
 
         try:
@@ -127,12 +121,12 @@ class Cluster:
         except ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0][:160]
             raise RunError(
-                f"The cluster could not carry out {task.name}, however often it tried: "
+                f"The cluster could not run {task.name} after several attempts: "
                 f"{type(error).__name__} ({first})."
             ) from error
 
     def cancel(self, tasks: Sequence[Task]) -> None:
-        """End what is under way; what has ended stays."""
+        """Cancel the tasks that are still running."""
         import ray
 
         for task in tasks:
@@ -142,8 +136,8 @@ class Cluster:
 
 @contextlib.contextmanager
 def _deferred(number: int):
-    """Within it, the signal waits: connecting does not bear that a handler raises, and importing Ray sets a
-    handler of its own."""
+    """Defer the signal within the block: Ray's connect breaks if a handler raises, and importing Ray installs
+    its own handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -162,13 +156,13 @@ def _deferred(number: int):
 def _ready(ray, references: list) -> list:
     try:
         return ray.wait(references, num_returns=1, timeout=0)[0]
-    except SystemError as error:  # a signal's handler raised inside of it after all
+    except SystemError as error:  # a signal handler raised inside Ray after all
         raise (error.__cause__ or error) from None
 
 
 def _command() -> Callable:
-    """Return the task. Made inside a function, so that Ray sends it as it is and its workers need not import
-    this package."""
+    """Return the task function. It is defined inside a function so that Ray pickles it by value and its
+    workers need not import this package."""
 
     def run(command, variables, log, note):
         import json
@@ -182,7 +176,7 @@ def _command() -> Callable:
                 about = {"event": "task", "pid": os.getpid(), "machine": socket.gethostname()}
                 file.write(
                     b"\n" + json.dumps(about).encode() + b"\n"
-                )  # whoever wrote before may have been cut short
+                )  # the previous writer may have left an incomplete line
         with open(log, "ab") as output:
             child = subprocess.Popen(
                 [sys.executable, *command],

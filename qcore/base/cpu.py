@@ -1,5 +1,4 @@
-"""The processor: its name, the instruction sets that matter here, and what follows from them. Imports nothing
-heavy."""
+"""The processor's name and the instruction sets that affect kernel speed. Imports no heavy library."""
 
 import platform
 from functools import lru_cache
@@ -33,7 +32,7 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entry in /proc/cpuinfo, empty elsewhere."""
+    """Return the first processor's entry in /proc/cpuinfo, or an empty result where there is no such file."""
     try:
         entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -44,18 +43,18 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Return the processor as it calls itself."""
+    """Return the processor's model name."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_flags() -> list[str]:
-    """Return the instruction sets that matter for a kernel's speed, of those this processor has."""
+    """Return those of this processor's instruction sets that affect kernel speed."""
     info = _cpuinfo()
     present = set((info.get("flags") or info.get("Features") or "").split())
     return [flag for flag in FLAGS if flag in present]
 
 
 def has_fast_bf16() -> bool:
-    """Has the processor instructions for bf16 products? One without them emulates, a hundred times slower
-    than fp32."""
+    """Return whether the processor has instructions for bf16 products. Without them bf16 is emulated, about a
+    hundred times slower than fp32."""
     return not FAST_BF16.isdisjoint(cpu_flags())

@@ -1,7 +1,7 @@
-"""Every failure that a person can cause or mend, as one plain sentence.
+"""Errors that a user can cause or fix, each one plain sentence.
 
 The message of a `QcoreError` is shown as it stands: the command line prints it and exits with 2, a page puts
-it into an error box, a run stores it in its row. It says what was wrong and what to do, and never shows a
+it into an error box, a run stores it in its row. It says what is wrong and what to do, and never contains a
 token or a stack trace.
 """
 
@@ -11,12 +11,12 @@ class QcoreError(Exception):
 
 
 class InputError(QcoreError, ValueError):
-    """Something the user gave (a name, a file, a number) cannot be used; the message says why and what would
-    do."""
+    """Invalid input (a name, a file, a number); the message says why and what is allowed."""
 
 
 class TooLargeError(InputError):
-    """A model does not fit into the memory at hand; the message holds the arithmetic and what would fit."""
+    """A model does not fit into the available memory; the message holds the arithmetic and names an
+    alternative that fits."""
 
 
 class UnavailableError(QcoreError):
@@ -24,8 +24,8 @@ class UnavailableError(QcoreError):
 
 
 class NotAppliedError(QcoreError):
-    """A recipe left the model (or more of it than it should) as it was. The run is red."""
+    """A recipe left tensors unquantized that it should have quantized. The run is marked as failed."""
 
 
 class RunError(QcoreError):
-    """A run's process failed or was killed; the message says which and how far it came."""
+    """A run's process failed or was killed; the message names the process and its last step."""

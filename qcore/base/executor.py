@@ -1,8 +1,7 @@
-"""Work spread over the machines of a Ray cluster, as commands on storage that all of them share.
+"""Where work runs: on this machine, or on a Ray cluster whose machines share their storage.
 
-`Executor` says where work runs: here, or on the cluster at an address. `Cluster` runs commands there (see
-`cluster.py`); what they are is decided by those who spread: `jobs/runner_ray.py` for recipes,
-`streaming/spread.py` for shards.
+`Executor` names the place. `Cluster` runs commands there (see `cluster.py`). The callers define the commands:
+`jobs/runner_ray.py` for recipes, `streaming/spread.py` for shards.
 """
 
 import re
@@ -21,9 +20,9 @@ INSTALL = "Install it with: pip install -r requirements-ray.txt"
 
 @dataclass(frozen=True)
 class Executor:
-    """`name` is "local" or "ray"; `address` that of a running Ray cluster, such as "10.0.0.1:6379" or "auto"
-    (the one that this machine belongs to). Raise `InputError` for another name, or an address without
-    Ray."""
+    """`name` is "local" or "ray"; `address` is that of a running Ray cluster, such as "10.0.0.1:6379", or
+    "auto" for the cluster that this machine belongs to. Raise `InputError` for another name, or for an
+    address without Ray."""
 
     name: str = LOCAL
     address: str | None = None
@@ -38,24 +37,24 @@ class Executor:
             )
         if self.address not in (None, AUTO) and not ADDRESS.fullmatch(self.address):
             raise InputError(
-                f"The address {self.address[:60]!r} is not one of a Ray cluster; it looks like "
+                f"The address {self.address[:60]!r} is not that of a Ray cluster. Use one such as "
                 "10.0.0.1:6379, or auto."
             )
 
     @property
     def is_local(self) -> bool:
-        """Does the work stay in processes of this machine, one after another?"""
+        """Whether the work runs on this machine, one process after another."""
         return self.name == LOCAL
 
     def check(self) -> None:
-        """Raise `UnavailableError` if Ray is asked for and not installed, or nobody listens at the
+        """Raise `UnavailableError` if Ray is selected and not installed, or if no process listens at the
         address."""
         from importlib.util import find_spec
 
         if self.is_local:
             return
         if find_spec("ray") is None:
-            raise UnavailableError(f"Ray is not installed, so the engine ray cannot be used. {INSTALL}")
+            raise UnavailableError(f"Ray is not installed, so the work cannot run on a cluster. {INSTALL}")
         if self.address not in (None, AUTO):
             host, _, port = self.address.rpartition(":")
             try:

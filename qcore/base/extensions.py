@@ -1,14 +1,14 @@
-"""Formats, methods and engines from outside the package.
+"""Formats, methods and engines defined outside the package.
 
 An extension is a Python module that registers what it adds when it is imported. Every process of qcore
-imports the extensions the first time that a registry is asked for something it may hold:
+imports the extensions the first time it reads a registry that they may extend:
 
 - modules and files named in QCORE_EXTENSIONS, separated as in PATH: `my_package.formats` or
   `/path/to/formats.py`;
 - entry points of the group "qcore.extensions" of installed packages.
 
-`register` adds one for this process and for those that it starts (each recipe of a comparison runs in one of
-its own).
+`register` adds an extension to this process and to the processes it starts: each recipe of a comparison runs
+in a separate one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _done = False
 
 
 class ExtensibleRegistry(Registry[T]):
-    """A registry that imports the extensions before it answers, and first of all what `prepare` enters."""
+    """A registry that imports the extensions, and before them the entries of `prepare`, on the first read."""
 
     def __init__(self, kind: str, prepare: Callable[[], None] | None = None):
         super().__init__(kind)
@@ -52,7 +52,7 @@ class ExtensibleRegistry(Registry[T]):
         return super().__iter__()
 
     def get(self, name: str) -> T | None:
-        """Return the entry called `name`, None if there is none."""
+        """Return the entry called `name`, or None."""
         self._complete()
         return self._entries.get(name)
 
@@ -67,12 +67,12 @@ class ExtensibleRegistry(Registry[T]):
         return list(self._entries.items())
 
     def known(self) -> list[T]:
-        """Return the entries so far, no extension being imported for it."""
+        """Return the entries registered so far, without importing the extensions."""
         return list(self._entries.values())
 
     def enter(self, name: str, entry: T) -> None:
-        """Enter `entry` under `name`; entering the same again changes nothing. Raise `ValueError` if the
-        name means something else."""
+        """Enter `entry` under `name`; entering the same again changes nothing. Raise `ValueError` if another
+        entry has the name."""
         if self._entries.setdefault(name, entry) != entry:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
 
@@ -88,7 +88,7 @@ def load() -> None:
     global _done
     if _done:
         return
-    _done = True  # an extension's own import asks registries, too
+    _done = True  # importing an extension may read registries itself
     try:
         for entry in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
             _load(entry)
@@ -105,8 +105,8 @@ def loaded() -> list[str]:
 
 
 def register(extension: ModuleType | str | Path) -> ModuleType:
-    """Import an extension, a module, its name or its file, here and in the processes that this one starts.
-    Return the module. Raise `InputError` if it cannot be imported."""
+    """Import an extension (a module, its name or its file) in this process and in those it starts, and return
+    the module. Raise `InputError` if it cannot be imported."""
     load()
     if isinstance(extension, ModuleType):
         name = extension.__name__ if "." in extension.__name__ else str(extension.__file__)
@@ -126,7 +126,7 @@ def _load(name: str) -> None:
         return
     try:
         _loaded[name] = _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:  # whatever its import raises, a person has to hear which extension it was
+    except Exception as error:  # its import may raise anything; the message must name the extension
         raise InputError(
             f"The extension {name} cannot be imported: {type(error).__name__}: {error}. It is named in "
             f"{VARIABLE} or by an installed package."
@@ -143,7 +143,7 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module in sys.modules
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,9 +1,8 @@
-"""Files and folders that appear complete or not at all, JSON that never says NaN, and the package's data
-files.
+"""Files and folders that are replaced atomically, JSON without NaN, and the package's data files.
 
     replaced_file(path)    write beside `path`, flush to the disk, rename
     new_folder(path)       fill a folder beside `path`, flush it, give it the name
-    publish(made, final)   the last step alone: `made` takes the place of `final` in one step
+    publish(made, final)   the last step alone: `made` replaces `final` atomically
 
 Readers see the old state or the new one, also after a kill or a power cut. Files get the permissions that the
 user's umask gives, so that others who share a cache folder can read them.
@@ -38,7 +37,7 @@ _log = logging.getLogger(__name__)
 @contextmanager
 def replaced_file(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     """Open a temporary file beside `path` for writing; it is flushed to the disk and takes the name `path` at
-    the end. If anything is raised, it is removed and `path` stays as it was.
+    the end. On an exception it is removed and `path` stays unchanged.
 
     `mode` and `options` are those of `open`. Raise `OSError`.
     """
@@ -61,8 +60,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Write `value` as JSON through `replaced_file`, and make the folder if there is none. Numbers that JSON
-    cannot hold (NaN, infinity) become null."""
+    """Write `value` as JSON through `replaced_file`, and make the folder if there is none. Non-finite numbers
+    become null."""
     text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
@@ -71,8 +70,8 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """Return the value in the JSON file, or None if the file is missing or damaged; damage is logged.
 
-    Raise `InputError` if the file exists and cannot be read, for want of permission for example: that is not
-    the same as "missing".
+    Raise `InputError` if the file exists and cannot be read, for example without permission: that is not the
+    same as "missing".
     """
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
@@ -102,7 +101,7 @@ def finite(value):
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits. Raise `OSError`.
 
-    The file is read through maps of 256 MB, one call per map, so other threads run undisturbed.
+    The file is read through maps of 256 MB, one call per map, so that other threads keep running.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -115,7 +114,7 @@ def sha256(path: Path) -> str:
 
 
 def asset(name: str) -> Path:
-    """Return the path of a data file that comes with the package."""
+    """Return the path of a data file of the package."""
     return Path(__file__).resolve().parents[1] / "assets" / name
 
 
@@ -125,13 +124,13 @@ def asset(name: str) -> Path:
 def real_target(folder: Path | str) -> Path:
     """Return the absolute path, links followed, at which `new_folder` will put `folder`.
 
-    Raise `InputError` now for what would fail at the end: the working folder or one above it, a mount point,
-    a circle of links, or a parent folder that cannot be written.
+    Raise `InputError` if publishing would fail at the end: for the working folder or one above it, a mount
+    point, a loop of links, or a parent folder that cannot be written.
     """
     try:
         final = Path(folder).expanduser().resolve()
-    except RuntimeError as error:  # `resolve` on a circle, `expanduser` without a home
-        raise InputError(f"{folder} leads nowhere: {error}.") from error
+    except RuntimeError as error:  # `resolve` on a loop of links, `expanduser` without a home
+        raise InputError(f"{folder} cannot be resolved: {error}. Check its links.") from error
     except OSError as error:
         raise InputError(f"{folder} cannot be found: {error.strerror or error}.") from error
     if Path.cwd().is_relative_to(final):
@@ -151,8 +150,8 @@ def real_target(folder: Path | str) -> Path:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `final` to fill; at the end `publish` gives it the name. If anything is
-    raised, it is removed and `final` stays as it was.
+    """Yield a temporary folder beside `final`; at the end `publish` gives it that name. On an exception it is
+    removed and `final` stays unchanged.
 
     The folder that holds `final` is created if needed. Raise `OSError`.
     """
@@ -200,7 +199,7 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
-    except OSError as error:  # network file systems that cannot flush a folder say so
+    except OSError as error:  # some network file systems cannot flush a folder
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -208,8 +207,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Flush all files below `folder`, and let everybody read them whom the folder's own mode lets in:
-    libraries write some of theirs for the owner alone."""
+    """Flush all files below `folder` and give them the read permissions of the folder: some libraries write
+    files that only the owner can read."""
     readable = folder.stat().st_mode & 0o444
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -224,7 +223,7 @@ def _settle(folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths exchange their names in one step. Return False where the system cannot."""
+    """Exchange the names of two paths atomically. Return False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     try:

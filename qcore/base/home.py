@@ -1,13 +1,13 @@
-"""The one folder where qcore keeps things between runs, and the one safe way to put something big into it.
+"""The cache folder of qcore, and the safe way to build a large folder in it.
 
     QCORE_HOME (default ~/.cache/qcore)
-        models/     models that were converted once
-        texts/      texts that were downloaded once
+        models/     converted models
+        texts/      downloaded texts
         runs/       run folders
         qcore.db    results
 
-A folder appears in there complete or not at all: `build_folder` fills a temporary folder beside it and
-renames that at the end, under a lock, so that two processes that want the same model convert it once.
+Folders in it are always complete: `build_folder` fills a temporary folder and renames it at the end. It holds
+a lock, so that two processes that need the same model convert it once.
 """
 
 import os
@@ -19,8 +19,9 @@ from qcore.base.errors import UnavailableError
 from qcore.base.files import new_folder
 from qcore.base.progress import Progress
 
-DEFAULT_MODELS = ("smollm2-135m", "smollm2-135m-dithered")  # names that never mean a path or a hub id
-_FLOOR = 64 << 20  # bytes of disk to leave free besides what is about to be written
+# names of the default models, never read as a path or a hub id
+DEFAULT_MODELS = ("smollm2-135m", "smollm2-135m-dithered")
+_FLOOR = 64 << 20  # bytes of disk that stay free after a write
 
 
 def home() -> Path:
@@ -30,10 +31,10 @@ def home() -> Path:
 
 
 def is_public() -> bool:
-    """Return whether this process belongs to a server open to strangers, who must not name paths on its disk.
+    """Return whether this process belongs to a public server, whose visitors must not name paths on its disk.
 
-    QCORE_PUBLIC says so: the dashboard sets it at its start (`ui/exposure.py`), and its jobs inherit it. A
-    script or a command line without the variable belongs to whoever runs it.
+    The variable QCORE_PUBLIC decides: the dashboard sets it at its start (`ui/exposure.py`), and its jobs
+    inherit it. Scripts and the command line are private unless it is set.
     """
     return os.environ.get("QCORE_PUBLIC", "").strip().lower() not in ("", "0", "no", "false")
 
@@ -51,12 +52,12 @@ def check_space(folder: Path, nbytes: int, what: str) -> None:
 
 
 def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progress | None = None) -> Path:
-    """Return `final`, building it first if it does not exist: `build(temporary)` fills a temporary folder,
-    which is then renamed.
+    """Return `final`. If it does not exist, call `build(temporary)` to fill a temporary folder, and rename
+    that.
 
-    Whoever comes second waits for the first. What a killed process left behind is removed. Raise
-    `UnavailableError` if the cache folder cannot be written; whatever `build` raises passes through, and
-    nothing is left behind.
+    A second process waits for the first. Leftovers of a killed process are removed. Raise `UnavailableError`
+    if the cache folder cannot be written. Exceptions of `build` propagate, and the temporary folder is
+    removed.
     """
     from filelock import FileLock, Timeout
 
@@ -69,7 +70,7 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
             lock.acquire(timeout=0)
         except Timeout:
             if progress is not None:
-                progress(0, 0, f"waiting for another process that prepares {final.name}")
+                progress(0, 0, f"waiting for another process to prepare {final.name}")
             lock.acquire()
     except OSError as error:
         raise _unwritable(final.parent, error) from error
@@ -90,5 +91,5 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
 def _unwritable(folder: Path, error: OSError) -> UnavailableError:
     return UnavailableError(
         f"The cache folder {folder} cannot be written ({error.strerror or error}). Set QCORE_HOME to a "
-        "folder that can, with enough space."
+        "writable folder with enough space."
     )

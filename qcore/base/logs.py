@@ -1,8 +1,8 @@
 """Logging of the command line, the workers and their children, set up in one place.
 
 Every module logs to `logging.getLogger("qcore.…")`: phases and events at INFO, choices (kernels, fallbacks)
-at DEBUG, what a person should know at WARNING. QCORE_LOG=debug (or info, warning, error) sets the level, and
-the option --verbose sets QCORE_LOG=debug; child processes inherit it.
+at DEBUG, problems that the user should see at WARNING. QCORE_LOG=debug (or info, warning, error) sets the
+level, and the option --verbose sets QCORE_LOG=debug; child processes inherit it.
 """
 
 import logging
@@ -14,8 +14,8 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure(usual: str = "warning") -> None:
-    """Send log records to standard error: those of qcore from the level that QCORE_LOG names (`usual` where
-    it is not set), those of other libraries from WARNING. Calling it again changes the level only."""
+    """Send log records to standard error: those of qcore from the level in QCORE_LOG (default: `usual`),
+    those of other libraries from WARNING. A second call only changes the level."""
     asked = os.environ.get(VARIABLE, "").strip().lower() or usual
     logging.basicConfig(level=logging.WARNING, format=FORMAT)
     log = logging.getLogger("qcore")

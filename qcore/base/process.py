@@ -1,5 +1,5 @@
-"""Processes that outlive whoever starts them: started in a session of their own, recognized by host, pid and
-start time, ended with their children. And the lifeline of those that must not outlive anybody."""
+"""Detached processes: started in a session of their own, identified by host, pid and start time, ended with
+their children. And the lifeline of processes that must exit with their parent."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ from typing import IO, TypedDict
 
 import psutil
 
-START_SECONDS = 30.0  # a worker that has not shown itself after this long will not
-PATIENCE_SECONDS = 5.0  # between asking a process to end and ending it
+START_SECONDS = 30.0  # seconds after which a silent worker counts as failed to start
+PATIENCE_SECONDS = 5.0  # seconds between SIGTERM and SIGKILL
 START_TIME_SLACK = (
     2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
 )
 
 
 class Identity(TypedDict, total=False):
-    """Distinguishes a process from any other that will ever have its pid, on any machine."""
+    """Identifies a process among all that ever have its pid, on any machine."""
 
     pid: int
     process_started: float
-    host: str  # missing in records of version 0.1.0, which are taken for this machine's
+    host: str  # missing in records of version 0.1.0, which count as this machine's
 
 
 def start_detached(command: list[str], log: IO) -> subprocess.Popen:
-    """Start `command`, which may import this very qcore: own session (so own process group), no terminal,
-    output into `log`."""
+    """Start `command` in a session and process group of its own, without a terminal, with its output in
+    `log`. It can import this installation of qcore."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -45,7 +45,7 @@ def start_detached(command: list[str], log: IO) -> subprocess.Popen:
 
 
 def host() -> str:
-    """Return the name of this machine (of the container, inside of one)."""
+    """Return the name of this machine, or of the container it runs in."""
     return socket.gethostname()
 
 
@@ -55,7 +55,7 @@ def identity(pid: int) -> Identity:
 
 
 def host_of(record: Identity | None) -> str | None:
-    """Return the name of the machine of an `identity` record if that is another machine, else None."""
+    """Return the machine named by an `identity` record if it is not this one, else None."""
     name = (record or {}).get("host")
     return name if name not in (None, host()) else None
 
@@ -74,8 +74,7 @@ def living(record: Identity | None) -> psutil.Process | None:
 
 
 def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:
-    """Ask the process and its group to end, and kill them if they have not after `patience`
-    seconds."""
+    """Terminate the process and its group, and kill them if they still run after `patience` seconds."""
     _signal_group(process, signal.SIGTERM)
     if not _ends_within(process, patience):
         _signal_group(process, signal.SIGKILL)
@@ -83,8 +82,8 @@ def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:
 
 
 def lifeline(on_line: Callable[[str], None] | None = None) -> None:
-    """End this process as soon as its standard input closes, that is, when its parent has ended in whatever
-    way. Lines that arrive before go to `on_line`.
+    """Exit this process as soon as its standard input closes, which happens when its parent ends for any
+    reason. Lines that arrive before are passed to `on_line`.
 
     The parent holds the other end of a pipe open. Works on every system, in a thread of its own.
     """
@@ -101,7 +100,7 @@ def lifeline(on_line: Callable[[str], None] | None = None) -> None:
 def _signal_group(process: psutil.Process, number: int) -> None:
     try:
         group = os.getpgid(process.pid)
-        if group == process.pid:  # the worker leads its group; anything else would be somebody else's
+        if group == process.pid:  # the worker leads its group; any other group is not ours to kill
             os.killpg(group, number)
         else:
             process.send_signal(number)
@@ -110,8 +109,7 @@ def _signal_group(process: psutil.Process, number: int) -> None:
 
 
 def _ends_within(process: psutil.Process, seconds: float) -> bool:
-    """Wait for the process to end. A zombie has ended: whoever started it, another process perhaps, has not
-    taken note yet."""
+    """Wait for the process to end. A zombie has ended too; its parent has not yet reaped it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

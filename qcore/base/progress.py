@@ -7,5 +7,4 @@ class Progress(Protocol):
     """A callback that long work calls after each step."""
 
     def __call__(self, done: int, total: int, words: str, /) -> None:
-        """Report `done` of `total` steps; `words` names the current step. `total` is 0 while it is
-        unknown."""
+        """Report `done` of `total` steps; `words` names the current step. `total` is 0 while unknown."""

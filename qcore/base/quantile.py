@@ -1,4 +1,4 @@
-"""The one definition of a quantile: linear between neighbours, as numpy has it."""
+"""The definition of a quantile used throughout: linear interpolation between neighbours, as in numpy."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Keep other libraries' noise out of a person's sight, and nothing else.
+"""Silence messages of other libraries that mean nothing to a user, and no others.
 
-Some libraries write messages that say nothing about the work at hand: that a CUDA extension does not load on
-a machine without CUDA, that an interface will be renamed some day, once for every matrix product that its
-input was cast. Each is silenced by its own text at the logger or the warning class it comes from; any other
-message of the same library still appears, and errors are never touched. Progress bars of the download and
-loading libraries are switched off because qcore shows progress of its own.
+Examples are a CUDA extension that does not load on a machine without CUDA, a deprecated interface, or a cast
+input, reported once per matrix product. Each message is matched by its text at its logger or warning class.
+Other messages of the same library still appear, and errors are never silenced. Progress bars of the download
+and loading libraries are off because qcore shows its own progress.
 
 Call `silence()` once, at the start of a process and before heavy imports: the command line, the workers and
 the tests do.
@@ -17,8 +16,8 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# (logger, pattern at the start of the message): why it means nothing to a user. Transformers imports torchao
-# by itself; what other engines log stands with them.
+# (logger, pattern at the start of the message), each with the reason why users need not see it. Transformers
+# imports torchao by itself; the messages of other engines are listed in their files.
 LOGGED = (
     # CUDA kernels, or kernels built for another Python; the paths used here are plain torch
     ("torchao", r"Failed to load \S*_C_(mxfp8|cutlass)"),
@@ -47,7 +46,7 @@ class _Drop(logging.Filter):
 
 
 def drop_messages(logged: Iterable[tuple[str, str]]) -> None:
-    """Drop messages that begin with a pattern at a logger; doing it again changes nothing."""
+    """Drop messages that begin with a pattern, per logger. A second call changes nothing."""
     for name, pattern in logged:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Drop) and known.pattern.pattern == pattern for known in logger.filters):
@@ -55,10 +54,10 @@ def drop_messages(logged: Iterable[tuple[str, str]]) -> None:
 
 
 def silence() -> None:
-    """Silence the messages listed above and the progress bars, in this process; calling it again changes
-    nothing.
+    """Silence the messages listed above and the progress bars in this process. A second call changes nothing.
 
-    The bars' switches are environment variables, so child processes inherit them. Imports nothing heavy.
+    The progress bars are switched by environment variables, which child processes inherit. Imports no heavy
+    library.
     """
     drop_messages(LOGGED)
     for category, pattern in WARNED:
@@ -69,7 +68,8 @@ def silence() -> None:
 
 
 def _switch_off_loaded_bars() -> None:
-    """Libraries that were imported before read their environment variable already and are told directly."""
+    """Switch off the bars of libraries that are already imported and so have read their environment
+    variable."""
     if "huggingface_hub" in sys.modules:
         from huggingface_hub.utils import disable_progress_bars
 

@@ -1,5 +1,5 @@
-"""Named things that register themselves: methods, engines, recipe parts. A typo is answered with "did you
-mean"."""
+"""Tables of named entries that register themselves: methods, engines, recipe parts. Unknown names raise an
+error with the nearest ones."""
 
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Return the error for a `name` that is not among the `known` ones: nearest matches first, all of them if
+    """Return the error for a `name` that is not among the `known` ones. It lists the nearest names, or all if
     none is near."""
     known = list(known)
     hint = did_you_mean(name, known) or f"Known: {', '.join(known)}."
@@ -58,6 +58,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return the question "Did you mean …?" with the nearest of the `known` names, None if none is near."""
+    """Return "Did you mean …?" with the nearest of the `known` names, or None if none is near."""
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(near)}?" if near else None

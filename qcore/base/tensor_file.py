@@ -1,11 +1,11 @@
-"""The one writer of safetensors files.
+"""The writer of safetensors files.
 
-    TensorFile     the tensors' names, dtypes and shapes are known; their data comes in pieces
+    TensorFile     the tensors' names, dtypes and shapes are known; their data is written in pieces
     write          all tensors are at hand
 
 Data begins at a multiple of 64 bytes, so that a reader can use tensors where they are mapped: the safetensors
-library aligns to 8 bytes only, and a matrix product at such an address rounds its last bit differently. To
-keep that for each tensor, put those whose size is a multiple of 64 bytes first, as `write` does.
+library aligns to 8 bytes only, and a matrix product at such an address rounds its last bit differently.
+Tensors whose size is a multiple of 64 bytes must come first to keep that alignment; `write` orders them so.
 
 A file has a temporary name until it is complete and flushed to the disk.
 """
@@ -63,7 +63,7 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -71,14 +71,14 @@ class TensorFile:
     """Write the tensors `pieces`, in this order, to `path`: `write` their data, then `close` or `discard`.
 
     The data of one tensor comes in order; different tensors may take turns. `metadata` is kept in the header.
-    Raise `OSError` if the disk refuses.
+    Raise `OSError` if a write fails.
     """
 
     def __init__(self, path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str] | None = None):
         self.path = path
         self.sha256: str | None = None  # set by `close` if the data came in the order of the file
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        self._next: dict[str, int] = {}  # where the next data of each tensor goes
+        self._next: dict[str, int] = {}  # write position of each tensor
         self._end: dict[str, int] = {}
         start = _header(pieces, metadata or {})
         place = len(start)
@@ -86,7 +86,7 @@ class TensorFile:
             self._next[piece.name], place = place, place + piece.nbytes
             self._end[piece.name] = place
         self._hash, self._hashed = hashlib.sha256(start), len(start)
-        self._place = len(start)  # of the file's cursor
+        self._place = len(start)  # position of the file's cursor
         self._file = self._temporary.open("xb", buffering=0)
         try:
             self._put(memoryview(start))
@@ -112,13 +112,13 @@ class TensorFile:
         self._next[name] = self._place = place + len(view)
 
     def write_back(self) -> None:
-        """Let the system begin to write what it holds of the file, and drop what is written."""
+        """Start write-back of the file's dirty pages, and drop the written ones from the page cache."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> str | None:
-        """Flush the file to the disk, give it its name, and return its SHA-256 if it is known. Raise
-        `ValueError` if a tensor is too short; the file is removed then."""
+        """Flush the file to the disk, give it its final name, and return its SHA-256 if known. Raise
+        `ValueError` and remove the file if a tensor is too short."""
         try:
             if short := [name for name, place in self._next.items() if place != self._end[name]]:
                 raise ValueError(f"{short[0]} is shorter than its header says")
@@ -134,7 +134,7 @@ class TensorFile:
         return self.sha256
 
     def discard(self) -> None:
-        """Remove what was written; nothing after `close`."""
+        """Remove the unfinished file. Does nothing after `close`."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
-"""Texts to measure on and prompts to continue.
+"""Evaluation texts, and prompts for generation.
 
-The default text needs no network: the prose of the Python language reference, which the standard library
-carries in `pydoc_data.topics`. It differs a little between versions of Python, so its SHA-256 goes into every
-record.
+The default text needs no network: it is the prose of the Python language reference, which the standard
+library contains in `pydoc_data.topics`. It differs slightly between versions of Python, so every record holds
+its SHA-256.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`kind` says what is tested ("facts", "arithmetic", "code", "summary", "language"; "own" in a user's
-    file)."""
+    """`kind` is the skill that the prompt tests ("facts", "arithmetic", "code", "summary", "language"; "own"
+    in a user's file)."""
 
     id: str
     kind: str
@@ -71,11 +71,11 @@ def load_text(source: str | Path | None = None) -> Text:
 
 
 def text_from_bytes(name: str, content: bytes) -> Text:
-    """Return an uploaded text. Raise `InputError` if it is too large, not UTF-8, or blank."""
+    """Return the text of an upload. Raise `InputError` if it is too large, not UTF-8, or blank."""
     if len(content) > LARGEST_TEXT:
         raise InputError(
-            f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB a text may "
-            "have. Cut it."
+            f"{name} has {len(content) / 1e6:.0f} MB, but a text may have at most {LARGEST_TEXT / 1e6:.0f} "
+            "MB. Shorten it."
         )
     text = _decode(content, name)
     if not text.strip():
@@ -87,7 +87,7 @@ def tokenize(
     text: Text | str, tokenizer, limit: int | None = None, vocabulary: int | None = None
 ) -> torch.Tensor:
     """Return the token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token
-    if the tokenizer adds one by habit.
+    if the tokenizer adds one by default.
 
     Raise `InputError` if there are fewer than two tokens, or (given the embedding's size, `vocabulary`) a
     token that the model lacks.
@@ -107,8 +107,8 @@ def tokenize(
         )
     if vocabulary is not None and max(ids) >= vocabulary:
         raise InputError(
-            f"The tokenizer makes token {max(ids)}, but the model knows only {vocabulary}. They do not "
-            "belong together."
+            f"The tokenizer produces token {max(ids)}, but the model has only {vocabulary} tokens. They "
+            "belong to different models."
         )
     return torch.tensor(ids, dtype=torch.long)
 
@@ -119,7 +119,7 @@ def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
     while True:
         piece = content[:part]
         ids = tokenizer(piece, truncation=False, verbose=False)["input_ids"]
-        # The last tokens of a cut text may differ from those of the whole, so ask for some to spare.
+        # The last tokens of a cut text may differ from those of the whole, so encode some extra text.
         if limit is None or part >= len(content) or len(ids) >= limit + 64:
             return ids[:limit]
         part *= 2
@@ -127,7 +127,7 @@ def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
 
 def load_prompts(path: str | Path | None = None) -> list[Prompt]:
     """Return the packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id",
-    "kind"), or one prompt a line.
+    "kind"), or one prompt per line.
 
     Raise `InputError` naming the line that cannot be used.
     """
@@ -135,9 +135,11 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
     lines = read_text_file(source, LARGEST_PROMPTS, "prompts").splitlines()
     prompts = [_prompt(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
-        raise InputError(f"{source.name} holds no prompts. Write one a line.")
+        raise InputError(f"{source.name} holds no prompts. Write one per line.")
     if len(prompts) > MOST_PROMPTS:
-        raise InputError(f"{source.name} holds {len(prompts)} prompts, more than {MOST_PROMPTS}.")
+        raise InputError(
+            f"{source.name} holds {len(prompts)} prompts, but at most {MOST_PROMPTS} are allowed."
+        )
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         raise InputError(f"{source.name} uses the id {next(i for i in ids if ids.count(i) > 1)!r} twice.")
@@ -184,7 +186,8 @@ _FEWEST_WORDS = 12
 
 
 def _is_prose(lines: list[str], paragraph: str) -> bool:
-    """Paragraphs start at the margin with a capital letter, have some length, and end as a sentence does."""
+    """Return whether a paragraph is prose: it starts at the margin with a capital letter, has a minimum
+    length, and ends like a sentence."""
     if any(line.startswith(" ") for line in lines) or "::=" in paragraph or ">>>" in paragraph:
         return False
     if not paragraph[:1].isupper() or len(paragraph.split()) < _FEWEST_WORDS:
@@ -197,8 +200,8 @@ def _text(name: str, content: str) -> Text:
 
 
 def read_text_file(path: Path, largest: int, what: str) -> str:
-    """Return the content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` is in
-    it, for the sentence of an `InputError` if it cannot be read."""
+    """Return the content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` names
+    the content in the `InputError` that is raised if it cannot be read."""
     return _decode(_read(path, largest, what), path.name)
 
 
@@ -215,7 +218,7 @@ def _read(path: Path, largest: int, what: str) -> bytes:
         raise InputError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(content) > largest:
         raise InputError(
-            f"{path.name} is larger than the {largest / 1e6:.0f} MB that {what} may have. Cut it."
+            f"{path.name} is larger than the {largest / 1e6:.0f} MB that {what} may have. Shorten it."
         )
     return content
 
@@ -230,8 +233,8 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _wikitext() -> str:
-    """Return the test split of wikitext-2-raw-v1, its lines joined as they were; downloaded once, kept in the
-    cache folder."""
+    """Return the test split of wikitext-2-raw-v1, with its lines joined unchanged. It is downloaded once and
+    kept in the cache folder."""
 
     def fetch(folder: Path) -> None:
         (folder / "test.txt").write_text("".join(_download_wikitext()), encoding="utf-8", newline="")
@@ -254,7 +257,7 @@ def _download_wikitext() -> list[str]:
     try:
         HfApi().dataset_info(
             _WIKITEXT_ID, timeout=_PATIENCE
-        )  # asks once; load_dataset would try for half a minute
+        )  # one request; load_dataset would retry for half a minute
         return load_dataset(_WIKITEXT_ID, "wikitext-2-raw-v1", split="test")["text"]
-    except Exception as error:  # the library raises its own, the hub's and the network's errors
+    except Exception as error:  # the library raises errors of its own, of the hub and of the network
         raise UnavailableError(failed) from error

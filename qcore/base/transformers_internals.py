@@ -1,13 +1,12 @@
-"""Everything that qcore uses of transformers and torch and that their documentation does not promise.
+"""All undocumented parts of transformers and torch that qcore uses.
 
-One function for each private thing, and one test for each in tests/models/test_transformers_internals.py: an
-upgrade that changes one of them fails there. What each was last checked with stands in `CHECKED`. No other
-file of qcore names a private attribute or module of these libraries, apart from the overrides that the test
-file lists.
+Each private part has one function here and one test in tests/models/test_transformers_internals.py, where an
+upgrade that changes it fails. `CHECKED` holds the versions last checked. No other file of qcore names a
+private attribute or module of these libraries, apart from the overrides listed in the test file.
 
-transformers keeps defaults for the whole process (data type, initialisation, verbosity) while it builds a
-model, and puts them back afterwards: two threads at once would put back what the other one had set. All
-functions here that touch such state hold one lock.
+transformers changes process-wide defaults (data type, initialisation, verbosity) while it builds a model and
+restores them afterwards. Two threads at once would each restore the other's values, so all functions here
+that touch such state hold one lock.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ _process = threading.RLock()  # held while process-wide state of the libraries i
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch off transformers' progress bars and messages below "critical", for the whole process; one thread
-    at a time, and what was set before is set again. Loading problems are reported by qcore as one
-    sentence."""
+    """Switch off transformers' progress bars and messages below "critical" for the whole process, and restore
+    the settings at the end. One thread at a time. qcore reports loading problems itself, in one sentence."""
     from transformers.utils import logging as library
 
     logger = logging.getLogger("transformers")
@@ -83,8 +81,8 @@ def without_conversion_bar() -> Iterator[None]:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a GGUF file as transformers' config has them. The library indexes whatever the
-    file holds, so anything may be raised."""
+    """Return the settings of a GGUF file in the form of transformers' config. The library does not validate
+    the file, so any exception may be raised."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     with quiet():
@@ -95,8 +93,8 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
 
 class StoredNames:
-    """The rules by which transformers finds the parameter of `model` to which a stored tensor belongs, as it
-    applies them when it loads a whole model. `model` may be on the meta device."""
+    """transformers' rules that map stored tensors to parameters of `model`, as applied when it loads a whole
+    model. `model` may be on the meta device."""
 
     def __init__(self, model: PreTrainedModel):
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -110,7 +108,7 @@ class StoredNames:
 
     def place(self, stored: str) -> tuple[str, str | None, Any] | None:
         """Return (parameter, the rule's pattern, the rule) of a stored tensor; pattern and rule are None if
-        it is stored as the model has it. None if the model has no place for it."""
+        the tensor is stored in the model's layout. Return None if the model has no place for it."""
         from transformers.core_model_loading import rename_source_key
 
         name, pattern = rename_source_key(
@@ -131,7 +129,7 @@ def stored_order(name: str) -> list:
 
 
 def rule_targets(rule: Any, first: str) -> list[str]:
-    """Return all parameters that `rule` makes at once; `first` is the one that it is known by."""
+    """Return all parameters that `rule` produces at once; `first` identifies the rule."""
     pattern = next((pattern for pattern in rule.target_patterns if pattern in first), None)
     if pattern is None:
         return [first]
@@ -141,7 +139,7 @@ def rule_targets(rule: Any, first: str) -> list[str]:
 def apply_rule(
     rule: Any, first: str, stored: dict[str, list[tuple[str, torch.Tensor]]], model: PreTrainedModel
 ) -> dict[str, torch.Tensor]:
-    """Return {parameter: tensor} made by `rule` of the `stored` tensors {pattern: [(stored name,
+    """Return {parameter: tensor} that `rule` computes from the `stored` tensors {pattern: [(stored name,
     tensor)]}."""
     rule = deepcopy(rule)
     for pattern, members in stored.items():
@@ -152,7 +150,8 @@ def apply_rule(
 
 
 def stacks_experts(rule: Any) -> bool:
-    """Does `rule` stack experts that are stored one by one, and otherwise do to each what it does to all?"""
+    """Return whether `rule` stacks experts that are stored one by one, and its other operations apply per
+    expert."""
     from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose
 
     first, *others = rule.operations
@@ -170,7 +169,7 @@ def stacks_experts(rule: Any) -> bool:
 
 def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
     """Return (kind, such as "sliding_attention"; options, such as {"sliding_window": 512}) of the cache of
-    each layer of a text `config`, from which transformers makes its own caches."""
+    each layer of a text `config`, as transformers uses it to build its own caches."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     return get_layer_types_and_kwargs(config)
@@ -180,14 +179,14 @@ def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, An
 
 
 def use_eager_experts(module: Any) -> None:
-    """Let the experts `module` take its weights one expert at a time from now on: the only way in which
-    quantized experts run, so it stays for as long as they are there."""
+    """Make the experts `module` read its weights one expert at a time. Quantized experts run in no other way,
+    so the setting stays while they are installed."""
     module.config._experts_implementation = "eager"
 
 
 @contextmanager
 def eager_experts(module: Any) -> Iterator[None]:
-    """Do `use_eager_experts` for a while, and set what was set before."""
+    """Apply `use_eager_experts` within the block, and restore the setting at the end."""
     previous = module.config._experts_implementation
     use_eager_experts(module)
     try:
@@ -200,20 +199,20 @@ def eager_experts(module: Any) -> Iterator[None]:
 
 
 def is_saved(module: nn.Module, buffer: str) -> bool:
-    """Is the module's own buffer part of its state_dict?"""
+    """Return whether the module's own buffer is part of its state_dict."""
     return buffer not in module._non_persistent_buffers_set
 
 
 def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
-    """Exchange a registered parameter or buffer, its registration (saved or not) kept; None leaves the name
+    """Replace a registered parameter or buffer and keep its registration (saved or not); None leaves the name
     without a tensor."""
     registered: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
     registered[name] = tensor
 
 
 def put_buffers(module: nn.Module, tensors: Mapping[str, torch.Tensor | None]) -> None:
-    """Exchange several registered buffers in one step: a thread that copies `registered(module).buffers`
-    meanwhile gets all of the old ones or all of the new ones."""
+    """Replace several registered buffers atomically: a thread that copies `registered(module).buffers`
+    meanwhile gets all old ones or all new ones."""
     module._buffers.update(tensors)
 
 
@@ -242,8 +241,8 @@ def global_hooks() -> tuple[dict[int, Callable], dict[int, Callable]]:
 
 
 def collects_outputs(hook: Callable) -> bool:
-    """Is `hook` one of those that transformers leaves on modules to collect their outputs? They do nothing
-    unless outputs are asked for."""
+    """Return whether `hook` is one that transformers leaves on modules to collect their outputs. Such a hook
+    does nothing unless outputs are requested."""
     return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
@@ -257,8 +256,8 @@ def put_first_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -
 
 
 def storage_key(tensor: torch.Tensor) -> tuple[Hashable, Callable[[], bool]]:
-    """Return (a key, `is_gone`) of the memory that `tensor` lies in: tensors that share it have equal keys,
-    and `is_gone()` is True once it was freed and the key may be given again."""
+    """Return (key, `is_gone`) of the storage of `tensor`. Tensors that share a storage have equal keys;
+    `is_gone()` is True once the storage is freed and its key may be reused."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
     storage = tensor.untyped_storage()

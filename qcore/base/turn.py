@@ -1,5 +1,5 @@
-"""One heavy thing at a time: whoever loads a model to measure it holds one file lock, which the kernel frees
-if its holder dies."""
+"""One measurement at a time: a process that loads a model to measure it holds a file lock, which the kernel
+frees if the process dies."""
 
 import time
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ _inherited = False
 
 
 def inherit() -> None:
-    """Declare that the process that started this one holds the turn: `heavy_turn` waits no more in here."""
+    """Declare that the parent process holds the turn, so that `heavy_turn` does not wait in this process."""
     global _inherited
     _inherited = True
 
 
 @contextmanager
 def heavy_turn(progress: Progress | None = None) -> Iterator[None]:
-    """Wait until no other process of this cache folder measures, then hold the turn. A wait is reported to
+    """Wait until no other process of this cache folder is measuring, then hold the turn. Report a wait to
     `progress` once.
 
     Raise `UnavailableError` if the cache folder cannot be written.
@@ -47,7 +47,7 @@ def heavy_turn(progress: Progress | None = None) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UnavailableError(
-            f"The cache folder {home()} cannot be written ({reason}); set QCORE_HOME to one that can."
+            f"The cache folder {home()} cannot be written ({reason}). Set QCORE_HOME to a writable folder."
         ) from error
     try:
         yield

@@ -17,7 +17,7 @@ from qcore.jobs import jobs
     [
         ("rye", None, "Did you mean ray"),
         ("local", "auto", "Choose the engine ray"),
-        ("ray", "ray://host:10001", "is not one of a Ray"),
+        ("ray", "ray://host:10001", "is not that of a Ray"),
         ("ray", "", "is not one"),
         ("ray", "host", "is not one"),
         ("ray", "host:port", "is not one"),
