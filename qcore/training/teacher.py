@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qcore.quantization.methods.together import divergence
+from qcore.quantization.methods.joint import divergence
 
 KEPT_BYTES = 512 << 20  # of hidden states, at most
 

@@ -53,10 +53,7 @@ class Moments:
         return cls(square(), square() if drift else None, torch.zeros(columns) if magnitude else None, 0)
 
     def add(
-        self,
-        inputs: torch.Tensor,
-        undisturbed: torch.Tensor | None = None,
-        weight: torch.Tensor | None = None,
+        self, inputs: torch.Tensor, x_fp: torch.Tensor | None = None, weight: torch.Tensor | None = None
     ) -> None:
         """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is
         multiplied by its `weight` (n, 1), if there is one; the mean |x| is that of the inputs as they are."""
@@ -66,12 +63,12 @@ class Moments:
         keep, share = self.tokens / total, 2 / total
         if self.magnitude is not None:
             self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
-        moved = undisturbed - inputs if self.drift is not None else None
+        drift = x_fp - inputs if self.drift is not None else None
         if weight is not None:
-            inputs, moved = inputs * weight, None if moved is None else moved.mul_(weight)
+            inputs, drift = inputs * weight, None if drift is None else drift.mul_(weight)
         _add_square(self.hessian, inputs, keep, share)
-        if moved is not None:
-            self.drift.addmm_(moved.T, inputs, beta=keep, alpha=share)
+        if drift is not None:
+            self.drift.addmm_(drift.T, inputs, beta=keep, alpha=share)
         self.tokens = total
 
 

@@ -7,7 +7,7 @@ make of the text.
 Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states
 of all windows twice, as the quantized model and (for methods that look at drift) as the unquantized one
 computes them: 2 · tokens · hidden size · 4 bytes, and as much for what finished parts of the block put out
-(`settled.py`); for methods that look at drift also what the block's layers are given in the unquantized
+(`activation_cache.py`); for methods that look at drift also what the block's layers are given in the unquantized
 model, 2 bytes for each token and input.
 """
 
@@ -29,7 +29,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
-from qcore.quantization.calibration.settled import Settled, endings
+from qcore.quantization.calibration.activation_cache import ActivationCache, endings
 from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import Recipe
@@ -43,8 +43,8 @@ class Finished:
     name: str
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
-    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
-    settled: Settled | None = None  # None where nothing was chosen
+    output_fp: dict[int, torch.Tensor] = field(default_factory=dict)
+    cache: ActivationCache | None = None  # None where nothing was chosen
 
 
 @dataclass
@@ -52,7 +52,7 @@ class BlockWork:
     """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`,
     `put` tensors in place.
 
-    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `undisturbed` those in
+    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `x_fp` those in
     the unquantized one and `original` the block as it was, or both None for methods that do not ask for them.
     """
 
@@ -60,15 +60,15 @@ class BlockWork:
     position: int
     targets: list[Target]
     hidden: list[torch.Tensor]
-    undisturbed: list[torch.Tensor] | None
+    x_fp: list[torch.Tensor] | None
     original: nn.Module | None
     calibration: Calibration
     step: Callable[[str], None]
     weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-    calm_output: dict[int, torch.Tensor] = field(default_factory=dict)
-    _calm: dict[Stage, dict[int, torch.Tensor]] | None = None
+    output_fp: dict[int, torch.Tensor] = field(default_factory=dict)
+    _inputs_fp: dict[Stage, dict[int, torch.Tensor]] | None = None
 
     def __post_init__(self):
         self.block = self.blocks.modules[self.position]
@@ -78,7 +78,7 @@ class BlockWork:
                 lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets
             )
         self.batches = self.blocks.batches(self.hidden)
-        self.settled = Settled(self.block, self.prefix, [stage.names for stage in self.stages], ends)
+        self.cache = ActivationCache(self.block, self.prefix, [stage.names for stage in self.stages], ends)
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block as it stands, on `hidden` (1, T, H)."""
@@ -101,41 +101,42 @@ class BlockWork:
     def replace(self, target: Target, matrices: list[torch.Tensor]) -> None:
         """Let the block compute with other weights (N, K)."""
         target.put(self.block, matrices, self.prefix)
-        self.settled.change(target.name)
+        self.cache.invalidate(target.name)
 
     def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
         """Choose these; from now on the block computes with them."""
         self.weights[target.name] = weights
         self.replace(target, [weight.dequantize() for weight in weights])
-        self.settled.choose(target.name, *_alone(target, self.module(target), weights))
+        self.cache.mark_quantized(target.name, *_alone(target, self.module(target), weights))
 
     def change(self, name: str, value: torch.Tensor) -> None:
         """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
         owner, _, last = name.rpartition(".")
         setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
         self.changed.add(name)
-        self.settled.change()
+        self.cache.invalidate()
 
     def moments(self, stages: list[Stage], *, magnitude: bool = False) -> list[Moments]:
         """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given,
         all from one pass over the text as the block stands."""
         totals: list[Moments] = []
-        calm = self._calm_inputs() if self.original is not None else None
+        inputs_fp = self._layer_inputs_fp() if self.original is not None else None
         for number, part in enumerate(self.batches):
             hidden = torch.cat(self.hidden[part])
-            with self.settled.batch(number):
+            with self.cache.batch(number):
                 inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
             for stage, each in zip(stages, inputs, strict=True):
                 if (
                     hidden.dtype == torch.float32
                 ):  # `each` is what the layers were given, and no wider copy of it
-                    self.settled.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
-            before = [calm[stage].pop(number) if calm else None for stage in stages]
+                    self.cache.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
+            before = [inputs_fp[stage].pop(number) if inputs_fp else None for stage in stages]
             totals = totals or [
-                Moments.empty(each.shape[1], drift=calm is not None, magnitude=magnitude) for each in inputs
+                Moments.empty(each.shape[1], drift=inputs_fp is not None, magnitude=magnitude)
+                for each in inputs
             ]
-            for stage, total, each, undisturbed in zip(stages, totals, inputs, before, strict=True):
-                total.add(each, undisturbed, _token_weight(hidden) if self._writes(stage) else None)
+            for stage, total, each, x_fp in zip(stages, totals, inputs, before, strict=True):
+                total.add(each, x_fp, _token_weight(hidden) if self._writes(stage) else None)
         return totals
 
     def _writes(self, stage: Stage) -> bool:
@@ -159,31 +160,31 @@ class BlockWork:
                     totals[expert].add(inputs)
         return totals
 
-    def _calm_inputs(self) -> dict[Stage, dict[int, torch.Tensor]]:
+    def _layer_inputs_fp(self) -> dict[Stage, dict[int, torch.Tensor]]:
         """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits.
         The block is run for it once, to the end, so that the next block's inputs are known, too; what has
         been used is let go."""
-        if self._calm is None:
+        if self._inputs_fp is None:
             linear = [stage for stage in self.stages if not stage.targets[0].fused]
-            self._calm = {stage: {} for stage in linear}
+            self._inputs_fp = {stage: {} for stage in linear}
             for number, part in enumerate(self.batches):
 
                 def run(part: slice = part) -> None:
-                    output = self.blocks.run(self.position, torch.cat(self.undisturbed[part]), self.original)
-                    self.calm_output |= zip(range(part.start, part.stop), output.split(1), strict=True)
+                    output = self.blocks.run(self.position, torch.cat(self.x_fp[part]), self.original)
+                    self.output_fp |= zip(range(part.start, part.stop), output.split(1), strict=True)
 
                 for stage, inputs in zip(
                     linear, watch(run, self.original, self.prefix, linear, whole=True), strict=True
                 ):
-                    self._calm[stage][number] = inputs.to(torch.bfloat16)
-        return self._calm
+                    self._inputs_fp[stage][number] = inputs.to(torch.bfloat16)
+        return self._inputs_fp
 
 
 @dataclass(frozen=True)
 class BlockMethod:
     """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is
     then run alongside. `joint`: optional factory of a second stage that takes in the finished blocks and
-    fine-tunes all of them together, see `methods/together.py`."""
+    fine-tunes all of them together, see `methods/joint.py`."""
 
     choose: Callable[[BlockWork], object]
     wants_drift: bool = False
@@ -224,8 +225,8 @@ def quantize_blocks(
     store = BlockStore(work if identity is not None else None, about | {"ids": calibration.ids.tolist()})
     report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
     hidden = blocks.embed(calibration.ids)
-    undisturbed = [state.clone() for state in hidden] if method.wants_drift else None
-    together, waiting = method.joint() if method.joint else None, []
+    x_fp = [state.clone() for state in hidden] if method.wants_drift else None
+    refiner, waiting = method.joint() if method.joint else None, []
     for position, own in enumerate(inside):
         block = blocks.modules[position]
         original = _as_it_is(block) if method.wants_drift else None
@@ -236,36 +237,36 @@ def quantize_blocks(
             finished = _take_up(block, name, own, *kept)
         elif own:
             finished = _choose(
-                method, blocks, position, own, hidden, undisturbed, original, calibration, report, store
+                method, blocks, position, own, hidden, x_fp, original, calibration, report, store
             )
         else:
             finished = Finished(name, {}, {})
-        if together is not None:
-            together.take(name, block, original, own, finished.weights)
-        if position + 1 < len(blocks) or together is not None:
-            _advance(blocks, position, hidden, undisturbed, original, finished)
+        if refiner is not None:
+            refiner.add_block(name, block, original, own, finished.weights)
+        if position + 1 < len(blocks) or refiner is not None:
+            _advance(blocks, position, hidden, x_fp, original, finished)
         del original
-        if together is None:
+        if refiner is None:
             yield finished
         else:
             waiting.append(finished)
-    if together is not None:
-        yield from _learn_together(blocks, together, waiting, undisturbed, calibration, report)
+    if refiner is not None:
+        yield from _refine_jointly(blocks, refiner, waiting, x_fp, calibration, report)
     report(len(blocks), len(blocks), "")
     store.remove()
 
 
-def _learn_together(
-    blocks: Blocks, together, finished: list[Finished], wanted, calibration: Calibration, report: Progress
+def _refine_jointly(
+    blocks: Blocks, refiner, finished: list[Finished], wanted, calibration: Calibration, report: Progress
 ):
     """Go on with all blocks at once; hand them over as they are then."""
 
     def step(what: str) -> None:
         report(len(blocks), len(blocks), what)
 
-    better = together.learn(blocks, calibration.ids, wanted, calibration.minutes, step)
+    better = refiner.learn(blocks, calibration.ids, wanted, calibration.minutes, step)
     for position, block in enumerate(finished):
-        yield replace(block, weights=block.weights | together.results(position)) if better else block
+        yield replace(block, weights=block.weights | refiner.results(position)) if better else block
 
 
 def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
@@ -279,39 +280,37 @@ def _as_it_is(block: nn.Module) -> nn.Module:
     return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
 
 
-def _advance(blocks: Blocks, position: int, hidden, undisturbed, original, finished: Finished) -> None:
+def _advance(blocks: Blocks, position: int, hidden, x_fp, original, finished: Finished) -> None:
     """Replace the block's inputs by its outputs, batch by batch."""
-    calm = finished.calm_output
+    output_fp = finished.output_fp
     for number, part in enumerate(blocks.batches(hidden)):
-        with finished.settled.batch(number) if finished.settled else nullcontext():
+        with finished.cache.batch(number) if finished.cache else nullcontext():
             hidden[part] = blocks.run(position, torch.cat(hidden[part])).split(1)
-        if undisturbed is None:
+        if x_fp is None:
             continue
         windows = range(part.start, part.stop)
-        known = all(i in calm for i in windows)
-        undisturbed[part] = (
-            [calm.pop(i) for i in windows]
+        known = all(i in output_fp for i in windows)
+        x_fp[part] = (
+            [output_fp.pop(i) for i in windows]
             if known
-            else blocks.run(position, torch.cat(undisturbed[part]), original).split(1)
+            else blocks.run(position, torch.cat(x_fp[part]), original).split(1)
         )
 
 
-def _choose(
-    method, blocks, position, own, hidden, undisturbed, original, calibration, report, store
-) -> Finished:
+def _choose(method, blocks, position, own, hidden, x_fp, original, calibration, report, store) -> Finished:
     name = f"{blocks.name}.{position}"
 
     def step(what: str) -> None:
         report(position, len(blocks), f"block {position + 1} of {len(blocks)}: {what}")
 
     step("reading its inputs")
-    task = BlockWork(blocks, position, own, hidden, undisturbed, original, calibration, step)
+    task = BlockWork(blocks, position, own, hidden, x_fp, original, calibration, step)
     method(task)
     parameters = dict(task.block.named_parameters())
     store.write(
         position, task.weights, {parameter: parameters[parameter] for parameter in sorted(task.changed)}
     )
-    return Finished(name, task.weights, task.notes, task.calm_output, task.settled)
+    return Finished(name, task.weights, task.notes, task.output_fp, task.cache)
 
 
 def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:
@@ -319,21 +318,21 @@ def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -
     for parameter, value in changed.items():
         owner, _, last = parameter.rpartition(".")
         setattr(block.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
-    settled = Settled(block, name, [])
+    cache = ActivationCache(block, name, [])
     for target in own:
         if target.name in weights:
             chosen = weights[target.name]
             target.put(block, [weight.dequantize() for weight in chosen], name)
-            settled.choose(target.name, *_alone(target, target.owner(block, name), chosen))
+            cache.mark_quantized(target.name, *_alone(target, target.owner(block, name), chosen))
     notes = {
         target.name: "No calibration text reached it, so its codes were rounded to nearest."
         for target in own
         if target.name not in weights
     }
-    return Finished(name, weights, notes, settled=settled)
+    return Finished(name, weights, notes, cache=cache)
 
 
 def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) -> tuple:
-    """What `Settled.choose` takes beside the name if the target is the weight of a linear layer: the layer
-    and its weight."""
+    """Return the arguments of `ActivationCache.mark_quantized` after the name: a linear layer and its weight, or
+    nothing for other targets."""
     return (module, weights[0]) if target.kind == "linear" else ()

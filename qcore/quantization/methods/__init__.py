@@ -45,7 +45,7 @@ class OneLayer:
 @dataclass(frozen=True)
 class Method:
     """A registered method: `choose` is the function, `joint` makes what goes on learning when all blocks are there
-    (see `together.py`), `layer` is for sensitivities."""
+    (see `joint.py`), `layer` is for sensitivities."""
 
     info: MethodInfo
     choose: Callable

@@ -145,16 +145,16 @@ def search(
     if not format.even:
         return _search_table(weight, format, importance, shrink)
     size = format.group_size
-    heavy = grouped(importance.unsqueeze(0), size)  # (1, G, size)
+    per_group = grouped(importance.unsqueeze(0), size)  # (1, G, size)
     rows = max(1, _CHUNK // weight.shape[1])
-    parts = [_search_uniform(grouped(part, size), heavy, format, shrink) for part in weight.split(rows)]
+    parts = [_search_uniform(grouped(part, size), per_group, format, shrink) for part in weight.split(rows)]
     scale = torch.cat([scale for scale, _ in parts])
     zero = None if format.symmetric else torch.cat([zero for _, zero in parts]).T.contiguous()
     return Grid(format, round_scale(scale, format).T.contiguous(), zero)
 
 
 def _search_uniform(
-    groups: torch.Tensor, heavy: torch.Tensor, format: Format, shrink
+    groups: torch.Tensor, importance: torch.Tensor, format: Format, shrink: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale and zero point (N, G) of `groups` (N, G, size)."""
     lowest, highest = groups.aminmax(dim=2)
@@ -174,26 +174,31 @@ def _search_uniform(
         tried = tried.to(torch.float16).float() if not format.double_quant else tried
         codes = (groups / tried.clamp_min(_TINY).unsqueeze(2)).round_().add_(offset.unsqueeze(2))
         codes.clamp_(format.lowest, top).sub_(offset.unsqueeze(2)).mul_(tried.unsqueeze(2)).sub_(groups)
-        error = codes.square_().mul_(heavy).sum(2)
+        error = codes.square_().mul_(importance).sum(2)
         better = error < best
         best = torch.where(better, error, best)
         scale, zero = torch.where(better, tried, scale), torch.where(better, offset, zero)
     return scale, None if format.symmetric else zero
 
 
-def _search_table(weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink) -> Grid:
+def _search_table(
+    weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink: tuple[float, ...]
+) -> Grid:
     from qcore.quantization.methods.kmeans import weighted_table
 
     columns = weight.shape[1]
     if not format.scaled:
         return Grid(format, torch.ones(1, len(weight)), table=weighted_table(weight, importance))
-    groups, heavy = grouped(weight, format.group_size), grouped(importance.unsqueeze(0), format.group_size)
+    groups, per_group = (
+        grouped(weight, format.group_size),
+        grouped(importance.unsqueeze(0), format.group_size),
+    )
     absmax = groups.abs().amax(2) / format.reach
     if not format.learned:
         table, order = format.fixed.sort()
     else:
         relative = (groups / absmax.clamp_min(_TINY).unsqueeze(2)).flatten(1)[:, :columns]
-        strength = (heavy * absmax.unsqueeze(2).square()).flatten(1)[:, :columns]
+        strength = (per_group * absmax.unsqueeze(2).square()).flatten(1)[:, :columns]
         table, order = weighted_table(relative.reshape(1, -1), strength.reshape(1, -1))[0], None
     midpoints = (table[1:] + table[:-1]) / 2
     scales = []
@@ -206,7 +211,7 @@ def _search_table(weight: torch.Tensor, format: Format, importance: torch.Tensor
             relative = part / tried.clamp_min(_TINY).unsqueeze(2)
             error = (
                 table[torch.bucketize(relative.contiguous(), midpoints, out_int32=True)] - relative
-            ).square_().mul_(heavy).sum(2) * tried.square()
+            ).square_().mul_(per_group).sum(2) * tried.square()
             better = error < best
             best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
         scales.append(scale)

@@ -72,7 +72,7 @@ def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tens
     step = max(1, values.shape[1] // _SAMPLE)
     parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
     return (
-        torch.cat([lloyd(part[:, ::step], weights=heavy[:, ::step]) for part, heavy in parts])
+        torch.cat([lloyd(part[:, ::step], weights=importance[:, ::step]) for part, importance in parts])
         .to(torch.float16)
         .float()
     )
@@ -83,12 +83,14 @@ def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | No
     `weights` (R, C) say."""
     ordered, order = values.sort(dim=1)
     ordered, count = ordered.contiguous(), values.shape[1]
-    heavy = (
+    importance = (
         torch.ones_like(ordered, dtype=torch.float64)
         if weights is None
         else weights.gather(1, order).double()
     )
-    sums, masses = (torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (ordered * heavy, heavy))
+    sums, masses = (
+        torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (ordered * importance, importance)
+    )
     middle = (torch.arange(ENTRIES) + 0.5) / ENTRIES
     by_rank = ordered[:, (middle * count).long().clamp_max(count - 1)]
     lowest, highest = ordered[:, :1], ordered[:, -1:]
@@ -100,10 +102,10 @@ def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | No
         )
         mass = masses.gather(1, bounds).diff(dim=1)
         means = (sums.gather(1, bounds).diff(dim=1) / mass.clamp_min(1e-300)).float()
-        moved = torch.where((bounds.diff(dim=1) > 0) & (mass > 0), means, centroids)
-        if torch.equal(moved, centroids):
+        updated = torch.where((bounds.diff(dim=1) > 0) & (mass > 0), means, centroids)
+        if torch.equal(updated, centroids):
             break
-        centroids = moved
+        centroids = updated
     return centroids.sort(dim=1).values
 
 

@@ -92,7 +92,7 @@ class Learned:
         grid, codes = self.result()
         return grid.tensor(codes)
 
-    def move(self, rate: float) -> None:
+    def update(self, rate: float) -> None:
         """One step against the sign of the gradients."""
         self.position.data.sub_(self.position.grad.sign_(), alpha=rate)
         self.position.grad = None
@@ -123,8 +123,8 @@ def choose(work: BlockWork) -> None:
     }
     gains = {name: torch.ones_like(value, requires_grad=True) for name, value in norms.items()}
     for i in range(len(work.hidden)):
-        if i not in work.calm_output:
-            work.calm_output[i] = work.blocks.run(work.position, work.undisturbed[i], work.original)
+        if i not in work.output_fp:
+            work.output_fp[i] = work.blocks.run(work.position, work.x_fp[i], work.original)
 
     def tensors() -> dict[str, torch.Tensor]:
         made = {
@@ -165,7 +165,7 @@ def _learn(
             loss.backward()
         rate = (1 - step / steps) / steps
         for each in learned.values():
-            each.move(rate)
+            each.update(rate)
         for gain in gains.values():
             gain.data.sub_(gain.grad.sign_(), alpha=rate * NORM_RATE)
             gain.grad = None
@@ -179,7 +179,7 @@ def _learn(
 def _loss(work: BlockWork, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The error of the block's output for window `i`, each token's relative to its size."""
     output = work.call_with(tensors, work.hidden[i])
-    wanted = work.calm_output[i]
+    wanted = work.output_fp[i]
     return ((output - wanted).square().mean(-1) / wanted.square().mean(-1).clamp_min(1e-12)).mean()
 
 

@@ -1,11 +1,11 @@
 """Codes chosen one input at a time, each choice moving what the later ones start from: the walk that GPTQ and
 coordinate descent share.
 
-With `state` S and `matrix` M, input j of a matrix of weights is given the code nearest to a wish, and the move m_j that this means is
+With `state` S and `matrix` M, input j of a matrix of weights is given the code nearest to a target, and the error m_j that this means is
 handed on to all later inputs:    S_k ← S_k + M_jk · m_j.
 
-    GPTQ       S: what is left of each weight.     wish: S_j                     m_j = (rounded − S_j) · step_j
-    descent    S: the error's slope in each.       wish: w_j − step_j · S_j      m_j = rounded − w_j           (w: the values now)
+    GPTQ       S: what is left of each weight.     target: S_j                     m_j = (rounded − S_j) · step_j
+    descent    S: the error's slope in each.       target: w_j − step_j · S_j      m_j = rounded − w_j           (w: the values now)
 
 Updates beyond a block of inputs are applied a block at a time, so that most of the work is a matrix product.
 """
@@ -42,9 +42,9 @@ def choose(
     block = _natively if choosing.available(grid.levels) else _in_torch
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        moves = block(start, stop, grid, groups, matrix, state, values, step, codes)
+        errors = block(start, stop, grid, groups, matrix, state, values, step, codes)
         if stop < columns:
-            state[stop:].addmm_(matrix[start:stop, stop:].T, moves)
+            state[stop:].addmm_(matrix[start:stop, stop:].T, errors)
     return codes
 
 
@@ -54,16 +54,16 @@ def _natively(start, stop, grid, groups, matrix, state, values, step, codes) -> 
 
 def _in_torch(start, stop, grid, groups, matrix, state, values, step, codes) -> torch.Tensor:
     steps, places = step[start:stop].tolist(), groups[start:stop].tolist()
-    moves = torch.empty(stop - start, state.shape[1])
-    for i, move in enumerate(moves.unbind()):
+    errors = torch.empty(stop - start, state.shape[1])
+    for i, error in enumerate(errors.unbind()):
         j = start + i
         now = state[j] if values is None else values[j]
-        wish = now if values is None else torch.sub(now, state[j], alpha=steps[i])
-        code, rounded = grid.round(wish, places[i])
+        target = now if values is None else torch.sub(now, state[j], alpha=steps[i])
+        code, rounded = grid.round(target, places[i])
         codes[j] = code
-        torch.sub(rounded, now, out=move)
+        torch.sub(rounded, now, out=error)
         if values is None:
-            move.mul_(steps[i])
+            error.mul_(steps[i])
         if j + 1 < stop:
-            state[j + 1 : stop].addr_(matrix[j, j + 1 : stop], move)
-    return moves
+            state[j + 1 : stop].addr_(matrix[j, j + 1 : stop], error)
+    return errors

@@ -78,7 +78,7 @@ def choose_formats(
     twins = {name for name, _, shared in inventory(model) if shared}
     rows = {layer.name: layer for layer in table.layers}
     unseen = [target for target in open_ if target.name not in rows]
-    settled = sum(
+    fixed_bytes = sum(
         _bytes(model, target, budget)
         for target in targets
         if target.name not in rows and target.name not in twins
@@ -86,13 +86,13 @@ def choose_formats(
     weights = sum(_weights(model, target) for target in targets if target.name not in twins)
     names = {target.name for target in targets}
     kept = sum(tensor.nbytes for name, tensor, shared in inventory(model) if not shared and name not in names)
-    found = solve_within(budget, table.layers, settled, weights, kept)
+    found = solve_within(budget, table.layers, fixed_bytes, weights, kept)
     formats = {layer.name: budget.candidates[k] for layer, k in zip(table.layers, found.options, strict=True)}
     formats |= {target.name: budget.largest for target in unseen}
     labels = [format.label for format in budget.candidates]
     bits = (
         8
-        * (settled + sum(layer.nbytes[k] for layer, k in zip(table.layers, found.options, strict=True)))
+        * (fixed_bytes + sum(layer.nbytes[k] for layer, k in zip(table.layers, found.options, strict=True)))
         / weights
     )
     predicted = sum(layer.loss[k] for layer, k in zip(table.layers, found.options, strict=True))
@@ -108,9 +108,9 @@ def choose_formats(
         "bound": found.bound,
         "layers_by_format": dict(Counter(formats[name].label for name in formats)),
         "frontier": _thinned(
-            [[8 * (settled + cost) / weights, loss] for cost, loss, _ in frontier(*_costs(table.layers))]
+            [[8 * (fixed_bytes + cost) / weights, loss] for cost, loss, _ in frontier(*_costs(table.layers))]
         ),
-        "single": {label: _single(table.layers, k, settled, weights) for k, label in enumerate(labels)},
+        "single": {label: _single(table.layers, k, fixed_bytes, weights) for k, label in enumerate(labels)},
     }
     return Chosen(formats, record)
 
@@ -164,8 +164,10 @@ def find_or_predict(
     return table, store
 
 
-def solve_within(budget: Budget, layers: tuple[Layer, ...], settled: int, weights: int, kept: int) -> Choice:
-    """The best choice within `budget` for a model with `settled` bytes in quantized tensors that are not up
+def solve_within(
+    budget: Budget, layers: tuple[Layer, ...], fixed_bytes: int, weights: int, kept: int
+) -> Choice:
+    """The best choice within `budget` for a model with `fixed_bytes` bytes in quantized tensors that are not up
     for choice, `weights` quantized weights in all, and `kept` bytes of other tensors."""
     costs, losses = _costs(layers)
     least = sum(min(layer) for layer in costs)
@@ -179,11 +181,14 @@ def solve_within(budget: Budget, layers: tuple[Layer, ...], settled: int, weight
         return solve(losses, costs, budget.amount)
     if budget.unit == "bpw":
         room, smallest = (
-            int(budget.amount * weights / 8 + 1e-6) - settled,
-            _up(8 * (least + settled) / weights),
+            int(budget.amount * weights / 8 + 1e-6) - fixed_bytes,
+            _up(8 * (least + fixed_bytes) / weights),
         )
     else:
-        room, smallest = int(budget.amount * 1e6 + 1e-6) - settled - kept, _up((least + settled + kept) / 1e6)
+        room, smallest = (
+            int(budget.amount * 1e6 + 1e-6) - fixed_bytes - kept,
+            _up((least + fixed_bytes + kept) / 1e6),
+        )
     if room < least:
         raise InputError(
             f"{budget.words} are too few: with every layer in its smallest candidate this model takes {plain(smallest)}. Ask for "
@@ -206,10 +211,10 @@ def _costs(layers: tuple[Layer, ...]) -> tuple[list[list[int]], list[list[float]
     return [list(layer.nbytes) for layer in layers], [list(layer.loss) for layer in layers]
 
 
-def _single(layers: tuple[Layer, ...], k: int, settled: int, weights: int) -> list[float]:
+def _single(layers: tuple[Layer, ...], k: int, fixed_bytes: int, weights: int) -> list[float]:
     """[bits a weight, predicted nats] of every layer in candidate k."""
     return [
-        8 * (settled + sum(layer.nbytes[k] for layer in layers)) / weights,
+        8 * (fixed_bytes + sum(layer.nbytes[k] for layer in layers)) / weights,
         sum(layer.loss[k] for layer in layers),
     ]
 

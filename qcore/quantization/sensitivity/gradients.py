@@ -102,12 +102,12 @@ def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Targ
     }
     incoming: list[list[torch.Tensor]] = [[] for _ in outgoing]
     for window, state in enumerate(hidden):
-        put_out: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
 
-        def note(module, arguments, keywords, output, name: str, put_out=put_out) -> None:
+        def note(module, arguments, keywords, output, name: str, outputs=outputs) -> None:
             inputs = arguments[0] if arguments else next(iter(keywords.values()))
             given[name].append(inputs.detach().flatten(0, -2).float())
-            put_out[name] = output
+            outputs[name] = output
 
         hooks = [
             block.get_submodule(target.module.removeprefix(prefix)).register_forward_hook(
@@ -128,13 +128,13 @@ def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Targ
         for sample, after in enumerate(outgoing):
             found = torch.autograd.grad(
                 result,
-                [state, *put_out.values()],
+                [state, *outputs.values()],
                 after[window],
                 retain_graph=sample + 1 < len(outgoing),
                 allow_unused=True,
             )
             incoming[sample].append(found[0])
-            for (name, output), gradient in zip(put_out.items(), found[1:], strict=True):
+            for (name, output), gradient in zip(outputs.items(), found[1:], strict=True):
                 gradient = torch.zeros_like(output) if gradient is None else gradient
                 gradients[name][sample].append(gradient.flatten(0, -2).float())
     seen = {

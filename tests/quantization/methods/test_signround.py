@@ -43,7 +43,7 @@ def test_a_step_goes_against_the_sign():
     before = learned.position.detach().clone()
     learned.weight().square().sum().backward()
     signs = learned.position.grad.sign()
-    learned.move(0.01)
+    learned.update(0.01)
     torch.testing.assert_close(learned.position.detach(), before - 0.01 * signs)
 
 

@@ -45,8 +45,8 @@ def quantized_in_place(model, target, format):
     """Round one parameter to nearest as the model holds it, expert by expert; returns the original."""
     module = model.get_submodule(target.module)
     original = getattr(module, target.parameter)
-    turned = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
-    weight = original.transpose(-1, -2) if turned else original
+    transposed = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
+    weight = original.transpose(-1, -2) if transposed else original
     matrices = weight.unbind(0) if target.kind == "experts" else [weight]
     found = torch.stack(
         [methods.quantize(matrix.contiguous(), format, "rtn").dequantize() for matrix in matrices]
@@ -55,7 +55,9 @@ def quantized_in_place(model, target, format):
     setattr(
         module,
         target.parameter,
-        torch.nn.Parameter(found.transpose(-1, -2).contiguous() if turned else found, requires_grad=False),
+        torch.nn.Parameter(
+            found.transpose(-1, -2).contiguous() if transposed else found, requires_grad=False
+        ),
     )
     return original
 

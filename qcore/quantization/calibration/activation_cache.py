@@ -77,7 +77,7 @@ def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[di
         yield found
 
 
-class Settled:
+class ActivationCache:
     """The direct children of `block`, called `prefix`.…, that hold targets. `stages` are the targets' names
     in the order of execution; `ends` what `endings` found."""
 
@@ -85,16 +85,16 @@ class Settled:
         self, block: nn.Module, prefix: str, stages: list[list[str]], ends: dict[str, Ending] | None = None
     ):
         self._children: dict[str, nn.Module] = {}
-        self._needs: dict[
+        self._depends_on: dict[
             str, set[str]
         ] = {}  # what must be chosen before a child's output is final: its own targets and all before them
         self._before: dict[
             str, set[str]
         ] = {}  # what a target's inputs depend on: the targets of earlier stages
         self._ends = ends or {}
-        self._chosen: set[str] = set()
-        self._kept: dict[str, dict[tuple[int, int], object]] = {}  # by batch and call
-        self._given: dict[
+        self._quantized: set[str] = set()
+        self._outputs: dict[str, dict[tuple[int, int], object]] = {}  # by batch and call
+        self._inputs: dict[
             str, dict[int, torch.Tensor]
         ] = {}  # inputs (B, T, K) of layers that end a child, by batch
         self._native: dict[str, tuple[nn.Module, PackedWeight]] = {}  # by target
@@ -103,31 +103,31 @@ class Settled:
             self._before |= dict.fromkeys(stage, before)
             before = before | set(stage)
             for name in {target.removeprefix(f"{prefix}.").partition(".")[0] for target in stage}:
-                self._children[name], self._needs[name] = getattr(block, name), before
+                self._children[name], self._depends_on[name] = getattr(block, name), before
 
     def remember(self, number: int, stage: list[str], inputs: torch.Tensor) -> None:
         """On batch `number`, the targets of a stage were given `inputs` (B, T, K)."""
         for ending in self._ends.values():
-            if ending.target in stage and self._before[ending.target] <= self._chosen:
-                self._given.setdefault(ending.target, {})[number] = inputs
+            if ending.target in stage and self._before[ending.target] <= self._quantized:
+                self._inputs.setdefault(ending.target, {})[number] = inputs
 
-    def choose(
+    def mark_quantized(
         self, target: str, layer: nn.Linear | None = None, weight: QuantizedTensor | None = None
     ) -> None:
         """The codes of a target are chosen, for the first time or again. A `layer` computes with the `weight`
         natively from now on, where there is a kernel for it."""
-        self.change(target)
-        self._chosen.add(target)
+        self.invalidate(target)
+        self._quantized.add(target)
         if layer is not None and dispatch.reason_for_reference(weight) is None:
             self._native[target] = layer, PackedWeight.pack(weight)
 
-    def change(self, target: str | None = None) -> None:
+    def invalidate(self, target: str | None = None) -> None:
         """A target's weight is another one now, or (None) some other parameter of the block: what it had a
         part in is forgotten."""
-        for name in [name for name in self._kept if target is None or target in self._needs[name]]:
-            del self._kept[name]
-        for name in [name for name in self._given if target is None or target in self._before[name]]:
-            del self._given[name]
+        for name in [name for name in self._outputs if target is None or target in self._depends_on[name]]:
+            del self._outputs[name]
+        for name in [name for name in self._inputs if target is None or target in self._before[name]]:
+            del self._inputs[name]
         self._native.pop(target, None)
 
     @contextmanager
@@ -138,18 +138,18 @@ class Settled:
                 native = partial(dispatch.linear, weight=weight, bias=layer.bias, activations="int16")
                 replaced.enter_context(stand_in(layer, native))
             for name, child in self._children.items():
-                if self._needs[name] <= self._chosen:
+                if self._depends_on[name] <= self._quantized:
                     replaced.enter_context(stand_in(child, self._remembering(name, child.forward, number)))
             yield
 
     def _remembering(self, name: str, forward, number: int):
         calls = count()  # a child may be run more than once
-        kept, ending = self._kept.setdefault(name, {}), self._ends.get(name)
+        kept, ending = self._outputs.setdefault(name, {}), self._ends.get(name)
 
         def run(*arguments, **keywords):
             key = number, next(calls)
             if key not in kept:
-                given = self._given.get(ending.target, {}).pop(number, None) if ending else None
+                given = self._inputs.get(ending.target, {}).pop(number, None) if ending else None
                 kept[key] = forward(*arguments, **keywords) if given is None else ending.output(given)
             return kept[key]
 

@@ -66,14 +66,14 @@ class Layer:
     parameter: str
     transposed: bool  # stored (K, N)
 
-    def show(self) -> None:
+    def install(self) -> None:
         """Let the block compute with what has been learned so far."""
         weight = self.learned.weight().detach()
         getattr(self.owner, self.parameter).data = (
             weight.T.contiguous() if self.transposed else weight.contiguous()
         )
 
-    def move(self, gradient: torch.Tensor, rate: float) -> None:
+    def update(self, gradient: torch.Tensor, rate: float) -> None:
         """A step against the sign of the `gradient` of the parameter."""
         gradient = gradient if self.transposed else gradient.T
         grid, learned = self.learned.grid, self.learned
@@ -96,21 +96,21 @@ class Norm:
     value: torch.Tensor
     gain: torch.Tensor
 
-    def show(self) -> None:
+    def install(self) -> None:
         self.owner.weight.data = self.value * self.gain
 
-    def move(self, gradient: torch.Tensor, rate: float) -> None:
+    def update(self, gradient: torch.Tensor, rate: float) -> None:
         self.gain.sub_((gradient * self.value).sign_(), alpha=rate * NORM_RATE)
 
 
-class Together:
+class JointRefiner:
     """Takes in the blocks as a method has left them, then learns. All under `torch.no_grad`."""
 
     def __init__(self):
         self.layers: list[list[Layer]] = []
         self.norms: list[list[Norm]] = []
 
-    def take(
+    def add_block(
         self,
         prefix: str,
         block: nn.Module,
@@ -161,7 +161,7 @@ class Together:
             return True
         for norm in (norm for norms in self.norms for norm in norms):
             norm.gain.fill_(1)
-            norm.show()
+            norm.install()
         return False
 
     def results(self, position: int) -> dict[str, list]:
@@ -200,14 +200,14 @@ class Together:
             loss = divergence(tail(window.ids, window.wanted).detach(), tail(window.ids, last))
             (gradient,) = torch.autograd.grad(loss, last)
         for layers, norms in zip(reversed(self.layers), reversed(self.norms), strict=True):
-            state, put_out, tensors = passed.pop()
-            gradient, *slopes = torch.autograd.grad(put_out, [state, *tensors], gradient, allow_unused=True)
-            del state, put_out
+            state, outputs, tensors = passed.pop()
+            gradient, *slopes = torch.autograd.grad(outputs, [state, *tensors], gradient, allow_unused=True)
+            del state, outputs
             for tensor, part, slope in zip(tensors, [*layers, *norms], slopes, strict=True):
                 tensor.requires_grad_(False)
                 if slope is not None:
-                    part.move(slope, rate)
-                    part.show()
+                    part.update(slope, rate)
+                    part.install()
         return float(loss.detach())
 
     def _divergence(self, blocks: Blocks, tail: Tail, windows: list[Window]) -> float:
@@ -252,4 +252,4 @@ class _Divergence(torch.autograd.Function):
         return None, gradient * slope
 
 
-register(INFO, joint=Together, layer=gptq.LAYER)(gptq.choose)
+register(INFO, joint=JointRefiner, layer=gptq.LAYER)(gptq.choose)

@@ -9,7 +9,7 @@ from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.convert import quantize
-from qcore.quantization.methods import gptq, together
+from qcore.quantization.methods import gptq, joint
 from qcore.quantization.methods.grid import read
 from qcore.recipes import parse
 
@@ -48,49 +48,49 @@ def test_a_stored_tensor_is_read_back_as_the_grid_it_was_made_from(format):
 def test_the_divergence_is_that_of_the_definition():
     wanted, other = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).unbind()
     p, q = wanted.softmax(-1), other.softmax(-1)
-    torch.testing.assert_close(together.divergence(wanted, other), (p * (p / q).log()).sum(-1).mean())
-    assert float(together.divergence(wanted, wanted)) == pytest.approx(0, abs=1e-7)
+    torch.testing.assert_close(joint.divergence(wanted, other), (p * (p / q).log()).sum(-1).mean())
+    assert float(joint.divergence(wanted, wanted)) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
 def test_the_gradient_of_the_divergence_is_that_of_the_definition(monkeypatch, dtype, error):
-    monkeypatch.setattr(together._Divergence, "ENTRIES", 15)  # two rows at a time, the last one alone
+    monkeypatch.setattr(joint._Divergence, "ENTRIES", 15)  # two rows at a time, the last one alone
     wanted, other = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
     first, second = other.clone().requires_grad_(), other.double().requires_grad_()
-    (3 * together.divergence(wanted, first)).backward()
+    (3 * joint.divergence(wanted, first)).backward()
     p, q = wanted.double().softmax(-1), second.softmax(-1)
     (3 * (p * (p / q).log()).sum(-1).mean()).backward()
     assert first.grad.dtype == dtype
     torch.testing.assert_close(first.grad.double(), second.grad, rtol=error, atol=1e-6)
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["linear", "conv1d"])
-def test_a_step_goes_against_the_sign_of_the_gradient(turned):
+@pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
+def test_a_step_goes_against_the_sign_of_the_gradient(transposed):
     weight = torch.randn(16, 80, generator=torch.Generator().manual_seed(0))
-    learned = together.Learned.begin(gptq.quantize([weight], Uniform(4, 32, False), torch.eye(80))[0])
+    learned = joint.Learned.begin(gptq.quantize([weight], Uniform(4, 32, False), torch.eye(80))[0])
     owner = torch.nn.Module()
     owner.weight = torch.nn.Parameter(
-        torch.zeros(80, 16) if turned else torch.zeros(16, 80), requires_grad=False
+        torch.zeros(80, 16) if transposed else torch.zeros(16, 80), requires_grad=False
     )
-    layer = together.Layer("layer", learned, owner, "weight", turned)
-    layer.show()
-    shown = owner.weight.T if turned else owner.weight
+    layer = joint.Layer("layer", learned, owner, "weight", transposed)
+    layer.install()
+    shown = owner.weight.T if transposed else owner.weight
     torch.testing.assert_close(shown, learned.tensor().dequantize())
     slope = torch.randn(16, 80, generator=torch.Generator().manual_seed(1))
     learned.weight().mul(slope).sum().backward()
     position, gain = learned.position.detach().clone(), learned.gain.detach().clone()
     with torch.no_grad():
-        layer.move(slope.T if turned else slope, 0.01)
+        layer.update(slope.T if transposed else slope, 0.01)
     torch.testing.assert_close(learned.position.detach(), position - 0.01 * learned.position.grad.sign())
     torch.testing.assert_close(
-        learned.gain.detach(), gain - 0.01 * together.GAIN_RATE * learned.gain.grad.sign()
+        learned.gain.detach(), gain - 0.01 * joint.GAIN_RATE * learned.gain.grad.sign()
     )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "moe"])
 def test_predictions_are_nearer_on_text_that_was_learned_from_than_after_gptq(kind, monkeypatch):
     monkeypatch.setattr(
-        together, "HELD_OUT", 0
+        joint, "HELD_OUT", 0
     )  # random bytes have nothing in common that could be learned for other text
     exact = tiny.sharp(kind)(ids()).logits.flatten(0, 1)
 
@@ -98,13 +98,13 @@ def test_predictions_are_nearer_on_text_that_was_learned_from_than_after_gptq(ki
     def error(name: str) -> float:
         model = tiny.sharp(kind)
         quantize(model, parse(name), calibration=text())
-        return float(together.divergence(exact, model(ids()).logits.flatten(0, 1)))
+        return float(joint.divergence(exact, model(ids()).logits.flatten(0, 1)))
 
     assert error("int3-g64-distilled") < 0.9 * error("int3-g64-gptq")
 
 
 def test_what_is_worse_on_other_windows_is_undone(monkeypatch):
-    monkeypatch.setattr(together.Together, "_divergence", lambda self, *arguments: 1.0)
+    monkeypatch.setattr(joint.JointRefiner, "_divergence", lambda self, *arguments: 1.0)
     left, right = tiny.model("llama"), tiny.model("llama")
     quantize(left, parse("int4-g32-gptq"), calibration=text())
     quantize(right, parse("int4-g32-distilled"), calibration=text(1e-6))
@@ -120,12 +120,12 @@ def test_the_time_that_is_given_decides_the_number_of_steps():
         calibration=text(1e-6),
         progress=lambda done, total, what: said.append(what),
     )
-    assert any(f"step {together.FEWEST} of {together.FEWEST}," in what for what in said)
+    assert any(f"step {joint.FEWEST} of {joint.FEWEST}," in what for what in said)
 
 
 @pytest.mark.parametrize("kind", ["llama", "moe"])
 def test_a_killed_run_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(together, "STEPS", 6)
+    monkeypatch.setattr(joint, "STEPS", 6)
     options = {"work": tmp_path, "identity": "model"}
 
     def stop(done, total, what):

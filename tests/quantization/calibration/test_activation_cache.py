@@ -8,7 +8,7 @@ import torch
 from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.blocks import Blocks
-from qcore.quantization.calibration.settled import Settled
+from qcore.quantization.calibration.activation_cache import ActivationCache
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.methods import quantize
 from qcore.recipes import parse
@@ -36,21 +36,21 @@ def put(work: BlockWork, stage) -> None:
 @torch.no_grad()
 def test_moments_are_the_same_as_without(kind):
     work, plain = work_on(kind), work_on(kind)
-    plain.settled._children.clear()  # nothing ever settles
+    plain.cache._children.clear()  # nothing ever settles
     for stage, other in zip(work.stages, plain.stages, strict=True):
         (own,), (expected,) = work.moments([stage]), plain.moments([other])
         assert torch.equal(own.hessian, expected.hessian)
         put(work, stage)
         put(plain, other)
     if kind == "llama":
-        assert set(work.settled._ends) == {"self_attn", "mlp"}
+        assert set(work.cache._ends) == {"self_attn", "mlp"}
         ran = []
         work.block.mlp.gate_proj.register_forward_pre_hook(lambda *_: ran.append(1))
     for number, part in enumerate(work.batches):
         hidden = torch.cat(work.hidden[part])
-        with work.settled.batch(number), plain.settled.batch(number):
+        with work.cache.batch(number), plain.cache.batch(number):
             assert torch.equal(work.run(hidden), plain.run(hidden))
-    assert work.settled._kept and not plain.settled._kept
+    assert work.cache._outputs and not plain.cache._outputs
     assert kind != "llama" or not ran  # the feed-forward part goes on from what its last layer was given
 
 
@@ -60,16 +60,16 @@ def test_inputs_that_no_longer_hold_are_forgotten():
     for stage in work.stages:
         work.moments([stage])
         put(work, stage)
-    assert work.settled._given
+    assert work.cache._inputs
     put(
         work, work.stages[0]
     )  # the attention's first layers are others now, and so is all that comes after them
-    with work.settled.batch(0):
+    with work.cache.batch(0):
         again = work.run(torch.cat(work.hidden[work.batches[0]]))
     plain = work_on("llama")
     for stage in (*plain.stages, plain.stages[0]):
         put(plain, stage)
-    with plain.settled.batch(0):
+    with plain.cache.batch(0):
         torch.testing.assert_close(again, plain.run(torch.cat(plain.hidden[plain.batches[0]])))
 
 
@@ -86,24 +86,28 @@ def test_a_finished_child_runs_once_for_each_batch_until_something_changes():
 
     block = torch.nn.Sequential()
     block.first, block.second = Child(), Child()
-    settled = Settled(block, "block.0", [["block.0.first.layer.weight"], ["block.0.second.layer.weight"]])
+    cache = ActivationCache(
+        block, "block.0", [["block.0.first.layer.weight"], ["block.0.second.layer.weight"]]
+    )
 
     def run() -> tuple[int, int]:
         before = block.first.ran, block.second.ran
         for number in range(3):
-            with settled.batch(number):
+            with cache.batch(number):
                 block(torch.ones(1, 2))
         return block.first.ran - before[0], block.second.ran - before[1]
 
     assert run() == (3, 3)
-    settled.choose("block.0.first.layer.weight")
+    cache.mark_quantized("block.0.first.layer.weight")
     assert run() == (3, 3) and run() == (0, 3)
-    settled.choose("block.0.second.layer.weight")
+    cache.mark_quantized("block.0.second.layer.weight")
     assert run() == (0, 3) and run() == (0, 0)
-    settled.choose("block.0.second.layer.weight")  # chosen again: only what it has a part in is forgotten
+    cache.mark_quantized(
+        "block.0.second.layer.weight"
+    )  # chosen again: only what it has a part in is forgotten
     assert run() == (0, 3)
-    settled.change("block.0.first.layer.weight")
+    cache.invalidate("block.0.first.layer.weight")
     assert run() == (3, 3)
-    settled.change()
+    cache.invalidate()
     assert run() == (3, 3) and run() == (0, 0)
     assert "forward" not in vars(block.first)
