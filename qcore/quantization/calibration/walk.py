@@ -27,9 +27,9 @@ from qcore.base.progress import Progress
 from qcore.base.transformers_internals import eager_experts
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
+from qcore.quantization.calibration.activation_cache import ActivationCache, endings
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
-from qcore.quantization.calibration.activation_cache import ActivationCache, endings
 from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import Recipe
