@@ -1,4 +1,4 @@
-"""Formats: what codes, scales and tables of a weight mean, and how they are packed.
+"""Formats: the meaning of the codes, scales and tables of a weight, and their packing.
 
 kinds.py     `Format`, and the one table of its kinds
 uniform.py   even grids; codebook.py tables of values

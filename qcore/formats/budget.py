@@ -1,9 +1,9 @@
-"""A budget in the place of a format: each layer gets the one of several candidates that it needs, see
-`qcore.quantization.sensitivity`.
+"""A budget in place of a format: each layer gets one of several candidate formats, chosen by its sensitivity
+(`qcore.quantization.sensitivity`).
 
-The budget is what all quantized weights take on average (`bpw`: bits a weight as stored, scales and zero
-points included), what the whole model takes (`mb`: 1,000,000 bytes, layers that are kept included), or what
-may be lost (`kl`: predicted nats a token; then the model becomes as small as it can).
+The budget limits the average of all quantized weights (`bpw`: stored bits per weight, scales and zero points
+included), the size of the whole model (`mb`: units of 1,000,000 bytes, unquantized layers included), or the
+loss (`kl`: predicted nats per token, with the smallest model within that).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from qcore.formats.kinds import Format, from_dict
 from qcore.formats.uniform import Uniform
 
-UNITS = {"bpw": "bits a weight", "mb": "MB for the whole model", "kl": "nats of predicted KL"}
+UNITS = {"bpw": "bits per weight", "mb": "MB for the whole model", "kl": "nats of predicted KL"}
 LARGEST = {"bpw": 16.0, "mb": 1e9, "kl": 100.0}
 PATTERN = rf"\d+(\.\d+)?({'|'.join(UNITS)})"
 CANDIDATES = (
@@ -39,7 +39,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise ValueError(f"unit is {self.unit!r}, but a budget is counted in {', '.join(UNITS)}")
+            raise ValueError(f"unit is {self.unit!r}, but it must be one of {', '.join(UNITS)}")
         if not 0 < self.amount <= LARGEST[self.unit]:
             raise ValueError(
                 f"the budget is {self.amount:g} {self.unit}, but it must be above 0 and at most "
@@ -51,7 +51,7 @@ class Budget:
             tuple(from_dict(each) if isinstance(each, dict) else each for each in self.candidates),
         )
         if len(set(self.candidates)) < max(2, len(self.candidates)):
-            raise ValueError("candidates are at least two different formats")
+            raise ValueError("a budget needs at least two different candidate formats")
 
     @property
     def largest(self) -> Format:
@@ -60,23 +60,22 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """The budget as recipes' names have it, such as "4.25bpw"."""
+        """The budget in the notation of recipe names, such as "4.25bpw"."""
         return f"{plain(self.amount)}{self.unit}"
 
     @property
     def words(self) -> str:
-        """The budget for people."""
+        """The budget as a phrase for users."""
         return f"{plain(self.amount)} {UNITS[self.unit]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready fields; the constructor takes them."""
+        """Return JSON-ready fields, which the constructor accepts."""
         candidates = [format.to_dict() for format in self.candidates]
         return {"amount": self.amount, "unit": self.unit, "candidates": candidates}
 
 
 def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Format, ...]:
-    """Return the candidates that have a scale for each group, with those scales in 8 bits; the others as they
-    are."""
+    """Return the candidates, with 8-bit scales where they have one scale per group."""
     return tuple(
         from_dict(format.to_dict() | {"double_quant": True})
         if format.group_size and "dq" in format.OPTIONS
@@ -86,11 +85,11 @@ def with_double_quant(candidates: tuple[Format, ...] = CANDIDATES) -> tuple[Form
 
 
 def read(option: str) -> tuple[float, str] | None:
-    """Return (4.25, "bpw") from "4.25bpw"; None if it is no budget."""
+    """Return (4.25, "bpw") for "4.25bpw"; None if the text is not a budget."""
     found = re.fullmatch(PATTERN, option)
     return (float(option.removesuffix(found[2])), found[2]) if found else None
 
 
 def plain(amount: float) -> str:
-    """Return the amount without an exponent, as names have it."""
+    """Return the amount without an exponent, as in recipe names."""
     return f"{amount:.12f}".rstrip("0").rstrip(".")

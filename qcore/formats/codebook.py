@@ -6,8 +6,8 @@
   magnitude. `nf4` puts its values where a normal distribution has equal mass, `fp4` is a 2-bit exponent and
   1-bit mantissa float.
 - `kmeans4` (non-uniform per channel, as in SqueezeLLM, arXiv 2306.07629): the table is learned. Per channel
-  (`group_size=None`) each row has 16 values of its own and needs no scale; per group, one table serves the
-  matrix and each group has its scale.
+  (`group_size=None`), each row has 16 values of its own and no scale. Per group, the matrix has one table and
+  each group a scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qcore.formats.kinds import Base, Family, Table, check_double_quant, check_g
 if TYPE_CHECKING:
     import torch
 
-# Both tables are the ones bitsandbytes uses, in its order of codes, so that codes can be compared one by one.
+# Both tables are those of bitsandbytes, in its order of codes, so that codes can be compared one by one.
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -49,15 +49,14 @@ ENTRIES = 16
 @dataclass(frozen=True)
 class Codebook(Table):
     """A 4-bit table look-up of one `kind`: "nf4", "fp4" or "kmeans4". `double_quant` stores the scales in 8
-    bits themselves."""
+    bits."""
 
     BASES: ClassVar[dict[str, Base]] = {
         "nf4": Base(
-            "a table of 16 values with equal mass under a normal distribution, a scale for each group of "
-            "inputs"
+            "a table of 16 values with equal mass under a normal distribution, one scale per group of inputs"
         ),
-        "fp4": Base("a 4-bit float as a table of 16 values, a scale for each group of inputs"),
-        "kmeans4": Base("a table of 16 values learned for each channel by k-means", None),
+        "fp4": Base("a 4-bit float as a table of 16 values, one scale per group of inputs"),
+        "kmeans4": Base("a table of 16 values per channel, learned by k-means", None),
     }
     FAMILY: ClassVar[Family] = Family(
         "tables of values",
@@ -91,7 +90,7 @@ class Codebook(Table):
     @property
     def fixed(self) -> torch.Tensor | None:
         """The table (16,) fp32 of a fixed kind, None for a learned one."""
-        import torch  # here: recipes, which only name formats, are read without it
+        import torch  # imported here: recipe names must be parsed without torch
 
         return torch.tensor(FIXED[self.kind]) if self.kind in FIXED else None
 

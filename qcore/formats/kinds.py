@@ -1,20 +1,19 @@
-"""What a format is, and the one table of the kinds of formats that there are.
+"""The base class of formats, and the table of all kinds of formats.
 
     w ≈ scale · unit(code)
 
-A code is a small integer, and the unit that it stands for is read off an even grid (`code − zero point`) or a
-table. A group of inputs shares a scale. `Format` says so much about a kind that whatever works with formats
-(methods, files, sizes, training, kernels' fallback) can ask the format instead of knowing its class. A new
-kind is one subclass with the decorator `register`:
+A code is a small integer. Its unit comes from an even grid (`code − zero point`) or from a table. A group of
+inputs shares a scale. `Format` describes a kind completely, so methods, files, sizes, training and the
+reference kernels need no knowledge of its subclasses. A new kind is one subclass with the decorator
+`register`:
 
 - an even grid sets `even = True` and, with `symmetric = False`, stores a zero point for each group;
-- a fixed table derives from `Table` and returns its units from `fixed`;
-- a learned table derives from `Table` and sets `learned = True`: it is stored.
+- a fixed table derives from `Table`, and its `fixed` returns the units;
+- a learned table, which is stored, derives from `Table` and sets `learned = True`.
 
-How scales are stored is the format's own matter: `encode_scale` and `decode_scale`. Without native kernels
-(`native = False`, the default) a format is computed by the plain-torch reference. They read even grids of 2
-to 8 bits and tables of 16 values, with the scales of `Format`. Recipes' names come from `BASES` and
-`from_name`.
+`encode_scale` and `decode_scale` define how scales are stored. A format without native kernels (`native =
+False`, the default) is computed by the plain-torch reference. Native kernels read even grids of 2 to 8 bits
+and tables of 16 values, with the scales of `Format`. Recipe names come from `BASES` and `from_name`.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ if TYPE_CHECKING:
     import torch
 
 SCALES_PER_BLOCK = 256
-SMALLEST_GROUP = 8  # eight codes of b bits fill exactly b bytes, so every group starts on a byte
+SMALLEST_GROUP = 8  # eight codes of b bits fill exactly b bytes, so every group starts at a byte
 EIGHT = 8
 DEFAULT_GROUP = 64
 
 
 @dataclass(frozen=True)
 class Base:
-    """The first part of recipes' names: `words` for people, and the group size where a name gives none (None:
-    one group per row)."""
+    """The first part of recipe names: `words` describe it to users; the group size is the default of names
+    without one (None: one group per row)."""
 
     words: str
     group_size: int | None = DEFAULT_GROUP
@@ -47,7 +46,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Family:
-    """Formats that the pages show together: a `title`, the `color` of its marks, and one line of `help`."""
+    """Formats that the pages group together: a `title`, the `color` of the marks, and one line of `help`."""
 
     title: str
     color: str
@@ -59,19 +58,19 @@ OTHER = Family("other formats", "#5f9ea8", "Formats that an extension has regist
 
 @dataclass(frozen=True)
 class Format:
-    """The base class of all formats, which are frozen dataclasses with the fields `group_size` and, where
-    scales can be quantized again, `double_quant`.
+    """The base class of all formats: frozen dataclasses with the field `group_size` and, if scales can be
+    quantized again, `double_quant`.
 
-    `bits` is the width of a code, `levels` the number of codes, `grouped` inputs share a scale.
+    `bits` is the width of a code, `levels` the number of codes.
     """
 
-    TYPE: ClassVar[str]  # the kind's name in records; `register` sets it
+    TYPE: ClassVar[str]  # the kind's name in records, set by `register`
     BASES: ClassVar[dict[str, Base]] = {}
-    EXAMPLES: ClassVar[tuple[str, ...]] = ()  # recipes' names worth offering in a list
+    EXAMPLES: ClassVar[tuple[str, ...]] = ()  # recipe names to offer in lists
     FAMILY: ClassVar[Family] = OTHER
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  # of "sym", "asym", "dq": which of them names may have
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # those of "sym", "asym", "dq" that names may contain
 
-    if TYPE_CHECKING:  # each kind has these as fields, class attributes or properties
+    if TYPE_CHECKING:  # fields, class attributes or properties of each kind
 
         @property
         def bits(self) -> int: ...
@@ -97,12 +96,12 @@ class Format:
 
     @property
     def lowest(self) -> int:
-        """The smallest code that is used."""
+        """The smallest code in use."""
         return 1 if self.even and self.symmetric else 0
 
     @property
     def label(self) -> str:
-        """A short name, such as "int4-g64"; where it can be, the recipe's."""
+        """A short name, such as "int4-g64"; the recipe's name where possible."""
         raise NotImplementedError
 
     @property
@@ -112,43 +111,44 @@ class Format:
 
     @property
     def scaled(self) -> bool:
-        """Whether there is a scale for each group."""
+        """Whether each group has a scale."""
         return True
 
     @property
     def reach(self) -> float:
-        """The largest magnitude of a fixed table's units: a group's largest weight over its scale."""
+        """The largest magnitude of a fixed table's units, which is a group's largest weight divided by its
+        scale."""
         return 1.0
 
     @property
     def rounds_for_stored_scale(self) -> bool:
-        """Whether rounding to nearest chooses codes for the scale as stored, which costs nothing, and not for
-        the exact one, as nf4 and fp4 are defined."""
+        """Whether rounding to nearest chooses codes for the stored scale, at no cost, rather than for the
+        exact one, as the definitions of nf4 and fp4 demand."""
         return True
 
     @property
     def grid(self) -> str:
-        """ "even", "fixed" or "learned": what methods can work on."""
+        """ "even", "fixed" or "learned"; methods declare the grids that they support."""
         return "even" if self.even else "learned" if self.learned else "fixed"
 
     @property
     def method(self) -> str:
-        """The method that chooses codes where no other is named, from the weights alone."""
+        """The default method, which chooses codes from the weights alone."""
         return "kmeans" if self.learned else "rtn"
 
     # -- names -------------------------------------------------------------------------------------------
 
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Format:
-        """Return the format of a recipe's name: one of `BASES`, and those of `OPTIONS` that it has. Raise
-        `ValueError` for a contradiction."""
+        """Return the format of a recipe name with a base of `BASES` and some of `OPTIONS`. Raise `ValueError`
+        for a contradiction."""
         raise NotImplementedError
 
     # -- scales ------------------------------------------------------------------------------------------
 
     def encode_scale(self, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the stored parts ("scale", or "scale_codes" and "scale_range") of float32 scales (N, G).
-        Raise `InputError` for those that cannot be held."""
+        Raise `InputError` for scales that cannot be stored."""
         from qcore.formats.scales import half, quantize
 
         if self.double_quant:
@@ -159,7 +159,7 @@ class Format:
     def decode_scale(
         self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
     ) -> torch.Tensor:
-        """Return the scales (N, G), float32, from their stored `parts`, or those of some `rows`."""
+        """Return the scales (N, G), float32, from their stored `parts`; with `rows`, of these rows only."""
         from qcore.formats.scales import dequantize
 
         if self.double_quant:
@@ -167,7 +167,7 @@ class Format:
         return parts["scale"][rows].float()
 
     def scale_layout(self, rows: int, groups: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return {part: (dtype, shape)} of what `encode_scale` returns for (rows, groups) scales."""
+        """Return {part: (dtype, shape)} of the result of `encode_scale` for (rows, groups) scales."""
         if self.double_quant:
             blocks = -(-rows * groups // SCALES_PER_BLOCK)
             return {"scale_codes": ("uint8", (rows, groups)), "scale_range": ("float32", (blocks, 2))}
@@ -180,8 +180,8 @@ class Format:
         return group_count(columns, self.group_size)
 
     def layout(self, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return {part: (dtype, shape)} of everything that is stored for a weight of `rows` outputs and
-        `columns` inputs. A fixed table is part of the format's definition and is not stored."""
+        """Return {part: (dtype, shape)} of all stored parts of a weight of `rows` outputs and `columns`
+        inputs. A fixed table is part of the format's definition and is not stored."""
         groups = self.groups(columns)
         parts: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("uint8", (rows, packed_width(columns, self.bits)))
@@ -196,7 +196,7 @@ class Format:
         return parts | scales
 
     def nbytes(self, rows: int, columns: int) -> int:
-        """Return the stored bytes of a weight: what `QuantizedTensor.nbytes` will be."""
+        """Return the stored bytes of a weight, equal to `QuantizedTensor.nbytes`."""
         return sum(math.prod(shape) * WIDTHS[dtype] for dtype, shape in self.layout(rows, columns).values())
 
     # -- records -----------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ F = TypeVar("F", bound=type[Format])
 
 def register(name: str) -> Callable[[F], F]:
     """Return a decorator that enters a subclass of `Format` as the kind called `name`. Raise `ValueError` if
-    the name, or one of its bases of recipes' names, is taken."""
+    the name, or one of its bases in recipe names, is taken."""
 
     def enter(kind: F) -> F:
         for base in kind.BASES:
@@ -241,13 +241,13 @@ def from_dict(record: dict[str, Any]) -> Format:
     name = fields.pop("type")
     if name not in KINDS:
         raise InputError(
-            f"The format {name!r} is not known here. If an extension defines it, name it in QCORE_EXTENSIONS."
+            f"The format {name!r} is unknown. If an extension defines it, name it in QCORE_EXTENSIONS."
         )
     return KINDS[name](**fields)
 
 
 def bases() -> dict[str, type[Format]]:
-    """Return the kind of each base of recipes' names, such as "int4" and "nf4"."""
+    """Return the kind of each base of recipe names, such as "int4" and "nf4"."""
     return {base: kind for kind in KINDS.values() for base in kind.BASES}
 
 
@@ -257,7 +257,7 @@ def group_count(columns: int, group_size: int | None) -> int:
 
 
 def packed_width(count: int, bits: int) -> int:
-    """Return the bytes that `count` codes of `bits` bits take."""
+    """Return the number of bytes of `count` codes of `bits` bits."""
     return -(-count // EIGHT) * bits
 
 
@@ -271,7 +271,7 @@ def check_group_size(group_size: int | None) -> None:
 
 
 def check_double_quant(format: Format) -> None:
-    """Raise `ValueError` for quantized scales where there is one for each row."""
+    """Raise `ValueError` for double quantization of per-channel scales."""
     if format.double_quant and format.group_size is None:
         raise ValueError(
             "double_quant needs a group_size: per-channel scales are too few to be worth quantizing"

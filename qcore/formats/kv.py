@@ -1,15 +1,14 @@
-"""The formats in which keys and values can be kept, by name, and the bytes that each takes, to the byte.
+"""The formats of the key-value cache, by name, and their exact sizes in bytes.
 
 Following KIVI (Z. Liu et al., 2024, arXiv 2402.02750), keys are quantized along each channel, because some
 channels are large for every token, and values along each token. A group of 32 numbers shares a scale and a
 smallest value, both float16:
 
     keys      32 tokens of one channel of one head
-    values    32 channels of one token of one head (fewer where a head's size is no multiple of 32, see `value_group`)
+    values    32 channels of one token of one head (fewer if a head's size is not a multiple of 32)
 
-The newest tokens stay as they were computed: whenever 64 of them wait, the oldest 32 are quantized, so the
-last 32 to 63 are always exact. `tokens_held` is the one place that says how many tokens are held in which
-way; the cache and the plan both ask it.
+The newest tokens stay unquantized: when there are 64 of them, the oldest 32 are quantized, so the last 32 to
+63 are always exact. `tokens_held` alone defines these counts, for the cache and for planning.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ PLAIN = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True)
 class KVFormat:
-    """`bits` a code; see the module's docstring."""
+    """A format with `bits` bits per code; see the module docstring."""
 
     name: str
     bits: int
 
     @property
     def description(self) -> str:
-        """One phrase for people."""
+        """A phrase for users."""
         exact = f"the last {RECENT} to {RECENT + GROUP - 1} tokens exact"
         return f"{self.bits}-bit codes, groups of {GROUP}: keys by channel, values by token, {exact}"
 
@@ -59,8 +58,8 @@ class KVFormat:
         exact_bits: int = 32,
         window: int | None = None,
     ) -> int:
-        """Bits that one layer holds after `tokens` tokens of one sequence, if exact numbers take
-        `exact_bits`."""
+        """Return the bits that one layer holds after `tokens` tokens of one sequence, with `exact_bits` per
+        unquantized number."""
         quantized, exact = tokens_held(tokens, window)
         coded = quantized * heads * (key_size + value_size) * self.bits
         scales = quantized // GROUP * heads * key_size + quantized * heads * (
@@ -73,8 +72,8 @@ KV_FORMATS = {format.name: format for format in (KVFormat("int8", 8), KVFormat("
 
 
 def kv_format_named(name: str | None) -> KVFormat | None:
-    """Return the format called `name`; None for "none" (or None), which keeps keys and values as they are
-    computed. Raise `InputError` with near names for any other."""
+    """Return the format called `name`; None for "none" (or None), which keeps keys and values as computed.
+    Raise `InputError` with near names for any other."""
     if name is None or name == NONE:
         return None
     if name not in KV_FORMATS:
@@ -84,7 +83,7 @@ def kv_format_named(name: str | None) -> KVFormat | None:
 
 def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
     """Return (quantized, exact) tokens that a layer holds after `tokens`. With a sliding `window`, whole
-    groups that no later token sees are let go.
+    groups that no later token sees are dropped.
 
     >>> tokens_held(63), tokens_held(64), tokens_held(100)
     ((0, 63), (32, 32), (64, 36))
@@ -94,8 +93,8 @@ def tokens_held(tokens: int, window: int | None = None) -> tuple[int, int]:
 
 
 def tokens_dropped(tokens: int, window: int | None) -> int:
-    """Return how many of the oldest `tokens` tokens a layer with a sliding `window` has let go: whole groups,
-    and quantized ones only."""
+    """Return how many of the oldest of `tokens` tokens a layer with a sliding `window` has dropped. Only
+    whole, quantized groups are dropped."""
     if window is None:
         return 0
     quantized = max(0, (tokens - RECENT) // GROUP * GROUP)
@@ -109,20 +108,20 @@ def value_group(size: int) -> int:
 
 
 def check_config(config: PreTrainedConfig) -> None:
-    """Raise `InputError` unless every layer of a transformers text `config` keeps plain keys and values, in
-    heads whose size can be cut into groups."""
+    """Raise `InputError` unless every layer of a transformers text `config` caches plain keys and values, in
+    heads whose size is a multiple of the smallest group."""
     text = config.get_text_config()
     name = (getattr(text, "architectures", None) or [text.model_type])[0]
     if getattr(text, "kv_lora_rank", None):
         raise InputError(
-            f"{name} keeps one compressed vector a token instead of keys and values, so its cache cannot be "
-            "quantized."
+            f"{name} caches one compressed vector per token instead of keys and values, so its cache cannot "
+            "be quantized."
         )
     kinds = sorted(set(cache_layers(text)[0]) - set(PLAIN))
     if kinds:
         raise InputError(
-            f"{name} has layers that keep no plain keys and values ({', '.join(kinds)}), so its cache cannot "
-            "be quantized."
+            f"{name} has layers that do not cache plain keys and values ({', '.join(kinds)}), so its cache "
+            "cannot be quantized."
         )
     for layer in text.per_layer_config:
         heads = layer.num_attention_heads

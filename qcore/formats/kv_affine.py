@@ -1,9 +1,8 @@
-"""Numbers to codes and back, a group at a time: x ≈ smallest + scale · code, code in 0 … 2^bits − 1.
+"""Affine quantization per group: x ≈ smallest + scale · code, code in 0 … 2^bits − 1.
 
-`scale` and `smallest` are float16, rounded such that the grid covers the group whatever they were rounded to:
-smallest downwards, scale upwards. So no number is off by more than half a step, which `step` of the result
-says. The smallest value is stored as it is rather than as a whole number of steps, because the channels of
-keys can lie far from zero.
+`scale` and `smallest` are float16. `smallest` is rounded down and `scale` up, so the grid covers the group
+and no number is off by more than half a step. The smallest value is stored as a number and not as a zero
+point, because the channels of keys can lie far from zero.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from qcore.formats.packing import pack, unpack
 _ULP, _TINY = (
     2.0**-10,
     2.0**-24,
-)  # float16: the largest relative distance of neighbours, and the smallest number
+)  # float16: the largest relative distance of neighbours, and the smallest positive number
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class Codes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all three."""
+        """Bytes of all three tensors."""
         return self.packed.nbytes + self.scale.nbytes + self.smallest.nbytes
 
 
 def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
-    """Return the codes of `x` (..., channels), of which all numbers along `dim` are one group. The codes are
-    packed along the last dimension, whose size must be a multiple of 8; `scale` and `smallest` have the shape
-    of `x` with `dim` of size 1.
+    """Return the codes of `x` (..., channels), with one group along `dim`. The codes are packed along the
+    last dimension, whose size must be a multiple of 8; `scale` and `smallest` have the shape of `x` with
+    `dim` of size 1.
 
     Raise `RunError` for numbers that are not finite or beyond float16.
     """
@@ -59,6 +58,6 @@ def quantize(x: torch.Tensor, bits: int, dim: int) -> Codes:
 
 
 def dequantize(codes: Codes, bits: int, channels: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return the inverse of `quantize`, to half a step: (..., `channels`) in `dtype`."""
+    """Invert `quantize`, to within half a step. Return (..., `channels`) in `dtype`."""
     numbers = unpack(codes.packed, bits, channels).to(torch.float32)
     return numbers.mul_(codes.scale.float()).add_(codes.smallest.float()).to(dtype)

@@ -1,7 +1,7 @@
-"""Codes of 2 to 8 bits as bytes, with no bit wasted.
+"""Packing of codes of 2 to 8 bits into bytes, without unused bits.
 
 Eight codes of b bits become b bytes, little-endian: code i of the eight takes the bits i·b … i·b + b − 1 of a
-64-bit word whose first b bytes are kept. A row's last, incomplete eight is filled with zeros.
+64-bit word whose first b bytes are kept. The last codes of a row are padded with zeros to eight.
 """
 
 import torch
@@ -30,7 +30,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Return the inverse of `pack`: uint8 codes (..., count) from uint8 (..., packed_width(count, bits))."""
+    """Invert `pack`: return uint8 codes (..., count) from uint8 (..., packed_width(count, bits))."""
     if bits == 8:
         return packed[..., :count]
     if bits == 4:

@@ -1,5 +1,5 @@
-"""How scales are stored: as float16, or again quantized to 8 bits in blocks of 256 ("double quantization",
-QLoRA, arXiv 2305.14314)."""
+"""Storage of scales: as float16, or quantized to 8 bits in blocks of 256 (double quantization, QLoRA, arXiv
+2305.14314)."""
 
 import torch
 
@@ -24,7 +24,7 @@ def half(scale: torch.Tensor) -> torch.Tensor:
 
 def quantize(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 8-bit codes (N, G) and per-block (lowest, step) of non-negative scales, in blocks of 256."""
-    half(scale)  # refuses what cannot be held
+    half(scale)  # raises for scales that cannot be stored
     flat = scale.float().flatten()
     blocks = -(-flat.numel() // SCALES_PER_BLOCK)
     filled = torch.cat((flat, flat[-1:].expand(blocks * SCALES_PER_BLOCK - flat.numel()))).view(
@@ -48,4 +48,4 @@ def dequantize(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
     )
     return half(
         codes.float() * step + lowest
-    ).float()  # as kernels hold them, so that both mean the same numbers
+    ).float()  # float16, as in the kernels, so that both compute with equal numbers

@@ -1,14 +1,14 @@
-"""Sparse storage: a bit for each weight says whether it is 0, and only the others are stored.
+"""Sparse storage: one bit per weight marks zeros, and only the other weights are stored.
 
-    mask      uint8 (N, ceil(K / 8))     bit k mod 8 of byte k // 8: is there a value?
-    values    those of the weights that are there, row after row: floats as they are, codes of b bits packed (see packing.py)
+    mask      uint8 (N, ceil(K / 8))     bit k mod 8 of byte k // 8: 1 if the weight is stored
+    values    the stored weights, row after row: floats unchanged, codes of b bits packed (packing.py)
 
-With b bits a weight and a share s of zeros this takes 1 + b · (1 − s) bits instead of b, so it is smaller
-where
+With b bits per weight and a share s of zeros this takes 1 + b · (1 − s) bits per weight instead of b, so it
+is smaller if
 
     s > 1 / b      3.1 % for fp32, 6.25 % for 16 bits, 12.5 % for 8, 25 % for 4, 33.3 % for 3
 
-Scales and zero points are stored as ever. Reading it gives back the very same bits.
+Scales and zero points are stored as usual. Reading restores the same bits.
 """
 
 import torch
@@ -38,15 +38,15 @@ def compress(values: torch.Tensor, kept: torch.Tensor, bits: int) -> tuple[torch
 def expand(
     mask: torch.Tensor, values: torch.Tensor, columns: int, bits: int, empty: torch.Tensor
 ) -> torch.Tensor:
-    """Return the inverse of `compress`: (N, columns), with `empty` (N, columns), or what broadcasts to it,
-    wherever nothing is stored. Raise `InputError` if there are more or fewer values than the mask has
-    bits."""
+    """Invert `compress`: return (N, columns), with `empty`, which broadcasts to that shape, where no weight
+    is stored. Raise `InputError` if the number of values is not the number of bits set in the mask."""
     kept = unpack(mask, 1, columns).bool()
     count = int(kept.sum())
     packed = values.dtype == torch.uint8
     if len(values) != (packed_width(count, bits) if packed else count):
         raise InputError(
-            f"A sparse matrix has {count} weights by its mask, but its values are of another number."
+            f"A sparse matrix has {count} weights in its mask, but another number of values. Save the model "
+            "again."
         )
     chosen = unpack(values, bits, count) if packed else values
     full = empty.to(chosen.dtype).expand(kept.shape).clone()
@@ -55,8 +55,7 @@ def expand(
 
 
 def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
-    """Return the code that stands for 0, uint8 (N, K) or broadcasting to it; None where the format has no
-    exact 0."""
+    """Return the code of 0, uint8 (N, K) or broadcasting to it; None if the format has no exact 0."""
     if tensor.format.even:
         zero = tensor.zero_points()
         full = (

@@ -1,4 +1,4 @@
-"""QuantizedTensor: a quantized weight as it is stored, and the one place that says what its numbers mean.
+"""QuantizedTensor: a quantized weight as stored, and the definition of its numbers.
 
 For a weight of N outputs and K inputs in G = ceil(K / group_size) groups (G = 1 per channel):
 
@@ -10,9 +10,9 @@ For a weight of N outputs and K inputs in G = ceil(K / group_size) groups (G = 1
 Double quantization replaces `scale` by 8-bit codes in blocks of 256 scales, taken row after row:
 
     scale_codes uint8    (N, G)
-    scale_range float32  (ceil(N·G / 256), 2)         lowest scale of the block, and the step; scales are rounded to float16
+    scale_range float32  (ceil(N·G / 256), 2)         lowest scale and step per block; scales become float16
 
-The last group may be shorter than the others; K needs not be a multiple of anything.
+The last group may be shorter than the others: K may be any number.
 """
 
 from dataclasses import dataclass, replace
@@ -24,15 +24,15 @@ from qcore.formats.packing import pack, unpack
 
 
 def spread(per_group: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
-    """Repeat a value per group (N, G) for each input of its group: (N, K), or (N, 1) per channel, which
+    """Repeat values per group (N, G) for each input of the group. Return (N, K), or (N, 1) per channel, which
     broadcasts."""
     return per_group if group_size is None else per_group.repeat_interleave(group_size, dim=1)[:, :columns]
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """The parts above. `shape` is (N, K), the logical shape. Build one with `from_codes`; read it with
-    `dequantize`."""
+    """The parts listed in the module docstring; `shape` is the logical shape (N, K). `from_codes` builds one,
+    `dequantize` reads it."""
 
     format: Format
     shape: tuple[int, int]
@@ -56,9 +56,9 @@ class QuantizedTensor:
     ) -> "QuantizedTensor":
         """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
 
-        `scale` is stored as float16 or, with double quantization, must come from `round_scale`, which makes
-        that loss first so that a method can choose codes for the scales that will be stored. Raise
-        `InputError` if a scale overflows float16 or is NaN.
+        `scale` is stored as float16. With double quantization it must come from `round_scale`, so that a
+        method can choose codes for the scales that will be stored. Raise `InputError` if a scale overflows
+        float16 or is NaN.
         """
         return cls.from_packed(
             format, (codes.shape[0], codes.shape[1]), pack(codes, format.bits), scale, zero_point, codebook
@@ -74,15 +74,15 @@ class QuantizedTensor:
         zero_point: torch.Tensor | None = None,
         codebook: torch.Tensor | None = None,
     ) -> "QuantizedTensor":
-        """Return `from_codes` for a weight of `shape` (N, K) whose `codes` (N, packed_width(K, bits)) are
-        packed already."""
+        """Build a weight of `shape` (N, K) from `codes` (N, packed_width(K, bits)) that are packed already;
+        otherwise as `from_codes`."""
         stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         return stored if scale is None else stored.with_scales(scale)
 
     def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
-        """Return the same codes with other scales (N, G), which are rounded to what the format stores."""
+        """Return the same codes with other scales (N, G), rounded to the format's precision."""
         parts = self.format.encode_scale(scale)
         return replace(
             self,
@@ -92,12 +92,12 @@ class QuantizedTensor:
         )
 
     def parts(self) -> dict[str, torch.Tensor]:
-        """Return the tensors that are stored, by name."""
+        """Return the stored tensors by name."""
         return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
 
     def is_stored(self, name: str) -> bool:
-        """Return whether the part counts and is saved. A fixed codebook is part of the format's definition
-        and costs nothing."""
+        """Return whether the part is saved and counted. A fixed codebook belongs to the format's definition
+        and is not."""
         return name != "codebook" or self.format.learned
 
     @property
@@ -115,14 +115,14 @@ class QuantizedTensor:
         return unpack(self.codes, self.format.bits, self.shape[1])
 
     def scales(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
-        """Return the scales as float32 (N, G) or of some rows, double quantization undone; None where the
-        format has none."""
+        """Return the dequantized scales as float32 (N, G), or those of some rows; None if the format has
+        none."""
         if not self.format.scaled:
             return None
         return self.format.decode_scale(self.parts(), rows)
 
     def zero_points(self) -> torch.Tensor | float:
-        """Return the zero points as float32 (N, G), or the one number that a symmetric format uses."""
+        """Return the zero points as float32 (N, G), or the single zero point of a symmetric format."""
         if self.zero_point is None:
             return float(1 << (self.format.bits - 1))
         groups = self.format.groups(self.shape[1])
@@ -130,13 +130,13 @@ class QuantizedTensor:
 
     @property
     def table(self) -> torch.Tensor:
-        """The units of the codes, float32 (levels,) or (N, levels), of a format that is not an even grid."""
+        """The units of the codes, float32 (levels,) or (N, levels), of a table format."""
         if self.codebook is None:
             raise ValueError(f"{self.format.label} has no table: its grid is even")
         return self.codebook.float()
 
     def group_values(self, row: int, group: int) -> torch.Tensor:
-        """Return the values, ascending float32, that the codes of one group of one row can stand for."""
+        """Return the dequantized values of all codes of one group of one row, ascending float32."""
         if self.format.even:
             zero = self.zero_points()
             zero = zero[row, group] if isinstance(zero, torch.Tensor) else zero
@@ -149,8 +149,7 @@ class QuantizedTensor:
     def dequantize(
         self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the weight (N, K) that the codes stand for, or only the given `rows` (R,) of it as (R,
-        K)."""
+        """Return the weight (N, K), or only its `rows` (R,) as (R, K), in `dtype`."""
         pick = slice(None) if rows is None else rows
         columns, size = self.shape[1], self.format.group_size
         codes, scale = unpack(self.codes[pick], self.format.bits, columns), self.scales(pick)
@@ -165,6 +164,6 @@ class QuantizedTensor:
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """Return the float32 scales (N, G) that `format` will really hold for the wished `scale`: what a method
-    must choose codes for."""
+    """Return the float32 scales (N, G) that `format` will store for `scale`. A method must choose codes for
+    these."""
     return format.decode_scale(format.encode_scale(scale))

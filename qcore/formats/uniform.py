@@ -1,14 +1,13 @@
-"""Uniform formats: codes on an evenly spaced grid, one scale (and one zero point) for each group of inputs.
+"""Uniform formats: codes on an evenly spaced grid, with one scale (and one zero point) per group of inputs.
 
     w ≈ scale · (code − zero_point)          code in 0 … 2^bits − 1
 
-A weight is a matrix (N outputs, K inputs). Groups run along the inputs, because that is the direction a dot
-product sums over, so a kernel applies each scale once per group. `group_size=None` is one group a row ("per
-channel").
+A weight is a matrix (N outputs, K inputs). Groups run along the inputs, over which a dot product sums, so a
+kernel applies each scale once per group. `group_size=None` means one group per row ("per channel").
 
-Symmetric formats have the fixed zero point 2^(bits−1) and use the codes 1 … 2^bits − 1, so that the grid is
-its own mirror image. Asymmetric formats store a `bits`-wide integer zero point for each group: their grid
-always contains 0 exactly.
+Symmetric formats have the fixed zero point 2^(bits−1) and use the codes 1 … 2^bits − 1, so the grid is
+symmetric about 0. Asymmetric formats store a `bits`-wide integer zero point per group, so their grid contains
+0 exactly.
 
 Stored bits per weight: bits + (16 + zero-point bits) / group_size, e.g. 4 + (16 + 4) / 64 = 4.3125 for
 int4-g64.
@@ -26,20 +25,19 @@ from qcore.formats.kinds import Base, Family, Format, check_double_quant, check_
 @register("uniform")
 @dataclass(frozen=True)
 class Uniform(Format):
-    """A `bits`-wide integer grid (2 … 8), see the module's docstring. `double_quant` stores the scales in 8
-    bits themselves."""
+    """A `bits`-wide integer grid (2 … 8), see the module docstring. `double_quant` stores the scales in 8
+    bits."""
 
     BASES: ClassVar[dict[str, Base]] = {
         "int8": Base("8-bit integers, one scale per channel", None),
-        "int4": Base("4-bit integers, a scale and a zero point for each group of inputs"),
-        "int3": Base("3-bit integers, a scale and a zero point for each group of inputs"),
-        "int2": Base("2-bit integers, a scale and a zero point for each group of inputs"),
+        "int4": Base("4-bit integers, one scale and zero point per group of inputs"),
+        "int3": Base("3-bit integers, one scale and zero point per group of inputs"),
+        "int2": Base("2-bit integers, one scale and zero point per group of inputs"),
     }
     FAMILY: ClassVar[Family] = Family(
         "integers",
         "#3d7fdb",
-        "An evenly spaced grid with a scale for each channel, or for each group (-g64: 64 weights share "
-        "one).",
+        "An evenly spaced grid with one scale per channel or per group (-g64: 64 weights share one).",
     )
     OPTIONS: ClassVar[tuple[str, ...]] = ("sym", "asym", "dq")
 
@@ -58,7 +56,8 @@ class Uniform(Format):
 
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Uniform:
-        """int8 is symmetric unless "asym" is among the options, the others asymmetric unless "sym" is."""
+        """Return the format: int8 is symmetric unless `options` contain "asym"; the others are asymmetric
+        unless they contain "sym"."""
         symmetric = "sym" in options or (base == "int8" and "asym" not in options)
         return cls(int(base[3:]), group_size, symmetric, double_quant="dq" in options)
 

@@ -1,9 +1,9 @@
-"""Recipes by name, what a run is asked for, and the ledger of what a recipe did to each tensor.
+"""Recipes and their names, the specification of a run, and the ledger of all tensors.
 
 recipe.py    Recipe and its parts
-names.py     names both ways
-methods.py   what is known of the methods; engines.py of the engines; declared.py reads it from their files
-spec.py      RunSpec: what one comparison is asked for
+names.py     names to recipes and back
+methods.py   facts about methods; engines.py about engines; declared.py reads them from their files
+spec.py      RunSpec, the specification of one comparison
 ledger.py    the account of every tensor
 """
 

@@ -1,8 +1,8 @@
-"""Facts that a file declares about itself, read without importing it.
+"""Reads the facts that a source file declares about itself, without importing it.
 
-A method and an engine are one file each, and what recipes' names, plans and pages have to know of them stands
-in it as `INFO = …`. Those files import torch, but names are parsed in processes that must stay small (the
-command line, the worker that watches a run), so the declaration alone is evaluated.
+Each method and each engine is one file. Its `INFO = …` declares what recipe names, plans and pages need.
+These files import torch, but names are parsed in processes that must stay small (the command line, the worker
+that watches a run), so only the declaration is evaluated.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def infos(folder: Path, kind: type[T], *parts: type) -> Iterator[T]:
-    """Return the `INFO = Kind(…)` of each Python file in `folder`, in the order of their names; the
-    expression may use `kind` and `parts` alone. Raise `NameError` for another name in it."""
+    """Return the `INFO = Kind(…)` of each Python file in `folder`, in alphabetical order. The expression may
+    use only the names `kind` and `parts`; raise `NameError` for others."""
     visible = {each.__name__: each for each in (kind, *parts)}
     for path in sorted(folder.glob("*.py")):
         text = path.read_text(encoding="utf-8")

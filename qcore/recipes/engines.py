@@ -1,4 +1,4 @@
-"""What is known about each engine, another library's quantizer, without importing the library.
+"""Facts about each engine (another library's quantizer), available without importing the library.
 
 An engine declares its `EngineInfo` in its own file, `qcore/engines/`, and registers the function beside it.
 """
@@ -18,9 +18,9 @@ FOLDER = Path(__file__).parent.parent / "engines"
 
 @dataclass(frozen=True)
 class Variant:
-    """One recipe of an engine: the `name` of the form the library is asked for, one line of `words`, the
-    `bits` per quantized weight, scales included and rounded up, the recipe of qcore's own that is `nearest`
-    (None: floating point), and the bytes that the library holds while it runs."""
+    """One recipe of an engine: the `name` of the library's format, one line of `words`, the `bits` per
+    quantized weight (scales included, rounded up), qcore's `nearest` recipe (None: floating point), and the
+    bytes that the library holds while it runs."""
 
     name: str
     words: str
@@ -31,13 +31,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """`name` stands in records. `library` must be importable; `install` is what pip is to fetch where it is
-    not. `recipes` maps names of recipes to variants.
+    """`name` is used in records. `library` must be importable; `install` is the pip requirement that provides
+    it. `recipes` maps recipe names to variants.
 
-    `loaded_bytes`: what the library holds once it is loaded, beside what torch holds. `quantizes_head`: the
-    output head is quantized, too, in a copy of its own where it is tied. `logged` lists (logger, pattern at
-    the start of the message) of noise that says nothing about the work at hand. `color` marks it on the
-    pages.
+    `loaded_bytes`: memory of the loaded library besides torch. `quantizes_head`: the output head is also
+    quantized, as a separate copy if it is tied. `logged` lists (logger, pattern at the start of the message)
+    of irrelevant messages to silence. `color` is the engine's color on the pages.
     """
 
     name: str
@@ -70,7 +69,7 @@ ENGINES: ExtensibleRegistry[EngineInfo] = ExtensibleRegistry("engine", _declared
 
 
 def recipes() -> dict[str, tuple[EngineInfo, Variant]]:
-    """Return the engine and the variant of each engine's recipe, by the recipe's name."""
+    """Return (engine, variant) of every engine's recipes, by recipe name."""
     return {name: (info, variant) for info in ENGINES.values() for name, variant in info.recipes.items()}
 
 

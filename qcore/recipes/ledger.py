@@ -1,5 +1,5 @@
-"""The ledger: every tensor of a model, what became of it, and why. Sizes, coverage and "did anything happen"
-are read off it."""
+"""The ledger: every tensor of a model, its format, and why. Sizes, coverage and the check that a recipe was
+applied are computed from it."""
 
 import re
 from dataclasses import asdict, dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from qcore.base.errors import InputError, NotAppliedError
 
-BASELINE = "fp32"  # the one recipe that is meant to change nothing
+BASELINE = "fp32"  # the only recipe that leaves the model unchanged
 _NAMES_SHOWN = 3
 _SHARES = re.compile(r"Shares the (?:storage|codes) of (.+)\.")
 _EXTRA = ("calibration", "allocation", "training", "pruning")
@@ -17,12 +17,12 @@ _EXTRA = ("calibration", "allocation", "training", "pruning")
 class LedgerRow:
     """One tensor.
 
-    `name`, `shape`, `dtype`: as loaded, before anything was done. `format`: the recipe part that now holds it
-    ("int4-g64", "nf4", "bf16", …) or None if it was kept. `bytes_before`, `bytes_after`: stored bytes,
-    scales, zero points and codebooks included; 0 for a tensor that shares another's storage. `weights`:
-    logical weights, which no format changes. `reason`: why it was kept. `sparsity`: the share of its weights
-    that pruning set to 0. `intended`: False if the recipe meant to change it and could not; such a row turns
-    the run red. `shares`: the name of the tensor whose storage or codes it shares.
+    `name`, `shape`, `dtype`: as loaded. `format`: the format it is now stored in ("int4-g64", "nf4", "bf16",
+    …), or None if it was kept. `bytes_before`, `bytes_after`: stored bytes, scales, zero points and codebooks
+    included; 0 for a tensor that shares another's storage. `weights`: the number of logical weights,
+    independent of the format. `reason`: why it was kept. `sparsity`: the share of its weights that pruning
+    set to 0. `intended`: False if the recipe should have changed the tensor and could not; the run then
+    counts as failed. `shares`: the name of the tensor whose storage or codes it shares.
     """
 
     name: str
@@ -40,9 +40,9 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All rows of one model under the recipe called `recipe`; the record of the text that it was calibrated
-    on, if it was; and, if formats were chosen layer by layer, the record of that choice; if it was trained or
-    pruned, how (see `qcore.training`, `qcore.pruning`)."""
+    """All rows of one model under the recipe called `recipe`. Optional records: the calibration text, the
+    choice of formats per layer, and how the model was trained or pruned (see `qcore.training`,
+    `qcore.pruning`)."""
 
     recipe: str
     rows: tuple[LedgerRow, ...]
@@ -53,7 +53,7 @@ class Ledger:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of everything the model needs to compute, tied tensors once."""
+        """Bytes of all tensors that the model needs to run, tied tensors once."""
         return sum(row.bytes_after for row in self.rows)
 
     @property
@@ -69,14 +69,13 @@ class Ledger:
 
     @property
     def bits_per_weight(self) -> float:
-        """8 · stored bytes / logical weights over the quantized rows; over all rows where nothing is
-        quantized."""
+        """8 · stored bytes / logical weights of the quantized rows, or of all rows if none is quantized."""
         rows = self.quantized or [row for row in self.rows if row.bytes_after]
         return 8 * sum(row.bytes_after for row in rows) / sum(row.weights for row in rows)
 
     def check(self) -> "Ledger":
-        """Return the ledger if the recipe did all it was meant to; raise `NotAppliedError` naming what stayed
-        as it was."""
+        """Return the ledger if the recipe was applied completely. Otherwise raise `NotAppliedError` naming
+        the tensors that stayed unchanged."""
         if self.recipe == BASELINE:
             return self
         left = [row for row in self.rows if not row.intended]
@@ -119,8 +118,8 @@ def _row(row: LedgerRow) -> dict[str, Any]:
 
 
 def _read_row(record: dict[str, Any]) -> LedgerRow:
-    """Return the row of a dictionary. Version 0.1.0 named the tensor that shares its storage in the reason
-    alone."""
+    """Return the row of a dictionary. Version 0.1.0 named the tensor that shares its storage only in the
+    reason."""
     row = LedgerRow(**{**record, "shape": tuple(record["shape"])})
     named = _SHARES.fullmatch(row.reason or "")
     return replace(row, shares=named[1]) if named and row.shares is None else row

@@ -1,4 +1,4 @@
-"""What is known about each method of choosing codes, without running it.
+"""Facts about each method of choosing codes.
 
 A method declares its `MethodInfo` in its own file, `qcore/quantization/methods/`, and registers the function
 beside it.
@@ -17,16 +17,16 @@ FOLDER = Path(__file__).parent.parent / "quantization" / "methods"
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """`name` stands in records, `words` in descriptions. `option` is the method's part of recipes' names,
-    such as "gptq" in int4-g64-gptq; None for one that a format chooses by itself.
+    """`name` is used in records, `words` in descriptions. `option` is the method's part of recipe names, such
+    as "gptq" in int4-g64-gptq; None for a format's default method.
 
-    `needs_text`: codes are chosen block by block from calibration text; otherwise from a weight alone. A
-    method that `wants_drift` compares with the unquantized model, which is then run alongside. One that
-    `folds` scales changes unquantized weights, too, so codes do not stand for the original's. `grids` lists
-    what it works on: "even", "fixed" and "learned" tables (`Format.grid`); `limits` says so in a sentence
-    without a subject. `work` is the memory it takes to choose codes, in fp32 copies of the largest weight;
-    `streamed` the same in 16-bit copies while a checkpoint is quantized tensor by tensor, None if that cannot
-    be done. `examples` are names of recipes worth offering.
+    `needs_text`: codes are chosen block by block from calibration text; otherwise from each weight alone.
+    `wants_drift`: the method compares with the unquantized model, which runs alongside. `folds`: the method
+    folds scales into unquantized weights, so its codes do not approximate the original weights. `grids` lists
+    the supported grids: "even", "fixed" and "learned" (`Format.grid`); `limits` states them as a predicate
+    for error messages. `work` is the working memory, in fp32 copies of the largest weight; `streamed` is the
+    same in 16-bit copies while a checkpoint is quantized tensor by tensor, None if that is impossible.
+    `examples` are recipe names to offer.
     """
 
     name: str
@@ -56,11 +56,10 @@ METHODS: ExtensibleRegistry[MethodInfo] = ExtensibleRegistry("method", _declared
 
 
 def options() -> dict[str, MethodInfo]:
-    """Return the methods that have an option in recipes' names, by it."""
+    """Return the methods by their option in recipe names."""
     return {info.option: info for info in METHODS.values() if info.option is not None}
 
 
 def needs_text(method: str) -> bool:
-    """Return whether the method reads calibration text; False for "none" and for one that is not known
-    here."""
+    """Return whether the method reads calibration text; False for "none" and for unknown methods."""
     return method in METHODS and METHODS[method].needs_text

@@ -1,23 +1,25 @@
-"""Names of recipes: read, explained and listed from one table of their parts.
+"""Names of recipes: parsed, described and listed from one table of their parts.
 
-They are read from left to right: what the codes are, then refinements in any order.
+A name starts with the format; options follow in any order.
 
-    fp32 bf16 fp16                    floating point, the baseline and its halves
+    fp32 bf16 fp16                    floating point: the baseline and 16-bit formats
     int8                              uniform, one scale per channel, symmetric
-    int4-g64 int4-g32-sym int3 int2   uniform, one scale for each group of inputs, asymmetric unless -sym
+    int4-g64 int4-g32-sym int3 int2   uniform, one scale per group of inputs, asymmetric unless -sym
     nf4-g64 fp4-g64 kmeans4           a table of 16 values, fixed or learned
-    …-dq                              the scales are quantized again
-    …-dynamic                         activations are quantized too, to 8 bits for each token, while the model runs
-    …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16 bits (the default), in 8 bits
-    …-head8                           the output head and the embedding in int8 as well
-    …-gptq …-hqq …                    how codes are chosen; each method declares its option, see `methods.py`
-    rot-…                             the residual stream is rotated first, which spreads outliers over all channels
-    auto-4.25bpw auto-90mb auto-0.1kl each layer in the format that it needs: the least predicted loss for so many bits per weight or
-                                      bytes, or the fewest bytes for so much loss; -dq and the methods for single layers go with it
-    bnb-nf4 torchao-int8 …            the same idea as another library implements it, see `engines.py`
+    …-dq                              double quantization: 8-bit scales
+    …-dynamic                         activations are quantized to 8 bits per token at run time
+    …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16
+                                      bits (the default) or in 8 bits
+    …-head8                           output head and embedding in int8
+    …-gptq …-hqq …                    how codes are chosen; each method declares its option (methods.py)
+    rot-…                             the residual stream is rotated first, to spread outliers
+    auto-4.25bpw auto-90mb auto-0.1kl a format per layer: the least predicted loss within a budget of bits
+                                      per weight or bytes, or the fewest bytes within a loss; -dq and the
+                                      methods for single layers combine with it
+    bnb-nf4 torchao-int8 …            another library's implementation (engines.py)
 
-Each kind of format says which names begin with what (`Format.BASES`). A row of a comparison can also be
-`saved:FOLDER`: what was made from the same model before, quantized, trained, pruned or distilled.
+`Format.BASES` of each kind of format lists the first parts of its names. A row of a comparison can also be
+`saved:FOLDER`: a quantized, trained, pruned or distilled version of the same model.
 """
 
 from __future__ import annotations
@@ -41,10 +43,7 @@ FLOATS = {
     "bf16": "16-bit brain float: half the bytes, the same range, 8 bits of precision",
     "fp16": "16-bit float: half the bytes, 11 bits of precision, largest value 65504",
 }
-_AUTO = Base(
-    "each layer in the format that it needs, by how much the model's predictions mind, from calibration text",
-    None,
-)
+_AUTO = Base("a format per layer, chosen by the layer's sensitivity on calibration text", None)
 _ACTIVATIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
 COMMON = (
     "fp32",
@@ -73,8 +72,8 @@ AUTOMATIC = ("auto-4.25bpw", "auto-4.25bpw-gptq")
 
 @dataclass(frozen=True)
 class Part:
-    """What an option of a name sets (`field`: a name has one of each), the pattern it is known by, and what
-    it means for people."""
+    """An option of a name: the `field` it sets (at most one option per field), its pattern, and its
+    description for users."""
 
     field: str
     pattern: str
@@ -85,16 +84,16 @@ _PARTS = (
     Part("budget", budget.PATTERN, lambda option: "at most " + _read_budget(option).words),
     Part("size", r"g\d+", lambda option: f"groups of {option[1:]} inputs"),
     Part("symmetry", "sym", lambda option: "symmetric, so no zero point is stored"),
-    Part("symmetry", "asym", lambda option: "with a zero point"),
+    Part("symmetry", "asym", lambda option: "asymmetric, with a zero point"),
     Part("scales", "dq", lambda option: "scales in 8 bits"),
-    Part("activations", "dynamic", lambda option: "activations in 8 bits as well"),
+    Part("activations", "dynamic", lambda option: "activations also in 8 bits"),
     Part("activations", r"a(8|16|32)", lambda option: f"activations read in {option[1:]} bits by the kernel"),
     Part("modules", "head8", lambda option: "head and embedding in int8"),
 )
 
 
 _BUDGET = "auto needs one budget: bits per weight, MB or nats, as in auto-4.25bpw, auto-90mb or auto-0.1kl"
-_EXCLUDE = {  # what is said of two options of a field
+_EXCLUDE = {  # the message for two options of a field
     "budget": _BUDGET,
     "activations": "-dynamic, -a8, -a16 and -a32 exclude each other",
     "method": "-{} and -{} exclude each other",
@@ -103,8 +102,8 @@ _EXCLUDE = {  # what is said of two options of a field
 
 @dataclass(frozen=True)
 class Name:
-    """A name in its parts: whether the model is rotated first, the base, and (option, its part of the table)
-    in the order in which they stand."""
+    """A parsed name: whether the model is rotated first, the base, and the options in order, each as (option,
+    its row of the table)."""
 
     rotated: bool
     base: str
@@ -112,7 +111,7 @@ class Name:
 
     @classmethod
     def read(cls, name: str) -> Name | None:
-        """Return the parts of `name`; None if it has one that is not known."""
+        """Return the parts of `name`; None if one is unknown."""
         base, *options = name.removeprefix(ROTATED).split("-")
         found = [(option, part) for option in options if (part := _part(option)) is not None]
         if base not in known_bases() or len(found) < len(options):
@@ -120,25 +119,25 @@ class Name:
         return cls(name.startswith(ROTATED), base, tuple(found))
 
     def get(self, field: str) -> str | None:
-        """Return the option that sets `field`, None if there is none."""
+        """Return the option that sets `field`, or None."""
         return next((option for option, part in self.options if part.field == field), None)
 
     @property
     def words(self) -> str:
-        """One line for people."""
+        """A one-line description for users."""
         texts = [known_bases()[self.base], *(part.words(option) for option, part in self.options)]
         return "; ".join(texts + ["the residual stream rotated first"] * self.rotated)
 
 
 def known_bases() -> dict[str, str]:
-    """What each first part of a name means, for people."""
+    """Return the description of each base, for users."""
     formats = {base: kind.BASES[base].words for base, kind in kinds.bases().items()}
     return FLOATS | formats | {AUTO: _AUTO.words}
 
 
 def names() -> list[str]:
-    """Return the recipes worth offering in a list: own ones without and with calibration text, then other
-    libraries'. `parse` knows more (any group size)."""
+    """Return the recipes to offer in a list: those without calibration text, those with it, then other
+    libraries'. `parse` accepts more names (any group size)."""
     return [*common(), *with_text(), *engines.recipes()]
 
 
@@ -154,7 +153,7 @@ def with_text() -> list[str]:
 
 
 def describe(recipe: Recipe) -> str:
-    """One line a newcomer understands."""
+    """Return a one-line description of the recipe called `name` for newcomers."""
     if isinstance(recipe.weights, Saved):
         return f"made from this model before, in {recipe.weights.folder}"
     if isinstance(recipe.weights, Engine):
@@ -186,8 +185,8 @@ def parse(name: str) -> Recipe:
 
 
 def parse_row(name: str) -> Recipe:
-    """What a row of a comparison can be: a recipe by its name, or "saved:FOLDER", which the last part of its
-    path names. Raise `InputError` as `parse` does, and for a path without a name."""
+    """Return the recipe of a row of a comparison: `parse` of a recipe name, or for "saved:FOLDER" a recipe
+    named after the folder. Raise `InputError` as `parse` does, and for a path without a name."""
     name = name.strip()
     if not name.startswith(SAVED):
         return parse(name)
@@ -195,8 +194,8 @@ def parse_row(name: str) -> Recipe:
     last = folder and Path(folder).expanduser().absolute().name
     if not last:
         raise InputError(
-            f"{name!r} names no folder; write {SAVED} and the folder that quantize, qat, prune, distill or "
-            "export made."
+            f"{name!r} does not name a folder. Write {SAVED} and the folder that quantize, qat, prune, "
+            "distill or export made."
         )
     return Recipe(SAVED + last, Saved(folder))
 
@@ -214,7 +213,7 @@ def _examples(needs_text: bool) -> list[str]:
 
 
 def _check_once(name: str, found: Name) -> None:
-    """Raise `InputError` if two options set the same."""
+    """Raise `InputError` if two options set the same field."""
     for field in dict.fromkeys(part.field for _, part in found.options):
         options = [option for option, part in found.options if part.field == field]
         if len(options) == 1:
@@ -244,13 +243,13 @@ def _build(name: str, found: Name) -> Recipe:
 
 def _format(found: Name) -> Format:
     if amount := found.get("budget"):
-        raise ValueError(f"a budget goes with auto, as in auto-{amount}, and not with {found.base}")
+        raise ValueError(f"a budget belongs to auto, as in auto-{amount}, not to {found.base}")
     kind = kinds.bases()[found.base]
     symmetry, scales, size = found.get("symmetry"), found.get("scales"), found.get("size")
     if symmetry and symmetry not in kind.OPTIONS:
-        raise ValueError(f"{found.base} is a table of values, so -sym and -asym mean nothing")
+        raise ValueError(f"{found.base} is a table of values, so -sym and -asym do not apply")
     if scales and scales not in kind.OPTIONS:
-        raise ValueError(f"the scales of {found.base} cannot be quantized again, so -{scales} means nothing")
+        raise ValueError(f"the scales of {found.base} cannot be quantized again, so -{scales} does not apply")
     group_size = int(size[1:]) if size else kind.BASES[found.base].group_size
     return kind.from_name(found.base, group_size, {option for option in (symmetry, scales) if option})
 
@@ -260,7 +259,7 @@ def _budget(found: Name) -> Budget:
     if amount is None:
         raise ValueError(_BUDGET)
     if found.get("size") or found.get("symmetry"):
-        raise ValueError("auto chooses the group sizes itself, so -g, -sym and -asym mean nothing")
+        raise ValueError("auto chooses the group sizes, so -g, -sym and -asym do not apply")
     candidates = budget.with_double_quant() if found.get("scales") else budget.CANDIDATES
     return _read_budget(amount, candidates)
 

@@ -1,5 +1,5 @@
-"""A recipe says how a model is to be stored and computed. It is frozen, has a short name (see `names.py`),
-and turns into JSON and back."""
+"""A recipe defines how a model is stored and computed. It is frozen, has a short name (see `names.py`), and
+converts to and from JSON."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Float:
 
 @dataclass(frozen=True)
 class Engine:
-    """Another library's quantizer: `backend` names the file in `qcore/engines/` and `variant` the form it is
-    asked for."""
+    """Another library's quantizer: `backend` is the file in `qcore/engines/`, `variant` the library's
+    format."""
 
     backend: str
     variant: str
@@ -38,7 +38,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Saved:
-    """Weights that are not made now but lie in `folder`, a model that was made from the one at hand."""
+    """Weights read from `folder`, which holds a model made from the same original."""
 
     folder: str
 
@@ -48,12 +48,12 @@ Weights = Float | Format | Budget | Engine | Saved
 
 @dataclass(frozen=True)
 class Modules:
-    """Which modules a recipe touches besides the linear layers inside the blocks.
+    """The modules that a recipe changes besides the linear layers inside the blocks.
 
-    `head` and `embeddings` are "keep" (as loaded), "int8" (one scale a channel) or "same" (as the other
-    weights); a tied pair follows `head`. `skip` holds patterns: module names, whole or in part, matched on
-    their dotted segments with `*` for any one segment: "layers.0" skips everything in block 0 and not block
-    10; "*.down_proj" or "down_proj" every down projection.
+    `head` and `embeddings` are "keep" (as loaded), "int8" (one scale per channel) or "same" (as the other
+    weights); a tied pair follows `head`. `skip` holds patterns of module names, matched on whole dotted
+    segments, with `*` for any segment: "layers.0" skips block 0 and not block 10; "*.down_proj" or
+    "down_proj" every down projection.
     """
 
     head: str = "keep"
@@ -69,13 +69,12 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`weights` says what is stored, `method` how codes are chosen (see `methods.METHODS`; "none" for floats,
-    engines and saved models). `prepare` is done to the whole model before:
-    "rotation", or "none".
+    """`weights` is the format, `method` chooses the codes (see `methods.METHODS`; "none" for floats, engines
+    and saved models). `prepare` transforms the whole model before: "rotation" or "none".
 
-    `activations` is what a layer multiplies with: "fp32" (exact), "int16" (blocks of 32 inputs with a scale
-    each, an error of some 1e-5 that no 8-bit weight notices; where there is no fast kernel, exact),
-    "int8-block" (the same in 8 bits, some 5e-3) or "int8" (one scale a token: the dynamic recipes).
+    `activations` is the precision in which layers read their inputs: "fp32" (exact), "int16" (a scale per 32
+    inputs; relative error about 1e-5, negligible beside 8-bit weights; exact where there is no fast kernel),
+    "int8-block" (the same in 8 bits, error about 5e-3) or "int8" (one scale per token: the dynamic recipes).
     """
 
     name: str
@@ -95,12 +94,12 @@ class Recipe:
 
     @property
     def quantizes(self) -> bool:
-        """False for the floating-point recipes, and for saved models, which are taken as they are."""
+        """False for the floating-point recipes and for saved models."""
         return not isinstance(self.weights, Float | Saved)
 
     @property
     def calibrated(self) -> bool:
-        """Whether codes are chosen with the help of a calibration text."""
+        """Whether codes are chosen with a calibration text."""
         return needs_text(self.method) or isinstance(self.weights, Budget)
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +124,7 @@ class Recipe:
             raise InputError(f"This recipe record cannot be read: {error}.") from error
 
     def with_modules(self, **choices: Any) -> Recipe:
-        """Return the same recipe with other choices of modules, such as `skip=("layers.0",)`."""
+        """Return the recipe with other modules, such as `skip=("layers.0",)`."""
         return replace(self, modules=replace(self.modules, **choices))
 
 
@@ -137,6 +136,6 @@ def _weights(record: dict[str, Any]) -> Weights:
         return kinds.from_dict(record)
     fields = dict(record)
     kind = _TYPES[fields.pop("type")]
-    if kind is Engine and "library" in fields:  # as it was called in earlier records
+    if kind is Engine and "library" in fields:  # its name in earlier records
         fields["backend"] = fields.pop("library")
     return kind(**fields)

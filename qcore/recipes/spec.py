@@ -1,9 +1,9 @@
-"""What one run is asked to do: a model, recipes, a text and the conditions of every measurement. Frozen, and
-JSON both ways.
+"""The specification of a run: a model, recipes, a text and the conditions of every measurement. It is frozen
+and converts to and from JSON.
 
-A record that holds its `RunSpec` can be repeated: `RunSpec.from_dict(record["spec"])` is the same run again,
-and `command` is the line to type. Recipes are parsed when the spec is built, so a typo is found before
-anything starts; nothing here loads torch until there is a recipe to parse.
+A record holds its `RunSpec`, so the run can be repeated: `RunSpec.from_dict(record["spec"])` is the same run,
+and `command` is its command line. Recipes are parsed when the spec is built, so a typo is found before the
+run starts. No import here loads torch before there is a recipe to parse.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qcore.formats.kv import NONE, KVFormat, kv_format_named
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
 
-# field: (smallest, largest) value; the largest are there to stop slips of the keyboard, not machines
+# field: (smallest, largest) value; the largest only catch typing errors
 LIMITS = {
     "tokens": (2, 10_000_000),
     "window": (2, 1_000_000),
@@ -52,15 +52,14 @@ class RunSpec:
     of `prompt_tokens` and `new_tokens` new ones, `repeats` times. With `generate`, the evaluation prompts
     (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes with
     calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration
-    text), and learned ones take about `calibration_minutes` (None: as long as a fixed number of steps takes).
-    A recipe's perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` are
-    multiple-choice questions to ask as well: "default" (the packaged ones) or a file; None asks none. `kv` is
-    the format of the key-value cache that text is scored, speed measured and prompts continued with ("int8",
-    "int4"); the baseline that recipes are compared with keeps its own. Raise `InputError` naming the field,
-    its value and what is allowed.
+    text). Learned methods take about `calibration_minutes` (None: a fixed number of steps). A recipe's
+    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` adds multiple-choice
+    questions: "default" (the packaged ones) or a file; None asks none. `kv` is the format of the key-value
+    cache for scoring, speed and prompts ("int8", "int4"); the baseline's cache stays unquantized. Raise
+    `InputError` naming the field, its value and what is allowed.
     """
 
-    kind: ClassVar[str] = "compare"  # of job, see `qcore.jobs.kinds`
+    kind: ClassVar[str] = "compare"  # the kind of job, see `qcore.jobs.kinds`
     model: str
     recipes: tuple[Recipe, ...]
     _: KW_ONLY
@@ -102,17 +101,17 @@ class RunSpec:
         if self.stride is not None and self.stride > self.window:
             raise InputError(
                 f"stride is {self.stride}, but it must not exceed the window ({self.window}): tokens would "
-                "be left out."
+                "be skipped."
             )
 
     @property
     def kv_format(self) -> KVFormat | None:
-        """The format of the key-value cache, None for as computed."""
+        """The format of the key-value cache, None if unquantized."""
         return kv_format_named(self.kv)
 
     def is_baseline(self, recipe: str) -> bool:
-        """Is the row of the recipe called `recipe` the one that others are compared with? With a quantized
-        cache none is."""
+        """Return whether the recipe called `recipe` is the baseline of the comparison. With a quantized cache
+        there is none among the recipes."""
         return recipe == BASELINE and self.kv == NONE
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,9 +135,9 @@ class RunSpec:
             raise InputError(f"This record of a run cannot be read: {error}.") from error
 
     def absolute(self) -> RunSpec:
-        """Return the same spec with relative paths made absolute, so that it means the same from any folder.
+        """Return the same spec with relative paths made absolute, so that it is valid from any folder.
 
-        On a public server a model's name never is a path, even if a folder of that name happens to exist.
+        On a public server a model name is never a path, even if a folder of that name exists.
         """
         files = ("text", "prompts", "calibration", "choices")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -149,7 +148,7 @@ class RunSpec:
 
     @property
     def command(self) -> str | None:
-        """The command line that repeats this run, or None where recipes carry choices that have no option."""
+        """The command line that repeats this run, or None if recipes hold choices that no option sets."""
         skips = {recipe.modules.skip for recipe in self.recipes if recipe.quantizes}
         plain = all(recipe == _plain(recipe) for recipe in self.recipes)
         if len(skips) > 1 or not plain:
@@ -226,12 +225,12 @@ def _made_absolute(source: str) -> str:
     try:
         path = Path(source.strip()).expanduser()
         return str(path.resolve()) if path.exists() else source
-    except (OSError, ValueError, RuntimeError):  # no path at all: a null byte, an unknown home
+    except (OSError, ValueError, RuntimeError):  # not a path: a null byte, an unknown home
         return source
 
 
 def _typed(recipe: Recipe) -> str:
-    """What to type for `recipe`."""
+    """Return the name of `recipe` for the command line."""
     from qcore.recipes import SAVED, Saved
 
     return SAVED + recipe.weights.folder if isinstance(recipe.weights, Saved) else recipe.name

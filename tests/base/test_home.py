@@ -92,7 +92,7 @@ def test_two_at_once_build_it_once(tmp_path):
     build_folder(tmp_path / "m", build, progress=note)
     first.join()
     assert calls == [1]
-    assert waited == ["waiting for another process that prepares m"]
+    assert waited == ["waiting for another process to prepare m"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -150,7 +150,7 @@ def test_a_limit_reads_on_where_tokens_are_long():
 
 def test_a_token_beyond_the_embedding():
     assert len(texts.tokenize("abc", tiny.tokenizer(), vocabulary=258)) == 3
-    with pytest.raises(InputError, match="knows only 50"):
+    with pytest.raises(InputError, match="has only 50"):
         texts.tokenize("abc", tiny.tokenizer(), vocabulary=50)
 
 

@@ -220,7 +220,7 @@ def test_a_model_in_an_unknown_format_says_what_is_missing():
     from qcore.base.errors import InputError
     from qcore.formats import kinds
 
-    with pytest.raises(InputError, match="'powers' is not known here.*QCORE_EXTENSIONS"):
+    with pytest.raises(InputError, match="'powers' is unknown.*QCORE_EXTENSIONS"):
         kinds.from_dict({"type": "powers", "group_size": 32})
 
 

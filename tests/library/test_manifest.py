@@ -148,7 +148,7 @@ WEIGHTS = [
         lambda tensors: tensors.update(
             {"model.layers.0.mlp.up_proj.codes.sparse_values": torch.zeros(3, dtype=torch.uint8)}
         ),
-        "its values are of another number",
+        "another number of values",
     ),
 ]
 

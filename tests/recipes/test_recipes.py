@@ -45,7 +45,7 @@ def test_names_mean_what_the_field_means_by_them():
         ("int4-g7", "multiple of 8"),
         ("int4-g64-g32", "same option twice"),
         ("int4-sym-asym", "same option twice"),
-        ("nf4-sym", "mean nothing"),
+        ("nf4-sym", "do not apply"),
         ("int8-dq", "needs a group_size"),
         ("fp32-g64", "takes no options"),
         ("int4-a8-dynamic", "exclude each other"),

@@ -104,7 +104,7 @@ def test_only_what_was_made_from_a_model_stands_beside_it(spec, tmp_path):
 def test_what_cannot_be_read_is_one_sentence(spec, tmp_path):
     with pytest.raises(InputError):
         checks.check(spec(f"fp32,saved:{tmp_path / 'nowhere'}"))
-    with pytest.raises(InputError, match="names no folder"):
+    with pytest.raises(InputError, match="does not name a folder"):
         spec("fp32,saved:")
     (tmp_path / "a" / "same").mkdir(parents=True)
     with pytest.raises(InputError, match="Rename one"):
