@@ -1,8 +1,8 @@
-"""The layers of a model: which of them a recipe quantizes, the modules that take their place, and every
-tensor they hold.
+"""The layers of a model: which ones a recipe quantizes, the modules that replace them, and all tensors they
+hold.
 
 select.py     which parameters a recipe changes, and why the others stay
 modules.py    quantized linear layers, embeddings and experts
-stand_in.py   another forward for a module, and back
-inventory.py  every tensor that a model holds, once
+stand_in.py   temporary replacement of a module's forward
+inventory.py  every tensor of a model, once
 """

@@ -1,4 +1,4 @@
-"""Every tensor that a model holds, once: the ground that ledgers, sizes and saved files stand on."""
+"""Every tensor of a model, once: the basis of ledgers, sizes and saved files."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
 def kept_row(
     name: str, tensor: torch.Tensor, shared_with: str | None, reason: str | None, intended: bool = True
 ) -> LedgerRow:
-    """Return the ledger row of a tensor that stays as it is."""
+    """Return the ledger row of a tensor that is not quantized."""
     size = 0 if shared_with else tensor.nbytes
     reason = f"Shares the storage of {shared_with}." if shared_with else reason
     return LedgerRow(
@@ -49,7 +49,7 @@ def kept_row(
 
 
 def as_it_is(model: nn.Module, name: str) -> Ledger:
-    """The ledger, called `name`, of a model that no recipe is applied to."""
+    """Return the ledger, called `name`, of a model without a recipe."""
     return Ledger(name, tuple(kept_row(*each, None) for each in inventory(model)))
 
 

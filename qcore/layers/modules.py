@@ -1,12 +1,11 @@
-"""Drop-in modules whose weights are quantized: a model with them is still an ordinary Hugging Face model.
+"""Drop-in modules with quantized weights; a model with them remains an ordinary Hugging Face model.
 
 Each keeps the parts of a `QuantizedTensor` as buffers (so `state_dict`, `to` and `safetensors` see them) and
 the format as a plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn.Embedding` and the fused
 (experts, N, K) parameters of a mixture of experts.
 
-A layer that is used on a machine with native kernels lays its weight out for them and lets the buffers go:
-the same bits in another order, so nothing is held twice. Whoever asks for the parts again (saving, moving to
-a device) gets them back, bit for bit.
+When a layer runs on a machine with native kernels, it repacks its weight for them and frees the buffers: the
+same bits in another order, held once. Saving, or moving to a device, restores the parts bit for bit.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from qcore.kernels import dispatch
 from qcore.kernels.packed import PackedWeight
 
 _packing = threading.RLock()
-# packed forms by the codes' memory, with "was it freed?", so that tied weights are packed once
+# packed weights by the storage of their codes, with a test whether it was freed, so that tied weights are
+# packed once
 _shared: dict[tuple, tuple[Callable[[], bool], weakref.ref]] = {}
 
 
 class QuantizedModule(nn.Module):
-    """Holds one `QuantizedTensor`; `quantized` gives it back."""
+    """Base of the modules: holds one `QuantizedTensor`, which `quantized` returns."""
 
     def __init__(self, weight: QuantizedTensor):
         super().__init__()
@@ -43,8 +43,8 @@ class QuantizedModule(nn.Module):
 
     @property
     def quantized(self) -> QuantizedTensor:
-        """The weight (N, K). Another thread may pack or restore the layer meanwhile."""
-        parts = dict(registered(self).buffers)  # one copy, because the parts go and come together
+        """The weight (N, K). Safe while another thread packs or restores the layer."""
+        parts = dict(registered(self).buffers)  # one copy, because the parts are freed and restored together
         if parts["codes"] is not None:
             return self._of(parts)
         with _packing:
@@ -55,18 +55,18 @@ class QuantizedModule(nn.Module):
         return QuantizedTensor(self.format, self.shape, **held)
 
     def reason_for_reference(self) -> str | None:
-        """Return None if a native kernel runs this layer, else why the plain-torch reference does. Packs
-        nothing."""
+        """Return None if a native kernel runs this layer, else the reason for the plain-torch reference. Does
+        not pack the weight."""
         return None if self.packed is not None else dispatch.reason_for_reference(self.quantized)
 
     def executable(self) -> QuantizedTensor | PackedWeight:
-        """Return the weight in the form that runs fastest here. If that is the packed form, the buffers are
-        freed."""
+        """Return the weight in the fastest form on this machine. If that is the packed form, free the
+        buffers."""
         if (packed := self.packed) is not None:
             return packed
         weight = self.quantized
         if dispatch.reason_for_reference(weight):
-            return dispatch.packed(weight)  # as it is, with a warning if the kernels are missing
+            return dispatch.packed(weight)  # unpacked, with a warning if the kernels are missing
         with _packing:
             if self.packed is None:
                 weight = self.quantized
@@ -75,8 +75,8 @@ class QuantizedModule(nn.Module):
             return self.packed
 
     def restore(self) -> None:
-        """Undo `executable`: hold the parts as buffers again. Layers that share a weight share its parts
-        afterwards, too."""
+        """Undo `executable`: restore the parts as buffers. Layers that share a weight share its parts
+        again."""
         with _packing:
             if self.packed is not None:
                 put_buffers(self, self.packed.unpacked_once.parts())
@@ -96,13 +96,13 @@ class QuantizedModule(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized weight (N, K), computed at each access: for code that inspects a layer, not for
-        speed."""
+        """The dequantized weight (N, K), computed at each access. For code that inspects a layer; it is
+        slow."""
         return self.quantized.dequantize()
 
 
 class QuantLinear(QuantizedModule):
-    """y = x · Wᵀ + bias with a quantized W. `activations` is a name that `kernels.dispatch` lists, such as
+    """y = x · Wᵀ + bias with a quantized W. `activations` is one of the names in `kernels.dispatch`, such as
     "fp32" or "int8"."""
 
     def __init__(self, weight: QuantizedTensor, bias: torch.Tensor | None, activations: str):
@@ -149,8 +149,8 @@ class QuantExperts(nn.Module):
     """A fused expert parameter (E, N, K). Indexing it with an expert's number gives that expert's weight,
     dequantized.
 
-    `transposed` says that the model stores (E, K, N): quantization still groups along the inputs K, and
-    indexing gives (K, N).
+    With `transposed`, the model stores (E, K, N): groups still run along the inputs K, and indexing gives (K,
+    N).
     """
 
     def __init__(self, experts: list[QuantizedTensor], transposed: bool):
@@ -164,8 +164,7 @@ class QuantExperts(nn.Module):
 
 
 class StoredLinear(nn.Module):
-    """A linear layer stored in 16 bits and computed in the inputs' type: the weight is widened when it is
-    used."""
+    """A linear layer stored in 16 bits and computed in the inputs' dtype: each forward widens the weight."""
 
     def __init__(self, weight: nn.Parameter, bias: torch.Tensor | None):
         super().__init__()
@@ -181,7 +180,7 @@ class StoredLinear(nn.Module):
 
 
 class StoredEmbedding(nn.Module):
-    """An embedding stored in 16 bits that hands out float32."""
+    """An embedding stored in 16 bits that returns float32."""
 
     def __init__(self, weight: nn.Parameter, padding_idx: int | None = None):
         super().__init__()

@@ -1,9 +1,8 @@
-"""Which tensors of a model a recipe changes, and why the others stay as they are.
+"""Selection of the tensors that a recipe changes, with the reason why each other tensor is kept.
 
-Linear layers are found under all their names: `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused
-three-dimensional parameters in which a mixture of experts keeps all experts' weights. Embeddings and the
-output head are changed only if the recipe says so; routers, norms and biases never are: they are small, and
-routers decide which expert runs at all.
+Linear layers are `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused three-dimensional expert
+parameters of a mixture of experts. Embeddings and the output head are changed only if the recipe says so.
+Routers, norms and biases never are: they are small, and routers decide which expert runs.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class Target:
     """A parameter to quantize: `module`'s attribute `parameter`; `kind` is "linear", "conv1d", "experts",
     "head" or "embedding".
 
-    Its weight is one matrix (N outputs, K inputs), or one for each of fused experts; `transposed`: the model
-    stores (K, N). `matrices` and `put` are the one way from the one to the other. Where a method takes
-    `root`, that is the model, or the part of it called `prefix`.
+    Its weight is one matrix (N outputs, K inputs), or one per fused expert. With `transposed`, the model
+    stores (K, N); `matrices` and `put` convert. The argument `root` of the methods is the model, or its part
+    called `prefix`.
     """
 
     module: str
@@ -54,7 +53,7 @@ class Target:
 
     @property
     def fused(self) -> bool:
-        """Whether the parameter holds all experts' matrices."""
+        """Whether the parameter holds the matrices of all experts."""
         return self.kind == "experts"
 
     def owner(self, root: nn.Module, prefix: str = "") -> nn.Module:
@@ -71,14 +70,13 @@ class Target:
         return (*(experts or [1]), *((columns, rows) if self.transposed else (rows, columns)))
 
     def matrices(self, root: nn.Module, prefix: str = "") -> list[torch.Tensor]:
-        """Return the weight as matrices (N, K), which share the parameter's memory: one, or one for each
-        expert."""
+        """Return the weight as matrices (N, K) that share the parameter's memory: one, or one per expert."""
         weight = self.weight(root, prefix)
         weight = weight.transpose(-1, -2) if self.transposed else weight
         return list(weight.unbind(0)) if self.fused else [weight]
 
     def put(self, root: nn.Module, matrices: Sequence[torch.Tensor], prefix: str = "") -> None:
-        """Replace the parameter by other `matrices` (N, K), laid out as the model stores them."""
+        """Replace the parameter by `matrices` (N, K), converted to the model's layout."""
         value = torch.stack(tuple(matrices)) if self.fused else matrices[0]
         value = value.transpose(-1, -2) if self.transposed else value
         new = nn.Parameter(value.contiguous(), requires_grad=False)
@@ -88,7 +86,7 @@ class Target:
 @dataclass(frozen=True)
 class Selection:
     """`targets` in the model's order; `kept` maps every other parameter's name to the reason; `missed` are
-    those among them that the recipe should have covered and cannot."""
+    the kept parameters that the recipe should have covered and cannot."""
 
     targets: tuple[Target, ...]
     kept: dict[str, str]
@@ -96,8 +94,8 @@ class Selection:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Return whether `pattern` occurs in the dotted `name` as a run of whole segments; `*` and `?` stand for
-    characters of one segment.
+    """Return whether `pattern` matches consecutive whole segments of the dotted `name`; `*` and `?` match
+    characters within a segment.
 
     >>> matches("model.layers.1.mlp", "layers.1"), matches("model.layers.10.mlp", "layers.1")
     (True, False)
@@ -108,8 +106,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
-    """Decide for every parameter of `model`. Raise `InputError` if a skip pattern matches no module that
-    could be quantized."""
+    """Return the selection for all parameters of `model`. Raise `InputError` if a skip pattern matches no
+    module that could be quantized."""
     targets: list[Target] = []
     kept: dict[str, str] = {}
     missed: set[str] = set()
@@ -178,5 +176,5 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
 
 def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, transposed: bool) -> Target:
     format, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
-    # A budget stands in the place of a format until the formats are chosen.
+    # A budget takes the place of a format until the formats are chosen.
     return Target(module, parameter, kind, cast(Format, format), method, recipe.activations, transposed)

@@ -1,7 +1,7 @@
-"""Another forward for a module, and back to exactly what was there.
+"""Temporary replacement of a module's forward, restored exactly.
 
-A module's forward may have been replaced before, by accelerate's hooks for instance, so restoring must not
-mean removing.
+A module's forward may already be a replacement, for instance by accelerate's hooks, so restoring must not
+just delete it.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from types import TracebackType
 from torch import nn
 
 
-class stand_in:  # a verb, as `with` reads it
-    """Let `forward` run in place of `module`'s forward, from the construction on until `restore` or the end
-    of a `with` block. Nested ones end in reverse order."""
+class stand_in:  # lower case, because it is used like a function in `with`
+    """Replaces `module`'s forward by `forward` until `restore` or the end of a `with` block. Nested
+    replacements must end in reverse order."""
 
     def __init__(self, module: nn.Module, forward: Callable):
         self._module = module
-        self._before = vars(module).get("forward")  # None: the method of the class
+        self._before = vars(module).get("forward")  # None: the class's own method
         module.forward = forward
 
     def restore(self) -> None:

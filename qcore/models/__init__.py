@@ -1,17 +1,17 @@
-"""Reading checkpoints: what names mean, what files say about themselves, and the model without its weights.
+"""Reading checkpoints: model names, validated file headers, and models without weights.
 
-    names.py        what a name means, decided by its pattern before anything is opened
-    packaged.py     the default models, fetched and converted once
+    names.py        the kind of a model name, decided from its pattern
+    packaged.py     the default models
     hub.py          downloads from the hub
-    gguf_file.py    GGUF files, converted once
-    headers.py      what safetensors files say about themselves, checked before anything is allocated
-    config.py       what config.json may say
-    checkpoint.py   a folder on disk whose headers and config were checked: `Checkpoint`
-    assembly.py     the model without its weights, which must agree with the headers
+    gguf_file.py    conversion of GGUF files
+    headers.py      safetensors headers, validated before any allocation
+    config.py       validation of config.json
+    checkpoint.py   `Checkpoint`, a folder with validated headers and config
+    assembly.py     models without weights, checked against the headers
     mapping.py      stored tensors as memory maps
-    gguf_header.py  what a GGUF file says about itself, in milliseconds
+    gguf_header.py  GGUF headers, read in milliseconds
 
-Nothing here unpickles a file or runs code that came with a model.
+No module here unpickles a file or runs code that comes with a model.
 """
 
 from qcore.models.assembly import meta_model

@@ -1,13 +1,12 @@
-"""Models without weights and with them: transformers' own classes, on the "meta" device, where a tensor has a
-shape but no memory, or filled from files.
+"""Models of transformers' own classes, on the meta device (shapes without memory) or filled from files.
 
-    meta_model     of a checkpoint, its tensors compared with the model's; shared
+    meta_model     of a checkpoint, whose tensors are compared with the model's; cached
     empty_model    of a config, to be filled by the caller
     assemble       of a checkpoint and its tensors
 
-`meta_model` puts the checkpoint's tensors, as shapes, through the same loading as the real ones (renamings,
-experts fused into one tensor, tied weights). So a weight that is missing, left over or of another shape is
-found before memory is taken, and no weight is silently initialised at random.
+`meta_model` loads the shapes of the checkpoint's tensors in the same way as the tensors themselves
+(renamings, fused experts, tied weights). So a missing, extra or misshapen weight is found before memory is
+allocated, and no weight is silently initialised at random.
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model of `checkpoint` on the meta device. It is cached and shared: do not change it. Names
     and shapes are those of the model that `load` returns.
 
-    Raise `InputError` naming the tensor that is missing, left over, or of a shape that contradicts
-    config.json. For a model that qcore quantized, it is the model before quantization, and tensors are not
-    compared.
+    Raise `InputError` naming a tensor that is missing, extra, or of a shape that contradicts config.json. For
+    a model that qcore quantized, return the model before quantization, without this comparison.
     """
     with _caching:
         if checkpoint.digest in _cache:
@@ -61,9 +59,9 @@ def empty_model(
     """Return a new model of `config` whose parameters are on the meta device, in evaluation mode, without
     gradients; in float32 unless `dtype` is given.
 
-    Buffers (rotary frequencies and the like) are computed, because no file holds them all; with
-    `meta_buffers` they are on the meta device too. Use that for configs from strangers: a buffer can be as
-    large as the config demands.
+    Buffers (such as rotary frequencies) are computed, because files do not hold all of them; with
+    `meta_buffers` they are also on the meta device. Use that for untrusted configs, which decide the size of
+    buffers.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -78,7 +76,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     """Return a new fp32 model on `device` with `tensors` (name in the files -> tensor), in evaluation mode,
     without gradients.
 
-    fp32 tensors on a CPU are used as they are, so that mapped ones stay mapped. Raise `InputError` as
+    fp32 tensors on a CPU are used without a copy, so memory-mapped ones stay mapped. Raise `InputError` as
     `meta_model` does.
     """
     import torch
@@ -96,14 +94,15 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
                 state_dict=tensors,
                 dtype=torch.float32,
                 device_map=None if device == "cpu" else {"": device},
-                ignore_mismatched_sizes=True,  # to have them reported with names; any is refused below
+                # so that mismatches are reported by name; each is an error below
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (
             Exception
-        ) as error:  # model classes check their config with whatever they like, assertions included
+        ) as error:  # model classes may raise anything for an invalid config, assertions included
             why = _odd_expert(checkpoint) or _last_line(error)
             raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
     _check(checkpoint, report)
@@ -138,8 +137,8 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
 
 
 def _odd_expert(checkpoint: Checkpoint) -> str | None:
-    """Experts are stored one by one and loaded as one tensor, so the library cannot say which one did not
-    fit: find it by name."""
+    """Return the error for the expert that does not fit. Experts are stored one by one and loaded as one
+    tensor, so the library does not name it."""
     families: dict[tuple[str, str], dict[int, tuple[int, ...]]] = {}
     for name, tensor in checkpoint.tensors.items():
         if match := _EXPERT.fullmatch(name):

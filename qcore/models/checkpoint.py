@@ -1,5 +1,4 @@
-"""A checkpoint: a folder of safetensors files with config.json whose every header was checked. No weight is
-loaded for it."""
+"""A checkpoint: a folder with config.json and safetensors files, all headers validated, no weights loaded."""
 
 import hashlib
 import json
@@ -14,22 +13,22 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX, ONNX_MANIFEST = (
     "onnx",
     "qcore-onnx.json",
-)  # the source of a model that qcore exported as a graph, and its mark
+)  # the source of a model that qcore exported as a graph, and its marker file
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-_SAMPLE = 512  # bytes read at the start, the middle and the end of each tensor for the digest
+_SAMPLE = 512  # bytes sampled at the start, middle and end of each tensor for the digest
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`name`: as the user gave it. `revision`: the hub's commit. `config`: config.json without the fields
-    that choose code. `tensors`: what is stored, by name. `is_quantized`: saved by qcore with a recipe.
-    `source`: "default", "folder", "gguf", "hub", "onnx". `description`: where the model came from and what to
-    know about its weights, in a sentence or two.
+    """`name`: as given by the user. `revision`: the hub's commit. `config`: config.json without the fields
+    that select code. `tensors`: the stored tensors by name. `is_quantized`: saved by qcore with a recipe.
+    `source`: "default", "folder", "gguf", "hub", "onnx". `description`: one or two sentences on the model's
+    origin and weights.
 
-    `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor: the same
-    for a copy of the folder, and found in milliseconds. Training changes every tensor, so it tells models
-    apart that are used as models; it does not prove that weights are equal, because an edit between the
-    samples goes unnoticed. Where that would mix up two models' work, `stamp` is used beside it.
+    `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor. It is equal
+    for a copy of the folder and takes milliseconds. Training changes every tensor, so the digest
+    distinguishes trained models; it does not prove that weights are equal, because an edit between the
+    samples goes unnoticed. Where that matters, `stamp` is used in addition.
     """
 
     name: str
@@ -44,19 +43,19 @@ class Checkpoint:
 
     @property
     def origin(self) -> dict:
-        """What a model that is made from this one says about it, JSON-ready; `model` and `revision` find it
-        again, from any folder."""
+        """The JSON-ready record of this model in models made from it; `model` and `revision` are valid from
+        any folder."""
         local = self.source in ("folder", "gguf", ONNX)
         name = str(Path(self.name).expanduser().absolute()) if local else self.name
         return {"model": name, "revision": self.revision, "digest": self.digest}
 
     @property
     def stamp(self) -> str:
-        """SHA-256 over the size, modification time and inode of each weight file: another value after any
-        write to one of them, and for a copy.
+        """SHA-256 over the size, modification time and inode of each weight file. It changes with any write
+        to one of them, and with a copy.
 
-        Unfinished work is kept under it, so that it is never continued with other weights. Hashing the
-        weights instead would read 15 GB for a model of 7 billion parameters before work could go on. Raise
+        Unfinished work is stored under it, so it never resumes with other weights. Hashing the weights
+        instead would read 15 GB for a model of 7 billion parameters before work could resume. Raise
         `InputError` if a file is gone.
         """
         files = sorted({tensor.file for tensor in self.tensors.values()})
@@ -77,7 +76,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of logical weights, tied ones once; no format changes it."""
+        """Number of logical weights, tied ones once, independent of the format."""
         from qcore.models.assembly import meta_model
 
         return sum(parameter.numel() for parameter in meta_model(self).parameters())
@@ -100,8 +99,8 @@ def read_folder(
     *,
     quantized: bool = False,
 ) -> Checkpoint:
-    """Check `folder` and describe it; with `quantized` it may hold what another library quantized, to look at
-    only. Raise `InputError` naming the file or tensor that is wrong."""
+    """Check `folder` and return its checkpoint. With `quantized` it may hold a model quantized by another
+    library, for inspection only. Raise `InputError` naming the file or tensor that is wrong."""
     config, stripped = read_config(folder, quantized=quantized)
     ours = (folder / "qcore.json").exists()
     if ours != is_ours(config) and is_ours(config):
@@ -120,7 +119,7 @@ def read_folder(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the safetensors files that hold the weights, by the index if there is one. Raise
+    """Return the names of the safetensors files that hold the weights, from the index if there is one. Raise
     `InputError` if there are none."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
@@ -210,8 +209,8 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
 
 
 def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
-    """Weights in 8-bit floats or packed integers are quantized already, even where config.json does not say
-    so."""
+    """Raise `InputError` for weights in 8-bit floats or packed integers: they are already quantized, even if
+    config.json does not say so."""
     for tensor_name, tensor in tensors.items():
         packed = tensor.dtype.startswith(("F8_", "F6_", "F4")) or tensor_name.endswith(
             (".qweight", ".qzeros", ".absmax", ".weight_packed")
@@ -241,7 +240,7 @@ def _digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:
                     opened.seek(tensor.start + place)
                     sample += opened.read(min(_SAMPLE, tensor.nbytes - place))
                 samples[name] = sample
-    for name in sorted(samples):  # by name, so that sharding a model differently does not make it another one
+    for name in sorted(samples):  # by name, so that the digest does not depend on the sharding
         tensor = tensors[name]
         digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
         digest.update(samples[name])

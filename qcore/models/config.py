@@ -1,5 +1,5 @@
-"""What config.json may say. It is data from strangers: it may not bring code, name other files, or make us
-build something absurd."""
+"""Validation of config.json. It is untrusted: it must not select code, name other files, or demand absurd
+sizes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
-# Fields by which a config can choose code to run (attention kernels may be hub ids) or files to read. Never
-# passed on.
+# Fields that select code to run (attention kernels may be hub ids) or files to read; always removed.
 _STRIPPED = (
     "trust_remote_code",
     "attn_implementation",
@@ -54,11 +53,11 @@ _MAY_BE_ZERO = (
 
 
 def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
-    """Return the checked config.json of `folder` without the fields that are never passed on, and the names
-    of those worth mentioning.
+    """Return the checked config.json of `folder` without the forbidden fields, and the names of the removed
+    fields to report.
 
-    Raise `InputError` if it wants code of its own, is quantized by another library (unless `quantized`: to
-    look at it only), is an adapter, or has absurd sizes.
+    Raise `InputError` if it requires its own code, is quantized by another library (unless `quantized`, for
+    inspection only), is an adapter, or has absurd sizes.
     """
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -98,8 +97,7 @@ def is_ours(config: dict) -> bool:
 
 
 def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse sizes that the weights at hand cannot fill, so that nothing is built for them. Raise
-    `InputError`."""
+    """Raise `InputError` for sizes that the stored weights cannot fill, before a model is built."""
     inner = config.get("text_config")
     text: dict = inner if isinstance(inner, dict) else config
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
@@ -199,7 +197,7 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         built = CONFIG_MAPPING[kind].from_dict(
             {key: value for key, value in config.items() if key != "quantization_config"}
         )
-    except Exception as error:  # a config class may raise anything at all; every failure of it is the file's
+    except Exception as error:  # a config class may raise anything; each failure is the file's fault
         raise InputError(
             f"config.json does not describe a valid {kind} model: {_first_line(error)}"
         ) from error
