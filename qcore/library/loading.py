@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -21,6 +21,7 @@ from qcore.models.mapping import read_tensors
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qcore.recipes import Recipe
@@ -80,7 +81,8 @@ def load(
         saved = safetensors.begin(checkpoint.folder)  # its weights are hashed while the tokenizer is read
         tokenizer = load_tokenizer(checkpoint)
         model, ledger, recipe = saved.finish()
-        return Loaded(model.to(device), tokenizer, checkpoint, recipe, ledger)
+        cast("nn.Module", model).to(device)  # in place; the method of transformers has no usable type
+        return Loaded(model, tokenizer, checkpoint, recipe, ledger)
     tokenizer = load_tokenizer(checkpoint)
     meta_model(checkpoint)
     tensors = read_tensors(checkpoint)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ from qcore.models.checkpoint import SINGLE
 from qcore.models.headers import BITS, TensorInfo, read_json
 from qcore.recipes import Float, Recipe
 from qcore.recipes.ledger import Ledger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VERSION = 1
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -102,7 +105,7 @@ def read(folder: Path) -> Manifest:
         raise damaged(str(error).rstrip(".")) from error
 
 
-def check(manifest: Manifest, model: nn.Module, stored: Mapping[str, TensorInfo]) -> None:
+def check(manifest: Manifest, model: PreTrainedModel, stored: Mapping[str, TensorInfo]) -> None:
     """Raise `InputError` unless `manifest` fits the unquantized `model`, which may be on the meta device, and
     the `stored` tensors by name."""
     if set(manifest.sha256) != {tensor.file for tensor in stored.values()}:

@@ -10,14 +10,16 @@ Before the folder gets its name, the graph has run and was compared with PyTorch
 end token by token through the cache. Where both compute in float32, they must agree.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from qcore.base.errors import InputError, RunError
 from qcore.base.files import sha256, write_json, write_text
@@ -34,6 +36,9 @@ from qcore.models.config import read_config, to_transformers
 from qcore.models.headers import read_json
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROGRAM, GRAPH = "run_onnx.py", "model.onnx"
 TOLERANCE = 1e-3  # of a logit, for logits up to LARGE; beyond, the same share
@@ -189,7 +194,7 @@ def _damaged(folder: Path, why: str) -> InputError:
 
 
 @torch.no_grad()
-def _reference(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _reference(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations
     read exactly."""
     config = model.config.get_text_config()

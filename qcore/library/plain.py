@@ -46,6 +46,8 @@ def describe(folder: Path) -> str | None:
     """Return how the model in `folder` was made, in a sentence; None if qcore did not make it, or did not
     say."""
     record = read_made(folder)
+    if record is None:
+        return None
     try:
         origin = record["from"]["model"]
         if record["kind"] == "distill":

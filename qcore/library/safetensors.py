@@ -10,14 +10,16 @@ expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.expert
 Other libraries refuse such a folder, rightly: its `config.json` says `"quant_method": "qcore"`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from qcore.base import tensor_file
 from qcore.base.errors import InputError
@@ -25,7 +27,7 @@ from qcore.base.files import sha256, write_json, write_text
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
-from qcore.layers.select import select
+from qcore.layers.select import Target, select
 from qcore.library import manifest
 from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
@@ -38,12 +40,15 @@ from qcore.quantization.convert import DTYPES, install, quantize, run_whole_step
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 WEIGHTS = "model.safetensors"
 
 
 def save(
-    model: nn.Module,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     ledger: Ledger,
     folder: Path | str,
@@ -62,7 +67,7 @@ def save(
     check_recipe(recipe)
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
         tensors, layout = _tensors(model, recipe)
-        entries = []
+        entries: list[SparseMatrix] = []
         if sparse:
             quantized = {
                 name: module.quantized
@@ -86,8 +91,8 @@ def save(
 
 
 def write_about(
-    model: nn.Module,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     ledger: Ledger,
     layout: list[dict],
@@ -133,7 +138,7 @@ def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False)
     return check_folder(folder, overwrite=overwrite)
 
 
-def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
+def load(folder: Path | str) -> tuple[PreTrainedModel, Ledger, Recipe]:
     """Rebuild the model in `folder`, its ledger and its recipe; weights are mapped from the file, not copied.
 
     Raise `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
@@ -141,7 +146,7 @@ def load(folder: Path | str) -> tuple[nn.Module, Ledger, Recipe]:
     return begin(folder).finish()
 
 
-def begin(folder: Path | str) -> "Reading":
+def begin(folder: Path | str) -> Reading:
     """Do `load` in two steps: the manifest and the headers are read now, and the SHA-256 of the weights is
     computed in a thread from here on, so do something else before `finish`. Raise `InputError` as `load`."""
     folder = Path(folder)
@@ -168,7 +173,7 @@ class Reading:
     stored: dict[str, TensorInfo]
     digests: dict[str, Future]
 
-    def finish(self) -> tuple[nn.Module, Ledger, Recipe]:
+    def finish(self) -> tuple[PreTrainedModel, Ledger, Recipe]:
         """Return the model, its ledger and its recipe. Raise `InputError` as `load` does."""
         about, model = self.manifest, self._empty_model()
         manifest.check(about, model, self.stored)
@@ -183,7 +188,7 @@ class Reading:
             run_whole_steps(model)
         return model.eval(), about.ledger, about.recipe
 
-    def _empty_model(self) -> nn.Module:
+    def _empty_model(self) -> PreTrainedModel:
         """Return the model that the config describes, not larger than the tensors at hand allow."""
         config = read_config(self.folder)[0]
         shapes = {name: tensor.shape for name, tensor in self.stored.items()}
@@ -222,7 +227,7 @@ class Reading:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def _tensors(model: PreTrainedModel, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Return all tensors to write, by name, and the layout of the quantized ones. Shared storages are written
     once."""
     tensors = {
@@ -230,7 +235,8 @@ def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
         for name, tensor, shared in inventory(model)
         if not shared
     }
-    layout, owners = [], {}
+    layout: list[dict] = []
+    owners: dict[int, str] = {}
     for module_name, module in model.named_modules():
         weight = getattr(module, "quantized", None)
         if not isinstance(weight, QuantizedTensor):
@@ -240,7 +246,7 @@ def _tensors(model: nn.Module, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     return tensors, layout
 
 
-def _write_config(model: nn.Module, recipe: Recipe, folder: Path, ours: bool) -> None:
+def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bool) -> None:
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config["dtype"] = (
@@ -256,11 +262,11 @@ def _write_config(model: nn.Module, recipe: Recipe, folder: Path, ours: bool) ->
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
+def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
     """Put `tensors` into `model`: the plain ones first, then (ties being made) the quantized ones."""
     parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
     plain = {name: _aligned(tensor) for name, tensor in tensors.items() if name not in parts}
-    targets = ()
+    targets: tuple[Target, ...] = ()
     if isinstance(about.recipe.weights, Float):
         plain = {
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from qcore.base.errors import InputError
 from qcore.formats.packing import pack
 from qcore.formats.sparse import compress, expand, zero_codes
 from qcore.formats.tensor import QuantizedTensor
@@ -79,5 +80,8 @@ def grow(
         if entry.module is None:
             made[name] = expand(mask, values, columns, bits, torch.zeros(1, 1))
         else:
-            made[name] = pack(expand(mask, values, columns, bits, zero_codes(quantized[entry.module])), bits)
+            zero = zero_codes(quantized[entry.module])
+            if zero is None:
+                raise InputError(f"{entry.module} is stored without zeros, but its format has no exact 0.")
+            made[name] = pack(expand(mask, values, columns, bits, zero), bits)
     return made

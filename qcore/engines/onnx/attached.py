@@ -5,7 +5,10 @@ So perplexity, speed, generation and questions are measured by the code that mea
 cache that forward returns is the session's; it is only good for the next call.
 """
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,12 +18,15 @@ from qcore.base.transformers_internals import put_first_parameter, put_tensor
 from qcore.engines.onnx.run_onnx import OnnxModel
 from qcore.layers.stand_in import stand_in
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class _Head(nn.Module):
     """Stands where the output head was: it is in the graph."""
 
 
-def attach(model: nn.Module, session: OnnxModel) -> nn.Module:
+def attach(model: PreTrainedModel, session: OnnxModel) -> PreTrainedModel:
     """Let `model`, whose weights are no longer needed (a meta model will do), be computed by `session`. Returns
     the model."""
     for module in model.modules():
