@@ -48,7 +48,7 @@ WEIGHTS = "model.safetensors"
 
 def save(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     recipe: Recipe,
     ledger: Ledger,
     folder: Path | str,
@@ -92,7 +92,7 @@ def save(
 
 def write_about(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     recipe: Recipe,
     ledger: Ledger,
     layout: list[dict],

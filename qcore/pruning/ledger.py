@@ -63,12 +63,13 @@ def _sparse_row(model: nn.Module, row: LedgerRow, share: float | None) -> Ledger
     module = model.get_submodule(owner)
     inside = getattr(module, parameter, None)
     layers = list(inside.experts) if isinstance(inside, QuantExperts) else [module]
-    saved = sum(
-        max(0, each.codes.nbytes - _codes_bytes(each)) for each in (layer.quantized for layer in layers)
-    )
+    tensors = [layer.quantized for layer in layers if isinstance(layer, QuantizedModule)]
+    saved = sum(max(0, each.codes.nbytes - _codes_bytes(each)) for each in tensors)
     return replace(row, bytes_after=row.bytes_after - saved, sparsity=share)
 
 
 def _codes_bytes(tensor: QuantizedTensor) -> int:
     empty = zero_codes(tensor)
-    return sparse_bytes(*tensor.shape, int((tensor.unpacked_codes() != empty).sum()), tensor.format.bits)
+    if empty is None:
+        raise ValueError(f"{tensor.format.label} has no code for 0")
+    return sparse_bytes(*tensor.shape, int(tensor.unpacked_codes().ne(empty).sum()), tensor.format.bits)

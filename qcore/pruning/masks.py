@@ -8,6 +8,8 @@ of its group, or the table's 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,6 +28,9 @@ from qcore.pruning.scores import METHODS, keep
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import find_stages, watch, watch_experts
 from qcore.recipes import parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Kept = dict[str, list[torch.Tensor]]  # by the parameter's name: boolean (N, K), one for each expert
 
@@ -51,7 +56,7 @@ class Amount:
 
 
 @torch.no_grad()
-def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: Progress) -> Kept:
+def prune(model: PreTrainedModel, amount: Amount, ids: torch.Tensor | None, progress: Progress) -> Kept:
     """Set weights of the linear layers in the decoder's blocks of `model` to 0, in place, and return which
     ones stay.
 
@@ -65,7 +70,9 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
         if target.kind in ("linear", "conv1d", "experts")
     ]
     reads = amount.method != "magnitude"
-    hidden = blocks.embed(ids) if reads else []
+    if reads and ids is None:
+        raise ValueError(f"{amount.method} reads a text")
+    hidden = [] if ids is None or not reads else blocks.embed(ids)
     kept: Kept = {}
     for position in range(len(blocks)):
         prefix = f"{blocks.name}.{position}"
@@ -73,9 +80,8 @@ def prune(model: nn.Module, amount: Amount, ids: torch.Tensor | None, progress: 
         own = [target for target in targets if target.module.startswith(f"{prefix}.")]
         found = input_norms(blocks, position, own, hidden) if reads else {}
         for target in own:
-            norms = found.get(target.name)
             matrices = target.matrices(model)
-            norms = [None] * len(matrices) if norms is None else norms
+            norms = found.get(target.name) or [None] * len(matrices)
             if reads and any(norm is None for norm in norms):
                 norms = [
                     torch.ones(matrix.shape[1]) if norm is None else norm
@@ -103,24 +109,21 @@ def input_norms(
     linear = [stage for stage in stages if not stage.targets[0].fused]
     totals: dict[str, list] = {}
     for state in hidden if linear else ():
-        for stage, inputs in zip(
-            linear, watch(lambda state=state: blocks.run(position, state), block, prefix, linear), strict=True
-        ):
+        seen = watch(partial(blocks.run, position, state), block, prefix, linear)
+        for stage, inputs in zip(linear, seen, strict=True):
             for target in stage.targets:
                 totals.setdefault(target.name, [0.0])[0] += inputs.square().sum(0)
     for target in (target for target in targets if target.fused):
         module = blocks.model.get_submodule(target.module)
-        parameter, sums = (
-            getattr(module, target.parameter).detach(),
-            [None] * len(getattr(module, target.parameter)),
-        )
+        parameter = getattr(module, target.parameter).detach()
+        sums: list[torch.Tensor | None] = [None] * len(parameter)
         with eager_experts(module):
             for state in hidden:
                 for expert, inputs in watch_experts(
-                    lambda state=state: blocks.run(position, state), parameter, target.transposed
+                    partial(blocks.run, position, state), parameter, target.transposed
                 ):
-                    more = inputs.square().sum(0)
-                    sums[expert] = more if sums[expert] is None else sums[expert] + more
+                    more, before = inputs.square().sum(0), sums[expert]
+                    sums[expert] = more if before is None else before + more
         totals[target.name] = sums
     return {
         name: [None if total is None else total.sqrt() for total in each] for name, each in totals.items()
@@ -136,7 +139,7 @@ def check_format(format: Format) -> None:
         raise InputError(
             f"{format.label} learns its table, which need not hold a 0, so pruned weights would not stay 0. Choose int4 or nf4."
         )
-    if not format.even and not (format.fixed == 0).any():
+    if not format.even and (format.fixed is None or not bool(format.fixed.eq(0).any())):
         raise InputError(
             f"{format.label} has no code for 0, so pruned weights would not stay 0. Choose int4 or nf4."
         )
@@ -144,9 +147,11 @@ def check_format(format: Format) -> None:
 
 def without(tensor: QuantizedTensor, kept: torch.Tensor) -> QuantizedTensor:
     """`tensor` with the code of 0 wherever `kept` (N, K) is False."""
-    return replace(
-        tensor, codes=pack(torch.where(kept, tensor.unpacked_codes(), zero_codes(tensor)), tensor.format.bits)
-    )
+    zero = zero_codes(tensor)
+    if zero is None:
+        raise ValueError(f"{tensor.format.label} has no code for 0")
+    codes = torch.where(kept, tensor.unpacked_codes(), zero)
+    return replace(tensor, codes=pack(codes, tensor.format.bits))
 
 
 def prune_codes(model: nn.Module, kept: Kept) -> None:

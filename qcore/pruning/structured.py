@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,6 +33,9 @@ from qcore.base.registry import unknown
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.methods.gptq import damped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHODS = ("neurons", "heads", "layers")
 _MLPS = (("gate_proj", "up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc1", "fc2"), ("up_proj", "down_proj"))
@@ -57,7 +61,9 @@ class Cut:
 
 
 @torch.no_grad()
-def cut(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, dict]:
+def cut(
+    model: PreTrainedModel, what: Cut, ids: torch.Tensor, progress: Progress
+) -> tuple[PreTrainedModel, dict]:
     """A smaller model with the weights of `model` that stay, and a record of what went. `ids` (windows, T)
     are read for the scores.
 
@@ -72,7 +78,7 @@ def cut(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> t
     return _narrow(model, what, ids, progress)
 
 
-def with_layers(model: nn.Module, kept: list[int]) -> nn.Module:
+def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     """A model of the blocks `kept`, in this order, and everything else of `model`."""
     blocks = Blocks(model)
     config = deepcopy(model.config)
@@ -96,7 +102,7 @@ def with_layers(model: nn.Module, kept: list[int]) -> nn.Module:
     return _build(model, config, state)
 
 
-def layer_influence(model: nn.Module, ids: torch.Tensor, progress: Progress) -> list[float]:
+def layer_influence(model: PreTrainedModel, ids: torch.Tensor, progress: Progress) -> list[float]:
     """1 − cosine of each block's input and output, mean over the tokens of `ids` (windows, T)."""
     blocks = Blocks(model)
     hidden, found = blocks.embed(ids), []
@@ -121,7 +127,9 @@ def _part(what: Cut, total: int, name: str) -> int:
     return count
 
 
-def _narrow(model: nn.Module, what: Cut, ids: torch.Tensor, progress: Progress) -> tuple[nn.Module, dict]:
+def _narrow(
+    model: PreTrainedModel, what: Cut, ids: torch.Tensor, progress: Progress
+) -> tuple[PreTrainedModel, dict]:
     blocks = Blocks(model)
     config, state = deepcopy(model.config), dict(model.state_dict())
     hidden, size, kept = blocks.embed(ids), 0, []
@@ -246,24 +254,24 @@ def _spread(stays: torch.Tensor, width: int) -> torch.Tensor:
     return (stays[:, None] * width + torch.arange(width)).flatten()
 
 
-def _matrix(module: nn.Module) -> torch.Tensor:
+def _matrix(module: Any) -> torch.Tensor:
     """The weight (N, K)."""
     return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
 
 
-def _cut_rows(state: dict, name: str, module: nn.Module, rows: torch.Tensor) -> None:
+def _cut_rows(state: dict, name: str, module: Any, rows: torch.Tensor) -> None:
     axis = 1 if isinstance(module, Conv1D) else 0
     state[f"{name}.weight"] = module.weight.detach().index_select(axis, rows)
     if module.bias is not None:
         state[f"{name}.bias"] = module.bias.detach()[rows]
 
 
-def _like(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+def _like(module: Any, weight: torch.Tensor) -> torch.Tensor:
     """The matrix `weight` (N, K) as `module` stores it."""
     return (weight.T if isinstance(module, Conv1D) else weight).to(module.weight.dtype).contiguous()
 
 
-def _build(model: nn.Module, config, state: dict[str, torch.Tensor]) -> nn.Module:
+def _build(model: PreTrainedModel, config, state: dict[str, torch.Tensor]) -> PreTrainedModel:
     """A model like `model` with the given config and weights."""
     from qcore.models.assembly import empty_model
 

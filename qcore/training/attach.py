@@ -5,23 +5,28 @@ The output head is left as it is, and so is a quantized embedding: they may shar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
-from qcore.layers.modules import QuantExperts, QuantLinear
+from qcore.layers.modules import QuantExperts, QuantizedModule, QuantLinear
 from qcore.layers.select import select
 from qcore.recipes import parse
 from qcore.training.fake import Full, Light
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FakeLinear(nn.Module):
     """y = x · ŵᵀ + bias."""
 
-    def __init__(self, fake: nn.Module, bias: torch.Tensor | None, activations: str):
+    def __init__(self, fake: Light | Full, bias: torch.Tensor | None, activations: str):
         super().__init__()
         self.fake, self.activations = fake, activations
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -34,17 +39,19 @@ class FakeLinear(nn.Module):
 class FakeExperts(nn.Module):
     """Fused experts; indexing gives one expert's ŵ, as the model stores it."""
 
-    def __init__(self, fakes: list[nn.Module], transposed: bool):
+    def __init__(self, fakes: list[Light | Full], transposed: bool):
         super().__init__()
         self.fakes, self.transposed = nn.ModuleList(fakes), transposed
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        weight = self.fakes[int(expert)].weight()
+        weight = cast(Light | Full, self.fakes[int(expert)]).weight()
         return weight.T if self.transposed else weight
 
 
 class FakeHead(nn.Module):
     """A quantized output head, which is not trained: it may share its codes with the embedding."""
+
+    weight: torch.Tensor
 
     def __init__(self, layer: QuantLinear):
         super().__init__()
@@ -73,7 +80,7 @@ class Form:
             )
 
 
-def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -> None:
+def attach(model: PreTrainedModel, form: Form, unquantized: PreTrainedModel | None = None) -> None:
     """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before,
     with the same names; weights of the full form begin leaning towards its weights.
 
@@ -88,21 +95,19 @@ def attach(model: nn.Module, form: Form, unquantized: nn.Module | None = None) -
     )
 
     def before(name: str) -> list[torch.Tensor] | None:
-        return targets[name].matrices(unquantized) if targets else None
+        return None if unquantized is None else targets[name].matrices(unquantized)
 
+    new: nn.Module
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             if module is head:
                 new = FakeHead(module)
             else:
-                new = FakeLinear(
-                    *_fakes(name, [module.quantized], form, before(f"{name}.weight")),
-                    module.bias,
-                    module.activations,
-                )
+                (fake,) = _fakes(name, [module.quantized], form, before(f"{name}.weight"))
+                new = FakeLinear(fake, module.bias, module.activations)
                 count += 1
         elif isinstance(module, QuantExperts):
-            tensors = [expert.quantized for expert in module.experts]
+            tensors = [cast(QuantizedModule, expert).quantized for expert in module.experts]
             new = FakeExperts(_fakes(name, tensors, form, before(name)), module.transposed)
             count += 1
         else:
@@ -122,13 +127,15 @@ def detach(model: nn.Module) -> None:
     """Put ordinary quantized layers in the place of those that were trained."""
     from qcore.quantization import convert
 
+    new: nn.Module
     for name, module in list(model.named_modules()):
         if isinstance(module, FakeLinear):
             new = QuantLinear(
                 module.fake.result(), None if module.bias is None else module.bias.data, module.activations
             )
         elif isinstance(module, FakeExperts):
-            new = QuantExperts([fake.result() for fake in module.fakes], module.transposed)
+            fakes = [cast(Light | Full, fake) for fake in module.fakes]
+            new = QuantExperts([fake.result() for fake in fakes], module.transposed)
         elif isinstance(module, FakeHead):
             new = module.layer
         else:
@@ -166,7 +173,7 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
         found.append(
             {
                 "params": list(norm.parameters(recurse=False)),
-                "lr": rate * float(norm.weight.detach().abs().mean()),
+                "lr": rate * float(cast(nn.Parameter, norm.weight).detach().abs().mean()),
             }
         )
     return found
@@ -174,10 +181,10 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
 
 def _fakes(
     name: str, tensors: list[QuantizedTensor], form: Form, before: list[torch.Tensor] | None
-) -> list[nn.Module]:
+) -> list[Light | Full]:
     """What is trained in the place of `tensors`; `before` are the matrices (N, K) of the unquantized model."""
     if form.name == "full":
-        weights = [None] * len(tensors) if before is None else before
+        weights: Sequence[torch.Tensor | None] = before or [None] * len(tensors)
         return [
             Full(tensor, weight, form.learn_scales) for tensor, weight in zip(tensors, weights, strict=True)
         ]

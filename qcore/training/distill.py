@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.qat import check_common
 from qcore.training.teacher import Teacher, soft_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RATE = 5e-4
 SCORED = 8  # windows that layers and neurons are scored by
@@ -139,8 +143,8 @@ def run(
 
 
 def begin(
-    model: nn.Module, options: Distill, ids: torch.Tensor, progress: Progress
-) -> tuple[nn.Module, list[int]]:
+    model: PreTrainedModel, options: Distill, ids: torch.Tensor, progress: Progress
+) -> tuple[PreTrainedModel, list[int]]:
     """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not
     so many."""
     total = len(Blocks(model))

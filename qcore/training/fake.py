@@ -20,6 +20,7 @@ begin at their codes, leaning towards the unquantized weights.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,9 @@ class Light(nn.Module):
 
     In mixed precision ŵ is made in bfloat16 at once, from scales rounded to it: what is kept and judged is
     not."""
+
+    units: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, tensor: QuantizedTensor):
         super().__init__()
@@ -63,6 +67,10 @@ class Full(nn.Module):
     """The weight behind the codes, `latent` (N, K), on the grid that `tensor` has; `gain` (N, G) if scales
     are learned, too."""
 
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    table: torch.Tensor | None
+
     def __init__(self, tensor: QuantizedTensor, unquantized: torch.Tensor | None, learn_scales: bool):
         super().__init__()
         self.tensor = tensor
@@ -74,7 +82,7 @@ class Full(nn.Module):
         )
         zero = tensor.zero_points() if tensor.format.even else None
         self.register_buffer("zero", zero if isinstance(zero, torch.Tensor) else None, persistent=False)
-        self.middle = zero if isinstance(zero, float) else None
+        self.middle = zero if isinstance(zero, float) else 0.0
         table = None if tensor.codebook is None else tensor.codebook.float()
         self.register_buffer("table", table, persistent=False)
         self.latent = nn.Parameter(self._begin(unquantized))
@@ -143,7 +151,7 @@ class _Scaled(torch.autograd.Function):
     """units (N, K) times scales (N, G); of the gradient of the weight only what the scales need is kept."""
 
     @staticmethod
-    def forward(ctx, units: torch.Tensor, scale: torch.Tensor, size: int | None) -> torch.Tensor:
+    def forward(ctx: Any, units: torch.Tensor, scale: torch.Tensor, size: int | None) -> torch.Tensor:
         ctx.save_for_backward(units)
         ctx.size, ctx.groups = size, scale.shape[1]
         if size is not None and units.shape[1] == size * scale.shape[1]:
@@ -151,7 +159,7 @@ class _Scaled(torch.autograd.Function):
         return units * spread(scale, units.shape[1], size)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         (units,) = ctx.saved_tensors
         return None, _by_group(gradient * units, ctx.size, ctx.groups), None
 
@@ -161,7 +169,7 @@ class _Rounded(torch.autograd.Function):
     gradient for scales."""
 
     @staticmethod
-    def forward(ctx, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
+    def forward(ctx: Any, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
         _, units, position = layer.round(latent, scale)
         low, high = layer.limits()
         inside = (position >= low) & (position <= high)
@@ -174,7 +182,7 @@ class _Rounded(torch.autograd.Function):
         return units * spread(scale, units.shape[1], ctx.size)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         inside, *slopes = ctx.saved_tensors
         by_scale = None
         if slopes:
@@ -212,9 +220,10 @@ def _units(tensor: QuantizedTensor) -> torch.Tensor:
             return (codes.float() - zero).to(torch.bfloat16)
         narrow = torch.int8 if tensor.format.bits < 8 or tensor.format.symmetric else torch.int16
         return (codes.float() - zero).to(narrow)
-    table = tensor.codebook.float()
+    table = tensor.table
     return table.gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
 
 
 def _to(tensor: QuantizedTensor, device: torch.device) -> QuantizedTensor:
-    return replace(tensor, **{name: part.to(device) for name, part in tensor.parts().items()})
+    parts: dict[str, Any] = {name: part.to(device) for name, part in tensor.parts().items()}
+    return replace(tensor, **parts)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-
-import torch
+from typing import TYPE_CHECKING, cast
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -27,6 +26,9 @@ from qcore.training.attach import Form, attach, detach, groups
 from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RATES = {"light": 5e-3, "full": 3e-2}
 # of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there
@@ -115,7 +117,7 @@ def run(
     }
     kept = TrainingState({"kind": "qat", **identity})
     student, ledger = _begin(recipe, words, quantized, kept)
-    student.to(device)
+    cast(torch.nn.Module, student).to(device)
     folds = METHODS[recipe.method].folds
     leans = recipe.prepare == "none" and not folds and not isinstance(recipe.weights, Budget)
     attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
@@ -139,13 +141,15 @@ def run(
 
 def _begin(
     recipe: Recipe, words: corpus.Texts, quantized: Callable[[Calibration], Loaded], kept: TrainingState
-) -> tuple[torch.nn.Module, Ledger]:
+) -> tuple[PreTrainedModel, Ledger]:
     """Return the model that training begins with and its ledger. A calibrated one, which takes long, is kept
     for a run that goes on."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
         return model, ledger
     found = quantized(words.source.part(TOKENS))
+    if found.ledger is None:
+        raise ValueError("a quantized model has a ledger")
     if recipe.calibrated:
         safetensors.save(found.model, None, recipe, found.ledger, kept.begin)
     return found.model, found.ledger

@@ -10,10 +10,15 @@ what its head is given, H numbers a token instead of one for each word; the head
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from qcore.quantization.methods.joint import divergence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KEPT_BYTES = 512 << 20  # of hidden states, at most
 
@@ -21,7 +26,7 @@ KEPT_BYTES = 512 << 20  # of hidden states, at most
 class Teacher:
     """The predictions of `model`, frozen, for windows that are told apart by their numbers."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model.eval().requires_grad_(False)
         self._kept: dict[int, torch.Tensor] = {}
         self._bytes = 0

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from qcore.base.home import home as cache
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.alone]
 LIMIT = 2.7e9  # bytes that a free Streamlit Cloud app has
 RUN = 900_000  # milliseconds
 
