@@ -28,6 +28,7 @@ from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 RATES = {"light": 5e-3, "full": 3e-2}
@@ -117,7 +118,7 @@ def run(
     }
     kept = TrainingState({"kind": "qat", **identity})
     student, ledger = _begin(recipe, words, quantized, kept)
-    cast(torch.nn.Module, student).to(device)
+    cast("nn.Module", student).to(device)
     folds = METHODS[recipe.method].folds
     leans = recipe.prepare == "none" and not folds and not isinstance(recipe.weights, Budget)
     attach(student, options.form, teacher.model if options.form.name == "full" and leans else None)
