@@ -1,6 +1,8 @@
 """The verbs of `import qcore`, each a thin layer over `qcore.verbs` and the modules that do the work."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from qcore import planning, recipes
 from qcore.base import texts
@@ -194,7 +196,7 @@ def plan(
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a quantized `model` into `folder`, which `load` takes as a model, and return the folder. Raises
     `InputError` for a model that is not quantized and for a folder that holds something."""
-    if model.recipe is None:
+    if model.recipe is None or model.ledger is None:
         raise InputError(
             "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
         )
@@ -238,7 +240,7 @@ def qat(
         model,
         _recipe(recipe),
         asked,
-        folder,
+        Path(folder),
         overwrite=overwrite,
         compare=compare,
         device=device,
@@ -299,7 +301,7 @@ def distill(
     return verb.run(
         model,
         asked,
-        folder,
+        Path(folder),
         overwrite=overwrite,
         compare=compare,
         device=device,
@@ -311,8 +313,11 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     return recipes.parse(recipe) if isinstance(recipe, str) else recipe
 
 
-def _options(kind: type, **given):
-    known = kind.__dataclass_fields__
+T = TypeVar("T")
+
+
+def _options(kind: type[T], **given: Any) -> T:
+    known = [each.name for each in fields(cast(Any, kind))]
     for name in given:
         if name not in known:
             raise unknown("option", name, known)

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from qcore.base.errors import UnavailableError
 from qcore.base.extensions import ExtensibleRegistry
 from qcore.recipes import EngineInfo, Recipe, Variant
 from qcore.recipes.engines import declare
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["ENGINES", "Engine", "EngineInfo", "Variant", "available", "load", "missing", "register"]
 
@@ -30,7 +31,7 @@ class Apply(Protocol):
 
     def __call__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         recipe: Recipe,
         progress: Callable[[int, int, str], None],
         quantize: Callable | None = None,

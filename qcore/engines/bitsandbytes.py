@@ -14,7 +14,10 @@ point, as the paper and transformers do by default. The 4-bit formats widen the 
 floating point.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +27,9 @@ from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INFO = EngineInfo(
     "bitsandbytes",
@@ -63,12 +69,12 @@ PACKED_ROWS = 32
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
+def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
     two with -dq or without."""
     with importing("bitsandbytes"):
         import bitsandbytes  # noqa: F401
-    variant, _, double = recipe.weights.variant.partition("-")
+    variant, _, double = recipe.engine.variant.partition("-")
     convert = _int8 if variant == "int8" else partial(_four_bits, kind=variant, double_quant=double == "dq")
     return replace_linears(model, recipe, progress, "bitsandbytes", convert)
 
@@ -86,9 +92,8 @@ def _int8(linear: nn.Linear) -> Converted:
     )
     # The library quantizes where a tensor is moved, so the move has to be made even where the weight is in
     # its place already.
-    weight = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False).to(
-        linear.weight.device
-    )
+    made: Any = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    weight = made.to(linear.weight.device)
     if weight.dtype != torch.int8 or weight.SCB is None:
         raise unchanged("bitsandbytes", f"its weight is {weight.dtype}")
     new.weight, new.bias = weight, linear.bias
@@ -107,14 +112,15 @@ def _four_bits(linear: nn.Linear, kind: str, double_quant: bool) -> Converted:
         quant_type=kind,
         device="meta",
     )
-    weight = Params4bit(
+    made: Any = Params4bit(
         linear.weight.data,
         requires_grad=False,
         blocksize=BLOCK,
         compress_statistics=double_quant,
         quant_type=kind,
         module=new,
-    ).to(linear.weight.device)
+    )
+    weight = made.to(linear.weight.device)
     state = weight.quant_state
     if weight.dtype != torch.uint8 or state is None or state.nested is not double_quant:
         raise unchanged("bitsandbytes", f"its weight is {weight.dtype}")

@@ -6,9 +6,12 @@ shown, each original is freed before the next layer is worked on, and the recipe
 same for every library.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +23,9 @@ from qcore.layers.inventory import inventory, kept_row
 from qcore.layers.select import Target, select
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EMBEDDING = "Kept: {library} quantizes linear layers only."
 TIED = "Kept: {library} quantizes the output head's copy of this tied tensor; the embedding stays as it was."
@@ -46,7 +52,7 @@ class Converted:
 
 
 def replace_linears(
-    model: nn.Module,
+    model: PreTrainedModel,
     recipe: Recipe,
     progress: Progress,
     library: str,
@@ -89,8 +95,10 @@ def replace_linears(
 def as_linear(module: nn.Module) -> nn.Linear:
     """`module` itself, or the `nn.Linear` that computes the same as a `Conv1D`, whose weight is stored as
     (inputs, outputs)."""
-    if not isinstance(module, Conv1D):
+    if isinstance(module, nn.Linear):
         return module
+    if not isinstance(module, Conv1D):
+        raise TypeError(f"{type(module).__name__} is not a linear layer")
     linear = nn.Linear(module.nx, module.nf, device="meta")
     linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=False)
     linear.bias = module.bias
@@ -98,7 +106,7 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 
 @contextmanager
-def importing(library: str) -> AbstractContextManager[None]:
+def importing(library: str) -> Iterator[None]:
     """Turn the failure of an import inside into an `UnavailableError` that gives the reason."""
     try:
         yield

@@ -7,12 +7,14 @@
 The ledger counts what the file holds.
 """
 
+from __future__ import annotations
+
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.base.home import home
@@ -21,6 +23,9 @@ from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import importing
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INFO = EngineInfo(
     "onnxruntime",
@@ -46,7 +51,7 @@ INFO = EngineInfo(
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
+def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Export `model` to the recipe's variant (fp32, int8 or int4), and let a session of ONNX Runtime take its
     place."""
     with importing("ONNX Runtime"):

@@ -11,7 +11,10 @@ all of them it takes one group a channel. The ledger shows the size each layer r
 and multiplied in floating point.
 """
 
+from __future__ import annotations
+
 from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +25,9 @@ from qcore.engines.linears import Converted, importing, inner_tensors, replace_l
 from qcore.layers.stand_in import stand_in
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INFO = EngineInfo(
     "quanto",
@@ -38,18 +44,18 @@ INFO = EngineInfo(
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
+def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
     with importing("optimum-quanto"):
-        from optimum.quanto import QTensor, freeze, qint4, qint8, quantize
-    kind = {"int8": qint8, "int4": qint4}[recipe.weights.variant]
+        from optimum import quanto
+    kind = {"int8": quanto.qint8, "int4": quanto.qint4}[recipe.engine.variant]
 
     def convert(linear: nn.Linear) -> Converted:
         holder = nn.Sequential(linear)
-        quantize(holder, weights=kind)
-        freeze(holder)
-        new = holder[0]
-        if not isinstance(new.weight, QTensor) or new.weight.qtype is not kind:
+        quanto.quantize(holder, weights=kind)
+        quanto.freeze(holder)
+        new: Any = holder[0]
+        if not isinstance(new.weight, quanto.QTensor) or new.weight.qtype is not kind:
             raise unchanged("optimum-quanto", f"its weight is a {type(new.weight).__name__}")
         stand_in(new, MethodType(_forward, new))
         size = new.weight_group_size

@@ -7,7 +7,10 @@ library's default takes the output head as well, so this recipe does; a tied emb
 head becomes a copy of its own. Runs on a CPU only.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +21,9 @@ from qcore.engines import EngineInfo, Variant, missing, register
 from qcore.engines.linears import Converted, importing, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INFO = EngineInfo(
     "torch_dynamic",
@@ -51,7 +57,7 @@ def available() -> str | None:
 
 
 @register(INFO, available)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
+def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
     is not on a CPU."""
     device = next(model.parameters()).device

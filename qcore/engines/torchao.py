@@ -5,6 +5,10 @@ Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int
 format is symmetric, but the library keeps them).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from qcore.base.progress import Progress
@@ -12,6 +16,9 @@ from qcore.engines import EngineInfo, Variant, register
 from qcore.engines.linears import Converted, importing, inner_tensors, replace_linears, unchanged
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INFO = EngineInfo(
     "torchao",
@@ -32,7 +39,7 @@ INFO = EngineInfo(
 
 
 @register(INFO)
-def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
+def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int8-dynamic."""
     with importing("torchao"):
         from torchao.quantization import (
@@ -43,14 +50,14 @@ def apply(model: nn.Module, recipe: Recipe, progress: Progress, quantize=None) -
         )
 
     configs = {"int8": Int8WeightOnlyConfig, "int8-dynamic": Int8DynamicActivationInt8WeightConfig}
-    config = configs[recipe.weights.variant](set_inductor_config=False)  # nothing is compiled here
+    config = configs[recipe.engine.variant](set_inductor_config=False)  # nothing is compiled here
 
     def convert(linear: nn.Linear) -> Converted:
         holder = nn.Sequential(linear)
         quantize_(holder, config)
         weight = holder[0].weight
         if not isinstance(weight, Int8Tensor) or (weight.act_quant_kwargs is not None) != (
-            recipe.weights.variant == "int8-dynamic"
+            recipe.engine.variant == "int8-dynamic"
         ):
             raise unchanged("torchao", f"its weight is a {type(weight).__name__}")
         return Converted(holder[0], inner_tensors(weight), recipe.name)

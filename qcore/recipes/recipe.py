@@ -98,6 +98,13 @@ class Recipe:
         return not isinstance(self.weights, Float | Saved)
 
     @property
+    def engine(self) -> Engine:
+        """The engine and its variant. Raises `ValueError` for a recipe of qcore's own."""
+        if not isinstance(self.weights, Engine):
+            raise ValueError(f"{self.name} is not a recipe of an engine")
+        return self.weights
+
+    @property
     def calibrated(self) -> bool:
         """Whether codes are chosen with a calibration text."""
         return needs_text(self.method) or isinstance(self.weights, Budget)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -76,7 +76,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     generations = session.generate(loaded, record=is_baseline)
     session.leave()
     divergence = evaluation.divergence
-    about = session.record(loaded) | {
+    about: Any = session.record(loaded) | {
         "predicted": session.predicted(checkpoint, applied),
         "recipe": recipe.to_dict(),
         "execution": execution(loaded.model, kv),
@@ -142,7 +142,8 @@ class _Session:
         self.notes: list[str] = []
         self.known: dict | None = None
         self._right: dict | None = None
-        self._phase, self._since = None, 0.0
+        self._phase: str | None = None
+        self._since = 0.0
         if spec.threads:
             torch.set_num_threads(spec.threads)
         torch.manual_seed(spec.seed)

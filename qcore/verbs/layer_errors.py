@@ -133,7 +133,7 @@ def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
     table: the middle row)."""
     scales = quantized.scales()
     if scales is None:
-        return tuple(quantized.group_values(len(quantized.codebook) // 2, 0).tolist())
+        return tuple(quantized.group_values(len(quantized.table) // 2, 0).tolist())
     place = int(scales.flatten().argsort()[scales.numel() // 2])
     return tuple(quantized.group_values(*divmod(place, scales.shape[1])).tolist())
 

@@ -69,7 +69,8 @@ def compared(
 
 def _quality(loaded: dict[str, Loaded], ids: torch.Tensor) -> dict[str, dict]:
     """Score the tokens `ids` (T,) with each of the models; the first one is the baseline of the others."""
-    found, window = {}, _window(loaded["before"])
+    found: dict[str, dict] = {}
+    window = _window(loaded["before"])
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference.safetensors"
         for name, each in loaded.items():

@@ -192,11 +192,11 @@ def quantize(
     recipe did less than it should.
     """
     began = time.perf_counter()
-    text = calibration
+    text: Calibration | None
     if isinstance(calibration, CalibrationText):
         text = calibration.load(loaded.tokenizer, recipe)
-    elif not recipe.calibrated:
-        text = None
+    else:
+        text = calibration if recipe.calibrated else None
     ledger = convert.quantize(
         loaded.model,
         recipe,

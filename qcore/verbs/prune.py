@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +15,7 @@ from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.base.turn import heavy_turn
 from qcore.formats.budget import Budget
+from qcore.formats.kinds import Format
 from qcore.formats.sparse import break_even
 from qcore.layers.modules import QuantExperts, QuantizedModule
 from qcore.library import Loaded, plain, safetensors
@@ -27,6 +29,9 @@ from qcore.training.qat import check_recipe
 from qcore.verbs import made
 from qcore.verbs.prepare import find_original, load, quantize, saving
 from qcore.verbs.record import stored_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNSTRUCTURED, STRUCTURED = ("wanda", "magnitude", "2:4"), ("neurons", "heads", "layers")
 SCORED = 16384  # tokens of calibration text that scores are computed from
@@ -81,7 +86,8 @@ class Prune:
                 f"{recipe.name} rotates the model first, so its weights are no longer those that pruning "
                 "looks at. Choose the order before."
             )
-        masks.check_format(recipe.weights)
+        if isinstance(recipe.weights, Format):
+            masks.check_format(recipe.weights)
 
     @property
     def what(self) -> masks.Amount | structured.Cut:
@@ -111,8 +117,11 @@ def run(
         loaded = load(checkpoint, progress=progress)
         began = time.perf_counter()
         text = load_calibration(options.calibration, loaded.tokenizer, tokens=options.tokens)
-        cut = _prune_weights if options.method in UNSTRUCTURED else _prune_parts
-        result = cut(loaded, options, text, folder, overwrite, progress)
+        what = options.what
+        if isinstance(what, masks.Amount):
+            result = _prune_weights(loaded, options, what, text, folder, overwrite, progress)
+        else:
+            result = _prune_parts(loaded, options, what, text, folder, overwrite, progress)
         about = {"method": options.method, "amount": options.amount, **result}
         seconds = time.perf_counter() - began
         result = {"model": model, "folder": str(folder), "seconds": seconds, **about}
@@ -120,9 +129,15 @@ def run(
 
 
 def _prune_weights(
-    loaded: Loaded, options: Prune, text: Calibration, folder: Path, overwrite: bool, progress: Progress
+    loaded: Loaded,
+    options: Prune,
+    what: masks.Amount,
+    text: Calibration,
+    folder: Path,
+    overwrite: bool,
+    progress: Progress,
 ) -> dict:
-    reads, recipe, what = options.method != "magnitude", options.recipe, options.what
+    reads, recipe = options.method != "magnitude", options.recipe
     ids = text.ids if reads else None
     about = {
         "kind": "prune",
@@ -176,7 +191,7 @@ def _prune_weights(
     }
 
 
-def _twin(quantized: Loaded) -> torch.nn.Module:
+def _twin(quantized: Loaded) -> PreTrainedModel:
     """Return a float model with the dequantized weights of the quantized one."""
     twin = library.load(quantized.checkpoint).model
     parameters = dict(twin.named_parameters())
@@ -194,9 +209,14 @@ def _twin(quantized: Loaded) -> torch.nn.Module:
 
 
 def _prune_parts(
-    loaded: Loaded, options: Prune, text: Calibration, folder: Path, overwrite: bool, progress: Progress
+    loaded: Loaded,
+    options: Prune,
+    what: structured.Cut,
+    text: Calibration,
+    folder: Path,
+    overwrite: bool,
+    progress: Progress,
 ) -> dict:
-    what = options.what
     before = sum(parameter.numel() for parameter in loaded.model.parameters())
     smaller, went = structured.cut(loaded.model, what, text.ids, progress)
     after = sum(parameter.numel() for parameter in smaller.parameters())

@@ -48,6 +48,8 @@ def run(
         trained, history, kept = train(
             checkpoint, recipe, options, device=device, progress=progress, watch=watch
         )
+        if trained.ledger is None:
+            raise ValueError("a trained model has a ledger")
         with saving(folder, progress):
             safetensors.save(
                 trained.model,

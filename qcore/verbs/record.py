@@ -61,7 +61,7 @@ def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
 def kv_record(kv: KVFormat | None, speed: Throughput) -> dict:
     """Return the form of keys and values while `speed` was measured, and their stored bytes, spare room
     included."""
-    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes else None
+    each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes and speed.cache_tokens else None
     return {**kv_format(kv), "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
 
 

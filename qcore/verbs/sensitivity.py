@@ -92,6 +92,8 @@ def run(request: Request, progress: Progress) -> tuple[str, object]:
         )
         if request.measure_tokens and not table.measured:
             table = _measured(loaded.model, targets, request, calibration, table, store, progress)
+    if store is None:
+        raise ValueError(f"{checkpoint.name} has no digest to keep its table under")
     return store.key, table
 
 

@@ -6,11 +6,14 @@ counted from the length of the cache, the causal mask is part of the graph, and 
 `logits_at` go through the output head.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +21,9 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.engines.onnx.traced import trace
 from qcore.runtime import detach
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 OPSET = 18
@@ -31,7 +37,7 @@ _TOKENS, _PAST, _ROWS = (
 class _Step(nn.Module):
     """The call that is traced: tokens, which logits, and the cache as plain tensors."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.traced = model
 
@@ -42,11 +48,12 @@ class _Step(nn.Module):
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         found = self.traced(input_ids=input_ids, cache=cache, use_cache=True, logits_to_keep=logits_at)
-        present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+        layers: list[Any] = cache.layers
+        present = [part for layer in layers for part in (layer.keys, layer.values)]
         return (found.logits, *present)
 
 
-def export(model: nn.Module, folder: Path) -> Path:
+def export(model: PreTrainedModel, folder: Path) -> Path:
     """Write `model` (fp32, or with qcore's own quantized layers) to model.onnx and model.onnx.data in
     `folder`. The model is used up: its layers are exchanged for those of `traced.py`.
 
@@ -88,12 +95,14 @@ def export(model: nn.Module, folder: Path) -> Path:
         raise InputError(
             f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}"
         ) from error
+    if program is None:
+        raise InputError(f"{type(model).__name__} cannot be exported to ONNX: the exporter gave no graph.")
     _tidy(program.model)
     program.save(folder / FILE, external_data=True)
     return folder / FILE
 
 
-def unsupported(model: nn.Module) -> str | None:
+def unsupported(model: PreTrainedModel) -> str | None:
     """Why `model` cannot be exported, as far as that is known beforehand, or None."""
     if any(
         hasattr(module, "is_transposed") or type(module).__name__ == "QuantExperts"
@@ -113,14 +122,14 @@ def names(layers: int) -> tuple[list[str], list[str]]:
 
 
 @torch.no_grad()
-def _example_cache(model: nn.Module) -> list[torch.Tensor]:
+def _example_cache(model: PreTrainedModel) -> list[torch.Tensor]:
     """Keys and values (B, heads, P, size) of each layer for a few tokens. Raises `InputError` for a cache of
     another kind."""
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
     model(input_ids=torch.zeros(_ROWS, _PAST, dtype=torch.int64), cache=cache, use_cache=True)
-    parts = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
+    parts: list[Any] = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
     if not parts or any(
         not isinstance(part, torch.Tensor) or part.shape[:1] + part.shape[2:3] != (_ROWS, _PAST)
         for part in parts
@@ -131,10 +140,11 @@ def _example_cache(model: nn.Module) -> list[torch.Tensor]:
     return parts
 
 
-def _tidy(model) -> None:
+def _tidy(model: Any) -> None:
     """Weights under their names in the model; one copy of what several modules share; no traces of where and
     how it was exported."""
-    graph, seen = model.graph, {}
+    graph = model.graph
+    seen: dict[tuple, Any] = {}
     for thing in (
         model,
         graph,
@@ -178,7 +188,7 @@ def _silence():
 
 
 def _first_line(error: Exception) -> str:
-    reason = error
+    reason: BaseException = error
     while reason.__cause__ is not None:  # the innermost one names the operator
         reason = reason.__cause__
     text = str(reason).strip().splitlines()

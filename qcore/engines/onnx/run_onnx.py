@@ -47,7 +47,8 @@ class OnnxModel:
 
     def greedy(self, ids: list[int], count: int, ends: tuple[int, ...] = ()) -> list[int]:
         """The `count` most likely tokens after `ids`, one after another; fewer if one of `ends` comes."""
-        written, cache, block = [], None, np.array([ids])
+        written: list[int] = []
+        cache, block = None, np.array([ids])
         while len(written) < count:
             logits, cache = self.step(block, cache)
             token = int(logits[0, -1].argmax())

@@ -14,6 +14,10 @@ Codes of fewer than 4 bits lie in 4, those of 5 to 7 in 8. A group that is no bl
 channel, 96 inputs) becomes several with the same scale: more bytes, the same numbers.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn.functional import pad
@@ -22,7 +26,10 @@ from transformers.pytorch_utils import Conv1D
 from qcore.base.errors import InputError
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
-from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantLinear
+from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: activations in 8 bits, a scale a block
@@ -33,12 +40,13 @@ _LEVELS = {
 }  # int16 is exact where there is no kernel for it
 
 
-def trace(model: nn.Module) -> None:
+def trace(model: PreTrainedModel) -> None:
     """Exchange the modules of `model`, in place, for those above. Raises `InputError` for one that ONNX has
     no form for."""
     held: dict[int, tuple] = {}  # a tied pair has one
     head = model.get_output_embeddings()
     tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
+    new: nn.Module
     for name, module in list(model.named_modules()):
         parent, _, last = name.rpartition(".")
         if isinstance(module, QuantExperts):
@@ -74,6 +82,10 @@ class FloatLinear(nn.Module):
 
 class Blocks(nn.Module):
     """A `QuantizedTensor` in MatMulNBits' layout."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
 
     def __init__(self, weight: QuantizedTensor):
         super().__init__()
@@ -123,12 +135,12 @@ class NBitsEmbedding(nn.Module):
         """Token ids (...) -> (..., size of the embedding), float32."""
         weight = self.weight
         codes, scale = weight.codes[ids], weight.scale[ids]
-        zero = float(1 << (weight.bits - 1)) if weight.zero_point is None else weight.zero_point[ids]
+        points = None if weight.zero_point is None else weight.zero_point[ids]
         if weight.bits == 4:
             codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
-            if weight.zero_point is not None:
-                zero = torch.stack((zero & 15, zero >> 4), dim=-1).flatten(-2)[..., : scale.shape[-1]]
-        zero = zero if weight.zero_point is None else zero.float().unsqueeze(-1)
+            if points is not None:
+                points = torch.stack((points & 15, points >> 4), dim=-1).flatten(-2)[..., : scale.shape[-1]]
+        zero = float(1 << (weight.bits - 1)) if points is None else points.float().unsqueeze(-1)
         return ((codes.float() - zero) * scale.unsqueeze(-1)).flatten(-2)[..., : weight.shape[1]]
 
 
@@ -149,11 +161,11 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     codes = pad(codes, (0, -columns % size)).unflatten(1, (-1, size))
     count = codes.shape[1]
     repeats = count if format.group_size is None else format.group_size // size
-    zero = weight.zero_points()
-    zero = zero if isinstance(zero, torch.Tensor) else torch.full_like(weight.scales(), zero)
-    scale, zero = (
-        part.repeat_interleave(repeats, dim=1)[:, :count].contiguous() for part in (weight.scales(), zero)
-    )
+    scale, zero = weight.scales(), weight.zero_points()
+    if scale is None:
+        raise InputError(f"{format.label} has no scales, and ONNX Runtime's MatMulNBits needs them.")
+    zero = zero if isinstance(zero, torch.Tensor) else torch.full_like(scale, zero)
+    scale, zero = (part.repeat_interleave(repeats, dim=1)[:, :count].contiguous() for part in (scale, zero))
     return codes, scale, zero.to(torch.uint8), size
 
 
@@ -182,7 +194,7 @@ def block_size(columns: int, group_size: int | None) -> int:
     )
 
 
-def _blocks(module: nn.Module, held: dict, name: str) -> Blocks:
+def _blocks(module: QuantizedModule, held: dict, name: str) -> Blocks:
     module.restore()
     weight = module.quantized
     key = weight.codes.data_ptr()

@@ -1,12 +1,13 @@
 """From a model and a recipe to a graph on disk and its ledger's rows: the one way that comparing and
 exporting share."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -16,6 +17,9 @@ from qcore.formats.kinds import Format
 from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe, parse
 from qcore.recipes.ledger import Ledger, LedgerRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Quantize = Callable[..., Ledger]  # quantize(model, recipe, progress=...)
 SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another library's has
@@ -51,7 +55,7 @@ def source(recipe: Recipe) -> Recipe | None:
 
 
 def write(
-    model: nn.Module,
+    model: PreTrainedModel,
     recipe: Recipe,
     folder: Path,
     progress: Progress,
@@ -86,7 +90,7 @@ def write(
         return Written(
             path, tuple(accounts.rows(path, tensors, lambda name, parts: ("onnx-fp32", None))), None
         )
-    known = {row.name: row for row in rows}
+    known = {row.name: row for row in rows or ()}
     return Written(
         path,
         tuple(

@@ -41,7 +41,7 @@ def predictions(checkpoint: Checkpoint, prompt: str) -> Predictions:
         with_layers(loaded.model, kept).eval()(input_ids=ids, use_cache=False).logits[0, -1].float().clone()
     )
     words = {
-        int(token): loaded.tokenizer.decode([int(token)])
+        int(token): str(loaded.tokenizer.decode([int(token)]))
         for token in teacher.topk(min(SHOWN, len(teacher))).indices
     }
     return Predictions(prompt, teacher, student, (total, len(kept)), words)
