@@ -4,10 +4,13 @@ The original of a weight is freed as soon as its quantized form stands in its pl
 plus one layer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -37,17 +40,20 @@ from qcore.quantization import methods
 from qcore.quantization.calibration import Calibration, quantize_blocks
 from qcore.quantization.calibration.blocks import find_blocks
 from qcore.quantization.methods.rotation import rotate
-from qcore.quantization.sensitivity.choosing import choose_formats
+from qcore.quantization.sensitivity.choosing import Chosen, choose_formats
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, LedgerRow
 from qcore.recipes.methods import needs_text
 from qcore.runtime.calls import device_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def quantize(
-    model: nn.Module,
+    model: PreTrainedModel,
     recipe: Recipe,
     *,
     progress: Progress | None = None,
@@ -79,7 +85,7 @@ def quantize(
     job = Job(model, recipe, report, calibration, work, identity, stamp)
     with torch.no_grad():
         rows, chosen = apply(recipe.weights, job)
-    text = calibration.record if recipe.calibrated else None
+    text = calibration.record if calibration is not None and recipe.calibrated else None
     return Ledger(recipe.name, tuple(rows), text, chosen).check()
 
 
@@ -87,13 +93,20 @@ def quantize(
 class Job:
     """What `quantize` is to do; see there."""
 
-    model: nn.Module
+    model: PreTrainedModel
     recipe: Recipe
     report: Progress
     calibration: Calibration | None
     work: Path | None
     identity: str | None
     stamp: str | None
+
+    @property
+    def text(self) -> Calibration:
+        """The calibration text. Raises `ValueError` without one."""
+        if self.calibration is None:
+            raise ValueError(f"{self.recipe.name} reads a calibration text")
+        return self.calibration
 
 
 Outcome = tuple[
@@ -137,7 +150,7 @@ def check_device_of(recipe: Recipe, device: str) -> None:
         )
 
 
-def run_whole_steps(model: nn.Module) -> None:
+def run_whole_steps(model: PreTrainedModel) -> None:
     """Let a model of quantized layers take a whole step in one native call where that can be done; see
     `qcore.runtime`."""
     from qcore.runtime import attach
@@ -152,10 +165,11 @@ def _quantize_own(job: Job) -> Outcome:
     model, recipe, report, identity = job.model, job.recipe, job.report, job.identity
     loaded = {name: 0 if shared else tensor.nbytes for name, tensor, shared in inventory(model)}
     rotated = _rotate(model, recipe, report) if recipe.prepare == "rotation" else {}
-    selection, chosen = select(model, recipe), None
+    selection = select(model, recipe)
+    chosen: Chosen | None = None
     targets = list(selection.targets)
     if isinstance(recipe.weights, Budget):
-        chosen = choose_formats(model, recipe, targets, job.calibration, report, identity, job.stamp)
+        chosen = choose_formats(model, recipe, targets, job.text, report, identity, job.stamp)
         targets = [
             replace(target, format=chosen.formats.get(target.name, target.format)) for target in targets
         ]
@@ -194,14 +208,7 @@ def _quantize_own(job: Job) -> Outcome:
         own = [target for target in targets if target.method == recipe.method]
         names = {target.name: target for target in own}
         walk = quantize_blocks(
-            model,
-            own,
-            methods.block_method(recipe.method),
-            recipe,
-            job.calibration,
-            report,
-            job.work,
-            identity,
+            model, own, methods.block_method(recipe.method), recipe, job.text, report, job.work, identity
         )
         for block in walk:
             for name, weights in block.weights.items():
@@ -218,10 +225,10 @@ def _quantize_own(job: Job) -> Outcome:
         )
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
     report(len(left), len(left), "")
-    return list(rows.values()), chosen and chosen.record
+    return list(rows.values()), None if chosen is None else chosen.record
 
 
-def _rotate(model: nn.Module, recipe: Recipe, report: Progress) -> dict[str, str]:
+def _rotate(model: PreTrainedModel, recipe: Recipe, report: Progress) -> dict[str, str]:
     """Rotate `model`, unless the recipe could not be applied afterwards."""
     select(model, recipe)  # a skip pattern that matches nothing
     if needs_text(recipe.method):
@@ -230,7 +237,7 @@ def _rotate(model: nn.Module, recipe: Recipe, report: Progress) -> dict[str, str
     return rotate(model)
 
 
-def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
+def choose_codes(model: PreTrainedModel, target: Target) -> list[QuantizedTensor]:
     """Quantize the target's matrices: one tensor, or one for each expert."""
     try:
         return [methods.quantize(matrix, target.format, target.method) for matrix in target.matrices(model)]
@@ -238,10 +245,11 @@ def choose_codes(model: nn.Module, target: Target) -> list[QuantizedTensor]:
         raise InputError(f"{target.name}: {error}") from error
 
 
-def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) -> None:
+def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTensor]) -> None:
     """Put `weights` in the place of the target's parameter; the original is released."""
     parent_name, _, last = target.module.rpartition(".")
-    old = model.get_submodule(target.module)
+    old: Any = model.get_submodule(target.module)
+    new: nn.Module
     if target.fused:
         delattr(old, target.parameter)
         setattr(old, target.parameter, QuantExperts(weights, target.transposed))
@@ -257,7 +265,7 @@ def install(model: nn.Module, target: Target, weights: list[QuantizedTensor]) ->
 # -- floating point ------------------------------------------------------------------------------------------
 
 
-def _store_as(model: nn.Module, name: str, report: Progress) -> list[LedgerRow]:
+def _store_as(model: PreTrainedModel, name: str, report: Progress) -> list[LedgerRow]:
     """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all
     the same."""
     dtype, before = (
@@ -267,7 +275,7 @@ def _store_as(model: nn.Module, name: str, report: Progress) -> list[LedgerRow]:
     _check_range(model, dtype)
     device = next(model.parameters()).device
     if computes_fast(dtype, device):
-        model.to(dtype)
+        cast(nn.Module, model).to(dtype)
     else:
         _store_narrow(model, dtype, report)
     rows = []
@@ -287,7 +295,7 @@ def _store_as(model: nn.Module, name: str, report: Progress) -> list[LedgerRow]:
     return rows
 
 
-def _check_range(model: nn.Module, dtype: torch.dtype) -> None:
+def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
     limit = torch.finfo(dtype).max
     for full, tensor, _ in inventory(model):
         if (
@@ -301,10 +309,10 @@ def _check_range(model: nn.Module, dtype: torch.dtype) -> None:
             )
 
 
-def _store_narrow(model: nn.Module, dtype: torch.dtype, report: Progress) -> None:
+def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) -> None:
     narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
 
-    def narrow(parameter: nn.Parameter) -> nn.Parameter:
+    def narrow(parameter: Any) -> nn.Parameter:
         if parameter not in narrowed:
             narrowed[parameter] = nn.Parameter(parameter.to(dtype), requires_grad=False)
         return narrowed[parameter]

@@ -6,14 +6,21 @@ is recorded once, for each block; after that a block can be run by itself, and o
 are ever held.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.layers.stand_in import stand_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FULL_SPEED = 1024  # tokens
 
@@ -30,7 +37,7 @@ class Call:
 class Blocks:
     """The blocks of `model`, called `name`.0, `name`.1, …, and how to run them."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
         self.name, self.modules = find_blocks(model)
         self._calls: list[Call] = []
@@ -82,11 +89,11 @@ class Blocks:
         return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
     @torch.no_grad()
-    def run(self, position: int, hidden: torch.Tensor, block: nn.Module | None = None) -> torch.Tensor:
+    def run(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
         """What block number `position` (or a copy of it, `block`) makes of `hidden` (B, T, H)."""
         return self.call(position, hidden, block)
 
-    def call(self, position: int, hidden: torch.Tensor, block: nn.Module | None = None) -> torch.Tensor:
+    def call(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
         """`run` with gradients. `hidden` may hold several windows, (B, T, H)."""
         call, block = self._calls[position], self.modules[position] if block is None else block
         if call.by_name:
@@ -113,7 +120,7 @@ def _fits_any_batch(value: object) -> bool:
     return not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[0] == 1
 
 
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks: the `ModuleList` that holds most of the weights. Raises `InputError` if
     there is none."""
     lists = [

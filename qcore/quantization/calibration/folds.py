@@ -14,6 +14,7 @@ one value channel, so they share a scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def apply(work: BlockWork, stage: Stage, fold: Fold, scale: torch.Tensor) -> Non
     """Multiply the columns of the stage's layers by `scale` (sources,), and divide what feeds them by it."""
     for target in stage.targets:
         work.replace(target, [matrix * scale[fold.source] for matrix in work.matrices(target)])
-    owner = work.block.get_submodule(fold.owner)
+    owner: Any = work.block.get_submodule(fold.owner)
     if fold.is_norm:
         work.change(f"{fold.owner}.weight", owner.weight.detach() / scale)
         if getattr(owner, "bias", None) is not None:

@@ -90,7 +90,7 @@ def choose(work: BlockWork) -> None:
             continue
         (moments,), fold = work.moments([stage], magnitude=True), find_fold(work, stage)
         scale = torch.ones(len(moments.hessian))
-        if fold is not None:
+        if fold is not None and moments.magnitude is not None:
             weights = [work.matrices(target)[0] for target in stage.targets]
             magnitude = fold.shared(moments.magnitude)
             alpha = search_alpha(

@@ -97,7 +97,10 @@ def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: t
 def _refit_table(
     pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor
 ) -> tuple[torch.Tensor, Grid]:
-    rows, entries = grid.table.shape
+    before = grid.table
+    if before is None:
+        raise ValueError(f"{grid.format.label} has no table")
+    rows, entries = before.shape
     used = codes.T.long().contiguous()  # (N, K)
     wanted = torch.zeros(rows, entries).scatter_add_(1, used, pull.T.contiguous())
     system = torch.zeros(rows, entries, entries)
@@ -105,8 +108,8 @@ def _refit_table(
         system[:, entry].scatter_add_(1, used, (hessian @ (codes == entry).float()).T.contiguous())
     ridge = _ridge(system)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
-    table = torch.linalg.solve(system, wanted + ridge * grid.table)
-    table = torch.where(table.isfinite(), table, grid.table).to(torch.float16).float()
+    table = torch.linalg.solve(system, wanted + ridge * before)
+    table = torch.where(table.isfinite(), table, before).to(torch.float16).float()
     ascending, order = table.sort(dim=1)
     place = torch.empty_like(order).scatter_(1, order, torch.arange(entries).expand(rows, -1))
     return place.gather(1, used).T.float().contiguous(), replace(grid, table=ascending)
@@ -124,6 +127,8 @@ def stack(grids: list[Grid]) -> Grid:
     first = grids[0]
     table = first.table
     if table is not None and first.order is None:  # learned, so each matrix has its own
-        table = torch.cat([grid.table.expand(grid.scale.shape[1], -1) for grid in grids])
-    zero = None if first.zero is None else torch.cat([grid.zero for grid in grids], dim=1)
+        tables = [(grid.table, grid.scale.shape[1]) for grid in grids if grid.table is not None]
+        table = torch.cat([each.expand(rows, -1) for each, rows in tables])
+    zeros = [grid.zero for grid in grids if grid.zero is not None]
+    zero = torch.cat(zeros, dim=1) if zeros else None
     return replace(first, scale=torch.cat([grid.scale for grid in grids], dim=1), zero=zero, table=table)

@@ -61,9 +61,9 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
         ).flatten(1)
         for i, part in enumerate(weight.split(rows))
     ]
-    codes = torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8)
+    whole = torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8)
     return QuantizedTensor.from_codes(
-        format, codes, scale, None if format.symmetric else zero.to(torch.uint8)
+        format, whole, scale, None if format.symmetric else zero.to(torch.uint8)
     )
 
 

@@ -18,12 +18,19 @@ it was: what does not compute the same is refused, untouched models included (La
 which R does not commute with).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4  # of the logits, relative
 Change = Callable[[torch.Tensor], torch.Tensor]  # a parameter to its rotated form
@@ -43,14 +50,15 @@ def orthogonal(width: int, seed: int = 0) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rotate(model: nn.Module, seed: int = 0) -> dict[str, str]:
+def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
     """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would
     name.
 
     Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that would not
     compute the same. Such a model is left as it was.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     width = embedding.weight.shape[1]
     if head is None or head.weight.shape[1] != width:
         raise _refusal(model, "its output head does not read the residual stream")
@@ -79,7 +87,7 @@ def rotate(model: nn.Module, seed: int = 0) -> dict[str, str]:
 
 
 def _readers(
-    model: nn.Module, probe: torch.Tensor, width: int
+    model: PreTrainedModel, probe: torch.Tensor, width: int
 ) -> tuple[dict[str, nn.Module], dict[str, list[nn.Module]]]:
     """The norms of the stream by name, and the modules that are given each one's output."""
     norms = {
@@ -129,7 +137,7 @@ def _matrices(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
 
 
-def _writers(model: nn.Module, width: int, reading: set[nn.Module]) -> list[nn.Module]:
+def _writers(model: PreTrainedModel, width: int, reading: set[nn.Module]) -> list[nn.Module]:
     """Modules inside the blocks whose outputs are added to the stream: those that read none of it and put out
     its width."""
     found = []
@@ -141,7 +149,7 @@ def _writers(model: nn.Module, width: int, reading: set[nn.Module]) -> list[nn.M
 
 
 def _changes(
-    model: nn.Module,
+    model: PreTrainedModel,
     embedding: nn.Module,
     norms: dict[str, nn.Module],
     readers: dict[str, list[nn.Module]],
@@ -155,7 +163,7 @@ def _changes(
     }
     for name, norm in norms.items():
         gain, plain = _gain(norm, width), _plain(norm, width)
-        changes[norm] = {"weight": lambda weight, plain=plain: torch.full_like(weight, plain)}
+        changes[norm] = {"weight": partial(torch.full_like, fill_value=plain)}
         for layer in readers[name]:
             changes.setdefault(layer, {}).update(_columns(layer, matrix, gain))
     reading = {layer for layers in readers.values() for layer in layers}
@@ -164,7 +172,7 @@ def _changes(
     return changes
 
 
-def _check(model: nn.Module, probe: torch.Tensor, changes: dict[nn.Module, dict[str, Change]]) -> None:
+def _check(model: PreTrainedModel, probe: torch.Tensor, changes: dict[nn.Module, dict[str, Change]]) -> None:
     """Raise `InputError` if the rotated model would put out other logits. Each module is given its rotated parameters
     while it runs, and has its own again afterwards."""
     before = model(input_ids=probe, use_cache=False).logits
@@ -214,19 +222,19 @@ def _rows(module: nn.Module, matrix: torch.Tensor) -> dict[str, Change]:
     def change(weight: torch.Tensor) -> torch.Tensor:
         return weight.double() @ matrix if transposed else matrix.T @ weight.double()
 
-    made = {name: change}
+    made: dict[str, Change] = {name: change}
     if getattr(module, bias, None) is not None:
         made[bias] = lambda value: value.double() @ matrix
     return made
 
 
-def _gain(norm: nn.Module, width: int) -> torch.Tensor:
+def _gain(norm: Any, width: int) -> torch.Tensor:
     """What the norm multiplies each channel with: its weight, or 1 + its weight in some architectures."""
     ones = torch.ones(1, 1, width, device=norm.weight.device)
     return norm(ones)[0, 0]
 
 
-def _plain(norm: nn.Module, width: int) -> float:
+def _plain(norm: Any, width: int) -> float:
     """The weight with which the norm multiplies each channel with 1: 1, or 0 in architectures that add 1."""
     own, ones = norm.weight, torch.ones(width, device=norm.weight.device)
     try:
@@ -243,7 +251,7 @@ def _set(module: nn.Module, name: str, value: torch.Tensor) -> None:
     setattr(module, name, nn.Parameter(value.float().contiguous(), requires_grad=False))
 
 
-def _refusal(model: nn.Module, why: str) -> InputError:
+def _refusal(model: PreTrainedModel, why: str) -> InputError:
     return InputError(
         f"{type(model).__name__} cannot be rotated: {why}. Choose the same recipe without rot-."
     )

@@ -58,9 +58,9 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     scale = torch.empty(rows, groups, device=weight.device)
     zero_point = None if format.symmetric else torch.empty_like(scale, dtype=torch.uint8)
     for part in _chunks(weight):
-        scale[part], zero = _grid(grouped(weight[part], format.group_size), format)
-        if zero_point is not None:
-            zero_point[part] = zero
+        scale[part], found = _grid(grouped(weight[part], format.group_size), format)
+        if zero_point is not None and found is not None:
+            zero_point[part] = found
     kept = round_scale(scale, format) if format.rounds_for_stored_scale else scale
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     choose = _uniform_codes if format.even else _table_codes
@@ -69,7 +69,7 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
         codes[part] = choose(grouped(weight[part], format.group_size), kept[part], zero, format).flatten(1)[
             :, :columns
         ]
-    table = None if format.even else format.fixed.to(weight.device)
+    table = None if format.even else _table(format, weight.device)
     return QuantizedTensor.from_codes(format, codes, scale, zero_point, table)
 
 
@@ -113,8 +113,16 @@ def _uniform_codes(
     )
 
 
-def _table_codes(groups: torch.Tensor, scale: torch.Tensor, _zero: None, format: Format) -> torch.Tensor:
-    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), format.fixed.to(groups.device))
+def _table_codes(
+    groups: torch.Tensor, scale: torch.Tensor, _zero: torch.Tensor | None, format: Format
+) -> torch.Tensor:
+    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), _table(format, groups.device))
+
+
+def _table(format: Format, device: torch.device) -> torch.Tensor:
+    if format.fixed is None:
+        raise ValueError(f"{format.label} has no fixed table")
+    return format.fixed.to(device)
 
 
 def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -28,6 +27,9 @@ from qcore.quantization.sensitivity.proxy import TOKENS, predict, split
 from qcore.quantization.sensitivity.store import TableStore
 from qcore.quantization.sensitivity.table import Layer, Sensitivities
 from qcore.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POINTS = 120  # of the frontier that are kept in a record
 
@@ -48,7 +50,7 @@ class Chosen:
 
 
 def choose_formats(
-    model: nn.Module,
+    model: PreTrainedModel,
     recipe: Recipe,
     targets: list[Target],
     calibration: Calibration,
@@ -63,6 +65,8 @@ def choose_formats(
     be had.
     """
     budget = recipe.weights
+    if not isinstance(budget, Budget):
+        raise ValueError(f"{recipe.name} has no budget to spend")
     open_ = [target for target in targets if target.format == budget]
     table, store = find_or_predict(
         model,
@@ -116,7 +120,7 @@ def choose_formats(
 
 
 def find_or_predict(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: list[Target],
     candidates: tuple[Format, ...],
     method: str,
@@ -207,8 +211,10 @@ def _up(value: float) -> float:
     return float(f"{(int(value / step) + 1) * step:.6g}")
 
 
-def _costs(layers: tuple[Layer, ...]) -> tuple[list[list[int]], list[list[float]]]:
-    return [list(layer.nbytes) for layer in layers], [list(layer.loss) for layer in layers]
+def _costs(layers: tuple[Layer, ...]) -> tuple[list[list[float]], list[list[float]]]:
+    return [[float(nbytes) for nbytes in layer.nbytes] for layer in layers], [
+        list(layer.loss) for layer in layers
+    ]
 
 
 def _single(layers: tuple[Layer, ...], k: int, fixed_bytes: int, weights: int) -> list[float]:
@@ -225,11 +231,11 @@ def _thinned(points: list) -> list:
     return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def _weights(model: nn.Module, target: Target) -> int:
+def _weights(model: PreTrainedModel, target: Target) -> int:
     return target.weight(model).numel()
 
 
-def _bytes(model: nn.Module, target: Target, budget: Budget) -> int:
+def _bytes(model: PreTrainedModel, target: Target, budget: Budget) -> int:
     """Bytes of a target that is not up for choice: its own format, or the largest candidate."""
     count, rows, columns = target.shape(model)
     format = budget.largest if target.format == budget else target.format

@@ -9,11 +9,11 @@ after them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from qcore.base.progress import Progress
 from qcore.formats.kinds import Format
@@ -27,19 +27,22 @@ from qcore.quantization.sensitivity.gradients import states
 from qcore.quantization.sensitivity.proxy import inside
 from qcore.quantization.sensitivity.rounding import check_method, rounded, sees_inputs
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 TOKENS = 512
 
 
 @torch.no_grad()
 def measure(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: list[Target],
     formats: list[Format],
     method: str,
     calibration: Calibration,
     ids: torch.Tensor,
     report: Progress,
-    known: set[str] = frozenset(),
+    known: Set[str] = frozenset(),
 ) -> Iterator[dict[str, list[float]]]:
     """For each block, {target's name: nats of KL a token in each of the `formats`}, over the windows `ids`
     (windows, T).
@@ -86,6 +89,7 @@ def measure(
         result: dict[str, list[float]] = {}
         for stage in work.stages:
             experts = stage.targets[0].fused
+            moments: Sequence[Moments | None]
             if sees:
                 moments = work.moments_of_experts(stage.targets[0]) if experts else work.moments([stage])
             else:
@@ -105,7 +109,7 @@ def _one(
     target: Target,
     formats: list[Format],
     method: str,
-    moments: list[Moments | None],
+    moments: Sequence[Moments | None],
     divergence: Callable[[], float],
 ) -> list[float]:
     module, matrices = work.module(target), [matrix.float() for matrix in work.matrices(target)]

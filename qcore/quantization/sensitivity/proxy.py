@@ -14,12 +14,12 @@ of the block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
@@ -32,6 +32,9 @@ from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
 from qcore.quantization.sensitivity.rounding import check_method, expected, sees_inputs
 from qcore.quantization.sensitivity.table import Layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS, HESSIAN_TOKENS = 2048, 8192
 
@@ -61,7 +64,7 @@ def split(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: list[Target],
     formats: list[Format],
     method: str,
@@ -128,14 +131,14 @@ class _Inputs:
     """The text that a method chooses by, as every block is given it; nothing for methods that look at weights
     alone."""
 
-    def __init__(self, model: nn.Module, calibration: Calibration | None):
+    def __init__(self, model: PreTrainedModel, calibration: Calibration | None):
         self.calibration = calibration
         self.blocks = None if calibration is None else Blocks(model)
         self._between: list[list[torch.Tensor]] = []
 
     def read(self, step: Callable[[int], None]) -> None:
         """Run the text through the model; 16 bits are enough for second moments."""
-        if self.blocks is None:
+        if self.blocks is None or self.calibration is None:
             return
         hidden = self.blocks.embed(self.calibration.ids)
         for position in range(len(self.blocks)):
@@ -145,7 +148,7 @@ class _Inputs:
 
     def work(self, position: int, targets: list[Target]) -> BlockWork | None:
         """The block with its inputs, which are let go: ask once, from the last block to the first."""
-        if self.blocks is None:
+        if self.blocks is None or self.calibration is None:
             return None
         hidden = [state.float() for state in self._between[position]]
         del self._between[position:]
@@ -159,7 +162,7 @@ def _block(
 ) -> dict[str, Layer]:
     rows: dict[str, Layer] = {}
     linear = [stage for stage in given.stages if not stage.targets[0].fused]
-    moments: list[Moments | None] = (
+    moments: Sequence[Moments | None] = (
         given.moments(linear) if sees_inputs(method) and linear else [None] * len(linear)
     )
     seen_by = {stage.targets: each for stage, each in zip(linear, moments, strict=True)}

@@ -38,7 +38,7 @@ def rounded(method: str, weights: Matrices, format: Format, hessian: torch.Tenso
     float32. Methods that look at weights alone need no Hessian."""
     layer = METHODS[method].layer
     if layer is not None:
-        return layer.rounded(weights, format, hessian)
+        return layer.rounded(weights, format, _needed(method, hessian))
     return [methods.quantize(weight.float().contiguous(), format, method).dequantize() for weight in weights]
 
 
@@ -48,5 +48,11 @@ def expected(method: str, hessian: torch.Tensor | None) -> Callable[[Matrices, F
     check_method(method)
     layer = METHODS[method].layer
     if layer is not None and layer.expected is not None:
-        return layer.expected(hessian)
+        return layer.expected(_needed(method, hessian))
     return lambda weights, format: rounded(method, weights, format, hessian)
+
+
+def _needed(method: str, hessian: torch.Tensor | None) -> torch.Tensor:
+    if hessian is None:
+        raise ValueError(f"{method} rounds by the inputs, so it needs their second moments")
+    return hessian

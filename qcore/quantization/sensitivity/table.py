@@ -68,19 +68,17 @@ class Sensitivities:
     def correlations(self) -> dict[str, dict[str, float]]:
         """Spearman's rank correlation of each proxy with the measured divergence: over all layers and formats
         ("all"), and over the layers of each format by its label. Empty where nothing was measured."""
-        rows = [layer for layer in self.layers if layer.kl is not None]
+        rows = [(layer, layer.kl) for layer in self.layers if layer.kl is not None]
         if len(rows) < 2:
             return {}
         found: dict[str, dict[str, float]] = {}
         for proxy in PROXIES:
-            values = [getattr(layer, proxy) for layer in rows]
+            values = [getattr(layer, proxy) for layer, _ in rows]
             each = {
-                label: spearman([value[k] for value in values], [layer.kl[k] for layer in rows])
+                label: spearman([value[k] for value in values], [kl[k] for _, kl in rows])
                 for k, label in enumerate(self.labels)
             }
-            flat = spearman(
-                [one for value in values for one in value], [one for layer in rows for one in layer.kl]
-            )
+            flat = spearman([one for value in values for one in value], [one for _, kl in rows for one in kl])
             found[proxy] = {"all": flat, **each}
         return found
 
