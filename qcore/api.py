@@ -270,7 +270,9 @@ def prune(
 
     chosen = None if recipe is None else _recipe(recipe)
     asked = _options(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
-    return verb.run(model, asked, folder, overwrite=overwrite, compare=compare, progress=progress or _unseen)
+    return verb.run(
+        model, asked, Path(folder), overwrite=overwrite, compare=compare, progress=progress or _unseen
+    )
 
 
 def distill(

@@ -123,7 +123,7 @@ def attach(model: PreTrainedModel, form: Form, unquantized: PreTrainedModel | No
             parameter.requires_grad_(True)
 
 
-def detach(model: nn.Module) -> None:
+def detach(model: PreTrainedModel) -> None:
     """Put ordinary quantized layers in the place of those that were trained."""
     from qcore.quantization import convert
 
