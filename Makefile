@@ -28,6 +28,7 @@ tests: setup .venv/.test-ready chromium simde
 lint: .venv/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find qcore/kernels/native -name '*.cpp' -o -name '*.h')
 	$(BIN)/codespell
 
 types: .venv/.test-ready
