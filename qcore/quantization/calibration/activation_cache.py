@@ -49,7 +49,7 @@ def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[di
     block is run inside, once."""
     found: dict[str, Ending] = {}
     last: dict[str, tuple[torch.Tensor, Target, nn.Module]] = {}
-    called = Counter()
+    called: Counter[str] = Counter()
 
     def layer_done(module, arguments, result, target):
         last[target.module.removeprefix(f"{prefix}.").partition(".")[0]] = result, target, module
@@ -97,7 +97,7 @@ class ActivationCache:
         self._inputs: dict[
             str, dict[int, torch.Tensor]
         ] = {}  # inputs (B, T, K) of layers that end a child, by batch
-        self._native: dict[str, tuple[nn.Module, PackedWeight]] = {}  # by target
+        self._native: dict[str, tuple[nn.Linear, PackedWeight]] = {}  # by target
         before: set[str] = set()
         for stage in stages:
             self._before |= dict.fromkeys(stage, before)
@@ -118,7 +118,7 @@ class ActivationCache:
         natively from now on, where there is a kernel for it."""
         self.invalidate(target)
         self._quantized.add(target)
-        if layer is not None and dispatch.reason_for_reference(weight) is None:
+        if layer is not None and weight is not None and dispatch.reason_for_reference(weight) is None:
             self._native[target] = layer, PackedWeight.pack(weight)
 
     def invalidate(self, target: str | None = None) -> None:
@@ -128,7 +128,8 @@ class ActivationCache:
             del self._outputs[name]
         for name in [name for name in self._inputs if target is None or target in self._before[name]]:
             del self._inputs[name]
-        self._native.pop(target, None)
+        if target is not None:
+            self._native.pop(target, None)
 
     @contextmanager
     def batch(self, number: int) -> Iterator[None]:
@@ -150,7 +151,10 @@ class ActivationCache:
             key = number, next(calls)
             if key not in kept:
                 given = self._inputs.get(ending.target, {}).pop(number, None) if ending else None
-                kept[key] = forward(*arguments, **keywords) if given is None else ending.output(given)
+                if ending is None or given is None:
+                    kept[key] = forward(*arguments, **keywords)
+                else:
+                    kept[key] = ending.output(given)
             return kept[key]
 
         return run

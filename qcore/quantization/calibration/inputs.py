@@ -63,11 +63,11 @@ class Moments:
         keep, share = self.tokens / total, 2 / total
         if self.magnitude is not None:
             self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
-        drift = x_fp - inputs if self.drift is not None else None
+        drift = None if self.drift is None or x_fp is None else x_fp - inputs
         if weight is not None:
             inputs, drift = inputs * weight, None if drift is None else drift.mul_(weight)
         _add_square(self.hessian, inputs, keep, share)
-        if drift is not None:
+        if self.drift is not None and drift is not None:
             self.drift.addmm_(drift.T, inputs, beta=keep, alpha=share)
         self.tokens = total
 
@@ -146,7 +146,7 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return [inputs for inputs in seen if inputs is not None]
 
 
 def watch_experts(

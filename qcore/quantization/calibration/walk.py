@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -33,6 +35,9 @@ from qcore.quantization.calibration.inputs import Moments, Stage, find_stages, w
 from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -124,7 +129,7 @@ class BlockWork:
         for number, part in enumerate(self.batches):
             hidden = torch.cat(self.hidden[part])
             with self.cache.batch(number):
-                inputs = watch(lambda hidden=hidden: self.run(hidden), self.block, self.prefix, stages)
+                inputs = watch(partial(self.run, hidden), self.block, self.prefix, stages)
             for stage, each in zip(stages, inputs, strict=True):
                 if (
                     hidden.dtype == torch.float32
@@ -154,9 +159,7 @@ class BlockWork:
         with eager_experts(module):
             for hidden in self.hidden:
                 parameter = getattr(module, target.parameter).detach()
-                for expert, inputs in watch_experts(
-                    lambda hidden=hidden: self.run(hidden), parameter, target.transposed
-                ):
+                for expert, inputs in watch_experts(partial(self.run, hidden), parameter, target.transposed):
                     totals[expert].add(inputs)
         return totals
 
@@ -164,17 +167,20 @@ class BlockWork:
         """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits.
         The block is run for it once, to the end, so that the next block's inputs are known, too; what has
         been used is let go."""
+        x_fp, original = self.x_fp, self.original
+        if x_fp is None or original is None:
+            raise ValueError("the walk keeps no full-precision activations")
         if self._inputs_fp is None:
             linear = [stage for stage in self.stages if not stage.targets[0].fused]
             self._inputs_fp = {stage: {} for stage in linear}
             for number, part in enumerate(self.batches):
 
                 def run(part: slice = part) -> None:
-                    output = self.blocks.run(self.position, torch.cat(self.x_fp[part]), self.original)
+                    output = self.blocks.run(self.position, torch.cat(x_fp[part]), original)
                     self.output_fp |= zip(range(part.start, part.stop), output.split(1), strict=True)
 
                 for stage, inputs in zip(
-                    linear, watch(run, self.original, self.prefix, linear, whole=True), strict=True
+                    linear, watch(run, original, self.prefix, linear, whole=True), strict=True
                 ):
                     self._inputs_fp[stage][number] = inputs.to(torch.bfloat16)
         return self._inputs_fp
@@ -196,14 +202,14 @@ class BlockMethod:
 
 @torch.no_grad()
 def quantize_blocks(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: list[Target],
     method: BlockMethod,
     recipe: Recipe,
     calibration: Calibration,
     report: Progress,
     work: Path | None = None,
-    identity: dict | None = None,
+    identity: str | None = None,
 ) -> Iterator[Finished]:
     """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept
     of a block once the caller comes back for the next one, so it should put the tensors in place first.

@@ -56,6 +56,8 @@ class Grid:
     @cached_property
     def midpoints(self) -> torch.Tensor:
         """Halfway between the entries of `table`: (15,) or (N, 15)."""
+        if self.table is None:
+            raise ValueError(f"{self.format.label} has no table")
         return ((self.table[..., 1:] + self.table[..., :-1]) / 2).contiguous()
 
     @cached_property
@@ -149,7 +151,8 @@ def search(
     rows = max(1, _CHUNK // weight.shape[1])
     parts = [_search_uniform(grouped(part, size), per_group, format, shrink) for part in weight.split(rows)]
     scale = torch.cat([scale for scale, _ in parts])
-    zero = None if format.symmetric else torch.cat([zero for _, zero in parts]).T.contiguous()
+    zeros = [zero for _, zero in parts if zero is not None]
+    zero = torch.cat(zeros).T.contiguous() if zeros else None
     return Grid(format, round_scale(scale, format).T.contiguous(), zero)
 
 
@@ -194,12 +197,13 @@ def _search_table(
         grouped(importance.unsqueeze(0), format.group_size),
     )
     absmax = groups.abs().amax(2) / format.reach
-    if not format.learned:
+    order: torch.Tensor | None = None
+    if format.fixed is not None:
         table, order = format.fixed.sort()
     else:
         relative = (groups / absmax.clamp_min(_TINY).unsqueeze(2)).flatten(1)[:, :columns]
         strength = (per_group * absmax.unsqueeze(2).square()).flatten(1)[:, :columns]
-        table, order = weighted_table(relative.reshape(1, -1), strength.reshape(1, -1))[0], None
+        table = weighted_table(relative.reshape(1, -1), strength.reshape(1, -1))[0]
     midpoints = (table[1:] + table[:-1]) / 2
     scales = []
     for part, top in zip(
@@ -230,9 +234,11 @@ def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
     scale = tensor.scales()
     scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
     if format.even:
-        zero = None if format.symmetric else tensor.zero_points().T.contiguous()
+        points = tensor.zero_points()
+        zero = points.T.contiguous() if isinstance(points, torch.Tensor) else None
         return Grid(format, scale, zero), codes.T.float().contiguous()
-    table, order = tensor.codebook.float(), None
+    table = tensor.table
+    order: torch.Tensor | None = None
     if not format.learned:
         table, order = table.sort()
         codes = order.argsort()[codes.long()]

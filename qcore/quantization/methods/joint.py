@@ -172,7 +172,8 @@ class JointRefiner:
         self, blocks: Blocks, tail: Tail, windows: list[Window], minutes: float | None, report
     ) -> None:
         generator, began = torch.Generator().manual_seed(0), time.monotonic()
-        step, steps, queue = 0, STEPS, []
+        step, steps = 0, STEPS
+        queue: list[int] = []
         while step < steps:
             queue = queue or torch.randperm(len(windows), generator=generator).tolist()
             loss = self._step(blocks, tail, windows[queue.pop()], (1 - step / steps) / steps)
@@ -203,7 +204,8 @@ class JointRefiner:
             state, outputs, tensors = passed.pop()
             gradient, *slopes = torch.autograd.grad(outputs, [state, *tensors], gradient, allow_unused=True)
             del state, outputs
-            for tensor, part, slope in zip(tensors, [*layers, *norms], slopes, strict=True):
+            learned: list[Layer | Norm] = [*layers, *norms]
+            for tensor, part, slope in zip(tensors, learned, slopes, strict=True):
                 tensor.requires_grad_(False)
                 if slope is not None:
                     part.update(slope, rate)

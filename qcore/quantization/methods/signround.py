@@ -17,9 +17,12 @@ A block that ends up worse on all of the text than it was after GPTQ keeps GPTQ'
 times as long as GPTQ, and some twenty copies of a block's weights in memory; the time can be given.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -53,7 +56,7 @@ class Learned:
     gain: torch.Tensor
 
     @classmethod
-    def begin(cls, solution: gptq.Solution) -> "Learned":
+    def begin(cls, solution: gptq.Solution) -> Learned:
         """At the codes that were found, leaning towards the weights that they were found for."""
         grid, codes = solution.grid, solution.codes
         step = grid.spread(grid.scale, len(codes)).clamp_min(torch.finfo(torch.float32).tiny)
@@ -94,11 +97,17 @@ class Learned:
 
     def update(self, rate: float) -> None:
         """One step against the sign of the gradients."""
-        self.position.data.sub_(self.position.grad.sign_(), alpha=rate)
+        self.position.data.sub_(_sign(self.position), alpha=rate)
         self.position.grad = None
         if self.grid.scaled:
-            self.gain.data.sub_(self.gain.grad.sign_(), alpha=rate * GAIN_RATE).clamp_(0.5, 1.5)
+            self.gain.data.sub_(_sign(self.gain), alpha=rate * GAIN_RATE).clamp_(0.5, 1.5)
         self.gain.grad = None
+
+
+def _sign(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.grad is None:
+        raise ValueError("no gradient has reached what is learned")
+    return tensor.grad.sign_()
 
 
 @register(INFO, layer=gptq.LAYER)
@@ -122,9 +131,12 @@ def choose(work: BlockWork) -> None:
         if value.ndim == 1 and "norm" in name and name.endswith("weight")
     }
     gains = {name: torch.ones_like(value, requires_grad=True) for name, value in norms.items()}
+    x_fp = work.x_fp
+    if x_fp is None:
+        raise ValueError("the walk keeps no full-precision activations")
     for i in range(len(work.hidden)):
         if i not in work.output_fp:
-            work.output_fp[i] = work.blocks.run(work.position, work.x_fp[i], work.original)
+            work.output_fp[i] = work.blocks.run(work.position, x_fp[i], work.original)
 
     def tensors() -> dict[str, torch.Tensor]:
         made = {
@@ -161,13 +173,13 @@ def _learn(
         picked = torch.randperm(len(work.hidden), generator=generator)[:count].tolist()
         with torch.enable_grad():
             made = tensors()
-            loss = sum(_loss(work, i, made) for i in picked) / count
+            loss: Any = sum(_loss(work, i, made) for i in picked) / count
             loss.backward()
         rate = (1 - step / steps) / steps
         for each in learned.values():
             each.update(rate)
         for gain in gains.values():
-            gain.data.sub_(gain.grad.sign_(), alpha=rate * NORM_RATE)
+            gain.data.sub_(_sign(gain), alpha=rate * NORM_RATE)
             gain.grad = None
         step += 1
         if allowed is not None and step == 3:
