@@ -263,7 +263,7 @@ def test_a_pruned_model_is_not_judged_by_the_text_that_was_read(tmp_path):
     folder, text = str(tiny.checkpoint("llama", tmp_path / "m")), tmp_path / "text.txt"
     text.write_text("It was the best of tokens, it was the worst of tokens. " * 40)
     prune(folder, "wanda", 0.5, tmp_path / "out", calibration=str(text), tokens=512)
-    with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
+    with pytest.raises(InputError, match="must not be evaluated on its calibration text"):
         qcore.evaluate(str(tmp_path / "out"), text, tokens=300)
     assert texts.load_text(text).name == "text.txt"
 

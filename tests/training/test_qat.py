@@ -90,7 +90,7 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
         assert torch.equal(again.model(text).logits, trained.model(text).logits)
     assert again.ledger.training == json.loads(json.dumps(trained.ledger.training))
     content = texts.load_text(words / "train.txt")
-    with pytest.raises(InputError, match="is not judged by what it was calibrated on"):
+    with pytest.raises(InputError, match="must not be evaluated on its calibration text"):
         check_record(
             again.ledger.calibration,
             content.name,

@@ -1,10 +1,13 @@
-"""Calibration: choosing codes by what a model's layers are given when it reads a text.
+"""Calibration: the inputs of a model's layers on a text, by which methods choose codes.
 
-text.py      which text, which windows of it, and that it is not the one the model is judged by
-blocks.py    the model as a list of blocks that can be run one at a time
-inputs.py    what the layers of a block are given
-walk.py      block after block, each seeing the quantized ones before it
-store.py     finished blocks on disk, for a run that was killed
+text.py                the text and its windows, and the check against the evaluation text
+blocks.py              the model as a list of blocks that run one at a time
+inputs.py              inputs of a block's layers and their second moments
+activation_cache.py    outputs of the parts of a block that are already quantized
+walk.py                block after block, each reading the output of the quantized blocks before it
+folds.py               scales per channel folded into the module that feeds a layer
+tail.py                from the last block's output to the logits
+store.py               finished blocks on disk, so that an interrupted run can resume
 """
 
 from qcore.quantization.calibration.store import unfinished

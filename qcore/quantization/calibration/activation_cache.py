@@ -1,12 +1,12 @@
-"""What is chosen already, when a block is run again: parts whose layers are all chosen put out what they did
-before, and chosen layers multiply natively, as they will in the quantized model.
+"""Activation cache for re-running a block: sub-modules whose layers are all quantized return their cached
+output, and quantized layers multiply with the native kernel, as in the quantized model.
 
-A block is run over the text once for each of its stages, because each is to see what the quantized ones
-before it make. By the time the feed-forward layers are looked at, nothing in the attention changes any more;
-keeping its output, tokens · hidden size · 4 bytes, saves about a third of the arithmetic. A part that ends in
-a layer goes on from what this layer was given, which its stage has seen anyway (tokens · inputs · 4 bytes,
-until the output is there). The native kernels, with activations in 16 bits, take half the time of a float32
-product for the rest.
+A block is run over the text once per stage, because each stage reads the output of the quantized stages
+before it. When the feed-forward layers are quantized, the attention no longer changes; caching its output,
+tokens · hidden size · 4 bytes, saves about a third of the arithmetic. A sub-module that ends in a linear
+layer resumes from the inputs of that layer, which the layer's stage has recorded (tokens · inputs · 4 bytes,
+freed once the output is computed). For the rest, the native kernels with 16-bit activations take half the
+time of a float32 product.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from qcore.layers.stand_in import stand_in
 
 @dataclass(frozen=True)
 class Ending:
-    """A child puts out what its layer `target` does: alone, or as the first of a tuple with `rest` times
-    nothing after it."""
+    """A sub-module whose output is the output of its layer `target`: the tensor itself (`rest` None), or a
+    tuple of it and `rest` times None."""
 
     target: str
     layer: nn.Module
     rest: int | None
 
     def output(self, inputs: torch.Tensor) -> object:
-        """What the child puts out if its layer is given `inputs`."""
+        """Return the output of the sub-module for the `inputs` (…, K) of its last layer."""
         result = self.layer(inputs)
         return result if self.rest is None else (result, *[None] * self.rest)
 
 
 @contextmanager
 def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[dict[str, Ending]]:
-    """{child: `Ending`} of the direct children of `block` that end in one of `targets`, filled while the
-    block is run inside, once."""
+    """Yield {name: `Ending`} of the direct children of `block` that end in one of `targets`. The dictionary
+    is filled by running the block once inside the context."""
     found: dict[str, Ending] = {}
     last: dict[str, tuple[torch.Tensor, Target, nn.Module]] = {}
     called: Counter[str] = Counter()
@@ -78,8 +78,8 @@ def endings(block: nn.Module, prefix: str, targets: list[Target]) -> Iterator[di
 
 
 class ActivationCache:
-    """The direct children of `block`, called `prefix`.…, that hold targets. `stages` are the targets' names
-    in the order of execution; `ends` what `endings` found."""
+    """Cache of the outputs of those direct children of `block` (named `prefix`) that hold targets. `stages`:
+    the targets' names in the order of execution. `ends`: the result of `endings`."""
 
     def __init__(
         self, block: nn.Module, prefix: str, stages: list[list[str]], ends: dict[str, Ending] | None = None
@@ -87,16 +87,16 @@ class ActivationCache:
         self._children: dict[str, nn.Module] = {}
         self._depends_on: dict[
             str, set[str]
-        ] = {}  # what must be chosen before a child's output is final: its own targets and all before them
+        ] = {}  # targets to be quantized before a child's output is final: its own and all earlier ones
         self._before: dict[
             str, set[str]
-        ] = {}  # what a target's inputs depend on: the targets of earlier stages
+        ] = {}  # targets that a target's inputs depend on: those of earlier stages
         self._ends = ends or {}
         self._quantized: set[str] = set()
         self._outputs: dict[str, dict[tuple[int, int], object]] = {}  # by batch and call
         self._inputs: dict[
             str, dict[int, torch.Tensor]
-        ] = {}  # inputs (B, T, K) of layers that end a child, by batch
+        ] = {}  # inputs (B, T, K) of the last layer of a child, by batch
         self._native: dict[str, tuple[nn.Linear, PackedWeight]] = {}  # by target
         before: set[str] = set()
         for stage in stages:
@@ -106,7 +106,8 @@ class ActivationCache:
                 self._children[name], self._depends_on[name] = getattr(block, name), before
 
     def remember(self, number: int, stage: list[str], inputs: torch.Tensor) -> None:
-        """On batch `number`, the targets of a stage were given `inputs` (B, T, K)."""
+        """Record the `inputs` (B, T, K) of a stage's targets for batch `number`, if a cached output needs
+        them."""
         for ending in self._ends.values():
             if ending.target in stage and self._before[ending.target] <= self._quantized:
                 self._inputs.setdefault(ending.target, {})[number] = inputs
@@ -114,16 +115,16 @@ class ActivationCache:
     def mark_quantized(
         self, target: str, layer: nn.Linear | None = None, weight: QuantizedTensor | None = None
     ) -> None:
-        """The codes of a target are chosen, for the first time or again. A `layer` computes with the `weight`
-        natively from now on, where there is a kernel for it."""
+        """Record that the codes of a target are chosen, for the first time or again. From now on `layer`
+        multiplies natively with `weight`, if a kernel exists for its format."""
         self.invalidate(target)
         self._quantized.add(target)
         if layer is not None and weight is not None and dispatch.reason_for_reference(weight) is None:
             self._native[target] = layer, PackedWeight.pack(weight)
 
     def invalidate(self, target: str | None = None) -> None:
-        """A target's weight is another one now, or (None) some other parameter of the block: what it had a
-        part in is forgotten."""
+        """Drop the activations that depend on a target whose weight changed; None drops all of them, because
+        another parameter of the block changed."""
         for name in [name for name in self._outputs if target is None or target in self._depends_on[name]]:
             del self._outputs[name]
         for name in [name for name in self._inputs if target is None or target in self._before[name]]:
@@ -133,7 +134,8 @@ class ActivationCache:
 
     @contextmanager
     def batch(self, number: int) -> Iterator[None]:
-        """Inside, the block is run on batch `number` of the windows."""
+        """Inside the context, serve the block from the cache; it must be run on batch `number` of the
+        windows."""
         with ExitStack() as replaced:
             for layer, weight in self._native.values():
                 native = partial(dispatch.linear, weight=weight, bias=layer.bias, activations="int16")

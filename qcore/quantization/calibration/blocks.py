@@ -1,9 +1,8 @@
-"""A model as a list of decoder blocks that are run one after another, each over all of the calibration text.
+"""A model as a list of decoder blocks that run one after another, each over the whole calibration text.
 
 Every transformers decoder holds its blocks in one `ModuleList` and calls them in order: block(hidden states,
-masks and positions). What comes with the hidden states is the same for every window of the same length, so it
-is recorded once, for each block; after that a block can be run by itself, and only one block's activations
-are ever held.
+masks and positions). The other arguments are the same for all windows of one length, so they are recorded
+once per block. Then each block can run by itself, and only one block's activations are held.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from qcore.layers.stand_in import stand_in
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FULL_SPEED = 1024  # tokens
+FULL_SPEED = 1024  # tokens per batch, from which on matrix products reach full speed
 
 
 @dataclass
 class Call:
-    """What a block is given besides its hidden states, and whether it returns a tuple."""
+    """The arguments of a block besides its hidden states."""
 
     arguments: tuple
     keywords: dict
-    by_name: bool  # the hidden states are given as a keyword
+    by_name: bool  # the hidden states are a keyword argument
 
 
 class Blocks:
-    """The blocks of `model`, called `name`.0, `name`.1, …, and how to run them."""
+    """The blocks of `model`, named `name`.0, `name`.1, …, and the means to run them."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -47,7 +46,8 @@ class Blocks:
 
     @torch.no_grad()
     def embed(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """What the first block is given for each window of `ids` (windows, T): tensors (1, T, H)."""
+        """Return the inputs (1, T, H) of the first block for each window of `ids` (windows, T), and record
+        the blocks' other arguments. Raise `InputError` if the model does not call its blocks in order."""
         device = next(self.model.parameters()).device
         states: list[torch.Tensor] = []
         calls: dict[int, Call] = {}
@@ -71,15 +71,16 @@ class Blocks:
                 self.model.base_model(input_ids=window[None].to(device), use_cache=False)
         if len(calls) != len(self.modules):
             raise InputError(
-                f"{type(self.model).__name__} does not call its blocks one after another, so it cannot be calibrated."
+                f"{type(self.model).__name__} does not call its blocks one after another, so it cannot be calibrated. "
+                "Choose a recipe that needs no text, such as int4-g64-hqq."
             )
         self._calls = [calls[position] for position in range(len(self.modules))]
         return states
 
     def batches(self, states: list[torch.Tensor]) -> list[slice]:
-        """Which of the windows whose `states` (1, T, H) are given to run together: about 1,024 tokens, from
-        which on products run at full speed. One by one for models whose blocks are given something that was
-        made for a single window, such as a bias for each head."""
+        """Return slices of the windows to run as one batch, of about `FULL_SPEED` tokens, for their `states`
+        (1, T, H). Batches hold one window if a block has an argument made for a single window, such as a bias
+        per head."""
         alike = all(
             _fits_any_batch(value)
             for call in self._calls
@@ -90,11 +91,12 @@ class Blocks:
 
     @torch.no_grad()
     def run(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
-        """What block number `position` (or a copy of it, `block`) makes of `hidden` (B, T, H)."""
+        """Return the output (B, T, H) of block number `position` (or of its copy `block`) for `hidden` (B, T,
+        H)."""
         return self.call(position, hidden, block)
 
     def call(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
-        """`run` with gradients. `hidden` may hold several windows, (B, T, H)."""
+        """Do the same as `run`, with gradients."""
         call, block = self._calls[position], self.modules[position] if block is None else block
         if call.by_name:
             result = block(*call.arguments, hidden_states=hidden, **call.keywords)
@@ -121,8 +123,8 @@ def _fits_any_batch(value: object) -> bool:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of decoder blocks: the `ModuleList` that holds most of the weights. Raises `InputError` if
-    there is none."""
+    """Return name and module of the list of decoder blocks: the `ModuleList` with the most weights. Raise
+    `InputError` if there is none."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -130,7 +132,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ]
     if not lists:
         raise InputError(
-            f"{type(model).__name__} has no list of decoder blocks, so methods that read calibration text cannot walk through it. "
+            f"{type(model).__name__} has no list of decoder blocks, so it cannot be calibrated. "
             "Choose a recipe that needs no text, such as int4-g64-hqq."
         )
     return max(lists, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))

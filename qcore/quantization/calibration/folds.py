@@ -1,14 +1,15 @@
-"""Where a scale for each channel can hide: whatever feeds a layer can be divided by what the layer's columns
-are multiplied with.
+"""Folding a scale per channel into the module that feeds a layer: multiply the layer's columns by s, and
+divide the outputs of that module by s.
 
-    norm → linears            the norm's weight is divided by s, the columns of all linears that read it are multiplied
-    linear → linear           the first one's rows are divided by s, the second one's columns are multiplied: value → output projection
-                              (through attention, which only mixes tokens), up → down projection (through an elementwise product)
+    norm → linears      divide the norm's weight by s, multiply the columns of all linears that read it by s
+    linear → linear     divide the rows of the first by s, multiply the columns of the second by s:
+                        value → output projection (attention only mixes tokens), up → down projection
+                        (through an elementwise product)
 
-No architecture is known by name. Candidates are found by shape and order, and each is tried: scales are
-folded in and the block must put out what it did before; where it does not (an activation function lies
-between, another layer reads the same norm), it is no pair. With grouped queries several output channels read
-one value channel, so they share a scale.
+Pairs are not looked up by architecture. Candidates are found by shape and order, and each is tried: scales
+are folded in, and the output of the block must not change. It does change if an activation function lies
+between, or if another layer reads the same norm; then the candidate is dropped. With grouped queries several
+output channels read one value channel, so they share a scale.
 """
 
 from __future__ import annotations
@@ -23,30 +24,28 @@ from qcore.layers.select import Target
 from qcore.quantization.calibration.inputs import Stage, watch
 from qcore.quantization.calibration.walk import BlockWork
 
-TOLERANCE = (
-    1e-3  # of the block's output, relative; rounding differs by some 1e-6, a wrong pair by more than 0.1
-)
+TOLERANCE = 1e-3  # relative change of the block's output: about 1e-6 by rounding, above 0.1 for a wrong pair
 
 
 @dataclass(frozen=True)
 class Fold:
-    """`owner` feeds the linear layers of a stage: a norm, or a linear layer. Channel j of the input comes
-    from channel `source[j]`."""
+    """The module `owner`, a norm or a linear layer, that feeds the linear layers of a stage. Channel j of
+    their input is channel `source[j]` of its output."""
 
     owner: str
     is_norm: bool
     source: torch.Tensor
 
     def shared(self, per_channel: torch.Tensor) -> torch.Tensor:
-        """The mean of a value for each input channel (K,) over the channels that come from the same source,
-        (sources,)."""
+        """Return the means (sources,) of `per_channel` (K,) over the input channels with the same source."""
         count = int(self.source.max()) + 1
         sums = torch.zeros(count).index_add_(0, self.source, per_channel)
         return sums / torch.bincount(self.source, minlength=count)
 
 
 def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
-    """The fold that feeds `stage`, or None."""
+    """Return the fold of the module that feeds `stage`, or None if no candidate leaves the output
+    unchanged."""
     if stage.targets[0].fused:
         return None
     columns = work.matrices(stage.targets[0])[0].shape[1]
@@ -62,7 +61,8 @@ def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
 
 
 def apply(work: BlockWork, stage: Stage, fold: Fold, scale: torch.Tensor) -> None:
-    """Multiply the columns of the stage's layers by `scale` (sources,), and divide what feeds them by it."""
+    """Multiply the columns of the stage's layers by `scale` (sources,), and divide the outputs of the module
+    that feeds them by it."""
     for target in stage.targets:
         work.replace(target, [matrix * scale[fold.source] for matrix in work.matrices(target)])
     owner: Any = work.block.get_submodule(fold.owner)
@@ -105,7 +105,7 @@ def _comes_before(work: BlockWork, target: Target, stage: Stage) -> bool:
 
 
 def _norm_outputs(work: BlockWork) -> dict[str, torch.Tensor]:
-    """{name in the block: output (n, K)} of every norm for the first window."""
+    """Return {name in the block: output (n, K)} of every norm for the first window."""
     outputs: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(

@@ -1,16 +1,15 @@
-"""What the linear layers of a block are given: which of them share an input, and the second moments of each
-input.
+"""Inputs of a block's linear layers: which layers share one, and the second moments of each.
 
     H = 2/n · Σ x xᵀ                   the Hessian of a layer's squared error, (K, K), over n tokens
-    D = 2/n · Σ (x' − x) xᵀ            drift: x' is what the layer would see in the unquantized model
+    D = 2/n · Σ (x_fp − x) xᵀ          drift: x_fp is the same input in the unquantized model
 
-The error of a layer that writes to the residual stream matters relative to what it is added to, because the
-next norm divides by that; a few tokens are a thousand times larger than the others there. So for those layers
-each token counts 1 / |stream|².
+For a layer that writes to the residual stream, the error matters relative to the size of the stream, because
+the next norm divides by that size, and a few tokens are a thousand times larger than the others. So the error
+of each token is weighted by 1 / |stream|² for those layers.
 
-H is what GPTQ, weighted k-means and AWQ work with; D tells what quantizing the layers before has changed.
-Layers are found by running the block once with hooks. Fused experts (three-dimensional parameters) are not
-modules; their inputs are seen by watching the products.
+GPTQ, weighted k-means and AWQ use H; D measures the change caused by quantizing the layers before. Layers are
+found by running the block once with hooks. Fused experts (three-dimensional parameters) are not modules, so
+their inputs are taken from the matrix products themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,20 +25,20 @@ from qcore.layers.select import Target
 
 @dataclass(frozen=True)
 class Stage:
-    """Targets that read the same input, in the order in which the block comes to them."""
+    """Targets that read the same input, in the order of execution."""
 
     targets: tuple[Target, ...]
 
     @property
     def names(self) -> list[str]:
-        """Of the targets."""
+        """The names of the targets."""
         return [target.name for target in self.targets]
 
 
 @dataclass
 class Moments:
-    """`hessian` (K, K), and where they were asked for `drift` (K, K) and the mean `magnitude` |x| (K,), all
-    float32, over `tokens`."""
+    """Moments of an input over `tokens`, float32: `hessian` (K, K), and if requested `drift` (K, K) and the
+    mean |x| `magnitude` (K,)."""
 
     hessian: torch.Tensor
     drift: torch.Tensor | None
@@ -48,15 +47,15 @@ class Moments:
 
     @classmethod
     def empty(cls, columns: int, *, drift: bool = False, magnitude: bool = False) -> "Moments":
-        """Nothing seen yet."""
+        """Return the moments of an input of K `columns` over no tokens."""
         square = lambda: torch.zeros(columns, columns)  # noqa: E731
         return cls(square(), square() if drift else None, torch.zeros(columns) if magnitude else None, 0)
 
     def add(
         self, inputs: torch.Tensor, x_fp: torch.Tensor | None = None, weight: torch.Tensor | None = None
     ) -> None:
-        """Take in `inputs` (n, K), and what they are in the unquantized model. The error at each token is
-        multiplied by its `weight` (n, 1), if there is one; the mean |x| is that of the inputs as they are."""
+        """Add `inputs` (n, K), and the same inputs in the unquantized model, `x_fp` (n, K), for drift. The
+        error of each token is multiplied by its `weight` (n, 1), if given; the mean |x| is not weighted."""
         total = self.tokens + len(inputs)
         if total == 0:
             return
@@ -73,8 +72,8 @@ class Moments:
 
 
 def _add_square(to: torch.Tensor, inputs: torch.Tensor, keep: float, share: float, parts: int = 4) -> None:
-    """`to` = keep · `to` + share · XᵀX for the `inputs` X (n, K). It is symmetric, so what lies left of the
-    diagonal is not multiplied but copied: with 4 parts that saves 3/8 of the work."""
+    """Set `to` (K, K) to keep · `to` + share · XᵀX for the `inputs` X (n, K). The result is symmetric, so the
+    blocks left of the diagonal are copied; with 4 parts that saves 3/8 of the work."""
     size = -(-len(to) // parts)
     for start in range(0, len(to), size):
         rows, later = slice(start, start + size), slice(start + size, None)
@@ -82,15 +81,15 @@ def _add_square(to: torch.Tensor, inputs: torch.Tensor, keep: float, share: floa
         to[later, rows] = to[rows, later].T
 
 
-class _Reached(Exception):  # noqa: N818 (no error: the part of the block that was asked for has been run)
+class _Reached(Exception):  # noqa: N818 (not an error: the requested part of the block has run)
     pass
 
 
 def find_stages(
     run: Callable[[], object], block: nn.Module, prefix: str, targets: list[Target]
 ) -> tuple[list[Stage], list[Target]]:
-    """The stages of a block whose modules are called `prefix`.…, found by one `run`; and the targets that it
-    never came to."""
+    """Return the stages of a block (named `prefix`) in the order of execution, found by one `run`, and the
+    targets that `run` did not reach."""
     calls: list[tuple[Target, torch.Tensor]] = []
     modules = {target.module: target for target in targets}
     hooks = []
@@ -124,8 +123,8 @@ def find_stages(
 def watch(
     run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False
 ) -> list[torch.Tensor]:
-    """What the linear layers of each stage are given in one `run`, (n, K). Unless it is to be `whole`, it
-    ends where the last begins."""
+    """Return the inputs (n, K), float32, of each stage's linear layers in one `run`. Stop the run at the last
+    stage unless it is to be `whole`."""
     seen: list[torch.Tensor | None] = [None] * len(stages)
 
     def keep(module, arguments, keywords, place):
@@ -152,8 +151,8 @@ def watch(
 def watch_experts(
     run: Callable[[], object], parameter: torch.Tensor, transposed: bool
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """For one `run`, (number of the expert, its inputs (n, K)) for each product with a matrix of the fused
-    `parameter` (E, …, …)."""
+    """Yield (number of the expert, its inputs (n, K)) for each product in one `run` with a matrix of the
+    fused `parameter` (E, …, …)."""
     watcher = _Products(parameter, transposed)
     with watcher:
         run()
@@ -161,7 +160,7 @@ def watch_experts(
 
 
 class _Products(TorchFunctionMode):
-    """Sees every product whose right-hand side is a slice of `parameter`."""
+    """Records every product whose right-hand side is a slice of `parameter`."""
 
     def __init__(self, parameter: torch.Tensor, transposed: bool):
         super().__init__()

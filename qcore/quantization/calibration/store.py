@@ -1,9 +1,9 @@
-"""Finished blocks on disk, so that a run that was killed goes on at the block it had come to.
+"""Finished blocks on disk, so that an interrupted run resumes after the last finished block.
 
-A folder holds a file for each finished block: the quantized tensors of its targets and the small parameters
+A folder holds one file per finished block: the quantized tensors of its targets, and the small parameters
 that were changed (norms into which scales were folded). The folder's name contains a hash of everything that
-decides its contents, so a run never takes up what was made for another model, recipe or text. A file appears
-complete or not at all.
+decides its contents, so a run never resumes with blocks of another model, recipe or text. Files are written
+atomically.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from qcore.formats.tensor import QuantizedTensor
 
 KEPT_DAYS = 14
 _log = logging.getLogger(__name__)
-VERSION = 2  # goes up whenever a method chooses other codes than before
+VERSION = 2  # increased whenever a method chooses other codes than before
 
 
 def unfinished() -> Path:
-    """The folder in the cache where runs keep what they have finished so far; what nobody came back for in
-    two weeks is removed."""
+    """Return the folder in the cache where runs keep their finished blocks. Blocks not modified for
+    `KEPT_DAYS` are removed."""
     folder = home() / "unfinished"
     for old in folder.glob("blocks-*"):
         if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
@@ -37,16 +37,16 @@ def unfinished() -> Path:
 
 
 class BlockStore:
-    """Blocks kept below `folder`, for the work that `identity` (JSON-ready) describes. Without a folder
-    nothing is kept."""
+    """Finished blocks of the run that `identity` (JSON-ready) describes, in a folder below `folder`; None
+    keeps nothing."""
 
     def __init__(self, folder: Path | None, identity: dict):
         key = hashlib.sha256(json.dumps([VERSION, identity], sort_keys=True).encode()).hexdigest()[:16]
         self.folder = None if folder is None else Path(folder) / f"blocks-{key}"
 
     def read(self, position: int) -> tuple[dict[str, list[QuantizedTensor]], dict[str, torch.Tensor]] | None:
-        """The tensors of each target, by name, and the changed parameters of a block that was finished; None
-        if it was not."""
+        """Return the quantized tensors per target name and the changed parameters of block number `position`;
+        None if it is not finished, or if its file is damaged."""
         path = self._path(position)
         if path is None or not path.is_file():
             return None
@@ -70,7 +70,7 @@ class BlockStore:
     def write(
         self, position: int, targets: dict[str, list[QuantizedTensor]], changed: dict[str, torch.Tensor]
     ) -> None:
-        """Keep a finished block."""
+        """Write the quantized tensors and changed parameters of a finished block."""
         path = self._path(position)
         if path is None:
             return
@@ -86,7 +86,7 @@ class BlockStore:
         tensor_file.write(tensors, path, {"qcore": json.dumps(layout)})
 
     def remove(self) -> None:
-        """Everything is done: nothing needs to be taken up again."""
+        """Remove the folder, once all blocks are done."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,5 +1,5 @@
-"""From the last block's output to the logits, whatever lies between: the model's own code runs, its blocks
-standing aside."""
+"""From the last block's output to the logits, by the model's own code with its blocks replaced by
+pass-throughs."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -12,15 +12,15 @@ from qcore.quantization.calibration.blocks import Blocks
 
 
 class Tail:
-    """The norm, the head and whatever else `blocks.model` does after its blocks. Gradients flow."""
+    """Everything that `blocks.model` computes after its blocks, such as norm and head. Gradients flow."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
         self._tuple: bool | None = None
 
     def __call__(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (T, V), float32, of one window `ids` (T,) of which the last block makes `hidden` (1, T,
-        H)."""
+        """Return the logits (T, V), float32, of one window `ids` (T,) for the output `hidden` (1, T, H) of
+        the last block."""
         modules = self.blocks.modules
         if self._tuple is None:
             self._tuple = self._returns_tuple(ids)

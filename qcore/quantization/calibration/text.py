@@ -1,12 +1,10 @@
-"""Calibration text: what it is, which windows of it are read, and that none of it is what a model is judged
-by.
+"""Calibration text: its source, its windows, and the check that it does not overlap the evaluation text.
 
-Methods that look at activations choose codes that are good for the text they saw. If that is the text a model
-is measured on, the figure is worth nothing, so the two are compared token by token: a run of 50 tokens that
-both contain is refused.
+Methods that use activations choose codes that suit the calibration text. A measurement on the same text would
+be worthless, so the two texts are compared token by token: a run of 50 tokens in both is an error.
 
-The default needs no network: the prose in the docstrings of Python's standard library. It shares no paragraph
-with the default evaluation text, which is the language reference.
+The default text needs no network: the prose in the docstrings of Python's standard library. It shares no
+paragraph with the default evaluation text, which is the language reference.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
 WINDOW, TOKENS = 512, 16384
 OVERLAP = 50  # tokens in a row
-SAMPLED = 8  # one in so many runs is remembered in a record, so that a saved model can be checked later
-_LONGEST = 400_000  # tokens of a text that windows are spread over
+SAMPLED = 8  # one in 8 runs is stored in a record, so that a saved model can be checked later
+_LONGEST = 400_000  # tokens: windows are spread over at most this much of a text
 _PACKAGES = (
     "",
     "asyncio",
@@ -51,8 +49,8 @@ _FEWEST_WORDS = 12
 
 @dataclass(frozen=True)
 class Calibration:
-    """`ids` (windows, window) of the text called `name`. `minutes` is what a learned method may take for the
-    whole model."""
+    """Token `ids` (windows, window) of the text called `name`. `minutes` limits the time that a learned
+    method takes for the whole model; None is the method's default number of steps."""
 
     name: str
     sha256: str
@@ -60,14 +58,14 @@ class Calibration:
     minutes: float | None = None
 
     def part(self, tokens: int) -> Calibration:
-        """Only as many of the windows, evenly spread, as `tokens` takes (at least one)."""
+        """Return evenly spread windows with about `tokens` tokens in all, at least one window."""
         count, window = self.ids.shape
         wanted = max(1, min(count, -(-tokens // window)))
         return replace(self, ids=self.ids[[count * i // wanted for i in range(wanted)]])
 
     @property
     def record(self) -> dict:
-        """JSON-ready: what was read, and the fingerprint that `check_record` compares other texts with."""
+        """The text, its windows and the fingerprint for `check_record`, JSON-ready."""
         windows, window = self.ids.shape
         return {
             "text": {"name": self.name, "sha256": self.sha256},
@@ -86,10 +84,10 @@ def load_calibration(
     window: int = WINDOW,
     minutes: float | None = None,
 ) -> Calibration:
-    """Windows of `window` tokens, `tokens` in all, evenly spread over the text `source` (a UTF-8 file; None
-    is the packaged one).
+    """Return windows of `window` tokens, `tokens` in all, evenly spread over the text `source` (a UTF-8 file;
+    None is the default text).
 
-    A shorter text gives fewer windows, and one that is shorter than a window gives one short window. Raises
+    A shorter text gives fewer windows; a text shorter than one window gives one short window. Raise
     `InputError` for a file that cannot be used.
     """
     text = calibration_text(source)
@@ -106,7 +104,7 @@ def load_calibration(
 
 
 def calibration_text(source: str | Path | None) -> Text:
-    """The text called `source`; None is the packaged one."""
+    """Return the text in the file `source`; None is the default text."""
     if source is not None:
         return load_text(source)
     content = docstrings()
@@ -118,34 +116,34 @@ def calibration_text(source: str | Path | None) -> Text:
 
 
 def check_overlap(calibration: Calibration, name: str, sha256: str, ids: torch.Tensor) -> None:
-    """Raise `InputError` if the evaluation text called `name`, of which the tokens `ids` (T,) are scored, has
-    been calibrated on."""
+    """Raise `InputError` if the scored tokens `ids` (T,) of the evaluation text called `name` overlap the
+    calibration text."""
     if sha256 == calibration.sha256:
         raise _overlaps(calibration.name, name, "they are the same text")
     if _marks(calibration.ids).isdisjoint(_marks(ids.unsqueeze(0))):
         return
-    raise _overlaps(calibration.name, name, f"{OVERLAP} tokens in a row or more stand in both")
+    raise _overlaps(calibration.name, name, f"both contain the same run of at least {OVERLAP} tokens")
 
 
 def check_record(record: dict, name: str, sha256: str, ids: torch.Tensor) -> None:
-    """The same for a saved model, from the `Calibration.record` it was saved with: finds shared runs of a
-    hundred tokens or so."""
+    """Do the same for a saved model, from its `Calibration.record`. The record samples one run in 8, so only
+    shared runs of about a hundred tokens are found."""
     calibrated = record["text"]
     if sha256 == calibrated["sha256"]:
         raise _overlaps(calibrated["name"], name, "they are the same text")
     if not _marks(ids.unsqueeze(0)).isdisjoint(record["fingerprint"]):
-        raise _overlaps(calibrated["name"], name, f"{OVERLAP} tokens in a row or more stand in both")
+        raise _overlaps(calibrated["name"], name, f"both contain the same run of at least {OVERLAP} tokens")
 
 
 def _overlaps(calibration: str, evaluation: str, why: str) -> InputError:
     return InputError(
-        f"The calibration text ({calibration}) overlaps the evaluation text ({evaluation}): {why}. A model is not judged by what it was "
-        "calibrated on; choose another text for one of them."
+        f"The calibration text ({calibration}) overlaps the evaluation text ({evaluation}): {why}. "
+        "A model must not be evaluated on its calibration text; choose another text for one of them."
     )
 
 
 def _marks(ids: torch.Tensor) -> set[str]:
-    """A hash of each run of `OVERLAP` tokens in the rows of `ids` (R, T)."""
+    """Return a hash per run of `OVERLAP` tokens in the rows of `ids` (R, T)."""
     import numpy
 
     if ids.shape[1] < OVERLAP:
@@ -157,8 +155,8 @@ def _marks(ids: torch.Tensor) -> set[str]:
 
 
 def docstrings() -> str:
-    """Prose paragraphs of the standard library's docstrings, files in alphabetic order, each paragraph once,
-    joined by blank lines."""
+    """Return the prose paragraphs of the standard library's docstrings, each once, files in alphabetical
+    order, joined by blank lines."""
     library = Path(sysconfig.get_path("stdlib"))
     paragraphs: dict[str, None] = {}
     for package in _PACKAGES:

@@ -1,14 +1,15 @@
-"""Quantize a model block by block with calibration text: each block sees what the quantized blocks before it
-make of the text.
+"""Quantize a model block by block with calibration text: each block reads the output of the quantized blocks
+before it.
 
     hidden states of all windows ← embeddings
-    for each block:   find what its layers are given → choose codes → hidden states ← quantized block (hidden states)
+    for each block:   collect the inputs of its layers
+                      choose codes
+                      hidden states ← quantized block (hidden states)
 
-Held at any time: the model, one copy of the block at hand, second moments of one input, and the hidden states
-of all windows twice, as the quantized model and (for methods that look at drift) as the unquantized one
-computes them: 2 · tokens · hidden size · 4 bytes, and as much for what finished parts of the block put out
-(`activation_cache.py`); for methods that look at drift also what the block's layers are given in the unquantized
-model, 2 bytes for each token and input.
+Memory: the model, one copy of the current block, the second moments of one input, the hidden states of all
+windows in the quantized model (tokens · hidden size · 4 bytes), and as much for the outputs cached within the
+block (`activation_cache.py`). Methods that use drift also hold the hidden states of the unquantized model (as
+much again) and the inputs of the block's layers in it, 2 bytes per token and input.
 """
 
 from __future__ import annotations
@@ -42,23 +43,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class Finished:
-    """A block's outcome: tensors of each target by name, a sentence for those that were not done as asked,
-    and the block's name."""
+    """A finished block: its name, the quantized tensors per target name, and a note per target that was not
+    quantized as requested. `output_fp`: outputs (1, T, H) of the unquantized block, by window."""
 
     name: str
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
     output_fp: dict[int, torch.Tensor] = field(default_factory=dict)
-    cache: ActivationCache | None = None  # None where nothing was chosen
+    cache: ActivationCache | None = None  # None if the block has no targets
 
 
 @dataclass
 class BlockWork:
-    """What a method is given to choose the codes of one block: look at `stages` in order, ask for `moments`,
-    `put` tensors in place.
+    """The interface of a method to one block: take `stages` in order, collect `moments`, `put` tensors in
+    place.
 
-    `hidden` are the block's inputs for each window, (1, T, H), in the quantized model; `x_fp` those in
-    the unquantized one and `original` the block as it was, or both None for methods that do not ask for them.
+    hidden       inputs of the block per window, (1, T, H), in the quantized model
+    x_fp         the same in the unquantized model; None unless the method uses drift
+    original     the unquantized block; None unless the method uses drift
+    output_fp    outputs (1, T, H) of the unquantized block by window, as far as they are known
+    step         reports progress in words
+    notes        a sentence per target that was not quantized as requested
     """
 
     blocks: Blocks
@@ -86,44 +91,46 @@ class BlockWork:
         self.cache = ActivationCache(self.block, self.prefix, [stage.names for stage in self.stages], ends)
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The block as it stands, on `hidden` (1, T, H)."""
+        """Return the output (B, T, H) of the block in its current state for `hidden` (B, T, H)."""
         return self.blocks.run(self.position, hidden)
 
     def call_with(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """The block on `hidden` with some of its parameters replaced by `tensors` (names count from the
-        block); gradients flow."""
+        """Return the output of the block for `hidden`, with the parameters in `tensors` (named relative to
+        the block) replaced; gradients flow."""
         swapped = lambda *arguments, **keywords: functional_call(self.block, tensors, arguments, keywords)  # noqa: E731
         return self.blocks.call(self.position, hidden, swapped)
 
     def module(self, target: Target) -> nn.Module:
-        """The module that holds the target's parameter."""
+        """Return the module that holds the target's parameter."""
         return target.owner(self.block, self.prefix)
 
     def matrices(self, target: Target) -> list[torch.Tensor]:
-        """The target's weight as it stands, float32 (N, K): one matrix, or one for each expert."""
+        """Return the target's current weight, float32 (N, K): one matrix, or one per expert."""
         return target.matrices(self.block, self.prefix)
 
     def replace(self, target: Target, matrices: list[torch.Tensor]) -> None:
-        """Let the block compute with other weights (N, K)."""
+        """Set the target's weight to `matrices` (N, K), without choosing its codes."""
         target.put(self.block, matrices, self.prefix)
         self.cache.invalidate(target.name)
 
     def put(self, target: Target, weights: list[QuantizedTensor]) -> None:
-        """Choose these; from now on the block computes with them."""
+        """Choose `weights` for the target, one tensor per matrix; the block computes with them from now
+        on."""
         self.weights[target.name] = weights
         self.replace(target, [weight.dequantize() for weight in weights])
         self.cache.mark_quantized(target.name, *_alone(target, self.module(target), weights))
 
     def change(self, name: str, value: torch.Tensor) -> None:
-        """Set a small parameter of the block, such as a norm's weight; `name` counts from the block."""
+        """Set a small parameter of the block, such as a norm's weight, by its `name` relative to the
+        block."""
         owner, _, last = name.rpartition(".")
         setattr(self.block.get_submodule(owner), last, nn.Parameter(value.contiguous(), requires_grad=False))
         self.changed.add(name)
         self.cache.invalidate()
 
     def moments(self, stages: list[Stage], *, magnitude: bool = False) -> list[Moments]:
-        """Second moments (and the mean `magnitude`) of what the linear layers of each of `stages` are given,
-        all from one pass over the text as the block stands."""
+        """Return the second moments (with `magnitude`, also the mean |x|) of the inputs of each of `stages`,
+        from one pass over the text with the block in its current state."""
         totals: list[Moments] = []
         inputs_fp = self._layer_inputs_fp() if self.original is not None else None
         for number, part in enumerate(self.batches):
@@ -131,9 +138,7 @@ class BlockWork:
             with self.cache.batch(number):
                 inputs = watch(partial(self.run, hidden), self.block, self.prefix, stages)
             for stage, each in zip(stages, inputs, strict=True):
-                if (
-                    hidden.dtype == torch.float32
-                ):  # `each` is what the layers were given, and no wider copy of it
+                if hidden.dtype == torch.float32:  # otherwise `each` is a wider copy of the inputs
                     self.cache.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
             before = [inputs_fp[stage].pop(number) if inputs_fp else None for stage in stages]
             totals = totals or [
@@ -145,15 +150,16 @@ class BlockWork:
         return totals
 
     def _writes(self, stage: Stage) -> bool:
-        """Whether the stage's layers add to the residual stream: they put out its width, and are not the
-        first to read it."""
+        """Return whether the stage's layers add to the residual stream: their output has its width, and they
+        are not the first stage, which reads it."""
         width = self.hidden[0].shape[-1]
         return stage != self.stages[0] and all(
             len(self.matrices(target)[0]) == width for target in stage.targets
         )
 
     def moments_of_experts(self, target: Target) -> list[Moments]:
-        """The same for each matrix of fused experts; an expert that no token was sent to has 0 tokens."""
+        """Return the second moments per matrix of fused experts; an expert that received no token has 0
+        tokens."""
         module, matrices = self.module(target), self.matrices(target)
         totals = [Moments.empty(matrix.shape[1]) for matrix in matrices]
         with eager_experts(module):
@@ -164,9 +170,10 @@ class BlockWork:
         return totals
 
     def _layer_inputs_fp(self) -> dict[Stage, dict[int, torch.Tensor]]:
-        """What the linear layers of each stage are given for each batch in the unquantized model, in 16 bits.
-        The block is run for it once, to the end, so that the next block's inputs are known, too; what has
-        been used is let go."""
+        """Return the inputs (n, K) of each stage in the unquantized model, by batch, in bfloat16.
+
+        The first call runs the original block to its end, which also fills `output_fp`, the next block's
+        inputs. The caller removes the batches that it has used."""
         x_fp, original = self.x_fp, self.original
         if x_fp is None or original is None:
             raise ValueError("the walk keeps no full-precision activations")
@@ -188,9 +195,12 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class BlockMethod:
-    """`choose` puts tensors into a block; `wants_drift`: it compares with the unquantized model, which is
-    then run alongside. `joint`: optional factory of a second stage that takes in the finished blocks and
-    fine-tunes all of them together, see `methods/joint.py`."""
+    """A method as the walk calls it.
+
+    choose         puts quantized tensors into a block wants_drift    compares with the unquantized model,
+    which then runs alongside joint          optional factory of a second stage that fine-tunes all blocks
+    jointly, see `methods/joint.py`
+    """
 
     choose: Callable[[BlockWork], object]
     wants_drift: bool = False
@@ -211,12 +221,12 @@ def quantize_blocks(
     work: Path | None = None,
     identity: str | None = None,
 ) -> Iterator[Finished]:
-    """Choose codes for the `targets` that lie inside the decoder's blocks, block after block; nothing is kept
-    of a block once the caller comes back for the next one, so it should put the tensors in place first.
+    """Choose codes for the `targets` inside the decoder's blocks, and yield one block after another. Install
+    a block's tensors before requesting the next: its state is freed.
 
-    `work` is a folder in which finished blocks are kept until all are done; `identity` says what model this
-    is. A run that is started again with the same ones takes up where the last one stopped. Raises
-    `InputError` for a model that has no list of blocks.
+    `work` is a folder that keeps finished blocks until all are done, and `identity` identifies the model; a
+    run with the same two resumes after the last finished block. Raise `InputError` if the model has no list
+    of blocks.
     """
     blocks = Blocks(model)
     inside = [
@@ -239,7 +249,7 @@ def quantize_blocks(
         kept = store.read(position)
         name = f"{blocks.name}.{position}"
         if kept is not None and set(kept[0]) <= {target.name for target in own}:
-            report(position, len(blocks), f"taking up what was finished: {name}")
+            report(position, len(blocks), f"restoring a finished block: {name}")
             finished = _take_up(block, name, own, *kept)
         elif own:
             finished = _choose(
@@ -265,7 +275,7 @@ def quantize_blocks(
 def _refine_jointly(
     blocks: Blocks, refiner, finished: list[Finished], wanted, calibration: Calibration, report: Progress
 ):
-    """Go on with all blocks at once; hand them over as they are then."""
+    """Fine-tune all blocks jointly, then yield them; unchanged if that did not improve the divergence."""
 
     def step(what: str) -> None:
         report(len(blocks), len(blocks), what)
@@ -276,18 +286,20 @@ def _refine_jointly(
 
 
 def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
-    """(n, 1): one over the size of each token in the stream `hidden` (1, T, H), 1 for the median token."""
+    """Return the weight (n, 1) of each token's error: 1 / RMS of the token in the residual stream `hidden`
+    (B, T, H), scaled to 1 for the median token."""
     size = hidden.flatten(0, -2).float().square().mean(1, keepdim=True).sqrt()
     return size.median() / size.clamp_min(1e-6 * size.median().clamp_min(1e-30))
 
 
 def _as_it_is(block: nn.Module) -> nn.Module:
-    """A copy of the block that shares its tensors: it stays as it is when the block is given others."""
+    """Return a copy of the block that shares its tensors, and keeps them when the block's are replaced."""
     return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
 
 
 def _advance(blocks: Blocks, position: int, hidden, x_fp, original, finished: Finished) -> None:
-    """Replace the block's inputs by its outputs, batch by batch."""
+    """Replace the hidden states (1, T, H) of all windows, `hidden` and `x_fp`, by the outputs of the block,
+    in place, batch by batch."""
     output_fp = finished.output_fp
     for number, part in enumerate(blocks.batches(hidden)):
         with finished.cache.batch(number) if finished.cache else nullcontext():
@@ -320,7 +332,7 @@ def _choose(method, blocks, position, own, hidden, x_fp, original, calibration, 
 
 
 def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:
-    """Put what an earlier run had finished back into the block."""
+    """Install the tensors of a block that an earlier run finished."""
     for parameter, value in changed.items():
         owner, _, last = parameter.rpartition(".")
         setattr(block.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
@@ -339,6 +351,6 @@ def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -
 
 
 def _alone(target: Target, module: nn.Module, weights: list[QuantizedTensor]) -> tuple:
-    """Return the arguments of `ActivationCache.mark_quantized` after the name: a linear layer and its weight, or
-    nothing for other targets."""
+    """Return the arguments of `ActivationCache.mark_quantized` after the name: a linear layer and its weight,
+    or nothing for other targets."""
     return (module, weights[0]) if target.kind == "linear" else ()

@@ -1,5 +1,5 @@
-"""What is kept of a block's finished parts is what they would have put out, and it is forgotten when
-something changes."""
+"""The activation cache returns the outputs that the finished parts of a block would compute, and drops them
+when a weight changes."""
 
 import pytest
 import tiny
@@ -36,7 +36,7 @@ def put(work: BlockWork, stage) -> None:
 @torch.no_grad()
 def test_moments_are_the_same_as_without(kind):
     work, plain = work_on(kind), work_on(kind)
-    plain.cache._children.clear()  # nothing ever settles
+    plain.cache._children.clear()  # nothing is ever cached
     for stage, other in zip(work.stages, plain.stages, strict=True):
         (own,), (expected,) = work.moments([stage]), plain.moments([other])
         assert torch.equal(own.hessian, expected.hessian)
@@ -51,7 +51,7 @@ def test_moments_are_the_same_as_without(kind):
         with work.cache.batch(number), plain.cache.batch(number):
             assert torch.equal(work.run(hidden), plain.run(hidden))
     assert work.cache._outputs and not plain.cache._outputs
-    assert kind != "llama" or not ran  # the feed-forward part goes on from what its last layer was given
+    assert kind != "llama" or not ran  # the feed-forward part resumes from the inputs of its last layer
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_a_finished_child_runs_once_for_each_batch_until_something_changes():
     assert run() == (0, 3) and run() == (0, 0)
     cache.mark_quantized(
         "block.0.second.layer.weight"
-    )  # chosen again: only what it has a part in is forgotten
+    )  # chosen again: only the outputs that depend on it are dropped
     assert run() == (0, 3)
     cache.invalidate("block.0.first.layer.weight")
     assert run() == (3, 3)

@@ -1,5 +1,4 @@
-"""What the layers of a block are given, against a plain forward pass with hooks; and that a stopped walk goes
-on."""
+"""Inputs of a block's layers, against a plain forward pass with hooks; and resuming an interrupted walk."""
 
 import pytest
 import tiny

@@ -1,5 +1,4 @@
-"""Which text is calibrated on, which windows of it are read, and that it is never the text a model is judged
-by."""
+"""The calibration text, its windows, and the check that it does not overlap the evaluation text."""
 
 import json
 
@@ -60,7 +59,7 @@ def test_a_run_of_fifty_shared_tokens_is_refused(shared, refused):
     calibration = Calibration("a", "0", ids)
     other = torch.cat((torch.arange(5000, 5100), ids[1, 100 : 100 + shared], torch.arange(6000, 6100)))
     if refused:
-        with pytest.raises(InputError, match="50 tokens in a row"):
+        with pytest.raises(InputError, match="run of at least 50 tokens"):
             check_overlap(calibration, "b", "1", other)
     else:
         check_overlap(calibration, "b", "1", other)
@@ -128,7 +127,7 @@ def test_a_saved_model_is_not_judged_by_what_it_was_calibrated_on(tmp_path):
     again = qcore.load(str(tmp_path / "q"))
     assert again.ledger.calibration == loaded.ledger.calibration
     for model in (loaded, again):
-        with pytest.raises(InputError, match="calibrated on"):
+        with pytest.raises(InputError, match="must not be evaluated on its calibration text"):
             qcore.evaluate(model, text)
         qcore.evaluate(model, written(tmp_path, "Something else entirely, " * 30, "third.txt"), window=64)
     assert other.exists()
