@@ -88,6 +88,37 @@ def test_pre_commit_uses_the_pinned_versions():
     assert all(PINS.get(name, version) == version for name, version in used)
 
 
+def planned(target: str) -> str:
+    """The commands that `make TARGET` would run on a bare clone."""
+    command = ["make", "--dry-run", "--always-make", target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_run_installs_only_what_it_runs():
+    commands = planned("run")
+    assert "-r requirements.txt" in commands and "streamlit run app.py" in commands
+    assert not re.search("requirements-(test|ray)|chromium|simde|pytest", commands)
+    extras = pins("requirements-ray.txt", "requirements-test.txt").keys()
+    assert not extras & pins("requirements.txt").keys()
+
+
+def test_make_test_runs_everything():
+    commands = planned("test")
+    assert "-r requirements-test.txt" in commands
+    for part in (
+        "ruff check",
+        "ruff format --check",
+        "clang-format",
+        "codespell",
+        "mypy",
+        "sanitize.sh",
+        "chromium",
+    ):
+        assert part in commands, part
+    chosen = re.findall(r"pytest .*-m \"([^\"]+)\"", commands)
+    assert chosen == ["not ray and not alone", "ray or alone"], "together these are all tests"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel of the sources as they stand, built from a copy: a build leaves folders beside them."""
