@@ -1,16 +1,16 @@
 """Models in folders: find them, load them, save them.
 
-    sources.py      `resolve`: from a name to a checked checkpoint
-    outlines.py     `outline`, the same from headers alone: of a model on the hub no weights are fetched, no GGUF file is converted
-    loading.py      weights into a model
+    sources.py      `resolve`: a name to a checked checkpoint
+    outlines.py     `outline`: the same from headers only, without a download or conversion
+    loading.py      loads weights into a model
     safetensors.py  quantized models, read and written
-    manifest.py     qcore.json, held against the model and the files before anything is read
+    manifest.py     qcore.json, validated against the model and the files
     sparse.py       pruned matrices without their zeros
     plain.py        models with ordinary weights that were pruned, trained or distilled
     onnx_folder.py  models exported to ONNX
-    saving.py       a folder that appears whole
+    saving.py       atomic creation of a model folder
 
-Nothing here unpickles a file or runs code that came with a model.
+No module here unpickles a file or runs code that comes with a model.
 """
 
 from qcore.library.loading import Loaded, load

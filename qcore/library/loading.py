@@ -1,8 +1,7 @@
-"""Weights from checked files into a model, computed in fp32.
+"""Loads weights from validated files into a model that computes in fp32.
 
-fp32 weights stay mapped from their files: they cost page cache, which the system can drop and read again, not
-memory of ours. 16-bit ones are widened, because processors without hardware for them compute hundreds of
-times slower in 16 bits.
+fp32 weights stay memory-mapped: they take page cache, which the system can drop and read again. 16-bit
+weights are widened, because processors without 16-bit hardware compute hundreds of times slower in 16 bits.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from qcore.recipes import Recipe
     from qcore.recipes.ledger import Ledger
 
-_CHUNK = 1 << 24  # elements checked for NaN and infinity at a time
+_CHUNK = 1 << 24  # elements per check for NaN and infinity
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -41,7 +40,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore had quantized it,
+    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore quantized it,
     None otherwise."""
 
     model: PreTrainedModel
@@ -61,9 +60,8 @@ def load(
 ) -> Loaded:
     """Load a model by name (see `resolve`) or from a `Checkpoint`, in fp32 on `device`.
 
-    Raise `InputError` if anything about it is wrong; with `check_finite`, also for weights that are NaN or
-    infinite, naming the first. Whether it fits into memory is `qcore.planning.check_fits`'s question, to be
-    asked before.
+    Raise `InputError` if the model is invalid; with `check_finite`, also for a NaN or infinite weight, naming
+    the first. Call `qcore.planning.check_fits` before, to check that the model fits into memory.
     """
     checkpoint = name if isinstance(name, Checkpoint) else resolve(name, revision, progress=progress)
     if checkpoint.source == ONNX:
@@ -78,7 +76,7 @@ def load(
     if checkpoint.is_quantized:
         from qcore.library import safetensors
 
-        saved = safetensors.begin(checkpoint.folder)  # its weights are hashed while the tokenizer is read
+        saved = safetensors.begin(checkpoint.folder)  # the weights are hashed while the tokenizer loads
         tokenizer = load_tokenizer(checkpoint)
         model, ledger, recipe = saved.finish()
         cast("nn.Module", model).to(device)  # in place; the method of transformers has no usable type
@@ -97,8 +95,8 @@ def load(
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces so that no
-    copy is made."""
+    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces to avoid a
+    copy."""
     import torch
 
     if not tensor.is_floating_point():
@@ -126,18 +124,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     folder = checkpoint.folder
     if not any((folder / file).exists() for file in _TOKENIZER_FILES):
         raise InputError(
-            f"{checkpoint.name} has no tokenizer (there is no tokenizer.json), so it cannot read text. "
-            "Copy the tokenizer's files of the original model into its folder."
+            f"{checkpoint.name} has no tokenizer (there is no tokenizer.json), so it cannot read text. Copy "
+            "the tokenizer files of the original model into its folder."
         )
     collects = gc.isenabled()
-    # a vocabulary is parsed into 100,000 lists, and every few thousand the collector would go through all
-    # there is
+    # a vocabulary is parsed into 100,000 lists; without this the garbage collector would scan all objects
+    # again and again
     gc.disable()
     try:
         return AutoTokenizer.from_pretrained(
             folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # tokenizer files are parsed by native code that raises bare Exceptions
+    except Exception as error:  # native code parses tokenizer files and raises bare Exceptions
         raise InputError(
             f"The tokenizer of {checkpoint.name} cannot be read: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -147,8 +145,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):
-    """Return the checked config, so that the library does not read config.json, with whatever is in it, a
-    second time."""
+    """Return the checked config, so that the library does not read the untrusted config.json itself."""
     from qcore.models.config import to_transformers
 
     return to_transformers(checkpoint.config)

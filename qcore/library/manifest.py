@@ -1,10 +1,10 @@
 """qcore.json, the manifest of a saved model: recipe, ledger, the format of each quantized matrix, the SHA-256
 of each weight file.
 
-It may come from a stranger, and native code reads the weights by what it says. So `read` checks its form, and
-`check` holds it against the model's own shapes and the headers of the weight files: every tensor that will be
-read must be there with the dtype and shape that its format demands, and nothing else. Both raise `InputError`
-before anything is allocated or read.
+It is untrusted, and native code reads the weights by its description. So `read` validates its form, and
+`check` compares it with the model's shapes and the headers of the weight files: each tensor of the
+description must exist with the dtype and shape of its format, and no other tensor may. Both raise
+`InputError` before memory is allocated or weights are read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FLOATS = ("F32", "F16", "BF16")
 @dataclass(frozen=True)
 class Matrix:
     """A quantized matrix: the `module` that holds it, the module under whose name its parts are stored
-    (`like`, another one if they share it), its shape (N outputs, K inputs) and its format."""
+    (`like`, which differs for shared parts), its shape (N outputs, K inputs) and its format."""
 
     module: str
     like: str
@@ -74,7 +74,7 @@ class Manifest:
 
 def read(folder: Path) -> Manifest:
     """Return the manifest in `folder`. Raise `InputError` if it is missing, damaged, of another version, or
-    holds what no version of qcore writes."""
+    has invalid content."""
     try:
         record = read_json(folder / MANIFEST)
         version = record["version"]
@@ -109,7 +109,7 @@ def check(manifest: Manifest, model: PreTrainedModel, stored: Mapping[str, Tenso
     """Raise `InputError` unless `manifest` fits the unquantized `model`, which may be on the meta device, and
     the `stored` tensors by name."""
     if set(manifest.sha256) != {tensor.file for tensor in stored.values()}:
-        raise damaged("it lists other weight files than there are")
+        raise damaged("its list of weight files differs from the folder")
     targets = () if isinstance(manifest.recipe.weights, Float) else select(model, manifest.recipe).targets
     _check_matrices(manifest, model, targets)
     _check_stored(manifest, model, {target.name for target in targets}, stored)
@@ -124,11 +124,9 @@ def read_ledger(record: dict) -> Ledger:
         texts = (row.name, row.dtype, row.format or "", row.reason or "")
         counts = (*row.shape, row.bytes_before, row.bytes_after, row.weights)
         if not all(isinstance(text, str) for text in texts) or type(row.intended) is not bool:
-            raise ValueError(
-                f"its ledger's row {str(row.name)[:40]!r} has something else in the place of a text"
-            )
+            raise ValueError(f"its ledger's row {str(row.name)[:40]!r} has a field that is not a text")
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"its ledger's row {row.name!r} has something else in the place of a count")
+            raise ValueError(f"its ledger's row {row.name!r} has a field that is not a count")
         if row.sparsity is not None and not (type(row.sparsity) in (int, float) and 0 <= row.sparsity <= 1):
             raise ValueError(f"its ledger's row {row.name!r} has the sparsity {row.sparsity!r}")
     extra = (ledger.calibration, ledger.allocation, ledger.training, ledger.pruning)
@@ -146,7 +144,7 @@ def stems(model: nn.Module, target: Target) -> list[str]:
 
 
 def damaged(why: str) -> InputError:
-    """Return the error for a manifest that cannot be believed."""
+    """Return the error for an invalid manifest."""
     return InputError(f"{MANIFEST} is damaged: {why}. Quantize the model again, or download it again.")
 
 
@@ -177,8 +175,7 @@ def _matrix(entry: dict) -> Matrix:
 
 
 def _format(record: dict) -> Format:
-    """Return the format that `record` describes. JSON has no dataclasses, so the fields' types are
-    compared."""
+    """Return the format described by `record`, after a check of the types of its fields."""
     format = read_format(record)
     types = get_type_hints(KINDS[format.TYPE])
     for field in fields(format):
@@ -199,7 +196,9 @@ def _by_module(matrices: list[Matrix]) -> dict[str, Matrix]:
             matrix.shape,
             matrix.format,
         ):
-            raise ValueError(f"{matrix.module} shares the parts of {matrix.like}, which is not like it")
+            raise ValueError(
+                f"{matrix.module} shares the parts of {matrix.like}, which has another shape or format"
+            )
     return found
 
 
@@ -212,7 +211,7 @@ def _sparse(entry: dict) -> SparseMatrix:
 
 
 def read_digests(record: object, is_weights: Callable[[str], bool]) -> dict[str, str]:
-    """Return {file: SHA-256} if `record` is one; `is_weights` knows the names that weight files have. Raise
+    """Return {file: SHA-256} if `record` is one; `is_weights` tests for the name of a weight file. Raise
     `ValueError` if not."""
     if not isinstance(record, dict) or not record:
         raise ValueError("it has no SHA-256 of the weights")
@@ -226,13 +225,13 @@ def read_digests(record: object, is_weights: Callable[[str], bool]) -> dict[str,
 
 def _list(value: object) -> list:
     if not isinstance(value, list):
-        raise ValueError(f"it has {type(value).__name__} {str(value)[:40]!r} in the place of a list")
+        raise ValueError(f"it has {type(value).__name__} {str(value)[:40]!r} instead of a list")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"it has {value!r} in the place of a name")
+        raise ValueError(f"it has {value!r} instead of a name")
     return value
 
 
@@ -240,7 +239,7 @@ def _text(value: object) -> str:
 
 
 def _check_matrices(manifest: Manifest, model: nn.Module, targets: tuple[Target, ...]) -> None:
-    """The listed matrices are those of the recipe's targets, in shape and format."""
+    """Check that the listed matrices are those of the recipe's targets, in shape and format."""
     expected = set()
     for target in targets:
         _, *shape = target.shape(model)
@@ -263,7 +262,7 @@ def _check_matrices(manifest: Manifest, model: nn.Module, targets: tuple[Target,
 def _check_stored(
     manifest: Manifest, model: nn.Module, quantized: set[str], stored: Mapping[str, TensorInfo]
 ) -> None:
-    """Every tensor that the model needs is stored with the right dtype and shape, and no other is."""
+    """Check that all tensors of the model, and no others, are stored with the right dtype and shape."""
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}  # name -> possible dtypes, shape
     optional: set[str] = set()
     for name, tensor, shared in inventory(model):
@@ -301,7 +300,7 @@ def _dtypes(recipe: Recipe, tensor: torch.Tensor) -> tuple[str, ...]:
 def _sparse_parts(
     manifest: Manifest, entry: SparseMatrix, expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 ) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
-    """Take the matrix of a sparse entry out of `expected`, and yield what is stored in its place."""
+    """Remove the matrix of a sparse entry from `expected`, and yield the tensors stored instead."""
     dtypes, shape = expected.pop(entry.name, ((), ()))
     if entry.module is None:
         fits = len(shape) == 2 and shape[1] == entry.columns and set(dtypes) <= set(_FLOATS)
@@ -315,7 +314,7 @@ def _sparse_parts(
             and not matrix.format.learned
         )
     if not fits or not dtypes:
-        raise damaged(f"{entry.name} is not a matrix that can be stored without its zeros as it says")
+        raise damaged(f"{entry.name} has an invalid entry for sparse storage")
     yield f"{entry.name}.{MASK}", (("U8",), (shape[0], packed_width(entry.columns, 1)))
     yield f"{entry.name}.{VALUES}", (dtypes, (-1,))  # as many as there are bits in the mask
 
@@ -323,14 +322,14 @@ def _sparse_parts(
 def _check_ledger(
     manifest: Manifest, model: nn.Module, targets: tuple[Target, ...], stored: Mapping[str, TensorInfo]
 ) -> None:
-    """The ledger speaks of this model's tensors, and its bytes are those of the files."""
+    """Check that the ledger lists this model's tensors with the bytes of the files."""
     ledger = manifest.ledger
     if ledger.recipe != manifest.recipe.name:
         raise damaged(f"its ledger is that of {ledger.recipe!r}, its recipe is {manifest.recipe.name}")
     shapes = {name: tuple(tensor.shape) for name, tensor, _ in inventory(model)}
     rows = {row.name: row for row in ledger.rows}
     if set(rows) != set(shapes) or len(rows) < len(ledger.rows):
-        raise damaged("its ledger lists other tensors than the model has")
+        raise damaged("its ledger lists tensors that differ from the model's")
     for row in ledger.rows:
         if row.shape != shapes[row.name]:
             raise damaged(
@@ -356,7 +355,7 @@ def _check_ledger(
 
 
 def _left_out(manifest: Manifest, stored: Mapping[str, TensorInfo]) -> int:
-    """Return the bytes that sparse storage saves: a ledger may count matrices as they are held in memory."""
+    """Return the bytes saved by sparse storage: a ledger may count matrices in their dense form."""
     saved = 0
     for entry in manifest.sparse:
         mask, values = stored[f"{entry.name}.{MASK}"], stored[f"{entry.name}.{VALUES}"]

@@ -1,13 +1,12 @@
-"""A folder with a model as ONNX: it runs with ONNX Runtime alone, and it is a model for `eval` and `bench`
-here.
+"""A folder with a model as ONNX, which runs with ONNX Runtime alone, and in qcore's `eval` and `bench`.
 
     model.onnx, model.onnx.data    the graph and its weights, see `qcore.engines.onnx`
     run_onnx.py                    a program that needs onnxruntime and numpy (and tokenizers, to read text)
     config.json, tokenizer …       as in the original checkpoint
-    qcore-onnx.json                recipe, ledger, SHA-256 of the files, and how far the logits are from PyTorch's
+    qcore-onnx.json                recipe, ledger, SHA-256 of the files, deviation from PyTorch's logits
 
-Before the folder gets its name, the graph has run and was compared with PyTorch: a prompt at once, and its
-end token by token through the cache. Where both compute in float32, they must agree.
+Before the folder gets its final name, the graph runs and its logits are compared with PyTorch's: for a prompt
+at once, and for its end token by token through the cache. If both compute in float32, they must agree.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROGRAM, GRAPH = "run_onnx.py", "model.onnx"
-TOLERANCE = 1e-3  # of a logit, for logits up to LARGE; beyond, the same share
+TOLERANCE = 1e-3  # absolute tolerance for logits up to LARGE, relative beyond
 LARGE = 10.0
 PROMPT, DECODED = 40, 8
 _VERSION = 1
@@ -64,11 +63,10 @@ class Agreement:
 def save(
     loaded: Loaded, recipe: Recipe, folder: Path, *, overwrite: bool = False, progress: Progress
 ) -> tuple[Ledger, Agreement]:
-    """Export `loaded`, which is used up, as `recipe` into `folder`; a model that holds qcore's codes keeps
-    them.
+    """Export `loaded`, which is consumed, as `recipe` into `folder`; a model with qcore's codes keeps them.
 
-    Raise `InputError` for a recipe or model that has no ONNX form or a folder that holds something,
-    `RunError` if the exported graph does not compute what the model does.
+    Raise `InputError` for a recipe or model without an ONNX form or a folder that is not empty, `RunError` if
+    the logits of the exported graph differ from the model's.
     """
     from qcore.engines.onnx import run_onnx, writing
     from qcore.quantization.convert import quantize
@@ -159,7 +157,7 @@ class _Manifest:
 
 def _manifest(folder: Path) -> _Manifest:
     """Return the manifest in `folder`. Raise `InputError` if it is missing, damaged, of another version, or
-    holds what qcore does not write: it may come from a stranger."""
+    has invalid content: it is untrusted."""
     try:
         record = read_json(folder / MANIFEST)
         if record["version"] != _VERSION:
@@ -175,7 +173,7 @@ def _manifest(folder: Path) -> _Manifest:
             raise ValueError(f"its ledger is that of {found.ledger.recipe!r}")
         present = {path.name: path.stat().st_size for path in folder.glob(f"{GRAPH}*")}
         if GRAPH not in found.sha256 or set(found.sha256) != set(present):
-            raise ValueError("it lists other files than there are")
+            raise ValueError("its list of files differs from the folder")
         if found.ledger.stored_bytes > sum(present.values()):
             raise ValueError("its ledger counts more bytes than the files hold")
     except KeyError as error:
@@ -224,7 +222,7 @@ def _compare(session, ids: torch.Tensor, wanted: torch.Tensor, exact: bool) -> A
     limit = TOLERANCE * max(1.0, largest / LARGE)
     if exact and not max(prefill, decode) <= limit:
         raise RunError(
-            "The exported graph does not compute what the model does: logits differ by "
-            f"{max(prefill, decode):.2g}, and rounding explains {limit:.2g}. Nothing was saved."
+            "The exported graph differs from the model: its logits differ by "
+            f"{max(prefill, decode):.2g}, but rounding explains at most {limit:.2g}. Nothing was saved."
         )
     return Agreement(prefill, decode, largest, tokens, decoded, exact)

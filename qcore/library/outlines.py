@@ -1,11 +1,10 @@
-"""A model known by its headers: a `Checkpoint` to plan with, of which no byte of weights was fetched or
-converted.
+"""A `Checkpoint` for planning, made from headers alone: no weights are fetched or converted.
 
     hub id      config.json, and the beginning of each safetensors file by ranged reads
-    GGUF        its own header; the tensors are those that the conversion would write
-    folder      as `resolve` checks it, but a model that another library quantized may be looked at, too
+    GGUF        its own header; the tensors are those that a conversion would write
+    folder      as in `resolve`, but models quantized by another library are allowed
 
-Such a checkpoint answers for shapes and bytes. To load it, `resolve` its name.
+Such a checkpoint has shapes and sizes only. To load the model, `resolve` its name.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from qcore.models.config import check_against, is_ours, quantized_by, read_confi
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
 
-_FIRST = 1 << 17  # bytes that are read of each file; most headers are shorter
+_FIRST = 1 << 17  # bytes read from each file; most headers are shorter
 _AT_ONCE = 8  # files
 _PATIENCE = 10  # seconds for an answer
 
@@ -36,7 +35,7 @@ def outline(
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Return the checkpoint of the model called `name`, from headers and config alone. A default model is
-    fetched if it is not here yet.
+    downloaded if needed.
 
     Raise `InputError` and `UnavailableError` as `resolve` does.
     """
@@ -53,7 +52,7 @@ def outline(
 
 
 def is_foreign(checkpoint: Checkpoint) -> bool:
-    """Was the model quantized by another library? Then it can be looked at, but not loaded."""
+    """Return whether another library quantized the model, so that it can be inspected but not loaded."""
     return checkpoint.is_quantized and not is_ours(checkpoint.config)
 
 
@@ -71,7 +70,10 @@ def _foreign(folder: Path, name: str) -> Checkpoint | None:
 
 
 def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
-    note = f" It was quantized by another library ({method}), so it is shown as it is; recipes start from the original model."
+    note = (
+        f" It was quantized by another library ({method}), so it can only be inspected. Recipes start from "
+        "the original model."
+    )
     return replace(checkpoint, is_quantized=True, description=checkpoint.description + note)
 
 

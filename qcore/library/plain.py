@@ -1,8 +1,8 @@
-"""Models that qcore has made but not quantized (pruned, distilled): an ordinary folder that transformers and
-qcore load, with the record of how.
+"""Unquantized models made by qcore (pruned, distilled): an ordinary folder that transformers and qcore load,
+with a record.
 
-The folder holds what any checkpoint holds, and `qcore-made.json`: what it was made from, by what, on which
-text (so that it is never judged by that), and for how long.
+Besides the files of a checkpoint, the folder holds `qcore-made.json`: the original model, the method, the
+text (so that the model is never evaluated on it), and the duration.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
 
 
 def check_judged(loaded, name: str, sha256: str, ids) -> None:
-    """Raise `InputError` if the text called `name`, of which the tokens `ids` (T,) are scored, is one that
-    the model was made with."""
+    """Raise `InputError` if the text called `name`, whose tokens `ids` (T,) are scored, was used to make the
+    model."""
     from qcore.quantization.calibration import check_record
 
     made = (
@@ -43,8 +43,7 @@ def check_judged(loaded, name: str, sha256: str, ids) -> None:
 
 
 def describe(folder: Path) -> str | None:
-    """Return how the model in `folder` was made, in a sentence; None if qcore did not make it, or did not
-    say."""
+    """Return a sentence on how the model in `folder` was made; None if there is no record of that."""
     record = read_made(folder)
     if record is None:
         return None
@@ -56,7 +55,10 @@ def describe(folder: Path) -> str | None:
                 record["trained_seconds"],
                 record["trained_tokens"],
             )
-            return f"Distilled from {origin} to {layers} layers, trained for {seconds:.0f} s on {tokens:,} tokens."
+            return (
+                f"Distilled from {origin} to {layers} layers, trained for {seconds:.0f} s on "
+                f"{tokens:,} tokens."
+            )
         return f"Made from {origin} by pruning: {record['method']}, {100 * record['share']:g} %."
     except (TypeError, KeyError, ValueError):
         return None

@@ -1,13 +1,13 @@
-"""Save a quantized model as safetensors, and load it again with the very same bits.
+"""Save a quantized model as safetensors, and load it again bit for bit.
 
 A folder holds what a Hugging Face checkpoint holds (`config.json`, tokenizer, `model.safetensors`) plus
 `qcore.json`: the recipe, the ledger, the format of each quantized tensor, and the SHA-256 of the weights,
-which is checked at load. Nothing in it is pickled. Large models, which `qcore.streaming` writes, are cut into
-several files with an index, as the hub's are; each has its own SHA-256. Quantized weights are stored as the
-parts of a `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; for a mixture of experts each
-expert's parts stand apart, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
+which is checked at load. No file is pickled. `qcore.streaming` writes large models as several files with an
+index, as on the hub; each file has its own SHA-256. Quantized weights are stored as the parts of a
+`QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; in a mixture of experts each expert's parts are
+stored separately, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
 
-Other libraries refuse such a folder, rightly: its `config.json` says `"quant_method": "qcore"`.
+Other libraries refuse such a folder, as they must, because its `config.json` has `"quant_method": "qcore"`.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def save(
     origin: dict | None = None,
 ) -> Path:
     """Write `model`, to which `recipe` was applied with the result `ledger`, into a new `folder`, and return
-    it. Tensors called as in `sparse` are stored without their zeros where that is smaller, see `sparse.py`.
-    `origin` says what it was made from.
+    it. Tensors named in `sparse` are stored without their zeros where that is smaller, see `sparse.py`.
+    `origin` records the original model.
 
-    Everything is written to a temporary folder first and then renamed, so that no half-written model is ever
-    found. Raise `InputError` as `check_target` does.
+    All files are written to a temporary folder, which is then renamed, so a partial model is never visible.
+    Raise `InputError` as `check_target` does.
     """
     check_recipe(recipe)
     with replaced_folder(Path(folder), overwrite=overwrite) as scratch:
@@ -123,7 +123,7 @@ def write_about(
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise `InputError` if models of `recipe` cannot be saved, because it is another library's."""
+    """Raise `InputError` if models of `recipe` cannot be saved, because another library quantizes them."""
     if isinstance(recipe.weights, Engine):
         raise InputError(
             f"{recipe.name} is another library's format: qcore can compare it, but not save it. Choose one "
@@ -141,14 +141,14 @@ def check_target(recipe: Recipe, folder: Path | str, *, overwrite: bool = False)
 def load(folder: Path | str) -> tuple[PreTrainedModel, Ledger, Recipe]:
     """Rebuild the model in `folder`, its ledger and its recipe; weights are mapped from the file, not copied.
 
-    Raise `InputError` if the folder is not one of ours, is damaged, or was written by a later version.
+    Raise `InputError` if qcore did not write the folder, it is damaged, or a later version wrote it.
     """
     return begin(folder).finish()
 
 
 def begin(folder: Path | str) -> Reading:
-    """Do `load` in two steps: the manifest and the headers are read now, and the SHA-256 of the weights is
-    computed in a thread from here on, so do something else before `finish`. Raise `InputError` as `load`."""
+    """Start to `load` a model: read the manifest and the headers, and compute the SHA-256 of the weights in a
+    thread, so that the caller can do other work before `finish`. Raise `InputError` as `load`."""
     folder = Path(folder)
     about = manifest.read(folder)
     stored: dict[str, TensorInfo] = {}
@@ -165,8 +165,8 @@ def begin(folder: Path | str) -> Reading:
 
 @dataclass(frozen=True)
 class Reading:
-    """A saved model that is being read: its manifest, the headers of its tensors, and the SHA-256 of each
-    weight file, which is being computed."""
+    """A saved model that is being loaded: its manifest, the headers of its tensors, and the pending SHA-256
+    of each weight file."""
 
     folder: Path
     manifest: Manifest
@@ -189,7 +189,7 @@ class Reading:
         return model.eval(), about.ledger, about.recipe
 
     def _empty_model(self) -> PreTrainedModel:
-        """Return the model that the config describes, not larger than the tensors at hand allow."""
+        """Return the model of the config, after a check that the stored tensors can fill it."""
         config = read_config(self.folder)[0]
         shapes = {name: tensor.shape for name, tensor in self.stored.items()}
         shapes |= {name: matrix.shape for name, matrix in self.manifest.matrices.items()}
@@ -203,11 +203,11 @@ class Reading:
             return empty_model(to_transformers(config))
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # model classes check their config with whatever they like
+        except Exception as error:  # model classes may raise anything for an invalid config
             raise InputError(f"{self.folder} does not fit its config.json: {error}") from error
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Return all stored tensors by name, mapped, once the SHA-256 of their files is known to be right."""
+        """Return all stored tensors by name, mapped, after a check of the SHA-256 of their files."""
         tensors: dict[str, torch.Tensor] = {}
         for file, digest in self.digests.items():
             weights = self.folder / file
@@ -263,7 +263,7 @@ def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bo
 
 
 def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
-    """Put `tensors` into `model`: the plain ones first, then (ties being made) the quantized ones."""
+    """Put `tensors` into `model`: first the plain ones, then, after tying, the quantized ones."""
     parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
     plain = {name: _aligned(tensor) for name, tensor in tensors.items() if name not in parts}
     targets: tuple[Target, ...] = ()
@@ -274,7 +274,7 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manif
         }
     else:
         targets = select(model, about.recipe).targets
-    model.load_state_dict(plain, strict=False, assign=True)  # `check` has compared names and shapes
+    model.load_state_dict(plain, strict=False, assign=True)  # names and shapes were compared by `check`
     model.tie_weights()
     for target in targets:
         names = manifest.stems(model, target)
@@ -282,13 +282,13 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manif
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return `tensor`, copied if it is mapped to an odd address: there, matrix products would round their
-    last bit differently."""
+    """Return `tensor`, copied if its mapped address is not aligned: matrix products would round their last
+    bit differently there."""
     return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 
 def _without_codes(matrix: Matrix, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:
-    """Return the scales and zero points of a matrix whose codes are yet to be put together."""
+    """Return the scales and zero points of a matrix whose codes are not yet assembled."""
     return _read_matrix(matrix, {**tensors, f"{matrix.like}.codes": torch.empty(0, dtype=torch.uint8)})
 
 

@@ -1,5 +1,4 @@
-"""Save a model into a folder that appears complete or not at all, and never replace files that qcore did not
-write."""
+"""Save a model into a folder atomically, and never replace files that qcore did not write."""
 
 import errno
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ MADE, MANIFEST = "qcore-made.json", "qcore.json"
 
 
 def made_from(folder: Path) -> dict | None:
-    """Return what the model in `folder` was made from, in the form of `Checkpoint.origin`; None if qcore did
-    not make it or its marker file has no record of that."""
+    """Return the record of the original of the model in `folder`, as in `Checkpoint.origin`; None if qcore
+    did not make it or its marker file has no such record."""
     for name in (MADE, MANIFEST, ONNX_MANIFEST):
         record = read_json(folder / name)
         origin = record.get("from") if isinstance(record, dict) else None
@@ -28,9 +27,9 @@ def made_from(folder: Path) -> dict | None:
 def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
     """Return the absolute path at which `folder` will appear, symbolic links followed.
 
-    Raise `InputError`, before any work, if a model cannot be saved there: it holds files, or `real_target`
-    refuses it. `overwrite` allows a folder that qcore wrote, and no other: a slip of the keyboard empties
-    nobody's home.
+    Raise `InputError`, before any work, if a model cannot be saved there: the folder holds files, or
+    `real_target` refuses it. `overwrite` allows only a folder that qcore wrote, so that a typing error cannot
+    empty a home folder.
     """
     final = real_target(folder)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
@@ -49,8 +48,8 @@ def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
 
 @contextmanager
 def replaced_folder(folder: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder to write into, which takes the place and name of `folder` at the end, and is
-    removed if anything is raised. An old model stays until the new one is complete.
+    """Yield a temporary folder, which replaces `folder` at the end and is removed on an exception. An old
+    model stays until the new one is complete.
 
     Raise `InputError` as `check_folder` does or if a file cannot be written, `UnavailableError` if the disk
     is full.

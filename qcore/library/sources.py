@@ -1,4 +1,4 @@
-"""From a name to a checked checkpoint."""
+"""Resolves a model name to a checked checkpoint."""
 
 from pathlib import Path
 
@@ -16,8 +16,7 @@ def resolve(
     public: bool | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Find the model called `name`, fetching or converting it first if need be, and check everything but the
-    weights themselves.
+    """Find the model called `name`, fetch or convert it if needed, and check everything except the weights.
 
     `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With
     `public` (by default on a public server), local paths are refused. Raise `InputError` (wrong name or
@@ -37,7 +36,7 @@ def defaults() -> list[tuple[str, str]]:
 
 
 def prepare(name: str, progress: Progress | None = None) -> Path:
-    """Fetch, verify and convert `name` once, so that it works offline from then on; return its folder."""
+    """Fetch, verify and convert `name` once, so that it works offline afterwards, and return its folder."""
     return resolve(name, progress=progress).folder
 
 

@@ -1,8 +1,8 @@
-"""Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`), and read
-back bit for bit.
+"""Pruned models in files: tensors with enough zeros are stored sparse (see `qcore.formats.sparse`) and
+restored bit for bit.
 
 The manifest lists them: {"name", "columns", "bits"} for a float matrix, {"name": "….codes", "module",
-"columns", "bits"} for codes, whose zeros are the codes that stand for 0.
+"columns", "bits"} for codes, where the omitted codes are those of 0.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ class SparseMatrix:
 def shrink(
     tensors: dict[str, torch.Tensor], quantized: dict[str, QuantizedTensor], names: set[str]
 ) -> tuple[dict[str, torch.Tensor], list[SparseMatrix]]:
-    """Return `tensors` to write, those matrices of `names` replaced by their sparse form that are smaller in
-    it, and the manifest's entries.
+    """Return the `tensors` to write, with the matrices of `names` in sparse form where that is smaller, and
+    the manifest's entries.
 
-    `quantized` has the tensors of quantized modules by the module's name; their codes are called
-    `MODULE.codes`.
+    `quantized` holds the tensors of quantized modules by module name; their codes are called `MODULE.codes`.
     """
     made, entries = dict(tensors), []
     for name in sorted(names & set(tensors)):
@@ -71,8 +70,8 @@ def shrink(
 def grow(
     tensors: dict[str, torch.Tensor], entries: Sequence[SparseMatrix], quantized: dict[str, QuantizedTensor]
 ) -> dict[str, torch.Tensor]:
-    """Return `tensors` as they were before `shrink`. `quantized` holds the modules' tensors, whose codes are
-    not looked at. Raise `InputError` if a mask and its values do not fit."""
+    """Invert `shrink`: return the dense `tensors`. `quantized` holds the modules' tensors, whose codes are
+    ignored. Raise `InputError` if a mask and its values do not fit."""
     made = dict(tensors)
     for entry in entries:
         name, columns, bits = entry.name, entry.columns, entry.bits

@@ -150,9 +150,15 @@ def _odd_expert(checkpoint: Checkpoint) -> str | None:
     for (prefix, suffix), members in families.items():
         for number in range(counts[prefix] + 1):
             if number not in members:
-                return f"the weights of {prefix}.{number}.{suffix} are missing. Missing weights are never initialised at random."
+                return (
+                    f"the weights of {prefix}.{number}.{suffix} are missing. Missing weights are never "
+                    "initialised at random."
+                )
             if members[number] != members[0]:
-                return f"{prefix}.{number}.{suffix} has the shape {members[number]}, the first expert {members[0]}."
+                return (
+                    f"{prefix}.{number}.{suffix} has the shape {members[number]}, but the first expert has "
+                    f"{members[0]}."
+                )
     return None
 
 

@@ -62,7 +62,7 @@ class Checkpoint:
         try:
             states = [(self.folder / file).stat() for file in files]
         except OSError as error:
-            raise InputError(f"{self.name} cannot be read any more: {error.strerror or error}.") from error
+            raise InputError(f"{self.name} can no longer be read: {error.strerror or error}.") from error
         about = [
             (file, state.st_size, state.st_mtime_ns, state.st_ino)
             for file, state in zip(files, states, strict=True)
@@ -175,7 +175,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         if not (folder / file).exists():
-            raise InputError(f"{folder.name} lacks {file}, which {INDEX} names. Download the model again.")
+            raise InputError(f"{folder.name} lacks {file}, which {INDEX} lists. Download the model again.")
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
                 raise InputError(
@@ -195,13 +195,13 @@ def _check_index(folder: Path, tensors: dict[str, TensorInfo], files: list[str])
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
-                f"{INDEX} places {name!r} in {file}, which does not hold it. The files do not belong "
-                "together."
+                f"{INDEX} places {name!r} in {file}, which does not hold it. The files belong to different "
+                "models."
             )
     if extra := sorted(set(tensors) - set(weight_map)):
         raise InputError(
-            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not list. The files do not "
-            "belong together."
+            f"{tensors[extra[0]].file} holds {extra[0]!r}, which {INDEX} does not list. The files belong to "
+            "different models."
         )
     shards = {path.name for path in folder.glob("model-*-of-*.safetensors")}
     if extra := sorted(shards - set(files)):

@@ -84,8 +84,8 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
 
 
 def checked(config: dict) -> dict:
-    """Return a config from elsewhere, without the fields that are never passed on. Raise `InputError` for
-    absurd sizes."""
+    """Return a config from another source, without the forbidden fields. Raise `InputError` for absurd
+    sizes."""
     _check_sizes(config)
     return _without(config, _STRIPPED)
 
@@ -158,8 +158,8 @@ def quantized_by(config: dict, folder: Path) -> str | None:
 def _refuse_quantized(config: dict, folder: Path) -> None:
     if name := quantized_by(config, folder):
         raise InputError(
-            f"{folder.name} is already quantized ({name}). Quantizing it again would measure both losses at "
-            "once: start from the original model instead."
+            f"{folder.name} is already quantized ({name}). Start from the original model: quantizing it "
+            "again would measure both losses at once."
         )
 
 

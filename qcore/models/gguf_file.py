@@ -1,7 +1,8 @@
 """GGUF files (the format of llama.cpp), dequantized and converted to safetensors once, keyed by the file's
 SHA-256.
 
-A GGUF file is usually quantized. qcore then measures what its own recipes add to that loss, and says so.
+Most GGUF files are quantized. qcore then measures the additional loss of its recipes, and the description
+says so.
 """
 
 import json
@@ -17,15 +18,15 @@ from qcore.base.progress import Progress
 from qcore.base.transformers_internals import quiet, without_conversion_bar
 from qcore.models.headers import regular_size
 
-SOURCE = "source.json"  # beside the converted weights: where they came from
+SOURCE = "source.json"  # a file beside the converted weights that records their origin
 _MOST_ENTRIES = 1 << 20
-_PART = re.compile(r"-\d{5}-of-(\d{5})$")  # as llama.cpp names the parts of a model
+_PART = re.compile(r"-\d{5}-of-(\d{5})$")  # llama.cpp's file names of a split model
 PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
-    """Return the folder with the converted `path` (converted now, or earlier), and a description. Raise
-    `InputError` or `UnavailableError`."""
+    """Return the folder with the converted `path`, converting it unless it was before, and a description.
+    Raise `InputError` or `UnavailableError`."""
     check(path)
     if progress is not None:
         progress(0, 0, f"reading {path.name}")
@@ -36,13 +37,14 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
     if record["types"]:
         return final, (
             f"A GGUF file quantized as {', '.join(record['types'])} and dequantized to fp32: its weights "
-            "already carry that loss, and what is measured here is what a recipe adds to it."
+            "already contain that loss, and results here show the additional loss of a recipe."
         )
     return final, "A GGUF file in floating point, converted to fp32."
 
 
 def check(path: Path) -> None:
-    """Look at the first 24 bytes. Raise `InputError` if this is no GGUF file, or one part of several."""
+    """Check the first 24 bytes. Raise `InputError` if the file is not a GGUF file, or is one part of
+    several."""
     size = regular_size(path)
     with path.open("rb") as file:
         start = file.read(24)
@@ -89,7 +91,7 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
 
 
 def read_source(folder: Path) -> dict:
-    """What `convert` noted about a folder's origin."""
+    """Return the record of a folder's origin that `convert` wrote."""
     return json.loads((folder / SOURCE).read_text())
 
 
@@ -101,7 +103,7 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
         reader = GGUFReader(str(path))
         types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(PLAIN))
         return sum(int(tensor.n_elements) for tensor in reader.tensors), types
-    except Exception as error:  # the reader indexes whatever the file says and so may raise anything
+    except Exception as error:  # the reader does not validate the file and may raise anything
         raise InputError(
             f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}"
         ) from error
@@ -121,7 +123,7 @@ def _load_model(path: Path):
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # as above: what the file says decides what fails
+    except Exception as error:  # as above: an invalid file may raise anything
         raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
     model, report = loaded
     if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):

@@ -1,12 +1,11 @@
-"""What a GGUF file says about itself, read in milliseconds: its settings, and its tensors' names, shapes and
-types.
+"""The header of a GGUF file, read in milliseconds: settings, and names, shapes and types of the tensors.
 
     "GGUF" version tensors entries · entries of (key, type, value) · tensors of (name, dimensions, shape,
     type, offset) · data
 
-The library's own reader makes an array of every token of the vocabulary, which takes half a minute. To have
-its settings translated by transformers all the same, they are written into a file of a few kilobytes, without
-the vocabulary and without data.
+The library's own reader makes an array of every token of the vocabulary, which takes half a minute.
+transformers still translates the settings: they are written to a file of a few kilobytes, without vocabulary
+and data.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _LONGEST = 1 << 24  # bytes of one string, and entries of one array
 _MOST_DIMENSIONS = 8
-_SHORT = 4096  # bytes of an array that is carried over
+_SHORT = 4096  # bytes of an array that is copied
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Header:
 
 
 def outline(path: Path, name: str) -> Checkpoint:
-    """Return the checkpoint that converting `path` would give, as headers: fp32, nothing read of the weights.
-    Raise `InputError`."""
+    """Return the checkpoint, in fp32, that a conversion of `path` would give. Only headers are read. Raise
+    `InputError`."""
     from qcore.layers.inventory import inventory
     from qcore.models.assembly import empty_model
 
@@ -148,7 +147,7 @@ def _config(path: Path, header: Header) -> dict:
         small.write_bytes(_without_data(header))
         try:
             parsed = gguf_config(small)
-        except Exception as error:  # the library indexes whatever the file says and so may raise anything
+        except Exception as error:  # the library does not validate the file and may raise anything
             raise InputError(
                 f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
             ) from error
@@ -157,7 +156,7 @@ def _config(path: Path, header: Header) -> dict:
 
 
 def _without_data(header: Header) -> bytes:
-    """Return a GGUF file with the same settings and tensor names: no long lists, and one number for each
+    """Return a GGUF file with the same settings and tensor names, without long lists, and with one number per
     tensor."""
     entries = {key: (kind, value) for key, (kind, value) in header.entries.items() if value is not None}
     architecture = next(
@@ -187,4 +186,7 @@ def _describe(path: Path, header: Header) -> str:
     size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
     if not types:
         return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."
-    return f"A GGUF file quantized as {', '.join(types)}, {size}. It is dequantized to fp32 when used; what a recipe loses comes on top."
+    return (
+        f"A GGUF file quantized as {', '.join(types)}, {size}. It is dequantized to fp32 when used, and the "
+        "loss of a recipe adds to its own."
+    )

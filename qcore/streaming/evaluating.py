@@ -1,12 +1,14 @@
 """Perplexity and divergence of the baseline and several recipes in one pass over the layers of a model of any
 size.
 
-    for each block:   for the baseline and each recipe:   fill it, advance the hidden states of all windows, drop it
+    for each block:
+        for the baseline and each recipe:
+            fill the block, advance the hidden states of all windows, drop the block
 
-Held at any time: the hidden states (tokens · width · 4 bytes for each recipe and the baseline), a block of
-quantized weights, and the one weight that is being widened. Afterwards each model is scored by
-`qcore.evaluation.evaluate` itself, with a model whose blocks hand out what was computed; logits are had a few
-positions at a time, so nothing of the size tokens x vocabulary exists.
+Memory holds the hidden states (tokens · width · 4 bytes for the baseline and each recipe), a block of
+quantized weights, and one widened weight. At the end `qcore.evaluation.evaluate` scores each model; the
+blocks then return the stored hidden states. Logits are computed a few positions at a time, so there is no
+tensor of size tokens x vocabulary.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ def evaluate_streamed(
     "fp32" first.
 
     The figures are those of `qcore.evaluation.evaluate`, to rounding. Raise `InputError` for recipes that
-    need more than one tensor at a time, a checkpoint that is quantized already, or a model whose blocks are
-    not called one after another.
+    need more than one tensor at a time, a checkpoint that is already quantized, or a model whose blocks do
+    not run in sequence.
     """
     if checkpoint.is_quantized:
         raise InputError(f"{checkpoint.name} is quantized already. Give the original model and the recipes.")
@@ -92,15 +94,15 @@ def evaluate_streamed(
 
 
 class _Model:
-    """One recipe's model and its hidden states. After the last `advance` its blocks hand out what they
-    computed."""
+    """One recipe's model and its hidden states. After the last `advance` its blocks return the stored hidden
+    states."""
 
     @torch.no_grad()
     def __init__(self, source: Source, recipe: Recipe, ids: torch.Tensor, window: int, stride: int):
         self.recipe = recipe
         self.frame = Frame(source, recipe)
         self._name, self.blocks = find_blocks(self.frame.model)
-        self._unused = list(self.blocks)  # each is put back for its turn
+        self._unused = list(self.blocks)  # each block is put back when its turn comes
         self._returns_tuple = False
         self._reading: bytes = b""
         self._final: dict[bytes, torch.Tensor] = {}
@@ -115,11 +117,12 @@ class _Model:
         self.frame.fill(f"{self._name}.0")
         hook = self.blocks[0].register_forward_hook(self._look)
         self._states = [blocks.embed(torch.stack(members)) for blocks, members in self._groups]
-        hook.remove()  # a stand-in is a copy of its block, and would copy all that hangs on the hook
+        # a stand-in is a deep copy of its block, and would also copy the objects that the hook refers to
+        hook.remove()
 
     @torch.no_grad()
     def advance(self, position: int) -> None:
-        """Run block number `position` over all windows, and drop it."""
+        """Run block `position` over all windows, and drop it."""
         if position:
             self.blocks[position] = self._unused[position]
             self.frame.fill(f"{self._name}.{position}")
@@ -127,7 +130,7 @@ class _Model:
             for i, hidden in enumerate(states):
                 states[i] = blocks.run(position, hidden)
         self.blocks[position], self._unused[position] = self._stand_in(position), nn.Identity()
-        # modules refer to each other in circles, and gigabytes of them would wait for the collector
+        # modules form reference cycles, so gigabytes would wait for the garbage collector
         gc.collect()
         if position == len(self.blocks) - 1:
             for (_, members), states in zip(self._groups, self._states, strict=True):
@@ -136,8 +139,8 @@ class _Model:
             self.frame.model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _stand_in(self, position: int) -> nn.Module:
-        """Return a block without weights that passes on what it is given; the last one hands out what was
-        computed for the text at hand."""
+        """Return a block without weights that returns its input; the last block returns the stored hidden
+        states of the current text."""
         block = self.frame.empty(self._unused[position])
 
         def forward(*arguments, **keywords):
@@ -146,7 +149,7 @@ class _Model:
                 hidden = self._final[self._reading]
             return (hidden,) if self._returns_tuple else hidden
 
-        stand_in(block, forward)  # the block's other attributes say which mask it wants
+        stand_in(block, forward)  # other attributes of the block select its mask
         return block
 
     def _look(self, module: nn.Module, arguments, output) -> None:
@@ -157,5 +160,5 @@ class _Model:
 
 
 def _key(text: torch.Tensor) -> bytes:
-    """What windows of the same tokens, and so of the same hidden states, have in common."""
+    """Return a key that is equal for windows of the same tokens, which have the same hidden states."""
     return text.cpu().to(torch.int64).numpy().tobytes()

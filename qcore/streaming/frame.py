@@ -1,9 +1,9 @@
-"""A model without weights that is filled a block at a time.
+"""A model without weights that is filled one block at a time.
 
-Its parameters are left out, its buffers (rotary frequencies and the like) are real, and what stands outside
-the decoder's blocks (embeddings, last norm, head) is filled when it is made. Weights stay mapped from the
-checkpoint's files and are widened to float32 when a layer uses them, so a block costs no memory but that of
-the layer at work. With a recipe, the weights it targets are quantized instead when their block is filled.
+Its parameters are left out, its buffers (such as rotary frequencies) are real. The modules outside the
+decoder's blocks (embeddings, last norm, head) are filled first. Weights stay mapped from the checkpoint's
+files and are widened to float32 when a layer uses them, so a block needs memory only for its current layer.
+The weights that a recipe targets are quantized when their block is filled.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from qcore.streaming.source import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS = 8192  # rows of a 16-bit head that are widened at a time
-_SMALL = 1 << 16  # weights up to which a parameter is simply widened
+ROWS = 8192  # rows of a 16-bit head per widening
+_SMALL = 1 << 16  # a parameter of at most this many weights is widened as a whole
 
 
 class Frame:
-    """`model`: see the module's docstring. `recipe` None means: as stored, computed in float32. Raise
-    `InputError` as quantizing does."""
+    """`model`: see the module docstring. With `recipe` None the weights stay as stored, computed in float32.
+    Raise `InputError` as quantizing does."""
 
     def __init__(self, source: Source, recipe: Recipe | None):
         self.source = source
@@ -43,14 +43,15 @@ class Frame:
         self._targets: dict[str, Target] = {}
         if recipe is not None and recipe.quantizes:
             self._targets = {target.name: target for target in select(self.model, recipe).targets}
-        self._codes: dict[str, list] = {}  # of tied weights, by their first name
+        self._codes: dict[str, list] = {}  # tied weights, by their first name
         self._tied = _tied_names(self.model)
         self._shapes = {
             name: parameter.shape for name, parameter in self.model.named_parameters(remove_duplicate=False)
         }
 
     def fill(self, prefix: str, leave: str | None = None) -> None:
-        """Give weights to all modules below `prefix` ("" is the whole model), but for those below `leave`."""
+        """Fill all modules below `prefix` ("" is the whole model) with weights, except those below
+        `leave`."""
         inside = f"{prefix}." if prefix else ""
         names = [
             name
@@ -73,7 +74,7 @@ class Frame:
         tensors = [*block.parameters(), *block.buffers()]
         filled = [
             module for module in block.modules() if isinstance(module, QuantizedModule | _Experts)
-        ]  # codes are no parameters
+        ]  # codes are not parameters
         return deepcopy(
             block,
             configs
@@ -97,7 +98,7 @@ class Frame:
         module = self.model.get_submodule(owner_name)
         parameter = getattr(module, last, None)
         if not isinstance(parameter, nn.Parameter):
-            return  # belongs to a module that was replaced as a whole, its bias with it
+            return  # belongs to a module that was replaced, including its bias
         if parameter.ndim == 3 and hasattr(module, "is_transposed") and not last.endswith("bias"):
             delattr(module, last)
             setattr(module, last, _Experts(self.source, name))
@@ -125,7 +126,7 @@ class Frame:
 
 
 class _Experts(nn.Module):
-    """Fused experts whose weights are read when they are asked for."""
+    """Fused experts whose weights are read on access."""
 
     def __init__(self, source: Source, name: str):
         super().__init__()
@@ -136,7 +137,7 @@ class _Experts(nn.Module):
 
 
 class _Head(StoredLinear):
-    """An output head stored in 16 bits, of which some rows of the vocabulary are widened at a time."""
+    """An output head stored in 16 bits, whose rows are widened a block at a time."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., V) in float32."""

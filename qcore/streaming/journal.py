@@ -1,9 +1,9 @@
-"""The folder in which a model is written shard by shard, and the note of what is finished in it.
+"""The folder in which a model is written shard by shard, and the record of its finished shards.
 
-It lies beside the folder that is wanted and has a name of its own for each piece of work: source, recipe,
-shard size and the versions that decide the bytes. A shard has its final name only when it is whole and on the
-disk, and is noted after that with its SHA-256. So work that was killed goes on at the shard it had come to,
-and other work never takes its shards up. Only one process at a time works in it.
+It lies beside the target folder. Its name is derived from source, recipe, shard size and the versions that
+determine the bytes. A shard gets its final name when it is complete and on the disk, and is then recorded
+with its SHA-256. So work that was killed resumes at its first unfinished shard, and different work never
+reuses its shards. A lock admits one process at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from qcore.base.errors import InputError
 from qcore.base.files import publish, read_json, write_json
 
-VERSION = 1  # goes up whenever the same recipe writes other bytes than before
+VERSION = 1  # increased whenever the same recipe writes different bytes
 _NOTE, _LOCK = "finished.json", ".lock"
 
 
@@ -58,18 +58,18 @@ class Journal:
         self._lock.release()
 
     def finished(self, file: str) -> str | None:
-        """Return the SHA-256 of a shard that is whole, else None."""
+        """Return the SHA-256 of a finished shard, else None."""
         note = self._finished.get(file)
         path = self.folder / file
         return note["sha256"] if note and path.is_file() and path.stat().st_size == note["bytes"] else None
 
     def note(self, file: str, sha256: str) -> None:
-        """A shard is finished."""
+        """Record a finished shard and its SHA-256."""
         self._finished[file] = {"sha256": sha256, "bytes": (self.folder / file).stat().st_size}
         write_json(self.folder / _NOTE, {"shards": self._finished})
 
     def publish(self) -> None:
-        """Give the finished folder its final name, in place of what may be there."""
+        """Give the finished folder its final name, replacing an existing folder."""
         self._forget_halves()
         (self.folder / _NOTE).unlink(missing_ok=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
@@ -81,8 +81,8 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def _forget_others(self) -> None:
-        """Remove what other recipes or sources left unfinished for the same folder, unless somebody is at
-        it."""
+        """Remove unfinished folders of other recipes or sources for the same target, unless a process works
+        in them."""
         for other in self.final.parent.glob(f".{self.final.name}.streaming-*"):
             if other == self.folder:
                 continue

@@ -1,11 +1,10 @@
-"""What a quantized model will consist of, to the byte, before anything is read: the shapes of a model and a
-recipe decide it.
+"""The layout of a quantized model, to the byte, computed from the model's shapes and the recipe alone.
 
-A `Unit` is what is made at once: the parts of one quantized matrix (one expert's, for fused experts), or one
-kept tensor. Units follow each other as the model has them and are cut into shards of about equal size. Within
-a shard, tensors whose size is a multiple of 64 bytes come first, in the order in which they are made, so that
-they can be written and hashed as they come and still start at aligned addresses; the few others stand at the
-end, those of wide types first.
+A `Unit` is made in one step: the parts of one quantized matrix (of one expert, for fused experts), or one
+kept tensor. Units follow the order of the model and are divided into shards of about equal size. Within a
+shard, tensors whose size is a multiple of 64 bytes come first, in the order of their computation, so they can
+be written and hashed immediately and start at aligned addresses. The few others follow at the end, wide types
+first.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EVEN = 64  # bytes; see above
-HELD = 64 << 20  # bytes of uneven tensors after which a shard is closed: they wait in memory for its end
+# bytes of unaligned tensors, which wait in memory for the end of the shard, after which it is closed
+HELD = 64 << 20
 
 
 @dataclass(frozen=True)
 class Unit:
-    """`parameter` (of fused experts, number `expert` of it) and what is stored of it. `target` is None for a
-    kept tensor."""
+    """A `parameter` (or its matrix number `expert`, for fused experts) and its stored pieces. `target` is
+    None for a kept tensor."""
 
     parameter: str
     expert: int | None
@@ -47,7 +47,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the output: its units in order, and its pieces in the order in which they stand in it."""
+    """A file of the output: its units in order, and its pieces in file order."""
 
     file: str
     units: tuple[Unit, ...]
@@ -69,7 +69,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that will be written. `tensors` is the manifest's description of the quantized matrices."""
+    """The complete output. `tensors` is the manifest's description of the quantized matrices."""
 
     shards: tuple[Shard, ...]
     ledger: Ledger
@@ -85,8 +85,8 @@ def plan(model: PreTrainedModel, recipe: Recipe, shard_bytes: int) -> Layout:
     """Lay out `model` (a meta model) under `recipe`, one of qcore's own data-free ones, in shards of about
     `shard_bytes`.
 
-    Raise what quantizing it in memory would: `NotAppliedError` where the recipe finds nothing to change,
-    `InputError` for a skip pattern without a match.
+    Raise as quantizing in memory does: `NotAppliedError` if the recipe changes no tensor, `InputError` for a
+    skip pattern without a match.
     """
     selection = select(model, recipe)
     targets = {target.name: target for target in selection.targets}

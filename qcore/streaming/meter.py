@@ -1,4 +1,4 @@
-"""Throughput of work that is counted in bytes, and the time left."""
+"""Throughput in bytes, and the remaining time."""
 
 import time
 
@@ -8,8 +8,8 @@ INTERVAL = 0.2  # seconds between two reports
 
 
 class ThroughputMeter:
-    """Report to `progress` (bytes done, bytes in all, a phrase with MB/s and the time left). `left` of the
-    `total` bytes are to be done now; the rest was done by an earlier run."""
+    """Reports to `progress` (bytes done, total bytes, a phrase with MB/s and the remaining time). `left` of
+    the `total` bytes remain; an earlier run did the rest."""
 
     def __init__(self, progress: Progress | None, left: int, total: int):
         self._progress = progress
@@ -19,7 +19,7 @@ class ThroughputMeter:
         self.done = 0
 
     def step(self, nbytes: int, name: str) -> None:
-        """`nbytes` more are done; `name` is what was worked on."""
+        """Add `nbytes` to the work done; `name` is the current tensor."""
         self.done += nbytes
         now = time.monotonic()
         if self._progress is None or now - self._said < INTERVAL:
@@ -32,7 +32,7 @@ class ThroughputMeter:
         self._progress(self._total - self._left + self.done, self._total, phrase)
 
     def finish(self) -> None:
-        """Everything is done."""
+        """Report that all work is done."""
         if self._progress is not None:
             rate = self.done / max(time.monotonic() - self._began, 1e-9)
             self._progress(self._total, self._total, f"{rate / 1e6:,.0f} MB/s")

@@ -1,17 +1,17 @@
-"""Quantize a checkpoint of any size: one tensor after another is read through a map, quantized, and written
-into shards.
+"""Quantize a checkpoint of any size: each tensor is read through a memory map, quantized, and written to a
+shard.
 
-The system reads ahead while a tensor is worked on by all cores, and a thread writes and hashes the one
-before. Held at any time, beside the libraries, is a multiple of the largest stored tensor (for experts that
-are stored one by one, of the largest expert):
+All cores work on one tensor, while the system reads the next one and a thread writes and hashes the previous
+one. Besides the libraries, memory holds a multiple of the largest stored tensor (or of the largest expert, if
+experts are stored one by one):
 
-    rtn       its mapped pages, and twice the quantized form                                        at most 2 x
-    hqq       fp32 codes besides                                                                    at most 8 x
-    kmeans    sorted values and sums in float64 besides                                             at most 16 x
+    rtn       its mapped pages, and twice the quantized form         at most 2 x
+    hqq       in addition fp32 codes                                 at most 8 x
+    kmeans    in addition sorted values and sums in float64          at most 16 x
 
 for 16-bit sources; half as much for 32-bit ones. A kept tensor is widened a few million weights at a time.
-The result is, bit for bit, what `library.safetensors.save` writes after quantizing in memory, but for being
-cut into files.
+Apart from the division into files, the result equals that of `library.safetensors.save` after quantizing in
+memory, bit for bit.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from qcore.streaming.spread import clear, write_shards
 from qcore.streaming.writer import ShardWriter
 
 SHARD_BYTES = 1 << 30
-_CHUNK = 1 << 22  # weights of a kept tensor that are widened at a time
+_CHUNK = 1 << 22  # weights of a kept tensor per widening
 _SMALL_FILES = 64 << 20  # bytes for config, tokenizer and manifest
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `InputError` for a recipe that a tensor cannot be given by itself."""
+    """Raise `InputError` for a recipe that cannot be applied to one tensor at a time."""
     if isinstance(recipe.weights, Library):
         raise InputError(
             f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's "
@@ -86,13 +86,13 @@ def quantize(
     """Write `checkpoint` under `recipe` into a new `folder`, in files of about `shard_bytes`, and return the
     ledger.
 
-    `folder` appears complete or not at all. Called again after a kill, with the same arguments, it goes on at
-    the shard it had come to. `progress` gets (bytes read, bytes to read, a phrase with speed and time left).
-    With an `engine` other than this machine the shards are made by the machines of a cluster (see
-    `spread.py`), to the same bytes.
+    `folder` appears complete or not at all. After a kill, the same call resumes at the first unfinished
+    shard. `progress` gets (bytes read, bytes to read, a phrase with speed and remaining time). With an
+    `engine` other than this machine, the machines of a cluster write the shards (see `spread.py`), with the
+    same bytes.
 
-    Raise `InputError` for a recipe that needs more than one tensor at a time, a model that is quantized
-    already or holds NaN, or a target that `check_target` refuses; `UnavailableError` if the disk is full.
+    Raise `InputError` for a recipe that needs more than one tensor at a time, a model that is already
+    quantized or holds NaN, or a target that `check_target` refuses; `UnavailableError` if the disk is full.
     """
     check(recipe)
     folder = safetensors.check_target(recipe, folder, overwrite=overwrite)
@@ -135,8 +135,8 @@ def quantize(
 def _write_shards(
     source: Source, layout: Layout, journal: Journal, progress: Progress | None, spread=None
 ) -> dict[str, str]:
-    """Return {file: SHA-256} of all shards; those that an earlier run finished are not made again. `spread`
-    makes them elsewhere."""
+    """Write the shards that no earlier run finished, and return {file: SHA-256} of all. `spread` writes them
+    on a cluster."""
     digests = {shard.file: digest for shard in layout.shards if (digest := journal.finished(shard.file))}
     left = [shard for shard in layout.shards if shard.file not in digests]
     check_space(
@@ -154,7 +154,7 @@ def _write_shards(
         return _in_order(digests, layout)
     with ThreadPoolExecutor(1, "close") as pool:
         closing: tuple[Shard, Future] | None = (
-            None  # a shard whose bytes are on their way to the disk while the next one is made
+            None  # a shard that is being flushed to the disk while the next one is computed
         )
         for shard in [*left, None]:
             close = None if shard is None else fill_shard(source, shard, journal.folder, meter).close
@@ -167,15 +167,15 @@ def _write_shards(
 
 
 def _in_order(digests: dict[str, str], layout: Layout) -> dict[str, str]:
-    """As the files follow each other, whichever was finished first: it is written down."""
+    """Sort the digests by file, whichever was finished first, because the result is saved."""
     return {shard.file: digests[shard.file] for shard in layout.shards}
 
 
 def fill_shard(
     source: Source, shard: Shard, folder: Path, meter: ThroughputMeter | None = None
 ) -> ShardWriter:
-    """Make one file of the output in `folder`; closing the result gives its SHA-256. Depends on nothing but
-    its arguments."""
+    """Write one file of the output to `folder`; closing the result returns its SHA-256. The file depends only
+    on the arguments."""
     writer = ShardWriter(folder / shard.file, shard.pieces)
     try:
         for i, unit in enumerate(shard.units):
@@ -193,7 +193,7 @@ def fill_shard(
 
 
 def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return (name in the file, contiguous chunk) of everything that is stored of `unit`."""
+    """Yield (name in the file, contiguous chunk) for all stored data of `unit`."""
     if unit.target is None:
         (piece,) = unit.pieces
         flat = source.read(unit.parameter).reshape(-1)
@@ -201,7 +201,7 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
             part = flat[start : start + _CHUNK]
             if part.is_floating_point() and not all(
                 end.isfinite() for end in part.aminmax()
-            ):  # NaN makes both ends NaN
+            ):  # a NaN makes minimum and maximum NaN
                 source.check_finite(unit.parameter)
             yield piece.name, part.to(piece.dtype, copy=True)
         return
@@ -215,8 +215,8 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def choose(source: Source, unit: Unit) -> QuantizedTensor:
-    """Return the quantized matrix of `unit`. Raise `InputError` naming it, or the weight that is NaN or
-    infinite."""
+    """Return the quantized matrix of `unit`. Raise `InputError` naming the matrix, or the weight that is NaN
+    or infinite."""
     target = unit.target
     if target is None:
         raise ValueError(f"{unit.parameter} is not quantized")
@@ -230,14 +230,12 @@ def choose(source: Source, unit: Unit) -> QuantizedTensor:
     try:
         return methods.quantize(weight, target.format, target.method)
     except InputError as error:
-        source.check_finite(
-            unit.parameter, unit.expert
-        )  # rounding notices NaN by itself, but not where it is
+        source.check_finite(unit.parameter, unit.expert)  # rounding detects NaN, but not its position
         raise InputError(f"{target.name}: {error}") from error
 
 
 def stored_parts(weight: QuantizedTensor) -> list[torch.Tensor]:
-    """Return the parts that a file holds, in the order of `QuantizedTensor.PARTS`."""
+    """Return the stored parts in the order of `QuantizedTensor.PARTS`."""
     return [part for name, part in weight.parts().items() if weight.is_stored(name)]
 
 

@@ -1,9 +1,9 @@
-"""`python -m qcore.streaming.shard_worker REQUEST NUMBER FILE`: makes one shard of a streamed quantization,
+"""`python -m qcore.streaming.shard_worker REQUEST NUMBER FILE`: writes one shard of a streamed quantization,
 see `spread.py`.
 
-REQUEST is a JSON file in the folder spread/ of the unfinished model; the result goes beside it, named after
-FILE, the shard. Standard input is a lifeline: when it closes,
-whoever started this is gone.
+REQUEST is a JSON file in the folder spread/ of the unfinished model; the result is written beside it, named
+after the shard FILE. Standard input is a lifeline: when it closes, the parent has ended, and this process
+exits.
 """
 
 import sys
@@ -17,8 +17,8 @@ from qcore.base.quiet import silence
 
 
 def make(request: dict, number: int, folder: Path) -> dict:
-    """Write shard `number` of what is asked for into `folder`: {"sha256": …}. Raise `InputError` if this
-    machine sees other weights."""
+    """Write shard `number` of the request to `folder` and return {"sha256": …}. Raise `InputError` if this
+    machine finds different weights."""
     from qcore.models.checkpoint import read_folder
     from qcore.recipes import Recipe
     from qcore.streaming.layout import plan
@@ -37,7 +37,7 @@ def make(request: dict, number: int, folder: Path) -> dict:
 
 
 def main(arguments: list[str]) -> int:
-    """Return 0 if the shard is whole, 1 if the result says why not."""
+    """Return 0 if the shard is complete, 1 if the result holds the reason why not."""
     path, number, file = Path(arguments[0]), int(arguments[1]), arguments[2]
     silence()
     logs.configure()

@@ -1,10 +1,10 @@
-"""Each parameter of a model straight from the checkpoint's files, one at a time.
+"""Reads the parameters of a model from the checkpoint's files, one at a time.
 
-Files and model do not always agree on names and shapes: names are changed, three projections are stored as
-one, experts are stored one by one and computed as one tensor. transformers has rules for that, which it
-applies while it loads a whole model; here the same rules are applied to the few stored tensors that one
-parameter is made of. What needs no rule stays mapped and in its stored dtype: it takes memory only while it
-is read, and goes with the tensor.
+Names and shapes in the files can differ from the model's: names change, three projections are stored as one,
+experts are stored one by one and computed as one tensor. transformers applies conversion rules when it loads
+a whole model; here the same rules are applied to the few stored tensors of one parameter. A parameter without
+a rule stays mapped in its stored dtype: it takes memory only while it is read, and is released with the
+tensor.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Conversion:
-    """How a parameter is made: transformers' conversion `rule`, if it takes one, and the names of the stored
-    tensors by the pattern under which the rule knows them."""
+    """The origin of a parameter: transformers' conversion `rule`, if any, and the names of its stored tensors
+    by the rule's patterns."""
 
     rule: object | None = None
     stored: dict[str, list[str]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class _Conversion:
 
 
 class Source:
-    """Parameters of `checkpoint` by the names they have in the model."""
+    """Parameters of `checkpoint` by their names in the model."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
@@ -53,20 +53,19 @@ class Source:
         self._made: dict[str, _Conversion] = {}
         self._targets: dict[
             str, str
-        ] = {}  # parameter -> the one under which its rule is kept (a rule may make several)
+        ] = {}  # parameter -> the parameter under which its rule is kept (a rule may produce several)
         self._last: tuple[str, dict[str, torch.Tensor]] | None = None
         self._read_rules()
         self._add_ties()
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the parameter in the shape that the model has it in. Mapped from the file, or made anew if
-        it takes a rule."""
+        """Return the parameter in the model's shape: mapped from the file, or computed by its rule."""
         first = self._targets[name]
         made = self._made[first]
         if made.rule is None:
             return self._stored(made.names[0])
         if self._last is None or self._last[0] != first:
-            self._last = None  # let go of the old one before the new one is made
+            self._last = None  # release the old result before the new one is computed
             self._last = (
                 first,
                 self._convert(first, {pattern: list(names) for pattern, names in made.stored.items()}),
@@ -74,8 +73,8 @@ class Source:
         return self._last[1][name]
 
     def expert(self, name: str, number: int) -> torch.Tensor:
-        """Return the matrix `number` of the fused experts' parameter `name` (E, …), made without the others
-        where they are stored apart."""
+        """Return the matrix `number` of the fused experts' parameter `name` (E, …), without computing the
+        others if experts are stored one by one."""
         first = self._targets[name]
         made = self._made[first]
         if _apart(made, self.model.get_parameter(name).shape[0]):
@@ -85,7 +84,7 @@ class Source:
         return self.read(name)[number]
 
     def stored_names(self, name: str, expert: int | None = None) -> list[str]:
-        """Return the stored tensors that the parameter (or its matrix number `expert`) is made of."""
+        """Return the names of the stored tensors of the parameter (or of its matrix number `expert`)."""
         made = self._made[self._targets[name]]
         if expert is not None and _apart(made, self.model.get_parameter(name).shape[0]):
             return [names[expert] for names in made.stored.values()]
@@ -97,7 +96,7 @@ class Source:
             require_finite(stored, read_tensor(self.checkpoint, stored))
 
     def expect(self, name: str, expert: int | None = None) -> None:
-        """Let the system fetch the parameter's bytes from the disk while something else is done."""
+        """Tell the system to read the parameter's bytes from the disk in advance."""
         if not hasattr(os, "posix_fadvise"):
             return
         for stored in self.stored_names(name, expert):
@@ -108,13 +107,13 @@ class Source:
     def described(self) -> PreTrainedModel:
         """Return the model without weights, with the checkpoint's own generation config: what a saved
         folder's config files are written from."""
-        model = copy(self.model)  # the meta model itself is shared and stays as it is
+        model = copy(self.model)  # the meta model itself is shared and must not change
         model.config = deepcopy(model.config)
         set_generation_config(model, self.checkpoint.folder)
         return model
 
     def forget(self) -> None:
-        """Let go of what the last rule made."""
+        """Release the result of the last rule."""
         self._last = None
 
     def _stored(self, stored: str) -> torch.Tensor:
@@ -130,11 +129,11 @@ class Source:
         return apply_rule(self._made[first].rule, first, tensors, self.model)
 
     def _read_rules(self) -> None:
-        """Sort the stored names into the parameters they belong to, as transformers does when it loads."""
+        """Assign the stored names to their parameters, as transformers does when it loads a model."""
         rules = StoredNames(self.model)
         for stored in sorted(self.checkpoint.tensors, key=stored_order):
             if (found := rules.place(stored)) is None:
-                continue  # left out on purpose by the model's class, or `meta_model` would have refused it
+                continue  # ignored by the model's class; otherwise `meta_model` would have raised
             name, pattern, rule = found
             made = self._made.setdefault(name, _Conversion(rule))
             made.stored.setdefault(pattern or stored, []).append(stored)
@@ -143,7 +142,7 @@ class Source:
                 self._targets.setdefault(name, first)
 
     def _add_ties(self) -> None:
-        """A tied parameter has several names and is stored under one of them."""
+        """Add the other names of tied parameters, which are stored under one of their names."""
         import torch
 
         names: dict[int, list[str]] = {}
@@ -170,7 +169,7 @@ class Source:
 
 
 def _apart(made: _Conversion, experts: int) -> bool:
-    """Are the experts stored one by one, and can each be made without the others?"""
+    """Return whether the experts are stored one by one and each can be computed without the others."""
     return (
         made.rule is not None
         and stacks_experts(made.rule)

@@ -1,9 +1,8 @@
-"""The shards of a streamed quantization made by the machines of a Ray cluster, on storage that all of them
-share.
+"""Writes the shards of a streamed quantization on the machines of a Ray cluster with shared storage.
 
-Shards depend on nothing but the checkpoint and the recipe, so each is a task: `python -m
-qcore.streaming.shard_worker`. The one who asked keeps the journal and notes each shard when it is whole, so
-after a kill the same command, spread or not, goes on with those that are missing.
+Shards depend only on the checkpoint and the recipe, so each is a task: `python -m
+qcore.streaming.shard_worker`. The calling process keeps the journal and records each finished shard. After a
+kill, the same command resumes with the missing shards, on a cluster or not.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ def write_shards(
     meter: ThroughputMeter,
     sizes: dict[str, int],
 ) -> dict[str, str]:
-    """Have the shards `left` of `layout` made in the journal's folder: {file: SHA-256}. `sizes` are the bytes
-    that each file is made from.
+    """Write the shards `left` of `layout` to the journal's folder on the cluster, and return {file: SHA-256}.
+    `sizes` are the source bytes of each file.
 
-    Raise what a shard's task raised, and `RunError` if one cannot be carried out.
+    Raise the error of a shard's task, and `RunError` if a task cannot run.
     """
     folder = journal.folder / FOLDER
     folder.mkdir(exist_ok=True)
@@ -81,12 +80,12 @@ def write_shards(
 
 
 def clear(journal: Journal) -> None:
-    """Remove what the tasks left beside the shards."""
+    """Remove the tasks' files beside the shards."""
     shutil.rmtree(journal.folder / FOLDER, ignore_errors=True)
 
 
 def _result(folder: Path, shard: Shard, code: int) -> str:
-    """Return the SHA-256 that the task reports. Raise the error that it reports."""
+    """Return the SHA-256 reported by the task, or raise the error that it reported."""
     result = read_json(folder / f"{shard.file}.json")
     if result is None:
         raise RunError(

@@ -1,8 +1,7 @@
-"""Write a safetensors file whose tensors come one after another, in pieces, while the next ones are still
-being made.
+"""Write a safetensors file in pieces, while its next tensors are still being computed.
 
-A thread of its own writes and hashes; what waits for it is bounded. Tensors that come too early (`layout`
-puts uneven ones last) wait in memory.
+A separate thread writes and hashes, with a bounded queue. Tensors that come before their place in the file
+(`layout` puts unaligned ones last) wait in memory.
 """
 
 from __future__ import annotations
@@ -15,22 +14,21 @@ import torch
 
 from qcore.base.tensor_file import Piece, TensorFile
 
-WAITING = 2  # chunks that may wait to be written
-_FLUSHED = 64 << 20  # bytes after which the system is asked to begin writing
+WAITING = 2  # capacity of the queue, in chunks
+_FLUSHED = 64 << 20  # bytes after which write-back is started
 
 
 class ShardWriter:
-    """`write` chunks of tensors in any order in which each tensor's own chunks follow each other, then
-    `close`, or `discard`.
+    """Call `write` with chunks, in order within each tensor, then `close` or `discard`.
 
-    `pieces` are all tensors of the file, in their order in it. Raise `OSError` if the disk does not take
-    them, from `write` or `close`.
+    `pieces` are all tensors of the file, in file order. `write` and `close` raise `OSError` if the disk
+    cannot be written.
     """
 
     def __init__(self, path: Path, pieces: list[Piece]):
         self._file = TensorFile(path, pieces)
         self._pieces = pieces
-        self._next = 0  # the piece that the file is waiting for
+        self._next = 0  # the piece to be written next
         self._missing = pieces[0].nbytes if pieces else 0
         self._early: dict[str, list[torch.Tensor]] = {}
         self._queue: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(WAITING)
@@ -40,12 +38,11 @@ class ShardWriter:
 
     @property
     def sha256(self) -> str | None:
-        """The SHA-256 of the file, once it is closed."""
+        """The SHA-256 of the closed file."""
         return self._file.sha256
 
     def write(self, name: str, chunk: torch.Tensor) -> None:
-        """Append a contiguous `chunk` to the tensor `name`. Waits while too much is waiting to be
-        written."""
+        """Append a contiguous `chunk` to the tensor `name`. Block while the queue is full."""
         if self._error is not None:
             raise self._error
         if self._next < len(self._pieces) and self._pieces[self._next].name == name:
@@ -55,7 +52,7 @@ class ShardWriter:
             self._early.setdefault(name, []).append(chunk)
 
     def close(self) -> str:
-        """Make the file durable, give it its name, and return its SHA-256."""
+        """Flush the file to the disk, give it its final name, and return its SHA-256."""
         self._queue.put(None)
         self._thread.join()
         if self._error is None and self._next < len(self._pieces):
@@ -68,7 +65,7 @@ class ShardWriter:
         return digest
 
     def discard(self) -> None:
-        """Stop, and remove what was written."""
+        """Stop, and remove the file."""
         if self._thread.is_alive():
             self._error = self._error or RuntimeError("discarded")
             self._queue.put(None)
@@ -83,7 +80,7 @@ class ShardWriter:
             self._queue.put((self._pieces[self._next].name, chunk))
 
     def _catch_up(self) -> None:
-        """Go on to the next piece while the one at hand is complete, and write what had come early."""
+        """Advance past complete pieces, and write the chunks that came early."""
         while self._missing == 0 and self._next < len(self._pieces):
             self._next += 1
             if self._next < len(self._pieces):
@@ -96,12 +93,12 @@ class ShardWriter:
         unflushed = 0
         while (item := self._queue.get()) is not None:
             if self._error is not None:
-                continue  # keep emptying the queue, so that nobody waits for ever
+                continue  # keep emptying the queue, so that no producer blocks forever
             try:
                 self._file.write(*item)
                 unflushed += item[1].nbytes
                 if unflushed > _FLUSHED:
                     self._file.write_back()
                     unflushed = 0
-            except BaseException as error:  # handed to whoever writes or closes
+            except BaseException as error:  # raised again in `write` or `close`
                 self._error = error

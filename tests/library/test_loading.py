@@ -147,10 +147,10 @@ def test_a_file_that_goes_away_or_shrinks_between_check_and_load(folder):
     checkpoint = library.resolve(folder)
     with (folder / SINGLE).open("r+b") as file:
         file.truncate(5000)
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match="can no longer be read"):
         library.load(checkpoint)
     (folder / SINGLE).unlink()
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match="can no longer be read"):
         library.load(checkpoint)
 
 

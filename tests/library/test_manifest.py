@@ -89,7 +89,7 @@ def change(record: dict, path: str, value) -> None:
 
 
 CHANGES = [
-    ("uniform", "tensors/0/shape", [258, 8 * 64], "which is not like it"),
+    ("uniform", "tensors/0/shape", [258, 8 * 64], "which has another shape or format"),
     ("uniform", "tensors/1/shape/1", 8 * 64, "has the shape"),
     ("uniform", "sha256", None, "it has no 'sha256'"),
     ("uniform", "sha256", "0", "the SHA-256 of model.safetensors"),
@@ -100,12 +100,12 @@ CHANGES = [
     ("uniform", "tensors/0/format/bits", 4.0, "the format's bits is 4.0"),
     ("uniform", "tensors/1/format/group_size", 32, "is in int4-g32, but the recipe"),
     ("uniform", "tensors/1", None, "it does not list"),
-    ("uniform", "tensors/1/like", "lm_head", "which is not like it"),
+    ("uniform", "tensors/1/like", "lm_head", "which has another shape or format"),
     ("table", "tensors/0/format/double_quant", False, "is in nf4-g64, but the recipe"),
     ("table", "recipe/weights", {"type": "codebook", "kind": "fp4", "group_size": 64}, "but the recipe"),
     ("table", "recipe/weights/type", "saved", "recipe record cannot be read"),
     ("experts", "ledger/rows/0/bytes_after", 1, "its ledger counts"),
-    ("experts", "ledger/rows/0/name", "x", "other tensors than the model has"),
+    ("experts", "ledger/rows/0/name", "x", "tensors that differ from the model"),
     ("experts", "ledger/rows/3/shape", [1], "in the shape"),
     ("experts", "ledger/recipe", "int4", "its ledger is that of 'int4'"),
     ("sparse", "sparse/0/columns", 512, "can be stored without its zeros"),

@@ -82,7 +82,7 @@ def test_an_edit_between_the_samples_is_seen_by_the_stamp_alone(folder):
 def test_a_stamp_of_files_that_are_gone(folder):
     checkpoint = library.resolve(folder)
     (folder / SINGLE).unlink()
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match="can no longer be read"):
         _ = checkpoint.stamp
 
 
@@ -253,7 +253,7 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
         (lambda tensors: tensors.pop(EXPERT), f"the weights of {EXPERT} are missing"),
         (
             lambda tensors: tensors.update({EXPERT: torch.zeros(3, 3)}),
-            f"{EXPERT} has the shape .3, 3., the first expert .64, 64.",
+            f"{EXPERT} has the shape .3, 3., but the first expert has .64, 64.",
         ),
     ],
     ids=["missing", "shape"],

@@ -114,7 +114,7 @@ def test_dithering_by_its_definition(tmp_path, kind):
 
 def test_a_wheel_with_another_checksum_is_refused(wheel, home, monkeypatch):
     monkeypatch.setattr(packaged, "WHEEL_SHA256", "0" * 64)
-    with pytest.raises(UnavailableError, match="not the file it should be"):
+    with pytest.raises(UnavailableError, match="not the expected file"):
         library.resolve("smollm2-135m")
     assert not (home / "models" / "smollm2-135m").exists()
 
