@@ -71,8 +71,8 @@ class Blocks:
                 self.model.base_model(input_ids=window[None].to(device), use_cache=False)
         if len(calls) != len(self.modules):
             raise InputError(
-                f"{type(self.model).__name__} does not call its blocks one after another, so it cannot be calibrated. "
-                "Choose a recipe that needs no text, such as int4-g64-hqq."
+                f"{type(self.model).__name__} does not call its blocks one after another, "
+                "so it cannot be calibrated. Choose a recipe that needs no text, such as int4-g64-hqq."
             )
         self._calls = [calls[position] for position in range(len(self.modules))]
         return states

@@ -1,8 +1,9 @@
-"""How codes are chosen. Each method is one file: its `INFO`, what recipes, plans and pages have to know of it, and the function that
-`register(INFO)` decorates.
+"""How codes are chosen. Each method is one file: its `INFO`, read by recipes, plans and pages, and the
+function that `register(INFO)` decorates.
 
-A method that looks at a weight alone is `(weight (N, K), format) -> QuantizedTensor`. One that `needs_text` is given one decoder block at
-a time, `(work: BlockWork) -> …`, and puts the tensors that it chooses into it.
+A method that reads only the weight is `(weight (N, K), format) -> QuantizedTensor`. A method that
+`needs_text` is `(work: BlockWork) -> …`: it reads one decoder block at a time, and puts the quantized tensors
+into it.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ F = TypeVar("F", bound=Callable)
 
 @dataclass(frozen=True)
 class OneLayer:
-    """How a method that needs text rounds a layer taken by itself, for sensitivities.
+    """How a method that needs text rounds a single layer, for sensitivities.
 
-    `rounded(weights, format, hessian)` returns the matrices (N, K) of `weights`, which share the inputs with that
-    `hessian` (K, K), as they are stored in `format`, float32. `expected(hessian)` returns a function of (weights,
-    format) that estimates the same for many formats cheaply; None: `rounded` is cheap.
+    rounded(weights, format, hessian)    the dequantized matrices (N, K), float32, of `weights` in `format`;
+    the
+                                         matrices share the inputs with this `hessian` (K, K)
+    expected(hessian)                    a function of (weights, format) that estimates the same for many
+    formats
+                                         cheaply; None if `rounded` itself is cheap
     """
 
     rounded: Callable[[Matrices, Format, torch.Tensor], Matrices]
@@ -44,8 +48,12 @@ class OneLayer:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: `choose` is the function, `joint` makes what goes on learning when all blocks are there
-    (see `joint.py`), `layer` is for sensitivities."""
+    """A registered method.
+
+    choose    the function that chooses codes
+    joint     optional factory of a second stage that fine-tunes all blocks jointly (see `joint.py`)
+    layer     how it rounds a single layer, for sensitivities
+    """
 
     info: MethodInfo
     choose: Callable
@@ -66,7 +74,8 @@ METHODS: ExtensibleRegistry[Method] = ExtensibleRegistry("method", _import_all)
 def register(
     info: MethodInfo, *, joint: Callable | None = None, layer: OneLayer | None = None
 ) -> Callable[[F], F]:
-    """A decorator that enters a function as the method `info` describes. Raises `ValueError` if the name is taken."""
+    """Return a decorator that registers a function as the method that `info` describes. Raise `ValueError` if
+    the name is taken."""
 
     def enter(choose: F) -> F:
         infos.METHODS.enter(info.name, info)
@@ -77,21 +86,22 @@ def register(
 
 
 def block_method(name: str) -> BlockMethod:
-    """The method called `name`, which needs text, as the walk over blocks takes it."""
+    """Return the method called `name`, which needs text, for the walk over blocks."""
     method = METHODS[name]
     return BlockMethod(method.choose, method.info.wants_drift, method.joint)
 
 
 def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTensor:
-    """Quantize `weight` (N outputs, K inputs), any float dtype, to `format` by the method of that name.
+    """Quantize `weight` (N, K) of any float dtype to `format` with the method called `method`.
 
-    Raises `InputError` for an unknown method, one that needs calibration text, or a weight whose scale
-    float16 cannot hold.
+    Raise `InputError` for an unknown method, for one that needs calibration text, or for a weight whose scale
+    exceeds float16.
     """
     found = METHODS[method]
     if found.info.needs_text:
         raise InputError(
-            f"The method {method} chooses codes from what layers are given when the model reads calibration text, so a weight cannot be "
-            "quantized by itself. Quantize the whole model, or look at a recipe that needs no text, such as int4-g64-hqq."
+            f"The method {method} chooses codes from the layer inputs on calibration text, "
+            "so it cannot quantize a single weight. Quantize the whole model, or choose a recipe that needs no text, such as "
+            "int4-g64-hqq."
         )
     return found.choose(weight.detach(), format)

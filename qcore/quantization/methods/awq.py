@@ -1,15 +1,16 @@
-"""AWQ: scale up the channels that carry large activations before rounding, so that their weights keep more
-digits (arXiv 2306.00978).
+"""AWQ: activation-aware weight quantization. Channels with large activations are scaled up before rounding,
+so that their weights keep more precision (arXiv 2306.00978).
 
-    Q(W · diag(s)) · diag(s)⁻¹ x ≈ W x          s = (mean |x|)^α, normalised so that √(max · min) = 1          α ∈ {0, 0.05, … 1}
+    Q(W · diag(s)) · diag(s)⁻¹ x ≈ W x
+    s = (mean |x|)^α, normalized to √(max · min) = 1          α ∈ {0, 0.05, … 1}
 
-α is the one with the least error of the layers' outputs, over all linear layers that share the input. s⁻¹ is
-folded into whatever feeds them (see `calibration.folds`), so that nothing is stored for it and the
-unquantized model stays the same function. Then each group's range is clipped where that lowers the error,
-weighted by the scaled inputs' second moments.
+α minimizes the error of the outputs, over all linear layers that share the input. s⁻¹ is folded into the
+module that feeds them (see `calibration.folds`), so that it takes no storage and the unquantized model
+computes the same function. Then each group's range is clipped if that lowers the error, weighted by the
+second moments of the scaled inputs.
 
-Layers that nothing can be folded into (behind an activation function) are only clipped. Errors are exact ones
-of all calibration text, computed from the Hessian, where the paper samples.
+Layers whose input no module can absorb (behind an activation function) are only clipped. The paper samples
+the error; here it is exact for the whole calibration text, from the Hessian.
 """
 
 import torch
@@ -40,7 +41,7 @@ _SMALLEST = 1e-4
 
 
 def scales(magnitude: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s (K,) for the mean |x| of each channel, `magnitude` (K,)."""
+    """Return s (K,) for the mean |x| of each channel, `magnitude` (K,)."""
     scale = magnitude.clamp_min(_SMALLEST * magnitude.max().clamp_min(_SMALLEST)).pow(alpha)
     return scale / (scale.max() * scale.min()).sqrt()
 
@@ -48,7 +49,8 @@ def scales(magnitude: torch.Tensor, alpha: float) -> torch.Tensor:
 def search_alpha(
     weights: list[torch.Tensor], formats: list[Format], hessian: torch.Tensor, magnitude: torch.Tensor
 ) -> float:
-    """The α for matrices (N, K) that share their inputs; `magnitude` (K,) is what s is made from."""
+    """Return the best α for matrices (N, K) that share their inputs, by grid search (AWQ, section 3.2); s
+    follows from `magnitude` (K,), the mean |x| per channel."""
     best, chosen = None, 0.0
     for step in range(STEPS + 1):
         scale = scales(magnitude, step / STEPS)
@@ -62,27 +64,28 @@ def search_alpha(
 
 
 def scaled_error(weight: torch.Tensor, format: Format, hessian: torch.Tensor, scale: torch.Tensor) -> float:
-    """The squared error of the layer's output, times 2 / n, if the columns of `weight` (N, K) are scaled
-    before rounding."""
+    """Return the squared error of the layer's output, times 2 / n, if the columns of `weight` (N, K) are
+    multiplied by `scale` (K,) before rounding."""
     rounded = quantize_alone(weight * scale, format, "rtn").dequantize() / scale
     return objective(weight.T, rounded.T, hessian)
 
 
 def clipped(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> QuantizedTensor:
-    """Round `weight` (N, K) to nearest on the grid that is best for inputs of that `importance` (K,)."""
+    """Round `weight` (N, K) to nearest on the best clipped grid for inputs of this `importance` (K,)."""
     weight = weight.float()
     grid = search(weight, format, importance)
     return grid.tensor(nearest(weight.T.contiguous(), grid))
 
 
 def rounded(weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
-    """A layer by itself: clipped, no scales being folded."""
+    """Return the dequantized matrices (N, K) of a single layer: clipped, without folded scales."""
     return [clipped(weight, format, hessian.diagonal()).dequantize() for weight in weights]
 
 
 @register(INFO, layer=OneLayer(rounded))
 def choose(work: BlockWork) -> None:
-    """Fold scales into the whole block first, then round its layers."""
+    """Fold scales into the whole block, then clip and round its layers (AWQ, arXiv 2306.00978, section
+    3.2)."""
     importance: dict[str, torch.Tensor] = {}
     for stage in work.stages:
         work.step(f"scales of {', '.join(target.module.rpartition('.')[2] for target in stage.targets)}")

@@ -1,5 +1,5 @@
-"""Coordinate descent on what a layer gets wrong: codes and scales in turn, each step exact, so the error
-never grows.
+"""Coordinate descent on the squared error of a layer's output: codes and scales in turn. Each step is exact,
+so the error never grows.
 
 For a row w of a layer's weights, its quantized form q and the Hessian H of the inputs, the layer's squared
 error is
@@ -7,10 +7,10 @@ error is
     f(q) = (q − w) · H · (q − w)ᵀ
 
 Codes: with all others fixed, f is a parabola in one weight, with its minimum at  q_j − [H (q − w)]_j / H_jj;
-the nearest value of the grid is the best one (QuantEase, arXiv 2309.01885). Scales: with the codes fixed, q =
-Σ_g s_g · u_g for the units u_g of each group, and f is a quadratic in the scales s: a small linear system for
-each row. Tables of values without a scale: the same with u_e marking where entry e is used. Alternating the
-two goes on where GPTQ, which visits each weight once, has to stop.
+the nearest value of the grid is optimal (QuantEase, arXiv 2309.01885). Scales: with the codes
+fixed, q = Σ_g s_g · u_g for the units u_g of each group, and f is quadratic in the scales s: a small linear
+system per row. Tables of values without a scale: the same, with u_e marking the weights that use entry e.
+GPTQ rounds each weight once; alternating the two steps improves its result.
 """
 
 from dataclasses import replace
@@ -24,8 +24,8 @@ ROUNDS = 3
 
 
 def objective(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Σ over rows of (q − w) H (q − w)ᵀ, for (K, N) matrices: the squared error of the layer's output, times
-    2 / n."""
+    """Return the sum over rows of (q − w) H (q − w)ᵀ, for (K, N) matrices: the squared error of the layer's
+    output, times 2 / n."""
     error = quantized - weight
     return float((error * (hessian @ error)).sum(dtype=torch.float64))
 
@@ -38,8 +38,8 @@ def refine(
     rounds: int = ROUNDS,
     sweeps: int = 1,
 ) -> tuple[torch.Tensor, list[Grid]]:
-    """Better codes (K, N) and grids for `weight` (K, N), starting from `codes`. The columns belong to the
-    `grids` one after another (several matrices that read the same inputs are worked on together)."""
+    """Return better codes (K, N) and grids for `weight` (K, N), starting from `codes`. `weight` may stack
+    several matrices that share their inputs: its columns belong to the `grids` in order."""
     pull = hessian @ weight
     for _ in range(rounds):
         codes, grids = refit(pull, codes, grids, hessian)
@@ -49,7 +49,7 @@ def refine(
 
 
 def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.Tensor) -> torch.Tensor:
-    """One pass over all inputs. Returns new codes (K, N)."""
+    """Return new codes (K, N) after one pass over all inputs (cyclic coordinate descent of QuantEase)."""
     values = grid.values(codes)
     return stepwise.choose(
         grid, hessian, hessian @ (values - weight), hessian.diagonal().reciprocal(), values
@@ -59,8 +59,8 @@ def sweep(weight: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: torch.
 def refit(
     pull: torch.Tensor, codes: torch.Tensor, grids: list[Grid], hessian: torch.Tensor
 ) -> tuple[torch.Tensor, list[Grid]]:
-    """The grids with the scales (or tables) that are best for `codes`, in the precision that is stored, and
-    the codes, which change only where the entries of a table have changed places. `pull` (K, N) is H · w, the
+    """Return the codes, and the grids with the least-squares scales (or tables) for them, rounded to the
+    stored precision. Codes change only if sorting a table moved its entries. `pull` (K, N) is H · w, the
     Hessian times the weights."""
     fitted, kept, start = [], [], 0
     for grid in grids:
@@ -116,12 +116,12 @@ def _refit_table(
 
 
 def _ridge(system: torch.Tensor) -> torch.Tensor:
-    """(N, 1): what pulls unknowns that no weight depends on to where they were."""
+    """Return the ridge (N, 1) that keeps unknowns without any weight at their previous value."""
     return system.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) * 1e-5 + torch.finfo(torch.float32).tiny
 
 
 def stack(grids: list[Grid]) -> Grid:
-    """One grid for several matrices that share their inputs and their format."""
+    """Return one grid for several matrices that share their inputs and their format."""
     if len(grids) == 1:
         return grids[0]
     first = grids[0]

@@ -1,16 +1,20 @@
-"""GPTQ: round one input's weights at a time, and let the inputs that are still free take up the error (arXiv
+"""GPTQ: round one column of W at a time, and compensate its error in the columns not yet rounded (arXiv
 2210.17323).
 
-With X the inputs a layer sees and H = 2/n · XᵀX their Hessian, rounding column j of W to q_j costs
+With the inputs X of a layer and their Hessian H = 2/n · XᵀX, rounding column j of W to q_j costs
 
-    (w_j − q_j)² / [H⁻¹]_jj          and moves every later column k by          − (w_j − q_j) · [H⁻¹]_jk / [H⁻¹]_jj
+    (w_j − q_j)² / [H⁻¹]_jj
 
-where H⁻¹ is the inverse over the columns that are still free. All these inverses are read off one Cholesky
-factor of H⁻¹. As in the paper's code, columns are taken in the order of their importance ("activation
-order"), grids are chosen before ("static groups"), and updates are applied lazily, a block at a time, so that
-most of the work is a matrix product.
+and changes every later column k by
 
-What GPTQ leaves is then refined by coordinate descent on the same objective, see `descent.py`.
+    − (w_j − q_j) · [H⁻¹]_jk / [H⁻¹]_jj
+
+where H⁻¹ is the inverse over the columns not yet rounded. All these inverses follow from one Cholesky factor
+of H⁻¹ (step 3 of the algorithm). As in the paper's code, columns are taken in the order of their importance
+("activation order"), grids are chosen before ("static groups"), and updates are applied lazily, one block of
+columns at a time (step 2), so that most of the work is a matrix product.
+
+Coordinate descent on the same objective then refines the codes, see `descent.py`.
 """
 
 from dataclasses import dataclass
@@ -46,8 +50,8 @@ DRIFT = 0.5
 
 
 def damped(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
-    """A copy of the Hessian (K, K) with `damping` times its mean diagonal added, and 1 where an input was
-    always zero."""
+    """Return a copy of the Hessian (K, K) with `damping` times its mean diagonal added to the diagonal, and 1
+    on the diagonal of inputs that were always 0."""
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -57,8 +61,8 @@ def damped(hessian: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
 
 
 def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper triangular U (K, K) with H⁻¹ = Uᵀ·U, whose rows hold the updates that the docstring above
-    describes."""
+    """Return the upper triangular U (K, K) with H⁻¹ = Uᵀ·U; row j divided by U_jj holds the updates of step j
+    (step 3 of the algorithm)."""
     flipped = torch.linalg.cholesky(
         hessian.flip(0, 1)
     )  # H = Rᵀ·R reversed, so H⁻¹ needs one triangular inverse and no second factor
@@ -69,9 +73,10 @@ def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
 def solve(
     weight: torch.Tensor, grid: Grid, hessian: torch.Tensor, order: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The codes (K, N), as floats, that GPTQ chooses for `weight` (K, N) under the damped `hessian` (K, K).
+    """Return GPTQ's codes (K, N), as floats, for `weight` (K, N) under the damped `hessian` (K, K) (algorithm
+    1 of the paper).
 
-    `order` (K,) is the order in which inputs are taken (default: largest diagonal first). Raises
+    `order` (K,) is the order of the inputs (default: largest diagonal first). Raise
     `torch.linalg.LinAlgError` if the Hessian is not positive definite.
     """
     order = hessian.diagonal().argsort(descending=True) if order is None else order
@@ -84,7 +89,7 @@ def solve(
 
 @dataclass(frozen=True)
 class Solution:
-    """Codes (K, N) on a grid, and the weight (K, N) that they were chosen for."""
+    """Codes (K, N) on a grid, and the weight `goal` (K, N) that they approximate."""
 
     grid: Grid
     codes: torch.Tensor
@@ -92,7 +97,7 @@ class Solution:
 
     @property
     def tensor(self) -> QuantizedTensor:
-        """The stored form."""
+        """The quantized tensor."""
         return self.grid.tensor(self.codes)
 
 
@@ -103,8 +108,9 @@ def quantize(
     drift: torch.Tensor | None = None,
     rounds: int = descent.ROUNDS,
 ) -> list[Solution]:
-    """Quantize matrices (N, K) that share their inputs, whose `hessian` (K, K) and `drift` (see
-    `calibration.inputs`) are given."""
+    """Quantize matrices (N, K) that share the inputs with this `hessian` (K, K) and `drift` (K, K) (see
+    `calibration.inputs`): search the grids, choose codes with GPTQ, then refine them in `rounds` of
+    coordinate descent."""
     importance = hessian.diagonal().clone()
     hessian = damped(hessian)
     sizes = [len(weight) for weight in weights]
@@ -126,26 +132,25 @@ def quantize(
 def corrected(
     weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor, share: float = DRIFT
 ) -> torch.Tensor:
-    """What to add to `weight` (N, K) so that, given the quantized model's inputs, it puts out what it did in
-    the unquantized one."""
+    """Return the correction (N, K) to `weight` (N, K), times `share`, with which its output for the quantized
+    model's inputs is the least squares fit of its output in the unquantized model."""
     return share * torch.cholesky_solve((weight @ drift).T, torch.linalg.cholesky(hessian)).T
 
 
 def rounded(weights: list[torch.Tensor], format: Format, hessian: torch.Tensor) -> list[torch.Tensor]:
-    """A layer by itself: every input is visited once."""
+    """Return the dequantized matrices (N, K) of a single layer, by GPTQ without coordinate descent."""
     return [solution.tensor.dequantize() for solution in quantize(weights, format, hessian, rounds=0)]
 
 
 class Expected:
-    """`rounded` in expectation, for many formats: what depends on the inputs' `hessian` (K, K) alone is worked out
-    once.
+    """Estimate `rounded` for many formats; the factor of the `hessian` (K, K) is computed once.
 
-    With δ_j the rounding error of input j when its turn has come,
+    With δ_j the rounding error of input j after the updates of all earlier steps,
 
         Q − W = −Uᵀ (δ_j / U_jj)
 
-    How δ is distributed hardly depends on what the visits before have added, so the errors of rounding the weights
-    as they are take its place: the same sum without a visit to any input, some ten times faster.
+    The distribution of δ hardly depends on those updates, so δ is taken from rounding the original weights.
+    That is the same sum without the sequential steps, about ten times faster.
     """
 
     def __init__(self, hessian: torch.Tensor):
@@ -153,7 +158,7 @@ class Expected:
         self._factor: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, weights: list[torch.Tensor], format: Format) -> list[torch.Tensor]:
-        """The matrices (N, K) of `weights` in `format`, float32."""
+        """Return the estimated matrices (N, K) of `weights` in `format`, float32."""
         return [weight + self._left(weight.float(), format) for weight in weights]
 
     def _left(self, weight: torch.Tensor, format: Format) -> torch.Tensor:
@@ -176,9 +181,8 @@ LAYER = OneLayer(rounded, Expected)
 
 @register(INFO, layer=LAYER)
 def choose(work: BlockWork) -> dict[str, Solution]:
-    """Quantize a block, stage by stage, and return what was found for each linear layer. Each stage's inputs
-    are those that the quantized stages before it make, so each makes up for what the ones before got
-    wrong."""
+    """Quantize a block stage by stage, and return the solution per linear layer. The inputs of a stage come
+    from the quantized stages before it, so each stage compensates for the error of the earlier ones."""
     found: dict[str, Solution] = {}
     linear = [stage for stage in work.stages if not stage.targets[0].fused]
     for stage in linear:
@@ -200,7 +204,7 @@ def choose(work: BlockWork) -> dict[str, Solution]:
 
 
 def names(stages: list[Stage]) -> str:
-    """The stages' layers, for people."""
+    """Return the names of the stages' layers, for progress messages."""
     return ", ".join(target.module.rpartition(".")[2] for stage in stages for target in stage.targets)
 
 

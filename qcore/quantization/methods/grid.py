@@ -1,16 +1,17 @@
-"""The values that each weight of a matrix may take: its grid, chosen so that the error is smallest where the
-inputs are large.
+"""The grid of a matrix: the values that its weights may take, chosen for the least error weighted by the
+inputs.
 
-A method that chooses codes one input at a time (GPTQ, coordinate descent) needs all grids before it starts,
-"static groups". They are searched here: for each group of weights w with the importance h of its inputs (the
-diagonal of the Hessian), the range is shrunk step by step and the one with the least
+A method that chooses codes one input at a time (GPTQ, coordinate descent) needs all grids before it starts
+("static groups"). The grid of a group of weights w, with the importance h of its inputs (the diagonal of the
+Hessian), is found by shrinking the range step by step (weight clipping, as in AWQ, arXiv 2306.00978), and has
+the least
 
     Σ h_j · (w_j − round(w_j))²
 
-is kept. With h = 1 this is clipping by plain squared error, which makes language models worse: a few inputs
-are a hundred times larger than the others, and it is their weights that must be right.
+With h = 1 this is clipping by plain squared error, which makes language models worse: a few inputs are a
+hundred times larger than the others, and the weights of these inputs must be precise.
 
-Everything is held transposed, (G, N) for G groups and N outputs, because the methods walk along the inputs.
+Scales are held transposed, (G, N) for G groups and N outputs, because the methods loop over the inputs.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels.choosing import Levels
 from qcore.quantization.methods.rtn import grouped
 
-SHRINK = tuple(1 - 0.025 * step for step in range(21))  # shares of the full range that are tried: 1 … 0.5
+SHRINK = tuple(1 - 0.025 * step for step in range(21))  # shares of the full range to try: 1 … 0.5
 _CHUNK = 1 << 21  # weights searched at a time
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -62,28 +63,28 @@ class Grid:
 
     @cached_property
     def inverse(self) -> torch.Tensor:
-        """1 / scale, (G, N)."""
+        """The reciprocal of the scale, (G, N)."""
         return self.scale.clamp_min(_TINY).reciprocal()
 
     @cached_property
     def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]]:
-        """(1 / scale, scale, zero point) of each group, (N,) each: a look-up a group where it would be one a
-        call."""
+        """(1 / scale, scale, zero point) per group, (N,) each, unbound once so that `round` indexes a
+        list."""
         middle = self.format.levels // 2 if self.table is None else 0
         zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
         return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
 
     @cached_property
     def levels(self) -> Levels:
-        """The same for the native function that chooses codes."""
+        """The grid for the native function that chooses codes."""
         if self.table is not None:
             return Levels(self.inverse, self.scale, table=self.table, midpoints=self.midpoints)
         levels = self.format.levels
         return Levels(self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1)
 
     def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest codes (…, N), as floats, and the values they stand for, of `values` (…, N) that belong
-        to `group`."""
+        """Return the codes (…, N), as floats, nearest to `values` (…, N) of a `group`, and their dequantized
+        values."""
         inverse, scale, zero = self._rows[group]
         if self.table is None:
             codes = torch.mul(values, inverse).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
@@ -100,7 +101,7 @@ class Grid:
         return codes.view(shape).movedim(0, -1).float(), values.view(shape).movedim(0, -1) * scale
 
     def units(self, codes: torch.Tensor) -> torch.Tensor:
-        """What codes (K, N) stand for before the scale is applied: (K, N)."""
+        """Return the values (K, N) of codes (K, N) in units of the scale."""
         if self.table is None:
             return codes - (
                 self.format.levels // 2 if self.zero is None else self.spread(self.zero, len(codes))
@@ -110,7 +111,7 @@ class Grid:
         return self.table.gather(1, codes.T.long().contiguous()).T
 
     def spread(self, per_group: torch.Tensor, columns: int) -> torch.Tensor:
-        """(G, N) -> (K, N): a group's value for each of its inputs."""
+        """Repeat a value per group (G, N) for each of the group's inputs: (K, N)."""
         size = self.format.group_size
         return (
             per_group.expand(columns, -1)
@@ -119,15 +120,15 @@ class Grid:
         )
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """The weights (K, N) that codes (K, N) stand for."""
+        """Return the dequantized weights (K, N) of codes (K, N)."""
         return self.units(codes).mul(self.spread(self.scale, len(codes)))
 
     def with_scale(self, scale: torch.Tensor) -> "Grid":
-        """The same grid with other scales (G, N), rounded to what the format stores."""
+        """Return the same grid with other scales (G, N), rounded to the precision that the format stores."""
         return replace(self, scale=round_scale(scale.T.contiguous(), self.format).T.contiguous())
 
     def tensor(self, codes: torch.Tensor) -> QuantizedTensor:
-        """The stored form of codes (K, N)."""
+        """Return the quantized tensor with codes (K, N)."""
         codes = codes.T.to(torch.uint8).contiguous()
         if self.order is not None:
             codes = self.order.to(torch.uint8)[codes.long()]
@@ -143,7 +144,8 @@ class Grid:
 def search(
     weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink: tuple[float, ...] = SHRINK
 ) -> Grid:
-    """The best grid of `format` for `weight` (N, K), given the `importance` (K,) of each input."""
+    """Return the grid of `format` with the least error of `weight` (N, K), weighted by the `importance` (K,)
+    of the inputs; `shrink` lists the shares of the full range to try."""
     if not format.even:
         return _search_table(weight, format, importance, shrink)
     size = format.group_size
@@ -159,7 +161,7 @@ def search(
 def _search_uniform(
     groups: torch.Tensor, importance: torch.Tensor, format: Format, shrink: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scale and zero point (N, G) of `groups` (N, G, size)."""
+    """Return scale and zero point (N, G) of `groups` (N, G, size), for the `importance` (1, G, size)."""
     lowest, highest = groups.aminmax(dim=2)
     top, middle = format.levels - 1, format.levels // 2
     best = torch.full_like(lowest, torch.inf)
@@ -223,13 +225,13 @@ def _search_table(
 
 
 def nearest(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The codes (K, N) of the values nearest to `weight` (K, N): rounding, each weight for itself."""
+    """Return the codes (K, N) nearest to `weight` (K, N): plain rounding."""
     size = grid.format.group_size or len(weight)
     return torch.cat([grid.round(part, group)[0] for group, part in enumerate(weight.split(size))])
 
 
 def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
-    """The grid of a stored `tensor` and its codes (K, N), as floats: what `Grid.tensor` was made from."""
+    """Return the grid and the codes (K, N), as floats, of a stored `tensor`: the inverse of `Grid.tensor`."""
     format, codes = tensor.format, tensor.unpacked_codes()
     scale = tensor.scales()
     scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()

@@ -1,10 +1,10 @@
-"""Codebooks that are learned where the inputs are large: k-means weighted by the Hessian's diagonal
-(SqueezeLLM, arXiv 2306.07629).
+"""Codebooks learned by k-means weighted with the diagonal of the Hessian (sensitivity-based non-uniform
+quantization of SqueezeLLM, arXiv 2306.07629, section 4.1).
 
-The error of weight j of a row changes the layer's output by its input times that error, so its square counts
-h_j, the second moment of the input. Per channel, each row's table minimises  Σ h_j · (w_j − t[code_j])².  Per
-group, weights are divided by their group's scale, one table is learned for the matrix with the weights h_j ·
-scale², and then each group's scale is searched.
+An error of weight j changes the layer's output by the error times input j, so its square is weighted by h_j,
+the second moment of the input. Per channel, the table t of each row minimizes  Σ h_j · (w_j − t[code_j])².
+Per group, weights are divided by their group's scale, one table is learned for the matrix with the importance
+h_j · scale², and then each group's scale is searched.
 """
 
 import torch
@@ -19,21 +19,22 @@ from qcore.quantization.methods.grid import nearest, search
 
 INFO = MethodInfo(
     "kmeans-hessian",
-    "where the inputs in calibration text are large",
+    "weighted by the inputs on calibration text",
     option="hessian",
     needs_text=True,
     grids=("learned",),
-    limits="weights the learning of a table, so it goes with kmeans4; for other formats take -gptq",
+    limits="learns the table of kmeans4; use -gptq with other formats",
     examples=("kmeans4-hessian",),
 )
 
 
 def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raises
-    `InputError` for others."""
+    """Quantize `weight` (N, K) to a `kmeans4` format; `importance` (K,) is the Hessian's diagonal. Raise
+    `InputError` for other formats."""
     if not format.learned:
         raise InputError(
-            f"The method kmeans-hessian learns the table of a kmeans4 format; it cannot be used with {format.label}."
+            "The method kmeans-hessian learns the table of a kmeans4 format; "
+            f"it cannot be used with {format.label}."
         )
     importance = importance.clamp_min(1e-8 * importance.max())
     grid = search(weight.float(), format, importance)
@@ -42,7 +43,7 @@ def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> 
 
 @register(INFO)
 def choose(work: BlockWork) -> None:
-    """Quantize a block, stage by stage."""
+    """Quantize a block stage by stage (SqueezeLLM, arXiv 2306.07629, section 4.1)."""
     for stage in work.stages:
         work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
         if stage.targets[0].fused:

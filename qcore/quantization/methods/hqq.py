@@ -1,16 +1,15 @@
-"""HQQ: half-quadratic quantization. Robust to outliers, and needs no data (Badri and Shaji, 2023,
-"Half-Quadratic Quantization").
+"""HQQ: half-quadratic quantization, robust to outliers and without data (Badri and Shaji, 2023,
+"Half-Quadratic Quantization of Large Machine Learning Models").
 
-The grid of a group is chosen so that  Σ |w − ŵ|^p  with p = 0.7 is small: a few weights that do not fit cost
-little, so the grid follows the many. The problem is split with an extra error e for each weight, and solved
-by turns:
+The grid of a group minimizes  Σ |w − ŵ|^p  with p = 0.7: a few outliers cost little, so the grid fits the
+majority. Half-quadratic splitting adds an error e per weight, and solves for e and the grid in turn:
 
-    e ← shrink(w − ŵ)          shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)          β grows by κ each round
+    e ← shrink(w − ŵ)      shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)      β grows by κ per round
     grid ← least squares fit of w − e on the codes
 
 The paper fits the zero point, a float there. Here zero points are small integers, so that the grid contains 0
-and costs 4 bits less for each group; the fit is of the scale, and the zero point is rounded. Each group keeps
-the best grid it has met.
+and takes 4 bits less per group; the scale is fitted, and the zero point is rounded. Each group keeps the best
+grid of all rounds.
 """
 
 import torch
@@ -23,7 +22,7 @@ from qcore.quantization.methods.rtn import grouped
 
 INFO = MethodInfo(
     "hqq",
-    "codes by half-quadratic optimisation, without data",
+    "half-quadratic quantization (HQQ), without data",
     option="hqq",
     grids=("even",),
     limits="works on uniform grids, such as int4-g64-hqq",
@@ -33,14 +32,14 @@ INFO = MethodInfo(
 )
 
 NORM, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20  # the paper's
-_CHUNK = 1 << 20  # weights that are worked on at a time: they stay in the cache
-_SMALL = 1e-6  # errors below this count as this, so that no power of zero is taken
+_CHUNK = 1 << 20  # weights per chunk, which stay in the cache
+_SMALL = 1e-6  # lower limit of |error|, because a negative power of 0 is infinite
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a uniform format. Raises `InputError` for any other."""
+    """Quantize `weight` (N, K) to a uniform format. Raise `InputError` for any other format."""
     if not format.even:
         raise InputError(
             f"The method hqq fits the scales of uniform grids; it cannot be used with {format.label}."
@@ -68,7 +67,8 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and integer zero point, both (N, G), of `groups` (N, G, size)."""
+    """Return scale and integer zero point, both (N, G), of `groups` (N, G, size), by the alternating updates
+    of the paper's half-quadratic solver."""
     lowest, highest = groups.aminmax(dim=2)
     top, middle = format.levels - 1, format.levels // 2
     if format.symmetric:
@@ -76,8 +76,7 @@ def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[tor
     else:
         scale = (highest.clamp_min(0) - lowest.clamp_max(0)) / top
         zero = (-lowest.clamp_max(0) / scale.clamp_min(_TINY)).round_().clamp_(0, top)
-    # errors are compared with β, so the group's weights are measured in units in which their step is 1 /
-    # (levels − 1), as the paper's are
+    # β is an absolute threshold, so weights are scaled to a step of 1 / (levels − 1), as in the paper
     unit = (scale * top).clamp_min(_TINY)
     groups, scale = groups / unit.unsqueeze(2), scale / unit
     best, best_scale, best_zero = torch.full_like(scale, torch.inf), scale, zero
@@ -102,6 +101,6 @@ def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[tor
 
 
 def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, format: Format) -> torch.Tensor:
-    """The nearest codes (N, G, size), as floats."""
+    """Return the nearest codes (N, G, size), as floats."""
     codes = (groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero.unsqueeze(2))
     return codes.clamp_(format.lowest, format.levels - 1)

@@ -1,4 +1,5 @@
-"""Learned rounding, all blocks together: the quantized model is to predict what the unquantized one does.
+"""Learned rounding of all blocks jointly: fine-tune the quantized model to the predictions of the unquantized
+one.
 
 Methods that look at one block at a time cannot know which errors cancel further up and which are amplified.
 Here the loss is the very thing that quality is measured by, the divergence of the predictions on the
@@ -7,13 +8,13 @@ EfficientQAT, arXiv 2407.11062):
 
     loss = mean over tokens of KL(unquantized || quantized)
 
-What is learned is what SignRound learns (see `signround.py`): the position of each weight on its grid, a gain
-for each group's scale and for each norm. A step reads one window, and everything moves against the sign of
-its gradient, by steps that shrink to nothing.
+The parameters are those of SignRound (see `signround.py`): the position of each weight on its grid, and a
+gain per group scale and per norm. A step reads one window, and updates every parameter against the sign of
+its gradient, with a rate that decays linearly to 0.
 
-The gradient of a block's weights is used and let go before the block below is looked at. So what is held is
-the model, a position (4 bytes) for each of its weights, and what autograd keeps of one window. If the outcome
-is worse than the beginning on windows that were not learned from, it is undone.
+The gradients of a block's weights are used and freed before those of the block below are computed. Memory:
+the model, a position (4 bytes) per weight, and autograd's tensors of one window. If the divergence on
+held-out windows did not improve, the changes are rolled back.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from qcore.quantization.methods.signround import GAIN_RATE, NORM_RATE, Learned
 
 INFO = MethodInfo(
     "distilled",
-    "after GPTQ, rounding learned for all blocks together from the unquantized model's predictions",
+    "GPTQ, then rounding learned jointly for all blocks from the unquantized model's predictions",
     option="distilled",
     needs_text=True,
     wants_drift=True,
 )
 
 STEPS, FEWEST, MOST = 160, 4, 4000
-HELD_OUT = 2  # windows that the outcome is judged by
+HELD_OUT = 2  # windows for validation
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `ids` (T,), what the first block is given for them and what the last one of the unquantized
-    model makes of them, (1, T, H)."""
+    """Tokens `ids` (T,), the inputs `first` (1, T, H) of the first block, and the outputs `wanted` (1, T, H)
+    of the last block of the unquantized model."""
 
     ids: torch.Tensor
     first: torch.Tensor
@@ -57,8 +58,8 @@ class Window:
 
 @dataclass
 class Layer:
-    """A quantized linear layer called `name`: what is learned of it, and the parameter that the block
-    computes with."""
+    """A quantized linear layer called `name`: its learned codes, and the `parameter` of `owner` that the
+    block computes with."""
 
     name: str
     learned: Learned
@@ -67,14 +68,14 @@ class Layer:
     transposed: bool  # stored (K, N)
 
     def install(self) -> None:
-        """Let the block compute with what has been learned so far."""
+        """Write the current weight (N, K) into the parameter."""
         weight = self.learned.weight().detach()
         getattr(self.owner, self.parameter).data = (
             weight.T.contiguous() if self.transposed else weight.contiguous()
         )
 
     def update(self, gradient: torch.Tensor, rate: float) -> None:
-        """A step against the sign of the `gradient` of the parameter."""
+        """Take a step of size `rate` against the sign of the `gradient` of the parameter."""
         gradient = gradient if self.transposed else gradient.T
         grid, learned = self.learned.grid, self.learned
         if grid.scaled:
@@ -89,7 +90,8 @@ class Layer:
 
 @dataclass
 class Norm:
-    """A norm's weight: the `owner` that has it, its `name` in the block, what it was, and its gain."""
+    """A norm's weight: its `name` in the block, the `owner` module, its original `value` and the learned
+    `gain`."""
 
     name: str
     owner: nn.Module
@@ -104,7 +106,7 @@ class Norm:
 
 
 class JointRefiner:
-    """Takes in the blocks as a method has left them, then learns. All under `torch.no_grad`."""
+    """Second stage that fine-tunes the quantized blocks jointly. Its methods run under `torch.no_grad`."""
 
     def __init__(self):
         self.layers: list[list[Layer]] = []
@@ -118,8 +120,8 @@ class JointRefiner:
         targets: list[Target],
         weights: dict[str, list[QuantizedTensor]],
     ) -> None:
-        """A block called `prefix` is finished: the quantized tensors `weights` of its `targets`, and the
-        block as it was, `original`."""
+        """Add the finished block named `prefix`: the quantized tensors `weights` of its `targets`, and the
+        unquantized block, `original`."""
         layers = []
         for target in targets:
             if target.fused or target.name not in weights:
@@ -146,11 +148,11 @@ class JointRefiner:
         minutes: float | None,
         report: Callable[[str], None],
     ) -> bool:
-        """Learn from the windows `ids` (windows, T), of which the last block of the unquantized model makes
-        `wanted` (1, T, H).
+        """Learn from the windows `ids` (windows, T), given the outputs `wanted` (1, T, H) of the unquantized
+        model's last block (as the second phase of EfficientQAT, with a KL loss).
 
-        Takes `STEPS` steps, or as many as go into `minutes`. Returns whether anything is better for it; if
-        not, all is as it was."""
+        Take `STEPS` steps, or as many as fit into `minutes`. Return True if the held-out KL divergence
+        improved; otherwise the changes are rolled back."""
         tail, first = Tail(blocks), blocks.embed(ids)
         windows = [Window(*each) for each in zip(ids, first, wanted, strict=True)]
         count = len(windows) - (HELD_OUT if len(windows) > 2 * HELD_OUT else 0)
@@ -165,7 +167,7 @@ class JointRefiner:
         return False
 
     def results(self, position: int) -> dict[str, list]:
-        """The quantized tensors of block number `position`, by the target's name."""
+        """Return the quantized tensors of block number `position`, by the target's name."""
         return {layer.name: [layer.learned.tensor()] for layer in self.layers[position]}
 
     def _steps(
@@ -180,11 +182,11 @@ class JointRefiner:
             step += 1
             if minutes is not None and step == 3:
                 steps = min(MOST, max(FEWEST, int(3 * 60 * minutes / (time.monotonic() - began))))
-            report(f"learning together, step {step} of {steps}, divergence {loss:.4f}")
+            report(f"learning all blocks jointly, step {step} of {steps}, divergence {loss:.4f}")
 
     def _step(self, blocks: Blocks, tail: Tail, window: Window, rate: float) -> float:
-        """One window forwards and backwards; every block moves as soon as its gradients are known. Returns
-        the window's divergence."""
+        """Run one window forwards and backwards, and update each block as soon as its gradients are known.
+        Return the window's divergence in nats per token."""
         passed, hidden = [], window.first
         for position, (layers, norms) in enumerate(zip(self.layers, self.norms, strict=True)):
             tensors = [getattr(layer.owner, layer.parameter) for layer in layers] + [
@@ -223,15 +225,16 @@ class JointRefiner:
 
 
 def divergence(wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Mean over positions of KL(wanted || logits), for logits (T, V), in nats: float32, whatever they are."""
+    """Return the mean over positions of KL(wanted || logits) in nats, for logits (T, V) of any float dtype;
+    float32."""
     return _Divergence.apply(wanted, logits)
 
 
 class _Divergence(torch.autograd.Function):
-    """A few rows at a time, so that nothing as large as the logits is made but their gradient,
-    (softmax(logits) - softmax(wanted)) / T."""
+    """The divergence, a few rows at a time. Only the gradient, (softmax(logits) - softmax(wanted)) / T, takes
+    as much memory as the logits."""
 
-    ENTRIES = 1 << 19  # of logits at a time: 2 MiB each in float32, which caches hold
+    ENTRIES = 1 << 19  # logits at a time: 2 MiB each in float32, which the cache holds
 
     @staticmethod
     def forward(ctx, wanted: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,13 @@
-"""Learned codebooks: Lloyd's algorithm finds the 16 values that minimise the squared error of the weights
-they replace.
+"""Learned codebooks: Lloyd's algorithm finds the 16 values that minimize the squared error of the weights.
 
 Per channel (`group_size=None`) each row of N gets 16 values of its own (SqueezeLLM, arXiv 2306.07629, without
 its weighting). Per group, the weights are first divided by their group's largest magnitude and one table is
 learned for the whole matrix.
 
-Everything is done on sorted values: in one dimension the clusters of k-means are intervals, so assigning is a
-binary search in the midpoints and a centroid is a difference of prefix sums; no distance matrix is ever
-formed. It starts from the values at evenly spaced ranks moved towards evenly spaced values, which converges
-in few rounds.
+Values are sorted first: in one dimension the clusters of k-means are intervals, so assignment is a binary
+search in the midpoints, a centroid is a difference of prefix sums, and no distance matrix is needed. The
+centroids start halfway between evenly spaced quantiles and evenly spaced values, which converges in few
+rounds.
 """
 
 import torch
@@ -32,12 +31,12 @@ ROUNDS = 30
 _ROWS = 512  # rows clustered at a time
 _SAMPLE = (
     1 << 20
-)  # values that a matrix-wide table is learned from, at even strides: enough for 16 centroids to four digits
+)  # values sampled at even strides for a table per matrix: enough for four digits of 16 centroids
 
 
 @register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a `kmeans4` format. Raises `InputError` for any other format."""
+    """Quantize `weight` (N, K) to a `kmeans4` format. Raise `InputError` for any other format."""
     if not format.learned:
         raise InputError(
             f"The method kmeans learns the table of a kmeans4 format; it cannot be used with {format}."
@@ -66,8 +65,8 @@ def _per_group(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-    """Ascending tables (R, 16), float16 values in float32, for `values` (R, C) whose squared errors count
-    `importance` (C,) or (R, C)."""
+    """Return ascending tables (R, 16), float16 values in float32, for `values` (R, C) with squared errors
+    weighted by `importance` (C,) or (R, C)."""
     importance = importance.expand(values.shape)
     step = max(1, values.shape[1] // _SAMPLE)
     parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
@@ -79,8 +78,8 @@ def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tens
 
 
 def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The centroids (R, 16), ascending, of each row of `values` (R, C), whose squared errors count as much as
-    `weights` (R, C) say."""
+    """Return the ascending centroids (R, 16) of each row of `values` (R, C), with squared errors weighted by
+    `weights` (R, C) (Lloyd's algorithm)."""
     ordered, order = values.sort(dim=1)
     ordered, count = ordered.contiguous(), values.shape[1]
     importance = (
@@ -110,6 +109,7 @@ def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | No
 
 
 def assign(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The index (uint8) of the nearest entry of each row's ascending `table` (R, 16) for `values` (R, C)."""
+    """Return the index (R, C), uint8, of the entry nearest to each of `values` (R, C) in the row's ascending
+    `table` (R, 16)."""
     midpoints = ((table[:, 1:] + table[:, :-1]) / 2).contiguous()
     return torch.searchsorted(midpoints, values.contiguous(), out_int32=True).to(torch.uint8)

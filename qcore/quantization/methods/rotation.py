@@ -1,21 +1,21 @@
-"""Rotation of the residual stream: outliers of a few channels are spread over all of them, and the model
-computes the same function.
+"""Rotation of the residual stream: spread the outliers of a few channels over all channels, without changing
+the function of the model.
 
-For an orthogonal R, RMSNorm without a weight commutes with it:  norm(x R) = norm(x) R.  So (QuaRot, arXiv
-2404.00456; SliceGPT)
+RMSNorm without a weight commutes with an orthogonal R:  norm(x R) = norm(x) R.  So (QuaRot, arXiv 2404.00456,
+computational invariance of SliceGPT, arXiv 2401.15024)
 
-    norms' weights are multiplied into the columns of the layers that read them, and become 1
+    a norm's weight is multiplied into the columns of the layers that read the norm, and becomes 1
     the embedding, and every layer that writes to the stream:   W ← Rᵀ W   (rows are outputs)
     every layer that reads the stream, and the head:            W ← W R
 
-R is a randomised Hadamard matrix: random signs, then H of the largest power of two that divides the width, ⊗
-a random orthogonal matrix of what is left (1 for widths that are powers of two). A head that is tied to the
-embedding must become a matrix of its own, because the last norm's weight goes into the one and not into the
-other: those bytes are counted.
+R is a randomized Hadamard matrix: random signs, times the Hadamard matrix of the largest power of two that
+divides the width, ⊗ a random orthogonal matrix of the remaining factor (1 if the width is a power of two). A
+head tied to the embedding becomes a matrix of its own, because the last norm's weight is multiplied into the
+head but not into the embedding; its bytes are counted.
 
-Which layers read and which write is found by running the model, and the result is compared with the model as
-it was: what does not compute the same is refused, untouched models included (LayerNorm subtracts a mean,
-which R does not commute with).
+Readers and writers of the stream are found by running the model. The rotated model must reproduce the
+original logits; otherwise `InputError` is raised, and the model is unchanged. Models with LayerNorm fail,
+because it subtracts a mean, which does not commute with R.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from qcore.base.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-4  # of the logits, relative
-Change = Callable[[torch.Tensor], torch.Tensor]  # a parameter to its rotated form
+TOLERANCE = 1e-4  # relative change of the logits
+Change = Callable[[torch.Tensor], torch.Tensor]  # from a parameter to its rotated form
 
 
 def orthogonal(width: int, seed: int = 0) -> torch.Tensor:
-    """R (width, width), float64; R Rᵀ = 1."""
+    """Return R (width, width), float64, with R Rᵀ = 1."""
     generator = torch.Generator().manual_seed(seed)
     power = width & -width
     hadamard = torch.ones(1, 1, dtype=torch.float64)
@@ -54,8 +54,8 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
     """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would
     name.
 
-    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that would not
-    compute the same. Such a model is left as it was.
+    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that would
+    not compute the same. Such a model is left as it was.
     """
     embedding: Any = model.get_input_embeddings()
     head = model.get_output_embeddings()
@@ -77,11 +77,11 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
         for name, change in made.items():
             _set(module, name, change(getattr(module, name)))
     changed = {
-        f"{name}.weight": "Multiplied into the layers that read it, for the rotation." for name in norms
+        f"{name}.weight": "Multiplied into the layers that read the norm, for the rotation." for name in norms
     }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     changed[names[id(embedding.weight)]] = "Rotated with the residual stream."
-    own = " It was tied to the embedding and is a matrix of its own now." if tied else ""
+    own = " It was tied to the embedding, and is now a separate matrix." if tied else ""
     changed[names[id(head.weight)]] = f"Rotated with the residual stream.{own}"
     return changed
 
@@ -89,7 +89,7 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
 def _readers(
     model: PreTrainedModel, probe: torch.Tensor, width: int
 ) -> tuple[dict[str, nn.Module], dict[str, list[nn.Module]]]:
-    """The norms of the stream by name, and the modules that are given each one's output."""
+    """Return the norms of the residual stream by name, and per norm the modules that read its output."""
     norms = {
         name: module
         for name, module in model.named_modules()
@@ -131,15 +131,15 @@ def _readers(
 
 
 def _matrices(module: nn.Module) -> list[str]:
-    """Names of the module's own weights that multiply what it is given."""
+    """Return the names of the module's own weights that multiply its input."""
     if isinstance(module, nn.Embedding):
         return []
     return [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
 
 
 def _writers(model: PreTrainedModel, width: int, reading: set[nn.Module]) -> list[nn.Module]:
-    """Modules inside the blocks whose outputs are added to the stream: those that read none of it and put out
-    its width."""
+    """Return the modules whose outputs are added to the stream: those that do not read it and whose output
+    has its width."""
     found = []
     for module in model.modules():
         writes = isinstance(module, nn.Linear) and module not in reading and module.weight.shape[0] == width
@@ -155,8 +155,8 @@ def _changes(
     readers: dict[str, list[nn.Module]],
     matrix: torch.Tensor,
 ) -> dict[nn.Module, dict[str, Change]]:
-    """What the rotation does to each parameter of each module. Nothing is computed yet: a rotated model beside the
-    original would take the memory of two."""
+    """What the rotation does to each parameter of each module. Nothing is computed yet: a rotated model
+    beside the original would take the memory of two."""
     width = len(matrix)
     changes: dict[nn.Module, dict[str, Change]] = {
         embedding: {"weight": lambda weight: weight.double() @ matrix}
@@ -173,8 +173,8 @@ def _changes(
 
 
 def _check(model: PreTrainedModel, probe: torch.Tensor, changes: dict[nn.Module, dict[str, Change]]) -> None:
-    """Raise `InputError` if the rotated model would put out other logits. Each module is given its rotated parameters
-    while it runs, and has its own again afterwards."""
+    """Raise `InputError` if the rotated model would put out other logits. Each module is given its rotated
+    parameters while it runs, and has its own again afterwards."""
     before = model(input_ids=probe, use_cache=False).logits
     own: dict[nn.Module, dict[str, nn.Parameter]] = {}
 
@@ -202,8 +202,8 @@ def _check(model: PreTrainedModel, probe: torch.Tensor, changes: dict[nn.Module,
 
 
 def _columns(layer: nn.Module, matrix: torch.Tensor, gain: torch.Tensor) -> dict[str, Change]:
-    """W ← W · diag(gain) · R for what `layer` reads with: a linear layer, a router, or the first matrices of
-    fused experts."""
+    """Return W ← W · diag(gain) · R for the weights by which `layer` multiplies the stream: those of a linear
+    layer, a router, or the first matrices of fused experts."""
     transposed = getattr(layer, "is_transposed", False)
 
     def change(weight: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ def _columns(layer: nn.Module, matrix: torch.Tensor, gain: torch.Tensor) -> dict
 
 
 def _rows(module: nn.Module, matrix: torch.Tensor) -> dict[str, Change]:
-    """W ← Rᵀ · W, and the same for a bias."""
+    """Return W ← Rᵀ · W for the output weight of `module`, and the same for its bias."""
     name, bias = ("weight", "bias") if isinstance(module, nn.Linear) else ("down_proj", "down_proj_bias")
     transposed = getattr(module, "is_transposed", False)
 
@@ -229,13 +229,14 @@ def _rows(module: nn.Module, matrix: torch.Tensor) -> dict[str, Change]:
 
 
 def _gain(norm: Any, width: int) -> torch.Tensor:
-    """What the norm multiplies each channel with: its weight, or 1 + its weight in some architectures."""
+    """Return the factor (width,) of the norm per channel: its weight, or 1 + its weight in some
+    architectures."""
     ones = torch.ones(1, 1, width, device=norm.weight.device)
     return norm(ones)[0, 0]
 
 
 def _plain(norm: Any, width: int) -> float:
-    """The weight with which the norm multiplies each channel with 1: 1, or 0 in architectures that add 1."""
+    """Return the weight with which the norm's factor is 1: 1, or 0 in architectures that add 1."""
     own, ones = norm.weight, torch.ones(width, device=norm.weight.device)
     try:
         for value in (1.0, 0.0):
@@ -244,7 +245,7 @@ def _plain(norm: Any, width: int) -> float:
                 return value
     finally:
         norm.weight = own
-    return 0.0  # neither: the check of the logits will say so
+    return 0.0  # neither: then `_check` raises
 
 
 def _set(module: nn.Module, name: str, value: torch.Tensor) -> None:

@@ -1,18 +1,17 @@
-"""Round to nearest: the scale from the group's extremes, then every weight to the closest value of the grid.
-Needs no data.
+"""Round to nearest: the scale from the extremes of the group, then each weight to the nearest value of the
+grid. Needs no data.
 
     symmetric     scale = max|w| / (2^(bits−1) − 1)                  code = round(w / scale) + 2^(bits−1)
     asymmetric    scale = (max(w, 0) − min(w, 0)) / (2^bits − 1)     zero_point = round(−min(w, 0) / scale)
-    fixed table   scale = max|w|                                     code = index of the table's value nearest to w / scale
+    fixed table   scale = max|w|                                     code = index of the value nearest to w / scale
 
 Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which
-costs nothing and removes the error that rounding the scale afterwards would add. Codes of nf4 and fp4 are
-chosen for the exact scale, because that is how QLoRA (arXiv 2305.14314) defines them and what other
-implementations can be compared with.
+costs nothing and removes the error of rounding the scale afterwards. Codes of nf4 and fp4 are chosen for the
+exact scale, as QLoRA (arXiv 2305.14314) defines them, so that they are comparable with other
+implementations.
 
-On a CPU with the native kernels these choose the codes (`kernels.rounding`), at the speed at which memory
-delivers the weights. What stands here is the definition that they follow to the last bit, and what runs
-everywhere else.
+On a CPU, native kernels choose the codes (`kernels.rounding`) at the speed of reading the weights from
+memory. The code here is the reference, which they match bit for bit, and runs everywhere else.
 """
 
 import torch
@@ -26,14 +25,14 @@ from qcore.quantization.methods import MethodInfo, register
 
 INFO = MethodInfo(
     "rtn",
-    "codes rounded to the nearest value of the grid",
+    "round to nearest (RTN)",
     grids=("even", "fixed"),
     limits="needs a fixed grid",
     work=0.3,
     streamed=2.0,
 )
 
-_CHUNK = 1 << 22  # weights that are worked on at a time, so that temporaries stay far smaller than the matrix
+_CHUNK = 1 << 22  # weights per chunk, so that temporaries stay far smaller than the matrix
 _TINY = torch.finfo(
     torch.float32
 ).tiny  # an all-zero group has scale 0; dividing by this instead gives code 0, not NaN
@@ -41,8 +40,8 @@ _TINY = torch.finfo(
 
 @register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a uniform or a fixed-table format. Raises `InputError` for NaN and for
-    scales above 65504."""
+    """Quantize `weight` (N, K) to a uniform or fixed-table format. Raise `InputError` for NaN, for scales
+    above 65504, and for formats that learn their table."""
     if format.learned:
         raise InputError(
             f"Rounding to nearest needs a fixed table; {format.label} learns its own. Use the method kmeans."
@@ -52,7 +51,7 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """The same in plain torch, on any device."""
+    """Do the same as `quantize` in plain torch, on any device."""
     rows, columns = weight.shape
     groups = format.groups(columns)
     scale = torch.empty(rows, groups, device=weight.device)
@@ -74,8 +73,8 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """View `weight` (N, K) as float32 (N, G, group_size); the last group is filled with zeros, which widen no
-    range."""
+    """View `weight` (N, K) as float32 (N, G, group_size); the last group is padded with zeros, which do not
+    widen its range."""
     weight = weight.float()
     if group_size is None:
         return weight.unsqueeze(1)
@@ -89,8 +88,8 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
 
 
 def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scale (N, G) and, for asymmetric formats, zero point (N, G) from the extremes of `groups` (N, G,
-    group_size)."""
+    """Return the scale (N, G) and, for asymmetric formats, the zero point (N, G) from the extremes of
+    `groups` (N, G, group_size)."""
     if not format.even:
         return groups.abs().amax(dim=2) / format.reach, None
     if format.symmetric:
@@ -126,8 +125,8 @@ def _table(format: Format, device: torch.device) -> torch.Tensor:
 
 
 def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Index (uint8) of the entry of `table` (16,) nearest to each of `values`; halfway goes to the lower
-    entry."""
+    """Return the index (uint8) of the entry of `table` (16,) nearest to each of `values`; ties go to the
+    lower entry."""
     ordered, order = table.sort(stable=True)
     midpoints = (ordered[1:] + ordered[:-1]) / 2
     return order.to(torch.uint8)[torch.bucketize(values.contiguous(), midpoints, out_int32=True)]

@@ -1,20 +1,21 @@
 """Learned rounding: after GPTQ, gradients decide which weights are rounded the other way (SignRound, arXiv
 2309.05516, as in AutoRound).
 
-GPTQ looks at one layer at a time. Here a whole block is looked at: its output, given what the quantized
-blocks before it make of the text, is to be what it was in the unquantized model. Each weight has a position
-on its grid, each group a gain on its scale, each norm a gain on its weight:
+GPTQ minimizes the error of one layer at a time. SignRound minimizes the error of a block: its output for the
+inputs from the quantized blocks before it, against the output of the unquantized model. Each weight has a
+position on its grid, each group a gain on its scale, each norm a gain on its weight:
 
     ŵ = scale · gain · (round(position) − zero point)
 
-and the loss is the squared error of the block's output, each token's divided by the size of that token's
-output, because the norm of the next layer divides by it anyway (and a few tokens are thousands of times
-larger than the others). Rounding lets gradients pass as if it were not there. Positions and gains move by the
-sign of their gradients, by steps that shrink to nothing, so that a position can travel half a code in all.
-Positions begin at GPTQ's codes, leaning towards the unrounded weight by up to `LEAN`.
+The loss is the squared error of the block's output, relative to each token's output, because the norm of the
+next layer divides by the token's size (and a few tokens are thousands of times larger than the others).
+Gradients pass the rounding unchanged (straight-through estimator). Positions and gains are updated by the
+sign of their gradients (signed SGD) with a rate that decays linearly to 0, so that a position can change by
+half a code in all. Positions start at GPTQ's codes, offset towards the unrounded weight by up to `LEAN`.
 
-A block that ends up worse on all of the text than it was after GPTQ keeps GPTQ's codes. This takes a hundred
-times as long as GPTQ, and some twenty copies of a block's weights in memory; the time can be given.
+A block whose loss on the whole text is not below that of GPTQ keeps GPTQ's codes. The method takes about a
+hundred times as long as GPTQ, and memory for about twenty copies of a block's weights; the time can be
+limited.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ INFO = MethodInfo(
 )
 
 STEPS, FEWEST, MOST = 100, 10, 1000
-WINDOWS = 4  # windows of text a step
+WINDOWS = 4  # windows of text per step
 LEAN = 0.4
-GAIN_RATE, NORM_RATE = 0.1, 0.02  # steps of the gains, as shares of a position's
+GAIN_RATE, NORM_RATE = 0.1, 0.02  # rates of the gains, relative to the rate of positions
 
 
 @dataclass
 class Learned:
-    """The position (K, N) of each weight on its grid, and the gain (G, N) of each group's scale; both want
-    gradients."""
+    """The learned parameters of a layer: the position (K, N) of each weight on its grid, and the gain (G, N)
+    of each group's scale; both require gradients."""
 
     grid: Grid
     position: torch.Tensor
@@ -57,7 +58,7 @@ class Learned:
 
     @classmethod
     def begin(cls, solution: gptq.Solution) -> Learned:
-        """At the codes that were found, leaning towards the weights that they were found for."""
+        """Start at the codes of `solution`, offset by up to `LEAN` towards its unrounded weights."""
         grid, codes = solution.grid, solution.codes
         step = grid.spread(grid.scale, len(codes)).clamp_min(torch.finfo(torch.float32).tiny)
         if grid.table is None:
@@ -73,7 +74,7 @@ class Learned:
         )
 
     def weight(self) -> torch.Tensor:
-        """ŵ (N, K); gradients reach the position and the gain."""
+        """Return ŵ (N, K); gradients reach the position and the gain."""
         units = self.grid.units(self.codes()) + (self.position - self.position.detach())
         scale = self.grid.scale * self.gain
         if self.grid.scaled:
@@ -81,22 +82,23 @@ class Learned:
         return (units * self.grid.spread(scale, len(units))).T
 
     def codes(self) -> torch.Tensor:
-        """The codes (K, N) at which the positions are."""
+        """Return the codes (K, N) nearest to the positions."""
         highest = self.grid.format.levels - 1 if self.grid.table is None else self.grid.table.shape[-1] - 1
         return self.position.detach().round().clamp_(self.grid.lowest, highest)
 
     def result(self) -> tuple[Grid, torch.Tensor]:
-        """The grid and the codes (K, N) that were learned."""
+        """Return the learned grid and codes (K, N)."""
         grid = self.grid.with_scale((self.grid.scale * self.gain).detach()) if self.grid.scaled else self.grid
         return grid, self.codes()
 
     def tensor(self) -> QuantizedTensor:
-        """The stored form of what was learned."""
+        """Return the stored form of the learned weight."""
         grid, codes = self.result()
         return grid.tensor(codes)
 
     def update(self, rate: float) -> None:
-        """One step against the sign of the gradients."""
+        """Take one step of size `rate` against the sign of the gradients (SignRound, arXiv 2309.05516,
+        section 3)."""
         self.position.data.sub_(_sign(self.position), alpha=rate)
         self.position.grad = None
         if self.grid.scaled:
@@ -112,7 +114,7 @@ def _sign(tensor: torch.Tensor) -> torch.Tensor:
 
 @register(INFO, layer=gptq.LAYER)
 def choose(work: BlockWork) -> None:
-    """GPTQ for the block, then learning."""
+    """Quantize a block with GPTQ, then learn its rounding (SignRound, arXiv 2309.05516, section 3)."""
     solutions = gptq.choose(work)
     if not solutions:
         return
@@ -164,7 +166,7 @@ def _learn(
     gains: dict[str, torch.Tensor],
     tensors: Callable[[], dict[str, torch.Tensor]],
 ) -> None:
-    """Take steps on a few windows of text at a time, as many as the time that was given allows."""
+    """Take `STEPS` steps, or as many as the calibration's minutes allow, on a few windows of text each."""
     generator = torch.Generator().manual_seed(work.position)
     count = min(WINDOWS, len(work.hidden))
     began, step, steps = time.monotonic(), 0, STEPS
@@ -185,11 +187,11 @@ def _learn(
         if allowed is not None and step == 3:
             steps = min(MOST, max(FEWEST, int(3 * allowed / (time.monotonic() - began))))
         if step % 10 == 0:
-            work.step(f"learning, step {step} of {steps}")
+            work.step(f"learning its rounding, step {step} of {steps}")
 
 
 def _loss(work: BlockWork, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The error of the block's output for window `i`, each token's relative to its size."""
+    """Return the squared error of the block's output for window `i`, relative to each token's output."""
     output = work.call_with(tensors, work.hidden[i])
     wanted = work.output_fp[i]
     return ((output - wanted).square().mean(-1) / wanted.square().mean(-1).clamp_min(1e-12)).mean()

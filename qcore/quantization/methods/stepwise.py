@@ -1,13 +1,16 @@
-"""Codes chosen one input at a time, each choice moving what the later ones start from: the walk that GPTQ and
-coordinate descent share.
+"""Codes chosen one input at a time, with the error propagated to later inputs: the loop shared by GPTQ and
+coordinate descent.
 
-With `state` S and `matrix` M, input j of a matrix of weights is given the code nearest to a target, and the error m_j that this means is
-handed on to all later inputs:    S_k ← S_k + M_jk · m_j.
+With `state` S and `matrix` M, the weights of input j get the codes nearest to a target, and the error e_j is
+propagated to all later inputs k:    S_k ← S_k + M_jk · e_j.
 
-    GPTQ       S: what is left of each weight.     target: S_j                     m_j = (rounded − S_j) · step_j
-    descent    S: the error's slope in each.       target: w_j − step_j · S_j      m_j = rounded − w_j           (w: the values now)
+    GPTQ       S: the compensated weights               target: S_j
+               e_j = (rounded − S_j) · step_j
+    descent    S: the gradient of the squared error     target: w_j − step_j · S_j     (w: the current values)
+               e_j = rounded − w_j
 
-Updates beyond a block of inputs are applied a block at a time, so that most of the work is a matrix product.
+Updates are applied one block of inputs at a time (GPTQ, arXiv 2210.17323, step 2), so that most
+of the work is a matrix product.
 """
 
 import torch
@@ -26,11 +29,11 @@ def choose(
     values: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The codes (K, N), as floats, of all inputs in the order in which they stand in `matrix` (K, K) and
-    `state` (K, N); that may be used up.
+    """Return the codes (K, N), as floats, of all inputs, in the order of `matrix` (K, K) and `state` (K, N).
+    `state` may be modified in place.
 
-    `values` (K, N) are those before, for descent; None for GPTQ. `step` is (K,). `order` (K,) tells which
-    input of the grid each is (default: they stand as in the grid).
+    `step` is (K,). `values` (K, N) are the current values, for descent; None for GPTQ. `order` (K,) maps the
+    inputs to those of the grid (default: the same order).
     """
     columns = len(state)
     size = grid.format.group_size or columns

@@ -61,9 +61,7 @@ def test_inputs_that_no_longer_hold_are_forgotten():
         work.moments([stage])
         put(work, stage)
     assert work.cache._inputs
-    put(
-        work, work.stages[0]
-    )  # the attention's first layers are others now, and so is all that comes after them
+    put(work, work.stages[0])  # new weights in the first layers of the attention change everything after them
     with work.cache.batch(0):
         again = work.run(torch.cat(work.hidden[work.batches[0]]))
     plain = work_on("llama")

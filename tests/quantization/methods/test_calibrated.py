@@ -1,5 +1,5 @@
-"""Methods that read calibration text, on whole tiny models: they apply, they are saved, and they refuse what
-they cannot do."""
+"""Methods that read calibration text, on whole tiny models: they apply, they are saved, and unsupported
+requests are errors."""
 
 import copy
 

@@ -1,5 +1,4 @@
-"""Learned rounding on blocks of tiny models: what it starts from, what its gradients see, and that it ends up
-below GPTQ."""
+"""Learned rounding on blocks of tiny models: its start, its gradients, and a loss below that of GPTQ."""
 
 import tiny
 import torch

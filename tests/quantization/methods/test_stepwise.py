@@ -1,5 +1,5 @@
-"""The walk over the inputs: the native function against torch's operations, exactly where both are exact, and
-closely elsewhere."""
+"""The loop over the inputs: the native function against torch's operations, equal where both are exact, and
+close elsewhere."""
 
 import pytest
 import torch

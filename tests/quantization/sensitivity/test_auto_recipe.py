@@ -72,7 +72,7 @@ def test_every_budget_can_be_named(amount, unit):
         ("auto-17bpw", "at most 16"),
         ("auto-4bpw-g64", "chooses the group sizes itself"),
         ("auto-4bpw-sym", "chooses the group sizes itself"),
-        ("auto-4bpw-hessian", "goes with kmeans4"),
+        ("auto-4bpw-hessian", "learns the table of kmeans4"),
         ("auto-4.25bp", "Did you mean auto-4.25bpw"),
         ("int4-4bpw", "goes with auto"),
     ],
