@@ -32,7 +32,7 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entry in /proc/cpuinfo, or an empty result where there is no such file."""
+    """Return the first processor's entry in /proc/cpuinfo, or an empty result on other systems."""
     try:
         entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

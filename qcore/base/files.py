@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from qcore.base.errors import InputError
 
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON through `replaced_file`, and make the folder if there is none. Non-finite numbers
     become null."""
     text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
@@ -67,7 +67,7 @@ def write_json(path: Path, value) -> None:
     write_text(path, text)
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """Return the value in the JSON file, or None if the file is missing or damaged; damage is logged.
 
     Raise `InputError` if the file exists and cannot be read, for example without permission: that is not the
@@ -87,7 +87,7 @@ def read_json(path: Path):
         return None
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """Return `value` with tuples as lists and non-finite floats as None, so that any JSON reader takes it."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}

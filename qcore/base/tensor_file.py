@@ -1,7 +1,7 @@
 """The writer of safetensors files.
 
     TensorFile     the tensors' names, dtypes and shapes are known; their data is written in pieces
-    write          all tensors are at hand
+    write          all tensors are in memory
 
 Data begins at a multiple of 64 bytes, so that a reader can use tensors where they are mapped: the safetensors
 library aligns to 8 bytes only, and a matrix product at such an address rounds its last bit differently.

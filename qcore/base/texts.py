@@ -20,6 +20,7 @@ from qcore.base.home import build_folder, home
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT, WIKITEXT = "default", "wikitext-2"
 _WIKITEXT_ID = "Salesforce/wikitext"
@@ -58,8 +59,8 @@ def load_text(source: str | Path | None = None) -> Text:
     """Return the text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8
     file.
 
-    Line ends and all characters stay as they are; a byte order mark is dropped. Raise `InputError` for a
-    file that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
+    Line ends and all characters stay unchanged; a byte order mark is dropped. Raise `InputError` for a file
+    that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
     """
     if source is None or source == DEFAULT:
         return _text("the Python language reference", language_reference())
@@ -84,7 +85,10 @@ def text_from_bytes(name: str, content: bytes) -> Text:
 
 
 def tokenize(
-    text: Text | str, tokenizer, limit: int | None = None, vocabulary: int | None = None
+    text: Text | str,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    vocabulary: int | None = None,
 ) -> torch.Tensor:
     """Return the token ids (T,), T ≥ 2, of `text`, at most the first `limit`; with a beginning-of-text token
     if the tokenizer adds one by default.
@@ -113,7 +117,7 @@ def tokenize(
     return torch.tensor(ids, dtype=torch.long)
 
 
-def _encode(content: str, tokenizer, limit: int | None) -> list[int]:
+def _encode(content: str, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[int]:
     """Encode only as much text as `limit` tokens need: a tokenizer takes seconds for each 10 MB."""
     part = len(content) if limit is None else 16 * limit
     while True:

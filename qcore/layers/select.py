@@ -146,8 +146,8 @@ _QUANTIZABLE = ("linear", "conv1d", "experts", "head", "embedding")
 _REASONS = {
     "small": "Norms and biases are kept: they are a tiny share of the bytes.",
     "router": "Routers are kept: they are small, and an error would send tokens to other experts.",
-    "other": "Kept: it is no weight of a linear layer.",
-    "unknown experts": "Its three-dimensional layout is not known, so it was kept.",
+    "other": "Kept: it is not the weight of a linear layer.",
+    "unknown experts": "Kept: its three-dimensional layout is unknown.",
 }
 
 

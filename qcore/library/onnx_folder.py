@@ -37,7 +37,7 @@ from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROGRAM, GRAPH = "run_onnx.py", "model.onnx"
 TOLERANCE = 1e-3  # absolute tolerance for logits up to LARGE, relative beyond
@@ -124,7 +124,7 @@ def checkpoint(folder: Path, name: str, description: str) -> Checkpoint:
     )
 
 
-def load(found: Checkpoint, tokenizer) -> Loaded:
+def load(found: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     """Return the model of an exported folder, computed by ONNX Runtime. Raise `InputError` if a file is
     damaged, `UnavailableError` without ONNX Runtime."""
     from qcore import engines

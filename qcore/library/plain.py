@@ -8,13 +8,27 @@ text (so that the model is never evaluated on it), and the duration.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcore.base.files import read_json, write_json
 from qcore.base.transformers_internals import quiet
 from qcore.library.saving import MADE, replaced_folder
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool = False) -> Path:
+    from qcore.library.loading import Loaded
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict,
+    folder: Path | str,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Write `model`, its tokenizer and the `record` of how it was made into `folder`, which appears complete
     or not at all.
 
@@ -28,7 +42,7 @@ def save(model, tokenizer, record: dict, folder: Path | str, *, overwrite: bool 
     return Path(folder)
 
 
-def check_judged(loaded, name: str, sha256: str, ids) -> None:
+def check_judged(loaded: Loaded, name: str, sha256: str, ids: torch.Tensor) -> None:
     """Raise `InputError` if the text called `name`, whose tokens `ids` (T,) are scored, was used to make the
     model."""
     from qcore.quantization.calibration import check_record

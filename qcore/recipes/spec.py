@@ -207,7 +207,7 @@ def check_margin(margin: float) -> None:
 
 def absolute_path(source: str | None) -> str | None:
     """Return `source` made absolute if it is a relative path of a file that exists; names of packaged texts
-    and None stay as they are."""
+    and None stay unchanged."""
     if source is None or source in (DEFAULT, WIKITEXT):
         return source
     return _made_absolute(source)
@@ -215,7 +215,7 @@ def absolute_path(source: str | None) -> str | None:
 
 def absolute_model(model: str) -> str:
     """Return `model` made absolute if it is a relative path that exists, with or without a slash in it; names
-    of default models stay as they are."""
+    of default models stay unchanged."""
     return model if model.strip().lower() in DEFAULT_MODELS else _made_absolute(model)
 
 

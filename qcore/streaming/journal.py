@@ -26,7 +26,8 @@ class Journal:
     """Context manager for the work that `identity` (JSON-ready) describes and that ends in the folder
     `final`, an absolute path.
 
-    Entering raises `InputError` if another process does the same work, `OSError` if the disk refuses.
+    Entering raises `InputError` if another process does the same work, `OSError` if the disk cannot be
+    written.
     """
 
     def __init__(self, final: Path, identity: dict):
@@ -41,7 +42,7 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
-                f"Another process is writing {self.final} already. Wait for it, or end it."
+                f"Another process is already writing {self.final}. Wait for it, or stop it."
             ) from None
         try:
             self._forget_others()

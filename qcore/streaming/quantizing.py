@@ -59,17 +59,14 @@ def check(recipe: Recipe) -> None:
             "own recipes."
         )
     if isinstance(recipe.weights, Float):
-        raise InputError(
-            f"{recipe.name} quantizes nothing, so there is nothing to stream. Choose a recipe such as "
-            "int4-g64."
-        )
+        raise InputError(f"{recipe.name} does not quantize. Choose a recipe such as int4-g64.")
     streams = METHODS[recipe.method].streams
     if recipe.calibrated or recipe.prepare != "none" or not streams:
-        needs = "changes the whole model first" if streams else "chooses codes with the whole model at hand"
+        needs = "changes the whole model first" if streams else "needs the whole model to choose codes"
         needs = "reads calibration text" if recipe.calibrated else needs
         raise InputError(
-            f"{recipe.name} {needs}, so it cannot be applied to one tensor after another. Quantize it in "
-            "memory, or take a recipe that looks at each weight alone, such as int4-g64-hqq."
+            f"{recipe.name} {needs}, so it cannot be applied to one tensor at a time. Quantize the model in "
+            "memory, or choose a recipe that uses each weight alone, such as int4-g64-hqq."
         )
 
 
@@ -126,8 +123,8 @@ def quantize(
         if error.errno != errno.ENOSPC:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise UnavailableError(
-            f"The disk that holds {folder} is full. What is finished is kept in {journal.folder}: free some "
-            "space and give the same command again to go on, or remove that folder."
+            f"The disk that holds {folder} is full. Finished files are kept in {journal.folder}. Free some "
+            "space and repeat the same request to resume, or remove that folder."
         ) from error
     return layout.ledger
 
@@ -208,7 +205,7 @@ def _make(source: Source, unit: Unit) -> Iterator[tuple[str, torch.Tensor]]:
     for piece, tensor in zip(unit.pieces, stored_parts(choose(source, unit)), strict=True):
         if tensor.shape != piece.shape or tensor.dtype != piece.dtype:
             raise RuntimeError(
-                f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, planned were {piece.shape} "
+                f"{piece.name} is {tuple(tensor.shape)} {tensor.dtype}, but the layout has {piece.shape} "
                 f"{piece.dtype}"
             )
         yield piece.name, tensor.contiguous()

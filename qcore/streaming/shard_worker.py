@@ -29,7 +29,8 @@ def make(request: dict, number: int, folder: Path) -> dict:
     checkpoint = read_folder(source, source.name, "folder", "")
     if checkpoint.digest != request["digest"]:
         raise InputError(
-            f"A machine of the cluster finds other weights in {source}. All machines must share that folder."
+            f"A machine of the cluster finds different weights in {source}. All machines must share that "
+            "folder."
         )
     described = Source(checkpoint)
     shard = plan(described.model, Recipe.from_dict(request["recipe"]), request["shard_bytes"]).shards[number]

@@ -161,8 +161,8 @@ class Source:
                 ):
                     raise InputError(
                         f"{self.checkpoint.name} stores {known[0]} and {other} with different values, but "
-                        "its config.json says that they are one. Correct tie_word_embeddings there, or load "
-                        "the model whole."
+                        "its config.json ties them. Correct tie_word_embeddings there, or load the whole "
+                        "model."
                     )
             for name in family:
                 self._targets.setdefault(name, self._targets[known[0]])

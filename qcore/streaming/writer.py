@@ -56,7 +56,7 @@ class ShardWriter:
         self._queue.put(None)
         self._thread.join()
         if self._error is None and self._next < len(self._pieces):
-            self._error = ValueError(f"{self._pieces[self._next].name} is shorter than was planned")
+            self._error = ValueError(f"{self._pieces[self._next].name} is shorter than planned")
         if self._error is not None:
             self.discard()
             raise self._error
@@ -75,7 +75,7 @@ class ShardWriter:
     def _append(self, chunk: torch.Tensor) -> None:
         self._missing -= chunk.nbytes
         if self._missing < 0:
-            raise ValueError(f"{self._pieces[self._next].name} is longer than was planned")
+            raise ValueError(f"{self._pieces[self._next].name} is longer than planned")
         if chunk.nbytes:
             self._queue.put((self._pieces[self._next].name, chunk))
 

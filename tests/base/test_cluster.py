@@ -24,7 +24,7 @@ from qcore.verbs import compare
 
 pytestmark = pytest.mark.ray
 SHARD = 100_000  # bytes, so that a tiny model takes several
-MEMORY = 80_000_000  # bytes of Ray's own store on each node, which nothing here uses
+MEMORY = 80_000_000  # bytes of Ray's object store on each node, unused here
 FIGURES = (
     "recipe",
     "status",
@@ -57,7 +57,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_threads():
-    """A run with a number of threads of its own sets it for the process."""
+    """A run's number of threads is set for its process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Where work runs: what is no engine, no address or no cluster is one sentence, before anything starts."""
+"""Where work runs: an invalid engine, address or cluster is one sentence, before work starts."""
 
 import importlib.util
 import socket
@@ -92,7 +92,7 @@ def test_the_command_line_starts_nothing_that_cannot_run(tmp_path, monkeypatch, 
 
 
 def test_the_same_recipes_on_several_models(tmp_path, monkeypatch, capsys):
-    """One run a model, queued; the JSON holds the rows of all."""
+    """One queued run per model; the JSON holds all rows."""
     import json
 
     submitted, rows = [], {"1": [{"recipe": "int8", "model": "a"}], "2": [{"recipe": "int8", "model": "b"}]}

@@ -1,4 +1,4 @@
-"""Files and folders appear complete or not at all; what cannot be read is not "missing"."""
+"""Files and folders appear complete or not at all; an unreadable file is not "missing"."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from qcore.base.files import new_folder, publish, read_json, real_target, replac
 
 @pytest.fixture(params=["exchange", "two renames"])
 def way(request, monkeypatch):
-    """Both ways in which a folder takes another's place."""
+    """Both ways to replace a folder."""
     if request.param == "two renames":
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     return request.param

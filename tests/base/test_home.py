@@ -1,4 +1,4 @@
-"""The cache folder: things appear in it complete or not at all, and once."""
+"""The cache folder: folders in it are built completely or not at all, and once."""
 
 import os
 import subprocess

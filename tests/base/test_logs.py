@@ -12,7 +12,7 @@ from qcore.base import logs
 
 @pytest.fixture(autouse=True)
 def level():
-    """The level of qcore's loggers is put back."""
+    """Restore the level of qcore's loggers."""
     log = logging.getLogger("qcore")
     before = log.level
     yield log

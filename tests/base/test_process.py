@@ -1,4 +1,4 @@
-"""A detached process is ended with its children, whether it listens or not."""
+"""A detached process is ended with its children, even if it ignores SIGTERM."""
 
 import sys
 import time

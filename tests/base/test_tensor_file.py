@@ -1,5 +1,4 @@
-"""What is written is a safetensors file, its data where readers can use it, and it appears complete or not at
-all."""
+"""The writer produces a valid safetensors file with aligned data, which appears complete or not at all."""
 
 import hashlib
 import os
@@ -36,7 +35,7 @@ def test_the_library_reads_the_file_that_we_write(tmp_path):
 
 
 def test_tensors_may_take_turns(tmp_path):
-    """The digest is known only if they do not."""
+    """The digest is known only if the pieces come in order."""
     pieces = [Piece("a", torch.float32, (4, 2)), Piece("b", torch.int64, (3,))]
     a, b = torch.arange(8.0).view(4, 2), torch.arange(3)
     for turns, known in (

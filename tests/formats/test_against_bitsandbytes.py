@@ -1,4 +1,4 @@
-"""Our nf4 and fp4 choose the very codes that bitsandbytes chooses, ties and zeros included."""
+"""nf4 and fp4 choose the same codes as bitsandbytes, ties and zeros included."""
 
 import bitsandbytes.functional as functional
 import pytest
@@ -11,7 +11,7 @@ BLOCK = 64
 
 
 def their_codes(weight: torch.Tensor, kind: str) -> torch.Tensor:
-    """bitsandbytes' codes, unpacked: it puts the first of two into the high half of a byte."""
+    """Return bitsandbytes' codes, unpacked: the first of two codes is in the high half of a byte."""
     packed, _ = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type=kind)
     packed = packed.flatten()
     return torch.stack((packed >> 4, packed & 15), dim=1).flatten().view(weight.shape)
@@ -75,7 +75,8 @@ def test_zeros_and_vanishing_values(kind):
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_dequantized_weights_differ_only_by_the_rounding_of_the_scales(kind):
-    """bitsandbytes stores the block maxima in float32, we in float16: 2^-11 relative at most."""
+    """bitsandbytes stores the block maxima in float32, qcore in float16: they differ by at most 2^-11,
+    relative."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(11))
     packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type=kind)
     theirs = functional.dequantize_4bit(packed, state)

@@ -23,7 +23,7 @@ def test_a_codebook_tensor_reads_as_scale_times_table_entry():
     assert torch.equal(tensor.dequantize(), 2 * format.fixed.unsqueeze(0))
 
 
-# Stored bits for N x K = 32 x 128, by hand: codes + scales (16 bits a group) + zero points (as wide as a
+# Stored bits for N x K = 32 x 128, by hand: codes + scales (16 bits per group) + zero points (as wide as a
 # code) + tables.
 BY_HAND = {
     "int8 per channel": (Uniform(8, None, True), 32 * 128 * 8 + 32 * 16),

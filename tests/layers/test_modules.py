@@ -1,4 +1,5 @@
-"""Quantized layers in several threads: packing is invisible to whoever reads or runs the layer meanwhile."""
+"""Quantized layers in several threads: packing is invisible to threads that read or run the layer
+meanwhile."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Replaced forwards, and what is there afterwards."""
+"""Replaced forwards are restored exactly."""
 
 import pytest
 import tiny

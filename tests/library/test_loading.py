@@ -1,4 +1,4 @@
-"""Weights into models: bit-equal to the library's own loading, mapped where they can be, never NaN, never in
+"""Loading weights: bit-equal to the library's own loading, mapped where possible, never NaN, never in
 silence."""
 
 import json

@@ -1,4 +1,4 @@
-"""qcore.json is not trusted: whatever it says, the same model comes out, or one sentence."""
+"""qcore.json is not trusted: any change to it gives the same model, or an error of one sentence."""
 
 import copy
 import json
@@ -155,7 +155,7 @@ WEIGHTS = [
 
 @pytest.mark.parametrize(("name", "damage", "message"), WEIGHTS, ids=[name for name, *_ in WEIGHTS])
 def test_weight_files_that_do_not_fit_their_manifest(name, damage, message, saved, tmp_path):
-    """Their SHA-256 is right: whoever makes such a folder makes both."""
+    """Their SHA-256 is correct: an attacker writes both."""
     folder, record, _ = saved["sparse" if name == "few values" else "uniform"]
     shutil.copytree(folder, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
@@ -163,7 +163,7 @@ def test_weight_files_that_do_not_fit_their_manifest(name, damage, message, save
     before = sum(tensor.nbytes for tensor in tensors.values())
     damage(tensors)
     changed = copy.deepcopy(record) | {"sha256": tensor_file.write(tensors, weights)}
-    if name != "few values":  # sparse matrices are counted as they are held in memory
+    if name != "few values":  # sparse matrices are counted in their dense form
         more = sum(tensor.nbytes for tensor in tensors.values()) - before
         changed["ledger"]["rows"][0]["bytes_after"] += more
     (tmp_path / "model" / "qcore.json").write_text(json.dumps(changed))

@@ -88,7 +88,7 @@ def test_it_runs_in_a_fresh_process_with_onnxruntime_alone(exported, source):
     assert done.returncode == 0, done.stderr
     assert [int(token) for token in done.stdout.split(",")] == wanted
     text = tiny.tokenizer().decode(ids)
-    if tiny.tokenizer()(text)["input_ids"] == ids:  # bytes that are text come back as the same tokens
+    if tiny.tokenizer()(text)["input_ids"] == ids:  # bytes that are valid text encode to the same tokens
         done = subprocess.run(
             [*command[:4], text, "--new-tokens", "4"], cwd=exported, capture_output=True, text=True
         )
@@ -107,7 +107,8 @@ def test_it_is_a_model_for_eval_and_bench(exported, source):
     assert (
         loaded.ledger.stored_bytes <= held < loaded.ledger.stored_bytes + 60_000
     )  # the rest is the graph itself
-    assert b"site-packages" not in (exported / "model.onnx").read_bytes()  # nothing of where it was made
+    # no path of the machine that made it
+    assert b"site-packages" not in (exported / "model.onnx").read_bytes()
     scored = evaluate_verb.run(
         str(exported),
         revision=None,
@@ -222,7 +223,7 @@ def test_without_the_packages_there_is_one_sentence(source, tmp_path, monkeypatc
 
 
 def test_a_graph_that_computes_something_else_is_not_saved(source, exported, tmp_path, monkeypatch):
-    """The graph in 4 bits, put in the place of the one in float32."""
+    """The graph in 4 bits replaces the one in float32."""
 
     def swapped(model, recipe, folder, progress, quantize, rows=None):
         for file in exported.glob("model.onnx*"):

@@ -1,4 +1,4 @@
-"""Models known by their headers alone: the same tensors and weights that fetching or converting them would
+"""Outlines from headers alone: the same tensors and weights that fetching or converting the models would
 give."""
 
 import json

@@ -18,7 +18,7 @@ from qcore.models.checkpoint import INDEX, SINGLE
 
 @pytest.fixture
 def sharded(folder):
-    """The same in two shards with an index."""
+    """The same checkpoint in two shards with an index."""
     tensors = load_file(folder / SINGLE)
     names = sorted(tensors)
     weight_map = {}
@@ -66,7 +66,7 @@ def test_one_changed_tensor_makes_another_model(originals, folder):
 
 
 def test_an_edit_between_the_samples_is_seen_by_the_stamp_alone(folder):
-    """Unfinished work is kept under digest and stamp."""
+    """Unfinished work is stored under digest and stamp."""
     before = library.resolve(folder)
     stamp = before.stamp
     time.sleep(0.02)  # longer than a tick of the file system's clock

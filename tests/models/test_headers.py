@@ -1,5 +1,4 @@
-"""Safetensors headers: what the format allows is read, everything else is refused with the file or tensor
-named."""
+"""Safetensors headers: valid ones are read, all others are refused with the file or tensor named."""
 
 import json
 import os

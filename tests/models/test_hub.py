@@ -1,4 +1,4 @@
-"""Downloads from a hub that runs on localhost, and every way in which a hub can say no."""
+"""Downloads from a hub that runs on localhost, and every way in which a hub can refuse."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""What a name means, and which names are refused by their pattern."""
+"""Kinds of model names, and the names that are refused by their pattern."""
 
 from pathlib import Path
 

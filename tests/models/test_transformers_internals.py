@@ -31,8 +31,8 @@ from qcore.recipes import parse
 
 
 def test_versions():
-    """Not the installed ones: raise CHECKED once this file passes with them, and look at what they
-    changed."""
+    """The installed versions are newer: read their changes, and raise CHECKED once this file passes with
+    them."""
     for library in (transformers, torch):
         installed = library.__version__.partition("+")[0].split(".")[:2]
         checked = internals.CHECKED[library.__name__].split(".")[:2]
@@ -44,7 +44,7 @@ def test_versions():
 
 
 def state() -> tuple:
-    """All process-wide state that the functions change."""
+    """Return all process-wide state that the functions change."""
     from transformers import modeling_gguf_pytorch_utils as converter
     from transformers.modeling_utils import PreTrainedModel
 
@@ -84,7 +84,7 @@ def test_a_model_without_weights(meta_buffers):
 
 @pytest.mark.parametrize("name", ["quiet", "without_weights", "without_conversion_bar"])
 def test_two_threads_leave_what_was_there(name):
-    """Without the lock the second thread notes what the first one has set, and puts that back in the end."""
+    """Without the lock the second thread saves the first one's setting, and restores that at the end."""
     options = {"meta_buffers": True} if name == "without_weights" else {}
     before, inside, seen = state(), threading.Semaphore(0), []
 

@@ -1,4 +1,4 @@
-"""The ledger is data: the tensor whose storage a row shares is a field, in ledgers of version 0.1.0, too."""
+"""The ledger is data: the tensor whose storage a row shares is a field, also in ledgers of version 0.1.0."""
 
 import json
 

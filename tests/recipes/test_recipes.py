@@ -80,7 +80,7 @@ def test_a_record_with_the_earlier_name_of_an_engines_backend_is_read():
 
 
 def test_recipes_are_read_without_torch():
-    """So that a mistyped name on the command line is answered at once."""
+    """A mistyped name on the command line is reported at once, without importing torch."""
     code = """
 import sys
 from qcore import recipes

@@ -41,7 +41,7 @@ def test_json_both_ways(spec):
 
 @pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
 def test_the_command_repeats_the_spec(spec, monkeypatch):
-    """Typed in again, it asks for the very same spec."""
+    """The command line, parsed again, gives the same spec."""
     from qcore.cli import main
     from qcore.jobs import jobs
     from qcore.verbs import checks

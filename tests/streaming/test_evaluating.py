@@ -51,8 +51,8 @@ def test_figures_are_those_of_evaluation_in_memory(config, tmp_path):
 
 @pytest.mark.parametrize("config", ["llama", "moe"])
 def test_nothing_of_a_block_outlives_it(config, tmp_path, monkeypatch):
-    """What stands in for a block afterwards holds nothing of it, and no copy of the model, or a large model's
-    would add up."""
+    """The stand-in of a block refers neither to the block nor to a copy of the model, which would add up for
+    a large model."""
     alive, advance = [], evaluating._Model.advance
 
     def living() -> tuple[int, int]:

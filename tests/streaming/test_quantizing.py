@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_at_the_next_shard(tmp_path):
     ("recipe", "message"),
     [
         ("bnb-nf4", "another library's"),
-        ("bf16", "quantizes nothing"),
+        ("bf16", "does not quantize"),
         ("int4-g64-gptq", "reads calibration text"),
         ("rot-int4-g64-gptq", "text"),
     ],
