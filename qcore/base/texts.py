@@ -75,8 +75,8 @@ def text_from_bytes(name: str, content: bytes) -> Text:
     """Return the text of an upload. Raise `InputError` if it is too large, not UTF-8, or blank."""
     if len(content) > LARGEST_TEXT:
         raise InputError(
-            f"{name} has {len(content) / 1e6:.0f} MB, but a text may have at most {LARGEST_TEXT / 1e6:.0f} "
-            "MB. Shorten it."
+            f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB that a text "
+            "may have. Shorten it."
         )
     text = _decode(content, name)
     if not text.strip():

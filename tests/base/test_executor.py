@@ -18,10 +18,10 @@ from qcore.jobs import jobs
         ("rye", None, "Did you mean ray"),
         ("local", "auto", "Choose the engine ray"),
         ("ray", "ray://host:10001", "is not that of a Ray"),
-        ("ray", "", "is not one"),
-        ("ray", "host", "is not one"),
-        ("ray", "host:port", "is not one"),
-        ("ray", "a b:6379", "is not one"),
+        ("ray", "", "is not that of"),
+        ("ray", "host", "is not that of"),
+        ("ray", "host:port", "is not that of"),
+        ("ray", "a b:6379", "is not that of"),
     ],
 )
 def test_what_is_no_engine_or_address_is_one_sentence(name, address, words):

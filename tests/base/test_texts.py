@@ -190,7 +190,7 @@ def test_prompts_as_json_lines(tmp_path):
         ('["a"]', 'has no "text"'),
         ("", "holds no prompts"),
         ('{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}', "uses the id 'x' twice"),
-        ('{"text": "a"}\n' * 1001, "more than 1000"),
+        ('{"text": "a"}\n' * 1001, "at most 1000"),
     ],
     ids=["json", "key", "blank", "number", "list", "empty", "twice", "many"],
 )
