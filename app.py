@@ -1,4 +1,4 @@
-"""The dashboard: `streamlit run app.py`. Page settings and navigation, nothing else."""
+"""The dashboard, `streamlit run app.py`: page settings and navigation."""
 
 import streamlit as st
 

@@ -1,5 +1,4 @@
-"""Finished recipes side by side: memory, throughput, quality, the trade-off, the table, the answers, the
-record."""
+"""Compare finished recipes: memory, throughput, quality, trade-off, table, answers, record."""
 
 import streamlit as st
 
@@ -66,7 +65,8 @@ if not rows:
     st.stop()
 unfinished = sum(len(runs[run_id].recipes) for run_id in chosen) - len(rows)
 if unfinished:
-    st.caption(f":material/hourglass_top: {unfinished} more to come.")
+    recipes = "recipe has" if unfinished == 1 else "recipes have"
+    st.caption(f":material/hourglass_top: {unfinished} {recipes} not finished.")
 if not good:
     compare_view.failures(rows)
     st.stop()
@@ -88,7 +88,7 @@ with st.container(horizontal=True, horizontal_alignment="distribute", vertical_a
         " &emsp; ".join(f':color[●]{{foreground="{family.color}"}} {family.name}' for family in present),
         width="content",
     )
-    with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+    with st.popover("Glossary", icon=":material/menu_book:", type="tertiary"):
         for term in WORDS:
             st.markdown(f"**{term.capitalize() if term != 'KL divergence' else term}**: {explain(term)}")
 
@@ -123,7 +123,7 @@ if len(good) > 1:
             persist_state="session",
         )
     figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
-    state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality} with the frontier")
+    state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality}, with the frontier")
     st.caption(
         "Large points joined by the grey line are on the frontier: no other recipe is better on both axes."
     )
@@ -138,6 +138,6 @@ st.subheader("Answers", anchor=False, help=explain("first divergence") + " " + e
 compare_view.answers(good)
 
 with st.expander(
-    "Record: conditions, machine, and the command that repeats it", icon=":material/receipt_long:"
+    "Record: conditions, machine, and the command to reproduce the run", icon=":material/receipt_long:"
 ):
     compare_view.record(rows)

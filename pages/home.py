@@ -1,4 +1,4 @@
-"""What this is, the latest results, and where to start."""
+"""The start page: what qcore does, the latest results, the next steps."""
 
 import streamlit as st
 
@@ -8,9 +8,9 @@ from ui.text import clock, shielded
 
 state.page(
     "qcore",
-    "Language models take a lot of memory, and most of it can be saved by storing their weights in 8, 4 or fewer bits. "
-    "qcore quantizes a model in many ways and measures what each one costs in memory, speed and quality, on this machine. "
-    "Every number says how it was taken and can be repeated with one command.",
+    "Storing the weights of a language model in 8, 4 or fewer bits saves most of its memory. qcore "
+    "quantizes a model in many ways and measures the memory, speed and quality of each on this machine. "
+    "Every number comes with its conditions and with the command that reproduces it.",
 )
 
 state.notices()
@@ -39,25 +39,25 @@ else:
             query_params={"run": latest.run_id},
         )
 
-st.subheader("Three ways to go on" if latest else "Or choose yourself", anchor=False)
+st.subheader("Next steps" if latest else "Or set up your own run", anchor=False)
 ways = (
     (
         "pages/quantize.py",
         "Quantize",
         ":material/compress:",
-        "Choose a model, recipes and a text, see what memory that needs, and watch it happen.",
+        "Choose a model, recipes and a text. See the memory required, start the run and follow it.",
     ),
     (
         "pages/playground.py",
         "Playground",
         ":material/forum:",
-        "Give one prompt to the original and to quantized models, and see where their answers part.",
+        "Run one prompt through the original and the quantized models, and see where their answers diverge.",
     ),
     (
         "pages/layers.py",
         "Layers",
         ":material/layers:",
-        "Look inside: the error of each layer, and a weight's values before and after.",
+        "See the quantization error of each layer, and the values of a weight before and after.",
     ),
 )
 for column, (page, title, icon, text) in zip(st.columns(3), ways, strict=True):

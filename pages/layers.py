@@ -10,11 +10,12 @@ from ui.forms import recipes as recipe_form
 from ui.text import shielded
 
 PREFIX = "layers"
-HOW = "Takes seconds for a small model. Nothing is loaded: the weights are read from the files one at a time."
+HOW = "This takes seconds for a small model. Its weights are read from disk one at a time."
 
 state.page(
     "Layers",
-    "See where a recipe loses precision: each weight matrix is quantized by itself and compared with the original.",
+    "See where a recipe loses precision: each weight matrix is quantized by itself and compared with the "
+    "original.",
 )
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -24,11 +25,11 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     button = st.container()
 recipe = recipes.parse(name)
 st.caption(f"{shielded(chosen[0]) if chosen else 'no model'} · {name}: {recipes.describe(recipe)}")
-checkpoint = model.resolve(*chosen, "Fetch it to look at its layers.") if chosen else None
+checkpoint = model.resolve(*chosen, "Fetch it to inspect its layers.") if chosen else None
 if checkpoint is None:
     if not chosen:
         st.info(
-            "Choose a model in the menu above. Its layers are read straight from its files.",
+            "Choose a model in the menu above. Its layers are read directly from its files.",
             icon=":material/layers:",
         )
     st.stop()

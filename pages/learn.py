@@ -1,4 +1,4 @@
-"""What quantization does and what it costs, on real weights: each control changes a picture and a number."""
+"""Lessons on quantization with real weights: each control changes a plot and a number."""
 
 import streamlit as st
 
@@ -12,15 +12,17 @@ from ui.text import shielded
 PREFIX, DITHERED = "learn", "smollm2-135m-dithered"
 TITLES = {lesson.title: lesson for lesson in LESSONS}
 
-state.page("Learn", "Every idea on a real weight of a real model. Move a control, and see what it does.")
+state.page(
+    "Learn", "Each concept, shown on a real weight of a real model. Move a control and watch the effect."
+)
 
 if f"{PREFIX}.default" not in st.session_state and (home() / "models" / DITHERED).is_dir():
-    st.session_state[f"{PREFIX}.default"] = DITHERED  # whose weights lie on no grid
+    st.session_state[f"{PREFIX}.default"] = DITHERED  # its weights do not lie on a 4-bit grid
 with st.container(horizontal=True, vertical_alignment="bottom"):
     place = st.container()
     with st.popover("Model", icon=":material/deployed_code:"):
         chosen = model.choose(PREFIX)
-checkpoint = model.resolve(*chosen, "Fetch it to learn on its weights.") if chosen else None
+checkpoint = model.resolve(*chosen, "Fetch it to run the lessons on its weights.") if chosen else None
 sample = None
 if checkpoint is not None:
     with state.shown_errors():

@@ -1,5 +1,4 @@
-"""Before anything is downloaded or quantized: what each recipe will take, how fast it will be, and which to
-choose."""
+"""Predict the memory and speed of each recipe before a download, and recommend one."""
 
 import streamlit as st
 
@@ -15,7 +14,7 @@ PREFIX = "plan"
 
 state.page(
     "Plan",
-    "What a model will take, how fast it will be here and which recipe to choose, from its headers alone.",
+    "Predict the memory and speed of a model on this machine, and choose a recipe, from its headers alone.",
 )
 
 with st.container(horizontal=True, vertical_alignment="center"):
@@ -24,9 +23,9 @@ with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f"**{shielded(chosen[0])}**" if chosen else ":gray[no model yet]", width="content")
 outline = plan_view.outlined(*chosen) if chosen else None
 if outline is None:
-    what = "Choose a model in the menu above. Of one on the hub, only some kilobytes are read."
-    here = "What it takes in each recipe, what fits and how fast it will be appear here once its headers are known."
-    st.info(here if chosen else what, icon=":material/straighten:")
+    first = "Choose a model in the menu above. For a hub model, only a few kilobytes are read."
+    then = "The memory and speed of each recipe appear here once the headers are read."
+    st.info(then if chosen else first, icon=":material/straighten:")
     st.stop()
 
 plan, needs = None, {}
@@ -49,5 +48,5 @@ st.subheader("All figures", anchor=False)
 plan_view.table(plan_view.shown(plan, kv))
 with st.expander("What fits on well-known accelerators", icon=":material/memory:"):
     plan_view.accelerators(plan)
-with st.expander("How far off the plan was on this machine", icon=":material/rule:"):
+with st.expander("Accuracy of the plan on this machine", icon=":material/rule:"):
     plan_view.error_band()

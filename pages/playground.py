@@ -1,5 +1,5 @@
-"""One prompt through the original and quantized models: texts as they are written, what differs marked, speed
-below each."""
+"""Run one prompt through the original and quantized models: text as it is generated, differences marked,
+speed below."""
 
 import streamlit as st
 
@@ -11,7 +11,7 @@ START = "The three most important things to know about the Moon are"
 
 measuring = state.page(
     "Playground",
-    "One prompt, several forms of the same model. Words that differ from the first answer are marked.",
+    "One prompt, several versions of the same model. Words that differ from the first answer are marked.",
 )
 
 left, right = st.columns([3, 2], gap="large")
@@ -28,12 +28,14 @@ with right:
         chat = st.toggle(
             "Chat",
             key=f"{PREFIX}.chat",
-            help="Wraps the prompt in the model's own chat template, as a question to it.",
+            help="Wrap the prompt in the model's chat template, as a user message.",
             **KEEP,
         )
     st.caption(playground_view.summary(chosen, sampling))
     if measuring:
-        st.caption(":material/warning: A run is being measured. Writing now makes its speeds look worse.")
+        st.caption(
+            ":material/warning: A run is being measured. Generating text now lowers its measured speeds."
+        )
 with buttons:
     playground_view.controls(PREFIX, chosen, picked, prompt, {**sampling, "chat": chat})
 playground_view.stage(PREFIX)

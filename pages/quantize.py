@@ -1,4 +1,4 @@
-"""Choose a model, recipes and a text; see what memory that needs; start; watch."""
+"""Choose a model, recipes and a text; see the memory required; start the run and follow it."""
 
 import streamlit as st
 
@@ -11,7 +11,8 @@ PREFIX = "quantize"
 
 state.page(
     "Quantize",
-    "Choose a model and how to store it. Every recipe runs in a process of its own and is measured in the same way.",
+    "Choose a model and the recipes to compare. Each recipe runs in its own process and is measured in the "
+    "same way.",
 )
 
 run_id = st.query_params.get("run")
@@ -24,7 +25,7 @@ with left:
     st.subheader("1. Model", anchor=False)
     chosen = model.choose(PREFIX)
     checkpoint = (
-        model.resolve(*chosen, "The run will fetch it; fetch it now to see first what memory it needs.")
+        model.resolve(*chosen, "The run will fetch it. Fetch it now to see the memory estimate first.")
         if chosen
         else None
     )

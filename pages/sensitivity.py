@@ -1,4 +1,4 @@
-"""Which layer pays for fewer bits, and the best format for each within a budget."""
+"""The sensitivity of each layer, and the best format per layer within a bit budget."""
 
 import streamlit as st
 
@@ -7,13 +7,14 @@ from ui import sensitivity_form, sensitivity_view, state
 
 PREFIX = "sensitivity"
 HOW = (
-    "Nothing has been computed yet. Choose a model above: its layers are rounded one by one, and gradients tell how much the predictions "
-    "mind. That takes minutes for a small model. Recipes such as auto-4.25bpw leave their tables here, too."
+    "Nothing has been computed yet. Choose a model above. Each layer is quantized alone, and gradients "
+    "predict how much the output changes. This takes minutes for a small model. Recipes such as "
+    "auto-4.25bpw also save their tables here."
 )
 
 state.page(
     "Sensitivity",
-    "A few layers pay most of the price of quantization. See which, and what each should get if the bits are yours to spend.",
+    "A few layers cause most of the loss. See which ones, and how to distribute a bit budget across layers.",
 )
 
 sensitivity_form.progress()

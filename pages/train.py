@@ -1,4 +1,4 @@
-"""Models made from others: trained in quantized form, pruned, distilled."""
+"""Make models from others: quantization-aware training, pruning, distillation."""
 
 import streamlit as st
 
@@ -7,11 +7,14 @@ from qcore.jobs.kinds import MAKING
 from ui import making_form, making_view, state
 
 PREFIX = "making"
-HOW = "Nothing has been made yet. Choose above: training a small model in 3 bits for ten minutes wins back most of what rounding lost."
+HOW = (
+    "Nothing has been made yet. Start above: ten minutes of training recover most of the quality that a "
+    "small model loses at 3 bits."
+)
 
 state.page(
     "Train & prune",
-    "Win back what quantization lost, or take away what the model can do without, and see what each costs.",
+    "Recover quality lost to quantization, or make a model smaller by pruning or distillation. Measure both.",
 )
 
 making_form.progress()
@@ -22,11 +25,11 @@ if not finished:
     st.stop()
 with st.expander("Make another", icon=":material/add:"):
     making_form.form(PREFIX)
-asked = st.query_params.get("run")
-if asked in finished and asked != st.session_state.get(f"{PREFIX}.asked"):
-    st.session_state[f"{PREFIX}.job"] = st.session_state[f"{PREFIX}.asked"] = asked
+linked = st.query_params.get("run")
+if linked in finished and linked != st.session_state.get(f"{PREFIX}.linked"):
+    st.session_state[f"{PREFIX}.job"] = st.session_state[f"{PREFIX}.linked"] = linked
 run_id = st.selectbox(
-    "Made so far",
+    "Finished models",
     list(finished),
     format_func=lambda run_id: making_view.title(finished[run_id]),
     key=f"{PREFIX}.job",

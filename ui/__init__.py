@@ -1,2 +1,2 @@
-"""The shared Streamlit code of the pages: charts, forms, the run panel, session state. All numbers come from
+"""Streamlit code shared by the pages: charts, forms, run panel, session state. All numbers come from
 `qcore`."""

@@ -1,5 +1,4 @@
-"""Mixed recipes on the compare page: the frontier they were chosen from, and the loss that was predicted
-against the measured one."""
+"""Mixed-precision recipes on the compare page: their frontier, and predicted against measured loss."""
 
 import streamlit as st
 
@@ -9,8 +8,7 @@ from ui.text import digits, shielded
 
 
 def draw(rows: list[dict]) -> None:
-    """A picture and a line for each row whose formats were chosen layer by layer; nothing if there is
-    none."""
+    """Draw a frontier and a sentence per row whose formats were chosen layer by layer."""
     for position, (row, found) in enumerate(_mixed(rows)):
         if position == 0:
             st.subheader("Mixed precision", anchor=False, help=explain("mixed precision"))
@@ -35,13 +33,14 @@ def _sentence(row: dict, found: dict) -> str:
     formats = ", ".join(f"{count} × {shielded(label)}" for label, count in found["layers_by_format"].items())
     measured = "" if row["kl_mean"] is None else f", measured {digits(row['kl_mean'])}"
     proof = (
-        "the least of all choices"
+        "the minimum of all allocations"
         if found["exact"]
-        else f"at most {digits(found['predicted_kl'] - found['bound'])} above the least"
+        else f"at most {digits(found['predicted_kl'] - found['bound'])} above the minimum"
     )
     text = shielded(found["measure"]["text"]["name"])
     tokens = f"{found['measure']['tokens']:,} tokens"
     return (
-        f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits per weight. Loss per token: "
-        f"predicted {digits(found['predicted_kl'])} nats ({proof}; the sum of its layers', from {tokens} of {text}){measured}."
+        f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits per weight. Loss per "
+        f"token, as a sum over layers: predicted {digits(found['predicted_kl'])} nats ({proof}; from "
+        f"{tokens} of {text}){measured}."
     )

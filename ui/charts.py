@@ -1,9 +1,9 @@
 """Bars side by side: memory, throughput, quality, and the estimate before a run. Pure functions from rows to
 Plotly figures.
 
-A row is what `qcore.jobs.jobs.rows` returns, with a "label" that is unique among the rows drawn. Every figure
-has one panel for each quantity; the panels share the names at the left, and each bar says its number with its
-unit, so there are no axes to read.
+A row is what `qcore.jobs.jobs.rows` returns, with a "label" that is unique among the rows drawn. A figure has
+one panel per quantity. The panels share the names at the left, and each bar carries its number with unit, so
+there are no axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,20 @@ from qcore.results.rows import FIGURE
 from ui import families
 from ui.text import digits, percent, seconds, size
 
-ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels for each row of few and of many, and above the first one
-MUTED = "rgba(128,134,144,0.95)"  # text and lines that step back, on white and on black
+ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels per row of few and of many rows; above the first row
+MUTED = "rgba(128,134,144,0.95)"  # secondary text and lines, readable on white and on black
 FAINT = "rgba(128,134,144,0.28)"
-LONGEST = 3.0  # a bar or a limit more than this many times the median or the largest bar is cut, and says so
-LONGEST_LABEL = 20  # letters of a name beside a narrow picture
+LONGEST = 3.0  # bars longer than this times the median, and limits this times the largest bar, are cut
+LONGEST_LABEL = 20  # characters of a name beside a narrow plot
 
 Value = Callable[[dict], float | None]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`value` of a row in the unit that `text` writes; `hover` are further lines; `limit` a mark on the row's
-    bar; `reference` a line through all bars, with its name."""
+    """A column of bars. `value` returns a row's figure and `text` formats it; `hover` returns further lines
+    of the hover text; `limit` places a mark on the row's bar; `reference` is (value, name) of a line through
+    all bars."""
 
     title: str
     hint: str
@@ -43,7 +44,7 @@ class Panel:
 
 
 def memory(rows: Sequence[dict]) -> go.Figure:
-    """Stored bytes, and the peak of a fresh process that ran the model."""
+    """Draw stored bytes, and the peak memory of a fresh process that ran the model."""
     return bars(
         rows,
         [
@@ -60,7 +61,7 @@ def memory(rows: Sequence[dict]) -> go.Figure:
 
 
 def throughput(rows: Sequence[dict]) -> go.Figure:
-    """Decode with the memory limit of the machine that ran it, and prefill, in tokens per second."""
+    """Draw decode speed with the memory limit of the machine, and prefill speed, in tokens per second."""
     limited = any(memory_limit(row) for row in rows)
     return bars(
         rows,
@@ -80,7 +81,7 @@ def throughput(rows: Sequence[dict]) -> go.Figure:
 
 
 def quality(rows: Sequence[dict]) -> go.Figure:
-    """Perplexity with the baseline's as a line, and the mean KL divergence from the baseline in nats a
+    """Draw perplexity, the baseline's as a line, and mean KL divergence from the baseline in nats per
     token."""
     baseline = next(
         (row["perplexity"] for row in rows if row["recipe"] == "fp32" and row.get("perplexity")), None
@@ -105,7 +106,7 @@ def quality(rows: Sequence[dict]) -> go.Figure:
 
 
 def overview(rows: Sequence[dict]) -> go.Figure:
-    """Size, speed and quality in one small picture."""
+    """Draw stored bytes, decode speed and perplexity in one small plot."""
     return bars(
         rows,
         [
@@ -123,8 +124,8 @@ def overview(rows: Sequence[dict]) -> go.Figure:
 
 
 def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
-    """One horizontal bar a row in each panel, first row on top. A failed row says so where its bar would
-    be."""
+    """Draw one horizontal bar per row in each panel, first row on top. A failed row has its status instead of
+    a bar."""
     labels = [row["label"] for row in rows]
     pitch = ROOMY if len(rows) <= 6 else TIGHT
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
@@ -190,7 +191,7 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
 
 
 def estimate(rows: Sequence[dict], available: float) -> go.Figure:
-    """Expected stored bytes (solid) and peak (pale) for each row {"recipe", "label", "stored_bytes",
+    """Draw the predicted stored bytes (solid) and peak (pale) of each row {"recipe", "label", "stored_bytes",
     "peak_bytes", "fits"} against the `available` bytes of this machine."""
     labels = [row["label"] for row in rows]
     peaks = [row["peak_bytes"] for row in rows]
@@ -208,8 +209,8 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
             showlegend=False,
             marker={"color": [color + alpha for color in colors], "cornerradius": 3},
             customdata=[
-                f"<b>{row['label']}</b><br>stored: {size(row['stored_bytes'])}<br>expected peak: {size(row['peak_bytes'])}<br>"
-                f"available here: {size(available)}"
+                f"<b>{row['label']}</b><br>stored: {size(row['stored_bytes'])}<br>expected peak: "
+                f"{size(row['peak_bytes'])}<br>available here: {size(available)}"
                 for row in rows
             ],
             hovertemplate="%{customdata}<extra></extra>",
@@ -243,7 +244,7 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
 
 
 def _shortened(label: str) -> str:
-    """A name that leaves room for its bar: both ends of a long one; the whole is in the hover text."""
+    """Return the two ends of a long name, so that its bar has room. The hover text has the whole name."""
     return label if len(label) <= LONGEST_LABEL else f"{label[:6]}…{label[-LONGEST_LABEL + 7 :]}"
 
 
@@ -252,17 +253,18 @@ def _estimate_text(row: dict) -> str:
 
 
 def memory_limit(row: dict) -> float | None:
-    """Tokens a second if the weights that a token needs are read at the bandwidth measured on the machine
-    that made the row."""
+    """Return the tokens per second at which reading the weights of each token takes the whole bandwidth of
+    the row's machine; None if the bandwidth was not measured."""
     record = row.get("record") or {}
     bandwidth = (record.get("environment") or {}).get("read_bandwidth")
-    read = record.get("bytes_a_token") or row.get("stored_bytes")  # earlier records lack the first
+    read = record.get("bytes_a_token") or row.get(
+        "stored_bytes"
+    )  # records of earlier versions lack the first
     return bandwidth / read if bandwidth and read else None
 
 
 def _cut(values: Sequence[float | None]) -> float:
-    """The length at which bars are cut: so that one that is off by orders of magnitude does not flatten the
-    others."""
+    """Return the length at which bars are cut, so that an outlier does not flatten the others."""
     known = [value for value in values if value]
     if len(known) < 3 or max(known) <= 2 * LONGEST * median(known):
         return float("inf")
@@ -345,11 +347,16 @@ def _hover(panel: Panel, row: dict, value: float | None) -> str:
 
 
 def _stored_hover(row: dict) -> str:
-    return f"<br>{digits(row.get('bits_per_weight'))} bits per quantized weight<br>{percent(row.get('coverage'))} of the weights quantized"
+    return (
+        f"<br>{digits(row.get('bits_per_weight'))} bits per quantized weight"
+        f"<br>{percent(row.get('coverage'))} of the weights quantized"
+    )
 
 
 def _peak_hover(row: dict) -> str:
-    return f"<br>while loading and quantizing: {size(row.get('peak_load_bytes'))}<br>the Python libraries included"
+    return (
+        f"<br>while loading and quantizing: {size(row.get('peak_load_bytes'))}<br>Python libraries included"
+    )
 
 
 def _decode_hover(row: dict) -> str:

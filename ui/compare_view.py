@@ -1,4 +1,4 @@
-"""The parts of the compare page below its pictures: table, failures, answers, record and downloads."""
+"""Parts of the compare page: table, failures, verdicts, questions, answers, record, downloads."""
 
 import pandas as pd
 import streamlit as st
@@ -13,13 +13,13 @@ from ui import diff, divergence, families, forest, questions_chart, results, sta
 from ui.glossary import explain
 from ui.text import clock, shielded, size, verbatim
 
-FEW = 300  # questions; with fewer a difference of five percent is within the noise
+FEW = 300  # with fewer questions a difference of 5 % is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
 BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": "orange"}
 
 
 def table(rows: list[dict]) -> None:
-    """All figures; a failed recipe's line is red, and its sentence stands below."""
+    """Draw all figures. The line of a failed recipe is red."""
     lines = [
         {"recipe": row["label"], "state": row["status"]}
         | {each.heading: None if row[each.key] is None else row[each.key] * each.scale for each in FIGURES}
@@ -49,11 +49,11 @@ def table(rows: list[dict]) -> None:
 
 
 def failures(rows: list[dict]) -> None:
-    """A red box for each recipe that failed, with what to do."""
+    """Draw a red box per failed recipe, and a yellow one per cancelled recipe, with the error."""
     for row in rows:
         if row["status"] == "failed":
             st.error(
-                f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason was given')}",
+                f"**{shielded(row['label'])}** failed: {verbatim(row['error'] or 'no reason reported')}",
                 icon=":material/error:",
             )
         elif row["status"] != "ok":
@@ -64,11 +64,11 @@ def failures(rows: list[dict]) -> None:
 
 
 def verdicts(rows: list[dict]) -> None:
-    """Is the loss of each recipe real? A forest plot of the intervals, and a sentence for each; the margin
-    can be chosen."""
+    """Draw the verdict per recipe: a forest plot of the intervals, and a sentence each. The user chooses the
+    margin."""
     if not any(row.get("verdict") for row in rows):
         if any(row["recipe"] != "fp32" for row in rows):
-            st.caption("There are no verdicts, because nothing was recorded of the baseline to compare with.")
+            st.caption("There are no verdicts, because no baseline was recorded.")
         return
     st.subheader("Verdicts", anchor=False, help=explain("verdict"))
     given = {row["verdict"]["margin"] for row in rows if row.get("verdict")}
@@ -108,7 +108,7 @@ def _sentence(row: dict) -> None:
 
 
 def questions(rows: list[dict]) -> None:
-    """How many multiple-choice questions each recipe got right; nothing if none were asked."""
+    """Draw the multiple-choice accuracy per recipe; nothing if no questions were scored."""
     asked = [row for row in rows if row.get("choices")]
     if not asked:
         return
@@ -116,16 +116,17 @@ def questions(rows: list[dict]) -> None:
     state.plot(
         questions_chart.picture(asked),
         key="compare.questions",
-        alt="Share of the questions that each recipe got right",
+        alt="Accuracy of each recipe on the questions",
     )
     about = asked[0]["choices"]
     few = (
-        " So few questions tell a broken model from a good one, and no more than that."
+        " So few questions only separate a broken model from a working one."
         if about["questions"] < FEW
         else ""
     )
     st.caption(
-        f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is guessing.{few}"
+        f"{about['questions']:,} questions ({shielded(about['name'])}); the dotted line is the accuracy of "
+        f"guessing.{few}"
     )
     st.markdown(
         "\n".join(
@@ -135,13 +136,15 @@ def questions(rows: list[dict]) -> None:
 
 
 def answers(rows: list[dict]) -> None:
-    """How soon each recipe's answers leave the baseline's, and one prompt's answers side by side."""
+    """Draw where each recipe's answers diverge from the baseline's, and the answers to one prompt."""
     written = [row for row in rows if row["record"].get("generations")]
     if not written:
-        st.caption("This run continued no prompts.")
+        st.caption("No answers were generated in this run.")
         return
     state.plot(
-        divergence.picture(written), key="compare.divergence", alt="Tokens before each answer diverges"
+        divergence.picture(written),
+        key="compare.divergence",
+        alt="Tokens before each answer diverges from the baseline's",
     )
     prompts = {answer["id"]: answer for answer in written[0]["record"]["generations"]}
     chosen = st.selectbox(
@@ -170,9 +173,9 @@ def _answer(row: dict, answer: dict, base: dict | None) -> None:
         about = "the baseline"
     else:
         about = (
-            "the same to the end"
+            "identical"
             if at is None
-            else f"the same for {at} tokens"
+            else f"identical for {at} tokens"
             if at
             else "differs from the first token"
         )
@@ -184,7 +187,7 @@ def _answer(row: dict, answer: dict, base: dict | None) -> None:
 
 
 def record(rows: list[dict]) -> None:
-    """The conditions of each run, and how to get the figures again."""
+    """Draw the conditions of each run, and the command that reproduces it."""
     for run_id in dict.fromkeys(row["run_id"] for row in rows):
         found = next(row["record"] for row in rows if row["run_id"] == run_id)
         environment = found.get("environment") or {}
@@ -199,11 +202,13 @@ def record(rows: list[dict]) -> None:
             else None,
             "window and stride": f"{found.get('window')} and {found.get('stride')} tokens",
             "seed": found.get("seed"),
-            "processor": f"{environment.get('cpu')}, {environment.get('cores')} cores, {' '.join(environment.get('flags') or [])}",
+            "processor": f"{environment.get('cpu')}, {environment.get('cores')} cores, "
+            + " ".join(environment.get("flags") or []),
             "read bandwidth": f"{environment['read_bandwidth'] / 1e9:.1f} GB/s"
             if environment.get("read_bandwidth")
             else None,
-            "memory": f"{size(environment.get('memory_total'))} in all, {size(environment.get('memory_available'))} available at the start",
+            "memory": f"{size(environment.get('memory_total'))} in total, "
+            f"{size(environment.get('memory_available'))} available at the start",
             "GPU": environment.get("gpu"),
             "commit": environment.get("commit"),
             "libraries": ", ".join(
@@ -215,12 +220,12 @@ def record(rows: list[dict]) -> None:
             hide_header=True,
             hide_index=True,
         )
-        st.caption("The command that repeats it:")
+        st.caption("Command to reproduce the run:")
         st.code(found.get("command") or "", language="bash", wrap_lines=True)
 
 
 def downloads(rows: list[dict]) -> None:
-    """CSV for spreadsheets, JSON with everything."""
+    """Draw the download buttons: CSV for spreadsheets, JSON with everything."""
     plain = [{key: value for key, value in row.items() if key != "label"} for row in rows]
     with st.container(horizontal=True):
         st.download_button(
@@ -239,16 +244,17 @@ def downloads(rows: list[dict]) -> None:
             "application/json",
             icon=":material/data_object:",
             on_click="ignore",
-            help="Everything, raw samples included.",
+            help="Everything, including the raw samples.",
         )
 
 
 def conditions(rows: list[dict]) -> None:
-    """One small line below the pictures, and a warning where rows should not be compared."""
+    """Draw the conditions in one line, and a warning if the rows were measured under different conditions."""
     phrases, differing = results.shared_conditions(rows)
     if differing:
         st.warning(
-            f"These runs differ in {', '.join(differing)}. Compare only what was measured alike.",
+            f"These runs differ in {', '.join(differing)}. Only rows measured under the same conditions are "
+            "comparable.",
             icon=":material/balance:",
         )
     st.caption(" · ".join(shielded(phrase) for phrase in phrases))

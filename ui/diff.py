@@ -1,5 +1,4 @@
-"""Two texts compared word by word, and Markdown that marks the words of the second that the first does not
-have there."""
+"""Compare two texts word by word, and mark the words of the second that differ from the first."""
 
 import re
 from difflib import SequenceMatcher
@@ -8,22 +7,22 @@ from itertools import groupby
 from ui.text import NBSP, shielded, visible
 
 _PIECES = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
-LONGEST = 20_000  # characters of each text that are compared; beyond, the rest is shown unmarked
+LONGEST = 20_000  # characters compared per text; the rest is shown unmarked
 
 
 def pieces(text: str) -> list[str]:
-    """Words, blanks, line breaks and single signs, which joined give `text` again."""
+    """Split `text` into words, blanks, line breaks and punctuation marks. Joined, they give `text`."""
     return _PIECES.findall(text)
 
 
 def spans(base: str, other: str) -> list[tuple[str, bool]]:
-    """`other` cut into (text, does it differ from `base` here)."""
+    """Split `other` into (text, whether it differs from `base`)."""
     a, b = pieces(base[:LONGEST]), pieces(other[:LONGEST])
     found: list[tuple[str, bool]] = []
     for tag, _, _, low, high in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if high > low:
             found.append(("".join(b[low:high]), tag != "equal"))
-    for i in range(1, len(found) - 1):  # a blank between two words that differ is no agreement
+    for i in range(1, len(found) - 1):  # a blank between two differing words counts as differing
         text, differs = found[i]
         if not differs and not text.strip(" ") and found[i - 1][1] and found[i + 1][1]:
             found[i] = (text, True)
@@ -41,7 +40,7 @@ def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
 
 
 def marked(base: str, other: str) -> str:
-    """Markdown for `other`, shown verbatim, with what differs from `base` on an orange ground."""
+    """Return Markdown that shows `other` literally, with the differences from `base` on orange."""
     lines: list[list[tuple[str, bool]]] = [[]]
     for text, differs in spans(visible(base), visible(other)):
         first, *rest = text.split("\n")
@@ -58,7 +57,7 @@ def _line(parts: list[tuple[str, bool]]) -> str:
         visible_part = part[max(0, indent - at) :]
         at += len(part)
         inner = visible_part.strip(" ")
-        if differs and inner:  # a mark must begin and end with something that can be seen
+        if differs and inner:  # Markdown ignores a mark that begins or ends with a blank
             before, after = visible_part.split(inner, 1)
             shown += f"{before}:orange-background[{shielded(inner)}]{after}"
         else:

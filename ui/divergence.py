@@ -1,4 +1,4 @@
-"""Prompts against recipes: how many tokens of each answer are the baseline's before the first that is not."""
+"""A heat map of prompts against recipes: the tokens of each answer before its first divergence."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ SCALE = [[0.0, "rgba(61,127,219,0.04)"], [1.0, "rgba(61,127,219,1)"]]
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
-    """A heat map of the share of each answer that precedes its first divergence, in percent, recipes down and
-    prompts across; each cell says how many tokens that are, or = if the whole answer is the same."""
+    """Draw the share of each answer before its first divergence, in percent: one row per recipe, one column
+    per prompt. A cell contains the number of tokens, or = if the whole answer is identical."""
     rows = [row for row in rows if row["recipe"] != "fp32"] or list(rows)
     prompts = [answer["id"] for answer in rows[0]["record"]["generations"]]
     cells, texts, marks = [], [], []
@@ -34,7 +34,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
         texttemplate="%{text}",
         textfont={"size": 11},
         hovertemplate="%{customdata}<extra></extra>",
-        colorbar={"title": {"text": "same, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        colorbar={"title": {"text": "identical, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     figure.update_xaxes(showgrid=False, tickangle=-40, ticks="")
@@ -45,7 +45,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
 
 
 def share(answer: dict) -> float:
-    """Tokens before the first divergence / tokens of the answer; 1 if it never diverges."""
+    """Return tokens before the first divergence / tokens of the answer; 1 if the answer never diverges."""
     at, count = answer["first_divergence"], len(answer["tokens"])
     return 1.0 if at is None else min(1.0, at / count) if count else 0.0
 
@@ -56,11 +56,7 @@ def _mark(answer: dict) -> str:
 
 def _hover(row: dict, answer: dict | None) -> str:
     if answer is None:
-        return "not written"
+        return "no answer"
     at = answer["first_divergence"]
-    what = (
-        "the same to the end"
-        if at is None
-        else f"first other token: number {at + 1} of {len(answer['tokens'])}"
-    )
+    what = "identical" if at is None else f"first difference: token {at + 1} of {len(answer['tokens'])}"
     return f"<b>{row['label']}</b><br>{answer['kind']}: {answer['id']}<br>{what}"

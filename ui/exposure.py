@@ -1,4 +1,5 @@
-"""Whether strangers can reach this server. If they can, it runs in public mode; see `qcore.base.home.is_public`."""
+"""Whether strangers can reach this server. If they can, it runs in public mode; see
+`qcore.base.home.is_public`."""
 
 import ipaddress
 import logging
@@ -21,8 +22,8 @@ def settle() -> None:
     os.environ["QCORE_PUBLIC"] = "1" if public else "0"
     if public:
         log.warning(
-            "Other machines can reach this server, so it runs in public mode: no local folders, capped sizes. "
-            "Start it with --server.address localhost, or set QCORE_PUBLIC=0, to allow everything."
+            "Other machines can reach this server, so it runs in public mode: no local folders, capped "
+            "sizes. Start it with --server.address localhost, or set QCORE_PUBLIC=0, to allow everything."
         )
 
 

@@ -18,14 +18,14 @@ class Family:
 
 FLOAT = Family("floating point", "#7d8794", "Nothing is quantized. fp32 is the baseline.")
 MIXED = Family("mixed formats", "#6b8e23")
-SAVED = Family("made before", "#b5651d")
+SAVED = Family("saved models", "#b5651d")
 OTHER = Family("other", "#5f9ea8")
 
 FAILED = "#d64550"
 
 
 def family(recipe: str) -> Family:
-    """The family of the recipe called `recipe`; a preparation such as rotation does not change it."""
+    """Return the family of `recipe`, a recipe's name. A preparation such as rotation does not change it."""
     if recipe.startswith(recipes.SAVED):
         return SAVED
     if found := engines.recipes().get(recipe):
@@ -41,13 +41,12 @@ def family(recipe: str) -> Family:
 
 
 def color(recipe: str) -> str:
-    """The colour of the recipe's family in plots."""
+    """Return the colour of the recipe's family in plots."""
     return family(recipe).color
 
 
 def badge(recipe: str) -> str:
-    """The recipe's name in Markdown, after a dot in its family's colour."""
-    name = (
-        shielded(recipe) if family(recipe) is SAVED else recipe
-    )  # a folder's name may hold anything, a known recipe's does not
+    """Return Markdown: a dot in the family's colour, then the recipe's name."""
+    # a folder's name may contain Markdown, a known recipe's cannot
+    name = shielded(recipe) if family(recipe) is SAVED else recipe
     return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{name}'

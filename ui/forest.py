@@ -1,8 +1,7 @@
-"""How sure is the loss? A forest plot: for each recipe the interval of its perplexity's ratio to the
-baseline's, and the margin as a band.
+"""Forest plots: the interval of the ratio of perplexities, recipe / baseline, and the margin as a band.
 
-The axis is asinh(ln(ratio) / ln(1 + margin)): even near the baseline, where the margin is, and logarithmic
-far from it, so that a change of 0.1 % and one of 10 times are both read off one picture.
+The axis is asinh(ln(ratio) / ln(1 + margin)): linear near the baseline, where the margin is, and logarithmic
+far from it. A change of 0.1 % and a change of 10 times are both visible in one plot.
 """
 
 import math
@@ -43,13 +42,13 @@ TICKS = (
     1e5,
     1e8,
 )
-NEAREST = 0.07  # two ticks are at least this share of the axis apart
+NEAREST = 0.07  # least distance of two ticks, as a share of the axis
 ROW, HEAD, FOOT = 30, 12, 46
 
 
 def picture(rows: Sequence[dict], margin: float) -> go.Figure:
-    """One line a row: an interval for each that has a verdict, a word for the others. The rows' verdicts must
-    be within `margin`."""
+    """Draw one line per row: an interval for a row with a verdict, its status otherwise. The verdicts must
+    have been taken with the same `margin`."""
     rows = [row for row in rows if row["recipe"] != "fp32" or row.get("verdict")]
     edge = math.log1p(margin)
     figure = go.Figure()
@@ -83,7 +82,7 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
 
 
 def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
-    """`figure` with a line for each of `labels`, from the top down, and as high as they need."""
+    """Give `figure` one line per label, from the top down, and the height for them. Return `figure`."""
     figure.update_yaxes(
         range=[len(labels) - 0.5, -0.5],
         tickvals=labels,
@@ -104,7 +103,7 @@ def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
 
 
 def whiskers(low: float, centre: float, high: float, color: str) -> dict:
-    """The bars of an interval from `low` to `high` around a point at `centre`."""
+    """Return Plotly error bars from `low` to `high` around a point at `centre`."""
     return {
         "type": "data",
         "symmetric": False,
@@ -117,7 +116,7 @@ def whiskers(low: float, centre: float, high: float, color: str) -> dict:
 
 
 def place(ratio: float, edge: float) -> float:
-    """Where a ratio lies on the axis; ±asinh(1) are the edges of the margin whose logarithm is `edge`."""
+    """Return the position of a ratio on the axis. `edge` = ln(1 + margin); the margin ends at ±asinh(1)."""
     return math.asinh(math.log(ratio) / edge)
 
 
@@ -127,7 +126,7 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         failed = row["status"] == "failed"
         words = row["status"] if row["status"] != "ok" else "no baseline to compare with"
         color = families.FAILED if failed else MUTED
-        figure.add_scatter(x=[None], y=[row["label"]], mode="markers")  # keeps its line
+        figure.add_scatter(x=[None], y=[row["label"]], mode="markers")  # reserves the line of the row
         figure.add_annotation(
             text=words, x=0, y=row["label"], xanchor="left", showarrow=False, font={"color": color}
         )
@@ -156,7 +155,7 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
 
 
 def _ticks(low: float, high: float, edge: float, margin: float) -> list[float]:
-    """The baseline, the edges of the margin, and of the round ratios those that have room."""
+    """Return the baseline, the edges of the margin, and the round ratios that have room."""
     taken = [1.0, 1 + margin, 1 / (1 + margin)]
     gap = NEAREST * (high - low) * 1.36
     for tick in sorted(TICKS, key=lambda tick: abs(math.log(tick))):

@@ -1,7 +1,8 @@
 """One line for each term of the field, as the pages' help texts show it."""
 
 TERMS = {
-    "quantization": "Storing a model's weights in fewer bits, such as 4 instead of 32, at some cost in quality.",
+    "quantization": "Storing a model's weights in fewer bits, such as 4 instead of 32, at some cost in "
+    "quality.",
     "recipe": "How a model is stored and computed: number format, group size, and the layers it covers.",
     "baseline": "The unquantized 32-bit model. Every other recipe is compared with it.",
     "stored bytes": "Everything the model keeps in memory to compute: codes, scales, zero points, codebooks "
@@ -20,29 +21,31 @@ TERMS = {
     "memory limit": "Read bandwidth of this machine ÷ bytes of weights read per token: the decode speed if "
     "each weight is read once and nothing else takes time. An untied embedding counts one row per token.",
     "KV cache": "Keys and values of all earlier tokens, kept so that they are not computed again. It grows "
-    "with the context and the number of users. Grouped queries, sliding windows and latent attention shrink it.",
+    "with the context and the number of users. Grouped queries, sliding windows and latent attention "
+    "shrink it.",
     "context": "Tokens of prompt and answer together. All of them are in the KV cache at the end.",
     "probe": "A shortened copy of the model with its real shapes and random weights, timed on this machine "
     "in a few seconds per recipe. The time per block times the number of blocks predicts the whole model.",
     "activations": "What the model holds while it computes: one vector per token and layer input, and the "
     "logits of the next token.",
-    "error band": "Error of the plan on this machine: predicted against measured, each made without the other.",
-    "perplexity": "exp(mean negative log-likelihood per token). 1 is perfect; the vocabulary size is guessing. "
-    "Lower is better. Compare it only within the same text, window and tokenizer.",
+    "error band": "Error of the plan on this machine: predicted against measured, each made without the "
+    "other.",
+    "perplexity": "exp(mean negative log-likelihood per token). 1 is perfect; the vocabulary size is "
+    "guessing. Lower is better. Compare it only within the same text, window and tokenizer.",
     "KL divergence": "Distance between the next-token distributions of the baseline and the quantized model, "
     "averaged over the text, in nats. 0 means identical. It varies less between texts than perplexity does.",
     "top-1 agreement": "Share of positions at which the quantized model and the baseline have the same most "
     "likely next token.",
-    "verdict": "Is the loss real? Recipe and baseline are paired window by window, which gives a 95 % interval "
-    "of the ratio of their perplexities. Inside the margin: equivalent. Outside: worse or better. Across its "
-    "edge: undecided.",
-    "margin": "The largest change of perplexity that still counts as none. A larger margin needs fewer tokens "
-    "for a verdict.",
+    "verdict": "Is the loss real? Recipe and baseline are paired window by window, which gives a 95 % "
+    "interval of the ratio of their perplexities. Inside the margin: equivalent. Outside: worse or better. "
+    "Across its edge: undecided.",
+    "margin": "The largest change of perplexity that still counts as none. A larger margin needs fewer "
+    "tokens for a verdict.",
     "flips": "Tokens on which recipe and baseline disagree about the most likely one: harmful where the "
     "baseline was right, beneficial where the recipe is. A small McNemar p means that the imbalance is more "
     "than chance.",
-    "multiple choice": "The model's answer is the choice with the highest likelihood. Longer choices are less "
-    "likely, so the score per byte is shown as well.",
+    "multiple choice": "The model's answer is the choice with the highest likelihood. Longer choices are "
+    "less likely, so the score per byte is shown as well.",
     "window": "Tokens that the model sees at once while a text is scored. Longer windows lower perplexity.",
     "stride": "Tokens by which the window moves. If it equals the window, no token is read twice.",
     "tokens": "Pieces of words, the unit a model reads and writes. About four characters of English each.",
@@ -57,12 +60,12 @@ TERMS = {
     "without running the model again.",
     "measured KL": "KL divergence of the model's output with only this layer quantized, in nats per token. "
     "Exact, and slow.",
-    "error of the output": "Energy of the error of the layer's output ÷ energy of that output, over the text. "
-    "Also called the Hessian-weighted error.",
-    "rank correlation": "Spearman's: 1 if the proxy ranks layers and formats as the measured divergence does, "
-    "0 if the rankings are unrelated.",
-    "mixed precision": "Each layer in its own format. Within the bit budget, the formats with the smallest sum "
-    "of predicted losses are found exactly (a multiple-choice knapsack).",
+    "error of the output": "Energy of the error of the layer's output ÷ energy of that output, over the "
+    "text. Also called the Hessian-weighted error.",
+    "rank correlation": "Spearman's: 1 if the proxy ranks layers and formats as the measured divergence "
+    "does, 0 if the rankings are unrelated.",
+    "mixed precision": "Each layer in its own format. Within the bit budget, the formats with the smallest "
+    "sum of predicted losses are found exactly (a multiple-choice knapsack).",
     "frontier": "The recipes that no other recipe beats on both axes.",
     "first divergence": "The first new token at which the greedy answer differs from the baseline's.",
     "greedy": "Always take the most likely next token. Repeatable.",
@@ -80,8 +83,8 @@ TERMS = {
     "sparse storage": "One bit per weight marks zeros, and only the other weights are stored. It is smaller "
     "from 25 % zeros on at 4 bits, and from 3 % at 32 bits.",
     "dithered": "The default model's weights were published in 4 bits, so a 4-bit grid of the same kind fits "
-    "them exactly and looks better than it is. The dithered copy moves every weight by up to half a step. Its "
-    "weights lie on no grid, which makes the comparison fair.",
+    "them exactly and looks better than it is. The dithered copy moves every weight by up to half a step. "
+    "Its weights lie on no grid, which makes the comparison fair.",
 }
 
 

@@ -1,10 +1,8 @@
-"""Where to write the name of each point of a scatter plot so that names cover neither points nor each
-other."""
+"""Place the names of a scatter plot's points so that they cover neither points nor each other."""
 
 from collections.abc import Collection
 
-# (Plotly's text position, horizontal and vertical offset of the text's centre in units of its half width and
-# height)
+# (Plotly text position, horizontal and vertical offset of the text from the point in half widths and heights)
 POSITIONS = (
     ("middle right", 1, 0),
     ("middle left", -1, 0),
@@ -15,11 +13,8 @@ POSITIONS = (
     ("top left", -1, 1),
     ("bottom left", -1, -1),
 )
-CHARACTER, LINE, GAP = (
-    6.6,
-    14.0,
-    9.0,
-)  # pixels of the plots' 12-pixel font, and between a point's centre and its text
+# pixels: width and height of a character of the 12-pixel font; distance of a text from its point's centre
+CHARACTER, LINE, GAP = 6.6, 14.0, 9.0
 
 
 def place(
@@ -29,8 +24,9 @@ def place(
     height: float,
     first: Collection[int] = (),
 ) -> list[str | None]:
-    """A text position for each of `points` ((x, y) within 0 … 1 of a plot of `width` x `height` pixels, y
-    upwards), None where every place is taken. Greedy: the points `first` choose first, then crowded ones."""
+    """Return a text position for each of `points`, or None where every position is taken. A point is (x, y)
+    in 0 … 1 of a plot of `width` x `height` pixels, y upwards. Greedy: the points `first` choose first, then
+    the most crowded ones."""
     pixels = [(x * width, y * height) for x, y in points]
     order = sorted(range(len(pixels)), key=lambda i: (i not in first, -_crowd(i, pixels)))
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]

@@ -1,9 +1,12 @@
-"""Pictures of layers: error by block and kind of module, and one weight's values before and after. Pure
-functions, as in `charts`."""
+"""Plots of layers: error by block and kind of module; values of one weight before and after. Pure
+functions."""
+
+from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,27 +15,27 @@ from ui import families
 from ui.charts import FAINT, MUTED
 from ui.text import digits, percent
 
-SCALE = [
-    [0.0, "rgba(214,69,80,0.03)"],
-    [1.0, "rgba(214,69,80,1)"],
-]  # from the page's own ground to red, so it suits white and black
+if TYPE_CHECKING:
+    from qcore.verbs.layer_errors import Histogram, LayerError
+
+# from transparent to red, for light and dark backgrounds
+SCALE = [[0.0, "rgba(214,69,80,0.03)"], [1.0, "rgba(214,69,80,1)"]]
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
 
 
 def where(name: str) -> tuple[int | None, str]:
-    """(block, kind of module) of a tensor: "model.layers.3.self_attn.q_proj.weight" -> (3,
-    "self_attn.q_proj"); block None outside."""
+    """Return (block, kind of module) of a tensor: "model.layers.3.self_attn.q_proj.weight" -> (3,
+    "self_attn.q_proj"). The block of a tensor outside the blocks is None."""
     name = name.removesuffix(".weight")
     found = _BLOCK.search(name)
     return (int(found[1]), found[2]) if found else (None, name.removeprefix("model."))
 
 
-def error_map(errors: Sequence, recipe: str) -> go.Figure:
-    """A heat map, block x kind of module, of the relative errors in percent, with the mean of each kind as
-    bars beside it.
+def error_map(errors: Sequence[LayerError], recipe: str) -> go.Figure:
+    """Draw the relative errors in percent as a heat map, block x kind of module, with the mean per kind as
+    bars.
 
-    `errors` are `qcore.verbs.layer_errors.LayerError`s; those outside of blocks (head, embedding) are rows
-    with bars alone.
+    Tensors outside the blocks (head, embedding) have a bar alone.
     """
     kinds = list(dict.fromkeys(where(error.name)[1] for error in errors))
     blocks = sorted({where(error.name)[0] for error in errors} - {None})
@@ -95,12 +98,9 @@ def error_map(errors: Sequence, recipe: str) -> go.Figure:
     return figure
 
 
-def histogram(found, recipe: str) -> go.Figure:
-    """The weights before (filled) and after (line) on a logarithmic count, with the grid of one group as
-    ticks below.
-
-    `found` is a `qcore.verbs.layer_errors.Histogram`: edges (bins + 1), before, after (bins), grid values.
-    """
+def histogram(found: Histogram, recipe: str) -> go.Figure:
+    """Draw the values of a weight before (filled) and after (line), with logarithmic counts, and the grid of
+    one group as ticks below."""
     centres = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
     decades = [10**power for power in range(len(str(max(found.before))))]
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.88, 0.12], vertical_spacing=0.02)
@@ -128,10 +128,10 @@ def histogram(found, recipe: str) -> go.Figure:
         row=2,
         col=1,
         marker={"symbol": "line-ns", "size": 14, "line": {"width": 1.5, "color": families.color(recipe)}},
-        hovertemplate="a code of this group stands for %{x:.5f}<extra></extra>",
+        hovertemplate="value of a code: %{x:.5f}<extra></extra>",
     )
     figure.update_yaxes(
-        title="weights in the bin",
+        title="weights per bin",
         type="log",
         gridcolor=FAINT,
         range=[math.log10(0.6), math.log10(2 * max(found.before))],
@@ -155,9 +155,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _hover(error) -> str:
+def _hover(error: LayerError) -> str:
     shape = " × ".join(str(length) for length in error.shape)
     return (
-        f"<b>{error.name}</b><br>{shape}<br>relative error {percent(error.relative_error)}<br>signal to noise {error.snr_db:.1f} dB"
-        f"<br>{digits(error.bits_per_weight)} bits per weight"
+        f"<b>{error.name}</b><br>{shape}<br>relative error {percent(error.relative_error)}<br>signal to "
+        f"noise {error.snr_db:.1f} dB<br>{digits(error.bits_per_weight)} bits per weight"
     )

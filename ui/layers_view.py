@@ -1,9 +1,10 @@
-"""The parts of the layers page: the summary, the error of each layer, one weight before and after."""
+"""Parts of the layers page: summary, error per layer, one weight before and after."""
 
 from collections.abc import Sequence
 
 import streamlit as st
 
+from qcore.models.checkpoint import Checkpoint
 from qcore.recipes import Recipe
 from qcore.verbs import layer_errors
 from ui import layer_charts, state
@@ -13,8 +14,8 @@ from ui.text import digits, percent
 BINS = 240
 
 
-def draw(checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) -> None:
-    """Everything that the `errors` of `recipe` on the model of `checkpoint` show."""
+def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) -> None:
+    """Draw the `errors` of `recipe` on the model of `checkpoint`."""
     worst = max(errors, key=lambda error: error.relative_error)
     _summary(errors, worst)
     st.subheader("Error of each layer", anchor=False, help=explain("relative error"))
@@ -23,13 +24,17 @@ def draw(checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) 
         key="layers.map",
         alt="Relative error by block and kind of module",
     )
-    st.caption("Each weight matrix by itself: the loss of the whole model is on the page Compare.")
+    st.caption("Errors of single weight matrices. The loss of the whole model is on the page Compare.")
     st.subheader("One weight before and after", anchor=False)
     names = [error.name for error in errors]
-    # another model or recipe starts again at its worst layer
+    # for another model or recipe, start at its worst layer
     key = f"layers.tensor.{checkpoint.digest[:8]}.{recipe.name}"
     tensor = st.selectbox(
-        "Weight", names, index=names.index(worst.name), key=key, help="The worst one first."
+        "Weight",
+        names,
+        index=names.index(worst.name),
+        key=key,
+        help="Starts at the layer with the largest error.",
     )
     with state.shown_errors(), st.spinner("Reading the weight…"):
         remembered = ("histogram", checkpoint.digest, recipe.name, tensor)
@@ -40,7 +45,8 @@ def draw(checkpoint, recipe: Recipe, errors: Sequence[layer_errors.LayerError]) 
             alt="Values of the weight before and after",
         )
         st.caption(
-            "The grid belongs to the group with the median scale. Every group has its own, which is why values fall between its ticks."
+            "The ticks are the grid of the group with the median scale. Each group has its own grid, so "
+            "values fall between the ticks."
         )
 
 

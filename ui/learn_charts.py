@@ -1,6 +1,9 @@
-"""Pictures of the page Learn. Pure functions from what `qcore.verbs.lessons` found to Plotly figures."""
+"""Plots of the page Learn. Pure functions from results of `qcore.verbs.lessons` to Plotly figures."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -8,6 +11,9 @@ from plotly.subplots import make_subplots
 from ui import families
 from ui.charts import FAINT, MUTED
 from ui.text import digits, percent
+
+if TYPE_CHECKING:
+    from qcore.verbs import lessons
 
 BLUE, VIOLET, ORANGE, GREEN, RED = "#3d7fdb", "#9161d4", "#dc7d2a", "#2a9d7c", "#d64550"
 PARTS = {
@@ -19,13 +25,13 @@ PARTS = {
     "scale_range": ("scales of scales", RED),
 }
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
-SPACE = 1.3  # between two number lines, whose weights stand 0.55 above them
+SPACE = 1.3  # between two number lines; the weights are drawn 0.55 above each
 MARGIN = {"l": 4, "r": 12, "t": 30, "b": 4}
 
 
-def lines(groups: Mapping[str, object], colors: Mapping[str, str]) -> go.Figure:
-    """A number line for each of the `groups` (title -> `qcore.verbs.lessons.Group`): the weights above it,
-    the grid as ticks on it, and a thin line from each weight to the value that stands for it."""
+def lines(groups: Mapping[str, lessons.Group], colors: Mapping[str, str]) -> go.Figure:
+    """Draw a number line per group: the weights above it, the grid as ticks, and a thin line from each weight
+    to its quantized value. `groups` and `colors` are by title."""
     figure, titles = go.Figure(), list(groups)
     for row, (title, group) in enumerate(groups.items()):
         base, color = SPACE * (len(titles) - 1 - row), colors[title]
@@ -50,7 +56,7 @@ def lines(groups: Mapping[str, object], colors: Mapping[str, str]) -> go.Figure:
                 "size": 16,
                 "line": {"width": 2 if len(group.grid) < 40 else 1, "color": color},
             },
-            hovertemplate="a code stands for %{x:.4f}<extra></extra>",
+            hovertemplate="value of a code: %{x:.4f}<extra></extra>",
         )
         figure.add_scatter(
             x=list(group.before),
@@ -73,7 +79,7 @@ def lines(groups: Mapping[str, object], colors: Mapping[str, str]) -> go.Figure:
 def bars(
     values: Mapping[str, float], chosen: str | None, title: str, colors: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Relative errors in percent by name, the `chosen` one in full colour."""
+    """Draw relative errors in percent by name; the `chosen` bar has full colour."""
     names = list(values)
     tint = [(colors or {}).get(name) or families.color(name) for name in names]
     figure = go.Figure()
@@ -112,8 +118,9 @@ def curves(
     labels: Sequence[str] | None = None,
     line: tuple[float, str] | None = None,
 ) -> go.Figure:
-    """Relative errors (title -> (shares, colour)) over `x` as lines, in percent, with a mark at the `chosen`
-    x. `labels` name the places of an x that is no number; `line` is a level to compare with, and its name."""
+    """Draw relative errors in percent over `x` as lines, with a mark at the `chosen` x. `series`: title ->
+    (shares, colour). `labels`: names of the x, if they are not numbers. `line`: (level, name) of a
+    reference."""
     figure, places = go.Figure(), list(x) if labels is None else list(range(len(x)))
     at = list(x).index(chosen)
     few = len(places) <= 24
@@ -152,8 +159,8 @@ def curves(
     return figure
 
 
-def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
-    """Stored bits per weight by part, for each of the formats (name -> `qcore.verbs.lessons.Rounded`)."""
+def bits(found: Mapping[str, lessons.Rounded], chosen: str) -> go.Figure:
+    """Draw the stored bits per weight by part, per format."""
     figure, names = go.Figure(), list(found)
     for part, (title, color) in PARTS.items():
         values = [found[name].parts.get(part, 0.0) for name in names]
@@ -186,11 +193,11 @@ def bits(found: Mapping[str, object], chosen: str) -> go.Figure:
     return figure
 
 
-def pruned(found, storage: Sequence, bits: int) -> go.Figure:
-    """Left, the magnitudes of the weights that stayed and went; right, bits per weight over the share of zeros,
-    dense and sparse. `found` and the `storage` at several shares are `qcore.verbs.lessons.Pruned`."""
+def pruned(found: lessons.Pruned, storage: Sequence[lessons.Pruned], bits: int) -> go.Figure:
+    """Draw, at the left, the magnitudes of kept and pruned weights; at the right, bits per weight over the
+    share of zeros, dense and sparse. `storage`: the weight pruned by 0 %, 10 %, … 90 %."""
     figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.17)
-    for name, values, color in (("went", found.went, RED), ("stayed", found.stayed, BLUE)):
+    for name, values, color in (("pruned", found.went, RED), ("kept", found.stayed, BLUE)):
         figure.add_histogram(
             x=list(values),
             name=name,
@@ -235,8 +242,8 @@ def pruned(found, storage: Sequence, bits: int) -> go.Figure:
     return figure
 
 
-def taught(found, words: Sequence[str]) -> go.Figure:
-    """Probabilities of the next token, teacher beside student; `words` are the tokens as text."""
+def taught(found: lessons.Taught, words: Sequence[str]) -> go.Figure:
+    """Draw the next-token probabilities of teacher and student; `words` are the tokens as text."""
     figure = go.Figure()
     names = [f"{place}. {word}" for place, word in enumerate(words, 1)]
     for name, values, color in (("teacher", found.teacher, BLUE), ("student", found.student, ORANGE)):

@@ -21,17 +21,18 @@ LESSONS = (
     Lesson(
         "grid",
         "Grids",
-        "Sixteen codes can represent sixteen values. A uniform grid spaces them evenly. Most weights lie near "
-        "zero, so a table can place its values there (nf4, at equal shares of a normal distribution) or where "
-        "this layer's weights are (kmeans4).",
+        "Sixteen codes can represent sixteen values. A uniform grid spaces them evenly. Most weights lie "
+        "near zero, so a table can place its values there (nf4, at equal shares of a normal distribution) "
+        "or where this layer's weights are (kmeans4).",
         ("pages/layers.py", "See the error of every layer"),
         (("NF4, in QLoRA", "2305.14314"), ("Learned tables, SqueezeLLM", "2306.07629")),
     ),
     Lesson(
         "zero",
         "Zero point",
-        "A symmetric grid extends equally far to both sides. If most weights of a group lie on one side, half "
-        "of the grid is wasted. A zero point shifts the grid and costs one more small integer per group.",
+        "A symmetric grid extends equally far to both sides. If most weights of a group lie on one side, "
+        "half of the grid is wasted. A zero point shifts the grid and costs one more small integer per "
+        "group.",
         ("pages/layers.py", "Compare both on every layer"),
         (("Integer-only inference", "1712.05877"),),
     ),
@@ -62,9 +63,9 @@ LESSONS = (
     Lesson(
         "dynamic",
         "8-bit activations",
-        "Quantizing weights saves memory. Quantizing activations to 8 bits as well lets the processor multiply "
-        "integers. Activations are known only while the model runs, so their scales are computed at each "
-        "call: one per token, or one for all tokens, which a single large channel spoils.",
+        "Quantizing weights saves memory. Quantizing activations to 8 bits as well lets the processor "
+        "multiply integers. Activations are known only while the model runs, so their scales are computed "
+        "at each call: one per token, or one for all tokens, which a single large channel spoils.",
         ("pages/compare.py", "Compare int8 with int8-dynamic"),
         (("ZeroQuant, one scale per token", "2206.01861"), ("SmoothQuant", "2211.10438")),
     ),
@@ -100,9 +101,9 @@ LESSONS = (
     Lesson(
         "distillation",
         "Distillation",
-        "A text shows which token came next. A teacher shows how likely every token was. A higher temperature "
-        "reveals more of the teacher's second choices. The student here is the model without every second "
-        "layer, before any training.",
+        "A text shows which token came next. A teacher shows how likely every token was. A higher "
+        "temperature reveals more of the teacher's second choices. The student here is the model without "
+        "every second layer, before any training.",
         ("pages/train.py", "Distill a student"),
         (("Distilling the knowledge", "1503.02531"),),
     ),

@@ -1,9 +1,9 @@
-"""The two lessons of the page Learn that need more than one weight: a teacher's predictions, and the user's
-own runs."""
+"""Two lessons of the page Learn that need more than one weight: distillation, and the user's own runs."""
 
 import streamlit as st
 
 from qcore.jobs import jobs
+from qcore.models.checkpoint import Checkpoint
 from qcore.verbs import lessons
 from ui import learn_charts, learn_lessons, learn_view, pareto, results, start, state
 from ui.text import digits, percent, visible
@@ -12,8 +12,8 @@ PREFIX = "learn"
 PROMPT = "The capital of France is"
 
 
-def distillation(lesson: learn_lessons.Lesson, checkpoint) -> None:
-    """Ask the model for the next token, with all its layers and with every second one."""
+def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) -> None:
+    """Draw the next-token distributions of the model with all layers and with every second layer."""
     st.subheader(lesson.title, anchor=False)
     left, right = st.columns([0.34, 0.66], gap="large")
     with left:
@@ -23,22 +23,23 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint) -> None:
             "Temperature", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), value=1.0, key=f"{PREFIX}.distillation.temperature"
         )
     if checkpoint is None:
-        right.info("Fetch the model above to ask it.", icon=":material/school:")
+        right.info("Fetch the model above to predict the next token.", icon=":material/school:")
     else:
         key = ("taught", checkpoint.digest, prompt)
         with state.shown_errors():
             asked = state.recall(key)
             if asked is None and left.button(
-                "Ask the model", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
+                "Predict the next token", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
             ):
-                with right, st.spinner("The model reads the text…"):
+                with right, st.spinner("Running the model…"):
                     state.remember(key, lambda: lessons.predictions(checkpoint, prompt))
                 st.rerun()
             if asked is not None:
                 _show(asked, temperature, left, right)
             else:
                 right.info(
-                    "Takes a few seconds for a small model: its weights are loaded.", icon=":material/school:"
+                    "This takes a few seconds for a small model, because its weights are loaded.",
+                    icon=":material/school:",
                 )
     learn_view.links(lesson)
 
@@ -47,7 +48,7 @@ def _show(asked: lessons.Predictions, temperature: float, left, right) -> None:
     found = lessons.taught(asked.teacher, asked.student, temperature)
     with left, st.container(horizontal=True):
         st.metric(
-            "Loss that training makes smaller",
+            "Distillation loss",
             f"{digits(found.loss)} nats",
             "T² · KL, teacher to student",
             delta_color="off",
@@ -70,12 +71,13 @@ def _show(asked: lessons.Predictions, temperature: float, left, right) -> None:
             alt="Next-token probabilities of teacher and student",
         )
         st.caption(
-            f"The student has {asked.layers[1]} of the teacher's {asked.layers[0]} layers and was not trained."
+            f"The student has {asked.layers[1]} of the teacher's {asked.layers[0]} layers and was not "
+            "trained."
         )
 
 
 def runs(lesson: learn_lessons.Lesson) -> None:
-    """Every recipe of a model that has finished, cost against quality."""
+    """Draw cost against quality of all finished recipes of a model."""
     st.subheader(lesson.title, anchor=False)
     st.markdown(lesson.text)
     by_model: dict[str, list] = {}
@@ -84,7 +86,7 @@ def runs(lesson: learn_lessons.Lesson) -> None:
             by_model.setdefault(state.model_of(status), []).append(status)
     if not by_model:
         with st.container(border=True):
-            st.markdown("**Nothing was run yet**")
+            st.markdown("**No finished runs yet**")
             start.first_comparison(f"{PREFIX}.first", None)
         learn_view.links(lesson)
         return
@@ -107,6 +109,7 @@ def runs(lesson: learn_lessons.Lesson) -> None:
     ]
     front = len(pareto.frontier(points, axes[0].figure.smaller, axes[1].figure.smaller))
     st.caption(
-        f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may differ in text and length."
+        f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may "
+        "differ in text and length."
     )
     learn_view.links(lesson)

@@ -72,7 +72,7 @@ def _memo() -> Memo:
 
 
 class _Known:
-    """A weight and the results computed from it, kept so that moving a slider back costs nothing."""
+    """A weight, and a cache of the results computed from it: moving a slider back costs nothing."""
 
     def __init__(self, sample: lessons.Sample, digest: str):
         self.sample, self.weight, self._key = sample, sample.weight, (digest, sample.name)
@@ -103,12 +103,7 @@ def _group(key: str) -> str:
 def _grid(known: _Known, left, right) -> None:
     with left:
         name = st.pills(
-            "Values of the codes",
-            list(GRIDS),
-            default="int4-g64",
-            required=True,
-            key=f"{PREFIX}.grid.name",
-            wrap=True,
+            "Format", list(GRIDS), default="int4-g64", required=True, key=f"{PREFIX}.grid.name", wrap=True
         )
         kind = _group("grid")
     found = {each: known.rounded(each, known.place(kind)) for each in GRIDS}
@@ -312,7 +307,8 @@ def _dynamic(known: _Known, left, right) -> None:
             alt="Error of the output by size of one channel",
         )
         st.caption(
-            "The weight is the model's, the inputs are random: 64 tokens from a normal distribution, one channel made larger."
+            "The weight is the model's, the inputs are random: 64 tokens from a normal distribution, one "
+            "channel made larger."
         )
 
 
@@ -368,7 +364,8 @@ def _learned(known: _Known, left, right) -> None:
             alt="Error of the layer's output while its codes are trained",
         )
         st.caption(
-            f"The first {min(128, len(known.weight))} outputs of this layer, random correlated inputs; codes and scales are trained."
+            f"The first {min(128, len(known.weight))} outputs of this layer, random correlated inputs; codes "
+            "and scales are trained."
         )
 
 
@@ -410,7 +407,7 @@ def _pruning(known: _Known, left, right) -> None:
         state.plot(
             learn_charts.pruned(found, storage, bits),
             key=f"{PREFIX}.pruning.both",
-            alt="Weights that stay and go, and what is stored",
+            alt="Magnitudes of kept and pruned weights, and stored bits",
         )
 
 

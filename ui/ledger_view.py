@@ -1,8 +1,9 @@
-"""The ledger of a recipe on a model: every tensor, what became of it, and why. Taken from the newest run that
-has one."""
+"""The ledger of a recipe on a model, from the newest run: each tensor, its format, the reason if it was
+kept."""
 
 import streamlit as st
 
+from qcore.models.checkpoint import Checkpoint
 from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
 from ui import state
@@ -10,9 +11,11 @@ from ui.glossary import explain
 from ui.text import size
 
 
-def draw(checkpoint, recipe: str) -> None:
-    """Draw the ledger of `recipe` on the model of `checkpoint`, or say how to get it."""
-    st.subheader("Ledger", anchor=False, help="Every tensor of the model, what became of it, and why.")
+def draw(checkpoint: Checkpoint, recipe: str) -> None:
+    """Draw the ledger of `recipe` on the model of `checkpoint`, or a link to the page that makes it."""
+    st.subheader(
+        "Ledger", anchor=False, help="Each tensor of the model, its format, and the reason if it was kept."
+    )
     with state.shown_errors():
         row = next(
             (
@@ -23,22 +26,22 @@ def draw(checkpoint, recipe: str) -> None:
             None,
         )
         if row is None:
-            st.caption(f"The ledger of {recipe} on this model appears here after a run of it.")
+            st.caption(f"The ledger of {recipe} on this model appears here after a run.")
             st.page_link("pages/quantize.py", label="Go to Quantize", icon=":material/compress:")
             return
         table(row)
 
 
 def table(row: dict) -> None:
-    """One line a tensor, the largest first."""
+    """Draw one row per tensor, largest first."""
     tensors = sorted(row["record"]["ledger"]["rows"], key=lambda tensor: -tensor["bytes_before"])
     lines = [
         {
             "tensor": tensor["name"],
             "shape": " × ".join(map(str, tensor["shape"])),
             "weights": tensor["weights"],
-            "was": tensor["dtype"],
-            "is": tensor["format"] or "kept",
+            "dtype": tensor["dtype"],
+            "format": tensor["format"] or "kept",
             "before, MB": tensor["bytes_before"] / 1e6,
             "after, MB": tensor["bytes_after"] / 1e6,
             "bits/weight": 8 * tensor["bytes_after"] / tensor["weights"] if tensor["weights"] else None,
@@ -49,7 +52,8 @@ def table(row: dict) -> None:
     before, after = (sum(tensor[key] for tensor in tensors) for key in ("bytes_before", "bytes_after"))
     kept = sum(tensor["format"] is None for tensor in tensors)
     st.caption(
-        f"{len(tensors)} tensors, {kept} kept as they were: {size(before)} before, {size(after)} after. From run {row.get('run_id', '')}."
+        f"{len(tensors)} tensors, {kept} kept unquantized: {size(before)} before, {size(after)} after. "
+        f"From run {row.get('run_id', '')}."
     )
     number = st.column_config.NumberColumn
     st.dataframe(

@@ -1,4 +1,4 @@
-"""Pictures of models in the making: the loss as it falls, and what came out beside what it was made from."""
+"""Plots of training, pruning and distillation: the loss curve, and the result beside the original."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from ui.charts import FAINT, MUTED, Panel
 from ui.text import digits, size
 
 BLUE, ORANGE = "#3d7fdb", "#dc7d2a"
-SMOOTH = 12  # steps that the line through the losses averages over
-NAMES = {"before": "the model it began with", "rounded": "quantized, not trained", "after": "what came out"}
+SMOOTH = 12  # steps in the running mean of the loss
+NAMES = {"before": "original", "rounded": "quantized, untrained", "after": "result"}
 
 
 def loss(history: dict) -> go.Figure:
-    """The loss of each step (pale), its running mean, and the validation loss, over steps."""
+    """Draw the loss of each step (pale), its running mean, and the validation loss, over steps."""
     figure = go.Figure()
     steps, values = [each[0] for each in history["curve"]], [each[3] for each in history["curve"]]
     figure.add_scatter(
@@ -41,7 +41,7 @@ def loss(history: dict) -> go.Figure:
         x=[each[0] for each in looks],
         y=[each[1] for each in looks],
         mode="lines+markers",
-        name="validation text",
+        name="validation",
         line={"color": ORANGE, "width": 2},
         marker={"size": 8},
         customdata=[human_perplexity(each[2]) for each in looks],
@@ -70,7 +70,7 @@ def loss(history: dict) -> go.Figure:
 
 
 def rows(result: dict) -> list[dict]:
-    """What `compared` measured as rows that charts draw, with a label each."""
+    """Return the measurements of `compared` as labelled rows for `charts`."""
     found = result["compared"]
     recipe = result.get("recipe") or "other"
     recipes = {"before": "fp32", "rounded": recipe, "after": recipe}
@@ -78,7 +78,7 @@ def rows(result: dict) -> list[dict]:
 
 
 def outcome(result: dict) -> go.Figure:
-    """Size, perplexity, divergence and decode speed of the models, side by side."""
+    """Draw size, perplexity, divergence and decode speed of the models side by side."""
     figure = charts.bars(
         rows(result),
         [

@@ -1,4 +1,4 @@
-"""What to make from a model: the three forms of the page Train & prune, and the work while it runs."""
+"""The forms of the page Train & prune (training, pruning, distillation), and the jobs in progress."""
 
 import streamlit as st
 
@@ -12,32 +12,40 @@ from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough
 
-KINDS = {"qat": "Train in quantized form", "prune": "Prune", "distill": "Distill"}
+KINDS = {"qat": "Train quantized", "prune": "Prune", "distill": "Distill"}
 LEADS = {
-    "qat": "The model is quantized, then learns to predict what it did before. It keeps the recipe's size and speed; quality comes back.",
-    "prune": "What matters least goes: weights, neurons, heads or layers. Parts cut out make it smaller and faster; zeros alone do not.",
-    "distill": "A student with fewer layers learns to predict what the whole model predicts. It can be quantized afterwards.",
+    "qat": "The model is quantized, then trained to reproduce its original predictions. Training recovers "
+    "quality; size and speed stay those of the recipe.",
+    "prune": "The least important weights, neurons, heads or layers are removed. Removing neurons, "
+    "heads or layers makes the model smaller and faster; zeroed weights alone do not make it faster.",
+    "distill": "A student with fewer layers learns to reproduce the predictions of the full model. It can be "
+    "quantized afterwards.",
 }
 RECIPES = ("int3-g64", "int4-g64", "int2-g64", "nf4-g64", "int3-g64-gptq", "int4-g64-gptq")
 METHODS = {
-    "wanda": "weights, by their inputs (Wanda)",
-    "magnitude": "weights, by their size",
-    "2:4": "two of every four weights",
+    "wanda": "weights, by magnitude × input norm (Wanda)",
+    "magnitude": "weights, by magnitude",
+    "2:4": "2 of every 4 weights (2:4)",
     "neurons": "neurons of the MLPs",
     "heads": "attention heads",
     "layers": "whole layers",
 }
 STRUCTURED = ("neurons", "heads", "layers")
-MINUTES_HELP = "Training ends after this time, or earlier when the validation text no longer gains. A run that was stopped goes on."
-TEXT_HELP = "A UTF-8 file on the machine that runs this dashboard. Empty: the packaged calibration text."
+MINUTES_HELP = (
+    "Training ends after this time, or earlier once the validation loss stops improving. A stopped run can "
+    "be resumed."
+)
+TEXT_HELP = (
+    "A UTF-8 file on the machine that runs this dashboard. Leave empty for the packaged calibration text."
+)
 MOST_MINUTES, PUBLIC_MINUTES = 600, 10
 
 
 def form(prefix: str) -> None:
-    """Kind, model, its options, and the button that starts."""
+    """Draw the form: task, model, options, start button."""
     with st.container(border=True):
         kind = st.segmented_control(
-            "What to do",
+            "Task",
             list(KINDS),
             default="qat",
             required=True,
@@ -100,11 +108,11 @@ def _qat(prefix: str) -> dict:
         "Recipe",
         RECIPES,
         key=f"{prefix}.recipe",
-        help="Its method chooses the codes that training begins with.",
+        help="The method of the recipe chooses the initial codes.",
         **KEEP,
     )
     form = middle.selectbox(
-        "What is trained",
+        "Trainable parameters",
         ["light", "full"],
         format_func={"light": "scales and norms", "full": "weights, scales and norms"}.get,
         key=f"{prefix}.form",
@@ -122,7 +130,7 @@ def _qat(prefix: str) -> dict:
 def _prune(prefix: str) -> dict:
     left, middle, right = st.columns(3)
     method = left.selectbox(
-        "What goes",
+        "Prune",
         list(METHODS),
         format_func=METHODS.get,
         key=f"{prefix}.method",
@@ -133,10 +141,10 @@ def _prune(prefix: str) -> dict:
         amount = 0.5
         middle.text_input(
             "Share",
-            "a half",
+            "50 %",
             disabled=True,
             key=f"{prefix}.half",
-            help="Two of every four inputs go, by definition.",
+            help="2:4 sparsity zeroes two of every four inputs.",
         )
     else:
         amount = (
@@ -155,7 +163,7 @@ def _prune(prefix: str) -> dict:
     if method not in STRUCTURED:
         choices = ["none", "int4-g64", "int3-g64", "int8", "nf4-g64"]
         picked = right.selectbox(
-            "Quantize it, too", choices, key=f"{prefix}.then", help=explain("sparse storage"), **KEEP
+            "Also quantize", choices, key=f"{prefix}.then", help=explain("sparse storage"), **KEEP
         )
         recipe = None if picked == "none" else picked
     return {"method": method, "amount": amount, "recipe": recipe}
@@ -173,7 +181,7 @@ def _distill(prefix: str) -> dict:
         1.0,
         0.5,
         key=f"{prefix}.temperature",
-        help="Softens both distributions.",
+        help="Divides the logits of teacher and student: higher values soften both distributions.",
         **KEEP,
     )
     return {
@@ -193,7 +201,7 @@ def _minutes(place, prefix: str) -> float:
 
 
 def progress() -> None:
-    """Draw the jobs in progress, or how the newest ended if it did not end well."""
+    """Draw the jobs in progress, or the newest job if it did not succeed."""
     with state.shown_errors():
         known = jobs.list_runs(*MAKING)
         for each in [each for each in known if each.active] or known[:1]:
@@ -202,7 +210,7 @@ def progress() -> None:
 
 
 def _curve(status: jobs.JobStatus) -> None:
-    """The loss curve so far, and how long training goes on."""
+    """Draw the loss curve so far and the time left."""
     history = jobs.history(status.run_id)
     if not history or not history["curve"]:
         return

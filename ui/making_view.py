@@ -1,5 +1,4 @@
-"""What came out of training, pruning or distilling a model: the pictures, the numbers, and where the model
-is."""
+"""The result of training, pruning or distilling a model: plots, numbers, and the folder of the model."""
 
 import pandas as pd
 import streamlit as st
@@ -9,7 +8,7 @@ from qcore.jobs.kinds import KINDS, describe
 from qcore.recipes import SAVED
 from qcore.results.report import human_perplexity
 from ui import making_charts, state
-from ui.forms.handing import PAGE, hand_over
+from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import clock, digits, percent, seconds, shielded, size
 
@@ -17,23 +16,23 @@ WORDS = ("quantization-aware training", "pruning", "distillation", "sparse stora
 
 
 def title(status: jobs.JobStatus) -> str:
-    """Return a job's name in the list."""
+    """Return the name of a job in the list."""
     return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
 
 
 def draw(status: jobs.JobStatus) -> None:
-    """Draw everything about one finished job."""
+    """Draw the result of one finished job."""
     result = jobs.outcome(status.run_id) or {}
     if not result:
-        st.info("Its record is gone.", icon=":material/info:")
+        st.info("The record of this job has been deleted.", icon=":material/info:")
         return
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.caption(_conditions(status, result), width="content")
-        with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+        with st.popover("Glossary", icon=":material/menu_book:", type="tertiary"):
             for term in WORDS:
                 st.markdown(f"**{term[0].upper() + term[1:]}**: {explain(term)}")
     if compared := result.get("compared"):
-        st.subheader("What it changed", anchor=False)
+        st.subheader("Before and after", anchor=False)
         state.plot(
             making_charts.outcome(result),
             key="making.outcome",
@@ -41,24 +40,23 @@ def draw(status: jobs.JobStatus) -> None:
         )
         st.caption(_verdict(result))
         st.caption(
-            f"{compared['tokens']:,} tokens of {shielded(compared['text'])} in windows of {compared['window']}; decode: "
-            f"{compared['new_tokens']} tokens after {compared['prompt_tokens']}, on this machine, the models in turns."
+            f"{compared['tokens']:,} tokens of {shielded(compared['text'])} in windows of "
+            f"{compared['window']}; decode: {compared['new_tokens']} tokens after "
+            f"{compared['prompt_tokens']}, on this machine, the models in turns."
         )
     if history := result.get("history"):
-        st.subheader("How it learned", anchor=False)
+        st.subheader("Training", anchor=False)
         state.plot(
-            making_charts.loss(history), key="making.loss", alt="Loss of each step and of the validation text"
+            making_charts.loss(history), key="making.loss", alt="Training loss per step, and validation loss"
         )
     if compared:
         st.subheader("Numbers", anchor=False)
         _table(result)
-    st.caption("The model is in this folder; eval, bench and the pages take it as a model:")
+    st.caption("The model is saved in this folder. To use it on any page, choose the folder as the model:")
     st.code(result["folder"], language=None)
     chosen = str(result["model"]), status.request.get("revision")
     beside = {"on_click": hand_over, "args": (chosen, f"{SAVED}{result['folder']}")}
-    if st.button(
-        "Measure it beside the original", icon=":material/bar_chart:", key="making.beside", **beside
-    ):
+    if st.button("Compare with the original", icon=":material/bar_chart:", key="making.beside", **beside):
         st.switch_page(PAGE)
 
 
@@ -71,7 +69,7 @@ def _conditions(status: jobs.JobStatus, result: dict) -> str:
         ]
     if result.get("sparsity") is not None:
         stored = (
-            f" and not stored, which pays from {percent(result['break_even'])} on"
+            f" and not stored, which saves bytes from {percent(result['break_even'])} zeros on"
             if "break_even" in result
             else ""
         )
@@ -82,15 +80,16 @@ def _conditions(status: jobs.JobStatus, result: dict) -> str:
 
 
 def _verdict(result: dict) -> str:
-    """In words, what the picture shows."""
+    """Return size and perplexity before and after, and the share of the loss that training recovered."""
     found = result["compared"]
     before, after = found["before"], found["after"]
-    words = f"{size(after['stored_bytes'])} instead of {size(before['stored_bytes'])}, perplexity {human_perplexity(after['perplexity'])} "
-    words += f"instead of {human_perplexity(before['perplexity'])}."
+    words = f"{size(after['stored_bytes'])} instead of {size(before['stored_bytes'])}, perplexity "
+    words += f"{human_perplexity(after['perplexity'])} instead of {human_perplexity(before['perplexity'])}."
     if rounded := found.get("rounded"):
         lost, left = rounded["perplexity"] - before["perplexity"], after["perplexity"] - before["perplexity"]
         if "history" in result and lost > 0:
-            words += f" Training won back {percent(max(0.0, 1 - left / lost))} of the perplexity that rounding had lost."
+            share = percent(max(0.0, 1 - left / lost))
+            words += f" Training recovered {share} of the perplexity lost to rounding."
     return words
 
 

@@ -1,4 +1,4 @@
-"""The pages, and a way into them from any address."""
+"""The list of pages, and the entry from a deep link."""
 
 import runpy
 from pathlib import Path
@@ -10,7 +10,7 @@ _opened = False
 
 
 def pages() -> list[st.Page]:
-    """The pages in the order of the menu."""
+    """Return the pages in menu order."""
     global _opened
     _opened = True
     return [
@@ -27,11 +27,11 @@ def pages() -> list[st.Page]:
 
 
 def enter() -> None:
-    """Make sure that the page that calls this runs inside of `app.py`.
+    """Make sure that the calling page runs inside `app.py`.
 
-    Until `st.navigation` was called once, Streamlit takes a folder called pages for its older kind of app. If
-    the first visit to a fresh server asks for a page (a tab that was left open, say), it runs that page's
-    file alone, without menu and settings; so the page opens the app, which comes back to it.
+    Until `st.navigation` has run once, Streamlit treats a folder named `pages` as its older multipage app. If
+    the first visit to a fresh server is a deep link (an old tab, say), Streamlit runs that page's file alone,
+    without menu and settings. The page then runs `app.py`, which runs the page again.
     """
     if not _opened:
         runpy.run_path(str(APP))

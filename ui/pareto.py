@@ -1,4 +1,5 @@
-"""Size or speed against quality, with the frontier: the recipes that no other one beats on both axes."""
+"""Plot size or speed against quality, with the Pareto frontier: the recipes that no other beats on both
+axes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +13,12 @@ from ui.charts import FAINT, MUTED
 from ui.text import digits
 
 HEIGHT = 430
-WIDTH = 900  # pixels assumed for the placing of names; wider is only roomier
+WIDTH = 900  # pixels assumed when names are placed; a wider plot leaves more room
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A figure of a row with the `name` by which it is chosen, and the `title` of its axis."""
+    """A figure of a row, its `name` in the menu, and the `title` of its axis."""
 
     figure: Figure
     name: str
@@ -25,7 +26,7 @@ class Axis:
     log: bool = False
 
     def value(self, row: dict) -> float | None:
-        """The figure in its unit; None if the row has none."""
+        """Return the figure in its unit; None if the row lacks it."""
         found = row.get(self.figure.key)
         return None if found is None else found * self.figure.scale
 
@@ -51,7 +52,7 @@ QUALITIES = {
 
 
 def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: bool) -> list[int]:
-    """Indices of the points that no other beats, from the best x to the worst."""
+    """Return the indices of the points that no other beats on both axes, from the best x to the worst."""
     signed = [(x if smaller_x else -x, y if smaller_y else -y, i) for i, (x, y) in enumerate(points)]
     kept, best = [], math.inf
     for _, y, i in sorted(signed):
@@ -62,8 +63,8 @@ def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: 
 
 
 def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
-    """One point a row that has both quantities. On a logarithmic axis a value of zero (the baseline's
-    divergence) lies on the axis' lower edge, and its hover text says that it is zero."""
+    """Draw one point per row that has both figures. On a logarithmic axis a value of zero (the baseline's
+    divergence) lies on the lower edge, and its hover text shows 0."""
     kept = [row for row in rows if cost.value(row) is not None and quality.value(row) is not None]
     x, y = [cost.value(row) for row in kept], [quality.value(row) for row in kept]
     x_range, y_range = _range(x, cost.log), _range(y, quality.log)
@@ -128,14 +129,14 @@ def _draw_axis(update: Callable, axis: Axis, limits: list[float], arrow: str) ->
 
 
 def _range(values: Sequence[float], log: bool) -> list[float]:
-    """The axis range with room for names, in powers of ten where logarithmic."""
+    """Return the range of the axis with room for names; on a logarithmic axis, in powers of ten."""
     known = [math.log10(value) for value in values if value > 0] if log else list(values)
     if not known:
         return [-4.0, 0.0] if log else [0.0, 1.0]
     low, high = min(known), max(known)
     span = (high - low) or (0.5 if log else abs(high) or 1.0)
     if log and any(value <= 0 for value in values):
-        low -= 0.25 * span  # room for zero, which has no place of its own
+        low -= 0.25 * span  # room for zero, which a logarithmic axis lacks
     return [low - 0.08 * span, high + 0.12 * span]
 
 
@@ -148,7 +149,7 @@ def _fraction(value: float, limits: list[float], log: bool) -> float:
 
 
 def _ticks(limits: list[float]) -> list[float]:
-    """Round numbers in the range, a handful: the more decades, the fewer of each."""
+    """Return a few round numbers in the range: the more decades, the fewer per decade."""
     span = limits[1] - limits[0]
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.8 else (1, 2, 5) if span < 3 else (1,)
     decades = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)

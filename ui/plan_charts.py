@@ -1,6 +1,9 @@
-"""Pictures of a plan: what fills the memory under each recipe, and the decode speed to expect."""
+"""Plots of a plan: the parts of each recipe's memory, and the predicted speed."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -8,8 +11,10 @@ from ui import families
 from ui.charts import FAINT, HEAD, MUTED, ROOMY, Panel, bars
 from ui.text import digits, size
 
-# Parts of the memory beside the weights, which have their family's colour, in the order in which they are
-# stacked
+if TYPE_CHECKING:
+    from qcore.planning.summary import PlanRow
+
+# parts of the memory in stacking order; the weights have the colour of the recipe's family
 PARTS = {
     "weights": None,
     "KV cache": "#2a9d7c",
@@ -19,9 +24,8 @@ PARTS = {
 }
 
 
-def memory(rows: Sequence, available: int, memory_is: str) -> go.Figure:
-    """Stacked bars of what `rows` (`planning.Row`) hold while they run, against the line of the `available`
-    bytes."""
+def memory(rows: Sequence[PlanRow], available: int, memory_is: str) -> go.Figure:
+    """Draw the memory of each row while running as stacked bars, against a line at the `available` bytes."""
     labels = [row.recipe for row in rows]
     top = max(row.run_bytes for row in rows)
     inside = available <= 1.8 * top
@@ -74,7 +78,7 @@ def memory(rows: Sequence, available: int, memory_is: str) -> go.Figure:
 
 
 def legend() -> str:
-    """Markdown: the colours of the parts."""
+    """Return Markdown with the colours of the parts."""
     named = [
         f':color[●]{{foreground="{color}"}} {part}'
         for part, color in PARTS.items()
@@ -83,8 +87,8 @@ def legend() -> str:
     return " &emsp; ".join(["● weights, in the recipe's colour", *named, ":gray[●] work space and libraries"])
 
 
-def speed(rows: Sequence) -> go.Figure:
-    """Predicted decode with the memory limit, and prefill, of the `rows` that were probed."""
+def speed(rows: Sequence[PlanRow]) -> go.Figure:
+    """Draw predicted decode speed with the memory limit, and prefill speed, of the probed `rows`."""
     drawn = [
         {
             "recipe": row.recipe,
@@ -124,9 +128,9 @@ def _limit_hover(row: dict) -> str:
     return f"<br>memory limit: {_rate(row['limit'])}" if row["limit"] else ""
 
 
-def _hover(row) -> str:
+def _hover(row: PlanRow) -> str:
     lines = [
         f"<b>{row.recipe}</b>, KV cache in {row.kv}",
         *(f"{part}: {size(nbytes)}" for part, nbytes in row.parts.items() if nbytes),
     ]
-    return "<br>".join([*lines, f"while it is quantized in memory: {size(row.load_bytes)}"])
+    return "<br>".join([*lines, f"peak while quantizing in memory: {size(row.load_bytes)}"])

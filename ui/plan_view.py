@@ -1,5 +1,4 @@
-"""The parts of the plan page: the model's outline, the needs, the recommendation, the probe under way, the
-table."""
+"""Parts of the plan page: outline of the model, requirements, recommendation, probe, table."""
 
 from collections.abc import Sequence
 
@@ -10,19 +9,20 @@ from qcore.base.errors import InputError
 from qcore.base.home import home, is_public
 from qcore.jobs import jobs
 from qcore.jobs.kind_probe import ProbeRequest
+from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
-from qcore.planning.summary import RECIPES
+from qcore.planning.summary import RECIPES, PlanRow
 from qcore.verbs.plan import error_bands, known_rows
 from ui import plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
-from ui.forms.handing import PAGE, hand_over
+from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import digits, percent, shielded, size, verbatim
 
-HERE, AMOUNT = "Free on this machine", "Another amount"
+HERE, AMOUNT = "Free on this machine", "Other amount"
 SOURCES = {"measured": "green", "counted": "green", "probed": "blue", "estimated": "orange"}
 FIGURES = {
     "stored_bytes": "stored bytes",
@@ -32,12 +32,12 @@ FIGURES = {
 }
 
 
-def outlined(name: str, revision: str | None):
-    """The model's outline if it can be had at once, else a button that looks it up; None until then."""
+def outlined(name: str, revision: str | None) -> Checkpoint | None:
+    """Return the model's outline if it is at hand. Otherwise draw a button that reads it and return None."""
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return library.outline(name)  # never remembered: its files may change
+            return library.outline(name)  # never cached: its files may change
         key = ("outline", what.text, what.revision)
         if (
             state.recall(key) is not None
@@ -49,7 +49,7 @@ def outlined(name: str, revision: str | None):
         st.caption(
             "Not on this machine yet."
             if fetched
-            else "Only its headers are read, some kilobytes; no weights are downloaded."
+            else "Only the headers are read, a few kilobytes; no weights are downloaded."
         )
         if st.button(
             "Fetch it" if fetched else "Look it up",
@@ -64,8 +64,8 @@ def outlined(name: str, revision: str | None):
 
 
 def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
-    """What the model must do and run in: the arguments of `planning.plan`. Its cache can be kept in
-    `formats`."""
+    """Return the requirements as arguments of `planning.plan`. `positions`: the longest context of the model.
+    `formats`: the formats of the KV cache that the model supports."""
     first, second, third, fourth = st.columns([2, 1, 2, 2])
     context = first.number_input(
         "Context, tokens",
@@ -78,7 +78,13 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
         **KEEP,
     )
     users = second.number_input(
-        "Users", 1, 10_000, 1, key=f"{prefix}.users", help="Sequences that are held at once.", **KEEP
+        "Users",
+        1,
+        10_000,
+        1,
+        key=f"{prefix}.users",
+        help="Sequences held in the KV cache at the same time.",
+        **KEEP,
     )
     where = third.selectbox(
         "Memory",
@@ -88,7 +94,7 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
         **KEEP,
     )
     kv = fourth.segmented_control(
-        "KV cache in",
+        "KV cache",
         list(formats),
         default="fp32",
         required=True,
@@ -112,24 +118,24 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
         )
         left, right = st.columns(2)
         least = left.number_input(
-            "Least decode speed, tok/s",
+            "Minimum decode speed, tok/s",
             0.0,
             None,
             0.0,
             1.0,
             key=f"{prefix}.least",
-            help=explain("decode") + " 0 asks for nothing.",
+            help=explain("decode") + " 0: no minimum.",
             **KEEP,
         )
         most = right.number_input(
-            "Most KL divergence, nats",
+            "Maximum KL divergence, nats",
             0.0,
             None,
             0.0,
             0.01,
             format="%.3f",
             key=f"{prefix}.kl",
-            help=explain("KL divergence") + " 0 asks for nothing.",
+            help=explain("KL divergence") + " 0: no maximum.",
             **KEEP,
         )
     return {
@@ -144,13 +150,13 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
 
 
 def rows_of(name: str) -> list[dict]:
-    """Finished rows of the model, read again only when a run has ended."""
+    """Return the finished rows of the model, read again only after a run has ended."""
     newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
     return state.remember(("rows of model", name, newest), lambda: known_rows(name))
 
 
 def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> None:
-    """What to take, why, its figures with their sources, and the way to the page that does it."""
+    """Draw the recommended recipe, the reason, its figures with sources, and a link to the page Quantize."""
     best = plan.recommendation.best
     with st.container(border=True):
         st.markdown(f":material/{'recommend' if best else 'block'}: {verbatim(plan.recommendation.sentence)}")
@@ -187,7 +193,7 @@ def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> N
 
 
 def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], probed: dict | None) -> None:
-    """The probe's button, or its progress while it is under way."""
+    """Draw the button that starts the probe, or the progress of the probe."""
     run_id = st.session_state.get(f"{prefix}.probing")
     probe = _probe(run_id)
     if probe is not None and probe.active:
@@ -210,11 +216,11 @@ def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], p
                     request = ProbeRequest(model=name, revision=revision, recipes=tuple(missing))
                     st.session_state[f"{prefix}.probing"] = jobs.submit(request)
                     st.rerun()
-            st.caption("A few seconds each. " + explain("probe"))
+            st.caption(explain("probe"))
 
 
-def table(rows: Sequence) -> None:
-    """All figures, one row per recipe."""
+def table(rows: Sequence[PlanRow]) -> None:
+    """Draw all figures, one row per recipe."""
     columns = {
         "recipe": [row.recipe for row in rows],
         "stored": [size(row.stored_bytes) for row in rows],
@@ -236,7 +242,7 @@ def table(rows: Sequence) -> None:
 
 
 def accelerators(plan: Plan) -> None:
-    """What fits on well-known accelerators."""
+    """Draw the recipes that fit on well-known accelerators."""
     st.dataframe(
         {
             "accelerator": [each["name"] for each in plan.machines],
@@ -249,45 +255,48 @@ def accelerators(plan: Plan) -> None:
 
 
 def error_band() -> None:
-    """By how much the plan was wrong here."""
+    """Draw the error of earlier plans on this machine."""
     newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
     found: list[hindsight.Band] = state.remember(("error bands", newest), error_bands)
     if not found:
         st.caption(
-            "No run on this machine carries a prediction yet. Every new one does, and its error will be shown here."
+            "No run on this machine has a prediction yet. Each new run stores one, and its error appears "
+            "here."
         )
         return
     for band in found:
         color = "green" if band.within == band.runs else "orange"
         st.markdown(
-            f":{color}-badge[{band.within} of {band.runs} within {percent(band.bar)}] **{FIGURES[band.figure]}**: wrong by "
-            f"{percent(band.median)} in the median, {percent(abs(band.largest))} too {'much' if band.largest > 0 else 'little'} at worst"
+            f":{color}-badge[{band.within} of {band.runs} within {percent(band.bar)}] "
+            f"**{FIGURES[band.figure]}**: median error {percent(band.median)}, "
+            f"at worst {percent(abs(band.largest))} too {'high' if band.largest > 0 else 'low'}"
         )
 
 
-def shown(plan: Plan, kv: str) -> list:
-    """The plan's rows with the cache in one format."""
+def shown(plan: Plan, kv: str) -> list[PlanRow]:
+    """Return the rows of the plan whose cache has the format `kv`."""
     return [row for row in plan.rows if row.kv == kv]
 
 
 def pictures(prefix: str, plan: Plan, kv: str) -> None:
-    """Memory against the line."""
+    """Draw the memory of each recipe against the available memory."""
     rows = shown(plan, kv)
-    st.subheader("Memory while it runs", anchor=False, help=explain("peak memory"))
+    st.subheader("Memory while running", anchor=False, help=explain("peak memory"))
     st.markdown(plan_charts.legend())
     state.plot(
         plan_charts.memory(rows, plan.memory, plan.memory_is),
         key=f"{prefix}.bars",
-        alt="Memory of each recipe by what fills it",
+        alt="Memory of each recipe by part",
     )
     st.caption(
-        f"{digits(plan.parameters / 1e6)} million weights, {size(plan.checkpoint_bytes)} stored as {', '.join(plan.dtypes)}. KV cache: "
-        f"{plan.cache_layout}; {plan.context:,} tokens for {plan.users} user{'s' if plan.users > 1 else ''}. {shielded(plan.description)}"
+        f"{digits(plan.parameters / 1e6)} million weights, {size(plan.checkpoint_bytes)} stored as "
+        f"{', '.join(plan.dtypes)}. KV cache: {plan.cache_layout}; {plan.context:,} tokens for {plan.users} "
+        f"user{'s' if plan.users > 1 else ''}. {shielded(plan.description)}"
     )
 
 
 def speeds(prefix: str, plan: Plan, kv: str) -> None:
-    """Predicted speed of the recipes that were probed, and warnings."""
+    """Draw the predicted speed of the probed recipes, and the warnings of the plan."""
     timed = [row for row in shown(plan, kv) if row.decode_tok_s]
     if timed:
         state.plot(
@@ -296,15 +305,15 @@ def speeds(prefix: str, plan: Plan, kv: str) -> None:
             alt="Predicted decode and prefill speed of each recipe",
         )
         st.caption(
-            f"For one user with {plan.context:,} tokens in the cache; {plan.probed['threads']} threads; this machine read "
-            f"{size(plan.probed['bandwidth'])}/s."
+            f"For one user with {plan.context:,} tokens in the cache; {plan.probed['threads']} threads; read "
+            f"bandwidth of this machine: {size(plan.probed['bandwidth'])}/s."
         )
     for warning in plan.warnings:
         st.warning(verbatim(warning), icon=":material/speed:")
 
 
 def _probe(run_id: str | None) -> jobs.JobStatus | None:
-    """Return where the probe that this session started stands; None if it was deleted, or there is none."""
+    """Return the status of the probe that this session started; None if none exists."""
     try:
         return None if run_id is None else jobs.status(run_id)
     except InputError:
@@ -328,5 +337,5 @@ def _rate(value: float | None, source: str | None) -> str:
 
 
 def public_names(names: Sequence[str]) -> list[str]:
-    """At most as many recipes as a public server probes at a time."""
+    """Return `names`, on a public server as many as it probes at a time."""
     return list(names)[: state.PUBLIC_RECIPES] if is_public() else list(names)

@@ -1,19 +1,20 @@
-"""One request to the playground's process, followed by a thread, so that pages come and go while texts are
-being written."""
+"""One generation request to the playground's process. A thread collects its events, so generation continues
+while the user changes pages."""
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from qcore.base.errors import QcoreError
-from qcore.jobs.resident import Resident
+from qcore.jobs.resident import Event, Resident
 from qcore.recipes import Recipe
 
 
 @dataclass
 class Pane:
-    """What one recipe has written so far. `state`: waiting, loading, writing, done or failed; `note` says
-    more about it."""
+    """The text that one recipe has generated so far. `state` is waiting, loading, generating, done, stopped
+    or failed; `note` explains it; `result` holds the figures of a finished text."""
 
     recipe: str
     state: str = "waiting"
@@ -24,11 +25,11 @@ class Pane:
 
 
 class Session:
-    """Starts at once. `panes` fill up in the order of the recipes; `error` is a sentence if the request
-    failed as a whole."""
+    """Start a request at once. `panes` fill in the order of the recipes; `error` is a sentence if the whole
+    request failed."""
 
     def __init__(
-        self, resident: Resident, prompt: str, recipes: Sequence[Recipe], new_tokens: int, **sampling
+        self, resident: Resident, prompt: str, recipes: Sequence[Recipe], new_tokens: int, **sampling: Any
     ):
         self.prompt = prompt
         self.sampling = {"new_tokens": new_tokens, **sampling}
@@ -36,20 +37,20 @@ class Session:
         self.error: str | None = None
         self._stopped = threading.Event()
         self._arguments = (resident, prompt, recipes, new_tokens, sampling)
-        self._thread = threading.Thread(target=self._follow, name="session", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="playground session", daemon=True)
         self._thread.start()
 
     @property
     def active(self) -> bool:
-        """Is anything still being written?"""
+        """Return whether text is still being generated."""
         return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
-        """Wait until everything is written, at most `timeout` seconds."""
+        """Wait at most `timeout` seconds for the request to end."""
         self._thread.join(timeout)
 
     def stop(self) -> None:
-        """End early; what is written stays."""
+        """Stop generating; keep the text so far."""
         self._stopped.set()
 
     def _follow(self) -> None:
@@ -67,17 +68,17 @@ class Session:
             if pane.state not in ("done", "failed"):
                 pane.state = "stopped" if self._stopped.is_set() else "failed" if self.error else pane.state
 
-    def _take(self, event) -> None:
+    def _take(self, event: Event) -> None:
         if event.recipe is None:
             for pane in self.panes.values():
-                pane.note = "waiting for another text" if event.kind == "queued" else pane.note
+                pane.note = "waiting for another request" if event.kind == "queued" else pane.note
             return
         pane = self.panes[event.recipe]
         if event.kind == "loading":
             pane.state, pane.note = "loading", event.text
             pane.fraction = event.done / event.total if event.total else 0.0
         elif event.kind == "start":
-            pane.state, pane.note = "writing", ""
+            pane.state, pane.note = "generating", ""
         elif event.kind == "text":
             pane.text += event.text
         elif event.kind == "done":

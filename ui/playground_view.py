@@ -1,4 +1,4 @@
-"""The playground's controls and its stage, where texts appear as they are written."""
+"""The playground's controls, and the panes where text appears as it is generated."""
 
 import streamlit as st
 
@@ -18,18 +18,18 @@ from ui.text import digits, seconds, shielded, verbatim
 
 MOST = 4
 LONGEST_PUBLIC = 128
-REASONS = {"end": "ended by itself", "length": "reached the length that was asked for", "stopped": "stopped"}
+REASONS = {"end": "ended by itself", "length": "length limit reached", "stopped": "stopped"}
 
 
 @st.cache_resource(max_entries=1, show_spinner=False, on_release=Resident.close)
 def resident(model: str, revision: str | None) -> Resident:
-    """The process that holds one model in its forms; the one before is closed when another model is
-    chosen."""
+    """Return the process that holds one model in all recipes. Choosing another model closes the previous
+    process."""
     return Resident(model, recipes.names(), revision=revision)
 
 
 def recipes_wanted(prefix: str) -> list[str]:
-    """Names of the recipes to write with, a few at most: they share the machine's memory."""
+    """Return the names of the recipes to run: at most `MOST`, because they share the machine's memory."""
     offered, _ = recipe_form.groups()
     names = [name for members, _ in offered.values() for name in members]
     return st.multiselect(
@@ -44,7 +44,7 @@ def recipes_wanted(prefix: str) -> list[str]:
 
 
 def summary(model: tuple[str, str | None] | None, options: dict) -> str:
-    """One line that says what the closed menus hold."""
+    """Return one line with the settings of the closed menus."""
     chance = f"temperature {options['temperature']:.1f}" if options["temperature"] else "greedy"
     kept = "" if options["kv"] == NONE else f" · KV cache in {options['kv']}"
     return (
@@ -53,7 +53,7 @@ def summary(model: tuple[str, str | None] | None, options: dict) -> str:
 
 
 def sampling(prefix: str) -> dict:
-    """The fields of a request that say how tokens are chosen."""
+    """Return the sampling settings of a request."""
     most = LONGEST_PUBLIC if is_public() else 512
     return {
         "new_tokens": st.slider(
@@ -74,22 +74,22 @@ def sampling(prefix: str) -> dict:
         ),
         "top_k": st.number_input("Top-k", 0, 1000, 0, key=f"{prefix}.top_k", help=explain("top-k"), **KEEP),
         "seed": st.number_input("Seed", 0, 2**31 - 1, 0, key=f"{prefix}.seed", help=explain("seed"), **KEEP),
-        "kv": recipe_form.cache(prefix, "Kept so while the texts are written."),
+        "kv": recipe_form.cache(prefix, "The format of the cache while text is generated."),
     }
 
 
 def controls(
     prefix: str, model: tuple[str, str | None] | None, names: list[str], prompt: str, options: dict
 ) -> None:
-    """The write and stop buttons; a new request replaces the session's last one."""
+    """Draw the Generate and Stop buttons. A new request replaces the browser session's previous one."""
     session: Session | None = st.session_state.get(f"{prefix}.session")
-    writing = session is not None and session.active
+    busy = session is not None and session.active
     with st.container(horizontal=True):
         go = st.button(
-            "Write", type="primary", icon=":material/edit:", disabled=writing, key=f"{prefix}.write"
+            "Generate", type="primary", icon=":material/edit:", disabled=busy, key=f"{prefix}.write"
         )
         if (
-            st.button("Stop", icon=":material/stop_circle:", disabled=not writing, key=f"{prefix}.stop")
+            st.button("Stop", icon=":material/stop_circle:", disabled=not busy, key=f"{prefix}.stop")
             and session
         ):
             session.stop()
@@ -102,24 +102,24 @@ def controls(
             raise InputError("Choose at least one recipe.")
         if not prompt.strip():
             raise InputError(
-                "The prompt is empty. Write the beginning of a text, or a question as a chat message."
+                "The prompt is empty. Enter the beginning of a text, or a question with Chat switched on."
             )
         chosen = [recipes.parse(name) for name in recipes.names() if name in names]
         name, revision, chosen = checks.lineup(*model, chosen, finder := Finder())
         found = finder.headers(name, revision)
-        if found is not None and found.is_quantized:  # its original is unknown, so it writes alone
+        if found is not None and found.is_quantized:  # the original is unknown, so this model runs alone
             chosen = (recipes.parse_row(recipes.SAVED + name),)
         st.session_state[f"{prefix}.session"] = Session(resident(name, revision), prompt, chosen, **options)
         st.rerun()
 
 
 def stage(prefix: str) -> None:
-    """The texts of the session's last request, redrawn several times a second while they are being
-    written."""
+    """Draw the panes of the last request, every 0.7 s while text is being generated."""
     session: Session | None = st.session_state.get(f"{prefix}.session")
     if session is None:
         st.info(
-            "Nothing written yet. The first text takes a moment longer: the model is loaded and quantized once for each recipe.",
+            "No text yet. The first request takes longer, because the model is loaded and quantized once "
+            "per recipe.",
             icon=":material/forum:",
         )
         return
@@ -129,7 +129,7 @@ def stage(prefix: str) -> None:
         _draw(session)
 
 
-@st.fragment(run_every=0.7)  # more often would cost the models noticeable time on two cores
+@st.fragment(run_every=0.7)  # redrawing more often noticeably slows generation on two cores
 def _live(session: Session) -> None:
     if not session.active:
         st.rerun()
@@ -149,24 +149,25 @@ def _draw(session: Session) -> None:
 
 def _pane(pane: Pane, first: Pane) -> None:
     st.markdown(
-        families.badge(pane.recipe)
-        + (" :small[:gray[the others are compared with it]]" if pane is first else "")
+        families.badge(pane.recipe) + (" :small[:gray[reference for the others]]" if pane is first else "")
     )
     if pane.state in ("waiting", "loading"):
         st.progress(pane.fraction, text=shielded(pane.note or "waiting for its turn"))
         return
     if pane.state == "failed":
-        st.error(verbatim(pane.note or "It was not written."), icon=":material/error:")
+        st.error(verbatim(pane.note or "No text was generated."), icon=":material/error:")
         return
     text = pane.text if pane.text else "…"
-    st.markdown(verbatim(text) if pane is first or pane.state == "writing" else diff.marked(first.text, text))
+    st.markdown(
+        verbatim(text) if pane is first or pane.state == "generating" else diff.marked(first.text, text)
+    )
     st.caption(_about(pane))
 
 
 def _about(pane: Pane) -> str:
     result = pane.result
     if pane.state != "done" or not result:
-        return "writing…" if pane.state == "writing" else pane.state
+        return "generating…" if pane.state == "generating" else pane.state
     parts = [
         f"**{digits(result['decode_tok_s'])} tok/s**" if result.get("decode_tok_s") else "",
         f"first token after {seconds(result['ttft_s'])}",
@@ -174,7 +175,7 @@ def _about(pane: Pane) -> str:
     ]
     at = result.get("first_divergence")
     if at is not None:
-        parts.append(f"same for {at} tokens")
+        parts.append(f"identical for {at} tokens")
     return " · ".join(
         part for part in [*parts, *(shielded(note) for note in result.get("notes") or [])] if part
     )

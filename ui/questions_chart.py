@@ -1,5 +1,4 @@
-"""Shares of multiple-choice questions answered right: a point with its 95 % interval for each recipe, and
-guessing as a dotted line."""
+"""Plot multiple-choice accuracy: a point with its 95 % interval per recipe, and guessing as a dotted line."""
 
 from collections.abc import Sequence
 
@@ -12,8 +11,8 @@ from ui.text import percent
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
-    """One line a row that has "choices": the plain score as a full point with its interval, the one by length
-    as an open point."""
+    """Draw one line per row; each needs "choices". A full point with its interval is the accuracy of plain
+    scores, an open point that of scores divided by length."""
     figure = go.Figure()
     for row in rows:
         plain, by_length, color = (
@@ -22,7 +21,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             families.color(row["recipe"]),
         )
         centre = 100 * plain["estimate"]
-        words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} right, {{}}"
+        words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} correct, {{}}"
         figure.add_scatter(
             x=[100 * by_length["estimate"]],
             y=[row["label"]],
@@ -49,7 +48,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             font={"color": MUTED},
         )
     figure.add_vline(100 * rows[0]["choices"]["chance"], line={"color": MUTED, "width": 1, "dash": "dot"})
-    title = f"Right answers, %, 95 % interval   <span style='color:{MUTED}'>● plain score  ○ by length</span>"
+    title = f"Accuracy, %, 95 % interval   <span style='color:{MUTED}'>● plain score  ○ by length</span>"
     figure.update_xaxes(
         range=[0, 114],
         tickvals=list(range(0, 101, 20)),

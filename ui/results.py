@@ -1,5 +1,4 @@
-"""Finished rows as the compare page needs them: joined from several runs, labelled, summed up in a sentence,
-told apart by conditions."""
+"""Rows for the compare page: joined from several runs, labelled, with the best recipes and the conditions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,8 +24,7 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class Best:
-    """One remarkable recipe: `title`, `recipe`, `value` with its unit, and how it compares with the
-    baseline."""
+    """The best recipe by one figure: `title`, `recipe`, `value` with its unit, `against` the baseline."""
 
     title: str
     recipe: str
@@ -35,8 +33,8 @@ class Best:
 
 
 def joined(runs: Sequence[jobs.JobStatus]) -> list[dict]:
-    """The rows of all `runs`, each with a "label" that is unique: the recipe, and what tells it from its
-    namesakes."""
+    """Return the rows of all `runs`, each with a unique "label": the recipe, and the conditions that separate
+    it from others of the same name."""
     pairs = [(status, row) for status in runs for row in state.rows(status)]
     count = Counter(row["recipe"] for _, row in pairs)
     models = {state.model_of(status) for status in runs}
@@ -57,12 +55,12 @@ def joined(runs: Sequence[jobs.JobStatus]) -> list[dict]:
 
 
 def measured(rows: Sequence[dict]) -> list[dict]:
-    """The rows that succeeded."""
+    """Return the rows that succeeded."""
     return [row for row in rows if row["status"] == "ok"]
 
 
 def best(rows: Sequence[dict]) -> list[Best]:
-    """Smallest, fastest and most faithful of the quantized recipes, each against fp32 where that is there."""
+    """Return the smallest, the fastest and the most accurate recipe, each against fp32 if it was measured."""
     base = next((row for row in rows if row["recipe"] == "fp32"), None)
     others = [row for row in rows if row is not base]
     found = []
@@ -103,7 +101,7 @@ def best(rows: Sequence[dict]) -> list[Best]:
 
 
 def shared_conditions(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
-    """(what all rows were measured under, as short phrases; the names of the conditions in which they
+    """Return (the conditions of the measurements as short phrases, the names of the conditions in which rows
     differ)."""
     records = [row["record"] for row in rows]
     phrases, differing = [], []
@@ -118,7 +116,8 @@ def shared_conditions(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
     phrases = [
         f"text: {_value(first, 'text')}",
         f"{_tokens(first)} tokens scored in windows of {first.get('window')}, stride {first.get('stride')}",
-        f"speed: prompt of {speed.get('prompt_tokens')}, {speed.get('new_tokens')} new tokens, median of {speed.get('repeats')}",
+        f"speed: prompt of {speed.get('prompt_tokens')} tokens, {speed.get('new_tokens')} new tokens, "
+        f"median of {speed.get('repeats')}",
         f"{first.get('threads')} threads, computed in {first.get('compute_dtype')}, {first.get('device')}",
         str((first.get("environment") or {}).get("cpu", "")),
     ]
@@ -136,7 +135,7 @@ def _value(record: dict, key: str) -> str:
 
 
 def _choices(row: dict) -> str:
-    """What the recipe's name does not say: skipped modules, another head, a quantized cache."""
+    """Return the settings that the name omits: skipped modules, another head format, a quantized cache."""
     modules = ((row.get("record") or {}).get("recipe") or {}).get("modules") or {}
     skip = modules.get("skip") or []
     head = modules.get("head", "keep")

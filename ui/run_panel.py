@@ -1,5 +1,5 @@
-"""A job of any kind as it happens: progress, phase, times, place in the queue, each recipe's state, cancel; and
-the list of all jobs."""
+"""The panel of a job: progress, phase, times, place in the queue, state per recipe, cancel. The list of all
+jobs."""
 
 import time
 from collections.abc import Callable
@@ -23,12 +23,12 @@ STATES = {
     "waiting": ("gray", "more_horiz"),
 }
 PAGES = dict.fromkeys(MAKING, "pages/train.py") | {"sensitivity": "pages/sensitivity.py"}
-LISTED, NAMED = 6, 6  # runs in the list, and recipes named of each
+LISTED, NAMED = 6, 6  # runs in the list, and recipes named per run
 
 
 def panel(run_id: str, more: Callable[[jobs.JobStatus], None] | None = None) -> None:
-    """Draw the job called `run_id`, and redraw it each second while it is active. `more` draws what only its
-    kind has."""
+    """Draw the job `run_id`, every second while it is active. `more` draws the part that is specific to its
+    kind."""
     with state.shown_errors(), st.container(border=True, key=f"panel.{run_id}"):
         if jobs.status(run_id).active:
             _live(run_id, more)
@@ -37,7 +37,7 @@ def panel(run_id: str, more: Callable[[jobs.JobStatus], None] | None = None) -> 
 
 
 def badge(name: str) -> str:
-    """A state as a Markdown badge with its icon."""
+    """Return a state as a Markdown badge with its icon."""
     color, icon = STATES.get(name, ("gray", "help"))
     return f":{color}-badge[:material/{icon}: {name}]"
 
@@ -77,8 +77,8 @@ def _draw(status: jobs.JobStatus) -> None:
         st.error(verbatim(status.error), icon=":material/error:")
     elif status.state == "cancelled":
         resumes = status.kind in KINDS and KINDS[status.kind].resumes
-        again = " Run it again, and it goes on where it was." if resumes else ""
-        st.info(f"Cancelled. What had finished was kept.{again}", icon=":material/cancel:")
+        again = " Run it again to resume." if resumes else ""
+        st.info(f"Cancelled. Finished results were kept.{again}", icon=":material/cancel:")
     elif status.state == "done":
         st.success(
             f"Finished in {seconds((status.finished_at or 0) - (status.started_at or 0))}.",
@@ -93,7 +93,7 @@ def _draw(status: jobs.JobStatus) -> None:
 
 
 def _doing(status: jobs.JobStatus) -> str:
-    """The state in words, so that the bar is not the only one to tell."""
+    """Return the state in words: the bar must not be the only indicator."""
     steps = f" · {status.done} of {status.total}" if status.total > 1 else ""
     return f"{status.fraction:.0%} · {shielded(status.phase or status.state)}{steps}"
 
@@ -101,13 +101,13 @@ def _doing(status: jobs.JobStatus) -> str:
 def _times(status: jobs.JobStatus) -> str:
     if status.state == "queued":
         return "In the queue." + (
-            f" {status.place} before it; one run at a time, so that none disturbs another's figures."
+            f" {status.place} ahead. Runs take turns, so that they do not slow each other down."
             if status.place
             else ""
         )
     elapsed = time.time() - (status.started_at or status.created_at or time.time())
     left = f" · about {rough(status.eta_s)} left" if status.eta_s is not None else ""
-    return f"{rough(max(1.0, elapsed))} elapsed{left}. It goes on if this page is closed."
+    return f"{rough(max(1.0, elapsed))} elapsed{left}. It continues if this page is closed."
 
 
 def _recipes(status: jobs.JobStatus) -> None:
@@ -125,7 +125,7 @@ def _actions(status: jobs.JobStatus) -> None:
     if status.state == "done" and status.kind in PAGES:
         st.page_link(
             PAGES[status.kind],
-            label="See what came out",
+            label="See the result",
             icon=":material/bar_chart:",
             query_params={"run": status.run_id},
         )
@@ -133,13 +133,13 @@ def _actions(status: jobs.JobStatus) -> None:
         label = (
             "See the comparison"
             if not status.active
-            else f"See what has finished ({finished} of {len(status.recipes)})"
+            else f"See the finished recipes ({finished} of {len(status.recipes)})"
         )
         st.page_link(
             "pages/compare.py", label=label, icon=":material/bar_chart:", query_params={"run": status.run_id}
         )
     if status.active and st.button("Cancel", icon=":material/stop_circle:", key=f"cancel.{status.run_id}"):
-        with st.spinner("Ending the run…"):
+        with st.spinner("Cancelling…"):
             jobs.cancel(status.run_id)
         st.rerun()
     if status.active or is_public():

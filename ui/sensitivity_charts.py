@@ -1,8 +1,10 @@
-"""Pictures of sensitivities: who pays by block and kind of module, predicted against measured, the frontier,
-the chosen formats."""
+"""Plots of sensitivity: by block and kind of module, predicted against measured, frontier, allocation."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,6 +14,9 @@ from ui.charts import FAINT, MUTED
 from ui.layer_charts import SCALE
 from ui.text import digits
 
+if TYPE_CHECKING:
+    from qcore.quantization.sensitivity.table import Layer, Sensitivities
+
 MEASURES = {
     "loss": "predicted loss, nats",
     "kl": "measured KL, nats",
@@ -19,14 +24,13 @@ MEASURES = {
 }
 CHOSEN, MEASURED = "#dc7d2a", "#2a9d7c"
 BLUE = "61,127,219"
-WIDTH, HEIGHT = 900, 400  # pixels assumed for the placing of names
-SMALLEST = 1e-9  # nats; what is less than this is drawn as this
+WIDTH, HEIGHT = 900, 400  # pixels assumed when names are placed
+SMALLEST = 1e-9  # nats; smaller values are drawn here
 
 
-def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
-    """A heat map, block x kind of module, of `measure` ("loss", "kl" or "output_error") in one format, on a
-    logarithmic scale from the least to the most sensitive; and the sum over blocks (for errors of outputs,
-    the mean) as bars beside it."""
+def sensitivity_map(table: Sensitivities, measure: str, format_index: int) -> go.Figure:
+    """Draw `measure` ("loss", "kl" or "output_error") in one format as a heat map, block x kind of module, on
+    a logarithmic scale. Bars beside it show the sum over blocks, for output errors the mean."""
     kinds, blocks, by_place = _places(table)
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
     logs = [_log(getattr(layer, measure)[format_index]) for layer in table.layers]
@@ -96,9 +100,8 @@ def sensitivity_map(table, measure: str, format_index: int) -> go.Figure:
     return figure
 
 
-def agreement(table) -> go.Figure:
-    """Predicted against measured divergence, a point for each layer and format, with the line on which they
-    are equal."""
+def agreement(table: Sensitivities) -> go.Figure:
+    """Draw predicted against measured divergence, a point per layer and format, with the line of equality."""
     figure = go.Figure()
     values = [max(SMALLEST, value) for layer in table.layers for value in (*layer.loss, *layer.kl)]
     ends = [min(values), max(values)]
@@ -114,7 +117,8 @@ def agreement(table) -> go.Figure:
             name=label,
             marker={"size": 6, "opacity": 0.7, "color": colors[k % len(colors)]},
             customdata=[layer.name.removesuffix(".weight") for layer in table.layers],
-            hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats<extra></extra>",
+            hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats"
+            "<extra></extra>",
         )
     for update, title in (
         (figure.update_xaxes, "predicted loss, nats per token"),
@@ -128,15 +132,17 @@ def agreement(table) -> go.Figure:
 def frontier(
     points: Sequence, singles: dict, chosen: Sequence, measured: Sequence[tuple[str, float, float]] = ()
 ) -> go.Figure:
-    """Predicted loss against bits per weight: the solver's points as a line, every layer in one format as named
-    points, the `chosen` point (bits, loss), and what was `measured` (recipe, bits, KL) of finished runs.
-    Losses have a logarithmic axis."""
+    """Draw predicted loss against bits per weight, on a logarithmic loss axis.
+
+    `points`: the solver's (bits, loss), as a line. `singles`: {format: (bits, loss)} with all layers in one
+    format. `chosen`: (bits, loss). `measured`: (recipe, bits, KL) of finished runs.
+    """
     figure = go.Figure()
     figure.add_scatter(
         x=[bits for bits, _ in points],
         y=[max(SMALLEST, loss) for _, loss in points],
         mode="lines",
-        name="best choices",
+        name="best allocations",
         line={"color": "#3d7fdb", "width": 2},
         hovertemplate="%{x:.3f} bits per weight<br>predicted %{y:.3g} nats<extra></extra>",
     )
@@ -144,13 +150,7 @@ def frontier(
     places = _names(points, named, chosen)
     count = len(singles)
     for name, words, part, where, marker in (
-        (
-            "every layer in one format",
-            "predicted",
-            named[:count],
-            places[:count],
-            {"color": MUTED, "size": 9},
-        ),
+        ("all layers in one format", "predicted", named[:count], places[:count], {"color": MUTED, "size": 9}),
         (
             "measured in runs",
             "measured KL",
@@ -171,7 +171,8 @@ def frontier(
                 cliponaxis=False,
                 marker=marker,
                 customdata=[label for label, _, _ in part],
-                hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} bits per weight<br>{words} %{{y:.3g}} nats<extra></extra>",
+                hovertemplate="%{customdata}<br>%{x:.3f} bits per weight<br>"
+                f"{words} %{{y:.3g}} nats<extra></extra>",
             )
     figure.add_scatter(
         x=[chosen[0]],
@@ -181,7 +182,7 @@ def frontier(
         marker={"color": CHOSEN, "size": 14},
         hovertemplate="chosen: %{x:.3f} bits per weight<br>predicted %{y:.3g} nats<extra></extra>",
     )
-    figure.update_xaxes(title="bits per weight as stored", gridcolor=FAINT, zeroline=False)
+    figure.update_xaxes(title="stored bits per weight", gridcolor=FAINT, zeroline=False)
     figure.update_yaxes(
         title="loss, nats per token",
         type="log",
@@ -194,8 +195,8 @@ def frontier(
     return figure
 
 
-def chosen_map(table, options: Sequence[int]) -> go.Figure:
-    """Which format each layer gets, block x kind of module: the more bits, the darker."""
+def allocation_map(table: Sensitivities, options: Sequence[int]) -> go.Figure:
+    """Draw the format of each layer, block x kind of module; more bits are darker."""
     kinds, blocks, by_place = _places(table)
     picked = {layer.name: k for layer, k in zip(table.layers, options, strict=True)}
     cells = [[by_place.get((kind, block)) for block in blocks] for kind in kinds]
@@ -236,12 +237,12 @@ def chosen_map(table, options: Sequence[int]) -> go.Figure:
 
 
 def _names(points: Sequence, named: Sequence[tuple[str, float, float]], chosen: Sequence) -> list[str | None]:
-    """Where the names of points go so that none covers another, the chosen point left free."""
+    """Return positions for the names of points: no name covers another name or the chosen point."""
     spots = [(bits, _log(loss)) for _, bits, loss in named] + [(chosen[0], _log(chosen[1]))]
     everything = spots + [(bits, _log(loss)) for bits, loss in points]
     low_x, high_x = min(x for x, _ in everything), max(x for x, _ in everything)
     low_y, high_y = min(y for _, y in everything), max(y for _, y in everything)
-    edge = 0.06  # what the axes leave beside the outermost points
+    edge = 0.06  # share of the axis beside the outermost points
     unit = [
         (
             edge + (1 - 2 * edge) * (x - low_x) / ((high_x - low_x) or 1),
@@ -252,7 +253,7 @@ def _names(points: Sequence, named: Sequence[tuple[str, float, float]], chosen: 
     return labels.place(unit, [name for name, _, _ in named] + [""], WIDTH, HEIGHT - 110)[: len(named)]
 
 
-def _places(table) -> tuple[list[str], list[int], dict]:
+def _places(table: Sensitivities) -> tuple[list[str], list[int], dict]:
     kinds = list(dict.fromkeys(layer.kind for layer in table.layers))
     blocks = sorted({layer.block for layer in table.layers})
     return kinds, blocks, {(layer.kind, layer.block): layer for layer in table.layers}
@@ -263,8 +264,8 @@ def _log(value: float) -> float:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Logarithms of round numbers between two logarithms: powers of ten, with 2 and 5 between them where
-    those are few."""
+    """Return the logarithms of round numbers between two logarithms: powers of ten, and 2 and 5 times those
+    if the range is small."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     steps = (1, 2, 5) if high - low < 2 else (1,)
     return [tick for power in powers for step in steps if low <= (tick := power + math.log10(step)) <= high]
@@ -274,7 +275,7 @@ def _legend() -> dict:
     return {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 
 
-def _hover(table, layer) -> str:
+def _hover(table: Sensitivities, layer: Layer) -> str:
     shape = " × ".join(str(length) for length in layer.shape)
     lines = [f"<b>{layer.name}</b>", shape]
     for k, label in enumerate(table.labels):

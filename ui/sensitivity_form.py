@@ -1,4 +1,4 @@
-"""What to compute on the sensitivity page, and the computation while it runs."""
+"""The form of the sensitivity page, and the computation in progress."""
 
 import streamlit as st
 
@@ -10,18 +10,22 @@ from ui import run_panel, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 
-METHODS = {"rtn": "rounding", "hqq": "HQQ", "gptq": "GPTQ"}
-METHOD_HELP = "How the weights would be rounded: methods lose different layers. Each has its own table."
-TEXT_HELP = "A UTF-8 file on the machine that runs this dashboard. Empty: the packaged calibration text."
+METHODS = {"rtn": "round to nearest", "hqq": "HQQ", "gptq": "GPTQ"}
+METHOD_HELP = (
+    "The method that quantizes the weights. Sensitivity depends on it, so each method has its own table."
+)
+TEXT_HELP = (
+    "A UTF-8 file on the machine that runs this dashboard. Leave empty for the packaged calibration text."
+)
 MEASURED = 512  # tokens
 MEASURE_HELP = (
-    "Runs the rest of the model once for each layer and format: many minutes, on a larger model hours. It is kept block by block, so it "
-    "can be cancelled and taken up again."
+    "Runs the rest of the model once for each layer and format: many minutes, on a larger model hours. It "
+    "is kept block by block, so it can be cancelled and taken up again."
 )
 
 
 def form(prefix: str, title: str) -> None:
-    """Under `title`: model, method, text, whether to measure; and the button that starts."""
+    """Draw the form under `title`: model, method, text, measurement, start button."""
     with st.container(border=True):
         st.markdown(f"**{title}**")
         chosen = model.choose(prefix)
@@ -37,7 +41,7 @@ def form(prefix: str, title: str) -> None:
                 **KEEP,
             )
             measure = not is_public() and st.toggle(
-                "Measure it, too", key=f"{prefix}.measure", help=MEASURE_HELP, **KEEP
+                "Also measure", key=f"{prefix}.measure", help=MEASURE_HELP, **KEEP
             )
         text = None
         if not is_public():
@@ -51,7 +55,7 @@ def form(prefix: str, title: str) -> None:
                 ).strip()
                 or None
             )
-        st.caption(f"{', '.join(FORMATS)} are tried on each layer. {explain('predicted loss')}")
+        st.caption(f"Formats tried on each layer: {', '.join(FORMATS)}. {explain('predicted loss')}")
         if st.button(
             "Compute",
             type="primary",
@@ -74,7 +78,7 @@ def form(prefix: str, title: str) -> None:
 
 
 def progress() -> None:
-    """Draw the computations in progress, or how the newest ended if it did not end well."""
+    """Draw the computations in progress, or the newest computation if it did not succeed."""
     with state.shown_errors():
         known = jobs.list_runs("sensitivity")
         for each in [each for each in known if each.active] or known[:1]:

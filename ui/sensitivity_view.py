@@ -1,5 +1,5 @@
-"""The parts of the sensitivity page: what was computed, who pays, predicted against measured, the best choice
-for a budget."""
+"""Parts of the sensitivity page: conditions, sensitivity per layer, predicted against measured,
+allocation."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,13 @@ from qcore.formats.budget import Budget
 from qcore.jobs import jobs
 from qcore.quantization.sensitivity import frontier
 from qcore.quantization.sensitivity.choosing import solve_within
+from qcore.quantization.sensitivity.table import Sensitivities
 from ui import sensitivity_charts as charts
 from ui import state
 from ui.glossary import explain
 from ui.text import clock, digits, percent, seconds, shielded, verbatim
 
-TOP = 0.1  # share of the layers whose part of the loss is told
+TOP = 0.1  # share of the layers whose part of the loss is reported
 START = 4.25
 WORDS = (
     "sensitivity",
@@ -29,15 +30,16 @@ WORDS = (
 )
 
 
-def title(table, models: dict[str, str]) -> str:
-    """A table's name in the list of what was computed."""
+def title(table: Sensitivities, models: dict[str, str]) -> str:
+    """Return the name of a table in the list."""
     about = table.conditions
     measured = ", measured" if table.measured else ""
-    return f"{_model(table, models)} · {about['method']} · {len(table.formats)} formats{measured} · {clock(about.get('made_at'))}"
+    formats = f"{len(table.formats)} formats{measured}"
+    return " · ".join([_model(table, models), about["method"], formats, clock(about.get("made_at"))])
 
 
 def models_of_runs() -> dict[str, str]:
-    """{digest: model} of finished runs: recipes leave tables that know no more than the digest."""
+    """Return {digest: model} of finished runs: a table that a recipe saved contains only the digest."""
     found: dict[str, str] = {}
     for status in jobs.list_runs():
         for row in state.rows(status) if status.state == "done" else ():
@@ -47,14 +49,14 @@ def models_of_runs() -> dict[str, str]:
     return found
 
 
-def draw(key: str, table, models: dict[str, str]) -> None:
-    """Everything about one table."""
+def draw(key: str, table: Sensitivities, models: dict[str, str]) -> None:
+    """Draw one table."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.caption(_conditions(table, models), width="content")
-        with st.popover("What the words mean", icon=":material/menu_book:", type="tertiary"):
+        with st.popover("Glossary", icon=":material/menu_book:", type="tertiary"):
             for term in WORDS:
                 st.markdown(f"**{term[0].upper() + term[1:]}**: {explain(term)}")
-    st.subheader("Which layers pay", anchor=False, help=explain("sensitivity"))
+    st.subheader("Sensitivity per layer", anchor=False, help=explain("sensitivity"))
     measures = {"Predicted loss": "loss", "Measured KL": "kl", "Error of the output": "output_error"}
     if not table.measured:
         del measures["Measured KL"]
@@ -75,46 +77,48 @@ def draw(key: str, table, models: dict[str, str]) -> None:
     _summary(table, measures[measure], k)
     if table.measured:
         _agreement(table)
-    options = _choice(key, table)
+    options = _allocation(key, table)
     st.subheader("All layers", anchor=False)
     _table(table, options)
 
 
-def _summary(table, measure: str, k: int) -> None:
+def _summary(table: Sensitivities, measure: str, k: int) -> None:
     values = sorted(((getattr(layer, measure)[k], layer.name) for layer in table.layers), reverse=True)
     total = sum(value for value, _ in values)
     few = max(1, round(TOP * len(values)))
     share = sum(value for value, _ in values[:few]) / total if total else 0.0
     worst = values[0][1].removesuffix(".weight")
     st.caption(
-        f"Each layer alone in {table.labels[k]}, everything else unquantized. The {few} most sensitive of {len(values)} layers make up "
-        f"{percent(share)} of the sum; the first is {shielded(worst)}. The colour scale is logarithmic and this format's own."
+        f"Each layer alone in {table.labels[k]}, everything else unquantized. The {few} most sensitive of "
+        f"{len(values)} layers make up {percent(share)} of the sum; the first is {shielded(worst)}. The "
+        "colour scale is logarithmic and this format's own."
     )
 
 
-def _agreement(table) -> None:
+def _agreement(table: Sensitivities) -> None:
     found = table.correlations()
     about = table.conditions
-    st.subheader("Is the prediction right?", anchor=False, help=explain("rank correlation"))
+    st.subheader("Predicted against measured", anchor=False, help=explain("rank correlation"))
     state.plot(
         charts.agreement(table),
         key="sensitivity.agreement",
         alt="Predicted loss against measured divergence of each layer and format",
     )
     st.caption(
-        f"Spearman's rank correlation with the measured KL: predicted loss {found['loss']['all']:.3f}, error of the layer's output "
-        f"{found['output_error']['all']:.3f}, over all layers and formats. Within a format the predicted loss reaches "
+        f"Spearman's rank correlation with the measured KL: predicted loss {found['loss']['all']:.3f}, error "
+        f"of the layer's output {found['output_error']['all']:.3f}, over all layers and formats. Within a "
+        "format the predicted loss reaches "
         + ", ".join(f"{found['loss'][label]:.3f} ({label})" for label in table.labels)
         + f". Measured over {about['measured_tokens']:,} tokens, windows of {about['measured_window']}."
     )
 
 
-def _choice(key: str, table) -> Sequence[int] | None:
-    """The best formats for a budget that the slider sets: their frontier, where the choice lies, and a
-    map."""
-    st.subheader("The best choice for a budget", anchor=False, help=explain("mixed precision"))
+def _allocation(key: str, table: Sensitivities) -> Sequence[int] | None:
+    """Draw the best allocation within the budget of a slider: its frontier and a map. Return the format index
+    per layer, or None."""
+    st.subheader("Best allocation within a budget", anchor=False, help=explain("mixed precision"))
     if len(table.formats) < 2:
-        st.caption("With one format there is nothing to choose.")
+        st.caption("The table has one format, so there is nothing to choose.")
         return None
     weights = sum(layer.weights for layer in table.layers)
     costs, losses = (
@@ -128,7 +132,7 @@ def _choice(key: str, table) -> Sequence[int] | None:
     low, high = points[0][0], points[-1][0]
     lowest = int(20 * low + 1) / 20
     bits = st.slider(
-        "Bits per weight at most",
+        "Maximum bits per weight",
         lowest,
         max(lowest + 0.05, int(20 * high) / 20),
         min(max(START, lowest), high),
@@ -155,25 +159,27 @@ def _choice(key: str, table) -> Sequence[int] | None:
     state.plot(
         figure,
         key="sensitivity.frontier",
-        alt="Predicted loss against bits per weight, with the chosen point",
+        alt="Predicted loss against bits per weight, with the chosen allocation",
     )
     suffix = "" if table.conditions["method"] == "rtn" else f"-{table.conditions['method']}"
-    proof = "No choice is predicted to lose less" + ("" if found.exact else f" than {digits(found.bound)}")
+    proof = "No allocation within the budget has a lower predicted loss" + (
+        "" if found.exact else f" than {digits(found.bound)}"
+    )
     st.caption(
-        f"{chosen[0]:.3f} bits per weight, predicted loss {digits(chosen[1])} nats per token: the sum of the layers' losses. {proof}. As a "
-        f"recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."
+        f"{chosen[0]:.3f} bits per weight, predicted loss {digits(chosen[1])} nats per token: the sum of the "
+        f"layers' losses. {proof}. As a recipe, with the default formats: `auto-{bits:g}bpw{suffix}`."
     )
     state.plot(
-        charts.chosen_map(table, found.options),
+        charts.allocation_map(table, found.options),
         key="sensitivity.chosen",
-        alt="The format of each layer in the chosen mix",
+        alt="The format of each layer in the chosen allocation",
     )
     return found.options
 
 
-def _measured_runs(table) -> list[tuple[str, float, float]]:
-    """(recipe, bits per weight, KL) of finished runs of this very model: mixed recipes, and the table's own
-    formats."""
+def _measured_runs(table: Sensitivities) -> list[tuple[str, float, float]]:
+    """Return (recipe, bits per weight, KL) of finished runs of the same model: mixed-precision recipes, and
+    the formats of the table."""
     found: dict[str, tuple[str, float, float]] = {}
     names = {format.label.replace("int8-sym", "int8") for format in table.formats}
     method = table.conditions["method"]
@@ -188,7 +194,7 @@ def _measured_runs(table) -> list[tuple[str, float, float]]:
     return list(found.values())
 
 
-def _table(table, options: Sequence[int] | None) -> None:
+def _table(table: Sensitivities, options: Sequence[int] | None) -> None:
     lines = []
     for i, layer in enumerate(table.layers):
         line = {"layer": layer.name.removesuffix(".weight"), "weights": layer.weights}
@@ -211,17 +217,17 @@ def _table(table, options: Sequence[int] | None) -> None:
     st.dataframe(
         pd.DataFrame(lines), hide_index=True, height=320, key="sensitivity.table", column_config=config
     )
-    st.caption("Nats of KL a token.")
+    st.caption("KL divergence in nats per token.")
 
 
-def _conditions(table, models: dict[str, str]) -> str:
+def _conditions(table: Sensitivities, models: dict[str, str]) -> str:
     about = table.conditions
     parts = [
         shielded(_model(table, models)),
         f"method {about['method']}",
         f"text: {shielded(about['text']['name'])}",
         f"{about['tokens']:,} tokens, windows of {about['window']}",
-        f"{about['samples']} samples of each prediction",
+        f"{about['samples']} samples per prediction",
         *([f"model prepared by {about['prepare']}"] if about.get("prepare", "none") != "none" else []),
         *([f"computed in {seconds(about['seconds'])}"] if about.get("seconds") else []),
         *([f"measured in {seconds(about['measured_seconds'])}"] if about.get("measured_seconds") else []),
@@ -229,7 +235,7 @@ def _conditions(table, models: dict[str, str]) -> str:
     return " · ".join(parts)
 
 
-def _model(table, models: dict[str, str]) -> str:
+def _model(table: Sensitivities, models: dict[str, str]) -> str:
     about = table.conditions
     return (
         about.get("model")

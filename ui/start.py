@@ -1,5 +1,4 @@
-"""The last look before a run: what it needs against what there is, what the recipes mean, and the button that
-starts it."""
+"""The review before a run: memory required and available, the recipes explained, the start button."""
 
 import streamlit as st
 
@@ -7,6 +6,7 @@ from qcore import planning
 from qcore.base.errors import InputError, QcoreError
 from qcore.base.home import is_public
 from qcore.jobs import jobs
+from qcore.models.checkpoint import Checkpoint
 from qcore.recipes.spec import RunSpec
 from qcore.verbs import checks
 from qcore.verbs.prepare import Finder
@@ -20,14 +20,14 @@ FIRST_MODEL = "smollm2-135m"
 def review(
     prefix: str,
     model: tuple[str, str | None] | None,
-    checkpoint,
+    checkpoint: Checkpoint | None,
     names: list[str],
     skip: tuple[str, ...],
     head: str,
     options: dict,
     problem: InputError | None,
 ) -> None:
-    """Show the estimate and the start button; `problem` is what is wrong with the form so far."""
+    """Show the memory estimate and the start button. `problem` is the form's error, if any."""
     try:
         if problem:
             raise problem
@@ -55,7 +55,7 @@ def review(
     ):
         submit(spec, finder)
     with st.expander(
-        f"What the {len(spec.recipes)} recipes mean",
+        f"The {len(spec.recipes)} recipes explained",
         icon=":material/menu_book:",
         expanded=len(spec.recipes) <= 4,
     ):
@@ -63,17 +63,17 @@ def review(
 
 
 def first_comparison(key: str, active: jobs.JobStatus | None) -> None:
-    """What a newcomer needs: one button that compares the default model in three forms, or the way to that
-    run if it is under way."""
+    """Draw one button that compares the default model in three recipes, or a link to the run in progress."""
     st.markdown(
-        f"One click compares three forms of **{FIRST_MODEL}**, a small language model: as it is (fp32), in 8 bits (int8) and in 4 bits "
-        "(int4-g64). It takes a few minutes on two cores, and fetches the model (about 100 MB) the first time."
+        f"One click compares three versions of **{FIRST_MODEL}**, a small language model: unquantized "
+        "(fp32), in 8 bits (int8) and in 4 bits (int4-g64). This takes a few minutes on two cores. The "
+        "first time, it also downloads the model (about 100 MB)."
     )
     if active:
         icon = ":material/progress_activity:"
         st.page_link(
             "pages/quantize.py",
-            label="A run is under way: watch it",
+            label="A run is in progress: follow it",
             icon=icon,
             query_params={"run": active.run_id},
         )
@@ -82,8 +82,8 @@ def first_comparison(key: str, active: jobs.JobStatus | None) -> None:
 
 
 def submit(spec: RunSpec, finder: Finder | None = None) -> None:
-    """Start the run, checked as the Python API and the command line check it, and go to its panel; show what
-    is wrong with it instead if it cannot be run."""
+    """Start the run and open its panel. The checks are those of the Python API and the command line; an error
+    is shown instead."""
     with state.shown_errors(), st.spinner("Checking model and text…"):
         checked, _ = checks.check_run(spec, finder)
         run_id = jobs.submit(checked)
@@ -94,12 +94,12 @@ def _spec(
     model: tuple[str, str | None] | None, names: list[str], skip: tuple[str, ...], head: str, options: dict
 ) -> RunSpec:
     if model is None:
-        raise InputError("Name a model first.")
+        raise InputError("Choose a model first.")
     if not names:
         raise InputError("Choose at least one recipe.")
     if is_public() and len(names) > state.PUBLIC_RECIPES:
         raise InputError(
-            f"This server takes at most {state.PUBLIC_RECIPES} recipes a run; {len(names)} are chosen."
+            f"This server allows {state.PUBLIC_RECIPES} recipes per run; {len(names)} are chosen."
         )
     if is_public():
         from qcore.models.names import classify
@@ -114,7 +114,7 @@ def _memory(spec: RunSpec, finder: Finder) -> None:
     spec = checks.beside_original(spec, finder)
     checkpoint = finder.headers(spec.model, spec.revision)
     if checkpoint is None or checkpoint.is_quantized:
-        return  # a click on Start says why
+        return  # Start shows the reason
     checks.check_kv(checkpoint, spec.kv_format)
     for recipe in spec.recipes:
         try:
@@ -140,8 +140,8 @@ def _memory(spec: RunSpec, finder: Finder) -> None:
         available = estimate.available_bytes
     if rows:
         st.caption(
-            f"{digits(checkpoint.parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. Estimated from the files' headers: "
-            "what is stored (solid) and the peak of the process (pale)."
+            f"{digits(checkpoint.parameters / 1e6)} million weights, {size(checkpoint.nbytes)} on disk. "
+            "Estimated from the file headers: stored size (solid) and peak memory of the process (pale)."
         )
         state.plot(
             charts.estimate(rows, available), key="quantize.estimate", alt="Estimated memory of each recipe"

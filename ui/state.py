@@ -1,10 +1,10 @@
-"""What the pages share besides plots: limits of the public mode, errors as boxes, slow results, the head of
-each page."""
+"""Shared by all pages: page head, limits of public mode, errors as boxes, cached results."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from qcore.base.errors import QcoreError
@@ -15,7 +15,7 @@ from ui.memo import Memo
 from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
-KEPT = 24  # slow results that are kept, for all sessions together
+KEPT = 24  # cached results, over all sessions
 PUBLIC_LIMITS = {
     "tokens": 4096,
     "window": 1024,
@@ -29,7 +29,8 @@ PUBLIC_UPLOAD = 5_000_000  # bytes
 
 
 def page(title: str, lead: str) -> bool:
-    """Draw the head of a page and, in the sidebar, the run in progress. Return whether there is one."""
+    """Draw the head of a page and, in the sidebar, the run in progress. Return whether a run is in
+    progress."""
     navigation.enter()
     st.title(title, anchor=False)
     st.markdown(lead)
@@ -42,7 +43,7 @@ def page(title: str, lead: str) -> bool:
     return False
 
 
-def plot(figure, key: str, alt: str) -> None:
+def plot(figure: go.Figure, key: str, alt: str) -> None:
     """Draw a Plotly figure with labels in the text colour of the page's theme."""
     ink = INK.get(st.context.theme.type)
     if ink:
@@ -54,7 +55,7 @@ def plot(figure, key: str, alt: str) -> None:
 
 
 def notices() -> None:
-    """Show what happened to the database if it had to be replaced, until the reader dismisses it."""
+    """Show the notice that the database was replaced, until the user dismisses it."""
     with shown_errors():
         store = Store()
         if store.notice:
@@ -77,12 +78,12 @@ def _memo() -> Memo:
 
 
 def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
-    """Return the result of `compute` for `key`, computed once and kept for all sessions; see `Memo`."""
+    """Return the result of `compute` for `key`, computed once and cached for all sessions; see `Memo`."""
     return _memo().remember(key, compute)
 
 
 def recall(key: Hashable) -> Any | None:
-    """Return the result that is kept for `key`, or None."""
+    """Return the cached result for `key`, or None."""
     return _memo().recall(key)
 
 

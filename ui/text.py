@@ -1,5 +1,4 @@
-"""Numbers with units, as `qcore.results.report` writes them, and texts of strangers shown exactly as they
-are."""
+"""Format numbers with units as `qcore.results.report` does, and show untrusted text literally."""
 
 import re
 import unicodedata
@@ -13,7 +12,7 @@ from qcore.results.report import human_seconds as seconds
 __all__ = ["clock", "digits", "percent", "rough", "seconds", "size", "verbatim", "visible", "shielded"]
 
 NBSP = "\N{NO-BREAK SPACE}"
-# the places inside of :emoji:, arrows and dashes, web and mail addresses
+# positions inside :emoji:, arrows and dashes, web and mail addresses
 _REPLACED = re.compile(
     r"(?<=:)(?=[\w/+-]+:)|(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\w)",
     re.I,
@@ -21,12 +20,12 @@ _REPLACED = re.compile(
 
 
 def rough(value: float) -> str:
-    """A duration that keeps changing: whole seconds."""
+    """Return a duration in whole seconds, for texts that are redrawn all the time."""
     return f"{value:.0f} s" if value < 59.5 else seconds(value)
 
 
 def clock(value: float | str | None) -> str:
-    """A moment, local time, "25 Nov 14:05"; takes POSIX seconds or an ISO 8601 string."""
+    """Return a moment in local time, "25 Nov 14:05". `value`: POSIX seconds or an ISO 8601 string."""
     if value is None:
         return "–"
     moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value)
@@ -34,15 +33,15 @@ def clock(value: float | str | None) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Markdown that shows `text` as it is: nothing in it is a link, an image, a formula, a colour or an
-    emoji, line breaks and leading blanks survive, and characters that cannot be seen appear as ⟨U+202E⟩."""
+    """Return Markdown that shows `text` literally: links, images, formulas, colours and emoji are not
+    interpreted, line breaks and leading blanks are kept, invisible characters appear as ⟨U+202E⟩."""
     lines = visible(text).split("\n")
     return "  \n".join(_line(line) for line in lines)
 
 
 def visible(text: str) -> str:
-    """`text` with control, direction-changing and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line
-    breaks stay, a tab is four blanks."""
+    """Return `text` with control, bidirectional and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line
+    breaks are kept, a tab becomes four blanks."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
     return "".join(
         c
@@ -53,9 +52,9 @@ def visible(text: str) -> str:
 
 
 def shielded(text: str) -> str:
-    """`text`, without line breaks, as Markdown in which nothing has a meaning."""
-    # Streamlit makes emoji, typographic symbols and links out of text after Markdown's own escapes are
-    # resolved: a word joiner, which cannot be seen, keeps it from recognizing them.
+    """Return `text`, which has no line breaks, as Markdown with all markup escaped."""
+    # Streamlit replaces emoji codes, typographic symbols and links after Markdown's escapes are resolved.
+    # An invisible word joiner prevents that.
     text = re.sub(_REPLACED, "\N{WORD JOINER}", text)
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", re.sub(r" (?= )", NBSP, text))
 

@@ -53,7 +53,7 @@ def test_empty_it_has_every_lessons_words_and_no_picture():
     for each in LESSONS:
         lesson(at, each.key)
         assert each.text in words(at) and plots(at) == 0
-    assert "Nothing was run yet" in words(at)
+    assert "No finished runs yet" in words(at)
 
 
 def test_every_lesson_draws_from_a_real_weight_and_leads_on(page):

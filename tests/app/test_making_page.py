@@ -92,7 +92,7 @@ def test_a_trained_model():
     at = open_page("train")
     assert (
         plots(at) == 2
-        and "won back 92.0 % of the perplexity" in words(at)
+        and "recovered 92.0 % of the perplexity" in words(at)
         and "40 steps over 10,240 tokens" in words(at)
     )
     assert list(at.dataframe[0].value["stored"]) == ["538 MB", "160 MB", "160 MB"]
@@ -122,14 +122,14 @@ def test_a_pruned_model(arguments, extra, sentence):
     asked = PruneRequest(model="a/model", options=Prune(**arguments))
     job(asked, result={"compared": compared, "stored_bytes": 1, **extra})
     at = open_page("train")
-    assert plots(at) == 1 and sentence in words(at) and "won back" not in words(at)
+    assert plots(at) == 1 and sentence in words(at) and "recovered" not in words(at)
 
 
 def test_half_filled_and_old_records_are_shown_as_far_as_they_go():
     job(DistillRequest(model="a/model", options=Distill(layers=15)), result={"history": HISTORY})
     job(DistillRequest(model="a/model", options=Distill(layers=3)), second=1)
     at = open_page("train")
-    assert "Its record is gone" in words(at)
+    assert "The record of this job has been deleted" in words(at)
     calm(at.selectbox(key="making.job").select_index(1).run())
     assert plots(at) == 1 and "Distill" in words(at)
 

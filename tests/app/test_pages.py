@@ -178,7 +178,7 @@ def test_a_baseline_alone_has_no_verdicts_and_recipes_without_one_say_why(home):
 def test_compare_half_filled(home):
     samples.write_run(home, [samples.row("fp32")], state="interrupted", pending=["int8", "int4-g64"])
     at = open_page("compare")
-    assert plots(at) >= 3 and "2 more to come" in words(at)
+    assert plots(at) >= 3 and "2 recipes have not finished" in words(at)
 
 
 def test_compare_with_nothing_finished(home):
@@ -253,7 +253,7 @@ def test_record_and_downloads(home):
     [
         ("done", "Finished in 3 min 20 s"),
         ("failed", "No model\\."),
-        ("cancelled", "What had finished was kept"),
+        ("cancelled", "Finished results were kept"),
         ("interrupted", "killed"),
     ],
 )
@@ -280,7 +280,7 @@ def test_run_panel_of_a_run_under_way(home, monkeypatch):
     monkeypatch.setattr(jobs, "cancel", cancelled.append)
     at = open_page("quantize", run=run)
     text = words(at)
-    assert "about 1 min 30 s left" in text and "See what has finished" not in text
+    assert "about 1 min 30 s left" in text and "See the finished recipes" not in text
     calm(at.button(key=f"cancel.{run}").click().run())
     assert cancelled == [run]
 
@@ -289,7 +289,7 @@ def test_a_queued_run_shows_its_place(home, monkeypatch):
     monkeypatch.setattr(jobs, "_alive", lambda folder, about: True)
     samples.write_run(home, [], state="running", pending=["fp32"])
     run = samples.write_run(home, [], state="queued", pending=["fp32"], second=1)
-    assert "1 before it" in words(open_page("quantize", run=run))
+    assert "1 ahead" in words(open_page("quantize", run=run))
 
 
 def test_start_sends_what_was_chosen(submitted):
@@ -309,7 +309,7 @@ def test_start_sends_what_was_chosen(submitted):
 
 def test_presets_set_the_recipes(submitted):
     at = open_page("quantize")
-    calm(at.button(key="quantize.preset.Fewer and fewer bits").click().run())
+    calm(at.button(key="quantize.preset.Decreasing bits").click().run())
     calm(at.button(key="quantize.start").click().run())
     assert [recipe.name for recipe in submitted[0].recipes] == ["fp32", "int8", "int4-g64", "int3", "int2"]
 
@@ -327,7 +327,7 @@ def test_a_local_model_is_estimated_before_it_runs(tmp_path, submitted):
     folder = tiny.checkpoint("llama", tmp_path / "tiny")
     at = open_page("quantize")
     calm(at.segmented_control(key="quantize.source").set_value("Folder or file").run())
-    assert "Name a model first" in words(at)
+    assert "Choose a model first" in words(at)
     calm(at.text_input(key="quantize.path").set_value(str(folder)).run())
     assert plots(at) == 1 and not at.error
     calm(at.button(key="quantize.start").click().run())

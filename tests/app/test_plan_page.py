@@ -74,7 +74,7 @@ def test_a_local_model_is_planned_at_once(llama):
         "0.107 million weights" in text and "2 layers of 64 numbers per token; 512 tokens for 1 user" in text
     )
     assert [subheader.value for subheader in at.subheader] == [
-        "Memory while it runs",
+        "Memory while running",
         "Speed on this machine",
         "All figures",
     ]
@@ -128,7 +128,7 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     ):  # a fresh process may have another number of threads than the tests
         assert (
             plots(at) == 2
-            and "this machine read" in words(at)
+            and "read bandwidth" in words(at)
             and "tok/s (probed)" in at.dataframe[0].value["decode"][1]
         )
     calm(at.multiselect(key="plan.recipes").set_value(["fp32", "int8", "int3"]).run())
@@ -151,8 +151,8 @@ def test_the_error_band_of_earlier_runs(llama, home):
     Store().rebuild()
     text = words(planned(llama))
     assert (
-        "1 of 1 within 20.0 %] **decode**: wrong by 10.0 % in the median" in text
-        and "**stored bytes**: wrong by 0" in text
+        "1 of 1 within 20.0 %] **decode**: median error 10.0 %" in text
+        and "**stored bytes**: median error 0" in text
     )
 
 

@@ -85,7 +85,9 @@ def test_predicted_only():
     key = keep(table())
     at = open_page("sensitivity")
     assert (
-        plots(at) == 3 and "No choice is predicted to lose less" in words(at) and "auto-4.25bpw" in words(at)
+        plots(at) == 3
+        and "No allocation within the budget has a lower predicted loss" in words(at)
+        and "auto-4.25bpw" in words(at)
     )
     assert list(at.segmented_control(key=f"sensitivity.measure.{key}").options) == [
         "Predicted loss",
@@ -135,8 +137,8 @@ def test_runs_of_the_model_are_drawn_as_measured(home):
         [(4.0, 0.1), (5.0, 0.01)], {"int4-g64": (4.3, 0.2)}, (4.2, 0.08), [("int4-g64", 4.3, 0.21)]
     )
     assert [trace.name for trace in figure.data] == [
-        "best choices",
-        "every layer in one format",
+        "best allocations",
+        "all layers in one format",
         "measured in runs",
         "chosen",
     ]
@@ -158,7 +160,7 @@ def test_what_is_asked_for_is_submitted(monkeypatch):
     [
         ({"state": "failed", "error": "There is no such model."}, "There is no such model"),
         ({"state": "running", "phase": "block 3", "started_at": 0.0}, "was killed from outside"),
-        ({"state": "cancelled"}, "goes on where it was"),
+        ({"state": "cancelled"}, "Run it again to resume"),
     ],
     ids=["failed", "killed", "cancelled"],
 )

@@ -62,7 +62,7 @@ def show_run(page: Page) -> None:
 
 def write(page: Page) -> None:
     """A text with each of the three recipes."""
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     page.wait_for_function("document.body.innerText.split('tok/s').length >= 4", timeout=RUN)
     dashboard.settle(page, 2.5)
 
@@ -81,7 +81,7 @@ def probe(page: Page) -> None:
     if button.count():
         button.click()
         page.get_by_role("button", name="Cancel").wait_for()
-        page.get_by_text("this machine read").wait_for(timeout=RUN)
+        page.get_by_text("read bandwidth").wait_for(timeout=RUN)
         dashboard.settle(page, 2.5)
 
 

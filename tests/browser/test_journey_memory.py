@@ -79,8 +79,8 @@ def test_the_default_models_journey_fits_on_a_small_server(page, home, capsys):
         page.get_by_role("button", name="Measure the layers").click()
         expect(page.get_by_role("heading", name="Error of each layer")).to_be_visible(timeout=RUN)
         dashboard.visit(page, f"{address}/playground")
-        page.get_by_role("button", name="Write").click()
-        expect(page.get_by_text("64 tokens, reached the length")).to_have_count(3, timeout=RUN)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_text("64 tokens, length limit reached")).to_have_count(3, timeout=RUN)
     with capsys.disabled():
         print(
             f"\nThe default model's journey took {meter.most / 1e9:.2f} GB at most, of {LIMIT / 1e9:.1f} GB:"

@@ -41,7 +41,7 @@ def test_the_first_run(page, address):
 
 def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
     dashboard.visit(page, f"{address}/quantize")
-    page.get_by_role("button", name="Fewer and fewer bits").click()
+    page.get_by_role("button", name="Decreasing bits").click()
     dashboard.settle(page)
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_url("**/quantize?run=*")
@@ -51,8 +51,8 @@ def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
     expect(other.get_by_test_id("stSidebar").get_by_role("link", name="smollm2-135m")).to_be_visible()
     dashboard.visit(other, page.url)
     other.get_by_role("button", name="Cancel").click()
-    expect(other.get_by_text("Cancelled. What had finished")).to_be_visible()
-    expect(page.get_by_text("Cancelled. What had finished")).to_be_visible()
+    expect(other.get_by_text("Cancelled. Finished results were kept")).to_be_visible()
+    expect(page.get_by_text("Cancelled. Finished results were kept")).to_be_visible()
 
 
 def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
@@ -85,9 +85,9 @@ def test_layers_are_measured(page, address):
 
 def test_the_playground_writes_and_stops(page, address):
     dashboard.visit(page, f"{address}/playground")
-    page.get_by_role("button", name="Write").click()
-    expect(page.get_by_text("64 tokens, reached the length").first).to_be_visible(timeout=RUN)
-    expect(page.get_by_text("64 tokens, reached the length")).to_have_count(3, timeout=RUN)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_text("64 tokens, length limit reached").first).to_be_visible(timeout=RUN)
+    expect(page.get_by_text("64 tokens, length limit reached")).to_have_count(3, timeout=RUN)
     expect(page.get_by_text("tok/s").first).to_be_visible()
 
 
@@ -114,7 +114,8 @@ def test_nothing_is_wider_than_the_window(address, home, size):
         for name in ("", "quantize", "compare", "playground", "layers"):
             dashboard.visit(page, f"{address}/{name}")
             wide = page.evaluate(
-                "document.querySelector('[data-testid=stMain]').scrollWidth - document.querySelector('[data-testid=stMain]').clientWidth"
+                "(main => main.scrollWidth - "
+                "main.clientWidth)(document.querySelector('[data-testid=stMain]'))"
             )
             assert wide <= 0, f"{name or 'home'} is {wide} pixels too wide"
 

@@ -1,8 +1,6 @@
-"""What a person chooses before a run: `model`, `recipes`, `text` (and the conditions of the measurements),
-one file each.
+"""The form of a run, one file per part: `model`, `recipes`, and `text` with the measurement conditions.
 
-Keys of widgets begin with the page's name, so that pages do not disturb each other, and keep their values
-across pages.
+Widget keys begin with the page's name, so that pages do not share state. Values persist across pages.
 """
 
 KEEP = {"persist_state": "session"}

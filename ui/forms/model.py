@@ -1,4 +1,4 @@
-"""Which model, and what its headers say."""
+"""Choose a model, and read the headers of its checkpoint."""
 
 import streamlit as st
 
@@ -6,22 +6,26 @@ from qcore import library
 from qcore.base.home import home, is_public
 from qcore.base.progress import Progress
 from qcore.jobs import jobs
+from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from ui import state
 from ui.forms import KEEP
 from ui.text import shielded
 
 BUILT_IN, HUB, LOCAL, BEFORE = "Built in", "Hugging Face hub", "Folder or file", "Used before"
-HUB_HELP = "As in the model's address on huggingface.co."
-PATH_HELP = "A path on the machine that runs this dashboard: a folder with config.json and safetensors, or a .gguf file."
+HUB_HELP = "As in the model's URL on huggingface.co."
+PATH_HELP = (
+    "A path on the machine that runs this dashboard: a folder with config.json and safetensors files, or a "
+    ".gguf file."
+)
 
 
 def choose(prefix: str) -> tuple[str, str | None] | None:
-    """(name, revision) of the model that was chosen, or None while there is none."""
+    """Return (name, revision) of the chosen model, or None if none is chosen yet."""
     before = _used_before()
     sources = [BUILT_IN, HUB, *([] if is_public() else [LOCAL]), *([BEFORE] if before else [])]
     source = st.segmented_control(
-        "Where the model comes from",
+        "Model source",
         sources,
         default=BUILT_IN,
         required=True,
@@ -32,13 +36,13 @@ def choose(prefix: str) -> tuple[str, str | None] | None:
     return {BUILT_IN: _built_in, HUB: _from_hub, LOCAL: _local, BEFORE: _before}[source](prefix)
 
 
-def resolve(name: str, revision: str | None, why: str):
-    """The model's checkpoint if it can be had at once, else a button that fetches it, with `why` one should;
-    None until then. Shows what is wrong with the model."""
+def resolve(name: str, revision: str | None, why: str) -> Checkpoint | None:
+    """Return the model's checkpoint if it is on this machine. Otherwise draw a button that fetches it, with
+    the reason `why`, and return None. Errors of the model are shown."""
     with state.shown_errors():
         what = classify(name, revision)
         if what.kind == "folder":
-            return library.resolve(name)  # never remembered: its files may change
+            return library.resolve(name)  # never cached: its files may change
         key = ("checkpoint", what.text, what.revision)
         if state.recall(key) is not None or (
             what.kind == "default" and (home() / "models" / what.text).is_dir()
@@ -53,8 +57,8 @@ def resolve(name: str, revision: str | None, why: str):
 
 
 class ProgressBar:
-    """A bar for work done inside `with`; gives the function (done, total, text) that moves it, and goes away
-    at the end."""
+    """A progress bar for the work inside `with`. Entering returns the function (done, total, text) that moves
+    the bar; leaving removes it."""
 
     def __init__(self, text: str):
         self._slot = st.empty()
@@ -113,8 +117,8 @@ def _before(prefix: str) -> tuple[str, str | None] | None:
 
 
 def _used_before() -> list[tuple[str, str | None]]:
-    """Models of earlier runs that are no defaults; on a public server, other people's models are nobody's
-    business."""
+    """Return the models of earlier runs, without the default models. Empty on a public server, where users
+    must not see each other's models."""
     if is_public():
         return []
     known = {name for name, _ in library.defaults()}

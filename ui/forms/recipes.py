@@ -1,5 +1,4 @@
-"""Which recipes: pills in groups, ready-made choices, and the advanced settings that every recipe of a run
-shares."""
+"""Choose recipes: pills in groups, presets, and the advanced settings shared by all recipes of a run."""
 
 from collections.abc import Iterable
 
@@ -38,32 +37,34 @@ PRESETS = {
         "bnb-nf4",
         "quanto-int4",
     ),
-    "Fewer and fewer bits": ("fp32", "int8", "int4-g64", "int3", "int2"),
+    "Decreasing bits": ("fp32", "int8", "int4-g64", "int3", "int2"),
 }
 LIBRARIES, LIBRARIES_HELP = (
     "Other libraries",
-    "The same ideas as other people implement them, for comparison.",
+    "Quantizers of other libraries, run under the same conditions for comparison.",
 )
 MORE_HELP = (
-    "Any name that reads like the ones above, separated by commas: another group size, -sym, -dq, -head8; or saved: and a folder, for "
-    "what was quantized, trained, pruned or distilled from this model before."
+    "Recipe names, separated by commas, with another group size, -sym, -dq or -head8. Or saved: and a "
+    "folder, for a model that was quantized, trained, pruned or distilled from this one."
 )
 SKIP_HELP = (
-    "Patterns matched on the dotted parts of module names, separated by commas: layers.0 is block 0 and not block 10, down_proj all "
-    "down projections. One that matches nothing is an error."
+    "Patterns, separated by commas, matched against the dotted parts of module names: layers.0 is block 0 "
+    "and not block 10, down_proj is every down projection. A pattern that matches nothing is an error."
 )
 HEADS = {"keep": "as loaded", "int8": "8-bit", "same": "like the other weights"}
-CACHES = {NONE: "as computed"} | {form.name: f"{form.bits}-bit" for form in KV_FORMATS.values()}
+CACHES = {NONE: "unquantized"} | {form.name: f"{form.bits}-bit" for form in KV_FORMATS.values()}
 CACHE_HELP = (
-    "With a quantized one, text is scored, speed measured and prompts continued through it. The baseline keeps its own, so the recipe fp32 "
-    "shows what the cache alone costs."
+    "A quantized cache is used for scoring, speed and answers. The baseline keeps an unquantized cache, so "
+    "the recipe fp32 shows the cost of the cache alone."
 )
-HEAD_HELP = "In small models these are a large part of all weights. Applies to integers and tables of values."
+HEAD_HELP = (
+    "In small models the output head and the embedding are a large share of all weights. Applies to integer "
+    "and codebook formats."
+)
 
 
 def choose(prefix: str) -> list[str]:
-    """Names of recipes, in the order they are offered; engines that are missing here are named with the
-    reason."""
+    """Return the chosen recipe names in the order offered. Unavailable engines are listed with the reason."""
     offered, missing = groups()
     chosen: list[str] = []
     for title, (names, help_text) in offered.items():
@@ -88,7 +89,7 @@ def choose(prefix: str) -> list[str]:
 
 
 def choose_one(prefix: str, label: str, start: str) -> str:
-    """The name of one of qcore's own recipes that quantizes."""
+    """Return the name of one recipe: a quantizing one of qcore's own."""
     names = [name for name in recipes.common() if recipes.parse(name).quantizes]
     return st.selectbox(
         label,
@@ -102,9 +103,9 @@ def choose_one(prefix: str, label: str, start: str) -> str:
 
 
 def presets(prefix: str) -> None:
-    """A row of buttons that set the pills."""
+    """Draw a row of buttons that set the pills."""
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        st.caption("Start from", width="content")
+        st.caption("Presets", width="content")
         for title, names in PRESETS.items():
             st.button(
                 title,
@@ -123,7 +124,7 @@ def set_chosen(prefix: str, names: tuple[str, ...]) -> None:
 
 
 def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
-    """{title: (names, help)} of the recipes that work here, and a sentence for each library that does not."""
+    """Return {title: (names, help)} of the available recipes, and a sentence per unavailable library."""
     offered: dict[str, tuple[list[str], str]] = {}
     for name in recipes.common():
         family = families.family(name)
@@ -139,26 +140,22 @@ def groups() -> tuple[dict[str, tuple[list[str], str]], list[str]]:
 
 
 def explained(chosen: Iterable[Recipe]) -> str:
-    """Markdown with a paragraph for each recipe: its name and its one line."""
+    """Return Markdown with one paragraph per recipe: its name and its description."""
     return "\n\n".join(f"{families.badge(recipe.name)}: {_line(recipe)}" for recipe in chosen)
 
 
 def _line(recipe: Recipe) -> str:
     text = recipes.describe(recipe)
-    return shielded(text) if recipe.name.startswith(recipes.SAVED) else text  # a path may hold anything
+    return shielded(text) if recipe.name.startswith(recipes.SAVED) else text  # a path may contain Markdown
 
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
-    """(further recipe names, skip patterns, what becomes of head and embedding)."""
+    """Return (additional recipe names, skip patterns, treatment of head and embedding)."""
     more = st.text_input(
         "More recipes", placeholder="int4-g128-dq, saved:folder", key=f"{prefix}.more", help=MORE_HELP, **KEEP
     )
     skip = st.text_input(
-        "Modules to leave alone",
-        placeholder="layers.0, down_proj",
-        key=f"{prefix}.skip",
-        help=SKIP_HELP,
-        **KEEP,
+        "Modules to skip", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP
     )
     head = st.selectbox(
         "Output head and embedding",
@@ -172,7 +169,7 @@ def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
 
 
 def cache(prefix: str, about: str = CACHE_HELP) -> str:
-    """The form in which keys and values are kept; `about` says what for."""
+    """Return the format of the KV cache. `about`: its use, for the help text."""
     return st.selectbox(
         "KV cache",
         list(CACHES),
@@ -184,12 +181,12 @@ def cache(prefix: str, about: str = CACHE_HELP) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The parts of a list that was typed with commas or blanks."""
+    """Return the parts of a list separated by commas or blanks."""
     return text.replace(",", " ").split()
 
 
 def build(names: list[str], skip: tuple[str, ...], head: str) -> list[Recipe]:
-    """Recipes from names and the advanced settings. Raises `InputError` for a name that is none."""
+    """Return recipes from names and the advanced settings. Raise `InputError` for an unknown name."""
     built = []
     for name in names:
         recipe = recipes.parse_row(name)

@@ -1,4 +1,4 @@
-"""Which text is scored, and the conditions of all measurements."""
+"""Choose the text to score and the measurement conditions."""
 
 import hashlib
 from pathlib import Path
@@ -16,20 +16,25 @@ from ui.glossary import explain
 
 DEFAULT, WIKITEXT, UPLOAD, FILE = "Built-in prose", "WikiText-2", "Upload", "File"
 NOTES = {
-    DEFAULT: "The prose of the Python language reference, from the standard library: works without a network.",
-    WIKITEXT: "WikiText-2 raw, test: what papers report. Fetched from the hub.",
+    DEFAULT: "Prose of the Python language reference, from the standard library. Works offline.",
+    WIKITEXT: "WikiText-2 raw, test split, as reported in papers. Fetched from the hub.",
 }
 QUESTIONS = "Ask 64 multiple-choice questions"
-QUESTIONS_HELP = "Easy general knowledge. Too few to see small losses, but a broken model shows at once."
+QUESTIONS_HELP = (
+    "Easy general knowledge. Too few questions for small losses, but enough to expose a broken model."
+)
 PROMPTS = "Compare answers to 20 prompts"
-PROMPTS_HELP = "Facts, arithmetic, code, summaries, other languages: each is continued greedily and compared with the baseline's answer."
+PROMPTS_HELP = (
+    "Facts, arithmetic, code, summaries, other languages. Each prompt is continued greedily, and the answer "
+    "is compared with the baseline's."
+)
 
 
 def choose(prefix: str) -> str | None:
-    """What `qcore.base.texts.load_text` takes: None for the default, "wikitext-2", or a path. Raises
-    `InputError` if there is none or it is no text."""
+    """Return the text to score, as `qcore.base.texts.load_text` takes it: None for the default, "wikitext-2",
+    or a path. Raise `InputError` if no text is chosen yet or an upload is not text."""
     sources = [DEFAULT, WIKITEXT, UPLOAD, *([] if is_public() else [FILE])]
-    label, key = "Text that is scored", f"{prefix}.text"
+    label, key = "Text to score", f"{prefix}.text"
     source = st.segmented_control(
         label, sources, default=DEFAULT, required=True, key=key, help=explain("perplexity"), **KEEP
     )
@@ -41,22 +46,23 @@ def choose(prefix: str) -> str | None:
             "UTF-8 text file", placeholder="/path/to/text.txt", key=f"{prefix}.file", **KEEP
         ).strip()
         if not path:
-            raise InputError("No text file was named. Name one, or take the built-in prose.")
+            raise InputError("Enter the path of a text file, or choose the built-in prose.")
         return path
     upload = st.file_uploader(
         "UTF-8 text file", type=["txt", "md", "rst", "raw", "text"], key=f"{prefix}.upload"
     )
     if upload is None:
-        raise InputError("No text was uploaded yet. Upload one, or take the built-in prose.")
+        raise InputError("Upload a text file, or choose the built-in prose.")
     return str(keep_upload(upload.name, upload.getvalue()))
 
 
 def keep_upload(name: str, content: bytes) -> Path:
-    """Keep an uploaded text in the cache folder, named after its SHA-256. Raises `InputError` if it is too
-    large or not text."""
+    """Write an uploaded text into the cache folder, named after its SHA-256, and return its path. Raise
+    `InputError` if the content is too large or not text."""
     if is_public() and len(content) > state.PUBLIC_UPLOAD:
         raise InputError(
-            f"The text has {len(content) / 1e6:.1f} MB, but this server takes at most {state.PUBLIC_UPLOAD / 1e6:.0f} MB."
+            f"Texts are limited to {state.PUBLIC_UPLOAD / 1e6:.0f} MB on this server; this one has "
+            f"{len(content) / 1e6:.1f} MB."
         )
     texts.text_from_bytes(name, content)
     folder = home() / "texts"
@@ -69,7 +75,7 @@ def keep_upload(name: str, content: bytes) -> Path:
 
 
 def conditions(prefix: str) -> dict:
-    """The fields of `RunSpec` that say how to measure."""
+    """Return the fields of `RunSpec` that set the measurement conditions."""
     left, right = st.columns(2)
     with left:
         tokens = _number(
@@ -78,7 +84,7 @@ def conditions(prefix: str) -> dict:
             "tokens",
             4096,
             512,
-            explain("tokens") + " More give a steadier perplexity and take longer.",
+            explain("tokens") + " More tokens give a more precise perplexity and take longer.",
         )
         prompt = _number(
             prefix,
@@ -86,7 +92,7 @@ def conditions(prefix: str) -> dict:
             "prompt_tokens",
             128,
             64,
-            "The prompt whose reading is timed. " + explain("prefill"),
+            "Length of the prompt whose prefill is timed. " + explain("prefill"),
         )
     with right:
         window = _number(prefix, "Window, tokens", "window", 512, 128, explain("window"))
@@ -96,7 +102,7 @@ def conditions(prefix: str) -> dict:
             "new_tokens",
             32,
             16,
-            "How many are written while speed is measured. " + explain("decode"),
+            "Tokens generated while decode speed is measured. " + explain("decode"),
         )
     generate = st.toggle(PROMPTS, value=True, key=f"{prefix}.generate", help=PROMPTS_HELP, **KEEP)
     ask = st.toggle(

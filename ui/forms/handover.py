@@ -1,4 +1,4 @@
-"""From another page to the form that starts a run: a model and a recipe, filled in beside the baseline."""
+"""Fill in the form of the page Quantize from another page."""
 
 import streamlit as st
 
@@ -9,8 +9,7 @@ PAGE = "pages/quantize.py"
 
 
 def hand_over(chosen: tuple[str, str | None], name: str) -> None:
-    """Put the model, a (name, revision), and the recipe called `name`, with the baseline, into the form; for
-    a button's `on_click`."""
+    """Fill in the model (name, revision), the recipe `name` and the baseline. For a button's `on_click`."""
     text, revision = chosen
     kind = classify(text, revision).kind
     source, field = {"default": (model.BUILT_IN, "default"), "hub": (model.HUB, "hub")}.get(
