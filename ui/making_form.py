@@ -83,7 +83,7 @@ def form(prefix: str) -> None:
 
 
 def _request(kind: str, name: str, revision: str | None, chosen: dict, text: str | None):
-    """Return the request of what was chosen."""
+    """Return the job request for the chosen task and its options."""
     from qcore.training.attach import Form
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule

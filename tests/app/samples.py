@@ -1,4 +1,4 @@
-"""Rows and runs with invented figures, for tests of charts and pages. They never leave the tests."""
+"""Rows and runs with invented figures, for tests of charts and pages only."""
 
 import math
 import time
@@ -36,7 +36,7 @@ def row(
     run_id: str = "",
     **changes,
 ) -> dict:
-    """A row as a run leaves it; a failed one has no figures."""
+    """Return a row as a run stores it; a failed row has no figures."""
     recipe = _recipe(name)
     record = {
         "model": model,
@@ -109,7 +109,7 @@ def row(
 
 
 def evaluation(name: str) -> dict:
-    """Eight windows whose perplexity is that of the recipe, and what verdicts need of the baseline."""
+    """Return eight windows with the perplexity of the recipe, and the baseline figures that verdicts need."""
     tokens, kl, perplexity = [512] * 7 + [511], FIGURES[name][3], FIGURES[name][2]
     base = [count * math.log(FIGURES["fp32"][2]) + 20.0 * (-1) ** i for i, count in enumerate(tokens)]
     more = math.log(perplexity / FIGURES["fp32"][2])
@@ -136,7 +136,7 @@ def evaluation(name: str) -> dict:
 
 
 def choices(name: str) -> dict:
-    """Answers to 64 questions; a recipe of fewer bits loses some."""
+    """Return answers to 64 questions; a recipe with fewer bits gets fewer right."""
     right = round(16 + 37 * FIGURES[name][4])
 
     def share(hits: int) -> dict:
@@ -160,7 +160,7 @@ def choices(name: str) -> dict:
 
 
 def generations(name: str) -> list[dict]:
-    """Three answers; quantized models leave the baseline's after a few tokens."""
+    """Return three answers; those of quantized models diverge from the baseline's after a few tokens."""
     answers = []
     for i, (kind, prompt, text) in enumerate(
         (
@@ -188,7 +188,7 @@ def generations(name: str) -> list[dict]:
 
 
 def ledger(name: str) -> dict:
-    """Two tensors: one quantized, one kept."""
+    """Return a ledger of two tensors: one quantized, one kept."""
     quantized = name != "fp32"
     rows = [
         {
@@ -218,12 +218,12 @@ def ledger(name: str) -> dict:
 
 
 def labelled(names=FIGURES) -> list[dict]:
-    """Rows as the compare page joins them."""
+    """Return rows as the compare page joins them."""
     return [{**row(name), "label": name} for name in names]
 
 
 def spec(model: str, names) -> dict:
-    """`RunSpec.to_dict()` of a run."""
+    """Return `RunSpec.to_dict()` of a run."""
     return {
         "model": model,
         "recipes": [_recipe(name) for name in names],
@@ -254,7 +254,7 @@ def write_run(
     pending=(),
     **status,
 ) -> str:
-    """Leave a run in the cache folder `home` as a worker would, and return its id; `pending` recipes have no
+    """Write a run into the cache folder `home` as a worker does, and return its id. `pending` recipes have no
     row yet."""
     run_id = f"20250102-0304{second:02d}-abcdef"
     folder = home / "runs" / run_id

@@ -1,4 +1,4 @@
-"""Figures are pure functions: what they draw can be read off them."""
+"""Charts are pure functions from rows to figures, so the tests read the figures."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A server that strangers can reach is public unless its owner says otherwise."""
+"""A server that other machines can reach is public unless QCORE_PUBLIC=0 is set."""
 
 import os
 
@@ -24,7 +24,7 @@ def test_everything_else_can_be_reached(address):
 
 @pytest.fixture
 def unset(monkeypatch):
-    """QCORE_PUBLIC is not set, whatever a test makes of it."""
+    """Unset QCORE_PUBLIC, and restore it after the test."""
     monkeypatch.setenv("QCORE_PUBLIC", "0")
     monkeypatch.delenv("QCORE_PUBLIC")
     yield

@@ -1,4 +1,4 @@
-"""The forest plots: where intervals lie, the margin's band, and what stands for rows without a verdict."""
+"""Forest plots: positions of intervals, the band of the margin, rows without a verdict."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""The page Learn through Streamlit's own test runner: empty, with a model, every control, and the numbers
-beside the engine's."""
+"""The page Learn in Streamlit's test runner: empty, with a model, every control, numbers equal to the
+engine's."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def page(home) -> AppTest:
-    """The page with a tiny model in the default one's place."""
+    """The page with a tiny model in place of the default model."""
     folder = tiny.checkpoint("llama", home / "models" / "smollm2-135m")
     (folder / "source.json").write_text(json.dumps({"from": "wheel", "types": []}))
     return open_page("learn")

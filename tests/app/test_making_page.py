@@ -1,5 +1,5 @@
-"""The page Train & prune through Streamlit's own test runner: empty, running, finished of each kind, failed;
-and what its forms ask for."""
+"""The page Train & prune in Streamlit's test runner: empty, running, finished, failed; requests of its
+forms."""
 
 import os
 import time
@@ -50,7 +50,7 @@ def home(tmp_path, monkeypatch):
 def job(
     request: JobRequest, state: str = "done", result: dict | None = None, second: int = 0, **more
 ) -> Path:
-    """Leave a job as a worker would, and return its folder; invented figures, which never leave the tests."""
+    """Write a job with invented figures as a worker does, and return its folder."""
     place = home_folder() / "runs" / f"20261125-1000{second:02d}-aaaaaa"
     write_json(place / "spec.json", request.to_dict())
     write_json(
@@ -141,7 +141,7 @@ def test_under_way_and_how_it_can_end():
     at = open_page("train")
     shown = words(at).replace("\\", "")
     assert plots(at) == 1 and "Training: about 8 min 59 s left" in shown and "int3-g64 trained" in shown
-    assert not at.button(key="making.start").disabled  # another one queues
+    assert not at.button(key="making.start").disabled  # another job is queued
     write_json(place / "process.json", {"pid": 1, "process_started": 0.0})
     assert "killed from outside" in words(open_page("train"))
     for state, sentence in (("failed", "It broke"), ("cancelled", "it goes on")):

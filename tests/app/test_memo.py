@@ -1,4 +1,4 @@
-"""Results that sessions share: computed once, never empty, never lost to another thread."""
+"""Results shared by sessions are computed once, and no thread gets an empty or lost result."""
 
 import threading
 

@@ -1,5 +1,4 @@
-"""Strangers' texts are shown as they are, differences are marked, rows are joined and summed up in plain
-words."""
+"""Untrusted texts are shown literally, differences are marked, rows are joined and summarized."""
 
 import re
 
@@ -15,7 +14,7 @@ JOINER = "\N{WORD JOINER}"
 
 
 def shown(markdown: str) -> str:
-    """What a reader sees of Markdown that consists of escapes, hard line breaks and marks alone."""
+    """Return the visible text of Markdown that has only escapes, hard line breaks and marks."""
     text = re.sub(r":orange-background\[((?:\\.|[^\]\\])*)\]", r"\1", markdown)
     return (
         re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)

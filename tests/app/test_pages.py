@@ -1,5 +1,5 @@
-"""Each page through Streamlit's own test runner: empty, half filled, full, failed; hostile texts; public
-mode. No server, no browser."""
+"""Each page in Streamlit's test runner, without server and browser: empty, partly filled, full, failed;
+hostile texts; public mode."""
 
 import json
 
@@ -17,7 +17,7 @@ PATIENCE = 90  # seconds; shared machines are slow
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache folder of this test's own; nothing remembered from another test."""
+    """A cache folder per test, without cached results of other tests."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path))
     monkeypatch.setenv("QCORE_PUBLIC", "0")
     streamlit.cache_resource.clear()
@@ -26,7 +26,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def submitted(monkeypatch, home):
-    """Runs that were submitted; none is started."""
+    """The submitted runs; none is started."""
     specs = []
 
     def submit(spec):
@@ -429,7 +429,7 @@ def test_playground_writes_and_compares(tmp_path):
 
 @pytest.mark.parametrize("origin_known", [True, False])
 def test_playground_shows_a_quantized_model_beside_its_original(tmp_path, origin_known):
-    """Never as fp32 or int8, which it is not; alone if its original is unknown."""
+    """The quantized model is not shown as fp32 or int8. It is shown alone if its original is unknown."""
     import qcore
 
     folder = tiny.checkpoint("llama", tmp_path / "tiny")

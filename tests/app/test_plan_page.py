@@ -1,4 +1,4 @@
-"""The plan page through Streamlit's test runner: empty, a local model, needs, accelerators, the probe,
+"""The plan page in Streamlit's test runner: empty, a local model, requirements, accelerators, probe,
 hand-over, bad input."""
 
 import pytest
@@ -123,9 +123,7 @@ def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     assert (probed.state, probed.error) == ("done", None)
     calm(at.run())
     model = models.meta_model(library.outline(str(llama)))
-    if probe.known(
-        model, recipes.parse("int8")
-    ):  # a fresh process may have another number of threads than the tests
+    if probe.known(model, recipes.parse("int8")):  # a fresh process may have a different number of threads
         assert (
             plots(at) == 2
             and "read bandwidth" in words(at)

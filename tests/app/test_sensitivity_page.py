@@ -1,5 +1,5 @@
-"""The sensitivity page through Streamlit's own test runner: empty, predicted only, measured, failed; and the
-compare page's part."""
+"""The sensitivity page in Streamlit's test runner: empty, predicted only, measured, failed; mixed precision
+on the compare page."""
 
 import time
 from dataclasses import replace
@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
 
 
 def table(measured: bool = False, formats=CANDIDATES, model: str = "a model") -> Sensitivities:
-    """Invented figures for a model of four blocks; they never leave the tests."""
+    """Return invented figures for a model of four blocks."""
     layers = []
     for block in range(4):
         for place, (kind, shape) in enumerate(KINDS.items()):

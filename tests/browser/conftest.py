@@ -9,8 +9,7 @@ import tiny
 
 @pytest.fixture
 def home(tmp_path):
-    """A cache folder in which a tiny model stands where the default one would: the journey is the same, in
-    seconds."""
+    """A cache folder with a tiny model in place of the default model: the same journey in seconds."""
     folder = tiny.checkpoint("llama", tmp_path / "home" / "models" / "smollm2-135m")
     (folder / "source.json").write_text(json.dumps({"from": "wheel", "types": []}))
     return tmp_path / "home"
@@ -30,7 +29,7 @@ def page():
 
 
 def _end_runs(home) -> None:
-    """No run outlives its test."""
+    """Cancel the runs of the test at its end."""
     import os
 
     from qcore.jobs import jobs

@@ -1,5 +1,4 @@
-"""The real dashboard and a real browser for tests and screenshots: a server with a cache folder of its own,
-and Chromium."""
+"""The dashboard and a browser for tests and screenshots: a server with its own cache folder, and Chromium."""
 
 import os
 import socket
@@ -25,12 +24,12 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 LAPTOP, DESKTOP = (1366, 768), (1920, 1080)
-PATIENCE = 60.0  # seconds for a page to be drawn; machines are slow when they are shared
+PATIENCE = 60.0  # seconds for a page to be drawn on a busy machine
 
 
 @contextmanager
 def server(home: Path, **environment: str) -> Iterator[str]:
-    """Run the dashboard with `home` as its cache folder; the value is its address."""
+    """Run the dashboard with `home` as its cache folder. Yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +81,8 @@ def _wait_for_server(address: str, process: subprocess.Popen, log) -> None:
 
 @contextmanager
 def browser(size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Iterator[Page]:
-    """A page of a Chromium with a fresh profile; `scheme` is "light" or "dark", as the system would say."""
+    """Yield a page of Chromium with a fresh profile. `scheme`: the system's color scheme, "light" or
+    "dark"."""
     with tempfile.TemporaryDirectory(prefix="qcore-chromium-") as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile,
@@ -99,8 +99,8 @@ def browser(size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Iterator[P
 
 
 def settle(page: Page, extra: float = 1.5) -> None:
-    """Wait until the page's script has ended and what is drawn late (charts) is there. Fails if the page
-    shows an exception."""
+    """Wait until the page's script has ended and its charts are drawn. Fail if the page shows an
+    exception."""
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
     page.wait_for_timeout(int(extra * 1000))
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')

@@ -1,10 +1,10 @@
-"""Pictures of every page for the documentation: `python tests/browser/screenshots.py HOME [NAME …]` writes
-docs/screenshots/*.png.
+"""Take screenshots of all pages for the documentation: `python tests/browser/screenshots.py HOME [NAME …]`
+writes docs/screenshots/*.png.
 
 HOME is a cache folder with the default model and finished runs of it (the newest one is shown). Each page is
 taken empty (with a cache folder that holds nothing) and full, light and dark, at a laptop's width; the
-comparison at a desktop's width as well. With names ("compare", "home-empty", …) only pictures whose name
-contains one of them are taken; "quantize-running" only when it is asked for.
+comparison also at a desktop's width. With names ("compare", "home-empty", …) only pictures whose name
+contains one of them are taken; "quantize-running" is taken only if it is named.
 """
 
 import sys
@@ -23,7 +23,7 @@ RUN = 600_000
 
 
 def main(home: Path, wanted: list[str]) -> None:
-    """Take the pictures whose name contains one of `wanted`, all of them if there are none."""
+    """Take the pictures whose name contains one of `wanted`, or all pictures if `wanted` is empty."""
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as nothing:
         for scheme in ("light", "dark"):
@@ -36,7 +36,7 @@ def main(home: Path, wanted: list[str]) -> None:
                         dashboard.visit(page, f"{address}/{'' if name == 'home' else name}", 2.5)
                         actions.get(name, lambda page: None)(page)
                         save(page, f"{name}-{suffix}-{scheme}", dashboard.LAPTOP)
-    if "quantize-running" in wanted:  # only when asked for: HOME must have a run under way
+    if "quantize-running" in wanted:  # only if named: HOME must have a run in progress
         with dashboard.server(home) as address, dashboard.browser(dashboard.LAPTOP, "light") as page:
             dashboard.visit(page, f"{address}/quantize", 2.5)
             page.get_by_test_id("stSidebar").get_by_role("link", name="smollm2").click()
@@ -55,20 +55,20 @@ def chosen(name: str, wanted: list[str]) -> bool:
 
 
 def show_run(page: Page) -> None:
-    """The newest run's panel above the form."""
+    """Open the panel of the newest run."""
     newest = max(path.name for path in (Path(sys.argv[1]) / "runs").iterdir() if path.is_dir())
     dashboard.visit(page, f"{page.url}?run={newest}", 2.5)
 
 
 def write(page: Page) -> None:
-    """A text with each of the three recipes."""
+    """Generate a text with each of the three recipes."""
     page.get_by_role("button", name="Generate").click()
     page.wait_for_function("document.body.innerText.split('tok/s').length >= 4", timeout=RUN)
     dashboard.settle(page, 2.5)
 
 
 def measure(page: Page) -> None:
-    """The errors of all layers, unless an earlier visit measured them."""
+    """Measure the errors of all layers, unless an earlier visit measured them."""
     if page.get_by_role("button", name="Measure the layers").count():
         page.get_by_role("button", name="Measure the layers").click()
     page.get_by_role("heading", name="Error of each layer").wait_for(timeout=RUN)
@@ -76,7 +76,7 @@ def measure(page: Page) -> None:
 
 
 def probe(page: Page) -> None:
-    """The speed of all recipes, unless an earlier visit timed them."""
+    """Probe the speed of all recipes, unless an earlier visit timed them."""
     button = page.get_by_role("button", name="Probe the speed")
     if button.count():
         button.click()
@@ -94,7 +94,7 @@ FULL: dict[str, Callable[[Page], None]] = {
 
 
 def save(page: Page, name: str, size: tuple[int, int]) -> None:
-    """The whole page, however tall."""
+    """Save a picture of the whole page."""
     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
     page.set_viewport_size({"width": size[0], "height": max(size[1], min(height, TALLEST))})
     page.mouse.move(5, 5)
@@ -106,7 +106,7 @@ def save(page: Page, name: str, size: tuple[int, int]) -> None:
 
 
 def shrink(path: Path) -> None:
-    """256 colours: small files, and nobody sees the difference."""
+    """Reduce the picture to 256 colours, without visible difference, for a small file."""
     Image.open(path).convert("RGB").quantize(
         256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE
     ).save(path, optimize=True)

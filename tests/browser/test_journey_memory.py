@@ -1,5 +1,5 @@
-"""What the dashboard takes on a small server: everything that runs while a newcomer compares the default
-model and writes with it."""
+"""Memory of the dashboard on a small server while a newcomer compares the default model and generates
+text."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from qcore.base.home import home as cache
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.alone]
-LIMIT = 2.7e9  # bytes that a free Streamlit Cloud app has
+LIMIT = 2.7e9  # bytes of memory of a free Streamlit Cloud app
 RUN = 900_000  # milliseconds
 
 
@@ -28,8 +28,8 @@ def home(tmp_path):
 
 
 class Meter:
-    """Within it, the sum of the proportional set sizes of all processes that have `home` as their cache
-    folder: the most that was seen, and what it was made of. Shared pages count once."""
+    """Measure, inside `with`, the peak sum of the proportional set sizes of all processes with the cache
+    folder `home`, and the share of each process. Shared pages count once."""
 
     def __init__(self, home: Path):
         self._home, self._end = f"QCORE_HOME={home}".encode(), threading.Event()
@@ -53,14 +53,14 @@ class Meter:
                         name = " ".join(process.cmdline()[1:4])
                         parts[f"{process.pid} {name}"] = process.memory_full_info().pss
                 except (psutil.Error, OSError):
-                    continue  # it has ended
+                    continue  # the process has ended
             self.looks += 1
             if sum(parts.values()) > self.most:
                 self.most, self.parts = sum(parts.values()), parts
 
 
 def test_the_default_models_journey_fits_on_a_small_server(page, home, capsys):
-    """Home, a comparison of three recipes, its pictures, the layers, and a text with all three."""
+    """Home, a comparison of three recipes, its plots, the layers, and a text with all three recipes."""
     os.environ.pop("QCORE_MEMORY_LIMIT", None)
     with Meter(home) as meter, dashboard.server(home) as address:
         dashboard.visit(page, address)

@@ -1,5 +1,5 @@
-"""What a newcomer does, in a real Chromium against the real server, with a tiny model in the default one's
-place."""
+"""Journeys of a newcomer in Chromium against the real server, with a tiny model in place of the default
+model."""
 
 import sys
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_nothing_is_wider_than_the_window(address, home, size):
 
 
 def test_learning_on_a_real_weight(page, address):
-    """A lesson is chosen, a control is moved, and picture and number change."""
+    """Choosing a lesson and moving a control changes plot and number."""
     dashboard.visit(page, f"{address}/learn")
     expect(page.get_by_role("heading", name="Grids")).to_be_visible()
     before = page.get_by_test_id("stMetricValue").first.inner_text()
