@@ -57,7 +57,7 @@ def _line(parts: list[tuple[str, bool]]) -> str:
         visible_part = part[max(0, indent - at) :]
         at += len(part)
         inner = visible_part.strip(" ")
-        if differs and inner:  # Markdown ignores a mark that begins or ends with a blank
+        if differs and inner:  # a mark must begin and end with a visible character
             before, after = visible_part.split(inner, 1)
             shown += f"{before}:orange-background[{shielded(inner)}]{after}"
         else:

@@ -48,7 +48,7 @@ def _crowd(i: int, pixels: list[tuple[float, float]]) -> int:
 
 
 def _box(x: float, y: float, dx: int, dy: int, width: float) -> tuple[float, float, float, float]:
-    gap = 6 if dx and dy else GAP  # a corner's text starts nearer than a side's
+    gap = 6 if dx and dy else GAP  # a corner's text starts nearer to the point than a side's
     centre_x, centre_y = x + dx * (gap + width / 2), y + dy * (gap + LINE / 2)
     return centre_x - width / 2, centre_y - LINE / 2, centre_x + width / 2, centre_y + LINE / 2
 

@@ -12,7 +12,7 @@ from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough
 
-KINDS = {"qat": "Train quantized", "prune": "Prune", "distill": "Distill"}
+KINDS = {"qat": "Quantization-aware training", "prune": "Prune", "distill": "Distill"}
 LEADS = {
     "qat": "The model is quantized, then trained to reproduce its original predictions. Training recovers "
     "quality; size and speed stay those of the recipe.",

@@ -41,8 +41,8 @@ def draw(status: jobs.JobStatus) -> None:
         st.caption(_verdict(result))
         st.caption(
             f"{compared['tokens']:,} tokens of {shielded(compared['text'])} in windows of "
-            f"{compared['window']}; decode: {compared['new_tokens']} tokens after "
-            f"{compared['prompt_tokens']}, on this machine, the models in turns."
+            f"{compared['window']}; decode: {compared['new_tokens']} new tokens after a "
+            f"prompt of {compared['prompt_tokens']}, models measured alternately on this machine."
         )
     if history := result.get("history"):
         st.subheader("Training", anchor=False)

@@ -18,7 +18,7 @@ from ui.text import digits, seconds, shielded, verbatim
 
 MOST = 4
 LONGEST_PUBLIC = 128
-REASONS = {"end": "ended by itself", "length": "length limit reached", "stopped": "stopped"}
+REASONS = {"end": "end of text", "length": "length limit reached", "stopped": "stopped"}
 
 
 @st.cache_resource(max_entries=1, show_spinner=False, on_release=Resident.close)

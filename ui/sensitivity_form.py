@@ -19,8 +19,8 @@ TEXT_HELP = (
 )
 MEASURED = 512  # tokens
 MEASURE_HELP = (
-    "Runs the rest of the model once for each layer and format: many minutes, on a larger model hours. It "
-    "is kept block by block, so it can be cancelled and taken up again."
+    "Runs the rest of the model once per layer and format: many minutes, hours for a larger model. Results "
+    "are saved per block, so a cancelled measurement can be resumed."
 )
 
 
