@@ -125,7 +125,7 @@ if len(good) > 1:
     figure = pareto.pareto(good, pareto.COSTS[cost], pareto.QUALITIES[quality])
     state.plot(figure, key="compare.pareto", alt=f"{cost} against {quality}, with the frontier")
     st.caption(
-        "Large points joined by the grey line are on the frontier: no other recipe is better on both axes."
+        "Large points joined by the gray line are on the frontier: no other recipe is better on both axes."
     )
 
 allocation_view.draw(good)

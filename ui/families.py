@@ -1,4 +1,4 @@
-"""Families of recipes and their colours: the same everywhere, readable on white and on black."""
+"""Families of recipes and their colors: the same everywhere, readable on white and on black."""
 
 from dataclasses import dataclass
 
@@ -41,12 +41,12 @@ def family(recipe: str) -> Family:
 
 
 def color(recipe: str) -> str:
-    """Return the colour of the recipe's family in plots."""
+    """Return the color of the recipe's family in plots."""
     return family(recipe).color
 
 
 def badge(recipe: str) -> str:
-    """Return Markdown: a dot in the family's colour, then the recipe's name."""
+    """Return Markdown: a dot in the family's color, then the recipe's name."""
     # a folder's name may contain Markdown, a known recipe's cannot
     name = shielded(recipe) if family(recipe) is SAVED else recipe
     return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{name}'

@@ -102,16 +102,16 @@ def one_line_each(figure: go.Figure, labels: Sequence[str]) -> go.Figure:
     return figure
 
 
-def whiskers(low: float, centre: float, high: float, color: str) -> dict:
-    """Return Plotly error bars from `low` to `high` around a point at `centre`."""
+def whiskers(low: float, center: float, high: float, color: str) -> dict:
+    """Return Plotly error bars from `low` to `high` around a point at `center`."""
     return {
         "type": "data",
         "symmetric": False,
         "thickness": 2.5,
         "width": 5,
         "color": color,
-        "array": [high - centre],
-        "arrayminus": [centre - low],
+        "array": [high - center],
+        "arrayminus": [center - low],
     }
 
 
@@ -132,11 +132,11 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         )
         return
     ratio, color = verdict["ratio"], families.color(row["recipe"])
-    centre = place(ratio["estimate"], edge)
+    center = place(ratio["estimate"], edge)
     known = ratio["low"] is not None
-    bars = whiskers(place(ratio["low"], edge), centre, place(ratio["high"], edge), color) if known else None
+    bars = whiskers(place(ratio["low"], edge), center, place(ratio["high"], edge), color) if known else None
     figure.add_scatter(
-        x=[centre],
+        x=[center],
         y=[row["label"]],
         mode="markers",
         marker={"color": color, "size": 10},

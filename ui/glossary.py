@@ -49,7 +49,7 @@ TERMS = {
     "window": "Tokens that the model sees at once while a text is scored. Longer windows lower perplexity.",
     "stride": "Tokens by which the window moves. If it equals the window, no token is read twice.",
     "tokens": "Pieces of words, the unit a model reads and writes. About four characters of English each.",
-    "group size": "Number of neighbouring weights that share one scale. Smaller groups follow the weights "
+    "group size": "Number of neighboring weights that share one scale. Smaller groups follow the weights "
     "better and cost more bits.",
     "signal to noise": "10·log₁₀(power of the weights ÷ power of the error), in decibels. One more bit adds "
     "about 6 dB.",

@@ -13,7 +13,7 @@ POSITIONS = (
     ("top left", -1, 1),
     ("bottom left", -1, -1),
 )
-# pixels: width and height of a character of the 12-pixel font; distance of a text from its point's centre
+# pixels: width and height of a character of the 12-pixel font; distance of a text from its point's center
 CHARACTER, LINE, GAP = 6.6, 14.0, 9.0
 
 
@@ -25,7 +25,7 @@ def place(
     first: Collection[int] = (),
 ) -> list[str | None]:
     """Return a text position for each of `points`, or None where every position is taken. A point is (x, y)
-    in 0 … 1 of a plot of `width` x `height` pixels, y upwards. Greedy: the points `first` choose first, then
+    in 0 … 1 of a plot of `width` x `height` pixels, y upward. Greedy: the points `first` choose first, then
     the most crowded ones."""
     pixels = [(x * width, y * height) for x, y in points]
     order = sorted(range(len(pixels)), key=lambda i: (i not in first, -_crowd(i, pixels)))
@@ -49,8 +49,8 @@ def _crowd(i: int, pixels: list[tuple[float, float]]) -> int:
 
 def _box(x: float, y: float, dx: int, dy: int, width: float) -> tuple[float, float, float, float]:
     gap = 6 if dx and dy else GAP  # a corner's text starts nearer to the point than a side's
-    centre_x, centre_y = x + dx * (gap + width / 2), y + dy * (gap + LINE / 2)
-    return centre_x - width / 2, centre_y - LINE / 2, centre_x + width / 2, centre_y + LINE / 2
+    center_x, center_y = x + dx * (gap + width / 2), y + dy * (gap + LINE / 2)
+    return center_x - width / 2, center_y - LINE / 2, center_x + width / 2, center_y + LINE / 2
 
 
 def _overlap(a: tuple, b: tuple) -> bool:

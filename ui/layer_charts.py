@@ -101,7 +101,7 @@ def error_map(errors: Sequence[LayerError], recipe: str) -> go.Figure:
 def histogram(found: Histogram, recipe: str) -> go.Figure:
     """Draw the values of a weight before (filled) and after (line), with logarithmic counts, and the grid of
     one group as ticks below."""
-    centres = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
+    centers = [(low + high) / 2 for low, high in zip(found.edges[:-1], found.edges[1:], strict=True)]
     decades = [10**power for power in range(len(str(max(found.before))))]
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.88, 0.12], vertical_spacing=0.02)
     for name, counts, color, fill in (
@@ -109,7 +109,7 @@ def histogram(found: Histogram, recipe: str) -> go.Figure:
         ("after", found.after, families.color(recipe), None),
     ):
         figure.add_scatter(
-            x=centres,
+            x=centers,
             y=[count or 0.5 for count in counts],
             name=name,
             mode="lines",

@@ -79,7 +79,7 @@ def lines(groups: Mapping[str, lessons.Group], colors: Mapping[str, str]) -> go.
 def bars(
     values: Mapping[str, float], chosen: str | None, title: str, colors: Mapping[str, str] | None = None
 ) -> go.Figure:
-    """Draw relative errors in percent by name; the `chosen` bar has full colour."""
+    """Draw relative errors in percent by name; the `chosen` bar has full color."""
     names = list(values)
     tint = [(colors or {}).get(name) or families.color(name) for name in names]
     figure = go.Figure()
@@ -119,7 +119,7 @@ def curves(
     line: tuple[float, str] | None = None,
 ) -> go.Figure:
     """Draw relative errors in percent over `x` as lines, with a mark at the `chosen` x. `series`: title ->
-    (shares, colour). `labels`: names of the x, if they are not numbers. `line`: (level, name) of a
+    (shares, color). `labels`: names of the x, if they are not numbers. `line`: (level, name) of a
     reference."""
     figure, places = go.Figure(), list(x) if labels is None else list(range(len(x)))
     at = list(x).index(chosen)

@@ -55,7 +55,7 @@ LESSONS = (
     Lesson(
         "outlier",
         "Outliers",
-        "One value far larger than the others claims the whole grid, and its neighbours round to zero. "
+        "One value far larger than the others claims the whole grid, and its neighbors round to zero. "
         "Trained models have such values, most of all in their activations.",
         ("pages/sensitivity.py", "See which layers are sensitive"),
         (("LLM.int8()", "2208.07339"), ("QuaRot, which spreads them", "2404.00456")),
@@ -81,7 +81,7 @@ LESSONS = (
         "learned",
         "Learned codes",
         "Rounding to nearest is best for each weight alone, but not for the layer's output. Training passes "
-        "gradients through the rounding and moves some codes to the neighbouring value. For one layer at a "
+        "gradients through the rounding and moves some codes to the neighboring value. For one layer at a "
         "time this is cheap. For the whole model it is quantization-aware training.",
         ("pages/train.py", "Train a whole model through its rounding"),
         (

@@ -70,7 +70,7 @@ def loss(history: dict) -> go.Figure:
 
 
 def rows(result: dict) -> list[dict]:
-    """Return the measurements of `compared` as labelled rows for `charts`."""
+    """Return the measurements of `compared` as labeled rows for `charts`."""
     found = result["compared"]
     recipe = result.get("recipe") or "other"
     recipes = {"before": "fp32", "rounded": recipe, "after": recipe}

@@ -14,7 +14,7 @@ from ui.text import digits, size
 if TYPE_CHECKING:
     from qcore.planning.summary import PlanRow
 
-# parts of the memory in stacking order; the weights have the colour of the recipe's family
+# parts of the memory in stacking order; the weights have the color of the recipe's family
 PARTS = {
     "weights": None,
     "KV cache": "#2a9d7c",
@@ -78,13 +78,13 @@ def memory(rows: Sequence[PlanRow], available: int, memory_is: str) -> go.Figure
 
 
 def legend() -> str:
-    """Return Markdown with the colours of the parts."""
+    """Return Markdown with the colors of the parts."""
     named = [
         f':color[●]{{foreground="{color}"}} {part}'
         for part, color in PARTS.items()
         if color and color.startswith("#")
     ]
-    return " &emsp; ".join(["● weights, in the recipe's colour", *named, ":gray[●] work space and libraries"])
+    return " &emsp; ".join(["● weights, in the recipe's color", *named, ":gray[●] work space and libraries"])
 
 
 def speed(rows: Sequence[PlanRow]) -> go.Figure:

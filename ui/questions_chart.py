@@ -20,7 +20,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             row["choices"]["accuracy_by_length"],
             families.color(row["recipe"]),
         )
-        centre = 100 * plain["estimate"]
+        center = 100 * plain["estimate"]
         words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} correct, {{}}"
         figure.add_scatter(
             x=[100 * by_length["estimate"]],
@@ -31,11 +31,11 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             hovertemplate="%{customdata}<extra></extra>",
         )
         figure.add_scatter(
-            x=[centre],
+            x=[center],
             y=[row["label"]],
             mode="markers",
             marker={"color": color, "size": 9},
-            error_x=whiskers(100 * plain["low"], centre, 100 * plain["high"], color),
+            error_x=whiskers(100 * plain["low"], center, 100 * plain["high"], color),
             customdata=[words.format(plain["right"], "plain scores")],
             hovertemplate="%{customdata}<extra></extra>",
         )

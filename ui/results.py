@@ -1,4 +1,4 @@
-"""Rows for the compare page: joined from several runs, labelled, with the best recipes and the conditions."""
+"""Rows for the compare page: joined from several runs, labeled, with the best recipes and the conditions."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ def _summary(table: Sensitivities, measure: str, k: int) -> None:
     st.caption(
         f"Each layer alone in {table.labels[k]}, everything else unquantized. The {few} most sensitive of "
         f"{len(values)} layers make up {percent(share)} of the sum; the first is {shielded(worst)}. The "
-        "colour scale is logarithmic and specific to this format."
+        "color scale is logarithmic and specific to this format."
     )
 
 

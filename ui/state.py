@@ -44,7 +44,7 @@ def page(title: str, lead: str) -> bool:
 
 
 def plot(figure: go.Figure, key: str, alt: str) -> None:
-    """Draw a Plotly figure with labels in the text colour of the page's theme."""
+    """Draw a Plotly figure with labels in the text color of the page's theme."""
     ink = INK.get(st.context.theme.type)
     if ink:
         figure.update_layout(font={"color": ink})

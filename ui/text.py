@@ -33,7 +33,7 @@ def clock(value: float | str | None) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Return Markdown that shows `text` literally: links, images, formulas, colours and emoji are not
+    """Return Markdown that shows `text` literally: links, images, formulas, colors and emoji are not
     interpreted, line breaks and leading blanks are kept, invisible characters appear as ⟨U+202E⟩."""
     lines = visible(text).split("\n")
     return "  \n".join(_line(line) for line in lines)

@@ -217,7 +217,7 @@ def ledger(name: str) -> dict:
     return {"recipe": name, "rows": rows}
 
 
-def labelled(names=FIGURES) -> list[dict]:
+def labeled(names=FIGURES) -> list[dict]:
     """Return rows as the compare page joins them."""
     return [{**row(name), "label": name} for name in names]
 

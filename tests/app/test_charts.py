@@ -20,7 +20,7 @@ def test_every_recipe_has_a_family():
 
 
 def test_one_family_has_one_color_in_every_figure():
-    rows = samples.labelled()
+    rows = samples.labeled()
     for figure in (charts.memory(rows), charts.throughput(rows), charts.quality(rows), charts.overview(rows)):
         for trace in bar_traces(figure):
             assert list(trace.marker.color) == [families.color(row["recipe"]) for row in rows]
@@ -36,21 +36,21 @@ def test_one_family_has_one_color_in_every_figure():
     ids=["memory", "throughput", "quality"],
 )
 def test_bars_are_the_rows_figures(draw, keys):
-    rows = samples.labelled(("fp32", "int8", "int4-g64"))
+    rows = samples.labeled(("fp32", "int8", "int4-g64"))
     traces = bar_traces(draw(rows))
     assert [list(trace.x) for trace in traces] == [[row[key] for row in rows] for key in keys]
     assert all(list(trace.y) == ["fp32", "int8", "int4-g64"] for trace in traces)
 
 
 def test_labels_carry_units():
-    rows = samples.labelled(("fp32", "int8"))
+    rows = samples.labeled(("fp32", "int8"))
     assert list(bar_traces(charts.memory(rows))[0].text) == ["538 MB", "220 MB"]
     assert list(bar_traces(charts.throughput(rows))[0].text) == ["13.1 tok/s", "14.9 tok/s"]
     assert list(bar_traces(charts.quality(rows))[1].text) == ["0 (the baseline)", "0.00210 nats"]
 
 
 def test_a_bar_off_by_orders_of_magnitude_is_cut_and_says_so():
-    rows = samples.labelled()
+    rows = samples.labeled()
     trace = bar_traces(charts.quality(rows))[0]
     at = [row["recipe"] for row in rows].index("int2")
     assert trace.x[at] < 100 and "51,234" in trace.text[at] and "cut" in trace.text[at]
@@ -58,7 +58,7 @@ def test_a_bar_off_by_orders_of_magnitude_is_cut_and_says_so():
 
 def test_failed_rows_have_no_bar_and_are_named():
     rows = [
-        *samples.labelled(("fp32",)),
+        *samples.labeled(("fp32",)),
         {**samples.row("int8", status="failed", error="No."), "label": "int8"},
     ]
     figure = charts.memory(rows)
@@ -86,14 +86,14 @@ def test_memory_limit_is_bandwidth_over_the_bytes_of_a_token():
 
 
 def test_memory_limits_are_drawn_inside_and_named_outside():
-    figure = charts.throughput(samples.labelled(("fp32", "int4-g64", "torch-dynamic-int8")))
+    figure = charts.throughput(samples.labeled(("fp32", "int4-g64", "torch-dynamic-int8")))
     marks = next(trace for trace in figure.data if trace.type == "scatter")
     assert list(marks.y) == ["fp32"]
     assert sum("limit" in note.text and "→" in note.text for note in figure.layout.annotations) == 2
 
 
 def test_no_limit_without_a_bandwidth():
-    rows = samples.labelled(("fp32",))
+    rows = samples.labeled(("fp32",))
     del rows[0]["record"]["environment"]["read_bandwidth"]
     figure = charts.throughput(rows)
     assert not any("limit" in note.text for note in figure.layout.annotations)
@@ -145,7 +145,7 @@ def test_frontier_is_what_no_point_beats():
 @pytest.mark.parametrize("cost", pareto.COSTS.values(), ids=pareto.COSTS)
 @pytest.mark.parametrize("quality", pareto.QUALITIES.values(), ids=pareto.QUALITIES)
 def test_pareto_draws_every_row_once(cost, quality):
-    rows = samples.labelled()
+    rows = samples.labeled()
     figure = pareto.pareto(rows, cost, quality)
     points = [hover for trace in figure.data if trace.mode == "markers+text" for hover in trace.customdata]
     assert sorted(hover.split("</b>")[0][3:] for hover in points) == sorted(samples.FIGURES)
@@ -155,7 +155,7 @@ def test_pareto_draws_every_row_once(cost, quality):
 
 
 def test_pareto_leaves_out_rows_without_numbers():
-    rows = [*samples.labelled(("fp32", "int8")), {**samples.row("nf4-g64", kl_mean=None), "label": "nf4-g64"}]
+    rows = [*samples.labeled(("fp32", "int8")), {**samples.row("nf4-g64", kl_mean=None), "label": "nf4-g64"}]
     figure = pareto.pareto(rows, pareto.COSTS["Stored size"], pareto.QUALITIES["KL divergence"])
     assert not any(
         "nf4" in hover for trace in figure.data if trace.customdata is not None for hover in trace.customdata
@@ -230,7 +230,7 @@ def test_histogram_draws_counts_and_grid():
 
 
 def test_divergence_picture():
-    rows = samples.labelled(("fp32", "int8", "int4-g64"))
+    rows = samples.labeled(("fp32", "int8", "int4-g64"))
     heat = divergence.picture(rows).data[0]
     assert list(heat.y) == ["int8", "int4-g64"]
     assert (

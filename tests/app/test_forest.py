@@ -12,7 +12,7 @@ from ui.forms import text
 
 
 def judged(names, margin=0.01, more=()):
-    return with_verdicts([*samples.labelled(names), *more], margin)
+    return with_verdicts([*samples.labeled(names), *more], margin)
 
 
 def points(figure):
@@ -62,7 +62,7 @@ def test_rows_without_a_verdict_say_why():
 
 def test_questions_are_points_with_intervals():
     rows = [
-        {**row, "choices": samples.choices(row["recipe"])} for row in samples.labelled(("fp32", "int4-g64"))
+        {**row, "choices": samples.choices(row["recipe"])} for row in samples.labeled(("fp32", "int4-g64"))
     ]
     figure = questions_chart.picture(rows)
     full = {trace.y[0]: trace for trace in figure.data if trace.error_x.array is not None}
@@ -79,7 +79,7 @@ def test_the_form_says_how_many_questions_there_are():
 
 
 def test_one_window_has_a_point_and_no_interval():
-    rows = samples.labelled(("fp32", "int8"))
+    rows = samples.labeled(("fp32", "int8"))
     for row in rows:
         evaluation = row["record"]["evaluation"]
         row["record"]["evaluation"] = {

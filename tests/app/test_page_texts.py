@@ -129,7 +129,7 @@ def test_labels_say_what_was_left_out(join):
 
 
 def test_best():
-    smallest, fastest, closest = results.best(samples.labelled())
+    smallest, fastest, closest = results.best(samples.labeled())
     assert (smallest.recipe, smallest.value, smallest.against) == (
         "torch-dynamic-int8",
         "135 MB",
@@ -147,11 +147,11 @@ def test_best():
     "names", [(), ("fp32",), ("int8",)], ids=["nothing", "the baseline alone", "no baseline"]
 )
 def test_best_of_little(names):
-    assert len(results.best(samples.labelled(names))) == (3 if names == ("int8",) else 0)
+    assert len(results.best(samples.labeled(names))) == (3 if names == ("int8",) else 0)
 
 
 def test_conditions_that_differ_are_named():
-    rows = samples.labelled(("fp32", "int8"))
+    rows = samples.labeled(("fp32", "int8"))
     assert results.shared_conditions(rows)[1] == []
     rows[1]["record"] |= {"window": 256, "threads": 1}
     assert results.shared_conditions(rows)[1] == ["window", "threads"]

@@ -106,7 +106,7 @@ def save(page: Page, name: str, size: tuple[int, int]) -> None:
 
 
 def shrink(path: Path) -> None:
-    """Reduce the picture to 256 colours, without visible difference, for a small file."""
+    """Reduce the picture to 256 colors, without visible difference, for a small file."""
     Image.open(path).convert("RGB").quantize(
         256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE
     ).save(path, optimize=True)
