@@ -86,7 +86,7 @@ def test_indented_code_keeps_its_shape():
 
 class Run:
     def __init__(self, run_id, rows, model="smollm2-135m", at=0.0):
-        self.run_id, self.rows, self.spec, self.created_at, self.active, self.finished_at = (
+        self.run_id, self.rows, self.request, self.created_at, self.active, self.finished_at = (
             run_id,
             rows,
             {"model": model},
