@@ -144,7 +144,7 @@ def test_under_way_and_how_it_can_end():
     assert not at.button(key="making.start").disabled  # another job is queued
     write_json(place / "process.json", {"pid": 1, "process_started": 0.0})
     assert "killed from outside" in words(open_page("train"))
-    for state, sentence in (("failed", "It broke"), ("cancelled", "it goes on")):
+    for state, sentence in (("failed", "It broke"), ("cancelled", "Run it again to resume")):
         error = "It broke." if state == "failed" else None
         write_json(place / "status.json", read_json(place / "status.json") | {"state": state, "error": error})
         assert sentence in words(open_page("train"))
