@@ -379,7 +379,7 @@ def test_uploads_are_kept_once_and_checked(home, monkeypatch):
     with pytest.raises(InputError):
         text.keep_upload("x.txt", b"\xff\xfe\x00\xd8")
     monkeypatch.setenv("QCORE_PUBLIC", "1")
-    with pytest.raises(InputError, match="at most 5 MB"):
+    with pytest.raises(InputError, match="limited to 5 MB"):
         text.keep_upload("x.txt", b"a" * 6_000_000)
 
 
