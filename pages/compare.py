@@ -32,11 +32,11 @@ if not runs:
         start.first_comparison("compare.first", None)
     st.stop()
 
-wanted = [run_id for run_id in st.query_params.get_all("run") if run_id in runs]
+linked = [run_id for run_id in st.query_params.get_all("run") if run_id in runs]
 finished = [run_id for run_id, status in runs.items() if status.state == "done"]
-if "compare.runs" not in st.session_state or (wanted and wanted != st.session_state.get("compare.asked")):
-    st.session_state["compare.runs"] = wanted or finished[:1] or list(runs)[:1]
-    st.session_state["compare.asked"] = wanted
+if "compare.runs" not in st.session_state or (linked and linked != st.session_state.get("compare.linked")):
+    st.session_state["compare.runs"] = linked or finished[:1] or list(runs)[:1]
+    st.session_state["compare.linked"] = linked
 
 
 def name(run_id: str) -> str:

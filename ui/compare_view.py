@@ -109,16 +109,16 @@ def _sentence(row: dict) -> None:
 
 def questions(rows: list[dict]) -> None:
     """Draw the multiple-choice accuracy per recipe; nothing if no questions were scored."""
-    asked = [row for row in rows if row.get("choices")]
-    if not asked:
+    scored = [row for row in rows if row.get("choices")]
+    if not scored:
         return
     st.subheader("Questions", anchor=False, help=explain("multiple choice"))
     state.plot(
-        questions_chart.picture(asked),
+        questions_chart.picture(scored),
         key="compare.questions",
         alt="Accuracy of each recipe on the questions",
     )
-    about = asked[0]["choices"]
+    about = scored[0]["choices"]
     few = (
         " So few questions only separate a broken model from a working one."
         if about["questions"] < FEW
@@ -130,7 +130,7 @@ def questions(rows: list[dict]) -> None:
     )
     st.markdown(
         "\n".join(
-            f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in asked
+            f"- **{shielded(row['label'])}**: {shielded(answers_phrase(row['choices']))}" for row in scored
         )
     )
 

@@ -27,15 +27,15 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     else:
         key = ("taught", checkpoint.digest, prompt)
         with state.shown_errors():
-            asked = state.recall(key)
-            if asked is None and left.button(
+            predictions = state.recall(key)
+            if predictions is None and left.button(
                 "Predict the next token", type="primary", icon=":material/school:", key=f"{PREFIX}.ask"
             ):
                 with right, st.spinner("Running the model…"):
                     state.remember(key, lambda: lessons.predictions(checkpoint, prompt))
                 st.rerun()
-            if asked is not None:
-                _show(asked, temperature, left, right)
+            if predictions is not None:
+                _show(predictions, temperature, left, right)
             else:
                 right.info(
                     "This takes a few seconds for a small model, because its weights are loaded.",
@@ -44,8 +44,8 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     learn_view.links(lesson)
 
 
-def _show(asked: lessons.Predictions, temperature: float, left, right) -> None:
-    found = lessons.taught(asked.teacher, asked.student, temperature)
+def _show(predictions: lessons.Predictions, temperature: float, left, right) -> None:
+    found = lessons.taught(predictions.teacher, predictions.student, temperature)
     with left, st.container(horizontal=True):
         st.metric(
             "Distillation loss",
@@ -64,15 +64,15 @@ def _show(asked: lessons.Predictions, temperature: float, left, right) -> None:
             border=True,
         )
     with right:
-        words = [visible(asked.words[token]).strip() or "(blank)" for token in found.tokens]
+        words = [visible(predictions.words[token]).strip() or "(blank)" for token in found.tokens]
         state.plot(
             learn_charts.taught(found, words),
             key=f"{PREFIX}.distillation.bars",
             alt="Next-token probabilities of teacher and student",
         )
         st.caption(
-            f"The student has {asked.layers[1]} of the teacher's {asked.layers[0]} layers and was not "
-            "trained."
+            f"The student has {predictions.layers[1]} of the teacher's {predictions.layers[0]} layers and "
+            "was not trained."
         )
 
 

@@ -93,8 +93,8 @@ def _request(kind: str, name: str, revision: str | None, chosen: dict, text: str
     about = {"model": name, "revision": revision, "compare": True}
     if kind == "prune":
         recipe = chosen.pop("recipe")
-        asked = Prune(recipe=recipe and parse(recipe), calibration=text, **chosen)
-        return PruneRequest(options=asked, **about)
+        options = Prune(recipe=recipe and parse(recipe), calibration=text, **chosen)
+        return PruneRequest(options=options, **about)
     schedule = Schedule(**chosen.pop("schedule"))
     if kind == "qat":
         recipe, form = parse(chosen.pop("recipe")), Form(**chosen.pop("form"))
