@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH_CPU := https://download.pytorch.org/whl/cpu
-# Each test has a cache folder of its own, so tests run beside each other, but for those that measure or start a cluster.
+# Tests run in parallel, each with a cache folder of its own. Those that measure or start a cluster run alone.
 BESIDE := -n logical --maxprocesses 4 --dist worksteal
 DURATIONS := --durations 10
 
@@ -37,12 +37,14 @@ types: .venv/.test-ready
 sanitize: .venv/.test-ready simde
 	PYTHON=$(BIN)/python tests/kernels/sanitize.sh -q $(BESIDE)
 
-# Without an NVIDIA driver the builds of torch for CUDA (3 GB) would be of no use: PyTorch's own index has one for CPUs (0.2 GB).
+# Without an NVIDIA driver torch's CUDA build (3 GB) is useless. PyTorch's own index has a CPU build (0.2 GB).
 .venv/.ready: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	@if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null; then \
-		$(PIP) --retries 0 --timeout 5 install --no-deps --index-url $(TORCH_CPU) "$$(grep '^torch==' requirements.txt)" 2>/dev/null \
+		$(PIP) --retries 0 --timeout 5 install --no-deps --index-url $(TORCH_CPU) \
+			"$$(grep '^torch==' requirements.txt)" 2>/dev/null \
 		|| echo "PyTorch's index of CPU builds does not answer; torch comes from the default index."; fi
 	$(PIP) install -r requirements.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
@@ -58,7 +60,7 @@ chromium:
 		if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO=sudo; fi; \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium; }
 
-# Headers that express one processor's instructions in another's: the kernels of AVX-512 and NEON are tested on every machine.
+# SIMDe's headers express one processor's instructions in another's: AVX-512 and NEON are tested everywhere.
 simde:
 	@echo '#include <simde/simde-common.h>' | $${CXX:-g++} -fsyntax-only -x c++ - 2>/dev/null || { \
 		echo "Installing SIMDe for the tests of other processors' kernels"; \
@@ -69,6 +71,6 @@ model: .venv/.ready
 	$(BIN)/qcore models --prepare smollm2-135m
 	$(BIN)/qcore models --prepare smollm2-135m-dithered
 
-# Compiled on first use otherwise; without a compiler quantized layers run in plain torch, and the dashboard says so.
+# Without this they are compiled on first use. Without a compiler, quantized layers run in plain torch.
 kernels: .venv/.ready
 	-$(BIN)/python -m qcore.kernels.build

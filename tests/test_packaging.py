@@ -1,4 +1,4 @@
-"""The package as others install it: what it declares, what its wheel holds, a comparison by the wheel alone."""
+"""The package as others install it: its metadata, its wheel, and a comparison by the wheel alone."""
 
 import ast
 import json
@@ -143,7 +143,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """The `bin` of a fresh environment with the wheel, which finds its dependencies in the tests' environment."""
+    """The `bin` of a fresh environment with the wheel; dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     pip = [
@@ -198,8 +198,8 @@ def test_a_comparison_by_the_wheel_alone(environment, tmp_path):
     model = tiny.checkpoint("llama", tmp_path / "llama")
     (tmp_path / "text.txt").write_text("It was the best of tokens, it was the worst of tokens. " * 60)
     options = (
-        "--recipes fp32,int8,int4-g32 --text text.txt --tokens 1000 --window 64 --prompt-tokens 8 --new-tokens 3 "
-        "--repeats 1 --no-generate --threads 1 --json out.json"
+        "--recipes fp32,int8,int4-g32 --text text.txt --tokens 1000 --window 64 --prompt-tokens 8 "
+        "--new-tokens 3 --repeats 1 --no-generate --threads 1 --json out.json"
     )
     folders = {"QCORE_HOME": str(tmp_path / "home"), "QCORE_KERNELS": str(tmp_path / "kernels")}
     run([environment / "qcore", "compare", model, *shlex.split(options)], tmp_path, **folders)
