@@ -111,7 +111,7 @@ def bars(
 def curves(
     x: Sequence,
     series: Mapping[str, tuple[Sequence[float], str]],
-    chosen,
+    chosen: float | str,
     x_title: str,
     *,
     log: bool = False,

@@ -1,6 +1,7 @@
 """Two lessons of the page Learn that need more than one weight: distillation, and the user's own runs."""
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from qcore.jobs import jobs
 from qcore.models.checkpoint import Checkpoint
@@ -44,7 +45,9 @@ def distillation(lesson: learn_lessons.Lesson, checkpoint: Checkpoint | None) ->
     learn_view.links(lesson)
 
 
-def _show(predictions: lessons.Predictions, temperature: float, left, right) -> None:
+def _show(
+    predictions: lessons.Predictions, temperature: float, left: DeltaGenerator, right: DeltaGenerator
+) -> None:
     found = lessons.taught(predictions.teacher, predictions.student, temperature)
     with left, st.container(horizontal=True):
         st.metric(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from qcore import recipes
 from qcore.formats.uniform import Uniform
@@ -100,7 +101,7 @@ def _group(key: str) -> str:
     return st.selectbox("Group shown", list(CODES), format_func=CODES.get, key=f"{PREFIX}.{key}.group")
 
 
-def _grid(known: _Known, left, right) -> None:
+def _grid(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         name = st.pills(
             "Format", list(GRIDS), default="int4-g64", required=True, key=f"{PREFIX}.grid.name", wrap=True
@@ -137,7 +138,7 @@ def _grid(known: _Known, left, right) -> None:
         )
 
 
-def _zero(known: _Known, left, right) -> None:
+def _zero(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 3, key=f"{PREFIX}.zero.bits")
         kind = _group("zero")
@@ -169,7 +170,7 @@ def _zero(known: _Known, left, right) -> None:
         st.caption("The errors are those of the whole weight; the plot shows the chosen group.")
 
 
-def _group_size(known: _Known, left, right) -> None:
+def _group_size(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 4, key=f"{PREFIX}.group.bits")
     found = known(("sizes", bits), lambda: lessons.group_sizes(known.weight, bits))
@@ -197,7 +198,7 @@ def _group_size(known: _Known, left, right) -> None:
         state.plot(figure, key=f"{PREFIX}.group.curve", alt="Relative error by group size")
 
 
-def _clip(known: _Known, left, right) -> None:
+def _clip(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     shares = [round(1.0 - 0.05 * step, 2) for step in range(13)][::-1]
     with left:
         bits = st.slider("Bits", 2, 6, 3, key=f"{PREFIX}.clip.bits")
@@ -237,7 +238,7 @@ def _clip(known: _Known, left, right) -> None:
         )
 
 
-def _outlier(known: _Known, left, right) -> None:
+def _outlier(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         bits = st.slider("Bits", 2, 8, 4, key=f"{PREFIX}.outlier.bits")
         factor = st.select_slider(
@@ -271,7 +272,7 @@ def _outlier(known: _Known, left, right) -> None:
         )
 
 
-def _dynamic(known: _Known, left, right) -> None:
+def _dynamic(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         factor = st.select_slider(
             "Scale of one input channel", choices.FACTORS, value=10, key=f"{PREFIX}.dynamic.factor"
@@ -312,7 +313,7 @@ def _dynamic(known: _Known, left, right) -> None:
         )
 
 
-def _bits(known: _Known, left, right) -> None:
+def _bits(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         name = st.selectbox("Format", STORED, index=STORED.index("int4-g64"), key=f"{PREFIX}.bits.name")
     found = {each: known.rounded(each) for each in STORED}
@@ -333,7 +334,7 @@ def _bits(known: _Known, left, right) -> None:
         )
 
 
-def _learned(known: _Known, left, right) -> None:
+def _learned(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         bits = st.slider("Bits", 2, 4, 3, key=f"{PREFIX}.learned.bits")
         steps = st.slider(
@@ -369,7 +370,7 @@ def _learned(known: _Known, left, right) -> None:
         )
 
 
-def _pruning(known: _Known, left, right) -> None:
+def _pruning(known: _Known, left: DeltaGenerator, right: DeltaGenerator) -> None:
     with left:
         method = st.segmented_control(
             "Criterion",

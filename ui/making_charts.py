@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from qcore.results.report import human_perplexity
 from qcore.results.rows import FIGURE
 from ui import charts
-from ui.charts import FAINT, MUTED, Panel
+from ui.charts import FAINT, MUTED, Panel, Value
 from ui.text import digits, size
 
 BLUE, ORANGE = "#3d7fdb", "#dc7d2a"
@@ -107,5 +107,5 @@ def _nats(value: float) -> str:
     return "0" if value < 1e-9 else f"{digits(value)} nats"
 
 
-def _get(key: str):
+def _get(key: str) -> Value:
     return lambda row: row.get(key)

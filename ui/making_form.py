@@ -1,6 +1,7 @@
 """The forms of the page Train & prune (training, pruning, distillation), and the jobs in progress."""
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from qcore.base.home import is_public
 from qcore.jobs import jobs
@@ -82,7 +83,9 @@ def form(prefix: str) -> None:
                 st.rerun()
 
 
-def _request(kind: str, name: str, revision: str | None, chosen: dict, text: str | None):
+def _request(
+    kind: str, name: str, revision: str | None, chosen: dict, text: str | None
+) -> QatRequest | PruneRequest | DistillRequest:
     """Return the job request for the chosen task and its options."""
     from qcore.training.attach import Form
     from qcore.training.distill import Distill
@@ -191,7 +194,7 @@ def _distill(prefix: str) -> dict:
     }
 
 
-def _minutes(place, prefix: str) -> float:
+def _minutes(place: DeltaGenerator, prefix: str) -> float:
     most = PUBLIC_MINUTES if is_public() else MOST_MINUTES
     return float(
         place.number_input(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from ui import families
-from ui.charts import FAINT, HEAD, MUTED, ROOMY, Panel, bars
+from ui.charts import FAINT, HEAD, MUTED, ROOMY, Panel, Value, bars
 from ui.text import digits, size
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def speed(rows: Sequence[PlanRow]) -> go.Figure:
     )
 
 
-def _get(key: str):
+def _get(key: str) -> Value:
     return lambda row: row[key]
 
 
