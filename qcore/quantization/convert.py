@@ -1,6 +1,6 @@
-"""Apply a recipe to a model in memory, one tensor at a time, and return the ledger of what became of each.
+"""Apply a recipe to a model in memory, one tensor at a time, and return the ledger with a row per tensor.
 
-The original of a weight is freed as soon as its quantized form stands in its place, so the peak is the model
+The original of a weight is freed as soon as its quantized form is installed, so the peak memory is the model
 plus one layer.
 """
 
@@ -64,13 +64,13 @@ def quantize(
 ) -> Ledger:
     """Apply `recipe` to `model` in place.
 
-    Recipes with `calibrated` methods, or a budget to spend, read `calibration`. Finished blocks are kept in
-    the folder `work` until all are done. Called again for the same model (`identity`, its digest, and `stamp`,
-    its files' state: see `Checkpoint`), recipe and text, they go on where they were stopped.
+    Recipes with a calibrated method or a budget read `calibration`. Their finished blocks are kept in the
+    folder `work` until all are done; a call with the same model (`identity`, its digest, and `stamp`, its
+    files' state: see `Checkpoint`), recipe and text resumes after the last finished block.
 
-    Raises `NotAppliedError` if the recipe changed nothing or left out what it was meant to change, and
-    `InputError` for a model that is quantized already, a skip pattern that matches nothing, weights that the
-    format cannot hold, or a missing calibration text.
+    Raise `NotAppliedError` if the recipe changed nothing, or left out a weight that it was meant to quantize.
+    Raise `InputError` for a model that is already quantized, a skip pattern that matches nothing, weights
+    that the format cannot hold, or a missing calibration text.
     """
     if any(isinstance(module, QuantizedModule) for module in model.modules()):
         raise InputError(
@@ -78,7 +78,8 @@ def quantize(
         )
     if recipe.calibrated and calibration is None:
         raise InputError(
-            f"{recipe.name} needs calibration text to choose by: load one with qcore.quantization.calibration.load_calibration."
+            f"{recipe.name} needs calibration text: load one with "
+            "qcore.quantization.calibration.load_calibration."
         )
     check_device_of(recipe, device_of(model).type)
     report = progress or (lambda done, total, name: None)
@@ -91,7 +92,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class Job:
-    """What `quantize` is to do; see there."""
+    """The arguments of `quantize`."""
 
     model: PreTrainedModel
     recipe: Recipe
@@ -111,15 +112,13 @@ class Job:
 
 Outcome = tuple[
     list[LedgerRow], dict | None
-]  # the ledger's rows, and the record of the formats' choice for a budget
+]  # the ledger's rows, and the record of the formats chosen within a budget
 
 
 @singledispatch
 def apply(weights: object, job: Job) -> Outcome:
-    """Apply the recipe whose `weights` these are: by their type, which `apply.register` takes more of."""
-    raise InputError(
-        f"{job.recipe.name} is a model that was made before: it is loaded, and not quantized again."
-    )
+    """Apply the job's recipe, by the type of its `weights`; `apply.register` adds a type."""
+    raise InputError(f"{job.recipe.name} is a saved model: load it instead of quantizing it again.")
 
 
 @apply.register
@@ -141,17 +140,17 @@ def _(weights: Format | Budget, job: Job) -> Outcome:
 
 
 def check_device_of(recipe: Recipe, device: str) -> None:
-    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU: the
-    moments of the inputs are accumulated there."""
+    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU, where the
+    moments of the inputs are accumulated."""
     if recipe.calibrated and torch.device(device).type != "cpu":
         raise InputError(
-            f"{recipe.name} chooses its codes from calibration text, which works on the CPU only. "
+            f"{recipe.name} chooses its codes from calibration text, which is supported on the CPU only. "
             f"Use the device cpu, or a recipe without calibration."
         )
 
 
 def run_whole_steps(model: PreTrainedModel) -> None:
-    """Let a model of quantized layers take a whole step in one native call where that can be done; see
+    """Attach the native whole-step decoder to a model of quantized layers, if it supports the model; see
     `qcore.runtime`."""
     from qcore.runtime import attach
 
@@ -219,7 +218,7 @@ def _quantize_own(job: Job) -> Outcome:
         twin = twins[target.name]
         alone = replace(target, method=target.format.method) if needs_text(target.method) else target
         note = (
-            "Calibration does not reach it, so its codes were rounded to nearest."
+            "Calibration text does not reach it, so its codes were rounded to nearest."
             if alone is not target
             else None
         )
@@ -229,7 +228,7 @@ def _quantize_own(job: Job) -> Outcome:
 
 
 def _rotate(model: PreTrainedModel, recipe: Recipe, report: Progress) -> dict[str, str]:
-    """Rotate `model`, unless the recipe could not be applied afterwards."""
+    """Rotate `model`, after checking that the recipe can be applied to it."""
     select(model, recipe)  # a skip pattern that matches nothing
     if needs_text(recipe.method):
         find_blocks(model)
@@ -238,7 +237,7 @@ def _rotate(model: PreTrainedModel, recipe: Recipe, report: Progress) -> dict[st
 
 
 def choose_codes(model: PreTrainedModel, target: Target) -> list[QuantizedTensor]:
-    """Quantize the target's matrices: one tensor, or one for each expert."""
+    """Quantize the target's matrices: return one tensor, or one per expert."""
     try:
         return [methods.quantize(matrix, target.format, target.method) for matrix in target.matrices(model)]
     except InputError as error:
@@ -246,7 +245,7 @@ def choose_codes(model: PreTrainedModel, target: Target) -> list[QuantizedTensor
 
 
 def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTensor]) -> None:
-    """Put `weights` in the place of the target's parameter; the original is released."""
+    """Replace the target's parameter by `weights`; the original is freed."""
     parent_name, _, last = target.module.rpartition(".")
     old: Any = model.get_submodule(target.module)
     new: nn.Module
@@ -266,8 +265,8 @@ def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTenso
 
 
 def _store_as(model: PreTrainedModel, name: str, report: Progress) -> list[LedgerRow]:
-    """Store every floating-point tensor in `name`; where the hardware is slow at it, compute in float32 all
-    the same."""
+    """Store every floating-point tensor in the dtype `name`, and compute in float32 if the hardware is slow
+    in that dtype."""
     dtype, before = (
         DTYPES[name],
         {full: (tensor.dtype, tensor.nbytes) for full, tensor, _ in inventory(model)},
@@ -286,7 +285,9 @@ def _store_as(model: PreTrainedModel, name: str, report: Progress) -> list[Ledge
             full,
             tensor,
             shared,
-            None if tensor.dtype != old_dtype else f"Loaded as {dtype_name(old_dtype)} and kept so.",
+            None
+            if tensor.dtype != old_dtype
+            else f"Kept in {dtype_name(old_dtype)}, the type it was loaded in.",
         )
         label = name if tensor.dtype == dtype and dtype != torch.float32 else None
         rows.append(
@@ -305,12 +306,13 @@ def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
             and tensor.abs().max() > limit
         ):
             raise InputError(
-                f"{full} holds values above {limit:.4g}, the largest that {dtype_name(dtype)} can store. Use bf16 or fp32."
+                f"{full} holds values above {limit:.4g}, the largest that {dtype_name(dtype)} can store. "
+                "Use bf16 or fp32."
             )
 
 
 def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) -> None:
-    narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
+    narrowed: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay tied
 
     def narrow(parameter: Any) -> nn.Parameter:
         if parameter not in narrowed:

@@ -76,7 +76,7 @@ def test_the_command_prints_kinds_correlations_and_choices(said, model, text, tm
         (("--formats", "int4-g64-gptq"), "not a plain format"),
         (("--formats", "int4-g64,banana"), "banana"),
         (("--formats", ","), "No format was given"),
-        (("--method", "kmeans"), "kmeans is none of them"),
+        (("--method", "kmeans"), "kmeans cannot choose formats"),
         (("--tokens", 3), "tokens is 3"),
         (("--measure", 10**6), "measure_tokens is 1000000"),
         (("--budget", "12mb"), "like 4.25bpw"),
@@ -92,7 +92,7 @@ def test_bad_input_is_one_sentence(said, model, options, message):
 
 def test_a_budget_below_the_smallest_format_is_refused(said, model, text):
     status, _, error = said(model, "--formats", FORMATS, "--text", text, "--tokens", 256, "--budget", "3bpw")
-    assert status == 2 and "Ask for 3.59" in error
+    assert status == 2 and "Request 3.59" in error
 
 
 def test_what_was_computed_is_found_again_by_recipes_and_measurements(model, text):

@@ -101,7 +101,7 @@ def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTens
     if found.info.needs_text:
         raise InputError(
             f"The method {method} chooses codes from the layer inputs on calibration text, "
-            "so it cannot quantize a single weight. Quantize the whole model, or choose a recipe that needs no text, such as "
-            "int4-g64-hqq."
+            "so it cannot quantize a single weight. Quantize the whole model, "
+            "or choose a recipe that needs no text, such as int4-g64-hqq."
         )
     return found.choose(weight.detach(), format)

@@ -51,11 +51,11 @@ def orthogonal(width: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
-    """Rotate `model` in place. Returns {parameter name: what became of it} for those that no recipe would
-    name.
+    """Rotate `model` in place (QuaRot, arXiv 2404.00456). Return {parameter name: note} for the ledger, for
+    changed parameters that are not quantized.
 
-    Raises `InputError` for a model whose residual stream is not normalised by RMSNorm alone, or that would
-    not compute the same. Such a model is left as it was.
+    Raise `InputError` if the residual stream is not normalized by RMSNorm alone, or if the rotated model does
+    not reproduce the original logits; the model is then unchanged.
     """
     embedding: Any = model.get_input_embeddings()
     head = model.get_output_embeddings()
@@ -155,8 +155,8 @@ def _changes(
     readers: dict[str, list[nn.Module]],
     matrix: torch.Tensor,
 ) -> dict[nn.Module, dict[str, Change]]:
-    """What the rotation does to each parameter of each module. Nothing is computed yet: a rotated model
-    beside the original would take the memory of two."""
+    """Return the change of each parameter, per module. The changes are functions, not tensors, because a
+    rotated copy of the model would double the memory."""
     width = len(matrix)
     changes: dict[nn.Module, dict[str, Change]] = {
         embedding: {"weight": lambda weight: weight.double() @ matrix}
@@ -173,8 +173,8 @@ def _changes(
 
 
 def _check(model: PreTrainedModel, probe: torch.Tensor, changes: dict[nn.Module, dict[str, Change]]) -> None:
-    """Raise `InputError` if the rotated model would put out other logits. Each module is given its rotated
-    parameters while it runs, and has its own again afterwards."""
+    """Raise `InputError` if the rotated model does not reproduce the logits. Each module has its rotated
+    parameters only while it runs."""
     before = model(input_ids=probe, use_cache=False).logits
     own: dict[nn.Module, dict[str, nn.Parameter]] = {}
 

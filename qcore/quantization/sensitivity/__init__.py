@@ -1,14 +1,14 @@
-"""Which layer pays: how much the model's output minds each layer in each format, and the choice of formats
-that follows from it.
+"""Sensitivity: the divergence caused by quantizing one layer alone, per layer and format, and the choice of
+formats within a budget.
 
-table.py         what was found, as JSON, and how well the proxies rank
-gradients.py     what the predictions mind, block after block from the last to the first
-tail.py          from the last block's output to the logits
-rounding.py      a layer's weights as a method rounds them
-proxy.py         the loss that gradients predict, for all layers and formats in one walk
-measured.py      the real thing: the divergence with one layer quantized, for each layer and format
+table.py         the table of sensitivities as JSON, and the rank correlation of the proxies
+gradients.py     gradients of the predictions at the layers' outputs, one block at a time
+rounding.py      a single layer's weights as a method rounds them
+proxy.py         the loss predicted from gradients, for all layers and formats in one pass over the blocks
+measured.py      the measured divergence with one layer quantized, per layer and format
 allocation.py    the least loss within a budget, exactly
-store.py         tables on disk, by all that they depend on
+choosing.py      from a recipe with a budget to a format per layer
+store.py         tables on disk, keyed by everything that they depend on
 """
 
 from qcore.quantization.sensitivity.allocation import Choice, frontier, solve

@@ -1,19 +1,19 @@
-"""Which format for which layer: the least total loss within a budget of bytes, or the fewest bytes within a
-limit of loss.
+"""Allocation of a format per layer: the least total loss within a budget of bytes, or the fewest bytes within
+a limit of loss.
 
-Each layer takes one of its options, each with a cost c and a value v (bytes and loss, or the other way
-round):
+Each layer takes one of its options, each with a cost c and a value v (bytes and loss, or the reverse). This
+is the multiple-choice knapsack problem:
 
-    minimise  Σ v[layer, choice]     subject to  Σ c[layer, choice] ≤ budget            (the multiple-choice knapsack problem)
+    minimize  Σ v[layer, choice]     subject to  Σ c[layer, choice] ≤ budget
 
-With a price λ on cost, every layer by itself takes the option of least v + λ·c, so  L(λ) = Σ min (v + λ·c) −
-λ·budget  is no more than the optimum, whatever λ ≥ 0 is: Lagrangian relaxation. The best λ is a slope of the
+Lagrangian relaxation: with a price λ ≥ 0 on cost, each layer independently takes the option with the least v
++ λ·c, so  L(λ) = Σ min (v + λ·c) − λ·budget  is a lower bound of the optimum. The best λ is a slope of the
 layers' lower convex hulls (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979), found by taking
-upgrades in the order of what they save for each byte. That also gives a choice U that is allowed. An option
-whose own surcharge over its layer's minimum is at least U − L(λ) stands in no better choice, and goes. What
-is left, usually a few layers, is searched completely by dynamic programming over the undominated (cost,
-value) sums, so the answer is exact; should that ever take more than `LARGEST` sums, the best choice found is
-returned with the bound that it is within.
+upgrades in the order of saved value per cost, which also gives a feasible choice of value U. An option that
+exceeds its layer's minimum of v + λ·c by at least U − L(λ) cannot be part of a better choice, and is dropped.
+The remaining options, usually of a few layers, are searched completely by dynamic programming over the
+undominated (cost, value) sums, so the result is exact. If that takes more than `LARGEST` sums, the best
+choice so far is returned with its bound.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ _GREEDY_PASSES = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """`options[i]` is the option that layer i takes; `cost` and `value` are the sums, and `bound` is a proven
-    lower bound of the value: equal to it if `exact`."""
+    """`options[i]` is the option of layer i; `cost` and `value` are the sums, and `bound` is a proven lower
+    bound of the value, equal to it if `exact`."""
 
     options: tuple[int, ...]
     cost: float
@@ -39,11 +39,10 @@ class Choice:
 
 
 def solve(costs: list[list[float]], values: list[list[float]], budget: float) -> Choice:
-    """The best choice for layers with the options `costs[i][k]`, `values[i][k]`. Costs that are whole numbers
-    are added exactly.
+    """Return the best choice for layers with the options `costs[i][k]`, `values[i][k]` (multiple-choice
+    knapsack, see above). Integer costs are added exactly.
 
-    Raises `InputError` if even the cheapest options together cost more than the `budget`, or if a number is
-    not finite.
+    Raise `InputError` if the cheapest options together exceed the `budget`, or if a number is not finite.
     """
     layers = [_undominated(*pair) for pair in zip(costs, values, strict=True)]
     least = sum(layer.cost[0] for layer in layers)
@@ -62,8 +61,8 @@ def solve(costs: list[list[float]], values: list[list[float]], budget: float) ->
 def frontier(
     costs: list[list[float]], values: list[list[float]]
 ) -> list[tuple[float, float, tuple[int, ...]]]:
-    """(cost, value, options) from the cheapest choice to the best one, each the optimum for its own cost: the
-    corners of the Lagrangian."""
+    """Return (cost, value, options) from the cheapest choice to the best one, each optimal for its own cost:
+    the corners of the Lagrangian relaxation."""
     layers = [_undominated(*pair) for pair in zip(costs, values, strict=True)]
     picks = [0] * len(layers)
     points = [(_sum(layers, picks, "cost"), _sum(layers, picks, "value"), _options(layers, picks))]
@@ -78,8 +77,8 @@ def frontier(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's options that no other one dominates, ascending in cost and descending in value; `option`
-    numbers them as given."""
+    """A layer's undominated options, ascending in cost and descending in value; `option` holds their original
+    indices."""
 
     option: np.ndarray
     cost: np.ndarray
@@ -100,7 +99,7 @@ def _undominated(cost: list[float], value: list[float]) -> _Layer:
 
 
 def _upgrades(layers: list[_Layer]) -> list[tuple[float, int, int]]:
-    """(what a unit of cost saves, layer, option) for the corners of every layer's lower convex hull, best
+    """Return (saved value per cost, layer, option) for the corners of every layer's lower convex hull, best
     first."""
     found = []
     for i, layer in enumerate(layers):
@@ -118,7 +117,7 @@ def _slope(layer: _Layer, a: int, b: int) -> float:
 
 
 def _relax(layers: list[_Layer], budget: float) -> tuple[float, list[int]]:
-    """The best price, and the choice before the first upgrade that does not fit."""
+    """Return the best price λ, and the options chosen before the first upgrade that does not fit."""
     picks = [0] * len(layers)
     left = budget - sum(layer.cost[0] for layer in layers)
     for saves, i, k in _upgrades(layers):
@@ -130,7 +129,7 @@ def _relax(layers: list[_Layer], budget: float) -> tuple[float, list[int]]:
 
 
 def _fill(layers: list[_Layer], picks: list[int], budget: float) -> list[int]:
-    """Spend what is left on whatever upgrades still fit, the best first."""
+    """Return `picks` with the upgrades that still fit into the budget, best first."""
     picks = list(picks)
     for _ in range(_GREEDY_PASSES):
         left = budget - _sum(layers, picks, "cost")
@@ -152,8 +151,8 @@ def _fill(layers: list[_Layer], picks: list[int], budget: float) -> list[int]:
 
 
 def _search(layers, picks, best, lower, price, budget) -> tuple[list[int], float, bool]:
-    """Look through every choice that could be better than `picks`: (the best one, its value, whether nothing
-    was left out)."""
+    """Search every choice that could be better than `picks`. Return (the best one, its value, whether the
+    search was complete)."""
     tolerance = 1e-12 * max(1.0, abs(best))
     gap = best - lower
     if gap <= tolerance:

@@ -1,8 +1,8 @@
-"""A recipe with a budget, turned into a format for each layer: find or compute the sensitivities, solve, and
-say what was chosen.
+"""From a recipe with a budget to a format per layer: find or compute the sensitivities, solve, and record the
+choice.
 
-The loss of a choice is the sum of its layers' predicted losses, each as if it were the only one; how near
-that comes to the divergence of the finished model is for the run to measure.
+The loss of a choice is the sum of its layers' predicted losses, each with only that layer quantized. The run
+measures how close this sum is to the divergence of the finished model.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from qcore.recipes import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POINTS = 120  # of the frontier that are kept in a record
+POINTS = 120  # points of the frontier in a record, at most
 
 
 @dataclass(frozen=True)
 class Chosen:
     """`formats` by target's name, and the JSON-ready `record`: budget, candidates, prediction, bound, and the
-    frontier that the choice lies on, as [bits a weight, predicted nats]."""
+    frontier as [bits per weight, predicted nats per token]."""
 
     formats: dict[str, Format]
     record: dict
 
     @property
     def digest(self) -> str:
-        """Tells this choice from any other."""
+        """A hash that identifies this choice."""
         named = "\n".join(f"{name} {format.label}" for name, format in sorted(self.formats.items()))
         return hashlib.sha256(named.encode()).hexdigest()[:16]
 
@@ -58,11 +58,10 @@ def choose_formats(
     identity: str | None = None,
     stamp: str | None = None,
 ) -> Chosen:
-    """Formats for those of `targets` whose format is the recipe's `Budget`. Sensitivities are kept under
-    `identity` and `stamp`, which tell this model and the state of its files from others (see `Checkpoint`).
+    """Return the formats of those `targets` whose format is the recipe's `Budget`. Sensitivities are stored
+    under `identity` and `stamp`, which identify this model and the state of its files (see `Checkpoint`).
 
-    Raises `InputError` if no choice is small enough (or, for a limit of loss, good enough), naming what could
-    be had.
+    Raise `InputError` if no choice is within the budget; the message names the nearest possible budget.
     """
     budget = recipe.weights
     if not isinstance(budget, Budget):
@@ -133,9 +132,9 @@ def find_or_predict(
     about: dict | None = None,
     tokens: int = TOKENS,
 ) -> tuple[Sensitivities, TableStore | None]:
-    """The table of `targets` for the `candidates`, and where it is kept (None without an `identity`,
-    which with `stamp` tells this model and the state of its files from others). `tokens` of the `calibration` are what the loss is predicted for. `about`
-    is what else the conditions should say, such as the model's name."""
+    """Return the table of `targets` for the `candidates`, and its store (None without an `identity`, which
+    with `stamp` identifies this model and the state of its files). The loss is predicted on `tokens` tokens
+    of the `calibration`. `about` adds entries to the table's conditions, such as the model's name."""
     loss, given = split(calibration, method, tokens)
     conditions = {
         "digest": identity,
@@ -171,16 +170,17 @@ def find_or_predict(
 def solve_within(
     budget: Budget, layers: tuple[Layer, ...], fixed_bytes: int, weights: int, kept: int
 ) -> Choice:
-    """The best choice within `budget` for a model with `fixed_bytes` bytes in quantized tensors that are not up
-    for choice, `weights` quantized weights in all, and `kept` bytes of other tensors."""
+    """Return the best choice within `budget` (multiple-choice knapsack, see `allocation.py`) for a model with
+    `fixed_bytes` in quantized tensors of a fixed format, `weights` quantized weights in all, and `kept` bytes
+    of other tensors. Raise `InputError` if no choice is within the budget."""
     costs, losses = _costs(layers)
     least = sum(min(layer) for layer in costs)
     if budget.unit == "kl":
         best = sum(min(layer) for layer in losses)
         if best > budget.amount:
             raise InputError(
-                f"The predicted loss is at least {best:.3g} nats a token with these candidates, and {plain(budget.amount)} are asked for. "
-                f"Ask for {plain(_up(best))}kl or more."
+                f"The predicted loss is at least {best:.3g} nats per token with these candidates, "
+                f"above the requested {plain(budget.amount)}. Request {plain(_up(best))}kl or more."
             )
         return solve(losses, costs, budget.amount)
     if budget.unit == "bpw":
@@ -195,14 +195,14 @@ def solve_within(
         )
     if room < least:
         raise InputError(
-            f"{budget.words} are too few: with every layer in its smallest candidate this model takes {plain(smallest)}. Ask for "
-            f"{plain(smallest)}{budget.unit} or more."
+            f"{budget.words} are too few: with every layer in its smallest candidate format, "
+            f"this model takes {plain(smallest)}. Request {plain(smallest)}{budget.unit} or more."
         )
     return solve(costs, losses, room)
 
 
 def _up(value: float) -> float:
-    """Rounded up to three digits or so, such that asking for it works."""
+    """Return `value` rounded up to about three digits, so that requesting it succeeds."""
     step = (
         10.0 ** (len(str(int(value))) - 4)
         if value >= 1
@@ -218,7 +218,7 @@ def _costs(layers: tuple[Layer, ...]) -> tuple[list[list[float]], list[list[floa
 
 
 def _single(layers: tuple[Layer, ...], k: int, fixed_bytes: int, weights: int) -> list[float]:
-    """[bits a weight, predicted nats] of every layer in candidate k."""
+    """Return [bits per weight, predicted nats per token] with every layer in candidate k."""
     return [
         8 * (fixed_bytes + sum(layer.nbytes[k] for layer in layers)) / weights,
         sum(layer.loss[k] for layer in layers),
@@ -236,7 +236,7 @@ def _weights(model: PreTrainedModel, target: Target) -> int:
 
 
 def _bytes(model: PreTrainedModel, target: Target, budget: Budget) -> int:
-    """Bytes of a target that is not up for choice: its own format, or the largest candidate."""
+    """Return the bytes of a target without sensitivities: in its own format, or in the largest candidate."""
     count, rows, columns = target.shape(model)
     format = budget.largest if target.format == budget else target.format
     return count * format.nbytes(rows, columns)

@@ -1,13 +1,13 @@
-"""What the model's predictions mind: gradients at the outputs of every layer, one block at a time from the
-last to the first.
+"""Gradients of the model's predictions at the outputs of every layer, one block at a time from the last to
+the first.
 
-For tokens y drawn from the model's own predictions (not from the text), the gradient g of Σ log p(y) at a
-layer's output at one token has the Fisher information as its second moment. A small error e there moves the
-predictions by
+For tokens y drawn from the model's own predictions (not from the text), the second moment of the gradient g
+of Σ log p(y) at a layer's output at one token is the Fisher information. A small error e of that output
+changes the predictions by
 
     KL ≈ ½ · E[(g · e)²]                         (second order; tokens taken as independent of each other)
 
-Only the states between blocks are held, (blocks + 1) · tokens · hidden size · 4 bytes, and the gradients of
+Memory: the hidden states between blocks, (blocks + 1) · tokens · hidden size · 4 bytes, and the gradients of
 one block.
 """
 
@@ -27,8 +27,8 @@ SAMPLES = 2
 
 @dataclass
 class Seen:
-    """A linear layer over all windows: what it is given, (n, K), and the gradient at what it puts out, (n,
-    N), for each sample."""
+    """A linear layer over all windows: its `inputs` (n, K), and per sample the `gradients` at its output (n,
+    N)."""
 
     inputs: torch.Tensor
     gradients: list[torch.Tensor]
@@ -36,9 +36,8 @@ class Seen:
 
 @dataclass
 class BlockGradients:
-    """Block number `position`: its inputs `hidden` for each window (1, T, H), the gradients at its outputs
-    `outgoing[sample][window]`, and what its linear layers saw, by the target's name. Fused experts, which are
-    no modules, are not among them."""
+    """Block number `position`: its inputs `hidden` (1, T, H) per window, the gradients at its outputs
+    `outgoing[sample][window]`, and its linear layers `seen`, by the target's name, without fused experts."""
 
     position: int
     hidden: list[torch.Tensor]
@@ -47,7 +46,8 @@ class BlockGradients:
 
 
 def states(blocks: Blocks, ids: torch.Tensor, step: Callable[[int], None]) -> list[list[torch.Tensor]]:
-    """What each block is given for each window of `ids` (windows, T), and what the last one puts out."""
+    """Return the inputs (1, T, H) of each block per window of `ids` (windows, T), and the outputs of the last
+    block, as the last entry."""
     found = [blocks.embed(ids)]
     for position in range(len(blocks)):
         step(position)
@@ -63,8 +63,8 @@ def backwards(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Iterator[BlockGradients]:
-    """Walk from the last block to the first. `between` are the `states`, of which those of blocks gone by are
-    let go; `targets` those of each block."""
+    """Yield the gradients of each block, from the last block to the first. `between` is the result of
+    `states`, freed block by block; `targets` lists the targets per block."""
     outgoing = _at_the_end(Tail(blocks), ids, between.pop(), samples, seed)
     for position in reversed(range(len(blocks))):
         hidden = between.pop()
@@ -76,7 +76,7 @@ def backwards(
 def _at_the_end(
     tail: Tail, ids: torch.Tensor, last: list[torch.Tensor], samples: int, seed: int
 ) -> list[list[torch.Tensor]]:
-    """∂ Σ log p(y) / ∂ (the last block's output), [sample][window] (1, T, H)."""
+    """Return ∂ Σ log p(y) / ∂ (the last block's output), [sample][window] (1, T, H)."""
     generator = torch.Generator().manual_seed(seed)
     found: list[list[torch.Tensor]] = [[] for _ in range(samples)]
     for window, state in zip(ids, last, strict=True):
@@ -93,7 +93,8 @@ def _at_the_end(
 
 
 def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Target]):
-    """The gradients at the block's inputs, [sample][window], and what its linear layers saw."""
+    """Return the gradients at the block's inputs, [sample][window], and inputs and gradients of its linear
+    layers."""
     block, prefix = blocks.modules[position], f"{blocks.name}.{position}."
     linear = [target for target in targets if not target.fused]
     given: dict[str, list[torch.Tensor]] = {target.name: [] for target in linear}

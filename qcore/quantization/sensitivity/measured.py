@@ -1,10 +1,9 @@
-"""The real thing: KL of the model's output against the unquantized one, with one layer in one format and
-everything else as it was.
+"""Measured sensitivities: the KL divergence of the model's output from the unquantized model's, with only one
+layer quantized.
 
-What the blocks before it make of the text does not change, so it is kept, and only the layer's own block and
-those after it are run again: half of the work on average. Still one pass for each layer and format, minutes
-for a small model, so blocks that are finished are handed over one by one and a walk that was stopped goes on
-after them.
+The hidden states before the layer's block do not change, so they are kept, and only this block and later ones
+run again: half of the work on average. That is still one pass per layer and format, minutes for a small
+model, so results are yielded per block, and an interrupted measurement resumes after the last finished block.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def measure(
     report: Progress,
     known: Set[str] = frozenset(),
 ) -> Iterator[dict[str, list[float]]]:
-    """For each block, {target's name: nats of KL a token in each of the `formats`}, over the windows `ids`
+    """Yield per block {target's name: KL in nats per token, in each of the `formats`}, over the windows `ids`
     (windows, T).
 
-    Methods that look at inputs see those of `calibration`. Blocks whose targets are all `known` are passed
-    over. `report` gets (layers done, all layers, words). The logits of all of `ids` are held twice: 8 bytes
-    for each token and word of the vocabulary.
+    Methods that need text read the inputs on `calibration`. Blocks whose targets are all `known` are skipped.
+    `report` gets (layers done, all layers, words). The logits of all of `ids` are held twice: 8 bytes per
+    token and vocabulary entry. Raise `InputError` for a method that cannot round a single layer.
     """
     from qcore.evaluation.divergence import LogProbabilities, kl
 
@@ -58,13 +57,13 @@ def measure(
     reader, blocks = (
         Blocks(model),
         Blocks(model),
-    )  # what comes with the states depends on the windows' length, so each has its own
+    )  # two, because the recorded arguments of blocks depend on the length of windows
     own = inside(blocks, targets)
     total = sum(len(each) for each in own)
     words = "reading the calibration text"
     read = (
         calibration.ids if sees else calibration.ids[:1]
-    )  # a window is enough to see which layers share their inputs
+    )  # one window is enough to find the layers that share an input
     seen = states(reader, read, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: {words}"))
     between = states(
         blocks, ids, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: reading the text")

@@ -1,15 +1,14 @@
-"""The loss of every layer in every format, predicted in one walk through the model: some forward passes
+"""The loss of every layer in every format, predicted in one pass over the blocks: a few forward passes
 instead of thousands.
 
-For each layer the weights are rounded to each candidate, which gives the error e = (Q − W) x of its output at
-every token, and
+Each layer's weights are rounded to each candidate format, which gives the error e = (Q − W) x of its output
+at every token, and
 
     loss = ½ · mean over tokens and samples of (g · e)²        output error = Σ ‖e‖² / Σ ‖W x‖²
 
-with the gradients g of `gradients.py`. What a method chooses by (the Hessian) comes from other windows of the
-text than those that the loss is predicted for: GPTQ fits the tokens that it has seen, so on the same ones it
-would look better than it is. Fused experts are rounded and their block is run again; e and g are then those
-of the block.
+with the gradients g of `gradients.py`. The Hessian for the method and the loss come from different windows of
+the text, because GPTQ fits the tokens of its Hessian, so the loss on the same tokens would be too low. For
+fused experts, their block is run again with rounded weights; e and g are then those of the block's output.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TOKENS, HESSIAN_TOKENS = 2048, 8192
 
 
 def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
-    """The targets of each block."""
+    """Return the targets of each block."""
     return [
         [target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")]
         for i in range(len(blocks))
@@ -50,8 +49,9 @@ def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
 def split(
     calibration: Calibration, method: str, tokens: int = TOKENS
 ) -> tuple[Calibration, Calibration | None]:
-    """Windows for the loss, `tokens` or a quarter of the text, and up to `HESSIAN_TOKENS` of the others for
-    what the `method` chooses by: None if it looks at weights alone. A text of one window serves for both."""
+    """Return the windows for the loss, `tokens` or a quarter of the text, and those for the Hessian of the
+    `method`, up to `HESSIAN_TOKENS` of the rest; None if it reads only weights. A text of one window serves
+    for both."""
     if not sees_inputs(method):
         return calibration.part(tokens), None
     count, window = calibration.ids.shape
@@ -74,16 +74,15 @@ def predict(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[Layer]:
-    """A row for each of the `targets` inside the decoder's blocks, in their order, with the predicted loss in
-    each of the `formats` as `method` rounds. All windows are read, of `calibration` for the loss, of `given`
-    for what the method chooses by (None: the same); see `split`. `report` gets (steps done, all steps,
-    words).
+    """Return a row per target inside the decoder's blocks, in the order of `targets`, with the predicted loss
+    in each of the `formats` as rounded by `method` (second-order expansion of KL by the Fisher information,
+    see `gradients.py`). `calibration` is the text for the loss, `given` that for the method's Hessian (None:
+    the same); see `split`. `report` gets (steps done, all steps, words).
 
-    Held are the states between all blocks: (blocks + 1) · hidden size · 4 bytes a token of `calibration`, 2 a
-    token of `given`.
+    Memory: the hidden states between all blocks, (blocks + 1) · hidden size · 4 bytes per token of
+    `calibration`, and 2 bytes per token of `given`.
 
-    Raises `InputError` for a model without a list of blocks, or a method that cannot be looked at layer by
-    layer.
+    Raise `InputError` for a model without a list of blocks, or a method that cannot round a single layer.
     """
     check_method(method)
     blocks = Blocks(model)
@@ -92,7 +91,8 @@ def predict(
     inputs = _Inputs(model, given if sees_inputs(method) else None)
     if not any(own):
         raise InputError(
-            "No layer that this recipe quantizes lies inside of the model's blocks, so there is nothing to choose."
+            "This recipe quantizes no layer inside the model's blocks, so there is nothing to choose. "
+            "Quantize more modules, or give one format instead of a budget."
         )
     between = states(
         blocks,
@@ -101,10 +101,10 @@ def predict(
     )
     inputs.read(
         lambda position: report(
-            len(blocks), steps, f"block {position + 1} of {len(blocks)}: reading what layers are given"
+            len(blocks), steps, f"block {position + 1} of {len(blocks)}: reading the layers' inputs"
         )
     )
-    report(len(blocks), steps, "what the predictions mind")
+    report(len(blocks), steps, "gradients of the predictions")
     rows: dict[str, Layer] = {}
     for found in backwards(blocks, calibration.ids, between, own, samples, seed):
         done = len(blocks) + len(blocks) - 1 - found.position
@@ -128,8 +128,8 @@ def predict(
 
 
 class _Inputs:
-    """The text that a method chooses by, as every block is given it; nothing for methods that look at weights
-    alone."""
+    """The inputs of every block on the text for a method's Hessian; empty for methods that read only
+    weights."""
 
     def __init__(self, model: PreTrainedModel, calibration: Calibration | None):
         self.calibration = calibration
@@ -147,7 +147,7 @@ class _Inputs:
             hidden = [self.blocks.run(position, state) for state in hidden]
 
     def work(self, position: int, targets: list[Target]) -> BlockWork | None:
-        """The block with its inputs, which are let go: ask once, from the last block to the first."""
+        """Return a block with its inputs, and free them: call once per block, from the last to the first."""
         if self.blocks is None or self.calibration is None:
             return None
         hidden = [state.float() for state in self._between[position]]
@@ -191,7 +191,7 @@ def _block(
 
 
 def _loss(seen: Seen, change: torch.Tensor) -> tuple[float, float]:
-    """(½ · mean (g · e)², Σ ‖e‖²) for the change (N, K) of a layer's weights."""
+    """Return (½ · mean (g · e)², Σ ‖e‖²) for the change (N, K) of a layer's weights."""
     error = seen.inputs @ change.T
     return _quadratic(error, seen.gradients), float(error.square().sum(dtype=torch.float64))
 
@@ -236,7 +236,7 @@ def _experts(
 def row(
     work: BlockWork, target: Target, formats: list[Format], losses: list[float], errors: list[float]
 ) -> Layer:
-    """The table's row of one target."""
+    """Return the table's row of one target."""
     matrices = work.matrices(target)
     rows, columns = matrices[0].shape
     kind = target.name.removeprefix(f"{work.prefix}.").removesuffix(".weight")

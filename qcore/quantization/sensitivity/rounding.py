@@ -1,8 +1,8 @@
-"""A layer's weights as a method would round them, the layer being taken by itself: what each candidate format
-costs is seen on these.
+"""A single layer's weights as a method would round them, to estimate the cost of each candidate format.
 
-Methods that look at a weight alone are simply asked. Methods that need text say how they round one layer (`methods.OneLayer`): as it will
-be (`rounded`, which the measured divergences are of), and in expectation for many formats at once (`expected`).
+Methods that read only the weight are called as they are. Methods that need text provide `methods.OneLayer`:
+the result for one format (`rounded`, for measured divergences), and its expectation for many formats
+(`expected`).
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from qcore.quantization.methods import METHODS, Matrices
 
 
 def sees_inputs(method: str) -> bool:
-    """Whether the method rounds by what a layer is given."""
+    """Return whether the method reads the layer's inputs."""
     return METHODS[method].info.needs_text
 
 
 def check_method(method: str) -> None:
-    """Raise `InputError` for a method whose rounding of one layer is not known here."""
+    """Raise `InputError` for a method that cannot round a single layer."""
     usable = [
         each.info.name
         for each in METHODS.values()
@@ -29,13 +29,13 @@ def check_method(method: str) -> None:
     ]
     if method not in usable:
         raise InputError(
-            f"Formats can be chosen layer by layer with the methods {', '.join(usable)}; {method} is none of them."
+            f"{method} cannot choose formats layer by layer. Use one of the methods {', '.join(usable)}."
         )
 
 
 def rounded(method: str, weights: Matrices, format: Format, hessian: torch.Tensor | None) -> Matrices:
-    """The matrices (N, K) of `weights`, which share the inputs with that `hessian` (K, K), in `format`,
-    float32. Methods that look at weights alone need no Hessian."""
+    """Return the dequantized matrices (N, K), float32, of `weights` in `format`. They share the inputs with
+    this `hessian` (K, K), which only methods that need text read."""
     layer = METHODS[method].layer
     if layer is not None:
         return layer.rounded(weights, format, _needed(method, hessian))
@@ -43,8 +43,8 @@ def rounded(method: str, weights: Matrices, format: Format, hessian: torch.Tenso
 
 
 def expected(method: str, hessian: torch.Tensor | None) -> Callable[[Matrices, Format], Matrices]:
-    """`rounded` for many formats, or its expectation where that is cheaper. Raises `InputError` as `check_method`
-    does."""
+    """Return a function of (weights, format) that computes `rounded`, or its expectation if that is cheaper.
+    Raise `InputError` for a method that cannot round a single layer."""
     check_method(method)
     layer = METHODS[method].layer
     if layer is not None and layer.expected is not None:

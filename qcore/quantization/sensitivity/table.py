@@ -1,12 +1,12 @@
-"""What was found: for each layer and each candidate format, how many bytes it takes and how much the model
-minds.
+"""The table of sensitivities: bytes and loss per layer and candidate format.
 
-    loss            nats of KL a token, predicted from gradients:  ½ · mean over tokens of (g · e)²    (see `gradients.py`)
+    loss            KL in nats per token, predicted from gradients:  ½ · mean over tokens of (g · e)²
+                    (see `gradients.py`)
     output_error    ‖e‖² / ‖output‖² of the layer itself, over the text: the Hessian-weighted error
-    kl              nats of KL a token, measured with only this layer quantized; None where it was not measured
+    kl              KL in nats per token, measured with only this layer quantized; None if not measured
 
-The proxies are worth what their order is worth: Spearman's rank correlation with the measured divergence says
-how much that is.
+Only the order that the proxies `loss` and `output_error` give matters, so their quality is Spearman's rank
+correlation with the measured divergence.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """`layers` in the model's order, `formats` from the smallest to the largest. `conditions` says what it
-    depends on: model, digest, method, text, tokens, window, samples, prepare; and the seconds it took."""
+    """`layers` in the model's order, `formats` from the smallest to the largest. `conditions` holds
+    everything that the table depends on (model, digest, method, text, tokens, window, samples, prepare), and
+    the seconds that it took."""
 
     formats: tuple[Format, ...]
     layers: tuple[Layer, ...]
@@ -58,7 +59,7 @@ class Sensitivities:
         return bool(self.layers) and all(layer.kl is not None for layer in self.layers)
 
     def with_kl(self, found: dict[str, list[float]]) -> Sensitivities:
-        """The same with the measured divergences of some layers, by name."""
+        """Return the same table with the measured divergences `found` of some layers, by name."""
         layers = tuple(
             replace(layer, kl=tuple(found[layer.name])) if layer.name in found else layer
             for layer in self.layers
@@ -66,8 +67,8 @@ class Sensitivities:
         return replace(self, layers=layers)
 
     def correlations(self) -> dict[str, dict[str, float]]:
-        """Spearman's rank correlation of each proxy with the measured divergence: over all layers and formats
-        ("all"), and over the layers of each format by its label. Empty where nothing was measured."""
+        """Return Spearman's rank correlation of each proxy with the measured divergence: over all layers and
+        formats ("all"), and over the layers per format label. Empty if nothing was measured."""
         rows = [(layer, layer.kl) for layer in self.layers if layer.kl is not None]
         if len(rows) < 2:
             return {}
@@ -83,7 +84,7 @@ class Sensitivities:
         return found
 
     def to_dict(self) -> dict:
-        """A JSON-ready dictionary; `from_dict` is its inverse."""
+        """Return a JSON-ready dictionary; `from_dict` is its inverse."""
         formats = [format.to_dict() for format in self.formats]
         return {
             "version": VERSION,
@@ -94,7 +95,7 @@ class Sensitivities:
 
     @classmethod
     def from_dict(cls, record: dict) -> Sensitivities:
-        """Rebuild a table from `to_dict`. Raises `InputError` if it cannot be read."""
+        """Rebuild a table from `to_dict`. Raise `InputError` if it cannot be read."""
         try:
             if record["version"] != VERSION:
                 raise ValueError(f"version {record['version']}")
@@ -108,7 +109,7 @@ class Sensitivities:
 
 
 def spearman(left: list[float], right: list[float]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; NaN where one side is constant."""
+    """Return Spearman's rank correlation, with ties at their mean rank; NaN if one side is constant."""
     a, b = _ranks(left), _ranks(right)
     mean = (len(a) + 1) / 2
     covariance = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))

@@ -137,16 +137,16 @@ def test_a_head_in_int8_counts_and_layers_outside_of_blocks_get_the_largest_cand
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("auto-2bpw", "Ask for 3.297bpw or more"),
-        ("auto-0.01mb", "Ask for 0.164mb or more"),
-        ("auto-0.0000000001kl", "Ask for 0.0000.*kl or more"),
+        ("auto-2bpw", "Request 3.297bpw or more"),
+        ("auto-0.01mb", "Request 0.164mb or more"),
+        ("auto-0.0000000001kl", "Request 0.0000.*kl or more"),
     ],
 )
 def test_a_budget_that_cannot_be_met_says_what_can(name, message):
     model = tiny.model("llama")
     with pytest.raises(InputError, match=message) as caught:
         quantize(model, parse(name), calibration=text())
-    asked = str(caught.value).rpartition("Ask for ")[2].removesuffix(" or more.")
+    asked = str(caught.value).rpartition("Request ")[2].removesuffix(" or more.")
     assert quantize(model, parse(f"auto-{asked}"), calibration=text()), "and that is true"
 
 
@@ -202,7 +202,7 @@ def test_sensitivities_are_computed_once_and_found_again(tmp_path, monkeypatch):
 
 def test_a_stopped_run_is_not_taken_up_with_other_formats(tmp_path):
     def stop(done, total, words):
-        choosing = ("rounding its layers", "reading the text", "reading what layers are given")
+        choosing = ("rounding its layers", "reading the text", "reading the layers' inputs")
         if words.startswith("block 2") and not any(each in words for each in choosing):
             raise KeyboardInterrupt
 

@@ -1,5 +1,4 @@
-"""What each layer costs, against literal computations on a tiny model: whole forward passes, one layer
-changed at a time."""
+"""Sensitivities against literal computations on a tiny model: whole forward passes with one layer changed."""
 
 import math
 
@@ -237,7 +236,7 @@ def test_a_damaged_table_is_one_sentence(damage):
 
 def test_methods_that_cannot_be_looked_at_are_refused():
     model = tiny.model("llama")
-    with pytest.raises(InputError, match="kmeans-hessian is none of them"):
+    with pytest.raises(InputError, match="kmeans-hessian cannot choose formats"):
         predict(model, targets_of(model), FORMATS, "kmeans-hessian", text(), quiet)
     with pytest.raises(InputError, match="nothing to choose"):
         predict(model, [], FORMATS, "rtn", text(), quiet)
