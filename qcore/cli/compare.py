@@ -12,16 +12,14 @@ from qcore.cli.runs import follow
 from qcore.formats.kv import NONE
 from qcore.recipes.spec import RunSpec
 
-RECIPES_HELP = (
-    "Names with commas between; `recipes` lists them, and saved:FOLDER is a model that was made from MODEL"
-)
+RECIPES_HELP = "Comma-separated names; `recipes` lists them. saved:FOLDER is a model made from MODEL"
 
 
 def compare(
     model: options.Model,
     recipes: Annotated[str, typer.Option(help=RECIPES_HELP, metavar="A,B")] = "fp32,int8,int4-g64",
     text: options.Text = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text that are scored")] = RunSpec.tokens,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to score")] = RunSpec.tokens,
     window: options.Window = RunSpec.window,
     stride: options.Stride = None,
     json: options.Json = None,
@@ -31,14 +29,12 @@ def compare(
     new_tokens: options.NewTokens = RunSpec.new_tokens,
     repeats: options.Repeats = RunSpec.repeats,
     generate: Annotated[
-        bool, typer.Option("--generate/--no-generate", help="Continue the evaluation prompts, too")
+        bool, typer.Option("--generate/--no-generate", help="Also continue the evaluation prompts")
     ] = True,
     prompts: Annotated[
         str | None, typer.Option(help="Your own prompts: one per line, or JSON lines", metavar="FILE")
     ] = None,
-    generate_tokens: Annotated[
-        int, typer.Option(help="Tokens written for each of them")
-    ] = RunSpec.generate_tokens,
+    generate_tokens: Annotated[int, typer.Option(help="New tokens per prompt")] = RunSpec.generate_tokens,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     device: options.Device = "cpu",
@@ -47,7 +43,7 @@ def compare(
     calibration_minutes: options.CalibrationMinutes = None,
     margin: Annotated[
         float,
-        typer.Option(help="Perplexity within this share of the baseline's counts as equal; 0.01 is 1 %"),
+        typer.Option(help="A perplexity within this share of the baseline's counts as equal; 0.01 is 1 %"),
     ] = RunSpec.margin,
     choices: options.Choices = None,
     kv: options.Kv = NONE,
@@ -106,8 +102,7 @@ def compare(
 
 
 def _follow_all(run_ids: list[str], json: str | None) -> int:
-    """Show the runs until they end, one after another, write the rows of all, and return the worst exit
-    status."""
+    """Follow the runs to their end, one after another, write all rows, and return the worst exit status."""
     from qcore.jobs import jobs
 
     if len(run_ids) == 1:

@@ -1,5 +1,4 @@
-"""`qcore eval`, `bench` and `generate`: how well one model predicts and answers, how fast it runs, and what it
-writes."""
+"""`qcore eval`, `bench` and `generate`: quality, speed and text of one model."""
 
 from typing import Annotated
 
@@ -18,40 +17,41 @@ def evaluate(
     text: options.Text = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="Score only the first ones; without it, the whole text", show_default=False),
+        typer.Option(help="Score only this many tokens; without it, the whole text", show_default=False),
     ] = None,
     window: options.Window = RunSpec.window,
     stride: options.Stride = None,
     choices: options.Choices = None,
     lm_eval: Annotated[
         str | None,
-        typer.Option(
-            "--lm-eval", help="Hand the model to lm-eval for these tasks, commas between", metavar="TASKS"
-        ),
+        typer.Option("--lm-eval", help="Run these lm-eval tasks, comma-separated", metavar="TASKS"),
     ] = None,
     lm_eval_folder: Annotated[
-        str | None, typer.Option(help="Folder with task files of your own for lm-eval", metavar="DIR")
+        str | None, typer.Option(help="Folder with your own lm-eval task files", metavar="DIR")
     ] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option(help="At most so many documents of each task")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Most documents per task")] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="One block at a time, for models larger than memory")
+        bool, typer.Option("--stream", help="Load one block at a time, for models larger than memory")
     ] = False,
     recipes: Annotated[
-        str | None, typer.Option(help="With --stream: score these, too, in the same pass", metavar="A,B")
+        str | None,
+        typer.Option(help="With --stream: also score these recipes in the same pass", metavar="A,B"),
     ] = None,
     json: options.Json = None,
     revision: options.Revision = None,
     device: options.Device = "cpu",
     kv: options.Kv = NONE,
 ) -> int:
-    """Perplexity of MODEL (or of a folder that quantize wrote) on a text; or its answers to questions, or
-    what lm-eval measures."""
+    """Measure the perplexity of MODEL (or of a folder that quantize wrote) on a text, its answers to
+    questions, or its lm-eval scores."""
     check_output(json)
     conditions = {"text": text, "tokens": tokens, "window": window, "stride": stride}
     usual = (text, tokens, window, stride, kv) == (None, None, RunSpec.window, None, NONE)
     if stream or recipes is not None:
         if not stream:
-            raise InputError("--recipes belongs to --stream here; to measure recipes otherwise, use compare.")
+            raise InputError(
+                "--recipes works only with --stream here. Use compare to measure recipes in memory."
+            )
         if (choices, lm_eval, kv) != (None, None, NONE) or device != "cpu":
             raise InputError(
                 "With --stream only a text can be scored, on the CPU. Leave out --choices, --lm-eval, --kv "
@@ -59,7 +59,7 @@ def evaluate(
             )
         return _streamed(model, recipes, revision, json, conditions)
     if choices is not None and lm_eval is not None:
-        raise InputError("--choices and --lm-eval are two checks; give one of them.")
+        raise InputError("--choices and --lm-eval exclude each other. Give one of them.")
     if choices is None and lm_eval is None:
         return _text(model, revision, device, kv, json, conditions)
     if not usual:
@@ -157,8 +157,8 @@ def bench(
     device: options.Device = "cpu",
     kv: options.Kv = NONE,
 ) -> int:
-    """Speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the read
-    bandwidth, TTFT, memory."""
+    """Measure the speed of MODEL (or of a folder that quantize wrote): prefill, decode and its share of the
+    read bandwidth, time to first token, memory."""
     from qcore.results import report
     from qcore.verbs import bench as verb
 
@@ -184,7 +184,8 @@ def bench(
         read, bandwidth = result["record"]["bytes_a_token"], result["record"]["environment"]["read_bandwidth"]
         text += (
             f"\ndecoding reads {report.human_bytes(read)} of weights per token: "
-            f"{report.human_percent(result['bandwidth_share'])} of the {report.human_bytes(bandwidth)}/s that "
+            f"{report.human_percent(result['bandwidth_share'])} of the "
+            f"{report.human_bytes(bandwidth)}/s that "
             f"this machine reads, whose limit is {report.human_number(bandwidth / read)} tok/s"
         )
     if kv != NONE:
@@ -195,16 +196,16 @@ def bench(
 def generate(
     model: options.Model,
     prompt: Annotated[str, typer.Option(help="Text to continue", show_default=False)],
-    new_tokens: Annotated[int, typer.Option(help="Most tokens to write")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="Most new tokens")] = 64,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask it as a chat message, by the model's own template")
+        bool, typer.Option("--chat", help="Send the prompt as a chat message, with the model's template")
     ] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token each time")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the most likely tokens that together have this probability")
+        float, typer.Option(help="Sample from the most likely tokens that together have this probability")
     ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw from so many of the most likely tokens; 0 for all")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the draw")] = 0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many most likely tokens; 0 for all")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,
     kv: options.Kv = NONE,
     json: options.Json = None,
     threads: options.Threads = None,

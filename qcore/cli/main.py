@@ -1,5 +1,4 @@
-"""`python -m qcore …`: the verbs of the engine for a terminal. Anything heavy is imported when a command
-needs it.
+"""`python -m qcore …`: the command line. Heavy libraries are imported when a command needs them.
 
 Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if the input cannot be used (one
 plain sentence on standard error), 130 after Ctrl-C.
@@ -82,8 +81,8 @@ def list_models(
         str | None, typer.Option(help="Fetch and convert this default model now", metavar="NAME")
     ] = None,
 ) -> int:
-    """The default models, and whether they are ready here. Hub ids, folders and GGUF files work wherever
-    MODEL stands, too."""
+    """List the default models and whether they are ready here. MODEL may also be a hub id, a folder or a GGUF
+    file."""
     from qcore import library
     from qcore.base.home import home
     from qcore.base.registry import unknown
@@ -104,7 +103,7 @@ def list_models(
 
 @app.command("recipes")
 def list_recipes() -> int:
-    """Every recipe with what it is, and whether it can be used here. Group sizes are free: int4-g32,
+    """List the recipes, what they do, and whether they can be used here. Any group size works: int4-g32,
     int4-g96, …"""
     from qcore import engines
     from qcore.recipes import Engine, describe, names, parse
@@ -138,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except (KeyboardInterrupt, typer.Abort):
         return _fail("Stopped.", 130)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stdout = None
         return 0
 
@@ -149,14 +148,15 @@ def _fail(sentence: str, status: int) -> int:
 
 
 def _sentence(error: TyperException) -> str:
-    """A usage error as one plain sentence; a mistyped option with the nearest ones."""
+    """Return a usage error as one plain sentence; a mistyped option comes with similar ones."""
     from difflib import get_close_matches
 
     context = getattr(error, "ctx", None)
     path = context.command_path if context else PROGRAM
     wrong = getattr(error, "option_name", None)
     if wrong is None:
-        return f"{error.format_message().rstrip('.?')}{'?' if error.format_message().endswith('?') else '.'} See {path} --help."
+        message = error.format_message()
+        return f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} See {path} --help."
     known = (
         [
             option

@@ -25,35 +25,32 @@ Out = Annotated[Path, typer.Option(help="Folder to save into", metavar="DIR", sh
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore saved there")]
 
 RecipeNames = Annotated[
-    str | None, typer.Option(help="Names with commas between; without it, a selection", metavar="A,B")
+    str | None, typer.Option(help="Comma-separated names; without it, a selection", metavar="A,B")
 ]
 Skip = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave these modules as they are: layers.0, *.down_proj, … (may be given again)",
-        metavar="PATTERN",
+        help="Do not quantize these modules: layers.0, *.down_proj, … (repeatable)", metavar="PATTERN"
     ),
 ]
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="Text that methods such as gptq read; without it, the packaged calibration text", metavar="FILE"
+        help="Calibration text of methods such as gptq; without it, the packaged text", metavar="FILE"
     ),
 ]
-CalibrationTokens = Annotated[int, typer.Option(help="Tokens of the calibration text that are read")]
+CalibrationTokens = Annotated[int, typer.Option(help="Number of calibration tokens")]
 CalibrationMinutes = Annotated[
     float | None,
-    typer.Option(
-        help="Time that learned rounding may take; without it, a fixed number of steps", metavar="MINUTES"
-    ),
+    typer.Option(help="Minutes for learned rounding; without it, a fixed number of steps", metavar="MINUTES"),
 ]
 
 Text = Annotated[
     str | None,
     typer.Option(help="UTF-8 text file, or wikitext-2; without it, the packaged text", metavar="FILE"),
 ]
-Window = Annotated[int, typer.Option(help="Tokens the model reads at a time")]
-Stride = Annotated[int | None, typer.Option(help="Tokens the window moves on by; without it, the window")]
+Window = Annotated[int, typer.Option(help="Tokens per window")]
+Stride = Annotated[int | None, typer.Option(help="Tokens by which the window moves; without it, the window")]
 Choices = Annotated[
     str | None,
     typer.Option(
@@ -61,10 +58,10 @@ Choices = Annotated[
     ),
 ]
 Kv = Annotated[str, typer.Option(help="Format of the key-value cache: none, int8 or int4", metavar="FORM")]
-PromptTokens = Annotated[int, typer.Option(help="Length of the prompt that speed is measured with")]
-NewTokens = Annotated[int, typer.Option(help="Tokens written after it")]
-Repeats = Annotated[int, typer.Option(help="How often speed is measured; medians are reported")]
-Seed = Annotated[int, typer.Option(help="Seed of the prompt that speed is measured with")]
+PromptTokens = Annotated[int, typer.Option(help="Prompt length of the speed measurement, tokens")]
+NewTokens = Annotated[int, typer.Option(help="New tokens of the speed measurement")]
+Repeats = Annotated[int, typer.Option(help="Repetitions of the speed measurement; medians are reported")]
+Seed = Annotated[int, typer.Option(help="Seed of the prompt of the speed measurement")]
 
 EngineName = Annotated[
     str, typer.Option(help="local, or ray: spread over the machines of a Ray cluster", metavar="ENGINE")
@@ -72,7 +69,8 @@ EngineName = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        help="The cluster's address, such as 10.0.0.1:6379; without it, the one here", metavar="HOST:PORT"
+        help="Address of the cluster, such as 10.0.0.1:6379; without it, the one on this machine",
+        metavar="HOST:PORT",
     ),
 ]
 
@@ -86,7 +84,7 @@ def split(names: str | None) -> list[str] | None: ...
 
 
 def split(names: str | None) -> list[str] | None:
-    """Return the names of a list with commas between; None for None."""
+    """Return the names of a comma-separated list; None for None."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 

@@ -1,4 +1,4 @@
-"""What came out of a job, in words, for a terminal."""
+"""The outcome of a job as text for a terminal."""
 
 WORST = 5  # layers that are named
 
@@ -22,7 +22,7 @@ def _trained(result: dict) -> str:
 
 
 def _compared(result: dict) -> list[str]:
-    """A line for each model that was measured."""
+    """Return one line per measured model."""
     from qcore.results.report import human_bytes, human_number, human_perplexity
 
     found = result.get("compared")
@@ -30,8 +30,10 @@ def _compared(result: dict) -> list[str]:
         return []
     words = {"before": "before", "rounded": "quantized without training", "after": "after"}
     return [
-        f"{words[name]}: {human_bytes(found[name]['stored_bytes'])}, perplexity {human_perplexity(found[name]['perplexity'])}, KL "
-        f"{human_number(found[name]['kl_mean'])} nats, decode {human_number(found[name]['decode_tok_s'])} tok/s"
+        f"{words[name]}: {human_bytes(found[name]['stored_bytes'])}, "
+        f"perplexity {human_perplexity(found[name]['perplexity'])}, KL "
+        f"{human_number(found[name]['kl_mean'])} nats, "
+        f"decode {human_number(found[name]['decode_tok_s'])} tok/s"
         for name in words
         if name in found
     ]
@@ -70,7 +72,7 @@ def _export(outcome: dict) -> str:
 
 
 def quantized(outcome: dict) -> str:
-    """Return what a quantization came to."""
+    """Return the outcome of a quantization as text."""
     from qcore.results.report import human_bytes, human_number, human_percent
 
     size, share = human_bytes(outcome["stored_bytes"]), human_percent(outcome["coverage"])
@@ -99,7 +101,7 @@ def sensitivities(table) -> str:
 
 
 def _table(table) -> list[str]:
-    """A line for each kind of module, with the sum over its layers; then the layers that pay the most."""
+    """Return one line per kind of module with the sum over its layers, then the most sensitive layers."""
     from qcore.results.report import human_number, visible
 
     kinds = list(dict.fromkeys(layer.kind for layer in table.layers))

@@ -1,5 +1,5 @@
-"""Where a command's result goes: sentences to standard error, a result to standard output, JSON to a file or
-to standard output."""
+"""Output of a command: messages to standard error, results to standard output, JSON to a file or to standard
+output."""
 
 import os
 import sys
@@ -13,12 +13,12 @@ STDOUT = "-"
 
 
 def say(text: str) -> None:
-    """Print a sentence for people on standard error, control characters written out."""
+    """Print a message on standard error with control characters escaped."""
     print("\n".join(visible(line) for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
 def check_output(path: str | None) -> None:
-    """Raise `InputError` now if a result could not be written to `path` in the end."""
+    """Raise `InputError` now if a result cannot be written to `path` later."""
     if path is None or path == STDOUT:
         return
     target = Path(path)

@@ -11,17 +11,19 @@ from qcore.cli.progress import Show
 Context = Annotated[
     int | None, typer.Option(help="Tokens of KV cache per user; without it 2048, or the model's positions")
 ]
-Users = Annotated[int, typer.Option(help="How many sequences are held at once")]
+Users = Annotated[int, typer.Option(help="Number of concurrent sequences")]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What it must run in, such as 16GB; without it, what is free here", metavar="SIZE"),
+    typer.Option(
+        help="Memory to run in, such as 16GB; without it, the free memory of this machine", metavar="SIZE"
+    ),
 ]
 Probe = Annotated[
     bool, typer.Option("--probe", help="Time the model's shapes on this machine, some seconds per recipe")
 ]
 Least = Annotated[
     float | None,
-    typer.Option("--min-tokens-per-second", help="Decode speed that is wanted", show_default=False),
+    typer.Option("--min-tokens-per-second", help="Least decode speed, tokens per second", show_default=False),
 ]
 MostKl = Annotated[
     float | None,
@@ -36,8 +38,7 @@ MostRatio = Annotated[
     ),
 ]
 Kv = Annotated[
-    str | None,
-    typer.Option(help="Formats of the KV cache with commas between; without it, all", metavar="A,B"),
+    str | None, typer.Option(help="Comma-separated formats of the KV cache; without it, all", metavar="A,B")
 ]
 
 
@@ -55,7 +56,7 @@ def plan(
     json: options.Json = None,
     revision: options.Revision = None,
 ) -> int:
-    """What MODEL would take in each recipe (memory, speed, quality) and which to choose, before anything is
+    """Predict memory, speed and quality of MODEL under each recipe and recommend one, before anything is
     downloaded or quantized."""
     from qcore.verbs import plan as verb
 
@@ -79,13 +80,15 @@ def plan(
 
 
 def text(found) -> str:
-    """The plan in words and a table."""
+    """Return the plan as text with a table."""
     from qcore.results.report import human_bytes, human_number
 
     lines = [
-        f"{found.model}: {found.parameters:,} weights, {human_bytes(found.checkpoint_bytes)} stored as {', '.join(found.dtypes)}. "
+        f"{found.model}: {found.parameters:,} weights, {human_bytes(found.checkpoint_bytes)} "
+        f"stored as {', '.join(found.dtypes)}. "
         f"{found.description}",
-        f"KV cache: {found.cache_layout}; {found.context:,} tokens for {found.users} user{'s' if found.users > 1 else ''}. "
+        f"KV cache: {found.cache_layout}; "
+        f"{found.context:,} tokens for {found.users} user{'s' if found.users > 1 else ''}. "
         f"Memory: {human_bytes(found.memory)} {found.memory_is}.",
         "",
     ]
@@ -136,7 +139,7 @@ def _telling_rows(found) -> list:
 
 
 def _cards(found) -> list[str]:
-    """The smallest known accelerator for each recipe, recipes with the same one together."""
+    """Return the smallest known accelerator per recipe, grouped by accelerator."""
     smallest: dict[str, list[str]] = {}
     for recipe in dict.fromkeys(row.recipe for row in found.rows):
         name = next(

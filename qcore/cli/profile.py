@@ -1,4 +1,4 @@
-"""`qcore profile`: where the time of a model's steps goes."""
+"""`qcore profile`: the time of a model's steps by phase."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,10 @@ PHASES = {
 def profile(
     model: options.Model,
     recipe: Annotated[
-        str | None, typer.Option(help="Quantize MODEL so first; without it, MODEL as it is", metavar="RECIPE")
+        str | None,
+        typer.Option(
+            help="Quantize MODEL with this recipe first; without it, MODEL as it is", metavar="RECIPE"
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Trace file; without it, named after model and recipe", metavar="FILE")
@@ -74,7 +77,8 @@ def text(result: dict) -> str:
         lines.append(f"{words:26}{1000 * seconds:9.2f} ms{100 * seconds / step:6.0f} %")
     lines += [
         "",
-        f"{result['linear_layers']} linear layers and the head were called by themselves from Python; attention "
+        f"{result['linear_layers']} linear layers and the head were called by themselves "
+        f"from Python; attention "
         f"is the step less one with an almost empty cache ({1000 * result['short_step_s']:.2f} ms).",
         *result["record"]["execution"],
         f"Trace: {result['trace']}",

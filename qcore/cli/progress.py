@@ -1,5 +1,4 @@
-"""Progress on a terminal: a bar where somebody watches, a line for each new step where the output goes into a
-file."""
+"""Progress on standard error: a bar on a terminal, one line per step in a file."""
 
 import sys
 
@@ -36,13 +35,13 @@ class Show:
             self._bar.stop()
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """One step of something that counts `done` of `total` (0: unknown)."""
+        """Show `done` of `total` (0: unknown) steps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total or None, description=text)
 
     def run(self, fraction: float, text: str, step: str) -> None:
-        """`fraction` of the whole is done; `step` names where it stands and is written out once where there
-        is no bar."""
+        """Show the `fraction` done and the name of the current `step`, which is printed once where there is
+        no bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, total=1.0, description=text)
         elif step != self._said:

@@ -21,7 +21,7 @@ runs = typer.Typer(
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
 Margin = Annotated[
     float | None,
-    typer.Option(help="Judge within another margin than the run's; 0.01 is 1 %", show_default=False),
+    typer.Option(help="Margin of the verdicts, instead of the run's; 0.01 is 1 %", show_default=False),
 ]
 
 
@@ -40,7 +40,8 @@ def list_runs(context: typer.Context) -> int:
     found = jobs.list_runs()
     if not found:
         say(
-            "There are no runs yet. Start one with: python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64"
+            "There are no runs yet. Start one with: "
+            "python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64"
         )
     for run in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at or 0))
@@ -51,7 +52,7 @@ def list_runs(context: typer.Context) -> int:
 
 @runs.command()
 def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int:
-    """How a run stands, what came out so far, and the command that repeats it."""
+    """Show the state of a run, its results so far, and the command that repeats it."""
     from qcore.cli.outcomes import in_words
     from qcore.jobs import jobs
     from qcore.recipes.spec import check_margin
@@ -77,7 +78,7 @@ def show(run_id: RunId, json: options.Json = None, margin: Margin = None) -> int
 
 @runs.command()
 def repeat(run_id: RunId, json: options.Json = None) -> int:
-    """Do the same again, from the run's own record."""
+    """Submit the same request again, from the run's record."""
     from qcore.jobs import jobs
 
     check_output(json)
@@ -86,14 +87,14 @@ def repeat(run_id: RunId, json: options.Json = None) -> int:
 
 @runs.command("follow")
 def look_on(run_id: RunId, json: options.Json = None) -> int:
-    """Show a run's progress until it ends, then what came out. Ctrl-C stops looking; the run goes on."""
+    """Follow a run to its end and show its results. Ctrl-C stops following; the run continues."""
     check_output(json)
     return finish(watch(run_id, cancels=False), json)
 
 
 @runs.command()
 def log(run_id: RunId) -> int:
-    """Print all that a run's processes have logged."""
+    """Print the log of a run."""
     from qcore.results.folder import RunFolder
     from qcore.results.report import visible
 
@@ -105,7 +106,7 @@ def log(run_id: RunId) -> int:
 
 @runs.command()
 def cancel(run_id: RunId) -> int:
-    """End a queued or running run; what is finished is kept."""
+    """Cancel a queued or running run; finished rows are kept."""
     from qcore.jobs import jobs
 
     print(f"{run_id}: {jobs.cancel(run_id).state}")
@@ -123,16 +124,15 @@ def delete(run_id: RunId) -> int:
 
 
 def follow(run_id: str, json: str | None) -> int:
-    """Show a run's progress until it ends, print what came out, write it as JSON, and return the exit status.
+    """Follow a run to its end, print its results, write them as JSON, and return the exit status.
 
-    Ctrl-C cancels it, and so does whatever else ends this command politely, because nobody would be left to
-    see the result.
+    Ctrl-C cancels it, and so do SIGTERM and a closed terminal.
     """
     return finish(watch(run_id), json)
 
 
 def finish(run, json: str | None) -> int:
-    """Print what came out of an ended run, write it as JSON, and return the exit status."""
+    """Print the results of an ended run, write them as JSON, and return the exit status."""
     from qcore.cli.outcomes import in_words
     from qcore.jobs import jobs
     from qcore.jobs.status import COMPARE
@@ -198,7 +198,7 @@ def start(request, json: str | None = None) -> int:
 
 @contextmanager
 def _endings_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM and a closed terminal do what Ctrl-C does."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C inside the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -212,5 +212,5 @@ def _endings_interrupt() -> Iterator[None]:
 
 
 def _step(run) -> str:
-    """The phase without its details, which change all the time."""
+    """Return the phase without its changing details."""
     return run.phase.partition(",")[0] if run.state == "running" else run.phase

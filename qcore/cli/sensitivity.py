@@ -1,5 +1,5 @@
-"""`python -m qcore sensitivity MODEL`: how much the model minds each layer in each format, and how well that
-is predicted."""
+"""`python -m qcore sensitivity MODEL`: the sensitivity of each layer in each format, predicted and
+measured."""
 
 from typing import Annotated
 
@@ -11,23 +11,21 @@ from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
 from qcore.cli.runs import ended_badly, watch
 
-Formats = Annotated[str, typer.Option(help="Formats to try on each layer, commas between", metavar="A,B")]
-Method = Annotated[
-    str, typer.Option(help="How weights are rounded to them: rtn, hqq, awq, gptq or signround")
-]
+Formats = Annotated[str, typer.Option(help="Comma-separated formats to try on each layer", metavar="A,B")]
+Method = Annotated[str, typer.Option(help="Method that rounds the weights: rtn, hqq, awq, gptq or signround")]
 Text = Annotated[
-    str | None,
-    typer.Option(help="UTF-8 text that is read; without it, the packaged calibration text", metavar="FILE"),
+    str | None, typer.Option(help="UTF-8 calibration text; without it, the packaged one", metavar="FILE")
 ]
-Tokens = Annotated[int, typer.Option(help="Tokens of it that the prediction reads")]
+Tokens = Annotated[int, typer.Option(help="Number of tokens read for the prediction")]
 Measure = Annotated[
     int,
     typer.Option(
-        help="Measure the real divergence as well, over so many tokens: minutes to hours", metavar="TOKENS"
+        help="Also measure the KL divergence, over this many tokens: minutes to hours", metavar="TOKENS"
     ),
 ]
 Budget = Annotated[
-    list[str] | None, typer.Option(help="Show what would be chosen for 4.25bpw or 0.1kl (may be given again)")
+    list[str] | None,
+    typer.Option(help="Show the formats chosen for a budget such as 4.25bpw or 0.1kl (repeatable)"),
 ]
 
 
@@ -42,11 +40,11 @@ def sensitivity(
     json: options.Json = None,
     revision: options.Revision = None,
 ) -> int:
-    """Which layers of MODEL pay for fewer bits: the loss that gradients predict for each layer and format,
-    and the measured one.
+    """Rank the layers of MODEL by sensitivity: the loss that gradients predict per layer and format, and the
+    measured KL divergence.
 
-    Kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard's page Sensitivity find it.
-    A measurement that was stopped goes on after its last block.
+    The table is kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard find it. A
+    stopped measurement continues after its last block.
     """
     from qcore.cli.outcomes import sensitivities
     from qcore.jobs import jobs
@@ -105,4 +103,5 @@ def _choice(budget, table) -> str:
     counts = Counter(table.labels[k] for k in found.options)
     chosen = ", ".join(f"{counts[label]} {label}" for label in table.labels if counts[label])
     bits = human_number(8 * nbytes / weights, 4)
-    return f"{budget.label}: {bits} bits per weight, predicted loss {human_number(loss)} nats per token: {chosen}"
+    predicted = f"predicted loss {human_number(loss)} nats per token"
+    return f"{budget.label}: {bits} bits per weight, {predicted}: {chosen}"

@@ -1,4 +1,4 @@
-"""`qcore qat`, `prune` and `distill`: models made from others, each saved in a folder that is a model."""
+"""`qcore qat`, `prune` and `distill`: train, prune and distill models."""
 
 from typing import Annotated
 
@@ -13,17 +13,18 @@ Text = Annotated[
     typer.Option(help="UTF-8 text to learn from; without it, the packaged calibration text", metavar="FILE"),
 ]
 Validation = Annotated[
-    str | None,
-    typer.Option(help="Text that says when to stop; without it, the end of --text", metavar="FILE"),
+    str | None, typer.Option(help="Validation text; without it, the end of --text", metavar="FILE")
 ]
-Tokens = Annotated[int, typer.Option(help="Tokens of the text that are learned from")]
-Steps = Annotated[int, typer.Option(help="Steps, each over --batch windows")]
+Tokens = Annotated[int, typer.Option(help="Number of training tokens")]
+Steps = Annotated[int, typer.Option(help="Training steps of --batch windows")]
 Minutes = Annotated[
-    float | None, typer.Option(help="Time to train for, instead of --steps", metavar="MINUTES")
+    float | None, typer.Option(help="Minutes to train, instead of --steps", metavar="MINUTES")
 ]
 Batch = Annotated[int, typer.Option(help="Windows per step")]
-Rate = Annotated[float | None, typer.Option(help="Learning rate; without it, the usual one", metavar="RATE")]
-Validations = Annotated[int, typer.Option(help="How often the validation text is scored")]
+Rate = Annotated[
+    float | None, typer.Option(help="Learning rate; without it, the default of the form", metavar="RATE")
+]
+Validations = Annotated[int, typer.Option(help="Number of validations")]
 Patience = Annotated[int, typer.Option(help="Stop after this many validations without improvement")]
 Seed = Annotated[int, typer.Option(help="Seed of the order in which windows are read")]
 Compare = Annotated[
@@ -36,13 +37,15 @@ def qat(
     recipe: Annotated[
         str,
         typer.Option(
-            help="One of qcore's own recipes; its method chooses the codes to begin with", show_default=False
+            help="One of qcore's own recipes; its method chooses the initial codes", show_default=False
         ),
     ],
     out: options.Out,
     text: Text = None,
     validation: Validation = None,
-    form: Annotated[str, typer.Option(help="light: scales and norms; full: the weights, too")] = "light",
+    form: Annotated[
+        str, typer.Option(help="light: train scales and norms; full: also the weights")
+    ] = "light",
     learn_scales: Annotated[
         bool, typer.Option("--learn-scales", help="In the full form, learn scales as LSQ does")
     ] = False,
@@ -62,10 +65,10 @@ def qat(
     device: options.Device = "cpu",
     json: options.Json = None,
 ) -> int:
-    """Train MODEL in its quantized form, so that it predicts what it did before, and save it as an ordinary
+    """Train MODEL in its quantized form to restore its original predictions, and save it as an ordinary
     quantized model.
 
-    After a kill or Ctrl-C the same command goes on where it was.
+    After a kill or Ctrl-C the same command continues.
     """
     from qcore.jobs.kind_make import QatRequest
     from qcore.training.attach import Form
@@ -110,18 +113,17 @@ def prune(
     recipe: Annotated[str | None, typer.Option(help="Also quantize", metavar="RECIPE")] = None,
     order: Annotated[str, typer.Option(help="Prune before or after quantization")] = "before",
     sparse: Annotated[
-        bool,
-        typer.Option("--sparse", help="Do not store zeros; eval and bench read it, other libraries do not"),
+        bool, typer.Option("--sparse", help="Do not store zeros; only qcore reads the result")
     ] = False,
     text: Text = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text that scores are computed from")] = 16384,
+    tokens: Annotated[int, typer.Option(help="Number of calibration tokens for the scores")] = 16384,
     compare: Compare = False,
     overwrite: options.Overwrite = False,
     revision: options.Revision = None,
     json: options.Json = None,
 ) -> int:
-    """Prune MODEL: single weights (wanda, magnitude, 2:4), or parts, which leaves a smaller ordinary model
-    (neurons, heads, layers)."""
+    """Prune single weights of MODEL (wanda, magnitude, 2:4), or whole parts (neurons, heads, layers), which
+    leaves a smaller ordinary model."""
     from qcore.jobs.kind_make import PruneRequest
     from qcore.verbs.prune import Prune
 
@@ -142,14 +144,14 @@ def prune(
 
 def distill(
     model: options.Model,
-    layers: Annotated[int, typer.Option(help="Layers of the student", show_default=False)],
+    layers: Annotated[int, typer.Option(help="Number of layers of the student", show_default=False)],
     out: options.Out,
-    keep: Annotated[str, typer.Option(help="Which layers: even distances, or by their influence")] = "even",
+    keep: Annotated[str, typer.Option(help="Choice of layers: evenly spaced, or by influence")] = "even",
     neurons: Annotated[
-        float | None, typer.Option(help="Share of each MLP's neurons to cut, too", metavar="SHARE")
+        float | None, typer.Option(help="Share of each MLP's neurons to prune as well", metavar="SHARE")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Softens both distributions")] = 1.0,
-    hidden: Annotated[float, typer.Option(help="How much the hidden states between layers count")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of both distributions")] = 1.0,
+    hidden: Annotated[float, typer.Option(help="Weight of the hidden-state loss")] = 0.0,
     text: Text = None,
     validation: Validation = None,
     tokens: Tokens = TOKENS,
@@ -170,7 +172,7 @@ def distill(
     """Train a student with fewer layers to predict what MODEL predicts, and save it as an ordinary model,
     which can be quantized.
 
-    After a kill or Ctrl-C the same command goes on where it was.
+    After a kill or Ctrl-C the same command continues.
     """
     from qcore.jobs.kind_make import DistillRequest
     from qcore.training.distill import Distill
