@@ -108,7 +108,7 @@ CHANGES = [
     ("experts", "ledger/rows/0/name", "x", "tensors that differ from the model"),
     ("experts", "ledger/rows/3/shape", [1], "in the shape"),
     ("experts", "ledger/recipe", "int4", "its ledger is that of 'int4'"),
-    ("sparse", "sparse/0/columns", 512, "can be stored without its zeros"),
+    ("sparse", "sparse/0/columns", 512, "invalid entry for sparse storage"),
     ("sparse", "sparse/0", None, "the weight files have no"),
 ]
 

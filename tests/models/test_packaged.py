@@ -78,7 +78,7 @@ def test_the_dithered_copy_is_made_from_the_plain_one(wheel, home):
     assert len(wheel) == 1
     assert dithered.digest != plain.digest
     assert (
-        "dithered" in dithered.description and "Compare quality per bit on this one" in dithered.description
+        "dithered" in dithered.description and "Compare quality per bit on this copy" in dithered.description
     )
     assert library.resolve("smollm2-135m").digest == plain.digest
 

@@ -263,7 +263,10 @@ LATENT = DeepseekV3Config(
     ("config", "words"),
     [
         (LATENT, "compressed vector"),
-        (BambaConfig(num_key_value_heads=2, attn_layer_indices=[1], **COMMON), "no plain keys and values"),
+        (
+            BambaConfig(num_key_value_heads=2, attn_layer_indices=[1], **COMMON),
+            "do not cache plain keys and values",
+        ),
         (LlamaConfig(num_key_value_heads=2, head_dim=12, **COMMON), "heads of 12 numbers"),
     ],
     ids=["latent", "hybrid", "odd heads"],

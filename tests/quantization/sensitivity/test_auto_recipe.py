@@ -51,7 +51,7 @@ def test_names_come_back(name):
     recipe = parse(name)
     assert recipe.name == name.lower() and recipe.calibrated and recipe.quantizes
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    assert "predictions mind" in describe(recipe) and recipe.weights.words in describe(recipe)
+    assert "sensitivity" in describe(recipe) and recipe.weights.words in describe(recipe)
 
 
 @given(st.floats(0.0001, 16, allow_nan=False), st.sampled_from(["bpw", "mb", "kl"]))
@@ -70,11 +70,11 @@ def test_every_budget_can_be_named(amount, unit):
         ("auto-4bpw-3bpw", "same option twice"),
         ("auto-0bpw", "above 0"),
         ("auto-17bpw", "at most 16"),
-        ("auto-4bpw-g64", "chooses the group sizes itself"),
-        ("auto-4bpw-sym", "chooses the group sizes itself"),
+        ("auto-4bpw-g64", "chooses the group sizes"),
+        ("auto-4bpw-sym", "chooses the group sizes"),
         ("auto-4bpw-hessian", "learns the table of kmeans4"),
         ("auto-4.25bp", "Did you mean auto-4.25bpw"),
-        ("int4-4bpw", "goes with auto"),
+        ("int4-4bpw", "belongs to auto"),
     ],
 )
 def test_a_wrong_name_gets_one_sentence(name, message):
