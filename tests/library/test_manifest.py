@@ -96,7 +96,7 @@ CHANGES = [
     ("uniform", "sha256", {"../model.safetensors": "0" * 64}, "not the name of a weight file"),
     ("uniform", "sha256", {"a/b.safetensors": "0" * 64}, "not the name of a weight file"),
     ("uniform", "sha256", {"other.safetensors": "0" * 64}, r"other\.safetensors cannot be read"),
-    ("uniform", "tensors/0/format/type", "ternary", "The format 'ternary' is not known"),
+    ("uniform", "tensors/0/format/type", "ternary", "The format 'ternary' is unknown"),
     ("uniform", "tensors/0/format/bits", 4.0, "the format's bits is 4.0"),
     ("uniform", "tensors/1/format/group_size", 32, "is in int4-g32, but the recipe"),
     ("uniform", "tensors/1", None, "it does not list"),
