@@ -1,7 +1,8 @@
-"""Other people's quantizers. Each engine is one file: its `INFO`, what recipes, plans and pages have to know of it, and the function
-`(model, recipe, progress, quantize) -> list[LedgerRow]` that `register(INFO)` decorates.
+"""Engines: quantizers of other libraries. Each engine is one file: its `INFO`, read by recipes, plans and
+pages, and the function `(model, recipe, progress, quantize) -> list[LedgerRow]` that `register(INFO)`
+decorates.
 
-Nothing here imports a library until it is asked to quantize; `available` only looks whether it is there.
+A library is imported only when it quantizes; `available` only checks that it is installed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["ENGINES", "Engine", "EngineInfo", "Variant", "available", "load", "m
 
 
 class Apply(Protocol):
-    """What an engine does."""
+    """The function of an engine."""
 
     def __call__(
         self,
@@ -36,8 +37,8 @@ class Apply(Protocol):
         progress: Callable[[int, int, str], None],
         quantize: Callable | None = None,
     ) -> list[LedgerRow]:
-        """Quantize `model` in place; a row for each of its tensors. `quantize` applies a recipe of ours, for
-        engines that run our codes. Raises `NotAppliedError` if a layer did not change."""
+        """Quantize `model` in place, and return a row per tensor. `quantize` applies a recipe of qcore, for
+        engines that run qcore's codes. Raise `NotAppliedError` if a layer did not change."""
 
 
 A = TypeVar("A", bound=Apply)
@@ -45,8 +46,8 @@ A = TypeVar("A", bound=Apply)
 
 @dataclass(frozen=True)
 class Engine:
-    """A registered engine. `available` returns None if the library can be used here, else one sentence that says
-    why not."""
+    """A registered engine. `available` returns None if the library can be used here, else the reason in one
+    sentence."""
 
     info: EngineInfo
     apply: Apply
@@ -64,8 +65,9 @@ ENGINES: ExtensibleRegistry[Engine] = ExtensibleRegistry("library", _import_all)
 
 
 def register(info: EngineInfo, available: Callable[[], str | None] | None = None) -> Callable[[A], A]:
-    """A decorator that enters a function as the engine `info` describes. By default it is available where
-    `info.library` can be imported. Raises `ValueError` if the name, or that of a recipe, is taken."""
+    """Return a decorator that registers a function as the engine that `info` describes. By default the engine
+    is available if `info.library` is installed. Raise `ValueError` if its name, or that of a recipe, is
+    taken."""
 
     def enter(apply: A) -> A:
         declare(info)
@@ -76,21 +78,21 @@ def register(info: EngineInfo, available: Callable[[], str | None] | None = None
 
 
 def load(library: str) -> Engine:
-    """The engine called `library`. Raises `InputError` for an unknown name, `UnavailableError` if it cannot
-    be used here."""
+    """Return the engine called `library`. Raise `InputError` for an unknown name, `UnavailableError` if it
+    cannot be used here."""
     if reason := available(library):
         raise UnavailableError(reason)
     return ENGINES[library]
 
 
 def available(library: str) -> str | None:
-    """None if `library` can be used here, else one sentence that says why not. Cheap: the library itself is
-    not imported."""
+    """Return None if `library` can be used here, else the reason in one sentence. The library itself is not
+    imported."""
     return ENGINES[library].available()
 
 
 def missing(info: EngineInfo) -> str | None:
-    """One sentence if the package that the engine needs is not installed, else None."""
+    """Return a sentence if the package that the engine needs is not installed, else None."""
     try:
         found = find_spec(info.library)
     except ModuleNotFoundError:  # the parent package is missing

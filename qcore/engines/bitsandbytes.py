@@ -1,17 +1,16 @@
-"""bitsandbytes: LLM.int8() (arXiv 2208.07339), and the 4-bit formats of QLoRA (arXiv 2305.14314). On a CPU
-and on CUDA.
+"""bitsandbytes: LLM.int8() (arXiv 2208.07339), and the 4-bit formats of QLoRA (arXiv 2305.14314). Runs on CPU
+and CUDA.
 
-Stored for a weight of N outputs and K inputs, in B = ceil(N·K / 64) blocks that run over the flattened
-matrix:
+Stored for a weight of N outputs and K inputs, in B = ceil(N·K / 64) blocks of the flattened matrix:
 
     int8        N·K codes of 8 bits, and N float32 row maxima
-    nf4, fp4    N·K / 2 bytes, B float32 block maxima, the table of 16 float32 values (bitsandbytes keeps one for each layer)
-    …-dq        N·K / 2 bytes, B block maxima in 8 bits, ceil(B / 256) float32 maxima of those, one float32 mean, both tables
-                (16 and 256 float32 values)
+    nf4, fp4    N·K / 2 bytes, B float32 block maxima, the table of 16 float32 values (one per layer)
+    …-dq        N·K / 2 bytes, B block maxima in 8 bits, ceil(B / 256) float32 maxima of those,
+                one float32 mean, both tables (16 and 256 float32 values)
 
-int8 also quantizes the activations of each token, and computes with inputs above 6.0 (outliers) in floating
-point, as the paper and transformers do by default. The 4-bit formats widen the weight and multiply in
-floating point.
+int8 also quantizes activations per token, and multiplies inputs above 6.0 (outliers) in floating point, as
+the paper and transformers do by default. The 4-bit formats dequantize the weight and multiply in floating
+point.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ INFO = EngineInfo(
     },
     loaded_bytes=255_000_000,
     logged=(
-        # a kernel that the hub would have for processors with AVX-512; the library's own is used without it
+        # an optional kernel from the hub for processors with AVX-512; the library falls back to its own
         ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward from kernels-community"),
-        # one line for every layer and token; the cast is how LLM.int8() works
+        # one line per layer and token; the cast is part of LLM.int8()
         ("bitsandbytes.autograd._functions", r"MatMul8bitLt: inputs will be cast"),
     ),
     color="#dc7d2a",
@@ -70,8 +69,8 @@ PACKED_ROWS = 32
 
 @register(INFO)
 def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
-    """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4 or fp4, the latter
-    two with -dq or without."""
+    """Quantize the linear layers of `model` in place to the recipe's variant: int8, nf4, nf4-dq, fp4 or
+    fp4-dq."""
     with importing("bitsandbytes"):
         import bitsandbytes  # noqa: F401
     variant, _, double = recipe.engine.variant.partition("-")
@@ -90,8 +89,7 @@ def _int8(linear: nn.Linear) -> Converted:
         threshold=OUTLIERS,
         device="meta",
     )
-    # The library quantizes where a tensor is moved, so the move has to be made even where the weight is in
-    # its place already.
+    # The library quantizes in `to`, so it is called even if the weight is already on its device.
     made: Any = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     weight = made.to(linear.weight.device)
     if weight.dtype != torch.int8 or weight.SCB is None:
@@ -127,7 +125,7 @@ def _four_bits(linear: nn.Linear, kind: str, double_quant: bool) -> Converted:
     new.weight, new.bias = weight, linear.bias
     if (
         linear.out_features % PACKED_ROWS
-    ):  # its kernel for processors with bfloat16 packs so many rows, and fails on others
+    ):  # the library's bfloat16 kernel packs 32 rows, and fails for other numbers
         new.support_avx512bf16_for_cpu = False
     parts = [weight.data, state.absmax, state.code]
     if state.nested:

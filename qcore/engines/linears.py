@@ -1,9 +1,8 @@
-"""What the backends share: which layers they are given, GPT-2's `Conv1D` as an ordinary linear layer, and the
-ledger's rows.
+"""Replacement of linear layers, shared by the engines: the selection of layers, GPT-2's `Conv1D` as an
+ordinary linear layer, and the ledger's rows.
 
-A backend is handed one `nn.Linear` at a time and returns the module that takes its place. So progress is
-shown, each original is freed before the next layer is worked on, and the recipe's choice of modules means the
-same for every library.
+An engine converts one `nn.Linear` at a time. So progress is shown, each original is freed before the next
+layer is converted, and the recipe's choice of modules has the same meaning for every library.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EMBEDDING = "Kept: {library} quantizes linear layers only."
-TIED = "Kept: {library} quantizes the output head's copy of this tied tensor; the embedding stays as it was."
+TIED = "Kept: {library} quantizes the output head's copy of this tied tensor; the embedding is unchanged."
 EXPERTS = (
-    "{library} quantizes linear layers only, and this model keeps its experts in one fused three-dimensional tensor. "
-    "Use one of qcore's own recipes, or skip the experts on purpose."
+    "{library} quantizes linear layers only, and this model keeps its experts in one fused "
+    "three-dimensional tensor. Use one of qcore's own recipes, or skip the experts explicitly."
 )
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The `module` that replaces a linear layer, everything it stores for its weight (`parts`), and what the
-    ledger calls it."""
+    """The `module` that replaces a linear layer, the tensors that it stores for the weight (`parts`), and the
+    format's `label` in the ledger."""
 
     module: nn.Module
     parts: tuple[torch.Tensor, ...]
@@ -59,12 +58,12 @@ def replace_linears(
     convert: Callable[[nn.Linear], Converted],
     notes: dict[str, str] | None = None,
 ) -> list[LedgerRow]:
-    """Let `convert` replace every linear layer that `recipe` selects; return a row for each tensor of
-    `model`.
+    """Replace every linear layer that `recipe` selects by the result of `convert`, and return a row per
+    tensor of `model`.
 
-    `library` is its name in messages; `notes` maps the kind of a target ("head") to a remark for its row.
-    Raises `InputError` for a choice of modules that the library cannot honour and `NotAppliedError` for a
-    layer that came back unchanged.
+    `library` is the library's name in messages; `notes` maps the kind of a target ("head") to a note in its
+    row. Raise `InputError` for a choice of modules that the library does not support, and `NotAppliedError`
+    for a layer that was not quantized.
     """
     _check_modules(recipe, library)
     selection = select(model, recipe)
@@ -93,8 +92,8 @@ def replace_linears(
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """`module` itself, or the `nn.Linear` that computes the same as a `Conv1D`, whose weight is stored as
-    (inputs, outputs)."""
+    """Return `module` itself if it is an `nn.Linear`, or the `nn.Linear` that is equivalent to a `Conv1D`,
+    whose weight is stored as (inputs, outputs)."""
     if isinstance(module, nn.Linear):
         return module
     if not isinstance(module, Conv1D):
@@ -107,7 +106,7 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 @contextmanager
 def importing(library: str) -> Iterator[None]:
-    """Turn the failure of an import inside into an `UnavailableError` that gives the reason."""
+    """Raise `UnavailableError` with the reason if an import inside the context fails."""
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
@@ -118,7 +117,7 @@ def importing(library: str) -> Iterator[None]:
 
 
 def inner_tensors(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The plain tensors that a tensor subclass keeps its contents in, wrappers within wrappers included."""
+    """Return the plain tensors inside a tensor subclass, nested subclasses included."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return (tensor,)
     names, _ = tensor.__tensor_flatten__()
@@ -126,17 +125,19 @@ def inner_tensors(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def unchanged(library: str, what: str) -> NotAppliedError:
-    """The error for a layer that came back from `library` without being quantized."""
+    """Return the error for a layer that `library` did not quantize."""
     return NotAppliedError(
-        f"{library} returned a layer that is not quantized: {what}. This version may have changed its behaviour."
+        f"{library} returned a layer that is not quantized: {what}. "
+        "This version may have changed its behavior."
     )
 
 
 def _check_modules(recipe: Recipe, library: str) -> None:
     if recipe.modules.head == "int8" or recipe.modules.embeddings != "keep":
         raise InputError(
-            f"{recipe.name} cannot store the {'head' if recipe.modules.head == 'int8' else 'embeddings'} as asked: {library} quantizes "
-            f"linear layers in its one format only. Leave embeddings at keep and the head at keep or same."
+            f"{recipe.name} cannot store the {'head' if recipe.modules.head == 'int8' else 'embeddings'} as "
+            f"requested: {library} quantizes linear layers in one format only. "
+            "Leave embeddings at keep and the head at keep or same."
         )
 
 

@@ -1,14 +1,14 @@
-"""optimum-quanto: int8 weights with one scale a channel, or int4 weights with a scale and a shift for each
-group of inputs.
+"""optimum-quanto: int8 weights with one scale per channel, or int4 weights with a scale and a shift per group
+of inputs.
 
 Stored for N outputs and K inputs, in groups of g:
 
     int8    N·K codes of 8 bits, N float32 scales
     int4    N·K / 2 bytes, N·K / g float32 scales and as many float32 shifts
 
-Groups have 128 inputs where K is a multiple of that; otherwise the library tries 96, 64 and 32, and failing
-all of them it takes one group a channel. The ledger shows the size each layer really got. Weights are widened
-and multiplied in floating point.
+Groups have 128 inputs if K is a multiple of 128; otherwise the library tries 96, 64 and 32, and then takes
+one group per channel. The ledger shows the actual group size of each layer. Weights are dequantized and
+multiplied in floating point.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=N
 
 
 def _forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The layer's own forward, outside of inference mode: the library's int4 tensors cannot be transposed
-    inside it."""
+    """Run the layer's own forward outside inference mode, in which the library's int4 tensors cannot be
+    transposed."""
     with torch.inference_mode(False), torch.no_grad():
         return type(self).forward(self, x)

@@ -1,10 +1,10 @@
-"""torch.ao `quantize_dynamic`, PyTorch's first quantizer: int8 weights with one scale for the whole tensor,
-activations for each call.
+"""torch.ao `quantize_dynamic`, PyTorch's first quantizer: int8 weights with one scale per tensor, activations
+quantized per call.
 
-Stored for N outputs and K inputs: N·K codes of 8 bits, one float32 scale, one int32 zero point. (The kernel
-also keeps N sums that it derives from the codes when it packs them; they are not part of what is stored.) The
-library's default takes the output head as well, so this recipe does; a tied embedding stays as it was and the
-head becomes a copy of its own. Runs on a CPU only.
+Stored for N outputs and K inputs: N·K codes of 8 bits, one float32 scale, one int32 zero point. (The N sums
+that the kernel derives from the codes when it packs them are not counted.) By the library's default the
+output head is quantized as well; a tied embedding is unchanged, and the head becomes a separate copy. Runs on
+CPU only.
 """
 
 from __future__ import annotations
@@ -44,26 +44,30 @@ INFO = EngineInfo(
     color="#ab8f12",
 )
 
-HEAD = "torch.ao quantizes the output head as well: that is its default."
+HEAD = "torch.ao quantizes the output head by default."
 
 
 def available() -> str | None:
-    """None, or why torch's quantized kernels cannot be used here."""
+    """Return None, or the reason why torch's quantized kernels cannot be used here."""
     if reason := missing(INFO):
         return reason
     if not _engines():
-        return "This build of PyTorch has no quantized kernels (fbgemm or qnnpack), so torch-dynamic-int8 cannot run."
+        return (
+            "This build of PyTorch has no quantized kernels (fbgemm or qnnpack), "
+            "so torch-dynamic-int8 cannot run."
+        )
     return None
 
 
 @register(INFO, available)
 def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
-    """Quantize the linear layers and the head of `model` in place. Raises `UnavailableError` for a model that
-    is not on a CPU."""
+    """Quantize the linear layers and the head of `model` in place. Raise `UnavailableError` if the model is
+    not on the CPU."""
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise UnavailableError(
-            f"torch.ao's dynamic quantization runs on a CPU only, and the model is on {device}. Use device cpu."
+            f"torch.ao's dynamic quantization runs on the CPU only, and the model is on {device}. "
+            "Use device cpu."
         )
     with importing("torch.ao"):
         from torch.ao.nn.quantized.dynamic import Linear

@@ -1,8 +1,8 @@
-"""torchao: int8 weights with one scale a channel, and the same with activations quantized for each token
-while the model runs.
+"""torchao: int8 weights with one scale per channel, with or without activations quantized per token at run
+time.
 
 Stored for N outputs and K inputs: N·K codes of 8 bits, N float32 scales, N int8 zero points (all 0: the
-format is symmetric, but the library keeps them).
+format is symmetric, but the library stores them).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other libraries' recipes on tiny models: applied for real, to what was asked for, with every byte
+"""Other libraries' recipes on tiny models: really applied, to the selected layers, with every byte
 counted."""
 
 import gc

@@ -192,7 +192,7 @@ def test_a_changed_manifest_is_the_same_model_or_refused(exported, data):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--recipe", "nf4-g64"], "no even grid"),
+        (["--recipe", "nf4-g64"], "a table of values"),
         (["--recipe", "bf16"], "16-bit form"),
         (["--recipe", "bnb-nf4"], "another library's format"),
         (["--recipe", "int8,fp32"], "one recipe"),

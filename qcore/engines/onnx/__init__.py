@@ -1,13 +1,14 @@
-"""Models as ONNX files with a key-value cache, for ONNX Runtime and whatever else reads the format.
+"""Models as ONNX files with a key-value cache, for ONNX Runtime and other software that reads the format.
 
-    traced.py    a model's linear layers and embeddings as ONNX stores them: float32, or the very codes of a recipe as `MatMulNBits`
-    graph.py     such a model as a graph, by PyTorch's own exporter
-    dynamic.py   int8 as ONNX Runtime's `quantize_dynamic` makes it
-    folder.py    a folder that holds all one needs: graph, weights, tokenizer, what was done, and a program that runs it
-    run_onnx.py  that program: ONNX Runtime and numpy alone; qcore runs exported models with the same lines
-    attached.py  a model of transformers whose forward is a session of ONNX Runtime, so that it is measured like any other
+    traced.py    linear layers and embeddings in ONNX's form: float32, or a recipe's codes as `MatMulNBits`
+    graph.py     the model as a graph, by PyTorch's exporter
+    dynamic.py   int8 by ONNX Runtime's `quantize_dynamic`
+    accounts.py  the ledger's rows, counted from the file
+    writing.py   from a model and a recipe to a graph on disk and its ledger's rows
+    run_onnx.py  the program that runs an exported folder (see `qcore.library.onnx_folder`), also used by qcore
+    attached.py  a transformers model whose forward is a session of ONNX Runtime, measured like any other
 
-The graph takes `input_ids` (B, T), `logits_at` (n,) and for each layer `past.i.key`, `past.i.value` (B,
-heads, P, size), P may be 0. It gives `logits` (B, n, V) of the positions asked for, and `present.i.key`,
-`present.i.value` (B, heads, P + T, size).
+Inputs of the graph are `input_ids` (B, T), `logits_at` (n,), and per layer `past.i.key` and `past.i.value`
+(B, heads, P, size), where P may be 0. Outputs are `logits` (B, n, V) of the positions `logits_at`, and per
+layer `present.i.key` and `present.i.value` (B, heads, P + T, size).
 """

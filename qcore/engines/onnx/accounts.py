@@ -1,4 +1,4 @@
-"""What became of each tensor of a model in its ONNX file: the ledger's rows, counted from the file itself."""
+"""The ledger's rows of a model's ONNX file: format and bytes per tensor, counted from the file itself."""
 
 import math
 from collections.abc import Callable
@@ -15,8 +15,8 @@ CONSTANTS = "Tables of positions, shapes and other constants."
 
 
 def before(model: nn.Module) -> list[tuple[LedgerRow, str | None]]:
-    """A row for each tensor of the unchanged `model`, with the name of the tensor whose storage it shares.
-    Ask before exporting."""
+    """Return a row per tensor of the unquantized `model`, with the name of the tensor whose storage it
+    shares. Call before the export, which changes the model."""
     return [(kept_row(name, tensor, shared, None), shared) for name, tensor, shared in inventory(model)]
 
 
@@ -26,9 +26,9 @@ def rows(
     label: Label,
     wanted: frozenset[str] = frozenset(),
 ) -> list[LedgerRow]:
-    """The rows after export to the file `path`. `label` gives (format, reason) of a tensor from its name and
-    those of its initializers; one of the `wanted` that has no format was left out against the recipe's
-    intention."""
+    """Return the rows after the export to the file `path`. `label` returns (format, reason) of a tensor for
+    its name and the names of its initializers. A tensor in `wanted` without a format is marked as not
+    intended."""
     owners = {row.name: shared or row.name for row, shared in tensors}
     sizes: dict[str, int] = dict.fromkeys(owners, 0)
     parts: dict[str, list[str]] = {name: [] for name in owners}
@@ -64,7 +64,8 @@ def rows(
 
 
 def initializers(path: Path) -> list[tuple[str, int]]:
-    """(name, bytes) of everything that the file at `path` holds in its graph, read without the weights."""
+    """Return (name, bytes) of every initializer in the graph of the file `path`, without reading the
+    weights."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -82,7 +83,7 @@ def _bits(data_type: int) -> int:
 
 
 def _owner(name: str, owners) -> str | None:
-    """The tensor that the initializer `name` is a part of: itself, or one followed by what an operator adds
-    ("….scale", "…_quantized")."""
+    """Return the tensor to which the initializer `name` belongs: its name, or its prefix before a suffix that
+    an operator adds ("….scale", "…_quantized")."""
     found = [tensor for tensor in owners if name == tensor or name.startswith((f"{tensor}.", f"{tensor}_"))]
     return max(found, key=len, default=None)

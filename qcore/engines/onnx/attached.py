@@ -1,8 +1,8 @@
-"""A model of transformers that is computed by ONNX Runtime: its forward runs a session, its own weights are
-gone.
+"""A transformers model that runs in ONNX Runtime: its forward runs a session, and its own weights are
+removed.
 
-So perplexity, speed, generation and questions are measured by the code that measures every other model. The
-cache that forward returns is the session's; it is only good for the next call.
+So perplexity, speed, generation and questions are measured by the same code as for every other model. Forward
+returns the session's cache, which is valid for the next call only.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class _Head(nn.Module):
-    """Stands where the output head was: it is in the graph."""
+    """Placeholder for the output head, which is part of the graph."""
 
 
 def attach(model: PreTrainedModel, session: OnnxModel) -> PreTrainedModel:
-    """Let `model`, whose weights are no longer needed (a meta model will do), be computed by `session`. Returns
-    the model."""
+    """Replace the forward of `model` by `session`, and its weights by meta tensors; a meta model works as
+    well. Return the model."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             hollow = torch.empty_like(parameter, device="meta")
@@ -36,25 +36,25 @@ def attach(model: PreTrainedModel, session: OnnxModel) -> PreTrainedModel:
         for name, buffer in list(module.named_buffers(recurse=False)):
             put_tensor(module, name, torch.empty_like(buffer, device="meta"))
     model.set_output_embeddings(_Head())
-    # The first parameter says where inputs go and in which type is computed.
+    # The first parameter determines the device of inputs and the compute dtype.
     put_first_parameter(model, "onnx", nn.Parameter(torch.empty(0), requires_grad=False))
     stand_in(model, _Forward(session))
     return model.eval()
 
 
 class _Forward:
-    """Stands in for the model's forward. `session` is kept where people can look at it."""
+    """Replacement of the model's forward; `session` is public for inspection."""
 
     def __init__(self, session: OnnxModel):
         self.session = session
 
     def __call__(self, input_ids, cache=None, use_cache=None, logits_to_keep=0):
-        """What models of transformers return, as far as it is needed: `logits`, float32 (B, n, V), and
-        `cache`."""
+        """Return the part of a transformers output that is needed: `logits`, float32 (B, n, V), and `cache`.
+        Raise `InputError` for logits other than those of the last positions."""
         tokens = input_ids.shape[1]
         if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep > tokens:
             raise InputError(
-                "A model that runs in ONNX Runtime gives the logits of the last positions, or of all."
+                "A model that runs in ONNX Runtime returns only the logits of the last positions, or of all."
             )
         at = torch.arange(tokens - (logits_to_keep or tokens), tokens)
         logits, cache = self.session.step(input_ids.numpy(), cache, at.numpy())

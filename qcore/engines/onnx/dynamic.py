@@ -1,9 +1,8 @@
-"""int8 as ONNX Runtime's own `quantize_dynamic` makes it, with the library's defaults.
+"""int8 by ONNX Runtime's `quantize_dynamic`, with the library's defaults.
 
-Every matrix that is multiplied by becomes 8-bit codes with one scale for the whole matrix; activations are
-quantized for each call, one scale for all tokens together. Embeddings that are looked up are taken, too. On
-language models, whose activations have a few very large channels, that is known to cost much quality; it is
-measured here as it is.
+Every matrix of a product, and every embedding, becomes 8-bit codes with one scale per matrix; activations are
+quantized per call, with one scale for all tokens. This is known to cost much quality on language models,
+whose activations have a few very large channels; it is measured here without changes.
 """
 
 import logging
@@ -11,12 +10,12 @@ from pathlib import Path
 
 from qcore.layers.select import matches
 
-KEPT = "Kept: quantize_dynamic takes matrices that are multiplied by, and tables that are looked up."
+KEPT = "Kept: quantize_dynamic quantizes only matrices of products, and embeddings."
 
 
 def quantize(source: Path, target: Path, skip: tuple[str, ...] = ()) -> Path:
-    """Quantize the graph at `source` into `target`; weights of modules that match a pattern in `skip` are
-    left as they are."""
+    """Quantize the graph in the file `source` and write it to `target`; weights of modules that match a
+    pattern in `skip` are unchanged. Return `target`."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
@@ -28,7 +27,7 @@ def quantize(source: Path, target: Path, skip: tuple[str, ...] = ()) -> Path:
                 excluded.append(node.name)
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it recommends, at each call, a pre-processing for graphs of images
+    root.setLevel(logging.ERROR)  # the library recommends a pre-processing for image models on every call
     try:
         quantize_dynamic(source, target, nodes_to_exclude=excluded, use_external_data_format=True)
     finally:
@@ -37,5 +36,5 @@ def quantize(source: Path, target: Path, skip: tuple[str, ...] = ()) -> Path:
 
 
 def label(name: str, parts: list[str]) -> tuple[str | None, str | None]:
-    """("onnx-int8", None) for a tensor with codes among its parts."""
+    """Return (format, reason) of a tensor: ("onnx-int8", None) if its parts include codes."""
     return ("onnx-int8", None) if any(part.endswith("_quantized") for part in parts) else (None, KEPT)

@@ -1,9 +1,8 @@
 """A model as a graph, by PyTorch's exporter: traced once with symbolic lengths, so that one file serves
 prefill and decode.
 
-The exporter folds what does not depend on the inputs, and names weights after their modules. Positions are
-counted from the length of the cache, the causal mask is part of the graph, and only the positions in
-`logits_at` go through the output head.
+The exporter folds constants, and names weights after their modules. Positions follow from the length of the
+cache, the causal mask is part of the graph, and only the positions `logits_at` pass the output head.
 """
 
 from __future__ import annotations
@@ -31,11 +30,12 @@ _TOKENS, _PAST, _ROWS = (
     4,
     3,
     2,
-)  # example lengths, all different and above 1, so that the tracer keeps them symbolic
+)  # example lengths, distinct and above 1, so that the tracer keeps them symbolic
 
 
 class _Step(nn.Module):
-    """The call that is traced: tokens, which logits, and the cache as plain tensors."""
+    """The traced call, with the cache as plain tensors: token ids, positions of the logits, keys and
+    values."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -55,10 +55,11 @@ class _Step(nn.Module):
 
 def export(model: PreTrainedModel, folder: Path) -> Path:
     """Write `model` (fp32, or with qcore's own quantized layers) to model.onnx and model.onnx.data in
-    `folder`. The model is used up: its layers are exchanged for those of `traced.py`.
+    `folder`, and return the path of model.onnx. The model is consumed: its layers are replaced by those of
+    `traced.py`.
 
-    Raises `InputError` with the exporter's reason for an architecture that it cannot trace, or a layer that
-    ONNX has no form for.
+    Raise `InputError` with the exporter's reason for an architecture that it cannot trace, or a layer without
+    an ONNX form.
     """
     reason = unsupported(model)
     if reason:
@@ -74,7 +75,7 @@ def export(model: PreTrainedModel, folder: Path) -> Path:
         {0: rows, 1: tokens},
         {0: wanted},
         tuple({0: rows, 2: held} for _ in past),
-    )  # one symbol for all layers: traced sooner
+    )  # one symbol for all layers, which is faster to trace
     inputs, outputs = names(len(past) // 2)
     try:
         with torch.no_grad(), _silence():
@@ -89,9 +90,7 @@ def export(model: PreTrainedModel, folder: Path) -> Path:
                 verbose=False,
                 optimize=True,
             )
-    except (
-        Exception
-    ) as error:  # the exporter raises errors of many classes of its own, all of them saying why
+    except Exception as error:  # the exporter raises errors of many classes of its own, each with the reason
         raise InputError(
             f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}"
         ) from error
@@ -103,17 +102,20 @@ def export(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
-    """Why `model` cannot be exported, as far as that is known beforehand, or None."""
+    """Return the reason why `model` cannot be exported, if that is known before the export, or None."""
     if any(
         hasattr(module, "is_transposed") or type(module).__name__ == "QuantExperts"
         for module in model.modules()
     ):
-        return f"{type(model).__name__} is a mixture of experts, which cannot be exported to ONNX: its experts are chosen while it runs."
+        return (
+            f"{type(model).__name__} is a mixture of experts, which cannot be exported to ONNX: "
+            "its experts are selected at run time."
+        )
     return None
 
 
 def names(layers: int) -> tuple[list[str], list[str]]:
-    """The names of the graph's inputs and outputs for so many layers."""
+    """Return the names of the graph's inputs and outputs for a number of `layers`."""
     parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     return ["input_ids", "logits_at", *(f"past.{part}" for part in parts)], [
         "logits",
@@ -123,8 +125,8 @@ def names(layers: int) -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def _example_cache(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Keys and values (B, heads, P, size) of each layer for a few tokens. Raises `InputError` for a cache of
-    another kind."""
+    """Return keys and values (B, heads, P, size) of each layer for a few tokens. Raise `InputError` for a
+    cache of another kind."""
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
@@ -135,14 +137,15 @@ def _example_cache(model: PreTrainedModel) -> list[torch.Tensor]:
         for part in parts
     ):
         raise InputError(
-            f"{type(model).__name__} cannot be exported to ONNX: its cache is not one of keys and values for each token."
+            f"{type(model).__name__} cannot be exported to ONNX: "
+            "its cache does not hold keys and values per token."
         )
     return parts
 
 
 def _tidy(model: Any) -> None:
-    """Weights under their names in the model; one copy of what several modules share; no traces of where and
-    how it was exported."""
+    """Give weights their names in the model, merge copies of tied weights, and remove metadata about the
+    export."""
     graph = model.graph
     seen: dict[tuple, Any] = {}
     for thing in (
@@ -175,7 +178,7 @@ def _tidy(model: Any) -> None:
 
 @contextlib.contextmanager
 def _silence():
-    """The exporter talks about its own progress on several channels."""
+    """Suppress the exporter's progress, which it reports by logging, warnings and print."""
     loud = logging.getLogger("torch.onnx")
     level = loud.level
     loud.setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
-"""Runs an exported language model with ONNX Runtime and numpy alone.
+"""Run an exported language model with ONNX Runtime and numpy only.
 
-    python run_onnx.py "Once upon a time"              needs the package tokenizers, too
+    python run_onnx.py "Once upon a time"              also needs the package tokenizers
     python run_onnx.py --ids 1,2,3 --new-tokens 64     token ids in, token ids out
 
-It reads the model.onnx beside it and continues the text greedily: each new token is the most likely one. Keys
-and values of earlier tokens stay in a cache, so that a step reads one token.
+The program reads model.onnx in its own folder and continues the text greedily: each new token is the most
+likely one. Keys and values of earlier tokens stay in a cache, so that a step reads one token.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import onnxruntime
 
 
 class OnnxModel:
-    """A session on the file `path`; `threads` None is ONNX Runtime's own choice."""
+    """A session on the file `path`; `threads` None is ONNX Runtime's default."""
 
     def __init__(self, path: str | Path, threads: int | None = None):
         options = onnxruntime.SessionOptions()
@@ -33,8 +33,8 @@ class OnnxModel:
     def step(
         self, ids: np.ndarray, cache: list | None = None, at: np.ndarray | None = None
     ) -> tuple[np.ndarray, list]:
-        """Read token `ids` (B, T) after those in `cache` (None: nothing before). Returns float32 logits (B,
-        n, V) of the positions `at` (None: the last), and the cache for the next call."""
+        """Read token `ids` (B, T) after those in `cache` (None: empty). Return float32 logits (B, n, V) of
+        the positions `at` (None: the last), and the cache for the next call."""
         rows, tokens = ids.shape
         if cache is None:
             cache = [_value(np.zeros((rows, heads, 0, size), np.float32)) for _, heads, size in self.caches]
@@ -46,7 +46,7 @@ class OnnxModel:
         return logits.numpy(), cache
 
     def greedy(self, ids: list[int], count: int, ends: tuple[int, ...] = ()) -> list[int]:
-        """The `count` most likely tokens after `ids`, one after another; fewer if one of `ends` comes."""
+        """Return up to `count` tokens that continue `ids` greedily, stopping before a token in `ends`."""
         written: list[int] = []
         cache, block = None, np.array([ids])
         while len(written) < count:
@@ -64,10 +64,10 @@ def _value(array: np.ndarray):
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Continue a text with the model in this folder.")
-    parser.add_argument("text", nargs="?", help="what to continue")
-    parser.add_argument("--ids", help="token ids with commas between, instead of a text")
+    parser.add_argument("text", nargs="?", help="the text to continue")
+    parser.add_argument("--ids", help="comma-separated token ids, instead of a text")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int)
     asked, folder = parser.parse_args(), Path(__file__).resolve().parent
@@ -80,9 +80,7 @@ def main() -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            parser.exit(
-                2, "Reading a text takes the package tokenizers (pip install tokenizers); or give --ids.\n"
-            )
+            parser.exit(2, "A text needs the package tokenizers: pip install tokenizers. Or give --ids.\n")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         ids = tokenizer.encode(asked.text).ids
     written = OnnxModel(folder / "model.onnx", asked.threads).greedy(ids, asked.new_tokens)

@@ -1,17 +1,17 @@
-"""A model's modules as ONNX stores them, put in place before the model is traced.
+"""A model's modules in the form that ONNX stores, installed before the model is traced.
 
-    nn.Linear, Conv1D     MatMul with the weight as (inputs, outputs): what ONNX multiplies by, and what its quantizers look for
-    QuantLinear           com.microsoft MatMulNBits with the very codes, scales and zero points
-    QuantEmbedding        a look-up of codes, scaled after it
+    nn.Linear, Conv1D     MatMul with the weight as (inputs, outputs), as ONNX and its quantizers expect
+    QuantLinear           com.microsoft MatMulNBits with the same codes, scales and zero points
+    QuantEmbedding        a look-up of codes, then scaling
 
 MatMulNBits holds blocks of 16 to 256 inputs (a power of two) of 4 or 8 bits:
 
     codes       uint8    (N, blocks, block · bits / 8)     low bits first
     scale       float32  (N, blocks)                       the format's float16, widened
-    zero_point  uint8    (N, ceil(blocks · bits / 8))      rows padded to whole bytes; absent where all are 2^(bits − 1)
+    zero_point  uint8    (N, ceil(blocks · bits / 8))      rows padded to whole bytes; absent if all 2^(bits − 1)
 
-Codes of fewer than 4 bits lie in 4, those of 5 to 7 in 8. A group that is no block of its own (a whole
-channel, 96 inputs) becomes several with the same scale: more bytes, the same numbers.
+Codes of fewer than 4 bits are stored in 4 bits, those of 5 to 7 in 8. A group of a size that is not a block
+size (a whole channel, 96 inputs) becomes several blocks with the same scale: more bytes, the same values.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
-INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: activations in 8 bits, a scale a block
+INT8_PRODUCTS = 4  # MatMulNBits' accuracy level: 8-bit activations with one scale per block
 _LEVELS = {
     "fp32": 0,
     "int16": 0,
     "int8-block": INT8_PRODUCTS,
-}  # int16 is exact where there is no kernel for it
+}  # int16 becomes exact, because ONNX Runtime has no kernel for it
 
 
 def trace(model: PreTrainedModel) -> None:
-    """Exchange the modules of `model`, in place, for those above. Raises `InputError` for one that ONNX has
-    no form for."""
+    """Replace the modules of `model` in place by those above. Raise `InputError` for a module without an ONNX
+    form."""
     held: dict[int, tuple] = {}  # a tied pair has one
     head = model.get_output_embeddings()
     tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
@@ -51,7 +51,7 @@ def trace(model: PreTrainedModel) -> None:
         parent, _, last = name.rpartition(".")
         if isinstance(module, QuantExperts):
             raise InputError(
-                "A mixture of experts cannot be exported to ONNX: its experts are chosen while it runs."
+                "A mixture of experts cannot be exported to ONNX: its experts are selected at run time."
             )
         if isinstance(module, QuantLinear):
             new = NBitsLinear(_blocks(module, held, name), module.bias, _level(module, name))
@@ -97,7 +97,8 @@ class Blocks(nn.Module):
 
 
 class NBitsLinear(nn.Module):
-    """MatMulNBits, then the bias. `level`: the operator's accuracy level. It can be traced, not run."""
+    """MatMulNBits, then the bias. `level` is the operator's accuracy level. The module can be traced, but not
+    run."""
 
     def __init__(self, weight: Blocks, bias: torch.Tensor | None, level: int):
         super().__init__()
@@ -125,7 +126,7 @@ class NBitsLinear(nn.Module):
 
 
 class NBitsEmbedding(nn.Module):
-    """Rows of codes, looked up and then scaled."""
+    """Embedding that looks up rows of codes, then scales them."""
 
     def __init__(self, weight: Blocks):
         super().__init__()
@@ -145,16 +146,17 @@ class NBitsEmbedding(nn.Module):
 
 
 def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Codes uint8 (N, blocks, size), scale float32 (N, blocks), zero point uint8 (N, blocks) and the blocks'
-    size of `weight` (N, K).
+    """Return codes uint8 (N, blocks, size), scale float32 (N, blocks), zero point uint8 (N, blocks) and the
+    block size of `weight` (N, K).
 
-    The last block is filled with codes that nothing multiplies. Raises `InputError` for a format that
-    MatMulNBits does not know.
+    The last block is padded with codes that are never multiplied. Raise `InputError` for a format that
+    MatMulNBits does not support.
     """
     format, columns = weight.format, weight.shape[1]
     if not format.even:
         raise InputError(
-            f"{format.label} is a table of values, and ONNX Runtime's MatMulNBits knows even grids only. Take int4-g64 or int8."
+            f"{format.label} is a table of values, and ONNX Runtime's MatMulNBits supports even grids only. "
+            "Use int4-g64 or int8."
         )
     size = block_size(columns, format.group_size)
     codes = weight.unpacked_codes()
@@ -170,8 +172,8 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def _zero_bytes(zero: torch.Tensor, bits: int) -> torch.Tensor | None:
-    """Zero points uint8 (N, blocks) as stored; None where all are the middle, which the operator takes by
-    itself."""
+    """Return the zero points uint8 (N, blocks) as stored; None if all are 2^(bits − 1), the operator's
+    default."""
     if bool((zero == 1 << (bits - 1)).all()):
         return None
     if bits == 8:
@@ -181,8 +183,8 @@ def _zero_bytes(zero: torch.Tensor, bits: int) -> torch.Tensor | None:
 
 
 def block_size(columns: int, group_size: int | None) -> int:
-    """The largest block that divides a group evenly; for a whole channel of `columns` inputs one that wastes
-    nothing, or else 32."""
+    """Return the largest block size that divides a group; for a whole channel of `columns` inputs, one
+    without padding, or else 32. Raise `InputError` for a group size that has none."""
     whole = columns if group_size is None else group_size
     size = min(whole & -whole, LARGEST_BLOCK)
     if size >= SMALLEST_BLOCK:
@@ -200,10 +202,7 @@ def _blocks(module: QuantizedModule, held: dict, name: str) -> Blocks:
     key = weight.codes.data_ptr()
     if key not in held:
         try:
-            held[key] = (
-                Blocks(weight),
-                weight,
-            )  # the weight, too, so that its address is not given to another one
+            held[key] = (Blocks(weight), weight)  # keep the weight alive, so that its address is not reused
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return held[key][0]
@@ -212,6 +211,7 @@ def _blocks(module: QuantizedModule, held: dict, name: str) -> Blocks:
 def _level(module: QuantLinear, name: str) -> int:
     if module.activations not in _LEVELS:
         raise InputError(
-            f"{name}: MatMulNBits has no activations with one scale a token. Export it without -dynamic, or with -a8: a scale a block."
+            f"{name}: MatMulNBits does not support activations with one scale per token. "
+            "Export a recipe without -dynamic, or with -a8 (one scale per block)."
         )
     return _LEVELS[module.activations]

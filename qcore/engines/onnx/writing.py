@@ -1,5 +1,4 @@
-"""From a model and a recipe to a graph on disk and its ledger's rows: the one way that comparing and
-exporting share."""
+"""From a model and a recipe to a graph on disk and its ledger's rows, for both comparison and export."""
 
 from __future__ import annotations
 
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Quantize = Callable[..., Ledger]  # quantize(model, recipe, progress=...)
-SOURCE = {"onnx-int4": "int4-g64"}  # the recipe of ours whose codes another library's has
+SOURCE = {"onnx-int4": "int4-g64"}  # qcore's recipe with the same codes
 
 
 @dataclass(frozen=True)
 class Written:
-    """The file, a row for each tensor, and the recipe of ours whose codes it holds (None: float32, or another
-    library's)."""
+    """The file, a row per tensor, and qcore's recipe `own` whose codes it holds (None: float32, or codes
+    chosen by ONNX Runtime)."""
 
     path: Path
     rows: tuple[LedgerRow, ...]
@@ -36,10 +35,10 @@ class Written:
 
 
 def source(recipe: Recipe) -> Recipe | None:
-    """The recipe of ours whose codes the ONNX form of `recipe` has, None for float32 and for codes that ONNX
-    Runtime chooses.
+    """Return qcore's recipe whose codes the ONNX form of `recipe` holds; None for float32 and for codes
+    chosen by ONNX Runtime.
 
-    Raises `InputError` for a recipe that has no ONNX form.
+    Raise `InputError` for a recipe without an ONNX form.
     """
     if recipe.name in SOURCE:
         return parse(SOURCE[recipe.name]).with_modules(skip=recipe.modules.skip)
@@ -47,10 +46,11 @@ def source(recipe: Recipe) -> Recipe | None:
         return None
     if isinstance(recipe.weights, Budget) or (isinstance(recipe.weights, Format) and recipe.weights.even):
         return recipe
-    what = "another library's format" if isinstance(recipe.weights, Engine) else "no even grid"
+    what = "another library's format" if isinstance(recipe.weights, Engine) else "a table of values"
     what = "a 16-bit form" if isinstance(recipe.weights, Float) else what
     raise InputError(
-        f"{recipe.name} is {what}, which has no ONNX form here. Take fp32, onnx-int8, or integers such as int8 or int4-g64."
+        f"{recipe.name} is {what}, which has no ONNX form. "
+        "Use fp32, onnx-int8, or integers such as int8 or int4-g64."
     )
 
 
@@ -62,10 +62,10 @@ def write(
     quantize: Quantize,
     rows: tuple[LedgerRow, ...] | None = None,
 ) -> Written:
-    """Export `model`, which is used up, into `folder`. `quantize` applies one of our recipes, where the graph
-    is to hold its codes. `rows` is the ledger of a model whose layers hold qcore's codes already.
+    """Export `model`, which is consumed, into `folder`. `quantize` applies the recipe of qcore whose codes
+    the graph holds. `rows` is the ledger of a model that is already quantized by qcore.
 
-    Raises `InputError` for a model or a recipe that cannot be exported.
+    Raise `InputError` for a model or a recipe that cannot be exported.
     """
     own = source(recipe)
     if reason := graph.unsupported(model):

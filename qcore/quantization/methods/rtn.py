@@ -3,7 +3,7 @@ grid. Needs no data.
 
     symmetric     scale = max|w| / (2^(bits−1) − 1)                  code = round(w / scale) + 2^(bits−1)
     asymmetric    scale = (max(w, 0) − min(w, 0)) / (2^bits − 1)     zero_point = round(−min(w, 0) / scale)
-    fixed table   scale = max|w|                                     code = index of the value nearest w / scale
+    fixed table   scale = max|w|                                     code = index of the value nearest w/scale
 
 Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which
 costs nothing and removes the error of rounding the scale afterwards. Codes of nf4 and fp4 are chosen for the

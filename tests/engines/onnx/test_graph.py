@@ -1,5 +1,5 @@
-"""A model's graph computes what the model computes: at once, token by token through the cache, and for
-several sequences."""
+"""A model's graph against the model: in one pass, token by token with the cache, and for several
+sequences."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,9 @@ def test_a_mixture_of_experts_is_refused(tmp_path):
 def test_an_activation_that_the_operator_does_not_have_is_refused(tmp_path):
     model = made("llama")
     convert.quantize(model, recipes.parse("int4-g32-dynamic"))
-    with pytest.raises(InputError, match="q_proj: MatMulNBits has no activations with one scale a token"):
+    with pytest.raises(
+        InputError, match="q_proj: MatMulNBits does not support activations with one scale per token"
+    ):
         graph.export(model, tmp_path)
     assert not list(tmp_path.iterdir())
 

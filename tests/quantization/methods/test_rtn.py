@@ -84,7 +84,10 @@ from qcore.measurement.memory import PeakMemory
 weight = torch.randn(8192, 4096)
 for dtype in (torch.float32, torch.bfloat16):
     weight = weight.to(dtype)
-    for format in (Uniform(4, 64, False), Uniform(4, 64, False, True), Uniform(8, None, True), Uniform(3, 32, True), Codebook("nf4", 64)):
+    for format in (
+        Uniform(4, 64, False), Uniform(4, 64, False, True), Uniform(8, None, True), Uniform(3, 32, True),
+        Codebook("nf4", 64),
+    ):
         methods.quantize(weight[:64], format, "rtn")
         with PeakMemory() as memory:
             stored = methods.quantize(weight, format, "rtn")
