@@ -64,8 +64,7 @@ def evaluate(
         return _text(model, revision, device, kv, json, conditions)
     if not usual:
         raise InputError(
-            "--choices and --lm-eval take the place of a text; leave out --text, --tokens, --window and "
-            "--stride."
+            "--choices and --lm-eval replace the text. Leave out --text, --tokens, --window and --stride."
         )
     if choices is not None:
         return _questions(model, choices, revision, device, json)

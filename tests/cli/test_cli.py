@@ -246,7 +246,7 @@ def test_a_streamed_evaluation_scores_all_recipes_in_one_pass(said, model, text,
         and rows[1]["divergence"]["kl_mean"] > 0
     )
     for wrong, message in (
-        (("--recipes", "int8"), "belongs to --stream"),
+        (("--recipes", "int8"), "works only with --stream"),
         (("--stream", "--choices", "default"), "only a text can be scored"),
         (("--stream", "--recipes", "int4-g64-gptq"), "reads calibration text"),
     ):
@@ -326,8 +326,8 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
         ("eval MODEL --text TMP/one.txt", "at least 2 are needed"),
         ("eval MODEL --window 4096 --tokens 2000", "window of 4096"),
         ("eval MODEL --choices TMP/missing.json", "missing.json"),
-        ("eval MODEL --choices default --tokens 50", "take the place of a text"),
-        ("eval MODEL --choices default --lm-eval piqa", "give one of them"),
+        ("eval MODEL --choices default --tokens 50", "replace the text"),
+        ("eval MODEL --choices default --lm-eval piqa", "Give one of them"),
         ("eval MODEL --lm-eval piqa --lm-eval-limit 0", "lm-eval-limit is 0"),
         ("eval MODEL --lm-eval piqa --lm-eval-folder TMP/missing", "There is no folder"),
         ("eval MODEL --lm-eval ,", "No lm-eval task was given"),
