@@ -153,7 +153,7 @@ def _replace(
     old = model.get_submodule(target.module)
     if type(old.weight) is not nn.Parameter or not old.weight.is_floating_point():
         raise InputError(
-            f"{target.name} is quantized already. Give the original checkpoint to quantize it another way."
+            f"{target.name} is quantized already. Use the original checkpoint to quantize it another way."
         )
     weights = old.weight.numel()  # some libraries empty the original
     try:

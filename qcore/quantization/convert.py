@@ -74,7 +74,7 @@ def quantize(
     """
     if any(isinstance(module, QuantizedModule) for module in model.modules()):
         raise InputError(
-            "This model is quantized already. Give the original checkpoint to quantize it another way."
+            "This model is quantized already. Use the original checkpoint to quantize it another way."
         )
     if recipe.calibrated and calibration is None:
         raise InputError(
@@ -104,7 +104,7 @@ class Job:
 
     @property
     def text(self) -> Calibration:
-        """The calibration text. Raises `ValueError` without one."""
+        """The calibration text. Raise `ValueError` if there is none."""
         if self.calibration is None:
             raise ValueError(f"{self.recipe.name} reads a calibration text")
         return self.calibration

@@ -5,8 +5,8 @@
     dynamic.py   int8 by ONNX Runtime's `quantize_dynamic`
     accounts.py  the ledger's rows, counted from the file
     writing.py   from a model and a recipe to a graph on disk and its ledger's rows
-    run_onnx.py  the program that runs an exported folder (see `qcore.library.onnx_folder`), also used by qcore
-    attached.py  a transformers model whose forward is a session of ONNX Runtime, measured like any other
+    run_onnx.py  the program that runs an exported folder (`qcore.library.onnx_folder`), also used by qcore
+    attached.py  a transformers model whose forward is a session of ONNX Runtime, measured like others
 
 Inputs of the graph are `input_ids` (B, T), `logits_at` (n,), and per layer `past.i.key` and `past.i.value`
 (B, heads, P, size), where P may be 0. Outputs are `logits` (B, n, V) of the positions `logits_at`, and per

@@ -70,20 +70,20 @@ def main() -> None:
     parser.add_argument("--ids", help="comma-separated token ids, instead of a text")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int)
-    asked, folder = parser.parse_args(), Path(__file__).resolve().parent
-    if (asked.text is None) == (asked.ids is None):
+    arguments, folder = parser.parse_args(), Path(__file__).resolve().parent
+    if (arguments.text is None) == (arguments.ids is None):
         parser.error("give either a text or --ids")
     tokenizer = None
-    if asked.ids is not None:
-        ids = [int(number) for number in asked.ids.split(",")]
+    if arguments.ids is not None:
+        ids = [int(number) for number in arguments.ids.split(",")]
     else:
         try:
             from tokenizers import Tokenizer
         except ImportError:
             parser.exit(2, "A text needs the package tokenizers: pip install tokenizers. Or give --ids.\n")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ids = tokenizer.encode(asked.text).ids
-    written = OnnxModel(folder / "model.onnx", asked.threads).greedy(ids, asked.new_tokens)
+        ids = tokenizer.encode(arguments.text).ids
+    written = OnnxModel(folder / "model.onnx", arguments.threads).greedy(ids, arguments.new_tokens)
     print(tokenizer.decode(written) if tokenizer else ",".join(map(str, written)))
 
 

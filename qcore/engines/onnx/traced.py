@@ -8,7 +8,7 @@ MatMulNBits holds blocks of 16 to 256 inputs (a power of two) of 4 or 8 bits:
 
     codes       uint8    (N, blocks, block · bits / 8)     low bits first
     scale       float32  (N, blocks)                       the format's float16, widened
-    zero_point  uint8    (N, ceil(blocks · bits / 8))      rows padded to whole bytes; absent if all 2^(bits − 1)
+    zero_point  uint8    (N, ceil(blocks · bits / 8))      rows of whole bytes; absent if all are 2^(bits − 1)
 
 Codes of fewer than 4 bits are stored in 4 bits, those of 5 to 7 in 8. A group of a size that is not a block
 size (a whole channel, 96 inputs) becomes several blocks with the same scale: more bytes, the same values.

@@ -245,12 +245,12 @@ def quantize_blocks(
     refiner, waiting = method.joint() if method.joint else None, []
     for position, own in enumerate(inside):
         block = blocks.modules[position]
-        original = _as_it_is(block) if method.wants_drift else None
+        original = _snapshot(block) if method.wants_drift else None
         kept = store.read(position)
         name = f"{blocks.name}.{position}"
         if kept is not None and set(kept[0]) <= {target.name for target in own}:
             report(position, len(blocks), f"restoring a finished block: {name}")
-            finished = _take_up(block, name, own, *kept)
+            finished = _restore(block, name, own, *kept)
         elif own:
             finished = _choose(
                 method, blocks, position, own, hidden, x_fp, original, calibration, report, store
@@ -292,12 +292,19 @@ def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
     return size.median() / size.clamp_min(1e-6 * size.median().clamp_min(1e-30))
 
 
-def _as_it_is(block: nn.Module) -> nn.Module:
+def _snapshot(block: nn.Module) -> nn.Module:
     """Return a copy of the block that shares its tensors, and keeps them when the block's are replaced."""
     return deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
 
 
-def _advance(blocks: Blocks, position: int, hidden, x_fp, original, finished: Finished) -> None:
+def _advance(
+    blocks: Blocks,
+    position: int,
+    hidden: list[torch.Tensor],
+    x_fp: list[torch.Tensor] | None,
+    original: nn.Module | None,
+    finished: Finished,
+) -> None:
     """Replace the hidden states (1, T, H) of all windows, `hidden` and `x_fp`, by the outputs of the block,
     in place, batch by batch."""
     output_fp = finished.output_fp
@@ -315,7 +322,19 @@ def _advance(blocks: Blocks, position: int, hidden, x_fp, original, finished: Fi
         )
 
 
-def _choose(method, blocks, position, own, hidden, x_fp, original, calibration, report, store) -> Finished:
+def _choose(
+    method: BlockMethod,
+    blocks: Blocks,
+    position: int,
+    own: list[Target],
+    hidden: list[torch.Tensor],
+    x_fp: list[torch.Tensor] | None,
+    original: nn.Module | None,
+    calibration: Calibration,
+    report: Progress,
+    store: BlockStore,
+) -> Finished:
+    """Choose the codes of the targets `own` of block number `position` with `method`, and store them."""
     name = f"{blocks.name}.{position}"
 
     def step(what: str) -> None:
@@ -331,7 +350,13 @@ def _choose(method, blocks, position, own, hidden, x_fp, original, calibration, 
     return Finished(name, task.weights, task.notes, task.output_fp, task.cache)
 
 
-def _take_up(block: nn.Module, name: str, own: list[Target], weights, changed) -> Finished:
+def _restore(
+    block: nn.Module,
+    name: str,
+    own: list[Target],
+    weights: dict[str, list[QuantizedTensor]],
+    changed: dict[str, torch.Tensor],
+) -> Finished:
     """Install the tensors of a block that an earlier run finished."""
     for parameter, value in changed.items():
         owner, _, last = parameter.rpartition(".")
