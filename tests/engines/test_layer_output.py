@@ -14,11 +14,11 @@ quiet.silence()
 LIBRARIES = [
     name for name in recipes.engines.recipes() if not name.startswith("onnx-")
 ]  # those run a whole graph: tests/engines/onnx
-INPUTS, OUTPUTS = 192, 48  # 192 is no multiple of 128: quanto takes groups of 96
+INPUTS, OUTPUTS = 192, 48  # 192 is not a multiple of 128: quanto takes groups of 96
 
 
 class One(nn.Module):
-    """A model of one linear layer, with the two methods that a transformers model has."""
+    """A model of one linear layer, with the two methods of a transformers model that are used."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def apply(name: str) -> tuple[One, torch.Tensor, list]:
 
 
 def stored_weight(name: str, layer: nn.Module) -> torch.Tensor:
-    """The weight that the library's stored parts stand for."""
+    """Return the dequantized weight of the library's stored parts."""
     if name == "bnb-int8":
         return layer.weight.data.float() * layer.weight.SCB.view(-1, 1) / 127
     if name.startswith("bnb"):
@@ -57,7 +57,7 @@ def stored_weight(name: str, layer: nn.Module) -> torch.Tensor:
 
 
 def half_step(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """The largest distance that rounding to the format may move a weight."""
+    """Return the largest rounding error of a weight in the format."""
     row = weight.abs().amax(1, keepdim=True)
     if name == "bnb-int8":
         return row / 127 / 2 + weight.abs() * 2**-10  # the library rounds to float16 first

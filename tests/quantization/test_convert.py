@@ -64,8 +64,7 @@ def test_every_recipe_quantizes_every_architecture_for_real(kind, name):
 
 
 def test_dequantized_weights_in_a_plain_model_give_the_same_logits():
-    """The oracle for weight-only recipes: the quantized model computes with exactly the values its codes
-    stand for."""
+    """The oracle for weight-only recipes: the quantized model computes with exactly its dequantized weights."""
     for kind in ("llama", "gpt2"):
         quantized, plain = tiny.model(kind), tiny.model(kind)
         quantize(quantized, parse("int4-g32"))
@@ -158,8 +157,7 @@ def test_a_ledger_survives_json_and_a_damaged_one_is_refused():
 @pytest.mark.parametrize("name", ["int4-g64", "int8-head8", "nf4-g64-dq"])
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
 def test_each_original_is_freed_before_the_next_is_read(kind, name):
-    """So the peak is the model and what one layer takes: see tests/quantization/methods/test_rtn.py for
-    that."""
+    """So the peak is the model plus one layer, see tests/quantization/methods/test_rtn.py."""
     model, done = tiny.model(kind), []
     storages = {
         full: StorageWeakRef(parameter.untyped_storage()) for full, parameter in model.named_parameters()

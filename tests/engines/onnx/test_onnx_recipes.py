@@ -42,7 +42,7 @@ def test_int4_has_the_codes_and_the_loss_of_our_own(reference):
         groups = -(-columns // 64)
         assert row.bytes_after >= rows * groups * (
             32 + 4
-        )  # 64 codes of 4 bits and a float32 scale a group; zero points where needed
+        )  # 64 codes of 4 bits and a float32 scale per group; zero points where needed
     # The tied embedding is read whole as the output head; norms, biases and codes once.
     assert bytes_a_token(model, ledger.rows) == ledger.stored_bytes
 

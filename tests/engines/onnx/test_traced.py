@@ -14,7 +14,7 @@ from qcore.quantization import methods
 
 
 def by_definition(weight: Blocks) -> torch.Tensor:
-    """(N, K): what com.microsoft.MatMulNBits says that its inputs mean, written out number by number."""
+    """Return the weight (N, K) by the definition of com.microsoft.MatMulNBits, number by number."""
     rows, columns = weight.shape
     values = torch.empty(rows, columns)
     per_byte = 8 // weight.bits

@@ -21,8 +21,8 @@ def layer(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def literal(weight: torch.Tensor, grid, hessian: torch.Tensor) -> torch.Tensor:
-    """Optimal brain quantization in a fixed order: invert what is free, round one column, move the rest;
-    codes (K, N)."""
+    """Return codes (K, N) by optimal brain quantization in a fixed order: invert the Hessian of the remaining
+    columns, round one column, update the others."""
     size = grid.format.group_size or COLUMNS
     order = hessian.diagonal().argsort(descending=True).tolist()
     left, codes = weight.double().T.clone(), torch.empty(COLUMNS, ROWS)

@@ -41,7 +41,7 @@ def targets_of(model):
 
 @torch.no_grad()
 def quantized_in_place(model, target, format):
-    """Round one parameter to nearest as the model holds it, expert by expert; returns the original."""
+    """Round one parameter of the model to nearest, expert by expert; return the original."""
     module = model.get_submodule(target.module)
     original = getattr(module, target.parameter)
     transposed = target.kind == "conv1d" or (target.kind == "experts" and module.is_transposed)
@@ -148,7 +148,7 @@ def test_predicted_loss_is_half_the_mean_square_of_gradient_times_error(kind):
 
 @pytest.mark.parametrize(
     "kind, least", [("llama", 0.85), ("moe", 0.6)]
-)  # routers switch experts, which no gradient foresees
+)  # routers switch experts, which gradients cannot predict
 def test_the_prediction_has_the_size_of_what_is_measured(kind, least):
     model, calibration = tiny.sharp(kind), text(rows=8)
     targets = targets_of(model)
