@@ -64,7 +64,8 @@ def test_every_recipe_quantizes_every_architecture_for_real(kind, name):
 
 
 def test_dequantized_weights_in_a_plain_model_give_the_same_logits():
-    """The oracle for weight-only recipes: the quantized model computes with exactly its dequantized weights."""
+    """The oracle for weight-only recipes: the quantized model computes with exactly its dequantized
+    weights."""
     for kind in ("llama", "gpt2"):
         quantized, plain = tiny.model(kind), tiny.model(kind)
         quantize(quantized, parse("int4-g32"))

@@ -9,7 +9,8 @@ from qcore.quantization.methods.kmeans import assign, lloyd
 
 
 def literal_lloyd(values: torch.Tensor, centroids: torch.Tensor, rounds: int) -> torch.Tensor:
-    """Run Lloyd's algorithm on one row: assign values to the nearest centroid, set each centroid to its mean."""
+    """Run Lloyd's algorithm on one row: assign values to the nearest centroid, set each centroid to its
+    mean."""
     for _ in range(rounds):
         nearest = (values.unsqueeze(1) - centroids).abs().argmin(1)
         centroids = torch.stack(
