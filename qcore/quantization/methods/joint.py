@@ -1,10 +1,10 @@
 """Learned rounding of all blocks jointly: fine-tune the quantized model to the predictions of the unquantized
 one.
 
-Methods that look at one block at a time cannot know which errors cancel further up and which are amplified.
-Here the loss is the very thing that quality is measured by, the divergence of the predictions on the
-calibration text (knowledge distillation, as in LLM-QAT, arXiv 2305.17888, and in the second phase of
-EfficientQAT, arXiv 2407.11062):
+Methods that fit one block at a time cannot know which errors cancel in later blocks and which are amplified.
+Here the loss is the quality metric itself, the divergence of the predictions on the calibration text
+(knowledge distillation, as in LLM-QAT, arXiv 2305.17888, and in the second phase of EfficientQAT, arXiv
+2407.11062):
 
     loss = mean over tokens of KL(unquantized || quantized)
 
