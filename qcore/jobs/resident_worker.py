@@ -49,7 +49,7 @@ class Worker:
         self._cancelled: set[int] = set()
         self._busy = threading.Lock()  # held while a request is answered
         self._writing = threading.Lock()
-        self._shelf = Shelf()
+        self._cache = ModelCache()
 
     def take(self, line: str) -> None:
         """Take in a request, one line of JSON."""
@@ -123,7 +123,7 @@ class Worker:
         from qcore.formats.kv import kv_format_named
 
         number = request["id"]
-        loaded = self._shelf.get(checkpoint, recipe, self._reporter(number, recipe.name))
+        loaded = self._cache.get(checkpoint, recipe, self._reporter(number, recipe.name))
         self._emit(number, "start", recipe=recipe.name)
         generated = generate_text(
             loaded.model,
@@ -167,7 +167,7 @@ class Worker:
                 os._exit(0)
 
 
-class Shelf:
+class ModelCache:
     """Loaded models by recipe, most recently used last. Another checkpoint clears it."""
 
     def __init__(self):
@@ -211,7 +211,7 @@ class Shelf:
             held = sum(made.ledger.stored_bytes for made in self._models.values())
             limit = os.environ.get(
                 "QCORE_MEMORY_LIMIT"
-            )  # counts what is on the shelf; what is available does not hold it any more
+            )  # counts what is on the cache; what is available does not hold it any more
             found = planning.estimate(checkpoint, recipe, tokens=POSITIONS, window=1)
             if max(found.peak_load_bytes, found.peak_run_bytes) + (held if limit else 0) <= planning.budget():
                 return

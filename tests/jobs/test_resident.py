@@ -20,7 +20,7 @@ from qcore.base.errors import InputError, RunError, TooLargeError
 from qcore.evaluation.generation import generate_text
 from qcore.jobs import resident as resident_module
 from qcore.jobs.resident import Event, Resident
-from qcore.jobs.resident_worker import Shelf, Worker
+from qcore.jobs.resident_worker import ModelCache, Worker
 from qcore.recipes import parse
 
 RECIPES = ("fp32", "fp16")  # neither needs a compiled kernel, so a test waits for nothing but torch
@@ -273,45 +273,45 @@ def checkpoint_and_report(folder):
 
 def test_the_least_recently_used_model_makes_room(folder, monkeypatch):
     checkpoint, report = checkpoint_and_report(folder)
-    shelf, room = Shelf(), 2
+    cache, room = ModelCache(), 2
 
     def estimate(*arguments, **options):
-        need = 0 if len(shelf._models) < room else 2
+        need = 0 if len(cache._models) < room else 2
         return SimpleNamespace(peak_load_bytes=need, peak_run_bytes=0)
 
     monkeypatch.setattr(planning, "estimate", estimate)
     monkeypatch.setattr(planning, "budget", lambda: 1)
     monkeypatch.setattr(planning, "check_fits", lambda *arguments, **options: None)
     first, second = (
-        weakref.ref(shelf.get(checkpoint, parse(name), report).model) for name in ("fp32", "fp16")
+        weakref.ref(cache.get(checkpoint, parse(name), report).model) for name in ("fp32", "fp16")
     )
-    assert shelf.get(checkpoint, parse("fp32"), report).model is first()
-    shelf.get(checkpoint, parse("bf16"), report)
-    assert second() is None and first() is not None and len(shelf._models) == 2
+    assert cache.get(checkpoint, parse("fp32"), report).model is first()
+    cache.get(checkpoint, parse("bf16"), report)
+    assert second() is None and first() is not None and len(cache._models) == 2
 
 
 def test_a_memory_limit_counts_what_is_held(folder, monkeypatch):
     checkpoint, report = checkpoint_and_report(folder)
-    shelf = Shelf()
-    shelf.get(checkpoint, parse("fp32"), report)
+    cache = ModelCache()
+    cache.get(checkpoint, parse("fp32"), report)
     need = planning.estimate(checkpoint, parse("fp16"), tokens=2048, window=1)
     most = max(need.peak_load_bytes, need.peak_run_bytes)
     held = 4 * checkpoint.parameters
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(most + held))
-    shelf.get(checkpoint, parse("fp16"), report)
-    assert len(shelf._models) == 2
+    cache.get(checkpoint, parse("fp16"), report)
+    assert len(cache._models) == 2
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(most + held // 4))
-    shelf.get(checkpoint, parse("bf16"), report)
-    assert len(shelf._models) == 1
+    cache.get(checkpoint, parse("bf16"), report)
+    assert len(cache._models) == 1
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000")
     with pytest.raises(TooLargeError):
-        shelf.get(checkpoint, parse("int8"), report)
-    assert len(shelf._models) == 0
+        cache.get(checkpoint, parse("int8"), report)
+    assert len(cache._models) == 0
 
 
-def test_another_checkpoint_clears_the_shelf(folder, tmp_path):
+def test_another_checkpoint_clears_the_cache(folder, tmp_path):
     checkpoint, report = checkpoint_and_report(folder)
-    shelf = Shelf()
-    old = weakref.ref(shelf.get(checkpoint, parse("fp32"), report).model)
-    shelf.get(library.resolve(str(tiny.checkpoint("gpt2", tmp_path))), parse("fp32"), report)
-    assert old() is None and len(shelf._models) == 1
+    cache = ModelCache()
+    old = weakref.ref(cache.get(checkpoint, parse("fp32"), report).model)
+    cache.get(library.resolve(str(tiny.checkpoint("gpt2", tmp_path))), parse("fp32"), report)
+    assert old() is None and len(cache._models) == 1

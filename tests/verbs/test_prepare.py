@@ -9,7 +9,7 @@ import torch
 import qcore
 from qcore import library, recipes
 from qcore.base.errors import InputError, TooLargeError
-from qcore.jobs.resident_worker import Shelf
+from qcore.jobs.resident_worker import ModelCache
 from qcore.quantization import convert
 from qcore.quantization.calibration import load_calibration
 from qcore.recipes.spec import RunSpec
@@ -125,17 +125,17 @@ def test_nobody_else_prepares(call):
 
 
 def test_the_playground_never_shows_a_quantized_model_as_another_recipe(model, small):
-    shelf, base, saved = Shelf(), library.resolve(model), library.resolve(small)
+    cache, base, saved = ModelCache(), library.resolve(model), library.resolve(small)
     with pytest.raises(InputError, match="quantized already"):
-        shelf.get(saved, recipes.parse("fp32"), quiet)
-    own = shelf.get(base, recipes.parse_row(f"saved:{small}"), quiet)
-    full = shelf.get(base, recipes.parse("fp32"), quiet)
+        cache.get(saved, recipes.parse("fp32"), quiet)
+    own = cache.get(base, recipes.parse_row(f"saved:{small}"), quiet)
+    full = cache.get(base, recipes.parse("fp32"), quiet)
     assert own.recipe.name == "int4-g32" and full.recipe.name == "fp32"
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(own.model(ids).logits, library.load(small).model(ids).logits)
         assert not torch.equal(own.model(ids).logits, full.model(ids).logits)
-    assert shelf.get(saved, recipes.parse_row(f"saved:{small}"), quiet).recipe.name == "int4-g32"
+    assert cache.get(saved, recipes.parse_row(f"saved:{small}"), quiet).recipe.name == "int4-g32"
 
 
 # -- figures of models that were made ------------------------------------------------------------------------
