@@ -2,10 +2,11 @@
 and that a kill costs nothing."""
 
 import json
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -167,24 +168,28 @@ def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
             torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def _train_for_ever(folder: str, text: str, home: str) -> None:
-    os.environ["QCORE_HOME"] = home
-    from qcore.training import loop
+FOREVER = """
+import sys
+from qcore import library
+from qcore.recipes import parse
+from qcore.training import loop, qat
+from qcore.verbs import qat as verb
 
-    loop.SAVE_SECONDS = 0.0
-    options = qat.Qat(
-        text=text, window=64, tokens=8192, schedule=Schedule(steps=100_000, batch=1, validations=1)
-    )
-    verb.train(library.resolve(folder), parse("int3-g64"), options, progress=quiet)
+loop.SAVE_SECONDS = 0.0
+schedule = loop.Schedule(steps=100_000, batch=1, validations=1)
+options = qat.Qat(text=sys.argv[2], window=64, tokens=8192, schedule=schedule)
+verb.train(library.resolve(sys.argv[1]), parse("int3-g64"), options, progress=lambda done, total, words: None)
+"""
 
 
 @pytest.mark.slow
 def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
-    home = str(tmp_path / "home")
-    child = multiprocessing.get_context("spawn").Process(
-        target=_train_for_ever, args=(str(learned), str(words / "train.txt"), home)
+    root, environment = (
+        Path(__file__).resolve().parents[2],
+        os.environ | {"QCORE_HOME": str(tmp_path / "home")},
     )
-    child.start()
+    command = [sys.executable, "-c", FOREVER, str(learned), str(words / "train.txt")]
+    child = subprocess.Popen(command, cwd=root, env=environment)
     deadline = time.monotonic() + 120
     while (
         not list((tmp_path / "home" / "unfinished").glob("training-*/state.safetensors"))
@@ -192,8 +197,9 @@ def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
     ):
         time.sleep(0.05)
     time.sleep(0.5)
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    assert child.poll() is None
+    child.kill()
+    child.wait()
     options = qat.Qat(
         text=str(words / "train.txt"),
         window=64,

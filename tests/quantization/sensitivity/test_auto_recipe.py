@@ -162,7 +162,8 @@ def test_a_saved_model_comes_back_with_each_layers_format(kind, name, tmp_path):
     ledger = quantize(model, recipe, calibration=text())
     folder = safetensors.save(model, tiny.tokenizer(), recipe, ledger, tmp_path / "saved")
     loaded, loaded_ledger, loaded_recipe = safetensors.load(folder)
-    assert torch.equal(loaded(ids(1, 24)).logits, model(ids(1, 24)).logits)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids(1, 24)).logits, model(ids(1, 24)).logits)
     assert loaded_ledger == ledger and loaded_recipe == recipe
 
 
