@@ -47,6 +47,11 @@ SHAPE = {
 # mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
 CLOSE = 1e-5
 
+OWN_CODE = (
+    ROOT / "qcore" / "formats",
+    ROOT / "qcore" / "quantization" / "methods",
+)  # what qcore's files depend on
+
 
 class Cache:
     """The folder of prepared files, and the models they are made from."""
@@ -64,7 +69,7 @@ class Cache:
         elif kind in (ORT_INT4, ORT_HEAD8):
             parts, make = (), self._onnx
         else:
-            parts, make = (ROOT / "qcore/formats", ROOT / "qcore/methods", safetensors), self._own
+            parts, make = (*OWN_CODE, safetensors), self._own
         weights = json.dumps(SHAPE) if source == RANDOM else self.checkpoint.digest
         key = hashlib.sha256(
             "\n".join([weights, *map(_code, (__file__, *parts)), *_versions(kind)]).encode()

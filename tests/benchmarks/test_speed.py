@@ -110,3 +110,9 @@ def test_a_section_is_replaced_and_a_document_without_it_is_refused():
 def test_the_documents_hold_the_newest_saved_results(tables):
     for file, text in tables.documents().items():
         assert file.read_text() == text, f"run python {tables.__name__.replace('.', '/')}.py"
+
+
+def test_the_code_that_prepared_files_depend_on_exists():
+    from benchmarks.prepare import OWN_CODE
+
+    assert OWN_CODE and all(any(folder.glob("*.py")) for folder in OWN_CODE)
