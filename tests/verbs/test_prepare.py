@@ -96,7 +96,7 @@ def test_calibration_is_refused_on_another_device_than_the_cpu(model, tmp_path):
     (tmp_path / "text.txt").write_text("Tokens of a text that is read for calibration. " * 20)
     loaded = library.load(model)
     text = load_calibration(tmp_path / "text.txt", loaded.tokenizer, tokens=64)
-    with pytest.raises(InputError, match="works on the CPU only. Use the device cpu"):
+    with pytest.raises(InputError, match="is supported on the CPU only. Use the device cpu"):
         convert.quantize(loaded.model.to("meta"), recipes.parse("int4-g32-gptq"), calibration=text)
     for name, refused in (("int8", False), ("int4-g32-gptq", True), ("auto-5bpw", True)):
         try:
