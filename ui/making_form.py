@@ -6,14 +6,14 @@ from streamlit.delta_generator import DeltaGenerator
 from qcore.base.home import is_public
 from qcore.jobs import jobs
 from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
-from qcore.jobs.kinds import MAKING
+from qcore.jobs.kinds import KINDS, MAKING
 from qcore.recipes import parse
 from ui import making_charts, run_panel, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough
 
-KINDS = {"qat": "Quantization-aware training", "prune": "Prune", "distill": "Distill"}
+TITLES = {name: KINDS[name].title for name in MAKING}
 LEADS = {
     "qat": "The model is quantized, then trained to reproduce its original predictions. Training recovers "
     "quality; size and speed stay those of the recipe.",
@@ -47,10 +47,10 @@ def form(prefix: str) -> None:
     with st.container(border=True):
         kind = st.segmented_control(
             "Task",
-            list(KINDS),
+            list(TITLES),
             default="qat",
             required=True,
-            format_func=KINDS.get,
+            format_func=TITLES.get,
             key=f"{prefix}.kind",
             label_visibility="collapsed",
             **KEEP,

@@ -60,15 +60,15 @@ def evaluate(
         return _streamed(model, recipes, revision, json, conditions)
     if choices is not None and lm_eval is not None:
         raise InputError("--choices and --lm-eval exclude each other. Give one of them.")
-    if choices is None and lm_eval is None:
-        return _text(model, revision, device, kv, json, conditions)
-    if not usual:
+    if not usual and (choices, lm_eval) != (None, None):
         raise InputError(
             "--choices and --lm-eval replace the text. Leave out --text, --tokens, --window and --stride."
         )
     if choices is not None:
         return _questions(model, choices, revision, device, json)
-    return _harness(model, lm_eval, lm_eval_folder, lm_eval_limit, revision, device, json)
+    if lm_eval is not None:
+        return _harness(model, lm_eval, lm_eval_folder, lm_eval_limit, revision, device, json)
+    return _text(model, revision, device, kv, json, conditions)
 
 
 def _text(model: str, revision: str | None, device: str, kv: str, json: str | None, conditions: dict) -> int:

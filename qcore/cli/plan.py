@@ -1,12 +1,15 @@
 """`python -m qcore plan`: the plan as a table on a terminal."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
+
+if TYPE_CHECKING:
+    from qcore.planning.summary import PlanRow
 
 Context = Annotated[
     int | None, typer.Option(help="Tokens of KV cache per user; without it 2048, or the model's positions")
@@ -131,7 +134,7 @@ def _bandwidth(found) -> str:
 
 def _telling_rows(found) -> list:
     """Return one row per recipe: with the first format of the cache, or the first that fits."""
-    chosen: dict[str, object] = {}
+    chosen: dict[str, PlanRow] = {}
     for row in found.rows:
         if row.recipe not in chosen or (row.fits and not chosen[row.recipe].fits):
             chosen[row.recipe] = row

@@ -1,8 +1,8 @@
 """`python -m qcore.jobs.child RUN_DIR TASK EVENTS`: one task of a job, in this process, start to end.
 
-TASK is one of the tasks of the job's course, see `kind.py`; EVENTS is a file descriptor, or a file, that takes
-one JSON object per line. What comes out is written to the run's folder. The process ends when its standard
-input closes, because whoever started it is gone.
+TASK is one of the tasks of the job's course, see `kind.py`; EVENTS is a file descriptor, or a file, that
+takes one JSON object per line. What comes out is written to the run's folder. The process ends when its
+standard input closes, because whoever started it is gone.
 """
 
 import json

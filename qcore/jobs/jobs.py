@@ -37,6 +37,7 @@ from qcore.jobs.kinds import kind_of
 from qcore.jobs.status import ACTIVE, COMPARE, JobStatus, StatusRecord
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder, run_ids, runs_folder
+from qcore.results.rows import ResultRow
 from qcore.results.store import Store, judged_rows, keep_end
 
 DOUBLE_CLICK_SECONDS = 2.0
@@ -79,8 +80,8 @@ def submit(request: Request, engine: Executor = HERE) -> str:
 
 
 def status(run_id: str) -> JobStatus:
-    """Return where the job stands now. A job whose process is gone is settled as interrupted (or cancelled, if
-    that was asked).
+    """Return where the job stands now. A job whose process is gone is settled as interrupted, or as cancelled
+    if a cancel was requested.
 
     Raises `InputError` for an unknown id.
     """
@@ -92,10 +93,9 @@ def status(run_id: str) -> JobStatus:
     kept = _ended.get(run_id)
     if kept is not None and kept[0] == written:
         return kept[1]
-    about: StatusRecord = folder.read("status.json") or {
-        "state": "interrupted",
-        "error": "The record of this run is damaged.",
-    }
+    about: StatusRecord = folder.read("status.json") or StatusRecord(
+        state="interrupted", error="The record of this run is damaged."
+    )
     if about["state"] in ACTIVE and not _alive(folder, about):
         about = folder.read("status.json") or about  # it may have ended between the two looks
         if about["state"] in ACTIVE:
@@ -135,9 +135,9 @@ def history(run_id: str) -> dict | None:
     return RunFolder(run_id).read("history.json")
 
 
-def rows(run_id: str, margin: float | None = None) -> list[dict]:
-    """Return the rows of a comparison that are finished so far, in the order their recipes were asked for, each with its verdict
-    within the margin of the run or another `margin`."""
+def rows(run_id: str, margin: float | None = None) -> list[ResultRow]:
+    """Return the rows of a comparison that are finished so far, in the order of its recipes, each with its
+    verdict within the margin of the run or another `margin`."""
     return list(judged_rows(RunFolder(run_id), margin).values())
 
 
@@ -196,7 +196,9 @@ def repeat(run_id: str) -> str:
     return submit(kind_of(record).request.from_dict(record), Executor(**engine) if engine else HERE)
 
 
-def compare(model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options) -> list[dict]:
+def compare(
+    model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options
+) -> list[ResultRow]:
     """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of
     `RunSpec`; `engine` and `address` as in `qcore.base.executor.Executor`.
 
@@ -318,7 +320,7 @@ def _settle(folder: RunFolder, about: StatusRecord) -> StatusRecord:
 
 
 def _lost(folder: RunFolder, about: StatusRecord) -> StatusRecord:
-    """Return what there is to say of a silent job of another machine. Nothing is written: it may yet go on."""
+    """Return the status of a silent job of another machine. Nothing is written: the job may yet go on."""
     error = f"The machine {folder.other_host} has shown no sign of life of this run for a minute or more."
     return {**about, "state": "interrupted", "phase": "Interrupted", "eta_s": None, "error": error}
 
@@ -329,7 +331,7 @@ def active_before(run_id: str) -> Iterator[bool]:
         if earlier >= run_id:
             return
         folder = RunFolder(earlier)
-        about = folder.read("status.json") or {}
+        about: StatusRecord = folder.read("status.json") or StatusRecord()
         if about.get("state") in ACTIVE and _alive(folder, about):
             yield True
 

@@ -2,8 +2,8 @@
 them.
 
 A `JobKind` is registered in `qcore.jobs.kinds.KINDS`. Its `run` does a task in a child process (see
-`child.py`); its `course` is the worker's side (see `worker.py`): which tasks there are, how progress reads and
-how the job ends. Most kinds have a single task and use `Course` as it is.
+`child.py`). Its `course` is the worker's side (see `worker.py`): the tasks, the words for their progress, and
+the end of the job. Most kinds have a single task and use `Course` as it is.
 """
 
 from __future__ import annotations

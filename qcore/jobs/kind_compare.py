@@ -12,6 +12,7 @@ from qcore.jobs.status import COMPARE, StatusRecord
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
 from qcore.results.report import unfinished_row
+from qcore.results.rows import ResultRow
 from qcore.results.store import Store, keep_row
 from qcore.verbs.compare import REFERENCE
 
@@ -148,7 +149,7 @@ class CompareCourse(Course):
         *,
         phase: str | None = None,
         started_at: float | None = None,
-    ) -> dict:
+    ) -> ResultRow:
         """Write the row of a recipe without a result."""
         row = unfinished_row(
             self.spec,

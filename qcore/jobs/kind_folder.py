@@ -69,8 +69,8 @@ class ExportRequest(FolderRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest(FolderRequest):
-    """A streamed quantization with `recipe`: one tensor after another, from file to file. With the engine "ray"
-    the shards are spread over the cluster at `address`."""
+    """A streamed quantization with `recipe`: one tensor after another, from file to file. With the engine
+    "ray" the shards are spread over the cluster at `address`."""
 
     kind: ClassVar[str] = "quantize"
     recipe: Recipe

@@ -146,7 +146,7 @@ class DistillRequest(MakeRequest):
 class Training(JobKind):
     """Quantization-aware training."""
 
-    name, title, resumes = "qat", "Train in quantized form", True
+    name, title, resumes = "qat", "Quantization-aware training", True
     request = QatRequest
 
     def describe(self, record: dict) -> str:

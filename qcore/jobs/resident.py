@@ -38,11 +38,13 @@ class Event:
     """What happened. `kind` is one of
 
     queued     another text is being written first
-    loading    the recipe's model is being loaded or quantized: `done` of `total` (0: unknown), `text` says what
+    loading    the recipe's model is being loaded or quantized: `done` of `total` (0: unknown) steps; `text`
+               names the step
     start      the recipe's model is ready and begins to write
     text       a piece of text, in `text`
-    done       the recipe has finished; `result` is `Generated.to_dict()` with `first_divergence` (index of the first token that
-               differs from the first recipe's, or None) and `same_characters` (how much of the text precedes it)
+    done       the recipe has finished; `result` is `Generated.to_dict()` with `first_divergence` (index of
+               the first token that differs from the first recipe's, or None) and `same_characters` (how many
+               characters of the text precede it)
     error      the recipe failed, the others go on; `text` is a sentence
     """
 
@@ -279,7 +281,10 @@ class _Child:
                 if code in (-11, -4, -6)
                 else "from outside"
             )
-            return f"The playground's process was ended by signal {-code}, {cause}. Try again, or choose fewer recipes or a smaller model."
+            return (
+                f"The playground's process was ended by signal {-code}, {cause}. Try again, or choose fewer "
+                "recipes or a smaller model."
+            )
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 2000))
         last = self._log.read().decode("utf-8", "replace").strip().rpartition("\n")[2]

@@ -234,7 +234,8 @@ def _class_of(error: QcoreError) -> str:
 def _unexpected(error: Exception) -> str:
     logging.exception("The request failed")
     first = str(error).strip().partition("\n")[0][:300]
-    return f"It failed unexpectedly ({type(error).__name__}{f': {first}' if first else ''}). Try another recipe or a shorter prompt."
+    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"It failed unexpectedly ({what}). Try another recipe or a shorter prompt."
 
 
 def main(arguments: list[str]) -> None:

@@ -1,9 +1,9 @@
 """Tasks on the machines of a Ray cluster: the first of them, the baseline, and then all others at once.
 
-The run's folder lies on storage that all machines share. Each task is the same child process as on one machine
-(`child.py`), started by a Ray task and reporting into a file of the folder that is read here; its row is in
-the folder when it ends. A machine that is lost in the middle costs the time of what it was at: Ray starts that
-task again elsewhere. By default a machine does one task at a time.
+The run's folder lies on storage that all machines share. Each task is the same child process as on one
+machine (`child.py`). A Ray task starts it, and it reports into a file of the folder that is read here; its
+row is in the folder when it ends. If a machine is lost, Ray starts its task again elsewhere. By default a
+machine does one task at a time.
 """
 
 import threading

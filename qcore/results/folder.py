@@ -2,7 +2,7 @@
 
     runs/RUN_ID/spec.json       the request; "kind" says of which kind of job, and is missing for a comparison
                 status.json     where it stands, replaced atomically, written by one process at a time
-                process.json    host, pid and start time of the worker, so that a recycled pid is never mistaken
+                process.json    host, pid and start time of the worker, so that a recycled pid is never taken
                                 for it; touched every few seconds as a sign of life
                 rows/00.json    one finished recipe each, in the order they were asked for (comparisons)
                 outcome.json    what came out (the other kinds)
