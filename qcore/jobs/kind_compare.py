@@ -1,4 +1,4 @@
-"""Comparisons: the baseline first, then one recipe after another, each in a process of its own, each a row."""
+"""Comparisons: the baseline first, then one recipe after another, each in its own process, each a row."""
 
 import json
 import logging
