@@ -1,4 +1,4 @@
-"""`python -m qcore.jobs.worker RUN_DIR`: carries out one job of any kind, each of its tasks in its own process.
+"""`python -m qcore.jobs.worker RUN_DIR`: one job of any kind, each of its tasks in a process of its own.
 
 The job's course (see `kind.py`) says which tasks there are and what becomes of them; a runner says where they
 run: on this machine (`runner_local.py`), after the jobs that were submitted before, or on a cluster
