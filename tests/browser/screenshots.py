@@ -55,8 +55,8 @@ def chosen(name: str, wanted: list[str]) -> bool:
 
 
 def show_run(page: Page) -> None:
-    """Open the panel of the newest run."""
-    newest = max(path.name for path in (Path(sys.argv[1]) / "runs").iterdir() if path.is_dir())
+    """Open the panel of the newest comparison."""
+    newest = max(rows.parent.name for rows in (Path(sys.argv[1]) / "runs").glob("*/rows"))
     dashboard.visit(page, f"{page.url}?run={newest}", 2.5)
 
 
