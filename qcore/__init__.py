@@ -1,4 +1,4 @@
-"""qcore quantizes language models and measures what that costs, in ten lines:
+"""qcore quantizes language models and measures the cost, in ten lines:
 
     import qcore
 
@@ -11,7 +11,7 @@
     for row in qcore.compare("smollm2-135m", ["fp32", "int8", "int4-g64"]):
         print(row["recipe"], row["stored_bytes"], row["perplexity"], row["decode_tok_s"])
 
-Importing it is cheap: what needs torch is imported when it is first used.
+The import is cheap: modules that need torch are imported on first use.
 """
 
 from importlib import import_module

@@ -26,14 +26,14 @@ from qcore.recipes.spec import check_margin
 from qcore.results.rows import ResultRow
 from qcore.verbs import checks, prepare
 
-ROOM = 512  # tokens of cache and activations that a model is loaded with room for
+ROOM = 512  # tokens of cache and activations included in the memory check of `load`
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
-    """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder that `save` wrote.
+    """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder written by `save`.
 
-    Returns its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved
-    quantized model its `recipe` and `ledger`. Raises `InputError` for one that cannot or must not be loaded
+    Return its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved
+    quantized model its `recipe` and `ledger`. Raise `InputError` for an invalid or unsupported model
     (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub or the device cannot be
     reached.
     """
@@ -51,20 +51,20 @@ def quantize(
     calibration_minutes: float | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Apply `recipe` to `model`, in place: the full-precision weights are gone afterwards. `skip`: patterns
-    of modules to leave out.
+    """Apply `recipe` to `model`, in place: its full-precision weights are freed. `skip`: patterns of modules
+    to leave out.
 
     Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the
-    packaged one); those that learn take about `calibration_minutes`.
+    packaged text); learned recipes take about `calibration_minutes`.
 
-    Returns the model with its `recipe` and `ledger`. Raises `InputError` for a model, recipe or text that
-    cannot be used, `NotAppliedError` if the recipe did less than it should.
+    Return the model with its `recipe` and `ledger`. Raise `InputError` for an unusable model, recipe or text,
+    `NotAppliedError` if the recipe quantized less than it should.
     """
     chosen = _recipe(recipe)
     if skip:
         chosen = chosen.with_modules(skip=tuple(skip))
     text = prepare.CalibrationText(calibration, calibration_tokens, calibration_minutes)
-    if isinstance(model, Loaded):  # whose weights may have been changed since they were loaded
+    if isinstance(model, Loaded):  # no resume: the weights may have changed since loading
         return prepare.quantize(model, chosen, calibration=text, resume=False, progress=progress).loaded
     checkpoint = prepare.find_original(model, progress=progress)
     checks.check_skips(checkpoint, (chosen,))
@@ -85,7 +85,7 @@ def evaluate(
     """Return the perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged
     text). With `kv` "int8" or "int4" the text is read through a key-value cache in that form.
 
-    Raises `InputError` for a text or window that cannot be used, and for a text that the model was made with.
+    Raise `InputError` for an unusable text or window, and for a text that was used to make the model.
     """
     loaded = load(model) if isinstance(model, str) else model
     content = texts.load_text(text)
@@ -103,10 +103,10 @@ def evaluate(
 
 
 def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
-    """Return the verdict on `after` against `before`, two evaluations over the same text and windows: is the
-    loss real? Perplexity within `margin` (0.01 is 1 %) counts as equal.
+    """Return the verdict on `after` against `before`, two evaluations over the same text and windows: whether
+    the loss is statistically real. Perplexity within `margin` (0.01 is 1 %) counts as equal.
 
-    Raises `InputError` if they were not taken over the same windows.
+    Raise `InputError` if the windows differ.
     """
     check_margin(margin)
     return verdict_on(after.to_dict(), before.to_dict(), margin)
@@ -116,7 +116,7 @@ def ask(
     model: Loaded | str, choices: str | Path | None = None, *, progress: Progress | None = None
 ) -> Answers:
     """Return the answers of `model`, by likelihood, to the multiple-choice questions in the file `choices`
-    (None: the packaged ones). Raises `InputError` for a file that cannot be used."""
+    (None: the packaged questions). Raise `InputError` for an unusable file."""
     asked = load_questions(choices)
     loaded = load(model) if isinstance(model, str) else model
     return answer(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
@@ -132,7 +132,7 @@ def measure(
     progress: Progress | None = None,
 ) -> throughput.Throughput:
     """Return the prefill and decode speed of `model` in tokens per second on this machine, with a key-value
-    cache in the form `kv`. Raises `InputError` for more tokens than the model has positions."""
+    cache in the form `kv`. Raise `InputError` for more tokens than the model has positions."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(
         loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=kv_format_named(kv)
@@ -140,13 +140,13 @@ def measure(
 
 
 def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[ResultRow]:
-    """Run several recipes on `model`, each in a process of its own, and return one row per recipe (see
-    docs/results.md for its keys). A model that qcore has quantized is compared with its original: it becomes
-    the last row.
+    """Run several recipes on `model`, each in a separate process, and return one row per recipe
+    (docs/results.md describes its keys). A model quantized by qcore is compared with its original, and
+    becomes the last row.
 
     `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens,
-    repeats, kv, …; and `engine` "ray" with an `address`, which spreads the recipes over a cluster. A recipe
-    that failed is a row with its error. Raises `InputError` for input that no recipe can work with.
+    repeats, kv, …; and `engine` "ray" with an `address`, which spreads the recipes over a cluster. A failed
+    recipe is a row with its error. Raise `InputError` for input with which no recipe can run.
     """
     from qcore.jobs import jobs
 
@@ -168,12 +168,13 @@ def plan(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> planning.Plan:
-    """Return what `model` would take under `recipes` (memory, speed, quality) and which of them to choose, from
+    """Return the predicted memory, speed and quality of `model` under `recipes`, and a recommendation, from
     its headers alone.
 
-    `memory` is the limit it must run in, such as "16GB" (None: what is free here); `context` tokens are cached
-    for each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe` the model's
-    shapes are timed here, some seconds per recipe. Raises `InputError` and `UnavailableError` as `load` does.
+    `memory` is the limit, such as "16GB" (None: the memory that is free on this machine); `context` tokens
+    are cached for each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe`
+    the model's shapes are timed on this machine, some seconds per recipe. Raise `InputError` and
+    `UnavailableError` as `load` does.
     """
     from qcore.verbs import plan as verb
 
@@ -194,8 +195,8 @@ def plan(
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a quantized `model` into `folder`, which `load` takes as a model, and return the folder. Raises
-    `InputError` for a model that is not quantized and for a folder that holds something."""
+    """Write a quantized `model` into `folder`, which `load` can open, and return the folder. Raise
+    `InputError` for a model that is not quantized and for a folder that is not empty."""
     if model.recipe is None or model.ledger is None:
         raise InputError(
             "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
@@ -224,9 +225,9 @@ def qat(
     `folder`.
 
     `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate),
-    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Returns sizes and the
-    loss curve; with `compare` also the figures beside the original's. After a kill the same call goes on.
-    Raises `InputError` for options that cannot be used.
+    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Return sizes and the loss
+    curve; with `compare` also the figures beside the original's. After a kill the same call resumes. Raise
+    `InputError` for unusable options.
     """
     from qcore.training.attach import Form
     from qcore.training.loop import Schedule
@@ -263,7 +264,7 @@ def prune(
     """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and
     save it in `folder`.
 
-    `options` are fields of `qcore.verbs.prune.Prune`: order, sparse, calibration, tokens. Returns the sizes
+    `options` are fields of `qcore.verbs.prune.Prune`: order, sparse, calibration, tokens. Return the sizes
     and shares; with `compare` also the figures beside the original's.
     """
     from qcore.verbs import prune as verb
@@ -290,7 +291,7 @@ def distill(
     """Train a student of `layers` layers to reproduce the predictions of `model`, and save it in `folder` as
     an ordinary model.
 
-    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Returns sizes and the
+    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Return sizes and the
     loss curve; with `compare` also the figures beside the original's.
     """
     from qcore.training.distill import Distill

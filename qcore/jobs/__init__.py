@@ -1,1 +1,1 @@
-"""Long work in processes of its own, that any other process can watch and cancel."""
+"""Long work in separate processes, which any other process can watch and cancel."""

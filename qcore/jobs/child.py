@@ -1,8 +1,8 @@
-"""`python -m qcore.jobs.child RUN_DIR TASK EVENTS`: one task of a job, in this process, start to end.
+"""`python -m qcore.jobs.child RUN_DIR TASK EVENTS`: run one task of a job in this process.
 
-TASK is one of the tasks of the job's course, see `kind.py`; EVENTS is a file descriptor, or a file, that
-takes one JSON object per line. What comes out is written to the run's folder. The process ends when its
-standard input closes, because whoever started it is gone.
+TASK is one of the tasks of the job's course (see `kind.py`). EVENTS is a file descriptor or a file, which
+receives one JSON object per line. Results are written to the run's folder. The process exits when its
+standard input closes, because its parent has ended.
 """
 
 import json
@@ -25,7 +25,7 @@ _log = logging.getLogger("qcore.jobs.child")
 
 
 def main(arguments: list[str]) -> int:
-    """Do the task; 0 if it succeeded, 1 if it failed and reported why."""
+    """Run the task; return 0 on success, 1 after a reported failure."""
     folder, task, channel = RunFolder(Path(arguments[0]).name), arguments[1], _channel(arguments[2])
     silence()
     logs.configure("info")
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Emitter:
-    """Send events to the worker, the progress of one phase at most ten times a second."""
+    """Send events to the worker, at most ten per second within one phase."""
 
     def __init__(self, channel: int):
         self._channel = channel
@@ -75,7 +75,7 @@ class Emitter:
 
     @property
     def words(self) -> str:
-        """What the task is doing, for people."""
+        """The current phase or step, as display text."""
         return PHASES.get(self._phase) or f"it was at: {self._detail or 'starting'}"
 
     def __call__(self, event: dict) -> None:
@@ -97,13 +97,13 @@ class Emitter:
         os.write(self._channel, json.dumps(event).encode() + b"\n")
 
     def error(self, kind: str, message: str) -> int:
-        """Report a failure; returns the exit code for it."""
+        """Report a failure; return its exit code."""
         self.send({"event": "error", "kind": kind, "message": message})
         return 1
 
 
 def _interrupt(number: int, frame) -> None:
-    """A cancelled job that can be resumed keeps its state on the way out."""
+    """Raise `KeyboardInterrupt`, so that a cancelled job saves its resumable state on exit."""
     raise KeyboardInterrupt
 
 

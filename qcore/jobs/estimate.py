@@ -1,8 +1,8 @@
-"""How far a run is and how long it will take, from how long each phase took so far.
+"""Progress and remaining time of a run, from the time that each phase took so far.
 
-Every recipe goes through the same phases. What is expected of a phase starts as a guess (from an earlier run
-of the same model where there is one) and becomes the mean of what was measured; a phase that counts its steps
-is extrapolated from its own pace.
+Every recipe runs the same phases. The expected time of a phase starts as a guess (from an earlier run of the
+same model if there is one) and becomes the mean of the measured times; a phase that counts its steps is
+extrapolated from its own rate.
 """
 
 import time
@@ -18,13 +18,14 @@ PHASES = {
     "questions": "asking the questions",
     "prompts": "continuing the prompts",
 }
-PREFILL, DECODE = 300.0, 12.0  # tokens/s of a first guess: a model of 135 million parameters on two cores
-QUESTIONS = 10.0  # seconds for the packaged ones
-LEAST_SHARE = 0.1  # of a phase is still expected to be left when it has taken longer than it should
+PREFILL, DECODE = 300.0, 12.0  # tokens per second, first guess: 135 million parameters on two cores
+QUESTIONS = 10.0  # seconds for the packaged questions
+LEAST_SHARE = 0.1  # of the expected time counts as remaining once a phase exceeds it
 
 
 def guess(spec: dict) -> dict[str, float]:
-    """Seconds of each phase for a request (`RunSpec.to_dict()`) about which nothing is known."""
+    """Return a guess of the seconds per phase for a request (`RunSpec.to_dict()`) without earlier
+    measurements."""
     speed = (spec["repeats"] + 1) * (spec["prompt_tokens"] / PREFILL + spec["new_tokens"] / DECODE)
     return {
         "start": 6.0,
@@ -38,32 +39,32 @@ def guess(spec: dict) -> dict[str, float]:
 
 
 class Account(Protocol):
-    """Keeps account of how far a job is, for its worker."""
+    """Progress of a job, as its worker tracks it."""
 
     @property
     def fraction(self) -> float:
-        """Share of the job that is over, 0 … 1."""
+        """Completed share of the job, 0 … 1."""
 
     @property
     def eta(self) -> float | None:
-        """Expected seconds to the end of the job, None while they are unknown."""
+        """Expected remaining seconds of the job, None while unknown."""
 
     def start(self, item: int) -> None:
-        """The task number `item` begins."""
+        """Record that task number `item` starts."""
 
     def enter(self, phase: str) -> None:
-        """The task is in `phase` now."""
+        """Record that the task enters `phase`."""
 
     def step(self, done: int, total: int) -> None:
-        """The present phase has done `done` of `total` steps."""
+        """Record that the current phase has completed `done` of `total` steps."""
 
     def end(self, item: int, *, complete: bool) -> None:
-        """The task number `item` has ended."""
+        """Record that task number `item` has ended."""
 
 
 class Estimate:
-    """The expected course of a run: `work` lists the phases of each child process in order, `seconds` what
-    each is expected to take."""
+    """Expected course of a run: `work` lists the phases of each child process in order, `seconds` the
+    expected time per phase."""
 
     def __init__(
         self,
@@ -82,23 +83,24 @@ class Estimate:
         self._fraction = 0.0
 
     def start(self, item: int) -> None:
-        """The child at `item` begins with its first phase."""
+        """Record that the child at `item` starts its first phase."""
         self._item = item
         self.enter(self._work[item][0])
 
     def enter(self, phase: str) -> None:
-        """The present child is in `phase` now; the one it was in has ended."""
+        """Record that the current child enters `phase`, which ends its previous phase."""
         if phase == self._phase:
             return
         self._leave()
         self._phase, self._since, self._done, self._total = phase, self._clock(), 0, 0
 
     def step(self, done: int, total: int) -> None:
-        """The present phase has done `done` of `total` steps."""
+        """Record that the current phase has completed `done` of `total` steps."""
         self._done, self._total = done, total
 
     def end(self, item: int, *, complete: bool) -> None:
-        """The child at `item` has ended; what an incomplete one took says nothing about the others."""
+        """Record that the child at `item` has ended; the time of an incomplete phase is not used for the
+        others."""
         if complete:
             self._leave()
         self._phase, self._item = None, item + 1
@@ -110,7 +112,7 @@ class Estimate:
 
     @property
     def eta(self) -> float:
-        """Expected seconds to the end of the run."""
+        """Expected remaining seconds of the run."""
         left = sum(
             self._expected[phase]
             for phases in self._work[max(self._item, 0) + (self._phase is not None) :]
@@ -124,7 +126,7 @@ class Estimate:
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is over, by time; it never goes back."""
+        """Completed share of the run, by time; never decreases."""
         spent = self._clock() - self._began
         self._fraction = max(self._fraction, spent / (spent + self.eta) if spent + self.eta else 1.0)
         return self._fraction
@@ -145,8 +147,8 @@ class Estimate:
 
 
 class Shares:
-    """How far a job is, by its tasks: what `Estimate` is for those whose phases are known. The steps of a
-    task count where it is the only one."""
+    """Progress by completed tasks, where the phases are unknown (see `Estimate` for known ones). The steps of
+    a task count if it is the only one."""
 
     eta: float | None = None
 
@@ -156,20 +158,20 @@ class Shares:
 
     @property
     def fraction(self) -> float:
-        """Share of the tasks that have ended, or of the present step of the only one."""
+        """Share of the completed tasks, or of the completed steps of a single task."""
         return min(1.0, (self._ended + self._step) / self._total)
 
     def start(self, item: int) -> None:
-        """Nothing changes before a task ends."""
+        """Do nothing: only a finished task counts."""
 
     def enter(self, phase: str) -> None:
-        """Phases of several tasks overlap."""
+        """Do nothing: phases of several tasks overlap."""
 
     def step(self, done: int, total: int) -> None:
-        """The present phase has done `done` of `total` steps."""
+        """Record that the current phase has completed `done` of `total` steps."""
         if self._total == 1:
             self._step = done / total if total else 0.0
 
     def end(self, item: int, *, complete: bool) -> None:
-        """Another task has ended."""
+        """Record that another task has ended."""
         self._ended, self._step = self._ended + 1, 0.0

@@ -1,13 +1,13 @@
-"""Submit a job, look at it, stop it: everything another process (a page, the command line, a script) does
+"""Submit, inspect and cancel jobs: everything that another process (a page, the command line, a script) does
 with jobs of any kind.
 
-The disk is the truth. `submit` writes the request into a new folder and starts the worker in a session of its
-own, so closing a tab, rerunning a page or restarting the server ends nothing; any process finds the job again
-by its id. The worker queues itself (see `worker.py`) and reports through `status.json`; this module reads
-that file, and checks that whoever wrote it still lives.
+The disk holds the state. `submit` writes the request into a new folder and starts the worker in a separate
+session, so a job survives a closed tab, a page rerun or a server restart, and any process finds it again by
+its id. The worker queues itself (see `worker.py`) and reports through `status.json`; this module reads that
+file, and checks that its writer is alive.
 
-The folder may lie on storage that several machines share. A job of another machine is judged by its signs of
-life alone: it queues with the others, is never settled from here, and ends by itself when asked to.
+Several machines may share the folder. A job of another machine is judged by its heartbeat alone: it queues
+with the other jobs, is never settled from here, and ends itself when cancelled.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from qcore.results.rows import ResultRow
 from qcore.results.store import Store, judged_rows, keep_end
 
 DOUBLE_CLICK_SECONDS = 2.0
-SILENT_SECONDS = 60.0  # after which a job of another machine is taken for dead
+SILENT_SECONDS = 60.0  # of silence after which a job of another machine counts as dead
 HERE = Executor()
-_started: list[subprocess.Popen] = []  # workers of this process, kept so that they are reaped
+_started: list[subprocess.Popen] = []  # workers of this process, to be reaped
 _ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the time of their status.json
 _lock = threading.Lock()
 
 
 def submit(request: Request, engine: Executor = HERE) -> str:
-    """Start the job, or queue it behind those that came first, and return its id at once. With another
-    `engine` than this machine the recipes of a comparison are spread over a cluster.
+    """Start the job, or queue it behind earlier jobs, and return its id at once. An `engine` other than this
+    machine spreads the recipes of a comparison over a cluster.
 
     The same request twice within two seconds (a double click) is one job, as long as the first has not ended.
-    Raises `InputError` if the cache folder cannot be written.
+    Raise `InputError` if the cache folder cannot be written.
     """
     record = request.absolute().to_dict()
     engine.check()
@@ -71,7 +71,7 @@ def submit(request: Request, engine: Executor = HERE) -> str:
             folder.write("status.json", _first_status(folder.run_id, now, digest, request.kind, record))
             if not engine.is_local:
                 folder.write("engine.json", asdict(engine))
-            folder.write("spec.json", record)  # last: from here on the job exists for others
+            folder.write("spec.json", record)  # last: makes the job visible to other processes
             _start(folder)
         except OSError as error:
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -80,10 +80,10 @@ def submit(request: Request, engine: Executor = HERE) -> str:
 
 
 def status(run_id: str) -> JobStatus:
-    """Return where the job stands now. A job whose process is gone is settled as interrupted, or as cancelled
-    if a cancel was requested.
+    """Return the current status of the job. A job without a living process is settled as interrupted (or
+    cancelled, if that was requested).
 
-    Raises `InputError` for an unknown id.
+    Raise `InputError` for an unknown id.
     """
     folder = RunFolder(run_id)
     try:
@@ -97,7 +97,7 @@ def status(run_id: str) -> JobStatus:
         state="interrupted", error="The record of this run is damaged."
     )
     if about["state"] in ACTIVE and not _alive(folder, about):
-        about = folder.read("status.json") or about  # it may have ended between the two looks
+        about = folder.read("status.json") or about  # it may have ended since the first read
         if about["state"] in ACTIVE:
             about = _settle(folder, about) if folder.other_host is None else _lost(folder, about)
     place = sum(active_before(run_id)) if about["state"] == "queued" else None
@@ -120,29 +120,29 @@ def status(run_id: str) -> JobStatus:
 
 
 def list_runs(*kinds: str) -> list[JobStatus]:
-    """Return all jobs (of these kinds), newest first."""
+    """Return all jobs (or those of `kinds`), newest first."""
     found = (status(run_id) for run_id in reversed(run_ids()))
     return [each for each in found if not kinds or each.kind in kinds]
 
 
 def outcome(run_id: str) -> dict | None:
-    """Return what came out of a job that is no comparison; None until it is done."""
+    """Return the result of a job other than a comparison; None until it is done."""
     return RunFolder(run_id).read("outcome.json")
 
 
 def history(run_id: str) -> dict | None:
-    """Return the loss curve of a training so far, see `qcore.training.loop.History`."""
+    """Return the loss curve of a training so far; see `qcore.training.loop.History`."""
     return RunFolder(run_id).read("history.json")
 
 
 def rows(run_id: str, margin: float | None = None) -> list[ResultRow]:
-    """Return the rows of a comparison that are finished so far, in the order of its recipes, each with its
-    verdict within the margin of the run or another `margin`."""
+    """Return the finished rows of a comparison, in the order of its recipes, each with its verdict within the
+    margin of the run or another `margin`."""
     return list(judged_rows(RunFolder(run_id), margin).values())
 
 
 def follow(run_id: str, interval: float = 0.3) -> Iterator[JobStatus]:
-    """Yield the status whenever it changes, and a last time when the run has ended."""
+    """Yield the status after each change, the last time when the run has ended."""
     last = None
     while True:
         now = status(run_id)
@@ -155,10 +155,10 @@ def follow(run_id: str, interval: float = 0.3) -> Iterator[JobStatus]:
 
 
 def cancel(run_id: str) -> JobStatus:
-    """End a queued or running job, children included, and return its status; what is finished is kept.
+    """End a queued or running job with its child processes, and return its status; finished results are kept.
 
-    The process group is asked to end, and killed if it has not after a few seconds. A job that has ended
-    stays as it is.
+    The process group receives SIGTERM, and is killed if it has not exited after a few seconds. A job that has
+    ended is not changed.
     """
     folder = RunFolder(run_id)
     if not status(run_id).active:
@@ -174,13 +174,13 @@ def cancel(run_id: str) -> JobStatus:
 
 
 def delete(run_id: str) -> None:
-    """Remove an ended run's folder and its rows. Raises `InputError` while it is queued or running."""
+    """Remove an ended run's folder and its rows. Raise `InputError` while it is queued or running."""
     folder = RunFolder(run_id)
     if status(run_id).active:
         raise InputError(f"The run {run_id} has not ended; cancel it first.")
     (folder.path / "spec.json").unlink(
         missing_ok=True
-    )  # first: from here on it is no run any more, even if the rest is cut short
+    )  # first: without it the folder is not a run, even if the deletion is interrupted
     shutil.rmtree(folder.path)
     _ended.pop(run_id, None)
     Store().delete(run_id)
@@ -191,7 +191,7 @@ def repeat(run_id: str) -> str:
     folder = RunFolder(run_id)
     record = folder.read("spec.json")
     if record is None:
-        raise InputError(f"The run {run_id} has no readable request to repeat.")
+        raise InputError(f"The run {run_id} cannot be repeated: its request is missing or damaged.")
     engine = folder.read("engine.json")
     return submit(kind_of(record).request.from_dict(record), Executor(**engine) if engine else HERE)
 
@@ -199,11 +199,10 @@ def repeat(run_id: str) -> str:
 def compare(
     model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options
 ) -> list[ResultRow]:
-    """Run `recipes` on `model` and wait: one row for each, in order. `options` are the other fields of
-    `RunSpec`; `engine` and `address` as in `qcore.base.executor.Executor`.
+    """Run `recipes` on `model`, wait, and return one row per recipe, in order. `options` are the other fields
+    of `RunSpec`; `engine` and `address` are those of `qcore.base.executor.Executor`.
 
-    Raises `InputError` for input that no recipe can work with; a recipe that failed by itself is a row with
-    its error.
+    Raise `InputError` for input with which no recipe can run; a single failed recipe is a row with its error.
     """
     from qcore.verbs.checks import check_run
 
@@ -242,7 +241,7 @@ def _new_folder(now: float) -> RunFolder:
 
 
 def _tick(now: float) -> str:
-    """Six hexadecimal digits: the fraction of the second first, so that ids sort in the order of
+    """Return six hexadecimal digits: the fraction of the second first, so that ids sort in the order of
     submission."""
     return f"{int(now % 1 * 4096):03x}" + secrets.token_hex(2)[:3]
 
@@ -271,12 +270,12 @@ def _start(folder: RunFolder) -> None:
         worker = start_detached(worker_command(folder), log)
     with _lock:
         _started.append(worker)
-    with contextlib.suppress(psutil.Error):  # it ended already, and `status` will find that out
+    with contextlib.suppress(psutil.Error):  # it ended already, which `status` detects
         folder.write("process.json", identity(worker.pid))
 
 
 def _reap() -> None:
-    """Take note of workers of this process that have ended, so that none stays a zombie."""
+    """Reap workers of this process that have ended, so that none stays a zombie."""
     with _lock:
         _started[:] = [worker for worker in _started if worker.poll() is None]
 
@@ -291,13 +290,13 @@ def _alive(folder: RunFolder, about: StatusRecord) -> bool:
 
 
 def _wait_for_process(folder: RunFolder) -> psutil.Process | None:
-    """The worker, waiting for a submission that is just being made to note who it is."""
+    """Return the worker, after waiting for a submission in progress to record its process."""
     with FileLock(str(runs_folder() / ".submit.lock")):
         return folder.process()
 
 
 def _settle(folder: RunFolder, about: StatusRecord) -> StatusRecord:
-    """Write the end of a job whose worker could not: nobody else writes to this folder any more."""
+    """Write the final status of a job whose worker died: no other process writes to this folder now."""
     cancelled = folder.cancel_asked
     state = "cancelled" if cancelled else "interrupted"
     finished = folder.rows()
@@ -321,7 +320,7 @@ def _settle(folder: RunFolder, about: StatusRecord) -> StatusRecord:
 
 def _lost(folder: RunFolder, about: StatusRecord) -> StatusRecord:
     """Return the status of a silent job of another machine. Nothing is written: the job may yet go on."""
-    error = f"The machine {folder.other_host} has shown no sign of life of this run for a minute or more."
+    error = f"The machine {folder.other_host} has not reported on this run for a minute or more."
     return {**about, "state": "interrupted", "phase": "Interrupted", "eta_s": None, "error": error}
 
 

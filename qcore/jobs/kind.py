@@ -1,9 +1,9 @@
-"""What a kind of job consists of: a request, tasks that run in processes of their own, and what becomes of
-them.
+"""The parts of a kind of job: a request, tasks that run in separate processes, and the handling of their
+outcomes.
 
-A `JobKind` is registered in `qcore.jobs.kinds.KINDS`. Its `run` does a task in a child process (see
-`child.py`). Its `course` is the worker's side (see `worker.py`): the tasks, the words for their progress, and
-the end of the job. Most kinds have a single task and use `Course` as it is.
+A `JobKind` is registered in `qcore.jobs.kinds.KINDS`. Its `run` executes a task in a child process (see
+`child.py`); its `course` is the worker's side (see `worker.py`): the tasks, the wording of progress, and the
+final state. Most kinds have a single task and use `Course` unchanged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from qcore.recipes.spec import RunSpec, absolute_model, absolute_path
 from qcore.results.folder import RunFolder
 
 HISTORY_SECONDS = 0.3
-WHOLE = "job"  # the one task of most kinds
+WHOLE = "job"  # the single task of most kinds
 
 
 class Request(Protocol):
-    """What a job is asked to do. `RunSpec` is the request of comparisons."""
+    """The request of a job. `RunSpec` is the request of comparisons."""
 
     kind: ClassVar[str]
 
     @property
     def model(self) -> str:
-        """Name of the model that the job is about."""
+        """Name of the job's model."""
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary, from which `JobKind.request` reads it again."""
@@ -45,7 +45,7 @@ class Request(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """Base of the requests: fields that are values, or dataclasses that know their way from and to JSON.
+    """Base of the requests: fields are plain values, or dataclasses that convert to and from JSON.
 
     `FILES` names the fields, or fields of fields ("options.text"), that may hold paths.
     """
@@ -60,8 +60,7 @@ class JobRequest:
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
 
     def check(self, progress: Progress) -> None:
-        """Raise `InputError` for what can be known to be unusable before the job starts; it may take a
-        download."""
+        """Raise `InputError` for input that can be rejected before the job starts; may need a download."""
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
@@ -69,7 +68,7 @@ class JobRequest:
 
     @classmethod
     def from_dict(cls, record: dict) -> Self:
-        """Rebuild a request from `to_dict`. Raises `InputError` if a field is missing, unknown or out of
+        """Rebuild a request from `to_dict`. Raise `InputError` if a field is missing, unknown or out of
         range."""
         try:
             return cls(**cls.read({name: value for name, value in record.items() if name != "kind"}))
@@ -78,7 +77,7 @@ class JobRequest:
 
     @classmethod
     def read(cls, record: dict) -> dict:
-        """Return the fields of a record, with objects in place of their dictionaries."""
+        """Return the fields of a record, with dictionaries converted to objects."""
         return record
 
     def absolute(self) -> Self:
@@ -91,8 +90,8 @@ class JobRequest:
 
 
 class JobKind:
-    """One kind of job. `title` is its name for people. `resumes` says that a killed task goes on where it was
-    when it is started again; the worker then does that once by itself."""
+    """One kind of job. `title` is its display name. With `resumes` a killed task continues from its saved
+    state; the worker restarts it once automatically."""
 
     name: str
     title: str
@@ -100,11 +99,11 @@ class JobKind:
     request: type[JobRequest] | type[RunSpec]
 
     def describe(self, record: dict) -> str:
-        """Return what the request asks for besides the model, in a few words."""
+        """Return a short description of the request, without the model."""
         return self.title
 
     def kept(self, folder: RunFolder) -> str:
-        """Return in words what a job leaves behind that was ended from outside."""
+        """Return a phrase for the results that an interrupted job keeps."""
         return "repeat it, and it goes on where it was" if self.resumes else "nothing was kept"
 
     def course(self, folder: RunFolder, status: StatusRecord) -> Course:
@@ -112,13 +111,13 @@ class JobKind:
         return Course(folder, status)
 
     def run(self, request, context: Context) -> dict | None:
-        """Do the task of `context`, in the child process, and return what came out, JSON-ready."""
+        """Run the task of `context` in the child process, and return its result, JSON-ready."""
         raise NotImplementedError
 
 
 @dataclass
 class Context:
-    """What a task knows of its job: the `folder`, the `task`, and `send`, which takes events."""
+    """The context of a task: the job's `folder`, the `task`, and `send`, which accepts events."""
 
     folder: RunFolder
     task: str
@@ -133,7 +132,7 @@ class Context:
         )
 
     def watch(self, history) -> None:
-        """Keep the loss curve so far for others to see, a few times a second."""
+        """Write the loss curve so far to the run's folder, a few times per second."""
         if time.monotonic() - self._written > HISTORY_SECONDS:
             self._written = time.monotonic()
             self.folder.write("history.json", history.record())
@@ -141,8 +140,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task's process ended: with `code`, after an `error` of class `error_kind` (or None), having begun
-    at `began` (seconds since 1970) and last been in `phase`."""
+    """The end of a task's process: exit `code`, `error` of class `error_kind` (or None), start time `began`
+    (seconds since 1970), and last `phase`."""
 
     code: int
     began: float
@@ -152,7 +151,7 @@ class Outcome:
 
     @property
     def killed(self) -> bool:
-        """Whether the process was ended from outside, as the system does where memory runs out."""
+        """Whether the process was ended from outside, as by the system when memory runs out."""
         return self.error is None and self.code in (-signal.SIGKILL, -signal.SIGTERM)
 
     @property
@@ -161,7 +160,8 @@ class Outcome:
         return self.error is None and self.code == 0
 
     def why(self, what: str, phase: str) -> tuple[str, str]:
-        """Return (sentence, class) of the error; `what` died, `phase` is what it was doing, for people."""
+        """Return (sentence, class) of the error; `what` names the process, `phase` describes its last
+        phase."""
         if self.error is not None:
             return self.error, self.error_kind or "RunError"
         if self.code < 0:
@@ -193,21 +193,21 @@ class Course:
         return None
 
     def estimate(self) -> Account:
-        """Return what keeps account of how far the job is, see `estimate.py`."""
+        """Return the progress tracker of the job, see `estimate.py`."""
         return Shares(len(self.tasks))
 
     def phase(self, task: str, event: dict) -> str:
-        """Take note that a task is in another phase, or at another step; return it in words."""
+        """Record a task's new phase or step; return its description."""
         self.last = event.get("detail") or self.last
         return self.last
 
     def ended(self, task: str, outcome: Outcome) -> bool:
-        """Take note of how a task ended; return whether others still make sense."""
+        """Record the outcome of a task; return whether the remaining tasks still make sense."""
         self.outcome = outcome
         return False
 
     def finish(self) -> tuple[str, str | None, str | None]:
-        """Return (state, error, class of the error) once no task is left."""
+        """Return (state, error, class of the error) after the last task."""
         if self.outcome is None:
             raise RunError("The job had no task.")
         if not self.outcome.good:
@@ -217,10 +217,10 @@ class Course:
         return "done", None, None
 
     def stopped(self, cancelled: bool) -> None:
-        """Take note that the job was cancelled, or ended from outside."""
+        """Record that the job was cancelled, or ended from outside."""
 
     def close(self) -> None:
-        """Remove what nobody needs any more."""
+        """Remove files that are no longer needed."""
 
 
 def check_output(request: JobRequest, out: str, overwrite: bool, progress: Progress) -> None:

@@ -1,4 +1,5 @@
-"""Comparisons: the baseline first, then one recipe after another, each in its own process, each a row."""
+"""Comparisons: the baseline first, then one recipe after another, each in a separate process, each giving a
+row."""
 
 import json
 import logging
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Comparison(JobKind):
-    """`RunSpec` is the request, and each finished recipe a row in the run's folder."""
+    """A comparison: `RunSpec` is the request, and each finished recipe becomes a row in the run's folder."""
 
     name, title = COMPARE, "Compare recipes"
     request = RunSpec
@@ -31,7 +32,7 @@ class Comparison(JobKind):
         return ",".join(recipe["name"] for recipe in record.get("recipes", ()))
 
     def kept(self, folder: RunFolder) -> str:
-        """Return how many rows were finished."""
+        """Return the number of finished rows, as a phrase."""
         finished = len(folder.rows())
         return f"{finished} finished rows were kept" if finished else "no recipe had finished"
 
@@ -40,7 +41,7 @@ class Comparison(JobKind):
         return CompareCourse(folder, status)
 
     def run(self, request: RunSpec, context: Context) -> None:
-        """Measure the recipe whose position the task is, and write its row; or record the baseline alone."""
+        """Measure the recipe at the task's position and write its row, or record the baseline alone."""
         from qcore.verbs import compare
 
         folder = context.folder
@@ -53,7 +54,8 @@ class Comparison(JobKind):
 
 
 class CompareCourse(Course):
-    """Tasks are positions of recipes, or "baseline" for one without a row."""
+    """The worker's side of a comparison: tasks are positions of recipes, or "baseline" for a baseline without
+    a row."""
 
     def __init__(self, folder: RunFolder, status: StatusRecord):
         super().__init__(folder, status)
@@ -62,7 +64,7 @@ class CompareCourse(Course):
 
     @property
     def threads(self) -> int | None:
-        """Threads that the request asks for."""
+        """Threads in the request."""
         return self.spec.get("threads")
 
     def estimate(self) -> Estimate:
@@ -74,7 +76,7 @@ class CompareCourse(Course):
         return Estimate(phases, expected_seconds(self.spec))
 
     def phase(self, task: str, event: dict) -> str:
-        """Take note of a recipe's phase; return it in words."""
+        """Record a recipe's phase; return its description."""
         detail = event.get("detail")
         words = PHASES[event["phase"]] + (f", {detail}" if detail else "")
         if task != BASELINE:
@@ -82,7 +84,8 @@ class CompareCourse(Course):
         return f"{self._name(task)}: {words}"
 
     def ended(self, task: str, outcome: Outcome) -> bool:
-        """Keep the recipe's row, a failed one if there is none; False if the baseline's input is to blame."""
+        """Store the recipe's row, or a failed row if there is none; return False if the baseline's input is
+        invalid."""
         row = None if task == BASELINE else self.folder.rows().get(int(task))
         error, kind = outcome.error, outcome.error_kind
         if error is None and outcome.code != 0 and row is None:
@@ -104,7 +107,7 @@ class CompareCourse(Course):
         return True
 
     def finish(self) -> tuple[str, str | None, str | None]:
-        """Return how the run ended: done if any recipe succeeded."""
+        """Return the final state: done if any recipe succeeded."""
         rows = self.folder.rows().values()
         good = sum(row["status"] == "ok" for row in rows)
         error, kind = self.status.get("error"), self.status.get("error_kind")
@@ -114,21 +117,22 @@ class CompareCourse(Course):
         return "done" if good else "failed", error, kind
 
     def stopped(self, cancelled: bool) -> None:
-        """Mark what had not finished as cancelled, if it was."""
+        """Mark unfinished recipes as cancelled, if the run was cancelled."""
         finished = self.folder.rows()
         for position in range(len(self.names) if cancelled else 0):
             if position not in finished:
                 self._leave(position, "cancelled", "Cancelled before it finished.", None)
 
     def close(self) -> None:
-        """Remove the baseline's outputs: megabytes that nobody will read again."""
+        """Remove the baseline's outputs: megabytes that no later step reads."""
         (self.folder.path / REFERENCE).unlink(missing_ok=True)
 
     def _name(self, task: str) -> str:
         return BASELINE if task == BASELINE else self.names[int(task)]
 
     def _baseline_failed(self, task: str, error: str, kind: str | None) -> None:
-        """Say what happened. The others can go on without a baseline, unless the input itself is to blame."""
+        """Report the failure. The other recipes run without a baseline, unless the input itself is
+        invalid."""
         if kind != "InputError":
             self.status["error"] = f"The baseline failed, so KL and top-1 agreement are missing: {error}"
             self.status["error_kind"] = kind
@@ -166,13 +170,13 @@ class CompareCourse(Course):
 
 
 def expected_seconds(spec: dict) -> dict[str, float]:
-    """Return the seconds of each phase: as the newest rows of the same model took, scaled to this request, or
-    else a guess."""
+    """Return the seconds per phase: measured in the newest rows of the same model and scaled to this request,
+    or else a guess."""
     expected = guess(spec)
     try:
         known = Store().latest(spec["model"], limit=20)
     except (InputError, OSError, sqlite3.Error, json.JSONDecodeError) as error:
-        _log.warning("No earlier times: %s", error)  # an estimate is no reason to fail
+        _log.warning("No earlier times: %s", error)  # a missing estimate must not fail the run
         return expected
     measured: dict[str, list[float]] = {}
     for row in known:
@@ -185,8 +189,8 @@ def expected_seconds(spec: dict) -> dict[str, float]:
 
 
 def _order(spec: dict) -> list[int | None]:
-    """Return positions in the order to run them: the baseline first, since the others are compared with it;
-    None is a baseline without a row, which every run with a quantized key-value cache has."""
+    """Return positions in running order: the baseline first, since the others are compared with it; None is a
+    baseline without a row, which every run with a quantized key-value cache has."""
     names = [recipe["name"] for recipe in spec["recipes"]]
     if "fp32" not in names or spec.get("kv", NONE) != NONE:
         return [None, *range(len(names))]

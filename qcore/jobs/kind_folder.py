@@ -1,4 +1,4 @@
-"""Models written into folders without being trained or pruned: exported to ONNX, or quantized from disk to
+"""Models written into folders without training or pruning: exported to ONNX, or quantized from disk to
 disk."""
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TARGETS = ("onnx",)
 
 @dataclass(frozen=True, kw_only=True)
 class FolderRequest(JobRequest):
-    """`out`: the folder to write into."""
+    """A request that writes into the folder `out`."""
 
     out: str
     overwrite: bool = False
 
     @classmethod
     def read(cls, record: dict) -> dict:
-        """Return the fields of a record, with objects in place of their dictionaries."""
+        """Return the fields of a record, with dictionaries converted to objects."""
         from qcore.recipes import Recipe
 
         return record | {"recipe": record["recipe"] and Recipe.from_dict(record["recipe"])}
@@ -40,8 +40,8 @@ class FolderRequest(JobRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(FolderRequest):
-    """An export in the form `to`, of the model as it is or of `recipe`. `calibration_tokens` of the text
-    `calibration` are read by the methods that need one."""
+    """An export to the form `to`, of the unchanged model or under `recipe`. Methods that need calibration
+    read `calibration_tokens` of the text `calibration`."""
 
     kind: ClassVar[str] = "export"
     FILES: ClassVar[tuple[str, ...]] = ("calibration",)
@@ -56,7 +56,7 @@ class ExportRequest(FolderRequest):
             raise unknown("form", self.to, TARGETS)
 
     def check(self, progress: Progress) -> None:
-        """Raise `InputError` for a recipe without an ONNX form, or a folder that holds something."""
+        """Raise `InputError` for a recipe without an ONNX form, or a folder that is not empty."""
         from qcore import engines
         from qcore.engines.onnx import writing
         from qcore.library.saving import check_folder
@@ -69,8 +69,8 @@ class ExportRequest(FolderRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest(FolderRequest):
-    """A streamed quantization with `recipe`: one tensor after another, from file to file. With the engine
-    "ray" the shards are spread over the cluster at `address`."""
+    """A streamed quantization with `recipe`: tensor by tensor, from file to file. The engine "ray" spreads
+    the shards over the cluster at `address`."""
 
     kind: ClassVar[str] = "quantize"
     recipe: Recipe
@@ -82,8 +82,7 @@ class QuantizeRequest(FolderRequest):
         Executor(self.engine, self.address)
 
     def check(self, progress: Progress) -> None:
-        """Raise `InputError` for a recipe that cannot be streamed, or a model or folder that cannot be
-        used."""
+        """Raise `InputError` for a recipe that cannot be streamed, or an unusable model or folder."""
         from qcore.library import safetensors
         from qcore.streaming import quantizing
 
@@ -105,7 +104,7 @@ class Export(JobKind):
         return f"exported to {record['to']}{recipe}"
 
     def run(self, request: ExportRequest, context: Context) -> dict:
-        """Export."""
+        """Export the model and return its sizes."""
         from qcore.verbs import export
         from qcore.verbs.prepare import CalibrationText
 
@@ -131,7 +130,7 @@ class StreamedQuantization(JobKind):
         return f"{record['recipe']['name']}, streamed"
 
     def run(self, request: QuantizeRequest, context: Context) -> dict:
-        """Quantize."""
+        """Quantize the model and return its sizes."""
         from qcore.verbs import quantize
 
         return quantize.run(

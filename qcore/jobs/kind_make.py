@@ -1,9 +1,9 @@
-"""Models made from others: quantization-aware training, pruning, distillation. The model lies in the folder
-`out`, or in a folder of its own:
+"""Models made from others: quantization-aware training, pruning, distillation. The model is saved in the
+folder `out`, or in a folder of its own:
 
     QCORE_HOME/made/NAME-RUN_ID
 
-Training that was stopped goes on where it was when the same is asked for again.
+A stopped training resumes when the same request is submitted again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeRequest(JobRequest):
-    """`out`: the folder to save into (None: a new one in the cache folder); with `compare` the models before
-    and after are measured."""
+    """`out`: the folder to save into (None: a new folder in the cache folder); with `compare` the models
+    before and after are measured."""
 
     out: str | None = None
     overwrite: bool = False
@@ -37,16 +37,16 @@ class MakeRequest(JobRequest):
 
     @property
     def name(self) -> str:
-        """A folder name that says what the model is."""
+        """Return a folder name that describes the model."""
         raise NotImplementedError
 
     def check(self, progress: Progress) -> None:
-        """Raise `InputError` for a model or a folder that cannot be used."""
+        """Raise `InputError` for an unusable model or folder."""
         if self.out is not None:
             check_output(self, self.out, self.overwrite, progress)
 
     def folder(self, run: RunFolder) -> Path:
-        """Return where the model goes: two requests never share a folder unless they name it."""
+        """Return the output folder: two requests never share one unless they name it."""
         return Path(self.out) if self.out is not None else home() / "made" / f"{self.name}-{run.run_id}"
 
     def absolute(self):
@@ -74,7 +74,7 @@ class QatRequest(MakeRequest):
 
     @classmethod
     def read(cls, record: dict) -> dict:
-        """Return the fields of a record, with objects in place of their dictionaries."""
+        """Return the fields of a record, with dictionaries converted to objects."""
         from qcore.recipes import Recipe
         from qcore.training.attach import Form
         from qcore.training.loop import Schedule
@@ -89,7 +89,7 @@ class QatRequest(MakeRequest):
 
     @property
     def name(self) -> str:
-        """A folder name that says what the model is."""
+        """Return a folder name that describes the model."""
         return safe_name(self.model, f"{self.recipe.name}-trained")
 
 
@@ -103,7 +103,7 @@ class PruneRequest(MakeRequest):
 
     @classmethod
     def read(cls, record: dict) -> dict:
-        """Return the fields of a record, with objects in place of their dictionaries."""
+        """Return the fields of a record, with dictionaries converted to objects."""
         from qcore.recipes import Recipe
         from qcore.verbs.prune import Prune
 
@@ -113,7 +113,7 @@ class PruneRequest(MakeRequest):
 
     @property
     def name(self) -> str:
-        """A folder name that says what the model is."""
+        """Return a folder name that describes the model."""
         asked = self.options
         suffix = "" if asked.recipe is None else f"-{asked.recipe.name}"
         method = asked.method.replace(":", "of")
@@ -130,7 +130,7 @@ class DistillRequest(MakeRequest):
 
     @classmethod
     def read(cls, record: dict) -> dict:
-        """Return the fields of a record, with objects in place of their dictionaries."""
+        """Return the fields of a record, with dictionaries converted to objects."""
         from qcore.training.distill import Distill
         from qcore.training.loop import Schedule
 
@@ -139,7 +139,7 @@ class DistillRequest(MakeRequest):
 
     @property
     def name(self) -> str:
-        """A folder name that says what the model is."""
+        """Return a folder name that describes the model."""
         return safe_name(self.model, f"{self.options.layers}-layers")
 
 

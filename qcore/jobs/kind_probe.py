@@ -1,5 +1,5 @@
-"""The speed probe of a plan: a model's shapes, timed here under each recipe. What it finds is kept by
-`qcore.planning.probe`, where plans look."""
+"""The speed probe of a plan: a model's shapes, timed on this machine under each recipe.
+`qcore.planning.probe` stores the results for later plans."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from qcore.jobs.kind import Context, JobKind, JobRequest
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest(JobRequest):
-    """`recipes`: the names of the recipes to time. Raises `InputError` for an unknown one."""
+    """`recipes`: the names of the recipes to time. Raise `InputError` for an unknown one."""
 
     kind: ClassVar[str] = "probe"
     recipes: tuple[str, ...]
@@ -27,7 +27,7 @@ class ProbeRequest(JobRequest):
 
 
 class SpeedProbe(JobKind):
-    """Timing of a model's shapes; the recipes that were timed are kept."""
+    """Timing of a model's shapes; finished recipes are kept."""
 
     name, title = "probe", "Speed probe"
     request = ProbeRequest
@@ -37,7 +37,7 @@ class SpeedProbe(JobKind):
         return f"probe of {','.join(record['recipes'])}"
 
     def run(self, request: ProbeRequest, context: Context) -> dict:
-        """Time the recipes. Raises `RunError` if one could not be timed."""
+        """Time the recipes. Raise `RunError` if one could not be timed."""
         from qcore import library, models
         from qcore.planning import probe
         from qcore.recipes import parse

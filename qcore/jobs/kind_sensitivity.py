@@ -1,5 +1,5 @@
-"""Sensitivities of a model's layers, see `qcore.verbs.sensitivity`. What was measured is kept block by block,
-so a job that was stopped goes on after its last block when the same is asked for again."""
+"""Sensitivities of a model's layers, see `qcore.verbs.sensitivity`. Measurements are kept block by block, so
+a stopped job resumes after its last block when the same request is submitted again."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +27,7 @@ class SensitivityRequest(verb.Request, JobRequest):
 
 
 class Sensitivity(JobKind):
-    """Prediction, and on request measurement, of the loss of each layer in each format."""
+    """Prediction, and optionally measurement, of the loss of each layer in each format."""
 
     name, title, resumes = "sensitivity", "Sensitivities", True
     request = SensitivityRequest

@@ -1,4 +1,4 @@
-"""The kinds of job there are."""
+"""The registry of job kinds."""
 
 from qcore.base.errors import InputError
 from qcore.base.registry import Registry
@@ -11,7 +11,7 @@ from qcore.jobs.kind_sensitivity import Sensitivity
 from qcore.jobs.status import COMPARE
 
 KINDS: Registry[JobKind] = Registry("kind of job")
-MAKING = ("qat", "prune", "distill")  # those that make a model from another
+MAKING = ("qat", "prune", "distill")  # kinds that make a model from another
 
 for _kind in (
     Comparison(),
@@ -27,14 +27,14 @@ for _kind in (
 
 
 def describe(request: dict) -> str:
-    """Return what a request asks for besides the model, in a few words."""
+    """Return a short description of a request, without the model."""
     try:
         return kind_of(request).describe(request)
-    except (InputError, KeyError, TypeError):  # a damaged record, or one of a newer version
+    except (InputError, KeyError, TypeError):  # a record that is damaged or from a newer version
         return str(request.get("kind", "?"))
 
 
 def kind_of(request: dict | None) -> JobKind:
-    """Return the kind of a request's dictionary. Those of comparisons do not name it. Raises `InputError` for
-    a kind that this version does not know."""
+    """Return the kind of a request's dictionary; a comparison's names no kind. Raise `InputError` for a kind
+    unknown to this version."""
     return KINDS[str((request or {}).get("kind", COMPARE))]

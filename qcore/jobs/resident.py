@@ -1,9 +1,9 @@
-"""The playground's engine: a process that keeps a model loaded in several forms and writes texts with them.
+"""The playground's engine: a process that keeps a model loaded in several forms and generates text with them.
 
-A page must not hold models (a crash would take the dashboard along, and memory would never come back), so
-`Resident` talks to `python -m qcore.jobs.resident_worker` in JSON lines: requests on its standard input,
-events on its standard output. The process ends when it is closed, when it has been idle for long, and when
-its parent ends in whatever way.
+A page must not hold models (a crash would end the dashboard, and memory would not be freed), so `Resident`
+exchanges JSON lines with `python -m qcore.jobs.resident_worker`: requests on its standard input, events on
+its standard output. The process ends when it is closed, after a long idle time, and when its parent ends for
+any reason.
 
     with Resident("smollm2-135m", ["fp32", "int4-g64"]) as resident:
         for event in resident.generate("The capital of France is", max_new_tokens=20):
@@ -35,17 +35,17 @@ COMMAND = [sys.executable, "-m", "qcore.jobs.resident_worker"]
 
 @dataclass(frozen=True)
 class Event:
-    """What happened. `kind` is one of
+    """One event of a generation. `kind` is one of
 
-    queued     another text is being written first
-    loading    the recipe's model is being loaded or quantized: `done` of `total` (0: unknown) steps; `text`
-               names the step
-    start      the recipe's model is ready and begins to write
-    text       a piece of text, in `text`
+    queued     another request is being answered first
+    loading    the recipe's model is being loaded or quantized: `done` of `total` (0: unknown), with the
+               step in `text`
+    start      the recipe's model is ready and starts generating
+    text       a piece of the output, in `text`
     done       the recipe has finished; `result` is `Generated.to_dict()` with `first_divergence` (index of
-               the first token that differs from the first recipe's, or None) and `same_characters` (how many
-               characters of the text precede it)
-    error      the recipe failed, the others go on; `text` is a sentence
+               the first token that differs from the first recipe's, or None) and `same_characters` (length
+               of the text before that token)
+    error      the recipe failed, the others continue; `text` is a sentence
     """
 
     kind: str
@@ -57,8 +57,8 @@ class Event:
 
 
 class Resident:
-    """Client of one such process, started at the first request, and again after it has ended idle. Safe to
-    share between threads: requests are answered one after another."""
+    """Client of one such process, started at the first request, and restarted after an idle end. Thread-safe:
+    requests are answered one after another."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Resident:
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it runs."""
+        """The process id, None if it is not running."""
         child = self._child
         return child.process.pid if child and child.running else None
 
@@ -104,11 +104,11 @@ class Resident:
         kv: str = NONE,
         recipes: Sequence[Recipe | str] | None = None,
     ) -> Iterator[Event]:
-        """Write a text with each of the recipes (or those given: names of these, or other recipes, saved
-        models among them), one after another, and yield what happens.
+        """Generate a text with each recipe (or with `recipes`: names of the client's recipes, or other
+        recipes, including saved models), one after another, and yield the events.
 
-        The other arguments are those of `generate_text`. Closing the iterator cancels what is left. Raises
-        `InputError` if the request cannot be served at all, `RunError` if the process was killed.
+        The other arguments are those of `generate_text`. Closing the iterator cancels the rest. Raise
+        `InputError` if the whole request is invalid, `RunError` if the process was killed.
         """
         known = {recipe.name: recipe for recipe in self.recipes}
         chosen = [
@@ -133,9 +133,7 @@ class Resident:
         with self._lock:
             if self._child is None or not self._child.running:
                 self._child = _Child(self._threads, self._idle_seconds)
-                weakref.finalize(
-                    self, self._child.hang_up
-                )  # a client that is forgotten takes its process along
+                weakref.finalize(self, self._child.hang_up)  # a garbage-collected client ends its process
             child = self._child
         number, inbox = child.send(request)
         finished = False
@@ -157,24 +155,24 @@ class Resident:
                 child.cancel(number)
 
     def cancel(self) -> None:
-        """Stop everything that is being written or waits; the iterators end. The models stay loaded."""
+        """Cancel all running and waiting requests; their iterators end. The models stay loaded."""
         if self._child:
             self._child.cancel_all()
 
     def close(self) -> None:
-        """End the process. Iterators that still run raise `RunError`."""
+        """End the process. Iterators still running raise `RunError`."""
         if self._child:
             self._child.close()
 
 
 class _Child:
-    """The process, and the thread that hands out its events."""
+    """The process, and the thread that distributes its events."""
 
     def __init__(self, threads: int | None, idle_seconds: float):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         command = [*COMMAND, str(idle_seconds), str(threads or 0)]
         self._inboxes: dict[int, queue.Queue[dict]] = {}
-        self._lock = threading.RLock()  # the garbage collector may call `hang_up` in the middle of anything
+        self._lock = threading.RLock()  # the garbage collector may call `hang_up` at any point
         self._number = 0
         self._closed = False
         self.running = True
@@ -194,7 +192,7 @@ class _Child:
         threading.Thread(target=self._read, name="resident", daemon=True).start()
 
     def _read(self) -> None:
-        """Hand out the events of the process until it ends."""
+        """Distribute the events of the process until it ends."""
         try:
             for line in self.process.stdout or ():
                 self._hand_out(line)
@@ -206,7 +204,7 @@ class _Child:
                     inbox.put({"event": "gone"})
 
     def _hand_out(self, line: str) -> None:
-        """Put an event where it is waited for. A line that a kill has cut short is passed over."""
+        """Put an event into the queue of its request. Skip a line truncated by a kill."""
         try:
             event = json.loads(line)
             number = event.pop("id")
@@ -218,7 +216,7 @@ class _Child:
             inbox.put(event)
 
     def send(self, request: dict) -> tuple[int, queue.Queue]:
-        """Hand over a request; its events arrive in the queue that is returned with its number."""
+        """Send a request; return its number and the queue of its events."""
         with self._lock:
             self._number += 1
             number = self._number
@@ -233,34 +231,34 @@ class _Child:
         with (
             self._lock,
             contextlib.suppress(OSError, ValueError),
-        ):  # it has just ended: the reader tells everyone so
+        ):  # the process just ended: the reader thread reports that
             self._input.write(json.dumps(message) + "\n")
             self._input.flush()
 
     def forget(self, number: int) -> None:
-        """Events of this request are dropped from now on."""
+        """Drop further events of this request."""
         with self._lock:
             self._inboxes.pop(number, None)
 
     def cancel(self, number: int) -> None:
-        """Ask for an early end of one request."""
+        """Request the cancellation of one request."""
         self._write({"op": "cancel", "id": number})
 
     def cancel_all(self) -> None:
-        """Ask for an early end of every request."""
+        """Request the cancellation of every request."""
         with self._lock:
             numbers = list(self._inboxes)
         for number in numbers:
             self.cancel(number)
 
     def hang_up(self) -> None:
-        """Close its input, upon which it ends."""
+        """Close the standard input of the process, which makes it exit."""
         self._closed = True
         with self._lock, contextlib.suppress(OSError):
             self._input.close()
 
     def close(self) -> None:
-        """Ask it to end, and kill it if it does not."""
+        """Close the input of the process, and kill it if it does not exit in time."""
         self.hang_up()
         try:
             self.process.wait(CLOSE_SECONDS)
@@ -269,9 +267,9 @@ class _Child:
             self.process.wait()
 
     def obituary(self) -> str:
-        """Why it ended, as one sentence."""
+        """Return why the process ended, as one sentence."""
         if self._closed:
-            return "The playground was closed while it was writing."
+            return "The playground was closed during the generation."
         code = self.process.poll()
         if code is not None and code < 0:
             cause = (

@@ -1,10 +1,10 @@
-"""`python -m qcore.jobs.resident_worker IDLE_SECONDS THREADS`: keeps models in memory and writes
-texts; see `resident.py`.
+"""`python -m qcore.jobs.resident_worker IDLE_SECONDS THREADS`: keep models in memory and generate text; see
+`resident.py`.
 
-Requests are JSON lines on standard input, read by a thread of its own so that "cancel" is heard while a text
-is being written; events are JSON lines on the original standard output (anything a library prints goes to
-standard error). End of input ends the process at once. Of the models, the least recently used are dropped
-when another would not fit.
+Requests are JSON lines on standard input, read by a separate thread so that "cancel" arrives during a
+generation. Events are JSON lines on the original standard output; output of libraries goes to standard error.
+The process exits at the end of its input. When another model would not fit, the least recently used models
+are dropped.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ POSITIONS = 2048  # tokens of prompt and answer that the memory estimate allows 
 
 
 class Cancelled(Exception):
-    """The client does not want the rest of a request."""
+    """The client cancelled the rest of a request."""
 
 
 class Worker:
-    """`serve` requests until there have been none for `idle_seconds`."""
+    """Serve requests until none has arrived for `idle_seconds`."""
 
     def __init__(self, channel, idle_seconds: float):
         self._channel = channel
@@ -52,7 +52,7 @@ class Worker:
         self._cache = ModelCache()
 
     def take(self, line: str) -> None:
-        """Take in a request, one line of JSON."""
+        """Queue a request, one line of JSON."""
         request = json.loads(line)
         if request["op"] == "cancel":
             self._cancelled.add(request["id"])
@@ -74,7 +74,7 @@ class Worker:
             self._emit(request["id"], event, **details)
 
     def _answer(self, request: dict) -> tuple[str, dict]:
-        """Carry out a request, whatever comes of it; returns its last event."""
+        """Execute a request and return its last event; errors become events."""
         try:
             self._generate(request)
         except QcoreError as error:
@@ -118,7 +118,7 @@ class Worker:
                 self._emit(number, "error", recipe=recipe.name, text=_unexpected(error))
 
     def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
-        """Write one recipe's text; `first` is what the first recipe wrote."""
+        """Generate one recipe's text; `first` is the output of the first recipe."""
         from qcore.evaluation.generation import first_divergence, generate_text
         from qcore.formats.kv import kv_format_named
 
@@ -145,7 +145,8 @@ class Worker:
         return result
 
     def _reporter(self, number: int, recipe: str | None):
-        """A progress callback that sends at most ten events a second, and ends a cancelled request."""
+        """Return a progress callback that sends at most ten events per second and raises in a cancelled
+        request."""
         sent = 0.0
 
         def report(done: int, total: int, text: str) -> None:
@@ -168,18 +169,18 @@ class Worker:
 
 
 class ModelCache:
-    """Loaded models by recipe, most recently used last. Another checkpoint clears it."""
+    """Loaded models by recipe, most recently used last. Another checkpoint clears the cache."""
 
     def __init__(self):
         self._models: OrderedDict[str, Prepared] = OrderedDict()
         self._digest: str | None = None
 
     def get(self, checkpoint, recipe: Recipe, report):
-        """Return the model of `checkpoint` with `recipe` applied, loaded if need be; for a `saved:` recipe,
-        the model in its folder as it is.
+        """Return the model of `checkpoint` with `recipe` applied, loading it if necessary; for a `saved:`
+        recipe, the model in its folder unchanged.
 
-        Raises `InputError` for another recipe on a model that is quantized already, `TooLargeError` if the
-        model fits on no terms.
+        Raise `InputError` for another recipe on a quantized model, `TooLargeError` if the model does not fit
+        even alone.
         """
         from qcore.verbs.checks import loaded_from
         from qcore.verbs.prepare import prepare
@@ -203,7 +204,7 @@ class ModelCache:
         return self._models[key].loaded
 
     def _make_room(self, checkpoint, recipe: Recipe) -> None:
-        """Drop models until the next one fits; `planning.check_fits` says why if it does not even fit
+        """Drop models until the next one fits; `planning.check_fits` raises the error if it does not fit even
         alone."""
         from qcore import planning
 
@@ -227,7 +228,7 @@ class ModelCache:
 
 
 def _class_of(error: QcoreError) -> str:
-    """The nearest class of qcore.base.errors, by which the client raises it again."""
+    """Return the nearest class of qcore.base.errors, which the client raises again."""
     return next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
 
 
@@ -239,7 +240,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the parent process until it goes."""
+    """Serve the parent process until it exits."""
     idle_seconds, threads = float(arguments[0]), int(arguments[1])
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -17,36 +17,36 @@ from qcore.jobs.jobs import active_before
 from qcore.jobs.kind import Course
 from qcore.results.folder import RunFolder
 
-TURN_SECONDS = 0.3  # between two looks at the queue
-LISTEN_SECONDS = 1.0  # the estimate moves on even if a child is silent
-STATE_SECONDS = PATIENCE_SECONDS - 1.0  # for a child that is asked to end to keep its state
+TURN_SECONDS = 0.3  # between two checks of the queue
+LISTEN_SECONDS = 1.0  # the estimate is updated even if a child is silent
+STATE_SECONDS = PATIENCE_SECONDS - 1.0  # for a child to save its state after SIGTERM
 
 
 class Runner(Protocol):
-    """Where and in which order a worker has the tasks of a job done."""
+    """Where and in which order the tasks of a job run."""
 
     def estimate(self, course: Course) -> Account:
-        """Return what keeps account of how far the job is."""
+        """Return the progress tracker of the job."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Wait until the job may begin, and hold its place while it runs."""
+        """Wait until the job may start, and hold its turn while it runs."""
 
     def run(self, tasks: Sequence[str], take: Callable[[int, str], bool]) -> None:
-        """Call `take` with number and name of each task, until it answers False."""
+        """Call `take` with number and name of each task, until it returns False."""
 
     def child(self, task: str) -> Generator[dict]:
-        """Start the process of a task and yield its events, {"event": "idle"} now and then, and at last
+        """Start the process of a task and yield its events, {"event": "idle"} periodically, and finally
         {"event": "ended", "code": …}. Closing the iterator ends the process."""
 
 
 def child_command(folder: RunFolder, task: str, events: int) -> list[str]:
-    """Return the command that does `task` and reports to the file descriptor `events`."""
+    """Return the command that runs `task` and reports to the file descriptor `events`."""
     return [sys.executable, "-m", "qcore.jobs.child", str(folder.path), task, str(events)]
 
 
 class LocalRunner:
-    """Runner of this machine: earlier jobs go first, and one heavy thing happens at a time. `command` makes
-    the command line of a child, so that tests can run another one."""
+    """Runner of this machine: earlier jobs run first, and one heavy task at a time. `command` builds the
+    command line of a child, so that tests can replace it."""
 
     def __init__(
         self, folder: RunFolder, command: Callable[[RunFolder, str, int], list[str]] = child_command
@@ -61,22 +61,22 @@ class LocalRunner:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the jobs that were submitted before, and for whatever else measures."""
+        """Wait for earlier jobs, and for any other measurement."""
         while any(active_before(self.folder.run_id)):
             time.sleep(TURN_SECONDS)
         with heavy_turn():
             yield
 
     def run(self, tasks: Sequence[str], take: Callable[[int, str], bool]) -> None:
-        """Take one task after another."""
+        """Run one task after another."""
         for number, task in enumerate(tasks):
             if not take(number, task):
                 break
 
     def child(self, task: str) -> Generator[dict]:
-        """Start a child and yield its events, and at last {"event": "ended", "code": …}."""
+        """Start a child and yield its events, and finally {"event": "ended", "code": …}."""
         reader, writer = os.pipe()
-        below, lifeline = os.pipe()  # empty, and held open: the child ends itself when this process is killed
+        below, lifeline = os.pipe()  # empty and held open: the child exits when this process is killed
         with self.folder.log.open("ab") as log:
             child = subprocess.Popen(
                 self.command(self.folder, task, writer),
@@ -108,8 +108,8 @@ class LocalRunner:
 
 
 def whole_lines(text: bytes) -> tuple[list[dict], bytes]:
-    """Return the events of the whole lines of `text`, and the rest. What a kill has cut short, or a library
-    has printed between, is passed over."""
+    """Return the events of the complete lines of `text`, and the rest. Skip lines truncated by a kill or
+    printed by a library."""
     *lines, rest = text.split(b"\n")
     found = []
     for line in lines:

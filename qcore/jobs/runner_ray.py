@@ -1,9 +1,9 @@
-"""Tasks on the machines of a Ray cluster: the first of them, the baseline, and then all others at once.
+"""Tasks on the machines of a Ray cluster: first the baseline, then all other tasks concurrently.
 
-The run's folder lies on storage that all machines share. Each task is the same child process as on one
-machine (`child.py`). A Ray task starts it, and it reports into a file of the folder that is read here; its
-row is in the folder when it ends. If a machine is lost, Ray starts its task again elsewhere. By default a
-machine does one task at a time.
+The run's folder lies on storage shared by all machines. Each task is the same child process as on one machine
+(`child.py`), started by a Ray task and reporting into a file of the run's folder; its row is in the folder
+when it ends. If a machine is lost, Ray restarts its task elsewhere, and only that task's time is lost. By
+default a machine runs one task at a time.
 """
 
 import threading
@@ -24,9 +24,9 @@ LOOK_SECONDS = 0.3
 
 
 class RayRunner:
-    """Runner of the cluster of `engine`, which has its own queue."""
+    """Runner for the cluster of `engine`, which has its own queue."""
 
-    _cluster: Cluster  # within the turn
+    _cluster: Cluster  # set during the turn
 
     def __init__(self, folder: RunFolder, engine: Executor):
         self.folder, self.engine = folder, engine
@@ -34,7 +34,7 @@ class RayRunner:
         self._stopping = threading.Event()
 
     def estimate(self, course: Course) -> Shares:
-        """Return an account of the tasks that have ended: several are under way at once."""
+        """Return progress by completed tasks: several run concurrently."""
         self._processors = self._cluster.processors(course.threads)
         return Shares(len(course.tasks))
 
@@ -45,7 +45,7 @@ class RayRunner:
             yield
 
     def run(self, tasks: Sequence[str], take: Callable[[int, str], bool]) -> None:
-        """Take the first task, then all others at once."""
+        """Run the first task, then all others concurrently."""
         first, *others = tasks
         if not take(0, first):
             return
@@ -58,7 +58,7 @@ class RayRunner:
                 raise
 
     def child(self, task: str) -> Generator[dict]:
-        """Hand in the task, and yield what it reports and at last {"event": "ended", "code": …}."""
+        """Submit the task, and yield its events and finally {"event": "ended", "code": …}."""
         events = self.folder.path / f"events-{task}.jsonl"
         command = ["-m", "qcore.jobs.child", str(self.folder.path), task, str(events)]
         handed_in = self._cluster.submit(
@@ -84,7 +84,7 @@ class RayRunner:
 
 
 def _read(events: Path, at: int) -> tuple[list[dict], int]:
-    """Return the whole lines of the file from byte `at` on, and where the next begins."""
+    """Return the events of the complete lines of the file from byte `at`, and the offset of the next line."""
     if not events.exists():
         return [], at
     with events.open("rb") as file:

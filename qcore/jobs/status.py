@@ -1,4 +1,4 @@
-"""Where a job stands: the one status of every kind of job, as a worker writes it and as others read it."""
+"""The status of a job of any kind, as the worker writes it and other processes read it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import TypedDict
@@ -8,7 +8,7 @@ ACTIVE = ("queued", "running")
 
 
 class RecipeState(TypedDict):
-    """One recipe of a comparison: `state` is that of a job, or "ok" or "waiting"; `phase` is for people."""
+    """One recipe of a comparison: `state` is that of a job, or "ok" or "waiting"; `phase` is display text."""
 
     recipe: str
     state: str
@@ -16,8 +16,8 @@ class RecipeState(TypedDict):
 
 
 class StatusRecord(TypedDict, total=False):
-    """The file status.json: the fields of `JobStatus` that are not worked out when it is read, and `digest`,
-    the SHA-256 of the request."""
+    """The file status.json: the fields of `JobStatus` that are not computed on reading, and `digest`, the
+    SHA-256 of the request."""
 
     run_id: str
     kind: str
@@ -38,14 +38,14 @@ class StatusRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Where a job stands.
+    """The status of a job.
 
     `kind` is a name in `qcore.jobs.kinds.KINDS`. `state` is queued, running, done (of a comparison: at least
     one recipe succeeded), failed, cancelled, or interrupted (its process was killed from outside). `phase` is
-    for people. `done` of `total` counts within the phase; `fraction` (0 … 1) and `eta_s` (seconds, None while
-    unknown) cover the whole job. `place` counts the jobs that go first. Times are seconds since 1970.
-    `request` is the request's dictionary. `recipes` holds the recipes of a comparison. `error_kind` is the
-    class of `error` from `qcore.base.errors`, so that bad input can be told from a failure.
+    display text. `done` of `total` counts within the phase; `fraction` (0 … 1) and `eta_s` (seconds, None
+    while unknown) cover the whole job. `place` counts the jobs ahead in the queue. Times are seconds since
+    1970. `request` is the request's dictionary. `recipes` holds the recipes of a comparison. `error_kind` is
+    the class of `error` from `qcore.base.errors`, which distinguishes bad input from a failure.
     """
 
     run_id: str

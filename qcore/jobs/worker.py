@@ -1,10 +1,10 @@
-"""`python -m qcore.jobs.worker RUN_DIR`: one job of any kind, each of its tasks in a process of its own.
+"""`python -m qcore.jobs.worker RUN_DIR`: run one job of any kind, each of its tasks in a fresh process.
 
-The job's course (see `kind.py`) says which tasks there are and what becomes of them; a runner says where they
-run: on this machine (`runner_local.py`), after the jobs that were submitted before, or on a cluster
-(`runner_ray.py`). A process of its own per task keeps memory figures clean, and a crash or an out-of-memory
-kill is one failed task. The child reports through a pipe or a file, one JSON object per line; what it prints
-goes to the log. This process loads no heavy library.
+The job's course (see `kind.py`) lists the tasks and handles their outcomes; a runner decides where they run:
+on this machine (`runner_local.py`), after earlier jobs, or on a cluster (`runner_ray.py`). A separate process
+per task keeps memory figures clean, and a crash or an out-of-memory kill fails only one task. The child
+reports through a pipe or a file, one JSON object per line; its output goes to the log. This process imports
+no heavy library.
 """
 
 import logging
@@ -32,17 +32,17 @@ from qcore.results.folder import RunFolder
 from qcore.results.store import keep_end
 
 STATUS_SECONDS = 0.25  # between two writes of status.json
-BEAT_SECONDS = 2.0  # between two signs of life
+BEAT_SECONDS = 2.0  # between two heartbeats
 _log = logging.getLogger("qcore.jobs.worker")
 
 
 class Stopped(BaseException):
-    """SIGTERM arrived: somebody cancelled this job, or ends it from outside. No `except Exception` takes it
-    for a failure."""
+    """SIGTERM: the job was cancelled, or ended from outside. A `BaseException`, so that no `except Exception`
+    treats it as a failure."""
 
 
 class Worker:
-    """One job, done by `runner`."""
+    """One job, executed by `runner`."""
 
     def __init__(self, folder: RunFolder, runner: Runner):
         self.folder, self.runner = folder, runner
@@ -52,10 +52,10 @@ class Worker:
         self._phases: dict[str, str] = {}
         self._account: Account = Shares(len(self.course.tasks))
         self._written = 0.0
-        self._lock = threading.RLock()  # several tasks of a cluster report at once
+        self._lock = threading.RLock()  # several tasks of a cluster report concurrently
 
     def run(self) -> None:
-        """Wait for the turn, do every task, and write the end."""
+        """Wait for the turn, run every task, and write the final status."""
         signal.signal(signal.SIGTERM, _stop)
         end = None
         try:
@@ -72,13 +72,13 @@ class Worker:
                 _log.exception("The run failed")
                 what = f"{type(error).__name__}: {error}"
                 end = "failed", f"The run failed unexpectedly ({what}); its log has the details.", "RunError"
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the end is left to write
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the final status is left to write
         except Stopped:
             end = end or self._stopped()
         self._end(*end)
 
     def _take(self, number: int, task: str) -> bool:
-        """Do task `number`; False if nothing after it makes sense."""
+        """Run task `number`; return False if the remaining tasks are pointless."""
         self._account.start(number)
         outcome = self._run(task)
         if outcome.killed and self.kind.resumes:
@@ -89,7 +89,7 @@ class Worker:
             return self.course.ended(task, outcome)
 
     def _run(self, task: str) -> Outcome:
-        """Run the process of a task to its end. Raises `Stopped` if it was ended because of a cancel."""
+        """Run the process of a task to its end. Raise `Stopped` if a cancel ended it."""
         began, code, error, kind = time.time(), None, None, None
         self._phase(task, {"phase": "start"})
         with closing(self.runner.child(task)) as events:
@@ -103,7 +103,7 @@ class Worker:
                 elif event["event"] == "idle":
                     self._update()
         if code is None or (code and self.folder.cancel_asked):
-            raise Stopped  # the child was reached by the signal that is on its way to this process
+            raise Stopped  # the signal that ended the child is on its way to this process
         return Outcome(code, began, self._phases[task], error, kind)
 
     def _phase(self, task: str, event: dict) -> None:
@@ -117,7 +117,7 @@ class Worker:
             self._update(phase=words, done=done, total=total, force=changed)
 
     def _update(self, *, force: bool = False, **changes) -> None:
-        """Change the status; it is written at once if `force`, and otherwise a few times a second."""
+        """Change the status; write it at once with `force`, otherwise a few times per second."""
         with self._lock:
             self.status.update(changes)  # type: ignore[typeddict-item]  # keyword arguments are its fields
             now = time.monotonic()
@@ -127,7 +127,7 @@ class Worker:
                 self.folder.write("status.json", self.status)
 
     def _stopped(self) -> tuple[str, str | None, str | None]:
-        """Return the end after SIGTERM: what is finished is kept."""
+        """Return the final state after SIGTERM; finished results are kept."""
         cancelled = self.folder.cancel_asked
         self.course.stopped(cancelled)
         if cancelled:
@@ -156,12 +156,12 @@ class Worker:
 
 
 def _stop(number: int, frame) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the way out
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not disturb the shutdown
     raise Stopped
 
 
 def _show_life(folder: RunFolder) -> None:
-    """Leave signs of life, and take note of a cancel that another machine asked for."""
+    """Write heartbeats, and detect a cancel requested on another machine."""
     while True:
         time.sleep(BEAT_SECONDS)
         folder.beat()
@@ -171,19 +171,19 @@ def _show_life(folder: RunFolder) -> None:
 
 
 def start(folder: RunFolder, runner: Runner) -> None:
-    """Carry out the job in `folder`: the whole of a worker's process."""
+    """Run the job in `folder`: the whole of a worker's process."""
     silence()
     logs.configure("info")
     try:
         folder.write("process.json", identity(os.getpid()))
     except psutil.Error as error:
-        _log.warning("This process cannot look at itself: %s", error)
+        _log.warning("This process cannot read its own process entry: %s", error)
     threading.Thread(target=_show_life, args=(folder,), name="signs of life", daemon=True).start()
     Worker(folder, runner).run()
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the job whose folder is named."""
+    """Run the job in the given folder."""
     folder = RunFolder(Path(arguments[0]).name)
     engine = folder.read("engine.json")
     if engine is None:

@@ -1,4 +1,4 @@
-"""`eval` with questions or with lm-eval: what one model can do, in this process."""
+"""`eval` with questions or lm-eval tasks: measure what one model can do, in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench`: how fast one model runs on this machine, and how much memory it takes."""
+"""`bench`: speed and memory of one model on this machine."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def run(
     kv: str = NONE,
     progress: Progress,
 ) -> dict:
-    """Return prefill and decode speed of `model` with a cache in the form `kv`, the share of the machine's
-    read bandwidth that decoding reaches ("bandwidth_share", None on an accelerator), and the most memory that
-    this process took, with the record."""
+    """Return the prefill and decode speed of `model` with a key-value cache in the form `kv`, the share of
+    the machine's read bandwidth that decoding uses ("bandwidth_share", None on an accelerator), the peak
+    memory of this process, and the record."""
     check_limits(
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, seed=seed
     )
@@ -60,7 +60,9 @@ def run(
         result = speed.to_dict()
         ledger = record.ledger_of(loaded)
         read = bytes_a_token(loaded.model, ledger.rows)
-        bandwidth = read_bandwidth() if device == "cpu" else None  # last, so that its buffer is in no figure
+        bandwidth = (
+            read_bandwidth() if device == "cpu" else None
+        )  # last, so that no figure includes its buffer
     words = record.options(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,

@@ -1,8 +1,8 @@
-"""Whether a run can be done at all, found out from headers and files alone, before anything is started.
+"""Check from headers and files alone, before anything starts, whether a run is possible.
 
-The Python API, the command line and the pages call the same functions here, so that they accept and refuse
-the same input in the same words. No weights are fetched: a hub model that is not here yet is checked by its
-headers, and a default model that is not here yet is fetched by the run.
+The Python API, the command line and the pages call these functions, so they accept and reject the same input
+with the same message. No weights are downloaded: a hub model that is not in the cache is checked by its
+headers, and a default model that is not in the cache is downloaded by the run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def check_run(spec: RunSpec, finder: Finder | None = None) -> tuple[RunSpec, Checkpoint | None]:
-    """Return the comparison that `spec` stands for (see `beside_original`), checked, and the checkpoint of its
-    model (None: a default model that the run will fetch).
+    """Return the checked comparison that `spec` stands for (see `beside_original`), and the checkpoint of its
+    model (None: a default model that the run will download).
 
-    Raises `InputError` and `UnavailableError` as `beside_original` and `check` do.
+    Raise `InputError` and `UnavailableError` as `beside_original` and `check` do.
     """
     from qcore.verbs.prepare import Finder
 
@@ -37,12 +37,11 @@ def check_run(spec: RunSpec, finder: Finder | None = None) -> tuple[RunSpec, Che
 
 
 def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
-    """Return the checkpoint of the model of `spec` if `spec` can be run, None for a default model that is not
-    here yet.
+    """Return the checkpoint of the model of `spec`, None for a default model that is not in the cache.
 
-    Raises `InputError` for a model, text, prompt file or skip pattern that cannot be used, or if no recipe
-    can run; `UnavailableError` for a device or a hub that is not there. What only some recipes cannot do is
-    left to their rows.
+    Raise `InputError` for an unusable model, text, prompt file or skip pattern, or if no recipe can run;
+    `UnavailableError` if the device or the hub is not available. A recipe that cannot run beside others that
+    can becomes a failed row.
     """
     from qcore import planning
     from qcore.base import texts
@@ -90,7 +89,7 @@ def check_model(
 ) -> Checkpoint:
     """Find `model`, which may be quantized, and return its checkpoint.
 
-    Raises `InputError` or `UnavailableError` if it cannot be found, cannot keep a cache in the form `kv`, or
+    Raise `InputError` or `UnavailableError` if it cannot be found, cannot keep a cache in the form `kv`, or
     cannot run on `device`.
     """
     from qcore.verbs.prepare import find
@@ -102,11 +101,11 @@ def check_model(
 
 
 def beside_original(spec: RunSpec, finder: Finder | None = None) -> RunSpec:
-    """Return `spec` as it is; for a model that qcore has quantized, the comparison on the model that it was
-    made from, with the quantized one as the last row.
+    """Return `spec` unchanged, or for a model quantized by qcore the comparison on its original model, with
+    the quantized model as the last row.
 
-    A model that does not record what it was made from is left to `check`. Raises `InputError` if the
-    original is gone or no longer the same.
+    A quantized model that does not record its original is left to `check`. Raise `InputError` if the original
+    is missing or has changed.
     """
     model, revision, recipes = lineup(spec.model, spec.revision, spec.recipes, finder)
     return spec if model == spec.model else replace(spec, model=model, revision=revision, recipes=recipes)
@@ -115,11 +114,11 @@ def beside_original(spec: RunSpec, finder: Finder | None = None) -> RunSpec:
 def lineup(
     model: str, revision: str | None, recipes: Sequence[Recipe], finder: Finder | None = None
 ) -> tuple[str, str | None, tuple[Recipe, ...]]:
-    """Return the model, its revision and the recipes as they are; for a `model` that qcore has quantized, its
-    original, that one's revision, and the recipes with the quantized model as the last one.
+    """Return model, revision and recipes unchanged, or for a `model` quantized by qcore its original, the
+    original's revision, and the recipes with the quantized model as the last one.
 
-    A model that does not record what it was made from stays as it is. Raises `InputError` if the original is
-    gone or no longer the same.
+    A quantized model that does not record its original is returned unchanged. Raise `InputError` if the
+    original is missing or has changed.
     """
     from qcore.library.saving import made_from
     from qcore.models.names import classify
@@ -135,7 +134,8 @@ def lineup(
     # a commit of the hub and a default model never change
     if classify(*name).kind in ("folder", "gguf") and finder(*name).digest != origin["digest"]:
         raise InputError(
-            f"{model} was made from {origin['model']}, which holds other weights now. Quantize it again."
+            f"{model} was made from {origin['model']}, which holds other weights now. "
+            "Quantize the original again."
         )
     own = parse_row(SAVED + model)
     return lineup(*name, (*recipes, *([] if own in recipes else [own])), finder)
@@ -144,10 +144,10 @@ def lineup(
 def loaded_from(
     checkpoint: Checkpoint, recipe: Recipe, finder: Finder | None = None
 ) -> tuple[Checkpoint, Recipe]:
-    """Return the checkpoint that a row of a comparison on `checkpoint` loads, and the recipe that is applied
-    to it: fp32 to a saved model.
+    """Return the checkpoint that a row of a comparison on `checkpoint` loads, and the recipe to apply to it
+    (fp32 for a saved model).
 
-    Raises `InputError` for a saved model that cannot be read, or that cannot have been made from
+    Raise `InputError` for a saved model that cannot be read, or whose vocabulary differs from that of
     `checkpoint`.
     """
     from qcore.recipes import Saved, parse
@@ -159,8 +159,8 @@ def loaded_from(
     ours, theirs = (each.config.get("vocab_size") for each in (checkpoint, saved))
     if ours != theirs:
         raise InputError(
-            f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}, so it was "
-            "not made from it. Only models that were made from the same model can be compared with it."
+            f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}. "
+            "A comparison can only include quantized models made from the model that is compared."
         )
     return saved, parse(BASELINE)
 
@@ -173,8 +173,7 @@ def check_calibrated_here(recipe: Recipe, device: str) -> None:
 
 
 def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
-    """Raise `InputError` for a skip pattern that matches no module of the checkpoint that has a matrix to
-    quantize."""
+    """Raise `InputError` for a skip pattern that matches no module with a matrix to quantize."""
     from qcore.layers.select import matches
 
     modules = [
@@ -183,12 +182,13 @@ def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:
     for pattern in dict.fromkeys(pattern for recipe in recipes for pattern in recipe.modules.skip):
         if not any(matches(module, pattern) for module in modules):
             raise InputError(
-                f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. Names look like {modules[-1]!r}."
+                f"The skip pattern {pattern!r} matches no module of {checkpoint.name}. "
+                f"An example of a module name is {modules[-1]!r}."
             )
 
 
 def check_kv(checkpoint: Checkpoint, kv: KVFormat | None) -> None:
-    """Raise `InputError` if the architecture keeps no keys and values that the form `kv` could hold."""
+    """Raise `InputError` if the architecture has no key-value cache that the form `kv` could store."""
     from qcore.formats.kv import check_config
     from qcore.models import meta_model
 
@@ -197,15 +197,15 @@ def check_kv(checkpoint: Checkpoint, kv: KVFormat | None) -> None:
 
 
 def check_calibration(spec: RunSpec, text: Text) -> None:
-    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`; what they share
-    is looked at in the run."""
+    """Raise `InputError` if the calibration text cannot be read or is the evaluation `text`. Partial overlap
+    is checked during the run."""
     from qcore.quantization.calibration.text import calibration_text
 
     found = calibration_text(spec.calibration)
     if found.sha256 == text.sha256:
         raise InputError(
-            f"The calibration text is the evaluation text ({text.name}). A model is not judged by what it was calibrated on; choose "
-            "another text for one of them."
+            f"The calibration text is also the evaluation text ({text.name}). "
+            "A model must not be evaluated on its calibration text; choose another text for one of them."
         )
 
 

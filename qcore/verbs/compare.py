@@ -1,9 +1,10 @@
-"""`compare`, one recipe from start to end: load, quantize, measure speed, score the text, continue the prompts, one row.
+"""`compare` for one recipe: load, quantize, measure speed, score the text, continue the prompts, return a
+row.
 
-The unquantized model comes first and leaves three things in the run's folder for those after it: a reference
-(see `evaluation/reference.py`), the tokens it wrote for each prompt, and what it was. A row with `kl_mean`
-was compared with exactly that. Everything heavy is imported where it is used, so that looking at a spec costs
-nothing.
+The unquantized model runs first and writes three things into the run's folder for the other recipes: a
+reference (see `evaluation/reference.py`), the tokens generated per prompt, and the identity of the model. A
+row with `kl_mean` was compared with exactly this baseline. Heavy libraries are imported inside the functions
+that use them, so that reading a spec stays cheap.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from qcore.verbs.prepare import Prepared
 
 Emit = Callable[[dict], None]
-PROBED_WITHIN = 60.0  # seconds for measuring speed, above which a probe would take too long beside it
+PROBED_WITHIN = 60.0  # seconds of the speed measurement; a longer one would make the probe too slow
 REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
 THROUGH_THE_CACHE = (
     "The text was read through the quantized key-value cache as if token by token, and prompts were "
@@ -39,13 +40,12 @@ THROUGH_THE_CACHE = (
 
 
 def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> ResultRow:
-    """Carry out `recipe` and return its row. The recipe fp32 is the baseline
-    and leaves its reference in `folder`; the others are compared with the reference that they find there.
-    With a quantized key-value cache fp32 is one of the others, which shows what the cache alone costs;
-    `record_reference` makes the baseline then.
+    """Run `recipe` and return its row. The recipe fp32 is the baseline and writes its reference into
+    `folder`; the other recipes are compared with that reference. With a quantized key-value cache fp32 is an
+    ordinary row, which shows the cost of the cache alone, and `record_reference` makes the baseline.
 
-    `emit` gets {"phase", "done", "total", "detail"} dictionaries. Raises `QcoreError`s; a row is only
-    returned if everything worked.
+    `emit` receives {"phase", "done", "total", "detail"} dictionaries. Raise `QcoreError`s; a row is returned
+    only if every phase succeeded.
     """
     from qcore.measurement import throughput
     from qcore.measurement.memory import PeakMemory
@@ -99,7 +99,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
         bits_per_weight=ledger.bits_per_weight,
         coverage=ledger.coverage,
         perplexity=evaluation.perplexity,
-        # the baseline is compared with itself by definition; a recipe without a reference has no number
+        # the baseline agrees with itself by definition; without a reference there is no figure
         kl_mean=0.0 if is_baseline else divergence and divergence.kl_mean,
         top1_agreement=1.0 if is_baseline else divergence and divergence.top1_agreement,
         prefill_tok_s=speed.prefill_tok_s,
@@ -114,8 +114,8 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
 
 
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
-    """Run the unquantized model over text and prompts and leave its reference in `folder`, for runs that have
-    no row for it."""
+    """Run the unquantized model over text and prompts and write its reference into `folder`, for runs without
+    an fp32 row."""
     from qcore.recipes import parse
 
     session = _Session(spec, folder, emit)
@@ -128,7 +128,7 @@ def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
 
 
 class _Session:
-    """The steps that a baseline and a recipe share, and the time each phase takes."""
+    """The steps that baseline and recipes share, and the time of each phase."""
 
     def __init__(self, spec: RunSpec, folder: Path, emit: Emit):
         import psutil
@@ -151,13 +151,13 @@ class _Session:
         self.text = texts.load_text(spec.text)
 
     def ids(self, loaded: Loaded):
-        """Return the tokens (T,) of the text that are scored."""
+        """Return the tokens (T,) of the text to score."""
         from qcore.base import texts
 
         return texts.tokenize(self.text, loaded.tokenizer, limit=self.spec.tokens)
 
     def enter(self, phase: str) -> Progress:
-        """Begin a phase; returns the function that reports its progress."""
+        """Begin a phase; return the function that reports its progress."""
         self.leave()
         self._phase, self._since = phase, time.perf_counter()
         self.emit({"phase": phase, "done": 0, "total": 0, "detail": ""})
@@ -172,7 +172,8 @@ class _Session:
         self._phase = None
 
     def checkpoint(self, progress) -> Checkpoint:
-        """The model's checkpoint, checked from its headers; the same one that the baseline was."""
+        """Return the model's checkpoint, checked from its headers. Raise `InputError` if it differs from the
+        baseline's."""
         from qcore.base.files import read_json
         from qcore.verbs.prepare import find
 
@@ -185,7 +186,8 @@ class _Session:
         return checkpoint
 
     def load(self, checkpoint: Checkpoint, recipe: Recipe, progress) -> Loaded:
-        """Return the model and its tokenizer, on the device of the run, if it fits under `recipe`."""
+        """Return the model and its tokenizer, on the device of the run. Raise `TooLargeError` if the model
+        does not fit under `recipe`."""
         from qcore.verbs.prepare import load
 
         spec = self.spec
@@ -199,7 +201,7 @@ class _Session:
         )
 
     def quantize(self, loaded: Loaded, recipe: Recipe) -> Prepared:
-        """Apply `recipe`. Raises `InputError` if the calibration text overlaps the text that is scored."""
+        """Apply `recipe`. Raise `InputError` if the calibration text overlaps the scored text."""
         from qcore.quantization.calibration import check_overlap
         from qcore.verbs.prepare import CalibrationText, quantize
 
@@ -212,8 +214,7 @@ class _Session:
         return replace(made, quantize_s=time.perf_counter() - began)
 
     def take(self, loaded: Loaded, recipe: Recipe) -> Prepared:
-        """Return a saved model as it is. Raises `InputError` if the text that is scored is one that it was
-        made with."""
+        """Return a saved model unchanged. Raise `InputError` if the scored text was used to make it."""
         from qcore.library.plain import check_judged, describe
         from qcore.verbs.prepare import as_it_is
 
@@ -223,15 +224,15 @@ class _Session:
         return as_it_is(loaded, recipe.name)
 
     def evaluate(self, loaded, *, record: bool):
-        """Score the text, against the baseline's reference if there is one; `record` makes this model that
-        baseline."""
+        """Score the text, against the baseline's reference if there is one; with `record` this model becomes
+        the baseline."""
         from qcore.evaluation import Reference, evaluate
 
         progress = self.enter("quality")
         path = self.folder / REFERENCE
         compared = (
             not record and self.known is not None
-        )  # what a baseline that failed half way left behind does not count
+        )  # discard an incomplete reference of a failed baseline
         ids = self.ids(loaded)
         if self._kv(record) is not None:
             self.notes.append(THROUGH_THE_CACHE)
@@ -251,12 +252,12 @@ class _Session:
         )
 
     def _kv(self, is_baseline: bool) -> KVFormat | None:
-        """The format of the key-value cache: the baseline keeps its own."""
+        """Return the format of the key-value cache, None for the baseline, which keeps its own."""
         return None if is_baseline else self.spec.kv_format
 
     def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
-        """Ask the multiple-choice questions: what they came to, compared with the baseline unless this is it,
-        and every answer. Two Nones if no questions were given."""
+        """Answer the multiple-choice questions: return the summary, compared with the baseline unless this
+        model is the baseline, and every answer. Return (None, None) if no questions were given."""
         from qcore.evaluation.choices import ask, summary
         from qcore.evaluation.questions import load_questions
 
@@ -269,7 +270,7 @@ class _Session:
         return summary(asked, answers, before), answers.to_dict()
 
     def generate(self, loaded, *, record: bool) -> list[dict]:
-        """Continue the evaluation prompts; `record` makes the answers those that others are compared with."""
+        """Continue the evaluation prompts; with `record` these answers become the baseline's."""
         from qcore.base import texts
         from qcore.base.files import write_json
         from qcore.evaluation.generation import compare_generations
@@ -298,12 +299,12 @@ class _Session:
         return [answer.to_dict() for answer in answers]
 
     def record(self, loaded) -> dict:
-        """Everything a figure depends on, and how to get it again."""
+        """Return the row's record: everything its figures depend on, and the command that repeats the run."""
         from qcore.measurement.environment import read_bandwidth
 
         spec, checkpoint = self.spec, loaded.checkpoint
         about = describe(loaded, self.text, spec.threads)
-        if spec.device == "cpu":  # last, so that its buffer is in no figure; bounds the decode speed
+        if spec.device == "cpu":  # last, so that no figure includes its buffer; bounds the decode speed
             about["environment"]["read_bandwidth"] = read_bandwidth()
         return about | {
             "model": spec.model,
@@ -322,8 +323,8 @@ class _Session:
         }
 
     def predicted(self, checkpoint: Checkpoint, recipe: Recipe) -> dict:
-        """What the plan says about this run, so that its error is known. Made last, because a probe takes
-        memory and time."""
+        """Return the plan's prediction for this run, from which its error is computed. Computed last, because
+        a probe takes memory and time."""
         from qcore.planning import hindsight
 
         timed = self.spec.device == "cpu" and self.seconds["speed"] < PROBED_WITHIN

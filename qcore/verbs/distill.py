@@ -1,4 +1,4 @@
-"""`distill`: a smaller student of one model, saved in one folder as an ordinary model."""
+"""`distill`: train a smaller student of one model and save it as an ordinary model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     """Train a student of `model`, save it in `folder`, and return its size, layers, loss curve and, with
     `compare`, its figures beside the original's.
 
-    After a kill the same call goes on. Raises `InputError` for what cannot be used.
+    After a kill the same call resumes. Raise `InputError` for unusable input.
     """
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)

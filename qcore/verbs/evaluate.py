@@ -1,5 +1,5 @@
-"""`eval`: perplexity of one model on a text, in this process; with `run_streamed`, of a checkpoint that is
-never loaded whole and of several recipes in the same pass."""
+"""`eval`: perplexity of one model on a text, in this process. `run_streamed` evaluates a checkpoint without
+loading it whole, for several recipes in one pass."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def run(
     kv: str = NONE,
     progress: Progress,
 ) -> dict:
-    """Return the perplexity of `model` on the first `tokens` tokens of `text` (both None: all of the packaged
+    """Return the perplexity of `model` on the first `tokens` tokens of `text` (both None: the whole packaged
     text), read through a cache in the form `kv`, with its record.
 
-    Raises `InputError` for what cannot be used, before the model is loaded where that can be known.
+    Raise `InputError` for unusable input, before the model is loaded where possible.
     """
     _check_lengths(tokens, window, stride)
     content, form = texts.load_text(text), kv_format_named(kv)
@@ -73,10 +73,10 @@ def run_streamed(
     stride: int | None = None,
     progress: Progress,
 ) -> dict:
-    """Return {"model", "rows", "record"}: a row for the baseline and one for each of `recipes`, all scored on
-    the same windows.
+    """Return {"model", "rows", "record"}: one row for the baseline and one per recipe, all scored on the same
+    windows.
 
-    Raises `InputError` as `evaluate_streamed` does, before anything is computed.
+    Raise `InputError` as `evaluate_streamed` does, before anything is computed.
     """
     _check_lengths(tokens, window, stride)
     content, checkpoint = texts.load_text(text), find(model, revision, progress=progress)

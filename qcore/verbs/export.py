@@ -1,4 +1,4 @@
-"""`export`: one model, one recipe, one folder with an ONNX graph."""
+"""`export`: write one model under one recipe into a folder with an ONNX graph."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(
     calibration: CalibrationText = PACKAGED,
     progress: Progress,
 ) -> dict:
-    """Export `model` as `recipe` (None: as it is, float32 or the codes of a saved model) to `folder`, and
-    return its sizes and how far its logits are from PyTorch's.
+    """Export `model` under `recipe` (None: unchanged, as float32 or the codes of a saved model) to `folder`,
+    and return its sizes and the deviation of its logits from PyTorch's.
 
-    Raises `InputError` before anything is loaded for a recipe without an ONNX form, a folder that holds
-    something, or a model that cannot be used; `UnavailableError` without the packages of ONNX.
+    Raise `InputError`, before anything is loaded, for a recipe without an ONNX form, a folder that is not
+    empty, or an unusable model; `UnavailableError` without the ONNX packages.
     """
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""`generate`: one model continues one text, in this process."""
+"""`generate`: continue one text with one model, in this process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def run(
     device: str = "cpu",
     progress: Progress,
 ) -> dict:
-    """Return the text that `model` writes after `prompt` (`Generated.to_dict()`) with keys and values in the
+    """Return the continuation of `prompt` by `model` (`Generated.to_dict()`), with keys and values in the
     form `kv`, and the record.
 
-    Raises `InputError` for numbers out of range, before the model is loaded.
+    Raise `InputError` for numbers out of range, before the model is loaded.
     """
     form = kv_format_named(kv)
     check_new_tokens(new_tokens)

@@ -1,14 +1,14 @@
-"""What a recipe does to each layer, without loading the model: error per layer, and a weight's histogram
-before and after.
+"""The error of each layer under a recipe, and the histogram of a weight before and after, without loading the
+model.
 
-Layers have the names and shapes of the model (a mixture's experts are one layer), however the files store
-them. Tensors are read from the files one at a time, quantized, compared and dropped, so the peak is one layer
-(one expert of a mixture of experts). For a weight W and what its codes stand for, Ŵ:
+Layers have the names and shapes of the model (the experts of a mixture are one layer), whatever the file
+layout. Tensors are read one at a time, quantized, compared and dropped, so the peak memory is one layer (one
+expert of a mixture of experts). For a weight W and its dequantized form Ŵ:
 
     relative error = ‖Ŵ − W‖ / ‖W‖ (Frobenius)          SNR = −20 · log10(relative error) dB
 
-Both say nothing about how much the model's output minds; they show which layers a format fits badly. About 6
-dB are one bit.
+Neither figure measures the effect on the model's output; they show which layers a format fits badly. One bit
+is worth about 6 dB.
 """
 
 import math
@@ -35,9 +35,9 @@ LARGEST_BINS = 2000
 
 @dataclass(frozen=True)
 class LayerError:
-    """`shape` is the parameter's. `relative_error`: ‖Ŵ − W‖ / ‖W‖. `snr_db`: decibels, infinite for a lossless
-    layer. `format`: the format's label, such as "int4-g64". A mixture's experts are one layer, measured
-    together."""
+    """`shape` is the parameter's. `relative_error`: ‖Ŵ − W‖ / ‖W‖. `snr_db`: decibels, infinite for a
+    lossless layer. `format`: the format's label, such as "int4-g64". The experts of a mixture are measured
+    together, as one layer."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,9 +49,8 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many weights lie in each of the bins between `edges` (one more than bins), `before` and `after`.
-    `grid` holds the values that the codes of one group, the one whose scale is the median, can stand for:
-    ascending, at most 256."""
+    """Counts of weights per bin between `edges` (bins + 1), `before` and `after`. `grid` holds the values
+    that the codes of the group with the median scale can represent: ascending, at most 256."""
 
     name: str
     edges: tuple[float, ...]
@@ -61,10 +60,10 @@ class Histogram:
 
 
 def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = None) -> list[LayerError]:
-    """The error of every layer that `recipe` quantizes, in the model's order.
+    """Return the error of every layer that `recipe` quantizes, in the model's order.
 
-    Raises `InputError` for a recipe that has no codes of qcore's own, a checkpoint that is quantized already,
-    a skip pattern that matches nothing, or weights that are NaN or infinite.
+    Raise `InputError` for a recipe without codes of qcore's own, a quantized checkpoint, a skip pattern
+    without a match, or weights that are NaN or infinite.
     """
     source = _open(checkpoint, recipe)
     layers, _ = _targets(source, recipe)
@@ -79,14 +78,14 @@ def errors(checkpoint: Checkpoint, recipe: Recipe, progress: Progress | None = N
 
 
 def names(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """The names of the layers that `recipe` quantizes, as `histogram` takes them. Raises `InputError` as
-    `errors` does."""
+    """Return the names of the layers that `recipe` quantizes, as `histogram` accepts them. Raise `InputError`
+    as `errors` does."""
     return [layer.name for layer in _targets(_open(checkpoint, recipe), recipe)[0]]
 
 
 def weight(checkpoint: Checkpoint, tensor_name: str) -> torch.Tensor:
-    """One layer's weight as float32 (N outputs, K inputs); of a mixture of experts the first expert's. Raises
-    `InputError` as `errors` does, and for a layer that does not exist."""
+    """Return one layer's weight as float32 (N outputs, K inputs); for a mixture of experts the first
+    expert's. Raise `InputError` as `errors` does, and for an unknown layer."""
     source = _open(checkpoint, parse("int8"))
     layers, _ = _targets(source, parse("int8"))
     layer = next((layer for layer in layers if layer.name == tensor_name), None)
@@ -96,10 +95,10 @@ def weight(checkpoint: Checkpoint, tensor_name: str) -> torch.Tensor:
 
 
 def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: int = 200) -> Histogram:
-    """The distribution of one layer's weights before and after `recipe`, over `bins` equal bins that hold
-    both.
+    """Return the distribution of one layer's weights before and after `recipe`, over `bins` equal bins that
+    cover both.
 
-    Raises `InputError` as `errors` does, and for a tensor that does not exist or that the recipe keeps.
+    Raise `InputError` as `errors` does, and for a tensor that does not exist or that the recipe keeps.
     """
     if not isinstance(bins, int) or not 1 <= bins <= LARGEST_BINS:
         raise InputError(f"bins is {bins!r}, but it must be a whole number from 1 to {LARGEST_BINS}.")
@@ -110,7 +109,7 @@ def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: in
         raise InputError(f"{tensor_name} is not changed by {recipe.name}. {selection.kept[tensor_name]}")
     if layer is None:
         raise unknown("layer", tensor_name, [layer.name for layer in layers])
-    single = None if layer.fused else list(_matrices(source, layer))  # experts are gone through twice
+    single = None if layer.fused else list(_matrices(source, layer))  # two passes over the experts
     ranges = [
         (*weight.aminmax(), *quantized.dequantize().aminmax())
         for weight, quantized in single or _matrices(source, layer)
@@ -129,8 +128,8 @@ def histogram(checkpoint: Checkpoint, tensor_name: str, recipe: Recipe, bins: in
 
 
 def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
-    """The values, ascending, that the codes of the group with the median scale can stand for (a per-channel
-    table: the middle row)."""
+    """Return the values, ascending, that the codes of the group with the median scale can represent (for a
+    per-channel table: the middle row)."""
     scales = quantized.scales()
     if scales is None:
         return tuple(quantized.group_values(len(quantized.table) // 2, 0).tolist())
@@ -142,7 +141,7 @@ def grid(quantized: QuantizedTensor) -> tuple[float, ...]:
 
 
 def _targets(source: Source, recipe: Recipe) -> tuple[list[Target], Selection]:
-    """The layers that `recipe` quantizes, each once, and the whole selection."""
+    """Return the layers that `recipe` quantizes, each once, and the whole selection."""
     selection = select(source.model, recipe)
     shared = {name for name, _, twin in inventory(source.model) if twin}
     return [target for target in selection.targets if target.name not in shared], selection
@@ -156,23 +155,24 @@ def _open(checkpoint: Checkpoint, recipe: Recipe) -> Source:
 def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
     if checkpoint.is_quantized:
         raise InputError(
-            f"{checkpoint.name} is quantized already. Choose the original model to see what a recipe does to it."
+            f"{checkpoint.name} is quantized already. Choose the original model to see a recipe's errors."
         )
     engine = recipe.weights if isinstance(recipe.weights, Engine) else None
     nearest = engine and variant(engine.backend, engine.variant).nearest
     if not recipe.quantizes or (engine is not None and nearest is None):
         raise InputError(
-            f"{recipe.name} keeps floating point, so there are no codes to look at. Choose a recipe such as int8 or int4-g64."
+            f"{recipe.name} keeps floating point, so it has no codes to show. "
+            "Choose a recipe such as int8 or int4-g64."
         )
     if engine is not None:
         raise InputError(
-            f"{recipe.name} is another library's format, which is applied to a whole model and cannot be looked at layer by layer. "
-            f"The nearest of qcore's own recipes is {nearest}."
+            f"{recipe.name} is another library's format, which quantizes whole models, not single layers. "
+            f"The nearest recipe of qcore is {nearest}."
         )
     if isinstance(recipe.weights, Budget):
         raise InputError(
-            f"{recipe.name} chooses a format for each layer by its sensitivity, so it has no error per layer and "
-            "format. Compute the sensitivities of the model instead."
+            f"{recipe.name} chooses a format per layer by sensitivity, so it has no errors per layer. "
+            "Compute the sensitivities of the model instead."
         )
 
 
@@ -180,15 +180,15 @@ def _check(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def _original(source: Source, target: Target, expert: int | None) -> torch.Tensor:
-    """A matrix of the layer as float32 (N, K). Raises `InputError` if it cannot be read, or is NaN or infinite
-    somewhere."""
+    """Return a matrix of the layer as float32 (N, K). Raise `InputError` if it cannot be read, or contains
+    NaN or infinite values."""
     source.check_finite(target.name, expert)
     stored = source.read(target.name) if expert is None else source.expert(target.name, expert)
     return (stored.T if target.transposed else stored).float().contiguous()
 
 
 def _matrices(source: Source, target: Target) -> Iterator[tuple[torch.Tensor, QuantizedTensor]]:
-    """Each matrix of the layer as float32 (N, K) with its quantized form."""
+    """Yield each matrix of the layer as float32 (N, K) with its quantized form."""
     for expert in range(target.shape(source.model)[0]) if target.fused else (None,):
         weight = _original(source, target, expert)
         try:

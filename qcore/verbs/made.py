@@ -1,5 +1,5 @@
-"""What `qat`, `prune` and `distill` return: the model that was made, and its figures beside the original's,
-measured on the same text and the same machine."""
+"""The result of `qat`, `prune` and `distill`: the new model, and its figures beside the original's, measured
+on the same text and the same machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qcore.recipes import Recipe
 from qcore.verbs.prepare import quantize
 from qcore.verbs.record import stored_bytes
 
-COMPARED, WINDOW = 2048, 256  # tokens of the evaluation text that every model is scored on
+COMPARED, WINDOW = 2048, 256  # tokens of the evaluation text scored by every model
 PROMPT, NEW, TURNS = 64, 16, 3  # tokens of the speed measurement, and how often each model is timed
 
 
 def summary(model: str, folder: Path, made: Loaded, *, began: float, **more) -> dict:
-    """Return what was made from `model` (JSON-ready): its folder, its stored bytes, the seconds since `began`
-    (`time.perf_counter`), and `more`."""
+    """Return the description of the model made from `model` (JSON-ready): its folder, its stored bytes, the
+    seconds since `began` (`time.perf_counter`), and `more`."""
     size, seconds = stored_bytes(made), time.perf_counter() - began
     return {"model": model, "folder": str(folder), "stored_bytes": size, "seconds": seconds, **more}
 
@@ -35,14 +35,15 @@ def summary(model: str, folder: Path, made: Loaded, *, began: float, **more) -> 
 def compared(
     wanted: bool, checkpoint: Checkpoint, folder: Path, recipe: Recipe | None, progress: Progress
 ) -> dict:
-    """Return {"compared": figures} of the original "before", the original "rounded" by a `recipe` that reads
-    no text, and the model in `folder` "after", with the conditions; an empty dictionary unless `wanted`.
+    """Return {"compared": figures} of the original ("before"), the original rounded by a `recipe` without
+    calibration text ("rounded"), and the model in `folder` ("after"), with the conditions; an empty
+    dictionary unless `wanted`.
 
-    Perplexity and divergence are those of `qcore.evaluation.evaluate`, so the same as in every other table.
+    Perplexity and divergence come from `qcore.evaluation.evaluate`, as in every other table.
     """
     if not wanted:
         return {}
-    # without a memory check: the models were in memory one by one, and hours of work are not thrown away
+    # no memory check: each model was in memory before, and a refusal would discard hours of work
     original = library.load(checkpoint)
     content = texts.load_text(None)
     ids = texts.tokenize(content, original.tokenizer, limit=COMPARED)
@@ -50,7 +51,7 @@ def compared(
     if recipe is not None and not recipe.calibrated:
         progress(0, 4, f"quantizing the original as {recipe.name}")
         loaded["rounded"] = quantize(library.load(checkpoint), recipe).loaded
-    progress(1, 4, "loading the model that was made")
+    progress(1, 4, "loading the new model")
     loaded["after"] = library.load(folder)
     progress(2, 4, "measuring quality")
     found = _quality(loaded, ids)
@@ -68,7 +69,7 @@ def compared(
 
 
 def _quality(loaded: dict[str, Loaded], ids: torch.Tensor) -> dict[str, dict]:
-    """Score the tokens `ids` (T,) with each of the models; the first one is the baseline of the others."""
+    """Score the tokens `ids` (T,) with each model; the first model is the baseline of the others."""
     found: dict[str, dict] = {}
     window = _window(loaded["before"])
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,8 +98,8 @@ def _window(loaded: Loaded) -> int:
 
 
 def _speeds(loaded: dict[str, Loaded]) -> dict[str, float]:
-    """Return the decode speed of each of the models in tokens per second: the median of turns that they take
-    one after another, so that other load on the machine meets all of them."""
+    """Return the decode speed of each model in tokens per second: the median over alternating turns, so that
+    other load on the machine affects all models equally."""
     turns = [
         {name: measure(each.model, PROMPT, NEW, repeats=1).decode_tok_s for name, each in loaded.items()}
         for _ in range(TURNS)

@@ -1,4 +1,4 @@
-"""`plan`: `qcore.planning.plan` with the quality that was measured in the runs of this cache folder."""
+"""`plan`: `qcore.planning.plan`, with the quality measured in the runs of this cache folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from qcore.planning import Plan, hindsight, plan
 from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
 
-ROWS = 60  # newest rows that are read
+ROWS = 60  # newest rows read
 
 
 def run(
@@ -21,8 +21,8 @@ def run(
     progress: Progress | None = None,
     **needs,
 ) -> Plan:
-    """Return the plan for `model` under `recipes`; `needs` are the other arguments of `planning.plan`. A probe
-    waits for its turn like any run."""
+    """Return the plan for `model` under `recipes`; `needs` are the other arguments of `planning.plan`. A
+    probe waits for its turn, as a run does."""
     rows = known_rows(model.name if isinstance(model, Checkpoint) else str(model))
     if not probe:
         return plan(model, recipes, runs=rows, progress=progress, **needs)
@@ -31,8 +31,8 @@ def run(
 
 
 def known_rows(model: str | None = None) -> list[dict]:
-    """Return the newest finished rows of `model` (None: of all models); none if there is no database that can
-    be read."""
+    """Return the newest finished rows of `model` (None: of all models); an empty list without a readable
+    database."""
     try:
         # runs keep absolute paths
         return Store().latest(None if model is None else absolute_model(model), limit=ROWS)
@@ -41,5 +41,5 @@ def known_rows(model: str | None = None) -> list[dict]:
 
 
 def error_bands() -> list[hindsight.Band]:
-    """Return by how much the plan was wrong for the runs of this cache folder."""
+    """Return the prediction errors of the plan for the runs of this cache folder."""
     return hindsight.bands(known_rows())

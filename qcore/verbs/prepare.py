@@ -1,9 +1,9 @@
-"""Prepare a model, the one way in which every verb and every face does it:
+"""Prepare a model, in the same way for every verb and every interface:
 
-    find -> check that it fits -> load -> load the calibration text -> quantize
+    find -> check the memory -> load -> load the calibration text -> quantize
 
-`find` gives a `Checkpoint`, which is handed on: a model is resolved once per request. `Finder` remembers the
-checkpoints of a request that names several models.
+`find` returns a `Checkpoint`, which later steps receive, so a model is resolved once per request. `Finder`
+remembers the checkpoints of a request that names several models.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from qcore.recipes.spec import check_limits, check_minutes
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Which calibration text is read: `tokens` of the file `source` (None: the packaged text). Learned
-    methods take about `minutes` (None: a fixed number of steps). Raises `InputError` for numbers out of
-    range."""
+    """The calibration text: `tokens` of the file `source` (None: the packaged text). Learned methods take
+    about `minutes` (None: a fixed number of steps). Raise `InputError` for numbers out of range."""
 
     source: str | Path | None = None
     tokens: int = TOKENS
@@ -45,12 +44,12 @@ class CalibrationText:
         check_minutes(self.minutes)
 
     def check(self, recipe: Recipe | None) -> None:
-        """Raise `InputError` if `recipe` reads the text and the text cannot be read."""
+        """Raise `InputError` if `recipe` needs calibration text and the text cannot be read."""
         if recipe is not None and recipe.calibrated:
             calibration_text(self.source)
 
     def load(self, tokenizer, recipe: Recipe | None) -> Calibration | None:
-        """Return the text in tokens, None if `recipe` reads none. Raises `InputError` as
+        """Return the text in tokens, None if `recipe` needs no calibration. Raise `InputError` as
         `load_calibration` does."""
         if recipe is None or not recipe.calibrated:
             return None
@@ -62,9 +61,8 @@ PACKAGED = CalibrationText()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is ready to be used, with the recipe that it is in, the ledger of its tensors, the
-    calibration text that chose its codes (None: no text was read), and the seconds that quantizing took
-    (None: it was not quantized here)."""
+    """A model ready for use, with its recipe, the ledger of its tensors, the calibration text from which its
+    codes were chosen (None: no text), and the seconds of quantization (None: not quantized here)."""
 
     loaded: Loaded
     recipe: Recipe
@@ -74,7 +72,7 @@ class Prepared:
 
 
 class Finder:
-    """Find the models of one request, each of them once."""
+    """Find the models of one request, each only once."""
 
     def __init__(self, progress: Progress | None = None):
         self._progress = progress
@@ -82,7 +80,7 @@ class Finder:
         self._headers: dict[tuple[str, str | None], Checkpoint] = {}
 
     def __call__(self, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """Return the checkpoint of `model`. Raises `InputError` and `UnavailableError` as
+        """Return the checkpoint of `model`. Raise `InputError` and `UnavailableError` as
         `library.resolve` does."""
         key = (str(model), revision)
         if key not in self._found:
@@ -90,15 +88,15 @@ class Finder:
         return self._found[key]
 
     def know(self, model: str | Path, revision: str | None, checkpoint: Checkpoint) -> None:
-        """Take `checkpoint`, which was found before, for `model`."""
+        """Use `checkpoint`, which is already resolved, for `model`."""
         self._found[str(model), revision] = checkpoint
 
     def headers(self, model: str | Path, revision: str | None = None) -> Checkpoint | None:
-        """Return the checkpoint of `model` without fetching or converting its weights; None for a default
-        model that is not here yet.
+        """Return the checkpoint of `model` without downloading or converting its weights; None for a default
+        model that is not in the cache.
 
-        Raises `InputError` and `UnavailableError` as `library.outline` does. A hub that does not answer is no
-        obstacle to a model that was fetched before.
+        Raise `InputError` and `UnavailableError` as `library.outline` does. A model in the cache is found
+        even if the hub does not answer.
         """
         key = (str(model), revision)
         if key in self._found:
@@ -119,7 +117,7 @@ class Finder:
 def find(
     model: str | Path | Checkpoint, revision: str | None = None, *, progress: Progress | None = None
 ) -> Checkpoint:
-    """Return the checkpoint of `model`; one that was found before is returned as it is."""
+    """Return the checkpoint of `model`; a resolved `Checkpoint` is returned unchanged."""
     if isinstance(model, Checkpoint):
         return model
     return library.resolve(model, revision, progress=progress)
@@ -134,7 +132,7 @@ def find_original(
 ) -> Checkpoint:
     """Return the checkpoint of a model that can be quantized, trained or pruned into `folder`.
 
-    Raises `InputError` for a model that is quantized already, and for a `folder` that holds the model.
+    Raise `InputError` for a quantized model, and for a `folder` that holds the model itself.
     """
     checkpoint = find(model, revision, progress=progress)
     if checkpoint.is_quantized:
@@ -145,14 +143,14 @@ def find_original(
 
 
 def quantized_already(checkpoint: Checkpoint) -> InputError:
-    """Return the error for a quantized model where an original one is needed."""
+    """Return the error for a quantized model where an original is required."""
     origin = made_from(checkpoint.folder)
     where = f"the original model, {origin['model']}" if origin else "the original model"
     return InputError(f"{checkpoint.name} is quantized already. Start from {where}, instead.")
 
 
 def check_apart(checkpoint: Checkpoint, folder: Path) -> None:
-    """Raise `InputError` if `folder`, into which a result is to be saved, holds the model itself."""
+    """Raise `InputError` if the output `folder` holds the model itself."""
     if folder.exists() and checkpoint.folder.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder} holds the model itself. Choose another folder.")
 
@@ -167,10 +165,10 @@ def load(
     check_finite: bool = True,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Load `checkpoint` on `device`, after a check that it fits into memory under `recipe` (None: as it is)
+    """Load `checkpoint` on `device`, after checking that it fits into memory under `recipe` (None: unchanged)
     with a cache of `tokens` tokens and a window of `window` tokens.
 
-    Raises `TooLargeError` with the arithmetic if it does not fit, `InputError` as `library.load` does.
+    Raise `TooLargeError` with the arithmetic if it does not fit, `InputError` as `library.load` does.
     """
     planning.check_fits(checkpoint, recipe or parse("fp32"), tokens=tokens, window=window)
     return library.load(checkpoint, device=device, check_finite=check_finite, progress=progress)
@@ -184,12 +182,12 @@ def quantize(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Apply `recipe` to `loaded`, in place: its full-precision weights are gone afterwards. With `resume`,
-    for weights that are those of the checkpoint, finished blocks are kept in the cache folder, so that the
-    same call goes on after a kill.
+    """Apply `recipe` to `loaded`, in place: its full-precision weights are freed. `resume` requires unchanged
+    weights of the checkpoint; finished blocks are then kept in the cache folder, so that the same call
+    resumes after a kill.
 
-    Raises `InputError` for a model, text or skip pattern that cannot be used, `NotAppliedError` if the
-    recipe did less than it should.
+    Raise `InputError` for an unusable model, text or skip pattern, `NotAppliedError` if the recipe quantized
+    less than it should.
     """
     began = time.perf_counter()
     text: Calibration | None
@@ -221,11 +219,11 @@ def prepare(
     calibration: CalibrationText | Calibration = PACKAGED,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Load `checkpoint` and apply `recipe` to it; with None, a model that was saved quantized keeps its own
-    recipe, and any other is fp32.
+    """Load `checkpoint` and apply `recipe` to it; with None, a saved quantized model keeps its own recipe,
+    and any other model is fp32.
 
-    Raises `TooLargeError`, `InputError` and `NotAppliedError` as `load` and `quantize` do; `InputError` for
-    a recipe on a model that is quantized already.
+    Raise `TooLargeError`, `InputError` and `NotAppliedError` as `load` and `quantize` do; `InputError` for a
+    recipe on a quantized model.
     """
     if recipe is not None and checkpoint.is_quantized:
         raise quantized_already(checkpoint)
@@ -244,8 +242,8 @@ def prepare(
 
 
 def as_it_is(loaded: Loaded, label: str = "as loaded") -> Prepared:
-    """Return `loaded` with its saved recipe and ledger, or with the ledger called `label` of a model that
-    nothing was done to."""
+    """Return `loaded` with its saved recipe and ledger, or, for an unchanged model, with a ledger named
+    `label`."""
     from qcore.layers.inventory import as_it_is as untouched
 
     return Prepared(loaded, loaded.recipe or parse("fp32"), loaded.ledger or untouched(loaded.model, label))
@@ -253,7 +251,7 @@ def as_it_is(loaded: Loaded, label: str = "as loaded") -> Prepared:
 
 @contextmanager
 def saving(folder: Path | str, progress: Progress) -> Iterator[None]:
-    """Report that a model is being saved to `folder`; a disk that refuses is an `InputError`."""
+    """Report that a model is being saved to `folder`; convert an `OSError` of the disk to `InputError`."""
     progress(0, 0, f"saving to {folder}")
     try:
         yield

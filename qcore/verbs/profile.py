@@ -1,13 +1,13 @@
-"""`profile`: where the time of one model's steps goes, as a trace file and as a table of phases.
+"""`profile`: the time of one model's steps, as a trace file and as a table of phases.
 
-    linears      every linear layer but the head, called by itself with the input that it has in a step
+    linears      every linear layer but the head, called in isolation with its input from a step
     attention    over the cache: a step with the prompt in the cache, less a step with an almost empty cache
-    head         the output head, called by itself
+    head         the output head, called in isolation
     rest         the whole step, less the three above: norms, rotary embedding, activation functions, calls
 
-The whole step is measured as `bench` measures it. A native step is one call
-with no timers in it, so its phases are measured apart: a layer that is called by itself pays for a call from
-Python, which the native step saves, and `rest` can come out below 0 for models with small layers.
+The whole step is measured as in `bench`. A native step is one call without timers inside, so its phases are
+measured separately: a layer called in isolation pays for a Python call that the native step saves, and `rest`
+can be negative for models with small layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qcore.verbs.prepare import PACKAGED, CalibrationText, prepare
 
 TRACED = 4  # decoding steps in the trace file
 SHORT = 2  # tokens in an almost empty cache
-ROUNDS = 6  # times that layers are called in a repeat, the first of them to warm up
+ROUNDS = 6  # calls of the layers per repeat; the first is a warm-up
 Inputs = list[tuple[nn.Module, tuple[torch.Tensor, ...]]]
 
 
@@ -52,11 +52,11 @@ def run(
     calibration: CalibrationText = PACKAGED,
     progress: Progress,
 ) -> dict:
-    """Profile `model` under `recipe` (None: as it is): write a trace of one prefill and a few decoding steps
-    to the file `trace` (JSON for chrome://tracing or ui.perfetto.dev), and return the seconds of the phases of
-    one step, with the record.
+    """Profile `model` under `recipe` (None: unchanged): write a trace of one prefill and a few decoding steps
+    to the file `trace` (JSON for chrome://tracing or ui.perfetto.dev), and return the seconds of the phases
+    of one step, with the record.
 
-    Raises `InputError` for what cannot be used, before the model is loaded where that can be known.
+    Raise `InputError` for unusable input, before the model is loaded where possible.
     """
     check_limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads)
     trace = Path(trace)
@@ -83,7 +83,7 @@ def run(
         layers = [call for call in calls if call[0] is not head]
         outputs = [call for call in calls if call[0] is head]
         rounds: list[dict[str, float]] = []
-        for number in range(repeats):  # in turns, so that other load on the machine meets all phases
+        for number in range(repeats):  # alternating, so that other load on the machine affects all phases
             progress(number, repeats + 1, f"measuring, repeat {number + 1} of {repeats}")
             speed = measure(whole, prompt_tokens, new_tokens, repeats=1)
             rounds.append(
@@ -124,14 +124,14 @@ def _step(speed) -> float:
 @torch.no_grad()
 def _linear_calls(model: nn.Module) -> Inputs:
     """Return the linear modules of `model` in the order in which a decoding step calls them, each with its
-    input. Hooks collect them, under which the modules run one by one."""
+    input. Forward hooks record the inputs; with hooks the modules run one by one."""
     calls: Inputs = []
 
     def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         calls.append((module, arguments))
 
     linear = [each for each in model.modules() if hasattr(each, "in_features")]
-    # a container of another library's layer would be counted twice, as itself and as what it holds
+    # skip containers of other libraries' layers: their inner module counts already
     leaves = [each for each in linear if not any(hasattr(inner, "in_features") for inner in each.children())]
     hooks = [each.register_forward_pre_hook(keep) for each in leaves]
     try:
@@ -148,8 +148,8 @@ def _linear_calls(model: nn.Module) -> Inputs:
 
 @torch.no_grad()
 def _seconds(calls: Inputs) -> float:
-    """Return the median seconds of all `calls` one after another: in this order no weights are in a cache that
-    would not be there in a step."""
+    """Return the median seconds of all `calls` in sequence: in this order the processor caches hold no
+    weights that they would not hold in a step."""
     seconds = []
     for _ in range(ROUNDS if calls else 0):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`prune`: one model with fewer weights, saved in one folder."""
+"""`prune`: remove weights or parts of one model, and save the result."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNSTRUCTURED, STRUCTURED = ("wanda", "magnitude", "2:4"), ("neurons", "heads", "layers")
-SCORED = 16384  # tokens of calibration text that scores are computed from
+SCORED = 16384  # tokens of calibration text for the scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
     """Prune `amount` of a model by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers").
 
-    With a `recipe` it is quantized, too; pruned weights are chosen `order` "before" or "after". Zeros are not
-    stored in a quantized model, nor where `sparse` is set; otherwise the result is an ordinary model with
-    zeros in it. Scores come from `tokens` of the text `calibration` (None: the packaged one). Raises
-    `InputError` for options that contradict each other.
+    A `recipe` also quantizes the model; weights are pruned `order` "before" or "after" quantization. A
+    quantized model, or any model with `sparse`, stores no zeros; otherwise the result is an ordinary model
+    that contains zeros. Scores are computed from `tokens` of the text `calibration` (None: the packaged one).
+    Raise `InputError` for contradictory options.
     """
 
     method: str
@@ -61,8 +61,8 @@ class Prune:
         _ = self.what
         if self.order not in ("before", "after"):
             raise InputError(
-                f"order is {self.order!r}, but it must be before or after: when weights are pruned, counted "
-                "from quantization."
+                f"order is {self.order!r}, but it must be before or after: "
+                "weights are pruned before or after quantization."
             )
         if self.method in STRUCTURED and (self.recipe is not None or self.sparse):
             raise InputError(
@@ -72,26 +72,26 @@ class Prune:
         if self.recipe is not None:
             self._check_recipe(self.recipe)
         elif self.order == "after":
-            raise InputError("The order after needs a recipe: weights are pruned after they are quantized.")
+            raise InputError("The order after needs a recipe: it prunes weights after quantization.")
 
     def _check_recipe(self, recipe: Recipe) -> None:
         check_recipe(recipe)
         if isinstance(recipe.weights, Budget):
             raise InputError(
-                f"{recipe.name} chooses formats itself. Choose one format, such as int4-g64, for a model "
-                "that is pruned."
+                f"{recipe.name} chooses formats itself. Pruning needs a recipe with one format, such as "
+                "int4-g64."
             )
         if self.order == "after" and recipe.prepare != "none":
             raise InputError(
-                f"{recipe.name} rotates the model first, so its weights are no longer those that pruning "
-                "looks at. Choose the order before."
+                f"{recipe.name} rotates the model first, so the scores of the original weights do not apply. "
+                "Choose the order before."
             )
         if isinstance(recipe.weights, Format):
             masks.check_format(recipe.weights)
 
     @property
     def what(self) -> masks.Amount | structured.Cut:
-        """The weights or parts to prune. Raises `InputError` for an amount out of range."""
+        """Return the weights or parts to prune. Raise `InputError` for an amount out of range."""
         if self.method in UNSTRUCTURED:
             return masks.Amount(self.method, self.amount)
         return structured.Cut(self.method, self.amount)
@@ -107,8 +107,8 @@ def run(
     compare: bool = False,
     progress: Progress,
 ) -> dict:
-    """Prune `model`, save it in `folder`, and return its size, the share that is gone and, with `compare`, its
-    figures beside the original's. Raises `InputError` for what cannot be used."""
+    """Prune `model`, save it in `folder`, and return its size, the share removed and, with `compare`, its
+    figures beside the original's. Raise `InputError` for unusable input."""
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     calibration_text(options.calibration)
@@ -149,7 +149,7 @@ def _prune_weights(
     if recipe is None or options.order == "before":
         kept = masks.prune(loaded.model, what, ids, progress)
     if recipe is not None:
-        # a pruned model is not the one of the checkpoint, so its blocks are not kept under that name
+        # no resume: pruned blocks must not be kept under the checkpoint's digest
         resume = options.order == "after"
         ledger = quantize(loaded, recipe, calibration=text, resume=resume, progress=progress).ledger
         if options.order == "after":

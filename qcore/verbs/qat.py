@@ -1,4 +1,4 @@
-"""`qat`: one model, trained in quantized form, saved in one folder."""
+"""`qat`: train one model in quantized form and save it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(
     """Train `model` in the form of `recipe`, save it in `folder`, and return its size, loss curve and, with
     `compare`, its figures beside the original's.
 
-    After a kill the same call goes on. Raises `InputError` before anything is loaded for what cannot be used.
+    After a kill the same call resumes. Raise `InputError` for unusable input, before anything is loaded.
     """
     folder = Path(folder)
     training.check_recipe(recipe)
@@ -76,14 +76,14 @@ def train(
     progress: Progress,
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, History, TrainingState]:
-    """Return the model of `checkpoint` trained in the form of `recipe`, its loss curve, and the state that is
-    kept for a run that is killed (remove it once the model is saved). Raises `InputError` and `RunError` as
+    """Return the model of `checkpoint` trained in the form of `recipe`, its loss curve, and the resumable
+    training state (remove it once the model is saved). Raise `InputError` and `RunError` as
     `qcore.training.qat.run` does."""
     teacher = load(checkpoint, device=device, tokens=options.window, window=options.window, progress=progress)
 
     def quantized(text: Calibration) -> Loaded:
-        """Return the student, quantized on the CPU, where calibration works."""
-        # memory was checked above; the teacher would count twice in another check
+        """Return the student, quantized on the CPU, where calibration runs."""
+        # memory is checked above; a second check would count the teacher twice
         student = library.load(checkpoint, progress=progress)
         return quantize(student, recipe, calibration=text, progress=progress).loaded
 

@@ -1,4 +1,4 @@
-"""`quantize`: one model, one recipe, saved in one folder."""
+"""`quantize`: write one model under one recipe into a folder."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ def run(
     progress: Progress,
 ) -> dict:
     """Apply `recipe` to `model` and save it in `folder`, which appears complete or not at all. With `stream`
-    the model is never held in memory: one tensor after another goes from its file into a shard, and these can
-    be spread over the machines of an `engine`.
+    the model is never held in memory: each tensor goes from its file into a shard, and shards can be spread
+    over the machines of an `engine`.
 
-    After a kill the same call goes on at the block, or with `stream` at the shard, where it was stopped.
+    After a kill the same call resumes at the block, or with `stream` at the shard, where it stopped.
 
-    Raises `InputError` before anything is loaded if the recipe is another library's, if `folder` holds
-    something (`overwrite` allows a model that qcore saved there), or if the model cannot be used or does not
-    fit.
+    Raise `InputError`, before anything is loaded, if the recipe is another library's, if `folder` is not
+    empty (`overwrite` allows a model saved there by qcore), or if the model is unusable or does not fit.
     """
     if not (stream or engine.is_local):
         raise InputError(

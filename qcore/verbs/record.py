@@ -1,5 +1,5 @@
-"""What every record holds: model, text, machine, libraries, the kernels that ran, and the command that repeats
-the measurement."""
+"""The common part of all records: model, text, machine, libraries, the kernels that ran, and the command that
+repeats the measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST_NAME = 80
 
 
 def describe(loaded: Loaded, text: Text | None = None, threads: int | None = None) -> dict:
-    """Return the part of a record that every measurement has: model, text, machine and libraries."""
+    """Return the common part of a record: model, text, machine and libraries."""
     import torch
 
     import qcore
@@ -44,9 +44,9 @@ def describe(loaded: Loaded, text: Text | None = None, threads: int | None = Non
 
 
 def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
-    """Return how `model` runs with a cache in the form `kv`: whether a step is one native call, and a line
-    for each kernel that multiplies by quantized weights. Empty where all layers are plain torch layers and
-    the cache is not quantized."""
+    """Return how `model` runs with a cache in the form `kv`: whether a step is one native call, and one line
+    per kernel that multiplies by quantized weights. Empty if all layers are plain torch layers and the cache
+    is not quantized."""
     from qcore import runtime
     from qcore.kernels.dispatch import explain
     from qcore.layers.modules import QuantLinear
@@ -59,24 +59,24 @@ def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
 
 
 def kv_record(kv: KVFormat | None, speed: Throughput) -> dict:
-    """Return the form of keys and values while `speed` was measured, and their stored bytes, spare room
-    included."""
+    """Return the form of keys and values during the measurement of `speed`, and their stored bytes, including
+    spare capacity."""
     each = speed.cache_bytes / speed.cache_tokens if speed.cache_bytes and speed.cache_tokens else None
     return {**kv_format(kv), "bytes": speed.cache_bytes, "tokens": speed.cache_tokens, "bytes_a_token": each}
 
 
 def kv_format(kv: KVFormat | None) -> dict:
-    """Return the format of the key-value cache as a dictionary; "none" for keys and values as computed."""
+    """Return the format of the key-value cache as a dictionary; "none" for an unquantized cache."""
     return {"name": NONE} if kv is None else kv.to_dict()
 
 
 def stored_bytes(loaded: Loaded) -> int:
-    """Return the bytes of the unique storages of the model as it was loaded."""
+    """Return the bytes of the unique storages of the loaded model."""
     return ledger_of(loaded).stored_bytes
 
 
 def ledger_of(loaded: Loaded):
-    """Return the saved ledger, or the ledger of a model that nothing was done to."""
+    """Return the saved ledger, or the ledger of an unchanged model."""
     from qcore.layers.inventory import as_it_is
 
     return loaded.ledger or as_it_is(loaded.model, "as loaded")
@@ -88,7 +88,8 @@ def recipe_of(loaded: Loaded) -> dict | None:
 
 
 def times(began: float, words: list[str]) -> dict:
-    """Return when a measurement began and ended, and the command (`words` after `qcore`) that repeats it."""
+    """Return the times at which a measurement began and ended, and the command (`words` after `qcore`) that
+    repeats it."""
     command = shlex.join(["python", "-m", "qcore", *words])
     return {"started_at": began, "finished_at": time.time(), "command": command}
 
@@ -104,12 +105,12 @@ def options(**values) -> list[str]:
 
 
 def safe_name(model: str, recipe: str) -> str:
-    """Return a folder name made from a model and a recipe that is harmless on every system: lower-case
-    letters, digits, dots and hyphens.
+    """Return a folder name for a model and a recipe that is valid on every system: lower-case letters,
+    digits, dots and hyphens.
 
     >>> safe_name("../../Org/Some Model", "int4-g64")
     'some-model-int4-g64'
     """
     stem = re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()
     stem = re.sub(r"[^a-z0-9.]+", "-", stem).strip("-.")[:LONGEST_NAME] or "model"
-    return f"{stem}-{recipe}"  # never a reserved device name, because of the recipe
+    return f"{stem}-{recipe}"  # the recipe keeps the name from being a reserved device name

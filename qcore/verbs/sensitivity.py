@@ -1,8 +1,8 @@
-"""`sensitivity`: how much one model's predictions depend on the precision of each layer, predicted from
-gradients and, if wanted, measured.
+"""`sensitivity`: the dependence of one model's predictions on the precision of each layer, predicted from
+gradients and optionally measured.
 
-Tables are kept in the cache folder, see `qcore.quantization.sensitivity.store`; asked again, they are there.
-Measured divergences are kept block by block, so a measurement that was stopped goes on after its last block.
+Tables are kept in the cache folder (see `qcore.quantization.sensitivity.store`) and reused for the same
+request. Measured divergences are kept block by block, so a stopped measurement resumes after its last block.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from qcore.base.turn import heavy_turn
 
 FORMATS = ("int3-g64", "int3-g32", "int4-g128", "int4-g64", "int4-g32", "int8")
 LIMITS = {"tokens": (64, 1_000_000), "measure_tokens": (0, 4096)}
-WINDOW = 256  # tokens of the windows that divergences are measured over: their logits are held
-READ = 512  # tokens of the windows that the prediction reads
+WINDOW = 256  # tokens per window of a measured divergence, whose logits stay in memory
+READ = 512  # tokens per window of the prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """`formats` are names such as "int4-g64"; `method` rounds to them. `tokens` of the calibration text
-    `text` (None: the packaged one) are read for the prediction; with `measure_tokens` above 0 the divergence
-    of each layer and format is measured over so many of them.
+    """`formats` are names such as "int4-g64"; `method` rounds to them. The prediction reads `tokens` of the
+    calibration text `text` (None: the packaged one); with `measure_tokens` above 0 the divergence of each
+    layer and format is measured over that many tokens.
 
-    Raises `InputError` naming the field that cannot be used.
+    Raise `InputError` naming the unusable field.
     """
 
     model: str
@@ -52,16 +52,15 @@ class Request:
 
     @property
     def candidates(self) -> tuple:
-        """The formats themselves, from the smallest to the largest."""
+        """Return the parsed formats, from the smallest to the largest."""
         return tuple(sorted((_format(name) for name in self.formats), key=_bits))
 
 
 def run(request: Request, progress: Progress) -> tuple[str, object]:
-    """Return (key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store as far as
-    they are there. Waits for its turn.
+    """Return (key, `qcore.quantization.sensitivity.Sensitivities`) of the request, from the store where
+    available. Wait for the machine's turn.
 
-    Raises `InputError` for a model or text that cannot be used, or a method that does not round layers one
-    by one.
+    Raise `InputError` for an unusable model or text, or a method that does not round layers one by one.
     """
     from qcore.layers.select import select
     from qcore.quantization.calibration import load_calibration
@@ -143,7 +142,7 @@ def _format(name: str):
     recipe = parse(name)
     if not isinstance(recipe.weights, Format) or recipe.method != "rtn" or recipe.prepare != "none":
         raise InputError(
-            f"{name} is not a plain format. Name formats such as int3-g64, int4-g32 or int8, and the method "
-            "that rounds to them apart."
+            f"{name} is not a plain format. Choose formats such as int3-g64, int4-g32 or int8, and name the "
+            "method separately."
         )
     return recipe.weights

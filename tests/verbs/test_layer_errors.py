@@ -304,5 +304,5 @@ def test_broken_weights_are_named(tmp_path, value):
 def test_a_file_that_vanished_is_an_error(checkpoint):
     found = checkpoint("llama")
     (found.folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="can no longer be read"):
         layer_errors.errors(found, recipes.parse("int8"))

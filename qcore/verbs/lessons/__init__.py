@@ -1,13 +1,12 @@
-"""What quantization does to one real tensor, small enough to be worked out while somebody moves a slider: the
-ground of the page Learn.
+"""The computations of the page Learn: the effect of quantization on one real tensor, small enough to follow a
+slider.
 
-    weights.py      a weight from a checkpoint's files, rounded by the engine's own methods: error, bits, and one group to look at
-    choices.py      what a choice does to it: group size, clipping, an outlier, 8-bit activations
-    learning.py     codes that are learned, weights that are left out, and what a teacher knows
-    asking.py       the next token as a model and half of it see it
+    weights.py      a weight of a checkpoint, rounded by the engine's methods: error, bits, one group
+    choices.py      the effect of one choice: group size, clipping, an outlier, 8-bit activations
+    learning.py     learned codes, pruned weights, and a teacher's distribution
+    asking.py       the next token predicted by a model and by half of its layers
 
-Nothing is computed another way here than where it is used: formats, methods, kernels, training and pruning
-are the engine's.
+Formats, methods, kernels, training and pruning are the engine's own; nothing is reimplemented here.
 """
 
 from qcore.verbs.lessons.asking import Predictions, predictions

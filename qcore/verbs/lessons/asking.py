@@ -1,4 +1,4 @@
-"""What a model and half of it say comes next: one pass over a short text each."""
+"""Next-token prediction of a model and of half of its layers: one pass each over a short text."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ LONGEST = 256  # tokens
 @dataclass(frozen=True)
 class Predictions:
     """Logits (V,) of the token after `prompt` from all `layers[0]` layers and from `layers[1]` of them;
-    `words`: the texts of the likeliest tokens."""
+    `words`: the texts of the most probable tokens."""
 
     prompt: str
     teacher: torch.Tensor
@@ -28,12 +28,12 @@ class Predictions:
 
 @torch.no_grad()
 def predictions(checkpoint: Checkpoint, prompt: str) -> Predictions:
-    """Load the model and ask it, then ask the same model without every second layer. Raises `InputError` for
-    an empty text, a model that does not fit into memory, or one whose layers cannot be taken out."""
+    """Predict with the whole model, then without every second layer. Raise `InputError` for an empty text, a
+    model that does not fit into memory, or an architecture whose layers cannot be removed."""
     loaded = load(checkpoint, tokens=LONGEST, window=LONGEST)
     ids = loaded.tokenizer(prompt, return_tensors="pt")["input_ids"][:, -LONGEST:]
     if not ids.numel():
-        raise InputError("The text is empty; write a word or two.")
+        raise InputError("The text is empty; enter a word or two.")
     teacher = loaded.model(input_ids=ids, use_cache=False).logits[0, -1].float().clone()
     total = loaded.model.config.get_text_config().num_hidden_layers
     kept = evenly(total, max(1, total // 2))

@@ -1,5 +1,4 @@
-"""What a choice does to a weight: the size of its groups, the range of its grid, one value that is far too
-large, 8-bit activations."""
+"""The effect of one choice on a weight: group size, range of the grid, one outlier, 8-bit activations."""
 
 from dataclasses import dataclass
 
@@ -19,9 +18,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Clipped:
-    """A grid that reaches `share` of the largest weight of its group. `relative_error` of all weights, and
-    the two parts whose squares add up to its square: from weights that are `cut` off, and from `rounding` the
-    others."""
+    """A grid that covers `share` of the largest magnitude of its group. `relative_error` covers all weights;
+    its square is the sum of the squares of `cut` (weights beyond the grid) and `rounding` (the other
+    weights)."""
 
     share: float
     relative_error: float
@@ -33,8 +32,8 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A group of which one weight was made `factor` times the largest. `others_error`: relative error of the
-    other weights. `lost`: the share of the others that became 0."""
+    """A group with one weight set to `factor` times the largest. `others_error`: relative error of the other
+    weights. `lost`: the share of the other weights that became 0."""
 
     factor: float
     others_error: float
@@ -44,8 +43,8 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Activations:
-    """Relative errors of a layer's output where one input channel is `factor` times as large as the others:
-    with the quantized weight and exact inputs, and with inputs in 8 bits, one scale a `token`, or one for
+    """Relative errors of a layer's output with one input channel `factor` times as large as the others: with
+    the quantized weight and exact inputs, and with 8-bit inputs, one scale per `token` or one for
     `all_tokens` together."""
 
     factor: float
@@ -55,15 +54,15 @@ class Activations:
 
 
 def group_sizes(weight: torch.Tensor, bits: int, symmetric: bool = False) -> dict[int | None, Rounded]:
-    """The weight (N, K) in `bits` bits with groups of every size in `SIZES` that fits a row (None: a whole
-    channel)."""
+    """Quantize the weight (N, K) to `bits` bits with each group size in `SIZES` that fits a row (None: a
+    whole channel)."""
     fitting = [size for size in SIZES if size is None or size <= weight.shape[1]]
     return {size: rounded(weight, Uniform(bits, size, symmetric)) for size in fitting}
 
 
 def clipped(weight: torch.Tensor, format: Uniform, share: float, place: int | None = None) -> Clipped:
-    """The weight (N, K) on symmetric grids that reach `share` of each group's largest magnitude. At 1 this is
-    rounding to nearest."""
+    """Round the weight (N, K) to symmetric grids that cover `share` of each group's largest magnitude; 1 is
+    plain rounding to nearest."""
     groups = grouped(weight, format.group_size)
     top = format.levels // 2 - 1
     scale = round_scale(share * groups.abs().amax(dim=2) / top, format)
@@ -90,7 +89,8 @@ def clipped(weight: torch.Tensor, format: Uniform, share: float, place: int | No
 
 
 def outlier(weight: torch.Tensor, format: Uniform, factor: float, place: int) -> Outlier:
-    """The group number `place` of the weight (N, K), its largest weight made `factor` times as large."""
+    """Quantize group number `place` of the weight (N, K), with its largest weight set to `factor` times its
+    value."""
     size = weight.shape[1] if format.group_size is None else format.group_size
     each = -(-weight.shape[1] // size)
     row, start = place // each, place % each * size
@@ -108,7 +108,7 @@ def outlier(weight: torch.Tensor, format: Uniform, factor: float, place: int) ->
 def activations(
     weight: torch.Tensor, format: Uniform, factor: float, tokens: int = 64, seed: int = 0
 ) -> Activations:
-    """`tokens` random inputs (normal, of unit variance; the first channel `factor` times as large) through
+    """Pass `tokens` random inputs (normal, unit variance; the first channel `factor` times as large) through
     the weight (N, K)."""
     x = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed))
     x[:, 0] *= factor

@@ -1,5 +1,4 @@
-"""What learning adds: codes that gradients move, weights that are left out, and the whole distribution that a
-teacher gives."""
+"""What learning adds: codes trained by gradients, pruned weights, and the full distribution of a teacher."""
 
 from dataclasses import dataclass
 
@@ -14,14 +13,14 @@ from qcore.training.fake import Full
 from qcore.training.teacher import soft_loss
 from qcore.verbs.lessons.weights import relative_error
 
-ROWS = 128  # of the weight that is trained here: enough to see what happens
+ROWS = 128  # of the weight are trained: enough to see the effect
 TOKENS, RATE = 256, 1e-2
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Relative errors of a layer's output: rounded to nearest, and after each of the steps, the best so far
-    last. `moved`: the share of codes that are others in the end."""
+    """Relative errors of a layer's output: rounded to nearest, and after each step (best so far last).
+    `moved`: the share of codes that differ at the end."""
 
     rounded: float
     steps: tuple[float, ...]
@@ -34,9 +33,9 @@ class Learned:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A weight of which the share `amount` is 0: its relative error, the bits a weight as stored densely and
-    sparsely, the share of zeros above which sparse is smaller, and magnitudes of the weights that stayed and
-    went, for a picture."""
+    """A weight with the share `amount` set to 0: its relative error, bits per weight in dense and sparse
+    storage, the share of zeros above which sparse storage is smaller, and magnitudes of the kept and removed
+    weights, for a chart."""
 
     amount: float
     relative_error: float
@@ -49,9 +48,8 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Taught:
-    """Next-token probabilities of teacher and student for the teacher's likeliest `tokens` (token ids) at a
-    temperature, the share that the other tokens have, and the loss that distillation makes smaller: T² · KL,
-    in nats."""
+    """Next-token probabilities of teacher and student for the teacher's most probable `tokens` (token ids) at
+    a temperature, the share of all other tokens, and the distillation loss T² · KL, in nats."""
 
     tokens: tuple[int, ...]
     teacher: tuple[float, ...]
@@ -62,9 +60,8 @@ class Taught:
 
 
 def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> Learned:
-    """Train the codes of the weight's first rows for `steps` steps through rounding (straight-through), such
-    that the layer's output for random inputs of unequal channels stays what it was. Scales are learned,
-    too."""
+    """Train the codes of the weight's first rows for `steps` straight-through steps, so that the layer's
+    output for random inputs of unequal channels is preserved. Scales are trained with them."""
     weight = weight[:ROWS]
     generator = torch.Generator().manual_seed(seed)
     width = weight.shape[1]
@@ -103,9 +100,8 @@ def learn(weight: torch.Tensor, format: Uniform, steps: int, seed: int = 0) -> L
 
 
 def prune(weight: torch.Tensor, method: str, amount: float, bits: int = 16, shown: int = 20_000) -> Pruned:
-    """The weight (N, K) without the share `amount` of its weights, chosen by `method` ("magnitude", or "2:4",
-    which takes half of every four); stored in `bits` bits each, densely or with a bit for each weight that
-    says whether it is there."""
+    """Remove the share `amount` of the weight (N, K) by `method` ("magnitude", or "2:4", which removes two of
+    every four weights), and store it in `bits` bits per weight, densely or with one mask bit per weight."""
     kept = keep(weight, None, method, amount)
     zeros = 1 - float(kept.float().mean())
     rows, columns = weight.shape
@@ -125,7 +121,7 @@ def prune(weight: torch.Tensor, method: str, amount: float, bits: int = 16, show
 
 
 def taught(teacher: torch.Tensor, student: torch.Tensor, temperature: float, shown: int = 10) -> Taught:
-    """Teacher's and student's logits (V,) of one next token, softened by `temperature`."""
+    """Compare teacher's and student's logits (V,) of one next token, softened by `temperature`."""
     soft, own = (logits.float().div(temperature).softmax(-1) for logits in (teacher, student))
     top = soft.topk(min(shown, len(soft))).indices
     entropy = float(-(soft * soft.clamp_min(1e-30).log()).sum())

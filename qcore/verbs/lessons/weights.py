@@ -1,4 +1,4 @@
-"""One weight of a model and what its codes stand for."""
+"""One weight of a model and its dequantized codes."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from qcore.models import Checkpoint
 from qcore.quantization import methods
 from qcore.verbs import layer_errors
 
-LARGEST = 1 << 21  # weights that are looked at: of a larger matrix, its first rows
+LARGEST = 1 << 21  # weights at most; a larger matrix is cut to its first rows
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`weight` (N, K), float32: the tensor `name`, or its first rows of `rows` where it is large."""
+    """`weight` (N, K), float32: the tensor `name`, or the first of its `rows` rows where it is large."""
 
     name: str
     weight: torch.Tensor
@@ -25,13 +25,13 @@ class Sample:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows are there."""
+        """Whether all rows are included."""
         return len(self.weight) == self.rows
 
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that share a scale: `before` and `after` rounding, in their order, and the values of the
+    """One group of weights that share a scale: `before` and `after` rounding, in order, and the values of the
     `grid`, ascending."""
 
     before: tuple[float, ...]
@@ -41,8 +41,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight in the format `label`. `parts`: bits a weight of each stored part, which add up to
-    `bits_per_weight`. `levels_used`: the share of the grid's values that the shown `group` uses."""
+    """A weight in the format `label`. `parts`: bits per weight of each stored part, which add up to
+    `bits_per_weight`. `levels_used`: the share of the grid's values used by the shown `group`."""
 
     label: str
     relative_error: float
@@ -57,12 +57,12 @@ class Rounded:
 
 
 def names(checkpoint: Checkpoint) -> list[str]:
-    """The weights that can be looked at. Raises `InputError` for a model that is quantized already."""
+    """Return the names of the weights that can be shown. Raise `InputError` for a quantized model."""
     return layer_errors.names(checkpoint, recipes.parse("int8"))
 
 
 def read(checkpoint: Checkpoint, name: str) -> Sample:
-    """The weight called `name`, its rows being outputs; of a mixture of experts the first expert's. Raises
+    """Return the weight `name` (rows are outputs); for a mixture of experts the first expert's. Raise
     `InputError` as `names` does."""
     weight = layer_errors.weight(checkpoint, name)
     rows = max(1, min(len(weight), LARGEST // weight.shape[1]))
@@ -70,13 +70,13 @@ def read(checkpoint: Checkpoint, name: str) -> Sample:
 
 
 def rounded(weight: torch.Tensor, format: Format, place: int | None = None) -> Rounded:
-    """`weight` (N, K) in `format`, rounded to nearest (tables that are learned: by k-means), with the group
-    number `place`, counted row after row; None is the one with the median range."""
+    """Round `weight` (N, K) to `format` (learned tables: by k-means), and show group number `place`, counted
+    row by row (None: the group with the median range)."""
     return describe(weight, methods.quantize(weight, format, format.method), place)
 
 
 def describe(weight: torch.Tensor, stored: QuantizedTensor, place: int | None = None) -> Rounded:
-    """The same of codes that are there already."""
+    """Return the same for existing codes."""
     values, count = stored.dequantize(), weight.numel()
     error = relative_error(weight, values)
     parts = {name: 8 * part.nbytes / count for name, part in stored.parts().items() if stored.is_stored(name)}
@@ -91,18 +91,18 @@ def describe(weight: torch.Tensor, stored: QuantizedTensor, place: int | None = 
 
 
 def relative_error(before: torch.Tensor, after: torch.Tensor) -> float:
-    """‖after − before‖ / ‖before‖."""
+    """Return ‖after − before‖ / ‖before‖."""
     return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
 
 
 def decibels(error: float) -> float:
-    """−20 · log10 of a relative error; infinite for none."""
+    """Return −20 · log10 of a relative error; infinite for 0."""
     return -20 * math.log10(error) if error else math.inf
 
 
 def places(weight: torch.Tensor, group_size: int) -> dict[str, int]:
-    """Groups worth a look, by number: of median range, with the largest outlier (largest magnitude over the
-    mean), the most lopsided."""
+    """Return group numbers worth showing: median range, largest outlier (largest magnitude over the mean),
+    and greatest asymmetry."""
     whole = weight[:, : weight.shape[1] // group_size * group_size]
     if not whole.numel():  # a row shorter than a group
         return {"typical": 0, "outlier": 0, "lopsided": 0}
