@@ -229,13 +229,13 @@ def qat(
     curve; with `compare` also the figures beside the original's. After a kill the same call resumes. Raise
     `InputError` for unusable options.
     """
-    from qcore.training.attach import Form
+    from qcore.training.attach import TrainableSet
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
     from qcore.verbs import qat as verb
 
     asked = _options(
-        Qat, form=Form(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
+        Qat, form=TrainableSet(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
     )
     return verb.run(
         model,

@@ -87,7 +87,7 @@ def _request(
     kind: str, name: str, revision: str | None, chosen: dict, text: str | None
 ) -> QatRequest | PruneRequest | DistillRequest:
     """Return the job request for the chosen task and its options."""
-    from qcore.training.attach import Form
+    from qcore.training.attach import TrainableSet
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
@@ -100,7 +100,7 @@ def _request(
         return PruneRequest(options=options, **about)
     schedule = Schedule(**chosen.pop("schedule"))
     if kind == "qat":
-        recipe, form = parse(chosen.pop("recipe")), Form(**chosen.pop("form"))
+        recipe, form = parse(chosen.pop("recipe")), TrainableSet(**chosen.pop("form"))
         return QatRequest(recipe=recipe, options=Qat(form=form, text=text, schedule=schedule), **about)
     return DistillRequest(options=Distill(text=text, schedule=schedule, **chosen), **about)
 

@@ -71,7 +71,7 @@ def qat(
     After a kill or Ctrl-C the same command continues.
     """
     from qcore.jobs.kind_make import QatRequest
-    from qcore.training.attach import Form
+    from qcore.training.attach import TrainableSet
     from qcore.training.loop import Schedule
     from qcore.training.qat import Qat
 
@@ -79,7 +79,7 @@ def qat(
         steps=steps, minutes=minutes, batch=batch, validations=validations, patience=patience, seed=seed
     )
     asked = Qat(
-        form=Form(form, learn_scales),
+        form=TrainableSet(form, learn_scales),
         loss=loss,
         text=text,
         validation=validation,

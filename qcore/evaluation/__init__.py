@@ -1,8 +1,7 @@
-"""What quantization costs in quality: perplexity, divergence from the baseline, verdicts, task checks, and
-what the model writes.
+"""The quality lost to quantization: perplexity, divergence from the baseline, verdicts, task accuracy and
+generated text.
 
-The names below are imported when they are first used: verdicts need no torch, and a page that only shows them
-loads none.
+The names below are imported on first use: verdicts need no torch, so a page that only shows them loads none.
 """
 
 from importlib import import_module

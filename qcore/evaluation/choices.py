@@ -1,16 +1,16 @@
-"""Multiple choice by likelihood: the model reads a question, and the choice it would most probably go on with
-is its answer.
+"""Multiple choice by likelihood: the model's answer is the choice with the highest likelihood given the
+question.
 
     score(choice)            = Σ log p(token | question, tokens before it)      over the choice's tokens
     score by length          = score / bytes of the choice in UTF-8
 
-Both are used in the literature and both are told: the plain sum favours short choices, dividing by the length
-forgives long ones. Bytes are counted, and not tokens, so that models with different tokenizers compare
-(lm-evaluation-harness does so, too). The likelihood is that of question, a blank and the choice tokenized
-together; what all choices of a question have in common at the front is the question.
+The literature uses both scores and both are reported: the plain sum favors short choices, dividing by the
+length favors long ones. The length is counted in bytes, not tokens, so that models with different tokenizers
+compare (as in lm-evaluation-harness). Question, a blank and choice are tokenized together; the tokens that
+all choices of a question have in common at the front count as the question.
 
-Rows are padded on the right. A causal model's predictions do not depend on what comes later, so that changes
-nothing and needs no mask.
+Rows are padded on the right. A causal model's predictions do not depend on later tokens, so padding needs no
+mask.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ELEMENTS = 1 << 25  # logits of a batch: at most 128 MiB in fp32
 
 @dataclass(frozen=True)
 class Share:
-    """How many of all were `right`, the share that is, and its 95 % interval (Wilson's)."""
+    """`right` answers out of all, the accuracy, and its 95 % interval (Wilson)."""
 
     right: int
     estimate: float
@@ -51,9 +51,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model chose. `picked` and `picked_by_length` are indices of choices, one a question, by the two
-    scores; `scores` holds the plain ones, nats, one a choice; `right` and `right_by_length` say where the
-    pick was the `answer`."""
+    """The choices of a model. `picked` and `picked_by_length` are indices of choices, one per question, by
+    the two scores; `scores` holds the plain ones, in nats, one per choice; `right` and `right_by_length` tell
+    whether the pick is the `answer`."""
 
     questions: int
     accuracy: Share
@@ -72,14 +72,14 @@ class Answers:
         return [pick == answer for pick, answer in zip(self.picked_by_length, self.answer, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Questions that only the baseline got right (`lost`), that only this model did (`gained`), and McNemar's
-    exact p-value."""
+    """Questions answered correctly by the baseline alone (`lost`) or by this model alone (`gained`), and the
+    exact p-value of McNemar's test."""
 
     lost: int
     gained: int
@@ -87,11 +87,11 @@ class Change:
 
     @classmethod
     def of(cls, before: Sequence[bool], after: Sequence[bool]) -> Change:
-        """Compare question by question. Raises `InputError` if they were not asked the same number of
-        questions."""
+        """Compare question by question. Raise `InputError` if the numbers of questions differ."""
         if len(before) != len(after):
             raise InputError(
-                f"The baseline answered {len(before)} questions and this model {len(after)}: they cannot be compared."
+                f"The baseline answered {len(before)} questions and this model {len(after)}: "
+                "they cannot be compared."
             )
         lost = sum(b and not a for b, a in zip(before, after, strict=True))
         gained = sum(a and not b for b, a in zip(before, after, strict=True))
@@ -101,8 +101,8 @@ class Change:
 def summary(
     asked: Questions, answers: Answers, baseline: dict[str, list[bool]] | None = None
 ) -> dict[str, Any]:
-    """What a row holds of `answers`: which questions, both accuracies, and against the `baseline` ({"plain",
-    "by_length"}: a truth value a question) what was lost and gained."""
+    """Return the entry of a row for `answers`: the question file, both accuracies, and the lost and gained
+    questions against `baseline` ({"plain", "by_length"}: one truth value per question)."""
     change = (
         {}
         if baseline is None
@@ -124,7 +124,7 @@ def summary(
 
 @dataclass(frozen=True)
 class _Row:
-    """Question `question` with its choice `choice`: token `ids`, those from `start` on are the choice's."""
+    """Question `question` with its choice `choice`: token `ids`; the choice begins at `start`."""
 
     question: int
     choice: int
@@ -141,10 +141,10 @@ def ask(
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> Answers:
-    """Ask all `questions`; at most `batch` rows at a time (None: as many as fit `ELEMENTS` logits).
+    """Answer all `questions`, at most `batch` rows at a time (None: as many as fit `ELEMENTS` logits).
 
-    Raises `InputError` for no questions, one that is too long for the model, and tokens that the model does
-    not know; `RunError` if logits are NaN or infinite.
+    Raise `InputError` if there are no questions, if a question is too long for the model, or if its tokens
+    are outside the vocabulary; `RunError` if logits are NaN or infinite.
     """
     if not questions:
         raise InputError("There are no questions to ask.")
@@ -178,7 +178,7 @@ def ask(
 
 
 def _rows(number: int, question: Question, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
-    """The question with each of its choices, in tokens."""
+    """Tokenize the question with each of its choices."""
     front = question.question if question.question[-1].isspace() else question.question + " "
     alone = tokenizer(question.question, verbose=False)["input_ids"]
     whole = [tokenizer(front + choice, verbose=False)["input_ids"] for choice in question.choices]
@@ -186,7 +186,8 @@ def _rows(number: int, question: Question, tokenizer: PreTrainedTokenizerBase) -
     if start == 0:
         if tokenizer.bos_token_id is None:
             raise InputError(
-                f"Question {question.id} begins differently with each choice, so there is nothing to predict it from."
+                f"Question {question.id} begins differently with each choice, so there is "
+                "nothing to predict it from."
             )
         whole, start = [[tokenizer.bos_token_id, *ids] for ids in whole], 1
     if any(len(ids) <= start for ids in whole):
@@ -195,7 +196,7 @@ def _rows(number: int, question: Question, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _common(left: list[int], right: list[int]) -> int:
-    """How many tokens both begin with; the last one of `right` is never among them."""
+    """Return how many leading tokens both share; the last token of `right` never counts."""
     return next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
         min(len(left), len(right) - 1),
@@ -213,7 +214,8 @@ def _check(model: PreTrainedModel, rows: list[_Row], questions: Sequence[Questio
             )
         if max(row.ids) >= config.vocab_size:
             raise InputError(
-                f"The tokenizer gives token {max(row.ids)}, but the model knows only {config.vocab_size}: they do not match."
+                f"The tokenizer gives token {max(row.ids)}, but the model knows only "
+                f"{config.vocab_size}: they do not match."
             )
 
 
@@ -222,7 +224,8 @@ def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 def _batches(rows: list[_Row], vocabulary: int, most: int | None) -> list[list[_Row]]:
-    """Rows of like length together, the longest first, so that a batch that does not fit is found at once."""
+    """Batch rows of similar length, the longest first, so that a batch that does not fit memory fails at
+    once."""
     groups: list[list[_Row]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
         width = len(groups[-1][0].ids) if groups else 0
@@ -238,7 +241,7 @@ def _batches(rows: list[_Row], vocabulary: int, most: int | None) -> list[list[_
 
 
 def _scores(model: PreTrainedModel, rows: list[_Row]) -> list[float]:
-    """The plain score of each row, in nats."""
+    """Return the plain score of each row, in nats."""
     width, device = len(rows[0].ids), device_of(model)
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], device=device)
     logits = model(input_ids=ids, use_cache=False).logits
@@ -254,7 +257,7 @@ def _scores(model: PreTrainedModel, rows: list[_Row]) -> list[float]:
 
 
 def _largest(values: list[float]) -> int:
-    """The index of the largest, the first of equals. Raises `RunError` for one that is not a number."""
+    """Return the index of the largest score, the first of equals. Raise `RunError` if a score is NaN."""
     if any(value != value for value in values):
         raise RunError("A choice's likelihood is not a number: the model has failed.")
     return max(range(len(values)), key=values.__getitem__)

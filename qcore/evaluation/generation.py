@@ -1,8 +1,7 @@
-"""Let a model write: one text as a stream, or a set of evaluation prompts to compare with what the baseline
-wrote.
+"""Generate text: one text as a stream, or the answers to a set of evaluation prompts, to compare with the
+baseline's.
 
-All limits are enforced here, whatever a page or a script asks for, and nothing is cut without being said in
-`notes`.
+All limits are enforced here for every caller, and every truncation is reported in `notes`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ BATCH = 16  # prompts decoded together
 
 @dataclass(frozen=True)
 class Ready:
-    """The tokens of a prompt, and what had to be done to it in `notes`, sentences for people."""
+    """The tokens of a prompt. `notes` are sentences for the user on changes to the prompt."""
 
     tokens: list[int]
     notes: tuple[str, ...] = ()
@@ -44,7 +43,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Generated:
-    """A text and its `tokens` (the end-of-text token not among them). `reason` says why it ends: "end",
+    """A text and its `tokens` (without the end-of-text token). `reason` tells why the text ends: "end",
     "length" or "stopped"."""
 
     text: str
@@ -57,19 +56,19 @@ class Generated:
 
     @property
     def decode_tok_s(self) -> float | None:
-        """Tokens a second after the first; None for fewer than two."""
+        """Return tokens per second after the first token; None for fewer than two tokens."""
         return (len(self.tokens) - 1) / (self.seconds - self.ttft_s) if len(self.tokens) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {**asdict(self), "notes": list(self.notes), "decode_tok_s": self.decode_tok_s}
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote for an evaluation prompt. `first_divergence` is the index of the first token that
-    differs from the baseline's, the shorter length if one is the other's beginning, and None if they are
-    equal (or there is no baseline)."""
+    """A model's answer to an evaluation prompt. `first_divergence` is the index of the first token that
+    differs from the baseline's, the shorter length if one is a prefix of the other, and None if they are
+    equal or there is no baseline."""
 
     id: str
     kind: str
@@ -79,7 +78,7 @@ class Generation:
     first_divergence: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -101,9 +100,9 @@ def generate_text(
     """Continue `prompt`, or answer it as a chat message if `chat`, by at most `max_new_tokens` tokens.
 
     Keys and values are kept in the form `kv` (None: as computed). `on_text` gets each piece of text as soon
-    as it is certain; `should_stop` is asked before every token. A prompt that does not fit loses its
-    beginning, which `notes` tells. Raises `InputError` for a number out of range, an empty prompt, a model
-    without a chat template; `RunError` if a logit is NaN.
+    as it is certain; `should_stop` is called before every token. A prompt that does not fit is cut at its
+    beginning, which `notes` reports. Raise `InputError` for a number out of range, an empty prompt, or a
+    model without a chat template; `RunError` if a logit is NaN.
     """
     sampling = Sampling(temperature, top_p, top_k, seed)
     start = time.perf_counter()
@@ -152,14 +151,14 @@ def compare_generations(
     batch: int = BATCH,
     kv: KVFormat | None = None,
 ) -> list[Generation]:
-    """Let a model answer `prompts` (objects with id, kind and text), greedily, and find where each answer
-    leaves the baseline's.
+    """Answer `prompts` (objects with id, kind and text) greedily, and find where each answer leaves the
+    baseline's.
 
-    `baseline` maps a prompt's id to the tokens that the baseline wrote. `chat` None means: as a chat message
-    if the model has a chat template. Prompts of like length are decoded together, padded on the left and
-    masked, several times faster than one by one; do the same for the baseline, and an unchanged model
-    diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one, because padding would
-    share scales with what it pads. Order is kept. Raises like `generate_text`.
+    `baseline` maps a prompt's id to the baseline's tokens. `chat` None means: as a chat message if the model
+    has a chat template. Prompts of similar length are decoded together, padded on the left and masked,
+    several times faster than one by one. The baseline must be decoded in the same way; then an unchanged
+    model diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one, because padding
+    would share scales with the tokens. The order of prompts is kept. Raises like `generate_text`.
     """
     chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     ready = [prepare(model, tokenizer, prompt.text, max_new_tokens, chat).tokens for prompt in prompts]
@@ -171,7 +170,10 @@ def compare_generations(
 
         def tell(step: int, number: int = number, group: list[int] = group) -> None:
             if progress:
-                phrase = f"prompts {number * size + 1} to {number * size + len(group)} of {len(prompts)}, token {step}"
+                phrase = (
+                    f"prompts {number * size + 1} to {number * size + len(group)} of "
+                    f"{len(prompts)}, token {step}"
+                )
                 progress(number * max_new_tokens + step, len(groups) * max_new_tokens, phrase)
 
         answers = _greedy(
@@ -195,8 +197,8 @@ def compare_generations(
 
 
 def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs; the shorter length if one begins the other; None if they are
-    equal."""
+    """Return the index of the first token that differs; the shorter length if one is a prefix of the other;
+    None if they are equal."""
     for index, (left, right) in enumerate(zip(base, other, strict=False)):
         if left != right:
             return index
@@ -204,7 +206,7 @@ def first_divergence(base: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def check_new_tokens(max_new_tokens: int) -> None:
-    """Raise `InputError` unless it is a whole number between 1 and `MAX_NEW_TOKENS`."""
+    """Raise `InputError` unless the number is an integer between 1 and `MAX_NEW_TOKENS`."""
     if (
         isinstance(max_new_tokens, bool)
         or not isinstance(max_new_tokens, int)
@@ -222,41 +224,43 @@ def prepare(
     max_new_tokens: int,
     chat: bool = False,
 ) -> Ready:
-    """Check and tokenize `prompt`; what cannot be taken as it is raises `InputError` or is cut and noted."""
+    """Check and tokenize `prompt`. Raise `InputError` if it cannot be used; cut it and add a note if it is
+    too long."""
     check_new_tokens(max_new_tokens)
     if len(prompt) > MAX_CHARACTERS:
         raise InputError(f"The prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are taken.")
     notes = []
     clean = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if clean != prompt:
-        notes.append(
-            "Half characters (lone surrogates) in the prompt were replaced, because no tokenizer can read them."
-        )
+        notes.append("The lone surrogates in the prompt were replaced, because no tokenizer can read them.")
     tokens = _tokenize(tokenizer, clean, chat)
     config = model.config.get_text_config()
     if max(tokens) >= config.vocab_size:
         raise InputError(
-            f"The tokenizer gives token {max(tokens)}, but the model knows only {config.vocab_size}: they do not match."
+            f"The tokenizer gives token {max(tokens)}, but the model knows only "
+            f"{config.vocab_size}: they do not match."
         )
     limit = min(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
     if max_new_tokens >= limit:
         raise InputError(
-            f"This model has {limit} positions, so at most {limit - 1} new tokens can be asked for."
+            f"This model has {limit} positions, so at most {limit - 1} new tokens can be generated."
         )
     keep = limit - max_new_tokens
     if len(tokens) > keep:
         notes.append(
-            f"The prompt has {len(tokens):,} tokens; only its last {keep:,} were read, so that {max_new_tokens} new ones fit."
+            f"The prompt has {len(tokens):,} tokens; only its last {keep:,} were read, so that "
+            f"{max_new_tokens} new ones fit."
         )
     return Ready(tokens[-keep:], tuple(notes))
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
-    """The token ids of `text`, by the chat template if asked; the BOS token alone if `text` is empty."""
+    """Return the token ids of `text`, by the chat template if `chat`; the BOS token if `text` is empty."""
     if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
-                "This model has no chat template, so it cannot be asked as a chat; send the prompt as plain text."
+                "This model has no chat template, so it cannot answer chat messages; send "
+                "the prompt as plain text."
             )
         message = [{"role": "user", "content": text}]
         text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
@@ -271,7 +275,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens at which a text ends: what the generation config, the config and the tokenizer say."""
+    """Return the end-of-text tokens of the generation config, the config and the tokenizer."""
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -287,8 +291,8 @@ def _steps(
     choose: Callable[[torch.Tensor], torch.Tensor],
     kv: KVFormat | None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 where a row is
-    padded on its left."""
+    """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 on the left
+    padding of a row."""
     context, options = Context(model, kv), {}
     while True:
         if mask is not None:

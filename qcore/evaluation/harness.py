@@ -1,9 +1,7 @@
-"""Hand a model, quantized or not, to lm-evaluation-harness: its several hundred tasks and metrics on the very
-model object that was loaded.
+"""lm-evaluation-harness: its tasks and metrics on a loaded model object, quantized or not.
 
-The library is no requirement of qcore. Most of its tasks fetch their data from the Hugging Face hub; a folder
-of one's own task files works without it. (L. Gao et al., "A framework for few-shot language model
-evaluation".)
+The library is optional. Most of its tasks fetch their data from the Hugging Face hub; a folder of your own
+task files works offline. (L. Gao et al., "A framework for few-shot language model evaluation".)
 """
 
 from __future__ import annotations
@@ -25,10 +23,10 @@ INSTALL = f"python -m pip install lm_eval=={TESTED}"
 
 
 def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> TaskManager:
-    """The library's task manager, if it is installed and knows all `tasks`; `folder` holds more task files.
+    """Return the library's task manager, which knows all `tasks`; `folder` holds further task files.
 
-    Raises `UnavailableError` with the command that installs the library, `InputError` for a task or folder
-    that is not there.
+    Raise `UnavailableError` with the install command if the library is missing, `InputError` for an unknown
+    task or a missing folder.
     """
     if not tasks:
         raise InputError("No lm-eval task was given; try hellaswag, arc_easy or piqa.")
@@ -44,11 +42,7 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> TaskM
     for task in tasks:
         if task not in manager.all_tasks:
             near = get_close_matches(task, manager.all_tasks, n=3, cutoff=0.6)
-            hint = (
-                f"Did you mean {' or '.join(near)}?"
-                if near
-                else "`lm_eval ls tasks` lists the several thousand that there are."
-            )
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists all tasks."
             raise InputError(f"Unknown lm-eval task {task!r}. {hint}")
     return manager
 
@@ -63,11 +57,11 @@ def run_tasks(
     batch: int = 8,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What lm-eval measures on `tasks` with `model` and `tokenizer`, at most `limit` documents a task.
+    """Run lm-eval on `tasks` with `model` and `tokenizer`, on at most `limit` documents per task.
 
-    Returns {"lm_eval": its version, "limit", "tasks": {task: {"documents", "metrics": {name: {"value",
+    Return {"lm_eval": its version, "limit", "tasks": {task: {"documents", "metrics": {name: {"value",
     "stderr"}}}}}; a metric keeps the library's name with its filter, "acc,none". Raises like `check_tasks`,
-    and `RunError` with the library's own words if it fails.
+    and `RunError` with the library's own message if it fails.
     """
     manager = check_tasks(tasks, folder)
     from importlib.metadata import PackageNotFoundError, version
@@ -89,7 +83,9 @@ def run_tasks(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    except Exception as error:  # the library, its tasks, the data sets and the hub raise what they like
+    except (
+        Exception
+    ) as error:  # the library, its tasks, the data sets and the hub raise exceptions of any type
         first = str(error).strip().partition("\n")[0][:300]
         raise RunError(f"lm-eval could not do {', '.join(tasks)}: {type(error).__name__}: {first}") from error
     try:
@@ -105,7 +101,7 @@ def run_tasks(
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, Any]:
-    """{"acc,none": 0.5, "acc_stderr,none": 0.1} as {"acc,none": {"value": 0.5, "stderr": 0.1}}."""
+    """Turn {"acc,none": 0.5, "acc_stderr,none": 0.1} into {"acc,none": {"value": 0.5, "stderr": 0.1}}."""
     metrics = {}
     for key, value in values.items():
         name, comma, rest = key.partition(",")

@@ -1,16 +1,16 @@
-"""The logits of a model for a window, a few positions at a time, so that no (window, vocabulary) matrix is
-ever held.
+"""The logits of a model for a window, a few positions at a time, so that a (window, vocabulary) matrix is
+never held.
 
-A hook in front of the output head keeps the hidden states it is given and lets it see only the last few of
-them; the head is then run over the rest in chunks. What the model does to the logits after its head (scaling,
-soft capping) is read from its config and checked once against the logits that the model itself returned.
+A hook before the output head records the head's input and passes on only its last few positions; the head
+then runs over the rest in chunks. Scaling or soft capping of the logits after the head is read from the
+config and checked once against the logits that the model itself returned.
 
 With a `kv` form the window is read a few tokens at a time through a quantized key-value cache. Codes are made
-at multiples of as many tokens, so every position sees the very codes that it would see if the text were
-written token by token.
+at multiples of this number of tokens, so every position sees exactly the codes that it would see in
+token-by-token decoding.
 
-A head whose result for one position depends on the others it is given (torch's per-tensor dynamic
-quantization does) sees a chunk here where the model would give it a whole window.
+A head whose output at one position depends on the other positions (as torch's per-tensor dynamic quantization
+does) sees a chunk here instead of a whole window.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ CHUNK_ELEMENTS = 1 << 24  # … or fewer, so that a chunk of logits stays below 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to its head's output: x · `scale`, then, with a `softcap` c, c · tanh(x / c)."""
+    """The transform of the head's output: x · `scale`, then, with a `softcap` c, c · tanh(x / c)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> LogitTransform:
-        """Read it from a transformers config: `logits_scaling` divides (Granite), `logit_scale` multiplies
-        (Cohere), `final_logit_softcapping` caps (Gemma)."""
+        """Read the transform from a transformers config: `logits_scaling` divides (Granite), `logit_scale`
+        multiplies (Cohere), `final_logit_softcapping` caps (Gemma)."""
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
         return cls(float(scale), getattr(text, "final_logit_softcapping", None))
@@ -65,8 +65,8 @@ class Chunk:
 
 
 class LogitReader:
-    """Reads a causal language model's logits chunk by chunk. `head` is None if they can only be had whole
-    from the model."""
+    """Reads a causal language model's logits chunk by chunk. `head` is None if the model gives them only as a
+    whole."""
 
     def __init__(self, model: PreTrainedModel, chunk: int | None = None, kv: KVFormat | None = None) -> None:
         self.model, self.kv = model, kv
@@ -89,19 +89,19 @@ class LogitReader:
             else:
                 part = hidden[
                     start:stop
-                ].clone()  # a fresh, aligned buffer: rounding must not depend on where it lies in memory
+                ].clone()  # a fresh, aligned buffer: rounding must not depend on the address
                 yield Chunk(start, stop, self.project(part), part)
 
     @torch.no_grad()
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The float32 logits (n, V) that the model computes from its head's input `hidden` (n, H)."""
+        """Return the float32 logits (n, V) that the model computes from its head's input `hidden` (n, H)."""
         if self.head is None:
             raise ValueError(f"the output head of {type(self.model).__name__} cannot be run by itself")
         return self.transform(self.head(hidden[None])[0].float())
 
     def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The head's input (n, H) and the logits of the last few positions; or None and all logits, where the
-        head stands in a way that this class does not understand."""
+        """Return the head's input (n, H) and the logits of the last few positions; or None and all logits, if
+        the position of the head in the model is not supported."""
         if self.head is None:
             return None, self._run(ids)
         seen: list[torch.Tensor] = []
@@ -125,8 +125,8 @@ class LogitReader:
         return hidden, logits
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits that the model returns for the window `ids`: those of all positions, or what a hook has
-        left of them."""
+        """Return the logits of the model for the window `ids`: at all positions, or at those that a hook has
+        left."""
         if self.kv is None:
             whole: torch.Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
             return whole
@@ -140,15 +140,14 @@ class LogitReader:
         return torch.cat(parts)
 
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
-        """Is the head with its transform all there is between `hidden` and the model's own `logits`? (NaN
-        agrees with NaN.)"""
+        """Return whether head and transform are all that lies between `hidden` and the model's own `logits`.
+        NaN equals NaN."""
         expected, own = logits.float(), self.project(hidden[-CHECKED:])
         return own.shape == expected.shape and close(own, expected, logits.dtype)
 
 
 def close(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Do two results of the same product, computed in `dtype`, agree but for rounding? NaN agrees with
-    NaN."""
+    """Return whether two results of a product in `dtype` agree up to rounding. NaN equals NaN."""
     tolerance = max(1e-5, 8 * torch.finfo(dtype).eps)
     largest = float(right.abs().nan_to_num(0, posinf=0).max())
     return torch.allclose(left, right, rtol=tolerance, atol=tolerance * largest, equal_nan=True)

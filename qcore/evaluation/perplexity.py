@@ -1,11 +1,11 @@
-"""Perplexity, and with a reference also divergence from the baseline, in one pass over a text.
+"""Perplexity and, given a reference, divergence from the baseline, in one pass over a text.
 
     perplexity = exp(Σ NLL / scored tokens)
 
-Every token but the first is scored exactly once (`windows.py` says by which window); windows are not
-averaged, nothing is padded, and no BOS token is added to any window. Some tokenizers begin a text with a BOS
-token; the first window then begins with it, and the evaluation says so. Window and stride belong to the
-number: without them it means nothing.
+Every token but the first is scored exactly once (`windows.py` defines by which window); windows are not
+averaged, nothing is padded, and no window gets an extra BOS token. If the tokenizer puts a BOS token at the
+beginning of the text, the first window begins with it, and `bos_policy` reports it. A perplexity is
+meaningless without its window and stride.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured. `window_nll` holds the sum of NLL (nats) of each window and `window_tokens`
-    how many tokens it scored."""
+    """The result of `evaluate`. `window_nll` holds the sum of NLL (nats) per window, `window_tokens` the
+    tokens scored."""
 
     perplexity: float
     nll_sum: float
@@ -47,7 +47,7 @@ class Evaluation:
     divergence: Divergence | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -67,19 +67,20 @@ def evaluate(
 ) -> Evaluation:
     """Score the text `ids` (T,) with a causal language model.
 
-    window, stride   in tokens; the model reads `window` tokens at a time and moves on by `stride` (default: window)
+    window, stride   in tokens; windows begin every `stride` tokens (default: window)
     reference        the baseline, recorded over the same text and windows: adds the divergence
     record           a file to record this model to, as the reference for others (`Reference.open`)
-    checkpoint       the folder whose safetensors files hold the recorded model, unquantized: the record then points to the output
-                     head there instead of holding a copy of it
-    tokenizer        of the text: adds bits per byte = Σ NLL / (ln 2 · UTF-8 bytes of the scored tokens), and `bos_policy`
-    progress         called after each window with (tokens scored, tokens to score, a phrase for people)
-    chunk            positions whose logits are computed at a time (default: as many as fit 64 MiB, at most 128)
-    kv               read every window through a key-value cache in this form, as if token by token (default: no cache)
+    checkpoint       folder with the safetensors files of the recorded, unquantized model: the record then
+                     points to the output head there instead of copying it
+    tokenizer        of the text: adds `bos_policy` and bits per byte,
+                     Σ NLL / (ln 2 · UTF-8 bytes of the scored tokens)
+    progress         called after each window with (tokens scored, tokens to score, a phrase for the user)
+    chunk            positions per piece of logits (default: as many as fit 64 MiB, at most 128)
+    kv               key-value cache through which every window is read, as if token by token (default: none)
 
-    Raises `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model
-    cannot read, or a reference over other text; `RunError` if logits are NaN or infinite, so that a broken
-    model never gets a number.
+    Raise `InputError` for fewer than two tokens, tokens beyond the vocabulary, a window that the model cannot
+    read, or a reference over other text; `RunError` if logits are NaN or infinite, so that a broken model
+    never gets a number.
     """
     window, stride = cut.check(window, stride)
     _check_ids(model, ids, window)
@@ -159,7 +160,7 @@ def scored_bytes(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def bos_policy(tokenizer: PreTrainedTokenizerBase | None, ids: torch.Tensor) -> str:
-    """Return in words what the `tokenizer` put in front of the text `ids` (T,)."""
+    """Describe the tokens that `tokenizer` put in front of the text `ids` (T,)."""
     if tokenizer is None:
         return "unknown: the text was given as token ids"
     plain, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
@@ -175,7 +176,7 @@ def _exp(nll: float) -> float:
         return math.exp(nll)
     except OverflowError:
         raise RunError(
-            f"The mean NLL is {nll:.4g} nats, so the perplexity exceeds every number: the model has failed."
+            f"The mean NLL is {nll:.4g} nats, so the perplexity overflows: the model has failed."
         ) from None
 
 
@@ -193,10 +194,12 @@ def _check_ids(model: PreTrainedModel, ids: torch.Tensor, window: int) -> None:
     if lowest < 0 or highest >= config.vocab_size:
         wrong = highest if highest >= config.vocab_size else lowest
         raise InputError(
-            f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: another tokenizer made this text."
+            f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: "
+            "another tokenizer made this text."
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit and min(window, len(ids) - 1) > limit:
         raise InputError(
-            f"The window of {window} tokens is longer than the {limit} that this model can read; use a window of {limit} or less."
+            f"The window of {window} tokens is longer than the {limit} that this model can read; "
+            f"use a window of {limit} or less."
         )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-LARGE = 2.0  # a ratio from here on is told as "3.1 times", not in percent
+LARGE = 2.0  # from this ratio on, "3.1 times" instead of percent
 
 
 def digits(value: float) -> str:
@@ -63,15 +63,24 @@ def answers_phrase(choices: Mapping[str, Any]) -> str:
     """A row's "choices" in words: "53 of 64 questions right (83 %, 95 % interval 72 % to 90 %), 51 by length;
     against fp32 2 lost …"."""
     plain, by_length, of = choices["accuracy"], choices["accuracy_by_length"], choices["questions"]
-    interval = f"95 % interval {percent(plain['low'])} to {percent(plain['high'])}; guessing {percent(choices['chance'])}"
-    words = f"{plain['right']:,} of {of:,} questions right ({percent(plain['estimate'])}, {interval}), {by_length['right']:,} by length"
+    interval = (
+        f"95 % interval {percent(plain['low'])} to {percent(plain['high'])}; guessing "
+        f"{percent(choices['chance'])}"
+    )
+    words = (
+        f"{plain['right']:,} of {of:,} questions right ({percent(plain['estimate'])}, "
+        f"{interval}), {by_length['right']:,} by length"
+    )
     for key, name in (
         ("lost_and_gained", "against the baseline"),
         ("lost_and_gained_by_length", "by length"),
     ):
         if choices.get(key):
             change = choices[key]
-            words += f"; {name} {change['lost']:,} lost and {change['gained']:,} gained (McNemar p {probability(change['p'])})"
+            words += (
+                f"; {name} {change['lost']:,} lost and {change['gained']:,} gained (McNemar p "
+                f"{probability(change['p'])})"
+            )
     return words
 
 

@@ -1,11 +1,12 @@
 """Multiple-choice questions: the packaged ones, or any file of question, choices and answer.
 
-    JSON lines, or one JSON list    {"question": "The opposite of hot is", "choices": ["cold", "tall"], "answer": 0}
-    CSV with a heading              question, answer, and either choices (with | between) or one column each: A, B, C … or choice1 …
+    JSON lines or list    {"question": "The opposite of hot is", "choices": ["cold", "tall"], "answer": 0}
+    CSV with a heading    question, answer, and either choices (separated by |) or one column per choice:
+                          A, B, C … or choice1 …
 
-The answer is the text of a choice, its letter, or its number counted from 0, looked for in this order; in
-JSON a number is a number. The question is what the model reads as it stands: "Question: … Answer:" around it,
-or examples before it, are the file's to write.
+The answer is the text of a choice, its letter, or its number from 0, tried in this order; a JSON number is
+always an index. The model reads the question verbatim: a frame such as "Question: … Answer:", or examples
+before it, must be in the file.
 """
 
 import csv
@@ -31,7 +32,7 @@ _LOOKS = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is the index of the right one of `choices`."""
+    """A question; `answer` is the index of the correct one of `choices`."""
 
     id: str
     question: str
@@ -49,15 +50,14 @@ class Questions:
 
     @property
     def chance(self) -> float:
-        """The share that guessing gets right on average."""
+        """Return the expected accuracy of guessing."""
         return sum(1 / len(question.choices) for question in self.questions) / len(self.questions)
 
 
 def load_questions(source: str | Path | None = None) -> Questions:
-    """The questions in the file `source`; "default" or None are the packaged ones.
+    """Read the questions in the file `source`; "default" or None are the packaged ones.
 
-    Raises `InputError` for a file that cannot be read, and for a question that cannot be asked, with its
-    number.
+    Raise `InputError` for a file that cannot be read, and for an invalid question, with its number.
     """
     own = None if source is None or source == DEFAULT else Path(source).expanduser()
     path = own or PACKAGED
@@ -74,7 +74,7 @@ def load_questions(source: str | Path | None = None) -> Questions:
 
 
 def _entries(text: str, path: Path) -> list[Any]:
-    """The raw questions, which should be dictionaries with question, choices and answer."""
+    """Return the raw questions, which should be dictionaries with question, choices and answer."""
     if path.suffix.lower() in (".csv", ".tsv"):
         return _from_csv(text, path)
     try:
@@ -108,7 +108,8 @@ def _from_csv(text: str, path: Path) -> list[Any]:
     missing = {"question", "answer"} - set(columns)
     if missing or not ("choices" in columns or single):
         raise InputError(
-            f"{path.name} needs the columns question, answer, and choices (with | between) or A, B, C …; it has {', '.join(columns)}."
+            f"{path.name} needs the columns question, answer, and choices (with | between) or A, "
+            f"B, C …; it has {', '.join(columns)}."
         )
     entries = []
     try:
@@ -151,7 +152,8 @@ def _question(entry: Any, number: int, name: str) -> Question:
     answer = _answer(entry.get("answer"), choices)
     if answer is None:
         raise InputError(
-            f"{where} has the answer {entry.get('answer')!r}: give a choice's text, its letter (A is the first), or its number from 0."
+            f"{where} has the answer {entry.get('answer')!r}: give a choice's text, its letter (A "
+            "is the first), or its number from 0."
         )
     return Question(str(entry.get("id") or number), entry["question"], choices, answer)
 

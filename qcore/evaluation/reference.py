@@ -5,12 +5,13 @@ Logits of 4096 tokens over 49,152 words take 805 MB; the output head's *inputs* 
 gives the same logits again. So a reference is a safetensors file with
 
     hidden   (tokens scored, H)   the head's inputs, written window by window, so recording needs no memory
-    check    (1, V)               the baseline's own logits of the first scored token: what is recomputed must agree with it
-    head     (V, H)               only if the head's weight cannot be found, bit for bit, in the checkpoint folder that is named
+    check    (1, V)               the baseline's logits of the first scored token, to check recomputed ones
+    head     (V, H)               only if the checkpoint folder does not hold the head's weight, bit for bit
     bias     (V,)                 if there is one
 
-and, in its metadata, what it was recorded over. Opening maps it; a model whose head is still the baseline's
-lends its own, so that nothing is loaded twice and two identical models are computed by identical steps.
+and, in its metadata, the text and windows it was recorded over. Opening maps the file. If a model's head
+equals the baseline's, the model's own head is used: it is not loaded twice, and identical models take
+identical steps.
 """
 
 import hashlib
@@ -32,18 +33,18 @@ ROWS = 8192  # rows of a 16-bit head that are widened at a time
 
 @dataclass(frozen=True)
 class Source:
-    """Where the head's weight lies: a tensor in a safetensors file."""
+    """The position of the head's weight: a tensor in a safetensors file."""
 
     file: str
     tensor: str
 
 
 class Recorder:
-    """Writes a reference while a model is evaluated: `add` each chunk, then `close`. `discard` removes what
-    was not closed.
+    """Writes a reference while a model is evaluated: `add` each chunk, then `close`. `discard` removes a file
+    that was not closed.
 
-    Raises `UnavailableError` where the model's head is not a plain matrix: a reference must be recorded from
-    the unquantized model.
+    Raise `UnavailableError` if the model's head is not a plain matrix: a reference must be recorded from the
+    unquantized model.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Recorder:
             or weight.shape != (chunk.logits.shape[1], chunk.hidden.shape[1])
         ):
             raise UnavailableError(
-                f"{type(self._reader.model).__name__} cannot serve as the baseline: its output head is not a plain matrix. "
+                f"{type(self._reader.model).__name__} cannot serve as the baseline: its output "
+                "head is not a plain matrix. "
                 "Record the reference from the unquantized model."
             )
         if self._file is None:
@@ -104,19 +106,19 @@ class Recorder:
         return file
 
     def close(self) -> None:
-        """Flush to disk and give the file its name."""
+        """Flush to disk and rename the file to its final name."""
         if self._file is None:
             raise ValueError("nothing was added to the reference")
         self._file.close()
 
     def discard(self) -> None:
-        """Remove the unfinished file; nothing after `close`."""
+        """Remove the unfinished file; do nothing after `close`."""
         if self._file is not None:
             self._file.discard()
 
 
 class Reference:
-    """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and hand it to `evaluate`
+    """A recorded baseline. Record one with `evaluate(…, record=path)`, `open` it, and pass it to `evaluate`
     with another model."""
 
     def __init__(self, path: Path, about: dict[str, Any], file: Any) -> None:
@@ -134,8 +136,8 @@ class Reference:
 
     @classmethod
     def open(cls, path: Path) -> "Reference":
-        """Map a recorded reference. Raises `InputError` if it is missing, damaged, or its baseline checkpoint
-        has changed since."""
+        """Map a recorded reference. Raise `InputError` if it is missing or damaged, or if its baseline
+        checkpoint has changed since."""
         path = Path(path)
         try:
             file = safe_open(path, framework="pt")
@@ -152,13 +154,13 @@ class Reference:
 
     @property
     def tokens_scored(self) -> int:
-        """How many tokens were scored."""
+        """Return how many tokens were scored."""
         return int(self._hidden.get_shape()[0])
 
     def match(self, ids: torch.Tensor, window: int, stride: int, reader: LogitReader) -> None:
-        """Get ready to be compared with the model of `reader` over `ids` (T,).
+        """Prepare the comparison with the model of `reader` over `ids` (T,).
 
-        Raises `InputError` if the reference was recorded over another text or other windows.
+        Raise `InputError` if the reference was recorded over another text or other windows.
         """
         if (self._text, self.window, self.stride) != (digest(ids), window, stride):
             was = f"window {self.window}, stride {self.stride}"
@@ -171,7 +173,7 @@ class Reference:
         self._lender = reader if self._same_head(reader) else None
 
     def logits(self, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The baseline's float32 logits (count, V) of the scored tokens from number `start` on."""
+        """Return the baseline's float32 logits (count, V) of the scored tokens from number `start` on."""
         hidden = self._hidden[start : start + count].to(device)
         if self._lender:
             return self._lender.project(hidden)
@@ -179,7 +181,7 @@ class Reference:
         return self._project(hidden)
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """transform(hidden · weightᵀ + bias) in float32."""
+        """Return transform(hidden · weightᵀ + bias) in float32."""
         weight = self._weight
         if weight.dtype == hidden.dtype:
             logits = (hidden @ weight.T).float()
@@ -194,11 +196,12 @@ class Reference:
         own = self._project(first)
         if own.shape != self._check.shape or not close(own, self._check, first.dtype):
             raise InputError(
-                f"The baseline's reference {self.path.name} does not match its checkpoint any more; record it again."
+                f"The baseline's reference {self.path.name} does not match its checkpoint "
+                "any more; record it again."
             )
 
     def _same_head(self, reader: LogitReader) -> bool:
-        """Does that model compute its logits exactly as the baseline did?"""
+        """Return whether that model computes its logits exactly as the baseline did."""
         head = reader.head
         if (
             type(head) is not torch.nn.Linear
@@ -215,13 +218,13 @@ class Reference:
 
 
 def digest(ids: torch.Tensor) -> str:
-    """SHA-256 of token ids (T,), as hexadecimal."""
+    """Return the SHA-256 of token ids (T,) in hexadecimal."""
     return hashlib.sha256(ids.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
 
 
 def find_tensor(weight: torch.Tensor, folder: Path) -> Source | None:
-    """The tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for
-    value, or None."""
+    """Find the tensor in the safetensors files of a checkpoint `folder` that equals `weight` (V, H) value for
+    value. Return None if there is none."""
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -233,7 +236,7 @@ def find_tensor(weight: torch.Tensor, folder: Path) -> Source | None:
 
 
 def _equal(weight: torch.Tensor, stored: torch.Tensor) -> bool:
-    """Row block by row block, so that a 16-bit tensor is never widened as a whole."""
+    """Compare row block by row block, so that a 16-bit tensor is never widened as a whole."""
     return all(
         torch.equal(own.cpu(), other.to(own.dtype))
         for own, other in zip(weight.split(ROWS), stored.split(ROWS), strict=True)

@@ -1,5 +1,4 @@
-"""How the next token is chosen from a row of logits: greedily, or at random with temperature, top-k and
-top-p.
+"""Choose the next token from a row of logits: greedily, or at random with temperature, top-k and top-p.
 
 Top-p (nucleus) sampling: A. Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
 """
@@ -39,11 +38,12 @@ class Sampling:
             )
 
     def generator(self) -> torch.Generator:
-        """A fresh source of random numbers; hand it to every `choose` of one text."""
+        """Return a new random generator; use one for every `choose` of a text."""
         return torch.Generator().manual_seed(self.seed)
 
     def choose(self, logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """The next token (B,) for each row of `logits` (B, V); greedy sampling needs no `generator`. Raises `RunError` if a row holds NaN."""
+        """Return the next token (B,) for each row of `logits` (B, V); greedy sampling needs no `generator`.
+        Raise `RunError` if a row holds NaN."""
         if logits.isnan().any():
             raise RunError("The model's logits are NaN, so it cannot write: this recipe has failed.")
         if self.temperature == 0:

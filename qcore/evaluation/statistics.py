@@ -1,11 +1,11 @@
-"""The few distributions that verdicts need, from one function: the regularised incomplete beta function
+"""The few distributions that verdicts need, from one function: the regularized incomplete beta function
 I_x(a, b).
 
     Student's t    P(T > t)  = I_x(ν/2, 1/2) / 2     with x = ν / (ν + t²), t ≥ 0
     binomial       P(X ≤ k)  = I_(1-p)(n-k, k+1)     exact for any n, without a sum over n terms
 
 I is the continued fraction 8.17.22 of the NIST Digital Library of Mathematical Functions, to about 13 digits.
-That is all of scipy that would be used, so scipy is no requirement.
+qcore would use nothing else of scipy, so it does not depend on scipy.
 """
 
 import math
@@ -16,7 +16,7 @@ _TINY, _ENOUGH, _MOST = 1e-300, 1e-14, 200_000
 
 
 def beta_share(a: float, b: float, x: float) -> float:
-    """I_x(a, b) for a, b > 0 and 0 ≤ x ≤ 1."""
+    """Return I_x(a, b) for a, b > 0 and 0 ≤ x ≤ 1."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):  # the fraction converges quickly on the other side
@@ -31,7 +31,7 @@ def beta_share(a: float, b: float, x: float) -> float:
 
 
 def _fraction(a: float, b: float, x: float) -> float:
-    """1 + d₁/(1 + d₂/(1 + …)), evaluated from the front (W. J. Lentz, 1976)."""
+    """Evaluate 1 + d₁/(1 + d₂/(1 + …)) from the front (W. J. Lentz, 1976)."""
     value = ratio = 1.0
     reciprocal = 0.0
     for step in range(1, _MOST):
@@ -49,7 +49,7 @@ def _fraction(a: float, b: float, x: float) -> float:
 
 
 def t_above(t: float, df: float) -> float:
-    """P(T > t) for Student's t with `df` degrees of freedom, which need not be whole."""
+    """Return P(T > t) for Student's t with `df` degrees of freedom, not necessarily an integer."""
     if t < 0:
         return 1 - t_above(-t, df)
     square = t * t
@@ -60,14 +60,14 @@ def t_above(t: float, df: float) -> float:
 
 @lru_cache(4096)
 def t_quantile(p: float, df: float) -> float:
-    """The t with P(T ≤ t) = p, for 0 < p < 1."""
+    """Return the t with P(T ≤ t) = p, for 0 < p < 1."""
     if p < 0.5:
         return -t_quantile(1 - p, df)
     low, high = 0.0, 1.0
     while t_above(high, df) > 1 - p:
         low, high = high, 2 * high
     t = (low + high) / 2
-    for _ in range(60):  # Newton's steps, and halves of what is left where one would leave it
+    for _ in range(60):  # Newton's steps; bisection where a step would leave the bracket
         over = t_above(t, df) - (1 - p)
         low, high = (t, high) if over > 0 else (low, t)
         step = over / math.exp(_log_density(t, df))
@@ -78,22 +78,22 @@ def t_quantile(p: float, df: float) -> float:
 
 
 def _log_density(t: float, df: float) -> float:
-    """The logarithm of Student's density."""
+    """Return the logarithm of Student's density."""
     scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
     return scale - (df + 1) / 2 * math.log1p(t * t / df)
 
 
 def normal_quantile(p: float) -> float:
-    """The z with Φ(z) = p."""
+    """Return the z with Φ(z) = p."""
     return NormalDist().inv_cdf(p)
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided exact p-value of McNemar's test: would `lost` and `gained` pairs differ that much if each
-    were as likely as the other?
+    """Return the two-sided exact p-value of McNemar's test: the probability of a difference as large as that
+    of `lost` and `gained` if both were equally likely.
 
-    Q. McNemar, Psychometrika 12, 1947; exact as a binomial test on the pairs that changed, so right for small
-    counts, too.
+    Q. McNemar, Psychometrika 12, 1947; exact as a binomial test on the changed pairs, so also valid for small
+    counts.
     """
     changed, fewer = lost + gained, min(lost, gained)
     if changed == 0 or 2 * fewer == changed:
@@ -102,8 +102,8 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def wilson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval for a share `hits` / `of` that keeps its promise for small counts and shares near 0 and 1
-    (E. B. Wilson, 1927)."""
+    """Return Wilson's interval for the share `hits` / `of`, whose coverage also holds for small counts and
+    shares near 0 and 1 (E. B. Wilson, 1927)."""
     z = normal_quantile(0.5 + confidence / 2)
     share, extra = hits / of, z * z / of
     centre = (share + extra / 2) / (1 + extra)

@@ -1,12 +1,12 @@
-"""Turn tokens into text while they come, showing no half characters.
+"""Turn tokens into text as they arrive, without partial characters.
 
-One character may take several tokens, and a decoder shows the part it has as U+FFFD; and some tokenizers drop
-the space in front of the first token they decode. So tokens are decoded together with those shown last, and
-trailing U+FFFD are held back until the next token completes or confirms them.
+One character may take several tokens, and a decoder shows an incomplete one as U+FFFD; some tokenizers also
+drop the space before the first token that they decode. So tokens are decoded together with those shown last,
+and trailing U+FFFD are held back until the next token completes or confirms them.
 
 `TextIteratorStreamer` of transformers (5.24) holds back every symbol until the next space: of "f(x)=1;y" it
-shows "f", and the rest when the text ends. `DecodeStream` of tokenizers takes fast tokenizers only and has no
-way to flush what it holds back.
+shows "f", and the rest when the text ends. `DecodeStream` of tokenizers takes fast tokenizers only and cannot
+flush the text that it holds back.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []  # those shown last, for context, and those not shown yet
+        self._tokens: list[int] = []  # tokens shown last, for context, and tokens not shown yet
         self._context = 0  # how many of them are context
         self._shown = 0  # characters of the decoded tokens already given out
 
     def push(self, token: int) -> str:
-        """The text that is certain now, often a word, sometimes empty."""
+        """Return the text that is now certain: often a word, sometimes empty."""
         self._tokens.append(token)
         text = self._decode(self._tokens)
         stable = text.rstrip(HELD)
@@ -44,7 +44,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return the text held back."""
         text = self._decode(self._tokens)
         piece, self._shown = text[self._shown :], len(text)
         return piece
@@ -54,5 +54,5 @@ class TextStream:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    """The text of `tokens`, special tokens left out and spaces as the model wrote them."""
+    """Decode `tokens`, without special tokens and with spaces as generated."""
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

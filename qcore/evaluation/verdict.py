@@ -1,8 +1,7 @@
 """Is the loss real? Baseline and quantized model are compared window by window over the same text, and the
 answer is a sentence.
 
-A window w of n_w tokens has d_w = (its sum of NLL under the quantized model) - (the same under the baseline).
-Then
+A window w of n_w tokens has d_w = (its sum of NLL under the quantized model) - (under the baseline). Then
 
     θ = Σ d_w / Σ n_w                                  the logarithm of the ratio of the perplexities
     s² = m/(m-1) · Σ (d_w - θ n_w)² / (Σ n_w)²         its squared standard error,  m = (Σ n_w)² / Σ n_w²
@@ -10,17 +9,17 @@ Then
 
 For windows of one length that is the paired t interval; for others it is the ratio estimator (W. G. Cochran,
 Sampling Techniques, 1977, chapter 6) with Kish's effective number of windows m in the place of their number,
-so that a short last window counts as what it is. Pairing is what makes it sharp: that a passage is hard shows
-in both models and cancels. Mean KL gets the same interval.
+so that a short last window counts by its tokens. Pairing makes the interval narrow: the difficulty of a
+passage affects both models and cancels. Mean KL gets the same interval.
 
 The ratio is compared with a margin, by default 1 %, by two one-sided tests (D. J. Schuirmann, 1987), each at
-2.5 %, which is to look where the 95 % interval lies: inside of [1/(1+margin), 1+margin] is "equivalent",
+2.5 %, which is equivalent to locating the 95 % interval: inside [1/(1+margin), 1+margin] is "equivalent",
 above it "worse", below it "better". Across an edge is "undecided", with the number of tokens after which the
-interval would lie on one side with a probability of 80 % if the estimate and the spread of the windows stayed
-what they are.
+interval would lie on one side with a probability of 80 %, given the present estimate and spread of the
+windows.
 
-Windows are taken as independent draws of such text. They are neighbours in one text, so the interval speaks
-of texts like this one.
+Windows are treated as independent draws. They are neighbors in one text, so the interval holds for texts like
+this one.
 """
 
 import math
@@ -42,8 +41,7 @@ METHOD = "paired t over windows, weighted by tokens; two one-sided tests at 2.5 
 
 @dataclass(frozen=True)
 class Interval:
-    """An `estimate` and its 95 % interval; `low` and `high` are None where too few windows were read to have
-    one."""
+    """An `estimate` and its 95 % interval; `low` and `high` are None if there are too few windows for one."""
 
     estimate: float
     low: float | None
@@ -52,9 +50,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Flips:
-    """Tokens on which the models differ about the most likely one: `harmful` where the baseline was right,
-    `beneficial` where the quantized model is. `p` is that of McNemar's exact test, whether one kind prevails
-    (each token taken as independent)."""
+    """Tokens where the models disagree on the most likely one: `harmful` if the baseline was right,
+    `beneficial` if the quantized model is. `p` is McNemar's exact p-value that both kinds are equally
+    frequent (tokens taken as independent)."""
 
     harmful: int
     beneficial: int
@@ -63,17 +61,17 @@ class Flips:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`outcome` is "equivalent", "worse", "better" or "undecided". `sentence` says it to people, and is put
-    together from the other words.
+    """`outcome` is "equivalent", "worse", "better" or "undecided". `sentence` combines claim, finding,
+    interval and advice for the user.
 
     claim           the outcome within the margin: "Equivalent within 1 %"
-    finding         what was measured: "perplexity is 1.3 % higher than the baseline's"
+    finding         the measured change: "perplexity is 1.3 % higher than the baseline's"
     interval        its 95 % interval in words; None where there is none
-    advice          a sentence on what would decide, if undecided; None otherwise
+    advice          if undecided, a sentence on how to decide; None otherwise
     ratio           perplexity / the baseline's
-    kl              mean KL divergence from the baseline, nats a token; None if it was not measured
+    kl              mean KL divergence from the baseline, nats per token; None if not measured
     tost_p          the p-value of equivalence: the larger of the two one-sided tests'; equivalent below 0.025
-    tokens_needed   tokens in all that would probably decide, if undecided; None where that cannot be said
+    tokens_needed   if undecided, total tokens that would probably decide; None if unknown
     """
 
     outcome: str
@@ -98,25 +96,24 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The outcome and its measured ground in one or two sentences."""
+        """Return the outcome and the finding behind it in one or two sentences."""
         interval = f" ({self.interval})" if self.interval else ""
         advice = f" {self.advice}" if self.advice else ""
         return f"{self.claim}: {self.finding}{interval}.{advice}"
 
     @property
     def details(self) -> str:
-        """KL and flips in words, for behind the sentence."""
+        """Describe KL and flips in words, as details of the verdict."""
         return "; ".join(details(self.to_dict()))
 
 
 def judge(
     evaluation: dict[str, Any], baseline: dict[str, Any] | None = None, margin: float = MARGIN
 ) -> Verdict:
-    """The verdict on `evaluation` (`Evaluation.to_dict()`), against `baseline`, another one over the same
-    windows; without it, against the reference that `evaluation` was compared with.
+    """Compare `evaluation` (`Evaluation.to_dict()`) with `baseline`, another one over the same windows, or,
+    without it, with the reference that `evaluation` was scored against.
 
-    Raises `InputError` if they were not taken over the same windows, if there is nothing to compare with, or
-    if a number is not finite.
+    Raise `InputError` if the windows differ, if there is no baseline, or if a number is not finite.
     """
     divergence = evaluation.get("divergence") or {}
     tokens = evaluation["window_tokens"]
@@ -125,7 +122,8 @@ def judge(
         same = all(baseline.get(key) == evaluation.get(key) for key in ("window", "stride", "window_tokens"))
         if not same:
             raise InputError(
-                "The two models were not scored over the same windows, so they cannot be compared pair by pair."
+                "The two models were not scored over the same windows, so they cannot be "
+                "compared pair by pair."
             )
         base = baseline["window_nll"]
     if base is None:
@@ -151,10 +149,10 @@ def verdict(
     flips: tuple[int, int] | None = None,
     margin: float = MARGIN,
 ) -> Verdict:
-    """The verdict from sums over each window: of NLL (nats) for baseline and quantized model, of scored
-    `tokens`, and of KL.
+    """Return the verdict from sums per window: NLL (nats) of baseline and quantized model, scored `tokens`,
+    and KL.
 
-    `flips` counts harmful and beneficial ones. Raises `InputError` for lists of different lengths, numbers
+    `flips` counts harmful and beneficial ones. Raise `InputError` for lists of different lengths, numbers
     that are not finite, or a margin that is not above 0.
     """
     _check(base_nll, nll, tokens, kl, margin)
@@ -224,8 +222,8 @@ def details(found: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Mean:
-    """A mean a token, its standard `error`, effective number of `windows`, and tokens; `half` is half of its
-    interval."""
+    """A mean per token, its standard `error`, effective number of `windows`, and tokens; `half` is half of
+    its interval."""
 
     value: float
     error: float
@@ -256,11 +254,11 @@ def _interval(mean: _Mean, link: Callable[[float], float] = float, floor: float 
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # two windows that contradict each other have an interval without end
+    return math.exp(min(value, 700.0))  # two windows that contradict each other have an infinite interval
 
 
 def _tost(mean: _Mean, edge: float) -> float | None:
-    """The larger p-value of "at least `edge` above" and "at least `edge` below"."""
+    """Return the larger p-value of "at least `edge` above" and "at least `edge` below"."""
     if mean.half is None:
         return None
     nearest = edge - abs(mean.value)
@@ -270,8 +268,8 @@ def _tost(mean: _Mean, edge: float) -> float | None:
 
 
 def _needed(mean: _Mean, edge: float) -> int | None:
-    """Tokens with which the interval probably clears the nearer edge, to two digits; None beyond
-    `MOST_TOKENS`."""
+    """Return the number of tokens at which the interval probably clears the nearer edge, to two digits; None
+    beyond `MOST_TOKENS`."""
     gap, spare = abs(edge - abs(mean.value)), normal_quantile(POWER)
 
     def clears(factor: float) -> bool:
@@ -301,7 +299,8 @@ def _check(
     lists: list[Sequence[float]] = [base_nll, nll, tokens, *([] if kl is None else [kl])]
     if len({len(each) for each in lists}) != 1 or not tokens:
         raise InputError(
-            f"A verdict takes one number for each window, but got lists of {', '.join(str(len(each)) for each in lists)}."
+            "A verdict takes one number for each window, but got lists of "
+            f"{', '.join(str(len(each)) for each in lists)}."
         )
     if any(value is None or not math.isfinite(value) for each in lists for value in each) or min(tokens) < 1:
         raise InputError(

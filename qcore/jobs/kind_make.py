@@ -76,12 +76,12 @@ class QatRequest(MakeRequest):
     def read(cls, record: dict) -> dict:
         """Return the fields of a record, with dictionaries converted to objects."""
         from qcore.recipes import Recipe
-        from qcore.training.attach import Form
+        from qcore.training.attach import TrainableSet
         from qcore.training.loop import Schedule
         from qcore.training.qat import Qat
 
         options = dict(record["options"])
-        form, schedule = Form(**options.pop("form")), Schedule(**options.pop("schedule"))
+        form, schedule = TrainableSet(**options.pop("form")), Schedule(**options.pop("schedule"))
         return record | {
             "recipe": Recipe.from_dict(record["recipe"]),
             "options": Qat(form=form, schedule=schedule, **options),

@@ -64,7 +64,7 @@ class FakeHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Form:
+class TrainableSet:
     """ "light" (scales and norms) or "full" (the weights, too, with scales as they are unless
     `learn_scales`)."""
 
@@ -80,7 +80,7 @@ class Form:
             )
 
 
-def attach(model: PreTrainedModel, form: Form, unquantized: PreTrainedModel | None = None) -> None:
+def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedModel | None = None) -> None:
     """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before,
     with the same names; weights of the full form begin leaning towards its weights.
 
@@ -180,7 +180,7 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
 
 
 def _fakes(
-    name: str, tensors: list[QuantizedTensor], form: Form, before: list[torch.Tensor] | None
+    name: str, tensors: list[QuantizedTensor], form: TrainableSet, before: list[torch.Tensor] | None
 ) -> list[Light | Full]:
     """What is trained in the place of `tensors`; `before` are the matrices (N, K) of the unquantized model."""
     if form.name == "full":

@@ -22,7 +22,7 @@ from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import METHODS, Engine, Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.training import corpus, judging
-from qcore.training.attach import Form, attach, detach, groups
+from qcore.training.attach import TrainableSet, attach, detach, groups
 from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
@@ -44,7 +44,7 @@ class Qat:
     files; without them, the packaged calibration text and its end. `rate` None is the usual one. Raises
     `InputError` naming what cannot be used."""
 
-    form: Form = field(default_factory=Form)
+    form: TrainableSet = field(default_factory=TrainableSet)
     loss: str = "kl"
     text: str | None = None
     validation: str | None = None

@@ -14,7 +14,7 @@ from qcore.layers.modules import QuantizedModule
 from qcore.quantization import methods
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
-from qcore.training.attach import Form, attach, detach, groups, norms
+from qcore.training.attach import TrainableSet, attach, detach, groups, norms
 from qcore.training.fake import LEAN, Full, Light
 
 FORMATS = [
@@ -131,7 +131,9 @@ def test_weights_begin_leaning_towards_what_they_were():
 
 
 @pytest.mark.parametrize("kind", list(tiny.CONFIGS))
-@pytest.mark.parametrize("form", [Form(), Form("full"), Form("full", True)], ids=["light", "full", "lsq"])
+@pytest.mark.parametrize(
+    "form", [TrainableSet(), TrainableSet("full"), TrainableSet("full", True)], ids=["light", "full", "lsq"]
+)
 @pytest.mark.parametrize("recipe", ["int3-g32", "nf4-g32-dq-head8"])
 def test_a_model_is_taken_apart_and_put_together_bit_by_bit(kind, form, recipe):
     model, twin = tiny.model(kind), tiny.model(kind)
@@ -168,11 +170,11 @@ def test_a_model_is_taken_apart_and_put_together_bit_by_bit(kind, form, recipe):
 def test_what_cannot_be_trained_is_refused():
     model = tiny.model("llama")
     with pytest.raises(InputError, match="no quantized layers to train"):
-        attach(model, Form())
+        attach(model, TrainableSet())
     quantize(model, parse("kmeans4"))
     with pytest.raises(InputError, match="a table for each channel without scales"):
-        attach(model, Form())
+        attach(model, TrainableSet())
     with pytest.raises(InputError, match="must be light or full"):
-        Form("half")
+        TrainableSet("half")
     with pytest.raises(InputError, match="trains scales anyway"):
-        Form("light", True)
+        TrainableSet("light", True)

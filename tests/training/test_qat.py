@@ -23,7 +23,7 @@ from qcore.quantization import convert
 from qcore.quantization.calibration import check_record
 from qcore.recipes import parse
 from qcore.training import corpus, qat
-from qcore.training.attach import Form
+from qcore.training.attach import TrainableSet
 from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History, Problem, Schedule, order, train
 from qcore.training.teacher import Teacher, next_loss, soft_loss
@@ -104,9 +104,9 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        ("int3-g32", {"form": Form("full", True)}),
+        ("int3-g32", {"form": TrainableSet("full", True)}),
         ("int2-g64-gptq", {}),
-        ("int2-g64", {"form": Form("full"), "loss": "next"}),
+        ("int2-g64", {"form": TrainableSet("full"), "loss": "next"}),
     ],
     ids=["lsq", "from the codes of gptq", "full, next token"],
 )
