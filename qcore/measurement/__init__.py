@@ -1,1 +1,1 @@
-"""What quantization saves: memory and time, and where that was measured."""
+"""Measurements of memory, time and the environment."""

@@ -1,7 +1,7 @@
-"""Where a number was measured: processor, memory, system, libraries, the code's own commit. Part of every
-record.
+"""The environment of a measurement: processor, memory, system, library versions, the code's own commit. Part
+of every record.
 
-Looks things up without importing a library that is not already loaded, so that a page can show it at once.
+Lookups import no library that is not already loaded, so that a page can show the environment at once.
 """
 
 import os
@@ -34,7 +34,7 @@ LIBRARIES = (
 
 
 def environment() -> dict:
-    """A JSON-ready dictionary; sizes in bytes, absent things None or left out."""
+    """Return a JSON-ready dictionary; sizes in bytes, absent values None or left out."""
     torch = sys.modules.get("torch")
     return {
         "cpu": cpu_name(),
@@ -55,12 +55,12 @@ def environment() -> dict:
 
 
 def _cores() -> int:
-    """Processors this process may use."""
+    """Return the number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that take part and are installed, those of engines included."""
+    """Return the versions of the installed libraries that take part, including those of engines."""
     found = {}
     engines = [package for info in ENGINES.values() for package in info.install.split()]
     for name in dict.fromkeys((*LIBRARIES, *engines)):
@@ -73,8 +73,8 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, with "+changes" if tracked files differ; None outside
-    of one."""
+    """Return the commit of the checkout this code runs from, with "+changes" if tracked files differ; None
+    outside of a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -92,7 +92,7 @@ def commit() -> str | None:
 
 
 def gpu_name() -> str | None:
-    """The first GPU's name, or None. Asks torch if that is loaded, the driver otherwise."""
+    """Return the first GPU's name, or None. Query torch if it is loaded, the driver otherwise."""
     torch = sys.modules.get("torch")
     if torch:
         return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -104,7 +104,7 @@ def gpu_name() -> str | None:
 
 
 def read_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that all threads together read from memory: the best of several sums over
+    """Return the read bandwidth of all threads together in bytes per second: the best of several sums over
     `read_buffer()` by each of `readers()`."""
     buffer = read_buffer()
     best = float("inf")
@@ -117,8 +117,8 @@ def read_bandwidth(repeats: int = 7) -> float:
 
 
 def readers() -> list[Callable]:
-    """Ways to read an int64 tensor from end to end. Which is fastest differs from processor to processor; the
-    natively compiled one is there where it can be."""
+    """Return functions that read an int64 tensor from end to end. The fastest one differs between processors;
+    the natively compiled one is included if it can be built."""
     import torch
 
     from qcore.kernels import library
@@ -127,8 +127,9 @@ def readers() -> list[Callable]:
 
 
 def read_buffer():
-    """An int64 tensor that no cache holds: eight times the last-level cache, between 128 MiB and 512 MiB, and
-    at most a quarter of what is available. Whole numbers, because their sum is bound by reading alone."""
+    """Return an int64 tensor too large for any cache: eight times the last-level cache, between 128 MiB and
+    512 MiB, and at most a quarter of the available memory. Integers, because summing them is bound by reading
+    alone."""
     import torch
 
     size = min(max(8 * last_level_cache(), 128 << 20), 512 << 20, available_bytes() // 4)
@@ -136,7 +137,7 @@ def read_buffer():
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of a processor; 32 MiB if the system does not say."""
+    """Return the bytes of a processor's largest cache; 32 MiB if the system does not report it."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()

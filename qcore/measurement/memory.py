@@ -1,9 +1,9 @@
-"""How much memory this process really uses, and how much it may.
+"""Memory use and memory limits of this process.
 
 Peak memory is the kernel's own high-water mark of resident pages, reset on entry, so nothing between two
 samples is missed. Pages that map a file (weights read through a memory map, libraries) can be dropped and
-read again, pages of the heap cannot, so the two are reported apart; that split is sampled. Measure in a fresh
-process: an earlier model's freed memory may be reused unseen.
+read again, heap pages cannot, so the two are reported separately; that split is sampled. Measure in a fresh
+process: memory freed by an earlier model may be reused and then does not show.
 """
 
 import os
@@ -18,21 +18,19 @@ INTERVAL = 0.01  # seconds between samples; one takes about 20 µs, so a speed m
 
 
 class PeakMemory:
-    """Context manager; after (or inside) it, `peak_bytes` is the most that was resident at once,
-    `anonymous_bytes` and `file_bytes` the most of each kind, at moments of their own. All three include what
-    the process held on entry (`start_bytes`).
+    """Context manager. After (or inside) it, `peak_bytes` is the peak of resident bytes; `anonymous_bytes`
+    and `file_bytes` are the peaks of each kind, possibly at different moments. All three include the bytes
+    resident on entry (`start_bytes`).
 
     >>> with PeakMemory() as memory:
     ...     model = load()
     >>> memory.peak_bytes - memory.start_bytes
 
-    Linux has the high-water mark; elsewhere `peak_bytes` is sampled too, and everything counts as
+    The high-water mark exists on Linux; elsewhere `peak_bytes` is sampled, and all pages count as
     `file_bytes`.
     """
 
-    _active: list[
-        "PeakMemory"
-    ] = []  # entering a second one resets the one mark there is, so the first must note it before
+    _active: list["PeakMemory"] = []  # VmHWM is per process: nested trackers record it before it is reset
     _lock = threading.Lock()
 
     def __init__(self):
@@ -72,8 +70,8 @@ class PeakMemory:
 
 
 def _resident() -> tuple[int, int]:
-    """Resident bytes of this process now, and how many of them map files or are shared. Where Linux's /proc
-    is missing, the second equals the first, because it cannot be told."""
+    """Return the resident bytes of this process, and how many of them map files or are shared. Without
+    Linux's /proc the second equals the first."""
     try:
         _, resident, mapped, *_ = map(int, (PROC / "statm").read_bytes().split())
     except OSError:
@@ -83,7 +81,7 @@ def _resident() -> tuple[int, int]:
 
 
 def _high_water() -> int:
-    """The most bytes that were resident at once since the mark was reset; 0 where the system does not say."""
+    """Return the peak of resident bytes since the last reset; 0 if the system does not report it."""
     try:
         status = (PROC / "status").read_text()
     except OSError:
@@ -92,7 +90,7 @@ def _high_water() -> int:
 
 
 def _reset_mark() -> bool:
-    """Set the high-water mark back to what is resident now; False where the system has no such thing."""
+    """Reset the high-water mark to the bytes now resident. Return False if the system has no such mark."""
     try:
         (PROC / "clear_refs").write_text("5")
     except OSError:
@@ -104,19 +102,19 @@ _MARK_RESETS = _reset_mark()
 
 
 def total_bytes() -> int:
-    """Memory of this machine or, if smaller, of the control group (container) that this process runs in."""
+    """Return the memory of this machine or, if smaller, of this process's control group (container)."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping: the machine's, or what the control group leaves if that is
-    less."""
+    """Return the memory available without swapping: the machine's, or the rest of the control group's limit
+    if that is less."""
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
 
 
 def _groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = PROC / "cgroup") -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of this process's control group and its parents, where
-    there is a limit.
+    """Return (limit, bytes in use that cannot be dropped) of this process's control group and its parents,
+    for each limit that is set.
 
     Version 2 has memory.max, version 1 memory.limit_in_bytes below a `memory` folder. In a container the path
     in /proc may not exist below the root, which is then the group itself.

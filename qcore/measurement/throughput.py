@@ -1,13 +1,13 @@
-"""How fast a model reads a prompt (prefill) and writes one token after another (decode), in the loop in which
-everything generates: `qcore.runtime.Context`.
+"""Speed of reading a prompt (prefill) and generating one token after another (decode), in the loop that all
+of qcore uses: `qcore.runtime.Context`.
 
     TTFT            seconds from the prompt to the first token
     prefill tok/s   prompt tokens / TTFT
     decode tok/s    (n - 1) / time from the first token to the n-th
-    p50, p90, p99   milliseconds for each output token after the first, pooled over the repeats
+    p50, p90, p99   milliseconds per output token after the first, pooled over the repeats
 
 The number of new tokens is fixed and decoding is greedy, so every recipe does the same work; warm-up rounds
-are run and thrown away.
+are discarded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One repeat: seconds to the first token, and seconds for each token after it."""
+    """One repeat: seconds to the first token, and seconds for each later token."""
 
     ttft_s: float
     token_s: tuple[float, ...]
@@ -45,7 +45,7 @@ class Sample:
 @dataclass(frozen=True)
 class Throughput:
     """Medians over the repeats, percentiles over all their tokens, and the raw `samples`. `cache_bytes` is
-    what the key-value cache of `cache_tokens` tokens took, as stored."""
+    the stored size of the key-value cache of `cache_tokens` tokens."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -64,7 +64,7 @@ class Throughput:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> Throughput:
-        """Apply the definitions above to `samples`, of which each has at least one token after the first."""
+        """Summarize `samples` by the definitions above; each must have at least one token after the first."""
         tokens = sorted(second for sample in samples for second in sample.token_s)
         p50, p90, p99 = (1000 * quantile(tokens, q) for q in (0.5, 0.9, 0.99))
         return cls(
@@ -79,12 +79,13 @@ class Throughput:
             prompt_tokens=prompt_tokens,
             new_tokens=len(samples[0].token_s) + 1,
             samples=tuple(samples),
-            cache_tokens=prompt_tokens + len(samples[-1].token_s),  # the last token is chosen, and never read
+            cache_tokens=prompt_tokens
+            + len(samples[-1].token_s),  # the last token is generated but never read
             **conditions,
         )
 
     def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -100,10 +101,10 @@ def measure(
     progress: Progress | None = None,
     kv: KVFormat | None = None,
 ) -> Throughput:
-    """Measure a causal language model on a `prompt`: token ids (P,), or how many random ones (drawn with
-    `seed`). Keys and values are kept in the form `kv` (None: as the model does).
+    """Measure a causal language model on a `prompt`: token ids (P,), or the number of random ones (drawn with
+    `seed`). Keys and values are kept in the form `kv` (None: as the model keeps them).
 
-    Raises `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a
+    Raise `InputError` for numbers out of range or more tokens than the model has positions, `RunError` if a
     logit is NaN.
     """
     ids = _prompt(model, prompt, seed)
@@ -133,13 +134,13 @@ def measure(
 def _sample(
     model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, clock: Clock, kv: KVFormat | None
 ) -> tuple[Sample, int | None]:
-    """Read the prompt `ids` (1, P), write `new_tokens`, and look at the clock once before and once after each
-    new token; and the bytes that the cache takes in the end."""
+    """Read the prompt `ids` (1, P), generate `new_tokens`, and read the clock once before and once after each
+    new token. Return the times and the final bytes of the cache."""
     context = Context(model, kv)
     times = [clock()]
     for _ in range(new_tokens):
         logits = context.append(ids)[0]
-        token = int(logits.argmax())  # reading the number waits for a GPU
+        token = int(logits.argmax())  # reading the value waits for a GPU
         times.append(clock())
         ids = torch.full((1, 1), token, device=ids.device)
     if logits.isnan().any():
@@ -169,5 +170,6 @@ def _check(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, repeats: 
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and len(ids) + new_tokens > limit:
         raise InputError(
-            f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the {limit} positions of this model."
+            f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the "
+            f"{limit} positions of this model."
         )

@@ -1,8 +1,8 @@
-"""How many bytes of weights one step of decoding has to read, which is what bounds its speed on a processor.
+"""Bytes of weights that one decode step reads, which bound its speed on a processor.
 
-Everything that is stored is read once a token, but for two things: of an embedding only the token's own row
-(unless the output head is the same tensor, which multiplies by all of it), and of a mixture of experts only
-those that the token is sent to.
+Every stored byte is read once per token, with two exceptions: of an embedding only the token's own row
+(unless it is tied to the output head, which multiplies by all of it), and of a mixture of experts only the
+experts that the token is routed to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EMBEDDINGS = (nn.Embedding, QuantEmbedding, StoredEmbedding)
 
 
 class Stored(Protocol):
-    """A tensor and the bytes that it is stored in: a ledger's row, or what a plan expects."""
+    """A tensor and its stored bytes, from a ledger's row or a plan."""
 
     @property
     def name(self) -> str: ...
@@ -32,8 +32,8 @@ class Stored(Protocol):
 
 
 def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
-    """Bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`. The key-value
-    cache is not in it."""
+    """Return the bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`,
+    without the key-value cache."""
     head = _name_of(model, model.get_output_embeddings())
     tied = any(row.name == f"{head}.weight" and not row.bytes_after for row in rows)
     whole = f"{_name_of(model, model.get_input_embeddings())}.weight" if tied else None
@@ -41,14 +41,14 @@ def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
 
 
 def _share(model: PreTrainedModel, row: Stored) -> float:
-    """The part of a tensor that one token needs."""
+    """Return the part of a tensor that one token needs."""
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     ):
         return min(1.0, taken / row.shape[0])
     try:
         module = model.get_submodule(row.name.rpartition(".")[0])
-    except AttributeError:  # a module that a recipe took apart; none of those is an embedding
+    except AttributeError:  # a module that a recipe split; embeddings are never split
         return 1.0
     return 1 / row.shape[0] if isinstance(module, _EMBEDDINGS) and len(row.shape) == 2 else 1.0
 

@@ -1,1 +1,1 @@
-"""What runs leave behind: rows, verdicts, the database and the report. Loads nothing heavy."""
+"""Results of runs: rows, verdicts, the database and the report. Imports no heavy library."""

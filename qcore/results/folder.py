@@ -1,17 +1,17 @@
-"""A run's folder: the truth about a job, readable by any process at any time.
+"""A run's folder: the authoritative state of a job, readable by any process at any time.
 
-    runs/RUN_ID/spec.json       the request; "kind" says of which kind of job, and is missing for a comparison
-                status.json     where it stands, replaced atomically, written by one process at a time
-                process.json    host, pid and start time of the worker, so that a recycled pid is never taken
-                                for it; touched every few seconds as a sign of life
-                rows/00.json    one finished recipe each, in the order they were asked for (comparisons)
-                outcome.json    what came out (the other kinds)
+    runs/RUN_ID/spec.json       the request; "kind" is the kind of job, absent for a comparison
+                status.json     the state, replaced atomically, written by one process at a time
+                process.json    host, pid and start time of the worker, to detect a recycled pid;
+                                touched every few seconds as a heartbeat
+                rows/00.json    one finished recipe each, in the requested order (comparisons)
+                outcome.json    the outcome (other kinds)
                 history.json    the loss curve so far (training)
                 result.json     everything, once the run has ended
-                log.txt         what the worker and the libraries printed
-                cancel          exists if somebody asked for an end
+                log.txt         output of the worker and the libraries
+                cancel          exists if cancellation was requested
 
-Nothing here loads a heavy library: the dashboard reads these files several times a second.
+Imports no heavy library: the dashboard reads these files several times per second.
 """
 
 import contextlib
@@ -34,19 +34,20 @@ LOG_TAIL = 4000  # characters
 
 
 def runs_folder() -> Path:
-    """Where all runs lie; made if it is not there. Raises `InputError` if the disk refuses."""
+    """Return the folder of all runs; create it if missing. Raise `InputError` if it cannot be created."""
     path = home() / "runs"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"The folder {path} cannot be made ({error.strerror}); set QCORE_HOME to a folder that can be written."
+            f"The folder {path} cannot be made ({error.strerror}); set QCORE_HOME to a "
+            "folder that can be written."
         ) from error
     return path
 
 
 class RunFolder:
-    """The folder of the run called `run_id`. Raises `InputError` if the id is malformed, or unknown unless
+    """Return the folder of the run `run_id`. Raise `InputError` if the id is malformed, or unknown unless
     `new`."""
 
     def __init__(self, run_id: str, *, new: bool = False):
@@ -56,7 +57,7 @@ class RunFolder:
         self.path = runs_folder() / run_id
 
     def read(self, name: str) -> Any:
-        """The JSON object in the file `name`, or None if it is missing or damaged."""
+        """Return the JSON object in the file `name`, or None if the file is missing or damaged."""
         return read_json(self.path / name)
 
     def write(self, name: str, value) -> None:
@@ -64,11 +65,11 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def write_row(self, position: int, row: ResultRow) -> None:
-        """Keep the row of the recipe at `position`, whatever becomes of the run later."""
+        """Store the row of the recipe at `position`, independent of the run's end."""
         self.write(f"rows/{position:02d}.json", row)
 
     def rows(self) -> dict[int, ResultRow]:
-        """The finished rows by position."""
+        """Return the finished rows by position."""
         found = (
             (int(path.stem), read_json(path)) for path in sorted((self.path / "rows").glob("[0-9]*.json"))
         )
@@ -83,7 +84,7 @@ class RunFolder:
         return (self.path / "cancel").exists()
 
     def log_tail(self, characters: int = LOG_TAIL) -> str:
-        """The end of the log, cut at a line."""
+        """Return the end of the log, cut at a line."""
         try:
             with self.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -94,26 +95,25 @@ class RunFolder:
         return text if size <= characters else text.partition("\n")[2] or text
 
     def process(self) -> psutil.Process | None:
-        """Return the worker, if the very process that was started for this run is still alive on this
-        machine."""
+        """Return the worker, if the process started for this run is still alive on this machine."""
         return living(self._identity())
 
     @property
     def other_host(self) -> str | None:
-        """Name of the machine that the run belongs to if that is another one, which shares the cache folder;
-        else None."""
+        """Return the name of the run's machine if the run belongs to another machine that shares the cache
+        folder; else None."""
         return host_of(self._identity())
 
     def _identity(self) -> Identity | None:
         return cast(Identity | None, self.read("process.json"))
 
     def beat(self) -> None:
-        """Leave a sign of life of the worker."""
+        """Record a heartbeat of the worker."""
         with contextlib.suppress(OSError):
             os.utime(self.path / "process.json")
 
     def silence(self) -> float:
-        """Return the seconds since the worker's last sign of life, by the clock of the file system, which all
+        """Return the seconds since the worker's last heartbeat, by the file system's clock, which all
         machines share."""
         try:
             with tempfile.TemporaryFile(dir=self.path) as now:
@@ -123,7 +123,7 @@ class RunFolder:
 
 
 def run_ids() -> list[str]:
-    """All run ids, oldest first."""
+    """Return all run ids, oldest first."""
     return sorted(
         path.name
         for path in runs_folder().iterdir()

@@ -1,8 +1,8 @@
-"""How results look: numbers with their units, a table for terminals, CSV and JSON. The one place where
-numbers become text.
+"""Results as text: numbers with units, a table for terminals, CSV and JSON. The only place where numbers
+become text.
 
-Sizes are decimal (1 MB = 10^6 bytes), as disks and model pages count them. CSV cells that a spreadsheet could
-take for a formula are escaped; JSON holds everything as it is.
+Sizes are decimal (1 MB = 10^6 bytes), as on disks and model pages. CSV cells that a spreadsheet could take
+for a formula are escaped; JSON holds unformatted values.
 """
 
 import csv
@@ -35,8 +35,8 @@ def human_bytes(count: float | None) -> str:
 
 
 def human_number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant digits, never fewer than the whole part has, thousands separated: 0.00123, 12.3,
-    1,234."""
+    """`digits` significant digits, but never fewer than the integer part has, with thousands separators:
+    0.00123, 12.3, 1,234."""
     if value is None:
         return NOTHING
     if value == 0:
@@ -76,13 +76,13 @@ _BY_UNIT = {"MB": human_bytes, "%": human_percent, "s": human_seconds, "ms": hum
 
 
 def human_figure(figure: Figure, value: float | None) -> str:
-    """A figure of a row as text, with its unit where that depends on the size."""
+    """Format a figure of a row as text, with its unit if the unit depends on the size."""
     by_unit = _BY_UNIT.get(figure.unit)
     return by_unit(value) if by_unit else human_number(value, figure.digits)
 
 
 def _title(figure: Figure) -> str:
-    """The title of a column of `human_figure`s, with the unit that these lack."""
+    """Return the title of a column of `human_figure`s, with the unit if the cells have none."""
     return figure.title if figure.unit in _BY_UNIT else f"{figure.title} {figure.unit}".rstrip()
 
 
@@ -112,8 +112,8 @@ def unfinished_row(
     started_at: float | None,
     run_id: str | None = None,
 ) -> ResultRow:
-    """The row of a recipe that gave no result: `status` "failed" or "cancelled", every figure None, and
-    why."""
+    """Return the row of a recipe without a result: `status` "failed" or "cancelled", every figure None, and
+    the reason."""
     recipe = spec["recipes"][position]
     record = RunRecord(
         model=spec["model"],
@@ -130,8 +130,8 @@ def unfinished_row(
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """The rows as aligned text for a terminal; verdicts, answers and what failed follow below, one sentence
-    each."""
+    """Return the rows as aligned text for a terminal, followed by verdicts, task answers and failures, one
+    sentence each."""
     shown = [figure for figure in FIGURES if any(figure.of(row) is not None for row in rows)]
     judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
     lines = [["recipe", *map(_title, shown), *["questions"] * asked, *["verdict"] * judged]]
@@ -175,10 +175,11 @@ def _behind(verdict: dict) -> str:
 
 
 def cache_phrase(kv: dict) -> str:
-    """What a record says of the key-value cache, for people: "KV cache in int8: 2.6 MB for 160 tokens, 16.4
-    kB a token"."""
+    """Describe the key-value cache of a record for the user: "KV cache in int8: 2.6 MB for 160 tokens, 16.4
+    kB per token"."""
     taken = (
-        f"{human_bytes(kv['bytes'])} for {kv['tokens']:,} tokens, {human_bytes(kv['bytes_a_token'])} a token"
+        f"{human_bytes(kv['bytes'])} for {kv['tokens']:,} tokens, "
+        f"{human_bytes(kv['bytes_a_token'])} per token"
         if kv.get("bytes")
         else ""
     )
@@ -186,13 +187,13 @@ def cache_phrase(kv: dict) -> str:
 
 
 def to_json(value) -> str:
-    """JSON text of rows or records; NaN and infinity become null."""
+    """Return rows or records as JSON text; NaN and infinity become null."""
     return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_csv(rows: Sequence[ResultRow]) -> str:
-    """One line a row: the figures unrounded, then the conditions they were taken under. For spreadsheets, so
-    formulas are escaped."""
+    """Return CSV for spreadsheets, one line per row: the figures unrounded, then their conditions. Formulas
+    are escaped."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS])
@@ -215,8 +216,8 @@ def _verdict_cells(verdict: dict | None) -> list:
 
 
 def escape_cell(cell):
-    """`cell` with an apostrophe in front if it is text that a spreadsheet would take for a formula; numbers
-    stay numbers."""
+    """Prefix `cell` with an apostrophe if it is text that a spreadsheet would take for a formula; numbers are
+    unchanged."""
     if isinstance(cell, dict):
         cell = cell["accuracy"]["estimate"] if "accuracy" in cell else cell.get("name", "")
     if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
@@ -225,15 +226,15 @@ def escape_cell(cell):
 
 
 def visible(text: str | None) -> str:
-    """`text` with control characters (ANSI sequences, right-to-left overrides, NUL) written out, so that a
-    terminal only shows it."""
+    """Escape control characters of `text` (ANSI sequences, right-to-left overrides, NUL), so that a terminal
+    only displays it."""
     return "".join(
         _escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text or ""
     )
 
 
 def visible_text(text: str) -> str:
-    """`visible` for a text of several lines, whose line breaks and tabs stay."""
+    """Apply `visible` to a text of several lines, keeping line breaks and tabs."""
     return "\n".join("\t".join(visible(part) for part in line.split("\t")) for line in text.split("\n"))
 
 

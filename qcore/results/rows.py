@@ -1,7 +1,7 @@
-"""The row of one recipe: its keys and those of its record, and how each figure is shown.
+"""The row of one recipe: its keys, the keys of its record, and the display of each figure.
 
-Tables, downloads, pages and plots take titles, units and directions from `FIGURES`. Rows lie on disk and in the
-database as JSON objects with these keys; rows of earlier versions may lack some.
+Tables, downloads, pages and plots take titles, units and directions from `FIGURES`. Rows are stored on disk
+and in the database as JSON objects with these keys; rows of earlier versions may lack some.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Any, NotRequired, TypedDict, cast
 
 
 class RunRecord(TypedDict, total=False):
-    """The conditions of a row, its raw measurements and how to repeat it. A row that failed has the first
-    eight."""
+    """The conditions of a row, its raw measurements and how to repeat it. A failed row has the first eight
+    keys."""
 
     model: str
     revision: str | None
@@ -52,10 +52,10 @@ class RunRecord(TypedDict, total=False):
 
 
 class ResultRow(TypedDict):
-    """What a comparison found out about one recipe. `status` is "ok", "failed" or "cancelled"; a row that is
-    not "ok" has an `error` and None for its figures. Sizes are in bytes, speeds in tokens per second, times in
-    seconds, `kl_mean` in nats per token (None without a baseline). `record` holds all conditions. `verdict` is
-    added when rows are read, see `qcore.results.verdicts`."""
+    """The result of a comparison for one recipe. `status` is "ok", "failed" or "cancelled"; a row that is not
+    "ok" has an `error` and None for its figures. Sizes are in bytes, speeds in tokens per second, times in
+    seconds, `kl_mean` in nats per token (None without a baseline). `record` holds all conditions. `verdict`
+    is added when rows are read, see `qcore.results.verdicts`."""
 
     recipe: str
     status: str
@@ -84,9 +84,9 @@ _SCALES = {"MB": 1e-6, "%": 100.0, "ms": 1000.0}
 class Figure:
     """One figure of a row.
 
-    `unit` is that of tables of numbers and of plots, which show `decimals`; text takes the unit that fits the
-    size, and `digits` significant digits. `smaller` says whether smaller values are better; None: neither.
-    `term` is the entry of the glossary that explains it.
+    `unit` is used by tables of numbers and by plots, which show `decimals`; text uses a unit that fits the
+    size, and `digits` significant digits. `smaller` tells whether smaller values are better; None: neither.
+    `term` is the glossary entry that explains the figure.
     """
 
     key: str
@@ -98,22 +98,22 @@ class Figure:
     digits: int = 3
 
     def of(self, row: ResultRow) -> float | None:
-        """The figure in `row`; None if it has none."""
+        """Return the figure in `row`; None if the row has none."""
         return cast(float | None, row.get(self.key))
 
     @property
     def scale(self) -> float:
-        """The factor from the row's value to `unit`."""
+        """Return the factor from the row's value to `unit`."""
         return _SCALES.get(self.unit, 1.0)
 
     @property
     def heading(self) -> str:
-        """The title with its unit: "stored, MB"."""
+        """Return the title with its unit: "stored, MB"."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
     @property
     def direction(self) -> str:
-        """In words, which values are better; "" if none are."""
+        """Return in words which values are better; "" if neither."""
         return {True: "smaller is better", False: "larger is better", None: ""}[self.smaller]
 
 

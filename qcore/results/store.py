@@ -1,9 +1,9 @@
-"""All results of all runs in one SQLite file, for questions across runs. The run folders remain the truth: it
-can be rebuilt.
+"""All results of all runs in one SQLite file, for queries across runs. The run folders are authoritative: the
+database can be rebuilt from them.
 
-Every writer opens a connection of its own; write-ahead logging and a busy timeout let fifty write at once and
-lose nothing, and a kill in the middle of a write leaves the old row or the new one. A file that SQLite cannot
-read is set aside under another name, a new one is started from the run folders, and `notice` says so.
+Every writer opens its own connection. Write-ahead logging and a busy timeout let fifty processes write at
+once without loss; a kill during a write leaves the old row or the new one. A file that SQLite cannot read is
+renamed, a new one is built from the run folders, and `notice` reports it.
 """
 
 import json
@@ -26,22 +26,27 @@ from qcore.results.verdicts import with_verdicts
 
 SCHEMA_VERSION = 1
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, created_at REAL NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, created_at REAL NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS rows (
-    run_id TEXT NOT NULL, position INTEGER NOT NULL, model TEXT, recipe TEXT NOT NULL, status TEXT NOT NULL, row TEXT NOT NULL,
+    run_id TEXT NOT NULL, position INTEGER NOT NULL, model TEXT, recipe TEXT NOT NULL, status TEXT NOT NULL,
+    row TEXT NOT NULL,
     PRIMARY KEY (run_id, position)
 );
 CREATE INDEX IF NOT EXISTS rows_by_model ON rows (model, status);
 """
 BUSY_SECONDS = 30.0
-_checked: dict[Path, tuple[int, int, int] | None] = {}  # databases that were found whole, as they were then
+_checked: dict[
+    Path, tuple[int, int, int] | None
+] = {}  # databases found intact, with their state at that time
 _log = logging.getLogger(__name__)
 
 
 class Store:
     """The database at `path` (None: `qcore.db` in the cache folder).
 
-    `notice` is a sentence for the user if the database had to be replaced, whichever process did that, until
+    `notice` is a sentence for the user if the database had to be replaced, by this process or another, until
     `clear_notice`.
     """
 
@@ -64,7 +69,8 @@ class Store:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
-                f"The database {self.path} cannot be opened ({reason}); set QCORE_HOME to a folder that can be written."
+                f"The database {self.path} cannot be opened ({reason}); set QCORE_HOME to a "
+                "folder that can be written."
             ) from error
 
     @property
@@ -75,18 +81,18 @@ class Store:
             return None
 
     def clear_notice(self) -> None:
-        """The notice has been seen."""
+        """Mark the notice as seen."""
         self._notice.unlink(missing_ok=True)
 
     def put_run(self, run_id: str, created_at: float, state: str, status: Mapping[str, Any]) -> None:
-        """Enter or replace the run's own line."""
+        """Insert or replace the run's own line."""
         with self._connection() as db:
             db.execute(
                 "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (run_id, created_at, state, _dump(status))
             )
 
     def put_row(self, run_id: str, position: int, row: ResultRow) -> None:
-        """Enter or replace the row of the recipe at `position` of a run."""
+        """Insert or replace the row of the recipe at `position` of a run."""
         model = (row.get("record") or {}).get("model")
         with self._connection() as db:
             db.execute(
@@ -95,7 +101,7 @@ class Store:
             )
 
     def rows(self, run_id: str) -> list[ResultRow]:
-        """The rows of one run, in the order its recipes were asked for."""
+        """Return the rows of one run, in the requested order of recipes."""
         with self._connection() as db:
             found = db.execute(
                 "SELECT row FROM rows WHERE run_id = ? ORDER BY position", (run_id,)
@@ -103,7 +109,7 @@ class Store:
         return [json.loads(row) for (row,) in found]
 
     def runs(self) -> list[dict]:
-        """All runs, newest first: run_id, created_at, state."""
+        """Return all runs, newest first: run_id, created_at, state."""
         with self._connection() as db:
             found = db.execute(
                 "SELECT run_id, created_at, state FROM runs ORDER BY created_at DESC"
@@ -111,24 +117,25 @@ class Store:
         return [dict(zip(("run_id", "created_at", "state"), line, strict=True)) for line in found]
 
     def latest(self, model: str | None = None, limit: int = 100) -> list[dict]:
-        """The newest successful rows (of one model), newest first, each with its `run_id`."""
+        """Return the newest successful rows (of one model), newest first, each with its `run_id`."""
         where, values = ("AND rows.model = ?", [model]) if model is not None else ("", [])
         with self._connection() as db:
             found = db.execute(
-                "SELECT rows.run_id, rows.row FROM rows LEFT JOIN runs USING (run_id) WHERE rows.status = 'ok' "
+                "SELECT rows.run_id, rows.row FROM rows LEFT JOIN runs USING (run_id) "
+                "WHERE rows.status = 'ok' "
                 f"{where} ORDER BY runs.created_at DESC, rows.position LIMIT ?",
                 [*values, limit],
             ).fetchall()
         return [{"run_id": run_id, **json.loads(row)} for run_id, row in found]
 
     def delete(self, run_id: str) -> None:
-        """Forget a run and its rows."""
+        """Delete a run and its rows."""
         with self._connection() as db:
             db.execute("DELETE FROM rows WHERE run_id = ?", (run_id,))
             db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
 
     def rebuild(self) -> int:
-        """Enter every run folder again; returns how many runs were found."""
+        """Insert every run folder again; return how many runs were found."""
         found = run_ids()
         for run_id in found:
             folder = RunFolder(run_id)
@@ -152,7 +159,8 @@ class Store:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise InputError(
-                    f"The database {self.path} was made by a newer qcore; update qcore or set QCORE_HOME to another folder."
+                    f"The database {self.path} was made by a newer qcore; update qcore or set "
+                    "QCORE_HOME to another folder."
                 )
             if version == SCHEMA_VERSION and db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
                 return
@@ -170,14 +178,15 @@ class Store:
         for suffix in (
             "-wal",
             "-shm",
-        ):  # they belong to the damaged file and must not be applied to the new one
+        ):  # the -wal and -shm files belong to the damaged file and must not be applied to the new one
             leftover = self.path.with_name(self.path.name + suffix)
             if leftover.exists():
                 leftover.replace(aside.with_name(aside.name + suffix))
         self._prepare()
         found = self.rebuild() if self.path == home() / "qcore.db" else 0
         notice = (
-            f"The database of results could not be read ({error}). It was set aside as {aside.name}, and a new one was started with "
+            f"The database of results could not be read ({error}). It was set aside as "
+            f"{aside.name}, and a new one was started with "
             f"the {found} runs found in their folders."
         )
         self._notice.write_text(notice, encoding="utf-8")
@@ -185,8 +194,8 @@ class Store:
 
 
 def keep_row(folder: RunFolder, position: int, row: ResultRow) -> None:
-    """Enter a row that the run folder holds already. A database that refuses is logged: the row is safe, and
-    `rebuild` finds it."""
+    """Insert a row that the run folder already holds. A database error is logged, not raised: the row is
+    safe, and `rebuild` finds it."""
     try:
         Store().put_row(folder.run_id, position, row)
     except (InputError, OSError, sqlite3.Error) as error:
@@ -196,13 +205,13 @@ def keep_row(folder: RunFolder, position: int, row: ResultRow) -> None:
 
 
 def judged_rows(folder: RunFolder, margin: float | None = None) -> dict[int, ResultRow]:
-    """The rows that are finished so far with their verdicts, by position and in its order."""
+    """Return the rows finished so far with their verdicts, in order of position."""
     rows = dict(sorted(folder.rows().items()))
     return dict(zip(rows, with_verdicts(list(rows.values()), margin), strict=True))
 
 
 def keep_end(folder: RunFolder, about: Mapping[str, Any]) -> None:
-    """Write the end of a run: `result.json` with everything, the database, and last the status that others
+    """Write the end of a run: `result.json` with everything, the database, and last the status, which others
     wait for."""
     rows = judged_rows(folder)
     folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": list(rows.values())})
@@ -217,8 +226,8 @@ def keep_end(folder: RunFolder, about: Mapping[str, Any]) -> None:
 
 
 def _look_of(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with the main file of a database; None if there is none. Rows go into another file
-    first, so many writes leave it as it is."""
+    """Return a stamp that changes with the main file of a database; None if there is no file. Rows go to
+    another file first, so many writes leave the stamp unchanged."""
     try:
         found = path.stat()
     except OSError:

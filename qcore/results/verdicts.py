@@ -1,7 +1,6 @@
-"""The verdict on each recipe of a run, from what its row recorded: is the loss real? See
-`qcore.evaluation.verdict`.
+"""The verdict on each recipe of a run, from its recorded row. See `qcore.evaluation.verdict`.
 
-It is worked out when rows are read, not when they are measured, so that another margin needs no new run.
+Verdicts are computed when rows are read, not when they are measured, so that another margin needs no new run.
 """
 
 from collections.abc import Sequence
@@ -15,16 +14,16 @@ from qcore.results.rows import ResultRow
 
 
 def with_verdicts(rows: Sequence[ResultRow], margin: float | None = None) -> list[ResultRow]:
-    """The rows of one run, each with its "verdict" (a dictionary or None) in front of its record. `margin`
-    None: the one of the run."""
+    """Return the rows of one run, each with its "verdict" (a dictionary or None) before its record. `margin`
+    None: the run's margin."""
     baseline = next((row for row in rows if is_baseline(row) and row.get("status") == "ok"), None)
     return [_with(row, of_row(row, baseline, margin)) for row in rows]
 
 
 def of_row(row: ResultRow, baseline: ResultRow | None = None, margin: float | None = None) -> Verdict | None:
-    """The verdict on `row`, within the margin of its run or another `margin`; None for the baseline itself,
-    for what failed, and where nothing was recorded to compare with. `baseline` is the fp32 row of the same
-    run, which rows of earlier versions need."""
+    """Return the verdict on `row`, within the run's margin or another `margin`; None for the baseline itself,
+    for a failed row, and without a recorded comparison. `baseline` is the fp32 row of the same run, which
+    rows of earlier versions need."""
     evaluation = _evaluation(row)
     if evaluation is None or is_baseline(row):
         return None
@@ -32,18 +31,18 @@ def of_row(row: ResultRow, baseline: ResultRow | None = None, margin: float | No
         margin = (row["record"].get("spec") or {}).get("margin", MARGIN)
     try:
         return judge(evaluation, baseline and _evaluation(baseline), margin)
-    except InputError:  # no baseline, another baseline's windows, or numbers that are not finite: the figures stand without a verdict
-        return None
+    except InputError:
+        return None  # no baseline, other windows, or numbers that are not finite: a row without a verdict
 
 
 def is_baseline(row: ResultRow) -> bool:
-    """Is it the row that others are compared with? With a quantized key-value cache fp32 is a row like any
-    other."""
+    """Return whether the row is the one that others are compared with. With a quantized key-value cache, fp32
+    is an ordinary row."""
     return row.get("recipe") == BASELINE and kv_of(row) == NONE
 
 
 def kv_of(row: ResultRow) -> str:
-    """The format of the key-value cache that the row was measured with."""
+    """Return the format of the key-value cache that the row was measured with."""
     return ((row.get("record") or {}).get("kv") or {}).get("name", NONE)
 
 
@@ -56,7 +55,7 @@ def _with(row: ResultRow, verdict: Verdict | None) -> ResultRow:
 
 
 def _evaluation(row: ResultRow) -> dict | None:
-    """What the row recorded of each window, or None."""
+    """Return the recorded sums per window, or None."""
     evaluation = (row.get("record") or {}).get("evaluation") or {}
     return (
         evaluation

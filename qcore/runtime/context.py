@@ -1,7 +1,7 @@
-"""The tokens that a model has read, and the logits after them: the loop in which everything here generates.
+"""The tokens that a model has read, and the logits after them: the decode loop of all of qcore.
 
 Generation, `bench`, the playground and the benchmarks all append tokens to a `Context`. Where the native step
-computes the same thing, one native call makes the logits, and no code of transformers runs in between.
+computes the same result, one native call makes the logits, and no code of transformers runs in between.
 """
 
 import inspect
@@ -17,22 +17,22 @@ from qcore.runtime.kv_cache import QuantizedKVCache
 class Context:
     """Sequences that `model`, any causal language model of transformers, has read.
 
-    Keys and values are kept in the form `kv` (None: as the model does). Raises `InputError` for an architecture
-    whose cache cannot be quantized.
+    Keys and values are kept in the form `kv` (None: as the model keeps them). Raise `InputError` for an
+    architecture whose cache cannot be quantized.
     """
 
     def __init__(self, model: torch.nn.Module, kv: KVFormat | None = None):
         self.model = model
         self.cache: Cache | None = None if kv is None else QuantizedKVCache(model.config, kv)
-        # ask for the last position only, as `generate` does
+        # compute logits for the last position only, as `generate` does
         takes = inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
     def append(self, ids: torch.Tensor, **options) -> torch.Tensor:
         """Read the tokens `ids` (B, T) and return the logits (B, vocabulary) after the last of them.
 
-        `options` go to the model's forward, such as the attention mask (B, tokens read) and position ids (B, T)
-        of padded sequences.
+        `options` go to the model's forward, such as the attention mask (B, tokens read) and position ids (B,
+        T) of padded sequences.
         """
         found = None if options else native_logits(self.model, ids, self.cache)
         if found is None:
@@ -43,13 +43,12 @@ class Context:
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of keys and values as they are stored, room that is kept free included; None for a model
-        without them."""
+        """Return the bytes of keys and values, including reserved room; None for a model without them."""
         return sum(map(_layer_bytes, getattr(self.cache, "layers", ()))) or None
 
 
 def _layer_bytes(layer) -> int:
-    if hasattr(layer, "nbytes"):  # qcore's own layers, which store other tensors than they return
+    if hasattr(layer, "nbytes"):  # qcore's own layers, whose stored tensors differ from the returned ones
         return layer.nbytes
     parts = (getattr(layer, name, None) for name in ("keys", "values"))
     return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))

@@ -1,10 +1,9 @@
-"""Have a Hugging Face model take the native step by itself: `generate`, evaluation and measurement need not
-know.
+"""Make a Hugging Face model take the native step by itself, unnoticed by `generate`, evaluation and
+measurement.
 
-The forward of its stack of layers is replaced on the instance, and only there. Whenever a call asks for
-something that the native step does not do (gradients, hooks on inner modules, attention maps, a mask that is
-no left padding, another library's cache, another device), the modules run as they always did, on the same
-cache.
+The forward of its stack of layers is replaced on the instance, and only there. If a call needs something that
+the native step does not support (gradients, hooks on inner modules, attention maps, a mask other than left
+padding, another library's cache, another device), the modules run as usual, on the same cache.
 """
 
 from typing import Any, Literal, NamedTuple, cast
@@ -21,30 +20,30 @@ from qcore.runtime.weights import ARCHITECTURES, Weights, supports
 
 
 def attach(model: nn.Module) -> None:
-    """Let `model` use the native step where it can. Models of other architectures, and stacks whose forward
-    another library has replaced, are left as they are. May be called again."""
+    """Let `model` use the native step where possible. Models of other architectures, and stacks whose forward
+    another library has replaced, are left unchanged. May be called again."""
     if type(model).__name__ in ARCHITECTURES and "forward" not in vars(stack := _stack(model)):
         stand_in(stack, _Forward(model))
 
 
 def detach(model: nn.Module) -> None:
-    """Undo `attach`. Other models are left as they are."""
+    """Undo `attach`. Other models are left unchanged."""
     if is_attached(model):
         del _stack(model).forward
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether `model` takes the native step where it can."""
+    """Return whether `model` takes the native step where possible."""
     return type(model).__name__ in ARCHITECTURES and isinstance(vars(_stack(model)).get("forward"), _Forward)
 
 
 def _stack(model: nn.Module) -> Any:
-    """The part of a causal language model that `_Forward` stands in for: all but the head."""
+    """Return the part of a causal language model that `_Forward` stands in for: all but the head."""
     return model.model
 
 
 def reason_against(model: nn.Module) -> str | None:
-    """Return why a step of `model` is not one native call, in a sentence; None if it is one."""
+    """Return one sentence on why a step of `model` is not one native call; None if it is."""
     reason = supports(model)
     if reason is None and not is_attached(model):
         return "The decoder is not attached to this model."
@@ -52,8 +51,7 @@ def reason_against(model: nn.Module) -> str | None:
 
 
 def explain(model: nn.Module) -> str:
-    """Return one line for people: whether a step of `model` is one native call, or why its modules run one by
-    one."""
+    """Describe for the user whether a step of `model` is one native call, or why its modules run."""
     reason = reason_against(model)
     return "whole step in one native call" if reason is None else f"module by module: {reason}"
 
@@ -61,16 +59,16 @@ def explain(model: nn.Module) -> str:
 def native_logits(
     model: nn.Module, ids: torch.Tensor, cache: Cache | None
 ) -> tuple[torch.Tensor, Cache] | None:
-    """Append the tokens `ids` (1, T) to `cache` (None: a new one) by one native call, which computes the head
-    too. Returns the logits (1, vocabulary) after the last and the cache, or None if the model itself has to
+    """Append the tokens `ids` (1, T) to `cache` (None: a new one) by one native call, including the head.
+    Return the logits (1, vocabulary) after the last token and the cache, or None if the model itself has to
     run."""
     return vars(_stack(model))["forward"].logits(ids, cache) if is_attached(model) else None
 
 
 class _State(NamedTuple):
-    """A reading of the model: its native description, or None if its modules have to run. `is_plain` tells
-    whether no hook and no replaced forward sits on the model itself, its stack or its head, so that a native
-    call may make the logits."""
+    """The state read from a model: its native description, or None if its modules have to run. `is_plain`
+    tells whether the model itself, its stack and its head have neither hooks nor replaced forwards, so that a
+    native call may compute the logits."""
 
     snapshot: Snapshot
     weights: Weights | None
@@ -117,7 +115,7 @@ class _Forward:
         return {"_model": self._model, "_state": None}  # addresses mean nothing in a copy
 
     def _native(self, ids, mask, position_ids, cache, embeds, use_cache, others: dict):
-        """The stack's output from native calls, or None if its modules have to run."""
+        """Return the stack's output from native calls, or None if its modules have to run."""
         if not self._usable(ids, embeds, others) or (weights := self._current().weights) is None:
             return None
         keep = self._model.config.use_cache if use_cache is None else use_cache
@@ -166,7 +164,7 @@ class _Forward:
         return logits, held
 
     def _current(self) -> _State:
-        """The state of the model, read again if it has changed."""
+        """Return the state of the model, read again if the model has changed."""
         state = self._state
         if state is None or not state.snapshot.holds():
             model, stack = self._model, _stack(self._model)
@@ -178,10 +176,10 @@ class _Forward:
         return state
 
     def _cache(self, cache, ids: torch.Tensor) -> Cache | None:
-        """The cache to use, whose layers are native; None if the modules have to run on the given one.
+        """Return the cache to use, with native layers; None if the modules have to run on the given one.
 
         An empty `DynamicCache` gets native layers in place of its own, because the caller will pass this very
-        object again: transformers leaves to the layers how keys and values are stored.
+        object again: transformers leaves the storage of keys and values to the layers.
         """
         if cache is None:
             cache = NativeCache(self._model)
@@ -207,7 +205,7 @@ def _run(
     layers: NativeLayers | Scratch,
     cache: Cache | None,
 ) -> BaseModelOutputWithPast:
-    """The stack's output for `ids` (sequences, tokens), whose keys and values go into `layers`."""
+    """Return the stack's output for `ids` (sequences, tokens) and append keys and values to `layers`."""
     layers.reserve(ids.shape[0], layers.length + ids.shape[1])
     hidden = torch.empty(*ids.shape, weights.hidden)
     weights.run(_checked(weights, ids), layers, starts, hidden=hidden)
@@ -221,8 +219,8 @@ def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | Literal[False] | None:
-    """How many slots of each sequence are padding (sequences,); None for none, False if the mask or the
-    positions say anything else."""
+    """Return how many slots of each sequence are padding (sequences,); None for none, False if mask or
+    positions describe anything else."""
     past = 0 if cache is None else cache.get_seq_length()
     total = past + ids.shape[1]
     starts = None
@@ -236,6 +234,6 @@ def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | Lit
                 return False
     if position_ids is not None:
         expected = torch.arange(past, total)[None] - (0 if starts is None else starts[:, None])
-        if not ((position_ids == expected) | (expected < 0)).all():  # where padding stands does not matter
+        if not ((position_ids == expected) | (expected < 0)).all():  # positions of padding do not matter
             return False
     return starts

@@ -1,10 +1,9 @@
-"""A key-value cache in 8 or 4 bits that transformers' models read and write: see `forms` for what is kept
-how.
+"""A key-value cache in 8 or 4 bits for models of transformers: `forms` defines the storage.
 
-`update` gives attention everything that is held, widened again, followed by the new keys and values as they
-are, and only then quantizes what has become old. So a prompt that is read in one go attends to exact keys
-within itself, and every later token reads the codes. A text that is read 32 tokens at a time, from the start,
-sees exactly what it would see token by token, because codes are only made at multiples of 32.
+`update` gives attention all held keys and values, dequantized, followed by the new ones unquantized, and only
+then quantizes old ones. So a prompt read in one pass attends to exact keys within itself, and every later
+token reads the codes. A text read 32 tokens at a time, from the start, sees exactly what token-by-token
+decoding would see, because codes are only made at multiples of 32.
 """
 
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from qcore.formats.kv_affine import Codes, dequantize, quantize
 
 
 class QuantizedKVLayer(CacheLayerMixin):
-    """Keys and values of one layer, of any number of sequences. `window`: how far it looks back, itself
-    included; None for no limit."""
+    """Keys and values of one layer, of any number of sequences. `window`: number of tokens that attention
+    sees, the current one included; None for no limit."""
 
     is_croppable = False
 
@@ -34,7 +33,7 @@ class QuantizedKVLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is held."""
+        """Return the bytes of all held tensors."""
         parts: list[torch.Tensor | Codes] = [*self._exact()] if self.is_initialized else []
         return sum(part.nbytes for part in (*parts, *(self._old or ())))
 
@@ -46,8 +45,8 @@ class QuantizedKVLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the
-        same type."""
+        """Append keys and values (sequences, heads, tokens, head size) and return all held ones, in the same
+        type."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held_keys, held_values = self._exact()
@@ -61,12 +60,12 @@ class QuantizedKVLayer(CacheLayerMixin):
         return seen
 
     def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The newest keys and values, which are not quantized."""
+        """Return the newest keys and values, which are not quantized."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def _settle(self, keys: torch.Tensor, values: torch.Tensor, drop: int) -> None:
-        """Keep the newest of the exact `keys` and `values`, quantize the others, and let go of the `drop`
+        """Keep the newest of the exact `keys` and `values`, quantize the others, and discard the `drop`
         oldest tokens."""
         old = keys.shape[2] - tokens_held(self.length)[1]
         if old:
@@ -80,14 +79,14 @@ class QuantizedKVLayer(CacheLayerMixin):
         self.keys, self.values = keys[:, :, old:].clone(), values[:, :, old:].clone()
 
     def _widened(self, keys: Codes, values: Codes) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values that `keys` and `values` encode (sequences, heads, tokens, head size)."""
+        """Dequantize `keys` and `values` to (sequences, heads, tokens, head size)."""
         exact_keys, exact_values = self._exact()
         size, grouped = exact_keys.shape[3], value_group(exact_values.shape[3])
         wide_keys = dequantize(keys, self.form.bits, size, self.dtype).flatten(2, 3)
         return wide_keys, dequantize(values, self.form.bits, grouped, self.dtype).flatten(3, 4)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens that attention gets, number of the first of them)."""
+        """Return (number of tokens that attention gets, index of the first of them)."""
         dropped = tokens_dropped(self.length, self.window)
         return self.length - dropped + query_length, dropped
 
@@ -123,10 +122,10 @@ class QuantizedKVLayer(CacheLayerMixin):
 
 
 class QuantizedKVCache(Cache):
-    """An empty cache in the form `form` for a model with this transformers `config`; pass it to a model or to
-    `generate` as `cache=`.
+    """Return an empty cache in the form `form` for a model with this transformers `config`; pass it to a
+    model or to `generate` as `cache=`.
 
-    Raises `InputError` for an architecture that keeps no plain keys and values.
+    Raise `InputError` for an architecture without plain keys and values.
     """
 
     def __init__(self, config, form: KVFormat):
@@ -137,13 +136,13 @@ class QuantizedKVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values as they are stored."""
+        """Return the stored bytes of all keys and values."""
         layers: list[Any] = self.layers
         return sum(layer.nbytes for layer in layers)
 
 
 def _joined(first: Codes, second: Codes) -> Codes:
-    """Both, one after the other along the tokens (of keys: the groups of tokens)."""
+    """Concatenate both along the tokens (for keys: along the groups of tokens)."""
     return Codes(
         *(torch.cat(pair, dim=2) for pair in zip(vars(first).values(), vars(second).values(), strict=True))
     )

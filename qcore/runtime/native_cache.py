@@ -1,5 +1,4 @@
-"""The key-value cache of the native step, which is a cache of transformers too, so that `generate` can carry
-it.
+"""The key-value cache of the native step, also a cache of transformers, so that `generate` can carry it.
 
 A layer keeps its keys and values as the native step reads them (see decoder.h): one tensor (2, sequences,
 key-value heads x capacity x head size). Growing doubles the capacity. Grouped-query heads are stored once.
@@ -30,7 +29,7 @@ class NativeLayer(CacheLayerMixin):
         self.data: torch.Tensor | None = None
 
     def reserve(self, sequences: int, capacity: int) -> None:
-        """Make room for `capacity` tokens; what is held is kept."""
+        """Make room for `capacity` tokens; held tokens are kept."""
         if capacity <= self.capacity:
             return
         grown = max(_LEAST, 2 * self.capacity, -(-capacity // _BLOCK) * _BLOCK)
@@ -45,8 +44,8 @@ class NativeLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (sequences, heads, tokens, head size) and return all that are held, in the
-        same type."""
+        """Append keys and values (sequences, heads, tokens, head size) and return all held ones, in the same
+        type."""
         end = self.length + key_states.shape[2]
         self.reserve(key_states.shape[0], end)
         keys, values = self._views()
@@ -59,12 +58,12 @@ class NativeLayer(CacheLayerMixin):
 
     @property
     def keys(self) -> torch.Tensor | None:  # type: ignore[override]  # read-only: `data` holds them
-        """The keys held (sequences, heads, tokens, head size), a copy; None before the first."""
+        """Return a copy of the held keys (sequences, heads, tokens, head size); None before the first."""
         return None if self.data is None else self._held()[0]
 
     @property
     def values(self) -> torch.Tensor | None:  # type: ignore[override]
-        """The values held (sequences, heads, tokens, head size); None before the first."""
+        """Return the held values (sequences, heads, tokens, head size); None before the first."""
         return None if self.data is None else self._held()[1]
 
     def _held(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,11 +72,11 @@ class NativeLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are reserved for keys and values."""
+        """Return the bytes reserved for keys and values."""
         return 0 if self.data is None else self.data.nbytes
 
     def key_buffer(self) -> tuple[int, int]:
-        """Address and bytes of the keys, which the values follow in as many bytes."""
+        """Return the address and the bytes of the keys; the values follow in as many bytes."""
         assert self.data is not None
         return self.data.data_ptr(), self.data.nbytes // 2
 
@@ -87,7 +86,7 @@ class NativeLayer(CacheLayerMixin):
         return keys.unflatten(-1, (-1, self.size, _BLOCK)), values.unflatten(-1, (-1, self.size))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All slots are held, whatever the window, so the mask begins at the first."""
+        """Return the mask's length and offset 0: all slots are held, whatever the window."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
@@ -100,8 +99,8 @@ class NativeLayer(CacheLayerMixin):
         self.length, self.capacity, self.data, self.is_initialized = 0, 0, None, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens. Their number is given as a negative one, as transformers requires it.
-        Raises `ValueError` for a positive number."""
+        """Remove the last tokens. Their number is negative, as transformers requires. Raise `ValueError` for
+        a positive number."""
         if tokens_to_remove > 0:
             raise ValueError(
                 f"`crop` got {tokens_to_remove}, but it takes the number of tokens to remove as a negative "
@@ -122,11 +121,11 @@ class NativeLayer(CacheLayerMixin):
 
 
 class NativeLayers(list[NativeLayer]):
-    """The layers of one cache, as the native step reads and fills them."""
+    """The layers of one cache, read and filled by the native step."""
 
     @classmethod
     def of(cls, model: torch.nn.Module, half: bool = False) -> "NativeLayers":
-        """Empty layers for a Llama-type `model`, in float16 if `half`."""
+        """Return empty layers for a Llama-type `model`, in float16 if `half`."""
         config: Any = model.config
         stack: Any = model.model
         dtype = torch.float16 if half else torch.float32
@@ -143,7 +142,8 @@ class NativeLayers(list[NativeLayer]):
     sequences = property(lambda self: None if self[0].data is None else self[0].data.shape[1])
 
     def are_level(self) -> bool:
-        """Whether all layers hold the same number of tokens. They do not after a step that failed midway."""
+        """Return whether all layers hold the same number of tokens. A step that failed midway leaves them
+        unequal."""
         return len({layer.length for layer in self}) == 1
 
     def reserve(self, sequences: int, capacity: int) -> None:
@@ -157,7 +157,7 @@ class NativeLayers(list[NativeLayer]):
             layer.length += tokens
 
     def buffers(self) -> tuple[list[int], list[int]]:
-        """Address and bytes of each layer's keys, one after the other, and the same of its values."""
+        """Return address and bytes of each layer's keys, in order, and the same for its values."""
         keys: list[int] = []
         values: list[int] = []
         for layer in self:
@@ -168,15 +168,15 @@ class NativeLayers(list[NativeLayer]):
 
 
 class NativeCache(Cache):
-    """An empty cache of native layers for `model`. With `half` keys and values are kept in float16: half the
-    bytes, and tokens may differ from those written with float32. Pass it to `generate` as `cache=`."""
+    """Return an empty cache of native layers for `model`. With `half`, keys and values are kept in float16:
+    half the bytes, but tokens may differ from those of float32. Pass it to `generate` as `cache=`."""
 
     def __init__(self, model: torch.nn.Module, *, half: bool = False):
         super().__init__(layers=cast(list, NativeLayers.of(model, half)))
 
 
 class Scratch:
-    """Stands in for `NativeLayers` in a call that keeps nothing: every layer writes over the one before."""
+    """Stands in for `NativeLayers` in a call that keeps nothing: every layer overwrites the one before."""
 
     half, length = 0, 0
 
@@ -188,12 +188,12 @@ class Scratch:
         self.capacity = self._layer.capacity
 
     def reserve(self, sequences: int, capacity: int) -> None:
-        """There is room for all of it."""
+        """Do nothing: the buffer has room for the whole call."""
 
     def advance(self, tokens: int) -> None:
-        """Nothing is held after the call either."""
+        """Do nothing: no tokens are held after the call."""
 
     def buffers(self) -> tuple[list[int], list[int]]:
-        """The same memory for each layer."""
+        """Return the same memory for each layer."""
         address, nbytes = self._layer.key_buffer()
         return [address, nbytes] * self._count, [address + nbytes, nbytes] * self._count

@@ -1,8 +1,8 @@
-"""Whether a model is still the one that its native description was read from.
+"""Detect changes of a model since its native description was read.
 
 The description holds addresses and constants, so it must not outlive a change of a module, a weight, an
-activation precision, a hook or the config. PyTorch counts no such changes. A snapshot keeps the state that
-was read, and `holds` compares it with the present state before every step: a few comparisons of whole lists,
+activation precision, a hook or the config. PyTorch does not count such changes. A snapshot keeps the state at
+reading, and `holds` compares it with the present state before every step: a few comparisons of whole lists,
 which run in C.
 """
 
@@ -19,7 +19,7 @@ _packed, _activations = attrgetter("packed"), attrgetter("activations")
 
 
 class Snapshot:
-    """The state of a causal language `model` when the snapshot is made."""
+    """The state of a causal language `model` at the time of the snapshot."""
 
     def __init__(self, model: nn.Module):
         modules = list(model.modules())
@@ -49,7 +49,7 @@ class Snapshot:
         self._values = copy.deepcopy(vars(model.config))
 
     def holds(self) -> bool:
-        """Whether the model has not changed since."""
+        """Return whether the model is unchanged since."""
         return (
             not any(self._empty)
             and self._filled == self._contents
@@ -65,8 +65,8 @@ class Snapshot:
 
 
 def is_hooked(*modules: nn.Module) -> bool:
-    """Whether forward hooks run around one of `modules`. Those by which transformers collects outputs do not
-    count."""
+    """Return whether forward hooks run around one of `modules`. The hooks with which transformers collects
+    outputs do not count."""
     if any(global_hooks()):
         return True
     own = map(registered, modules)
@@ -75,5 +75,5 @@ def is_hooked(*modules: nn.Module) -> bool:
 
 
 def is_replaced(*modules: nn.Module) -> bool:
-    """Whether one of `modules` has a forward of its own in place of its class's."""
+    """Return whether one of `modules` has an instance-level forward in place of its class's."""
     return any("forward" in vars(module) for module in modules)

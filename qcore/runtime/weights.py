@@ -1,7 +1,7 @@
-"""A model's weights as the native step reads them: pointers to what its modules hold, and nothing copied.
+"""A model's weights as the native step reads them: pointers to the modules' own tensors, without copies.
 
-Each layer is computed as its module says (the same kernels, the same activations), the small operations
-between them in float32, so the native step and the modules write the same tokens.
+Each layer is computed as in its module (same kernels, same activation precision), the small operations
+between them in float32, so the native step and the modules generate the same tokens.
 """
 
 import ctypes
@@ -25,7 +25,9 @@ ARCHITECTURES = (
 )
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
 ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}  # whether it is gelu
-CHUNK = 1024  # tokens that go through a layer at a time: a native call takes memory for as many
+CHUNK = (
+    1024  # tokens that go through a layer at a time: the buffers of a native call are sized for this number
+)
 _PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
@@ -79,7 +81,7 @@ class _Call(ctypes.Structure):
 
 
 def supports(model: nn.Module) -> str | None:
-    """None if the native step can run `model`, else one sentence that says why its modules run instead."""
+    """Return None if the native step can run `model`, else one sentence on why its modules run instead."""
     if type(model).__name__ not in ARCHITECTURES:
         return (
             f"The decoder knows Llama, Mistral, Qwen2, Qwen3 and Gemma, and this is {type(model).__name__}."
@@ -92,11 +94,17 @@ def supports(model: nn.Module) -> str | None:
     if rope not in ROPE_TYPES:
         return f"The decoder does not know the position encoding {rope!r}."
     if config.hidden_act not in ACTIVATIONS:
-        return f"The decoder knows the activation functions {' and '.join(ACTIVATIONS)}, and this model uses {config.hidden_act}."
+        return (
+            f"The decoder knows the activation functions {' and '.join(ACTIVATIONS)}, and this "
+            f"model uses {config.hidden_act}."
+        )
     for block in stack.layers:
         for name, module in _projections(block).items():
             if not isinstance(module, QuantLinear):
-                return f"The decoder needs quantized layers, and {name}_proj of a block is {type(module).__name__}."
+                return (
+                    f"The decoder needs quantized layers, and {name}_proj of a block is "
+                    f"{type(module).__name__}."
+                )
             if module.reason_for_reference():
                 return (
                     "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
@@ -112,25 +120,31 @@ def supports(model: nn.Module) -> str | None:
             if module.reason_for_reference():
                 return "The decoder needs a head and an embedding that native kernels can hold."
         elif not isinstance(module, kinds) or not _plain(module.weight):
-            return f"The decoder needs a float32 or quantized head and embedding, and this model has {type(module).__name__}."
+            return (
+                "The decoder needs a float32 or quantized head and embedding, and this model "
+                f"has {type(module).__name__}."
+            )
     others = [
         *(parameter for block in stack.layers for parameter in block.parameters()),
         *stack.norm.parameters(),
     ]
     if not all(_plain(parameter) for parameter in others):
-        return "The decoder computes in float32 on the CPU, and this model has parameters elsewhere or in another type."
+        return (
+            "The decoder computes in float32 on the CPU, and this model has parameters "
+            "elsewhere or in another type."
+        )
     return None
 
 
 class Weights:
-    """The native description of a model for which `supports` found no reason against."""
+    """Return the native description of a model that `supports` accepts."""
 
     def __init__(self, model: nn.Module):
         config: Any = model.config
         stack: Any = model.model
         head: Any = model.lm_head
         layers = stack.layers
-        self._keep: list[Any] = []  # what the native side points to
+        self._keep: list[Any] = []  # keeps alive what the native side points to
         self._rotary = stack.rotary_emb
         self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
         self.layers, self.kv_heads, self.head_size = (
@@ -156,7 +170,7 @@ class Weights:
             config.rms_norm_eps,
             layers[0].self_attn.scaling,
             float(getattr(embedding, "embed_scale", 1.0)),
-            float(gemma),  # Gemma keeps the weights of its norms less 1
+            float(gemma),  # Gemma stores the norms' weights minus 1
             ACTIVATIONS[config.hidden_act],
             self._buffer(stack.norm.weight),
             self._projection(embedding),
@@ -171,9 +185,9 @@ class Weights:
         """Append the tokens `ids` (sequences, tokens) int64 to a cache's `NativeLayers` (or `Scratch`), which
         must have room for them.
 
-        `starts` (sequences,) int64 says how many slots of each sequence are padding. Fills `hidden`
-        (sequences, tokens, hidden) with the inputs of the head, or, for one sequence, `logits` (vocabulary,)
-        after the last token. Raises `MemoryError` if buffers for CHUNK tokens do not fit.
+        `starts` (sequences,) int64 is the number of padding slots of each sequence. Fill `hidden` (sequences,
+        tokens, hidden) with the inputs of the head, or, for one sequence, `logits` (vocabulary,) after the
+        last token. Raise `MemoryError` if buffers for CHUNK tokens do not fit.
         """
         sequences, tokens = ids.shape
         position = layers.length
@@ -206,8 +220,8 @@ class Weights:
         layers.advance(tokens)
 
     def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (at least `positions`, head size / 2), from the model itself, which knows how its
-        angles are scaled."""
+        """Return cosines and sines (at least `positions`, head size / 2) from the model itself, which applies
+        its own scaling of angles."""
         known = self._rotation
         if known is None or len(known[0]) < positions:
             count, half = max(256, 1 << (positions - 1).bit_length()), self.head_size // 2
@@ -226,7 +240,7 @@ class Weights:
         if not isinstance(module, QuantizedModule):
             return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
         packed = module.executable()
-        assert isinstance(packed, PackedWeight)  # `supports` has no reason against it
+        assert isinstance(packed, PackedWeight)  # guaranteed by `supports`
         self._keep.append(packed)
         mode = MODES[getattr(module, "activations", "fp32")]
         return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
@@ -267,7 +281,7 @@ def _head_size(stack: Any) -> int:
 
 
 def window(config: Any, index: int) -> int:
-    """How far this layer looks back, itself included; 0 for no limit."""
+    """Return how many tokens this layer's attention sees, the current one included; 0 for no limit."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and kinds[index] != "sliding_attention":
         return 0
