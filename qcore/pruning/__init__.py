@@ -1,7 +1,7 @@
-"""Pruning: weights, neurons, heads or layers that a model can do without.
+"""Pruning of weights, neurons, heads or layers.
 
-scores.py      how much each weight matters, and which ones go
-masks.py       unstructured pruning of a model: single weights become 0, floats or codes
-structured.py  neurons, heads and whole layers are cut out: a smaller model of ordinary modules
-ledger.py      what pruned tensors take when their zeros are not stored
+scores.py      importance of each weight, and the choice of weights to prune
+masks.py       unstructured pruning of a model: single weights become 0, as floats or codes
+structured.py  removal of neurons, heads and whole layers: a smaller model of ordinary modules
+ledger.py      the size of pruned tensors whose zeros are not stored
 """

@@ -1,5 +1,4 @@
-"""The ledger of a pruned model: the sparsity of each tensor, and what it takes when its zeros are not stored
-(see `qcore.formats.sparse`)."""
+"""The ledger of a pruned model: sparsity and sparse size of each tensor (see `qcore.formats.sparse`)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from qcore.recipes.ledger import Ledger, LedgerRow
 
 
 def sparse_names(model: nn.Module, kept: Kept) -> set[str]:
-    """The tensors of `model`, as a file names them, whose zeros need not be stored."""
+    """Return the tensors of `model`, by their names in a file, whose zeros need not be stored."""
     names = set()
     for name in kept:
         owner, _, parameter = name.rpartition(".")
@@ -30,7 +29,7 @@ def sparse_names(model: nn.Module, kept: Kept) -> set[str]:
 
 
 def of_floats(model: nn.Module, kept: Kept, name: str) -> Ledger:
-    """The ledger of an unquantized model that was pruned by the method called `name`, stored sparse."""
+    """Return the ledger of an unquantized model that was pruned by the method `name`, stored sparse."""
     shares, rows = sparsity(kept), []
     for full, tensor, shared in inventory(model):
         row = kept_row(full, tensor, shared, None if full in shares else "Not pruned.")
@@ -50,8 +49,8 @@ def of_floats(model: nn.Module, kept: Kept, name: str) -> Ledger:
 
 
 def of_codes(model: nn.Module, ledger: Ledger, kept: Kept) -> Ledger:
-    """`ledger` of a quantized `model` whose codes were pruned, with the bytes of sparse codes where they are
-    fewer."""
+    """Return the `ledger` of a quantized `model` with pruned codes, with the bytes of sparse codes where
+    these are fewer."""
     shares = sparsity(kept)
     return replace(ledger, rows=tuple(_sparse_row(model, row, shares.get(row.name)) for row in ledger.rows))
 

@@ -1,8 +1,8 @@
-"""Unstructured pruning: single weights of the linear layers become 0, block after block, each seeing what the
-pruned ones before it make.
+"""Unstructured pruning: single weights of the linear layers become 0, block after block; each block is scored
+on the outputs of the pruned blocks before it.
 
-In a model that is quantized, before or after, a pruned weight gets the code that stands for 0: the zero point
-of its group, or the table's 0.
+If the model is quantized before or after, a pruned weight gets the code of 0: the zero point of its group, or
+the table's 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Kept = dict[str, list[torch.Tensor]]  # by the parameter's name: boolean (N, K),
 
 @dataclass(frozen=True)
 class Amount:
-    """Which weights go: the `method` and the share of them, which is a half for 2:4. Raises `InputError`."""
+    """The pruning `method` and the share of weights to prune, which is 0.5 for 2:4. Raise `InputError` if
+    invalid."""
 
     method: str
     share: float = 0.5
@@ -47,21 +48,23 @@ class Amount:
             raise unknown("pruning method", self.method, METHODS)
         if not 0 < self.share < 1:
             raise InputError(
-                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share of the weights to prune."
+                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the "
+                "share of the weights to prune."
             )
         if self.method == "2:4" and self.share != 0.5:
             raise InputError(
-                f"2:4 prunes two of every four weights, so its amount is 0.5 and not {self.share:g}. Leave the amount out."
+                "2:4 prunes two of every four weights, so its amount is 0.5 and not "
+                f"{self.share:g}. Leave the amount out."
             )
 
 
 @torch.no_grad()
 def prune(model: PreTrainedModel, amount: Amount, ids: torch.Tensor | None, progress: Progress) -> Kept:
-    """Set weights of the linear layers in the decoder's blocks of `model` to 0, in place, and return which
-    ones stay.
+    """Set weights of the linear layers in the decoder's blocks of `model` to 0, in place. Return the masks of
+    the weights that stay.
 
-    `ids` (windows, T) are read to find the norms of inputs; magnitude needs none. Head and embeddings stay
-    whole.
+    `ids` (windows, T) are read for the norms of inputs; magnitude needs none. Head and embeddings are not
+    pruned.
     """
     blocks = Blocks(model)
     targets = [
@@ -102,8 +105,8 @@ def prune(model: PreTrainedModel, amount: Amount, ids: torch.Tensor | None, prog
 def input_norms(
     blocks: Blocks, position: int, targets: list[Target], hidden: list[torch.Tensor]
 ) -> dict[str, list[torch.Tensor | None]]:
-    """‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that no token
-    was sent to."""
+    """Return ‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that
+    received no token."""
     prefix, block = f"{blocks.name}.{position}", blocks.modules[position]
     stages, _ = find_stages(lambda: blocks.run(position, hidden[0]), block, prefix, targets)
     linear = [stage for stage in stages if not stage.targets[0].fused]
@@ -137,7 +140,8 @@ def check_format(format: Format) -> None:
     """Raise `InputError` if the format cannot hold a 0."""
     if format.learned:
         raise InputError(
-            f"{format.label} learns its table, which need not hold a 0, so pruned weights would not stay 0. Choose int4 or nf4."
+            f"{format.label} learns its table, which need not hold a 0, so pruned weights would "
+            "not stay 0. Choose int4 or nf4."
         )
     if not format.even and (format.fixed is None or not bool(format.fixed.eq(0).any())):
         raise InputError(
@@ -146,7 +150,7 @@ def check_format(format: Format) -> None:
 
 
 def without(tensor: QuantizedTensor, kept: torch.Tensor) -> QuantizedTensor:
-    """`tensor` with the code of 0 wherever `kept` (N, K) is False."""
+    """Return `tensor` with the code of 0 wherever `kept` (N, K) is False."""
     zero = zero_codes(tensor)
     if zero is None:
         raise ValueError(f"{tensor.format.label} has no code for 0")
@@ -155,7 +159,7 @@ def without(tensor: QuantizedTensor, kept: torch.Tensor) -> QuantizedTensor:
 
 
 def prune_codes(model: nn.Module, kept: Kept) -> None:
-    """Give the pruned weights of a quantized `model` the code of 0, in place."""
+    """Set the pruned weights of a quantized `model` to the code of 0, in place."""
     for name, masks in kept.items():
         owner, _, parameter = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -168,7 +172,7 @@ def prune_codes(model: nn.Module, kept: Kept) -> None:
 
 
 def sparsity(kept: Kept) -> dict[str, float]:
-    """The share of zeros that pruning has made, by the parameter's name."""
+    """Return the share of zeros made by pruning, by the parameter's name."""
     return {
         name: 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         for name, masks in kept.items()

@@ -1,8 +1,10 @@
-"""How much each weight matters, and which ones go.
+"""Importance of each weight, and the choice of weights to prune.
 
-magnitude    |w|                  the smallest of each matrix go (Han et al., arXiv 1506.02626, a matrix at a time)
-wanda        |w| · ‖x‖            ‖x‖: the norm of the weight's input over calibration text; the smallest of each *output* go (arXiv
-2306.11695) 2:4          wanda's score        of every four weights along the inputs, the two smallest go, which sparse tensor cores can use
+magnitude    |w|              the smallest of each matrix are pruned (Han et al., arXiv 1506.02626)
+wanda        |w| · ‖x‖        ‖x‖: the norm of the weight's input over calibration text; the smallest of each
+                              *output* are pruned (arXiv 2306.11695)
+2:4          wanda's score    of every four weights along the inputs, the two smallest are pruned, a pattern
+                              that sparse tensor cores support
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ METHODS = ("wanda", "magnitude", "2:4")
 
 
 def keep(weight: torch.Tensor, norm: torch.Tensor | None, method: str, amount: float) -> torch.Tensor:
-    """Which of the weights (N, K) stay, boolean (N, K); `norm` (K,) is that of each input, which magnitude
-    does without.
+    """Return a mask of the weights (N, K) that stay, boolean (N, K); `norm` (K,) is that of each input, not
+    used by magnitude.
 
-    Exactly round(amount · size) go: of the matrix (magnitude) or of each row (wanda); for 2:4 two of every
-    four inputs, and of a last, shorter group all that are left over stay.
+    Exactly round(amount · size) are pruned: of the matrix (magnitude) or of each row (wanda); for 2:4 two of
+    every four inputs, and all weights of a shorter last group stay.
     """
     if method == "magnitude":
         return _largest(weight.abs().flatten()[None], amount).view(weight.shape)
@@ -26,7 +28,7 @@ def keep(weight: torch.Tensor, norm: torch.Tensor | None, method: str, amount: f
 
 
 def two_of_four(score: torch.Tensor) -> torch.Tensor:
-    """The two larger scores of each four along the rows of `score` (N, K), as booleans; what is left over at
+    """Mark the two larger scores of each four along the rows of `score` (N, K), as booleans; a remainder at
     the end of a row stays."""
     fours = score.shape[1] // 4
     kept = torch.ones_like(score, dtype=torch.bool)
@@ -38,7 +40,7 @@ def two_of_four(score: torch.Tensor) -> torch.Tensor:
 
 
 def _largest(score: torch.Tensor, amount: float) -> torch.Tensor:
-    """All but the round(amount · K) smallest of each row of `score` (N, K)."""
+    """Mark all but the round(amount · K) smallest of each row of `score` (N, K)."""
     count = round(amount * score.shape[1])
     kept = torch.ones_like(score, dtype=torch.bool)
     if count:

@@ -1,19 +1,19 @@
-"""Structured pruning: neurons, heads or whole layers are cut out, and what is left is an ordinary, smaller
-model, faster with ordinary kernels.
+"""Structured pruning: neurons, heads or whole layers are removed. The result is an ordinary, smaller model,
+faster with ordinary kernels.
 
-    neurons    of each MLP, those whose part in the output of the down projection is least
-    heads      of each attention, the key-value groups (all query heads that share keys and values) whose part in the output of the output
-               projection is least
-    layers     those that change the hidden states least: 1 − cosine of a block's input and output, mean over tokens ("block influence",
-               ShortGPT, arXiv 2403.03853)
+    neurons    of each MLP, those that contribute least to the down projection
+    heads      of each attention, the key-value groups (all query heads that share keys and values) that
+               contribute least to the output projection's output
+    layers     those that change the hidden states least: 1 − cosine of a block's input and output, mean over
+               tokens ("block influence", ShortGPT, arXiv 2403.03853)
 
-With H = Σ x xᵀ over what calibration text gives the projection W, the part of columns P is  tr(W_P H_PP
-W_Pᵀ),  each token's output being divided by the size of its hidden state, because the next norm divides by it
-anyway: a few tokens are thousands of times larger than the others, and would decide alone. The columns S that
-stay make up for those that go, R, by least squares (as OBS does for whole layers, arXiv 2203.07259):  W_S +
-W_R H_RS (H_SS + damping)⁻¹.  Later layers see what the pruned ones before them make.
+With H = Σ x xᵀ over the inputs of the projection W on calibration text, columns P contribute tr(W_P H_PP
+W_Pᵀ). Each token's output is divided by the norm of its hidden state, as the next norm does anyway: otherwise
+a few tokens, thousands of times larger than the others, would decide alone. The columns S that stay
+compensate for the pruned ones, R, by least squares (as OBS does for whole layers, arXiv 2203.07259): W_S +
+W_R H_RS (H_SS + damping)⁻¹. Later layers read the outputs of the pruned ones before them.
 
-Every layer loses as many neurons or groups as every other, so that the model's config can say it, and the
+Every layer loses the same number of neurons or groups, so that the model's config can express it, and the
 saved folder loads wherever a model of that architecture does.
 """
 
@@ -45,8 +45,8 @@ _DEPTHS = ("num_hidden_layers", "n_layer")
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes: the `method` and the share of each layer's neurons or key-value groups, or of the layers.
-    Raises `InputError`."""
+    """The pruning `method` and the share of each layer's neurons or key-value groups, or of the layers, to
+    prune. Raise `InputError` if invalid."""
 
     method: str
     share: float
@@ -56,7 +56,8 @@ class Cut:
             raise unknown("pruning method", self.method, METHODS)
         if not 0 < self.share < 1:
             raise InputError(
-                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share of the {self.method} to prune."
+                f"amount is {self.share!r}, but it must be more than 0 and less than 1: the share "
+                f"of the {self.method} to prune."
             )
 
 
@@ -64,11 +65,10 @@ class Cut:
 def cut(
     model: PreTrainedModel, what: Cut, ids: torch.Tensor, progress: Progress
 ) -> tuple[PreTrainedModel, dict]:
-    """A smaller model with the weights of `model` that stay, and a record of what went. `ids` (windows, T)
-    are read for the scores.
+    """Return a smaller model with the weights of `model` that stay, and a record of the pruning. `ids`
+    (windows, T) are read for the scores.
 
-    Raises `InputError` for an architecture whose parts are not known, or an amount that leaves nothing or
-    changes nothing.
+    Raise `InputError` for an unsupported architecture, or an amount that removes everything or nothing.
     """
     if what.method == "layers":
         influence = layer_influence(model, ids, progress)
@@ -79,7 +79,7 @@ def cut(
 
 
 def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
-    """A model of the blocks `kept`, in this order, and everything else of `model`."""
+    """Return a model of the blocks `kept`, in this order, with everything else of `model`."""
     blocks = Blocks(model)
     config = deepcopy(model.config)
     total = len(blocks)
@@ -88,7 +88,7 @@ def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
             setattr(config, name, len(kept))
         elif (
             isinstance(value, list) and len(value) == total
-        ):  # one entry a layer, such as which attention it has
+        ):  # one entry per layer, such as its kind of attention
             setattr(config, name, [value[i] for i in kept])
     places = {str(i): str(place) for place, i in enumerate(kept)}
     state = {}
@@ -103,7 +103,7 @@ def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
 
 
 def layer_influence(model: PreTrainedModel, ids: torch.Tensor, progress: Progress) -> list[float]:
-    """1 − cosine of each block's input and output, mean over the tokens of `ids` (windows, T)."""
+    """Return 1 − cosine of each block's input and output, mean over the tokens of `ids` (windows, T)."""
     blocks = Blocks(model)
     hidden, found = blocks.embed(ids), []
     for position in range(len(blocks)):
@@ -118,11 +118,12 @@ def layer_influence(model: PreTrainedModel, ids: torch.Tensor, progress: Progres
 
 
 def _part(what: Cut, total: int, name: str) -> int:
-    """How many of `total` go: at least one, and one stays."""
+    """Return how many of `total` to prune: at least one, and one stays."""
     count = round(what.share * total)
     if not 0 < count < total:
         raise InputError(
-            f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of them. Choose another amount."
+            f"{what.share:g} of {total} {name} is {'none' if not count else 'all'} of "
+            "them. Choose another amount."
         )
     return count
 
@@ -167,8 +168,8 @@ def _narrow(
 
 
 def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
-    """Twice the mean x xᵀ (K, K) of what the module `last` of a block is given, each token's x divided by the
-    size of its hidden state."""
+    """Return twice the mean x xᵀ (K, K) of the input of a block's module `last`, each token's x divided by
+    the norm of its hidden state."""
     moments, seen = Moments.empty(_matrix(last).shape[1]), []
     hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).float()))
     try:
@@ -181,14 +182,14 @@ def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Te
 
 
 def _parts(weight: torch.Tensor, given: torch.Tensor, width: int) -> torch.Tensor:
-    """tr(W_P H_PP W_Pᵀ) for each part P of `width` columns of `weight` (N, K), with H `given` (K, K)."""
+    """Return tr(W_P H_PP W_Pᵀ) per part P of `width` columns of `weight` (N, K), with H `given` (K, K)."""
     columns = weight.unflatten(1, (-1, width))
     among = given.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)
     return torch.einsum("npi,ijp,npj->p", columns, among, columns)
 
 
 def _refitted(weight: torch.Tensor, given: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`columns` of `weight` (N, K), changed so that they make up for the others."""
+    """Return `columns` of `weight` (N, K), corrected by least squares for the pruned ones."""
     gone = torch.ones(weight.shape[1], dtype=torch.bool).index_fill_(0, columns, False).nonzero().flatten()
     lost = weight[:, gone] @ given[gone][:, columns]
     factor = torch.linalg.cholesky(damped(given[columns][:, columns]))
@@ -198,7 +199,7 @@ def _refitted(weight: torch.Tensor, given: torch.Tensor, columns: torch.Tensor) 
 def _run_with(
     blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """What a block puts out while its `module` has another `weight` (N, K)."""
+    """Return the outputs of a block while its `module` has another `weight` (N, K)."""
     before = module.weight.data
     module.weight.data = _like(module, weight)
     try:
@@ -209,8 +210,8 @@ def _run_with(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Modules whose `rows` belong to the parts, with the rows of each part; `out` reads them, `width_in`
-    columns for each part."""
+    """Modules whose `rows` belong to the parts, with the rows per part; `out` reads them, `width_in` columns
+    per part."""
 
     rows: dict[str, int]
     out: str
@@ -224,7 +225,8 @@ def _neurons(block: nn.Module) -> _Plan:
                 prefix = f"{name}." if name else ""
                 return _Plan({f"{prefix}{each}": 1 for each in names[:-1]}, f"{prefix}{names[-1]}", 1)
     raise InputError(
-        "The MLPs of this model are not of a known form (experts, for example), so their neurons cannot be cut. Prune layers."
+        "The MLPs of this model are not of a known form (experts, for example), so their "
+        "neurons cannot be cut. Prune layers."
     )
 
 
@@ -236,7 +238,8 @@ def _heads(block: nn.Module, config) -> _Plan:
             rows = {f"{name}.q_proj": shared * size, f"{name}.k_proj": size, f"{name}.v_proj": size}
             return _Plan(rows, f"{name}.o_proj", shared * size)
     raise InputError(
-        "The attention of this model has no separate query, key and value projections, and its config ties the heads' size to their "
+        "The attention of this model has no separate query, key and value projections, and "
+        "its config ties the heads' size to their "
         "number, so heads cannot be cut. Prune neurons or layers."
     )
 
@@ -250,12 +253,12 @@ def _head_size(config) -> int:
 
 
 def _spread(stays: torch.Tensor, width: int) -> torch.Tensor:
-    """Indices of all rows of the parts that stay."""
+    """Return the indices of all rows of the parts that stay."""
     return (stays[:, None] * width + torch.arange(width)).flatten()
 
 
 def _matrix(module: Any) -> torch.Tensor:
-    """The weight (N, K)."""
+    """Return the weight (N, K)."""
     return module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
 
 
@@ -267,12 +270,12 @@ def _cut_rows(state: dict, name: str, module: Any, rows: torch.Tensor) -> None:
 
 
 def _like(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """The matrix `weight` (N, K) as `module` stores it."""
+    """Return the matrix `weight` (N, K) in the layout of `module`."""
     return (weight.T if isinstance(module, Conv1D) else weight).to(module.weight.dtype).contiguous()
 
 
 def _build(model: PreTrainedModel, config, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model like `model` with the given config and weights."""
+    """Return a model like `model` with the given config and weights."""
     from qcore.models.assembly import empty_model
 
     smaller = empty_model(config, dtype=model.dtype)

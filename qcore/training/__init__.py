@@ -1,12 +1,13 @@
-"""Training: what gets better when gradients go through the whole model. A quantized one (QAT), or a smaller
-one (distillation).
+"""Training with gradients through the whole model: of a quantized model (QAT), or of a smaller one
+(distillation).
 
-attach.py       the layers that are trained, in the place of quantized ones, and back
-fake.py         layers that compute with what their codes will stand for, and let gradients through
-teacher.py      what the model is to predict, and the losses
-texts.py        windows to learn from, and others to be judged by
+attach.py       exchange quantized layers for trainable ones, and back
+fake.py         trainable layers with fake quantization
+teacher.py      the teacher's predictions, and the losses
+corpus.py       windows for training and for validation
 loop.py         steps through `accelerate`: schedule, loss curve, early stop
-checkpoint.py   what a killed run goes on from
+checkpoint.py   the state from which a killed run resumes
+judging.py      loss and perplexity on the validation text
 qat.py          quantization-aware training of a model
 distill.py      a student with fewer layers
 """

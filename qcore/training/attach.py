@@ -1,6 +1,6 @@
-"""Layers that are trained, in the place of the quantized layers of a model, and back again.
+"""Exchange the quantized layers of a model for trainable ones, and back.
 
-The output head is left as it is, and so is a quantized embedding: they may share their codes.
+The output head and a quantized embedding are not trained: they may share their codes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FakeLinear(nn.Module):
 
 
 class FakeExperts(nn.Module):
-    """Fused experts; indexing gives one expert's ŵ, as the model stores it."""
+    """Fused experts; indexing returns one expert's ŵ, stored as in the model."""
 
     def __init__(self, fakes: list[Light | Full], transposed: bool):
         super().__init__()
@@ -49,7 +49,7 @@ class FakeExperts(nn.Module):
 
 
 class FakeHead(nn.Module):
-    """A quantized output head, which is not trained: it may share its codes with the embedding."""
+    """A quantized output head. It is not trained, because it may share its codes with the embedding."""
 
     weight: torch.Tensor
 
@@ -65,8 +65,7 @@ class FakeHead(nn.Module):
 
 @dataclass(frozen=True)
 class TrainableSet:
-    """ "light" (scales and norms) or "full" (the weights, too, with scales as they are unless
-    `learn_scales`)."""
+    """ "light" (scales and norms) or "full" (also the weights, with fixed scales unless `learn_scales`)."""
 
     name: str = "light"
     learn_scales: bool = False
@@ -81,10 +80,10 @@ class TrainableSet:
 
 
 def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedModel | None = None) -> None:
-    """Replace the quantized layers of `model` by layers that can be trained. `unquantized`: the model before,
-    with the same names; weights of the full form begin leaning towards its weights.
+    """Replace the quantized layers of `model` by trainable ones. `unquantized`: the model before
+    quantization, with the same names; in the full form, weights begin shifted towards its weights.
 
-    Raises `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
+    Raise `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
     """
     model.requires_grad_(False)
     head, count = model.get_output_embeddings(), 0
@@ -116,7 +115,8 @@ def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedMo
         setattr(model.get_submodule(parent), last, new)
     if not count:
         raise InputError(
-            "This model has no quantized layers to train. Apply one of qcore's own recipes first, such as int3-g64."
+            "This model has no quantized layers to train. Apply one of qcore's own "
+            "recipes first, such as int3-g64."
         )
     for norm in norms(model):
         for parameter in norm.parameters(recurse=False):
@@ -124,7 +124,7 @@ def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedMo
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Put ordinary quantized layers in the place of those that were trained."""
+    """Replace the trainable layers by ordinary quantized ones."""
     from qcore.quantization import convert
 
     new: nn.Module
@@ -147,7 +147,7 @@ def detach(model: PreTrainedModel) -> None:
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
-    """The modules that normalise: their weights are trained."""
+    """Return the normalization modules, whose weights are trained."""
     return [
         module
         for module in model.modules()
@@ -157,11 +157,11 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 def groups(model: nn.Module, rate: float) -> list[dict]:
-    """The parameters that are trained with their learning rates, for an optimizer whose steps are about as
-    large as the rate (Adam's are).
+    """Return the trained parameters with their learning rates, for an optimizer whose steps are about as
+    large as the rate (such as Adam).
 
-    `rate` is a share: a gain moves by it, a norm's weight by it times the weights' mean size, a latent weight
-    by it times a step of its grid.
+    `rate` is relative: to 1 for a gain, to the mean size of a norm's weights, and to a grid step for a latent
+    weight.
     """
     found = []
     for module in model.modules():
@@ -182,7 +182,7 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
 def _fakes(
     name: str, tensors: list[QuantizedTensor], form: TrainableSet, before: list[torch.Tensor] | None
 ) -> list[Light | Full]:
-    """What is trained in the place of `tensors`; `before` are the matrices (N, K) of the unquantized model."""
+    """Return the trainable parts for `tensors`; `before` are the matrices (N, K) of the unquantized model."""
     if form.name == "full":
         weights: Sequence[torch.Tensor | None] = before or [None] * len(tensors)
         return [
@@ -190,7 +190,8 @@ def _fakes(
         ]
     if tensors[0].scales() is None:
         raise InputError(
-            f"{name} is stored as {tensors[0].format.label}, a table for each channel without scales, so the light form has nothing to train "
+            f"{name} is stored as {tensors[0].format.label}, a table for each channel without "
+            "scales, so the light form has nothing to train "
             "there. Take the full form, or a recipe with groups such as kmeans4-g64."
         )
     return [Light(tensor) for tensor in tensors]

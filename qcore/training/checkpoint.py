@@ -1,12 +1,11 @@
-"""What a run that was killed goes on from: everything that is trained, the optimizer's memory, and where the
-run stood.
+"""The state from which a killed run resumes: trained parameters, optimizer state, and progress.
 
-    QCORE_HOME/unfinished/training-KEY/state.safetensors    the present state, replaced as a whole
-                                       best.safetensors     the trained parameters that did best on the validation text
-                                       begin/               the model that training began with, where it took long to make
+    QCORE_HOME/unfinished/training-KEY/state.safetensors    the present state, replaced atomically
+                                       best.safetensors     the parameters with the best validation loss
+                                       begin/               the initial model, if it took long to make
 
-KEY is a hash of everything that decides the outcome: the model's digest and all options. A run never goes on
-from another's state.
+KEY is a hash of everything that determines the outcome: the model's digest and all options. A run never
+resumes from another run's state.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingState:
-    """The folder for the run that `identity` (JSON-ready) describes."""
+    """Return the folder for the run that `identity` (JSON-ready) describes."""
 
     def __init__(self, identity: dict):
         parent = home() / "unfinished"
@@ -43,11 +42,11 @@ class TrainingState:
 
     @property
     def begin(self) -> Path:
-        """Where the model that training begins with is kept."""
+        """Return the folder of the initial model."""
         return self.folder / "begin"
 
     def write(self, parameters: dict[str, torch.nn.Parameter], optimizer, about: dict) -> None:
-        """Keep `parameters`, the optimizer's state and `about` (JSON-ready). Raises `UnavailableError` if the
+        """Store `parameters`, the optimizer's state and `about` (JSON-ready). Raise `UnavailableError` if the
         disk refuses."""
         tensors = {f"parameter/{name}": value.detach().cpu() for name, value in parameters.items()}
         for name, value in parameters.items():
@@ -56,12 +55,12 @@ class TrainingState:
         self._save("state", tensors, about)
 
     def write_best(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """Keep the `parameters` that did best so far."""
+        """Store the best `parameters` so far."""
         self._save("best", {name: value.detach().cpu() for name, value in parameters.items()}, {})
 
     def read(self, parameters: dict[str, torch.nn.Parameter], optimizer) -> dict | None:
-        """Put a kept state into `parameters` and the optimizer. Return the `about` that it was written with, or
-        None if there is no state for these parameters; a damaged file counts as none, and training begins anew."""
+        """Load a stored state into `parameters` and the optimizer. Return its `about`, or None if there is no
+        state for these parameters; a damaged file counts as none, and training starts again."""
         found = self._load("state")
         if found is None or {name for name in found[0] if name.startswith("parameter/")} != {
             f"parameter/{name}" for name in parameters
@@ -81,7 +80,7 @@ class TrainingState:
         return about
 
     def read_best(self, parameters: dict[str, torch.nn.Parameter]) -> bool:
-        """Put the best `parameters` back; returns whether there were any."""
+        """Load the best `parameters`; return whether there were any."""
         found = self._load("best")
         if found is None or set(found[0]) != set(parameters):
             return False
@@ -91,7 +90,7 @@ class TrainingState:
         return True
 
     def remove(self) -> None:
-        """The result is saved: nothing needs to be taken up again."""
+        """Remove the state: the result is saved, so the run never resumes."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, tensors: dict[str, torch.Tensor], about: dict) -> None:

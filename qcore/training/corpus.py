@@ -1,8 +1,7 @@
-"""Windows of text to learn from, and others, which the model never learns from, to see when it has learned
-enough.
+"""Windows for training, and held-out windows for validation.
 
-Without a text of its own, validation takes the last windows of the training text, and training stays clear of
-them. With one, the two may not share a run of 50 tokens (see `qcore.quantization.calibration.text`).
+Without a separate text, validation takes the last windows of the training text, which training then does not
+use. With one, the two may not share a run of 50 tokens (see `qcore.quantization.calibration.text`).
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ JUDGED = 2048  # tokens of validation
 
 @dataclass(frozen=True)
 class Texts:
-    """`source` is the training text, `train` its windows (windows, T) and `held_out` (windows, T) the others,
-    token ids; `record` is the training text's (see `Calibration.record`), with the fingerprints of both: a
-    trained model may not be judged by either."""
+    """`source` is the training text, `train` its windows (windows, T) and `held_out` (windows, T) the
+    validation windows, in token ids; `record` is the training text's (see `Calibration.record`), with the
+    fingerprints of both: a trained model may not be evaluated on either."""
 
     source: Calibration
     held_out: torch.Tensor
@@ -47,11 +46,10 @@ def load(
     window: int,
     judged: int = JUDGED,
 ) -> Texts:
-    """`tokens` of the text `source` (a UTF-8 file; None is the packaged calibration text) in windows of
-    `window`, evenly spread over it, and `judged` tokens of the text `validation` (None: from the end of
-    `source`).
+    """Return `tokens` of the text `source` (a UTF-8 file; None is the packaged calibration text) in windows
+    of `window`, evenly spaced, and `judged` tokens of the text `validation` (None: from the end of `source`).
 
-    Raises `InputError` for a text that cannot be used, is too short for two windows, or overlaps the other.
+    Raise `InputError` if a text cannot be used, is too short for two windows, or overlaps the other.
     """
     text = calibration_text(source)
     ids = tokenize(text, tokenizer, limit=MOST_TOKENS)
@@ -60,8 +58,9 @@ def load(
     held = 0 if other is not None else min(-(-judged // window), max(1, available // 5))
     if available - held < 1:
         raise InputError(
-            f"{text.name} has {len(ids):,} tokens, but training needs at least {(1 + held) * window:,}: windows of {window}, some "
-            "of them to be judged by. Give a longer text or a smaller window."
+            f"{text.name} has {len(ids):,} tokens, but training needs at least "
+            f"{(1 + held) * window:,}: windows of {window}, some "
+            "of them for validation. Give a longer text or a smaller window."
         )
     windows = ids[: available * window].view(available, window)
     part = windows[: available - held]

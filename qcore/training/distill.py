@@ -1,11 +1,11 @@
-"""Distillation: a smaller model, made of a part of a larger one, learns to predict what that one predicts.
+"""Distillation: a smaller model, made from parts of a larger one, learns the larger model's predictions.
 
     loss = T² · KL(teacher || student) at temperature T  (Hinton et al., arXiv 1503.02531)
-         + h · mean over kept layers of |student − teacher|² / |teacher|²     the hidden states that each layer puts out, if h > 0
+         + h · mean over kept layers of |student − teacher|² / |teacher|²     each layer's output, if h > 0
 
-The student begins with every so many of the teacher's layers (as DistilBERT does, arXiv 1910.01108), or with
-those that change the hidden states most, and with narrower MLPs if that is wished. Embedding and head stay
-the teacher's. It is saved as an ordinary model, which can then be quantized.
+The student starts from evenly spaced layers of the teacher (as DistilBERT does, arXiv 1910.01108), or from
+those that change the hidden states most, optionally with narrower MLPs. Embedding and head are
+the teacher's. The student is saved as an ordinary model, which can then be quantized.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RATE = 5e-4
-SCORED = 8  # windows that layers and neurons are scored by
+SCORED = 8  # windows on which layers and neurons are scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons` cut
-    from each MLP if that is given.
+    """A student of `layers` layers, chosen by `keep` ("even" or "influence"), with a share of `neurons`
+    pruned from each MLP if given.
 
-    `temperature` softens both distributions; `hidden` weighs the loss of hidden states. The rest as for
-    `Qat`. Raises `InputError`.
+    `temperature` softens both distributions; `hidden` is the weight of the loss of hidden states. The rest as
+    in `Qat`. Raise `InputError` for values out of range.
     """
 
     layers: int
@@ -66,20 +66,21 @@ class Distill:
             raise InputError(f"temperature is {self.temperature!r}, but it must be from 0.1 to 100.")
         if not 0 <= self.hidden <= 1000:
             raise InputError(
-                f"hidden is {self.hidden!r}, but it must be from 0 to 1000: how much hidden states count."
+                f"hidden is {self.hidden!r}, but it must be from 0 to 1000: the weight of "
+                "the loss of hidden states."
             )
         if self.neurons is not None:
             Cut("neurons", self.neurons)
 
     @property
     def used_rate(self) -> float:
-        """The learning rate."""
+        """Return the learning rate."""
         return RATE if self.rate is None else self.rate
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """`count` of `total` layers at even distances, the first and the last among them (one alone is the
-    first)."""
+    """Return `count` of `total` layers at even distances, including the first and the last (only the first if
+    `count` is 1)."""
     return [0] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
@@ -91,9 +92,9 @@ def run(
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, dict, TrainingState]:
-    """Train a student of the model of `teacher`. Returns it with the record of how it was made, and what
-    was kept for a run that is killed. Started again with the same arguments after a kill, it goes on. Raises
-    `InputError` and `RunError` as `qat.run` does."""
+    """Train a student of the model of `teacher`. Return the student, the record of its training, and the
+    stored state, to be removed once the student is saved. Started again with the same arguments after a kill,
+    the training resumes. Raise `InputError` and `RunError` as `qat.run` does."""
     checkpoint = teacher.checkpoint
     words = corpus.load(
         options.text, options.validation, teacher.tokenizer, tokens=options.tokens, window=options.window
@@ -145,12 +146,13 @@ def run(
 def begin(
     model: PreTrainedModel, options: Distill, ids: torch.Tensor, progress: Progress
 ) -> tuple[PreTrainedModel, list[int]]:
-    """The untrained student, and which of the teacher's layers it has. Raises `InputError` if there are not
-    so many."""
+    """Return the untrained student, and the teacher's layers that it has. Raise `InputError` if the teacher
+    has too few layers."""
     total = len(Blocks(model))
     if options.layers > total or (options.layers == total and options.neurons is None):
         raise InputError(
-            f"The model has {total} layers, so a student of {options.layers} is no smaller. Choose fewer layers."
+            f"The model has {total} layers, so a student of {options.layers} is no "
+            "smaller. Choose fewer layers."
         )
     layers = evenly(total, options.layers)
     if options.keep == "influence" and options.layers < total:
@@ -166,15 +168,15 @@ def begin(
 
 
 def hidden_loss(teacher: list[torch.Tensor], student: list[torch.Tensor], layers: list[int]) -> torch.Tensor:
-    """Mean over the student's layers of |student − teacher|² / |teacher|², token by token; lists of (B, T, H)
-    begin with the embedding's output. The last entry of either is behind the final norm, so the last layers
-    are compared there."""
+    """Return the mean over the student's layers of |student − teacher|² / |teacher|², token by token; lists
+    of (B, T, H) begin with the embedding's output. The last entry of either follows the final norm, so the
+    last layers are compared there."""
     losses = []
     for place, layer in enumerate(layers):
         wanted, made = teacher[layer + 1].float(), student[place + 1].float()
         if (layer + 2 == len(teacher)) == (
             place + 2 == len(student)
-        ):  # both behind the final norm, or neither
+        ):  # both after the final norm, or neither
             losses.append(
                 ((made - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean()
             )

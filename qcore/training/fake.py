@@ -1,20 +1,19 @@
-"""Layers that compute with what their codes will stand for, and let gradients through: "fake quantization".
+"""Fake quantization: layers that compute with their quantized weights and let gradients through.
 
-    light    ŵ = gain · scale · unit                       codes stay; a gain for each scale is learned
-    full     ŵ = scale · (round(w / scale) as far as the grid goes)      the weight w behind the codes is learned
+    light    ŵ = gain · scale · unit                       codes are fixed; a gain per scale is learned
+    full     ŵ = scale · clamp(round(w / scale))       the latent weight w is learned
 
-Rounding has no gradient, so it is passed over (the straight-through estimator, Bengio et al., arXiv
+Rounding has no useful gradient, so it is skipped (the straight-through estimator, Bengio et al., arXiv
 1308.3432): ∂ŵ/∂w = 1 where w lies within the grid, 0 beyond its ends. With `learn_scales` the full form
 learns scales as LSQ does (arXiv 1902.08153): for a uniform grid
 
     ∂ŵ/∂scale = round(w / scale) − w / scale within the grid, and the last code beyond its ends
 
 and the same with table values for codebooks. Scales are rounded to what the format stores (float16, or 8 bits
-with -dq) as they are used, so what is trained is, to the last bit, what will be saved.
+with -dq) before use, so the trained weights equal the saved ones bit for bit.
 
-Any model that qcore has quantized can be trained: `attach.py` takes the codes that its method has chosen as
-the beginning, `detach` puts ordinary quantized layers in their place again. In the full form the weights
-begin at their codes, leaning towards the unquantized weights.
+Any model quantized by qcore can be trained: `attach` starts from its codes, and `detach` returns to ordinary
+quantized layers. In the full form the weights begin at their codes, shifted towards the unquantized weights.
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ from qcore.formats.tensor import QuantizedTensor, round_scale, spread
 from qcore.kernels.precision import mixes
 from qcore.quantization.methods.rtn import nearest
 
-LEAN = 0.4  # how far from its code towards the unquantized weight a weight begins, in steps of the grid
+LEAN = 0.4  # initial shift of a weight from its code towards the unquantized weight, in grid steps
 _TINY = torch.finfo(torch.float32).tiny
 
 
 class Light(nn.Module):
-    """Codes that stay, and a `gain` (N, G) for each scale, which begins at 1.
+    """Fixed codes, and a trained `gain` (N, G) per scale, which begins at 1.
 
-    In mixed precision ŵ is made in bfloat16 at once, from scales rounded to it: what is kept and judged is
-    not."""
+    In mixed precision ŵ is computed directly in bfloat16, from rounded scales; stored and validated weights
+    are exact.
+    """
 
     units: torch.Tensor
     scale: torch.Tensor
@@ -51,21 +51,21 @@ class Light(nn.Module):
         self.gain = nn.Parameter(torch.ones_like(self.scale))
 
     def weight(self) -> torch.Tensor:
-        """ŵ (N, K), float32 or as autocast wants it."""
+        """Return ŵ (N, K), in float32 or autocast's type."""
         scale = _stored(self.scale * self.gain, self.tensor)
         if self.units.dtype == torch.bfloat16 and torch.is_autocast_enabled(scale.device.type):
             scale = scale.to(torch.bfloat16)
         return _Scaled.apply(self.units, scale, self.tensor.format.group_size)
 
     def result(self) -> QuantizedTensor:
-        """What ŵ is stored as."""
+        """Return the quantized tensor that stores ŵ."""
         scale = (self.scale * self.gain).detach()
         return _to(self.tensor, scale.device).with_scales(scale)
 
 
 class Full(nn.Module):
-    """The weight behind the codes, `latent` (N, K), on the grid that `tensor` has; `gain` (N, G) if scales
-    are learned, too."""
+    """A latent weight `latent` (N, K), rounded to the grid of `tensor`; `gain` (N, G) if scales are learned
+    as well."""
 
     scale: torch.Tensor
     zero: torch.Tensor | None
@@ -89,11 +89,11 @@ class Full(nn.Module):
         self.gain = nn.Parameter(torch.ones_like(self.scale)) if learn_scales and scale is not None else None
 
     def weight(self) -> torch.Tensor:
-        """ŵ (N, K), float32."""
+        """Return ŵ (N, K), float32."""
         return _Rounded.apply(self.latent, self._scale(), self)
 
     def result(self) -> QuantizedTensor:
-        """What ŵ is stored as: the codes of the latent weight."""
+        """Return the quantized tensor with the codes of the latent weight."""
         with torch.no_grad():
             codes = self.round(self.latent, self._scale())[0].to(torch.uint8)
             stored = replace(_to(self.tensor, codes.device), codes=pack(codes, self.tensor.format.bits))
@@ -102,7 +102,7 @@ class Full(nn.Module):
     def round(
         self, weight: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes, units and position w / scale (N, K) of `weight` under the scales (N, G)."""
+        """Return codes, units and position w / scale (N, K) of `weight` under the scales (N, G)."""
         format, columns = self.tensor.format, weight.shape[1]
         position = weight / spread(scale, columns, format.group_size).clamp_min(_TINY)
         if self.table is None:
@@ -120,7 +120,7 @@ class Full(nn.Module):
         return codes, self.table.gather(1, codes), position
 
     def limits(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """The lowest and the highest unit of the grid, (N, K) where groups differ."""
+        """Return the lowest and the highest unit of the grid, (N, K) if groups differ."""
         format, columns = self.tensor.format, self.tensor.shape[1]
         if self.table is not None:
             return self.table.amin(-1, keepdim=True), self.table.amax(-1, keepdim=True)
@@ -148,7 +148,7 @@ class Full(nn.Module):
 
 
 class _Scaled(torch.autograd.Function):
-    """units (N, K) times scales (N, G); of the gradient of the weight only what the scales need is kept."""
+    """Multiply units (N, K) by scales (N, G); autograd keeps only what the scales' gradient needs."""
 
     @staticmethod
     def forward(ctx: Any, units: torch.Tensor, scale: torch.Tensor, size: int | None) -> torch.Tensor:
@@ -165,8 +165,8 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """`latent` (N, K) rounded to its grid with scales (N, G); straight through within the grid's ends, LSQ's
-    gradient for scales."""
+    """Round `latent` (N, K) to its grid with scales (N, G); straight-through within the grid, LSQ's gradient
+    for scales."""
 
     @staticmethod
     def forward(ctx: Any, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
@@ -191,12 +191,12 @@ class _Rounded(torch.autograd.Function):
 
 
 def _stored(scale: torch.Tensor, tensor: QuantizedTensor) -> torch.Tensor:
-    """The scales (N, G) as the format of `tensor` holds them; gradients pass."""
+    """Return the scales (N, G) as stored in the format of `tensor`; gradients pass through."""
     return scale + (round_scale(scale.detach(), tensor.format) - scale.detach())
 
 
 def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tensor:
-    """Sums (N, G) over the inputs of each group of `values` (N, K)."""
+    """Sum `values` (N, K) over the inputs of each group, to (N, G)."""
     if size is None:
         return values.sum(1, keepdim=True)
     missing = groups * size - values.shape[1]
@@ -206,8 +206,8 @@ def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tens
 
 
 def _units(tensor: QuantizedTensor) -> torch.Tensor:
-    """What the codes stand for before the scale is applied, (N, K): whole numbers of a uniform grid
-    (bfloat16, which holds them exactly, where products in it are fast), or values of a table."""
+    """Return the values of the codes before scaling, (N, K): integers of a uniform grid (in bfloat16, which
+    holds them exactly, if bfloat16 products are fast), or values of a table."""
     codes = tensor.unpacked_codes()
     if tensor.format.even:
         zero = tensor.zero_points()

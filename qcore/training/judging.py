@@ -1,4 +1,4 @@
-"""How good a model in training is, on text that it does not learn from."""
+"""Validation of a model in training, on held-out text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qcore.training.teacher import Teacher, next_loss, soft_loss
 
 
 def judge(teacher: Teacher, held_out: torch.Tensor, loss: str) -> Callable[[nn.Module], tuple[float, float]]:
-    """A function of a model: (its loss, its perplexity) on the windows `held_out` (windows, T). `loss`: "kl"
-    against the teacher, in nats a token, or "next"."""
+    """Return a function of a model: (loss, perplexity) on the windows `held_out` (windows, T). `loss`: "kl"
+    against the teacher, in nats per token, or "next"."""
 
     @torch.no_grad()
     def measure(model: nn.Module) -> tuple[float, float]:

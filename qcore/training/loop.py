@@ -1,16 +1,16 @@
 """The loop that quantization-aware training and distillation share: steps through `accelerate`, a schedule,
-validation, early stop.
+validation, early stopping.
 
 A step reads `batch` windows. The learning rate rises over the first twentieth of the run and then falls along
-a cosine to nothing; how far the run is, is counted in steps or, with a time limit, in time. Validation
-happens at the beginning and then at even shares of the run. What did best there is what comes out; when
-`patience` validations in a row were worse than the best, the run ends.
+a cosine to nearly 0; progress is counted in steps or, with a time limit, in time. Validation happens at the
+beginning and then at equal intervals. The result is the model with the best validation loss; when `patience`
+validations in a row were worse than the best, the run ends.
 
-The order of windows depends on the seed and the pass alone, so a run that goes on after a kill takes the same
-steps as one that was never stopped (with a time limit: as many as go into what is left).
+The order of windows depends only on the seed and the epoch, so a run resumed after a kill takes the same
+steps as an uninterrupted one (with a time limit: as many as fit into the remaining time).
 
-On a processor with instructions for bfloat16 steps compute in mixed precision; what is learned, and what
-judges it, is float32.
+On a processor with bfloat16 instructions, steps compute in mixed precision; trained parameters and validation
+are float32.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from qcore.kernels.precision import mixed
 from qcore.training.checkpoint import TrainingState
 
 WARM = 0.05  # share of the run over which the learning rate rises
-LOWEST = 0.02  # share of the rate that is left at the end
+LOWEST = 0.02  # share of the rate at the end
 CLIP = 1.0  # largest norm of the gradients
 SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast. `minutes` takes the place of `steps` where it is given. `patience` counts
-    validations.
+    """Length and speed of the training. `minutes` replaces `steps` if given. `patience` counts validations.
 
-    Raises `InputError` naming what is out of range.
+    Raise `InputError` naming the field that is out of range.
     """
 
     steps: int = 200
@@ -66,11 +65,11 @@ class Schedule:
             raise InputError(f"minutes is {self.minutes!r}, but it must be more than 0 and at most 100,000.")
 
     def share(self, step: int, seconds: float) -> float:
-        """How far the run is, 0 … 1, after `step` steps and `seconds`."""
+        """Return the progress of the run, 0 … 1, after `step` steps and `seconds`."""
         return min(1.0, step / self.steps if self.minutes is None else seconds / (60 * self.minutes))
 
     def rate(self, share: float) -> float:
-        """The factor of the learning rate, 0 … 1."""
+        """Return the factor of the learning rate, 0 … 1."""
         if share < WARM:
             return max(LOWEST, share / WARM)
         return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * (share - WARM) / (1 - WARM)))
@@ -78,8 +77,8 @@ class Schedule:
 
 @dataclass
 class History:
-    """What happened: `curve` [step, tokens, seconds, loss] of each step, `validations` [step, loss,
-    perplexity], and why the run ended."""
+    """The course of a training: `curve` [step, tokens, seconds, loss] of each step, `validations` [step,
+    loss, perplexity], and why the run ended."""
 
     step: int = 0
     tokens: int = 0
@@ -91,18 +90,18 @@ class History:
 
     @property
     def best(self) -> float:
-        """The least validation loss so far."""
+        """Return the lowest validation loss so far."""
         return min((each[1] for each in self.validations), default=math.inf)
 
     def record(self) -> dict:
-        """JSON-ready."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned. `loss` of the student on windows `ids` (B, T) called `numbers`, with gradients;
-    `judge` gives (loss, perplexity) on the validation text, without."""
+    """The training objective. `loss` returns the student's loss on windows `ids` (B, T) with indices
+    `numbers`, with gradients; `judge` returns (loss, perplexity) on the validation text, without."""
 
     student: nn.Module
     groups: list[dict]
@@ -120,9 +119,9 @@ def train(
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> History:
-    """Train the student in place, and leave it with the parameters that did best on the validation text.
+    """Train the student in place, and leave it with the parameters of the best validation.
 
-    `watch` sees the history after each step. Raises `RunError` if the loss is no longer a number.
+    `watch` gets the history after each step. Raise `RunError` if the loss is not a finite number.
     """
     from accelerate import Accelerator
 
@@ -144,7 +143,7 @@ def train(
             kept.write(parameters, optimizer, history.record())
 
     def validate() -> bool:
-        """Whether it is worth going on."""
+        """Return whether the training should continue."""
         progress(history.step, _expected(schedule, history), "validating")
         loss, perplexity = problem.judge(student)
         if loss < history.best:
@@ -168,7 +167,8 @@ def train(
             history.curve.append([history.step, history.tokens, round(history.seconds, 3), loss])
             if not math.isfinite(loss):
                 raise RunError(
-                    f"The training has run away: its loss is {loss} at step {history.step}. Try a smaller learning rate."
+                    f"The training has diverged: its loss is {loss} at step {history.step}. Try "
+                    "a smaller learning rate."
                 )
             progress(history.step, _expected(schedule, history), f"training, loss {loss:.4f}")
             due = int(schedule.share(history.step, clock()) * schedule.validations)
@@ -178,7 +178,7 @@ def train(
             if time.monotonic() - saved > SAVE_SECONDS:
                 keep()
                 saved = time.monotonic()
-    except KeyboardInterrupt:  # somebody wants an end: nothing that was learned is lost
+    except KeyboardInterrupt:  # on cancellation: save the trained state first
         keep()
         raise
     if not history.ended:
@@ -195,7 +195,7 @@ def train(
 def _step(
     problem: Problem, schedule: Schedule, accelerator, student: nn.Module, optimizer, step: int
 ) -> float:
-    """One step on the next `batch` windows, shared out among processes; returns its loss."""
+    """Take one step on the next `batch` windows, divided among processes; return its loss."""
     picked = order(len(problem.windows), schedule, step)
     own = picked[accelerator.process_index :: accelerator.num_processes] or picked[:1]
     optimizer.zero_grad(set_to_none=True)
@@ -208,7 +208,7 @@ def _step(
 
 
 def order(count: int, schedule: Schedule, step: int) -> list[int]:
-    """The numbers of the windows that a step reads, of `count`: each once before any comes again."""
+    """Return the indices of the windows of a step, out of `count`: each once before any repeats."""
     picked: list[int] = []
     for place in range(step * schedule.batch, (step + 1) * schedule.batch):
         generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + place // count)
@@ -217,7 +217,7 @@ def order(count: int, schedule: Schedule, step: int) -> list[int]:
 
 
 def _expected(schedule: Schedule, history: History) -> int:
-    """How many steps the run will have, as far as can be told; 0: not known yet."""
+    """Estimate the number of steps of the run; 0: not known yet."""
     if schedule.minutes is None:
         return schedule.steps
     return (

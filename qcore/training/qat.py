@@ -1,10 +1,10 @@
-"""Quantization-aware training: a model is quantized by a recipe, then learns to predict what it did before,
-in its quantized form.
+"""Quantization-aware training: a model quantized by a recipe is trained, in its quantized form, to predict
+what the unquantized model predicts.
 
-The light form learns scales and norms while codes stay (as the second phase of EfficientQAT does, arXiv
-2407.11062); its memory is that of inference plus what autograd keeps, and minutes on a small machine pay. The
-full form learns the weights behind the codes (LLM-QAT, arXiv 2305.17888), with scales as they are or learned
-(LSQ, arXiv 1902.08153). Either ends as an ordinary quantized model of the same size.
+The light form trains scales and norms with fixed codes (as the second phase of EfficientQAT does, arXiv
+2407.11062); its memory is that of inference plus autograd's buffers, and minutes on a small machine suffice
+for a gain. The full form trains the latent weights behind the codes (LLM-QAT, arXiv 2305.17888), with fixed
+or learned scales (LSQ, arXiv 1902.08153). Either ends as an ordinary quantized model of the same size.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RATES = {"light": 5e-3, "full": 3e-2}
-# of it, where a text has chosen the codes: they are near the best, and larger steps lead away from there
-# first
+# factor of the rate after calibration: the codes are near the optimum, larger steps first lead away
 CALM = 0.4
 LIMITS = {"tokens": (32, 10**9), "window": (8, 1 << 20)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qat:
-    """`loss` is "kl" (the unquantized model teaches) or "next" (the text does). `text` and `validation` are
-    files; without them, the packaged calibration text and its end. `rate` None is the usual one. Raises
-    `InputError` naming what cannot be used."""
+    """`loss` is "kl" (the unquantized model is the teacher) or "next" (the next token of the text is the
+    target). `text` and `validation` are files; without them, the packaged calibration text and its end.
+    `rate` None selects the default. Raise `InputError` naming the invalid field."""
 
     form: TrainableSet = field(default_factory=TrainableSet)
     loss: str = "kl"
@@ -56,18 +55,19 @@ class Qat:
     def __post_init__(self):
         if self.loss not in ("kl", "next"):
             raise InputError(
-                f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) or next (the text does)."
+                f"loss is {self.loss!r}, but it must be kl (the unquantized model teaches) "
+                "or next (the text does)."
             )
         check_common(self.tokens, self.window, self.rate)
 
     def rate_for(self, recipe: Recipe) -> float:
-        """The learning rate."""
+        """Return the learning rate."""
         usual = RATES[self.form.name] * (CALM if recipe.calibrated else 1)
         return usual if self.rate is None else self.rate
 
 
 def check_common(tokens: int, window: int, rate: float | None) -> None:
-    """Raise `InputError` for what no training can use."""
+    """Raise `InputError` for values that no training accepts."""
     for name, value in (("tokens", tokens), ("window", window)):
         low, high = LIMITS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -77,14 +77,16 @@ def check_common(tokens: int, window: int, rate: float | None) -> None:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise `InputError` if there is nothing to train in models of `recipe`."""
+    """Raise `InputError` if models of `recipe` have nothing to train."""
     if isinstance(recipe.weights, Engine):
         raise InputError(
-            f"{recipe.name} is another library's format, which qcore cannot train. Choose one of qcore's own, such as int3-g64."
+            f"{recipe.name} is another library's format, which qcore cannot train. Choose one of "
+            "qcore's own formats, such as int3-g64."
         )
     if not recipe.quantizes:
         raise InputError(
-            f"{recipe.name} keeps floating point, so there is nothing to train. Choose a recipe such as int3-g64."
+            f"{recipe.name} keeps floating point, so there is nothing to train. Choose a "
+            "recipe such as int3-g64."
         )
 
 
@@ -98,12 +100,12 @@ def run(
     device: str = "cpu",
     watch: Callable[[History], None] | None = None,
 ) -> tuple[Loaded, History, TrainingState]:
-    """Train the model of `teacher` in the form of `recipe`. `quantized` returns the student, quantized by
-    the recipe with a part of the training text.
+    """Train the model of `teacher` in the form of `recipe`. `quantized` returns the student, quantized by the
+    recipe with a part of the training text.
 
-    Returns the student, ready to be saved, with the history, and what was kept for a run that is killed:
-    remove that once the model is saved. Started again with the same arguments after a kill, the training goes
-    on. Raises `InputError` for recipes and texts that cannot be used, `RunError` if the training runs away.
+    Return the student, ready to be saved, with the history, and the stored state: remove it once the student
+    is saved. Started again with the same arguments after a kill, the training resumes. Raise `InputError` for
+    recipes and texts that cannot be used, `RunError` if the training diverges.
     """
     check_recipe(recipe)
     checkpoint = teacher.checkpoint
@@ -143,8 +145,8 @@ def run(
 def _begin(
     recipe: Recipe, words: corpus.Texts, quantized: Callable[[Calibration], Loaded], kept: TrainingState
 ) -> tuple[PreTrainedModel, Ledger]:
-    """Return the model that training begins with and its ledger. A calibrated one, which takes long, is kept
-    for a run that goes on."""
+    """Return the initial model and its ledger. A calibrated one, which takes long, is stored for a resumed
+    run."""
     if kept.begin.is_dir():
         model, ledger, _ = safetensors.load(kept.begin)
         return model, ledger

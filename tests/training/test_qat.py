@@ -259,7 +259,7 @@ def test_training_stops_early_and_comes_out_with_the_best():
 
 def test_a_loss_that_is_no_number_ends_the_run():
     problem = line(float("nan"))
-    with pytest.raises(RunError, match="run away"):
+    with pytest.raises(RunError, match="diverged"):
         train(problem, Schedule(steps=3), TrainingState({"b": 1}), quiet)
 
 
