@@ -1,2 +1,2 @@
-"""Measurements beside other people's programs: `kernels.py` for single products, `speed.py` for whole
+"""Benchmarks against other programs: `kernels.py` for single products, `speed.py` and `quality.py` for whole
 models."""

@@ -1,7 +1,6 @@
-"""How every whole model is timed: a prompt is read, then tokens are written one by one, each the most likely
-one.
+"""The timing of whole models: read a prompt, then generate tokens one by one, greedily.
 
-Only the program's own work is on the clock; finding the most likely token is not, whoever does it.
+Only the program's own work is timed; the search for the most likely token is not, in any program.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +11,10 @@ from benchmarks.plan import STEPS
 def timed(
     read: Callable[[Sequence[int]], int], write: Callable[[int], int], prompt: Sequence[int]
 ) -> dict[str, float]:
-    """Rates in tokens a second: "prefill" of `prompt`, "decode" of STEPS tokens after it.
+    """Return rates in tokens per second: "prefill" of `prompt`, "decode" of STEPS tokens after it.
 
-    `read(tokens)` starts anew and processes a prompt, `write(token)` one token more; both return the seconds
-    that it took and the most likely next token.
+    `read(tokens)` starts anew and processes a prompt, `write(token)` processes one further token; both return
+    the seconds taken and the most likely next token.
     """
     seconds, token = read(prompt)
     steps = 0.0

@@ -1,10 +1,10 @@
-"""A Hugging Face Llama as a GGUF file in float32, for llama.cpp to quantize: the very weights that qcore
+"""Write a Hugging Face Llama as a GGUF file in float32 for llama.cpp to quantize: the same weights that qcore
 quantizes.
 
-Rotary embeddings turn pairs of dimensions. Hugging Face pairs dimension i of a head with i + size/2,
-llama.cpp's `llama` architecture 2i with 2i + 1, so the rows of the query and key projections change places;
-products of queries and keys stay what they were. The file has no tokenizer ("none"), because only token ids
-are ever given to it.
+Rotary embeddings rotate pairs of dimensions. Hugging Face pairs dimension i of a head with i + size/2,
+llama.cpp's `llama` architecture 2i with 2i + 1, so the rows of the query and key projections are permuted;
+products of queries and keys are unchanged. The file has no tokenizer ("none"), because it only receives token
+ids.
 """
 
 from collections.abc import Iterator
@@ -27,18 +27,19 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection (heads · size, K) so that the two of each rotated pair stand next to
-    each other."""
+    """Permute rows of a query or key projection (heads · size, K) so that the two rows of each rotated pair
+    are adjacent."""
     size = weight.shape[0] // heads
     order = torch.arange(size).view(2, size // 2).T.flatten()  # 0, size/2, 1, size/2 + 1, …
     return weight.view(heads, size, -1)[:, order].reshape(weight.shape)
 
 
 def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the file, tensor) for every weight of `model`; a tied output head is left out, as llama.cpp
+    """Return (name in the file, tensor) for every weight of `model`, without a tied output head, as llama.cpp
     expects.
 
-    Raises `ValueError` for a weight that has no name there, so that none is lost unseen."""
+    Raise `ValueError` for a weight without a name there, so that no weight is lost silently.
+    """
     config = model.config
     tied = model.lm_head.weight is model.model.embed_tokens.weight
     for full, tensor in model.state_dict().items():
@@ -58,8 +59,8 @@ def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def write(model: torch.nn.Module, path: Path) -> None:
-    """Write `model`, a `LlamaForCausalLM` in float32 with plain rotary embeddings, to `path`. Raises
-    `ValueError` for any other."""
+    """Write `model`, a `LlamaForCausalLM` in float32 with plain rotary embeddings, to `path`. Raise
+    `ValueError` for any other model."""
     from gguf import GGUFWriter, LlamaFileType
 
     config = model.config

@@ -3,8 +3,8 @@ calibration text.
 
     importance(j) = 1/n · Σ x_j²       over n tokens, as the unquantized model computes them
 
-The tool that collects it is no part of llama-cpp-python, but the quantizer takes it through its C interface:
-an array of (name of the tensor in the file, values, their number) that ends with an empty name.
+llama-cpp-python does not include the tool that collects it, but the quantizer takes it through its C
+interface: an array of (name of the tensor in the file, values, their number) that ends with an empty name.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ from qcore.recipes import parse
 
 @torch.no_grad()
 def importance(model: torch.nn.Module, ids: torch.Tensor, say=lambda text: None) -> dict[str, torch.Tensor]:
-    """{name of the weight: importance of its inputs (K,)} of the linear layers in the blocks of `model`, over
-    `ids` (windows, T)."""
+    """Return {name of the weight: importance of its inputs (K,)} of the linear layers in the blocks of
+    `model`, over `ids` (windows, T)."""
     blocks, targets = Blocks(model), select(model, parse("int4-g64")).targets
     hidden, found = blocks.embed(ids), {}
     for position, block in enumerate(blocks.modules):
@@ -42,8 +42,9 @@ def importance(model: torch.nn.Module, ids: torch.Tensor, say=lambda text: None)
 
 
 def as_c(values: dict[str, torch.Tensor], structure: type[ctypes.Structure]):
-    """`values` (name in the file: importance (K,)) as the array that the quantizer reads of `structure`, the
-    library's `llama_model_imatrix_data` (name, data, size). Keep it as long as C does."""
+    """Convert `values` (name in the file: importance (K,)) to the array that the quantizer reads, of
+    `structure`, the library's `llama_model_imatrix_data` (name, data, size). Keep it alive while C uses it.
+    """
     array = (structure * (len(values) + 1))()  # the last one stays empty and marks the end
     for entry, (name, importances) in zip(array, values.items(), strict=False):
         entry.name = name.encode()

@@ -1,14 +1,13 @@
-"""How fast the native kernels multiply, against the machine's own limit and against the float32 product that
-they replace.
+"""Speed of the native kernels, against the machine's limit and against the float32 product that they replace.
 
     python benchmarks/kernels.py [--threads 2] [--rounds 30] [--quick] [--only gemv|gemm]
 
 One token at a time (GEMV) is bound by reading the weights, so each time is also given as a share of the read
-bandwidth that this machine shows in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 ·
-M · N · K operations; the peers there are MKL on float32 weights and FBGEMM's dynamic int8, which gives
-activations 7 bits so that its products fit 16. All candidates of a shape take turns, weights are cycled so
-that a single token finds none in a cache, and the best time of each counts, because a shared machine only
-ever adds to it. The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
+bandwidth measured in the same minute. Many tokens at once (GEMM) are bound by arithmetic: 2 · M · N · K
+operations; the peers there are MKL on float32 weights and FBGEMM's dynamic int8, which gives activations 7
+bits so that its products fit 16. All candidates of a shape take turns, and weights are cycled so that a
+single token finds none in a cache. The best time of each counts, because other load on a shared machine only
+adds time. The last line is JSON: {"ratios": {name: value}, "rows": [...], "environment": {...}}.
 """
 
 import argparse
@@ -45,13 +44,11 @@ TOKENS = (2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PEERS = ("MKL fp32", "FBGEMM int8")
 SHOWN = ("int4-g64 int8-block", "int4-g64 int16", "int8 int8", "int8 int16", *PEERS)
 COLD = 96 << 20  # bytes of weights to cycle through, several times the last-level cache's share
-READ = (
-    32 << 20
-)  # bytes that the bandwidth measurement reads in a turn, about as long as the largest product takes
+READ = 32 << 20  # bytes per bandwidth measurement, which take about as long as the largest product
 
 
 def take_turns(candidates: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, all candidates once a round."""
+    """Return the seconds of each call, with all candidates once per round."""
     times = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
@@ -62,7 +59,7 @@ def take_turns(candidates: dict, rounds: int) -> dict[str, list[float]]:
 
 
 def packed(name: str, columns: int, rows: int, cold: bool) -> list[PackedWeight]:
-    """A quantized random weight, copied until the copies exceed every cache."""
+    """Return a quantized random weight, copied until the copies exceed every cache."""
     format, method = FORMATS[name]
     small = torch.randn(
         min(rows, 256), columns
@@ -74,12 +71,12 @@ def packed(name: str, columns: int, rows: int, cold: bool) -> list[PackedWeight]
 
 @functools.lru_cache(maxsize=1)
 def all_packed(columns: int, rows: int, cold: bool) -> dict[str, list[PackedWeight]]:
-    """`packed` for every format. The last shape's are kept, for all its numbers of tokens."""
+    """Return `packed` for every format. The last shape's weights are cached for all numbers of tokens."""
     return {name: packed(name, columns, rows, cold) for name in FORMATS}
 
 
 def candidates_of(columns: int, rows: int, tokens: int) -> tuple[dict, dict[str, int]]:
-    """Calls to time by name ("int4-g32 int16"), and the bytes of weights that each reads."""
+    """Return the calls to time by name ("int4-g32 int16"), and the bytes of weights that each reads."""
     x, calls, sizes = torch.randn(tokens, columns), {}, {}
     for name, each in all_packed(columns, rows, tokens == 1).items():
         weights = itertools.cycle(each)
@@ -107,7 +104,8 @@ def _prepared(rows: int, columns: int) -> torch.nn.Linear:
 
 
 def gemm_table(rows: list[dict]) -> str:
-    """Operations a second by shape and number of tokens, as Markdown, with the ratio to the faster peer."""
+    """Return operations per second by shape and number of tokens, as Markdown, with the ratio to the faster
+    peer."""
     lines = [f"| K x N | tokens | {' | '.join(SHOWN)} |", "| --- " * (2 + len(SHOWN)) + "|"] if rows else []
     for columns, outputs, tokens in sorted({(row["K"], row["N"], row["M"]) for row in rows}):
         here = {
@@ -164,8 +162,10 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(
-                    f"{columns:5} x {outputs:5}  M {tokens:4}  {name:20} {row['us']:10.1f} us  {row['bandwidth_share']:6.1%} of "
-                    f"{bandwidth / 1e9:.1f} GB/s  {row['gops']:7.1f} GOPS  {row['vs_mkl_fp32']:6.2f} x MKL fp32  "
+                    f"{columns:5} x {outputs:5}  M {tokens:4}  {name:20} {row['us']:10.1f} us  "
+                    f"{row['bandwidth_share']:6.1%} of "
+                    f"{bandwidth / 1e9:.1f} GB/s  {row['gops']:7.1f} GOPS  "
+                    f"{row['vs_mkl_fp32']:6.2f} x MKL fp32  "
                     f"{row['vs_fastest_peer']:6.2f} x the faster peer"
                 )
             if (columns, outputs, tokens) == (*GEMV[-1], 1):

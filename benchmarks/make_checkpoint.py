@@ -1,14 +1,15 @@
-"""Make a Llama checkpoint of random bf16 weights on disk, of any size, without holding it: something to
-stream.
+"""Write a Llama checkpoint of random bf16 weights, of any size, without holding it in memory: an input for
+streaming.
 
-    python benchmarks/make_checkpoint.py OUT                      7B-shaped: 32 layers, hidden 4096, 13.5 GB in 1 GB shards
-    python benchmarks/make_checkpoint.py OUT --layers 2           the same layers, fewer of them: 1.3 GB
-    python benchmarks/make_checkpoint.py OUT --hidden 1024 …      other shapes
+    python benchmarks/make_checkpoint.py OUT                  7B-shaped: 32 layers, hidden 4096, 13.5 GB in
+                                                              1 GB shards
+    python benchmarks/make_checkpoint.py OUT --layers 2       the same layers, fewer of them: 1.3 GB
+    python benchmarks/make_checkpoint.py OUT --hidden 1024 …  other shapes
 
 Weights are normal with standard deviation 0.02 from a seeded generator; one draw of 16 million numbers is
-used again and again from changing positions, because drawing 7 billion would take minutes and a quantizer
-does not care. The tokenizer has one token a byte. The last line is JSON: the folder, its bytes and its
-weights.
+reused from changing positions, because drawing 7 billion would take minutes, and quantization speed does not
+depend on the values. The tokenizer has one token per byte. The last line is JSON: the folder, its bytes and
+its weights.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from qcore.base.home import check_space  # noqa: E402
 from qcore.streaming.layout import Piece  # noqa: E402
 from qcore.streaming.writer import ShardWriter  # noqa: E402
 
-POOL = 1 << 24  # random numbers that are drawn
+POOL = 1 << 24  # random numbers drawn once
 CHUNK = 1 << 22  # weights written at a time
 
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def shape(choices) -> dict:
-    """The config.json of a Llama model with the sizes that were asked for."""
+    """Return the config.json of a Llama model with the requested sizes."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -68,7 +69,7 @@ def shape(choices) -> dict:
 
 
 def make(out: Path, config: dict, shard_bytes: float, seed: int = 0) -> dict:
-    """Write the checkpoint into the new folder `out` and return what it is."""
+    """Write the checkpoint into the new folder `out`. Return its folder, bytes and weights."""
     out.mkdir(parents=True)
     pieces = [Piece(name, torch.bfloat16, shape) for name, shape in tensors(config)]
     total = sum(piece.nbytes for piece in pieces)
@@ -98,7 +99,7 @@ def make(out: Path, config: dict, shard_bytes: float, seed: int = 0) -> dict:
 
 
 def tensors(config: dict) -> list[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of everything that a Llama checkpoint stores."""
+    """Return (name, shape) of every tensor in a Llama checkpoint."""
     hidden, mlp = config["hidden_size"], config["intermediate_size"]
     kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     found = [("model.embed_tokens.weight", (config["vocab_size"], hidden))]
@@ -117,7 +118,7 @@ def tensors(config: dict) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def cut(pieces: list[Piece], shard_bytes: float) -> list[list[Piece]]:
-    """The pieces in groups of about `shard_bytes`."""
+    """Group the pieces into shards of about `shard_bytes`."""
     shards: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
@@ -130,7 +131,7 @@ def cut(pieces: list[Piece], shard_bytes: float) -> list[list[Piece]]:
 
 
 def byte_tokenizer():
-    """One token a byte, and <bos> and <eos>."""
+    """Return a tokenizer with one token per byte, and <bos> and <eos>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,5 @@
-"""Generated sections of documents: a table between two HTML comments, replaced as a whole when it is made again."""
+"""Generated sections of documents: a table between two HTML comments, replaced as a whole when generated
+again."""
 
 import json
 import time
@@ -24,7 +25,7 @@ def put(document: str, name: str, section: str) -> str:
 
 
 def written(name: str, readme: str, page: str) -> dict[Path, str]:
-    """Return the README and docs/benchmarks.md with their sections called `name` made anew."""
+    """Return the README and docs/benchmarks.md with their sections called `name` replaced."""
     return {README: put(README.read_text(), name, readme), PAGE: put(PAGE.read_text(), name, page)}
 
 

@@ -1,9 +1,8 @@
-"""A measured program lives in a process of its own, loads once, and then waits on a pipe until it is told to
-measure.
+"""A measured program runs in its own process: it loads once, then waits on a pipe for requests to measure.
 
-So only one program computes at a time (the others sleep in a read), each keeps its threads and its memory,
-and alternating between them costs nothing. One JSON object a line, in both directions; whatever a library
-prints goes to a log instead.
+So only one program computes at a time (the others block in a read), each keeps its threads and its memory,
+and alternating between them costs nothing. Each line is one JSON object, in both directions; output of
+libraries goes to a log instead.
 
     {"measure": "q4_0"}  ->  {"rates": {"decode": 113.2, "prefill": 508.9}}          or  {"error": "…"}
 """
@@ -29,7 +28,7 @@ LONGEST = 900
 
 
 class Worker:
-    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and asks it. Use it as a context
+    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and sends it requests. A context
     manager."""
 
     def __init__(self, name: str, module: str, options: dict):
@@ -50,7 +49,7 @@ class Worker:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._process.stdin.close()  # a process that waits for its next order ends by itself
+        self._process.stdin.close()  # a process that waits for its next request ends by itself
         try:
             self._process.wait(timeout=0 if exception[0] else 15)
         except subprocess.TimeoutExpired:
@@ -60,11 +59,11 @@ class Worker:
         self._log.close()
 
     def ready(self) -> dict:
-        """Wait until it has loaded; returns what it says about itself."""
+        """Wait until the process has loaded; return its description of itself."""
         return self._read()["about"]
 
     def measure(self, item: str) -> tuple[dict[str, float], float]:
-        """Rates of `item`, and how many processors other programs kept busy meanwhile."""
+        """Return the rates of `item`, and how many processors other programs kept busy meanwhile."""
         before = _busy(self._usage)
         self._process.stdin.write(json.dumps({"measure": item}).encode() + b"\n")
         self._process.stdin.flush()
@@ -74,8 +73,8 @@ class Worker:
         return rates, max(0.0, (everyone - own) / wall)
 
     def _read(self) -> dict:
-        """The next line. Raises `RunError` with the end of the log if the process ended, failed, or says
-        nothing."""
+        """Return the next line. Raise `RunError` with the end of the log if the process ended, failed, or
+        timed out."""
         until = time.monotonic() + LONGEST
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -99,9 +98,9 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Environment variables of a measured process: the number of threads, and no network. How threads wait is
-    left to each library: all of them spin for some milliseconds and then sleep, so that a process that waits
-    for its turn takes nothing from the others."""
+    """Return the environment variables of a measured process: the number of threads, and no network. The wait
+    policy of threads is left to each library: all of them spin for some milliseconds and then sleep, so that
+    an idle process takes no time from the others."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -111,7 +110,8 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def _busy(process: psutil.Process) -> tuple[float, float, float]:
-    """(clock, processor seconds of everyone, those of this process), to be subtracted from each other."""
+    """Return (clock, processor seconds of all processes, those of this process), to be subtracted from each
+    other."""
     everyone, own = psutil.cpu_times(), process.cpu_times()
     return (
         time.monotonic(),
@@ -123,7 +123,7 @@ def _busy(process: psutil.Process) -> tuple[float, float, float]:
 def serve(module: str, options: dict) -> None:
     """The child's end: load `benchmarks.peers.<module>`, then answer until the pipe is closed."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever is printed from here on is a log, C code's output included
+    os.dup2(2, 1)  # all later output goes to a log, C code's output included
 
     def answer(**content) -> None:
         answers.write(json.dumps(content).encode() + b"\n")

@@ -1,10 +1,10 @@
-"""What `speed.py` measures: processes, the things each of them times, and the ratios that are read off them,
-with their bars.
+"""The plan of `speed.py`: processes, the items that each of them times, and the reported ratios with their
+bars.
 
-A `Stage` is a set of processes that take turns: round by round every item of every process is measured once,
-in an order that is turned round each time. A ratio is taken within a round, where both sides saw the same
-machine, and reported as the median over the rounds; a machine that others share changes its speed by up to
-1.4 times for minutes, and only such ratios survive that.
+A `Stage` is a set of processes that take turns: each round measures every item of every process once, in
+alternating order. A ratio is taken within a round, where both sides ran under the same conditions, and
+reported as the median over the rounds. A shared machine changes its speed by up to 1.4 times for minutes, and
+only ratios within a round are robust against that.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PROMPT, STEPS, GENERATED = (
     256,
     64,
     32,
-)  # tokens read, tokens written one by one, tokens written through transformers' generate
+)  # tokens read, tokens generated one by one, tokens generated through transformers' generate
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Figure:
-    """A rate (larger is better) in `unit` that measuring `item` in `process` gives under `name`."""
+    """A rate (larger is better) in `unit`, called `name`, from measuring `item` in `process`."""
 
     process: str
     item: str
@@ -45,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """`ours` / `theirs`, which should be at least `bar`; `measure` says what it is in words."""
+    """The ratio `ours` / `theirs`, which should be at least `bar`; `measure` describes it in words."""
 
     name: str
     measure: str
@@ -56,7 +56,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Stage:
-    """Processes that take turns for `rounds` rounds, and the ratios that need nothing else."""
+    """Processes that take turns for `rounds` rounds, and the ratios between them."""
 
     title: str
     rounds: int
@@ -66,20 +66,20 @@ class Stage:
 
 @dataclass
 class Samples:
-    """What the rounds of one stage gave: for each (process, item) one {figure: rate} a round."""
+    """The samples of one stage: for each (process, item) one {figure: rate} per round."""
 
     rounds: dict[tuple[str, str], list[dict[str, float]]] = field(default_factory=dict)
 
     def add(self, process: str, item: str, rates: dict[str, float]) -> None:
-        """One more measurement."""
+        """Add one measurement."""
         self.rounds.setdefault((process, item), []).append(rates)
 
     def of(self, figure: Figure) -> list[float]:
-        """The rates of `figure`, one a round."""
+        """Return the rates of `figure`, one per round."""
         return [rates[figure.name] for rates in self.rounds[figure.process, figure.item]]
 
     def ratio(self, ratio: Ratio) -> float:
-        """The median of the ratios within each round."""
+        """Return the median of the ratios within each round."""
         return median(
             ours / theirs for ours, theirs in zip(self.of(ratio.ours), self.of(ratio.theirs), strict=True)
         )
@@ -94,14 +94,14 @@ def _llama(kind: str, name: str = "decode") -> Figure:
 
 
 INT4, INT8, GROUPED = "int4-g32-head8", "int8-head8", "int4-g64-head8"
-# what llama.cpp and accuracy level 4 multiply with; the recipe's own 16 bits are 250 times closer
+# the activation precision of llama.cpp and accuracy level 4; the recipe's own 16 bits are 250 times closer
 INT4_A8 = f"{INT4}-a8"
 NF4, KMEANS = "nf4-g64-head8", "kmeans4-head8"
 LLAMA, ORT = "llama.cpp", "onnxruntime-genai"
 ORT_INT4, ORT_HEAD8 = (
     "ort-int4",
     "ort-int4-head8",
-)  # its builder's default, head in 4 bits; and the format that ours and Q4_0 have
+)  # its builder's default, head in 4 bits; and the format shared by ours and Q4_0
 RANDOM = "0.6b"
 LIBRARIES = {
     "bnb-nf4": ("bitsandbytes_nf4", "bitsandbytes nf4", ("bitsandbytes",)),
@@ -249,13 +249,13 @@ STAGES = (
 
 
 def ratio_names() -> list[str]:
-    """All of them, in the order of the table."""
+    """Return all stages, in the order of the table."""
     return [ratio.name for stage in STAGES for ratio in stage.ratios]
 
 
 def chosen(patterns: Sequence[str]) -> list[Stage]:
-    """The stages, with only the ratios that match one of `patterns` (names with `*`; empty: all) and the
-    processes and items that these need. Raises `InputError` for a pattern that matches nothing."""
+    """Return the stages with only the ratios that match one of `patterns` (names with `*`; empty: all) and
+    the processes and items that these need. Raise `InputError` for a pattern without a match."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in ratio_names()):
             raise InputError(f"No ratio is called {pattern!r}. There are: {', '.join(ratio_names())}.")
@@ -277,13 +277,13 @@ def chosen(patterns: Sequence[str]) -> list[Stage]:
 
 
 def turns(stage: Stage, round_number: int) -> list[tuple[str, str]]:
-    """(process, item) in the order of this round: there and, in the next round, back again."""
+    """Return (process, item) in the order of this round: forward, and backward in the next round."""
     order = [(process.name, item) for process in stage.processes for item in process.items]
     return order if round_number % 2 == 0 else order[::-1]
 
 
 def missing(stages: Sequence[Stage], installed: Sequence[str]) -> list[str]:
-    """Packages that `stages` need and that are not among `installed`."""
+    """Return the packages that `stages` need and that are not among `installed`."""
     needed = dict.fromkeys(
         package for stage in stages for process in stage.processes for package in process.needs
     )
@@ -291,9 +291,10 @@ def missing(stages: Sequence[Stage], installed: Sequence[str]) -> list[str]:
 
 
 def check_installed(stages: Sequence[Stage], installed: Sequence[str]) -> None:
-    """Raise `InputError` that names the missing packages and says how to install them."""
+    """Raise `InputError` that names the missing packages and how to install them."""
     if absent := missing(stages, installed):
         raise InputError(
-            f"Not installed: {', '.join(absent)}. Install everything that is compared with "
-            "`pip install -r benchmarks/requirements.txt`, or measure only a part with --only, such as --only 'gemv_*'."
+            f"Not installed: {', '.join(absent)}. Install all peers with "
+            "`pip install -r benchmarks/requirements.txt`, or measure only a part with "
+            "--only, such as --only 'gemv_*'."
         )

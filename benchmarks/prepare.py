@@ -1,13 +1,15 @@
-"""The files that `speed.py` measures, made once and kept: the same weights in everybody's format.
+"""Prepare the files that `speed.py` measures, once: the same weights in the format of each program.
 
     python -m benchmarks.prepare FOLDER THREADS ITEM …
 
-makes what is missing and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last line.
-Each entry's name holds a hash of what it depends on (the model, the peer's version, the code that makes it),
-so nothing stale is ever measured.
+creates the missing files and prints {"files": {item: path}, "prompt": token ids, "digest": …} on the last
+line. Each entry's name holds a hash of what it depends on (the model, the peer's version, the code that makes
+it), so nothing stale is ever measured.
 
-    int4-g32-head8    a folder that qcore saved                      q4_0, q8_0    GGUF files that llama.cpp quantized from float32
-    ort-int4          by onnxruntime-genai's own builder             0.6b …        the same of a Llama of random weights
+    int4-g32-head8    a folder saved by qcore
+    q4_0, q8_0        GGUF files quantized by llama.cpp from float32
+    ort-int4          by onnxruntime-genai's own builder
+    0.6b …            the same of a Llama of random weights
 """
 
 import hashlib
@@ -44,7 +46,7 @@ SHAPE = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-# mean KL divergence, in nats, that float32 in two programs may show; a wrong permutation gives more than 1
+# nats; the largest mean KL divergence between two float32 programs; a wrong permutation gives more than 1
 CLOSE = 1e-5
 
 OWN_CODE = (
@@ -62,7 +64,7 @@ class Cache:
         self._random: torch.nn.Module | None = None
 
     def path(self, item: str, show) -> Path:
-        """The prepared `item`, made now if it is not there."""
+        """Return the prepared `item`, made now if missing."""
         source, _, kind = item.rpartition(" ")
         if kind in ("q4_0", "q8_0"):
             parts, make = (gguf_writer, llamacpp), self._gguf
@@ -86,13 +88,13 @@ class Cache:
         return final / f"{kind}.gguf" if kind in ("q4_0", "q8_0") else final
 
     def prompt(self) -> list[int]:
-        """The first tokens of the packaged text."""
+        """Return the first tokens of the packaged text."""
         return texts.tokenize(
             texts.load_text(None), library.load(self.checkpoint).tokenizer, limit=PROMPT
         ).tolist()
 
     def model(self, source: str) -> torch.nn.Module:
-        """The float32 model, to be changed at will."""
+        """Return a float32 model that may be modified."""
         return random_model() if source == RANDOM else library.load(self.checkpoint).model
 
     def _own(self, source: str, kind: str, folder: Path) -> None:
@@ -115,8 +117,9 @@ class Cache:
             (folder / "divergence.json").write_text(json.dumps(seen))
             if not seen["f32"] < CLOSE:
                 raise RunError(
-                    "The GGUF file does not hold the model: in float32, llama.cpp's predictions differ from torch's by "
-                    f"{seen['f32']:.2g} nats a token, and {CLOSE:.0e} is what rounding explains."
+                    "The GGUF file does not hold the model: in float32, llama.cpp's predictions "
+                    "differ from torch's by "
+                    f"{seen['f32']:.2g} nats per token, and {CLOSE:.0e} is what rounding explains."
                 )
         whole.unlink()
 
@@ -151,7 +154,7 @@ class Cache:
 
 
 def random_model() -> torch.nn.Module:
-    """A Llama of SHAPE with random weights, always the same: 0.6 billion of them."""
+    """Return a Llama of SHAPE with reproducible random weights: 0.6 billion of them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -159,7 +162,7 @@ def random_model() -> torch.nn.Module:
 
 
 def _code(part) -> str:
-    """The source text of a module, a file, or all files of a folder."""
+    """Return the source text of a module, a file, or all files of a folder."""
     path = Path(getattr(part, "__file__", part))
     return "".join(file.read_text() for file in (sorted(path.glob("*.py")) if path.is_dir() else [path]))
 
@@ -176,8 +179,8 @@ def _log_probabilities(model: torch.nn.Module, prompt: list[int]) -> torch.Tenso
 
 
 def _divergence(reference: torch.Tensor, path: Path, prompt: list[int], threads: int) -> float:
-    """Mean KL divergence (nats a token) of what llama.cpp predicts with the file at `path` from `reference`
-    (T, vocabulary)."""
+    """Return the mean KL divergence (nats per token) of llama.cpp's predictions with the file at `path` from
+    `reference` (T, vocabulary)."""
     llama = llamacpp.Llama(path, threads, exact=True)
     found = torch.from_numpy(llama.all_logits(prompt)).log_softmax(-1)
     llama.close()
@@ -185,7 +188,7 @@ def _divergence(reference: torch.Tensor, path: Path, prompt: list[int], threads:
 
 
 def main(folder: str, threads: str, *items: str) -> None:
-    """Prepare `items` in `folder` and print where they are."""
+    """Prepare `items` in `folder` and print their paths."""
     silence()
     torch.set_num_threads(int(threads))
     cache = Cache(Path(folder), int(threads))

@@ -1,16 +1,17 @@
-"""How much of a model is left at how many bits: qcore's recipes beside other programs' quantizers, in one
-run, from the same weights.
+"""Quality at each number of bits: qcore's recipes beside other programs' quantizers, in one run, from the
+same weights.
 
     pip install -r benchmarks/requirements-quality.txt        (once; compiles llama.cpp)
-    python benchmarks/quality.py --text …/wikitext-2-raw/wiki.test.raw --calibration …/wikitext-2/valid.txt [--recipes NAMES] [--only NAMES]
+    python benchmarks/quality.py --text …/wikitext-2-raw/wiki.test.raw --calibration …/wikitext-2/valid.txt
+                                 [--recipes NAMES] [--only NAMES]
 
 Each row is one method in a process of its own: it quantizes the linear layers in the blocks, and qcore's own
-evaluation scores the model over 8,192 tokens in windows of 512 against the float32 baseline. Which methods
-there are, and the bars, stands in `quality_plan.py`; how each is run, in `quantizers/`. Without --text and
---calibration, both are the texts that qcore packages. A run that is interrupted goes on where it stopped. A
-run of everything is saved in `benchmarks/results/`, and `python benchmarks/quality_table.py` puts the newest
-into the README. The last line is JSON: [{"name", "bits_per_weight", "perplexity", "kl_mean",
-"top1_agreement", "seconds"}, …].
+evaluation scores the model over 8,192 tokens in windows of 512 against the float32 baseline.
+`quality_plan.py` lists the methods and the bars; `quantizers/` runs the methods. Without --text and
+--calibration, qcore's packaged texts are used. An interrupted run resumes where it stopped. A complete run is
+saved in `benchmarks/results/`, and `python benchmarks/quality_table.py` writes the newest result into the
+README. The last line is JSON: [{"name", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement",
+"seconds"}, …].
 """
 
 import argparse
@@ -53,7 +54,7 @@ LINE = ("name", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement", "s
 
 
 def installed() -> dict[str, str]:
-    """Versions of the packages that take part, without importing them."""
+    """Return the versions of the packages that take part, without importing them."""
     found = {}
     for package in PACKAGES:
         try:
@@ -64,12 +65,12 @@ def installed() -> dict[str, str]:
 
 
 def names(given: str | None) -> list[str]:
-    """The names in a list with commas between."""
+    """Split a comma-separated list of names."""
     return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Everything asked for, as the object that is saved."""
+    """Run all requested rows; return the object to be saved."""
     own, missing = quality_plan.own_methods(names(options.recipes) or quality_plan.OWN)
     methods = quality_plan.chosen([*own, *quality_plan.PEERS], names(options.only))
     packages = installed()
@@ -115,7 +116,7 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def conditions_of(options: argparse.Namespace) -> dict:
-    """Everything that all rows share, JSON-ready; texts by name and hash."""
+    """Return the conditions that all rows share, JSON-ready; texts by name and hash."""
     checkpoint = library.resolve(options.model)
     text, calibration = texts.load_text(options.text), calibration_text(options.calibration)
     return {
@@ -135,13 +136,13 @@ def conditions_of(options: argparse.Namespace) -> dict:
 
 
 def reference_name(conditions: dict) -> str:
-    """The file of the baseline's predictions, named after what they depend on."""
+    """Return the file of the baseline's predictions, named by a hash of its inputs."""
     scored = ("digest", "text_sha256", "tokens", "window", "threads")
     return f"reference-{quality_cache.reference_key({name: conditions[name] for name in scored})}"
 
 
 def measure(method: quality_plan.Method, settings: dict, say) -> dict:
-    """The row of `method`, from a process of its own. Raises `RunError` with the end of its log if it
+    """Return the row of `method`, measured in its own process. Raise `RunError` with the end of its log if it
     fails."""
     request = {**settings, "module": method.module, "item": method.item}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -175,58 +176,54 @@ def measure(method: quality_plan.Method, settings: dict, say) -> dict:
 
 
 def main() -> int:
-    """Parse the options, measure, print tables and the JSON line. Exit status 0, 1 if something failed, 2 if
-    it cannot start."""
+    """Parse the options, measure, print tables and the JSON line. Return exit status 0, 1 after a failure, 2
+    if the benchmark cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=quality_plan.MODEL)
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="what is scored, such as WikiText-2's wiki.test.raw; without it, the packaged text",
+        help="text to score, such as WikiText-2's wiki.test.raw; default: the packaged text",
     )
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="what is calibrated on, such as WikiText-2's valid.txt; likewise",
+        help="calibration text, such as WikiText-2's valid.txt; default: the packaged text",
     )
-    parser.add_argument("--tokens", type=int, default=quality_plan.TOKENS, help="tokens that are scored")
+    parser.add_argument("--tokens", type=int, default=quality_plan.TOKENS, help="tokens to score")
     parser.add_argument("--window", type=int, default=quality_plan.WINDOW)
     parser.add_argument("--calibration-tokens", type=int, default=TOKENS)
     parser.add_argument(
-        "--minutes", type=float, help="what a learned recipe may take; without it, its fixed number of steps"
+        "--minutes", type=float, help="time limit of a learned recipe; default: its fixed number of steps"
     )
     parser.add_argument(
         "--recipes",
         metavar="NAMES",
-        help=f"qcore's recipes, commas between (default: {','.join(quality_plan.OWN)})",
+        help=f"qcore's recipes, comma-separated (default: {','.join(quality_plan.OWN)})",
     )
     parser.add_argument(
-        "--only",
-        metavar="NAMES",
-        help="only these rows and fp32: names with commas between, * for any letters",
+        "--only", metavar="NAMES", help="only these rows and fp32: comma-separated names, * for any letters"
     )
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="measure everything again, also rows that an earlier run has left",
+        "--fresh", action="store_true", help="measure everything again, ignoring the rows of earlier runs"
     )
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the result there; without it, a whole run goes to results/",
+        help="write the result to this file; default: a complete run goes to results/",
     )
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="FOLDER",
-        help="where measured rows are kept; without it, in qcore's cache folder",
+        help="folder of measured rows; default: in qcore's cache folder",
     )
     options = parser.parse_args()
     silence()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a row's process is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a row's process is ended as well
     try:
         check(options)
         options.text, options.calibration = absolute(options.text), absolute(options.calibration)
@@ -249,13 +246,13 @@ def main() -> int:
 
 
 def absolute(source: str | None) -> str | None:
-    """A file by its whole path, because rows are measured in another folder; names of packaged texts as they
-    are."""
+    """Return the absolute path of a file, because rows are measured in another folder; names of packaged
+    texts are unchanged."""
     return str(Path(source).absolute()) if source and Path(source).is_file() else source
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise `InputError` for a number that makes no sense."""
+    """Raise `InputError` for a number out of range."""
     for name, least in (
         ("tokens", 2),
         ("window", 2),

@@ -1,9 +1,8 @@
-"""Rows of `quality.py` that were measured already, so that a run that was interrupted goes on where it
-stopped.
+"""Cache of measured rows of `quality.py`, so that an interrupted run resumes where it stopped.
 
-A row is kept under a hash of everything that it follows from: the model, both texts, all settings, the
-versions of the packages, and the code that quantizes and scores. Whatever changes, the row is measured again;
-a table never mixes rows of different inputs.
+A row is stored under a hash of all its inputs: the model, both texts, all settings, the versions of the
+packages, and the code that quantizes and scores. After any change the row is measured again; a table never
+mixes rows of different inputs.
 """
 
 import hashlib
@@ -49,7 +48,7 @@ COMMON = ("torch", "transformers")
 
 
 def key(method: Method, conditions: dict) -> str:
-    """A hash of all that the row of `method` follows from under `conditions` (JSON-ready)."""
+    """Return a hash of all inputs of the row of `method` under `conditions` (JSON-ready)."""
     versions = [f"{package} {_version(package)}" for package in (*COMMON, *method.needs)]
     parts = [
         json.dumps([method.module, method.item, conditions], sort_keys=True),
@@ -60,7 +59,7 @@ def key(method: Method, conditions: dict) -> str:
 
 
 def reference_key(conditions: dict) -> str:
-    """The same for the baseline's predictions, which do not depend on how anything is quantized."""
+    """Return the same for the baseline's predictions, which do not depend on any quantizer."""
     parts = [
         json.dumps(conditions, sort_keys=True),
         *(f"{package} {_version(package)}" for package in COMMON),
@@ -69,7 +68,7 @@ def reference_key(conditions: dict) -> str:
 
 
 def sources(method: Method) -> tuple[str, ...]:
-    """The files and folders whose text the row depends on."""
+    """Return the files and folders whose source text the row depends on."""
     if method.name == BASELINE:
         return SCORING
     if method.own:
@@ -101,7 +100,7 @@ def code(part: str) -> str:
 
 
 def read(folder: Path, method: Method, name: str) -> dict | None:
-    """The row kept under the hash `name`, or None. A file that cannot be read is as good as none."""
+    """Return the row stored under the hash `name`, or None. An unreadable file counts as missing."""
     try:
         return json.loads(_path(folder, method, name).read_text())
     except (FileNotFoundError, ValueError):
@@ -109,7 +108,7 @@ def read(folder: Path, method: Method, name: str) -> dict | None:
 
 
 def write(folder: Path, method: Method, name: str, row: dict) -> None:
-    """Keep a row; rows of the same method under other hashes stay."""
+    """Store a row; rows of the same method under other hashes stay."""
     folder.mkdir(parents=True, exist_ok=True)
     final = _path(folder, method, name)
     temporary = final.with_suffix(".part")

@@ -1,10 +1,8 @@
-"""What `quality.py` compares: methods, the size and loss that each is held against, and what is read off the
-rows.
+"""The plan of `quality.py`: methods, the bars on size and loss, and the comparisons drawn from the rows.
 
 A method is a row of the table: a program's way to quantize the linear layers in the blocks, from the same
-weights as all others. Where a method reads calibration text, it reads the same windows. Two bars compare our
-smallest losses with bitsandbytes nf4, which everybody knows; beside every peer stands our best recipe of its
-size.
+weights as all others. All methods that calibrate read the same windows. Two bars compare our smallest losses
+with the well-known bitsandbytes nf4; beside every peer stands our best recipe of its size.
 """
 
 from collections.abc import Sequence
@@ -17,14 +15,14 @@ from qcore.recipes import parse
 MODEL = "smollm2-135m-dithered"
 TOKENS, WINDOW = 8192, 512
 BASELINE = "fp32"
-NEAR = 0.1  # bits per weight that two sizes may differ by to be called the same
+NEAR = 0.1  # largest difference in bits per weight of two sizes that count as equal
 SECONDS = {"gptq": 180, "hqq": 30}  # on two cores, for recipes of int4 with groups of 64
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row called `name`: what `quantizers/<module>.py` makes of `item`. `needs` are packages; `own` marks
-    qcore's recipes, `learned` those that train; `about` tells people of the program's settings."""
+    """A row called `name`: `quantizers/<module>.py` quantizes to `item`. `needs` are packages; `own` marks
+    qcore's recipes, `learned` those that train; `about` describes the program's settings to readers."""
 
     name: str
     module: str
@@ -55,8 +53,7 @@ OWN = (
     "kmeans4-g24-dq-distilled",
     "int3-g64-distilled",
 )
-"""qcore's recipes that are compared unless others are asked for: each method once, and something near the
-size of every peer."""
+"""qcore's recipes compared by default: each method once, and a recipe near the size of every peer."""
 
 _LLAMA = ("llama-cpp-python", "gguf")
 PEERS = (
@@ -131,10 +128,11 @@ BARS = (
 
 
 def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
-    """The baseline and `recipes` as methods, and {name: reason} for those of the default list that this
-    version cannot parse.
+    """Return the baseline and `recipes` as methods, and {name: reason} for recipes of the default list that
+    this version cannot parse.
 
-    Raises `InputError` for an unknown recipe that was asked for by name."""
+    Raise `InputError` for an unknown recipe that was requested by name.
+    """
     methods, unknown = [], {}
     for name in (BASELINE, *recipes):
         try:
@@ -158,8 +156,8 @@ def own_methods(recipes: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
 
 
 def chosen(methods: Sequence[Method], patterns: Sequence[str]) -> list[Method]:
-    """The baseline and the methods whose names match one of `patterns` (`*` for any letters; empty: all).
-    Raises `InputError` for a pattern that matches nothing."""
+    """Return the baseline and the methods whose names match one of `patterns` (`*` for any letters; empty:
+    all). Raise `InputError` for a pattern without a match."""
     for pattern in patterns:
         if not any(fnmatchcase(method.name, pattern) for method in methods):
             raise InputError(
@@ -175,7 +173,7 @@ def chosen(methods: Sequence[Method], patterns: Sequence[str]) -> list[Method]:
 
 
 def left_out(methods: Sequence[Method], installed: Sequence[str]) -> dict[str, str]:
-    """{name: reason} of the methods whose packages are not among `installed`."""
+    """Return {name: reason} of the methods whose packages are not among `installed`."""
     reasons = {}
     for method in methods:
         if absent := [package for package in method.needs if package not in installed]:
@@ -186,10 +184,11 @@ def left_out(methods: Sequence[Method], installed: Sequence[str]) -> dict[str, s
 
 
 def comparisons(rows: Sequence[dict], methods: Sequence[Method]) -> list[dict]:
-    """What is read off the rows: one entry for each bar, for each peer, and for each time limit.
+    """Return the comparisons drawn from the rows: one entry per bar, per peer, and per time limit.
 
     {"kind", "name", "ours", "theirs", "value", "bar", "holds"}; `value` is our mean KL over theirs, or
-    seconds. `holds` is None where a side was not measured, and then `why` says what is missing."""
+    seconds. `holds` is None if a side was not measured; then `why` names what is missing.
+    """
     by_name = {row["name"]: row for row in rows}
     own = [
         (method, by_name[method.name])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality_row '{"module": …, "item": …, "model": …, …}'
 
-Lines on standard output are JSON: {"say": "…"} while it works, then {"row": {…}} or {"error": "…"}. What
-libraries print goes to standard error. Memory, threads and patches of one library never reach the next.
+Lines on standard output are JSON: {"say": "…"} for progress, then {"row": {…}} or {"error": "…"}. Output of
+libraries goes to standard error. Memory, threads and patches of one library never affect the next.
 """
 
 import json
@@ -28,8 +28,8 @@ from qcore.quantization.calibration import check_overlap, load_calibration
 
 
 def row(options: dict, say) -> dict:
-    """Everything about one method, JSON-ready. `options` is what `quality.py` sends; the file "reference" is
-    made if it is missing."""
+    """Measure one method; return its row, JSON-ready. `options` are sent by `quality.py`; the file
+    "reference" is created if missing."""
     torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
     say("loading the model")
@@ -91,14 +91,13 @@ def row(options: dict, say) -> dict:
 
 
 def clocked(call) -> tuple[Stored, float, float]:
-    """What `call` returns, the seconds it took, and how many processors other programs kept busy
-    meanwhile."""
+    """Return the result of `call`, its seconds, and the processors that other programs kept busy."""
     process = psutil.Process()
 
     def marks() -> tuple[float, float, float]:
         everyone, own = psutil.cpu_times(), process.cpu_times()
         idle = everyone.idle + getattr(everyone, "iowait", 0) + getattr(everyone, "guest", 0)
-        return time.monotonic(), sum(everyone) - idle, sum(own[:4])  # its children's, too
+        return time.monotonic(), sum(everyone) - idle, sum(own[:4])  # its children's as well
 
     before = marks()
     result = call()
@@ -114,10 +113,10 @@ def _peak() -> int:
 
 
 def main(options: str) -> int:
-    """Print the row, or what went wrong."""
+    """Print the row, or the error."""
     silence()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever is printed from here on is a log, C code's output included
+    os.dup2(2, 1)  # all later output goes to a log, C code's output included
 
     def answer(**content) -> None:
         answers.write(json.dumps(content) + "\n")
@@ -127,7 +126,9 @@ def main(options: str) -> int:
     except QcoreError as error:
         answer(error=str(error))
         return 1
-    except Exception as error:  # a library's: the row is left out and says so, the others go on
+    except (
+        Exception
+    ) as error:  # an error of a library: the row reports it and is left out, the others continue
         traceback.print_exc()
         answer(error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
         return 1

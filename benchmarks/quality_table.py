@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from benchmarks import marks  # noqa: E402
 
-BUSY = 0.15  # cores kept busy by other programs, from which on a time counts as disturbed
+BUSY = 0.15  # a time counts as disturbed if other programs kept at least this many cores busy
 
 
 def text(result: dict) -> str:
@@ -50,19 +50,19 @@ def readme(result: dict) -> str:
     baseline = next((row for row in result["rows"] if row["name"] == "fp32"), None)
     lines += ["", f"{how['model']}, {how['tokens']:,} tokens of {how['text']}"
               + (f" (fp32 perplexity {baseline['perplexity']:.2f})" if baseline else "")
-              + f", mean KL divergence from fp32 in nats per token; {source}. Only the linear layers in the blocks are "
-              f"quantized. {CHOICE}"]  # fmt: skip
+              + f", mean KL divergence from fp32 in nats per token; {source}. "
+              f"Only the linear layers in the blocks are quantized. {CHOICE}"]  # fmt: skip
     return "\n".join(lines)
 
 
 CHOICE = (
-    "Beside each peer stands the measured qcore recipe within 0.1 bits per weight of its size whose KL is smallest **on "
-    "the scored text itself**: a choice made with the answer in view, which favors qcore."
+    "Beside each peer stands the measured qcore recipe within 0.1 bits per weight of its size whose "
+    "KL is smallest **on the scored text itself**: a choice made with the answer in view, which favors qcore."
 )
 
 
 def page(result: dict) -> str:
-    """Return the section of docs/benchmarks.md: every row, every bar, what was left out, and the conditions."""
+    """Return the section of docs/benchmarks.md: all rows, all bars, omissions, and the conditions."""
     lines = ["| method | bits per weight | perplexity | mean KL, nats | same top-1 | seconds |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     own = set(result["own"])
@@ -89,12 +89,13 @@ def conditions(result: dict) -> str:
     where, how = result["environment"], result["conditions"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["libraries"].items())
     return (
-        f"{marks.day(result)}, {where['cpu']}, {how['threads']} threads, model {how['model']}; {how['tokens']} tokens of "
-        f"{how['text']} in windows of {how['window']}; calibration on {how['calibration_tokens']} tokens of "
-        f"{how['calibration']}. Only the linear layers in the blocks are quantized, and bits per weight count those: "
-        "codes, scales, zero points and tables as stored. Embedding, head and norms are the baseline's in every row, even "
-        "where a peer's own tool would quantize them. Seconds are the time to quantize, calibration included, without "
-        f"loading and scoring. {libraries}."
+        f"{marks.day(result)}, {where['cpu']}, {how['threads']} threads, model {how['model']}; "
+        f"{how['tokens']} tokens of {how['text']} in windows of {how['window']}; calibration on "
+        f"{how['calibration_tokens']} tokens of {how['calibration']}. "
+        "Only the linear layers in the blocks are quantized, and bits per weight count those: "
+        "codes, scales, zero points and tables as stored. Embedding, head and norms are the baseline's "
+        "in every row, even where a peer's own tool would quantize them. Seconds are the time to quantize, "
+        f"calibration included, without loading and scoring. {libraries}."
     )
 
 
@@ -141,7 +142,8 @@ def _limit(each: dict) -> str:
 
 
 def documents() -> dict:
-    """Return README.md and docs/benchmarks.md with the newest result. Raise `FileNotFoundError` if there is none."""
+    """Return README.md and docs/benchmarks.md with the newest result. Raise `FileNotFoundError` without a
+    result."""
     saved = marks.results(lambda name: name.startswith("quality-"))
     if not saved:
         raise FileNotFoundError("There is no result yet: run python benchmarks/quality.py first.")

@@ -1,13 +1,13 @@
-"""How fast weights are quantized, beside other libraries, and how soon a saved model answers.
+"""Speed of quantizing, beside other libraries, and of loading a saved model.
 
-    python benchmarks/quantizing.py [--threads 2] [--weights 1e9] [--rounds 3] [--quick] [--model
-    smollm2-135m]
+    python benchmarks/quantizing.py [--threads 2] [--weights 1e9] [--rounds 3] [--quick]
+                                    [--model smollm2-135m]
 
-Codes are rounded to nearest in matrices of 4096 x 11008, a few of which take turns, so that a billion weights
-fit into memory and none is found in a cache. The first row is really a billion weights in one go; every other
-candidate takes turns with the rest, one matrix at a time, and its best time is scaled to a billion. A time is
-also given as a share of the time that reading the weights alone takes, at the bandwidth of the same minute.
-The saved model is loaded in processes of their own, whose imports are counted apart. The last line is JSON:
+Codes are rounded to nearest in a few matrices of 4096 x 11008 that take turns, so that a billion weights
+fit into memory and no cache holds them. The first row really quantizes a billion weights in one go; the other
+candidates take turns, one matrix at a time, and their best times are scaled to a billion. A time is
+also given as a share of the time to only read the weights, at the bandwidth of the same minute.
+The saved model is loaded in separate processes, whose imports are timed separately. The last line is JSON:
 {"ratios": {name: value}, "rows": [...], "loading": {...}, "environment": {...}}.
 """
 
@@ -70,13 +70,13 @@ print(json.dumps({"imports": marks[0] - start, "load": marks[1] - marks[0], "fir
 
 
 def own(name: str):
-    """A call that quantizes a matrix to the recipe `name`."""
+    """Return a function that quantizes a matrix to the recipe `name`."""
     recipe = parse(name)
     return lambda weight: methods.quantize(weight, recipe.weights, recipe.method)
 
 
 def candidates(quick: bool) -> dict:
-    """Everything that takes turns, by name: calls of one float32 or bfloat16 matrix."""
+    """Return all candidates by name: functions of one float32 or bfloat16 matrix."""
     calls = {f"qcore {name}": own(name) for name in (OWN[:1] if quick else OWN)}
     wide = own("int4-g64")
     calls["qcore int4-g64 from bf16"] = lambda weight: wide(weight)
@@ -86,8 +86,8 @@ def candidates(quick: bool) -> dict:
 
 
 def peers() -> dict:
-    """The same matrices through other libraries' own functions; those that are not installed are named and
-    left out."""
+    """Return other libraries' own functions on the same matrices; libraries that are not installed are
+    reported and left out."""
     calls = {}
     try:
         from bitsandbytes.functional import quantize_4bit
@@ -124,8 +124,7 @@ def _linear(weight: torch.Tensor) -> torch.nn.Linear:
 
 
 def a_billion(weights: list[torch.Tensor], count: float) -> float:
-    """Seconds that int4-g64 takes for `count` weights, matrix after matrix; results are dropped as they
-    come."""
+    """Return the seconds of int4-g64 for `count` weights, matrix after matrix, discarding results."""
     call, matrices = own("int4-g64"), -(-int(count) // weights[0].numel())
     call(weights[0])
     start = time.perf_counter()
@@ -135,7 +134,7 @@ def a_billion(weights: list[torch.Tensor], count: float) -> float:
 
 
 def take_turns(calls: dict, weights: list[torch.Tensor], rounds: int) -> dict[str, list[float]]:
-    """Seconds for each matrix, all candidates once a round."""
+    """Return the seconds for each matrix, with all candidates once per round."""
     narrow = weights[0].to(torch.bfloat16)
     times = {name: [] for name in calls}
     for i in range(rounds):
@@ -148,8 +147,8 @@ def take_turns(calls: dict, weights: list[torch.Tensor], rounds: int) -> dict[st
 
 
 def whole_model(name: str, threads: int, rounds: int) -> dict:
-    """Seconds of quantizing the loaded model to int4-g64 and to int8, saving it, and loading what was
-    saved."""
+    """Return the seconds to quantize the loaded model to int4-g64 and to int8, to save it, and to load the
+    saved model."""
     from qcore import library
     from qcore.library import safetensors
     from qcore.quantization import convert

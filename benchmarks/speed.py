@@ -1,13 +1,13 @@
-"""How fast qcore is beside what people use instead, in one run on one machine, taking turns.
+"""Speed of qcore beside its alternatives, in one run on one machine, in turns.
 
     pip install -r benchmarks/requirements.txt        (once; compiles llama.cpp)
     python benchmarks/speed.py [--threads 2] [--rounds N] [--only NAMES] [--json FILE] [--cache FOLDER]
 
 Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of
-its own; how they take turns and what a ratio is stands in `plan.py`, how each is measured in `peers/`. The
-first run prepares files (a minute or two; about 1.5 GB in the cache folder), later ones start at once. A run
-of everything is saved in `benchmarks/results/`, and `python benchmarks/table.py` puts the newest into the
-README. The last line is JSON: {"ratios": {name: value}, "rows": [...]}.
+its own; `plan.py` defines the turns and the ratios, `peers/` measures each program. The first run prepares
+files (a minute or two; about 1.5 GB in the cache folder), later ones start at once. A complete run is saved
+in `benchmarks/results/`, and `python benchmarks/table.py` writes the newest result into the README. The last
+line is JSON: {"ratios": {name: value}, "rows": [...]}.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PACKAGES = (
 
 
 def installed() -> dict[str, str]:
-    """Versions of the packages that take part, without importing them."""
+    """Return the versions of the packages that take part, without importing them."""
     found = {}
     for package in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def installed() -> dict[str, str]:
 
 
 def prepare(stages: list[plan.Stage], cache: Path, threads: int) -> dict:
-    """The prepared files of everything in `stages`, made in a process of its own; see `prepare.py`."""
+    """Return the prepared files of everything in `stages`, made in a separate process; see `prepare.py`."""
     items = [
         item
         for stage in stages
@@ -68,16 +68,17 @@ def prepare(stages: list[plan.Stage], cache: Path, threads: int) -> dict:
     command = [sys.executable, "-m", "benchmarks.prepare", str(cache), str(threads), *dict.fromkeys(items)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=pipe.environment(threads))
     if done.returncode:
-        raise RunError("The files to be measured could not be prepared; the reason stands above.")
+        raise RunError("The files to be measured could not be prepared; see the reason above.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(stage: plan.Stage, prepared: dict, threads: int, rounds: int) -> tuple[plan.Samples, dict]:
-    """Start the stage's processes, let them take turns for `rounds` rounds after one that does not count, and
-    end them.
+    """Start the stage's processes, let them take turns for `rounds` rounds after an uncounted one, and end
+    them.
 
-    Returns the samples, and {"processes": what each says about itself, "others": processors that other
-    programs kept busy}."""
+    Return the samples, and {"processes": the description of each, "others": processors that other programs
+    kept busy}.
+    """
     samples, others = plan.Samples(), []
     with ExitStack() as stack:
         workers = {}
@@ -96,7 +97,7 @@ def measure(stage: plan.Stage, prepared: dict, threads: int, rounds: int) -> tup
 
 
 def rows_of(stage: plan.Stage, samples: plan.Samples) -> list[dict]:
-    """One row for each rate that was measured."""
+    """Return one row per measured rate."""
     return [
         {
             "stage": stage.title,
@@ -113,7 +114,7 @@ def rows_of(stage: plan.Stage, samples: plan.Samples) -> list[dict]:
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Everything asked for, as the JSON object of the last line."""
+    """Measure all requested ratios; return the JSON object of the last line."""
     stages = plan.chosen([name.strip() for name in (options.only or "").split(",") if name.strip()])
     packages = installed()
     plan.check_installed(stages, packages)
@@ -164,8 +165,8 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def _without_paths(value):
-    """`value` with absolute paths cut to their last part: a result says what was measured, not where somebody
-    keeps it."""
+    """Cut absolute paths in `value` to their last part: a result describes the measurement, not the machine's
+    folders."""
     if isinstance(value, dict):
         return {key: _without_paths(each) for key, each in value.items()}
     if isinstance(value, str) and value.startswith("/"):
@@ -174,34 +175,34 @@ def _without_paths(value):
 
 
 def say(text: str) -> None:
-    """To the person who waits, away from the result."""
+    """Report progress to the user, apart from the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Parse the options, measure, print a table and the JSON line. Exit status 0, 1 if something failed, 2 if
-    it cannot start."""
+    """Parse the options, measure, print a table and the JSON line. Return exit status 0, 1 after a failure, 2
+    if the benchmark cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each program")
     parser.add_argument(
         "--rounds",
         type=int,
-        help="how often everything is measured; without it, 8 for whole steps of the default model, 4 or 5 for the rest",
+        help="measurements per item; default: 8 for whole steps of the default model, 4 or 5 for the rest",
     )
     parser.add_argument(
-        "--only", metavar="NAMES", help="only these ratios: names with commas between, * for any letters"
+        "--only", metavar="NAMES", help="only these ratios: comma-separated names, * for any letters"
     )
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the result there; without it, a whole run goes to results/",
+        help="write the result to this file; default: a complete run goes to results/",
     )
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="FOLDER",
-        help="where prepared files are kept; without it, in qcore's cache folder",
+        help="folder of prepared files; default: in qcore's cache folder",
     )
     options = parser.parse_args()
     try:

@@ -1,21 +1,24 @@
-"""A model larger than memory, streamed: how fast, in how much memory, and does a kill in the middle change a
-byte?
+"""Streaming of a model larger than memory: speed, memory, and whether a kill changes a byte of the result.
 
-    python benchmarks/streaming.py                  a 7B-shaped Llama in bf16: 13.5 GB, and as much again for its results and peers
-    python benchmarks/streaming.py --size tiny      some megabytes, as the tests do
+    python benchmarks/streaming.py                  a 7B-shaped Llama in bf16: 13.5 GB, and as much again for
+                                                    its results and peers
+    python benchmarks/streaming.py --size tiny      some megabytes, as in the tests
 
-Makes the checkpoint (`make_checkpoint.py`), then takes, each in a process of its own and with the files out
-of the system's cache:
+Write the checkpoint (`make_checkpoint.py`), then run these steps, each in its own process and with the files
+out of the system's cache:
 
-    copy        reading all its bytes and writing as many as the quantized model has, nothing else
-    quantize    int4-g64, streamed; no less than half as fast as `copy`, below 1.5 GB; loading the libraries is counted apart
-    kill        the same, ended by SIGKILL at half of the shards, and the same command again: every byte is the same
-    peer        llama.cpp's own quantizer (Q4_0, from a bfloat16 GGUF), or bitsandbytes where llama-cpp-python is not installed
+    copy        only read all its bytes and write as many as the quantized model has
+    quantize    int4-g64, streamed; at least half as fast as `copy`, below 1.5 GB; loading the libraries is
+                timed separately
+    kill        the same, ended by SIGKILL at half of the shards, and the same command again: every byte
+                is the same
+    peer        llama.cpp's own quantizer (Q4_0, from a bfloat16 GGUF), or bitsandbytes if llama-cpp-python
+                is not installed
     evaluate    perplexity of fp32 and two recipes over 512 tokens, streamed; below 3 GB
 
-How many processors others kept busy meanwhile stands beside each figure. The checkpoint and everything made
-from it are deleted at the end; interrupted before that, the same command goes on with the next step. The last
-line is JSON; a run of the whole size is kept in `benchmarks/results/`.
+Each figure comes with the number of processors that other programs kept busy. The checkpoint and everything
+made from it are deleted at the end; after an interruption, the same command resumes with the next step. The
+last line is JSON; a run of the full size is saved in `benchmarks/results/`.
 """
 
 import argparse
@@ -50,8 +53,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Size:
-    """The checkpoint's shape, the bytes of its shards and of the output's, and how many tokens are scored in
-    which window."""
+    """The checkpoint's shape, the bytes of its shards and of the output's, and the scored tokens and their
+    window."""
 
     layers: int
     hidden: int
@@ -65,7 +68,7 @@ class Size:
 
     @property
     def config(self) -> dict:
-        """Its config.json."""
+        """Return the checkpoint's config.json."""
         shape = SimpleNamespace(
             layers=self.layers,
             hidden=self.hidden,
@@ -84,9 +87,10 @@ SIZES = {
 
 
 def step(name: str, threads: int, **options) -> dict:
-    """Carry out a step in a process of its own: its figures, its most resident bytes ("peak_bytes"), seconds
-    in all ("wall_s"), processors that others kept busy ("others_busy"), seconds in which all was stopped from
-    outside ("stopped_s", in none of the times) and its exit code, negative for a signal ("code")."""
+    """Run a step in a separate process. Return its figures, its peak of resident bytes ("peak_bytes"), total
+    seconds ("wall_s"), processors that other programs kept busy ("others_busy"), seconds during which the
+    whole process was stopped from outside ("stopped_s", not included in any time) and its exit code, negative
+    for a signal ("code")."""
     command = [sys.executable, "-m", "benchmarks.streaming_steps", name, json.dumps(options)]
     before, watch = psutil.cpu_times(), Stopwatch()
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables(threads))
@@ -106,37 +110,38 @@ def step(name: str, threads: int, **options) -> dict:
 
 
 def busy(times) -> float:
-    """Processor seconds that were not idle."""
+    """Return the processor seconds that were not idle."""
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 def measured(name: str, threads: int, source: Path, **options) -> dict:
-    """A `step` that has to succeed, started with the checkpoint out of the cache."""
+    """Run a `step` that must succeed, with the checkpoint out of the cache."""
     say(f"{name} …")
     flush(source.glob("*.safetensors"))
     found = step(name, threads, source=str(source), **options)
     if found["code"]:
         raise RuntimeError(f"{name} ended with {found['code']}")
     say(
-        f"{name}: {found['wall_s']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB, others kept {found['others_busy']:.1f} processors busy"
+        f"{name}: {found['wall_s']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB, others "
+        f"kept {found['others_busy']:.1f} processors busy"
     )
     return found
 
 
 def killed(threads: int, source: Path, target: Path, shards: int, **options) -> dict:
-    """Quantize, be killed after half of `shards`, and quantize again: both steps, and the shards that were
-    not made again."""
+    """Quantize, be killed after half of `shards`, and quantize again. Return both steps, and the shards that
+    were not written again."""
     half = max(1, shards // 2)
     say(f"quantize, killed after {half} of {shards} shards …")
     first = step("quantize", threads, source=str(source), target=str(target), die_after=half, **options)
     if first["code"] != -9 or target.exists():
-        raise RuntimeError(f"the run that should have been killed ended with {first['code']}")
+        raise RuntimeError(f"the run to be killed ended with {first['code']}")
     second = measured("quantize", threads, source, target=str(target), **options)
     return {"killed": first, "resumed": second, "shards_kept": shards - second["shards_made"]}
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file."""
+    """Return the SHA-256 of every file."""
     return {
         file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
         for file in sorted(folder.iterdir())
@@ -145,7 +150,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 class Kept:
-    """What steps found, in a file of the folder, so that a benchmark that was interrupted goes on where it
+    """The results of steps, in a file of the folder, so that an interrupted benchmark resumes where it
     stopped."""
 
     def __init__(self, folder: Path):
@@ -153,11 +158,11 @@ class Kept:
         self.found = read_json(self._path) or {"began": time.time()}
 
     def forget(self, name: str) -> None:
-        """The step is to be taken again."""
+        """Forget the step's result."""
         self.found.pop(name, None)
 
     def __call__(self, name: str, take: Callable[[], object]):
-        """The result of the step called `name`, by `take` unless it is known."""
+        """Return the result of the step `name`, from `take` unless known."""
         if name not in self.found:
             self.found[name] = take()
             write_json(self._path, self.found)
@@ -172,8 +177,8 @@ def run(
     again: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> dict | None:
-    """All steps in `folder`, those that are known from an earlier start left out but for `again`; see the
-    module. `peer` None: whichever is installed. None if `only` some were asked for."""
+    """Run all steps in `folder`, except those known from an earlier start and not in `again`; see the module.
+    `peer` None: whichever is installed. Return None if only the steps of `only` were requested."""
     kept, source, out = Kept(folder), folder / "checkpoint", folder / "out"
     options = {"recipe": RECIPE, "shard_bytes": size.shard}
 
@@ -222,7 +227,7 @@ def run(
 
 
 def summary(steps: dict, size: Size, threads: int, began: float) -> dict:
-    """The result as it is written down, from what each step found."""
+    """Return the saved form of the result, from the results of the steps."""
     about, quantized, copied, resumed = (steps.pop(name) for name in ("make", "quantize", "copy", "kill"))
     same = quantized.pop("sha256") == resumed.pop("sha256")
     figures = {
@@ -268,30 +273,37 @@ def _peer(name: str, threads: int, source: Path, folder: Path) -> dict:
 
 
 def text(result: dict) -> str:
-    """The result for people."""
+    """Return the result as text for the user."""
     figures, steps = result["figures"], result["steps"]
     about, same = result["conditions"], "the same" if result["same_bytes_after_kill"] else "OTHER"
     lines = [
-        f"{about['weights'] / 1e9:.2f} billion weights, {about['bytes'] / 1e9:.2f} GB: quantized to {RECIPE} in "
-        f"{steps['quantize']['quantize_s']:.1f} s after {steps['quantize']['starting_s']:.1f} s for the libraries ("
+        f"{about['weights'] / 1e9:.2f} billion weights, {about['bytes'] / 1e9:.2f} GB: "
+        f"quantized to {RECIPE} in "
+        f"{steps['quantize']['quantize_s']:.1f} s after "
+        f"{steps['quantize']['starting_s']:.1f} s for the libraries ("
         f"{result['read_rate'] / 1e6:.0f} MB/s), {figures['quantize_share_of_copy']:.2f} of the rate "
-        f"of reading and writing alone ({steps['copy']['read_s']:.1f} + {steps['copy']['write_s']:.1f} s), peak "
+        f"of reading and writing alone ({steps['copy']['read_s']:.1f} + "
+        f"{steps['copy']['write_s']:.1f} s), peak "
         f"{figures['quantize_peak_bytes'] / 1e9:.2f} GB",
         f"killed and resumed: {same} bytes, {steps['kill']['shards_kept']} shards kept",
-        f"{steps['peer']['peer']}: {steps['peer']['quantize_s']:.1f} s, peak {steps['peer']['peak_bytes'] / 1e9:.2f} GB",
-        f"evaluated in {steps['evaluate']['wall_s']:.0f} s, peak {figures['evaluate_peak_bytes'] / 1e9:.2f} GB: "
+        f"{steps['peer']['peer']}: {steps['peer']['quantize_s']:.1f} s, peak "
+        f"{steps['peer']['peak_bytes'] / 1e9:.2f} GB",
+        (
+            f"evaluated in {steps['evaluate']['wall_s']:.0f} s, peak "
+            f"{figures['evaluate_peak_bytes'] / 1e9:.2f} GB: "
+        )
         + ", ".join(f"{row['recipe']} {row['perplexity']:.4g}" for row in steps["evaluate"]["rows"]),
     ]
     return "\n".join(lines + [f"MISSED: {name}" for name, met in result["met"].items() if not met])
 
 
 def say(phrase: str) -> None:
-    """To the person who waits, away from the result."""
+    """Report progress to the user, apart from the result."""
     print(phrase, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Parse the options, measure, print; 0 if all bars are met and the bytes are the same, else 1."""
+    """Parse the options, measure, print. Return 0 if all bars are met and the bytes are the same, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--threads", type=int, default=2)
@@ -301,17 +313,19 @@ def main() -> int:
     parser.add_argument(
         "--again",
         metavar="STEPS",
-        help="take these again, though an interrupted benchmark has them: quantize,copy,…",
+        help="run these steps again, even if known from an interrupted benchmark: quantize,copy,…",
     )
-    parser.add_argument("--only", metavar="STEPS", help="take no others, and keep the folder for the rest")
     parser.add_argument(
-        "--peer", choices=("llama_cpp", "bitsandbytes"), help="without it, whichever is installed"
+        "--only", metavar="STEPS", help="run only these steps, and keep the folder for the rest"
+    )
+    parser.add_argument(
+        "--peer", choices=("llama_cpp", "bitsandbytes"), help="default: whichever is installed"
     )
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the result there; without it, the whole size goes to results/",
+        help="write the result to this file; default: the full size goes to results/",
     )
     options = parser.parse_args()
     folder = options.folder.absolute()

@@ -1,8 +1,8 @@
-"""What `streaming.py` times, each in a process of its own: `python -m benchmarks.streaming_steps STEP
+"""The steps timed by `streaming.py`, each in its own process: `python -m benchmarks.streaming_steps STEP
 OPTIONS`, OPTIONS a JSON object.
 
-The last line of output is a JSON object with the step's own figures; memory and time of the process are taken
-by whoever started it.
+The last line of output is a JSON object with the step's own figures; the parent measures memory and time of
+the process.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ GAP = 2.0  # seconds
 
 
 class Stopwatch:
-    """Seconds since it was made, but for those in which this process was stopped from outside (as by a
-    shell's Ctrl-Z or a scheduler of jobs that lets others measure): a thread looks at the clock five times a
-    second, and a gap of more than `GAP` seconds is such a stop."""
+    """A clock of the seconds since its creation, without those during which this process was stopped from
+    outside (by a shell's Ctrl-Z or a job scheduler): a thread reads the clock five times per second, and a
+    gap of more than `GAP` seconds is such a stop."""
 
     def __init__(self):
         self._began, self.stopped = time.perf_counter(), 0.0
@@ -46,8 +46,8 @@ class Stopwatch:
 
 
 def copy(source: str, target: str, nbytes: int) -> dict:
-    """Read all files of the checkpoint `source` and write `nbytes` to `target`, flushed to the disk: what no
-    quantizer can save."""
+    """Read all files of the checkpoint `source` and write `nbytes` to `target`, flushed to the disk: the
+    minimum for any quantizer."""
     buffer, watch = bytearray(CHUNK), Stopwatch()
     read = 0
     for file in sorted(Path(source).glob("*.safetensors")):
@@ -65,8 +65,8 @@ def copy(source: str, target: str, nbytes: int) -> dict:
 
 
 def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after: int | None = None) -> dict:
-    """What `python -m qcore quantize --stream` does. With `die_after` the process kills itself with SIGKILL
-    when so many shards are finished and the next one is under way."""
+    """Run `python -m qcore quantize --stream`. With `die_after` the process kills itself with SIGKILL once so
+    many shards are finished and the next one has begun."""
     from qcore import library, models
     from qcore.library.loading import load_tokenizer
     from qcore.recipes import parse
@@ -86,7 +86,7 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
     (
         load_tokenizer(checkpoint),
         models.meta_model(checkpoint),
-    )  # loads the libraries, whose time is counted apart
+    )  # loads the libraries, whose time is reported separately
     starting, watch = start.seconds, Stopwatch()
     ledger = quantizing.quantize(checkpoint, parse(recipe), Path(target), shard_bytes=shard_bytes)
     return {
@@ -98,7 +98,7 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
 
 
 def evaluate(source: str, recipes: list[str], tokens: int, window: int) -> dict:
-    """What `python -m qcore eval --stream --recipes …` does."""
+    """Run `python -m qcore eval --stream --recipes …`."""
     from qcore.recipes import parse
     from qcore.verbs.evaluate import run_streamed
 
@@ -122,8 +122,8 @@ def evaluate(source: str, recipes: list[str], tokens: int, window: int) -> dict:
 
 
 def llama_cpp(source: str, scratch: str, kind: str, workers: int) -> dict:
-    """llama.cpp's own quantizer on the same weights, from a GGUF file in bfloat16 that is written first and
-    not timed. Queries and keys keep the order of their rows, which changes no time and no bytes."""
+    """Run llama.cpp's own quantizer on the same weights, from a GGUF file in bfloat16 that is written first,
+    untimed. Rows of queries and keys are not permuted, which changes neither time nor size."""
     import llama_cpp as api
 
     from benchmarks.peers.llamacpp import silence as silence_llama
@@ -155,7 +155,7 @@ def llama_cpp(source: str, scratch: str, kind: str, workers: int) -> dict:
 
 
 def write_gguf(source: Path, path: Path) -> None:
-    """The Llama checkpoint in `source` as a GGUF file, tensors as they are stored."""
+    """Write the Llama checkpoint in `source` as a GGUF file, tensors unchanged."""
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     from safetensors import safe_open
 
@@ -183,7 +183,7 @@ def write_gguf(source: Path, path: Path) -> None:
                 else:
                     _, _, number, part = name.split(".", 3)
                     name = f"blk.{number}.{LAYER[part]}"
-                if tensor.ndim == 1:  # norms are kept in float32, as llama.cpp wants them
+                if tensor.ndim == 1:  # norms are kept in float32, as llama.cpp requires
                     writer.add_tensor(f"{name}.weight", tensor.float().numpy())
                 else:
                     writer.add_tensor(
@@ -198,8 +198,8 @@ def write_gguf(source: Path, path: Path) -> None:
 
 
 def bitsandbytes(source: str, kind: str) -> dict:
-    """bitsandbytes' own quantizer on the same weights: every linear matrix read through a map and given to
-    `quantize_4bit`; nothing is written."""
+    """Run bitsandbytes' own quantizer on the same weights: every linear matrix is read through a memory map
+    and passed to `quantize_4bit`; nothing is written."""
     from bitsandbytes.functional import quantize_4bit
     from safetensors import safe_open
 
@@ -213,8 +213,7 @@ def bitsandbytes(source: str, kind: str) -> dict:
 
 
 def flush(files) -> None:
-    """Bring `files` to the disk and have the system forget what it holds of them, so that the next reader
-    starts cold."""
+    """Flush `files` to disk and drop them from the page cache, so that the next reader starts cold."""
     for path in files:
         with Path(path).open("rb+") as file:
             os.fsync(file.fileno())

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from benchmarks import marks  # noqa: E402
 
-BUSY = 0.15  # cores kept busy by other programs, from which on a run counts as disturbed
+BUSY = 0.15  # a run counts as disturbed if other programs kept at least this many cores busy
 USED = "generate_"  # ratios measured through transformers' `generate`, the path that users take
-OURS = "generate_int4_vs_fp32"  # whose "ours" is the decode speed that all of those share
+OURS = "generate_int4_vs_fp32"  # their "ours" is the decode speed that all of these share
 
 
 def text(result: dict) -> str:
@@ -46,10 +46,15 @@ def readme(results: list[dict]) -> str:
         for result in results
     )
     return "\n".join(
-        [*lines, "", f"Medians of {how['model']}, {how['threads']} threads, {how['generate_tokens']} tokens after a prompt "
-         f"of {how['prompt_tokens']}, the programs in turns within one run; in brackets qcore's speed over theirs, the "
-         f"median of the ratios within a round. Ratios hold for these processors, dates and versions: {sources}."]
-    )  # fmt: skip
+        [
+            *lines,
+            "",
+            f"Medians of {how['model']}, {how['threads']} threads, {how['generate_tokens']} tokens "
+            f"after a prompt of {how['prompt_tokens']}, the programs in turns within one run; in brackets "
+            "qcore's speed over theirs, the median of the ratios within a round. "
+            f"Ratios hold for these processors, dates and versions: {sources}.",
+        ]
+    )
 
 
 def page(result: dict) -> str:
@@ -67,8 +72,8 @@ def page(result: dict) -> str:
             ]
             lines += [_row(each["measure"], *_bold(each)) for each in rows] + [""]
     if dropped := [each["measure"] for each in result["comparisons"] if _impossible(each)]:
-        lines += [f"Left out, because they exceed 100 % of the read bandwidth, which was measured too low in that run: "
-                  f"{'; '.join(dropped)}.", ""]  # fmt: skip
+        lines += [f"Left out, because they exceed 100 % of the read bandwidth, which was measured "
+                  f"too low in that run: {'; '.join(dropped)}.", ""]  # fmt: skip
     source = f"[{result['file']}](../benchmarks/results/{result['file']})"
     return "\n".join([*lines, f"{conditions(result)} From {source}."])
 
@@ -86,9 +91,9 @@ def conditions(result: dict) -> str:
     where, how = result["environment"], result["conditions"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["libraries"].items())
     return (
-        f"{marks.day(result)}, {where['cpu']}, {_widest(where['flags'])}, {how['threads']} threads, model {how['model']}, "
-        f"prompt of {how['prompt_tokens']} tokens, {how['steps']} steps ({how['generate_tokens']} tokens through "
-        f"`generate`), medians; {libraries}."
+        f"{marks.day(result)}, {where['cpu']}, {_widest(where['flags'])}, {how['threads']} threads, "
+        f"model {how['model']}, prompt of {how['prompt_tokens']} tokens, {how['steps']} steps "
+        f"({how['generate_tokens']} tokens through `generate`), medians; {libraries}."
     )
 
 

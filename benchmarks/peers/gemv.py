@@ -1,9 +1,9 @@
-"""One token times a 4096 x 11008 matrix: bytes of weights read a second, beside what this machine reads if it
-does nothing else.
+"""One token times a 4096 x 11008 matrix: bytes of weights read per second, beside the machine's plain read
+bandwidth.
 
 A round calls every kernel and the plain read in turn, TURNS times, on weights that no cache holds, and keeps
-the best time of each. "int4" and "int8" are int4-g32 and int8 with 16-bit activations, which is what their
-recipes use; 8-bit and exact ones stand beside them.
+the best time of each. "int4" and "int8" are int4-g32 and int8 with 16-bit activations, the default of their
+recipes; 8-bit and exact ones are measured as well.
 """
 
 import itertools
@@ -42,8 +42,8 @@ def load(options: dict):
         for figure, (name, activations) in FIGURES.items()
     }
     sizes = {figure: formats[name][0].nbytes for figure, (name, _) in FIGURES.items()}
-    # a plain read takes about as long as a product, because a longer one would average over what else the
-    # machine does
+    # a plain read takes about as long as a product, because a longer one would average over other load on the
+    # machine
     size = max(sizes.values())
     blocks = itertools.cycle(buffer.split(size // buffer.element_size())[:-1])
     reads = {f"read by {read.__name__}": (lambda read=read: read(next(blocks))) for read in readers()}

@@ -1,8 +1,8 @@
-"""Any recipe, qcore's or another library's, through transformers' own `model.generate`, which all of them
-share.
+"""Any recipe, qcore's or another library's, through transformers' own `model.generate`, common to all of
+them.
 
-The time of each token is taken by a stopping criterion, which `generate` asks after every token: the first
-one ends the prefill.
+A stopping criterion, called by `generate` after every token, takes the time of each token: the first one ends
+the prefill.
 """
 
 import time
@@ -13,7 +13,7 @@ from benchmarks.plan import GENERATED, MODEL
 
 
 def load(options: dict):
-    """The default model under the one recipe in "items"; see the package."""
+    """Load the default model under the one recipe in "items"; see the package."""
     from transformers import StoppingCriteria
 
     from qcore import library, recipes
@@ -33,7 +33,7 @@ def load(options: dict):
     times: list[float] = []
 
     class Clock(StoppingCriteria):
-        """Notes when each token was there, and never stops."""
+        """A stopping criterion that records the time of each token, and never stops."""
 
         def __call__(self, ids, scores, **_) -> torch.Tensor:
             times.append(time.perf_counter())

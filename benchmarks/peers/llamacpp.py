@@ -1,8 +1,8 @@
-"""llama.cpp through the C interface that llama-cpp-python wraps: `llama_decode` alone is on the clock, no
-sampling and no text.
+"""llama.cpp through the C interface that llama-cpp-python wraps: only `llama_decode` is timed, without
+sampling and text.
 
-Everything is left as llama.cpp has it by default (float16 key-value cache, flash attention "auto", memory
-map, weights repacked for the processor where it has a layout for that), but for the number of threads.
+All settings are llama.cpp's defaults (float16 key-value cache, flash attention "auto", memory map, weights
+repacked for the processor where it has a layout for that), except the number of threads.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ from qcore.base.errors import RunError
 
 
 class Llama:
-    """One GGUF file with a context of its own for `capacity` tokens. `exact` asks for a float32 cache without
-    flash attention."""
+    """One GGUF file with its own context for `capacity` tokens. `exact` selects a float32 cache without flash
+    attention."""
 
     def __init__(self, path: str, threads: int, capacity: int = PROMPT + STEPS, *, exact: bool = False):
         import llama_cpp
@@ -45,7 +45,7 @@ class Llama:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
     def decode(self, tokens) -> tuple[float, int]:
-        """Append `tokens`; the seconds that took, and the most likely next one."""
+        """Append `tokens`; return the seconds taken, and the most likely next token."""
         array = (self.api.llama_token * len(tokens))(*tokens)
         batch = self.api.llama_batch_get_one(array, len(tokens))
         start = time.perf_counter()
@@ -56,7 +56,7 @@ class Llama:
         return taken, int(self._logits(len(tokens) - 1 if len(tokens) == 1 else -1).argmax())
 
     def all_logits(self, tokens) -> np.ndarray:
-        """Logits (T, vocabulary) after each of `tokens`, from an empty cache."""
+        """Return the logits (T, vocabulary) after each of `tokens`, from an empty cache."""
         self.reset()
         batch = self.api.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
@@ -79,13 +79,13 @@ class Llama:
         return np.ctypeslib.as_array(pointer, (self.vocabulary,)).copy()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the model and the context."""
         self.api.llama_free(self.context)
         self.api.llama_model_free(self.model)
 
 
 def silence(api) -> None:
-    """llama.cpp writes hundreds of lines about every file; errors come back as return values."""
+    """Silence llama.cpp, which logs hundreds of lines per file; errors arrive as return values."""
     silence.callback = api.llama_log_callback(
         lambda level, text, data: None
     )  # kept, because C holds only a pointer to it
@@ -93,7 +93,7 @@ def silence(api) -> None:
 
 
 def quantize(source, target, kind: str, threads: int) -> None:
-    """Let llama.cpp quantize a GGUF file to `kind` ("q4_0", "q8_0"). Raises `RunError` if it fails."""
+    """Let llama.cpp quantize a GGUF file to `kind` ("q4_0", "q8_0"). Raise `RunError` if it fails."""
     import llama_cpp
 
     silence(llama_cpp)
@@ -105,7 +105,7 @@ def quantize(source, target, kind: str, threads: int) -> None:
 
 
 def load(options: dict):
-    """A context for each item ("q4_0", "0.6b q4_0"); see the package."""
+    """Load a context for each item ("q4_0", "0.6b q4_0"); see the package."""
     import llama_cpp
 
     models = {item: Llama(options["files"][item], options["threads"]) for item in options["items"]}

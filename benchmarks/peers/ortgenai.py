@@ -10,7 +10,7 @@ from benchmarks.plan import PROMPT, STEPS
 
 
 def load(options: dict):
-    """A model for each item; see the package."""
+    """Load a model for each item; see the package."""
     import onnxruntime_genai as genai
 
     models, configs = {}, {}
@@ -35,7 +35,7 @@ def load(options: dict):
         start = time.perf_counter()
         state["generator"].append_tokens(tokens)
         taken = time.perf_counter() - start
-        state["generator"].generate_next_token()  # takes a token from the logits that are there
+        state["generator"].generate_next_token()  # takes a token from the present logits
         return taken, 0
 
     def write(_: int) -> tuple[float, int]:

@@ -1,5 +1,5 @@
-"""The loop in which qcore generates, on folders that qcore saved, several recipes in one process. Activation modes are the
-recipes' defaults."""
+"""qcore's own decode loop on folders saved by qcore, several recipes in one process. Activation precisions
+are the recipes' defaults."""
 
 import time
 
@@ -9,7 +9,7 @@ from benchmarks.clock import timed
 
 
 def load(options: dict):
-    """A model for each item; see the package."""
+    """Load a model for each item; see the package."""
     from qcore.base.quiet import silence
     from qcore.library import safetensors
     from qcore.runtime import Context

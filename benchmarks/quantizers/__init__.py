@@ -1,9 +1,8 @@
-"""One file for each program whose quantized weights `quality.py` compares; all begin with the same loaded
-model.
+"""One file per program whose quantized weights `quality.py` compares; all start from the same loaded model.
 
-Each has `quantize(job) -> Stored`, which changes `job.loaded.model` in place: either its linear layers
-compute with the program's own tensors, or they hold the values that those tensors stand for. `Stored` says
-what was stored, counted from the tensors themselves.
+Each has `quantize(job) -> Stored`, which changes `job.loaded.model` in place: its linear layers either
+compute with the program's own tensors or hold the dequantized values. `Stored` is the stored size, counted
+from the tensors themselves.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from qcore.recipes import parse
 
 @dataclass(frozen=True)
 class Job:
-    """Quantize `loaded` to `item`. `text` calls `load_calibration` (reading it is on the clock); `say` tells
-    the person who waits; `scratch` is an empty folder."""
+    """A request to quantize `loaded` to `item`. `text` calls `load_calibration` (reading it is timed); `say`
+    reports progress; `scratch` is an empty folder."""
 
     loaded: Loaded
     item: str
@@ -32,14 +31,14 @@ class Job:
     say: object
 
     def calibration(self) -> Calibration:
-        """The windows of calibration text, the same for everybody."""
+        """Return the windows of calibration text, the same for every program."""
         return self.text(self.loaded.tokenizer)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """`nbytes` hold `weights` weights, those of `layers` (names of parameters); `notes` are sentences for
-    people."""
+    """The stored size: `nbytes` hold `weights` weights, those of `layers` (names of parameters); `notes` are
+    sentences for the reader."""
 
     nbytes: int
     weights: int
@@ -49,25 +48,25 @@ class Stored:
 
     @property
     def bits_per_weight(self) -> float:
-        """8 · bytes / weights: codes, scales, zero points and tables included."""
+        """Return 8 · bytes / weights: codes, scales, zero points and tables included."""
         return 8 * self.nbytes / self.weights
 
 
 def quantizer(module: str):
-    """The function `quantize` of `benchmarks/quantizers/<module>.py`."""
+    """Return the function `quantize` of `benchmarks/quantizers/<module>.py`."""
     return import_module(f"benchmarks.quantizers.{module}").quantize
 
 
 def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """{name of the weight: layer} of the layers that every row quantizes: those that qcore's recipes take,
-    the linears of the blocks."""
+    """Return {name of the weight: layer} of the layers that every row quantizes: the targets of qcore's
+    recipes, the linear layers of the blocks."""
     targets = select(model, parse("int4-g64")).targets
     return {target.name: model.get_submodule(target.module) for target in targets}
 
 
 def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:
-    """`stored`, if it covers exactly the `expected` layers. Raises `RunError` otherwise: then sizes and
-    losses cannot be compared."""
+    """Return `stored` if it covers exactly the `expected` layers. Raise `RunError` otherwise: sizes and
+    losses would not be comparable."""
     for names, what in (
         (expected - stored.layers, "left out"),
         (stored.layers - expected, "quantized as well"),
@@ -80,8 +79,8 @@ def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:
 
 
 def put(layer: torch.nn.Linear, values: torch.Tensor) -> None:
-    """Let `layer` compute with other values (N, K). Raises `RunError` if they are not of its shape or not
-    finite."""
+    """Set the weight of `layer` to other values (N, K). Raise `RunError` if they have another shape or are
+    not finite."""
     if values.shape != layer.weight.shape:
         raise RunError(
             f"A weight came back with the shape {tuple(values.shape)}, not {tuple(layer.weight.shape)}."

@@ -1,9 +1,9 @@
 """Learned rounding from AutoRound's authors. An item is "bits group steps", "4 64 200"; everything else is
-the library's default, which is 200 steps for each block; its authors call 50 the light recipe. A step reads 8
+the library's default, which is 200 steps per block; its authors call 50 the light recipe. A step reads 8
 windows.
 
-It loads the checkpoint itself, and is given the windows of calibration text that everybody reads (its own
-default is 128 of 2,048 tokens); what it saves is read back.
+It loads the checkpoint itself, and calibrates on the same windows as every method (its own default is 128 of
+2,048 tokens); the saved model is read back.
 """
 
 from benchmarks.quantizers import Job, Stored, packed

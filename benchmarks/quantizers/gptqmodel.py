@@ -1,8 +1,8 @@
-"""GPTQ from GPTQModel, the library that follows AutoGPTQ. An item is "bits group", "4 64"; everything else is
-the library's default.
+"""GPTQ from GPTQModel, the successor of AutoGPTQ. An item is "bits group", "4 64"; everything else is the
+library's default.
 
-It loads the checkpoint itself, in float32, and reads the windows of calibration text that everybody reads;
-what it saves is read back.
+It loads the checkpoint itself, in float32, and calibrates on the same windows as every method; the saved
+model is read back.
 """
 
 import os
@@ -14,7 +14,7 @@ def quantize(job: Job) -> Stored:
     """See the module."""
     os.environ.setdefault(
         "GPTQMODEL_CPU_WORKERS", "2"
-    )  # it wants two to load a model, and takes one by itself on two cores
+    )  # it requires two to load a model, but takes one by itself on two cores
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 

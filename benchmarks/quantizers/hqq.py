@@ -1,7 +1,7 @@
 """HQQ from its authors' library. An item is "bits group", "4 64"; everything else is the library's default.
 
-It is told to compute in float16, its default, so that scales and zero points are kept in 16 bits; the weights
-are widened in float32 from what it stores.
+It computes in float16, its default, so that scales and zero points are kept in 16 bits; its stored weights
+are dequantized in float32.
 """
 
 from benchmarks.quantizers import Job, Stored, linears, put

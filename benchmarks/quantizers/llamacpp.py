@@ -1,10 +1,10 @@
-"""llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, widened again
-by the package `gguf`.
+"""llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, dequantized by
+the package `gguf`.
 
-An item is a file type, "Q4_0", or one "with imatrix". The embedding (the output head, too, in the default
-model) is left in float32, so that only the linear layers differ from the baseline. A tensor whose rows the
-asked type cannot hold (576 inputs are no multiple of 256) gets another one from llama.cpp, as in the files
-that people download; `details` counts the types.
+An item is a file type, "Q4_0", or one "with imatrix". The embedding (in the default model also the output
+head) is left in float32, so that only the linear layers differ from the baseline. If rows do not fit the
+requested type (576 inputs are not a multiple of 256), llama.cpp chooses another type for the tensor, as in
+the files that people download; `details` counts the types.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def quantize(job: Job) -> Stored:
 
 
 def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]) -> None:
-    """Let llama.cpp quantize the file `source` to `kind`, the embedding and the head left in float32. Raises
+    """Let llama.cpp quantize the file `source` to `kind`, with embedding and head left in float32. Raise
     `RunError` if it fails."""
     import llama_cpp
 
@@ -56,7 +56,7 @@ def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]
 
 
 def take(model: torch.nn.Module, path) -> Stored:
-    """Give the linear layers of `model` the values that the file at `path` holds for them."""
+    """Set the linear layers of `model` to the values in the file at `path`."""
     from gguf import GGUFReader, dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
@@ -79,7 +79,7 @@ def _name_in_file(name: str) -> str:
 
 
 def _as_loaded(name: str, values: torch.Tensor, config) -> torch.Tensor:
-    """Rows of queries and keys in the order that the model has them."""
+    """Permute rows of queries and keys to the model's order."""
     part = name.split(".")[-2]
     if part not in ("q_proj", "k_proj"):
         return values

@@ -1,5 +1,5 @@
-"""qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto): what the app itself does with
-the same name."""
+"""qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto), exactly as the app runs them
+by the same name."""
 
 from benchmarks.quantizers import Job, Stored
 from qcore import recipes
@@ -7,7 +7,7 @@ from qcore.quantization import convert
 
 
 def quantize(job: Job) -> Stored:
-    """The recipe `job.item`; "fp32" counts all weights of the same layers at 32 bits."""
+    """Quantize by the recipe `job.item`; "fp32" counts all weights of the same layers at 32 bits."""
     model, recipe = job.loaded.model, recipes.parse(job.item)
     text = job.calibration() if recipe.calibrated else None
     ledger = convert.quantize(

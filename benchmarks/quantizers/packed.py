@@ -1,11 +1,11 @@
-"""Reading what GPTQModel and AutoRound save: the layout that AutoGPTQ introduced, in safetensors files.
+"""Read models saved by GPTQModel and AutoRound: AutoGPTQ's layout, in safetensors files.
 
 For a layer of N outputs and K inputs with b-bit codes in groups of g inputs, G = K / g:
 
     qweight (K·b/32, N)    codes, 32/b in an int32, the lowest bits first, along the inputs
-    qzeros  (G, N·b/32)    zero points, likewise along the outputs; each is kept less by one in the first version of the layout
+    qzeros  (G, N·b/32)    zero points, packed along the outputs; version 1 of the layout stores them minus 1
     scales  (G, N)         float16
-    g_idx   (K,)           the group of each input; where it is k // g it holds nothing, and is not counted
+    g_idx   (K,)           the group of each input; not counted if it equals k // g
 
     ŵ = scale · (code − zero point)
 """
@@ -25,8 +25,8 @@ PARTS = ("qweight", "qzeros", "scales")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a saved model's config says: `bits`, `group` (inputs that share a scale), `offset` (what is added
-    to stored zero points)."""
+    """The config of a saved model: `bits`, `group` (inputs that share a scale), `offset` (added to stored
+    zero points)."""
 
     bits: int
     group: int
@@ -34,7 +34,7 @@ class Layout:
 
     @classmethod
     def of(cls, folder: Path) -> "Layout":
-        """Of the model saved in `folder`. Raises `RunError` for a layout that is not this one."""
+        """Read the config of the model saved in `folder`. Raise `RunError` for any other layout."""
         found = json.loads((folder / "config.json").read_text())["quantization_config"]
         name = (
             found.get("checkpoint_format")
@@ -45,13 +45,14 @@ class Layout:
         versions = {"gptq": 1, "gptq_v2": 0, "auto_round:auto_gptq": 1, "auto_round:gptq": 1}
         if name not in versions or 32 % found["bits"]:
             raise RunError(
-                f"The saved model is in the layout {name!r} with {found['bits']} bits, which cannot be read here."
+                f"The saved model is in the layout {name!r} with {found['bits']} bits, "
+                "which cannot be read here."
             )
         return cls(found["bits"], found["group_size"], versions[name])
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes in int32 `words` (R, C), the lowest bits first, one after another along the rows: (R · 32 /
+    """Unpack the codes in int32 `words` (R, C), the lowest bits first, in order along the rows: (R · 32 /
     bits, C)."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     codes = (words.unsqueeze(1) >> shifts[None, :, None]) & (2**bits - 1)
@@ -59,7 +60,7 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def widen(parts: dict[str, torch.Tensor], layout: Layout) -> torch.Tensor:
-    """The weight (N, K) in float32 that `parts` of one layer stand for."""
+    """Return the dequantized weight (N, K) in float32 from the `parts` of one layer."""
     codes = unpack(parts["qweight"], layout.bits)
     zeros = unpack(parts["qzeros"].T, layout.bits).T + layout.offset
     group = parts["g_idx"].long() if "g_idx" in parts else torch.arange(len(codes)) // layout.group
@@ -67,15 +68,15 @@ def widen(parts: dict[str, torch.Tensor], layout: Layout) -> torch.Tensor:
 
 
 def nbytes(parts: dict[str, torch.Tensor], group: int) -> int:
-    """Stored bytes of one layer; the order of groups counts only if there is one."""
+    """Return the stored bytes of one layer; `g_idx` counts only if it reorders groups."""
     order = parts.get("g_idx")
     straight = order is None or torch.equal(order.long(), torch.arange(len(order)) // group)
     return sum(parts[name].nbytes for name in PARTS) + (0 if straight else order.nbytes)
 
 
 def take(model: torch.nn.Module, folder: Path) -> Stored:
-    """Give the linear layers of `model` the values that the model saved in `folder` holds for them. Raises
-    `RunError` if one is missing."""
+    """Set the linear layers of `model` to the values of the model saved in `folder`. Raise `RunError` if one
+    is missing."""
     layout, tensors = Layout.of(folder), {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -89,6 +90,7 @@ def take(model: torch.nn.Module, folder: Path) -> Stored:
         put(layer, widen(parts, layout))
     if more := [name for name in tensors if name.endswith("qweight")]:
         raise RunError(
-            f"The saved model holds {len(more)} more layers as codes, such as {more[0]}, which the baseline keeps."
+            f"The saved model holds {len(more)} more layers as codes, such as {more[0]}, "
+            "which the baseline keeps."
         )
     return Stored(total, sum(layer.weight.numel() for layer in layers.values()), frozenset(layers))
