@@ -47,7 +47,7 @@ INFO = EngineInfo(
 def apply(model: PreTrainedModel, recipe: Recipe, progress: Progress, quantize=None) -> list[LedgerRow]:
     """Quantize the linear layers of `model` in place to the recipe's variant: int8 or int4."""
     with importing("optimum-quanto"):
-        from optimum import quanto
+        import optimum.quanto as quanto  # unlike "from optimum", fails if the module does not load
     kind = {"int8": quanto.qint8, "int4": quanto.qint4}[recipe.engine.variant]
 
     def convert(linear: nn.Linear) -> Converted:
