@@ -1,4 +1,4 @@
-"""A tiny model that has really learned something: periods of a language of four-letter words, in seconds."""
+"""A tiny model trained in seconds: it has learned a language of four-letter words."""
 
 import pytest
 import tiny
@@ -8,7 +8,7 @@ WORDS = ("soft", "warm", "rain", "fell", "over", "blue", "hill", "slow", "dawn",
 
 
 def sentences(count: int, seed: int) -> str:
-    """Text in which each word is followed by one of two others, by chance."""
+    """Return text in which each word is followed by one of two others, at random."""
     generator = torch.Generator().manual_seed(seed)
     coins = torch.randint(0, 2, (count,), generator=generator).tolist()
     place, words = 0, []
@@ -20,7 +20,7 @@ def sentences(count: int, seed: int) -> str:
 
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory):
-    """The folder of a tiny Llama that predicts `sentences`."""
+    """Return the folder of a tiny Llama that predicts `sentences`."""
     folder = tmp_path_factory.mktemp("learned") / "llama"
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
     ids = torch.tensor(tokenizer(sentences(4000, 0))["input_ids"])
@@ -41,7 +41,7 @@ def learned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory):
-    """Files of such text: to learn from, and to be judged by."""
+    """Return files of such text: for training and for validation."""
     folder = tmp_path_factory.mktemp("words")
     for name, seed, count in (("train", 1, 3000), ("test", 2, 600)):
         (folder / f"{name}.txt").write_text(sentences(count, seed))

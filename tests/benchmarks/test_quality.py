@@ -1,4 +1,4 @@
-"""What the quality benchmark reads off its rows, which rows there are, and what is kept between runs."""
+"""The quality benchmark: comparisons drawn from rows, selection of rows, and the cache between runs."""
 
 import json
 
@@ -115,7 +115,7 @@ def test_a_row_is_kept_until_something_it_follows_from_changes(tmp_path, monkeyp
     assert quality_cache.read(tmp_path, PLAIN, name) is None
     quality_cache.write(tmp_path, PLAIN, name, ROWS[1])
     assert quality_cache.read(tmp_path, PLAIN, name) == ROWS[1]
-    next(tmp_path.iterdir()).write_text("{half a")  # by a kill while it was copied, say
+    next(tmp_path.iterdir()).write_text("{half a")  # such as by a kill during the copy
     assert quality_cache.read(tmp_path, PLAIN, name) is None
     others = {
         quality_cache.key(GPTQ, conditions),

@@ -1,5 +1,5 @@
-"""A row of the quality benchmark from end to end, on a tiny model: the baseline is exact, a recipe is
-counted, errors are told."""
+"""A row of the quality benchmark from end to end, on a tiny model: the baseline is exact, sizes are counted,
+errors are reported."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -88,7 +88,9 @@ def test_a_failing_peer_is_left_out_and_the_rest_goes_on(monkeypatch, tmp_path):
         "good peer",
         "bad peer",
         "bad peer",
-    ]  # what was measured is kept, what failed is tried again
+    ]  # measured rows are kept, failed rows are tried again
     monkeypatch.setattr(quality_plan, "PEERS", (replace(peers[1], own=True),))
-    with pytest.raises(RunError, match="it broke"):  # a recipe of ours that fails is no row that is left out
+    with pytest.raises(
+        RunError, match="it broke"
+    ):  # a failing recipe of ours is an error, not a row left out
         quality.run(given)

@@ -1,5 +1,5 @@
-"""What the peers of the quality benchmark stored is counted and widened exactly; llama.cpp's importance
-matrix is what its layers saw."""
+"""Peers of the quality benchmark: stored sizes and dequantized values are exact; llama.cpp's importance
+matrix matches the layers' inputs."""
 
 import ctypes
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_the_importance_matrix_reads_back_in_c_and_ends_with_an_empty_name():
 
 
 def written(model: torch.nn.Module, path: Path, kind: GGMLQuantizationType) -> None:
-    """A GGUF file with all matrices in the blocks as `kind`, by the package's own quantizer."""
+    """Write a GGUF file with all matrices in the blocks as `kind`, by the package's own quantizer."""
     writer = GGUFWriter(str(path), "llama")
     for name, tensor in gguf_writer.tensors(model):
         values = tensor.detach().contiguous().numpy()
@@ -132,7 +132,8 @@ def test_a_block_format_is_counted_and_widened_as_it_is_stored(tmp_path):
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes (R, C) as int32 words, literally: word i holds codes 32/b · i …, the first in the lowest bits."""
+    """Pack codes (R, C) into int32 words, literally: word i holds codes 32/b · i …, the first in the lowest
+    bits."""
     count, words = 32 // bits, []
     for first in range(0, len(codes), count):
         word = sum(codes[first + i].long() << (bits * i) for i in range(count))

@@ -1,4 +1,4 @@
-"""The arithmetic of the speed benchmark, and what it says when something is missing."""
+"""The arithmetic of the speed benchmark, and its messages for missing packages and ratios."""
 
 import pytest
 

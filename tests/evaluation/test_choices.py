@@ -1,5 +1,4 @@
-"""Answers by likelihood against one forward pass for each choice, and against models whose preferences are
-known."""
+"""Answers by likelihood against one forward pass per choice, and against models with known preferences."""
 
 import pytest
 import tiny
@@ -23,7 +22,7 @@ def tokens(text):
 
 
 def one_by_one(model, question):
-    """The score of each choice, in nats, from a pass of its own."""
+    """Return the score of each choice, in nats, from a separate pass."""
     front = question.question if question.question.endswith("\n") else question.question + " "
     scores = []
     for choice in question.choices:
@@ -50,7 +49,7 @@ def test_scores_are_those_of_single_passes_whatever_the_batch(kind, batch):
 
 
 class Fixed(torch.nn.Module):
-    """Gives every token the same logits, whatever it reads."""
+    """A model with the same logits for every token."""
 
     def __init__(self, logits):
         super().__init__()
@@ -62,8 +61,8 @@ class Fixed(torch.nn.Module):
 
 
 def test_a_model_that_guesses_prefers_the_shortest():
-    """All-zero logits: each byte costs ln 258, so the score is the length of the choice and the blank before
-    it."""
+    """A model with all-zero logits: each byte costs ln 258, so the score depends on the length of the choice
+    and the blank before it."""
     answers = ask(Fixed(torch.zeros(tiny.VOCABULARY)), TOKENIZER, QUESTIONS)
     cost = -torch.tensor(float(tiny.VOCABULARY)).log().item()
     assert answers.scores[0] == pytest.approx([cost * (1 + len(choice)) for choice in QUESTIONS[0].choices])

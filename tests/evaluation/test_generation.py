@@ -1,5 +1,5 @@
-"""What a model writes, token by token, against transformers' own `generate`; limits; and where two answers
-part."""
+"""Generation token by token against transformers' own `generate`; limits; and the position where two answers
+diverge."""
 
 import copy
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from qcore.evaluation.generation import (
 from qcore.evaluation.textstream import decode
 
 TOKENIZER = tiny.tokenizer()
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if "
+    "add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Prompt:
 
 
 def says(model: torch.nn.Module, *tokens: int) -> torch.nn.Module:
-    """Make a model write `tokens` in turn, whatever it reads."""
+    """Make a model generate `tokens` in turn, whatever it reads."""
     forward, steps = model.forward, iter(tokens)
 
     def scripted(input_ids, **options):

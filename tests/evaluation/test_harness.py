@@ -1,4 +1,4 @@
-"""The hand-over to lm-eval, against a stand-in for the library that records what it was given."""
+"""The call of lm-eval, against a stand-in for the library that records its arguments."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -24,7 +24,7 @@ FOUND = {
 
 @pytest.fixture
 def library(monkeypatch):
-    """A stand-in for lm_eval with two tasks; returns what it was called with."""
+    """Install a stand-in for lm_eval with two tasks; return its recorded arguments."""
     calls = SimpleNamespace(wrapped=None, evaluated=None, folder=None, error=None)
 
     class TaskManager:

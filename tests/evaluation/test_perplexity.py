@@ -1,5 +1,4 @@
-"""Perplexity against models whose answer is known exactly, and against a loop written with transformers
-alone."""
+"""Perplexity against models with an exact answer, and against a loop in transformers alone."""
 
 import math
 
@@ -41,8 +40,8 @@ def text(tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 def transformers_loop(model, ids: torch.Tensor, window: int, stride: int) -> float:
-    """The strided loop of the transformers documentation, with max_length = window + 1 (the last token of a
-    window is only a target)."""
+    """The strided loop of the transformers documentation, with max_length = window + 1: the last token of a
+    window is only a target."""
     max_length, total, count, previous_end = window + 1, 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + max_length, len(ids))
@@ -81,7 +80,7 @@ def test_zero_logits_give_the_vocabulary_size(tokens, window, chunk, data):
 
 
 def test_bits_per_byte_count_the_scored_tokens():
-    """One byte per token, so that the bits per byte are those per token."""
+    """A tokenizer with one byte per token, so that bits per byte equal bits per token."""
     tokenizer = tiny.tokenizer()
     ids = tokenize("One byte each.", tokenizer)
     result = evaluate(ZERO, ids, tokenizer=tokenizer)

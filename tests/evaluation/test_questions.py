@@ -1,4 +1,4 @@
-"""Question files: every form that is taken, and a sentence for each that is not."""
+"""Question files: every supported form, and an error message for each invalid one."""
 
 import json
 

@@ -1,5 +1,5 @@
-"""The baseline's record: exact zeros for an equal model, exact KL for another, and a clear word for one that
-does not belong."""
+"""The baseline's record: exact zeros for an equal model, exact KL for another, and a clear error for an
+unrelated model."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def text(tokens: int = 120, seed: int = 0) -> torch.Tensor:
 
 
 def noisy(kind: str, head: float = 0.0, body: float = 0.0) -> torch.nn.Module:
-    """`tiny.model(kind)` with noise on its head or on everything else."""
+    """Return `tiny.model(kind)` with noise on its head or on everything else."""
     model = tiny.model(kind)
     own = model.get_output_embeddings().weight
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_kl_is_that_of_the_whole_logits(recorded, change):
     other, ids = noisy(kind, **change), text()
     result = evaluate(other, ids, window=40, stride=30, reference=Reference.open(path)).divergence
     assert Reference.open(path).tokens_scored == 119
-    with torch.no_grad():  # the second window reads tokens 30 to 69 and scores what follows position 40
+    with torch.no_grad():  # the second window reads tokens 30 to 69 and scores those after position 40
         before, after = (
             m(input_ids=ids[None, 30:70]).logits[0, 10:].double().log_softmax(-1)
             for m in (tiny.model(kind), other)

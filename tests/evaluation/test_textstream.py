@@ -13,8 +13,8 @@ BYTES = tiny.tokenizer()
 
 
 def metaspace() -> PreTrainedTokenizerFast:
-    """One token a character, spaces as ▁, the first of which is dropped on decoding, with bytes for what it
-    does not know."""
+    """A tokenizer with one token per character, spaces as ▁, the first of which is dropped on decoding, and
+    byte tokens for unknown characters."""
     characters = "▁abcdefghij"
     vocab = (
         {f"<0x{i:02X}>": i for i in range(256)}

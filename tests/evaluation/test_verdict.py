@@ -1,5 +1,4 @@
-"""Verdicts against intervals computed by hand, against what they promise in simulation, and for every
-outcome."""
+"""Verdicts against intervals computed by hand, against simulated error rates, and for every outcome."""
 
 import math
 import random
@@ -16,8 +15,8 @@ EVEN = [100] * 10
 
 
 def shifted(by, spread=0.0, count=10, tokens=100):
-    """Sums of NLL of a baseline, and of a model that is `by` nats a token worse, alternately `spread` more
-    and less."""
+    """Return sums of NLL of a baseline, and of a model that is `by` nats per token worse, alternately
+    `spread` more and less."""
     base = [300.0 + 7 * i for i in range(count)]
     return base, [each + tokens * (by + (spread if i % 2 else -spread)) for i, each in enumerate(base)]
 
@@ -93,7 +92,7 @@ def test_one_window_is_undecided():
     assert "one window" in found.sentence and "800 tokens" in found.sentence
     assert (
         verdict([300.0, 3.0], [330.0, 2.0], [100, 1]).outcome == "undecided"
-    )  # a second one that hardly counts
+    )  # a second window of little weight
 
 
 def test_a_short_last_window_counts_as_what_it_is():
@@ -122,7 +121,7 @@ def test_95_percent_of_the_intervals_hold_the_truth():
 
 
 def rate(outcome, truth, rounds=1000, seed=1, windows=10, spread=0.1):
-    """How often the verdict is `outcome` when the true logarithm of the ratio is `truth`."""
+    """Return how often the verdict is `outcome` when the true logarithm of the ratio is `truth`."""
     draw, tokens, found = random.Random(seed), [200] * windows, 0
     for _ in range(rounds):
         base = [draw.gauss(3.0, 0.4) * count for count in tokens]
@@ -148,7 +147,7 @@ def test_enough_tokens_find_out():
 
 
 def test_the_promised_number_of_tokens_decides_about_four_times_in_five():
-    """Plan with one look at a true spread, then draw that many windows again and again."""
+    """Plan from one sample with a true spread, then draw that many windows repeatedly."""
     truth, spread = 0.004, 0.2
     first = verdict(*shifted(truth, spread / math.sqrt(200), 10, 200), [200] * 10)
     windows = round(first.tokens_needed / 200)

@@ -37,7 +37,8 @@ with PeakMemory() as outer:
         time.sleep(0.2)
         view.close()
 names = ("peak_bytes", "anonymous_bytes", "file_bytes", "start_bytes")
-print(json.dumps({key: {name: getattr(value, name) for name in names} for key, value in locals().items() if isinstance(value, PeakMemory)}))
+trackers = {key: value for key, value in locals().items() if isinstance(value, PeakMemory)}
+print(json.dumps({key: {name: getattr(value, name) for name in names} for key, value in trackers.items()}))
 """
 
 

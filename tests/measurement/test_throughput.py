@@ -1,5 +1,4 @@
-"""The formulas, exactly, with a clock that only moves when it is told to; and what the model is asked to
-do."""
+"""The formulas, exactly, with a clock that moves only when read; and the calls of the model."""
 
 import math
 
@@ -15,7 +14,7 @@ from qcore.measurement.throughput import Sample, Throughput, measure
 
 
 class Clock:
-    """Each look moves it to the next of `times`."""
+    """A clock that moves to the next of `times` with each reading."""
 
     def __init__(self, *seconds: float):
         self._times = iter(seconds)
@@ -27,7 +26,7 @@ class Clock:
 
 
 def round_of(ttft: float, *gaps: float) -> list[float]:
-    """The looks of one repeat: start, first token, each token after it."""
+    """Return the readings of one repeat: start, first token, each token after it."""
     times = [100.0, 100.0 + ttft]
     for gap in gaps:
         times.append(times[-1] + gap)

@@ -1,5 +1,4 @@
-"""Bytes a token, against counts by hand on tiny models of known sizes (hidden 64, vocabulary 258,
-float32)."""
+"""Bytes per token against counts by hand, on tiny models (hidden 64, vocabulary 258, float32)."""
 
 import pytest
 import tiny
@@ -28,7 +27,7 @@ def test_one_row_of_an_embedding_unless_the_head_is_the_same(kind, unread):
 
 
 def test_experts_that_the_token_is_not_sent_to_are_not_read():
-    model = tiny.model("moe")  # two layers, four experts of 3 matrices of 64 x 64, two of which a token takes
+    model = tiny.model("moe")  # two layers, four experts of 3 matrices of 64 x 64; each token uses two
     rows = rows_of(model)
     assert bytes_a_token(model, rows) == stored(rows) - (EMBEDDING - ROW) - 2 * 2 * (3 * 64 * 64 * 4)
 

@@ -1,5 +1,5 @@
-"""Pruned models: zeros where they should be, smaller in files, ordinary where parts are cut out, and refused
-where it makes no sense."""
+"""Pruned models: zeros in the right places, smaller files, ordinary models after structured pruning, and
+errors for invalid requests."""
 
 import json
 
@@ -38,7 +38,7 @@ def ids(rows: int = 3, length: int = 40) -> torch.Tensor:
 
 
 def linear_zeros(model) -> tuple[int, int]:
-    """(zeros, weights) of the block's matrices."""
+    """Return (zeros, weights) of the block's matrices."""
     weights = [
         value
         for name, value in model.named_parameters()
@@ -106,7 +106,7 @@ def test_pruned_codes_stand_for_zero_and_are_stored_without_them(tmp_path, kind,
             assert float((module.weight == 0).float().mean()) >= 0.5
     assert loaded.ledger.stored_bytes == result["stored_bytes"] < whole
     size = (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert size == pytest.approx(result["stored_bytes"], rel=0.1)  # names and shapes are in the file, too
+    assert size == pytest.approx(result["stored_bytes"], rel=0.1)  # the file also holds names and shapes
     assert loaded.ledger.pruning["method"] == "wanda" and torch.isfinite(loaded.model(ids()).logits).all()
 
 
@@ -185,7 +185,7 @@ def test_a_part_is_what_its_columns_add_to_the_output():
 
 def test_what_stays_makes_up_for_what_goes_as_least_squares_would():
     torch.manual_seed(0)
-    x = torch.randn(400, 12) @ torch.randn(12, 12)  # inputs that know of each other
+    x = torch.randn(400, 12) @ torch.randn(12, 12)  # correlated inputs
     weight, columns = torch.randn(5, 12), torch.tensor([0, 2, 3, 5, 6, 8, 9, 11])
     left = structured._refitted(weight, 2 / len(x) * x.T @ x, columns)
     wanted = x @ weight.T

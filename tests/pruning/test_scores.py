@@ -1,4 +1,4 @@
-"""Which weights go: exact counts, the two of every four, and scores by hand."""
+"""The choice of weights to prune: exact counts, 2:4, and scores by hand."""
 
 import pytest
 import torch

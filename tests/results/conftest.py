@@ -1,4 +1,4 @@
-"""Results in a cache folder of their own."""
+"""A separate cache folder for tests of results."""
 
 import pytest
 

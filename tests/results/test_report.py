@@ -117,9 +117,9 @@ def test_table_has_the_verdict_as_a_word_and_as_a_sentence():
         and lines[2].split()[-1] == "–"
         and "worse" not in lines[4]
     )
-    assert (
-        lines[5]
-        == "int4-g64: Worse. KL 0.0300 nats per token (0.0200 to 0.0400); 9 harmful and 3 beneficial flips (McNemar p = 0.15)."
+    assert lines[5] == (
+        "int4-g64: Worse. KL 0.0300 nats per token (0.0200 to 0.0400); 9 harmful and 3 "
+        "beneficial flips (McNemar p = 0.15)."
     )
     assert lines[6].startswith("bnb-nf4 failed")
     assert "verdict" not in report.table([{**OK, "verdict": None}, FAILED])
@@ -143,7 +143,8 @@ def test_table_and_csv_have_the_answers():
     assert lines[0].split()[-1] == "questions" and lines[2].endswith("82.8 %") and lines[3].endswith("–")
     assert lines[5] == (
         "int4-g64: 53 of 64 questions right (83 %, 95 % interval 72 % to 90 %; guessing 25 %), 51 by length; "
-        "against the baseline 4 lost and 1 gained (McNemar p = 0.38); by length 0 lost and 0 gained (McNemar p = 1)."
+        "against the baseline 4 lost and 1 gained (McNemar p = 0.38); by length 0 lost "
+        "and 0 gained (McNemar p = 1)."
     )
     asked, not_asked = read_csv(report.to_csv([{**OK, "choices": CHOICES}, FAILED]))
     assert asked["choices"] == "0.828125" and not_asked["choices"] == ""

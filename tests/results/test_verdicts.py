@@ -1,4 +1,4 @@
-"""Which rows get a verdict, and against what."""
+"""Which rows get a verdict, and against which baseline."""
 
 import pytest
 

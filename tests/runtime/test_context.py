@@ -1,5 +1,5 @@
-"""One native call a step against the modules it stands for: the same logits, the same tokens, on every
-architecture and recipe that it takes; and the modules wherever it would compute something else."""
+"""One native call per step against the modules it replaces: the same logits and tokens, on every supported
+architecture and recipe; and the modules wherever the native step would compute something else."""
 
 import threading
 
@@ -23,7 +23,7 @@ def inference():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The number of tokens of each native call that computes logits."""
+    """Record the number of tokens of each native call that computes logits."""
     seen, run = [], Weights.run
 
     def count(self, tokens, *args, logits=None, **kwargs):
@@ -36,7 +36,7 @@ def calls(monkeypatch):
 
 
 def greedy(model: torch.nn.Module, prompt: torch.Tensor, count: int) -> list[int]:
-    """The `count` most likely tokens after `prompt` (T,), one after the other."""
+    """Return the `count` most likely tokens after `prompt` (T,), one after the other."""
     context, written = Context(model), []
     logits = context.append(prompt[None])
     while len(written) < count:

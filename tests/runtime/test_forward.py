@@ -1,5 +1,4 @@
-"""A quantized model's own forward takes the native step where it can, and gives what its modules give where
-it cannot."""
+"""A quantized model's own forward takes the native step where possible, and equals its modules elsewhere."""
 
 import copy
 
@@ -17,7 +16,7 @@ from qcore.runtime.weights import Weights
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The number of tokens of each native call."""
+    """Record the number of tokens of each native call."""
     seen, run = [], Weights.run
 
     def count(self, tokens, *args, **kwargs):
@@ -35,7 +34,7 @@ def inference():
 
 
 def detached(model: torch.nn.Module) -> torch.nn.Module:
-    """The same model with its modules alone."""
+    """Return the same model without the native step."""
     twin = copy.deepcopy(model)
     detach(twin)
     return twin
@@ -52,7 +51,7 @@ def options(**more) -> dict:
 
 
 def padded(*lengths: int) -> dict:
-    """Prompts of these lengths, padded on the left."""
+    """Return prompts of these lengths, padded on the left."""
     width = max(lengths)
     tokens = torch.stack(
         [torch.cat((torch.zeros(width - n, dtype=torch.long), ids(n, seed=n))) for n in lengths]
@@ -112,7 +111,7 @@ def test_every_way_to_generate_works(more, calls):
 @pytest.mark.parametrize("chunk", [7, 60])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_long_padded_batch_is_one_call(chunk, use_cache, calls, monkeypatch):
-    """How many tokens go through a layer at a time changes nothing."""
+    """The number of tokens per pass through a layer does not change the result."""
     model, batch = make("llama", "int4-g32", "fp32"), padded(50, 20, 40, 50)
     expected = detached(model)(**batch).logits
     kept = batch["attention_mask"].bool()
@@ -392,7 +391,7 @@ def test_a_hook_around_the_attached_forward_is_heard(calls):
 
 
 class Counting(ModelHook):
-    """accelerate's kind of hook, which replaces the module's forward."""
+    """A hook as accelerate makes it, which replaces the module's forward."""
 
     def __init__(self, heard: list):
         self._heard = heard

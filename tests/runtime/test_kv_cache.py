@@ -1,5 +1,5 @@
-"""The quantized cache under real (tiny) models: exact while nothing is old, near afterwards, and counted to
-the byte."""
+"""The quantized cache under tiny models: exact while no token is old, close afterwards, and counted to the
+byte."""
 
 from copy import deepcopy
 
@@ -66,7 +66,7 @@ def text(tokens, seed=0):
 
 @torch.no_grad()
 def logits(model, ids, cache, step):
-    """What `model` says after each token, `step` tokens at a time through `cache`."""
+    """Return the logits of `model` after each token, `step` tokens at a time through `cache`."""
     return torch.cat(
         [model(input_ids=part[None], cache=cache, use_cache=True).logits[0] for part in ids.split(step)]
     )
@@ -105,7 +105,7 @@ def test_groups_of_tokens_read_what_single_tokens_read(kind):
     full = logits(made, ids, DynamicCache(config=made.config), GROUP)
     assert torch.allclose(one, full, atol=0.05)
     by_codes, by_rounding = ((one - other)[RECENT + GROUP :].abs().mean() for other in (full, many))
-    assert by_rounding < 0.05 * by_codes  # rounding turns a code over now and then
+    assert by_rounding < 0.05 * by_codes  # rounding changes a code now and then
 
 
 @given(
@@ -116,8 +116,8 @@ def test_groups_of_tokens_read_what_single_tokens_read(kind):
 )
 @settings(max_examples=40)
 def test_keys_and_values_come_back_near_and_the_newest_exactly(steps, form, window, seed):
-    """However the tokens arrive, what is read is what was written: exact where it is recent, within half a
-    step where it is old."""
+    """In whatever portions the tokens arrive, the cache returns them: exactly if recent, within half a step
+    if old."""
     config = LlamaConfig(num_key_value_heads=2, head_dim=16, **COMMON)
     held = QuantizedKVCache(config, form)
     layer = held.layers[0]
@@ -186,14 +186,14 @@ def test_evaluation_reads_the_codes(tmp_path):
     short = evaluate(made, ids[:65], window=64, kv=INT4)
     assert short.nll_sum == pytest.approx(
         evaluate(made, ids[:65], window=64).nll_sum, rel=1e-6
-    )  # the codes made last are not read any more
+    )  # the last codes are never read
     assert 0 < found["int8"].divergence.kl_mean < 0.02 * found["int4"].divergence.kl_mean
     assert found["int8"].perplexity == pytest.approx(plain.perplexity, rel=1e-2)
     assert [len(found["int4"].window_nll), found["int4"].tokens_scored] == [3, 299]
 
 
 def test_evaluation_scores_what_decoding_sees():
-    """Each logit of the reader is the one that writing token by token through the cache gives."""
+    """Each logit of the reader equals that of token-by-token decoding through the cache."""
     made, ids = tiny.sharp("gpt2"), text(150)
     read = torch.cat([chunk.logits for chunk in LogitReader(made, kv=INT4).read(ids)])
     assert torch.allclose(read, logits(made, ids, QuantizedKVCache(made.config, INT4), 1), atol=1e-3)
@@ -223,7 +223,7 @@ def test_the_native_step_leaves_such_a_cache_to_the_modules_and_says_so():
 
 
 def test_prompts_are_decoded_one_by_one():
-    """Padding would share a scale with what it pads: each answer is the one that the prompt gets alone."""
+    """Padding would share a scale with tokens next to it: each answer equals the prompt's alone."""
     made, tokenizer = tiny.sharp("llama"), tiny.tokenizer()
     prompts = [type("Prompt", (), {"id": str(i), "kind": "x", "text": "ab " * (30 + i)}) for i in range(3)]
     answers = compare_generations(made, tokenizer, prompts, 10, kv=INT4)

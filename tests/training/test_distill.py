@@ -1,5 +1,5 @@
-"""Students: what they begin with, that training brings them near their teacher, and that they are ordinary
-models with a record."""
+"""Students: their initial layers, their approach to the teacher, and that they are ordinary models with a
+record."""
 
 import json
 

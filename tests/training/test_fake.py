@@ -1,5 +1,5 @@
-"""Fake-quantized layers: what they compute is what will be stored, to the last bit, and their gradients are
-those of the definition."""
+"""Fake-quantized layers: their outputs equal those of the stored layers bit for bit, and their gradients
+match the definition."""
 
 import pytest
 import tiny
@@ -54,7 +54,7 @@ def test_the_light_form_computes_what_is_stored_before_and_after_gains_have_move
 @pytest.mark.parametrize("columns", [64, 80], ids=["whole groups", "a short group"])
 @pytest.mark.parametrize("pair", FORMATS, ids=ids)
 def test_the_light_form_in_mixed_precision_is_as_near_as_its_numbers(monkeypatch, pair, columns):
-    """The product and the gradients of the gains beside those in float32; what is stored is the same."""
+    """Compare the product and the gradients of the gains with float32; the stored layer is the same."""
     monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
     tensor = methods.quantize(weight(columns), *pair)
     plain = Light(tensor)
@@ -82,7 +82,7 @@ def test_the_light_form_in_mixed_precision_is_as_near_as_its_numbers(monkeypatch
 def test_the_full_form_computes_what_is_stored_after_weights_have_moved(pair, learned):
     tensor = methods.quantize(weight(), *pair)
     fake = Full(tensor, weight(), learned)
-    begun = fake.result().dequantize()  # leaning, but not over
+    begun = fake.result().dequantize()  # shifted, but within rounding
     torch.testing.assert_close(
         begun, tensor.dequantize(), rtol=5e-3 if learned and pair[0].double_quant else 0, atol=0
     )

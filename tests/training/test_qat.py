@@ -1,5 +1,5 @@
-"""Quantization-aware training from end to end on a tiny model that has learned something: what it recovers,
-and that a kill costs nothing."""
+"""Quantization-aware training from end to end on a tiny trained model: the recovered quality, and that a kill
+costs nothing."""
 
 import json
 import os
@@ -221,7 +221,7 @@ def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
 
 
 class Line(torch.nn.Module):
-    """One number, to be learned."""
+    """A model of one number."""
 
     def __init__(self, value: float = 0.0):
         super().__init__()
