@@ -117,9 +117,9 @@ def ask(
 ) -> Answers:
     """Return the answers of `model`, by likelihood, to the multiple-choice questions in the file `choices`
     (None: the packaged questions). Raise `InputError` for an unusable file."""
-    asked = load_questions(choices)
+    question_set = load_questions(choices)
     loaded = load(model) if isinstance(model, str) else model
-    return answer(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
+    return answer(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
 
 
 def measure(
@@ -234,13 +234,13 @@ def qat(
     from qcore.training.qat import Qat
     from qcore.verbs import qat as verb
 
-    asked = _options(
+    settings = _options(
         Qat, form=TrainableSet(form, learn_scales), schedule=_options(Schedule, **schedule or {}), **options
     )
     return verb.run(
         model,
         _recipe(recipe),
-        asked,
+        settings,
         Path(folder),
         overwrite=overwrite,
         compare=compare,
@@ -270,9 +270,9 @@ def prune(
     from qcore.verbs import prune as verb
 
     chosen = None if recipe is None else _recipe(recipe)
-    asked = _options(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
+    settings = _options(verb.Prune, method=method, amount=amount, recipe=chosen, **options)
     return verb.run(
-        model, asked, Path(folder), overwrite=overwrite, compare=compare, progress=progress or _unseen
+        model, settings, Path(folder), overwrite=overwrite, compare=compare, progress=progress or _unseen
     )
 
 
@@ -298,12 +298,12 @@ def distill(
     from qcore.training.loop import Schedule
     from qcore.verbs import distill as verb
 
-    asked = _options(
+    settings = _options(
         Distill, layers=layers, schedule=_options(Schedule, **{"batch": 2} | (schedule or {})), **options
     )
     return verb.run(
         model,
-        asked,
+        settings,
         Path(folder),
         overwrite=overwrite,
         compare=compare,

@@ -1,4 +1,4 @@
-"""The verbs of `import qcore` that compare two evaluations and ask questions."""
+"""The verbs of `import qcore` that compare two evaluations and answer questions."""
 
 import json
 

@@ -114,10 +114,10 @@ class PruneRequest(MakeRequest):
     @property
     def name(self) -> str:
         """Return a folder name that describes the model."""
-        asked = self.options
-        suffix = "" if asked.recipe is None else f"-{asked.recipe.name}"
-        method = asked.method.replace(":", "of")
-        return safe_name(self.model, f"{method}-{round(100 * asked.amount)}{suffix}")
+        options = self.options
+        suffix = "" if options.recipe is None else f"-{options.recipe.name}"
+        method = options.method.replace(":", "of")
+        return safe_name(self.model, f"{method}-{round(100 * options.amount)}{suffix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +175,9 @@ class Pruning(JobKind):
 
     def describe(self, record: dict) -> str:
         """Return method, share and recipe."""
-        asked = record["options"]
-        recipe = f", {asked['recipe']['name']}" if asked["recipe"] else ""
-        return f"{asked['method']} {asked['amount']:.0%} pruned{recipe}"
+        options = record["options"]
+        recipe = f", {options['recipe']['name']}" if options["recipe"] else ""
+        return f"{options['method']} {options['amount']:.0%} pruned{recipe}"
 
     def run(self, request: PruneRequest, context: Context) -> dict:
         """Prune, and save the model."""

@@ -164,7 +164,7 @@ class Worker:
             try:
                 self._channel.write(json.dumps({"id": number, "event": event, **details}) + "\n")
                 self._channel.flush()
-            except OSError:  # nobody listens any more
+            except OSError:  # the client has gone
                 os._exit(0)
 
 
@@ -223,7 +223,7 @@ class ModelCache:
         for _ in range(count):
             self._models.popitem(last=False)
         gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory for itself unless asked
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory without this call
             ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -24,17 +24,17 @@ def run(
 ) -> dict:
     """Return the answers of `model` to the multiple-choice questions in the file `choices` ("default": the
     packaged ones), with the record."""
-    asked = load_questions(choices)
+    question_set = load_questions(choices)
     checkpoint = check_model(model, revision, device=device, progress=progress)
     with heavy_turn(progress):
         began = time.time()
         loaded = load(checkpoint, device=device, tokens=WINDOW, window=WINDOW, progress=progress)
-        answers = ask(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
+        answers = ask(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
     words = record.options(choices=choices, revision=revision)
     about = record.describe(loaded) | record.times(began, ["eval", model, *words])
     about |= {"choices": answers.to_dict(), "device": device, "recipe": record.recipe_of(loaded)}
     size = record.stored_bytes(loaded)
-    return {"model": model, **summary(asked, answers), "stored_bytes": size, "record": about}
+    return {"model": model, **summary(question_set, answers), "stored_bytes": size, "record": about}
 
 
 def run_harness(

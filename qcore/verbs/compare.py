@@ -223,7 +223,7 @@ class _Session:
         self.notes.append(made or f"Read from {loaded.checkpoint.folder}; how it was made is not on record.")
         return as_it_is(loaded, recipe.name)
 
-    def evaluate(self, loaded, *, record: bool):
+    def evaluate(self, loaded: Loaded, *, record: bool):
         """Score the text, against the baseline's reference if there is one; with `record` this model becomes
         the baseline."""
         from qcore.evaluation import Reference, evaluate
@@ -255,7 +255,7 @@ class _Session:
         """Return the format of the key-value cache, None for the baseline, which keeps its own."""
         return None if is_baseline else self.spec.kv_format
 
-    def ask(self, loaded, *, record: bool) -> tuple[dict | None, dict | None]:
+    def ask(self, loaded: Loaded, *, record: bool) -> tuple[dict | None, dict | None]:
         """Answer the multiple-choice questions: return the summary, compared with the baseline unless this
         model is the baseline, and every answer. Return (None, None) if no questions were given."""
         from qcore.evaluation.choices import ask, summary
@@ -263,13 +263,13 @@ class _Session:
 
         if self.spec.choices is None:
             return None, None
-        progress, asked = self.enter("questions"), load_questions(self.spec.choices)
-        answers = ask(loaded.model, loaded.tokenizer, asked.questions, progress=progress)
+        progress, question_set = self.enter("questions"), load_questions(self.spec.choices)
+        answers = ask(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
         self._right = {"plain": answers.right, "by_length": answers.right_by_length}
         before = None if record or not self.known else self.known.get("right")
-        return summary(asked, answers, before), answers.to_dict()
+        return summary(question_set, answers, before), answers.to_dict()
 
-    def generate(self, loaded, *, record: bool) -> list[dict]:
+    def generate(self, loaded: Loaded, *, record: bool) -> list[dict]:
         """Continue the evaluation prompts; with `record` these answers become the baseline's."""
         from qcore.base import texts
         from qcore.base.files import write_json
@@ -298,7 +298,7 @@ class _Session:
             write_json(self.folder / BASELINE, about)
         return [answer.to_dict() for answer in answers]
 
-    def record(self, loaded) -> dict:
+    def record(self, loaded: Loaded) -> dict:
         """Return the row's record: everything its figures depend on, and the command that repeats the run."""
         from qcore.measurement.environment import read_bandwidth
 

@@ -1,4 +1,4 @@
-"""Runs in a cache folder of their own, with children that load nothing."""
+"""Runs in separate cache folders, with child processes that load nothing."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ FAKE = Path(__file__).with_name("fake_child.py")
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
-    """An empty cache folder for each test, which no run outlives."""
+    """An empty cache folder per test; its runs are ended after the test."""
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
     for run in jobs.list_runs():
@@ -25,7 +25,7 @@ def own_home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Makes submitted runs use stand-ins; call it with recipes and what each does, to get a spec."""
+    """Run submitted jobs with stand-ins; call the fixture with recipes and their behavior to get a spec."""
     monkeypatch.setattr(
         jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), "worker", str(folder.path)]
     )

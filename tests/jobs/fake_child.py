@@ -1,5 +1,4 @@
-"""A stand-in for `qcore.jobs.child` that loads nothing: what it does with each recipe is written in
-the spec's text.
+"""A stand-in for `qcore.jobs.child` that loads nothing: the spec's text holds its behavior per recipe.
 
 As `python fake_child.py worker RUN_DIR` it is a real worker whose children are stand-ins.
 """

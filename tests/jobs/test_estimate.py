@@ -32,7 +32,7 @@ def test_time_passes_within_a_phase(estimate, clock):
     estimate.start(0)
     clock.now += 1
     assert estimate.eta == 19.0 and estimate.fraction == pytest.approx(1 / 20)
-    clock.now += 3  # two seconds more than expected: a tenth of the phase is still taken to be left
+    clock.now += 3  # two seconds more than expected: a tenth of the phase still counts as remaining
     assert estimate.eta == pytest.approx(0.2 + 18)
 
 
@@ -43,7 +43,7 @@ def test_a_phase_that_counts_is_extrapolated(estimate, clock):
     estimate.step(1, 4)
     assert estimate.eta == pytest.approx(
         12 + 5 + (0 + 3 + 5)
-    )  # the start took no time, so none is expected of the next
+    )  # the first start took no time, so the next is expected to take none
 
 
 def test_what_was_measured_replaces_what_was_expected(estimate, clock):

@@ -43,7 +43,7 @@ def test_a_run_ends_with_a_row_for_each_recipe(fake, ended):
         "int8",
         "fp32",
         "int4",
-    ]  # as asked for, though fp32 ran first
+    ]  # in the requested order, though fp32 ran first
     result = json.loads((RunFolder(run_id).path / "result.json").read_text())
     assert result["rows"] == jobs.rows(run_id) == Store().rows(run_id)
     assert result["spec"]["model"] == "fake"
@@ -67,7 +67,8 @@ def test_without_fp32_the_baseline_runs_first_and_has_no_row(fake, ended):
         ),
         (
             "exit",
-            "The recipe's process ended with exit code 3 while loading the model; the run's log has the details.",
+            "The recipe's process ended with exit code 3 while loading the model; "
+            "the run's log has the details.",
         ),
         ("silent", "The recipe's process ended without a result; the run's log may say why."),
         (
@@ -244,7 +245,7 @@ def test_an_unknown_run_is_one_sentence(verb, run_id):
 
 
 def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
-    """The pid in an old record may belong to anybody by now: such a process is neither taken for the run nor
+    """The pid in an old record may now belong to another process, which is neither taken for the run nor
     signalled."""
     run_id = jobs.submit(fake("fp32"))
     ended(run_id)

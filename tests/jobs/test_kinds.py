@@ -1,5 +1,4 @@
-"""Jobs of the kinds that are no comparison: real workers on tiny models, found in the one list, ended by the one
-cancel."""
+"""Jobs other than comparisons: real workers on tiny models, in the common list, with the common cancel."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""The playground's process: what it writes, how it is stopped, and that it never outlives or blocks
-anyone."""
+"""The playground's process: its output, its cancellation, and its end; it never outlives or blocks its
+client."""
 
 import gc
 import io

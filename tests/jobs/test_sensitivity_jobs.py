@@ -1,5 +1,5 @@
-"""Sensitivities asked for from a terminal and from a page: what is printed, kept, found again, stopped and
-refused."""
+"""Sensitivities requested from a terminal and from a page: output, storage, reuse, cancellation and
+rejection."""
 
 import json
 

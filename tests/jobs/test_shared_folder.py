@@ -1,4 +1,4 @@
-"""A cache folder that several machines share, and threads and signals that meet."""
+"""A cache folder shared by several machines, and races of threads and signals."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from qcore.results.folder import RunFolder
 
 
 def elsewhere(folder: RunFolder) -> None:
-    """Make a run one of another machine."""
+    """Turn a run into a run of another machine."""
     folder.write("process.json", {"pid": 2**22 + 7, "process_started": 1.0, "host": "another-machine"})
 
 
@@ -26,7 +26,7 @@ def began(run_id: str, name: str) -> bool:
 
 @pytest.fixture
 def foreign(fake, ended):
-    """A run of another machine that is under way."""
+    """An active run of another machine."""
     run_id = jobs.submit(fake("fp32", model="theirs"))
     ended(run_id)
     folder = RunFolder(run_id)

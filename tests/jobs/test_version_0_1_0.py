@@ -1,4 +1,4 @@
-"""The cache folder that version 0.1.0 left: its runs and its database open, are listed, shown and repeated."""
+"""The cache folder of version 0.1.0: its runs and its database open, are listed, shown and repeated."""
 
 import shutil
 import sqlite3

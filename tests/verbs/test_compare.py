@@ -1,4 +1,4 @@
-"""A recipe from load to row, in this process, on tiny models."""
+"""One recipe of a comparison, from loading to its row, in this process, on tiny models."""
 
 import json
 import math
@@ -91,8 +91,8 @@ def test_figures_agree_with_the_parts_they_come_from(spec, tmp_path):
 
 
 def test_a_recipe_that_changes_no_value_diverges_nowhere(spec, tmp_path):
-    """Weights that 16 bits hold exactly: KL is exactly 0, agreement exactly 1, and every answer is the
-    baseline's."""
+    """Weights that 16 bits represent exactly: KL is exactly 0, agreement exactly 1, and every answer equals
+    the baseline's."""
     wanted = spec(names="fp32,bf16")
     model = tiny.model("llama")
     with torch.no_grad():
@@ -275,8 +275,8 @@ def test_check_refuses_a_model_of_which_no_recipe_fits(spec, monkeypatch):
 
 
 def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spec, tmp_path):
-    """fp32 shows what the cache alone costs; its bytes are those that the plan counts; text and prompts
-    really go through it."""
+    """The fp32 row shows the cost of the cache alone; its bytes equal the plan's; text and prompts really
+    pass through the cache."""
     wanted = spec("llama", "fp32,int4-g32", kv="int4", window=120, prompt_tokens=100)
     (tmp_path / "run").mkdir()
     compare.record_reference(wanted, tmp_path / "run", [].append)

@@ -1,5 +1,5 @@
-"""qcore.verbs.layer_errors: error per layer and histograms, straight from the files, equal to what the
-quantized model holds."""
+"""qcore.verbs.layer_errors: error per layer and histograms, computed from the files, equal those of the
+quantized model."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_experts_that_the_files_keep_apart_are_measured_together(checkpoint):
 
 
 def test_names_are_the_models_whatever_the_files_call_them(tmp_path):
-    """transformers' rules say which stored tensors a parameter is made of."""
+    """The rules of transformers map stored tensors to parameters."""
     path = tiny.checkpoint("moe", tmp_path / "m")
     stored = set(load_file(path / "model.safetensors"))
     found = layer_errors.names(library.resolve(str(path)), recipes.parse("int8"))
@@ -97,7 +97,7 @@ def test_split_experts_of_a_skipped_block_are_left_out(checkpoint):
 
 
 def test_experts_stored_in_one_tensor(tmp_path):
-    """A file may hold (experts, N, K) itself: each expert is quantized by itself, and the errors are
+    """A file may store (experts, N, K) itself: each expert is quantized separately, and the errors are
     summed."""
     path = tiny.checkpoint("moe", tmp_path / "m")
     tensors = load_file(path / "model.safetensors")
@@ -123,7 +123,7 @@ def test_experts_stored_in_one_tensor(tmp_path):
 
 
 def test_a_bare_model_without_its_prefix(tmp_path):
-    """GPT-2 on the hub is stored as "h.0…", where the language model says "transformer.h.0…"."""
+    """GPT-2 on the hub is stored as "h.0…", but the language model's name is "transformer.h.0…"."""
     path = tiny.checkpoint("gpt2", tmp_path / "m")
     tensors = load_file(path / "model.safetensors")
     save_file(
@@ -159,7 +159,7 @@ def test_more_bits_less_error(checkpoint):
         for name in ("int2", "int3", "int4-g64", "int8-g64")
     ]
     steps = [b - a for a, b in zip(mean, mean[1:], strict=False)]
-    assert all(step > 4.5 for step in steps) and 4 * 4.5 < steps[2] < 4 * 7.5  # about 6 dB a bit
+    assert all(step > 4.5 for step in steps) and 4 * 4.5 < steps[2] < 4 * 7.5  # about 6 dB per bit
 
 
 def test_sixteen_bit_and_sharded_files_are_read(tmp_path):
@@ -239,7 +239,7 @@ def test_a_constant_weight_has_a_histogram(tmp_path):
     assert sum(result.before) == sum(result.after) == 128 * 64
 
 
-# -- what is refused -----------------------------------------------------------------------------------------
+# -- invalid input -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "onnx-fp32"])

@@ -1,4 +1,4 @@
-"""The one way to prepare a model: each model of a request is resolved once, and every verb prepares alike."""
+"""Preparing a model: each model of a request is resolved once, and every verb prepares in the same way."""
 
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(model, monkeypatch):
 
 
 def test_calibration_is_refused_on_another_device_than_the_cpu(model, tmp_path):
-    """With the device "meta" in the place of an accelerator."""
+    """Use the device "meta" in place of an accelerator."""
     (tmp_path / "text.txt").write_text("Tokens of a text that is read for calibration. " * 20)
     loaded = library.load(model)
     text = load_calibration(tmp_path / "text.txt", loaded.tokenizer, tokens=64)
@@ -108,7 +108,7 @@ def test_calibration_is_refused_on_another_device_than_the_cpu(model, tmp_path):
 
 @pytest.mark.parametrize("call", ["convert.quantize", "planning.check_fits"])
 def test_nobody_else_prepares(call):
-    """Checks before a run and the playground's cache ask whether a model fits; everything else goes through
+    """Only the checks before a run and the playground's cache test the memory; everything else goes through
     prepare.py."""
     root = Path(qcore.__file__).parent
     allowed = {"verbs/prepare.py", "verbs/checks.py", "jobs/resident_worker.py"}
@@ -142,7 +142,7 @@ def test_the_playground_never_shows_a_quantized_model_as_another_recipe(model, s
 
 
 def test_the_perplexity_of_a_model_that_was_made_is_that_of_eval(model, tmp_path):
-    """The one definition: every token but the first of the text is scored, whatever the window."""
+    """Every token of the text but the first is scored, whatever the window."""
     (tmp_path / "read.txt").write_text("Tokens of a text that is read for scores, and a little longer. " * 20)
     options = prune.Prune(method="magnitude", calibration=str(tmp_path / "read.txt"), tokens=64)
     result = prune.run(model, options, tmp_path / "out", compare=True, progress=quiet)

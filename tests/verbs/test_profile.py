@@ -1,4 +1,4 @@
-"""Where the time of a step goes: phases that add up to the step, and a trace that holds the steps."""
+"""The time of a step: phases that add up to the step, and a trace that contains the steps."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was made from a model before stands beside it as a row of a comparison: saved:FOLDER."""
+"""A saved quantized model as a row of a comparison: saved:FOLDER."""
 
 import copy
 import json
@@ -197,7 +197,10 @@ def test_the_spec_survives_json_paths_and_its_command(tmp_path, monkeypatch):
 def test_from_the_command_line(original, tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(quantized(original, tmp_path / "mine").parent)
-    words = "--tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --no-generate --text text.txt --json out.json"
+    words = (
+        "--tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --no-generate "
+        "--text text.txt --json out.json"
+    )
     assert main.main(["compare", str(original), "--recipes", "fp32,saved:mine", *words.split()]) == 0
     _, saved = json.loads((tmp_path / "out.json").read_text())
     assert saved["recipe"] == "saved:mine" and saved["kl_mean"] > 0 and saved["decode_tok_s"] > 0

@@ -1,4 +1,4 @@
-"""What the page Learn shows equals what the engine computes where the idea is used."""
+"""The figures of the page Learn equal those of the engine's own code."""
 
 import math
 
