@@ -97,7 +97,7 @@ def test_only_what_was_made_from_a_model_stands_beside_it(spec, tmp_path):
     config.vocab_size += 2
     LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
     tiny.tokenizer().save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="vocabulary of 260 tokens .* was not made from it"):
+    with pytest.raises(InputError, match="vocabulary of 260 tokens .* models made from the model"):
         checks.check(spec(f"fp32,saved:{tmp_path / 'other'}"))
 
 
