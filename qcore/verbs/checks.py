@@ -204,7 +204,7 @@ def check_calibration(spec: RunSpec, text: Text) -> None:
     found = calibration_text(spec.calibration)
     if found.sha256 == text.sha256:
         raise InputError(
-            f"The calibration text is also the evaluation text ({text.name}). "
+            f"The calibration text is the evaluation text ({text.name}). "
             "A model must not be evaluated on its calibration text; choose another text for one of them."
         )
 
