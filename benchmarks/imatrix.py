@@ -8,6 +8,7 @@ interface: an array of (name of the tensor in the file, values, their number) th
 """
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 
@@ -18,7 +19,9 @@ from qcore.recipes import parse
 
 
 @torch.no_grad()
-def importance(model: torch.nn.Module, ids: torch.Tensor, say=lambda text: None) -> dict[str, torch.Tensor]:
+def importance(
+    model: torch.nn.Module, ids: torch.Tensor, say: Callable[[str], None] = lambda text: None
+) -> dict[str, torch.Tensor]:
     """Return {name of the weight: importance of its inputs (K,)} of the linear layers in the blocks of
     `model`, over `ids` (windows, T)."""
     blocks, targets = Blocks(model), select(model, parse("int4-g64")).targets

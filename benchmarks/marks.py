@@ -14,7 +14,7 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 def put(document: str, name: str, section: str) -> str:
     """Return `document` with `section` between `<!-- name: … -->` and `<!-- /name -->`.
 
-    Raises `ValueError` if `document` does not hold both comments.
+    Raise `ValueError` if `document` does not hold both comments.
     """
     before, begin, rest = document.partition(f"<!-- {name}:")
     comment, closed, rest = rest.partition("-->")

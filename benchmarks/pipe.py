@@ -22,8 +22,7 @@ import psutil
 from qcore.base.errors import QcoreError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
-# seconds until a process that says nothing is given up: preparing the largest model takes two minutes on two
-# cores
+# timeout of a silent process in seconds: preparing the largest model takes two minutes on two cores
 LONGEST = 900
 
 
@@ -80,7 +79,7 @@ class Worker:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, until - time.monotonic())):
-                    raise RunError(f"{self.name} has said nothing for {LONGEST // 60} minutes.")
+                    raise RunError(f"{self.name} has not answered for {LONGEST // 60} minutes.")
                 chunk = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not chunk:
                     raise RunError(f"{self.name} ended before it answered.{self._tail()}")

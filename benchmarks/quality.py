@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def reference_name(conditions: dict) -> str:
     return f"reference-{quality_cache.reference_key({name: conditions[name] for name in scored})}"
 
 
-def measure(method: quality_plan.Method, settings: dict, say) -> dict:
+def measure(method: quality_plan.Method, settings: dict, say: Callable[[str], None]) -> dict:
     """Return the row of `method`, measured in its own process. Raise `RunError` with the end of its log if it
     fails."""
     request = {**settings, "module": method.module, "item": method.item}

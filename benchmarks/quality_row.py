@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,7 @@ from qcore.evaluation.reference import Reference
 from qcore.quantization.calibration import check_overlap, load_calibration
 
 
-def row(options: dict, say) -> dict:
+def row(options: dict, say: Callable[[str], None]) -> dict:
     """Measure one method; return its row, JSON-ready. `options` are sent by `quality.py`; the file
     "reference" is created if missing."""
     torch.set_num_threads(options["threads"])
