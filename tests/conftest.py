@@ -39,7 +39,8 @@ silence()
 
 
 def pytest_collection_modifyitems(items):
-    """In parallel, slow tests come first, so that no worker ends with one while the others have nothing left."""
+    """In parallel, slow tests come first, so that no worker ends with one while the others have nothing
+    left."""
     if _workers:
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

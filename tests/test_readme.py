@@ -1,7 +1,8 @@
 """Hold the documentation against the code: every snippet runs or is parsed, and every name in it exists.
 
-The README's commands run on a tiny model here, and as they stand on the default model in the slow tests. Commands
-of other documents are parsed by the command line's own parser; Python is compiled and its calls are checked.
+The README's commands run on a tiny model here, and as they stand on the default model in the slow tests.
+Commands of other documents are parsed by the command line's own parser; Python is compiled and its calls are
+checked.
 """
 
 import ast

@@ -1,4 +1,5 @@
-"""Sentences for people belong to no face: the engine names options, never a command line, a page or a button."""
+"""Sentences for people belong to no face: the engine names options, never a command line, a page or a
+button."""
 
 import ast
 import re

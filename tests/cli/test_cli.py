@@ -47,7 +47,10 @@ def python(*arguments, **options):
 
 def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     out = tmp_path / "out.json"
-    options = "--recipes fp32,int8 --tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 --generate-tokens 2 --margin 0.2"
+    options = (
+        "--recipes fp32,int8 --tokens 100 --window 32 --prompt-tokens 8 --new-tokens 3 --repeats 1 "
+        "--generate-tokens 2 --margin 0.2"
+    )
     done = python("compare", model, *options.split(), "--text", text, "--json", str(out))
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())
@@ -78,7 +81,10 @@ def test_too_little_text_ends_the_run_with_one_sentence(model, tmp_path):
 
 
 def test_help_is_there_at_once_and_loads_nothing_heavy():
-    code = "import sys; from qcore.cli.main import main; main(['--help']); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys; from qcore.cli.main import main; main(['--help']); "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]")
     for command in ("compare", "quantize", "eval", "bench", "generate", "models", "recipes", "runs"):
@@ -218,7 +224,10 @@ def test_eval_prints_what_lm_eval_found(said, model, monkeypatch, tmp_path):
 
 def test_runs_show_judges_within_another_margin(said, model, text, tmp_path):
     out = tmp_path / "out.json"
-    options = "--recipes fp32,int2 --tokens 100 --window 16 --prompt-tokens 8 --new-tokens 2 --repeats 1 --no-generate"
+    options = (
+        "--recipes fp32,int2 --tokens 100 --window 16 --prompt-tokens 8 --new-tokens 2 --repeats 1 "
+        "--no-generate"
+    )
     assert said("compare", model, *options.split(), "--text", text, "--json", out)[0] == 0
     (run,) = jobs.list_runs()
     assert json.loads(out.read_text())[1]["verdict"]["margin"] == 0.01

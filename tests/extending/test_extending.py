@@ -1,7 +1,9 @@
-"""A method, a format and an engine from outside the package, one file each, in everything that takes a recipe.
+"""A method, a format and an engine from outside the package, one file each, in everything that takes a
+recipe.
 
-The toys are copied out of the repository and loaded in the three ways that there are: `qcore.register`, QCORE_EXTENSIONS, and an entry
-point of an installed package. Everything runs in processes of its own, so that no other test meets them.
+The toys are copied out of the repository and loaded in the three ways that there are: `qcore.register`,
+QCORE_EXTENSIONS, and an entry point of an installed package. Everything runs in processes of its own, so that
+no other test meets them.
 """
 
 import json
@@ -21,8 +23,8 @@ RECIPES = ("fp32", "int4-g64-sigma4", "int4-g64-weighted", "pow4-g32", "toy-int8
 
 @pytest.fixture
 def outside(tmp_path) -> Path:
-    """The folder with the toys: the method to be registered by its path, the format as a module on the path, the engine
-    with the metadata of an installed package."""
+    """The folder with the toys: the method to be registered by its path, the format as a module on the path,
+    the engine with the metadata of an installed package."""
     shutil.copytree(TOYS, tmp_path / "outside", ignore=shutil.ignore_patterns("__pycache__"))
     info = tmp_path / "outside" / "toy_engine-1.0.dist-info"
     info.mkdir()
@@ -98,7 +100,8 @@ qcore.register(Path(sys.argv[1]))
 folder, said = Path(sys.argv[2]), {}
 ids = torch.arange(40, 72)[None]
 said["names"] = recipes.names()
-said["words"] = [recipes.describe(recipes.parse(name)) for name in ("int4-g64-sigma4", "pow4-g64-sigma4", "toy-int8")]
+names = ("int4-g64-sigma4", "pow4-g64-sigma4", "toy-int8")
+said["words"] = [recipes.describe(recipes.parse(name)) for name in names]
 said["engine"] = engines.available("toy")
 said["refused"] = []
 for name in ("kmeans4-sigma4", "pow4-sym", "pow4-dq", "pow4-g12", "pow5"):

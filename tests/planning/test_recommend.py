@@ -29,7 +29,8 @@ def test_losses_that_do_not_matter_count_as_equal_and_speed_decides():
     found = recommend(ALL, Needs(100 * GB))
     assert (found.best, found.runner_up, found.binding) == (INT8, FP32, None)
     assert found.sentence == (
-        "Take int8 with a fp32 cache: no recipe that fits loses less, and of those that lose as little it is the fastest. "
+        "Take int8 with a fp32 cache: no recipe that fits loses less, "
+        "and of those that lose as little it is the fastest. "
         "Next after it: fp32 with a fp32 cache."
     )
 

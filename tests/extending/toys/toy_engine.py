@@ -1,4 +1,5 @@
-"""An engine from outside the package, one file: the "library" is Python's own `array`, and its int8 has one scale per matrix."""
+"""An engine from outside the package, one file: the "library" is Python's own `array`, and its int8 has one
+scale per matrix."""
 
 from __future__ import annotations
 

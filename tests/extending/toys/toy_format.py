@@ -1,5 +1,5 @@
-"""A format from outside the package, one file: codes are signed powers of two, and so are scales, one byte each (E8M0, as in the OCP
-Microscaling formats)."""
+"""A format from outside the package, one file: codes are signed powers of two, and so are scales, one byte
+each (E8M0, as in the OCP Microscaling formats)."""
 
 from __future__ import annotations
 
