@@ -2,8 +2,10 @@
 
 import streamlit as st
 
+from qcore.base import logs
 from ui import exposure, navigation
 
+logs.configure()
 exposure.settle()
 st.set_page_config(
     page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
