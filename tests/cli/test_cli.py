@@ -45,6 +45,7 @@ def python(*arguments, **options):
 # -- the whole way, with real processes ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     out = tmp_path / "out.json"
     options = (
@@ -70,6 +71,7 @@ def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     assert not list((tmp_path / "home" / "runs").rglob("reference*")), "megabytes that nobody needs any more"
 
 
+@pytest.mark.slow
 def test_too_little_text_ends_the_run_with_one_sentence(model, tmp_path):
     """Only the tokenizer can tell, so the baseline's process finds out; status 2 all the same."""
     (tmp_path / "one.txt").write_text("a")
@@ -222,6 +224,7 @@ def test_eval_prints_what_lm_eval_found(said, model, monkeypatch, tmp_path):
     assert result["tasks"]["t"]["metrics"] == metrics and "--lm-eval-limit 4" in result["record"]["command"]
 
 
+@pytest.mark.slow
 def test_runs_show_judges_within_another_margin(said, model, text, tmp_path):
     out = tmp_path / "out.json"
     options = (

@@ -184,6 +184,7 @@ def test_what_fails_unexpectedly_leaves_its_traceback_in_the_log(tmp_path, ended
     assert "Traceback (most recent call last)" in RunFolder(run_id).log.read_text()
 
 
+@pytest.mark.slow
 def test_a_probe_is_a_job_and_its_figures_are_kept(model, ended, tmp_path):
     run_id = jobs.submit(ProbeRequest(model=model, recipes=("int8", "fp32")))
     now = ended(run_id)

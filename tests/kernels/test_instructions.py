@@ -17,6 +17,8 @@ from qcore.kernels import dispatch, library
 from qcore.kernels.packed import PackedWeight
 from qcore.quantization.convert import quantize
 
+pytestmark = pytest.mark.slow  # compiles all kernels once more, in emulated instructions
+
 
 @pytest.fixture(params=INSTRUCTIONS)
 def instructions(request, monkeypatch) -> str:

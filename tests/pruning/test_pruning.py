@@ -222,6 +222,7 @@ def test_a_layer_that_passes_everything_on_goes_first():
         torch.testing.assert_close(smaller(ids()).logits, model(ids()).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_became_of_the_model(tmp_path, capsys):
     folder = str(tiny.checkpoint("llama", tmp_path / "m"))
     out = str(tmp_path / "out")

@@ -124,6 +124,7 @@ def test_the_verbs_do_the_same(learned, words, tmp_path):
         qcore.qat(str(learned), "int3-g64", tmp_path / "x", windows=64)
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_say_so(learned, words, tmp_path, capsys):
     text = [
         "--text",

@@ -194,6 +194,7 @@ def test_the_spec_survives_json_paths_and_its_command(tmp_path, monkeypatch):
     assert f"--recipes fp32,saved:{tmp_path}/made/student" in spec.command
 
 
+@pytest.mark.slow
 def test_from_the_command_line(original, tmp_path, monkeypatch):
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(quantized(original, tmp_path / "mine").parent)

@@ -234,6 +234,7 @@ def test_planning_knows_the_size(tmp_path):
     assert layer_errors.names(checkpoint, parse("int4"))
 
 
+@pytest.mark.slow
 def test_a_runs_record_holds_predicted_and_measured_loss(tmp_path, monkeypatch):
     from qcore.recipes.spec import RunSpec
     from qcore.verbs import compare
