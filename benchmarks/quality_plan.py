@@ -100,10 +100,14 @@ PEERS = (
         "autoround",
         "4 64 50",
         ("auto-round",),
-        about="50 steps a block, its authors' light recipe",
+        about="50 steps per block, its authors' light recipe",
     ),
     Method(
-        "AutoRound int4-g64", "autoround", "4 64 200", ("auto-round",), about="200 steps a block, its default"
+        "AutoRound int4-g64",
+        "autoround",
+        "4 64 200",
+        ("auto-round",),
+        about="200 steps per block, its default",
     ),
 )
 

@@ -26,16 +26,16 @@ from qcore.recipes.spec import check_margin
 from qcore.results.rows import ResultRow
 from qcore.verbs import checks, prepare
 
-ROOM = 512  # tokens of cache and activations included in the memory check of `load`
+ROOM = 512  # tokens whose cache and activations count in the memory check of `load`
 
 
 def load(model: str, revision: str | None = None, *, device: str = "cpu") -> Loaded:
     """Load a model: "smollm2-135m", a hub id, a folder, a GGUF file, or a folder written by `save`.
 
-    Return its `model` (fp32 on a CPU, evaluation mode), `tokenizer` and `checkpoint`, and for a saved
-    quantized model its `recipe` and `ledger`. Raise `InputError` for an invalid or unsupported model
-    (`TooLargeError`: it does not fit into memory), `UnavailableError` if the hub or the device cannot be
-    reached.
+    Return the `model` (fp32 on a CPU, in evaluation mode), its `tokenizer` and its `checkpoint`; a saved
+    quantized model also has a `recipe` and a `ledger`. Raise `InputError` for an invalid or unsupported
+    model, its subclass `TooLargeError` for a model that does not fit into memory, and `UnavailableError` if
+    the hub or the device cannot be reached.
     """
     checkpoint = checks.check_model(model, revision, device=device)
     return prepare.load(checkpoint, device=device, tokens=ROOM, window=ROOM)
@@ -51,14 +51,14 @@ def quantize(
     calibration_minutes: float | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Apply `recipe` to `model`, in place: its full-precision weights are freed. `skip`: patterns of modules
-    to leave out.
+    """Quantize `model` in place with `recipe`; the full-precision weights are freed. Modules that match a
+    pattern in `skip` are not quantized.
 
-    Recipes such as int4-g64-gptq read `calibration_tokens` of a `calibration` text (a file; None is the
-    packaged text); learned recipes take about `calibration_minutes`.
+    Recipes such as int4-g64-gptq read `calibration_tokens` tokens of the `calibration` text (a file, or None
+    for the packaged text). Recipes with learned rounding train for about `calibration_minutes`.
 
     Return the model with its `recipe` and `ledger`. Raise `InputError` for an unusable model, recipe or text,
-    `NotAppliedError` if the recipe quantized less than it should.
+    and `NotAppliedError` if the recipe could not quantize every tensor that it selects.
     """
     chosen = _recipe(recipe)
     if skip:
@@ -82,10 +82,11 @@ def evaluate(
     kv: str = NONE,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Return the perplexity of `model` on the first `tokens` tokens of `text` (a file; None is the packaged
-    text). With `kv` "int8" or "int4" the text is read through a key-value cache in that form.
+    """Return the perplexity of `model` on the first `tokens` tokens of `text` (a file, or None for the
+    packaged text). With `kv` "int8" or "int4" the text is read through a key-value cache of that format.
 
-    Raise `InputError` for an unusable text or window, and for a text that was used to make the model.
+    Raise `InputError` for an unusable text or window, and for a text that was used to calibrate, prune or
+    train the model.
     """
     loaded = load(model) if isinstance(model, str) else model
     content = texts.load_text(text)
@@ -103,8 +104,9 @@ def evaluate(
 
 
 def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verdict:
-    """Return the verdict on `after` against `before`, two evaluations over the same text and windows: whether
-    the loss is statistically real. Perplexity within `margin` (0.01 is 1 %) counts as equal.
+    """Return the verdict on `after` compared with `before`: equivalent, worse, better or undecided. Both are
+    evaluations over the same text and windows. A change in perplexity within `margin` (0.01 is 1 %) counts as
+    equivalent.
 
     Raise `InputError` if the windows differ.
     """
@@ -115,8 +117,8 @@ def judge(before: Evaluation, after: Evaluation, margin: float = MARGIN) -> Verd
 def ask(
     model: Loaded | str, choices: str | Path | None = None, *, progress: Progress | None = None
 ) -> Answers:
-    """Return the answers of `model`, by likelihood, to the multiple-choice questions in the file `choices`
-    (None: the packaged questions). Raise `InputError` for an unusable file."""
+    """Answer the multiple-choice questions in the file `choices` (None: the packaged questions) by the
+    likelihood that `model` gives each choice. Raise `InputError` for an unusable file."""
     question_set = load_questions(choices)
     loaded = load(model) if isinstance(model, str) else model
     return answer(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
@@ -132,7 +134,7 @@ def measure(
     progress: Progress | None = None,
 ) -> throughput.Throughput:
     """Return the prefill and decode speed of `model` in tokens per second on this machine, with a key-value
-    cache in the form `kv`. Raise `InputError` for more tokens than the model has positions."""
+    cache of format `kv`. Raise `InputError` if prompt and new tokens exceed the model's positions."""
     loaded = load(model) if isinstance(model, str) else model
     return throughput.measure(
         loaded.model, prompt_tokens, new_tokens, repeats=repeats, progress=progress, kv=kv_format_named(kv)
@@ -145,8 +147,9 @@ def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[Resul
     becomes the last row.
 
     `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens,
-    repeats, kv, …; and `engine` "ray" with an `address`, which spreads the recipes over a cluster. A failed
-    recipe is a row with its error. Raise `InputError` for input with which no recipe can run.
+    repeats, kv and others. An `engine` of "ray" with an `address` spreads the recipes over a Ray cluster.
+    A recipe that fails still has a row, with the error. Raise `InputError` for input that prevents every
+    recipe from running.
     """
     from qcore.jobs import jobs
 
@@ -168,13 +171,13 @@ def plan(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> planning.Plan:
-    """Return the predicted memory, speed and quality of `model` under `recipes`, and a recommendation, from
-    its headers alone.
+    """Predict memory, speed and quality of `model` for each of `recipes` from the headers of the checkpoint,
+    and return the predictions with a recommendation.
 
-    `memory` is the limit, such as "16GB" (None: the memory that is free on this machine); `context` tokens
-    are cached for each of `users`, in the formats `kv` (None: all that the architecture allows). With `probe`
-    the model's shapes are timed on this machine, some seconds per recipe. Raise `InputError` and
-    `UnavailableError` as `load` does.
+    `memory` is the limit, such as "16GB" (None: the free memory of this machine). The key-value cache holds
+    `context` tokens for each of `users` sequences, in the formats `kv` (None: every format that the
+    architecture supports). With `probe`, the model's layer shapes are timed on this machine, which takes some
+    seconds per recipe. Raise `InputError` and `UnavailableError` as `load` does.
     """
     from qcore.verbs import plan as verb
 
@@ -195,7 +198,7 @@ def plan(
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a quantized `model` into `folder`, which `load` can open, and return the folder. Raise
+    """Save a quantized `model` in `folder`, from where `load` can load it, and return the folder. Raise
     `InputError` for a model that is not quantized and for a folder that is not empty."""
     if model.recipe is None or model.ledger is None:
         raise InputError(
@@ -221,13 +224,13 @@ def qat(
     progress: Progress | None = None,
     **options,
 ) -> dict:
-    """Train `model` in the quantized form of `recipe` to reproduce its own predictions, and save it in
-    `folder`.
+    """Train `model`, quantized by `recipe`, to reproduce the predictions of the unquantized model
+    (quantization-aware training), and save it in `folder`.
 
-    `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate),
-    `schedule` those of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Return sizes and the loss
-    curve; with `compare` also the figures beside the original's. After a kill the same call resumes. Raise
-    `InputError` for unusable options.
+    `options` are fields of `qcore.training.qat.Qat` (text, validation, tokens, window, loss, rate), and
+    `schedule` has the fields of `qcore.training.loop.Schedule` (steps or minutes, batch, …). Return sizes and
+    the loss curve; with `compare`, also the results of the trained and the original model. If the process is
+    killed, the same call resumes the training. Raise `InputError` for unusable options.
     """
     from qcore.training.attach import TrainableSet
     from qcore.training.loop import Schedule
@@ -261,11 +264,11 @@ def prune(
     progress: Progress | None = None,
     **options,
 ) -> dict:
-    """Prune `amount` of `model` by `method` ("wanda", "magnitude", "2:4", "neurons", "heads", "layers") and
-    save it in `folder`.
+    """Prune a share `amount` of the weights or parts of `model` by `method` ("wanda", "magnitude", "2:4",
+    "neurons", "heads", "layers"), and save the model in `folder`.
 
-    `options` are fields of `qcore.verbs.prune.Prune`: order, sparse, calibration, tokens. Return the sizes
-    and shares; with `compare` also the figures beside the original's.
+    `options` are fields of `qcore.verbs.prune.Prune`: order, sparse, calibration, tokens. Return sizes and
+    pruned shares; with `compare`, also the results of the pruned and the original model.
     """
     from qcore.verbs import prune as verb
 
@@ -291,8 +294,8 @@ def distill(
     """Train a student of `layers` layers to reproduce the predictions of `model`, and save it in `folder` as
     an ordinary model.
 
-    `options` are fields of `qcore.training.distill.Distill`, `schedule` as for `qat`. Return sizes and the
-    loss curve; with `compare` also the figures beside the original's.
+    `options` are fields of `qcore.training.distill.Distill`; `schedule` is described in `qat`. Return sizes
+    and the loss curve; with `compare`, also the results of the student and the original model.
     """
     from qcore.training.distill import Distill
     from qcore.training.loop import Schedule

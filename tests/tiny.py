@@ -19,7 +19,7 @@ VOCABULARY = 258  # the 256 bytes, <bos> and <eos>
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: any text round-trips, and its length in tokens is its length in bytes."""
+    """One token per byte: any text round-trips, and its length in tokens is its length in bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: i for i, character in enumerate(alphabet)} | {"<bos>": 256, "<eos>": 257}
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))

@@ -1,4 +1,4 @@
-"""Mixed-precision recipes on the compare page: their frontier, and predicted against measured loss."""
+"""Mixed-precision recipes on the compare page: size versus predicted loss, and predicted versus measured."""
 
 import streamlit as st
 
@@ -8,7 +8,7 @@ from ui.text import digits, shielded
 
 
 def draw(rows: list[dict]) -> None:
-    """Draw a frontier and a sentence per row whose formats were chosen layer by layer."""
+    """For each mixed-precision row, draw the frontier of allocations and a sentence about the chosen one."""
     for position, (row, found) in enumerate(_mixed(rows)):
         if position == 0:
             st.subheader("Mixed precision", anchor=False, help=explain("mixed precision"))
@@ -19,7 +19,7 @@ def draw(rows: list[dict]) -> None:
         state.plot(
             figure,
             key=f"compare.mixed.{position}",
-            alt=f"Predicted loss against bits per weight, and where {row['label']} lies",
+            alt=f"Predicted loss against bits per weight, with {row['label']} marked",
         )
         st.caption(_sentence(row, found))
 
@@ -31,9 +31,9 @@ def _mixed(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 def _sentence(row: dict, found: dict) -> str:
     formats = ", ".join(f"{count} × {shielded(label)}" for label, count in found["layers_by_format"].items())
-    measured = "" if row["kl_mean"] is None else f", measured {digits(row['kl_mean'])}"
+    measured = "" if row["kl_mean"] is None else f"; measured {digits(row['kl_mean'])} nats"
     proof = (
-        "the minimum of all allocations"
+        "optimal within the budget"
         if found["exact"]
         else f"at most {digits(found['predicted_kl'] - found['bound'])} above the minimum"
     )
@@ -41,6 +41,6 @@ def _sentence(row: dict, found: dict) -> str:
     tokens = f"{found['measure']['tokens']:,} tokens"
     return (
         f"**{shielded(row['label'])}**: {formats}; {found['bits_per_weight']:.3f} bits per weight. Loss per "
-        f"token, as a sum over layers: predicted {digits(found['predicted_kl'])} nats ({proof}; from "
-        f"{tokens} of {text}){measured}."
+        f"token: predicted {digits(found['predicted_kl'])} nats, summed over layers ({proof}; from {tokens} "
+        f"of {text}){measured}."
     )

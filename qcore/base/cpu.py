@@ -32,7 +32,7 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entry in /proc/cpuinfo, or an empty result on other systems."""
+    """Return the first processor's entry in /proc/cpuinfo, or an empty dictionary if the file is missing."""
     try:
         entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -48,13 +48,13 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """Return those of this processor's instruction sets that affect kernel speed."""
+    """Return the instruction sets of this processor that affect kernel speed."""
     info = _cpuinfo()
     present = set((info.get("flags") or info.get("Features") or "").split())
     return [flag for flag in FLAGS if flag in present]
 
 
 def has_fast_bf16() -> bool:
-    """Return whether the processor has instructions for bf16 products. Without them bf16 is emulated, about a
-    hundred times slower than fp32."""
+    """Return whether the processor has instructions for bf16 products. Without such instructions bf16 is
+    emulated, about 100 times slower than fp32."""
     return not FAST_BF16.isdisjoint(cpu_flags())

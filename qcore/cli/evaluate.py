@@ -17,7 +17,7 @@ def evaluate(
     text: options.Text = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="Score only this many tokens; without it, the whole text", show_default=False),
+        typer.Option(help="Score only this many tokens (default: the whole text)", show_default=False),
     ] = None,
     window: options.Window = RunSpec.window,
     stride: options.Stride = None,

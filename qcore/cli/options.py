@@ -16,7 +16,7 @@ Model = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub")]
 Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads; without it, one per core")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads (default: one per core)")]
 Json = Annotated[
     str | None,
     typer.Option("--json", help="Write the result there as JSON; - is standard output", metavar="OUT"),
@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option(help="Folder to save into", metavar="DIR", sh
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that qcore saved there")]
 
 RecipeNames = Annotated[
-    str | None, typer.Option(help="Comma-separated names; without it, a selection", metavar="A,B")
+    str | None, typer.Option(help="Comma-separated names (default: a selection)", metavar="A,B")
 ]
 Skip = Annotated[
     list[str] | None,
@@ -36,21 +36,21 @@ Skip = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="Calibration text of methods such as gptq; without it, the packaged text", metavar="FILE"
+        help="Calibration text of methods such as gptq (default: the packaged text)", metavar="FILE"
     ),
 ]
 CalibrationTokens = Annotated[int, typer.Option(help="Number of calibration tokens")]
 CalibrationMinutes = Annotated[
     float | None,
-    typer.Option(help="Minutes for learned rounding; without it, a fixed number of steps", metavar="MINUTES"),
+    typer.Option(help="Minutes for learned rounding (default: a fixed number of steps)", metavar="MINUTES"),
 ]
 
 Text = Annotated[
     str | None,
-    typer.Option(help="UTF-8 text file, or wikitext-2; without it, the packaged text", metavar="FILE"),
+    typer.Option(help="UTF-8 text file, or wikitext-2 (default: the packaged text)", metavar="FILE"),
 ]
 Window = Annotated[int, typer.Option(help="Tokens per window")]
-Stride = Annotated[int | None, typer.Option(help="Tokens by which the window moves; without it, the window")]
+Stride = Annotated[int | None, typer.Option(help="Tokens by which the window moves (default: the window)")]
 Choices = Annotated[
     str | None,
     typer.Option(
@@ -69,7 +69,7 @@ EngineName = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Address of the cluster, such as 10.0.0.1:6379; without it, the one on this machine",
+        help="Address of the cluster, such as 10.0.0.1:6379 (default: the one on this machine)",
         metavar="HOST:PORT",
     ),
 ]

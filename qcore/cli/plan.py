@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from qcore.planning.summary import PlanRow
 
 Context = Annotated[
-    int | None, typer.Option(help="Tokens of KV cache per user; without it 2048, or the model's positions")
+    int | None, typer.Option(help="Tokens of KV cache per user (default: 2048, or the model's positions)")
 ]
 Users = Annotated[int, typer.Option(help="Number of concurrent sequences")]
 Memory = Annotated[
     str | None,
     typer.Option(
-        help="Memory to run in, such as 16GB; without it, the free memory of this machine", metavar="SIZE"
+        help="Memory to run in, such as 16GB (default: the free memory of this machine)", metavar="SIZE"
     ),
 ]
 Probe = Annotated[
@@ -41,7 +41,7 @@ MostRatio = Annotated[
     ),
 ]
 Kv = Annotated[
-    str | None, typer.Option(help="Comma-separated formats of the KV cache; without it, all", metavar="A,B")
+    str | None, typer.Option(help="Comma-separated formats of the KV cache (default: all)", metavar="A,B")
 ]
 
 

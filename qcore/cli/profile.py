@@ -23,11 +23,11 @@ def profile(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Quantize MODEL with this recipe first; without it, MODEL as it is", metavar="RECIPE"
+            help="Quantize MODEL with this recipe first (default: MODEL as it is)", metavar="RECIPE"
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Trace file; without it, named after model and recipe", metavar="FILE")
+        Path | None, typer.Option(help="Trace file (default: named after model and recipe)", metavar="FILE")
     ] = None,
     prompt_tokens: options.PromptTokens = RunSpec.prompt_tokens,
     new_tokens: options.NewTokens = RunSpec.new_tokens,
@@ -39,7 +39,7 @@ def profile(
 ) -> int:
     """Profile MODEL: a trace file for chrome://tracing, and the phases of one decoding step.
 
-    The phases of a native step are measured apart, each by itself, because there are no timers in the step.
+    A native step is one call without timers, so each of its phases is measured separately.
     """
     from qcore.verbs import profile as verb
     from qcore.verbs.record import safe_name
@@ -64,7 +64,7 @@ def profile(
 
 
 def text(result: dict) -> str:
-    """Return the phases as a table, with how they were measured."""
+    """Return a table of the phases and how they were measured."""
     step = result["step_s"]
     lines = [
         f"one decoding step of {result['recipe']}, about {result['context']:.0f} tokens in the cache: "
@@ -77,9 +77,9 @@ def text(result: dict) -> str:
         lines.append(f"{words:26}{1000 * seconds:9.2f} ms{100 * seconds / step:6.0f} %")
     lines += [
         "",
-        f"{result['linear_layers']} linear layers and the head were called by themselves "
-        f"from Python; attention "
-        f"is the step less one with an almost empty cache ({1000 * result['short_step_s']:.2f} ms).",
+        f"{result['linear_layers']} linear layers and the head were timed in isolation, called "
+        "from Python. Attention is the time of the step minus that of a step with an almost empty cache "
+        f"({1000 * result['short_step_s']:.2f} ms).",
         *result["record"]["execution"],
         f"Trace: {result['trace']}",
     ]

@@ -18,8 +18,7 @@ def quantize(
         str, typer.Option(help="One of qcore's own recipes; `recipes` lists them", show_default=False)
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to save into; without it, named after model and recipe", metavar="DIR"),
+        Path | None, typer.Option(help="Output folder (default: named after model and recipe)", metavar="DIR")
     ] = None,
     skip: options.Skip = None,
     overwrite: options.Overwrite = False,
@@ -28,13 +27,13 @@ def quantize(
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
     calibration_minutes: options.CalibrationMinutes = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="One tensor at a time, for models larger than memory")
+        bool, typer.Option("--stream", help="Quantize one tensor at a time, for models larger than memory")
     ] = False,
     engine: options.EngineName = LOCAL,
     address: options.Address = None,
 ) -> int:
-    """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load take as a
-    model."""
+    """Quantize MODEL and save it as safetensors, in a folder that eval, bench and qcore.load accept as
+    a model."""
     from qcore.base.executor import Executor
     from qcore.cli.outcomes import quantized
     from qcore.jobs.kind_folder import QuantizeRequest
@@ -72,19 +71,19 @@ def quantize(
 
 def export(
     model: options.Model,
-    out: Annotated[Path, typer.Option(help="Folder to export into", metavar="DIR", show_default=False)],
-    to: Annotated[str, typer.Option(help="Form to export to: onnx", metavar="FORM")] = "onnx",
+    out: Annotated[Path, typer.Option(help="Output folder", metavar="DIR", show_default=False)],
+    to: Annotated[str, typer.Option(help="Export format: onnx", metavar="FORM")] = "onnx",
     recipe: Annotated[
         str | None,
-        typer.Option(help="fp32, onnx-int8, or integers such as int4-g64-gptq; without it, as it is"),
+        typer.Option(help="fp32, onnx-int8 or integers such as int4-g64-gptq (default: MODEL as it is)"),
     ] = None,
     overwrite: options.Overwrite = False,
     revision: options.Revision = None,
     calibration: options.Calibration = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
 ) -> int:
-    """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime; the folder
-    holds a program that runs it."""
+    """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime. The folder
+    includes a program that runs the exported model."""
     from qcore.jobs.kind_folder import ExportRequest
 
     request = ExportRequest(

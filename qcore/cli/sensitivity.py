@@ -14,13 +14,13 @@ from qcore.cli.runs import ended_badly, watch
 Formats = Annotated[str, typer.Option(help="Comma-separated formats to try on each layer", metavar="A,B")]
 Method = Annotated[str, typer.Option(help="Method that rounds the weights: rtn, hqq, awq, gptq or signround")]
 Text = Annotated[
-    str | None, typer.Option(help="UTF-8 calibration text; without it, the packaged one", metavar="FILE")
+    str | None, typer.Option(help="UTF-8 calibration text (default: the packaged text)", metavar="FILE")
 ]
 Tokens = Annotated[int, typer.Option(help="Number of tokens read for the prediction")]
 Measure = Annotated[
     int,
     typer.Option(
-        help="Also measure the KL divergence, over this many tokens: minutes to hours", metavar="TOKENS"
+        help="Also measure the KL divergence over this many tokens (takes minutes to hours)", metavar="TOKENS"
     ),
 ]
 Budget = Annotated[
@@ -40,11 +40,11 @@ def sensitivity(
     json: options.Json = None,
     revision: options.Revision = None,
 ) -> int:
-    """Rank the layers of MODEL by sensitivity: the loss that gradients predict per layer and format, and the
-    measured KL divergence.
+    """Rank the layers of MODEL by sensitivity in each format: the loss predicted from gradients and, if
+    requested, the measured KL divergence.
 
-    The table is kept in the cache folder, where recipes such as auto-4.25bpw and the dashboard find it. A
-    stopped measurement continues after its last block.
+    The table is stored in the cache folder, where recipes such as auto-4.25bpw and the dashboard find it. An
+    interrupted measurement resumes after the last measured block.
     """
     from qcore.cli.outcomes import sensitivities
     from qcore.jobs import jobs
@@ -83,7 +83,7 @@ def _budget(name: str, candidates):
 
     found = budget.read(name)
     if found is None or found[1] == "mb":
-        raise InputError(f"--budget is {name!r}, but it must be like 4.25bpw or 0.1kl.")
+        raise InputError(f"--budget is {name!r}, but it must have a form such as 4.25bpw or 0.1kl.")
     try:
         return budget.Budget(*found, candidates)
     except ValueError as error:

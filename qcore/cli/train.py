@@ -10,10 +10,10 @@ from qcore.cli.runs import start
 TOKENS, WINDOW = 262_144, 256
 Text = Annotated[
     str | None,
-    typer.Option(help="UTF-8 text to learn from; without it, the packaged calibration text", metavar="FILE"),
+    typer.Option(help="UTF-8 text to learn from (default: the packaged calibration text)", metavar="FILE"),
 ]
 Validation = Annotated[
-    str | None, typer.Option(help="Validation text; without it, the end of --text", metavar="FILE")
+    str | None, typer.Option(help="Validation text (default: the end of --text)", metavar="FILE")
 ]
 Tokens = Annotated[int, typer.Option(help="Number of training tokens")]
 Steps = Annotated[int, typer.Option(help="Training steps of --batch windows")]
@@ -22,7 +22,7 @@ Minutes = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Windows per step")]
 Rate = Annotated[
-    float | None, typer.Option(help="Learning rate; without it, the default of the form", metavar="RATE")
+    float | None, typer.Option(help="Learning rate (default: depends on the form)", metavar="RATE")
 ]
 Validations = Annotated[int, typer.Option(help="Number of validations")]
 Patience = Annotated[int, typer.Option(help="Stop after this many validations without improvement")]

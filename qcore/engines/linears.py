@@ -1,8 +1,8 @@
 """Replacement of linear layers, shared by the engines: the selection of layers, GPT-2's `Conv1D` as an
 ordinary linear layer, and the ledger's rows.
 
-An engine converts one `nn.Linear` at a time. So progress is shown, each original is freed before the next
-layer is converted, and the recipe's choice of modules has the same meaning for every library.
+An engine converts one `nn.Linear` at a time: progress can be shown, each original is freed before the next
+layer is converted, and the modules that a recipe selects are the same for every library.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def replace_linears(
     convert: Callable[[nn.Linear], Converted],
     notes: dict[str, str] | None = None,
 ) -> list[LedgerRow]:
-    """Replace every linear layer that `recipe` selects by the result of `convert`, and return a row per
-    tensor of `model`.
+    """Replace each linear layer selected by `recipe` with the result of `convert`, and return a ledger row
+    per tensor of `model`.
 
-    `library` is the library's name in messages; `notes` maps the kind of a target ("head") to a note in its
-    row. Raise `InputError` for a choice of modules that the library does not support, and `NotAppliedError`
-    for a layer that was not quantized.
+    `library` is the library's name in messages; `notes` maps a kind of target, such as "head", to a note in
+    the ledger row. Raise `InputError` for a choice of modules that the library does not support, and
+    `NotAppliedError` for a layer that was not quantized.
     """
     _check_modules(recipe, library)
     selection = select(model, recipe)
@@ -73,7 +73,7 @@ def replace_linears(
         for name, tensor, shared in before
     }
     shared_names = {shared for _, _, shared in before if shared}
-    del before  # its references would keep every original in memory
+    del before  # references in this list would keep every original in memory
     linears = []
     for target in selection.targets:
         if target.kind in ("linear", "conv1d", "head"):
@@ -92,8 +92,8 @@ def replace_linears(
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """Return `module` itself if it is an `nn.Linear`, or the `nn.Linear` that is equivalent to a `Conv1D`,
-    whose weight is stored as (inputs, outputs)."""
+    """Return `module` itself if it is an `nn.Linear`, otherwise the `nn.Linear` equivalent to a `Conv1D`,
+    which stores its weight as (inputs, outputs)."""
     if isinstance(module, nn.Linear):
         return module
     if not isinstance(module, Conv1D):
@@ -137,7 +137,7 @@ def _check_modules(recipe: Recipe, library: str) -> None:
         raise InputError(
             f"{recipe.name} cannot store the {'head' if recipe.modules.head == 'int8' else 'embeddings'} as "
             f"requested: {library} quantizes linear layers in one format only. "
-            "Leave embeddings at keep and the head at keep or same."
+            "Set embeddings to keep, and the head to keep or same."
         )
 
 
@@ -155,7 +155,7 @@ def _replace(
         raise InputError(
             f"{target.name} is quantized already. Use the original checkpoint to quantize it another way."
         )
-    weights = old.weight.numel()  # some libraries empty the original
+    weights = old.weight.numel()  # read now: some libraries empty the original layer
     try:
         converted = convert(as_linear(old))
     except NotAppliedError as error:

@@ -1,8 +1,8 @@
-"""Bytes of weights that one decode step reads, which bound its speed on a processor.
+"""Bytes of weights read per decode step. They bound the decode speed on a CPU.
 
-Every stored byte is read once per token, with two exceptions: of an embedding only the token's own row
-(unless it is tied to the output head, which multiplies by all of it), and of a mixture of experts only the
-experts that the token is routed to.
+Every stored byte is read once per token, with two exceptions. A token reads only its own row of an embedding,
+unless the embedding is tied to the output head, which multiplies by the whole matrix. In a mixture of
+experts, a token reads only the experts that it is routed to.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Stored(Protocol):
 
 
 def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
-    """Return the bytes of weights that a step reads for one sequence, from the ledger `rows` of `model`,
-    without the key-value cache."""
+    """Return the bytes of weights that a step reads for one sequence, computed from the ledger `rows` of
+    `model`. The key-value cache is not included."""
     head = _name_of(model, model.get_output_embeddings())
     tied = any(row.name == f"{head}.weight" and not row.bytes_after for row in rows)
     whole = f"{_name_of(model, model.get_input_embeddings())}.weight" if tied else None
@@ -41,14 +41,14 @@ def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
 
 
 def _share(model: PreTrainedModel, row: Stored) -> float:
-    """Return the part of a tensor that one token needs."""
+    """Return the fraction of a tensor that one token reads."""
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     ):
         return min(1.0, taken / row.shape[0])
     try:
         module = model.get_submodule(row.name.rpartition(".")[0])
-    except AttributeError:  # a module that a recipe split; embeddings are never split
+    except AttributeError:  # the recipe split this module; embeddings are never split
         return 1.0
     return 1 / row.shape[0] if isinstance(module, _EMBEDDINGS) and len(row.shape) == 2 else 1.0
 

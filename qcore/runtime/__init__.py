@@ -1,9 +1,9 @@
-"""A Llama-type model run as a whole: one native call a step, with a cache of its own, instead of hundreds of
+"""A Llama-type model run as a whole: one native call per step, with its own cache, instead of hundreds of
 small operations.
 
 The model stays an ordinary Hugging Face module. `attach` lets its forward (and so `generate` and evaluation)
 take the native step wherever that computes the same thing. `Context` reads tokens and returns logits, by one
-native call a step where it can.
+native call per step where possible.
 
 forward.py       the forward that takes the native step, and when it may
 context.py       the tokens that a model has read, and the logits after them

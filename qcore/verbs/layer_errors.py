@@ -7,8 +7,8 @@ expert of a mixture of experts). For a weight W and its dequantized form Ŵ:
 
     relative error = ‖Ŵ − W‖ / ‖W‖ (Frobenius)          SNR = −20 · log10(relative error) dB
 
-Neither figure measures the effect on the model's output; they show which layers a format fits badly. One bit
-is worth about 6 dB.
+Neither figure measures the effect on the model's output; they show for which layers a format is a poor fit.
+One bit is worth about 6 dB.
 """
 
 import math

@@ -1,9 +1,9 @@
 """`profile`: the time of one model's steps, as a trace file and as a table of phases.
 
     linears      every linear layer but the head, called in isolation with its input from a step
-    attention    over the cache: a step with the prompt in the cache, less a step with an almost empty cache
+    attention    over the cache: a step with the prompt in the cache, minus a step with an almost empty cache
     head         the output head, called in isolation
-    rest         the whole step, less the three above: norms, rotary embedding, activation functions, calls
+    rest         the whole step, minus the three above: norms, rotary embedding, activation functions, calls
 
 The whole step is measured as in `bench`. A native step is one call without timers inside, so its phases are
 measured separately: a layer called in isolation pays for a Python call that the native step saves, and `rest`

@@ -43,7 +43,7 @@ def expected_bytes(name: str, rows: int, columns: int) -> int:
     weights, blocks = rows * columns, math.ceil(rows * columns / 64)
     groups = (
         weights // 128 if columns % 128 == 0 and columns > 128 else rows
-    )  # of quanto: one a channel up to 128 inputs
+    )  # of quanto: one per channel up to 128 inputs
     return {
         "bnb-int8": weights + 4 * rows,
         "bnb-nf4": weights // 2 + 4 * blocks + 16 * 4,

@@ -64,7 +64,7 @@ def half_step(name: str, weight: torch.Tensor) -> torch.Tensor:
     if name.startswith("torch-"):
         return (
             weight.abs().max() / 127.5 * torch.ones_like(weight)
-        )  # one scale a tensor; the largest weight may be clipped
+        )  # one scale per tensor; the largest weight may be clipped
     if "int8" in name:
         return row / 127.5  # of -128 … 127: the largest weight may be clipped by half a step more
     block = weight.view(-1, 64).abs().amax(1, keepdim=True).expand(-1, 64).reshape(weight.shape)

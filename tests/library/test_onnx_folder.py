@@ -137,7 +137,7 @@ def test_what_an_onnx_model_cannot_do_is_said(exported):
     with pytest.raises(InputError, match="an ONNX graph already"):
         export.run(str(exported), None, exported.parent / "again", progress=silent)
     model = library.load(str(exported)).model
-    with pytest.raises(InputError, match="the last positions, or of all"):
+    with pytest.raises(InputError, match="all positions or of the last ones"):
         model(input_ids=IDS, logits_to_keep=torch.tensor([0]))
 
 

@@ -32,7 +32,7 @@ def test_stored_bytes_of_own_recipes_are_exactly_the_ledgers(checkpoints, kind, 
 
 def test_stored_bytes_by_hand_for_the_tied_llama(checkpoints):
     # per block: q 64x64, k and v 32x64, o 64x64, gate and up 128x64, down 64x128; int8 per channel: 1 byte
-    # each and 2 a row
+    # per weight and 2 per row
     block = (64 + 32 + 32 + 64 + 128 + 128) * (64 + 2) + 64 * (128 + 2)
     kept = 4 * (258 * 64 + 5 * 64)  # the one embedding, and the norms
     assert plan.estimate(checkpoints["llama-tied"], parse("int8")).stored_bytes == 2 * block + kept

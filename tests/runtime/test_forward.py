@@ -82,7 +82,7 @@ def test_padded_batches_are_those_of_the_modules(config, calls):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_generate_writes_the_same_tokens_with_one_call_a_token(recipe, calls):
+def test_generate_writes_the_same_tokens_with_one_call_per_token(recipe, calls):
     model, prompt = make("llama", recipe), ids(17)[None]
     expected = detached(model).generate(prompt, **options())
     assert calls == [] and torch.equal(model.generate(prompt, **options()), expected)

@@ -15,8 +15,8 @@ CONSTANTS = "Tables of positions, shapes and other constants."
 
 
 def before(model: nn.Module) -> list[tuple[LedgerRow, str | None]]:
-    """Return a row per tensor of the unquantized `model`, with the name of the tensor whose storage it
-    shares. Call before the export, which changes the model."""
+    """Return (row, shared) per tensor of the unquantized `model`; `shared` is the name of the tensor with the
+    same storage, or None. Call before the export, which changes the model."""
     return [(kept_row(name, tensor, shared, None), shared) for name, tensor, shared in inventory(model)]
 
 
@@ -26,9 +26,9 @@ def rows(
     label: Label,
     wanted: frozenset[str] = frozenset(),
 ) -> list[LedgerRow]:
-    """Return the rows after the export to the file `path`. `label` returns (format, reason) of a tensor for
-    its name and the names of its initializers. A tensor in `wanted` without a format is marked as not
-    intended."""
+    """Return the rows after the export to the file `path`. `label(name, initializers)` returns the format of
+    a tensor and the reason if it was kept. A tensor in `wanted` that has no format gets `intended=False`: the
+    recipe should have quantized it."""
     owners = {row.name: shared or row.name for row, shared in tensors}
     sizes: dict[str, int] = dict.fromkeys(owners, 0)
     parts: dict[str, list[str]] = {name: [] for name in owners}
@@ -64,8 +64,7 @@ def rows(
 
 
 def initializers(path: Path) -> list[tuple[str, int]]:
-    """Return (name, bytes) of every initializer in the graph of the file `path`, without reading the
-    weights."""
+    """Return (name, bytes) of every initializer of the ONNX graph in `path`, without reading the weights."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph

@@ -1,7 +1,7 @@
 """A transformers model that runs in ONNX Runtime: its forward runs a session, and its own weights are
 removed.
 
-So perplexity, speed, generation and questions are measured by the same code as for every other model. Forward
+Perplexity, speed, generation and questions therefore use the same code as for every other model. The forward
 returns the session's cache, which is valid for the next call only.
 """
 
@@ -27,8 +27,8 @@ class _Head(nn.Module):
 
 
 def attach(model: PreTrainedModel, session: OnnxModel) -> PreTrainedModel:
-    """Replace the forward of `model` by `session`, and its weights by meta tensors; a meta model works as
-    well. Return the model."""
+    """Replace the forward of `model` by a run of `session`, and the weights by meta tensors. Return the
+    model. `model` may be a meta model."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             hollow = torch.empty_like(parameter, device="meta")
@@ -49,12 +49,12 @@ class _Forward:
         self.session = session
 
     def __call__(self, input_ids, cache=None, use_cache=None, logits_to_keep=0):
-        """Return the part of a transformers output that is needed: `logits`, float32 (B, n, V), and `cache`.
-        Raise `InputError` for logits other than those of the last positions."""
+        """Return the fields of a transformers output that qcore reads: `logits`, float32 (B, n, V), and
+        `cache`. Raise `InputError` if `logits_to_keep` requests anything but all or the last positions."""
         tokens = input_ids.shape[1]
         if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep > tokens:
             raise InputError(
-                "A model that runs in ONNX Runtime returns only the logits of the last positions, or of all."
+                "A model that runs in ONNX Runtime returns the logits of all positions or of the last ones."
             )
         at = torch.arange(tokens - (logits_to_keep or tokens), tokens)
         logits, cache = self.session.step(input_ids.numpy(), cache, at.numpy())
