@@ -32,11 +32,12 @@ def _mixed(rows: list[dict]) -> list[tuple[dict, dict]]:
 def _sentence(row: dict, found: dict) -> str:
     formats = ", ".join(f"{count} × {shielded(label)}" for label, count in found["layers_by_format"].items())
     measured = "" if row["kl_mean"] is None else f"; measured {digits(row['kl_mean'])} nats"
-    proof = (
-        "optimal within the budget"
-        if found["exact"]
-        else f"at most {digits(found['predicted_kl'] - found['bound'])} above the minimum"
-    )
+    if found["exact"]:
+        proof = "optimal within the budget"
+    elif found["budget"]["unit"] == "kl":  # the bound is one of bytes
+        proof = "a smaller allocation within the loss may exist"
+    else:
+        proof = f"at most {digits(found['predicted_kl'] - found['bound'])} above the minimum"
     text = shielded(found["measure"]["text"]["name"])
     tokens = f"{found['measure']['tokens']:,} tokens"
     return (

@@ -177,7 +177,19 @@ def test_a_public_server_takes_no_paths_and_measures_nothing(monkeypatch):
     assert not at.get("text_input") and not at.get("toggle")
 
 
-def test_compare_shows_the_frontier_of_a_mixed_recipe(home):
+@pytest.mark.parametrize(
+    ("changes", "proof"),
+    [
+        ({}, "optimal within the budget"),
+        ({"exact": False, "bound": 0.15}, "at most 0.0500 above the minimum"),
+        (
+            {"exact": False, "bound": 1e6, "budget": {"amount": 0.2, "unit": "kl"}},
+            "a smaller allocation within the loss may exist",
+        ),
+    ],
+    ids=["exact", "a bound of the loss", "a bound of bytes"],
+)
+def test_compare_shows_the_frontier_of_a_mixed_recipe(home, changes, proof):
     row = samples.row("int4-g64")
     row["recipe"] = row["record"]["recipe"]["name"] = "auto-4.25bpw"
     row["record"]["ledger"]["allocation"] = {
@@ -192,8 +204,9 @@ def test_compare_shows_the_frontier_of_a_mixed_recipe(home):
         "frontier": [[3.3, 0.9], [4.249, 0.2], [8.0, 0.001]],
         "single": {"int3-g64": [3.3, 0.9], "int8-sym": [8.0, 0.001]},
         "measure": {"tokens": 4096, "text": {"name": "a text"}},
-    }
+    } | changes
     samples.write_run(home, [samples.row("fp32"), row])
     at = open_page("compare")
+    assert proof in words(at)
     assert isinstance(at, AppTest) and "Mixed precision" in words(at)
     assert "predicted 0.200 nats" in words(at) and "measured 0.213" in words(at)
