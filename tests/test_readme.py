@@ -141,7 +141,7 @@ def check_qcore(words: list[str]) -> None:
 def check_python(words: list[str]) -> None:
     """A script of the repository with options that its source knows, or a module that can be found."""
     if words[0] == "-m":
-        assert words[1] in ("build", "venv") or importlib.util.find_spec(words[1]), words
+        assert words[1] in ("build", "pip", "venv") or importlib.util.find_spec(words[1]), words
     elif words[0] != "-c" and not words[0].startswith("model-onnx/"):  # a program that `export` writes
         source = (ROOT / words[0]).read_text()
         for option in [word for word in words[1:] if word.startswith("--")]:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 from qcore.base import tensor_file
@@ -185,7 +185,9 @@ def _download(scratch: Path, progress: Progress | None) -> Path:
 
 
 def _pip() -> list[str]:
-    if find_spec("pip") is not None:
+    """Return the command that runs pip. Only metadata is read: after a lookup of pip as a module, setuptools
+    refuses to load in this process, and torch's extensions and optimum-quanto with it."""
+    if any(metadata.distributions(name="pip")):
         return [sys.executable, "-m", "pip"]
     if found := shutil.which("pip"):
         return [found]

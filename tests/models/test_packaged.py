@@ -4,6 +4,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -140,10 +141,15 @@ def test_pip_that_hangs(home, monkeypatch):
 
 
 def test_no_pip_at_all(home, monkeypatch):
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.metadata, "distributions", lambda name: iter(()))
     monkeypatch.setattr(packaged.shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match="needs pip.*ensurepip"):
         library.resolve("smollm2-135m")
+
+
+def test_looking_for_pip_leaves_setuptools_usable():
+    code = "from qcore.models import packaged; packaged._pip(); import torch.utils.cpp_extension"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
 def test_a_full_disk_is_seen_first(home, monkeypatch):
