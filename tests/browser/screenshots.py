@@ -81,7 +81,7 @@ def probe(page: Page) -> None:
     if button.count():
         button.click()
         page.get_by_role("button", name="Cancel").wait_for()
-        page.get_by_text("read bandwidth").wait_for(timeout=RUN)
+        page.get_by_role("button", name="Cancel").wait_for(state="detached", timeout=RUN)
         dashboard.settle(page, 2.5)
 
 
