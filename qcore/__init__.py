@@ -17,23 +17,6 @@ The import is cheap: modules that need torch are imported on first use.
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = [
-    "load",
-    "quantize",
-    "evaluate",
-    "judge",
-    "ask",
-    "measure",
-    "compare",
-    "save",
-    "plan",
-    "qat",
-    "prune",
-    "distill",
-    "register",
-    "QcoreError",
-]
-
 _VERBS = (
     "load",
     "quantize",
@@ -48,6 +31,7 @@ _VERBS = (
     "prune",
     "distill",
 )
+__all__ = [*_VERBS, "register", "QcoreError"]
 
 
 def __getattr__(name: str):
