@@ -26,7 +26,6 @@ if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _workers)))
 
 import pytest  # noqa: E402
-import setuptools  # noqa: E402, F401 (before distutils, or else torch's extension loader cannot import it later)
 from hypothesis import settings  # noqa: E402
 from trained import learned, words  # noqa: E402, F401 (fixtures)
 

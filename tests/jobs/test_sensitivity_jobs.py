@@ -79,7 +79,7 @@ def test_the_command_prints_kinds_correlations_and_choices(said, model, text, tm
         (("--method", "kmeans"), "kmeans cannot choose formats"),
         (("--tokens", 3), "tokens is 3"),
         (("--measure", 10**6), "measure_tokens is 1000000"),
-        (("--budget", "12mb"), "like 4.25bpw"),
+        (("--budget", "12mb"), "such as 4.25bpw"),
         (("--budget", "0bpw"), "above 0"),
         (("--text", "/nowhere.txt"), "nowhere.txt"),
         (("--json", "/nowhere/out.json"), "no folder"),
