@@ -7,8 +7,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from qcore import recipes
 from qcore.formats.uniform import Uniform
+from qcore.verbs import lesson_choices as choices
+from qcore.verbs import lesson_weights as weights
 from qcore.verbs import lessons
-from qcore.verbs.lessons import choices, weights
 from ui import learn_charts, learn_lessons, state
 from ui.learn_charts import BLUE, GREEN, ORANGE, RED, VIOLET
 from ui.memo import Memo

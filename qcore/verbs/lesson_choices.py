@@ -9,7 +9,7 @@ from qcore.formats.uniform import Uniform
 from qcore.kernels import reference
 from qcore.quantization.methods import quantize
 from qcore.quantization.methods.rtn import grouped
-from qcore.verbs.lessons.weights import Group, Rounded, describe, relative_error, rounded
+from qcore.verbs.lesson_weights import Group, Rounded, describe, relative_error, rounded
 
 SIZES = (8, 16, 32, 64, 128, 256, None)
 FACTORS = (1, 3, 10, 30, 100)  # of a large input channel; beyond, the output is that channel's alone

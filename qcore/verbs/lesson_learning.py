@@ -11,7 +11,7 @@ from qcore.pruning.scores import keep
 from qcore.quantization.methods import quantize
 from qcore.training.fake import Full
 from qcore.training.teacher import soft_loss
-from qcore.verbs.lessons.weights import relative_error
+from qcore.verbs.lesson_weights import relative_error
 
 ROWS = 128  # of the weight are trained: enough to see the effect
 TOKENS, RATE = 256, 1e-2

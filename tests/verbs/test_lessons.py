@@ -13,8 +13,8 @@ from qcore.kernels import dispatch
 from qcore.quantization import methods
 from qcore.training.teacher import soft_loss
 from qcore.verbs import layer_errors, lessons
-from qcore.verbs.lessons import weights
-from qcore.verbs.lessons.asking import predictions
+from qcore.verbs import lesson_weights as weights
+from qcore.verbs.lesson_predictions import predictions
 
 WEIGHT = torch.randn(24, 160, generator=torch.Generator().manual_seed(0)) * 0.05
 NAME = "model.layers.0.mlp.down_proj.weight"
