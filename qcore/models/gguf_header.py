@@ -9,9 +9,10 @@ and data.
 """
 
 import hashlib
+import math
 import struct
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,25 +28,63 @@ _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _LONGEST = 1 << 24  # bytes of one string, and entries of one array
 _MOST_DIMENSIONS = 8
 _SHORT = 4096  # bytes of an array that is copied
+_ALIGNMENT = 32  # bytes, of tensors in files that name none
+_ALIGNMENTS = tuple(1 << power for power in range(3, 17))
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`shape` as torch has it (outermost first); `type` is ggml's number of the format."""
+    """`shape` as torch has it (outermost first); `type` is ggml's number of the format. `start` is the offset
+    of its first byte in the file, `nbytes` its size (None for a type that is not known)."""
 
     name: str
     shape: tuple[int, ...]
     type: int
+    start: int
+    nbytes: int | None
+
+    @property
+    def type_name(self) -> str:
+        """ggml's name of the format, such as "Q4_K"."""
+        from gguf import GGMLQuantizationType
+
+        try:
+            return GGMLQuantizationType(self.type).name
+        except ValueError:
+            return f"type {self.type}"
 
 
 @dataclass(frozen=True)
 class Header:
     """`entries` maps each key to (type, the value's bytes; None for long arrays), `lengths` the arrays' keys
-    to their lengths."""
+    to their lengths. The entries end at byte `end` of the file."""
 
     entries: dict[str, tuple[int, bytes | None]]
     lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
+    end: int = 24
+
+    def text(self, key: str) -> str | None:
+        """Return the text of the entry `key`; None if there is none."""
+        kind, value = self.entries.get(key, (None, None))
+        return value[8:].decode() if kind == _STRING and value is not None else None
+
+    def number(self, key: str) -> int | float | None:
+        """Return the number of the entry `key`; None if there is none."""
+        kind, value = self.entries.get(key, (None, None))
+        if kind not in _NUMBERS or value is None:
+            return None
+        return struct.unpack("<" + _NUMBERS[kind], value)[0]
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture, such as "qwen2"; empty if the file names none."""
+        return self.text("general.architecture") or ""
+
+    @property
+    def quantized_types(self) -> list[str]:
+        """The names of the quantized types among the tensors, sorted."""
+        return sorted({tensor.type_name for tensor in self.tensors} - set(gguf_file.PLAIN))
 
 
 def outline(path: Path, name: str) -> Checkpoint:
@@ -85,8 +124,15 @@ def read(path: Path) -> Header:
             for _ in range(entries):
                 key = _string(file).decode()
                 (kind,) = struct.unpack("<I", file.read(4))
+                if key in known:
+                    raise ValueError(f"the key {key[:80]!r} occurs twice")
                 known[key] = (kind, _value(file, kind, key, lengths))
-            return Header(known, lengths, tuple(_tensor(file) for _ in range(count)))
+            end = file.tell()
+            tensors = [_tensor(file) for _ in range(count)]
+            header = Header(known, lengths, (), end)
+            placed = _placed(tensors, file.tell(), header.number("general.alignment"))
+            _check_ranges(placed, file.seek(0, 2))
+            return replace(header, tensors=placed)
         except (struct.error, UnicodeDecodeError, ValueError) as error:
             raise InputError(
                 f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}."
@@ -135,8 +181,53 @@ def _tensor(file: BinaryIO) -> Tensor:
     if dimensions > _MOST_DIMENSIONS:
         raise ValueError(f"a tensor of {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
-    kind, _ = struct.unpack("<IQ", file.read(12))
-    return Tensor(name, tuple(reversed(shape)), kind)
+    kind, offset = struct.unpack("<IQ", file.read(12))
+    return Tensor(name, tuple(reversed(shape)), kind, offset, None)
+
+
+def _placed(tensors: list[Tensor], end: int, alignment: int | float | None) -> tuple[Tensor, ...]:
+    """Return the tensors with their sizes and their places in the file, whose header ends at byte `end`."""
+    alignment = _ALIGNMENT if alignment is None else alignment
+    if not isinstance(alignment, int) or alignment not in _ALIGNMENTS:
+        raise ValueError(f"an alignment of {alignment}")
+    start = -(-end // alignment) * alignment
+    placed = []
+    for tensor in tensors:
+        if tensor.start % alignment:
+            raise ValueError(
+                f"{tensor.name} begins at the offset {tensor.start}, not a multiple of {alignment}"
+            )
+        placed.append(replace(tensor, start=start + tensor.start, nbytes=_size(tensor)))
+    return tuple(placed)
+
+
+def _size(tensor: Tensor) -> int | None:
+    """Return the bytes of a tensor; None for a type that the gguf library does not know."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
+    except (ValueError, KeyError):
+        return None
+    columns = tensor.shape[-1] if tensor.shape else 1
+    if columns % block:
+        raise ValueError(
+            f"{tensor.name} has rows of {columns} values, but {tensor.type_name} holds {block} per block"
+        )
+    return math.prod(tensor.shape) // block * nbytes  # Python's integers cannot overflow
+
+
+def _check_ranges(tensors: tuple[Tensor, ...], size: int) -> None:
+    """Raise `ValueError` for tensors of one name, and for tensors that overlap or end behind the file."""
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise ValueError("two tensors have the same name")
+    end = 0
+    for tensor in sorted(tensors, key=lambda each: (each.start, each.nbytes or 0)):
+        if tensor.start < end:
+            raise ValueError(f"the tensor {tensor.name} overlaps the one before it")
+        end = tensor.start + (tensor.nbytes or 0)
+        if end > size:
+            raise ValueError(f"the tensor {tensor.name} ends at byte {end}, but the file ends at {size}")
 
 
 def _config(path: Path, header: Header) -> dict:
@@ -159,12 +250,9 @@ def _without_data(header: Header) -> bytes:
     """Return a GGUF file with the same settings and tensor names, without long lists, and with one number per
     tensor."""
     entries = {key: (kind, value) for key, (kind, value) in header.entries.items() if value is not None}
-    architecture = next(
-        (value[8:].decode() for key, (_, value) in entries.items() if key == "general.architecture"), ""
-    )
     rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if rows is not None:
-        entries.setdefault(f"{architecture}.vocab_size", (_UINT32, struct.pack("<I", rows)))
+        entries.setdefault(f"{header.architecture}.vocab_size", (_UINT32, struct.pack("<I", rows)))
     entries.setdefault("general.name", (_STRING, struct.pack("<Q", 0)))
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(header.tensors), len(entries))]
     for key, (kind, value) in entries.items():
@@ -177,12 +265,7 @@ def _without_data(header: Header) -> bytes:
 
 
 def _describe(path: Path, header: Header) -> str:
-    from gguf import GGMLQuantizationType
-
-    known = {kind.value: kind.name for kind in GGMLQuantizationType}
-    types = sorted(
-        {known.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors} - set(gguf_file.PLAIN)
-    )
+    types = header.quantized_types
     size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
     if not types:
         return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."

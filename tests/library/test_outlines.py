@@ -126,6 +126,32 @@ def test_damaged_gguf_files_are_refused(tmp_path):
             gguf_header.read(path)
 
 
+def test_the_header_of_a_gguf_file_places_every_tensor(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    model = AutoModelForCausalLM.from_config(gguf_models.CONFIG)
+    gguf_models.write(path, model, gguf.GGMLQuantizationType.Q8_0)
+    found = {tensor.name: tensor for tensor in gguf_header.read(path).tensors}
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    assert {name: (tensor.start, tensor.nbytes, tensor.type_name) for name, tensor in found.items()} == {
+        name: (tensor.data_offset, tensor.n_bytes, tensor.tensor_type.name) for name, tensor in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "offset, message",
+    [(16, "multiple of 32"), (1 << 40, "but the file ends"), (0, "overlaps")],
+    ids=["unaligned", "outside", "overlapping"],
+)
+def test_tensors_of_a_gguf_file_at_impossible_places(tmp_path, offset, message):
+    path = tmp_path / "tiny.gguf"
+    gguf_models.write(path, AutoModelForCausalLM.from_config(gguf_models.CONFIG))
+    content, name = path.read_bytes(), b"blk.1.ffn_down.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8 + 4  # behind dimensions, shape and type
+    path.write_bytes(content[:place] + struct.pack("<Q", offset) + content[place + 8 :])
+    with pytest.raises(InputError, match=message):
+        gguf_header.read(path)
+
+
 @pytest.mark.parametrize("where", ["folder", "hub"])
 def test_what_another_library_quantized_is_looked_at_as_it_is(hub, originals, tmp_path, where):
     folder = shutil.copytree(originals["llama"], tmp_path / "gptq")
