@@ -35,9 +35,9 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         return packed[..., :count]
     if bits == 4:
         return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :count]
-    eights = packed.unflatten(-1, (-1, bits)).to(torch.int64)
-    words = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=eights.device)
-    for i in range(bits):
-        words |= eights[..., i] << (8 * i)
-    codes = [(words >> (i * bits)) & ((1 << bits) - 1) for i in range(EIGHT)]
-    return torch.stack(codes, dim=-1).flatten(-2)[..., :count].to(torch.uint8)
+    eights = packed.unflatten(-1, (-1, bits))
+    words = pad(eights, (0, EIGHT - bits)).view(torch.int64).squeeze(-1)
+    codes = packed.new_empty(*words.shape, EIGHT)
+    for i in range(EIGHT):
+        codes[..., i] = (words >> (i * bits)) & ((1 << bits) - 1)
+    return codes.flatten(-2)[..., :count]
