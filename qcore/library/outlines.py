@@ -84,7 +84,7 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
     config, stripped = read_config(folder, quantized=True)
     tensors: dict[str, TensorInfo] = {}
     with ThreadPoolExecutor(min(_AT_ONCE, len(sizes))) as pool:
-        for found in pool.map(lambda file: _remote_header(name.text, commit, file, sizes[file]), sizes):
+        for found in pool.map(lambda file: remote_header(name.text, commit, file, sizes[file]), sizes):
             for tensor, info in found.items():
                 if tensor in tensors:
                     raise InputError(
@@ -115,10 +115,10 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
     return checkpoint if method is None else _as_it_is(checkpoint, method)
 
 
-def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:
+def remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file on the hub, by one ranged read, or two if its header is
     long."""
-    start = _read(repo_id, commit, file, 0, min(_FIRST, size))
+    start = read_range(repo_id, commit, file, 0, min(_FIRST, size))
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
         raise InputError(
@@ -126,11 +126,11 @@ def _remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str,
             f"in a file of {size}."
         )
     if len(start) < 8 + length:
-        start += _read(repo_id, commit, file, len(start), 8 + length)
+        start += read_range(repo_id, commit, file, len(start), 8 + length)
     return parse_header(start[8 : 8 + length], PurePath(file), size)
 
 
-def _read(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
+def read_range(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:
     """Return the bytes `first` to `end` of a file on the hub. If the server ignores the range, stop reading
     after `end` bytes."""
     from huggingface_hub import hf_hub_url

@@ -3,6 +3,7 @@
     meta_model     of a checkpoint, whose tensors are compared with the model's; cached
     empty_model    of a config, to be filled by the caller
     assemble       of a checkpoint and its tensors
+    fit            the comparison alone, which does not stop at the first difference
 
 `meta_model` loads the shapes of the checkpoint's tensors in the same way as the tensors themselves
 (renamings, fused experts, tied weights). So a missing, extra or misshapen weight is found before memory is
@@ -14,6 +15,8 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
@@ -80,33 +83,72 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     `meta_model` does.
     """
     import torch
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = to_transformers(checkpoint.config)
-    with quiet():
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if isinstance(model_class, tuple | list):
-            model_class = model_class[0]
-        try:
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                dtype=torch.float32,
-                device_map=None if device == "cpu" else {"": device},
-                # so that mismatches are reported by name; each is an error below
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except (
-            Exception
-        ) as error:  # model classes may raise anything for an invalid config, assertions included
-            why = _odd_expert(checkpoint) or _last_line(error)
-            raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
+    try:
+        model, report = _load(config, tensors, device)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # model classes may raise anything for an invalid config, assertions included
+        why = _odd_expert(checkpoint) or _last_line(error)
+        raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
     _check(checkpoint, report)
     return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The comparison of stored tensors with the `model` of a config, on the meta device: names of parameters
+    that no tensor fills, names of tensors without a place, and (name, stored shape, the model's shape)."""
+
+    model: PreTrainedModel
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def fit(config: dict, shapes: Mapping[str, tuple[int, ...]]) -> Fit:
+    """Return how float tensors of these `shapes`, by stored name, fit the model of the checked `config`.
+    Raise `InputError` if the architecture is not known, or the loading library cannot load such shapes."""
+    import torch
+
+    built = to_transformers(config)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        model, report = _load(built, tensors, "meta")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as in `assemble`
+        raise InputError(f"The tensors do not match config.json: {_last_line(error)}") from error
+    mismatched = sorted(report["mismatched_keys"], key=str)
+    return Fit(
+        model,
+        tuple(sorted(report["missing_keys"])),
+        tuple(sorted(report["unexpected_keys"])),
+        tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted, *_ in mismatched),
+    )
+
+
+def _load(
+    config: PretrainedConfig, tensors: dict[str, torch.Tensor], device: str
+) -> tuple[PreTrainedModel, dict]:
+    """Return the model of `config` with `tensors`, and the library's report of the differences."""
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(model_class, tuple | list):
+        model_class = model_class[0]
+    with quiet():
+        return model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            device_map=None if device == "cpu" else {"": device},
+            ignore_mismatched_sizes=True,  # so that mismatches are reported by name
+            output_loading_info=True,
+        )
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

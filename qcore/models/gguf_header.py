@@ -12,7 +12,7 @@ import hashlib
 import math
 import struct
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,12 +57,14 @@ class Tensor:
 @dataclass(frozen=True)
 class Header:
     """`entries` maps each key to (type, the value's bytes; None for long arrays), `lengths` the arrays' keys
-    to their lengths. The entries end at byte `end` of the file."""
+    to their lengths. The entries end at byte `end` of the file; `places` maps each key to the position of its
+    value."""
 
     entries: dict[str, tuple[int, bytes | None]]
     lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
     end: int = 24
+    places: dict[str, int] = field(default_factory=dict)
 
     def text(self, key: str) -> str | None:
         """Return the text of the entry `key`; None if there is none."""
@@ -117,26 +119,41 @@ def read(path: Path) -> Header:
     """Return the header of a file that `gguf_file.check` accepted. Raise `InputError` if it is damaged or cut
     short."""
     with path.open("rb") as file:
-        try:
-            _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
-            known: dict[str, tuple[int, bytes | None]] = {}
-            lengths: dict[str, int] = {}
-            for _ in range(entries):
-                key = _string(file).decode()
-                (kind,) = struct.unpack("<I", file.read(4))
-                if key in known:
-                    raise ValueError(f"the key {key[:80]!r} occurs twice")
-                known[key] = (kind, _value(file, kind, key, lengths))
-            end = file.tell()
-            tensors = [_tensor(file) for _ in range(count)]
-            header = Header(known, lengths, (), end)
-            placed = _placed(tensors, file.tell(), header.number("general.alignment"))
-            _check_ranges(placed, file.seek(0, 2))
-            return replace(header, tensors=placed)
-        except (struct.error, UnicodeDecodeError, ValueError) as error:
-            raise InputError(
-                f"{path.name} cannot be read as GGUF, so it is damaged or cut short: {error}."
-            ) from error
+        return parse(file, path.name, path.stat().st_size)
+
+
+def parse(file: BinaryIO, name: str, size: int | None) -> Header:
+    """Return the header at the beginning of `file`, the GGUF file `name` of `size` bytes; with None, tensors
+    may end anywhere. Raise `InputError` as `read`."""
+    try:
+        _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
+        known: dict[str, tuple[int, bytes | None]] = {}
+        lengths: dict[str, int] = {}
+        places: dict[str, int] = {}
+        for _ in range(entries):
+            key = _string(file).decode()
+            (kind,) = struct.unpack("<I", file.read(4))
+            if key in known:
+                raise ValueError(f"the key {key[:80]!r} occurs twice")
+            places[key] = file.tell()
+            known[key] = (kind, _value(file, kind, key, lengths))
+        end = file.tell()
+        tensors = [_tensor(file) for _ in range(count)]
+        header = Header(known, lengths, (), end, places)
+        placed = _placed(tensors, file.tell(), header.number("general.alignment"))
+        _check_ranges(placed, math.inf if size is None else size)
+        return replace(header, tensors=placed)
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{name} cannot be read as GGUF, so it is damaged or cut short: {error}.") from error
+
+
+def texts(file: BinaryIO, header: Header, key: str) -> list[str]:
+    """Return the list of texts of the entry `key`, such as the vocabulary; empty if there is none."""
+    if key not in header.lengths:
+        return []
+    file.seek(header.places[key])
+    inner, length = struct.unpack("<IQ", file.read(12))
+    return [_string(file).decode("utf-8", "replace") for _ in range(length)] if inner == _STRING else []
 
 
 def _string(file: BinaryIO) -> bytes:
@@ -217,7 +234,7 @@ def _size(tensor: Tensor) -> int | None:
     return math.prod(tensor.shape) // block * nbytes  # Python's integers cannot overflow
 
 
-def _check_ranges(tensors: tuple[Tensor, ...], size: int) -> None:
+def _check_ranges(tensors: tuple[Tensor, ...], size: float) -> None:
     """Raise `ValueError` for tensors of one name, and for tensors that overlap or end behind the file."""
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors have the same name")

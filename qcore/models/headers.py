@@ -64,6 +64,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of one safetensors file, by name. Raise `InputError` naming the file (and the
     tensor) if the header is invalid."""
     size = regular_size(path)
+    return parse_header(header_text(path, size), path, size)
+
+
+def header_text(path: Path, size: int) -> bytes:
+    """Return the JSON of the header of a safetensors file of `size` bytes. Raise `InputError` if it has no
+    header."""
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
@@ -72,8 +78,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 f"{path.name} is not a valid safetensors file: its header would be {length} bytes long in a "
                 f"file of {size}. Download or save it again."
             )
-        text = file.read(length)
-    return parse_header(text, path, size)
+        return file.read(length)
+
+
+def declared_size(text: bytes, name: str) -> int:
+    """Return the size in bytes of the file that the header `text` describes. Raise `InputError` if it is not
+    a JSON object."""
+    entries = parse_json(text, name).values()
+    offsets = [entry.get("data_offsets") for entry in entries if isinstance(entry, dict)]
+    return 8 + len(text) + max((pair[1] for pair in offsets if _counts(pair) and len(pair) == 2), default=0)
 
 
 def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:

@@ -112,6 +112,16 @@ def look(
 
     Raise the errors of `fetch`.
     """
+    commit, listed = listing(repo_id, revision, patience=patience)
+    sizes, _ = _choose(listed, repo_id)
+    folder = _fetch_small(
+        repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, commit, patience
+    )
+    return folder, commit, {name: sizes[name] for name in _weights(folder, sizes, repo_id)}
+
+
+def listing(repo_id: str, revision: str | None, *, patience: float = _PATIENCE) -> tuple[str, dict[str, int]]:
+    """Return (commit, {name: size in bytes} of all files) of `repo_id`. Raise the errors of `fetch`."""
     from huggingface_hub import HfApi
 
     try:
@@ -120,12 +130,14 @@ def look(
         if (explained := explain(error, repo_id, revision)) is error:
             raise
         raise explained from error
-    sizes, _ = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
-    commit = _commit(info, repo_id)
-    folder = _fetch_small(
-        repo_id, {name: sizes[name] for name in sizes if name in _DESCRIBING}, commit, patience
-    )
-    return folder, commit, {name: sizes[name] for name in _weights(folder, sizes, repo_id)}
+    return _commit(info, repo_id), {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+def about(repo_id: str, commit: str, sizes: dict[str, int], *, patience: float = _PATIENCE) -> Path | None:
+    """Download the files that describe the model, those of at most 64 MB, and return their folder; None if
+    there are none. `sizes` is that of `listing`. Raise the errors of `fetch`."""
+    wanted = {name: size for name, size in sizes.items() if name in _SMALL and size <= LONGEST_JSON}
+    return _fetch_small(repo_id, wanted, commit, patience) if wanted else None
 
 
 def _fetch_small(repo_id: str, sizes: dict[str, int], commit: str, patience: float) -> Path:
