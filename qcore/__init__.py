@@ -26,6 +26,7 @@ _VERBS = (
     "measure",
     "compare",
     "save",
+    "export",
     "plan",
     "qat",
     "prune",

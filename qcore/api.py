@@ -210,6 +210,42 @@ def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
     )
 
 
+def export(
+    model: str,
+    recipe: Recipe | str | None,
+    folder: str | Path,
+    *,
+    to: str,
+    skip: tuple[str, ...] = (),
+    revision: str | None = None,
+    overwrite: bool = False,
+    calibration: str | Path | None = None,
+    calibration_tokens: int = TOKENS,
+    progress: Progress | None = None,
+) -> dict:
+    """Write `model` under `recipe` (None: unchanged, or with the codes of a model that qcore saved) into
+    `folder` for another project's code: `to` is one of `qcore.library.exports.TARGETS`, such as "gguf".
+
+    Return sizes, files and notes. Raise `InputError`, before any work, for a model or recipe that the target
+    cannot express.
+    """
+    from qcore.verbs import export as verb
+
+    chosen = None if recipe is None else _recipe(recipe)
+    if chosen is not None and skip:
+        chosen = chosen.with_modules(skip=tuple(skip))
+    return verb.run(
+        model,
+        chosen,
+        Path(folder),
+        to=to,
+        revision=revision,
+        overwrite=overwrite,
+        calibration=prepare.CalibrationText(calibration, calibration_tokens),
+        progress=progress or _unseen,
+    )
+
+
 def qat(
     model: str,
     recipe: Recipe | str,

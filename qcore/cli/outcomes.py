@@ -63,12 +63,13 @@ def _export(outcome: dict) -> str:
     from qcore.results.report import human_bytes, human_number
 
     size, bits = human_bytes(outcome["stored_bytes"]), human_number(outcome["bits_per_weight"])
-    found = outcome["agreement"]
-    return (
-        f"{outcome['recipe']}: {size}, {bits} bits per weight. Logits within "
-        f"{max(found['prefill'], found['decode']):.1g} of PyTorch's ({found['tokens']} tokens, the last "
-        f"{found['decoded']} through the cache). Exported to {outcome['folder']}"
-    )
+    line = f"{outcome['recipe']}: {size}, {bits} bits per weight. "
+    if found := outcome["agreement"]:
+        line += (
+            f"Logits within {max(found['prefill'], found['decode']):.1g} of PyTorch's ({found['tokens']} "
+            f"tokens, the last {found['decoded']} through the cache). "
+        )
+    return "\n".join([f"{line}Exported to {outcome['folder']}", *outcome.get("notes", ())])
 
 
 def quantized(outcome: dict) -> str:

@@ -9,6 +9,7 @@ from qcore.base.executor import LOCAL
 from qcore.cli import options
 from qcore.cli.progress import Show
 from qcore.cli.runs import start
+from qcore.library import exports
 from qcore.recipes.spec import RunSpec
 
 
@@ -72,24 +73,25 @@ def quantize(
 def export(
     model: options.Model,
     out: Annotated[Path, typer.Option(help="Output folder", metavar="DIR", show_default=False)],
-    to: Annotated[str, typer.Option(help="Export format: onnx", metavar="FORM")] = "onnx",
+    to: Annotated[str, typer.Option(help=f"Target: {', '.join(exports.TARGETS)}", metavar="TARGET")] = "onnx",
     recipe: Annotated[
         str | None,
-        typer.Option(help="fp32, onnx-int8 or integers such as int4-g64-gptq (default: MODEL as it is)"),
+        typer.Option(help="A recipe that the target can express, such as int4-g64-gptq (default: as it is)"),
     ] = None,
+    skip: options.Skip = None,
     overwrite: options.Overwrite = False,
     revision: options.Revision = None,
     calibration: options.Calibration = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
 ) -> int:
-    """Export MODEL (or a folder that quantize wrote) with a key-value cache, for ONNX Runtime. The folder
-    includes a program that runs the exported model."""
+    """Export MODEL (or a folder that quantize wrote) for another project's code. The folder holds everything
+    that the model needs there."""
     from qcore.jobs.kind_folder import ExportRequest
 
     request = ExportRequest(
         model=model,
         revision=revision,
-        recipe=options.one_recipe(recipe),
+        recipe=options.one_recipe(recipe, skip),
         to=to,
         out=str(out),
         overwrite=overwrite,

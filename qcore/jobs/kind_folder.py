@@ -1,5 +1,5 @@
-"""Models written into folders without training or pruning: exported to ONNX, or quantized from disk to
-disk."""
+"""Models written into folders without training or pruning: exported for another project's code, or quantized
+from disk to disk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qcore.base.executor import LOCAL, Executor
 from qcore.base.progress import Progress
-from qcore.base.registry import unknown
 from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
 from qcore.recipes.spec import RunSpec
 
 if TYPE_CHECKING:
     from qcore.recipes import Recipe
-
-TARGETS = ("onnx",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +37,8 @@ class FolderRequest(JobRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(FolderRequest):
-    """An export to the form `to`, of the unchanged model or under `recipe`. Methods that need calibration
-    read `calibration_tokens` of the text `calibration`."""
+    """An export for the target `to` (see `qcore.library.exports`), of the unchanged model or under `recipe`.
+    Methods that need calibration read `calibration_tokens` of the text `calibration`."""
 
     kind: ClassVar[str] = "export"
     FILES: ClassVar[tuple[str, ...]] = ("calibration",)
@@ -51,20 +48,33 @@ class ExportRequest(FolderRequest):
     calibration_tokens: int = RunSpec.calibration_tokens
 
     def __post_init__(self):
+        from qcore.library import exports
+
         super().__post_init__()
-        if self.to not in TARGETS:
-            raise unknown("form", self.to, TARGETS)
+        exports.check_name(self.to)
 
     def check(self, progress: Progress) -> None:
-        """Raise `InputError` for a recipe without an ONNX form, or a folder that is not empty."""
-        from qcore import engines
-        from qcore.engines.onnx import writing
-        from qcore.library.saving import check_folder
+        """Raise `InputError` for a model or recipe that the target cannot express, or a folder that is not
+        empty."""
+        from qcore.verbs import export
 
-        check_folder(Path(self.out), overwrite=self.overwrite)
-        engines.load("onnxruntime")
-        if self.recipe is not None:
-            writing.source(self.recipe)
+        export.check(
+            self.model,
+            self.recipe,
+            Path(self.out),
+            to=self.to,
+            revision=self.revision,
+            overwrite=self.overwrite,
+            calibration=self.text,
+            progress=progress,
+        )
+
+    @property
+    def text(self):
+        """The calibration text."""
+        from qcore.verbs.prepare import CalibrationText
+
+        return CalibrationText(self.calibration, self.calibration_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,7 @@ class QuantizeRequest(FolderRequest):
 
 
 class Export(JobKind):
-    """Export to ONNX."""
+    """Export for another project's code."""
 
     name, title = "export", "Export"
     request = ExportRequest
@@ -106,15 +116,15 @@ class Export(JobKind):
     def run(self, request: ExportRequest, context: Context) -> dict:
         """Export the model and return its sizes."""
         from qcore.verbs import export
-        from qcore.verbs.prepare import CalibrationText
 
         return export.run(
             request.model,
             request.recipe,
             Path(request.out),
+            to=request.to,
             revision=request.revision,
             overwrite=request.overwrite,
-            calibration=CalibrationText(request.calibration, request.calibration_tokens),
+            calibration=request.text,
             progress=context.progress,
         )
 

@@ -7,6 +7,9 @@
     manifest.py     qcore.json, validated against the model and the files
     sparse.py       pruned matrices without their zeros
     plain.py        models with ordinary weights that were pruned, trained or distilled
+    exports.py      the targets of an export
+    parameters.py   the weights of an export, one by one
+    companions.py   what each export carries besides weights
     onnx_folder.py  models exported to ONNX
     saving.py       atomic creation of a model folder
 

@@ -27,13 +27,15 @@ from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.layers.modules import QuantLinear
 from qcore.library import manifest
+from qcore.library.exports import Exported, Target
 from qcore.library.loading import Loaded
+from qcore.library.parameters import LoadedParameters, Parameters
 from qcore.library.saving import replaced_folder
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
 from qcore.models.config import read_config, to_transformers
 from qcore.models.headers import read_json
-from qcore.recipes import Engine, Float, Recipe
+from qcore.recipes import Engine, Float, Recipe, parse
 from qcore.recipes.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -144,6 +146,45 @@ def load(found: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     bare = empty_model(to_transformers(found.config), meta_buffers=True)
     model = attach(bare, OnnxModel(found.folder / GRAPH, torch.get_num_threads()))
     return Loaded(model, tokenizer, found, record.recipe, record.ledger)
+
+
+class _Onnx(Target):
+    """The target "onnx"."""
+
+    name, streams = "onnx", False
+
+    def available(self) -> None:
+        """Raise `UnavailableError` without the ONNX packages."""
+        from qcore import engines
+
+        engines.load("onnxruntime")
+
+    def source(self, recipe: Recipe) -> Recipe | None:
+        """Raise `InputError` for a recipe without an ONNX form."""
+        from qcore.engines.onnx import writing
+
+        return writing.source(recipe)
+
+    def save(
+        self,
+        parameters: Parameters,
+        recipe: Recipe | None,
+        folder: Path,
+        *,
+        overwrite: bool = False,
+        progress: Progress,
+    ) -> Exported:
+        """Write the graph; see `save`."""
+        if not isinstance(parameters, LoadedParameters):
+            raise ValueError("a graph is traced from a model in memory")
+        chosen = recipe or parameters.recipe or parse("fp32")
+        ledger, agreement = save(parameters.loaded, chosen, folder, overwrite=overwrite, progress=progress)
+        files = tuple(sorted(path.name for path in folder.glob(f"{GRAPH}*")))
+        about = (ledger.stored_bytes, ledger.bits_per_weight, files)
+        return Exported(chosen.name, *about, agreement=asdict(agreement))
+
+
+TARGET = _Onnx()
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from qcore.base.errors import InputError, UnavailableError
 from qcore.base.files import new_folder, read_json, real_target
 from qcore.models.checkpoint import ONNX_MANIFEST
 
-MADE, MANIFEST = "qcore-made.json", "qcore.json"
-"""Marker files: qcore-made.json (pruned or distilled) and qcore.json (quantized)."""
+MADE, MANIFEST, EXPORTED = "qcore-made.json", "qcore.json", "qcore-export.json"
+"""Marker files: qcore-made.json (pruned or distilled), qcore.json (quantized) and qcore-export.json (written
+for another project's code)."""
+MARKERS = (MADE, MANIFEST, ONNX_MANIFEST, EXPORTED)
 
 
 def made_from(folder: Path) -> dict | None:
     """Return the record of the original of the model in `folder`, as in `Checkpoint.origin`; None if qcore
     did not make it or its marker file has no such record."""
-    for name in (MADE, MANIFEST, ONNX_MANIFEST):
+    for name in MARKERS:
         record = read_json(folder / name)
         origin = record.get("from") if isinstance(record, dict) else None
         if isinstance(origin, dict) and {"model", "revision", "digest"} <= set(origin):
@@ -38,7 +40,7 @@ def check_folder(folder: Path | str, *, overwrite: bool = False) -> Path:
         raise InputError(f"{folder} is a file. Give the name of a new folder.")
     if not overwrite:
         raise InputError(f"{folder} is not empty. Choose another folder, or allow it to be overwritten.")
-    if not any((final / name).is_file() for name in (MADE, MANIFEST, ONNX_MANIFEST)):
+    if not any((final / name).is_file() for name in MARKERS):
         raise InputError(
             f"{folder} was not written by qcore, so it is not overwritten. Choose another folder, or empty "
             "it first."

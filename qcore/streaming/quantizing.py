@@ -52,22 +52,33 @@ _SMALL_FILES = 64 << 20  # bytes for config, tokenizer and manifest
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `InputError` for a recipe that cannot be applied to one tensor at a time."""
+    """Raise `InputError` for a recipe that cannot be applied to one tensor at a time, or does not
+    quantize."""
+    if isinstance(recipe.weights, Float):
+        raise InputError(f"{recipe.name} does not quantize. Choose a recipe such as int4-g64.")
+    if reason := reason_against(recipe):
+        raise InputError(reason)
+
+
+def reason_against(recipe: Recipe) -> str | None:
+    """Return None if `recipe` can be applied to one tensor at a time, else the reason in one or two
+    sentences."""
+    if isinstance(recipe.weights, Float):
+        return None
     if isinstance(recipe.weights, Library):
-        raise InputError(
+        return (
             f"{recipe.name} is another library's format, which needs the whole model. Stream one of qcore's "
             "own recipes."
         )
-    if isinstance(recipe.weights, Float):
-        raise InputError(f"{recipe.name} does not quantize. Choose a recipe such as int4-g64.")
     streams = METHODS[recipe.method].streams
-    if recipe.calibrated or recipe.prepare != "none" or not streams:
-        needs = "changes the whole model first" if streams else "needs the whole model to choose codes"
-        needs = "reads calibration text" if recipe.calibrated else needs
-        raise InputError(
-            f"{recipe.name} {needs}, so it cannot be applied to one tensor at a time. Quantize the model in "
-            "memory, or choose a recipe that uses each weight alone, such as int4-g64-hqq."
-        )
+    if not recipe.calibrated and recipe.prepare == "none" and streams:
+        return None
+    needs = "changes the whole model first" if streams else "needs the whole model to choose codes"
+    needs = "reads calibration text" if recipe.calibrated else needs
+    return (
+        f"{recipe.name} {needs}, so it cannot be applied to one tensor at a time. Quantize the model in "
+        "memory, or choose a recipe that uses each weight alone, such as int4-g64-hqq."
+    )
 
 
 def quantize(

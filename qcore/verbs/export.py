@@ -1,21 +1,80 @@
-"""`export`: write one model under one recipe into a folder with an ONNX graph."""
+"""`export`: write one model under one recipe into a folder for another project's code."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from qcore import engines
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
-from qcore.engines.onnx import writing
-from qcore.library import onnx_folder
+from qcore.library import exports
+from qcore.library.exports import Target
+from qcore.library.parameters import LoadedParameters, Parameters, outline
 from qcore.library.saving import check_folder
+from qcore.models import Checkpoint
+from qcore.models.checkpoint import ONNX
 from qcore.recipes import Recipe
+from qcore.streaming.parameters import StreamedParameters
+from qcore.streaming.quantizing import reason_against
 from qcore.verbs.checks import check_skips
 from qcore.verbs.prepare import PACKAGED, CalibrationText, check_apart, find, prepare
+
+
+@dataclass(frozen=True)
+class Possible:
+    """An export that was checked: its target, model, and `own`, qcore's recipe that the model is quantized
+    with (None: not quantized for it)."""
+
+    target: Target
+    checkpoint: Checkpoint
+    recipe: Recipe | None
+    own: Recipe | None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the weights go from file to file, without the model in memory."""
+        if not self.target.streams or self.checkpoint.is_quantized:
+            return False
+        return self.own is None or reason_against(self.own) is None
+
+
+def check(
+    model: str | Checkpoint,
+    recipe: Recipe | None,
+    folder: Path,
+    *,
+    to: str,
+    revision: str | None = None,
+    overwrite: bool = False,
+    calibration: CalibrationText = PACKAGED,
+    progress: Progress | None = None,
+) -> Possible:
+    """Check an export from headers and small files.
+
+    Raise `InputError` for an unknown target, a model or recipe that it cannot express, a folder that is not
+    empty, or an unusable calibration text; `UnavailableError` if a package is missing or the hub does not
+    answer.
+    """
+    target = exports.load(to)
+    check_folder(folder, overwrite=overwrite)
+    target.available()
+    own = None if recipe is None else target.source(recipe)
+    checkpoint = find(model, revision, progress=progress)
+    if checkpoint.source == ONNX:
+        raise InputError(f"{checkpoint.name} is an ONNX graph already. Export the model that it was made of.")
+    if checkpoint.is_quantized and recipe is not None:
+        raise InputError(
+            f"{checkpoint.name} is quantized already: its own codes are exported. Leave out the recipe "
+            f"{recipe.name}."
+        )
+    check_apart(checkpoint, folder)
+    if own is not None:
+        check_skips(checkpoint, (own,))
+    target.check(checkpoint, recipe, outline(checkpoint, own))
+    calibration.check(own)
+    return Possible(target, checkpoint, recipe, own)
 
 
 def run(
@@ -23,45 +82,47 @@ def run(
     recipe: Recipe | None,
     folder: Path,
     *,
+    to: str = "onnx",
     revision: str | None = None,
     overwrite: bool = False,
     calibration: CalibrationText = PACKAGED,
     progress: Progress,
 ) -> dict:
-    """Export `model` under `recipe` (None: unchanged, as float32 or the codes of a saved model) to `folder`,
-    and return its sizes and the deviation of its logits from PyTorch's.
+    """Export `model` under `recipe` (None: unchanged, or the codes of a saved model) to `folder`, in the form
+    of the target `to`, and return sizes and notes.
 
-    Raise `InputError`, before anything is loaded, for a recipe without an ONNX form, a folder that is not
-    empty, or an unusable model; `UnavailableError` without the ONNX packages.
+    Recipes that choose codes from each weight alone are written tensor by tensor; others quantize the model
+    in memory first. Raise as `check` does, before anything is loaded.
     """
     folder = Path(folder)
-    check_folder(folder, overwrite=overwrite)
-    engines.load("onnxruntime")
-    own = None if recipe is None else writing.source(recipe)
-    checkpoint = find(model, revision, progress=progress)
-    if checkpoint.source == "onnx":
-        raise InputError(f"{model} is an ONNX graph already.")
-    if checkpoint.is_quantized and recipe is not None:
-        raise InputError(
-            f"{model} is quantized already: its own codes are exported. Leave out the recipe {recipe.name}."
-        )
-    check_apart(checkpoint, folder)
-    if own is not None:
-        check_skips(checkpoint, (own,))
-    calibration.check(own)
+    possible = check(
+        model,
+        recipe,
+        folder,
+        to=to,
+        revision=revision,
+        overwrite=overwrite,
+        calibration=calibration,
+        progress=progress,
+    )
     with heavy_turn(progress):
         began = time.perf_counter()
-        made = prepare(checkpoint, own, calibration=calibration, progress=progress)
-        chosen = recipe or made.recipe
-        ledger, agreement = onnx_folder.save(
-            made.loaded, chosen, folder, overwrite=overwrite, progress=progress
-        )
+        parameters: Parameters
+        if possible.streams:
+            parameters = StreamedParameters(possible.checkpoint, possible.own)
+        else:
+            made = prepare(possible.checkpoint, possible.own, calibration=calibration, progress=progress)
+            parameters = LoadedParameters(made.loaded)
+        exported = possible.target.save(parameters, recipe, folder, overwrite=overwrite, progress=progress)
     return {
         "model": model,
-        "recipe": chosen.name,
+        "to": to,
+        "recipe": exported.recipe,
         "folder": str(folder),
-        "stored_bytes": ledger.stored_bytes,
-        "bits_per_weight": ledger.bits_per_weight,
+        "files": list(exported.files),
+        "stored_bytes": exported.stored_bytes,
+        "bits_per_weight": exported.bits_per_weight,
+        "notes": list(exported.notes),
         "seconds": time.perf_counter() - began,
-        "agreement": asdict(agreement),
+        "agreement": exported.agreement,
     }

@@ -96,7 +96,7 @@ def test_what_cannot_be_made_is_refused_before_anything_starts():
         (lambda: QatRequest(model="m", recipe=parse("fp32"), options=Qat()), "keeps floating point"),
         (lambda: Prune(method="2:4", amount=0.3), "two of every four"),
         (lambda: Prune(method="burn"), "Unknown pruning method"),
-        (lambda: ExportRequest(model="m", out="x", to="gguf"), "Unknown form 'gguf'"),
+        (lambda: ExportRequest(model="m", out="x", to="gguf2"), "Unknown export format 'gguf2'"),
         (
             lambda: QuantizeRequest(model="m", out="x", recipe=parse("int8"), address="auto"),
             "Choose the engine ray",

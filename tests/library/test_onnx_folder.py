@@ -196,7 +196,7 @@ def test_a_changed_manifest_is_the_same_model_or_refused(exported, data):
         (["--recipe", "bf16"], "16-bit form"),
         (["--recipe", "bnb-nf4"], "another library's format"),
         (["--recipe", "int8,fp32"], "one recipe"),
-        (["--to", "gguf"], "Unknown form 'gguf'"),
+        (["--to", "gguf2"], "Unknown export format 'gguf2'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -1,0 +1,100 @@
+"""Targets of `export`: the projects for whose code a model can be written.
+
+    TARGETS        name -> `TargetInfo`, known without importing anything heavy
+    load(name)     -> `Target`: checks a model and a recipe before any work, then writes the folder
+
+A target is one module of this room with a `TARGET`, and one line in the table. Everything that targets have
+in common is in `companions.py`; the weights come one by one from `parameters.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from qcore.base.progress import Progress
+from qcore.base.registry import unknown
+
+if TYPE_CHECKING:
+    from qcore.library.parameters import Entry, Parameters
+    from qcore.models.checkpoint import Checkpoint
+    from qcore.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """A target as users see it: its `name` after `--to`, its `title`, the programs that read the result
+    (`words`), and the module that holds `TARGET`."""
+
+    name: str
+    title: str
+    words: str
+    module: str
+
+
+TARGETS: dict[str, TargetInfo] = {
+    info.name: info for info in (TargetInfo("onnx", "ONNX", "ONNX Runtime", "qcore.library.onnx_folder"),)
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result of an export: weight `files` in the folder, their `stored_bytes`, the bits per logical
+    weight, and `notes`, one sentence each, on everything that is not as requested or that a reader of the
+    files must know. `agreement` is the deviation of the logits, if the target computed them."""
+
+    recipe: str
+    stored_bytes: int
+    bits_per_weight: float
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    agreement: dict | None = None
+
+
+class Target:
+    """One target. Methods raise `InputError` with the property that the target cannot express, and the
+    nearest recipe that fits."""
+
+    name: ClassVar[str]
+    streams: ClassVar[bool] = True  # `save` reads one tensor at a time, so the model may exceed the memory
+
+    def available(self) -> None:
+        """Raise `UnavailableError` if a package that the export itself needs is missing."""
+
+    def source(self, recipe: Recipe) -> Recipe | None:
+        """Return qcore's recipe that the model must be quantized with before it is written; None if it is
+        written from its original weights. Raise `InputError` for a recipe that no model can be exported
+        with. Called before the model is known."""
+        return recipe if recipe.quantizes else None
+
+    def check(self, checkpoint: Checkpoint, recipe: Recipe | None, entries: Sequence[Entry]) -> None:
+        """Raise `InputError` if the model under `recipe` (None: as it is stored) cannot be exported. Reads
+        headers and small files only. `entries` are all parameters with their formats; the format of an entry
+        may be a budget, whose candidates must all be possible."""
+
+    def save(
+        self,
+        parameters: Parameters,
+        recipe: Recipe | None,
+        folder: Path,
+        *,
+        overwrite: bool = False,
+        progress: Progress,
+    ) -> Exported:
+        """Write the model into `folder`, which appears complete or not at all."""
+        raise NotImplementedError
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` with the nearest names if no target is called `name`."""
+    if name not in TARGETS:
+        raise unknown("export format", name, TARGETS)
+
+
+def load(name: str) -> Target:
+    """Return the target called `name`. Raise `InputError` as `check_name` does."""
+    check_name(name)
+    return cast(Target, import_module(TARGETS[name].module).TARGET)
