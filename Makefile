@@ -8,7 +8,7 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 BESIDE := -n logical --maxprocesses 4 --dist worksteal
 DURATIONS := --durations 10
 
-.PHONY: setup run test quick lint types sanitize tests chromium simde model kernels
+.PHONY: setup run test quick lint types sanitize tests test-interop chromium simde model kernels
 
 setup: .venv/.ready model kernels
 
@@ -19,11 +19,17 @@ test: lint types tests sanitize
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: lint simde kernels
-	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not slow and not browser and not ray and not alone"
+	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not slow and not browser and not ray and not alone and not interop"
 
 tests: setup .venv/.test-ready chromium simde
-	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not ray and not alone"
+	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not ray and not alone and not interop"
 	$(BIN)/pytest $(DURATIONS) -m "ray or alone"
+
+# What is exported here runs in other projects' runtimes; writes the matrix of docs/interop.md.
+test-interop: setup .venv/.test-ready .venv-interop/.ready
+	rm -f .venv-interop/cells.jsonl
+	QCORE_CELLS=.venv-interop/cells.jsonl $(BIN)/pytest $(BESIDE) $(DURATIONS) tests/interop
+	$(BIN)/python tests/interop/matrix.py .venv-interop/cells.jsonl
 
 lint: .venv/.test-ready
 	$(BIN)/ruff check .
@@ -52,6 +58,15 @@ sanitize: .venv/.test-ready simde
 
 .venv/.test-ready: .venv/.ready requirements-test.txt requirements-ray.txt
 	$(PIP) install -r requirements-test.txt
+	touch $@
+
+# Other projects' packages, on top of those of .venv: torch and transformers are not installed twice.
+.venv-interop/.ready: .venv/.ready requirements-interop.txt
+	$(BIN)/python -m venv --clear .venv-interop
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > \
+		"$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/qcore-venv.pth"
+	.venv-interop/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+		-r requirements-interop.txt
 	touch $@
 
 chromium:

@@ -1,0 +1,196 @@
+"""The matrix of docs/interop.md: which architecture, exported to which target, computes the same in which
+runtime.
+
+A test fills a cell by one of two calls, and fails itself if the cell is wrong:
+
+    passed(target, architecture, runtime, recipe=…, ours=…, theirs=…, tolerance=…)   logits agree
+    refused(target, architecture, runtime, recipe=…, error=…)                        a sentence says why not
+
+`make test-interop` collects the cells of all processes in the file that QCORE_CELLS names. Then it runs this
+file, which merges them into cells.json and writes docs/interop.md. Cells that a run did not reach keep their
+old values, so part of the tests may be repeated alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+KEPT, PAGE = Path(__file__).with_name("cells.json"), ROOT / "docs" / "interop.md"
+BEGIN, END = "<!-- cells: written by make test-interop -->", "<!-- end of cells -->"
+TARGETS = {
+    "qcore": "a folder that qcore saved",
+    "gguf": "a GGUF file",
+    "compressed-tensors": "compressed-tensors, pack-quantized",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "bnb": "bitsandbytes",
+    "mlx": "MLX",
+}
+ARCHITECTURES = {
+    "llama": "Llama",
+    "llama-tied": "Llama, tied",
+    "llama-bias": "Llama, biases",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "mixtral": "Mixtral",
+    "gpt2": "GPT-2",
+}
+RUNTIMES = {
+    "transformers": "transformers",
+    "llama.cpp": "llama.cpp",
+    "gptqmodel": "GPTQModel",
+    "mlx-lm": "mlx-lm",
+    "vllm": "vLLM",
+}
+
+
+class Cell(TypedDict):
+    """One cell: the largest absolute difference of a logit and the tolerance, or the sentence of a
+    refusal."""
+
+    target: str
+    recipe: str
+    architecture: str
+    runtime: str
+    difference: float | None
+    tolerance: float | None
+    refusal: str | None
+
+
+def passed(
+    target: str,
+    architecture: str,
+    runtime: str,
+    *,
+    recipe: str,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    tolerance: float,
+) -> None:
+    """Fill a cell with the largest difference between two arrays of logits (T, V). Fail above `tolerance`,
+    for logits that are not finite, and for logits so alike that a wrong model could pass."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape and ours.ndim == 2, f"logits {ours.shape} and {theirs.shape}"
+    assert np.isfinite(theirs).all(), f"{runtime} computed logits that are not finite"
+    assert ours.std() > 20 * tolerance, "the logits hardly differ from each other, so the test proves nothing"
+    difference = float(np.abs(ours - theirs).max())
+    where = f"{architecture} as {target} {recipe} in {runtime}"
+    assert difference <= tolerance, f"{where}: logits differ by {difference:.3g}, tolerance {tolerance:.3g}"
+    _record(target, architecture, runtime, recipe, difference=difference, tolerance=tolerance)
+
+
+def refused(target: str, architecture: str, runtime: str, *, recipe: str, error: BaseException | str) -> None:
+    """Fill a cell with the sentence of a refusal. Fail if that is no sentence of its own."""
+    sentence = str(error).strip()
+    assert sentence.endswith(".") and len(sentence) > 20 and "\n" not in sentence, sentence
+    _record(target, architecture, runtime, recipe, refusal=sentence)
+
+
+def _record(
+    target: str,
+    architecture: str,
+    runtime: str,
+    recipe: str,
+    *,
+    difference: float | None = None,
+    tolerance: float | None = None,
+    refusal: str | None = None,
+) -> None:
+    for value, known in ((target, TARGETS), (architecture, ARCHITECTURES), (runtime, RUNTIMES)):
+        assert value in known, f"{value!r} is none of {', '.join(known)}; add it to matrix.py"
+    cell = Cell(
+        target=target,
+        recipe=recipe,
+        architecture=architecture,
+        runtime=runtime,
+        difference=difference,
+        tolerance=tolerance,
+        refusal=refusal,
+    )
+    if file := os.environ.get("QCORE_CELLS"):
+        with open(file, "a") as cells:  # several processes append: one write per line
+            cells.write(json.dumps(cell) + "\n")
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def key(cell: Cell) -> tuple[int, str, int, int]:
+    """Return what identifies a cell; also the order of cells."""
+    return (
+        list(TARGETS).index(cell["target"]),
+        cell["recipe"],
+        list(RUNTIMES).index(cell["runtime"]),
+        list(ARCHITECTURES).index(cell["architecture"]),
+    )
+
+
+def read() -> list[Cell]:
+    """Return the cells of the last runs."""
+    return json.loads(KEPT.read_text()) if KEPT.exists() else []
+
+
+def merge(old: list[Cell], new: list[Cell]) -> list[Cell]:
+    """Return `old` with the cells that `new` has replaced, in order."""
+    cells = {key(cell): cell for cell in [*old, *new]}
+    return [cells[each] for each in sorted(cells)]
+
+
+def tables(cells: list[Cell]) -> str:
+    """Return Markdown: a table per target, with the sentences of its refusals below."""
+    parts = []
+    for target, title in TARGETS.items():
+        own = [cell for cell in cells if cell["target"] == target]
+        if not own:
+            continue
+        sentences: list[str] = []
+        columns = [name for name in ARCHITECTURES if any(cell["architecture"] == name for cell in own)]
+        lines = [
+            "| recipe | runtime | " + " | ".join(ARCHITECTURES[name] for name in columns) + " | tolerance |",
+            "| --- | --- |" + " --- |" * (len(columns) + 1),
+        ]
+        for recipe, runtime in dict.fromkeys((cell["recipe"], cell["runtime"]) for cell in own):
+            row = {
+                cell["architecture"]: cell
+                for cell in own
+                if (cell["recipe"], cell["runtime"]) == (recipe, runtime)
+            }
+            texts = [_text(row.get(name), sentences) for name in columns]
+            limits = sorted({cell["tolerance"] for cell in row.values() if cell["tolerance"] is not None})
+            limit = ", ".join(f"{each:.0e}" for each in limits) or "–"
+            lines.append(f"| `{recipe}` | {RUNTIMES[runtime]} | " + " | ".join(texts) + f" | {limit} |")
+        notes = [f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1)]
+        parts.append(
+            "\n".join([f"### {title[0].upper()}{title[1:]}", "", *lines, *(["", *notes] if notes else [])])
+        )
+    return "\n\n".join(parts)
+
+
+def _text(cell: Cell | None, sentences: list[str]) -> str:
+    if cell is None:
+        return "not tested"
+    if cell["refusal"] is None:
+        return "equal" if not cell["difference"] else f"{cell['difference']:.0e}"
+    if cell["refusal"] not in sentences:
+        sentences.append(cell["refusal"])
+    return f"refused ({sentences.index(cell['refusal']) + 1})"
+
+
+def write(new: list[Cell]) -> None:
+    """Merge `new` into cells.json and write the tables of docs/interop.md."""
+    cells = merge(read(), new)
+    KEPT.write_text(json.dumps(cells, indent=1, ensure_ascii=False) + "\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(cells)}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    write([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()])
