@@ -18,7 +18,7 @@ are stored as unsigned codes of 4, 6 or 8 bits in the packing of `packing.py`; t
 32 or a + 128. Every part has as many bytes as in a GGUF file.
 
 A row must consist of whole super-blocks. For another number of inputs, `for_columns` returns the format that
-llama.cpp stores instead: IQ4_NL for q2_k and q3_k, Q5_0 for q4_k, Q5_1 for q5_k and Q8_0 for q6_k.
+llama.cpp stores instead: Q4_0 for q2_k and q3_k, Q5_0 for q4_k, Q5_1 for q5_k and Q8_0 for q6_k.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qcore.base.errors import InputError
 from qcore.formats.affine import Affine
-from qcore.formats.codebook import Codebook
 from qcore.formats.kinds import Base, Family, Format, packed_width, register
 from qcore.formats.signed import GGML_GROUP, GGUF_FAMILY, Signed, check_ggml_group
 from qcore.formats.uniform import Uniform
@@ -42,8 +41,8 @@ _SIGNED = (3, 6)  # bits of the kinds without a minimum
 _GROUPS = {2: 16, 3: 16, 4: 32, 5: 32, 6: 16}
 _SCALE_BITS = {2: 4, 3: 6, 4: 6, 5: 6, 6: 8}
 _FALLBACKS: dict[int, Format] = {
-    2: Codebook("iq4nl", GGML_GROUP),
-    3: Codebook("iq4nl", GGML_GROUP),
+    2: Signed(4),
+    3: Signed(4),
     4: Signed(5),
     5: Affine(5, GGML_GROUP),
     6: Uniform(8, GGML_GROUP, True),
