@@ -11,10 +11,13 @@
     for row in qcore.compare("smollm2-135m", ["fp32", "int8", "int4-g64"]):
         print(row["recipe"], row["stored_bytes"], row["perplexity"], row["decode_tok_s"])
 
-The import is cheap: modules that need torch are imported on first use.
+The import is cheap: modules that need torch are imported on first use. It also lets transformers load saved
+models: `AutoModelForCausalLM.from_pretrained("smollm2-int4")`, whichever of the two is imported first.
 """
 
 from importlib import import_module
+
+from qcore.base.imports import after_import
 
 __version__ = "0.1.0"
 _VERBS = (
@@ -47,3 +50,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+after_import("transformers.quantizers", lambda: import_module("qcore.library.in_transformers").register())

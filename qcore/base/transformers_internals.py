@@ -121,6 +121,41 @@ class StoredNames:
         return name, pattern, None if pattern is None else self._by_pattern.get(pattern)
 
 
+def tie(model: PreTrainedModel) -> None:
+    """Tie the weights of `model` as its config says. While transformers builds a model that it will load,
+    `model.tie_weights()` does nothing."""
+    for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        owner, _, name = target.rpartition(".")
+        setattr(model.get_submodule(owner), name, model.get_parameter(source))
+
+
+def absent() -> nn.Module:
+    """Return a stand-in for a layer whose weights are not loaded. It has no parameters; `weight` and `bias`
+    are there because a model may initialize those of its layers."""
+    import torch
+    from torch import nn
+
+    module, done = nn.Module(), torch.empty(0)
+    vars(done)["_is_hf_initialized"] = True
+    vars(module).update(weight=done, bias=done)
+    return module
+
+
+def load_only(model: PreTrainedModel, incomplete: list[str]) -> None:
+    """Let transformers load into `model`, whose quantized weights are left out, without a report of the
+    tensors that it has no place for. The modules called `incomplete`, which lack a parameter of their own,
+    are not initialized, and embeddings are not tied to a head that is left out."""
+    vars(model)["_keys_to_ignore_on_load_unexpected"] = {"."}
+    for name in incomplete:
+        vars(model.get_submodule(name))["_is_hf_initialized"] = True
+    present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if {target, source} <= present
+    }
+
+
 def stored_order(name: str) -> list:
     """Return the sort key by which transformers orders stored names: "experts.10" comes after "experts.9"."""
     from transformers.core_model_loading import dot_natural_key

@@ -169,7 +169,7 @@ class PackedWeight:
 
     @property
     def _asymmetric(self) -> bool:
-        return self.format.has_zero_points
+        return not self.format.symmetric
 
     @cached_property
     def kind(self) -> int:

@@ -7,7 +7,8 @@ index, as on the hub; each file has its own SHA-256. Quantized weights are store
 `QuantizedTensor`, such as `model.layers.0.mlp.up_proj.codes`; in a mixture of experts each expert's parts are
 stored separately, such as `model.layers.0.mlp.experts.down_proj.experts.3.codes`.
 
-Other libraries refuse such a folder, as they must, because its `config.json` has `"quant_method": "qcore"`.
+Other libraries must refuse such a folder: its `config.json` has `"quant_method": "qcore"`. transformers loads
+it once `import qcore` has run, see `in_transformers.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
 from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
 from qcore.models.assembly import empty_model
-from qcore.models.config import check_against, read_config, to_transformers
+from qcore.models.config import NEEDED, OURS, check_against, read_config, to_transformers
 from qcore.models.headers import TensorInfo, read_header
 from qcore.models.mapping import read_file
 from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps
@@ -175,9 +176,22 @@ class Reading:
 
     def finish(self) -> tuple[PreTrainedModel, Ledger, Recipe]:
         """Return the model, its ledger and its recipe. Raise `InputError` as `load` does."""
-        about, model = self.manifest, self._empty_model()
-        manifest.check(about, model, self.stored)
-        tensors = self._tensors()
+        model = self._empty_model()
+        self.check(model)
+        self.fill(model)
+        return model.eval(), self.manifest.ledger, self.manifest.recipe
+
+    def check(self, model: PreTrainedModel) -> tuple[Target, ...]:
+        """Return the parameters of the unquantized `model`, on the meta device, whose weights are stored
+        quantized. Raise `InputError` if the stored tensors do not fit it."""
+        manifest.check(self.manifest, model, self.stored)
+        recipe = self.manifest.recipe
+        return () if isinstance(recipe.weights, Float) else select(model, recipe).targets
+
+    def fill(self, model: PreTrainedModel) -> None:
+        """Put the stored tensors into `model`, which `check` has accepted. Raise `InputError` as `load`
+        does."""
+        about, tensors = self.manifest, self._tensors()
         if about.sparse:
             codeless = {name: _without_codes(matrix, tensors) for name, matrix in about.matrices.items()}
             tensors = grow(tensors, about.sparse, codeless)
@@ -186,7 +200,6 @@ class Reading:
             quantize(model, about.recipe)
         else:
             run_whole_steps(model)
-        return model.eval(), about.ledger, about.recipe
 
     def _empty_model(self) -> PreTrainedModel:
         """Return the model of the config, after a check that the stored tensors can fill it."""
@@ -253,7 +266,8 @@ def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bo
         dtype_name(DTYPES[recipe.weights.dtype]) if isinstance(recipe.weights, Float) else "float32"
     )
     if ours or not isinstance(recipe.weights, Float):
-        config["quantization_config"] = {"quant_method": "qcore", "recipe": recipe.name}
+        config["quantization_config"] = {"quant_method": OURS, "recipe": recipe.name}
+        config["transformers_weights"] = NEEDED
     write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 OURS = "qcore"  # the quant_method of folders that qcore saved itself
+# Their `transformers_weights`: the name of no file, which transformers quotes in its error if qcore was not
+# imported. Not the name of a safetensors file, or transformers would search for it instead.
+NEEDED = "The weights are quantized by qcore: run `import qcore` before from_pretrained."
 # Fields that select code to run (attention kernels may be hub ids) or files to read; always removed.
 _STRIPPED = (
     "trust_remote_code",
@@ -77,9 +80,8 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
     if not quantized:
         _refuse_quantized(config, folder)
     _check_sizes(config)
-    stripped = sorted(
-        {key for part in _parts(config) for key in part if key in _STRIPPED and key not in _HARMLESS}
-    )
+    silent = {*_HARMLESS, "transformers_weights"} if is_ours(config) else {*_HARMLESS}
+    stripped = sorted({key for part in _parts(config) for key in part if key in _STRIPPED} - silent)
     return _without(config, _STRIPPED), stripped
 
 

@@ -159,6 +159,48 @@ def test_the_order_of_stored_names():
     assert sorted(sorted(names), key=internals.stored_order) == names
 
 
+def test_tied_where_the_library_does_not_tie():
+    from transformers.initialization import no_tie_weights
+
+    config = deepcopy(tiny.CONFIGS["llama-tied"])
+    with no_tie_weights():
+        model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+        assert model.lm_head.weight is not model.model.embed_tokens.weight
+        internals.tie(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    internals.tie(untied := tiny.model("llama"))
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_a_layer_that_is_absent_is_neither_initialized_nor_reported(kind, caplog):
+    """What `HfQuantizer` finds between its two methods."""
+    model = empty_model(deepcopy(tiny.CONFIGS[kind]))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D):
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, internals.absent())
+    experts = [name for name, module in model.named_modules() if hasattr(module, "is_transposed")]
+    for name in experts:
+        model.get_submodule(name).down_proj = None
+    internals.load_only(model, experts)
+    left = {name: torch.ones(part.shape) for name, part in model.state_dict().items()}
+    with internals.quiet():
+        report = type(model)._finalize_model_loading(*_loaded(model, left))
+    assert not report.missing_keys and not report.unexpected_keys
+    assert all(bool((part == 1).all()) for part in model.parameters())
+
+
+def _loaded(model, tensors):
+    """The arguments of `_finalize_model_loading` after `tensors` and one that has no place were loaded."""
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    settings = LoadStateDictConfig(pretrained_model_name_or_path="tiny")
+    info, _ = type(model)._load_pretrained_model(model, {**tensors, "a.codes": torch.ones(1)}, None, settings)
+    return model, settings, info
+
+
 # -- key-value caches ----------------------------------------------------------------------------------------
 
 
@@ -298,7 +340,7 @@ def test_a_module_is_asked_for_its_tensors_through_the_methods_that_qcore_overri
 
 PRIVATE = re.compile(
     r"\._(cdata|parameters|buffers|modules|forward_hooks|forward_pre_hooks|global_forward_hooks|non_persistent_buffers_set|experts_implementation|from_config)\b"
-    r"|hf_quantizer|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils|get_layer_types_and_kwargs|output_capturing"
+    r"|hf_quantizer|_is_hf_initialized|_keys_to_ignore|no_init_weights|core_model_loading|conversion_mapping|StorageWeakRef|gguf_pytorch_utils|get_layer_types_and_kwargs|output_capturing"
 )
 
 
