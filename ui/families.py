@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from qcore import recipes
 from qcore.formats import kinds
 from qcore.recipes import engines
-from qcore.recipes.names import AUTO, FLOATS, ROTATED
+from qcore.recipes.names import AUTO, FLOATS, base_of
 from ui.text import shielded
 
 
@@ -30,7 +30,7 @@ def family(recipe: str) -> Family:
         return SAVED
     if found := engines.recipes().get(recipe):
         return Family(found[0].title, found[0].color)
-    base = recipe.removeprefix(ROTATED).split("-")[0]
+    base = base_of(recipe) or ""
     if base in FLOATS:
         return FLOAT
     if base == AUTO:

@@ -7,7 +7,8 @@ inputs shares a scale. `Format` describes a kind completely, so methods, files, 
 reference kernels need no knowledge of its subclasses. A new kind is one subclass with the decorator
 `register`:
 
-- an even grid sets `even = True` and, with `symmetric = False`, stores a zero point for each group;
+- an even grid sets `even = True` and, with `symmetric = False`, stores a zero point for each group, or with
+  `affine = True` a float minimum;
 - a fixed table derives from `Table`, and its `fixed` returns the units;
 - a learned table, which is stored, derives from `Table` and sets `learned = True`.
 
@@ -61,7 +62,9 @@ class Format:
     """The base class of all formats: frozen dataclasses with the field `group_size` and, if scales can be
     quantized again, `double_quant`.
 
-    `bits` is the width of a code, `levels` the number of codes.
+    `bits` is the width of a code, `levels` the number of codes. An `affine` grid has a float minimum per
+    group in place of a zero point:  w ≈ scale · code + minimum. The scales of a `signed` format may be
+    negative.
     """
 
     TYPE: ClassVar[str]  # the kind's name in records, set by `register`
@@ -86,8 +89,12 @@ class Format:
         def learned(self) -> bool: ...
         @property
         def native(self) -> bool: ...
+        @property
+        def affine(self) -> bool: ...
+        @property
+        def signed(self) -> bool: ...
     else:
-        double_quant = learned = native = False
+        double_quant = learned = native = affine = signed = False
 
     @property
     def levels(self) -> int:
@@ -96,8 +103,19 @@ class Format:
 
     @property
     def lowest(self) -> int:
-        """The smallest code in use."""
-        return 1 if self.even and self.symmetric else 0
+        """The smallest code in use. The scale's sign makes both ends of a signed grid useful; another
+        symmetric grid leaves code 0 out."""
+        return 1 if self.even and self.symmetric and not self.signed else 0
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether each group stores an integer zero point."""
+        return not self.symmetric and not self.affine
+
+    @property
+    def highest_minimum(self) -> float:
+        """The upper limit of the minimums that an affine format can store."""
+        return math.inf
 
     @property
     def label(self) -> str:
@@ -173,6 +191,31 @@ class Format:
             return {"scale_codes": ("uint8", (rows, groups)), "scale_range": ("float32", (blocks, 2))}
         return {"scale": ("float16", (rows, groups))}
 
+    def encode_minimum(self, minimum: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the stored parts ("minimum", and "min_codes" if minimums are quantized) of the float32
+        minimums (N, G) of an affine format. Raise `InputError` for minimums that cannot be stored."""
+        from qcore.formats.scales import half
+
+        return {"minimum": half(minimum)}
+
+    def decode_minimum(
+        self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
+    ) -> torch.Tensor:
+        """Return the minimums (N, G), float32, of an affine format from their stored `parts`; with `rows`, of
+        these rows only."""
+        return parts["minimum"][rows].float()
+
+    def minimum_layout(self, rows: int, groups: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return {part: (dtype, shape)} of the result of `encode_minimum` for (rows, groups) minimums."""
+        return {"minimum": ("float16", (rows, groups))}
+
+    # -- shapes ------------------------------------------------------------------------------------------
+
+    def for_columns(self, columns: int) -> Format:
+        """Return the format for a weight of `columns` inputs: this one, or the one to use in its place if it
+        cannot store rows of this length."""
+        return self
+
     # -- sizes -------------------------------------------------------------------------------------------
 
     def groups(self, columns: int) -> int:
@@ -189,11 +232,11 @@ class Format:
         scales = self.scale_layout(rows, groups) if self.scaled else {}
         if "scale" in scales:
             parts["scale"] = scales.pop("scale")
-        if not self.symmetric:
+        if self.has_zero_points:
             parts["zero_point"] = ("uint8", (packed_width(rows * groups, self.bits),))
         if self.learned:
             parts["codebook"] = ("float16", (self.levels,) if self.group_size else (rows, self.levels))
-        return parts | scales
+        return parts | scales | (self.minimum_layout(rows, groups) if self.affine else {})
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Return the stored bytes of a weight, equal to `QuantizedTensor.nbytes`."""

@@ -49,3 +49,31 @@ def dequantize(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
     return half(
         codes.float() * step + lowest
     ).float()  # float16, as in the kernels, so that both compute with equal numbers
+
+
+def quantize_by_block(
+    values: torch.Tensor, per_block: int, lowest: int, highest: int, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return integers (N, G), int16, in `lowest` … `highest`, and a float16 unit (N, G / per_block) for each
+    block of `values` (N, G), with the least squared error of  unit · integer,  weighted by `importance` (N,
+    G).
+
+    The unit is the block's largest value divided by an integer of the range, and every such integer is tried.
+    So values that a unit represents exactly are returned exactly, whether or not they reach the end of the
+    range.
+    """
+    blocks = values.float().unflatten(1, (-1, per_block))
+    half(blocks)  # raises for NaN and for values that cannot be stored
+    weights = torch.ones_like(blocks) if importance is None else importance.unflatten(1, (-1, per_block))
+    extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+    best = torch.full_like(extreme, torch.inf)
+    unit, integers = torch.zeros_like(extreme), torch.zeros_like(blocks)
+    for divisor in sorted(set(range(lowest, highest + 1)) - {0}, key=abs, reverse=True):
+        tried = (extreme / divisor).to(torch.float16).float()
+        inverse = torch.where(tried == 0, 0, 1 / tried)
+        found = (blocks * inverse).round_().clamp_(lowest, highest)
+        error = (found * tried).sub_(blocks).square_().mul_(weights).sum(2, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        unit, integers = torch.where(better, tried, unit), torch.where(better, found, integers)
+    return integers.flatten(1).to(torch.int16), unit.squeeze(2).to(torch.float16)

@@ -12,6 +12,17 @@ Double quantization replaces `scale` by 8-bit codes in blocks of 256 scales, tak
     scale_codes uint8    (N, G)
     scale_range float32  (ceil(N·G / 256), 2)         lowest scale and step per block; scales become float16
 
+Affine formats store a float minimum per group in place of a zero point:
+
+    minimum     float16  (N, G)
+
+K-quants (`k_quants.py`) quantize scales and minimums within super-blocks of 256 inputs, S per row:
+
+    scale       float16  (N, S)                       unit of the scale codes
+    scale_codes uint8    (N, packed_width(G, b))      b is 4, 6 or 8
+    minimum     float16  (N, S)                       unit of the minimum codes; affine K-quants only
+    min_codes   uint8    (N, packed_width(G, b))
+
 The last group may be shorter than the others: K may be any number.
 """
 
@@ -42,8 +53,10 @@ class QuantizedTensor:
     codebook: torch.Tensor | None = None
     scale_codes: torch.Tensor | None = None
     scale_range: torch.Tensor | None = None
+    minimum: torch.Tensor | None = None
+    min_codes: torch.Tensor | None = None
 
-    PARTS = ("codes", "scale", "zero_point", "codebook", "scale_codes", "scale_range")
+    PARTS = ("codes", "scale", "zero_point", "codebook", "scale_codes", "scale_range", "minimum", "min_codes")
 
     @classmethod
     def from_codes(
@@ -53,16 +66,18 @@ class QuantizedTensor:
         scale: torch.Tensor | None = None,
         zero_point: torch.Tensor | None = None,
         codebook: torch.Tensor | None = None,
+        minimum: torch.Tensor | None = None,
     ) -> "QuantizedTensor":
-        """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G) and `codebook`.
+        """Pack unpacked uint8 `codes` (N, K) with their `scale` (N, G), `zero_point` (N, G), `minimum` (N, G)
+        and `codebook`.
 
-        `scale` is stored as float16. With double quantization it must come from `round_scale`, so that a
-        method can choose codes for the scales that will be stored. Raise `InputError` if a scale overflows
-        float16 or is NaN.
+        `scale` and `minimum` are stored as float16. If the format quantizes them they must come from
+        `round_scale` and `round_minimum`, so that a method can choose codes for what will be stored. Raise
+        `InputError` if one overflows float16 or is NaN.
         """
-        return cls.from_packed(
-            format, (codes.shape[0], codes.shape[1]), pack(codes, format.bits), scale, zero_point, codebook
-        )
+        shape = (codes.shape[0], codes.shape[1])
+        packed = pack(codes, format.bits)
+        return cls.from_packed(format, shape, packed, scale, zero_point, codebook, minimum)
 
     @classmethod
     def from_packed(
@@ -73,12 +88,15 @@ class QuantizedTensor:
         scale: torch.Tensor | None = None,
         zero_point: torch.Tensor | None = None,
         codebook: torch.Tensor | None = None,
+        minimum: torch.Tensor | None = None,
     ) -> "QuantizedTensor":
         """Build a weight of `shape` (N, K) from `codes` (N, packed_width(K, bits)) that are packed already;
         otherwise as `from_codes`."""
         stored = cls(format, shape, codes, codebook=codebook)
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
+        if minimum is not None:
+            stored = replace(stored, **format.encode_minimum(minimum))
         return stored if scale is None else stored.with_scales(scale)
 
     def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
@@ -121,8 +139,18 @@ class QuantizedTensor:
             return None
         return self.format.decode_scale(self.parts(), rows)
 
+    def minimums(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
+        """Return the dequantized minimums as float32 (N, G), or those of some rows; None if the format is not
+        affine."""
+        if not self.format.affine:
+            return None
+        return self.format.decode_minimum(self.parts(), rows)
+
     def zero_points(self) -> torch.Tensor | float:
-        """Return the zero points as float32 (N, G), or the single zero point of a symmetric format."""
+        """Return the zero points as float32 (N, G), or the single zero point of all groups: the middle code
+        of a symmetric format, 0 of an affine one."""
+        if self.format.affine:
+            return 0.0
         if self.zero_point is None:
             return float(1 << (self.format.bits - 1))
         groups = self.format.groups(self.shape[1])
@@ -143,8 +171,9 @@ class QuantizedTensor:
             units = torch.arange(self.format.lowest, self.format.levels) - zero
         else:
             units = (self.table[row] if self.table.ndim == 2 else self.table).sort().values
-        scale = self.scales()
-        return units if scale is None else units * scale[row, group]
+        scale, minimum = self.scales(), self.minimums()
+        values = units if scale is None else units * scale[row, group]
+        return (values if minimum is None else values + minimum[row, group]).sort().values
 
     def dequantize(
         self, dtype: torch.dtype = torch.float32, rows: torch.Tensor | None = None
@@ -160,10 +189,17 @@ class QuantizedTensor:
         else:
             table = self.table
             values = table[pick].gather(1, codes.long()) if table.ndim == 2 else table[codes.int()]
-        return (values if scale is None else values * spread(scale, columns, size)).to(dtype)
+        values = values if scale is None else values * spread(scale, columns, size)
+        minimum = self.minimums(pick)
+        return (values if minimum is None else values + spread(minimum, columns, size)).to(dtype)
 
 
 def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
     """Return the float32 scales (N, G) that `format` will store for `scale`. A method must choose codes for
     these."""
     return format.decode_scale(format.encode_scale(scale))
+
+
+def round_minimum(minimum: torch.Tensor, format: Format) -> torch.Tensor:
+    """Return the float32 minimums (N, G) that an affine `format` will store for `minimum`."""
+    return format.decode_minimum(format.encode_minimum(minimum))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcore.formats.kinds import Base, Family, Format, check_double_quant, check_group_size, register
+from qcore.formats.signed import GGML_GROUP, check_ggml_group
 
 
 @register("uniform")
@@ -33,7 +34,9 @@ class Uniform(Format):
         "int4": Base("4-bit integers, one scale and zero point per group of inputs"),
         "int3": Base("3-bit integers, one scale and zero point per group of inputs"),
         "int2": Base("2-bit integers, one scale and zero point per group of inputs"),
+        "gguf-q8_0": Base("8-bit integers, one scale per 32 inputs: the type Q8_0 of llama.cpp", GGML_GROUP),
     }
+    EXAMPLES: ClassVar[tuple[str, ...]] = ("gguf-q8_0",)
     FAMILY: ClassVar[Family] = Family(
         "integers",
         "#3d7fdb",
@@ -57,7 +60,13 @@ class Uniform(Format):
     @classmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Uniform:
         """Return the format: int8 is symmetric unless `options` contain "asym"; the others are asymmetric
-        unless they contain "sym"."""
+        unless they contain "sym". gguf-q8_0 is int8-g32-sym. Raise `ValueError` for options that a GGUF type
+        does not have."""
+        if base == "gguf-q8_0":
+            check_ggml_group(base, group_size, GGML_GROUP)
+            if options:
+                raise ValueError(f"{base} takes no option for its grid, so -{min(options)} does not apply")
+            return cls(8, GGML_GROUP, True)
         symmetric = "sym" in options or (base == "int8" and "asym" not in options)
         return cls(int(base[3:]), group_size, symmetric, double_quant="dq" in options)
 

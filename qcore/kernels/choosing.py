@@ -20,7 +20,7 @@ class _Job(ctypes.Structure):
         ("entries", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("middle", "lowest", "highest")),
         *((name, library.Buffer) for name in ("matrix", "state", "values", "step", "group")),
-        *((name, library.Buffer) for name in ("inverse", "scale", "zero", "table", "midpoints")),
+        *((name, library.Buffer) for name in ("inverse", "scale", "zero", "minimum", "table", "midpoints")),
         *((name, library.Buffer) for name in ("codes", "errors")),
     ]
 
@@ -30,8 +30,9 @@ class Levels:
     """The values that weights may take, with `scale` (G, N) and its `inverse` (G, N).
 
     Uniform grids have the codes `lowest` … `highest`, and the zero points `zero` (G, N) or the single zero
-    point `middle`. Codebooks have a `table` of ascending values, (E,) for all outputs or (N, E) for each
-    output, and the `midpoints` between neighbouring values, (E − 1,) or (N, E − 1).
+    point `middle`. Affine grids have the codes 0 … `highest` and the values `minimum` (G, N) of code 0.
+    Codebooks have a `table` of ascending values, (E,) for all outputs or (N, E) for each output, and the
+    `midpoints` between neighbouring values, (E − 1,) or (N, E − 1).
     """
 
     inverse: torch.Tensor
@@ -42,6 +43,7 @@ class Levels:
     highest: int = 0
     table: torch.Tensor | None = None
     midpoints: torch.Tensor | None = None
+    minimum: torch.Tensor | None = None
 
 
 def available(levels: Levels) -> bool:
@@ -78,7 +80,7 @@ def choose(
 
     whole = {  # holds the copies that `contiguous` makes until the function returns
         name: None if tensor is None else tensor.contiguous()
-        for name in ("inverse", "scale", "zero", "table", "midpoints")
+        for name in ("inverse", "scale", "zero", "minimum", "table", "midpoints")
         for tensor in (getattr(levels, name),)
     }
     job = _Job(

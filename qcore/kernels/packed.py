@@ -169,7 +169,7 @@ class PackedWeight:
 
     @property
     def _asymmetric(self) -> bool:
-        return not self.format.symmetric
+        return self.format.has_zero_points
 
     @cached_property
     def kind(self) -> int:

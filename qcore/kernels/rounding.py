@@ -36,6 +36,8 @@ def reason_against(weight: torch.Tensor, format: Format) -> str | None:
     """Return None if the native kernel can round `weight` to `format`, else the reason against it."""
     if not format.native:
         return f"no native kernel writes the format {format.label}"
+    if format.signed or format.affine:
+        return f"the native kernel finds neither the signed scales nor the minimums of {format.label}"
     if format.reach != 1:
         return f"the table of {format.label} does not end at 1"
     if weight.device.type != "cpu":
@@ -55,7 +57,7 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
     groups, uniform = format.groups(columns), format.even
     wide = format.double_quant or not uniform  # these scales are rounded later, so keep them in float32
     scale = torch.empty(rows, groups, dtype=torch.float32 if wide else torch.float16)
-    zero = torch.empty(rows, groups, dtype=torch.uint8) if not format.symmetric else None
+    zero = torch.empty(rows, groups, dtype=torch.uint8) if format.has_zero_points else None
     codes = torch.empty(rows, packed_width(columns, bits), dtype=torch.uint8)
     parts = {"scale" if wide else "half": scale, "zero": zero, "codes": codes}
     if wide and format.rounds_for_stored_scale:

@@ -8,7 +8,7 @@ Routers, norms and biases never are: they are small, and routers decide which ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
@@ -132,7 +132,9 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
                 kept[name] = f"Skipped by the pattern {pattern!r}."
             else:
                 transposed = kind == "conv1d" or (kind == "experts" and module.is_transposed)
-                targets.append(_target(module_name, parameter_name, kind, choice, recipe, transposed))
+                columns = parameter.shape[-2 if transposed else -1]
+                target = _target(module_name, parameter_name, kind, choice, recipe, columns)
+                targets.append(replace(target, transposed=transposed))
     for pattern in recipe.modules.skip:
         if pattern not in used:
             raise InputError(
@@ -174,7 +176,9 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
     return modules.embeddings if kind == "embedding" else "same"
 
 
-def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, transposed: bool) -> Target:
+def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, columns: int) -> Target:
     format, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
+    if isinstance(format, Format):
+        format = format.for_columns(columns)
     # A budget takes the place of a format until the formats are chosen.
-    return Target(module, parameter, kind, cast(Format, format), method, recipe.activations, transposed)
+    return Target(module, parameter, kind, cast(Format, format), method, recipe.activations)

@@ -97,15 +97,16 @@ def random_weight(format: Format, rows: int, columns: int, generator: torch.Gene
     groups = format.groups(columns)
     scale = torch.full((rows, groups), 1e-3) if format.scaled else None
     zero_point = None
-    if not format.symmetric:
+    if format.has_zero_points:
         zero_point = torch.full((rows, groups), 1 << (format.bits - 1), dtype=torch.uint8)
+    minimum = torch.full((rows, groups), -1e-3 * (format.levels // 2)) if format.affine else None
     codebook = format.fixed
     if format.learned:
         codebook = torch.linspace(-1, 1, format.levels).half().mul(1e-2)
         if format.group_size is None:
             codebook = codebook.expand(rows, format.levels).contiguous()
     return QuantizedTensor.from_packed(
-        format, (rows, columns), codes.view(rows, -1), scale, zero_point, codebook
+        format, (rows, columns), codes.view(rows, -1), scale, zero_point, codebook, minimum
     )
 
 

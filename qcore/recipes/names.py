@@ -6,6 +6,8 @@ A name starts with the format; options follow in any order.
     int8                              uniform, one scale per channel, symmetric
     int4-g64 int4-g32-sym int3 int2   uniform, one scale per group of inputs, asymmetric unless -sym
     nf4-g64 fp4-g64 kmeans4           a table of 16 values, fixed or learned
+    affine4-g64                       uniform, one scale and float minimum per group of inputs
+    gguf-q4_0 gguf-q4_k gguf-iq4_nl … the types of llama.cpp
     …-dq                              double quantization: 8-bit scales
     …-dynamic                         activations are quantized to 8 bits per token at run time
     …-a32 …-a16 …-a8                  how a weight-only kernel reads activations: exactly, in 16
@@ -112,9 +114,13 @@ class Name:
     @classmethod
     def read(cls, name: str) -> Name | None:
         """Return the parts of `name`; None if one is unknown."""
-        base, *options = name.removeprefix(ROTATED).split("-")
+        bare = name.removeprefix(ROTATED)
+        base = base_of(bare)
+        if base is None:
+            return None
+        options = bare.removeprefix(base).split("-")[1:]
         found = [(option, part) for option in options if (part := _part(option)) is not None]
-        if base not in known_bases() or len(found) < len(options):
+        if len(found) < len(options):
             return None
         return cls(name.startswith(ROTATED), base, tuple(found))
 
@@ -133,6 +139,13 @@ def known_bases() -> dict[str, str]:
     """Return the description of each base, for users."""
     formats = {base: kind.BASES[base].words for base, kind in kinds.bases().items()}
     return FLOATS | formats | {AUTO: _AUTO.words}
+
+
+def base_of(name: str) -> str | None:
+    """Return the base that the recipe name begins with, such as "int4" and "gguf-q4_0"; None if it is
+    unknown."""
+    parts, known = name.removeprefix(ROTATED).split("-"), known_bases()
+    return next((base for base in ("-".join(parts[:2]), parts[0]) if base in known), None)
 
 
 def names() -> list[str]:
@@ -247,7 +260,7 @@ def _format(found: Name) -> Format:
     kind = kinds.bases()[found.base]
     symmetry, scales, size = found.get("symmetry"), found.get("scales"), found.get("size")
     if symmetry and symmetry not in kind.OPTIONS:
-        raise ValueError(f"{found.base} is a table of values, so -sym and -asym do not apply")
+        raise ValueError(f"{found.base} has one kind of grid, so -sym and -asym do not apply")
     if scales and scales not in kind.OPTIONS:
         raise ValueError(f"the scales of {found.base} cannot be quantized again, so -{scales} does not apply")
     group_size = int(size[1:]) if size else kind.BASES[found.base].group_size

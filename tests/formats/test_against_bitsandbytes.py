@@ -4,10 +4,11 @@ import bitsandbytes.functional as functional
 import pytest
 import torch
 
-from qcore.formats.codebook import FIXED, Codebook
+from qcore.formats.codebook import FP4, NF4, Codebook
 from qcore.quantization import methods
 
 BLOCK = 64
+THEIRS = {"nf4": NF4, "fp4": FP4}
 
 
 def their_codes(weight: torch.Tensor, kind: str) -> torch.Tensor:
@@ -21,12 +22,12 @@ def our_codes(weight: torch.Tensor, kind: str) -> torch.Tensor:
     return methods.quantize(weight, Codebook(kind, BLOCK), "rtn").unpacked_codes()
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 def test_the_tables_are_the_same(kind):
-    assert torch.equal(torch.tensor(FIXED[kind]), functional.get_4bit_type(kind, device="cpu"))
+    assert torch.equal(torch.tensor(THEIRS[kind]), functional.get_4bit_type(kind, device="cpu"))
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shape", [(1, 64), (7, 128), (96, 576), (256, 1024)], ids=str)
 def test_codes_of_random_matrices(kind, seed, shape):
@@ -35,7 +36,7 @@ def test_codes_of_random_matrices(kind, seed, shape):
     assert torch.equal(our_codes(weight, kind), their_codes(weight, kind))
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 @pytest.mark.parametrize("distribution", ["uniform", "heavy tails", "few values", "bfloat16"])
 def test_codes_of_other_distributions(kind, distribution):
     generator = torch.Generator().manual_seed(7)
@@ -48,11 +49,11 @@ def test_codes_of_other_distributions(kind, distribution):
     assert torch.equal(our_codes(weight, kind), their_codes(weight, kind))
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 def test_ties(kind):
     """Weights exactly halfway between two table values, and one float to either side, under many block
     maxima."""
-    table = torch.tensor(FIXED[kind]).sort().values
+    table = torch.tensor(THEIRS[kind]).sort().values
     middle = (table[1:] + table[:-1]) / 2
     maximum = 10 ** torch.empty(2000, 1).uniform_(-6, 4, generator=torch.Generator().manual_seed(3))
     weight = torch.zeros(2000, BLOCK)
@@ -64,7 +65,7 @@ def test_ties(kind):
     assert torch.equal(our_codes(weight, kind), their_codes(weight, kind))
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 def test_zeros_and_vanishing_values(kind):
     weight = torch.zeros(5, BLOCK)
     weight[1, 3] = -0.0
@@ -73,7 +74,7 @@ def test_zeros_and_vanishing_values(kind):
     assert torch.equal(our_codes(weight, kind), their_codes(weight, kind))
 
 
-@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("kind", THEIRS)
 def test_dequantized_weights_differ_only_by_the_rounding_of_the_scales(kind):
     """bitsandbytes stores the block maxima in float32, qcore in float16: they differ by at most 2^-11,
     relative."""

@@ -1,34 +1,14 @@
 """Byte layouts of ggml's types, against the decoder of the package `gguf`."""
 
 import gguf
-import numpy as np
 import pytest
 import torch
+from interop.ggml_bytes import decoded, random_blocks
 
 from qcore.interop.ggml_blocks import LAYOUTS
 
 IQ4_NL = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 ZEROS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q3_K": 4, "Q6_K": 32}
-
-
-def random_blocks(name: str, rows: int = 7, blocks: int = 5, seed: int = 0) -> torch.Tensor:
-    """Random bytes of a type whose scales are finite."""
-    layout, generator = LAYOUTS[name], torch.Generator().manual_seed(seed)
-    data = torch.randint(0, 256, (rows, blocks, layout.bytes), dtype=torch.uint8, generator=generator)
-    start = 0
-    for field, size in layout.sizes().items():
-        if field in ("scale", "minimum"):
-            halves = torch.randn(rows, blocks, 1, generator=generator).to(torch.float16)
-            data[..., start : start + size] = halves.view(torch.uint8)
-        start += size
-    return data.flatten(1)
-
-
-def decoded(name: str, data: torch.Tensor) -> torch.Tensor:
-    """The weight as the package `gguf` decodes it."""
-    return torch.from_numpy(
-        np.ascontiguousarray(gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[name]))
-    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -66,7 +66,9 @@ def refit(
     for grid in grids:
         part = slice(start, start := start + grid.scale.shape[1])
         own = codes[:, part].contiguous()
-        if grid.scaled:
+        if grid.minimum is not None:
+            fitted.append(grid)
+        elif grid.scaled:
             fitted.append(_refit_scale(pull[:, part], own, grid, hessian))
         else:
             own, grid = _refit_table(pull[:, part], own, grid, hessian)
@@ -90,7 +92,7 @@ def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: t
     ridge = _ridge(system)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
     scale = torch.linalg.solve(system, wanted + ridge * grid.scale.T).T
-    usable = (scale > 0) & scale.isfinite()
+    usable = (grid.format.signed | (scale > 0)) & scale.isfinite()
     return grid.with_scale(torch.where(usable, scale, grid.scale))
 
 
@@ -130,5 +132,11 @@ def stack(grids: list[Grid]) -> Grid:
         tables = [(grid.table, grid.scale.shape[1]) for grid in grids if grid.table is not None]
         table = torch.cat([each.expand(rows, -1) for each, rows in tables])
     zeros = [grid.zero for grid in grids if grid.zero is not None]
-    zero = torch.cat(zeros, dim=1) if zeros else None
-    return replace(first, scale=torch.cat([grid.scale for grid in grids], dim=1), zero=zero, table=table)
+    minimums = [grid.minimum for grid in grids if grid.minimum is not None]
+    return replace(
+        first,
+        scale=torch.cat([grid.scale for grid in grids], dim=1),
+        zero=torch.cat(zeros, dim=1) if zeros else None,
+        minimum=torch.cat(minimums, dim=1) if minimums else None,
+        table=table,
+    )

@@ -22,7 +22,8 @@ import torch
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor, round_scale
 from qcore.kernels.choosing import Levels
-from qcore.quantization.methods.rtn import grouped
+from qcore.quantization.methods import fitted
+from qcore.quantization.methods.rtn import divisor, grouped
 
 SHRINK = tuple(1 - 0.025 * step for step in range(21))  # shares of the full range to try: 1 … 0.5
 _CHUNK = 1 << 21  # weights searched at a time
@@ -31,8 +32,8 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Grid:
-    """`scale` (G, N) as it will be stored; `zero` (G, N) for asymmetric grids; `table` (16,) or (N, 16),
-    ascending, for codebooks.
+    """`scale` (G, N) as it will be stored; `zero` (G, N) for asymmetric grids; `minimum` (G, N), as it will
+    be stored, for affine grids; `table` (16,) or (N, 16), ascending, for codebooks.
 
     `order` turns an index into an ascending table into the format's code. Without a scale (per-channel
     tables) `scale` is all ones.
@@ -43,6 +44,7 @@ class Grid:
     zero: torch.Tensor | None = None
     table: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    minimum: torch.Tensor | None = None
 
     @property
     def lowest(self) -> int:
@@ -64,14 +66,15 @@ class Grid:
     @cached_property
     def inverse(self) -> torch.Tensor:
         """The reciprocal of the scale, (G, N)."""
-        return self.scale.clamp_min(_TINY).reciprocal()
+        return divisor(self.scale).reciprocal()
 
     @cached_property
     def _rows(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]]:
-        """(1 / scale, scale, zero point) per group, (N,) each, unbound once so that `round` indexes a
-        list."""
+        """(1 / scale, scale, zero point or minimum) per group, (N,) each, unbound once so that `round`
+        indexes a list."""
         middle = self.format.levels // 2 if self.table is None else 0
-        zeros = [middle] * len(self.scale) if self.zero is None else self.zero.unbind()
+        stored = self.zero if self.minimum is None else self.minimum
+        zeros = [middle] * len(self.scale) if stored is None else stored.unbind()
         return list(zip(self.inverse.unbind(), self.scale.unbind(), zeros, strict=True))
 
     @cached_property
@@ -80,12 +83,17 @@ class Grid:
         if self.table is not None:
             return Levels(self.inverse, self.scale, table=self.table, midpoints=self.midpoints)
         levels = self.format.levels
-        return Levels(self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1)
+        return Levels(
+            self.inverse, self.scale, self.zero, levels // 2, self.lowest, levels - 1, minimum=self.minimum
+        )
 
     def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the codes (…, N), as floats, nearest to `values` (…, N) of a `group`, and their dequantized
         values."""
         inverse, scale, zero = self._rows[group]
+        if self.minimum is not None:
+            codes = torch.sub(values, zero).mul_(inverse).round_().clamp_(0, self.format.levels - 1)
+            return codes, torch.mul(codes, scale).add_(zero)
         if self.table is None:
             codes = torch.mul(values, inverse).round_().add_(zero).clamp_(self.lowest, self.format.levels - 1)
             return codes, torch.sub(codes, zero).mul_(scale)
@@ -101,7 +109,10 @@ class Grid:
         return codes.view(shape).movedim(0, -1).float(), values.view(shape).movedim(0, -1) * scale
 
     def units(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the values (K, N) of codes (K, N) in units of the scale."""
+        """Return the values (K, N) of codes (K, N) in units of the scale; above the minimum in an affine
+        grid."""
+        if self.minimum is not None:
+            return codes
         if self.table is None:
             return codes - (
                 self.format.levels // 2 if self.zero is None else self.spread(self.zero, len(codes))
@@ -121,7 +132,8 @@ class Grid:
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the dequantized weights (K, N) of codes (K, N)."""
-        return self.units(codes).mul(self.spread(self.scale, len(codes)))
+        values = self.units(codes).mul(self.spread(self.scale, len(codes)))
+        return values if self.minimum is None else values.add_(self.spread(self.minimum, len(codes)))
 
     def with_scale(self, scale: torch.Tensor) -> "Grid":
         """Return the same grid with other scales (G, N), rounded to the precision that the format stores."""
@@ -137,7 +149,12 @@ class Grid:
         if table is not None:
             table = table.to(torch.float16) if self.format.learned else self.format.fixed
         return QuantizedTensor.from_codes(
-            self.format, codes, self.scale.T.contiguous() if self.scaled else None, zero, table
+            self.format,
+            codes,
+            self.scale.T.contiguous() if self.scaled else None,
+            zero,
+            table,
+            None if self.minimum is None else self.minimum.T.contiguous(),
         )
 
 
@@ -146,6 +163,8 @@ def search(
 ) -> Grid:
     """Return the grid of `format` with the least error of `weight` (N, K), weighted by the `importance` (K,)
     of the inputs; `shrink` lists the shares of the full range to try."""
+    if format.affine or format.signed:
+        return _search_fitted(weight, format, importance, shrink)
     if not format.even:
         return _search_table(weight, format, importance, shrink)
     size = format.group_size
@@ -184,6 +203,35 @@ def _search_uniform(
         best = torch.where(better, error, best)
         scale, zero = torch.where(better, tried, scale), torch.where(better, offset, zero)
     return scale, None if format.symmetric else zero
+
+
+def _search_fitted(
+    weight: torch.Tensor, format: Format, importance: torch.Tensor, shrink: tuple[float, ...]
+) -> Grid:
+    size, rows = format.group_size, max(1, _CHUNK // weight.shape[1])
+    per_group = grouped(importance.unsqueeze(0), size)
+    scales, minimums = [], []
+    for part in weight.split(rows):
+        groups = grouped(part, size, repeat=format.affine)
+        if format.affine:
+            scale, minimum = fitted.affine(groups, per_group, format, shrink)
+            minimums.append(minimum)
+        else:
+            scale = fitted.signed(groups, per_group, format, shrink)
+        scales.append(scale)
+    scale = torch.cat(scales).T.contiguous()
+    if format.affine:
+        return Grid(format, scale, minimum=torch.cat(minimums).T.contiguous())
+    if format.even:
+        return Grid(format, scale)
+    table, order = _fixed_table(format).sort()
+    return Grid(format, scale, table=table, order=order)
+
+
+def _fixed_table(format: Format) -> torch.Tensor:
+    if format.fixed is None:
+        raise ValueError(f"{format.label} has no fixed table")
+    return format.fixed
 
 
 def _search_table(
@@ -235,6 +283,11 @@ def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
     format, codes = tensor.format, tensor.unpacked_codes()
     scale = tensor.scales()
     scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
+    if format.affine:
+        minimum = tensor.minimums()
+        return Grid(
+            format, scale, minimum=None if minimum is None else minimum.T.contiguous()
+        ), codes.T.float().contiguous()
     if format.even:
         points = tensor.zero_points()
         zero = points.T.contiguous() if isinstance(points, torch.Tensor) else None

@@ -4,6 +4,13 @@ grid. Needs no data.
     symmetric     scale = max|w| / (2^(bits−1) − 1)                  code = round(w / scale) + 2^(bits−1)
     asymmetric    scale = (max(w, 0) − min(w, 0)) / (2^bits − 1)     zero_point = round(−min(w, 0) / scale)
     fixed table   scale = max|w|                                     code = index of the value nearest w/scale
+    affine        scale = (max(w) − min(w)) / (2^bits − 1)           code = round((w − minimum) / scale)
+                  minimum = min(w)
+    signed        the weight of the largest magnitude is at the longer end of the grid, whose side the scale's
+                  sign chooses: scale = −w / 2^(bits−1), or w divided by the table's largest entry
+
+A K-quant finds scales and minimums like this per group, then quantizes both within super-blocks; its minimums
+are 0 or below.
 
 Codes of uniform formats are chosen for the scale *as stored* (rounded to float16, or quantized again), which
 costs nothing and removes the error of rounding the scale afterwards. Codes of nf4 and fp4 are chosen for the
@@ -19,7 +26,7 @@ from torch.nn.functional import pad
 
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
-from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.tensor import QuantizedTensor, round_minimum, round_scale
 from qcore.kernels import rounding
 from qcore.quantization.methods import MethodInfo, register
 
@@ -55,31 +62,48 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     rows, columns = weight.shape
     groups = format.groups(columns)
     scale = torch.empty(rows, groups, device=weight.device)
-    zero_point = None if format.symmetric else torch.empty_like(scale, dtype=torch.uint8)
+    zero_point = torch.empty_like(scale, dtype=torch.uint8) if format.has_zero_points else None
+    minimum = torch.empty_like(scale) if format.affine else None
+    offset = minimum if zero_point is None else zero_point
     for part in _chunks(weight):
-        scale[part], found = _grid(grouped(weight[part], format.group_size), format)
-        if zero_point is not None and found is not None:
-            zero_point[part] = found
+        scale[part], found = _grid(grouped(weight[part], format.group_size, repeat=format.affine), format)
+        if offset is not None and found is not None:
+            offset[part] = found
     kept = round_scale(scale, format) if format.rounds_for_stored_scale else scale
+    lowest = None if minimum is None else round_minimum(minimum, format)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
-    choose = _uniform_codes if format.even else _table_codes
     for part in _chunks(weight):
-        zero = None if zero_point is None else zero_point[part]
-        codes[part] = choose(grouped(weight[part], format.group_size), kept[part], zero, format).flatten(1)[
-            :, :columns
-        ]
+        groups = grouped(weight[part], format.group_size)
+        if lowest is not None:
+            found = _affine_codes(groups, kept[part], lowest[part], format)
+        elif format.even:
+            zero = None if zero_point is None else zero_point[part]
+            found = _uniform_codes(groups, kept[part], zero, format)
+        else:
+            found = _table_codes(groups, kept[part], format)
+        codes[part] = found.flatten(1)[:, :columns]
     table = None if format.even else _table(format, weight.device)
-    return QuantizedTensor.from_codes(format, codes, scale, zero_point, table)
+    return QuantizedTensor.from_codes(format, codes, scale, zero_point, table, minimum)
 
 
-def grouped(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """View `weight` (N, K) as float32 (N, G, group_size); the last group is padded with zeros, which do not
-    widen its range."""
+def grouped(weight: torch.Tensor, group_size: int | None, repeat: bool = False) -> torch.Tensor:
+    """View `weight` (N, K) as float32 (N, G, group_size). The last group is padded: with zeros, which do not
+    widen the range of a grid that contains 0, or with `repeat` by its last weight, which widens no range."""
     weight = weight.float()
     if group_size is None:
         return weight.unsqueeze(1)
     missing = -weight.shape[1] % group_size
-    return (pad(weight, (0, missing)) if missing else weight).unflatten(1, (-1, group_size))
+    if missing and repeat:
+        weight = torch.cat((weight, weight[:, -1:].expand(-1, missing)), dim=1)
+    elif missing:
+        weight = pad(weight, (0, missing))
+    return weight.unflatten(1, (-1, group_size))
+
+
+def divisor(scale: torch.Tensor) -> torch.Tensor:
+    """Return `scale`, or the smallest normal number of its sign in place of 0: dividing 0 by that gives 0,
+    not NaN."""
+    return torch.where(scale < 0, scale.clamp_max(-_TINY), scale.clamp_min(_TINY))
 
 
 def _chunks(weight: torch.Tensor) -> list[slice]:
@@ -88,8 +112,15 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
 
 
 def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the scale (N, G) and, for asymmetric formats, the zero point (N, G) from the extremes of
-    `groups` (N, G, group_size)."""
+    """Return the scale (N, G) and, for asymmetric formats, the zero point or minimum (N, G) from the extremes
+    of `groups` (N, G, group_size)."""
+    if format.signed:
+        extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
+        return extreme / -(format.levels // 2 if format.even else format.reach), None
+    if format.affine:
+        lowest, highest = groups.aminmax(dim=2)
+        lowest = lowest.clamp(max=format.highest_minimum)
+        return (highest - lowest) / (format.levels - 1), lowest
     if not format.even:
         return groups.abs().amax(dim=2) / format.reach, None
     if format.symmetric:
@@ -106,16 +137,21 @@ def _uniform_codes(
     middle = format.levels // 2
     zero = middle if zero_point is None else zero_point.unsqueeze(2)
     return (
-        ((groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero))
+        ((groups / divisor(scale).unsqueeze(2)).round_().add_(zero))
         .clamp_(format.lowest, format.levels - 1)
         .to(torch.uint8)
     )
 
 
-def _table_codes(
-    groups: torch.Tensor, scale: torch.Tensor, _zero: torch.Tensor | None, format: Format
+def _affine_codes(
+    groups: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor, format: Format
 ) -> torch.Tensor:
-    return nearest(groups * (1 / scale.clamp_min(_TINY)).unsqueeze(2), _table(format, groups.device))
+    above = (groups - minimum.unsqueeze(2)) / divisor(scale).unsqueeze(2)
+    return above.round_().clamp_(0, format.levels - 1).to(torch.uint8)
+
+
+def _table_codes(groups: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
+    return nearest(groups * (1 / divisor(scale)).unsqueeze(2), _table(format, groups.device))
 
 
 def _table(format: Format, device: torch.device) -> torch.Tensor:

@@ -31,6 +31,7 @@ struct ChooseJob {
   Buffer<const float> inverse;    // (G, N): 1 / scale
   Buffer<const float> scale;      // (G, N)
   Buffer<const float> zero;       // (G, N): zero points, or absent
+  Buffer<const float> minimum;    // (G, N): the value of code 0 in an affine grid, or absent
   Buffer<const float> table;      // (entries,) or (N, entries), ascending
   Buffer<const float> midpoints;  // (entries − 1,) or (N, entries − 1)
   Buffer<float> codes;            // (K, N): output
@@ -62,6 +63,17 @@ void round_uniform(const Lane& target, const Lane& inverse, const Lane& scale, c
     const float code = std::min(std::max(std::nearbyint(target[i] * inverse[i]) + zero[i], lowest), highest);
     codes[i] = code;
     rounded[i] = (code - zero[i]) * scale[i];
+  }
+}
+
+// The same for an affine grid, whose code 0 stands for `minimum`.
+void round_affine(const Lane& target, const Lane& inverse, const Lane& scale, const Lane& minimum,
+                  float highest, Lane& codes, Lane& rounded) {
+  for (int i = 0; i < kLanes; ++i) {
+    const float code =
+        std::min(std::max(std::nearbyint((target[i] - minimum[i]) * inverse[i]), 0.f), highest);
+    codes[i] = code;
+    rounded[i] = code * scale[i] + minimum[i];
   }
 }
 
@@ -114,6 +126,9 @@ void choose(const ChooseJob& job, int64_t output, int n) {
     }
     if (job.entries) {
       round_table(target, inverse, scale, table, job.entries, codes, rounded);
+    } else if (job.minimum.data) {
+      load(job.minimum.data + group, n, zero);
+      round_affine(target, inverse, scale, zero, job.highest, codes, rounded);
     } else {
       if (job.zero.data)
         load(job.zero.data + group, n, zero);
@@ -141,6 +156,7 @@ Status check(const ChooseJob& job) {
   if (!weights) return kShortWeights;
   if (!job.inverse.holds(job.groups, outputs) || !job.scale.holds(job.groups, outputs)) return kShortScales;
   if (job.zero.data && !job.zero.holds(job.groups, outputs)) return kShortZeros;
+  if (job.minimum.data && !job.minimum.holds(job.groups, outputs)) return kShortZeros;
   const int64_t tables = job.per_output ? outputs : 1;
   if (job.entries && !job.table.holds(tables, job.entries)) return kShortTable;
   if (job.entries > 1 && !job.midpoints.holds(tables, job.entries - 1)) return kShortTable;
