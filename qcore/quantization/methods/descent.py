@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import torch
 
-from qcore.quantization.methods import stepwise
+from qcore.formats.k_quants import KQuant
+from qcore.quantization.methods import block_refit, stepwise
 from qcore.quantization.methods.grid import Grid
 
 ROUNDS = 3
@@ -66,8 +67,8 @@ def refit(
     for grid in grids:
         part = slice(start, start := start + grid.scale.shape[1])
         own = codes[:, part].contiguous()
-        if grid.minimum is not None:
-            fitted.append(grid)
+        if grid.minimum is not None or isinstance(grid.format, KQuant):
+            fitted.append(block_refit.refit(pull[:, part], own, grid, hessian))
         elif grid.scaled:
             fitted.append(_refit_scale(pull[:, part], own, grid, hessian))
         else:

@@ -7,25 +7,26 @@ majority. Half-quadratic splitting adds an error e per weight, and solves for e 
     e ← shrink(w − ŵ)      shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)      β grows by κ per round
     grid ← least squares fit of w − e on the codes
 
-The paper fits the zero point, a float there. Here zero points are small integers, so that the grid contains 0
-and takes 4 bits less per group; the scale is fitted, and the zero point is rounded. Each group keeps the best
-grid of all rounds.
+The paper fits the zero point, a float there. In formats with an integer zero point the scale is fitted, and
+the zero point is rounded; the grid contains 0 and takes 4 bits less per group. Affine formats have a float
+minimum: scale and minimum are fitted together. Tables have only a scale. Each group keeps the best grid of
+all rounds.
 """
 
 import torch
 
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
-from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.tensor import QuantizedTensor, round_minimum, round_scale
 from qcore.quantization.methods import MethodInfo, register
-from qcore.quantization.methods.rtn import grouped
+from qcore.quantization.methods.rtn import divisor, extremes, grouped, nearest
 
 INFO = MethodInfo(
     "hqq",
     "half-quadratic quantization (HQQ), without data",
     option="hqq",
-    grids=("even",),
-    limits="works on uniform grids, such as int4-g64-hqq",
+    grids=("even", "fixed"),
+    limits="works on fixed grids, such as int4-g64-hqq",
     work=4.0,
     streamed=8.0,
     examples=("int4-g64-hqq", "int3-g64-hqq"),
@@ -39,68 +40,109 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @register(INFO)
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
-    """Quantize `weight` (N, K) to a uniform format. Raise `InputError` for any other format."""
-    if not format.even:
+    """Quantize `weight` (N, K) to a format with a fixed grid. Raise `InputError` for any other format."""
+    if format.learned:
         raise InputError(
-            f"The method hqq fits the scales of uniform grids; it cannot be used with {format.label}."
+            f"The method hqq fits the scales of fixed grids; it cannot be used with {format.label}."
         )
-    parts = [
-        fit(grouped(part, format.group_size), format)
-        for part in weight.split(max(1, _CHUNK // weight.shape[1]))
-    ]
-    scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
+    rows, size = max(1, _CHUNK // weight.shape[1]), format.group_size
+    chunks = weight.split(rows)
+    parts = [fit(grouped(part, size, repeat=format.affine), format) for part in chunks]
+    scale, offset = (torch.cat(part) for part in zip(*parts, strict=True))
     kept = round_scale(scale, format)
-    rows = max(1, _CHUNK // weight.shape[1])
+    shift = round_minimum(offset, format) if format.affine else offset
     codes = [
         encode(
-            grouped(part, format.group_size),
-            kept[i * rows :][: len(part)],
-            zero[i * rows :][: len(part)],
-            format,
+            grouped(part, size), kept[i * rows :][: len(part)], shift[i * rows :][: len(part)], format
         ).flatten(1)
-        for i, part in enumerate(weight.split(rows))
+        for i, part in enumerate(chunks)
     ]
-    whole = torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8)
     return QuantizedTensor.from_codes(
-        format, whole, scale, None if format.symmetric else zero.to(torch.uint8)
+        format,
+        torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8),
+        scale,
+        offset.to(torch.uint8) if format.has_zero_points else None,
+        format.fixed,
+        offset if format.affine else None,
     )
 
 
 def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scale and integer zero point, both (N, G), of `groups` (N, G, size), by the alternating updates
-    of the paper's half-quadratic solver."""
-    lowest, highest = groups.aminmax(dim=2)
-    top, middle = format.levels - 1, format.levels // 2
-    if format.symmetric:
-        scale, zero = torch.maximum(-lowest, highest) / (middle - 1), torch.full_like(lowest, middle)
-    else:
-        scale = (highest.clamp_min(0) - lowest.clamp_max(0)) / top
-        zero = (-lowest.clamp_max(0) / scale.clamp_min(_TINY)).round_().clamp_(0, top)
+    """Return scale (N, G) and offset (N, G) of `groups` (N, G, size), by the alternating updates of the
+    paper's half-quadratic solver. The offset is the minimum of an affine grid, the integer zero point of
+    another even one, and 0 for a table."""
+    top = format.levels - 1
+    scale, offset = _start(groups, format)
     # β is an absolute threshold, so weights are scaled to a step of 1 / (levels − 1), as in the paper
-    unit = (scale * top).clamp_min(_TINY)
+    unit = (scale.abs() * (top if format.even else 2 * format.reach)).clamp_min(_TINY)
     groups, scale = groups / unit.unsqueeze(2), scale / unit
-    best, best_scale, best_zero = torch.full_like(scale, torch.inf), scale, zero
+    offset = offset / unit if format.affine else offset
+    best, best_scale, best_offset = torch.full_like(scale, torch.inf), scale, offset
     beta = BETA
     for _ in range(rounds + 1):
-        offsets = encode(groups, scale, zero, format).sub_(zero.unsqueeze(2))
-        error = torch.addcmul(groups, offsets, scale.unsqueeze(2), value=-1)
+        units = _units(encode(groups, scale, offset, format), offset, format)
+        error = torch.addcmul(groups, units, scale.unsqueeze(2), value=-1)
+        error = error.sub_(offset.unsqueeze(2)) if format.affine else error
         size = error.abs().clamp_min_(_SMALL)
         inverse = size.pow(NORM - 1)
         cost = (size * inverse).sum(2)
         better = cost < best
         best = torch.where(better, cost, best)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        best_scale = torch.where(better, scale, best_scale)
+        best_offset = torch.where(better, offset, best_offset)
         aim = groups - error.sign_().mul_(size.sub_(inverse, alpha=1 / beta).clamp_min_(0))
-        scale = (aim * offsets).sum(2) / offsets.square().sum(2).clamp_min(_TINY)
-        scale = torch.where(scale > 0, scale, best_scale)
-        if not format.symmetric:
-            codes = offsets.add_(zero.unsqueeze(2))
-            zero = (codes - aim / scale.clamp_min(_TINY).unsqueeze(2)).mean(2).round_().clamp_(0, top)
+        if format.affine:
+            scale, offset = _fit_affine(aim, units, format)
+            good = scale > 0
+            scale, offset = torch.where(good, scale, best_scale), torch.where(good, offset, best_offset)
+        else:
+            scale = (aim * units).sum(2) / units.square().sum(2).clamp_min(_TINY)
+            scale = torch.where((scale > 0) | (format.signed & (scale < 0)), scale, best_scale)
+        if format.has_zero_points:
+            codes = units.add_(offset.unsqueeze(2))
+            offset = (codes - aim / scale.clamp_min(_TINY).unsqueeze(2)).mean(2).round_().clamp_(0, top)
         beta *= KAPPA
-    return best_scale * unit, best_zero
+    return best_scale * unit, best_offset * unit if format.affine else best_offset
 
 
-def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, format: Format) -> torch.Tensor:
-    """Return the nearest codes (N, G, size), as floats."""
-    codes = (groups / scale.clamp_min(_TINY).unsqueeze(2)).round_().add_(zero.unsqueeze(2))
+def encode(groups: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, format: Format) -> torch.Tensor:
+    """Return the nearest codes (N, G, size), as floats; `offset` (N, G) as in `fit`."""
+    if not format.even:
+        table = format.fixed
+        assert table is not None  # a fixed grid that is not even has a table
+        return nearest(groups / divisor(scale).unsqueeze(2), table.to(groups)).to(groups.dtype)
+    if format.affine:
+        codes = ((groups - offset.unsqueeze(2)) / divisor(scale).unsqueeze(2)).round_()
+    else:
+        codes = (groups / divisor(scale).unsqueeze(2)).round_().add_(offset.unsqueeze(2))
     return codes.clamp_(format.lowest, format.levels - 1)
+
+
+def _start(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and offset (N, G) from the extremes of each group."""
+    scale, found = extremes(groups, format)
+    if found is not None:
+        return scale, found.to(groups.dtype)
+    return scale, torch.full_like(scale, format.levels // 2 if format.even else 0)
+
+
+def _units(codes: torch.Tensor, offset: torch.Tensor, format: Format) -> torch.Tensor:
+    if not format.even:
+        table = format.fixed
+        assert table is not None
+        return table.to(codes)[codes.int()]
+    return codes if format.affine else codes.sub_(offset.unsqueeze(2))
+
+
+def _fit_affine(aim: torch.Tensor, units: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the least-squares scale and minimum (N, G) of `aim` (N, G, size) on `units`. Where the minimum
+    would exceed the format's highest, it stays there and only the scale is fitted."""
+    mean, middle = aim.mean(2), units.mean(2)
+    apart = units - middle.unsqueeze(2)
+    scale = (aim * apart).sum(2) / apart.square().sum(2).clamp_min(_TINY)
+    minimum = mean - scale * middle
+    limit = format.highest_minimum
+    if limit == torch.inf:
+        return scale, minimum
+    alone = ((aim - limit) * units).sum(2) / units.square().sum(2).clamp_min(_TINY)
+    return torch.where(minimum > limit, alone, scale), minimum.clamp_max(limit)

@@ -66,7 +66,7 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     minimum = torch.empty_like(scale) if format.affine else None
     offset = minimum if zero_point is None else zero_point
     for part in _chunks(weight):
-        scale[part], found = _grid(grouped(weight[part], format.group_size, repeat=format.affine), format)
+        scale[part], found = extremes(grouped(weight[part], format.group_size, repeat=format.affine), format)
         if offset is not None and found is not None:
             offset[part] = found
     kept = round_scale(scale, format) if format.rounds_for_stored_scale else scale
@@ -111,7 +111,7 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
 
 
-def _grid(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
+def extremes(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the scale (N, G) and, for asymmetric formats, the zero point or minimum (N, G) from the extremes
     of `groups` (N, G, group_size)."""
     if format.signed:

@@ -2,12 +2,16 @@
 nearest."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
 from qcore.base.errors import InputError
+from qcore.formats.affine import Affine
 from qcore.formats.codebook import Codebook
+from qcore.formats.k_quants import KQuant
+from qcore.formats.signed import Signed
 from qcore.formats.uniform import Uniform
 from qcore.quantization.methods import hqq, rtn
 
@@ -55,7 +59,16 @@ def test_grids_are_those_of_the_equations(bits):
 
 @pytest.mark.parametrize(
     "format",
-    [Uniform(4, 64, False), Uniform(3, 64, False), Uniform(4, 64, True)],
+    [
+        Uniform(4, 64, False),
+        Uniform(3, 64, False),
+        Uniform(4, 64, True),
+        Codebook("nf4", 64),
+        Codebook("iq4nl", 32),
+        Affine(4, 64),
+        Signed(4),
+        *map(KQuant, (2, 3, 4, 5, 6)),
+    ],
     ids=lambda each: each.label,
 )
 def test_its_own_measure_is_below_that_of_rounding(format):
@@ -64,9 +77,42 @@ def test_its_own_measure_is_below_that_of_rounding(format):
     def cost(tensor):
         return (tensor.dequantize() - weight).abs().pow(hqq.NORM).sum()
 
-    assert cost(hqq.quantize(weight, format)) < 0.99 * cost(rtn.quantize(weight, format))
+    assert cost(hqq.quantize(weight, format)) < 0.995 * cost(rtn.quantize(weight, format))
 
 
-def test_tables_are_refused():
-    with pytest.raises(InputError, match="uniform grids"):
-        hqq.quantize(torch.randn(4, 64), Codebook("nf4", 64))
+def test_learned_tables_are_refused():
+    with pytest.raises(InputError, match="fixed grids"):
+        hqq.quantize(torch.randn(4, 64), Codebook("kmeans4", 64))
+
+
+def literal_affine(weights: list[float], levels: int) -> tuple[float, float]:
+    """Scale and minimum of one group with a float minimum; the rounds as in `literal`."""
+    top = levels - 1
+    unit = max(weights) - min(weights)
+    weights = [weight / unit for weight in weights]
+    scale, minimum, beta = 1 / top, min(weights), 10.0
+    best = (math.inf, scale, minimum)
+    for _ in range(21):
+        codes = [min(max(round((weight - minimum) / scale), 0), top) for weight in weights]
+        errors = [weight - scale * code - minimum for weight, code in zip(weights, codes, strict=True)]
+        sizes = [max(abs(error), 1e-6) for error in errors]
+        cost = sum(size**0.7 for size in sizes)
+        if cost < best[0]:
+            best = (cost, scale, minimum)
+        aim = [
+            weight - math.copysign(max(size - size**-0.3 / beta, 0), error)
+            for weight, size, error in zip(weights, sizes, errors, strict=True)
+        ]
+        fitted = statistics.linear_regression(codes, aim)
+        scale, minimum = fitted.slope, fitted.intercept
+        beta *= 1.01
+    return best[1] * unit, best[2] * unit
+
+
+def test_affine_grids_are_those_of_the_equations():
+    groups = torch.randn(5, 3, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale, minimum = hqq.fit(groups, Affine(3, 32))
+    expected = [[literal_affine(group.tolist(), 8) for group in row] for row in groups]
+    torch.testing.assert_close(
+        torch.stack((scale, minimum), dim=2), torch.tensor(expected, dtype=torch.float64)
+    )

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcore.formats.affine import Affine
 from qcore.formats.codebook import Codebook
+from qcore.formats.signed import Signed
 from qcore.formats.uniform import Uniform
 from qcore.kernels import choosing, library
 from qcore.quantization.methods import descent, gptq, stepwise
@@ -21,6 +23,9 @@ FORMATS = [
     Codebook("nf4", 32),
     Codebook("kmeans4", None),
     Codebook("kmeans4", 32),
+    Codebook("iq4nl", 32),
+    Affine(4, 32),
+    Signed(4),
 ]
 
 
