@@ -141,10 +141,13 @@ def measure(
     )
 
 
-def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[ResultRow]:
+def compare(
+    model: str, recipes: list[str | Recipe], *, files: str | list[str] = (), **conditions
+) -> list[ResultRow]:
     """Run several recipes on `model`, each in a separate process, and return one row per recipe
     (docs/results.md describes its keys). A model quantized by qcore is compared with its original, and
-    becomes the last row.
+    becomes the last row. `files` adds rows for models that other projects quantized from `model`: GGUF files
+    (also "*.gguf"), folders and hub ids.
 
     `conditions` are the fields of `RunSpec`: text, tokens, window, stride, prompt_tokens, new_tokens,
     repeats, kv and others. An `engine` of "ray" with an `address` spreads the recipes over a Ray cluster.
@@ -153,7 +156,7 @@ def compare(model: str, recipes: list[str | Recipe], **conditions) -> list[Resul
     """
     from qcore.jobs import jobs
 
-    return jobs.compare(model, recipes, **conditions)
+    return jobs.compare(model, recipes, files=files, **conditions)
 
 
 def plan(

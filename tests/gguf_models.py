@@ -1,9 +1,12 @@
-"""GGUF files of a tiny model, written with the gguf library."""
+"""GGUF files of tiny Llama models, written with the gguf library."""
 
 import gguf
 import numpy as np
 import torch
 from transformers import LlamaConfig
+
+from qcore.interop import ggml
+from qcore.quantization import methods
 
 TOKENS = [chr(65 + i) for i in range(60)] + ["ab", "cd", "<s>", "</s>"]
 CONFIG = LlamaConfig(
@@ -18,6 +21,8 @@ CONFIG = LlamaConfig(
     bos_token_id=62,
     eos_token_id=63,
 )
+WIDE = LlamaConfig(**{**CONFIG.to_dict(), "hidden_size": 256, "intermediate_size": 256, "head_dim": 64})
+"""A model of whole super-blocks."""
 NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -36,17 +41,39 @@ def interleave(weight, heads):
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(path, model, kind=None):
-    """Write `model` as GGUF: in fp32, or its matrices as `kind`. Returns the weights that such a file holds,
-    by our names."""
+def pack(weight, kind):
+    """The bytes (rows, bytes per row) of a matrix in the type `kind`. The gguf library writes some types:
+    the codes of others come from qcore's rounding, or are random where it has no format."""
+    try:
+        return gguf.quantize(np.ascontiguousarray(weight), kind)
+    except NotImplementedError:
+        pass
+    if kind.name in ggml.FORMATS:
+        codes = methods.quantize(
+            torch.from_numpy(np.ascontiguousarray(weight)), ggml.FORMATS[kind.name], "rtn"
+        )
+        return ggml.encode(codes).numpy()
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (weight.size // block, nbytes), dtype=np.uint8)
+    blocks[:, :2] = np.frombuffer(
+        np.float16(1e-4).tobytes(), np.uint8
+    )  # the scale that these types begin with
+    return blocks.reshape(weight.shape[0], -1)
+
+
+def write(path, model, kind=None, *, extra=None):
+    """Write `model` as GGUF: in fp32, or its matrices as `kind`, a type or a function of the name there to a
+    type. `extra` are further tensors by name. Returns the matrices that such a file holds, by our names, in
+    the file's order of rows."""
+    config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(CONFIG.max_position_embeddings)
-    writer.add_embedding_length(CONFIG.hidden_size)
-    writer.add_block_count(CONFIG.num_hidden_layers)
-    writer.add_feed_forward_length(CONFIG.intermediate_size)
-    writer.add_head_count(CONFIG.num_attention_heads)
-    writer.add_head_count_kv(CONFIG.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
@@ -60,22 +87,30 @@ def write(path, model, kind=None):
     def add(name, ours, weight, heads=None):
         weight = weight.detach().numpy()
         stored = interleave(weight, heads) if heads else weight
-        if kind is None or weight.ndim == 1:
+        chosen = kind(name) if callable(kind) else kind
+        if chosen is None or weight.ndim == 1:
             writer.add_tensor(name, np.ascontiguousarray(stored))
             held[ours] = torch.from_numpy(weight)
             return
-        packed = gguf.quantize(np.ascontiguousarray(stored), kind)
-        writer.add_tensor(name, packed, raw_dtype=kind)
-        held[ours] = gguf.dequantize(packed, kind)
+        packed = pack(stored, chosen)
+        writer.add_tensor(name, packed, raw_dtype=chosen)
+        held[ours] = gguf.dequantize(packed, chosen)
 
     state = dict(model.named_parameters())
     add("token_embd.weight", "model.embed_tokens.weight", state["model.embed_tokens.weight"])
     add("output_norm.weight", "model.norm.weight", state["model.norm.weight"])
-    for layer in range(CONFIG.num_hidden_layers):
+    if not config.tie_word_embeddings:
+        add("output.weight", "lm_head.weight", state["lm_head.weight"])
+    for layer in range(config.num_hidden_layers):
         for ours, theirs in NAMES.items():
-            heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(ours)
+            heads = {
+                "self_attn.q_proj": config.num_attention_heads,
+                "self_attn.k_proj": config.num_key_value_heads,
+            }.get(ours)
             name = f"model.layers.{layer}.{ours}.weight"
             add(f"blk.{layer}.{theirs}.weight", name, state[name], heads)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,7 +10,7 @@ from qcore.cli import options
 from qcore.cli.output import check_output, say, write_output
 from qcore.cli.runs import follow
 from qcore.formats.kv import NONE
-from qcore.recipes.spec import RunSpec
+from qcore.recipes.spec import RunSpec, beside
 
 RECIPES_HELP = "Comma-separated names; `recipes` lists them. saved:FOLDER is a model made from MODEL"
 
@@ -22,6 +22,14 @@ def compare(
     tokens: Annotated[int, typer.Option(help="Number of tokens to score")] = RunSpec.tokens,
     window: options.Window = RunSpec.window,
     stride: options.Stride = None,
+    files: Annotated[
+        str | None,
+        typer.Option(
+            help="Models that other projects quantized from MODEL, to measure beside it: GGUF files (also "
+            "*.gguf), folders, hub ids",
+            metavar="A,B",
+        ),
+    ] = None,
     json: options.Json = None,
     revision: options.Revision = None,
     skip: options.Skip = None,
@@ -72,7 +80,7 @@ def compare(
     where.check()
     first = RunSpec(
         model=model,
-        recipes=options.several(recipes, skip, saved=True),
+        recipes=beside(options.several(recipes, skip, saved=True), files or ()),
         revision=revision,
         text=text,
         tokens=tokens,

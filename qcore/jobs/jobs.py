@@ -35,7 +35,7 @@ from qcore.base.registry import unknown
 from qcore.jobs.kind import Request
 from qcore.jobs.kinds import kind_of
 from qcore.jobs.status import ACTIVE, COMPARE, JobStatus, StatusRecord
-from qcore.recipes.spec import RunSpec
+from qcore.recipes.spec import RunSpec, beside
 from qcore.results.folder import RunFolder, run_ids, runs_folder
 from qcore.results.rows import ResultRow
 from qcore.results.store import Store, judged_rows, keep_end
@@ -197,10 +197,11 @@ def repeat(run_id: str) -> str:
 
 
 def compare(
-    model: str, recipes, *, engine: str = LOCAL, address: str | None = None, **options
+    model: str, recipes, *, files=(), engine: str = LOCAL, address: str | None = None, **options
 ) -> list[ResultRow]:
-    """Run `recipes` on `model`, wait, and return one row per recipe, in order. `options` are the other fields
-    of `RunSpec`; `engine` and `address` are those of `qcore.base.executor.Executor`.
+    """Run `recipes` on `model`, wait, and return one row per recipe, in order, then one per model in `files`
+    (see `qcore.recipes.files`). `options` are the other fields of `RunSpec`; `engine` and `address` are those
+    of `qcore.base.executor.Executor`.
 
     Raise `InputError` for input with which no recipe can run; a single failed recipe is a row with its error.
     """
@@ -211,7 +212,7 @@ def compare(
         if name not in names:
             raise unknown("option", name, names)
     where = Executor(engine, address)
-    spec, _ = check_run(RunSpec(model=model, recipes=recipes, **options))
+    spec, _ = check_run(RunSpec(model=model, recipes=beside(recipes, files), **options))
     run_id = submit(spec, where)
     try:
         for now in follow(run_id):

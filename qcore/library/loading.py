@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, cast
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
+from qcore.library.finite import require_finite
 from qcore.library.sources import resolve
 from qcore.models.assembly import assemble, meta_model
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.mapping import read_tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qcore.recipes import Recipe
     from qcore.recipes.ledger import Ledger
 
-_CHUNK = 1 << 24  # elements per check for NaN and infinity
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -40,7 +39,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if qcore quantized it,
+    """A model in evaluation mode with its tokenizer. `recipe` and `ledger` are set if it is quantized,
     None otherwise."""
 
     model: PreTrainedModel
@@ -73,6 +72,14 @@ def load(
                 f"{device!r}."
             )
         return onnx_folder.load(checkpoint, load_tokenizer(checkpoint))
+    if checkpoint.foreign is not None:
+        from qcore.library import foreign
+
+        tokenizer = load_tokenizer(checkpoint)
+        model, ledger, recipe = foreign.load(checkpoint, progress)
+        set_generation_config(model, checkpoint.folder)
+        cast("nn.Module", model).to(device)
+        return Loaded(model, tokenizer, checkpoint, recipe, ledger)
     if checkpoint.is_quantized:
         from qcore.library import safetensors
 
@@ -92,28 +99,6 @@ def load(
     model = assemble(checkpoint, tensors, device)
     set_generation_config(model, checkpoint.folder)
     return Loaded(model, tokenizer, checkpoint)
-
-
-def require_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces to avoid a
-    copy."""
-    import torch
-
-    if not tensor.is_floating_point():
-        return
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        piece = flat[start : start + _CHUNK]
-        lowest, highest = piece.aminmax()
-        if torch.isfinite(lowest) and torch.isfinite(highest):
-            continue
-        first = start + int((~torch.isfinite(piece)).nonzero()[0, 0])
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape))
-        what = "NaN" if torch.isnan(flat[first]) else "infinite"
-        raise InputError(
-            f"Weights must be finite, but {name}{list(index)} is {what}. Download the model again, or check "
-            "how it was trained."
-        )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

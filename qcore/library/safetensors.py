@@ -36,7 +36,7 @@ from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
 from qcore.models.assembly import empty_model
 from qcore.models.config import NEEDED, OURS, check_against, read_config, to_transformers
 from qcore.models.headers import TensorInfo, read_header
-from qcore.models.mapping import read_file
+from qcore.models.mapping import aligned, read_file
 from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger
@@ -279,7 +279,7 @@ def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bo
 def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manifest) -> None:
     """Put `tensors` into `model`: first the plain ones, then, after tying, the quantized ones."""
     parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
-    plain = {name: _aligned(tensor) for name, tensor in tensors.items() if name not in parts}
+    plain = {name: aligned(tensor) for name, tensor in tensors.items() if name not in parts}
     targets: tuple[Target, ...] = ()
     if isinstance(about.recipe.weights, Float):
         plain = {
@@ -293,12 +293,6 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manif
     for target in targets:
         names = manifest.stems(model, target)
         install(model, target, [_read_matrix(about.matrices[name], tensors) for name in names])
-
-
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return `tensor`, copied if its mapped address is not aligned: matrix products would round their last
-    bit differently there."""
-    return tensor.clone() if tensor.data_ptr() % tensor_file.ALIGNMENT else tensor
 
 
 def _without_codes(matrix: Matrix, tensors: dict[str, torch.Tensor]) -> QuantizedTensor:

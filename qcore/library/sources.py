@@ -14,15 +14,18 @@ def resolve(
     revision: str | None = None,
     *,
     public: bool | None = None,
+    as_stored: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Find the model called `name`, fetch or convert it if needed, and check everything except the weights.
 
     `name` is a default (`defaults()`), a folder, a GGUF file, or a hub id with an optional `revision`. With
-    `public` (by default on a public server), local paths are refused. Raise `InputError` (wrong name or
-    files) or `UnavailableError` (hub, network, disk).
+    `as_stored`, weights that another project quantized keep their codes; otherwise a GGUF file is
+    dequantized, as an original for recipes, and other such models are refused. With `public` (by default on
+    a public server), local paths are refused. Raise `InputError` (wrong name or files) or `UnavailableError`
+    (hub, network, disk).
     """
-    checkpoint = _find(classify(name, revision, public=public), progress)
+    checkpoint = _find(classify(name, revision, public=public), as_stored, progress)
     if not checkpoint.is_quantized:
         from qcore.models.assembly import meta_model
 
@@ -40,7 +43,7 @@ def prepare(name: str, progress: Progress | None = None) -> Path:
     return resolve(name, progress=progress).folder
 
 
-def _find(name: Name, progress: Progress | None) -> Checkpoint:
+def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
     if name.kind == "default":
         folder = packaged.prepare(name.text, progress)
         return read_folder(folder, name.text, "default", packaged.describe(folder))
@@ -50,9 +53,12 @@ def _find(name: Name, progress: Progress | None) -> Checkpoint:
             folder, name.text, "folder", " ".join(filter(None, ("A local folder.", describe(folder))))
         )
     if name.kind == "gguf":
-        from qcore.models import gguf_file
+        from qcore.models import gguf_file, gguf_stored
 
-        folder, description = gguf_file.prepare(Path(name.text).expanduser().absolute(), progress)
+        path = Path(name.text).expanduser().absolute()
+        if as_stored and (found := gguf_stored.read(path, name.text, progress)):
+            return found
+        folder, description = gguf_file.prepare(path, progress)
         return read_folder(folder, name.text, "gguf", description)
     return _from_hub(name, progress)
 

@@ -14,6 +14,7 @@ ONNX, ONNX_MANIFEST = (
     "onnx",
     "qcore-onnx.json",
 )  # the source of a model that qcore exported as a graph, and its marker file
+GGUF = "gguf"  # the source of models in GGUF files, and what `foreign` calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _SAMPLE = 512  # bytes sampled at the start, middle and end of each tensor for the digest
 
@@ -21,9 +22,10 @@ _SAMPLE = 512  # bytes sampled at the start, middle and end of each tensor for t
 @dataclass(frozen=True)
 class Checkpoint:
     """`name`: as given by the user. `revision`: the hub's commit. `config`: config.json without the fields
-    that select code. `tensors`: the stored tensors by name. `is_quantized`: saved by qcore with a recipe.
-    `source`: "default", "folder", "gguf", "hub", "onnx". `description`: one or two sentences on the model's
-    origin and weights.
+    that select code. `tensors`: the stored tensors by name. `is_quantized`: the stored weights are quantized,
+    by qcore with a recipe or, if `foreign` names it, by another project ("gguf", "gptq", …). `source`:
+    "default", "folder", "gguf", "hub", "onnx". `description`: one or two sentences on the model's origin and
+    weights.
 
     `digest`: SHA-256 over the config, the headers, and three samples of 512 bytes of each tensor. It is equal
     for a copy of the folder and takes milliseconds. Training changes every tensor, so the digest
@@ -40,6 +42,7 @@ class Checkpoint:
     is_quantized: bool
     description: str
     source: str
+    foreign: str | None = None
 
     @property
     def origin(self) -> dict:
@@ -114,7 +117,15 @@ def read_folder(
     if stripped:
         description += f" Ignored in its config.json: {', '.join(stripped)}."
     return Checkpoint(
-        name, folder, revision, _digest(folder, config, tensors), config, tensors, ours, description, source
+        name,
+        folder,
+        revision,
+        sampled_digest(folder, config, tensors),
+        config,
+        tensors,
+        ours,
+        description,
+        source,
     )
 
 
@@ -223,7 +234,7 @@ def _refuse_integers(tensors: dict[str, TensorInfo], name: str) -> None:
             )
 
 
-def _digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:
+def sampled_digest(folder: Path, config: dict, tensors: dict[str, TensorInfo]) -> str:
     """`Checkpoint.digest`."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     by_place = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start))

@@ -79,11 +79,12 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
 
     report(0, f"reading {path.name}")
     elements, types = _inspect(path)
+    config = _scaled_config(path)
     check_space(folder, 4 * elements, f"Converting {path.name}")
     report(1, "dequantizing the weights")
-    model = _load_model(path)
+    model = _load_model(path, config)
     report(2, "converting the tokenizer")
-    tokenizer = _load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     report(3, "writing safetensors")
     _save(model, tokenizer, folder)
     write_json(folder / SOURCE, {**record, "types": types})
@@ -109,7 +110,19 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
         ) from error
 
 
-def _load_model(path: Path):
+def _scaled_config(path: Path) -> Any:
+    """Return the config of a file with a scaled rotary embedding, which transformers ignores; None for any
+    other file."""
+    from qcore.models import gguf_header
+    from qcore.models.config import to_transformers
+
+    header = gguf_header.read(path)
+    if not gguf_header.rope_scaling(path, header):
+        return None
+    return to_transformers(gguf_header.config_of(path, header))
+
+
+def _load_model(path: Path, config: Any = None):
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -118,6 +131,7 @@ def _load_model(path: Path):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
+                **({} if config is None else {"config": config}),
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
                 local_files_only=True,
@@ -133,7 +147,8 @@ def _load_model(path: Path):
     return model
 
 
-def _load_tokenizer(path: Path):
+def load_tokenizer(path: Path):
+    """Return the tokenizer in the GGUF file `path`, converted. Raise `InputError` if that fails."""
     from transformers import AutoTokenizer
 
     try:

@@ -27,6 +27,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _LONGEST = 1 << 24  # bytes of one string, and entries of one array
 _MOST_DIMENSIONS = 8
+_START = 24  # bytes before the first entry
+_LONGEST_ROPE = 1 << 16  # frequencies
 _SHORT = 4096  # bytes of an array that is copied
 _ALIGNMENT = 32  # bytes, of tensors in files that name none
 _ALIGNMENTS = tuple(1 << power for power in range(3, 17))
@@ -97,7 +99,7 @@ def outline(path: Path, name: str) -> Checkpoint:
 
     gguf_file.check(path)
     found = read(path)
-    config = _config(path, found)
+    config = config_of(path, found)
     check_against(
         config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
     )
@@ -126,7 +128,7 @@ def parse(file: BinaryIO, name: str, size: int | None) -> Header:
     """Return the header at the beginning of `file`, the GGUF file `name` of `size` bytes; with None, tensors
     may end anywhere. Raise `InputError` as `read`."""
     try:
-        _, count, entries = struct.unpack("<IQQ", file.read(24)[4:])
+        _, count, entries = struct.unpack("<IQQ", file.read(_START)[4:])
         known: dict[str, tuple[int, bytes | None]] = {}
         lengths: dict[str, int] = {}
         places: dict[str, int] = {}
@@ -247,7 +249,7 @@ def _check_ranges(tensors: tuple[Tensor, ...], size: float) -> None:
             raise ValueError(f"the tensor {tensor.name} ends at byte {end}, but the file ends at {size}")
 
 
-def _config(path: Path, header: Header) -> dict:
+def config_of(path: Path, header: Header) -> dict:
     """Return the settings as a transformers config. Raise `InputError` for an architecture that transformers
     cannot take from GGUF."""
     with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
@@ -260,7 +262,58 @@ def _config(path: Path, header: Header) -> dict:
                 f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
             ) from error
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in parsed.items()}
-    return checked(plain)
+    return checked(plain | rope_scaling(path, header))
+
+
+def rope_scaling(path: Path, header: Header) -> dict:
+    """Return the settings of a scaled rotary embedding, which transformers does not take from GGUF; empty
+    without one. Raise `InputError` for a scaling of an unknown kind.
+
+    Llama 3's scaling is stored as one factor per frequency. LongRoPE with equal factors for short and long
+    texts has the same frequencies.
+    """
+    own = f"{header.architecture}.rope.scaling"
+    original = header.number(f"{own}.original_context_length")
+    context = header.number(f"{header.architecture}.context_length")
+    short = _factors(path, header, "rope_freqs.weight", "rope_factors_short.weight")
+    if short is not None:
+        long = _factors(path, header, "rope_factors_long.weight") or short
+        scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+        scaling["attention_factor"] = header.number(f"{own}.attn_factor") or 1.0
+        scaling["original_max_position_embeddings"] = original or context
+        return {"rope_scaling": scaling, "original_max_position_embeddings": original or context}
+    kind, factor = header.text(f"{own}.type"), header.number(f"{own}.factor")
+    if kind in (None, "none", "longrope") or factor in (None, 0, 1):
+        return {}
+    if kind == "linear":
+        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    if kind == "yarn":
+        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        return {"rope_scaling": {key: value for key, value in scaling.items() if value is not None}}
+    raise InputError(f"{path.name} scales its rotary embedding by {kind!r}, which qcore does not know.")
+
+
+def _factors(path: Path, header: Header, *names: str) -> list[float] | None:
+    """Return the values of the first tensor of `names` that the file holds; None if it holds none."""
+    tensor = next((tensor for tensor in header.tensors if tensor.name in names), None)
+    if tensor is None:
+        return None
+    if tensor.type_name != "F32" or math.prod(tensor.shape) > _LONGEST_ROPE:
+        raise InputError(
+            f"{path.name} stores {tensor.name} as {tensor.type_name} {tensor.shape}, not as factors."
+        )
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        return list(struct.unpack(f"<{math.prod(tensor.shape)}f", file.read(tensor.nbytes or 0)))
+
+
+def write_small(path: Path, header: Header, small: Path) -> None:
+    """Write a GGUF file `small` with all settings of `path`, vocabulary included, and one number per
+    tensor."""
+    with path.open("rb") as file:
+        file.seek(_START)
+        settings = file.read(header.end - _START)
+    small.write_bytes(_with_one_number(header, len(header.entries), settings))
 
 
 def _without_data(header: Header) -> bytes:
@@ -271,9 +324,16 @@ def _without_data(header: Header) -> bytes:
     if rows is not None:
         entries.setdefault(f"{header.architecture}.vocab_size", (_UINT32, struct.pack("<I", rows)))
     entries.setdefault("general.name", (_STRING, struct.pack("<Q", 0)))
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(header.tensors), len(entries))]
-    for key, (kind, value) in entries.items():
-        parts.append(struct.pack("<Q", len(key.encode())) + key.encode() + struct.pack("<I", kind) + value)
+    settings = b"".join(
+        struct.pack("<Q", len(key.encode())) + key.encode() + struct.pack("<I", kind) + value
+        for key, (kind, value) in entries.items()
+    )
+    return _with_one_number(header, len(entries), settings)
+
+
+def _with_one_number(header: Header, count: int, settings: bytes) -> bytes:
+    """Return a GGUF file with the encoded `settings`, `count` entries, and the names of the tensors."""
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(header.tensors), count), settings]
     for tensor in header.tensors:
         name = tensor.name.encode()
         parts.append(struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, 1, 0, 0))

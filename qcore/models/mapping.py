@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
-from qcore.base.tensor_file import TORCH_NAMES
+from qcore.base.tensor_file import ALIGNMENT, TORCH_NAMES
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 
@@ -63,6 +63,12 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in TORCH_NAMES:
         raise InputError(f"{name} weights are quantized already, so they cannot be read as plain numbers.")
     return getattr(torch, TORCH_NAMES[name])
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor`, copied if its mapped address is not aligned: matrix products would round their last
+    bit differently there."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _map(file: int, tensor: TensorInfo) -> torch.Tensor:

@@ -160,6 +160,11 @@ def activation_bytes(config, window: int, users: int = 1, scored: bool = False) 
 
 
 def _as_it_is(checkpoint: Checkpoint) -> Stored:
+    if checkpoint.foreign is not None:
+        from qcore.library.foreign import held_bytes
+
+        total, codes = held_bytes(checkpoint)
+        return Stored(total=total, quantized=codes, weights=0, largest=0, packed=codes)
     narrow = sum(
         tensor.nbytes for tensor in checkpoint.tensors.values() if tensor.dtype not in ("F32", "F16", "BF16")
     )

@@ -21,7 +21,8 @@ A name starts with the format; options follow in any order.
     bnb-nf4 torchao-int8 …            another library's implementation (engines.py)
 
 `Format.BASES` of each kind of format lists the first parts of its names. A row of a comparison can also be
-`saved:FOLDER`: a quantized, trained, pruned or distilled version of the same model.
+`saved:FOLDER`, a quantized, trained, pruned or distilled version of the same model, or `file:NAME`, one that
+another project quantized: a GGUF file, a folder, or a hub id.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from qcore.formats.kinds import Base, Format
 from qcore.recipes import engines, methods
 from qcore.recipes.recipe import Engine, Float, Modules, Recipe, Saved
 
-SAVED, ROTATED, AUTO = "saved:", "rot-", "auto"
+SAVED, FILE, ROTATED, AUTO = "saved:", "file:", "rot-", "auto"
 FLOATS = {
     "fp32": "32-bit floating point, the baseline",
     "bf16": "16-bit brain float: half the bytes, the same range, 8 bits of precision",
@@ -168,7 +169,9 @@ def with_text() -> list[str]:
 def describe(recipe: Recipe) -> str:
     """Return a one-line description of the recipe called `name` for newcomers."""
     if isinstance(recipe.weights, Saved):
-        return f"made from this model before, in {recipe.weights.folder}"
+        foreign = recipe.name.startswith(FILE)
+        made = "quantized by another project" if foreign else "made from this model before"
+        return f"{made}, in {recipe.weights.folder}"
     if isinstance(recipe.weights, Engine):
         return engines.variant(recipe.weights.backend, recipe.weights.variant).words
     found = Name.read(recipe.name)
@@ -198,19 +201,23 @@ def parse(name: str) -> Recipe:
 
 
 def parse_row(name: str) -> Recipe:
-    """Return the recipe of a row of a comparison: `parse` of a recipe name, or for "saved:FOLDER" a recipe
-    named after the folder. Raise `InputError` as `parse` does, and for a path without a name."""
+    """Return the recipe of a row of a comparison: `parse` of a recipe name, or for "saved:FOLDER" and
+    "file:NAME" a recipe named after the folder or file. Raise `InputError` as `parse` does, and for a path
+    without a name."""
     name = name.strip()
-    if not name.startswith(SAVED):
+    prefix = next((prefix for prefix in (SAVED, FILE) if name.startswith(prefix)), None)
+    if prefix is None:
         return parse(name)
-    folder = name.removeprefix(SAVED)
+    folder = name.removeprefix(prefix)
     last = folder and Path(folder).expanduser().absolute().name
-    if not last:
+    if not last and prefix == SAVED:
         raise InputError(
             f"{name!r} does not name a folder. Write {SAVED} and the folder that quantize, qat, prune, "
             "distill or export made."
         )
-    return Recipe(SAVED + last, Saved(folder))
+    if not last:
+        raise InputError(f"{name!r} does not name a model. Give a GGUF file, a folder or a hub id.")
+    return Recipe(prefix + last, Saved(folder))
 
 
 def _part(option: str) -> Part | None:

@@ -174,6 +174,14 @@ class RunSpec:
         return shlex.join(words)
 
 
+def beside(recipes: str | Iterable[str | Recipe], files: str | Iterable[str]) -> tuple[Recipe, ...]:
+    """Return `recipes` as recipes, and after them a row for each model in `files`. Raise `InputError` as
+    `RunSpec` and `file_rows` do."""
+    from qcore.recipes.files import file_rows
+
+    return (*_parse_all(recipes), *file_rows(files))
+
+
 def check_limits(**values: object) -> None:
     """Raise `InputError` for the first of `values` (names of `LIMITS`) that is not a whole number within its
     limits."""
@@ -231,16 +239,20 @@ def _made_absolute(source: str) -> str:
 
 def _typed(recipe: Recipe) -> str:
     """Return the name of `recipe` for the command line."""
-    from qcore.recipes import SAVED, Saved
+    from qcore.recipes import FILE, SAVED, Saved
 
-    return SAVED + recipe.weights.folder if isinstance(recipe.weights, Saved) else recipe.name
+    if not isinstance(recipe.weights, Saved):
+        return recipe.name
+    return (FILE if recipe.name.startswith(FILE) else SAVED) + recipe.weights.folder
 
 
 def _absolute(recipe: Recipe) -> Recipe:
-    from qcore.recipes import Saved
+    from qcore.recipes import FILE, Saved
 
     if not isinstance(recipe.weights, Saved):
         return recipe
+    if recipe.name.startswith(FILE):  # it may be a hub id
+        return replace(recipe, weights=Saved(_made_absolute(recipe.weights.folder)))
     return replace(recipe, weights=Saved(str(Path(recipe.weights.folder).expanduser().absolute())))
 
 
@@ -254,7 +266,7 @@ def _plain(recipe: Recipe) -> Recipe | None:
 
 
 def _parse_all(recipes: str | Iterable[str | Recipe]) -> tuple[Recipe, ...]:
-    from qcore.recipes import SAVED, Recipe, parse_row
+    from qcore.recipes import FILE, SAVED, Recipe, parse_row
 
     if isinstance(recipes, str):
         recipes = [name for name in recipes.split(",") if name.strip()]
@@ -264,6 +276,7 @@ def _parse_all(recipes: str | Iterable[str | Recipe]) -> tuple[Recipe, ...]:
     for recipe in parsed:
         if parsed.count(recipe) > 1:
             raise InputError(f"Recipe {recipe.name!r} is given twice.")
-        if recipe.name.startswith(SAVED) and [other.name for other in parsed].count(recipe.name) > 1:
-            raise InputError(f"Two folders would both be called {recipe.name!r}. Rename one of them.")
+        named = recipe.name.startswith((SAVED, FILE))
+        if named and [other.name for other in parsed].count(recipe.name) > 1:
+            raise InputError(f"Two rows would both be called {recipe.name!r}. Rename one of the files.")
     return parsed

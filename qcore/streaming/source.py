@@ -22,7 +22,8 @@ from qcore.base.transformers_internals import (
     stacks_experts,
     stored_order,
 )
-from qcore.library.loading import require_finite, set_generation_config
+from qcore.library.finite import require_finite
+from qcore.library.loading import set_generation_config
 from qcore.models import Checkpoint, meta_model
 from qcore.models.mapping import read_tensor
 

@@ -46,6 +46,7 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     from qcore import planning
     from qcore.base import texts
     from qcore.evaluation.questions import load_questions
+    from qcore.library.vocabulary import check_vocabulary
     from qcore.verbs.prepare import Finder, quantized_already
 
     finder = finder or Finder()
@@ -66,6 +67,8 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     refusals = []
     for recipe in spec.recipes:
         loaded, applied = loaded_from(checkpoint, recipe, finder)
+        if loaded.foreign is not None and checkpoint.source in ("default", "folder"):  # the tokenizer is here
+            check_vocabulary(loaded, checkpoint)
         check_kv(loaded, spec.kv_format)
         try:
             check_calibrated_here(applied, spec.device)
@@ -85,9 +88,11 @@ def check_model(
     *,
     device: str = "cpu",
     kv: KVFormat | None = None,
+    as_stored: bool = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Find `model`, which may be quantized, and return its checkpoint.
+    """Find `model`, which may be quantized, and return its checkpoint: with the codes that another project
+    chose if `as_stored`, see `library.resolve`.
 
     Raise `InputError` or `UnavailableError` if it cannot be found, cannot keep a cache in the form `kv`, or
     cannot run on `device`.
@@ -95,7 +100,7 @@ def check_model(
     from qcore.verbs.prepare import find
 
     check_device(device)
-    checkpoint = find(model, revision, progress=progress)
+    checkpoint = find(model, revision, as_stored=as_stored, progress=progress)
     check_kv(checkpoint, kv)
     return checkpoint
 
@@ -155,7 +160,7 @@ def loaded_from(
 
     if not isinstance(recipe.weights, Saved):
         return checkpoint, recipe
-    saved = (finder or Finder())(recipe.weights.folder)
+    saved = (finder or Finder()).stored(recipe.weights.folder)
     ours, theirs = (each.config.get("vocab_size") for each in (checkpoint, saved))
     if ours != theirs:
         raise InputError(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 Emit = Callable[[dict], None]
 PROBED_WITHIN = 60.0  # seconds of the speed measurement; a longer one would make the probe too slow
 REFERENCE, BASELINE = "reference.safetensors", "baseline.json"
+OTHER_TOKENS = (
+    "The file's own tokenizer, as transformers converts it, splits the text differently. The vocabularies "
+    "are equal, so the model was scored on the tokens of the original's tokenizer."
+)
 THROUGH_THE_CACHE = (
     "The text was read through the quantized key-value cache as if token by token, and prompts were "
     "continued with it one by one; multiple-choice questions are answered without a cache."
@@ -54,10 +58,14 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     session = _Session(spec, folder, emit)
     is_baseline, kv = spec.is_baseline(recipe.name), spec.kv_format
     progress = session.enter("load")
-    checkpoint, applied = loaded_from(session.checkpoint(progress), recipe)
+    original = session.checkpoint(progress)
+    checkpoint, applied = loaded_from(original, recipe)
     with PeakMemory() as loading:
         loaded = session.load(checkpoint, applied, progress)
-        made = session.quantize(loaded, recipe) if applied is recipe else session.take(loaded, recipe)
+        if applied is recipe:
+            made = session.quantize(loaded, recipe)
+        else:
+            made = session.take(loaded, recipe, original)
         loaded, ledger = made.loaded, made.ledger
         gc.collect()
     progress = session.enter("speed")
@@ -213,11 +221,22 @@ class _Session:
         made = quantize(loaded, recipe, calibration=text or given, progress=progress)
         return replace(made, quantize_s=time.perf_counter() - began)
 
-    def take(self, loaded: Loaded, recipe: Recipe) -> Prepared:
-        """Return a saved model unchanged. Raise `InputError` if the scored text was used to make it."""
+    def take(self, loaded: Loaded, recipe: Recipe, original: Checkpoint) -> Prepared:
+        """Return a saved model unchanged. Raise `InputError` if the scored text was used to make it, or if
+        another project quantized it with another vocabulary than that of the `original`."""
+        import torch
+
         from qcore.library.plain import check_judged, describe
+        from qcore.library.vocabulary import with_tokens_of
         from qcore.verbs.prepare import as_it_is
 
+        if loaded.checkpoint.foreign is not None:
+            own = self.ids(loaded)
+            loaded = with_tokens_of(loaded, original)
+            self.notes.append(loaded.checkpoint.description)
+            if not torch.equal(own, self.ids(loaded)):
+                self.notes.append(OTHER_TOKENS)
+            return as_it_is(loaded, recipe.name)
         check_judged(loaded, self.text.name, self.text.sha256, self.ids(loaded))
         made = loaded.recipe and f"Saved as {loaded.recipe.name}." or describe(loaded.checkpoint.folder)
         self.notes.append(made or f"Read from {loaded.checkpoint.folder}; how it was made is not on record.")

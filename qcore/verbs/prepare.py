@@ -78,6 +78,7 @@ class Finder:
         self._progress = progress
         self._found: dict[tuple[str, str | None], Checkpoint] = {}
         self._headers: dict[tuple[str, str | None], Checkpoint] = {}
+        self._stored: dict[str, Checkpoint] = {}
 
     def __call__(self, model: str | Path, revision: str | None = None) -> Checkpoint:
         """Return the checkpoint of `model`. Raise `InputError` and `UnavailableError` as
@@ -86,6 +87,13 @@ class Finder:
         if key not in self._found:
             self._found[key] = library.resolve(model, revision, progress=self._progress)
         return self._found[key]
+
+    def stored(self, model: str) -> Checkpoint:
+        """Return the checkpoint of a row's own `model`, with the codes of its file. Raise `InputError` and
+        `UnavailableError` as `library.resolve` does."""
+        if model not in self._stored:
+            self._stored[model] = library.resolve(model, as_stored=True, progress=self._progress)
+        return self._stored[model]
 
     def know(self, model: str | Path, revision: str | None, checkpoint: Checkpoint) -> None:
         """Use `checkpoint`, which is already resolved, for `model`."""
@@ -115,12 +123,17 @@ class Finder:
 
 
 def find(
-    model: str | Path | Checkpoint, revision: str | None = None, *, progress: Progress | None = None
+    model: str | Path | Checkpoint,
+    revision: str | None = None,
+    *,
+    as_stored: bool = False,
+    progress: Progress | None = None,
 ) -> Checkpoint:
-    """Return the checkpoint of `model`; a resolved `Checkpoint` is returned unchanged."""
+    """Return the checkpoint of `model`, with `as_stored` as `library.resolve` does; a resolved `Checkpoint`
+    is returned unchanged."""
     if isinstance(model, Checkpoint):
         return model
-    return library.resolve(model, revision, progress=progress)
+    return library.resolve(model, revision, as_stored=as_stored, progress=progress)
 
 
 def find_original(

@@ -62,7 +62,8 @@ def run(
     trace = Path(trace)
     if trace.is_dir() or not trace.absolute().parent.is_dir():
         raise InputError(f"The trace cannot be written to {trace}. Name a file in a folder that exists.")
-    checkpoint = check_model(model, revision, device=device, progress=progress)
+    as_stored = recipe is None  # a recipe starts from values
+    checkpoint = check_model(model, revision, device=device, as_stored=as_stored, progress=progress)
     calibration.check(recipe)
     if threads:
         torch.set_num_threads(threads)

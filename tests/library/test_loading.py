@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from qcore import library, models
 from qcore.base.errors import InputError
 from qcore.library import safetensors
-from qcore.library.loading import require_finite
+from qcore.library.finite import require_finite
 from qcore.measurement.memory import PeakMemory
 from qcore.models.checkpoint import SINGLE
 from qcore.models.headers import read_header
@@ -197,7 +197,7 @@ def test_broken_weights_are_refused_with_name_and_index(folder, value, what, dty
 
 
 def test_the_first_broken_weight_is_found_across_chunks(monkeypatch):
-    monkeypatch.setattr("qcore.library.loading._CHUNK", 7)
+    monkeypatch.setattr("qcore.library.finite._CHUNK", 7)
     tensor = torch.zeros(5, 6)
     tensor[2, 4] = tensor[4, 5] = float("inf")
     with pytest.raises(InputError, match=r"w\[2, 4\] is infinite"):

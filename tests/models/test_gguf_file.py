@@ -62,7 +62,7 @@ def test_nothing_half_written_stays(model, tmp_path, monkeypatch):
     def fail(*args):
         raise InputError("no tokenizer")
 
-    monkeypatch.setattr(gguf_file, "_load_tokenizer", fail)
+    monkeypatch.setattr(gguf_file, "load_tokenizer", fail)
     with pytest.raises(InputError, match="no tokenizer"):
         library.resolve(tmp_path / "tiny.gguf")
     assert [
