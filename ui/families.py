@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from qcore import recipes
 from qcore.formats import kinds
 from qcore.recipes import engines
-from qcore.recipes.names import AUTO, FLOATS, base_of
+from qcore.recipes.names import FLOATS, base_of
+from qcore.recipes.names import MIXED as MIXED_BASES
 from ui.text import shielded
 
 
@@ -33,7 +34,7 @@ def family(recipe: str) -> Family:
     base = base_of(recipe) or ""
     if base in FLOATS:
         return FLOAT
-    if base == AUTO:
+    if base in MIXED_BASES:
         return MIXED
     if kind := kinds.bases().get(base):
         return Family(kind.FAMILY.title, kind.FAMILY.color, kind.FAMILY.help)

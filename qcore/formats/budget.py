@@ -12,6 +12,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcore.formats.affine import Affine
+from qcore.formats.codebook import Codebook
+from qcore.formats.k_quants import KQuant
 from qcore.formats.kinds import Format, from_dict
 from qcore.formats.uniform import Uniform
 
@@ -26,6 +29,19 @@ CANDIDATES = (
     Uniform(4, 32, False),
     Uniform(8, None, True),
 )
+
+
+GGUF_CANDIDATES = (
+    KQuant(2),
+    KQuant(3),
+    Codebook("iq4nl", 32),
+    KQuant(4),
+    Affine(4, 32),
+    KQuant(5),
+    KQuant(6),
+    Uniform(8, 32, True),
+)
+"""The types of llama.cpp among which `gguf-auto-…` chooses."""
 
 
 @dataclass(frozen=True)

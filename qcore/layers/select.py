@@ -8,7 +8,7 @@ Routers, norms and biases never are: they are small, and routers decide which ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
+from qcore.formats.mixture import Mixture
 from qcore.formats.uniform import Uniform
+from qcore.layers.places import place_of
 from qcore.recipes import Modules, Recipe
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     missed: set[str] = set()
     used: set[str] = set()
     head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}"
@@ -126,6 +129,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
             if kind not in _QUANTIZABLE:
                 kept[name] = _REASONS[kind]
                 missed |= {name} if kind == "unknown experts" else set()
+            elif kind == "embedding" and isinstance(recipe.weights, Mixture) and module is not embedding:
+                kept[name] = "Position embeddings are kept: they are small, and llama.cpp keeps them, too."
             elif choice == "keep":
                 kept[name] = f"The {kind} is kept unless the recipe says otherwise."
             elif pattern:
@@ -133,8 +138,17 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
             else:
                 transposed = kind == "conv1d" or (kind == "experts" and module.is_transposed)
                 columns = parameter.shape[-2 if transposed else -1]
-                target = _target(module_name, parameter_name, kind, choice, recipe, columns)
-                targets.append(replace(target, transposed=transposed))
+                weights, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
+                if isinstance(weights, Mixture):
+                    place = place_of(model, module_name, parameter_name, kind, tied)
+                    weights = weights.format(place, columns)
+                elif isinstance(weights, Format):
+                    weights = weights.for_columns(columns)
+                # A budget takes the place of a format until the formats are chosen.
+                format, activations = cast(Format, weights), recipe.activations
+                targets.append(
+                    Target(module_name, parameter_name, kind, format, method, activations, transposed)
+                )
     for pattern in recipe.modules.skip:
         if pattern not in used:
             raise InputError(
@@ -174,11 +188,3 @@ def _choice(kind: str, modules: Modules, tied: bool) -> str:
     if kind == "head" or (kind == "embedding" and tied):
         return modules.head
     return modules.embeddings if kind == "embedding" else "same"
-
-
-def _target(module: str, parameter: str, kind: str, choice: str, recipe: Recipe, columns: int) -> Target:
-    format, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
-    if isinstance(format, Format):
-        format = format.for_columns(columns)
-    # A budget takes the place of a format until the formats are chosen.
-    return Target(module, parameter, kind, cast(Format, format), method, recipe.activations)

@@ -24,6 +24,7 @@ from qcore.base.tensor_file import stored_name
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import KINDS, Format, packed_width
 from qcore.formats.kinds import from_dict as read_format
+from qcore.formats.mixture import Mixture
 from qcore.layers.inventory import inventory
 from qcore.layers.select import Target, select
 from qcore.library.saving import MANIFEST
@@ -151,7 +152,7 @@ def damaged(why: str) -> InputError:
 # -- its own form --------------------------------------------------------------------------------------------
 
 
-def read_recipe(record: dict, kinds: tuple[type, ...] = (Float, Format, Budget)) -> Recipe:
+def read_recipe(record: dict, kinds: tuple[type, ...] = (Float, Format, Mixture, Budget)) -> Recipe:
     """Return the recipe in `record`, whose weights are of one of the `kinds`. Raise `InputError` or
     `ValueError` if a field is not of the type that qcore writes."""
     recipe = Recipe.from_dict(record)

@@ -73,7 +73,8 @@ class Entry:
         """The formats that the entry may get: none, one, or the candidates of a budget."""
         if self.format is None:
             return ()
-        return self.format.candidates if isinstance(self.format, Budget) else (self.format,)
+        candidates = self.format.candidates if isinstance(self.format, Budget) else (self.format,)
+        return tuple(dict.fromkeys(format.for_columns(self.shape[-1]) for format in candidates))
 
     def blank(self) -> QuantizedTensor:
         """Return a weight of this entry's format and shape on the meta device: an encoder applied to it

@@ -82,9 +82,9 @@ def _random_weights(
     model: PreTrainedModel, target: Target, generator: torch.Generator
 ) -> list[QuantizedTensor]:
     count, rows, columns = target.shape(model)
-    format = (
-        target.format.largest if isinstance(target.format, Budget) else target.format
-    )  # what is chosen is not known before
+    format = target.format
+    if isinstance(format, Budget):  # what is chosen is not known before
+        format = format.largest.for_columns(columns)
     return [random_weight(format, rows, columns, generator) for _ in range(count)]
 
 

@@ -118,4 +118,4 @@ def _target_bytes(model: PreTrainedModel, target, count: int, recipe: Recipe) ->
     if isinstance(target.format, Engine):
         return round(count * variant(target.format.backend, target.format.variant).bits / 8)
     matrices, rows, columns = target.shape(model)
-    return matrices * target.format.nbytes(rows, columns)
+    return matrices * target.format.for_columns(columns).nbytes(rows, columns)

@@ -22,6 +22,7 @@ from qcore.base.progress import Progress
 from qcore.base.transformers_internals import use_eager_experts
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
+from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
@@ -132,8 +133,9 @@ def _(weights: Float, job: Job) -> Outcome:
 
 
 @apply.register(Format)
+@apply.register(Mixture)
 @apply.register(Budget)
-def _(weights: Format | Budget, job: Job) -> Outcome:
+def _(weights: Format | Mixture | Budget, job: Job) -> Outcome:
     outcome = _quantize_own(job)
     run_whole_steps(job.model)
     return outcome

@@ -15,9 +15,11 @@ A name starts with the format; options follow in any order.
     …-head8                           output head and embedding in int8
     …-gptq …-hqq …                    how codes are chosen; each method declares its option (methods.py)
     rot-…                             the residual stream is rotated first, to spread outliers
+    gguf-q4_k_m gguf-q3_k_l …         llama.cpp's mixtures of its types, head and embedding included
     auto-4.25bpw auto-90mb auto-0.1kl a format per layer: the least predicted loss within a budget of bits
                                       per weight or bytes, or the fewest bytes within a loss; -dq and the
                                       methods for single layers combine with it
+    gguf-auto-4.5bpw                  the same among the types of llama.cpp
     bnb-nf4 torchao-int8 …            another library's implementation (engines.py)
 
 `Format.BASES` of each kind of format lists the first parts of its names. A row of a comparison can also be
@@ -34,20 +36,30 @@ from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.registry import unknown
-from qcore.formats import budget, kinds
+from qcore.formats import budget, kinds, mixture
 from qcore.formats.budget import Budget
-from qcore.formats.kinds import Base, Format
+from qcore.formats.kinds import Format
+from qcore.formats.mixture import Mixture
 from qcore.recipes import engines, methods
 from qcore.recipes.recipe import Engine, Float, Modules, Recipe, Saved
 
-SAVED, FILE, ROTATED, AUTO = "saved:", "file:", "rot-", "auto"
+SAVED, FILE, ROTATED = "saved:", "file:", "rot-"
+AUTO, GGUF_AUTO = "auto", "gguf-auto"
 FLOATS = {
     "fp32": "32-bit floating point, the baseline",
     "bf16": "16-bit brain float: half the bytes, the same range, 8 bits of precision",
     "fp16": "16-bit float: half the bytes, 11 bits of precision, largest value 65504",
 }
-_AUTO = Base("a format per layer, chosen by the layer's sensitivity on calibration text", None)
+_AUTOS = {
+    AUTO: "a format per layer, chosen by the layer's sensitivity on calibration text",
+    GGUF_AUTO: "a type of llama.cpp per layer, chosen by the layer's sensitivity on calibration text",
+}
+_MIXTURES = {
+    mixture.PREFIX + size: f"types of llama.cpp per tensor, as in its files called {title}"
+    for size, (_, title) in mixture.SIZES.items()
+}
 _ACTIVATIONS = {"a32": "fp32", "a16": "int16", "a8": "int8-block", "dynamic": "int8"}
+MIXED = (*_AUTOS, *_MIXTURES)  # the bases that give each layer a format of its own
 COMMON = (
     "fp32",
     "bf16",
@@ -70,7 +82,7 @@ COMMON = (
     "kmeans4-g64",
     "int4-g32-head8",
 )
-AUTOMATIC = ("auto-4.25bpw", "auto-4.25bpw-gptq")
+AUTOMATIC = ("auto-4.25bpw", "auto-4.25bpw-gptq", "gguf-q4_k_m-gptq", "gguf-auto-4.5bpw-gptq")
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class Name:
 def known_bases() -> dict[str, str]:
     """Return the description of each base, for users."""
     formats = {base: kind.BASES[base].words for base, kind in kinds.bases().items()}
-    return FLOATS | formats | {AUTO: _AUTO.words}
+    return FLOATS | formats | _MIXTURES | _AUTOS
 
 
 def base_of(name: str) -> str | None:
@@ -158,7 +170,7 @@ def names() -> list[str]:
 def common() -> list[str]:
     """Return recipes that read no text: those of the formats, then of the methods."""
     formats = [name for kind in kinds.KINDS.values() for name in kind.EXAMPLES]
-    return list(dict.fromkeys([*COMMON, *formats, *_examples(needs_text=False)]))
+    return list(dict.fromkeys([*COMMON, *formats, "gguf-q4_k_m", *_examples(needs_text=False)]))
 
 
 def with_text() -> list[str]:
@@ -249,16 +261,35 @@ def _build(name: str, found: Name) -> Recipe:
         if found.options or found.rotated:
             raise ValueError(f"{found.base} takes no options")
         return Recipe(name, Float(found.base))
-    weights = _budget(found) if found.base == AUTO else _format(found)
+    weights = _weights(found)
     activations = found.get("activations")
     return Recipe(
         name,
         weights,
         method=_method(found, weights),
         activations="int16" if activations is None else _ACTIVATIONS[activations],
-        modules=Modules(head="int8", embeddings="int8") if found.get("modules") else Modules(),
+        modules=_modules(found, weights),
         prepare="rotation" if found.rotated else "none",
     )
+
+
+def _weights(found: Name) -> Format | Mixture | Budget:
+    if found.base in _AUTOS:
+        return _budget(found)
+    return _mixture(found) if found.base in _MIXTURES else _format(found)
+
+
+def _modules(found: Name, weights: Format | Mixture | Budget) -> Modules:
+    if found.get("modules"):
+        return Modules(head="int8", embeddings="int8")
+    return Modules(head="same", embeddings="same") if isinstance(weights, Mixture) else Modules()
+
+
+def _mixture(found: Name) -> Mixture:
+    for field in ("budget", "size", "symmetry", "scales"):
+        if option := found.get(field):
+            raise ValueError(f"{found.base} is a mixture of fixed types, so -{option} does not apply")
+    return Mixture(found.base.removeprefix(mixture.PREFIX))
 
 
 def _format(found: Name) -> Format:
@@ -281,6 +312,10 @@ def _budget(found: Name) -> Budget:
     if found.get("size") or found.get("symmetry"):
         raise ValueError("auto chooses the group sizes, so -g, -sym and -asym do not apply")
     candidates = budget.with_double_quant() if found.get("scales") else budget.CANDIDATES
+    if found.base == GGUF_AUTO:
+        if found.get("scales"):
+            raise ValueError("the types of llama.cpp have no double quantization, so -dq does not apply")
+        candidates = budget.GGUF_CANDIDATES
     return _read_budget(amount, candidates)
 
 
@@ -291,12 +326,12 @@ def _read_budget(option: str, candidates: tuple[Format, ...] = budget.CANDIDATES
     return Budget(*found, candidates)
 
 
-def _method(found: Name, weights: Format | Budget) -> str:
+def _method(found: Name, weights: Format | Mixture | Budget) -> str:
     option = found.get("method")
     if option is None:
-        return "rtn" if isinstance(weights, Budget) else weights.method
+        return weights.method if isinstance(weights, Format) else "rtn"
     info = methods.options()[option]
-    formats = weights.candidates if isinstance(weights, Budget) else (weights,)
+    formats = (weights,) if isinstance(weights, Format) else weights.candidates
     if not all(format.grid in info.grids for format in formats):
         raise ValueError(f"-{option} {info.limits}")
     return info.name

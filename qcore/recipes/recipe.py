@@ -10,6 +10,7 @@ from qcore.base.errors import InputError
 from qcore.formats import kinds
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
+from qcore.formats.mixture import Mixture
 from qcore.recipes.methods import needs_text
 
 ACTIVATIONS = ("fp32", "int16", "int8-block", "int8")
@@ -43,7 +44,7 @@ class Saved:
     folder: str
 
 
-Weights = Float | Format | Budget | Engine | Saved
+Weights = Float | Format | Mixture | Budget | Engine | Saved
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Recipe:
         return replace(self, modules=replace(self.modules, **choices))
 
 
-_TYPES = {kind.__name__.lower(): kind for kind in (Float, Budget, Engine, Saved)}
+_TYPES = {kind.__name__.lower(): kind for kind in (Float, Mixture, Budget, Engine, Saved)}
 
 
 def _weights(record: dict[str, Any]) -> Weights:

@@ -16,6 +16,7 @@ from qcore.base.registry import unknown
 from qcore.base.turn import heavy_turn
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
+from qcore.formats.mixture import Mixture
 from qcore.formats.sparse import break_even
 from qcore.layers.modules import QuantExperts, QuantizedModule
 from qcore.library import Loaded, plain, safetensors
@@ -76,7 +77,7 @@ class Prune:
 
     def _check_recipe(self, recipe: Recipe) -> None:
         check_recipe(recipe)
-        if isinstance(recipe.weights, Budget):
+        if isinstance(recipe.weights, Budget | Mixture):
             raise InputError(
                 f"{recipe.name} chooses formats itself. Pruning needs a recipe with one format, such as "
                 "int4-g64."

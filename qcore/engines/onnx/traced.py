@@ -153,9 +153,10 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     MatMulNBits does not support.
     """
     format, columns = weight.format, weight.shape[1]
-    if not format.even:
+    if not format.even or format.affine or format.signed:
+        what = "types of llama.cpp and MLX" if format.even else "a table of values"
         raise InputError(
-            f"{format.label} is a table of values, and ONNX Runtime's MatMulNBits supports even grids only. "
+            f"{format.label} is {what}, and ONNX Runtime's MatMulNBits supports integer grids only. "
             "Use int4-g64 or int8."
         )
     size = block_size(columns, format.group_size)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.engines.onnx import accounts, dynamic, graph
-from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.layers.select import select
 from qcore.recipes import Engine, Float, Recipe, parse
@@ -44,10 +43,13 @@ def source(recipe: Recipe) -> Recipe | None:
         return parse(SOURCE[recipe.name]).with_modules(skip=recipe.modules.skip)
     if recipe.name in ("fp32", "onnx-fp32", "onnx-int8"):
         return None
-    if isinstance(recipe.weights, Budget) or (isinstance(recipe.weights, Format) and recipe.weights.even):
+    weights = recipe.weights
+    formats = (weights,) if isinstance(weights, Format) else getattr(weights, "candidates", ())
+    if formats and all(format.even and not (format.affine or format.signed) for format in formats):
         return recipe
-    what = "another library's format" if isinstance(recipe.weights, Engine) else "a table of values"
-    what = "a 16-bit form" if isinstance(recipe.weights, Float) else what
+    what = "a table of values" if any(not format.even for format in formats) else "a type of llama.cpp"
+    what = "another library's format" if isinstance(weights, Engine) else what
+    what = "a 16-bit form" if isinstance(weights, Float) else what
     raise InputError(
         f"{recipe.name} is {what}, which has no ONNX form. "
         "Use fp32, onnx-int8, or integers such as int8 or int4-g64."

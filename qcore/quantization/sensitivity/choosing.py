@@ -90,8 +90,13 @@ def choose_formats(
     names = {target.name for target in targets}
     kept = sum(tensor.nbytes for name, tensor, shared in inventory(model) if not shared and name not in names)
     found = solve_within(budget, table.layers, fixed_bytes, weights, kept)
-    formats = {layer.name: budget.candidates[k] for layer, k in zip(table.layers, found.options, strict=True)}
-    formats |= {target.name: budget.largest for target in unseen}
+    chosen = {layer.name: budget.candidates[k] for layer, k in zip(table.layers, found.options, strict=True)}
+    chosen |= {target.name: budget.largest for target in unseen}
+    formats = {
+        target.name: chosen[target.name].for_columns(target.shape(model)[2])
+        for target in targets
+        if target.name in chosen
+    }
     labels = [format.label for format in budget.candidates]
     bits = (
         8
@@ -239,4 +244,4 @@ def _bytes(model: PreTrainedModel, target: Target, budget: Budget) -> int:
     """Return the bytes of a target without sensitivities: in its own format, or in the largest candidate."""
     count, rows, columns = target.shape(model)
     format = budget.largest if target.format == budget else target.format
-    return count * format.nbytes(rows, columns)
+    return count * format.for_columns(columns).nbytes(rows, columns)

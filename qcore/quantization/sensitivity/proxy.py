@@ -246,7 +246,7 @@ def row(
         kind=kind,
         shape=tuple(getattr(work.module(target), target.parameter).shape),
         weights=prod((len(matrices), rows, columns)),
-        nbytes=tuple(len(matrices) * format.nbytes(rows, columns) for format in formats),
+        nbytes=tuple(len(matrices) * format.for_columns(columns).nbytes(rows, columns) for format in formats),
         loss=tuple(losses),
         output_error=tuple(errors),
     )

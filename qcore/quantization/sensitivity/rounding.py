@@ -36,7 +36,7 @@ def check_method(method: str) -> None:
 def rounded(method: str, weights: Matrices, format: Format, hessian: torch.Tensor | None) -> Matrices:
     """Return the dequantized matrices (N, K), float32, of `weights` in `format`. They share the inputs with
     this `hessian` (K, K), which only methods that need text read."""
-    layer = METHODS[method].layer
+    layer, format = METHODS[method].layer, format.for_columns(weights[0].shape[1])
     if layer is not None:
         return layer.rounded(weights, format, _needed(method, hessian))
     return [methods.quantize(weight.float().contiguous(), format, method).dequantize() for weight in weights]
@@ -48,7 +48,8 @@ def expected(method: str, hessian: torch.Tensor | None) -> Callable[[Matrices, F
     check_method(method)
     layer = METHODS[method].layer
     if layer is not None and layer.expected is not None:
-        return layer.expected(_needed(method, hessian))
+        rough = layer.expected(_needed(method, hessian))
+        return lambda weights, format: rough(weights, format.for_columns(weights[0].shape[1]))
     return lambda weights, format: rounded(method, weights, format, hessian)
 
 

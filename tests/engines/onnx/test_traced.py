@@ -106,5 +106,5 @@ def test_blocks_are_as_large_as_they_can_be():
 
 def test_a_table_of_values_is_refused():
     quantized = methods.quantize(torch.randn(4, 64), recipes.parse("nf4-g64").weights, "rtn")
-    with pytest.raises(InputError, match="supports even grids only"):
+    with pytest.raises(InputError, match="supports integer grids only"):
         Blocks(quantized)

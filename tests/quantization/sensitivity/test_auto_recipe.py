@@ -67,6 +67,8 @@ def test_every_budget_can_be_named(amount, unit):
     [
         ("auto", "needs one budget"),
         ("auto-4bpw-50mb", "needs one budget"),
+        ("gguf-auto", "needs one budget"),
+        ("gguf-auto-4bpw-dq", "no double quantization"),
         ("auto-4bpw-3bpw", "same option twice"),
         ("auto-0bpw", "above 0"),
         ("auto-17bpw", "at most 16"),
@@ -94,7 +96,7 @@ def test_budgets_check_themselves():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "moe"])
-@pytest.mark.parametrize("name", ["auto-4.8bpw", "auto-4.8bpw-gptq", "auto-5bpw-dq-hqq"])
+@pytest.mark.parametrize("name", ["auto-4.8bpw", "auto-4.8bpw-gptq", "auto-5bpw-dq-hqq", "gguf-auto-5bpw"])
 def test_the_result_stays_within_its_bits_and_says_what_was_chosen(kind, name):
     ledger = quantize(tiny.model(kind), parse(name), calibration=text())
     chosen = ledger.allocation
@@ -156,7 +158,7 @@ def test_text_is_needed():
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
-@pytest.mark.parametrize("name", ["auto-5bpw", "auto-5bpw-gptq-head8"])
+@pytest.mark.parametrize("name", ["auto-5bpw", "auto-5bpw-gptq-head8", "gguf-auto-5.2bpw-gptq"])
 def test_a_saved_model_comes_back_with_each_layers_format(kind, name, tmp_path):
     model, recipe = tiny.model(kind), parse(name)
     ledger = quantize(model, recipe, calibration=text())
