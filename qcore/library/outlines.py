@@ -116,18 +116,25 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
 
 
 def remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:
-    """Return the tensors of a safetensors file on the hub, by one ranged read, or two if its header is
-    long."""
+    """Return the tensors of a safetensors file on the hub."""
+    return parse_header(remote_header_text(repo_id, commit, file, size), PurePath(file), size)
+
+
+def remote_header_text(
+    repo_id: str, commit: str, file: str, size: int, longest: int = LONGEST_HEADER
+) -> bytes:
+    """Return the JSON of the header, of at most `longest` bytes, of a safetensors file on the hub, by one
+    ranged read, or two if the header is long."""
     start = read_range(repo_id, commit, file, 0, min(_FIRST, size))
     length = int.from_bytes(start[:8], "little")
-    if len(start) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
+    if len(start) < 8 or length < 2 or length > min(size - 8, longest):
         raise InputError(
             f"{file} of {repo_id} is not a valid safetensors file: its header would be {length} bytes long "
             f"in a file of {size}."
         )
     if len(start) < 8 + length:
         start += read_range(repo_id, commit, file, len(start), 8 + length)
-    return parse_header(start[8 : 8 + length], PurePath(file), size)
+    return start[8 : 8 + length]
 
 
 def read_range(repo_id: str, commit: str, file: str, first: int, end: int) -> bytes:

@@ -20,7 +20,7 @@ from qcore.models.headers import regular_size
 
 SOURCE = "source.json"  # a file beside the converted weights that records their origin
 _MOST_ENTRIES = 1 << 20
-_PART = re.compile(r"-\d{5}-of-(\d{5})$")  # llama.cpp's file names of a split model
+PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # llama.cpp's file names of a split model
 PLAIN = ("F64", "F32", "F16", "BF16")
 
 
@@ -47,22 +47,25 @@ def check(path: Path) -> None:
     several."""
     size = regular_size(path)
     with path.open("rb") as file:
-        start = file.read(24)
+        check_start(file.read(24), path.name, size)
+    if (part := PART.search(path.stem)) and int(part[2]) > 1:
+        raise InputError(
+            f"{path.name} is one of {int(part[2])} parts. Merge them into one file with `llama-gguf-split "
+            "--merge` first."
+        )
+
+
+def check_start(start: bytes, name: str, size: int) -> None:
+    """Check the first 24 bytes, `start`, of the file `name` of `size` bytes. Raise `InputError` if they do
+    not begin a GGUF file."""
     if len(start) < 24 or start[:4] != b"GGUF":
-        raise InputError(f"{path.name} is not a GGUF file: it does not begin with the letters GGUF.")
+        raise InputError(f"{name} is not a GGUF file: it does not begin with the letters GGUF.")
     version, tensors, entries = struct.unpack("<IQQ", start[4:])
     if version not in (2, 3):
-        raise InputError(
-            f"{path.name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read."
-        )
+        raise InputError(f"{name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.")
     if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
         raise InputError(
-            f"{path.name} declares {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
-        )
-    if (part := _PART.search(path.stem)) and int(part[1]) > 1:
-        raise InputError(
-            f"{path.name} is one of {int(part[1])} parts. Merge them into one file with `llama-gguf-split "
-            "--merge` first."
+            f"{name} declares {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
         )
 
 
