@@ -77,6 +77,7 @@ def write(path, model, kind=None, *, extra=None):
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * 62 + [3, 3])
     writer.add_token_merges(["a b", "c d"])

@@ -6,9 +6,9 @@ wrong. Nothing is executed and nothing is unpickled.
 
 The checks are small functions with a name, a sentence and a severity, registered by the files `audit_*.py`:
 
-    audit_files      files, shards, index, manifest          audit_text      vocabulary, special tokens, template
-    audit_names      names, shapes, experts, tied head       audit_values    NaN, scales, zero points, dtypes
-    audit_ignored    modules left in floating point          audit_gguf      what llama.cpp expects
+    audit_files      files, shards, index, manifest        audit_text      vocabulary, tokens, chat template
+    audit_names      names, shapes, experts, tied head     audit_values    NaN, scales, zero points, dtypes
+    audit_ignored    modules left in floating point        audit_gguf      what llama.cpp expects
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError
 from qcore.base.files import sha256
 from qcore.base.progress import Progress
-from qcore.verbs import (  # noqa: F401 (each registers its checks)
-    audit_files,
-    audit_gguf,
-    audit_ignored,
-    audit_names,
-    audit_text,
-    audit_values,
-)
+from qcore.verbs import audit_files, audit_gguf, audit_ignored, audit_names, audit_text, audit_values
 from qcore.verbs.audit_ours import digests
 from qcore.verbs.audit_reading import parts_of
 from qcore.verbs.audit_subject import Subject, read
@@ -36,6 +29,7 @@ from qcore.verbs.audit_types import CHECKS, SEVERITIES, Audit, Check, Finding, L
 if TYPE_CHECKING:
     from qcore.verbs.audit_weights import StoredWeight
 
+REGISTERED = (audit_files, audit_names, audit_ignored, audit_text, audit_values, audit_gguf)
 __all__ = ["CHECKS", "SEVERITIES", "Audit", "Finding", "LedgerLine", "Spot", "run"]
 
 

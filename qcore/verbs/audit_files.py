@@ -31,10 +31,12 @@ def truncated(subject: Subject) -> Iterator[Spot]:
         if size < length:
             cut = [name for name, tensor in subject.tensors.items() if _beyond(subject, name, size)]
             yield Spot(
-                file,
-                f"It has {size:,} bytes, but its header describes {length:,}; {len(cut)} "
-                f"{'tensor is' if len(cut) == 1 else 'tensors are'} cut off, from {cut[0] if cut else '?'} on.",
+                file, f"It has {size:,} bytes, but its header describes {length:,}. Cut off: {_some(cut)}."
             )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _beyond(subject: Subject, name: str, size: int) -> bool:
@@ -46,7 +48,8 @@ def _beyond(subject: Subject, name: str, size: int) -> bool:
     "file-trailing",
     BROKEN,
     "A weight file is longer than its header promises",
-    effect="The safetensors library refuses the file: the bytes behind the last tensor may hide other content.",
+    effect="The safetensors library refuses the file: the bytes behind the last tensor may hide other "
+    "content.",
     remedy=_AGAIN,
 )
 def trailing(subject: Subject) -> Iterator[Spot]:

@@ -12,6 +12,8 @@ from qcore.verbs.audit_types import BROKEN, GGUF, KNOW, LOSES, Spot, check
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _PARTS = (".weight", ".bias", ".scale", ".input_scale")
+_HYBRID = ("ssm_", "time_mix", "shortconv")  # state-space and recurrent blocks
+_FEW = 0.1  # the share of blocks that may lack a tensor by mistake
 _LLAMA_3_BASE, _LONG_CONTEXT = 500_000.0, 131_072  # Llama 3.1 and later scale their rope frequencies
 
 
@@ -38,9 +40,9 @@ def _blocks(header: Header) -> dict[int, set[str]]:
     kinds=(GGUF,),
 )
 def tensors(subject: Subject) -> Iterator[Spot]:
-    """Compare the tensors with block_count, with each other's blocks, and with the names that the gguf library
-    lists for the architecture. A tensor that more than half of the blocks have must be in all blocks of the
-    same kind (dense, or mixture of experts)."""
+    """Compare the tensors with block_count, with those of other blocks, and with the names that the gguf
+    library lists for the architecture. A tensor that nearly all blocks have must be in all blocks of the same
+    kind (dense, or mixture of experts); blocks of hybrid models differ and are not compared."""
     header = subject.of_gguf
     if header is None:
         return
@@ -69,12 +71,14 @@ def tensors(subject: Subject) -> Iterator[Spot]:
 
 
 def _uneven(blocks: dict[int, set[str]]) -> Iterator[Spot]:
+    if any(name.startswith(_HYBRID) for held in blocks.values() for name in held):
+        return
     for kind in (True, False):  # blocks with experts and dense ones, where a model mixes them
         alike = {n: held for n, held in blocks.items() if any("exps" in name for name in held) == kind}
         counts = Counter(name for held in alike.values() for name in held)
         for number, held in sorted(alike.items()):
             for name in sorted(counts):
-                if name not in held and counts[name] > len(alike) / 2:
+                if name not in held and len(alike) - counts[name] <= max(1, _FEW * len(alike)):
                     yield Spot(f"blk.{number}.{name}", f"{counts[name]} other blocks have it.")
 
 
@@ -180,9 +184,9 @@ def token_range(subject: Subject) -> Iterator[Spot]:
 def eos_missing(subject: Subject) -> Iterator[Spot]:
     """Look for the end-of-text token of a file with a vocabulary."""
     header = subject.of_gguf
-    if header and "tokenizer.ggml.tokens" in header.lengths:
-        if not any(f"tokenizer.ggml.{name}_token_id" in header.entries for name in ("eos", "eot")):
-            yield Spot("tokenizer.ggml.eos_token_id", "The key is missing.")
+    named = header and any(f"tokenizer.ggml.{name}_token_id" in header.entries for name in ("eos", "eot"))
+    if header and "tokenizer.ggml.tokens" in header.lengths and not named:
+        yield Spot("tokenizer.ggml.eos_token_id", "The key is missing.")
 
 
 @check(

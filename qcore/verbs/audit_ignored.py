@@ -87,7 +87,8 @@ def _modules(subject: Subject, *, quantized: bool) -> list[str]:
     "ignore-prefix",
     BROKEN,
     "A pattern of the ignore list has lost or gained a prefix",
-    effect="Runtimes skip the pattern in silence and take float modules for quantized ones: loading stops, or "
+    effect="Runtimes skip the pattern in silence and take float modules for quantized ones: loading stops, "
+    "or "
     "the modules get random weights.",
     remedy="Correct the prefix in quantization_config of config.json.",
 )
@@ -127,7 +128,9 @@ def nothing(subject: Subject) -> Iterator[Spot]:
     for pattern in patterns(subject) if names else ():
         if not usable(pattern) and pattern.startswith(_REGEX):
             yield Spot(pattern[:_LONGEST], "It is too long or too costly to be tried.")
-        elif not any(matches(pattern, name) for name in names) and _with_prefix(pattern, names) is None:
+        elif not any(matches(pattern, name) or pattern in name for name in names) and not _with_prefix(
+            pattern, names
+        ):
             yield Spot(pattern, "No module has such a name.")
 
 
@@ -135,7 +138,8 @@ def nothing(subject: Subject) -> Iterator[Spot]:
     "ignore-contradicted",
     BROKEN,
     "A module is on the ignore list, but is stored quantized",
-    effect="Runtimes build a float layer for it and find no float weight: loading stops, or the layer is random.",
+    effect="Runtimes build a float layer for it and find no float weight: loading stops, or the layer is "
+    "random.",
     remedy="Take the module off the ignore list in config.json.",
 )
 def contradicted(subject: Subject) -> Iterator[Spot]:
@@ -171,7 +175,8 @@ def substring(subject: Subject) -> Iterator[Spot]:
     "ignore-incomplete",
     BROKEN,
     "A module is stored in floating point, but the settings do not exempt it",
-    effect="Runtimes build a quantized layer for it and find no codes: loading stops, or the layer is random.",
+    effect="Runtimes build a quantized layer for it and find no codes: loading stops, or the layer is "
+    "random.",
     remedy="Add the module to the ignore list in quantization_config of config.json.",
 )
 def incomplete(subject: Subject) -> Iterator[Spot]:

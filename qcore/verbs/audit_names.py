@@ -21,7 +21,8 @@ _SCALARS = ("k_scale", "v_scale", "q_scale", "input_scale", "output_scale", "kv_
     "The names of the tensors have lost or gained a prefix",
     effect="vLLM, llama.cpp's converter and others look tensors up by name: they stop, or leave the weights "
     "random. transformers puts some prefixes right.",
-    remedy="Rename the tensors in the headers (and the index), or save the model again with the original class.",
+    remedy="Rename the tensors in the headers (and the index), or save the model again with the original "
+    "class.",
 )
 def prefix(subject: Subject) -> Iterator[Spot]:
     """Compare the stored names with the model's, with each of the usual changes of prefix."""
@@ -33,7 +34,8 @@ def prefix(subject: Subject) -> Iterator[Spot]:
     "names-bare",
     KNOW,
     "The tensors are named as in the bare decoder",
-    effect="transformers adds the prefix when it loads the model; loaders that look tensors up by name do not "
+    effect="transformers adds the prefix when it loads the model; loaders that look tensors up by name do "
+    "not "
     "find them.",
     remedy="Save the model once with transformers if another runtime is to read it.",
 )
@@ -146,7 +148,8 @@ def _is_scale(weight: StoredWeight, subject: Subject) -> bool:
     "head-missing",
     BROKEN,
     "The output head is not stored, and the tie flag is off",
-    effect="The head is random, so every prediction is noise; some loaders stop with KeyError: lm_head.weight.",
+    effect="The head is random, so every prediction is noise; some loaders stop with KeyError: "
+    "lm_head.weight.",
     remedy="Set tie_word_embeddings to true in config.json if the original model ties them; otherwise export "
     "the head too.",
 )

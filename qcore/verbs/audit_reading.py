@@ -1,4 +1,4 @@
-"""The tensors of one stored weight by role, mapped from the file: nothing is copied until a check reads it."""
+"""The tensors of one stored weight by role, mapped from the file: only what a check reads is in memory."""
 
 from __future__ import annotations
 

@@ -302,7 +302,8 @@ def _of_hub(name: Name, progress: Progress | None) -> Subject:
     folder = hub.about(name.text, commit, files)
     subject = Subject(name.text, FOLDER, folder or Path(), local=False, revision=commit, files=files)
     subject.not_looked_at.append(
-        "Only headers and settings were read from the hub: the values of weights and scales were not looked at."
+        "Only headers and settings were read from the hub: the values of weights and scales were not looked "
+        "at."
     )
     _read_settings(subject)
     weights = subject.weight_files

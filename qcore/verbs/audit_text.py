@@ -128,7 +128,8 @@ def eos(subject: Subject) -> Iterator[Spot]:
     if own is not None and stops and own not in stops:
         yield Spot(
             "tokenizer_config.json",
-            f"eos_token {special(subject, 'eos')!r} has the id {own}, but generation stops at {_list(stops)}.",
+            f"eos_token {special(subject, 'eos')!r} has the id {own}, but generation stops at "
+            f"{_list(stops)}.",
         )
 
 
@@ -219,7 +220,8 @@ def template_missing(subject: Subject) -> Iterator[Spot]:
     "template-one-place",
     KNOW,
     "The chat template is only in chat_template.jinja",
-    effect="Runtimes that read tokenizer_config.json alone, such as text-generation-inference, find no template.",
+    effect="Runtimes that read tokenizer_config.json alone, such as text-generation-inference, find no "
+    "template.",
     remedy="Put the template into tokenizer_config.json too, under chat_template.",
 )
 def template_place(subject: Subject) -> Iterator[Spot]:

@@ -48,7 +48,8 @@ def _floats(parts: Parts) -> dict[str, torch.Tensor]:
     "not-finite",
     BROKEN,
     "A weight or scale is NaN or infinite",
-    effect="One such value makes every output of its layer NaN, and the model writes one token for ever, such "
+    effect="One such value makes every output of its layer NaN, and the model writes one token for ever, "
+    "such "
     "as '!!!!'.",
     remedy="Quantize or download the model again. For an expert, use calibration text that reaches it.",
     kinds=(FOLDER, GGUF),
@@ -73,7 +74,8 @@ def _scale_roles(weight: StoredWeight, parts: Parts) -> Iterator[tuple[str, torc
     "scale-absurd",
     BROKEN,
     "A scale is absurd",
-    effect="Weights of the group are thousands of times too large, all zero, or of the wrong sign: the layer's "
+    effect="Weights of the group are thousands of times too large, all zero, or of the wrong sign: the "
+    "layer's "
     "output is noise.",
     remedy="Quantize or download the model again.",
     kinds=(FOLDER, GGUF),
@@ -117,7 +119,14 @@ def _absurd_weights(weight: StoredWeight, parts: Parts) -> Iterator[Spot]:
 def zero_matrix(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterator[Spot]:
     """Look for matrices in floating point without any value but zero."""
     tensor = parts.get("weight")
-    if weight.kind == PLAIN and tensor is not None and tensor.ndim >= 2 and tensor.is_floating_point():
+    bias = weight.name.endswith("bias")  # of experts, which are trained from zero
+    if (
+        weight.kind == PLAIN
+        and tensor is not None
+        and tensor.ndim >= 2
+        and tensor.is_floating_point()
+        and not bias
+    ):
         matrices = tensor if tensor.ndim == 3 else tensor[None]
         for number, matrix in enumerate(matrices):
             if matrix.numel() and not any(bool(piece.any()) for piece in _pieces(matrix)):
@@ -198,9 +207,9 @@ def zero_point_offset(codes: torch.Tensor, stored: torch.Tensor, symmetric: int 
         exp(−2 G (s − ½)²)                                                 (Hoeffding's inequality)
 
     and the data decide only where that is at most 10⁻⁶. For 4 bits and groups of 128, d has a standard
-    deviation of about ¼, 97 % of the groups vote rightly, and 32 groups are enough. Groups of one output share
-    its mean, so they are not quite independent; a model has thousands of them. Eight-bit codes scatter too
-    widely for the test, and are not decided.
+    deviation of about ¼, 97 % of the groups vote rightly, and 32 groups are enough. Groups of one output
+    share its mean, so they are not quite independent; a model has thousands of them. Eight-bit codes scatter
+    too widely for the test, and are not decided.
     """
     if symmetric is not None:
         for offset in (0, 1):
@@ -265,8 +274,10 @@ def _stretch(weight: StoredWeight, parts: Parts, first: int, count: int) -> dict
     "zero-point-convention",
     BROKEN,
     "The zero points are stored in another convention than the settings say",
-    effect="Every weight of the layer is off by one step of its scale; the model writes noise, such as '!!!!'.",
-    remedy="Set checkpoint_format in quantization_config to the convention of the file: gptq stores zero points "
+    effect="Every weight of the layer is off by one step of its scale; the model writes noise, such as "
+    "'!!!!'.",
+    remedy="Set checkpoint_format in quantization_config to the convention of the file: gptq stores zero "
+    "points "
     "minus one, gptq_v2 as they are. AWQ stores them as they are.",
 )
 def zero_points(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterator[Spot]:
@@ -285,11 +296,13 @@ def zero_points(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterato
         how = (
             "a symmetric grid leaves no doubt"
             if found.error == 0
-            else f"{found.share:.0%} of {found.groups:,} groups, error probability below {max(found.error, 1e-99):.0e}"
+            else f"{found.share:.0%} of {found.groups:,} groups; a wrong decision has at most the "
+            f"probability {LARGEST_ERROR:.0e}"
         )
         yield Spot(
             weight.parts["qzeros"],
-            f"The settings say that zero points are stored {words[stated]}; the values say {words[found.offset]} "
+            f"The settings say that zero points are stored {words[stated]}; the values say "
+            f"{words[found.offset]} "
             f"({how}).",
         )
 
@@ -298,7 +311,8 @@ def zero_points(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterato
     "zero-point-wraps",
     BROKEN,
     "A zero point has wrapped around",
-    effect="GPTQ version 1 stores zero points minus one, and 0 - 1 wraps to the largest code: kernels that add "
+    effect="GPTQ version 1 stores zero points minus one, and 0 - 1 wraps to the largest code: kernels that "
+    "add "
     "one get a zero point beyond the grid, and every weight of the group has the wrong sign.",
     remedy="Export the model as GPTQ version 2 (checkpoint_format gptq_v2).",
 )
@@ -328,7 +342,8 @@ def wrapped(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterator[Sp
     "dtype-mix",
     KNOW,
     "Matrices of one kind are stored in different dtypes",
-    effect="Loading converts them to one dtype, so the wider ones lose their extra digits; it often means that "
+    effect="Loading converts them to one dtype, so the wider ones lose their extra digits; it often means "
+    "that "
     "shards of two conversions were put together.",
     remedy="Compare with the original model.",
     kinds=(FOLDER, GGUF),

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qcore.base.errors import InputError
+from qcore.interop import compressed_tensors
 from qcore.models.headers import TensorInfo
 from qcore.verbs.audit_types import LedgerLine
 
@@ -166,7 +168,7 @@ def _packed(
     words, scale = tensors[parts["weight_packed"]], tensors.get(parts["weight_scale"])
     if len(words.shape) != 2:
         return None
-    scheme = _scheme(quantization)
+    scheme = _scheme(quantization, stem)
     bits = scheme.get("num_bits")
     if not isinstance(bits, int) or not 1 < bits <= 8:
         return _weight(stem, COMPRESSED, COMPRESSED, None, tensors, parts, {})
@@ -185,11 +187,14 @@ def _packed(
     return _weight(stem, COMPRESSED, form, (words.shape[0], columns), tensors, parts, {"scheme": scheme})
 
 
-def _scheme(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the weights in the first group of a compressed-tensors config."""
-    groups = quantization.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    weights = first.get("weights") if isinstance(first, dict) else None
+def _scheme(quantization: Mapping[str, Any], module: str) -> Mapping[str, Any]:
+    """Return the settings of the weights of `module` in a compressed-tensors config; empty if there are
+    none."""
+    try:
+        found = compressed_tensors.scheme(quantization, module) or {}
+    except (InputError, AttributeError, TypeError):  # a config that is not of the form
+        return {}
+    weights = found.get("weights")
     return weights if isinstance(weights, dict) else {}
 
 
@@ -209,7 +214,7 @@ def _in_place(
         return _weight(stem, BNB, f"{BNB} int8", tensor.shape, tensors, parts, {})
     if tensor.dtype == "I8" and f"{stem}.weight_scale" in tensors:
         parts = {"weight": name} | _roles(stem, "weight_scale", "weight_zero_point", "input_scale")
-        settings = {"scheme": _scheme(quantization)}
+        settings = {"scheme": _scheme(quantization, stem)}
         return _weight(stem, COMPRESSED, f"{COMPRESSED} int8", tensor.shape, tensors, parts, settings)
     if tensor.dtype == "U8" and f"{name}.absmax" in tensors:
         states = [other for other in tensors if other.startswith(f"{name}.quant_state.")]
