@@ -31,6 +31,7 @@ _VERBS = (
     "save",
     "export",
     "plan",
+    "audit",
     "qat",
     "prune",
     "distill",

@@ -25,6 +25,7 @@ from qcore.recipes import Recipe
 from qcore.recipes.spec import check_margin
 from qcore.results.rows import ResultRow
 from qcore.verbs import checks, prepare
+from qcore.verbs.audit_types import Audit
 
 ROOM = 512  # tokens whose cache and activations count in the memory check of `load`
 
@@ -198,6 +199,21 @@ def plan(
         revision=revision,
         progress=progress,
     )
+
+
+def audit(
+    model: str | Path, revision: str | None = None, *, values: bool = True, progress: Progress | None = None
+) -> Audit:
+    """Return what is in the checkpoint `model`, quantized by any project or not at all, and what is broken in
+    it: its `findings`, a `ledger` of every tensor, and what was `not_looked_at`.
+
+    `model` is a folder, a GGUF file, a default model, or a hub id, of which only headers are read. Without
+    `values` only headers and settings are read. Nothing is loaded, so models that `load` refuses can be
+    audited. Raise `InputError` for a folder without weights, and `UnavailableError` as `load` does.
+    """
+    from qcore.verbs import audit as verb
+
+    return verb.run(model, revision, values=values, progress=progress)
 
 
 def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -16,6 +16,7 @@ from qcore import __version__
 from qcore.base import logs
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.quiet import silence
+from qcore.cli.audit import audit
 from qcore.cli.compare import compare
 from qcore.cli.evaluate import bench, evaluate, generate
 from qcore.cli.output import say
@@ -67,6 +68,7 @@ app.command()(bench)
 app.command()(generate)
 app.command()(profile)
 app.command()(plan)
+app.command()(audit)
 app.command()(sensitivity)
 app.command()(qat)
 app.command()(prune)

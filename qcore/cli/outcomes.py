@@ -95,6 +95,13 @@ def _probe(outcome: dict) -> str:
     return f"{len(outcome['recipes'])} recipes timed; plans of this model show them."
 
 
+def _audit(outcome: dict) -> str:
+    from qcore.cli.audit import text
+    from qcore.verbs.audit_types import Audit
+
+    return text(Audit.from_dict(outcome))
+
+
 def sensitivities(table) -> str:
     """Return a table of sensitivities: sums for each kind of module, the most sensitive layers, and how well
     predictions and measurements agree."""
@@ -150,4 +157,5 @@ WORDS = {
     "quantize": quantized,
     "sensitivity": _sensitivity,
     "probe": _probe,
+    "audit": _audit,
 }

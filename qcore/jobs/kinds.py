@@ -3,6 +3,7 @@
 from qcore.base.errors import InputError
 from qcore.base.registry import Registry
 from qcore.jobs.kind import JobKind
+from qcore.jobs.kind_audit import Auditing
 from qcore.jobs.kind_compare import Comparison
 from qcore.jobs.kind_folder import Export, StreamedQuantization
 from qcore.jobs.kind_make import Distillation, Pruning, Training
@@ -22,6 +23,7 @@ for _kind in (
     StreamedQuantization(),
     Sensitivity(),
     SpeedProbe(),
+    Auditing(),
 ):
     KINDS.register(_kind.name)(_kind)
 

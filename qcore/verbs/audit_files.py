@@ -217,11 +217,12 @@ def wrong_index(subject: Subject) -> Iterator[Spot]:
         return
     for name, file in (index or {}).items():
         held = subject.tensors.get(name)
-        if (held is None or held.file != file) and file in subject.lengths:
+        wrong = held is None or (held.file != file and name not in subject.twice)
+        if wrong and file in subject.lengths:
             where = f"; it is in {held.file}" if held else ", and no other file has it"
             yield Spot(name, f"The index places it in {file}, which does not hold it{where}.")
     if index:
-        for name in sorted(set(subject.tensors) - set(index)):
+        for name in sorted(set(subject.tensors) - set(index) - set(subject.twice)):
             yield Spot(name, f"{subject.tensors[name].file} holds it, but the index does not list it.")
 
 

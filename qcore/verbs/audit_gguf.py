@@ -34,7 +34,7 @@ def _blocks(header: Header) -> dict[int, set[str]]:
 @check(
     "gguf-tensors",
     BROKEN,
-    "The file has not the tensors that the architecture needs",
+    "The tensors are not those that the architecture needs",
     effect="llama.cpp refuses the file with 'wrong number of tensors' or 'missing tensor'.",
     remedy="Convert the original model again with a current converter.",
     kinds=(GGUF,),

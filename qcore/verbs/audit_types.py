@@ -68,6 +68,22 @@ class LedgerLine:
         return 8 * self.nbytes / self.weights if self.weights else None
 
 
+@dataclass(frozen=True)
+class FormTotal:
+    """The weights of one form together."""
+
+    form: str
+    quantized: bool
+    tensors: int
+    weights: int
+    nbytes: int
+
+    @property
+    def bits(self) -> float | None:
+        """Stored bits per weight."""
+        return 8 * self.nbytes / self.weights if self.weights else None
+
+
 Whole = Callable[["Subject"], Iterable[Spot]]
 OfWeight = Callable[["StoredWeight", "dict[str, torch.Tensor]", "Subject"], Iterable[Spot]]
 Run = TypeVar("Run", Whole, OfWeight)
@@ -166,6 +182,17 @@ class Audit:
         plain = sum(line.weights for line in self.ledger if not line.quantized)
         return plain / count if count else None
 
+    def by_form(self) -> list[FormTotal]:
+        """Return the ledger summed over the tensors of each form, largest first."""
+        lines: dict[tuple[str, bool], list[LedgerLine]] = {}
+        for line in self.ledger:
+            lines.setdefault((line.form, line.quantized), []).append(line)
+        totals = [
+            FormTotal(form, quantized, len(own), sum(x.weights for x in own), sum(x.nbytes for x in own))
+            for (form, quantized), own in lines.items()
+        ]
+        return sorted(totals, key=lambda total: -total.nbytes)
+
     @property
     def sentence(self) -> str:
         """The answer in one sentence."""
@@ -175,6 +202,20 @@ class Audit:
         counts = {name: sum(f.severity == name for f in self.findings) for name in SEVERITIES}
         parts = [f"{count} {name}" for name, count in counts.items() if count]
         return f"{'Broken' if self.broken else 'Usable'}: {', '.join(parts)}."
+
+    @property
+    def contents(self) -> str:
+        """What is in the file, in one sentence."""
+        from qcore.results.report import human_bytes, human_number, human_percent
+
+        count = "An unknown number of" if self.parameters is None else f"{self.parameters:,}"
+        how = f" quantized as {self.method}" if self.method else ""
+        files = f"{self.files} {'file' if self.files == 1 else 'files'}"
+        return (
+            f"{count} weights of a {self.architecture or 'nameless'} model{how}, "
+            f"{human_bytes(self.stored_bytes)} in {files}: {human_number(self.bits_per_weight)} bits per "
+            f"weight, {human_percent(self.kept)} of the weights in floating point."
+        )
 
     def to_dict(self) -> dict:
         """Return the JSON-ready form."""

@@ -456,3 +456,15 @@ def test_an_unknown_form_of_the_cache_is_one_sentence(said, model, command):
 def test_what_generate_cannot_do_is_one_sentence(said, model, options, words):
     status, out, err = said("generate", model, "--prompt", "x", *options)
     assert (status, out) == (2, "") and words in err and "Traceback" not in err
+
+
+def test_audit_reports_what_is_broken(said, tmp_path):
+    folder = tiny.checkpoint("llama", tmp_path / "llama")
+    status, out, _ = said("audit", folder, "--json", tmp_path / "out.json")
+    assert status == 0 and "Sound: no check found anything wrong." in out and "F32" in out
+    assert json.loads((tmp_path / "out.json").read_text())["findings"] == []
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
+    status, out, _ = said("audit", folder, "--headers", "--ledger")
+    assert status == 1 and "BROKEN  A weight file is shorter" in out and "To do: " in out
+    assert "model.layers.1.mlp.up_proj.weight" in out and "128 x 64" in out
+    assert said("audit", tmp_path / "nothing")[0] == 2

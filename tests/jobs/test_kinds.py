@@ -11,6 +11,7 @@ import tiny
 from qcore import library, models
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
+from qcore.jobs.kind_audit import AuditRequest
 from qcore.jobs.kind_folder import ExportRequest, QuantizeRequest
 from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
 from qcore.jobs.kind_probe import ProbeRequest
@@ -61,6 +62,7 @@ def requests(model: str = "a/model", out: str = "out") -> list:
         QuantizeRequest(model=model, out=out, recipe=recipe),
         SensitivityRequest(model=model, formats=("int8", "int4-g64")),
         ProbeRequest(model=model, recipes=("fp32", "int8")),
+        AuditRequest(model=model, values=False),
     ]
 
 

@@ -2,6 +2,7 @@
 have none."""
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -290,6 +291,12 @@ DAMAGED = {
         "index-wrong",
         "other.weight",
     ),
+    "a tensor in two shards": (
+        "llama-sharded",
+        lambda f: tensors(lambda held: held.update({HEAD: torch.ones(258, 64)}), first_shard(f).name)(f),
+        "tensor-twice",
+        HEAD,
+    ),
     "an index with another size": (
         "llama-sharded",
         index(lambda record: record["metadata"].update(total_size=1)),
@@ -576,6 +583,13 @@ def infinite_scale(path: Path) -> None:
         file.write(struct.pack("<e", float("inf")))
 
 
+def foreign_type(path: Path) -> None:
+    """Give blk.0.attn_q.weight a type that no release of ggml has."""
+    content, name = path.read_bytes(), b"blk.0.attn_q.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and two sizes
+    path.write_bytes(content[:place] + struct.pack("<I", 999) + content[place + 4 :])
+
+
 def split(path: Path) -> None:
     path.rename(path.with_name("model-00001-of-00003.gguf"))
 
@@ -611,6 +625,15 @@ DAMAGED_GGUF = {
         "gguf-tensors",
         "rope_freqs.weight",
     ),
+    "another number of experts": (
+        "f32",
+        Rewritten(
+            fields={"llama.expert_count": 8}, add={f"blk.{n}.ffn_gate_inp.weight": (4, 64) for n in (0, 1)}
+        ),
+        "gguf-experts",
+        "blk.0.ffn_gate_inp.weight",
+    ),
+    "a type of a fork": ("q4_0", foreign_type, "gguf-type-unknown", "blk.0.attn_q.weight"),
     "an end beyond the vocabulary": (
         "f32",
         Rewritten(fields={"tokenizer.ggml.eos_token_id": 64}),
@@ -653,6 +676,17 @@ def test_damage_of_a_gguf_file_is_named_rightly(sound, tmp_path, name):
     found = audit.run(path)
     assert [each.check for each in found.findings] == [check], [(f.check, f.spots) for f in found.findings]
     assert where in " ".join(spot.where for spot in found.findings[0].spots)
+
+
+def test_every_check_is_documented_with_its_severity():
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    listed = dict(re.findall(r"^\| ([\w-]+) \| (broken|loses quality|worth knowing) \|", text, re.MULTILINE))
+    assert listed == {name: audit.CHECKS[name].severity for name in audit.CHECKS}
+
+
+def test_every_check_finds_something_here():
+    found = {check for _, _, check, _ in (*DAMAGED.values(), *DAMAGED_GGUF.values())}
+    assert set(audit.CHECKS) == found
 
 
 # -- zero points ---------------------------------------------------------------------------------------------
