@@ -68,9 +68,10 @@ def quantize(source: str, target: str, recipe: str, shard_bytes: int, die_after:
     """Run `python -m qcore quantize --stream`. With `die_after` the process kills itself with SIGKILL once so
     many shards are finished and the next one has begun."""
     from qcore import library, models
+    from qcore.library import journal
     from qcore.library.loading import load_tokenizer
     from qcore.recipes import parse
-    from qcore.streaming import journal, quantizing
+    from qcore.streaming import quantizing
 
     notes, note = [], journal.Journal.note
 

@@ -9,6 +9,8 @@
     plain.py        models with ordinary weights that were pruned, trained or distilled
     exports.py      the targets of an export
     parameters.py   the weights of an export, one by one
+    gguf_folder.py  models as GGUF files
+    journal.py      an unfinished folder, and what of it is finished
     companions.py   what each export carries besides weights
     onnx_folder.py  models exported to ONNX
     saving.py       atomic creation of a model folder

@@ -35,9 +35,11 @@ class TargetInfo:
     module: str
 
 
-TARGETS: dict[str, TargetInfo] = {
-    info.name: info for info in (TargetInfo("onnx", "ONNX", "ONNX Runtime", "qcore.library.onnx_folder"),)
-}
+_LISTED = (
+    TargetInfo("onnx", "ONNX", "ONNX Runtime", "qcore.library.onnx_folder"),
+    TargetInfo("gguf", "GGUF", "llama.cpp, Ollama, LM Studio", "qcore.library.gguf_folder"),
+)
+TARGETS: dict[str, TargetInfo] = {info.name: info for info in _LISTED}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from qcore.base.home import check_space
 from qcore.base.progress import Progress
 from qcore.formats.tensor import QuantizedTensor
 from qcore.library import safetensors
+from qcore.library.journal import Journal
 from qcore.library.loading import load_tokenizer
 from qcore.models import Checkpoint
 from qcore.models.checkpoint import INDEX
@@ -39,7 +40,6 @@ from qcore.quantization import methods
 from qcore.recipes import METHODS, Float, Recipe
 from qcore.recipes import Engine as Library
 from qcore.recipes.ledger import Ledger
-from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard, Unit, plan
 from qcore.streaming.meter import ThroughputMeter
 from qcore.streaming.source import Source

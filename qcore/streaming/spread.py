@@ -15,9 +15,9 @@ from qcore.base.cluster import Cluster, Task
 from qcore.base.errors import QcoreError, RunError
 from qcore.base.executor import Executor
 from qcore.base.files import read_json, write_json
+from qcore.library.journal import Journal
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe
-from qcore.streaming.journal import Journal
 from qcore.streaming.layout import Layout, Shard
 from qcore.streaming.meter import ThroughputMeter
 

@@ -11,10 +11,10 @@ from qcore import library
 from qcore.base import files
 from qcore.base.errors import InputError, UnavailableError
 from qcore.library import plain, safetensors
+from qcore.library.journal import Journal
 from qcore.library.saving import check_folder, replaced_folder
 from qcore.recipes import parse
 from qcore.streaming import quantizing
-from qcore.streaming.journal import Journal
 
 
 def fill(folder):
