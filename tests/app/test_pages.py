@@ -410,6 +410,7 @@ def test_ledger_of_an_earlier_run(tmp_path, home):
     assert "a vector" in at.dataframe[0].value["why it was kept"][1]
 
 
+@pytest.mark.slow
 def test_playground_writes_and_compares(tmp_path):
     folder = tiny.checkpoint("llama", tmp_path / "tiny")
     at = open_page("playground")
@@ -427,6 +428,7 @@ def test_playground_writes_and_compares(tmp_path):
     streamlit.cache_resource.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin_known", [True, False])
 def test_playground_shows_a_quantized_model_beside_its_original(tmp_path, origin_known):
     """The quantized model is not shown as fp32 or int8. It is shown alone if its original is unknown."""

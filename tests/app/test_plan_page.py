@@ -115,6 +115,7 @@ def test_the_recommendation_is_handed_over(llama):
     assert "fp32" in chosen or at.text_input(key="quantize.more").value
 
 
+@pytest.mark.slow
 def test_the_probe_is_run_shown_and_can_be_cancelled(llama):
     at = planned(llama)
     calm(at.multiselect(key="plan.recipes").set_value(["fp32", "int8"]).run())

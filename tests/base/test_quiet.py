@@ -5,6 +5,8 @@ import subprocess
 import sys
 import warnings
 
+import pytest
+
 from qcore.base import quiet
 
 NOISY = """
@@ -37,6 +39,7 @@ def run(silence: bool) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_import_and_use_of_every_engine_is_silent_but_for_real_problems():
     lines = [line for line in run(silence=True).splitlines() if "warnings.warn" not in line]
     assert len(lines) == 2, lines
@@ -44,6 +47,7 @@ def test_import_and_use_of_every_engine_is_silent_but_for_real_problems():
     assert "another real problem" in lines[1]
 
 
+@pytest.mark.slow
 def test_without_hush_the_same_process_is_noisy():
     """If this fails, the libraries have become quiet and the list can shrink."""
     text = run(silence=False)

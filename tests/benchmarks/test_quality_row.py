@@ -57,6 +57,7 @@ def test_calibrating_on_what_is_scored_is_refused(options):
         )
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_row_is_one_sentence_for_the_whole_run(options):
     broken = Method("a peer", "own", "int9")
     with pytest.raises(RunError, match="a peer: .*int9"):

@@ -151,6 +151,7 @@ def test_eval_of_some_tokens_to_standard_output(said, model, text):
     assert status == 0 and result["tokens_scored"] == 49 and "perplexity" in err
 
 
+@pytest.mark.slow
 def test_a_streamed_model_is_the_one_quantized_in_memory(said, model, tmp_path):
     folders = tmp_path / "whole", tmp_path / "streamed"
     for folder, more in zip(folders, ((), ("--stream",)), strict=True):
@@ -240,6 +241,7 @@ def test_runs_show_judges_within_another_margin(said, model, text, tmp_path):
     assert "margin is -1.0" in said("runs", "show", run.run_id, "--margin", -1)[2]
 
 
+@pytest.mark.slow
 def test_a_streamed_evaluation_scores_all_recipes_in_one_pass(said, model, text, tmp_path):
     options = ("--text", text, "--tokens", 100, "--window", 32)
     status, printed, _ = said(

@@ -61,6 +61,7 @@ print(json.dumps(result.to_dict()))
 """
 
 
+@pytest.mark.slow
 def test_an_equal_model_in_another_process_gives_exactly_zero(tmp_path):
     folder, path = tiny.checkpoint("llama-tied", tmp_path / "model"), tmp_path / "reference.safetensors"
     first = evaluate(tiny.model("llama-tied"), text(), window=40, stride=30, record=path, checkpoint=folder)

@@ -169,6 +169,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_home")
 def test_files_plans_streaming_and_sensitivities_take_them(tmp_path, outside):
     said = run(ALL_ELSE, outside, outside / "toy_method.py", tmp_path / "made")
@@ -188,6 +189,7 @@ def test_files_plans_streaming_and_sensitivities_take_them(tmp_path, outside):
     assert said["sensitivity"][0] == 14 and said["sensitivity"][1] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toy", ["toy_method.py", "toy_format.py", "toy_engine.py"])
 def test_an_extension_is_one_file_and_registered_once(toy, outside):
     code = (

@@ -80,6 +80,7 @@ def test_the_committed_page_is_what_the_cells_say():
     assert shown == matrix.tables(matrix.read()).strip()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_logits_of_ordinary_checkpoints(originals, ids):
     """The oracle of all cells: transformers in memory and in a process of its own compute the same. What
     fails there comes back as a traceback."""

@@ -10,6 +10,8 @@ from matrix import ARCHITECTURES
 import qcore
 from qcore.models.config import NEEDED
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ("int4-g64", "int4-g32-head8")
 QCORE = f"import sys; sys.path.insert(0, {str(runtimes.ROOT)!r}); import qcore"
 

@@ -112,6 +112,7 @@ def test_what_cannot_be_made_is_refused_before_anything_starts():
     assert jobs.list_runs() == []
 
 
+@pytest.mark.slow
 def test_a_model_is_made_and_found_in_the_one_list(model, text, ended, said):
     options = Prune(method="layers", amount=0.5, calibration=text, tokens=256)
     asked = PruneRequest(model=model, options=options, compare=True)
@@ -129,6 +130,7 @@ def test_a_model_is_made_and_found_in_the_one_list(model, text, ended, said):
     assert "of the weights removed" in shown and f"runs repeat {run_id}" in shown
 
 
+@pytest.mark.slow
 def test_a_later_job_does_not_overwrite_an_earlier_ones_model(model, text, ended):
     """The folder was named after model and recipe alone."""
     folders = []
@@ -141,6 +143,7 @@ def test_a_later_job_does_not_overwrite_an_earlier_ones_model(model, text, ended
     assert len(set(folders)) == 2 and all(Path(folder, "qcore.json").exists() for folder in folders)
 
 
+@pytest.mark.slow
 def test_training_is_cancelled_and_goes_on_when_it_is_repeated(model, text, wait_for, ended):
     options = Qat(text=text, window=64, tokens=2048, schedule=Schedule(steps=100_000, validations=1))
     run_id = jobs.submit(QatRequest(model=model, recipe=parse("int3-g64"), options=options))
@@ -153,6 +156,7 @@ def test_training_is_cancelled_and_goes_on_when_it_is_repeated(model, text, wait
     jobs.cancel(again)
 
 
+@pytest.mark.slow
 def test_a_killed_task_that_can_be_resumed_is_started_again_once(model, text, wait_for, ended):
     options = Qat(text=text, window=64, tokens=2048, schedule=Schedule(steps=100_000, validations=1))
     run_id = jobs.submit(QatRequest(model=model, recipe=parse("int3-g64"), options=options))

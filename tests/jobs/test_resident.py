@@ -23,6 +23,8 @@ from qcore.jobs.resident import Event, Resident
 from qcore.jobs.resident_worker import ModelCache, Worker
 from qcore.recipes import parse
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ("fp32", "fp16")  # neither needs a compiled kernel, so a test waits for nothing but torch
 PATIENCE = 120  # seconds after which a hang is a failure
 

@@ -20,7 +20,7 @@ from qcore.verbs.sensitivity import run as compute
 FORMATS = "int3-g32,int4-g32,int8"
 
 
-pytestmark = pytest.mark.usefixtures("own_home")
+pytestmark = [pytest.mark.usefixtures("own_home"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def exported(source, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_fresh_process_with_onnxruntime_alone(exported, source):
     quantized = library.load(source).model
     from qcore.quantization import convert
@@ -168,6 +169,7 @@ def test_damage_is_noticed(exported, tmp_path):
             library.resolve(str(copy))
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(data=st.data())
 def test_a_changed_manifest_is_the_same_model_or_refused(exported, data):

@@ -82,6 +82,7 @@ def test_the_norms_of_inputs_are_those_of_the_text():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "order", "recipe"),
     [
@@ -114,6 +115,7 @@ def making_quantized(folder: str, recipe: str) -> int:
     return qcore.quantize(folder, recipe, calibration_tokens=512).ledger.stored_bytes
 
 
+@pytest.mark.slow
 def test_an_unquantized_model_is_stored_sparse_and_comes_back_bit_by_bit(tmp_path):
     folder = str(tiny.checkpoint("llama-tied", tmp_path / "m"))
     dense = prune(folder, "magnitude", 0.6, tmp_path / "dense")
@@ -194,6 +196,7 @@ def test_what_stays_makes_up_for_what_goes_as_least_squares_would():
     assert best <= error(left) < 1.1 * best < 0.5 * error(weight[:, columns])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "share"), [("neurons", 0.8), ("heads", 0.5)])
 def test_a_model_that_makes_up_for_what_went_loses_less(learned, words, monkeypatch, method, share):
     model = library.load(str(learned)).model

@@ -65,6 +65,7 @@ def test_fifty_threads_lose_nothing():
     assert all([r["size"] for r in store.rows(f"run{i}")] == [0, 1, 2, 3] for i in range(50))
 
 
+@pytest.mark.slow
 def test_fifty_processes_lose_nothing(own_home):
     code = """
 import sys

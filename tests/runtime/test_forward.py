@@ -413,6 +413,7 @@ def test_asking_whether_a_model_is_supported_packs_nothing():
     assert all(module.packed is None for module in model.modules() if isinstance(module, QuantLinear))
 
 
+@pytest.mark.slow
 def test_compiled_models_are_traced_through_their_modules(calls):
     model, tokens = make("llama", "int4-g32", "fp32"), ids(8)[None]
     expected = detached(model)(tokens, use_cache=False).logits

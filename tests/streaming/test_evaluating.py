@@ -15,6 +15,8 @@ from qcore.quantization import convert
 from qcore.streaming import evaluating
 from qcore.streaming.evaluating import evaluate_streamed
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ("int4-g64", "nf4-g32", "int4-g32-head8", "kmeans4")
 
 

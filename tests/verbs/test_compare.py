@@ -61,6 +61,7 @@ def run(spec, folder, events=None):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "moe"])
 def test_every_figure_of_every_architecture(spec, tmp_path, kind):
     wanted = spec(kind, "fp32,int8,int4-g32")
@@ -189,6 +190,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_of_its_own", [True, False], ids=["fp32 in the run", "a baseline without a row"])
 def test_questions_are_asked_of_each_recipe_and_compared_with_the_baseline(spec, tmp_path, row_of_its_own):
     file = tmp_path / "questions.json"
@@ -274,6 +276,7 @@ def test_check_refuses_a_model_of_which_no_recipe_fits(spec, monkeypatch):
         checks.check(spec())
 
 
+@pytest.mark.slow
 def test_a_quantized_cache_is_measured_against_a_baseline_that_keeps_its_own(spec, tmp_path):
     """The fp32 row shows the cost of the cache alone; its bytes equal the plan's; text and prompts really
     pass through the cache."""

@@ -43,6 +43,7 @@ def run(spec, folder):
     return [compare.run_recipe(spec, recipe, folder, lambda event: None) for recipe in spec.recipes]
 
 
+@pytest.mark.slow
 def test_a_saved_model_has_the_figures_of_its_recipe(original, spec, tmp_path):
     quantized(original, tmp_path / "mine")
     _, made, saved = run(spec(f"fp32,int4-g32,saved:{tmp_path / 'mine'}"), tmp_path)
@@ -67,6 +68,7 @@ def test_a_saved_model_has_the_figures_of_its_recipe(original, spec, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_was_made_but_not_quantized(original, spec, tmp_path):
     loaded = library.load(original)
     next(loaded.model.parameters()).data.mul_(0.5)
@@ -135,6 +137,7 @@ def test_a_quantized_model_is_compared_with_what_it_was_made_from(original, tmp_
         checks.check(spec)
 
 
+@pytest.mark.slow
 def test_every_way_to_make_a_quantized_model_says_what_it_was_made_from(original, tmp_path):
     from qcore import api
     from qcore.verbs import quantize

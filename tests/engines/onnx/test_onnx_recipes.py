@@ -30,6 +30,7 @@ def applied(name: str, reference, **modules) -> tuple[torch.nn.Module, object, D
     return model, ledger, evaluate(model, IDS, window=40, reference=Reference.open(reference)).divergence
 
 
+@pytest.mark.slow
 def test_int4_has_the_codes_and_the_loss_of_our_own(reference):
     model, ledger, divergence = applied("onnx-int4", reference)
     own = made("qwen")

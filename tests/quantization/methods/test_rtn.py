@@ -95,6 +95,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
+@pytest.mark.slow
 def test_quantizing_takes_no_memory_but_the_result_and_its_scales():
     """A matrix of 128 MiB, of which the scales in single precision are 2 MiB and a few copies of them are
     made."""

@@ -1,5 +1,6 @@
 """Learned rounding on blocks of tiny models: its start, its gradients, and a loss below that of GPTQ."""
 
+import pytest
 import tiny
 import torch
 
@@ -46,6 +47,7 @@ def test_a_step_goes_against_the_sign():
     torch.testing.assert_close(learned.position.detach(), before - 0.01 * signs)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_output_is_nearer_than_after_gptq():
     ids = torch.randint(0, 256, (8, 48), generator=torch.Generator().manual_seed(0))
