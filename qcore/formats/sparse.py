@@ -56,6 +56,8 @@ def expand(
 
 def zero_codes(tensor: QuantizedTensor) -> torch.Tensor | None:
     """Return the code of 0, uint8 (N, K) or broadcasting to it; None if the format has no exact 0."""
+    if tensor.format.affine:
+        return None
     if tensor.format.even:
         zero = tensor.zero_points()
         full = (

@@ -99,14 +99,16 @@ class QuantizedTensor:
             stored = replace(stored, **format.encode_minimum(minimum))
         return stored if scale is None else stored.with_scales(scale)
 
-    def with_scales(self, scale: torch.Tensor) -> "QuantizedTensor":
-        """Return the same codes with other scales (N, G), rounded to the format's precision."""
+    def with_scales(self, scale: torch.Tensor, minimum: torch.Tensor | None = None) -> "QuantizedTensor":
+        """Return the same codes with other scales (N, G), and with other minimums (N, G) of an affine format
+        if given, rounded to the format's precision."""
         parts = self.format.encode_scale(scale)
         return replace(
             self,
             scale=parts.get("scale"),
             scale_codes=parts.get("scale_codes"),
             scale_range=parts.get("scale_range"),
+            **({} if minimum is None else self.format.encode_minimum(minimum)),
         )
 
     def parts(self) -> dict[str, torch.Tensor]:
@@ -198,6 +200,17 @@ def round_scale(scale: torch.Tensor, format: Format) -> torch.Tensor:
     """Return the float32 scales (N, G) that `format` will store for `scale`. A method must choose codes for
     these."""
     return format.decode_scale(format.encode_scale(scale))
+
+
+def stretched(
+    scale: torch.Tensor, minimum: torch.Tensor | None, gain: torch.Tensor, format: Format
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return scales and minimums of a grid that is stretched by `gain`, all (N, G) or all (G, N): about 0, or
+    about the middle of an affine grid."""
+    if minimum is None:
+        return scale * gain, None
+    middle = (format.levels - 1) / 2
+    return scale * gain, minimum + (1 - gain) * (middle * scale)
 
 
 def round_minimum(minimum: torch.Tensor, format: Format) -> torch.Tensor:

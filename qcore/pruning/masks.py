@@ -143,7 +143,7 @@ def check_format(format: Format) -> None:
             f"{format.label} learns its table, which need not hold a 0, so pruned weights would "
             "not stay 0. Choose int4 or nf4."
         )
-    if not format.even and (format.fixed is None or not bool(format.fixed.eq(0).any())):
+    if format.affine or (not format.even and (format.fixed is None or not bool(format.fixed.eq(0).any()))):
         raise InputError(
             f"{format.label} has no code for 0, so pruned weights would not stay 0. Choose int4 or nf4."
         )

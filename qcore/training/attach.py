@@ -168,7 +168,7 @@ def groups(model: nn.Module, rate: float) -> list[dict]:
         if isinstance(module, Light) or (isinstance(module, Full) and module.gain is not None):
             found.append({"params": [module.gain], "lr": rate})
         if isinstance(module, Full):
-            found.append({"params": [module.latent], "lr": rate * float(module.scale.mean())})
+            found.append({"params": [module.latent], "lr": rate * float(module.scale.abs().mean())})
     for norm in norms(model):
         found.append(
             {

@@ -1,6 +1,7 @@
 """Fake quantization: layers that compute with their quantized weights and let gradients through.
 
-    light    ŵ = gain · scale · unit                       codes are fixed; a gain per scale is learned
+    light    ŵ = gain · scale · unit                       codes are fixed; a gain per scale is learned, which
+                                                           stretches an affine grid about its middle
     full     ŵ = scale · clamp(round(w / scale))       the latent weight w is learned
 
 Rounding has no useful gradient, so it is skipped (the straight-through estimator, Bengio et al., arXiv
@@ -25,12 +26,11 @@ import torch
 from torch import nn
 
 from qcore.formats.packing import pack
-from qcore.formats.tensor import QuantizedTensor, round_scale, spread
+from qcore.formats.tensor import QuantizedTensor, round_minimum, round_scale, spread, stretched
 from qcore.kernels.precision import mixes
-from qcore.quantization.methods.rtn import nearest
+from qcore.quantization.methods.rtn import divisor, nearest
 
 LEAN = 0.4  # initial shift of a weight from its code towards the unquantized weight, in grid steps
-_TINY = torch.finfo(torch.float32).tiny
 
 
 class Light(nn.Module):
@@ -42,25 +42,31 @@ class Light(nn.Module):
 
     units: torch.Tensor
     scale: torch.Tensor
+    minimum: torch.Tensor | None
 
     def __init__(self, tensor: QuantizedTensor):
         super().__init__()
         self.tensor = tensor
         self.register_buffer("units", _units(tensor), persistent=False)
         self.register_buffer("scale", tensor.scales(), persistent=False)
+        self.register_buffer("minimum", tensor.minimums(), persistent=False)
         self.gain = nn.Parameter(torch.ones_like(self.scale))
 
     def weight(self) -> torch.Tensor:
         """Return ŵ (N, K), in float32 or autocast's type."""
-        scale = _stored(self.scale * self.gain, self.tensor)
+        scale, minimum = _stored(self.scale, self.minimum, self.gain, self.tensor)
         if self.units.dtype == torch.bfloat16 and torch.is_autocast_enabled(scale.device.type):
             scale = scale.to(torch.bfloat16)
-        return _Scaled.apply(self.units, scale, self.tensor.format.group_size)
+            minimum = None if minimum is None else minimum.to(torch.bfloat16)
+        size = self.tensor.format.group_size
+        values = _Scaled.apply(self.units, scale, size)
+        return values if minimum is None else values + spread(minimum, values.shape[1], size)
 
     def result(self) -> QuantizedTensor:
         """Return the quantized tensor that stores ŵ."""
-        scale = (self.scale * self.gain).detach()
-        return _to(self.tensor, scale.device).with_scales(scale)
+        with torch.no_grad():
+            scale, minimum = stretched(self.scale, self.minimum, self.gain, self.tensor.format)
+            return _to(self.tensor, scale.device).with_scales(scale, minimum)
 
 
 class Full(nn.Module):
@@ -70,6 +76,7 @@ class Full(nn.Module):
     scale: torch.Tensor
     zero: torch.Tensor | None
     table: torch.Tensor | None
+    minimum: torch.Tensor | None
 
     def __init__(self, tensor: QuantizedTensor, unquantized: torch.Tensor | None, learn_scales: bool):
         super().__init__()
@@ -85,26 +92,33 @@ class Full(nn.Module):
         self.middle = zero if isinstance(zero, float) else 0.0
         table = None if tensor.codebook is None else tensor.codebook.float()
         self.register_buffer("table", table, persistent=False)
+        self.register_buffer("minimum", tensor.minimums(), persistent=False)
         self.latent = nn.Parameter(self._begin(unquantized))
         self.gain = nn.Parameter(torch.ones_like(self.scale)) if learn_scales and scale is not None else None
 
     def weight(self) -> torch.Tensor:
         """Return ŵ (N, K), float32."""
-        return _Rounded.apply(self.latent, self._scale(), self)
+        return _Rounded.apply(self.latent, *self._grid(), self)
 
     def result(self) -> QuantizedTensor:
         """Return the quantized tensor with the codes of the latent weight."""
         with torch.no_grad():
-            codes = self.round(self.latent, self._scale())[0].to(torch.uint8)
-            stored = replace(_to(self.tensor, codes.device), codes=pack(codes, self.tensor.format.bits))
-            return stored if self.gain is None else stored.with_scales(self.scale * self.gain)
+            format = self.tensor.format
+            codes = self.round(self.latent, *self._grid())[0].to(torch.uint8)
+            stored = replace(_to(self.tensor, codes.device), codes=pack(codes, format.bits))
+            if self.gain is None:
+                return stored
+            return stored.with_scales(*stretched(self.scale, self.minimum, self.gain, format))
 
     def round(
-        self, weight: torch.Tensor, scale: torch.Tensor
+        self, weight: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return codes, units and position w / scale (N, K) of `weight` under the scales (N, G)."""
+        """Return codes, units and position (w − minimum) / scale (N, K) of `weight` under the scales and
+        minimums (N, G)."""
         format, columns = self.tensor.format, weight.shape[1]
-        position = weight / spread(scale, columns, format.group_size).clamp_min(_TINY)
+        if minimum is not None:
+            weight = weight - spread(minimum, columns, format.group_size)
+        position = weight / spread(divisor(scale), columns, format.group_size)
         if self.table is None:
             zero = self.middle if self.zero is None else spread(self.zero, columns, format.group_size)
             codes = (position.round() + zero).clamp_(format.lowest, format.levels - 1)
@@ -125,20 +139,20 @@ class Full(nn.Module):
         if self.table is not None:
             return self.table.amin(-1, keepdim=True), self.table.amax(-1, keepdim=True)
         if self.zero is None:
-            return 1 - self.middle, format.levels - 1 - self.middle
+            return format.lowest - self.middle, format.levels - 1 - self.middle
         zero = spread(self.zero, columns, format.group_size)
         return -zero, format.levels - 1 - zero
 
-    def _scale(self) -> torch.Tensor:
+    def _grid(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.gain is None:
-            return self.scale
-        return _stored(self.scale * self.gain, self.tensor)
+            return self.scale, self.minimum
+        return _stored(self.scale, self.minimum, self.gain, self.tensor)
 
     def _begin(self, unquantized: torch.Tensor | None) -> torch.Tensor:
         values = self.tensor.dequantize()
         if unquantized is None:
             return values
-        reach = LEAN * spread(self.scale, values.shape[1], self.tensor.format.group_size)
+        reach = LEAN * spread(self.scale.abs(), values.shape[1], self.tensor.format.group_size)
         if self.table is not None:
             gaps = self.table.sort(dim=-1).values.diff(dim=-1)
             reach = reach * gaps.masked_fill(gaps == 0, torch.inf).amin(
@@ -165,12 +179,14 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """Round `latent` (N, K) to its grid with scales (N, G); straight-through within the grid, LSQ's gradient
-    for scales."""
+    """Round `latent` (N, K) to its grid with scales and minimums (N, G); straight-through within the grid,
+    LSQ's gradient for scales. A minimum moves only the weights beyond the ends of the grid."""
 
     @staticmethod
-    def forward(ctx: Any, latent: torch.Tensor, scale: torch.Tensor, layer: Full) -> torch.Tensor:
-        _, units, position = layer.round(latent, scale)
+    def forward(
+        ctx: Any, latent: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None, layer: Full
+    ) -> torch.Tensor:
+        _, units, position = layer.round(latent, scale, minimum)
         low, high = layer.limits()
         inside = (position >= low) & (position <= high)
         ctx.wants_scale = ctx.needs_input_grad[1]
@@ -179,20 +195,30 @@ class _Rounded(torch.autograd.Function):
         else:
             ctx.save_for_backward(inside)
         ctx.size, ctx.groups = layer.tensor.format.group_size, scale.shape[1]
-        return units * spread(scale, units.shape[1], ctx.size)
+        values = units * spread(scale, units.shape[1], ctx.size)
+        return values if minimum is None else values + spread(minimum, units.shape[1], ctx.size)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         inside, *slopes = ctx.saved_tensors
-        by_scale = None
+        by_scale = by_minimum = None
         if slopes:
             by_scale = _by_group(gradient * slopes[0], ctx.size, ctx.groups)
-        return gradient * inside, by_scale, None
+        if ctx.needs_input_grad[2]:
+            by_minimum = _by_group(gradient * ~inside, ctx.size, ctx.groups)
+        return gradient * inside, by_scale, by_minimum, None
 
 
-def _stored(scale: torch.Tensor, tensor: QuantizedTensor) -> torch.Tensor:
-    """Return the scales (N, G) as stored in the format of `tensor`; gradients pass through."""
-    return scale + (round_scale(scale.detach(), tensor.format) - scale.detach())
+def _stored(
+    scale: torch.Tensor, minimum: torch.Tensor | None, gain: torch.Tensor, tensor: QuantizedTensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return scales and minimums (N, G), stretched by `gain`, as stored in the format of `tensor`; gradients
+    pass through."""
+    scale, minimum = stretched(scale, minimum, gain, tensor.format)
+    scale = round_scale(scale.detach(), tensor.format) + (scale - scale.detach())
+    if minimum is not None:
+        minimum = round_minimum(minimum.detach(), tensor.format) + (minimum - minimum.detach())
+    return scale, minimum
 
 
 def _by_group(values: torch.Tensor, size: int | None, groups: int) -> torch.Tensor:

@@ -6,7 +6,10 @@ import tiny
 import torch
 
 from qcore.base.errors import InputError
+from qcore.formats.affine import Affine
 from qcore.formats.codebook import Codebook
+from qcore.formats.k_quants import KQuant
+from qcore.formats.signed import Signed
 from qcore.formats.tensor import spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels import precision
@@ -26,6 +29,9 @@ FORMATS = [
     (Codebook("nf4", 32), "rtn"),
     (Codebook("fp4", 32, True), "rtn"),
     (Codebook("kmeans4", 32), "kmeans"),
+    (Codebook("iq4nl", 32), "rtn"),
+    (Affine(4, 16), "rtn"),
+    (Signed(4, 16), "rtn"),
 ]
 CHANNEL = (Codebook("kmeans4", None), "kmeans")
 ids = lambda pair: pair[0].label  # noqa: E731
@@ -101,7 +107,10 @@ def test_the_gradient_of_a_gain_is_that_of_the_product(pair):
     slope = torch.randn(12, 80, generator=torch.Generator().manual_seed(2))
     (fake.weight() * slope).sum().backward()
     gain = torch.ones_like(fake.gain, requires_grad=True)
-    (tensor.dequantize() * spread(gain, 80, size) * slope).sum().backward()
+    values, middle = tensor.dequantize(), 0.0
+    if pair[0].affine:  # stretched about its middle
+        middle = spread(tensor.minimums() + (pair[0].levels - 1) / 2 * tensor.scales(), 80, size)
+    ((middle + (values - middle) * spread(gain, 80, size)) * slope).sum().backward()
     torch.testing.assert_close(fake.gain.grad, gain.grad)
 
 
@@ -119,6 +128,17 @@ def test_gradients_go_straight_through_within_the_grid_and_scales_have_those_of_
     units = (position.round() + zero).clamp(0, 7) - zero
     by_scale = (slope * torch.where(inside, units - position, units)).unflatten(1, (2, 16)).sum(2)
     torch.testing.assert_close(fake.gain.grad, by_scale * fake.scale)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_both_forms_of_k_quants_compute_what_is_stored(bits):
+    tensor = methods.quantize(weight(256), KQuant(bits), "rtn")
+    for fake in (Light(tensor), Full(tensor, weight(256), True)):
+        assert torch.equal(fake.weight(), fake.result().dequantize())
+        fake.gain.data = 1 + 0.1 * torch.randn(fake.gain.shape, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(fake.weight(), fake.result().dequantize())
+        fake.weight().square().sum().backward()
+        assert fake.gain.grad.isfinite().all() and fake.gain.grad.any()
 
 
 def test_weights_begin_leaning_towards_what_they_were():

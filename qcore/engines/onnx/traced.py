@@ -159,6 +159,11 @@ def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
             f"{format.label} is {what}, and ONNX Runtime's MatMulNBits supports integer grids only. "
             "Use int4-g64 or int8."
         )
+    if format.affine:
+        raise InputError(
+            f"{format.label} has float minimums, and ONNX Runtime's MatMulNBits supports integer zero points "
+            "only. Use int4-g64 or int8."
+        )
     size = block_size(columns, format.group_size)
     codes = weight.unpacked_codes()
     codes = pad(codes, (0, -columns % size)).unflatten(1, (-1, size))

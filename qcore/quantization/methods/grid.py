@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 
 from qcore.formats.kinds import Format
-from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.tensor import QuantizedTensor, round_minimum, round_scale
 from qcore.kernels.choosing import Levels
 from qcore.quantization.methods import fitted
 from qcore.quantization.methods.rtn import divisor, grouped
@@ -135,9 +135,14 @@ class Grid:
         values = self.units(codes).mul(self.spread(self.scale, len(codes)))
         return values if self.minimum is None else values.add_(self.spread(self.minimum, len(codes)))
 
-    def with_scale(self, scale: torch.Tensor) -> "Grid":
-        """Return the same grid with other scales (G, N), rounded to the precision that the format stores."""
-        return replace(self, scale=round_scale(scale.T.contiguous(), self.format).T.contiguous())
+    def with_scale(self, scale: torch.Tensor, minimum: torch.Tensor | None = None) -> "Grid":
+        """Return the same grid with other scales (G, N), and other minimums (G, N) if given, rounded to the
+        precision that the format stores."""
+        scale = round_scale(scale.T.contiguous(), self.format).T.contiguous()
+        if minimum is None:
+            return replace(self, scale=scale)
+        minimum = round_minimum(minimum.T.contiguous(), self.format).T.contiguous()
+        return replace(self, scale=scale, minimum=minimum)
 
     def tensor(self, codes: torch.Tensor) -> QuantizedTensor:
         """Return the quantized tensor with codes (K, N)."""

@@ -79,7 +79,8 @@ class Layer:
         gradient = gradient if self.transposed else gradient.T
         grid, learned = self.learned.grid, self.learned
         if grid.scaled:
-            slope = gradient * grid.units(learned.codes())
+            middle = 0 if grid.minimum is None else (grid.format.levels - 1) / 2  # a gain stretches about it
+            slope = gradient * (grid.units(learned.codes()) - middle)
             count, size = len(grid.scale), grid.format.group_size or len(gradient)
             slope = (
                 nn.functional.pad(slope, (0, 0, 0, count * size - len(slope))).view(count, size, -1).sum(1)

@@ -7,6 +7,8 @@ position on its grid, each group a gain on its scale, each norm a gain on its we
 
     ŵ = scale · gain · (round(position) − zero point)
 
+The gain stretches an affine grid about its middle.
+
 The loss is the squared error of the block's output, relative to each token's output, because the norm of the
 next layer divides by the token's size (and a few tokens are thousands of times larger than the others).
 Gradients pass the rounding unchanged (straight-through estimator). Positions and gains are updated by the
@@ -27,10 +29,11 @@ from typing import Any
 
 import torch
 
-from qcore.formats.tensor import QuantizedTensor, round_scale
+from qcore.formats.tensor import QuantizedTensor, stretched
 from qcore.quantization.calibration import BlockWork
 from qcore.quantization.methods import MethodInfo, gptq, register
 from qcore.quantization.methods.grid import Grid
+from qcore.quantization.methods.rtn import divisor
 
 INFO = MethodInfo(
     "signround",
@@ -60,7 +63,7 @@ class Learned:
     def begin(cls, solution: gptq.Solution) -> Learned:
         """Start at the codes of `solution`, offset by up to `LEAN` towards its unrounded weights."""
         grid, codes = solution.grid, solution.codes
-        step = grid.spread(grid.scale, len(codes)).clamp_min(torch.finfo(torch.float32).tiny)
+        step = grid.spread(divisor(grid.scale), len(codes))
         if grid.table is None:
             lean = (solution.goal - grid.values(codes)) / step
         else:
@@ -75,11 +78,16 @@ class Learned:
 
     def weight(self) -> torch.Tensor:
         """Return ŵ (N, K); gradients reach the position and the gain."""
-        units = self.grid.units(self.codes()) + (self.position - self.position.detach())
-        scale = self.grid.scale * self.gain
-        if self.grid.scaled:
-            scale = scale + (round_scale(scale.detach().T.contiguous(), self.grid.format).T - scale.detach())
-        return (units * self.grid.spread(scale, len(units))).T
+        grid = self.grid
+        units = grid.units(self.codes()) + (self.position - self.position.detach())
+        scale, minimum = stretched(grid.scale, grid.minimum, self.gain, grid.format)
+        if grid.scaled:
+            stored = grid.with_scale(scale.detach(), None if minimum is None else minimum.detach())
+            scale = stored.scale + (scale - scale.detach())
+            if minimum is not None and stored.minimum is not None:
+                minimum = stored.minimum + (minimum - minimum.detach())
+        values = units * grid.spread(scale, len(units))
+        return (values if minimum is None else values + grid.spread(minimum, len(units))).T
 
     def codes(self) -> torch.Tensor:
         """Return the codes (K, N) nearest to the positions."""
@@ -88,7 +96,9 @@ class Learned:
 
     def result(self) -> tuple[Grid, torch.Tensor]:
         """Return the learned grid and codes (K, N)."""
-        grid = self.grid.with_scale((self.grid.scale * self.gain).detach()) if self.grid.scaled else self.grid
+        grid = self.grid
+        if grid.scaled:
+            grid = grid.with_scale(*stretched(grid.scale, grid.minimum, self.gain.detach(), grid.format))
         return grid, self.codes()
 
     def tensor(self) -> QuantizedTensor:

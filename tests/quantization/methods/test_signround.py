@@ -4,6 +4,9 @@ import pytest
 import tiny
 import torch
 
+from qcore.formats.affine import Affine
+from qcore.formats.k_quants import KQuant
+from qcore.formats.signed import Signed
 from qcore.formats.uniform import Uniform
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.convert import quantize
@@ -12,18 +15,44 @@ from qcore.quantization.methods.grid import search
 from qcore.recipes import parse
 
 
-def solution(format) -> gptq.Solution:
-    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    return gptq.quantize([weight], format, torch.eye(64))[0]
+def solution(format, columns: int = 64) -> gptq.Solution:
+    weight = torch.randn(16, columns, generator=torch.Generator().manual_seed(0))
+    return gptq.quantize([weight], format, torch.eye(columns))[0]
 
 
-def test_it_begins_at_the_codes_it_was_given():
-    found = solution(Uniform(3, 32, False))
+@pytest.mark.parametrize(
+    "format",
+    [Uniform(3, 32, False), Affine(4, 32), Signed(4), KQuant(3), KQuant(4)],
+    ids=lambda format: format.label,
+)
+def test_it_begins_at_the_codes_it_was_given(format):
+    found = solution(format, 256)
     learned = signround.Learned.begin(found)
     torch.testing.assert_close(learned.weight().detach(), found.tensor.dequantize())
     grid, codes = learned.result()
     assert torch.equal(codes, found.codes)
     assert ((learned.position - codes).abs() <= signround.LEAN + 1e-6).all()
+
+
+@pytest.mark.parametrize("format", [Affine(4, 32), Signed(4), KQuant(4)], ids=lambda format: format.label)
+def test_what_is_learned_is_what_is_stored(format):
+    learned = signround.Learned.begin(solution(format, 256))
+    learned.gain.data += 0.05 * torch.randn(learned.gain.shape, generator=torch.Generator().manual_seed(1))
+    learned.position.data += torch.rand(learned.position.shape, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(learned.weight().detach(), learned.tensor().dequantize())
+    learned.weight().square().sum().backward()
+    assert learned.gain.grad.any() and learned.position.grad.any()
+
+
+def test_the_gain_of_an_affine_grid_stretches_it_about_its_middle():
+    format = Affine(4, 32)
+    learned = signround.Learned.begin(solution(format))
+    before, slope = learned.weight().detach(), torch.randn(16, 64)
+    grid = learned.grid
+    middle = grid.spread(grid.minimum + 7.5 * grid.scale, 64).T
+    (learned.weight() * slope).sum().backward()
+    expected = ((before - middle) * slope).T.reshape(2, 32, -1).sum(1)
+    torch.testing.assert_close(learned.gain.grad, expected)
 
 
 def test_gradients_pass_the_rounding_as_if_it_were_not_there():
