@@ -27,16 +27,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from qcore.base.errors import InputError
 from qcore.formats.affine import Affine
 from qcore.formats.kinds import Base, Family, Format, packed_width, register
 from qcore.formats.signed import GGML_GROUP, GGUF_FAMILY, Signed, check_ggml_group
+from qcore.formats.super_blocks import SuperBlocks
 from qcore.formats.uniform import Uniform
 
 if TYPE_CHECKING:
     import torch
 
-SUPER_BLOCK = 256
 _SIGNED = (3, 6)  # bits of the kinds without a minimum
 _GROUPS = {2: 16, 3: 16, 4: 32, 5: 32, 6: 16}
 _SCALE_BITS = {2: 4, 3: 6, 4: 6, 5: 6, 6: 8}
@@ -51,7 +50,7 @@ _FALLBACKS: dict[int, Format] = {
 
 @register("k_quant")
 @dataclass(frozen=True)
-class KQuant(Format):
+class KQuant(SuperBlocks):
     """The K-quant of `bits` bits (2 … 6), see the module docstring."""
 
     BASES: ClassVar[dict[str, Base]] = {
@@ -120,51 +119,11 @@ class KQuant(Format):
         return 1 << (self.scale_bits - 1) if self.signed else 0
 
     @property
-    def groups_per_block(self) -> int:
-        """The groups of a super-block: 8 or 16."""
-        return SUPER_BLOCK // self.group_size
+    def fallback(self) -> Format:
+        """The format that llama.cpp stores in place of rows that are not whole super-blocks."""
+        return _FALLBACKS[self.bits]
 
-    def for_columns(self, columns: int) -> Format:
-        """Return this format if rows are whole super-blocks, otherwise the format that llama.cpp stores."""
-        return self if columns % SUPER_BLOCK == 0 else _FALLBACKS[self.bits]
-
-    def groups(self, columns: int) -> int:
-        """Return G, the number of groups in a row of `columns` inputs. Raise `InputError` unless rows consist
-        of whole super-blocks."""
-        if columns % SUPER_BLOCK:
-            raise InputError(
-                f"{self.label} stores super-blocks of {SUPER_BLOCK} inputs, but this weight has {columns} "
-                f"inputs. Choose {_FALLBACKS[self.bits].label}, which llama.cpp stores instead."
-            )
-        return columns // self.group_size
-
-    # -- scales ------------------------------------------------------------------------------------------
-
-    def encode_scale(
-        self, scale: torch.Tensor, importance: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Return "scale" d (N, S) and "scale_codes" of float32 scales (N, G). The codes have the least
-        squared error, weighted by the `importance` (N, G) of the scales. Raise `InputError` for NaN and for
-        scales too large for float16."""
-        from qcore.formats.scales import quantize_by_block
-
-        offset = self.scale_offset
-        top = (1 << self.scale_bits) - 1 - offset
-        integers, unit = quantize_by_block(scale, self.groups_per_block, -offset, top, importance)
-        return {"scale": unit, "scale_codes": self.pack_scales(integers)}
-
-    def decode_scale(
-        self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
-    ) -> torch.Tensor:
-        """Return the scales d · a (N, G), float32; with `rows`, of these rows only."""
-        return self._times(parts["scale"][rows], self.scale_integers(parts, rows))
-
-    def scale_layout(self, rows: int, groups: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return {part: (dtype, shape)} of "scale" and "scale_codes"."""
-        return {
-            "scale": ("float16", (rows, groups // self.groups_per_block)),
-            "scale_codes": ("uint8", (rows, packed_width(groups, self.scale_bits))),
-        }
+    # -- minimums -----------------------------------------------------------------------------------------
 
     def encode_minimum(
         self, minimum: torch.Tensor, importance: torch.Tensor | None = None
@@ -189,16 +148,6 @@ class KQuant(Format):
             "min_codes": ("uint8", (rows, packed_width(groups, self.scale_bits))),
         }
 
-    # -- the integers a and b ----------------------------------------------------------------------------
-
-    def scale_integers(
-        self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
-    ) -> torch.Tensor:
-        """Return a (N, G), int16, from the stored `parts`."""
-        import torch
-
-        return self._unpack(parts["scale_codes"][rows]).to(torch.int16) - self.scale_offset
-
     def minimum_integers(
         self, parts: Mapping[str, torch.Tensor], rows: slice | torch.Tensor = slice(None)
     ) -> torch.Tensor:
@@ -207,14 +156,6 @@ class KQuant(Format):
 
         return self._unpack(parts["min_codes"][rows]).to(torch.int16)
 
-    def pack_scales(self, integers: torch.Tensor) -> torch.Tensor:
-        """Return "scale_codes" of the integers a (N, G): the inverse of `scale_integers`."""
-        import torch
-
-        from qcore.formats.packing import pack
-
-        return pack((integers + self.scale_offset).to(torch.uint8), self.scale_bits)
-
     def pack_minimums(self, integers: torch.Tensor) -> torch.Tensor:
         """Return "min_codes" of the integers b (N, G): the inverse of `minimum_integers`."""
         import torch
@@ -222,11 +163,3 @@ class KQuant(Format):
         from qcore.formats.packing import pack
 
         return pack(integers.to(torch.uint8), self.scale_bits)
-
-    def _unpack(self, codes: torch.Tensor) -> torch.Tensor:
-        from qcore.formats.packing import unpack
-
-        return unpack(codes, self.scale_bits, codes.shape[-1] * 8 // self.scale_bits)
-
-    def _times(self, unit: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
-        return unit.float().repeat_interleave(self.groups_per_block, dim=-1) * integers

@@ -7,7 +7,7 @@ fits.
 
     format                                      type
     gguf-q4_0 gguf-q4_1 gguf-q5_0 gguf-q5_1     Q4_0 Q4_1 Q5_0 Q5_1
-    gguf-iq4_nl                                 IQ4_NL
+    gguf-iq4_nl gguf-iq4_xs                     IQ4_NL IQ4_XS
     gguf-q2_k … gguf-q6_k                       Q2_K … Q6_K
     gguf-q8_0 int8 int8-g64 …                   Q8_0: scales repeated for each 32 inputs
     int4-g32-sym int4-g64-sym …                 Q4_0, in the same way
@@ -24,10 +24,12 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.affine import Affine
 from qcore.formats.codebook import Codebook
+from qcore.formats.iq4_xs import Iq4Xs
 from qcore.formats.k_quants import KQuant
 from qcore.formats.kinds import Format
 from qcore.formats.packing import pack
 from qcore.formats.signed import Signed
+from qcore.formats.super_blocks import SuperBlocks
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
 from qcore.interop.ggml_blocks import BLOCK, LAYOUTS, Fields
@@ -59,6 +61,7 @@ FORMATS: dict[str, Format] = {
     "Q8_0": Uniform(8, BLOCK, True),
     "IQ4_NL": Codebook("iq4nl", BLOCK),
     **{f"Q{bits}_K": KQuant(bits) for bits in (2, 3, 4, 5, 6)},
+    "IQ4_XS": Iq4Xs(),
 }
 """The format that a type's weights are read into."""
 _TYPES = {format: name for name, format in FORMATS.items()}
@@ -98,14 +101,14 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
             f"{format.label} stores integer zero points, which GGUF has no type for. Use "
             f"{_NEAREST.get(bits, 'gguf-q8_0')}."
         )
-    if not isinstance(format, Uniform | Signed | Affine | Codebook | KQuant):
+    if not isinstance(format, Uniform | Signed | Affine | Codebook | SuperBlocks):
         return f"GGUF has no type for the format {format.label}. Use gguf-q4_k."
     if _in_blocks(format) not in _TYPES:
         return (
             f"GGUF has no type with {bits}-bit codes and one scale{' and minimum' * format.affine} per "
             f"group. Use {_NEAREST.get(bits, 'gguf-q8_0')}."
         )
-    if format.group_size is not None and not isinstance(format, KQuant) and format.group_size % BLOCK:
+    if format.group_size is not None and not isinstance(format, SuperBlocks) and format.group_size % BLOCK:
         return (
             f"{format.label} has a scale per {format.group_size} inputs, but a block of GGUF has one per "
             f"{BLOCK}. Use {_in_blocks(format).label}."
@@ -126,11 +129,15 @@ def encode(weight: QuantizedTensor) -> torch.Tensor:
     format, columns = weight.format, weight.shape[1]
     layout = LAYOUTS[type_of(format, columns)]
     parts, codes = weight.parts(), weight.unpacked_codes()
-    if not isinstance(format, KQuant):
+    if not isinstance(format, SuperBlocks):
         scale, minimum = weight.scales(), weight.minimums()
         return layout.write(Fields(codes, _per_block(scale, weight), _per_block(minimum, weight)))
     scales = format.scale_integers(parts).to(torch.int8 if format.signed else torch.uint8)
-    minimums = format.minimum_integers(parts).to(torch.uint8) if format.affine else None
+    minimums = (
+        format.minimum_integers(parts).to(torch.uint8)
+        if isinstance(format, KQuant) and format.affine
+        else None
+    )
     return layout.write(Fields(codes, weight.scale, weight.minimum, scales, minimums))
 
 
@@ -160,10 +167,10 @@ def decode(data: torch.Tensor, name: str, shape: tuple[int, int]) -> QuantizedTe
         minimum=fields.minimum,
         codebook=format.fixed,
     )
-    if isinstance(format, KQuant):
-        scale_codes = format.pack_scales(fields.scale_codes.to(torch.int16))
-        min_codes = None if fields.min_codes is None else format.pack_minimums(fields.min_codes)
-        found = replace(found, scale_codes=scale_codes, min_codes=min_codes)
+    if isinstance(format, SuperBlocks):
+        found = replace(found, scale_codes=format.pack_scales(fields.scale_codes.to(torch.int16)))
+    if isinstance(format, KQuant) and fields.min_codes is not None:
+        found = replace(found, min_codes=format.pack_minimums(fields.min_codes))
     return found
 
 
@@ -192,7 +199,7 @@ def _in_blocks(format: Format) -> Format:
         return Uniform(format.bits, BLOCK, format.symmetric)
     if isinstance(format, Codebook):
         return Codebook(format.kind, BLOCK)
-    return format if isinstance(format, KQuant) else replace(format, group_size=BLOCK)
+    return format if isinstance(format, SuperBlocks) else replace(format, group_size=BLOCK)
 
 
 def _per_block(values: torch.Tensor | None, weight: QuantizedTensor) -> torch.Tensor | None:

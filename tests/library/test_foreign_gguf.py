@@ -86,7 +86,7 @@ def test_a_mixed_file_with_a_head_of_its_own(make):
     assert formats["model.layers.0.self_attn.v_proj.weight"] is None
 
 
-@pytest.mark.parametrize("kind", ["IQ4_XS", "IQ2_XXS"])
+@pytest.mark.parametrize("kind", ["IQ3_S", "IQ2_XXS"])
 def test_a_type_without_a_format_is_dequantized_and_said_so(make, kind):
     loaded = check_equal(make(WIDE, lambda name: TYPE[kind] if "ffn_down" in name else TYPE.Q8_0))
     rows = {row.name: row for row in loaded.ledger.rows}

@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import torch
 
-from qcore.formats.k_quants import SUPER_BLOCK, KQuant
+from qcore.formats.k_quants import KQuant
+from qcore.formats.super_blocks import SUPER_BLOCK
 from qcore.formats.tensor import round_minimum, round_scale
 from qcore.quantization.methods.grid import Grid
 
