@@ -12,6 +12,7 @@ that touch such state hold one lock.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -105,6 +106,11 @@ class StoredNames:
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
         self._prefix, self._wanted = model.base_model_prefix, model.state_dict()
+        self._ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+
+    def ignores(self, stored: str) -> bool:
+        """Return whether the model's class expects the stored tensor and has no use for it."""
+        return any(re.search(pattern, stored) for pattern in self._ignored)
 
     def place(self, stored: str) -> tuple[str, str | None, Any] | None:
         """Return (parameter, the rule's pattern, the rule) of a stored tensor; pattern and rule are None if

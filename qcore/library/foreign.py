@@ -23,7 +23,7 @@ from qcore.formats.uniform import Uniform
 from qcore.layers.inventory import dtype_name, inventory
 from qcore.layers.select import Target, select
 from qcore.library.finite import require_finite
-from qcore.models import gguf_header, gguf_weights
+from qcore.models import foreign_folder, gguf_header, gguf_weights
 from qcore.models.assembly import empty_model, meta_model
 from qcore.models.checkpoint import GGUF, Checkpoint
 from qcore.models.config import to_transformers
@@ -84,9 +84,14 @@ def load(checkpoint: Checkpoint, progress: Progress | None = None) -> tuple[PreT
     Raise `InputError` for a parameter without weights, for an expert that is missing, and for weights that
     cannot be read.
     """
-    model = empty_model(to_transformers(checkpoint.config))
+    config = to_transformers(checkpoint.config)
+    model = empty_model(config)
     found = _by_parameter(stored_weights(checkpoint, model))
     named = {name: (tensor, shared) for name, tensor, shared in inventory(model)}
+    if any(name in found and shared in found for name, (_, shared) in named.items()):
+        config.tie_word_embeddings = False  # a head that is stored apart has codes or values of its own
+        model = empty_model(config)
+        named = {name: (tensor, shared) for name, tensor, shared in inventory(model)}
     _check_complete(checkpoint, found, named)
     targets = {target.name: target for target in select(model, _EVERY).targets}
     coded = [name for name, parameter in found.items() if name in targets and parameter.has_codes]
@@ -114,7 +119,7 @@ def stored_weights(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Store
     if checkpoint.foreign == GGUF:
         path = Path(checkpoint.name).expanduser().absolute()
         return gguf_weights.weights(path, gguf_header.read(path), model)
-    raise InputError(f"{checkpoint.name} is quantized by {checkpoint.foreign}, which cannot be read.")
+    return foreign_folder.weights(checkpoint, model)
 
 
 def held_bytes(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -70,10 +70,7 @@ def _foreign(folder: Path, name: str) -> Checkpoint | None:
 
 
 def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
-    note = (
-        f" It was quantized by another library ({method}), so it can only be inspected. Recipes start from "
-        "the original model."
-    )
+    note = f" It was quantized by another library ({method}). Recipes start from the original model."
     return replace(checkpoint, is_quantized=True, description=checkpoint.description + note)
 
 

@@ -1,11 +1,14 @@
 """Resolves a model name to a checked checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from qcore.base.progress import Progress
 from qcore.library.plain import describe
 from qcore.models import packaged
 from qcore.models.checkpoint import ONNX_MANIFEST, Checkpoint, read_folder
+from qcore.models.config import check_against, quantized_by, read_config
+from qcore.models.headers import TensorInfo
 from qcore.models.names import Name, classify
 
 
@@ -49,9 +52,8 @@ def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
         return read_folder(folder, name.text, "default", packaged.describe(folder))
     if name.kind == "folder":
         folder = Path(name.text).expanduser().absolute()
-        return _read(
-            folder, name.text, "folder", " ".join(filter(None, ("A local folder.", describe(folder))))
-        )
+        words = " ".join(filter(None, ("A local folder.", describe(folder))))
+        return _read(folder, name.text, "folder", words, as_stored=as_stored)
     if name.kind == "gguf":
         from qcore.models import gguf_file, gguf_stored
 
@@ -60,20 +62,48 @@ def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
             return found
         folder, description = gguf_file.prepare(path, progress)
         return read_folder(folder, name.text, "gguf", description)
-    return _from_hub(name, progress)
+    return _from_hub(name, as_stored, progress)
 
 
-def _read(folder: Path, name: str, source: str, description: str, revision: str | None = None) -> Checkpoint:
+def _read(
+    folder: Path,
+    name: str,
+    source: str,
+    description: str,
+    revision: str | None = None,
+    *,
+    as_stored: bool = False,
+) -> Checkpoint:
     """Check a folder of weights or of an exported graph, and describe it."""
     if (folder / ONNX_MANIFEST).exists():
         from qcore.library import onnx_folder
 
         return onnx_folder.checkpoint(folder, name, description)
+    if as_stored and (folder / "config.json").is_file():
+        config, _ = read_config(folder, quantized=True)
+        if method := quantized_by(config, folder):
+            return _foreign(read_folder(folder, name, source, description, revision, quantized=True), method)
     return read_folder(folder, name, source, description, revision)
 
 
-def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
+def _foreign(checkpoint: Checkpoint, method: str) -> Checkpoint:
+    """Return the checkpoint of a folder that another project quantized by `method`. Raise `InputError` if it
+    cannot be read."""
+    from qcore.models import foreign_folder
+
+    # up to four codes per byte
+    sizes = {
+        name: TensorInfo(info.dtype, (4 * info.nbytes,), info.nbytes, info.file, info.start)
+        for name, info in checkpoint.tensors.items()
+    }
+    check_against(checkpoint.config, sizes)
+    words = f"{checkpoint.description} {foreign_folder.describe(checkpoint)}"
+    return replace(checkpoint, is_quantized=True, foreign=method, description=words)
+
+
+def _from_hub(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
     from qcore.models import hub
 
-    folder, commit, note = hub.fetch(name.text, name.revision, progress)
-    return _read(folder, name.text, "hub", f"From the hub at commit {commit[:12]}.{note}", commit)
+    folder, commit, note = hub.fetch(name.text, name.revision, progress, quantized=as_stored)
+    words = f"From the hub at commit {commit[:12]}.{note}"
+    return _read(folder, name.text, "hub", words, commit, as_stored=as_stored)

@@ -34,7 +34,8 @@ _STRIPPED = (
 )
 _HARMLESS = ("_name_or_path", "name_or_path")  # stripped silently: present in every config
 _QUANTIZED = ("quantization_config", "compression_config")
-_NAMED_ELSEWHERE = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
+_NAMED_ELSEWHERE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_MLX = "quantization"  # MLX's own key
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _VOCABULARY, _WIDTH = ("vocab_size",), ("hidden_size", "n_embd", "d_model")
@@ -145,16 +146,29 @@ def _refuse_code(config: dict, folder: Path, name: str) -> None:
         )
 
 
-def quantized_by(config: dict, folder: Path) -> str | None:
-    """Return the method with which another library quantized the model ("gptq", "method not named"); None if
-    none did."""
+def quantization(config: dict, folder: Path) -> tuple[str, dict] | None:
+    """Return (method, settings) with which another library quantized the model, from config.json or a file
+    beside it, such as ("gptq", {"bits": 4, …}); None if none did. The method is "method not named" if the
+    settings do not name it. Raise `InputError` if a file beside config.json cannot be read."""
     if is_ours(config):
         return None
-    method = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
-    if method is None:
-        return next((name for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None)
-    name = method.get("quant_method") or method.get("quant_algo") if isinstance(method, dict) else None
-    return str(name or "method not named")
+    if isinstance(settings := config.get(_MLX), dict) and {"bits", "group_size"} <= set(settings):
+        return "mlx", settings
+    found = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
+    if found is None:
+        beside = next(
+            ((file, name) for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None
+        )
+        return None if beside is None else (beside[1], read_json(folder / beside[0]))
+    settings = found if isinstance(found, dict) else {}
+    name = settings.get("quant_method") or settings.get("quant_algo")
+    return str(name or "method not named"), settings
+
+
+def quantized_by(config: dict, folder: Path) -> str | None:
+    """Return the method of `quantization`, None if no other library quantized the model."""
+    found = quantization(config, folder)
+    return None if found is None else found[0]
 
 
 def _refuse_quantized(config: dict, folder: Path) -> None:

@@ -9,7 +9,6 @@ llama.cpp's `convert_hf_to_gguf.py`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
-from qcore.interop import ggml
+from qcore.interop import ggml, gguf_names
 from qcore.models import gguf_file
 from qcore.models.gguf_header import Header, Tensor
 from qcore.models.headers import TensorInfo
@@ -31,36 +30,22 @@ if TYPE_CHECKING:
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _PIECE = 1 << 21  # weights that are decoded at once
-_EXPERTS = re.compile(r"(.*)\.experts\.(gate_up_proj|down_proj)")
 _IGNORED = (  # in the config, see `gguf_header.rope_scaling`
     "rope_freqs.weight",
     "rope_factors_long.weight",
     "rope_factors_short.weight",
 )
-_PERMUTED = ("llama",)  # architectures whose queries and keys llama.cpp stores in pairs
-_SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron")  # architectures whose norms llama.cpp stores plus 1
-ARCHITECTURES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2moe",
-    "qwen3moe",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "gpt2",
-    "starcoder2",
-)
+ARCHITECTURES = frozenset(known.name for known in gguf_names.ARCHITECTURES.values())
+"""The architectures whose codes can be kept, by llama.cpp's names."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The model's `parameter` of a stored tensor; `part` as in `StoredWeight`. `fused`: of all experts."""
+    """The model's `parameter` that a stored tensor fills in `place`; `part` as in `StoredWeight`."""
 
     parameter: str
+    place: gguf_names.Place
     part: int = 0
-    fused: bool = False
 
 
 def keeps_codes(header: Header) -> bool:
@@ -74,7 +59,7 @@ def weights(path: Path, header: Header, model: PreTrainedModel) -> list[StoredWe
     Raise `InputError` for a tensor of an unknown type, without a place in the model, or of another shape than
     its parameter.
     """
-    places, found = _places(model, header.architecture), []
+    places, found = _places(model), []
     for tensor in header.tensors:
         if tensor.name in _IGNORED:
             continue
@@ -94,24 +79,24 @@ def weights(path: Path, header: Header, model: PreTrainedModel) -> list[StoredWe
                 f"{path.name} stores {tensor.name} in the shape {tensor.shape}, but its settings demand "
                 f"{wanted}."
             )
-        if place.fused:
+        if len(wanted) == 3:
             found += _experts(path, tensor, place)
         else:
-            found.append(_one(path, tensor, place, header, model))
+            found.append(_one(path, tensor, place, model))
     return found
 
 
-def _one(path: Path, tensor: Tensor, place: _Place, header: Header, model: PreTrainedModel) -> StoredWeight:
+def _one(path: Path, tensor: Tensor, place: _Place, model: PreTrainedModel) -> StoredWeight:
     """Return the weight of a tensor that fills a whole parameter."""
-    shape = model.get_parameter(place.parameter).shape
+    shape, stored = model.get_parameter(place.parameter).shape, place.place
     turned = _stored_shape(model, place) != tuple(shape)
-    shifted = header.architecture in _SHIFTED and tensor.name.endswith("norm.weight")
+    rows = None if stored.heads is None else gguf_names.interleaved(tensor.shape[0], stored.heads).argsort()
 
     def finish(values: torch.Tensor) -> torch.Tensor:
         values = values.T.contiguous() if turned else values.view(shape)
-        return values - 1 if shifted else values
+        return values - stored.shift if stored.shift else values
 
-    return _weight(path, tensor, place.parameter, _rows(tensor, header), finish)
+    return _weight(path, tensor, place.parameter, rows, finish)
 
 
 def _as_read(values: torch.Tensor) -> torch.Tensor:
@@ -122,46 +107,29 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(side for side in shape if side != 1)
 
 
-def _places(model: PreTrainedModel, architecture: str) -> dict[str, _Place]:
+def _places(model: PreTrainedModel) -> dict[str, _Place]:
     """Return the places of all tensors that a GGUF file of `model` can hold, by their names there."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    known = get_tensor_name_map(number, model.config.get_text_config().num_hidden_layers)
-    places: dict[str, _Place] = {}
-    for parameter, _ in model.named_parameters(remove_duplicate=False):
-        if match := _EXPERTS.fullmatch(parameter):
-            parts = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
-            for part, each in enumerate(parts):
-                if (name := known.get_name(f"{match[1]}.experts.{each}")) is not None:
-                    places[f"{name}.weight"] = _Place(parameter, part, fused=True)
-            continue
-        stem, _, suffix = parameter.rpartition(".")
-        if (name := known.get_name(stem)) is not None:
-            places.setdefault(f"{name}.{suffix}", _Place(parameter))
+    names, places = gguf_names.Names(model.config), {}
+    for parameter, tensor in model.named_parameters(remove_duplicate=False):
+        for part, place in enumerate(names.places(parameter, _as_matrices(model, parameter, tensor))):
+            places.setdefault(place.name, _Place(parameter, place, part))
     return places
+
+
+def _as_matrices(model: PreTrainedModel, parameter: str, tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter with its matrices as (N outputs, K inputs)."""
+    from transformers.pytorch_utils import Conv1D
+
+    shape, owner = tuple(tensor.shape), model.get_submodule(parameter.rpartition(".")[0])
+    return shape[::-1] if isinstance(owner, Conv1D) else shape
 
 
 def _stored_shape(model: PreTrainedModel, place: _Place) -> tuple[int, ...]:
     """Return the shape in which a GGUF file stores what fills `place`."""
-    from transformers.pytorch_utils import Conv1D
-
-    parameter = model.get_parameter(place.parameter)
-    shape, owner = tuple(parameter.shape), model.get_submodule(place.parameter.rpartition(".")[0])
-    if place.fused and place.parameter.endswith("gate_up_proj"):
-        return (shape[0], shape[1] // 2, *shape[2:])
-    return shape[::-1] if isinstance(owner, Conv1D) else shape
-
-
-def _rows(tensor: Tensor, header: Header) -> torch.Tensor | None:
-    """Return the order in which to read the stored rows; None for their own."""
-    if header.architecture not in _PERMUTED or not re.search(r"\.attn_[qk]\.(weight|bias)$", tensor.name):
-        return None
-    key = "head_count_kv" if ".attn_k." in tensor.name else "head_count"
-    heads = header.number(f"{header.architecture}.attention.{key}")
-    if not isinstance(heads, int) or heads < 1 or tensor.shape[0] % (2 * heads):
-        raise InputError(f"{tensor.name} has {tensor.shape[0]} rows, which {heads} heads cannot share.")
-    return torch.arange(tensor.shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
+    *experts, rows, columns = (1, *_as_matrices(model, place.parameter, model.get_parameter(place.parameter)))
+    if not experts:
+        return (columns,)
+    return (*experts[1:], place.place.count(rows), columns)
 
 
 def _experts(path: Path, tensor: Tensor, place: _Place) -> Iterator[StoredWeight]:

@@ -61,6 +61,7 @@ def fetch(
     *,
     patience: float = _PATIENCE,
     cached: bool = True,
+    quantized: bool = False,
 ) -> tuple[Path, str, str]:
     """Download `repo_id` at `revision` (default: main) and return (folder, commit, a note for the
     description, usually empty).
@@ -87,7 +88,7 @@ def fetch(
     )  # by branch name, so that the cache finds it offline
     commit = _commit(info, repo_id)
     folder = _fetch_small(repo_id, sizes, commit, patience)
-    read_config(folder)
+    read_config(folder, quantized=quantized)
     weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     check_space(folder, missing, f"Downloading {repo_id}")

@@ -313,7 +313,7 @@ def test_quantized_checkpoints_are_refused_by_name(folder, method, nested):
         library.resolve(folder)
 
 
-@pytest.mark.parametrize("file, name", [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")])
+@pytest.mark.parametrize("file, name", [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
 def test_older_quantized_checkpoints(folder, file, name):
     (folder / file).write_text("{}")
     with pytest.raises(InputError, match=f"already quantized .{name}."):

@@ -135,6 +135,11 @@ def test_names_that_a_model_stores_differently():
     assert names.place("h.0.attn.c_attn.weight") == ("transformer.h.0.attn.c_attn.weight", None, None)
     assert names.place("transformer.wte.weight") == ("transformer.wte.weight", None, None)
     assert names.place("something.else") is None
+    assert not names.ignores("something.else")
+    expecting = empty_model(tiny.CONFIGS["gpt2"])
+    vars(expecting)["_keys_to_ignore_on_load_unexpected"] = {r"^mtp\."}
+    assert internals.StoredNames(expecting).ignores("mtp.0.weight")
+    assert not internals.StoredNames(expecting).ignores("h.0.mtp.weight")
 
 
 def test_experts_that_are_stored_one_by_one():
