@@ -66,6 +66,7 @@ _PROBLEMS = {
     13: "there are too few weights for the shape",
     14: "the key-value cache is too small",
     15: "the rotary embedding has too few positions",
+    16: "there are too few minimums for the shape",
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from guarded import guarded
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_weights import ENOUGH, FORMATS, weight
+from kernel_weights import ENOUGH, FORMATS, weight, whole
 
 from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
@@ -54,20 +54,30 @@ def change(data, structure: ctypes.Structure) -> None:
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("shape", [(ROWS, 8 * COLUMNS), (8 * ROWS, COLUMNS), (ROWS + 8, COLUMNS + 64)])
 def test_a_shape_that_the_parts_do_not_fill_is_refused(name, shape):
+    larger = shape[0], whole(FORMATS[name], shape[1])
     with pytest.raises(InputError, match="cannot be packed: there are too few"):
-        PackedWeight.pack(replace(stored(name), shape=shape))
+        PackedWeight.pack(replace(stored(name), shape=larger))
 
 
-@pytest.mark.parametrize("part", ["codes", "scale", "zero_point", "codebook"])
 @pytest.mark.parametrize(
-    "name", ["int8-g32-asym", "int4-g32", "int3-g64", "nf4-g64", "kmeans4-g64", "kmeans4"]
+    "part", ["codes", "scale", "zero_point", "codebook", "minimum", "scale_codes", "min_codes"]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("int8-g32-asym", "int4-g32", "int3-g64", "nf4-g64", "kmeans4-g64", "kmeans4", "gguf-q5_1"),
+        *("gguf-q2_k", "gguf-q3_k", "gguf-q4_k"),
+    ],
 )
 def test_each_part_that_is_too_short_is_named(name, part):
     whole = stored(name)
     short = getattr(whole, part)
     if short is None:
         return
-    words = {"codes": "codes", "scale": "scales", "zero_point": "zero points", "codebook": "table"}[part]
+    words = {
+        **{"codes": "codes", "scale": "scales", "zero_point": "zero points", "codebook": "table"},
+        **{"minimum": "minimums", "scale_codes": "scales", "min_codes": "minimums"},
+    }[part]
     cut = short[: len(short) // 2]
     if part == "zero_point":
         cut = short[: short.numel() // 2 // whole.format.bits * whole.format.bits]  # whole eights of codes
@@ -112,13 +122,10 @@ def test_packing_without_memory_is_an_error_and_not_the_end():
 
 @given(st.sampled_from(sorted(ENOUGH)), st.data())
 def test_no_numbers_make_packing_or_unpacking_leave_their_buffers(name, data):
-    whole = stored(name)
-    right = PackedWeight.pack(whole)
-    layout = library.Layout.from_buffer_copy(right.layout)
-    tables = whole.codebook if right._per_row else None
-    groups = -(-COLUMNS // (whole.format.group_size or COLUMNS))
-    zero = guarded(torch.zeros(ROWS * groups, dtype=torch.uint8)) if whole.zero_point is not None else None
-    parts = packed._Stored.of(whole.format.bits, whole.codes, groups, whole.scale, zero, tables)
+    sound = stored(name)
+    layout = library.Layout.from_buffer_copy(PackedWeight.pack(sound).layout)
+    held = {part: guarded(tensor) for part, tensor in packed._parts(sound).items()}
+    parts = packed._Stored.of(sound.format.bits, packed._groups(sound.format, sound.shape[1]), held)
     change(data, data.draw(st.sampled_from((layout, parts))))
     for function in (library.functions().qcore_pack, library.functions().qcore_unpack):
         assert function(ctypes.byref(layout), ctypes.byref(parts), 2) in (library.OK, *library._PROBLEMS)
@@ -129,13 +136,14 @@ def test_no_numbers_make_products_and_rows_leave_their_buffers(name, tokens, mod
     right = PackedWeight.pack(stored(name))
     layout = library.Layout.from_buffer_copy(right.layout)
     change(data, layout)
-    x, y = guarded(torch.randn(tokens, COLUMNS)), guarded(torch.empty(tokens, ROWS))
+    columns = right.shape[1]
+    x, y = guarded(torch.randn(tokens, columns)), guarded(torch.empty(tokens, ROWS))
     bias = guarded(torch.randn(ROWS))
     status = library.functions().qcore_linear(
         ctypes.byref(layout), x.data_ptr(), x.numel(), bias.data_ptr(), ROWS, y.data_ptr(), y.numel(), mode, 2
     )
     assert status in (library.OK, *library._PROBLEMS) and (status or 0 <= mode < 4)
-    ids, out = guarded(torch.arange(tokens)), guarded(torch.empty(tokens, COLUMNS))
+    ids, out = guarded(torch.arange(tokens)), guarded(torch.empty(tokens, columns))
     status = library.functions().qcore_rows(
         ctypes.byref(layout), ids.data_ptr(), tokens, out.data_ptr(), out.numel()
     )
@@ -145,7 +153,7 @@ def test_no_numbers_make_products_and_rows_leave_their_buffers(name, tokens, mod
 def test_the_operators_check_what_they_are_handed():
     right = PackedWeight.pack(stored("int4-g32"))
     numbers, x = list(right.numbers), guarded(torch.randn(2, COLUMNS))
-    for at, value in ((4, 800), (5, 8 * COLUMNS), (6, 40), (7, 10**6), (0, 4), (2, 0)):
+    for at, value in ((4, 800), (5, 8 * COLUMNS), (6, 40), (7, 10**6), (0, 6), (2, 0)):
         wrong = [*numbers[:at], value, *numbers[at + 1 :]]
         with pytest.raises((InputError, RuntimeError), match="contradict|too short|does not match"):
             ops.linear_op(x, right.panels, None, None, wrong, library.FLOAT)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_weights import ENOUGH, FORMATS, allowed_error, weight
+from kernel_weights import ENOUGH, FORMATS, allowed_error, weight, whole
 
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
@@ -35,23 +35,20 @@ def check(
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_product_is_right_for_every_format_mode_and_number_of_tokens(format, activations):
+    stored = weight(format, 40, 192)
     for tokens in (1, 2, 3, 4, 5, 8, 14):
         torch.manual_seed(tokens)
-        check(weight(format, 40, 192), torch.randn(tokens, 192), activations)
+        check(stored, torch.randn(tokens, stored.shape[1]), activations)
 
 
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 def test_awkward_shapes_are_right(format, activations):
-    for rows, columns in itertools.product((1, 7, 9, 25), (1, 31, 64, 100, 544)):
+    for rows, columns in itertools.product((1, 7, 9, 25), {whole(format, k) for k in (1, 31, 64, 100, 544)}):
+        stored = weight(format, rows, columns, seed=rows)
         for tokens in (1, 6):
             torch.manual_seed(rows)
-            check(
-                weight(format, rows, columns, seed=rows),
-                torch.randn(tokens, columns),
-                activations,
-                torch.randn(rows),
-            )
+            check(stored, torch.randn(tokens, columns), activations, torch.randn(rows))
 
 
 @given(
@@ -64,11 +61,8 @@ def test_awkward_shapes_are_right(format, activations):
 )
 def test_product_is_right_for_any_shape(name, rows, columns, tokens, activations, seed):
     generator = torch.Generator().manual_seed(seed)
-    check(
-        weight(FORMATS[name], rows, columns, seed),
-        torch.randn(tokens, columns, generator=generator),
-        activations,
-    )
+    stored = weight(FORMATS[name], rows, columns, seed)
+    check(stored, torch.randn(tokens, stored.shape[1], generator=generator), activations)
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
@@ -99,7 +93,9 @@ def test_rows_outside_the_weight_are_refused():
             dispatch.rows(packed, torch.tensor([bad]))
 
 
-@pytest.mark.parametrize("name", ["int8", "int4-g64", "nf4-g64", "kmeans4"])
+@pytest.mark.parametrize(
+    "name", ["int8", "int6-g64", "int5", "int4-g64", "nf4-g64", "kmeans4", "gguf-q5_1", "gguf-q2_k"]
+)
 def test_packing_takes_no_more_bytes_than_padding_explains(name):
     stored = weight(FORMATS[name], 1024, 1024)
     assert stored.nbytes <= PackedWeight.pack(stored).nbytes <= stored.nbytes * 1.001 + 64
@@ -137,12 +133,17 @@ def test_no_tokens_give_no_outputs():
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 def test_zero_scales_and_zero_inputs_give_exact_zeros(format, tokens, activations):
     stored = weight(format, 9, 64)
+    columns = stored.shape[1]
     if stored.scale is not None:
-        stored.scale.zero_()
+        for part in (stored.scale, stored.minimum):
+            if part is not None:
+                part.zero_()
         assert not dispatch.linear(
-            torch.randn(tokens, 64), PackedWeight.pack(stored), None, activations
+            torch.randn(tokens, columns), PackedWeight.pack(stored), None, activations
         ).any()
-    assert not dispatch.linear(torch.zeros(tokens, 64), PackedWeight.pack(stored), None, activations).any()
+    assert not dispatch.linear(
+        torch.zeros(tokens, columns), PackedWeight.pack(weight(format, 9, 64)), None, activations
+    ).any()
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -158,8 +159,9 @@ def test_denormal_scales_and_denormal_inputs_stay_finite_and_small(activations):
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("tokens", [1, 6])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_input_spoils_its_own_token_and_no_other(bad, tokens, activations):
-    packed, x = PackedWeight.pack(weight(FORMATS["int4-g32"], 9, 128)), torch.randn(tokens, 128)
+@pytest.mark.parametrize("name", ["int4-g32", "gguf-q4_1", "gguf-q4_k", "gguf-q6_k"])
+def test_a_bad_input_spoils_its_own_token_and_no_other(name, bad, tokens, activations):
+    packed, x = PackedWeight.pack(weight(FORMATS[name], 9, 256)), torch.randn(tokens, 256)
     x[-1, 40] = bad
     y = dispatch.linear(x, packed, None, activations)
     assert not y[-1].isfinite().any() and y[:-1].isfinite().all()
@@ -168,7 +170,8 @@ def test_a_bad_input_spoils_its_own_token_and_no_other(bad, tokens, activations)
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 @pytest.mark.parametrize("activations", MODES)
 def test_many_tokens_agree_with_one_at_a_time(format, activations):
-    packed, x = PackedWeight.pack(weight(format, 48, 1100)), torch.randn(300, 1100)
+    stored = weight(format, 48, 1100)
+    packed, x = PackedWeight.pack(stored), torch.randn(300, stored.shape[1])
     many = dispatch.linear(x, packed, None, activations)
     one = torch.cat([dispatch.linear(row[None], packed, None, activations) for row in x])
     torch.testing.assert_close(many, one, rtol=0, atol=2e-5 * one.abs().max().item())
@@ -220,6 +223,14 @@ def test_symmetric_eight_bit_extremes_do_not_saturate():
         for tokens in (1, 6):
             y = dispatch.linear(torch.ones(tokens, 128), PackedWeight.pack(stored), None, "fp32")
             torch.testing.assert_close(y, torch.full_like(y, 128.0 * (code - zero)), rtol=1e-6, atol=0)
+
+
+def test_minimums_count_where_scales_are_zero():
+    stored = weight(FORMATS["gguf-q4_1"], 9, 64)
+    stored.scale.zero_()
+    for activations in MODES:
+        check(stored, torch.randn(3, 64), activations)
+        check(stored, torch.randn(6, 64), activations)
 
 
 def test_library_is_the_native_one_here():

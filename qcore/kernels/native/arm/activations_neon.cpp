@@ -31,11 +31,11 @@ inline Scale scale_of(uint32_t bits, int limit) {
   return {most / limit, limit / most};
 }
 
-// Round 32 floats to integers, in order, and return their sum.
-inline int32_t round_block(const float* x, float inverse, int16_t out[kBlock]) {
+// Round 16 floats to integers, in order, and return their sum.
+inline int32_t round_half(const float* x, float inverse, int16_t* out) {
   const int32x4_t valid = vdupq_n_s32(inverse == 0.f ? 0 : -1);  // discards 0 * NaN
   int32x4_t sum = vdupq_n_s32(0);
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const int32x4_t whole =
         vandq_s32(valid, vcvtq_s32_f32(vrndnq_f32(vmulq_n_f32(vld1q_f32(x + 4 * i), inverse))));
     sum = vaddq_s32(sum, whole);
@@ -61,6 +61,7 @@ void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int
       float* q = static_cast<float*>(const_cast<void*>(to.q));
       for (int64_t b = 0; b < form.blocks; ++b) {
         const float* in = block(b);
+        fill_sums(in, form.sums, const_cast<float*>(to.sum) + b * form.sums * tokens + m, tokens);
         if (form.row_major || tokens == 1)
           std::memcpy(q + (m * form.blocks + b) * kBlock, in, kBlock * 4);
         else
@@ -80,9 +81,12 @@ void fill_neon(const Form& form, const Tile& to, int tokens, const float* x, int
       }
       const float* in = block(b);
       int16_t whole[kBlock];
-      const int32_t sum = round_block(in, s.inverse, whole);
+      const int32_t first = round_half(in, s.inverse, whole),
+                    second = round_half(in + 16, s.inverse, whole + 16);
       const_cast<float*>(to.scale)[b * tokens + m] = s.scale;
-      const_cast<float*>(to.sum)[b * tokens + m] = s.scale * sum;
+      float* sum = const_cast<float*>(to.sum) + b * form.sums * tokens + m;
+      sum[0] = s.scale * (form.sums == 1 ? first + second : first);
+      if (form.sums == 2) sum[tokens] = s.scale * second;
       if (form.width == 1) {  // 4 columns per step
         int8_t* out = static_cast<int8_t*>(const_cast<void*>(to.q)) + b * kBlock * tokens + 4 * m;
         for (int k = 0; k < kBlock; ++k) out[k / 4 * 4 * tokens + k % 4] = int8_t(whole[k]);

@@ -21,7 +21,7 @@ PanelKernel panel_kernel_dotprod(int kind, int mode, int tokens) {
 void multiply_dotprod(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count,
                       const Tile& x, int tokens, float (*y)[kPair]) {
   if (in_bytes(w.kind, mode))
-    multiply_bytes(s, first, count, x, tokens, y);
+    multiply_bytes(w, s, first, count, x, tokens, y);
   else
     multiply_neon(w, s, mode, first, count, x, tokens, y);
 }

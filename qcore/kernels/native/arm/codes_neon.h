@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "arm/neon.h"
-#include "common/layout.h"
+#include "common/kernels.h"
 #include "common/unroll.h"
 
 namespace qcore {
@@ -17,9 +17,10 @@ constexpr int kHalf = 4;  // rows per register
 template <int T>
 constexpr int kTogether = T == 1 ? 8 : 2;
 
-constexpr int bytes_of(int kind) {
-  return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128;
-}
+template <int kKind>
+constexpr int kCodeBytes = code_bytes(kKind);
+template <int kKind>
+constexpr int kBlockBytes = block_bytes(kKind);
 
 // The 4 bytes at p in all lanes.
 inline int8x16_t broadcast4(const void* p) {
@@ -35,14 +36,21 @@ inline uint8x16_t step(const uint8_t* p, int s) {
   const auto right = [](uint8x16_t v, int bits) {
     return vshlq_u8(v, vdupq_n_s8(int8_t(-bits)));
   };  // left, if negative
-  if constexpr (kKind == kBits8) {
+  constexpr int kCodes = codes_of(kKind);
+  if constexpr (kCodes == kBits8) {
     return vld1q_u8(p + 32 * s);
-  } else if constexpr (kKind == kBits4 || kKind == kTable) {
-    return vandq_u8(right(vld1q_u8(p + 32 * (s / 2)), 4 * (s % 2)), vdupq_n_u8(15));
-  } else {
+  } else if constexpr (kCodes == kBits2 || kCodes == kBits3) {
     const uint8x16_t low = vandq_u8(right(vld1q_u8(p + 32 * (s / 4)), 2 * (s % 4)), vdupq_n_u8(3));
-    if constexpr (kKind == kBits2) return low;
+    if constexpr (kCodes == kBits2) return low;
     return vorrq_u8(low, vandq_u8(right(vld1q_u8(p + 64), s - 2), vdupq_n_u8(4)));
+  } else {
+    const uint8x16_t low = vandq_u8(right(vld1q_u8(p + 32 * (s / 2)), 4 * (s % 2)), vdupq_n_u8(15));
+    if constexpr (kCodes == kBits5)
+      return vorrq_u8(low, vandq_u8(right(vld1q_u8(p + 128), s - 4), vdupq_n_u8(16)));
+    if constexpr (kCodes == kBits6)
+      return vorrq_u8(low,
+                      vandq_u8(right(vld1q_u8(p + 128 + 32 * (s / 4)), 2 * (s % 4) - 4), vdupq_n_u8(48)));
+    return low;
   }
 }
 
@@ -147,6 +155,115 @@ inline Group read_group(const Weight& w, const uint8_t*& p) {
   }
   p += 16 + w.zero_bytes;
   return g;
+}
+
+// Read the 8 minimums of a group, which begins at `header`.
+inline void read_minimums(const uint8_t* header, float32x4_t (&minimum)[2]) {
+  for (int h = 0; h < 2; ++h) minimum[h] = from_half(header + 16 + 8 * h);
+}
+
+// The integers in front of a block of a K-quant, for each of its groups of columns and 4 rows. Without stored
+// minimums, the zero point times the scale is the minimum.
+template <int kKind>
+struct Integers {
+  float32x4_t scale[halves_of(kKind)][2], minimum[halves_of(kKind)][2];
+};
+
+template <int kKind>
+inline Integers<kKind> read_integers(const uint8_t* p) {
+  constexpr int halves = halves_of(kKind);
+  float scale[halves][kRows], minimum[halves][kRows];
+  for (int half = 0; half < halves; ++half)
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t byte = p[kRows * half + r];
+      if constexpr (kKind == kSuper2) {
+        scale[half][r] = byte & 15;
+        minimum[half][r] = byte >> 4;
+      } else if constexpr (halves == 2) {
+        scale[half][r] = minimum[half][r] = int8_t(byte);
+      } else {
+        scale[half][r] = byte;
+        minimum[half][r] = p[kRows + r];
+      }
+    }
+  Integers<kKind> in;
+  for (int half = 0; half < halves; ++half)
+    for (int h = 0; h < 2; ++h) {
+      in.scale[half][h] = vld1q_f32(scale[half] + kHalf * h);
+      in.minimum[half][h] = vld1q_f32(minimum[half] + kHalf * h);
+    }
+  return in;
+}
+
+// The factors of a super-block's integers. The second is that of the minimums, or d times the zero point.
+struct Factors {
+  float32x4_t scale[2], minimum[2];
+};
+
+// Read the factors of 8 rows, and move `p` past them.
+template <int kKind>
+inline Factors read_factors(const Weight& w, const uint8_t*& p) {
+  Factors f;
+  for (int h = 0; h < 2; ++h) {
+    f.scale[h] = from_half(p + 8 * h);
+    f.minimum[h] = has_super_minimums(kKind) ? from_half(p + 16 + 8 * h) : vmulq_n_f32(f.scale[h], w.zero);
+  }
+  p += has_super_minimums(kKind) ? 32 : 16;
+  return f;
+}
+
+// K-quants, for one to four tokens. `multiply(half, p, q, value)` sets value[2 * m + h] to the products of a
+// half of a block, or of the whole block if it is one group. Register 2 * m + h belongs to token m and the
+// rows 4h … 4h + 3.
+template <int kKind, int T, class Value, class Multiply>
+inline void panel_super(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows],
+                        Multiply&& multiply) {
+  constexpr bool integer = sizeof(Value) < 4;
+  constexpr bool with_sums = integer || has_super_minimums(kKind);
+  const Value* q = static_cast<const Value*>(x.q);
+  const float *scale = x.scale, *sum = x.sum;
+  float32x4_t total[2 * T];
+  for (int i = 0; i < 2 * T; ++i) total[i] = vdupq_n_f32(0);
+  for (int64_t left = w.blocks; left > 0; left -= kSuperBlocks) {
+    const Factors factors = read_factors<kKind>(w, p);
+    float32x4_t part[2 * T], minimums[2 * T];
+    for (int i = 0; i < 2 * T; ++i) part[i] = minimums[i] = vdupq_n_f32(0);
+    for (int b = 0; b < kSuperBlocks; ++b) {
+      const Integers<kKind> integers = read_integers<kKind>(p);
+      p += kIntegers;
+      each(Upto<halves_of(kKind)>(), [&](auto half) {
+        float32x4_t value[2 * T];
+        multiply(half, p, q, value);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * T; ++i) {
+          if constexpr (integer) value[i] = vmulq_n_f32(value[i], scale[i / 2]);
+          part[i] = vfmaq_f32(part[i], value[i], integers.scale[half()][i % 2]);
+          if constexpr (with_sums)
+            minimums[i] = vfmaq_n_f32(minimums[i], integers.minimum[half()][i % 2], sum[half() * T + i / 2]);
+        }
+      });
+      p += kCodeBytes<kKind>;
+      q += kBlock * T;
+      scale += T;
+      sum += halves_of(kKind) * T;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * T; ++i) {
+      total[i] = vfmaq_f32(total[i], part[i], factors.scale[i % 2]);
+      if constexpr (with_sums) total[i] = vfmsq_f32(total[i], minimums[i], factors.minimum[i % 2]);
+    }
+  }
+  for (int i = 0; i < 2 * T; ++i) vst1q_f32(y[i / 2] + kHalf * (i % 2), total[i]);
+}
+
+// Add the minimums of a group, which begins at `header`, times the sums of its activations.
+template <int T>
+inline void add_minimums(const uint8_t* header, const float* sum, int64_t blocks,
+                         float32x4_t (&total)[2 * T]) {
+  float32x4_t minimum[2];
+  read_minimums(header, minimum);
+  for (; blocks > 0; --blocks, sum += T)
+    for (int i = 0; i < 2 * T; ++i) total[i] = vfmaq_n_f32(total[i], minimum[i % 2], sum[i / 2]);
 }
 
 }  // namespace

@@ -9,34 +9,79 @@
 namespace qcore {
 namespace {
 
+// The factors of the 8 rows in a block: w = scale * (code - zero) + minimum, for each of its groups of
+// columns.
+template <int kKind>
+struct Scales {
+  float32x4_t scale[halves_of(kKind)][2], minimum[halves_of(kKind)][2], zero[2];
+};
+
+// Read the factors of block `b`, and set `codes` to its codes. `minimum` is valid if the weight has minimums.
+template <int kKind>
+inline Scales<kKind> read_scales(const Weight& w, const uint8_t* panel, int64_t b, const uint8_t*& codes) {
+  const int64_t group_bytes = header_bytes(w) + w.group_blocks * kBlockBytes<kKind>;
+  const uint8_t* header = panel + b / w.group_blocks * group_bytes;
+  Scales<kKind> s;
+  const uint8_t* p = header;
+  if constexpr (is_super(kKind)) {
+    const Factors factors = read_factors<kKind>(w, p);
+    p += b % w.group_blocks * kBlockBytes<kKind>;
+    const Integers<kKind> integers = read_integers<kKind>(p);
+    codes = p + kIntegers;
+    for (int h = 0; h < 2; ++h) {
+      s.zero[h] = vdupq_n_f32(w.zero);
+      for (int half = 0; half < halves_of(kKind); ++half) {
+        s.scale[half][h] = vmulq_f32(factors.scale[h], integers.scale[half][h]);
+        s.minimum[half][h] = vmulq_f32(vnegq_f32(factors.minimum[h]), integers.minimum[half][h]);
+      }
+    }
+  } else {
+    const Group g = read_group(w, p);
+    codes = p + b % w.group_blocks * kBlockBytes<kKind>;
+    for (int h = 0; h < 2; ++h) {
+      s.scale[0][h] = g.scale[h];
+      s.zero[h] = g.zero[h];
+      s.minimum[0][h] = vdupq_n_f32(0);
+    }
+    if (w.zero_bytes == kMinimums) read_minimums(header, s.minimum[0]);
+  }
+  return s;
+}
+
 template <int kKind>
 void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
                  Stretch& to) {
   constexpr bool tabled = kKind == kTable;
-  const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kKind);
+  constexpr int halves = halves_of(kKind);
+  const bool bytes = in_bytes(kKind, mode), minimums = has_super_minimums(kKind) || w.zero_bytes == kMinimums;
   Table table{};
   if constexpr (tabled) table = read_table(w.table.data);
   for (int64_t i = 0, b = first; i < count; ++i, ++b) {
-    const uint8_t* p = panel + b / w.group_blocks * group_bytes;
-    const Group g = read_group(w, p);
-    p += b % w.group_blocks * bytes_of(kKind);
-    float32x4_t scale[2];
-    for (int h = 0; h < 2; ++h) {
-      scale[h] = tabled && mode != kFloat ? vmulq_n_f32(g.scale[h], table.scale) : g.scale[h];
-      vst1q_f32(to.scale[i] + kRows * side + kHalf * h, scale[h]);
-    }
+    const uint8_t* p;
+    Scales<kKind> of = read_scales<kKind>(w, panel, b, p);
+    const float32x4_t shift = vdupq_n_f32(kKind == kBits8 ? 128 : 0);
+    for (int half = 0; half < halves; ++half)
+      for (int h = 0; h < 2; ++h) {
+        const int row = kRows * side + kHalf * h;
+        if (tabled && mode != kFloat) of.scale[half][h] = vmulq_n_f32(of.scale[half][h], table.scale);
+        vst1q_f32(to.scale[i * halves + half] + row, of.scale[half][h]);
+        // Words have the zero point subtracted.
+        float32x4_t offset = vdupq_n_f32(0);
+        if (bytes) offset = vmulq_f32(of.scale[half][h], vsubq_f32(shift, of.zero[h]));
+        if (minimums) offset = vaddq_f32(offset, of.minimum[half][h]);
+        vst1q_f32(to.offset[i * halves + half] + row, offset);
+      }
     if (mode == kFloat) {
       for (int c = 0; c < kBlock; ++c)
         for (int h = 0; h < 2; ++h) {
+          const int half = c * halves / kBlock;
           float32x4_t value = as_float<tabled>(step<kKind>(p + 16 * h, c / 4), c % 4, table);
-          if constexpr (!tabled) value = vsubq_f32(value, g.zero[h]);
-          vst1q_f32(to.floats + (i * kBlock + c) * kPair + kRows * side + kHalf * h,
-                    vmulq_f32(value, scale[h]));
+          if constexpr (!tabled) value = vsubq_f32(value, of.zero[h]);
+          value = vmulq_f32(value, of.scale[half][h]);
+          if (minimums) value = vaddq_f32(value, of.minimum[half][h]);
+          vst1q_f32(to.floats + (i * kBlock + c) * kPair + kRows * side + kHalf * h, value);
         }
-    } else if (in_bytes(kKind, mode)) {
-      const float32x4_t shift = vdupq_n_f32(kKind == kBits8 ? 128 : 0);
-      for (int h = 0; h < 2; ++h)
-        vst1q_f32(to.offset[i] + kRows * side + kHalf * h, vmulq_f32(scale[h], vsubq_f32(shift, g.zero[h])));
+    } else if (bytes) {
       for (int s = 0; s < 8; ++s)
         for (int h = 0; h < 2; ++h) {
           const int8x16_t codes = signed_step<kKind>(p + 16 * h, s);
@@ -44,7 +89,7 @@ void widen_panel(const Weight& w, const uint8_t* panel, int mode, int64_t first,
         }
     } else {
       const int16x8_t zero =
-          vcombine_s16(vmovn_s32(vcvtq_s32_f32(g.zero[0])), vmovn_s32(vcvtq_s32_f32(g.zero[1])));
+          vcombine_s16(vmovn_s32(vcvtq_s32_f32(of.zero[0])), vmovn_s32(vcvtq_s32_f32(of.zero[1])));
       for (int s = 0; s < 8; ++s) {
         const Words upper = widen<tabled>(step<kKind>(p, s), table),
                     lower = widen<tabled>(step<kKind>(p + 16, s), table);
@@ -86,25 +131,24 @@ void widen_row_tables(const uint8_t* panel, int mode, int64_t first, int64_t cou
 
 void widen_side(const Weight& w, const uint8_t* panel, int mode, int64_t first, int64_t count, int side,
                 Stretch& to) {
-  switch (w.kind) {
-    case kBits8: return widen_panel<kBits8>(w, panel, mode, first, count, side, to);
-    case kBits4: return widen_panel<kBits4>(w, panel, mode, first, count, side, to);
-    case kBits3: return widen_panel<kBits3>(w, panel, mode, first, count, side, to);
-    case kBits2: return widen_panel<kBits2>(w, panel, mode, first, count, side, to);
-    case kTable: return widen_panel<kTable>(w, panel, mode, first, count, side, to);
-    default: return widen_row_tables(panel, mode, first, count, side, to);
-  }
+  with_kind(w.kind, [&](auto kind) {
+    if constexpr (kind() == kRowTable)
+      widen_row_tables(panel, mode, first, count, side, to);
+    else
+      widen_panel<kind()>(w, panel, mode, first, count, side, to);
+  });
 }
 
-// Sum 4 * m + r belongs to token m and the rows 4r … 4r + 3.
-template <int T>
-void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int64_t count,
+// Sum 4 * m + r belongs to token m and the rows 4r … 4r + 3. A block has kHalves groups of columns; group g
+// is a part of block g / kHalves. Without kOffset, sums are not read.
+template <int T, int kHalves, bool kOffset>
+void multiply_words(const Stretch& s, const int16_t* q, const float* scale, const float* sum, int64_t count,
                     float (*y)[kPair]) {
-  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T) {
+  for (int64_t g = 0; g < count * kHalves; ++g, q += kBlock / kHalves * T, sum += T) {
     int32x4_t acc[4 * T];
     for (int i = 0; i < 4 * T; ++i) acc[i] = vdupq_n_s32(0);
-    const int16_t* words = s.words + b * 512;
-    for (int c = 0; c < kBlock; ++c, words += kPair) {
+    const int16_t* words = s.words + g * (512 / kHalves);
+    for (int c = 0; c < kBlock / kHalves; ++c, words += kPair) {
       const int16x8_t first = vld1q_s16(words), second = vld1q_s16(words + 8);
 #pragma GCC unroll 4
       for (int m = 0; m < T; ++m) {
@@ -118,8 +162,11 @@ void multiply_words(const Stretch& s, const int16_t* q, const float* scale, int6
 #pragma GCC unroll 16
     for (int i = 0; i < 4 * T; ++i) {
       float* to = y[i / 4] + kHalf * (i % 4);
-      const float32x4_t factor = vmulq_n_f32(vld1q_f32(s.scale[b] + kHalf * (i % 4)), scale[i / 4]);
-      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(acc[i]), factor));
+      const float32x4_t factor =
+          vmulq_n_f32(vld1q_f32(s.scale[g] + kHalf * (i % 4)), scale[g / kHalves * T + i / 4]);
+      float32x4_t total = vld1q_f32(to);
+      if constexpr (kOffset) total = vfmaq_n_f32(total, vld1q_f32(s.offset[g] + kHalf * (i % 4)), sum[i / 4]);
+      vst1q_f32(to, vfmaq_f32(total, vcvtq_f32_s32(acc[i]), factor));
     }
   }
 }
@@ -148,13 +195,17 @@ void widen_neon(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, i
 
 void multiply_neon(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
                    int tokens, float (*y)[kPair]) {
-  if (in_bytes(w.kind, mode)) return multiply_bytes(s, first, count, x, tokens, y);
+  if (in_bytes(w.kind, mode)) return multiply_bytes(w, s, first, count, x, tokens, y);
   with_tokens(tokens, [&](auto t) {
-    const int64_t at = first * t();
-    if (mode == kFloat)
-      multiply_floats<t()>(s, static_cast<const float*>(x.q) + at * kBlock, count, y);
-    else
-      multiply_words<t()>(s, static_cast<const int16_t*>(x.q) + at * kBlock, x.scale + at, count, y);
+    constexpr int T = t();
+    const int64_t at = first * T;
+    if (mode == kFloat) return multiply_floats<T>(s, static_cast<const float*>(x.q) + at * kBlock, count, y);
+    const int halves = halves_of(w.kind);
+    const auto multiply = halves == 2 ? multiply_words<T, 2, true>
+                          : has_super_minimums(w.kind) || w.zero_bytes == kMinimums
+                              ? multiply_words<T, 1, true>
+                              : multiply_words<T, 1, false>;
+    multiply(s, static_cast<const int16_t*>(x.q) + at * kBlock, x.scale + at, x.sum + at * halves, count, y);
   });
 }
 

@@ -25,6 +25,7 @@ enum Status : int32_t {
   kShortWeights = 13,  // of weights that are not quantized: norms, dense projections, matrices to quantize
   kShortCache = 14,
   kShortRotation = 15,
+  kShortMinimums = 16,
 };
 
 template <class T>

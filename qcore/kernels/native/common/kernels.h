@@ -21,15 +21,18 @@ struct alignas(64) Stretch {
   union {
     uint8_t bytes[kStretch * 8 * 2 * 32];     // [block][step][panel][32]
     int16_t words[kStretch * 16 * 2 * 16];    // [block][pair][panel][16], minus the zero point
-    float floats[kStretch * kBlock * kPair];  // [column][16], minus the zero point, times the scale
+    float floats[kStretch * kBlock * kPair];  // [column][16], the weights
   };
-  float scale[kStretch][kPair];
-  float offset[kStretch][kPair];  // -scale * zero point, for bytes
+  // Of each group of 16 or 32 columns. The offset is multiplied by the sum of the activations: for bytes,
+  // −scale · zero point; in all integer modes, the minimum.
+  float scale[2 * kStretch][kPair];
+  float offset[2 * kStretch][kPair];
 };
 
 struct Kernels {
   const char* name;
-  // Whether 8-bit codes are multiplied by 8-bit activations as bytes, because products are summed in 32 bits.
+  // Whether codes of more than 4 bits are multiplied by 8-bit activations as bytes, because products are
+  // summed in 32 bits.
   bool wide_bytes;
   // Quantize `tokens` rows of x, of `columns` values and `stride` floats apart, into a tile.
   void (*fill)(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride, int64_t columns);
@@ -55,6 +58,9 @@ void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int
 PanelKernel panel_kernel_avx2(int kind, int mode, int tokens);
 void widen_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
                 Stretch& to);
+// Widen codes of at most 8 bits to bytes, for instruction sets that add products of bytes in 32 bits.
+void widen_bytes_avx2(const Weight& w, const uint8_t* a, const uint8_t* b, int64_t first, int64_t count,
+                      Stretch& to);
 void multiply_avx2(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
                    int tokens, float (*y)[kPair]);
 

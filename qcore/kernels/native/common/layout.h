@@ -9,13 +9,27 @@
 //
 //   block   bytes   byte of lane r, column j of the step
 //   8 bit    256    step s: bytes 32s …
+//   6 bit    192    bytes 0 …: the low four bits, as for 4 bit; bytes 128 …: the upper two, as for 2 bit
+//   5 bit    160    bytes 0 …: the low four bits, as for 4 bit; bytes 128 …: bit s is the fifth bit of step s
 //   4 bit    128    bytes 32i …: step 2i in the low nibble, step 2i + 1 in the high nibble
 //   3 bit     96    bytes 0 …: the low two bits, as for 2 bit; bytes 64 …: bit s is the third bit of step s
 //   2 bit     64    bytes 32i …: step 4i + t in the bits 2t and 2t + 1
 //
-// The zero points of a group take 8 bytes for codes of 8 bits, and 4 bytes (one nibble per row) for narrower
-// codes. The last group ends with the last block. Columns past K and rows past N have code 0 and scale 0, and
-// are multiplied by activations of 0.
+// The zero points of a group take 4 bytes (one nibble per row) for codes of at most 4 bits, and 8 bytes for
+// wider codes. Formats with a minimum per group (scale * code + minimum) store 8 fp16 minimums, 16 bytes, in
+// their place. Scales may be negative. The last group ends with the last block. Columns past K and rows past
+// N have code 0, scale 0 and minimum 0, and are multiplied by activations of 0.
+//
+// K-quants have super-blocks of 8 blocks, which share fp16 factors d (and dmin) per row. Each block stores
+// the small integers that these factors multiply:
+//
+//   panel = for each super-block: 8 fp16 d | 8 fp16 dmin (Q2, Q4, Q5) | 8 times: 16 bytes of integers, a
+//   block
+//
+//   Q4, Q5   a block is one group: 8 scales, 8 minimums           d * scale * code - dmin * minimum
+//   Q2       a block is two groups of 16 columns, 8 bytes each: scales in the low, minimums in the high
+//   nibbles Q3, Q6   a block is two groups of 16 columns, 8 signed scales each        d * scale * (code -
+//   zero point)
 //
 // If every row has a table of 16 values of its own, the rows cannot share a register that holds the table.
 // Such blocks are stored row by row:
@@ -34,21 +48,38 @@
 
 namespace qcore {
 
-enum Kind : int32_t { kBits8 = 0, kBits4 = 1, kBits3 = 2, kBits2 = 3, kTable = 4, kRowTable = 5 };
+enum Kind : int32_t {
+  kBits8 = 0,
+  kBits6 = 1,
+  kBits5 = 2,
+  kBits4 = 3,
+  kBits3 = 4,
+  kBits2 = 5,
+  kTable = 6,  // 4-bit indices
+  kRowTable = 7,
+  kSuper6 = 8,  // K-quants, from here on
+  kSuper5 = 9,
+  kSuper4 = 10,
+  kSuper3 = 11,
+  kSuper2 = 12,
+};
 enum Mode : int32_t { kFloat = 0, kInt16 = 1, kInt8 = 2, kInt8Token = 3 };  // how activations are multiplied
 
-constexpr int kRows = 8;    // rows per panel
-constexpr int kBlock = 32;  // columns per block
-constexpr int kTile = 4;    // tokens per tile
+constexpr int kRows = 8;         // rows per panel
+constexpr int kBlock = 32;       // columns per block
+constexpr int kTile = 4;         // tokens per tile
+constexpr int kMinimums = 16;    // the value of `zero_bytes` for fp16 minimums
+constexpr int kSuperBlocks = 8;  // blocks per super-block
+constexpr int kIntegers = 16;    // bytes of scales and minimums in front of a block of a K-quant
 // The largest integer of a table: with 12 bits and a sign, 32 products with 14-bit activations fit in 32
 // bits.
 constexpr int kTableMax = 4095;
 
 struct Weight {
   int32_t kind;
-  int32_t zero_bytes;    // bytes of zero points per group and panel: 0, 4 or 8
-  int32_t group_blocks;  // blocks per group; all blocks if a row is one group
-  float zero;            // the zero point if none are stored
+  int32_t zero_bytes;    // bytes of zero points per group and panel: 0, 4 or 8; kMinimums for minimums
+  int32_t group_blocks;  // blocks per group or super-block; all blocks if a row is one group
+  float zero;            // the zero point if none are stored; 0 with minimums
   int64_t rows, columns;
   int64_t blocks;  // of 32 columns; even for row tables
   int64_t panel_bytes;
@@ -56,13 +87,44 @@ struct Weight {
   Buffer<const float> table;  // 16 values; kTable only
 };
 
-constexpr int block_bytes(int kind) {
+constexpr bool is_super(int kind) { return kind >= kSuper6; }
+
+// Return the kind whose blocks of codes a K-quant has, or `kind` itself.
+constexpr int codes_of(int kind) {
   switch (kind) {
+    case kSuper6: return kBits6;
+    case kSuper5: return kBits5;
+    case kSuper4: return kBits4;
+    case kSuper3: return kBits3;
+    case kSuper2: return kBits2;
+    default: return kind;
+  }
+}
+
+// Return whether a K-quant stores minimums; the others have a zero point.
+constexpr bool has_super_minimums(int kind) { return kind == kSuper5 || kind == kSuper4 || kind == kSuper2; }
+
+// Return the number of groups in a block: two, of 16 columns each, for some K-quants.
+constexpr int halves_of(int kind) { return kind == kSuper6 || kind == kSuper3 || kind == kSuper2 ? 2 : 1; }
+
+// The bytes of the codes of a block.
+constexpr int code_bytes(int kind) {
+  switch (codes_of(kind)) {
     case kBits8: return 256;
+    case kBits6: return 192;
+    case kBits5: return 160;
     case kBits3: return 96;
     case kBits2: return 64;
     default: return 128;
   }
+}
+
+// The bytes of a block with the integers in front of it.
+constexpr int block_bytes(int kind) { return code_bytes(kind) + (is_super(kind) ? kIntegers : 0); }
+
+// The bytes in front of the blocks of a group or super-block.
+inline int header_bytes(const Weight& w) {
+  return is_super(w.kind) ? (has_super_minimums(w.kind) ? 32 : 16) : 16 + w.zero_bytes;
 }
 
 inline int64_t panel_count(const Weight& w) { return (w.rows + kRows - 1) / kRows; }
@@ -71,17 +133,20 @@ inline int64_t group_count(const Weight& w) { return (w.blocks + w.group_blocks 
 
 // Return whether the numbers that determine the size of a panel are consistent.
 inline bool is_consistent(const Weight& w) {
-  if (w.kind < kBits8 || w.kind > kRowTable || !is_size(w.rows) || !is_size(w.columns) || w.group_blocks < 1)
+  if (w.kind < kBits8 || w.kind > kSuper2 || !is_size(w.rows) || !is_size(w.columns) || w.group_blocks < 1)
     return false;
   const int64_t blocks = (w.columns + kBlock - 1) / kBlock;
   if (w.blocks != (w.kind == kRowTable ? blocks + blocks % 2 : blocks)) return false;
-  return w.zero_bytes == 0 || (w.kind < kTable && w.zero_bytes == (w.kind == kBits8 ? 8 : 4));
+  if (is_super(w.kind))
+    return w.columns % (kSuperBlocks * kBlock) == 0 && w.group_blocks == kSuperBlocks && w.zero_bytes == 0;
+  if (w.zero_bytes == kMinimums) return w.kind < kTable && w.zero == 0;
+  return w.zero_bytes == 0 || (w.kind < kTable && w.zero_bytes == (w.kind <= kBits5 ? 8 : 4));
 }
 
 // The value that `panel_bytes` must have.
 inline int64_t panel_size(const Weight& w) {
   if (w.kind == kRowTable) return kRows * 32 + w.blocks * block_bytes(kRowTable);
-  return group_count(w) * (16 + w.zero_bytes) + w.blocks * block_bytes(w.kind);
+  return group_count(w) * header_bytes(w) + w.blocks * block_bytes(w.kind);
 }
 
 // Return kOk if kernels may read this weight.

@@ -21,7 +21,7 @@ inline void put(const Weight& w, int64_t row, const float* values, const float* 
 
 int Activations::width_of(int kind, int mode) {
   if (mode == kFloat) return 4;
-  return kind == kBits8 && mode != kInt16 && kernels().wide_bytes ? 1 : element_bytes(kind, mode);
+  return codes_of(kind) <= kBits5 && mode != kInt16 && kernels().wide_bytes ? 1 : element_bytes(kind, mode);
 }
 
 void Activations::fill(int64_t t, const float* x, int64_t stride, int64_t columns) {

@@ -12,10 +12,13 @@ namespace qcore {
 struct Stored {  // the parts of a QuantizedTensor, with one byte per zero point
   int64_t bits;
   int64_t row_bytes, groups;
-  Buffer<uint8_t> codes;    // (rows, row_bytes)
-  Buffer<uint16_t> scale;   // (rows, groups); absent for row tables
-  Buffer<uint8_t> zero;     // (rows, groups); absent if the weight stores no zero points
-  Buffer<uint16_t> tables;  // (rows, 16); row tables only
+  Buffer<uint8_t> codes;     // (rows, row_bytes)
+  Buffer<uint16_t> scale;    // (rows, groups); absent for row tables
+  Buffer<uint8_t> zero;      // (rows, groups); absent if the weight stores no zero points
+  Buffer<uint16_t> tables;   // (rows, 16); row tables only
+  Buffer<uint16_t> minimum;  // (rows, groups); formats with minimums only
+  Buffer<uint8_t> scale_integers,
+      minimum_integers;  // (rows, groups of a row); K-quants, whose `groups` are super-blocks
 };
 
 namespace {
@@ -60,55 +63,109 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
   }
 }
 
-// Pack one block of 8 rows x 32 columns; `codes` has `stride` bytes per row.
+#if defined(__x86_64__)
+// The bits per code of blocks that AVX2 packs, or 0.
+int fast_bits(int kind) {
+  const int codes = codes_of(kind);
+  return codes == kBits8 ? 8 : codes == kBits4 || codes == kTable ? 4 : 0;
+}
+#endif
+
+// Pack one block of 8 rows x 32 columns; `codes` has `stride` bytes per row. `out` is zero.
 void write_block(int kind, const uint8_t* codes, int64_t stride, uint8_t* out) {
 #if defined(__x86_64__)
-  if (kind != kBits3 && kind != kBits2) return write_block_avx2(kind == kBits8 ? 8 : 4, codes, stride, out);
+  if (const int bits = fast_bits(kind)) return write_block_avx2(bits, codes, stride, out);
 #endif
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < 4; ++j) {
-        const uint8_t code = codes[r * stride + 4 * step + j];
-        const int at = 4 * r + j;
-        if (kind == kBits8) {
-          out[32 * step + at] = code;
-        } else if (kind != kBits3 && kind != kBits2) {
-          out[32 * (step / 2) + at] |= code << (4 * (step % 2));
-        } else {
-          out[32 * (step / 4) + at] |= (code & 3) << (2 * (step % 4));
-          if (kind == kBits3) out[64 + at] |= (code >> 2) << step;
-        }
-      }
-}
-
-inline uint8_t code_at(int kind, const uint8_t* block, int step, int at) {
-  if (kind == kBits8) return block[32 * step + at];
-  if (kind != kBits3 && kind != kBits2) return (block[32 * (step / 2) + at] >> (4 * (step % 2))) & 15;
-  const uint8_t low = (block[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
-  return kind == kBits2 ? low : low | ((block[64 + at] >> step) & 1) << 2;
+      for (int j = 0; j < 4; ++j) put_code(kind, out, step, 4 * r + j, codes[r * stride + 4 * step + j]);
 }
 
 void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
 #if defined(__x86_64__)
-  if (kind != kBits3 && kind != kBits2) return read_block_avx2(kind == kBits8 ? 8 : 4, in, codes, stride);
+  if (const int bits = fast_bits(kind)) return read_block_avx2(bits, in, codes, stride);
 #endif
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
       for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
 }
 
-// The bits per code of a kind other than kBits8, which holds codes of 5 to 8 bits.
-int narrow_bits(int kind) { return kind == kBits3 ? 3 : kind == kBits2 ? 2 : 4; }
+// Return whether codes of `bits` bits are stored as blocks of `kind`. Codes of 7 bits take 8.
+bool fits(int kind, int64_t bits) {
+  switch (codes_of(kind)) {
+    case kBits8: return bits == 7 || bits == 8;
+    case kBits6: return bits == 6;
+    case kBits5: return bits == 5;
+    case kBits3: return bits == 3;
+    case kBits2: return bits == 2;
+    default: return bits == 4;
+  }
+}
+
+// The groups of a row: those of a K-quant have 32 or 16 columns.
+int64_t integer_count(const Weight& w) { return w.blocks * halves_of(w.kind); }
 
 // Return kOk if the weight's parts are as large as its layout requires.
 Status check(const Weight& w, const Stored& s) {
   if (const Status status = check(w)) return status;
-  if (w.kind == kBits8 ? s.bits <= 4 || s.bits > 8 : s.bits != narrow_bits(w.kind)) return kBadLayout;
+  if (!fits(w.kind, s.bits)) return kBadLayout;
   if (s.row_bytes < (w.columns + 7) / 8 * s.bits || !s.codes.holds(w.rows, s.row_bytes)) return kShortCodes;
   if (w.kind == kRowTable) return s.tables.holds(w.rows, 16) ? kOk : kShortTable;
   if (s.groups != group_count(w)) return kBadLayout;
   if (!s.scale.holds(w.rows, s.groups)) return kShortScales;
-  return !w.zero_bytes || s.zero.holds(w.rows, s.groups) ? kOk : kShortZeros;
+  const bool minimums = is_super(w.kind) ? has_super_minimums(w.kind) : w.zero_bytes == kMinimums;
+  if (minimums && !s.minimum.holds(w.rows, s.groups)) return kShortMinimums;
+  if (is_super(w.kind)) {
+    if (!s.scale_integers.holds(w.rows, integer_count(w))) return kShortScales;
+    return !minimums || s.minimum_integers.holds(w.rows, integer_count(w)) ? kOk : kShortMinimums;
+  }
+  return !w.zero_bytes || minimums || s.zero.holds(w.rows, s.groups) ? kOk : kShortZeros;
+}
+
+// Write what precedes the blocks of group `g`, for the rows first … first + used − 1.
+void write_header(const Weight& w, const Stored& s, int64_t first, int used, int64_t g, uint8_t* out) {
+  for (int r = 0; r < used; ++r) {
+    const int64_t at = (first + r) * s.groups + g;
+    std::memcpy(out + 2 * r, s.scale.data + at, 2);
+    if (header_bytes(w) == 32) std::memcpy(out + 16 + 2 * r, s.minimum.data + at, 2);
+    if (w.zero_bytes == 8) out[16 + r] = s.zero.data[at];
+    if (w.zero_bytes == 4) out[16 + r / 2] |= s.zero.data[at] << (4 * (r % 2));
+  }
+}
+
+void read_header(const Weight& w, const Stored& s, int64_t first, int used, int64_t g, const uint8_t* in) {
+  for (int r = 0; r < used; ++r) {
+    const int64_t at = (first + r) * s.groups + g;
+    std::memcpy(s.scale.data + at, in + 2 * r, 2);
+    if (header_bytes(w) == 32) std::memcpy(s.minimum.data + at, in + 16 + 2 * r, 2);
+    if (w.zero_bytes == 8) s.zero.data[at] = in[16 + r];
+    if (w.zero_bytes == 4) s.zero.data[at] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
+  }
+}
+
+// Write the integers in front of block `b` of a K-quant.
+void write_integers(const Weight& w, const Stored& s, int64_t first, int used, int64_t b, uint8_t* out) {
+  const int halves = halves_of(w.kind);
+  for (int half = 0; half < halves; ++half)
+    for (int r = 0; r < used; ++r) {
+      const int64_t at = (first + r) * integer_count(w) + b * halves + half;
+      uint8_t& byte = out[kRows * half + r];
+      byte = s.scale_integers.data[at];
+      if (w.kind == kSuper2) byte = (byte & 15) | s.minimum_integers.data[at] << 4;
+      if (halves == 1) out[kRows + r] = s.minimum_integers.data[at];
+    }
+}
+
+void read_integers(const Weight& w, const Stored& s, int64_t first, int used, int64_t b, const uint8_t* in) {
+  const int halves = halves_of(w.kind);
+  for (int half = 0; half < halves; ++half)
+    for (int r = 0; r < used; ++r) {
+      const int64_t at = (first + r) * integer_count(w) + b * halves + half;
+      const uint8_t byte = in[kRows * half + r];
+      s.scale_integers.data[at] = w.kind == kSuper2 ? byte & 15 : byte;
+      if (w.kind == kSuper2) s.minimum_integers.data[at] = byte >> 4;
+      if (halves == 1) s.minimum_integers.data[at] = in[kRows + r];
+    }
 }
 
 void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) {
@@ -127,16 +184,15 @@ void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) 
         for (int i = 0; i < 32; ++i) out[i] = rows[r * stride + k + i] | (rows[r * stride + k + 32 + i] << 4);
     return;
   }
-  const int size = block_bytes(w.kind);
+  const int size = code_bytes(w.kind);
   for (int64_t b = 0; b < w.blocks; ++b, out += size) {
     if (b % w.group_blocks == 0) {
-      const int64_t g = b / w.group_blocks;
-      for (int r = 0; r < used; ++r) {
-        std::memcpy(out + 2 * r, s.scale.data + (first + r) * s.groups + g, 2);
-        if (w.zero_bytes == 8) out[16 + r] = s.zero.data[(first + r) * s.groups + g];
-        if (w.zero_bytes == 4) out[16 + r / 2] |= s.zero.data[(first + r) * s.groups + g] << (4 * (r % 2));
-      }
-      out += 16 + w.zero_bytes;
+      write_header(w, s, first, used, b / w.group_blocks, out);
+      out += header_bytes(w);
+    }
+    if (is_super(w.kind)) {
+      write_integers(w, s, first, used, b, out);
+      out += kIntegers;
     }
     write_block(w.kind, rows + b * kBlock, stride, out);
   }
@@ -156,17 +212,15 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows
           rows[r * stride + k + 32 + i] = in[i] >> 4;
         }
   } else {
-    const int size = block_bytes(w.kind);
+    const int size = code_bytes(w.kind);
     for (int64_t b = 0; b < w.blocks; ++b, in += size) {
       if (b % w.group_blocks == 0) {
-        const int64_t g = b / w.group_blocks;
-        for (int r = 0; r < used; ++r) {
-          std::memcpy(s.scale.data + (first + r) * s.groups + g, in + 2 * r, 2);
-          if (w.zero_bytes == 8) s.zero.data[(first + r) * s.groups + g] = in[16 + r];
-          if (w.zero_bytes == 4)
-            s.zero.data[(first + r) * s.groups + g] = (in[16 + r / 2] >> (4 * (r % 2))) & 15;
-        }
-        in += 16 + w.zero_bytes;
+        read_header(w, s, first, used, b / w.group_blocks, in);
+        in += header_bytes(w);
+      }
+      if (is_super(w.kind)) {
+        read_integers(w, s, first, used, b, in);
+        in += kIntegers;
       }
       read_block(w.kind, in, rows + b * kBlock, stride);
     }

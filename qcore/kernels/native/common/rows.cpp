@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "common/linear.h"
+#include "common/pack.h"
 
 namespace qcore {
 namespace {
@@ -17,15 +18,21 @@ float from_half(const uint8_t* p) {
   return value;
 }
 
-int code_at(int kind, const uint8_t* block, int r, int column) {
-  const int step = column / 4, at = 4 * r + column % 4;
-  switch (kind) {
-    case kBits8: return block[32 * step + at];
-    case kBits4:
-    case kTable: return (block[32 * (step / 2) + at] >> (4 * (step % 2))) & 15;
-    default: {
-      const int low = (block[32 * (step / 4) + at] >> (2 * (step % 4))) & 3;
-      return kind == kBits2 ? low : low | ((block[64 + at] >> step) & 1) << 2;
+// Multiply the factors in scale[0] and minimum[0] by the integers of row `r` in front of a block of a
+// K-quant.
+void read_integers(int kind, const uint8_t* p, int r, float (&scale)[2], float (&minimum)[2]) {
+  const float d = scale[0], dmin = minimum[0];
+  for (int half = 0; half < halves_of(kind); ++half) {
+    const uint8_t byte = p[kRows * half + r];
+    if (kind == kSuper2) {
+      scale[half] = d * (byte & 15);
+      minimum[half] = -dmin * (byte >> 4);
+    } else if (halves_of(kind) == 2) {
+      scale[half] = d * int8_t(byte);
+      minimum[half] = 0.f;
+    } else {
+      scale[half] = d * byte;
+      minimum[half] = -dmin * p[kRows + r];
     }
   }
 }
@@ -45,18 +52,25 @@ void read_row(const Weight& w, int64_t row, float* out) {
     }
     return;
   }
-  const int size = block_bytes(w.kind);
-  const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * size;
+  const int size = block_bytes(w.kind), halves = halves_of(w.kind);
+  const int64_t group_bytes = header_bytes(w) + w.group_blocks * size;
   for (int64_t b = 0; b * kBlock < w.columns; ++b) {
     const uint8_t* header = panel + b / w.group_blocks * group_bytes;
-    const uint8_t* block = header + 16 + w.zero_bytes + b % w.group_blocks * size;
-    const float scale = from_half(header + 2 * r);
+    const uint8_t* block = header + header_bytes(w) + b % w.group_blocks * size;
     float zero = w.zero;
     if (w.zero_bytes == 8) zero = header[16 + r];
     if (w.zero_bytes == 4) zero = (header[16 + r / 2] >> (4 * (r % 2))) & 15;
+    float scale[2] = {from_half(header + 2 * r)};
+    const bool minimums = header_bytes(w) == 32;
+    float minimum[2] = {minimums ? from_half(header + 16 + 2 * r) : 0.f};
+    if (is_super(w.kind)) {
+      read_integers(w.kind, block, r, scale, minimum);
+      block += kIntegers;
+    }
     for (int c = 0; c < kBlock && b * kBlock + c < w.columns; ++c) {
-      const int code = code_at(w.kind, block, r, c);
-      out[b * kBlock + c] = (w.kind == kTable ? w.table.data[code] : code - zero) * scale;
+      const int code = code_at(w.kind, block, c / 4, 4 * r + c % 4), half = c * halves / kBlock;
+      const float value = (w.kind == kTable ? w.table.data[code] : code - zero) * scale[half];
+      out[b * kBlock + c] = minimums ? value + minimum[half] : value;
     }
   }
 }

@@ -26,18 +26,31 @@ inline auto with_tokens(int tokens, F&& f) {
   }
 }
 
-// Call f with the kind and the number of tokens as compile-time numbers.
+// Call f with the kind as a compile-time number.
 template <class F>
-inline auto with_kind(int kind, int tokens, F&& f) {
-  const auto of = [&](auto known) { return with_tokens(tokens, [&](auto t) { return f(known, t); }); };
+inline auto with_kind(int kind, F&& of) {
   switch (kind) {
     case kBits8: return of(std::integral_constant<int, kBits8>());
+    case kBits6: return of(std::integral_constant<int, kBits6>());
+    case kBits5: return of(std::integral_constant<int, kBits5>());
     case kBits4: return of(std::integral_constant<int, kBits4>());
     case kBits3: return of(std::integral_constant<int, kBits3>());
     case kBits2: return of(std::integral_constant<int, kBits2>());
     case kTable: return of(std::integral_constant<int, kTable>());
+    case kSuper6: return of(std::integral_constant<int, kSuper6>());
+    case kSuper5: return of(std::integral_constant<int, kSuper5>());
+    case kSuper4: return of(std::integral_constant<int, kSuper4>());
+    case kSuper3: return of(std::integral_constant<int, kSuper3>());
+    case kSuper2: return of(std::integral_constant<int, kSuper2>());
     default: return of(std::integral_constant<int, kRowTable>());
   }
+}
+
+// Call f with the kind and the number of tokens as compile-time numbers.
+template <class F>
+inline auto with_kind(int kind, int tokens, F&& f) {
+  return with_kind(kind,
+                   [&](auto known) { return with_tokens(tokens, [&](auto t) { return f(known, t); }); });
 }
 
 }  // namespace qcore

@@ -68,7 +68,7 @@ inline void narrow16(const __m256i in[4], __m256i out[2]) {
 
 void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int64_t stride,
                int64_t columns) {
-  const auto [row_major, mode, width, limit, blocks, shared] = form;
+  const auto [row_major, mode, width, limit, blocks, shared, sums] = form;
   const int64_t full = columns / kBlock;
   alignas(32) float tail[kBlock];
   for (int m = 0; m < tokens; ++m, x += stride) {
@@ -82,6 +82,7 @@ void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int
       float* q = static_cast<float*>(const_cast<void*>(to.q));
       for (int64_t b = 0; b < blocks; ++b) {
         const float* in = block(b);
+        fill_sums(in, sums, const_cast<float*>(to.sum) + b * sums * tokens + m, tokens);
         if (row_major || tokens == 1) {
           std::memcpy(q + (row_major ? m * blocks + b : b) * kBlock, in, kBlock * 4);
         } else {
@@ -106,8 +107,13 @@ void fill_avx2(const Form& form, const Tile& to, int tokens, const float* x, int
       round_block(in, s.inverse, wide);
       narrow16(wide, half);
       scale[b * tokens + m] = s.scale;
-      sum[b * tokens + m] = s.scale * horizontal_sum(_mm256_add_epi32(_mm256_add_epi32(wide[0], wide[1]),
-                                                                      _mm256_add_epi32(wide[2], wide[3])));
+      const __m256i first = _mm256_add_epi32(wide[0], wide[1]), second = _mm256_add_epi32(wide[2], wide[3]);
+      if (sums == 1) {
+        sum[b * tokens + m] = s.scale * horizontal_sum(_mm256_add_epi32(first, second));
+      } else {
+        sum[2 * b * tokens + m] = s.scale * horizontal_sum(first);
+        sum[(2 * b + 1) * tokens + m] = s.scale * horizontal_sum(second);
+      }
       if (width == 1) {
         const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(half[0], half[1]), 0xd8);
         uint8_t* out = q + b * kBlock * tokens;

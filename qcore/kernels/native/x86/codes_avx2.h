@@ -34,9 +34,10 @@ inline __m256i multiply_add16(__m256i acc, __m256i codes, __m256i x) {
   return acc;
 }
 
-constexpr int bytes_of(int kind) {
-  return kind == kBits8 ? 256 : kind == kBits3 ? 96 : kind == kBits2 ? 64 : 128;
-}
+template <int kKind>
+constexpr int kCodeBytes = code_bytes(kKind);
+template <int kKind>
+constexpr int kBlockBytes = block_bytes(kKind);
 
 // Step S of a block of 4-bit codes in the low nibbles; the high nibbles are undefined.
 template <int S>
@@ -45,21 +46,31 @@ inline __m256i nibbles(const uint8_t* p) {
   return S % 2 ? _mm256_srli_epi16(v, 4) : v;
 }
 
+// Move bit From of every byte to bit To, and select the bits of `mask`.
+template <int From, int To>
+inline __m256i bits_at(__m256i v, char mask) {
+  if constexpr (From < To) v = _mm256_slli_epi16(v, To - From);
+  if constexpr (From > To) v = _mm256_srli_epi16(v, From - To);
+  return _mm256_and_si256(v, _mm256_set1_epi8(mask));
+}
+
 // Step S of a block: 32 bytes, in which lane r holds 4 columns of row r.
 template <int kKind, int S>
 inline __m256i step(const uint8_t* p) {
-  if constexpr (kKind == kBits8) {
+  constexpr int kCodes = codes_of(kKind);
+  if constexpr (kCodes == kBits8) {
     return load(p + 32 * S);
-  } else if constexpr (kKind == kBits4 || kKind == kTable) {
-    return _mm256_and_si256(nibbles<S>(p), _mm256_set1_epi8(15));
-  } else {
+  } else if constexpr (kCodes == kBits2 || kCodes == kBits3) {
     const __m256i v = load(p + 32 * (S / 4));
     const __m256i low = _mm256_and_si256(_mm256_srli_epi16(v, 2 * (S % 4)), _mm256_set1_epi8(3));
-    if constexpr (kKind == kBits2) return low;
-    const __m256i plane = load(p + 64);
-    const __m256i third =
-        S < 2 ? _mm256_slli_epi16(plane, S < 2 ? 2 - S : 0) : _mm256_srli_epi16(plane, S < 2 ? 0 : S - 2);
-    return _mm256_or_si256(low, _mm256_and_si256(third, _mm256_set1_epi8(4)));
+    if constexpr (kCodes == kBits2) return low;
+    return _mm256_or_si256(low, bits_at<S, 2>(load(p + 64), 4));
+  } else {
+    const __m256i low = _mm256_and_si256(nibbles<S>(p), _mm256_set1_epi8(15));
+    if constexpr (kCodes == kBits5) return _mm256_or_si256(low, bits_at<S, 4>(load(p + 128), 16));
+    if constexpr (kCodes == kBits6)
+      return _mm256_or_si256(low, bits_at<2 * (S % 4), 4>(load(p + 128 + 32 * (S / 4)), 48));
+    return low;
   }
 }
 
@@ -130,6 +141,11 @@ inline __m256 as_float(__m256i v, const Table& t) {
   }
 }
 
+// The 8 fp16 values at p.
+inline __m256 read_halves(const uint8_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 struct Group {
   __m256 scale, zero;
 };
@@ -137,7 +153,7 @@ struct Group {
 // Read the scales and zero points of 8 rows, and move `p` past them.
 inline Group read_group(const Weight& w, const uint8_t*& p) {
   Group g;
-  g.scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  g.scale = read_halves(p);
   p += 16;
   if (w.zero_bytes == 4) {
     uint32_t nibbles;
@@ -148,10 +164,57 @@ inline Group read_group(const Weight& w, const uint8_t*& p) {
   } else if (w.zero_bytes == 8) {
     g.zero = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   } else {
-    g.zero = _mm256_set1_ps(w.zero);
+    g.zero = _mm256_set1_ps(w.zero);  // 0 with minimums, which follow the scales
   }
   p += w.zero_bytes;
   return g;
+}
+
+// The integers in front of a block of a K-quant, for each of its groups of columns. Without stored minimums,
+// the zero point times the scale is the minimum.
+template <int kKind>
+struct Integers {
+  __m256 scale[halves_of(kKind)], minimum[halves_of(kKind)];
+};
+
+template <int kKind>
+inline Integers<kKind> read_integers(const uint8_t* p) {
+  const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i upper = _mm_unpackhi_epi64(all, all);
+  const auto from_unsigned = [](__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)); };
+  const auto from_signed = [](__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); };
+  Integers<kKind> in;
+  if constexpr (kKind == kSuper2) {
+    const __m128i low = _mm_set1_epi8(15);
+    const __m128i scales = _mm_and_si128(all, low), minimums = _mm_and_si128(_mm_srli_epi16(all, 4), low);
+    in.scale[0] = from_unsigned(scales);
+    in.scale[1] = from_unsigned(_mm_unpackhi_epi64(scales, scales));
+    in.minimum[0] = from_unsigned(minimums);
+    in.minimum[1] = from_unsigned(_mm_unpackhi_epi64(minimums, minimums));
+  } else if constexpr (halves_of(kKind) == 2) {
+    in.scale[0] = in.minimum[0] = from_signed(all);
+    in.scale[1] = in.minimum[1] = from_signed(upper);
+  } else {
+    in.scale[0] = from_unsigned(all);
+    in.minimum[0] = from_unsigned(upper);
+  }
+  return in;
+}
+
+// The factors of a super-block's integers. The second is that of the minimums, or d times the zero point.
+struct Factors {
+  __m256 scale, minimum;
+};
+
+// Read the factors of 8 rows, and move `p` past them.
+template <int kKind>
+inline Factors read_factors(const Weight& w, const uint8_t*& p) {
+  Factors f;
+  f.scale = read_halves(p);
+  f.minimum =
+      has_super_minimums(kKind) ? read_halves(p + 16) : _mm256_mul_ps(f.scale, _mm256_set1_ps(w.zero));
+  p += has_super_minimums(kKind) ? 32 : 16;
+  return f;
 }
 
 // Return a register whose lane r is the sum of register r.

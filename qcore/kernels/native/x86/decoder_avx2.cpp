@@ -253,6 +253,7 @@ class Step {
   // Return whether two projections of the same input read the same activations.
   static bool alike(const Projection& a, const Projection& b) {
     return a.mode == b.mode && a.packed->kind == b.packed->kind && a.packed->blocks == b.packed->blocks &&
+           Activations::sums(*a.packed, a.mode) == Activations::sums(*b.packed, b.mode) &&
            Activations::shared_blocks(*a.packed, a.mode) == Activations::shared_blocks(*b.packed, b.mode);
   }
 

@@ -14,22 +14,8 @@ namespace {
 constexpr int kLanes = kPair / Wide::kParts;
 constexpr int kChains = 2 / Wide::kParts;  // 4 tokens need 8 sums to hide the latency of the multiplications
 
-inline bool in_bytes(int kind, int mode) { return (mode == kInt8 || mode == kInt8Token) && kind <= kBits2; }
-
-inline void widen_bytes(const Weight& w, const uint8_t* panel, int64_t first, int64_t count, int side,
-                        Stretch& to) {
-  const int64_t group_bytes = 16 + w.zero_bytes + w.group_blocks * bytes_of(kBits8);
-  for (int64_t i = 0, b = first; i < count; ++i, ++b) {
-    const uint8_t* p = panel + b / w.group_blocks * group_bytes;
-    const Group g = read_group(w, p);
-    p += b % w.group_blocks * bytes_of(kBits8);
-    _mm256_store_ps(to.scale[i] + 8 * side, g.scale);
-    _mm256_store_ps(to.offset[i] + 8 * side,
-                    _mm256_mul_ps(g.scale, _mm256_sub_ps(_mm256_setzero_ps(), g.zero)));
-    for (int s = 0; s < 8; ++s)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to.bytes + ((i * 8 + s) * 2 + side) * 32),
-                         load(p + 32 * s));
-  }
+inline bool in_bytes(int kind, int mode) {
+  return (mode == kInt8 || mode == kInt8Token) && codes_of(kind) <= kBits2;
 }
 
 // The sums of products of T tokens with `kSteps` registers of codes (bytes or int16) per part.
@@ -57,60 +43,52 @@ inline void block_sums(const uint8_t* codes, const uint8_t* x, typename Wide::In
   });
 }
 
-template <int T>
-void multiply_bytes(const Stretch& s, const uint8_t* q, const float* scale, const float* sum, int64_t count,
+// Bytes, or words if kWords. A block has kHalves groups of columns. Without kOffset, sums are not read.
+template <int T, bool kWords, int kHalves, bool kOffset>
+void multiply_block(const Stretch& s, const uint8_t* q, const float* scale, const float* sum, int64_t count,
                     float (*y)[kPair]) {
-  for (int64_t b = 0; b < count; ++b, q += kBlock * T, scale += T, sum += T) {
-    typename Wide::Int acc[T * Wide::kParts];
-    block_sums<T, 8>(s.bytes + b * 512, q, acc,
-                     [](auto sums, auto codes, auto x) { return Wide::bytes(sums, codes, x); });
-    each(Upto<T * Wide::kParts>(), [&](auto i) {
-      constexpr int m = i() / Wide::kParts, lane = i() % Wide::kParts * kLanes;
-      typename Wide::Float total = Wide::load_floats(y[m] + lane);
-      total = Wide::fma(Wide::load_floats(s.offset[b] + lane), Wide::fill(sum[m]), total);
-      total = Wide::fma(Wide::to_floats(acc[i()]),
-                        Wide::times(Wide::load_floats(s.scale[b] + lane), Wide::fill(scale[m])), total);
-      Wide::store_floats(y[m] + lane, total);
-    });
-  }
-}
-
-template <int T>
-void multiply_words(const Stretch& s, const uint8_t* q, const float* scale, int64_t count,
-                    float (*y)[kPair]) {
-  for (int64_t b = 0; b < count; ++b, q += 2 * kBlock * T, scale += T) {
-    typename Wide::Int acc[T * Wide::kParts];
-    const uint8_t* words = reinterpret_cast<const uint8_t*>(s.words + b * 512);
-    block_sums<T, 16>(words, q, acc,
-                      [](auto sums, auto codes, auto x) { return Wide::words(sums, codes, x); });
-    each(Upto<T * Wide::kParts>(), [&](auto i) {
-      constexpr int m = i() / Wide::kParts, lane = i() % Wide::kParts * kLanes;
-      const typename Wide::Float factor =
-          Wide::times(Wide::load_floats(s.scale[b] + lane), Wide::fill(scale[m]));
-      Wide::store_floats(y[m] + lane,
-                         Wide::fma(Wide::to_floats(acc[i()]), factor, Wide::load_floats(y[m] + lane)));
-    });
-  }
+  constexpr int steps = (kWords ? 16 : 8) / kHalves, bytes = (kWords ? 1024 : 512) / kHalves;
+  const uint8_t* codes = kWords ? reinterpret_cast<const uint8_t*>(s.words) : s.bytes;
+  for (int64_t b = 0; b < count; ++b, scale += T)
+    for (int h = 0; h < kHalves; ++h, q += 4 * steps * T, codes += bytes, sum += T) {
+      const int64_t g = b * kHalves + h;
+      typename Wide::Int acc[T * Wide::kParts];
+      block_sums<T, steps>(codes, q, acc, [](auto sums, auto values, auto x) {
+        return kWords ? Wide::words(sums, values, x) : Wide::bytes(sums, values, x);
+      });
+      each(Upto<T * Wide::kParts>(), [&](auto i) {
+        constexpr int m = i() / Wide::kParts, lane = i() % Wide::kParts * kLanes;
+        typename Wide::Float total = Wide::load_floats(y[m] + lane);
+        if constexpr (kOffset)
+          total = Wide::fma(Wide::load_floats(s.offset[g] + lane), Wide::fill(sum[m]), total);
+        total = Wide::fma(Wide::to_floats(acc[i()]),
+                          Wide::times(Wide::load_floats(s.scale[g] + lane), Wide::fill(scale[m])), total);
+        Wide::store_floats(y[m] + lane, total);
+      });
+    }
 }
 
 inline void widen(const Weight& w, const uint8_t* a, const uint8_t* b, int mode, int64_t first, int64_t count,
                   Stretch& to) {
-  if (w.kind != kBits8 || !in_bytes(w.kind, mode)) return widen_avx2(w, a, b, mode, first, count, to);
-  widen_bytes(w, a, first, count, 0, to);
-  if (b) widen_bytes(w, b, first, count, 1, to);
+  if (in_bytes(w.kind, mode)) return widen_bytes_avx2(w, a, b, first, count, to);
+  widen_avx2(w, a, b, mode, first, count, to);
 }
 
 inline void multiply(const Weight& w, const Stretch& s, int mode, int64_t first, int64_t count, const Tile& x,
                      int tokens, float (*y)[kPair]) {
   if (mode == kFloat) return multiply_avx2(w, s, mode, first, count, x, tokens, y);
-  const bool bytes = in_bytes(w.kind, mode);
+  const bool bytes = in_bytes(w.kind, mode), two = halves_of(w.kind) == 2;
+  const bool minimums = has_super_minimums(w.kind) || w.zero_bytes == kMinimums;
   const uint8_t* q = static_cast<const uint8_t*>(x.q) + first * kBlock * tokens * (bytes ? 1 : 2);
-  const float *scale = x.scale + first * tokens, *sum = x.sum + first * tokens;
+  const float *scale = x.scale + first * tokens, *sum = x.sum + first * halves_of(w.kind) * tokens;
   with_tokens(tokens, [&](auto t) {
-    if (bytes)
-      multiply_bytes<t()>(s, q, scale, sum, count, y);
-    else
-      multiply_words<t()>(s, q, scale, count, y);
+    constexpr int T = t();
+    const auto multiply = bytes
+                              ? (two ? multiply_block<T, false, 2, true> : multiply_block<T, false, 1, true>)
+                          : two      ? multiply_block<T, true, 2, true>
+                          : minimums ? multiply_block<T, true, 1, true>
+                                     : multiply_block<T, true, 1, false>;
+    multiply(s, q, scale, sum, count, y);
   });
 }
 

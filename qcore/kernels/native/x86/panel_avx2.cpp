@@ -24,39 +24,68 @@ struct Dot {
 namespace qcore {
 namespace {
 
-// Code minus zero point is a small integer and exact in float, so only the products and sums with x round.
+// Multiply the steps kFirst … kFirst + kSteps − 1 of a block by floats, in two sums per token. Code minus
+// zero point is a small integer and exact in float, so only the products and sums with x round.
+template <int kKind, int T, int kFirst, int kSteps, bool kZero>
+inline void multiply_floats(const uint8_t* p, const Table& table, __m256 zero, const float* q,
+                            __m256 (&part)[T][2]) {
+  each(Upto<kSteps>(), [&](auto i) {
+    constexpr int s = kFirst + i();
+    const __m256i v = step<kKind, s>(p);
+    each(Upto<4>(), [&](auto j) {
+      __m256 value = as_float<kKind == kTable, j()>(v, table);
+      if constexpr (kZero) value = _mm256_sub_ps(value, zero);
+      each(Upto<T>(), [&](auto m) {
+        part[m()][j() % 2] =
+            _mm256_fmadd_ps(value, _mm256_set1_ps(q[(4 * s + j()) * T + m()]), part[m()][j() % 2]);
+      });
+    });
+  });
+}
+
 template <int kKind, int T>
 void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
-  const float* q = static_cast<const float*>(x.q);
+  const float *q = static_cast<const float*>(x.q), *sum = x.sum;
   Table table;
   if constexpr (kKind == kTable) table = read_table(w.table.data);
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
+    const uint8_t* header = p;
     const Group g = read_group(w, p);
     __m256 part[T][2];
     each(Upto<T>(), [&](auto m) { part[m()][0] = part[m()][1] = _mm256_setzero_ps(); });
     for (int64_t b = left < w.group_blocks ? left : w.group_blocks; b > 0; --b) {
-      prefetch<bytes_of(kKind)>(p);
-      each(Upto<8>(), [&](auto s) {
-        const __m256i v = step<kKind, s()>(p);
-        each(Upto<4>(), [&](auto j) {
-          __m256 value = as_float<kKind == kTable, j()>(v, table);
-          if constexpr (kKind != kTable) value = _mm256_sub_ps(value, g.zero);
-          each(Upto<T>(), [&](auto m) {
-            part[m()][j() % 2] =
-                _mm256_fmadd_ps(value, _mm256_set1_ps(q[(4 * s() + j()) * T + m()]), part[m()][j() % 2]);
-          });
-        });
-      });
-      p += bytes_of(kKind);
+      prefetch<kCodeBytes<kKind>>(p);
+      multiply_floats<kKind, T, 0, 8, kKind != kTable>(p, table, g.zero, q, part);
+      p += kCodeBytes<kKind>;
       q += kBlock * T;
     }
     each(Upto<T>(), [&](auto m) {
       total[m()] = _mm256_fmadd_ps(_mm256_add_ps(part[m()][0], part[m()][1]), g.scale, total[m()]);
     });
+    if constexpr (kKind != kTable)
+      if (w.zero_bytes == kMinimums) {
+        const int64_t blocks = left < w.group_blocks ? left : w.group_blocks;
+        add_minimums<T>(header, sum, blocks, total);
+        sum += blocks * T;
+      }
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
+}
+
+template <int kKind, int T>
+void panel_super_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
+  const __m256 zero = _mm256_set1_ps(w.zero);
+  panel_super<kKind, T, float>(
+      w, p, x, y, [&](auto half, const uint8_t* codes, const float* q, __m256(&value)[T]) {
+        constexpr int steps = 8 / halves_of(kKind);
+        __m256 part[T][2];
+        each(Upto<T>(), [&](auto m) { part[m()][0] = part[m()][1] = _mm256_setzero_ps(); });
+        multiply_floats<kKind, T, half() * steps, steps, !has_super_minimums(kKind)>(codes, Table(), zero, q,
+                                                                                     part);
+        each(Upto<T>(), [&](auto m) { value[m()] = _mm256_add_ps(part[m()][0], part[m()][1]); });
+      });
 }
 
 template <int T>
@@ -91,6 +120,8 @@ PanelKernel panel_kernel_avx2(int kind, int mode, int tokens) {
   return with_kind(kind, tokens, [](auto k, auto t) -> PanelKernel {
     if constexpr (k() == kRowTable)
       return panel_rows_float<t()>;
+    else if constexpr (is_super(k()))
+      return panel_super_float<k(), t()>;
     else
       return panel_float<k(), t()>;
   });

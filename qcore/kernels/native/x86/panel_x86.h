@@ -3,7 +3,7 @@
 //
 // The including file describes the multiplication of an instruction set in a struct `Dot`:
 //   kAhead                    bytes to prefetch ahead of the codes
-//   kWide                     `bytes` accepts all 8-bit codes; else sums of 8 products must fit in 16 bits
+//   kWide                     `bytes` accepts all codes; else sums of 8 products must fit in 16 bits
 //   bytes(acc, u, x)          acc + the products of unsigned bytes u and signed bytes x
 //   total(acc)                the sum of acc as one 32-bit number per row
 //   words(acc, c, x)          acc + the products of int16, added in pairs, in 32 bits
@@ -21,6 +21,46 @@ inline void prefetch(const uint8_t* p) {
     _mm_prefetch(reinterpret_cast<const char*>(p + Dot::kAhead + i), _MM_HINT_T0);
 }
 
+// Multiply the steps kFirst … kFirst + kSteps − 1 of a block by int8.
+template <int kKind, int T, int kFirst, int kSteps>
+inline void multiply_bytes(const uint8_t* p, const int8_t* q, __m256i (&acc)[T]) {
+  each(Upto<T>(), [&](auto m) { acc[m()] = _mm256_setzero_si256(); });
+  each(Upto<kSteps>(), [&](auto i) {
+    constexpr int s = kFirst + i();
+    const __m256i v = step<kKind, s>(p);
+    each(Upto<T>(), [&](auto m) { acc[m()] = Dot::bytes(acc[m()], v, broadcast4(q + (s * T + m()) * 4)); });
+  });
+}
+
+// Multiply the steps kFirst … kFirst + kSteps − 1 of a block by int16.
+template <int kKind, int T, int kFirst, int kSteps>
+inline void multiply_words(const uint8_t* p, const Table& table, const int16_t* q, __m256i (&acc)[T]) {
+  __m256i acc2[T];  // two chains hide the latency of the multiplications
+  each(Upto<T>(), [&](auto m) { acc[m()] = acc2[m()] = _mm256_setzero_si256(); });
+  each(Upto<kSteps>(), [&](auto i) {
+    constexpr int s = kFirst + i();
+    __m256i even, odd;
+    if constexpr (kKind == kTable)
+      Dot::look_up(nibbles<s>(p), table, even, odd);
+    else
+      widen<false>(step<kKind, s>(p), table, even, odd);
+    each(Upto<T>(), [&](auto m) {
+      acc[m()] = Dot::words(acc[m()], even, broadcast4(q + (2 * s * T + m()) * 2));
+      acc2[m()] = Dot::words(acc2[m()], odd, broadcast4(q + ((2 * s + 1) * T + m()) * 2));
+    });
+  });
+  each(Upto<T>(), [&](auto m) { acc[m()] = _mm256_add_epi32(acc[m()], acc2[m()]); });
+}
+
+// Add the minimums of a group, which begins at `header`, times the sums of its activations.
+template <int T>
+inline void add_minimums(const uint8_t* header, const float* sum, int64_t blocks, __m256 (&total)[T]) {
+  const __m256 minimum = read_halves(header + 16);
+  for (; blocks > 0; --blocks, sum += T)
+    each(Upto<T>(),
+         [&](auto m) { total[m()] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(sum[m()]), total[m()]); });
+}
+
 // Codes times int8.
 template <int kKind, int T>
 void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
@@ -29,28 +69,26 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
+    const uint8_t* header = p;
+    const float* sums = sum;
     const Group g = read_group(w, p);
     __m256 part[T];
     each(Upto<T>(), [&](auto m) { part[m()] = _mm256_setzero_ps(); });
     for (int64_t b = left < w.group_blocks ? left : w.group_blocks; b > 0; --b) {
-      prefetch<bytes_of(kKind)>(p);
+      prefetch<kCodeBytes<kKind>>(p);
       __m256i acc[T];
-      each(Upto<T>(), [&](auto m) { acc[m()] = _mm256_setzero_si256(); });
-      each(Upto<8>(), [&](auto s) {
-        const __m256i v = step<kKind, s()>(p);
-        each(Upto<T>(),
-             [&](auto m) { acc[m()] = Dot::bytes(acc[m()], v, broadcast4(q + (s() * T + m()) * 4)); });
-      });
+      multiply_bytes<kKind, T, 0, 8>(p, q, acc);
       for (int m = 0; m < T; ++m) {
         part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::total(acc[m])), _mm256_set1_ps(scale[m]), part[m]);
         part[m] = _mm256_fnmadd_ps(g.zero, _mm256_set1_ps(sum[m]), part[m]);
       }
-      p += bytes_of(kKind);
+      p += kCodeBytes<kKind>;
       q += kBlock * T;
       scale += T;
       sum += T;
     }
     each(Upto<T>(), [&](auto m) { total[m()] = _mm256_fmadd_ps(part[m()], g.scale, total[m()]); });
+    if (w.zero_bytes == kMinimums) add_minimums<T>(header, sums, (sum - sums) / T, total);
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
 }
@@ -64,38 +102,95 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
+    const uint8_t* header = p;
+    const float* sums = sum;
     const Group g = read_group(w, p);
     __m256 part[T];
     each(Upto<T>(), [&](auto m) { part[m()] = _mm256_setzero_ps(); });
     for (int64_t b = left < w.group_blocks ? left : w.group_blocks; b > 0; --b) {
-      prefetch<bytes_of(kKind)>(p);
-      __m256i acc[T], acc2[T];  // two chains hide the latency of the multiplications
-      each(Upto<T>(), [&](auto m) { acc[m()] = acc2[m()] = _mm256_setzero_si256(); });
-      each(Upto<8>(), [&](auto s) {
-        __m256i even, odd;
-        if constexpr (kKind == kTable)
-          Dot::look_up(nibbles<s()>(p), table, even, odd);
-        else
-          widen<false>(step<kKind, s()>(p), table, even, odd);
-        each(Upto<T>(), [&](auto m) {
-          acc[m()] = Dot::words(acc[m()], even, broadcast4(q + (2 * s() * T + m()) * 2));
-          acc2[m()] = Dot::words(acc2[m()], odd, broadcast4(q + ((2 * s() + 1) * T + m()) * 2));
-        });
-      });
+      prefetch<kCodeBytes<kKind>>(p);
+      __m256i acc[T];
+      multiply_words<kKind, T, 0, 8>(p, table, q, acc);
       for (int m = 0; m < T; ++m) {
-        part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(acc[m], acc2[m])),
-                                  _mm256_set1_ps(scale[m]), part[m]);
+        part[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[m]), _mm256_set1_ps(scale[m]), part[m]);
         if constexpr (kKind != kTable) part[m] = _mm256_fnmadd_ps(g.zero, _mm256_set1_ps(sum[m]), part[m]);
       }
-      p += bytes_of(kKind);
+      p += kCodeBytes<kKind>;
       q += kBlock * T;
       scale += T;
       sum += T;
     }
     const __m256 factor = kKind == kTable ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
     each(Upto<T>(), [&](auto m) { total[m()] = _mm256_fmadd_ps(part[m()], factor, total[m()]); });
+    if constexpr (kKind != kTable)
+      if (w.zero_bytes == kMinimums) add_minimums<T>(header, sums, (sum - sums) / T, total);
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
+}
+
+// K-quants. `multiply(half, p, q, value)` sets value[m] to the products of a half of a block, or of the whole
+// block if it is one group.
+template <int kKind, int T, class Value, class Multiply>
+inline void panel_super(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows],
+                        Multiply&& multiply) {
+  constexpr bool integer = sizeof(Value) < 4;
+  constexpr bool with_sums = integer || has_super_minimums(kKind);
+  const Value* q = static_cast<const Value*>(x.q);
+  const float *scale = x.scale, *sum = x.sum;
+  __m256 total[T];
+  each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
+  for (int64_t left = w.blocks; left > 0; left -= kSuperBlocks) {
+    const Factors factors = read_factors<kKind>(w, p);
+    __m256 part[T], minimums[T];
+    each(Upto<T>(), [&](auto m) { part[m()] = minimums[m()] = _mm256_setzero_ps(); });
+    for (int b = 0; b < kSuperBlocks; ++b) {
+      prefetch<kCodeBytes<kKind>>(p);
+      const Integers<kKind> integers = read_integers<kKind>(p);
+      p += kIntegers;
+      each(Upto<halves_of(kKind)>(), [&](auto half) {
+        __m256 value[T];
+        multiply(half, p, q, value);
+        each(Upto<T>(), [&](auto m) {
+          if constexpr (integer) value[m()] = _mm256_mul_ps(value[m()], _mm256_set1_ps(scale[m()]));
+          part[m()] = _mm256_fmadd_ps(value[m()], integers.scale[half()], part[m()]);
+          if constexpr (with_sums)
+            minimums[m()] = _mm256_fmadd_ps(integers.minimum[half()], _mm256_set1_ps(sum[half() * T + m()]),
+                                            minimums[m()]);
+        });
+      });
+      p += kCodeBytes<kKind>;
+      q += kBlock * T;
+      scale += T;
+      sum += halves_of(kKind) * T;
+    }
+    each(Upto<T>(), [&](auto m) {
+      total[m()] = _mm256_fmadd_ps(part[m()], factors.scale, total[m()]);
+      if constexpr (with_sums) total[m()] = _mm256_fnmadd_ps(minimums[m()], factors.minimum, total[m()]);
+    });
+  }
+  for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
+}
+
+template <int kKind, int T>
+void panel_super_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
+  panel_super<kKind, T, int8_t>(
+      w, p, x, y, [](auto half, const uint8_t* codes, const int8_t* q, __m256(&value)[T]) {
+        constexpr int steps = 8 / halves_of(kKind);
+        __m256i acc[T];
+        multiply_bytes<kKind, T, half() * steps, steps>(codes, q, acc);
+        each(Upto<T>(), [&](auto m) { value[m()] = _mm256_cvtepi32_ps(Dot::total(acc[m()])); });
+      });
+}
+
+template <int kKind, int T>
+void panel_super_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRows]) {
+  panel_super<kKind, T, int16_t>(
+      w, p, x, y, [](auto half, const uint8_t* codes, const int16_t* q, __m256(&value)[T]) {
+        constexpr int steps = 8 / halves_of(kKind);
+        __m256i acc[T];
+        multiply_words<kKind, T, half() * steps, steps>(codes, Table(), q, acc);
+        each(Upto<T>(), [&](auto m) { value[m()] = _mm256_cvtepi32_ps(acc[m()]); });
+      });
 }
 
 // A table per row: a register holds 32 columns of one row, so activations are read in order, and each row is
@@ -162,10 +257,14 @@ inline PanelKernel integer_kernel(int kind, int mode, int tokens) {
     constexpr int kKind = k(), T = t();
     if constexpr (kKind == kRowTable)
       return T == 1 ? panel_rows_int16_one : panel_rows_int16<T>;
-    else if constexpr (kKind == kTable || (kKind == kBits8 && !Dot::kWide))
+    else if constexpr (kKind == kTable || (kKind <= kBits5 && !Dot::kWide))
       return panel_int16<kKind, T>;
-    else
+    else if constexpr (!is_super(kKind))
       return mode == kInt16 ? panel_int16<kKind, T> : panel_int8<kKind, T>;
+    else if constexpr (codes_of(kKind) <= kBits5 && !Dot::kWide)
+      return panel_super_int16<kKind, T>;
+    else
+      return mode == kInt16 ? panel_super_int16<kKind, T> : panel_super_int8<kKind, T>;
   });
 }
 
