@@ -47,6 +47,7 @@ class Affine(Format):
     even: ClassVar[bool] = True
     symmetric: ClassVar[bool] = False
     affine: ClassVar[bool] = True
+    native: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

@@ -66,6 +66,7 @@ class KQuant(SuperBlocks):
 
     bits: int
     even: ClassVar[bool] = True
+    native: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.bits not in _GROUPS:

@@ -53,6 +53,7 @@ class Signed(Format):
     even: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
     signed: ClassVar[bool] = True
+    native: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

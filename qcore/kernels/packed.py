@@ -37,7 +37,10 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
     """Return None if the layout supports `format` and `shape` (N, K), else the reason against it."""
     if not format.native:
         return f"no native kernel reads the format {format.label}"
-    if format.group_size is not None and format.group_size % BLOCK:
+    if isinstance(format, KQuant):
+        if shape[1] % SUPER_BLOCK:
+            return f"rows of {shape[1]} inputs are not whole super-blocks of {SUPER_BLOCK}"
+    elif format.group_size is not None and format.group_size % BLOCK:
         return f"groups of {format.group_size} are not a multiple of {BLOCK}"
     if 0 in shape:
         return "the weight is empty"
