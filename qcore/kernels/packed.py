@@ -3,9 +3,9 @@
 
 `native/common/layout.h` describes the layout: panels of 8 rows, in which scales, zero points and codes are
 stored in the order in which the kernels read them. `unpack` restores every stored part bit for bit, so a
-module keeps only this form. The size is the same up to padding, with three exceptions: codes of 7 bits take
-one byte each; so do the 6-bit scales and minimums of K-quants; and double-quantized scales are expanded to
-float16 (their 8-bit codes are kept for `unpack`).
+module keeps only this form. The size is the same up to padding, with three exceptions: one byte each is taken
+by codes of 7 bits, by zero points of 5 to 7 bits, and by the 6-bit scales and minimums of K-quants; and
+double-quantized scales are expanded to float16 (their 8-bit codes are kept for `unpack`).
 """
 
 import ctypes

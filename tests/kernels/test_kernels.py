@@ -94,7 +94,7 @@ def test_rows_outside_the_weight_are_refused():
 
 
 @pytest.mark.parametrize(
-    "name", ["int8", "int6-g64", "int5", "int4-g64", "nf4-g64", "kmeans4", "gguf-q5_1", "gguf-q2_k"]
+    "name", ["int8", "int5", "int4-g64", "nf4-g64", "kmeans4", "gguf-q5_1", "gguf-q2_k", "gguf-q6_k"]
 )
 def test_packing_takes_no_more_bytes_than_padding_explains(name):
     stored = weight(FORMATS[name], 1024, 1024)

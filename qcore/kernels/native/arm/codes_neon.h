@@ -29,29 +29,25 @@ inline int8x16_t broadcast4(const void* p) {
   return vreinterpretq_s8_s32(vdupq_n_s32(value));
 }
 
+// The bytes of 4 rows in step `s` of a plane of kBits bits, moved to bit kTo of every byte. In an unrolled
+// loop over steps, the shifts are constants.
+template <int kBits, int kTo>
+inline uint8x16_t plane_step(const uint8_t* p, int s) {
+  const uint8x16_t v = vld1q_u8(p + 32 * (s * kBits / 8));
+  if constexpr (kBits == 8) return v;
+  const int8x16_t left = vdupq_n_s8(int8_t(kTo - s * kBits % 8));  // right, if negative
+  return vandq_u8(vshlq_u8(v, left), vdupq_n_u8(((1 << kBits) - 1) << kTo));
+}
+
 // The bytes of 4 rows in step `s` of a block; `p` points to the 16 bytes of these rows in the block's first
-// 32 bytes. In an unrolled loop over steps, the shifts are constants.
+// 32 bytes.
 template <int kKind>
 inline uint8x16_t step(const uint8_t* p, int s) {
-  const auto right = [](uint8x16_t v, int bits) {
-    return vshlq_u8(v, vdupq_n_s8(int8_t(-bits)));
-  };  // left, if negative
-  constexpr int kCodes = codes_of(kKind);
-  if constexpr (kCodes == kBits8) {
-    return vld1q_u8(p + 32 * s);
-  } else if constexpr (kCodes == kBits2 || kCodes == kBits3) {
-    const uint8x16_t low = vandq_u8(right(vld1q_u8(p + 32 * (s / 4)), 2 * (s % 4)), vdupq_n_u8(3));
-    if constexpr (kCodes == kBits2) return low;
-    return vorrq_u8(low, vandq_u8(right(vld1q_u8(p + 64), s - 2), vdupq_n_u8(4)));
-  } else {
-    const uint8x16_t low = vandq_u8(right(vld1q_u8(p + 32 * (s / 2)), 4 * (s % 2)), vdupq_n_u8(15));
-    if constexpr (kCodes == kBits5)
-      return vorrq_u8(low, vandq_u8(right(vld1q_u8(p + 128), s - 4), vdupq_n_u8(16)));
-    if constexpr (kCodes == kBits6)
-      return vorrq_u8(low,
-                      vandq_u8(right(vld1q_u8(p + 128 + 32 * (s / 4)), 2 * (s % 4) - 4), vdupq_n_u8(48)));
-    return low;
-  }
+  constexpr Planes planes = planes_of(kKind);
+  const uint8x16_t low = plane_step<planes.first, 0>(p, s);
+  if constexpr (planes.second == 0) return low;
+  const uint8x16_t high = plane_step<planes.second, planes.first>(p + 32 * planes.first, s);
+  return vorrq_u8(low, high);
 }
 
 inline float32x4_t from_half(const uint8_t* p) {
@@ -195,7 +191,8 @@ inline Integers<kKind> read_integers(const uint8_t* p) {
   return in;
 }
 
-// The factors of a super-block's integers. The second is that of the minimums, or d times the zero point.
+// The factors of a super-block's integers. The second is that of the minimums: −dmin, or −d times the zero
+// point.
 struct Factors {
   float32x4_t scale[2], minimum[2];
 };
@@ -206,7 +203,8 @@ inline Factors read_factors(const Weight& w, const uint8_t*& p) {
   Factors f;
   for (int h = 0; h < 2; ++h) {
     f.scale[h] = from_half(p + 8 * h);
-    f.minimum[h] = has_super_minimums(kKind) ? from_half(p + 16 + 8 * h) : vmulq_n_f32(f.scale[h], w.zero);
+    f.minimum[h] =
+        has_super_minimums(kKind) ? vnegq_f32(from_half(p + 16 + 8 * h)) : vmulq_n_f32(f.scale[h], -w.zero);
   }
   p += has_super_minimums(kKind) ? 32 : 16;
   return f;
@@ -250,7 +248,7 @@ inline void panel_super(const Weight& w, const uint8_t* p, const Tile& x, float 
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * T; ++i) {
       total[i] = vfmaq_f32(total[i], part[i], factors.scale[i % 2]);
-      if constexpr (with_sums) total[i] = vfmsq_f32(total[i], minimums[i], factors.minimum[i % 2]);
+      if constexpr (with_sums) total[i] = vfmaq_f32(total[i], minimums[i], factors.minimum[i % 2]);
     }
   }
   for (int i = 0; i < 2 * T; ++i) vst1q_f32(y[i / 2] + kHalf * (i % 2), total[i]);

@@ -32,7 +32,7 @@ inline Scales<kKind> read_scales(const Weight& w, const uint8_t* panel, int64_t 
       s.zero[h] = vdupq_n_f32(w.zero);
       for (int half = 0; half < halves_of(kKind); ++half) {
         s.scale[half][h] = vmulq_f32(factors.scale[h], integers.scale[half][h]);
-        s.minimum[half][h] = vmulq_f32(vnegq_f32(factors.minimum[h]), integers.minimum[half][h]);
+        s.minimum[half][h] = vmulq_f32(factors.minimum[h], integers.minimum[half][h]);
       }
     }
   } else {

@@ -7,13 +7,12 @@
 //
 //   panel = for each group of columns: 8 fp16 scales | zero points (absent if all are equal) | its blocks
 //
-//   block   bytes   byte of lane r, column j of the step
-//   8 bit    256    step s: bytes 32s …
-//   6 bit    192    bytes 0 …: the low four bits, as for 4 bit; bytes 128 …: the upper two, as for 2 bit
-//   5 bit    160    bytes 0 …: the low four bits, as for 4 bit; bytes 128 …: bit s is the fifth bit of step s
-//   4 bit    128    bytes 32i …: step 2i in the low nibble, step 2i + 1 in the high nibble
-//   3 bit     96    bytes 0 …: the low two bits, as for 2 bit; bytes 64 …: bit s is the third bit of step s
-//   2 bit     64    bytes 32i …: step 4i + t in the bits 2t and 2t + 1
+// Codes are split into one or two planes. A plane of b bits takes 32b bytes: step s lies in the bytes
+// 32⌊sb / 8⌋ …, from bit sb mod 8 of every byte on.
+//
+//   bits of a code     8      6       5      4     3      2
+//   planes, in bits    8    4 + 2   4 + 1    4   2 + 1    2
+//   bytes of a block  256    192     160    128   96     64
 //
 // The zero points of a group take 4 bytes (one nibble per row) for codes of at most 4 bits, and 8 bytes for
 // wider codes. Formats with a minimum per group (scale * code + minimum) store 8 fp16 minimums, 16 bytes, in
@@ -23,13 +22,12 @@
 // K-quants have super-blocks of 8 blocks, which share fp16 factors d (and dmin) per row. Each block stores
 // the small integers that these factors multiply:
 //
-//   panel = for each super-block: 8 fp16 d | 8 fp16 dmin (Q2, Q4, Q5) | 8 times: 16 bytes of integers, a
-//   block
+//   panel = for each super-block: 8 fp16 d | 8 fp16 dmin (Q2, Q4, Q5) | 8 times: 16 integers | a block
 //
-//   Q4, Q5   a block is one group: 8 scales, 8 minimums           d * scale * code - dmin * minimum
-//   Q2       a block is two groups of 16 columns, 8 bytes each: scales in the low, minimums in the high
-//   nibbles Q3, Q6   a block is two groups of 16 columns, 8 signed scales each        d * scale * (code -
-//   zero point)
+//   Q4, Q5   d * scale * code - dmin * minimum   one group per block: 8 scales, 8 minimums
+//   Q2       the same                            two groups of 16 columns, 8 bytes each: the scale in the low
+//                                                nibble, the minimum in the high nibble
+//   Q3, Q6   d * scale * (code - zero point)     two groups of 16 columns: 8 signed scales each
 //
 // If every row has a table of 16 values of its own, the rows cannot share a register that holds the table.
 // Such blocks are stored row by row:
@@ -107,17 +105,23 @@ constexpr bool has_super_minimums(int kind) { return kind == kSuper5 || kind == 
 // Return the number of groups in a block: two, of 16 columns each, for some K-quants.
 constexpr int halves_of(int kind) { return kind == kSuper6 || kind == kSuper3 || kind == kSuper2 ? 2 : 1; }
 
-// The bytes of the codes of a block.
-constexpr int code_bytes(int kind) {
+// The bits of the two planes of codes; the second plane holds the upper bits.
+struct Planes {
+  int first, second;
+};
+constexpr Planes planes_of(int kind) {
   switch (codes_of(kind)) {
-    case kBits8: return 256;
-    case kBits6: return 192;
-    case kBits5: return 160;
-    case kBits3: return 96;
-    case kBits2: return 64;
-    default: return 128;
+    case kBits8: return {8, 0};
+    case kBits6: return {4, 2};
+    case kBits5: return {4, 1};
+    case kBits3: return {2, 1};
+    case kBits2: return {2, 0};
+    default: return {4, 0};
   }
 }
+
+// The bytes of the codes of a block.
+constexpr int code_bytes(int kind) { return 32 * (planes_of(kind).first + planes_of(kind).second); }
 
 // The bytes of a block with the integers in front of it.
 constexpr int block_bytes(int kind) { return code_bytes(kind) + (is_super(kind) ? kIntegers : 0); }

@@ -64,42 +64,34 @@ void write_row(const uint8_t* codes, int bits, int64_t columns, uint8_t* row) {
 }
 
 #if defined(__x86_64__)
-// The bits per code of blocks that AVX2 packs, or 0.
-int fast_bits(int kind) {
-  const int codes = codes_of(kind);
-  return codes == kBits8 ? 8 : codes == kBits4 || codes == kTable ? 4 : 0;
-}
-#endif
-
-// Pack one block of 8 rows x 32 columns; `codes` has `stride` bytes per row. `out` is zero.
-void write_block(int kind, const uint8_t* codes, int64_t stride, uint8_t* out) {
-#if defined(__x86_64__)
-  if (const int bits = fast_bits(kind)) return write_block_avx2(bits, codes, stride, out);
-#endif
+constexpr auto write_block = write_block_avx2;
+constexpr auto read_block = read_block_avx2;
+#else
+// The same in plain C++. `out` is zero.
+void write_block(Planes planes, const uint8_t* codes, int64_t stride, uint8_t* out) {
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < 4; ++j) put_code(kind, out, step, 4 * r + j, codes[r * stride + 4 * step + j]);
+      for (int j = 0; j < 4; ++j) {
+        const int code = codes[r * stride + 4 * step + j], at = 4 * r + j;
+        const auto put = [&](int width, int value, uint8_t* plane) {
+          plane[32 * (step * width / 8) + at] |= (value & ((1 << width) - 1)) << (step * width % 8);
+        };
+        put(planes.first, code, out);
+        if (planes.second) put(planes.second, code >> planes.first, out + 32 * planes.first);
+      }
 }
 
-void read_block(int kind, const uint8_t* in, uint8_t* codes, int64_t stride) {
-#if defined(__x86_64__)
-  if (const int bits = fast_bits(kind)) return read_block_avx2(bits, in, codes, stride);
-#endif
+void read_block(Planes planes, const uint8_t* in, uint8_t* codes, int64_t stride) {
   for (int step = 0; step < 8; ++step)
     for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(kind, in, step, 4 * r + j);
+      for (int j = 0; j < 4; ++j) codes[r * stride + 4 * step + j] = code_at(planes, in, step, 4 * r + j);
 }
+#endif
 
 // Return whether codes of `bits` bits are stored as blocks of `kind`. Codes of 7 bits take 8.
 bool fits(int kind, int64_t bits) {
-  switch (codes_of(kind)) {
-    case kBits8: return bits == 7 || bits == 8;
-    case kBits6: return bits == 6;
-    case kBits5: return bits == 5;
-    case kBits3: return bits == 3;
-    case kBits2: return bits == 2;
-    default: return bits == 4;
-  }
+  const int width = planes_of(kind).first + planes_of(kind).second;
+  return bits == width || (bits == 7 && width == 8);
 }
 
 // The groups of a row: those of a K-quant have 32 or 16 columns.
@@ -184,6 +176,7 @@ void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) 
         for (int i = 0; i < 32; ++i) out[i] = rows[r * stride + k + i] | (rows[r * stride + k + 32 + i] << 4);
     return;
   }
+  const Planes planes = planes_of(w.kind);
   const int size = code_bytes(w.kind);
   for (int64_t b = 0; b < w.blocks; ++b, out += size) {
     if (b % w.group_blocks == 0) {
@@ -194,7 +187,7 @@ void pack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows) 
       write_integers(w, s, first, used, b, out);
       out += kIntegers;
     }
-    write_block(w.kind, rows + b * kBlock, stride, out);
+    write_block(planes, rows + b * kBlock, stride, out);
   }
 }
 
@@ -212,6 +205,7 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows
           rows[r * stride + k + 32 + i] = in[i] >> 4;
         }
   } else {
+    const Planes planes = planes_of(w.kind);
     const int size = code_bytes(w.kind);
     for (int64_t b = 0; b < w.blocks; ++b, in += size) {
       if (b % w.group_blocks == 0) {
@@ -222,7 +216,7 @@ void unpack_panel(const Weight& w, const Stored& s, int64_t panel, uint8_t* rows
         read_integers(w, s, first, used, b, in);
         in += kIntegers;
       }
-      read_block(w.kind, in, rows + b * kBlock, stride);
+      read_block(planes, in, rows + b * kBlock, stride);
     }
   }
   for (int r = 0; r < used; ++r)

@@ -53,6 +53,7 @@ void read_row(const Weight& w, int64_t row, float* out) {
     return;
   }
   const int size = block_bytes(w.kind), halves = halves_of(w.kind);
+  const Planes planes = planes_of(w.kind);
   const int64_t group_bytes = header_bytes(w) + w.group_blocks * size;
   for (int64_t b = 0; b * kBlock < w.columns; ++b) {
     const uint8_t* header = panel + b / w.group_blocks * group_bytes;
@@ -68,7 +69,7 @@ void read_row(const Weight& w, int64_t row, float* out) {
       block += kIntegers;
     }
     for (int c = 0; c < kBlock && b * kBlock + c < w.columns; ++c) {
-      const int code = code_at(w.kind, block, c / 4, 4 * r + c % 4), half = c * halves / kBlock;
+      const int code = code_at(planes, block, c / 4, 4 * r + c % 4), half = c * halves / kBlock;
       const float value = (w.kind == kTable ? w.table.data[code] : code - zero) * scale[half];
       out[b * kBlock + c] = minimums ? value + minimum[half] : value;
     }

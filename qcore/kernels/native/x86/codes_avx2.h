@@ -46,32 +46,24 @@ inline __m256i nibbles(const uint8_t* p) {
   return S % 2 ? _mm256_srli_epi16(v, 4) : v;
 }
 
-// Move bit From of every byte to bit To, and select the bits of `mask`.
-template <int From, int To>
-inline __m256i bits_at(__m256i v, char mask) {
-  if constexpr (From < To) v = _mm256_slli_epi16(v, To - From);
-  if constexpr (From > To) v = _mm256_srli_epi16(v, From - To);
-  return _mm256_and_si256(v, _mm256_set1_epi8(mask));
+// Step S of a plane of kBits bits, moved to bit kTo of every byte.
+template <int kBits, int S, int kTo>
+inline __m256i plane_step(const uint8_t* p) {
+  constexpr int from = S * kBits % 8;
+  __m256i v = load(p + 32 * (S * kBits / 8));
+  if constexpr (from < kTo) v = _mm256_slli_epi16(v, kTo - from);
+  if constexpr (from > kTo) v = _mm256_srli_epi16(v, from - kTo);
+  if constexpr (kBits == 8) return v;
+  return _mm256_and_si256(v, _mm256_set1_epi8(((1 << kBits) - 1) << kTo));
 }
 
 // Step S of a block: 32 bytes, in which lane r holds 4 columns of row r.
 template <int kKind, int S>
 inline __m256i step(const uint8_t* p) {
-  constexpr int kCodes = codes_of(kKind);
-  if constexpr (kCodes == kBits8) {
-    return load(p + 32 * S);
-  } else if constexpr (kCodes == kBits2 || kCodes == kBits3) {
-    const __m256i v = load(p + 32 * (S / 4));
-    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(v, 2 * (S % 4)), _mm256_set1_epi8(3));
-    if constexpr (kCodes == kBits2) return low;
-    return _mm256_or_si256(low, bits_at<S, 2>(load(p + 64), 4));
-  } else {
-    const __m256i low = _mm256_and_si256(nibbles<S>(p), _mm256_set1_epi8(15));
-    if constexpr (kCodes == kBits5) return _mm256_or_si256(low, bits_at<S, 4>(load(p + 128), 16));
-    if constexpr (kCodes == kBits6)
-      return _mm256_or_si256(low, bits_at<2 * (S % 4), 4>(load(p + 128 + 32 * (S / 4)), 48));
-    return low;
-  }
+  constexpr Planes planes = planes_of(kKind);
+  const __m256i low = plane_step<planes.first, S, 0>(p);
+  if constexpr (planes.second == 0) return low;
+  return _mm256_or_si256(low, plane_step<planes.second, S, planes.first>(p + 32 * planes.first));
 }
 
 // A table of 16 values as integers of 13 bits (in order, and split into low and high bytes for pshufb), and
@@ -201,7 +193,8 @@ inline Integers<kKind> read_integers(const uint8_t* p) {
   return in;
 }
 
-// The factors of a super-block's integers. The second is that of the minimums, or d times the zero point.
+// The factors of a super-block's integers. The second is that of the minimums: −dmin, or −d times the zero
+// point.
 struct Factors {
   __m256 scale, minimum;
 };
@@ -211,8 +204,10 @@ template <int kKind>
 inline Factors read_factors(const Weight& w, const uint8_t*& p) {
   Factors f;
   f.scale = read_halves(p);
-  f.minimum =
-      has_super_minimums(kKind) ? read_halves(p + 16) : _mm256_mul_ps(f.scale, _mm256_set1_ps(w.zero));
+  if constexpr (has_super_minimums(kKind))
+    f.minimum = _mm256_sub_ps(_mm256_setzero_ps(), read_halves(p + 16));
+  else
+    f.minimum = _mm256_mul_ps(f.scale, _mm256_set1_ps(-w.zero));
   p += has_super_minimums(kKind) ? 32 : 16;
   return f;
 }

@@ -59,7 +59,7 @@ inline Scales<kKind> read_scales(const Weight& w, const uint8_t* panel, int64_t 
     s.zero = _mm256_set1_ps(w.zero);
     for (int h = 0; h < halves_of(kKind); ++h) {
       s.scale[h] = _mm256_mul_ps(factors.scale, integers.scale[h]);
-      s.minimum[h] = _mm256_mul_ps(_mm256_sub_ps(_mm256_setzero_ps(), factors.minimum), integers.minimum[h]);
+      s.minimum[h] = _mm256_mul_ps(factors.minimum, integers.minimum[h]);
     }
   } else {
     const Group g = read_group(w, p);

@@ -1,4 +1,4 @@
-// Packs and unpacks blocks of 8-bit and 4-bit codes. The four codes of a row in a step are one 32-bit number,
+// Packs and unpacks blocks of codes. The four codes of a row in a step are one 32-bit number,
 // so a block in a panel is the transpose of the 8 x 8 matrix (rows, steps).
 #include <immintrin.h>
 
@@ -30,33 +30,43 @@ inline __m256i load(const uint8_t* from) {
 }
 inline void store(uint8_t* to, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v); }
 
-}  // namespace
-
-void write_block_avx2(int bits, const uint8_t* codes, int64_t stride, uint8_t* out) {
-  __m256i m[8];
-  for (int r = 0; r < kRows; ++r) m[r] = load(codes + r * stride);
-  transpose(m);
-  if (bits == 8) {
-    for (int step = 0; step < 8; ++step) store(out + 32 * step, m[step]);
-  } else {
-    for (int i = 0; i < 4; ++i)
-      store(out + 32 * i,
-            _mm256_or_si256(m[2 * i], _mm256_slli_epi16(m[2 * i + 1], 4)));  // codes are below 16
+// Store `width` bits of every code, from bit `low` on, as a plane.
+inline void write_plane(const __m256i (&steps)[8], int width, int low, uint8_t* out) {
+  const __m256i mask = _mm256_set1_epi8(char((1 << width) - 1));
+  for (int i = 0, s = 0; i < width; ++i) {
+    __m256i all = _mm256_setzero_si256();
+    for (int at = 0; at < 8; at += width, ++s)
+      all = _mm256_or_si256(all,
+                            _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(steps[s], low), mask), at));
+    store(out + 32 * i, all);
   }
 }
 
-void read_block_avx2(int bits, const uint8_t* in, uint8_t* codes, int64_t stride) {
-  __m256i m[8];
-  if (bits == 8) {
-    for (int step = 0; step < 8; ++step) m[step] = load(in + 32 * step);
-  } else {
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int i = 0; i < 4; ++i) {
-      const __m256i both = load(in + 32 * i);
-      m[2 * i] = _mm256_and_si256(both, low);
-      m[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-    }
+inline void read_plane(const uint8_t* in, int width, int low, __m256i (&steps)[8]) {
+  const __m256i mask = _mm256_set1_epi8(char((1 << width) - 1));
+  for (int i = 0, s = 0; i < width; ++i) {
+    const __m256i all = load(in + 32 * i);
+    for (int at = 0; at < 8; at += width, ++s)
+      steps[s] = _mm256_or_si256(steps[s],
+                                 _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(all, at), mask), low));
   }
+}
+
+}  // namespace
+
+void write_block_avx2(Planes planes, const uint8_t* codes, int64_t stride, uint8_t* out) {
+  __m256i m[8];
+  for (int r = 0; r < kRows; ++r) m[r] = load(codes + r * stride);
+  transpose(m);
+  write_plane(m, planes.first, 0, out);
+  if (planes.second) write_plane(m, planes.second, planes.first, out + 32 * planes.first);
+}
+
+void read_block_avx2(Planes planes, const uint8_t* in, uint8_t* codes, int64_t stride) {
+  __m256i m[8];
+  for (__m256i& step : m) step = _mm256_setzero_si256();
+  read_plane(in, planes.first, 0, m);
+  if (planes.second) read_plane(in + 32 * planes.first, planes.second, planes.first, m);
   transpose(m);
   for (int r = 0; r < kRows; ++r) store(codes + r * stride, m[r]);
 }

@@ -165,7 +165,7 @@ inline void panel_super(const Weight& w, const uint8_t* p, const Tile& x, float 
     }
     each(Upto<T>(), [&](auto m) {
       total[m()] = _mm256_fmadd_ps(part[m()], factors.scale, total[m()]);
-      if constexpr (with_sums) total[m()] = _mm256_fnmadd_ps(minimums[m()], factors.minimum, total[m()]);
+      if constexpr (with_sums) total[m()] = _mm256_fmadd_ps(minimums[m()], factors.minimum, total[m()]);
     });
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
