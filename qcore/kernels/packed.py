@@ -16,11 +16,12 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.formats.codebook import ENTRIES
-from qcore.formats.k_quants import SUPER_BLOCK, KQuant
+from qcore.formats.k_quants import KQuant
 from qcore.formats.kinds import Format
 from qcore.formats.packing import pack as pack_codes
 from qcore.formats.packing import packed_width
 from qcore.formats.packing import unpack as unpack_codes
+from qcore.formats.super_blocks import SUPER_BLOCK
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import arena, library
 

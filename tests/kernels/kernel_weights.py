@@ -5,10 +5,11 @@ import torch
 
 from qcore.formats.affine import Affine
 from qcore.formats.codebook import Codebook
-from qcore.formats.k_quants import SUPER_BLOCK, KQuant
+from qcore.formats.k_quants import KQuant
 from qcore.formats.kinds import Format, group_count
 from qcore.formats.packing import pack
 from qcore.formats.signed import Signed
+from qcore.formats.super_blocks import SUPER_BLOCK
 from qcore.formats.tensor import QuantizedTensor, round_scale, spread
 from qcore.formats.uniform import Uniform
 from qcore.kernels.dispatch import MODES
