@@ -11,10 +11,12 @@ that touch such state hold one lock.
 
 from __future__ import annotations
 
+import bisect
 import logging
+import math
 import re
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -160,6 +162,47 @@ def load_only(model: PreTrainedModel, incomplete: list[str]) -> None:
         for target, source in model.all_tied_weights_keys.items()
         if {target, source} <= present
     }
+
+
+class StoredRows(NamedTuple):
+    """The rows of a parameter that one stored tensor holds: `count` rows from `first`, where a row is an
+    output of a matrix (an element of a vector), and those of experts follow each other."""
+
+    parameter: str
+    first: int
+    count: int
+
+
+def stored_rows(
+    model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str] = ()
+) -> dict[str, StoredRows]:
+    """Return {stored name: its rows} of the parameters with these `shapes` (…, N, K) as transformers saves
+    them: it renames, and takes apart what it fused at loading. Parameters in `transposed` are (…, K, N) in
+    `model`.
+
+    Runs the reversed rules on the numbers of the rows in place of the weights. Raise `ValueError` for a rule
+    that mixes rows."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    numbers: dict[str, torch.Tensor] = {}
+    starts: list[int] = []
+    total = 0
+    for name, shape in shapes.items():
+        rows = (*shape[:-1], 1) if len(shape) > 1 else shape
+        count = math.prod(rows)
+        number = torch.arange(total, total + count).view(rows)
+        numbers[name] = number.transpose(-1, -2) if name in transposed else number
+        starts.append(total)
+        total += count
+    names, found = list(shapes), {}
+    for stored, rows in revert_weight_conversion(model, numbers).items():
+        first = int(rows.flatten()[0])
+        if not torch.equal(rows.flatten(), torch.arange(first, first + rows.numel())):
+            raise ValueError(f"{stored} is not a run of rows of one parameter")
+        place = bisect.bisect_right(starts, first) - 1
+        found[stored] = StoredRows(names[place], first - starts[place], rows.numel())
+    return found
 
 
 def stored_order(name: str) -> list:

@@ -65,8 +65,7 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
         )
         return (
             f"bitsandbytes lets blocks run across rows, so groups must divide the inputs, but {shape[1]} "
-            "inputs "
-            f"are no multiple of {size}. {advice}"
+            f"inputs are no multiple of {size}. {advice}"
         )
     return None
 
@@ -163,14 +162,12 @@ def _int8(parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
     if signed.dtype != torch.int8 or largest.numel() != signed.shape[0]:
         raise InputError(
             f"An int8 weight is stored as {signed.dtype} {tuple(signed.shape)} with {largest.numel()} "
-            "scales: "
-            "the file is damaged."
+            "scales: the file is damaged."
         )
     if (layout := parts.get("weight_format")) is not None and int(layout.flatten()[0]) != 0:
         raise InputError(
             "An int8 weight is stored in a layout for one kind of GPU. Save it again with bitsandbytes 0.45 "
-            "or "
-            "later."
+            "or later."
         )
     return (signed.to(torch.int16) + 128).to(torch.uint8), largest.float().unsqueeze(1) / 127
 
@@ -214,8 +211,7 @@ def _four(
     if packed.numel() != -(-rows * columns // 2):
         raise InputError(
             f"A weight of shape {shape} in 4 bits has {-(-rows * columns // 2)} bytes, but {packed.numel()} "
-            "are "
-            "stored: the file is damaged."
+            "are stored: the file is damaged."
         )
     codes = torch.stack((packed >> 4, packed & 15), dim=1).flatten()[: rows * columns]
     table = parts.get("weight.quant_map", torch.tensor(FIXED[kind])).float().flatten()
@@ -223,8 +219,7 @@ def _four(
     if table.numel() != 16 or scale.numel() != -(-rows * columns // size):
         raise InputError(
             f"A weight of shape {shape} has {table.numel()} table entries and {scale.numel()} scales: the "
-            "file "
-            "is damaged."
+            "file is damaged."
         )
     return kind, size, (rows, columns), codes, table, scale
 

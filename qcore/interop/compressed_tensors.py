@@ -25,7 +25,6 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
-from qcore.formats.uniform import Uniform
 from qcore.interop.grid import Grid, group_size_of, need, pack_words, reason_against_uniform, unpack_words
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -129,7 +128,6 @@ def config(formats: Mapping[str, Format], *, kept: Sequence[str] = ()) -> dict[s
         modules.setdefault(format, []).append(module)
     groups = {}
     for number, (format, names) in enumerate(modules.items()):
-        assert isinstance(format, Uniform)
         weights = {
             "num_bits": format.bits,
             "type": "int",
@@ -157,6 +155,9 @@ def config(formats: Mapping[str, Format], *, kept: Sequence[str] = ()) -> dict[s
         "kv_cache_scheme": None,
         "config_groups": groups,
         "ignore": list(kept),
+        # transformers cannot hold packed zero points, because compressed-tensors 0.20.1 leaves them unpacked
+        # on the meta device; it can only dequantize such weights as it loads them. Other readers ignore this.
+        "dequantize": not all(format.symmetric for format in modules),
     }
 
 

@@ -14,7 +14,8 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +61,8 @@ def encode(weight: QuantizedTensor, version: str = V2) -> dict[str, torch.Tensor
         if not zero.is_meta and (zero == 0).any():
             raise InputError(
                 "A group has the zero point 0, which GPTQ version 1 cannot store: it writes zero points "
-                "minus "
-                "one, and -1 wraps around. Export to gptq, which is version 2, or choose a symmetric recipe."
+                "minus one, and -1 wraps around. Export to gptq, which is version 2, or choose a symmetric "
+                "recipe."
             )
         zero = zero - 1
     elif version != V2:
@@ -113,10 +114,15 @@ def dequantize(parts: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
     return read(parts, config).dequantize()
 
 
-def config(format: Format, *, version: str = V2, kept: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the quantization_config of a model in `format`. `kept` maps the linear layers left in floating
-    point to the reason; they become negative rules of `dynamic`."""
-    assert isinstance(format, Uniform)
+def config(
+    format: Format, *, version: str = V2, modules: Iterable[str] = (), kept: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the quantization_config of a model whose layers called `modules` are in `format`, and those
+    `kept` in floating point.
+
+    A list of kept layers is written in the words of each reader: `dynamic` of GPTQModel and vLLM, and
+    `modules_in_block_to_quantize` of transformers. Kept layers outside of the blocks need not be listed.
+    """
     made: dict[str, Any] = {
         "quant_method": "gptq",
         "format": version,
@@ -131,8 +137,12 @@ def config(format: Format, *, version: str = V2, kept: Mapping[str, str] | None 
         "true_sequential": True,
         "meta": {"quantizer": ["qcore"]},
     }
-    if kept:
-        made["dynamic"] = {f"-:^{_escaped(name)}$": {} for name in kept}
+    modules = list(modules)
+    if inside := [
+        name for name in kept if any(each.split(".")[:2] == name.split(".")[:2] for each in modules)
+    ]:
+        made["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inside}
+        made["modules_in_block_to_quantize"] = [modules]
     return made
 
 
@@ -150,7 +160,3 @@ def _bits(config: Mapping[str, Any]) -> int:
     if not isinstance(bits, int) or not 2 <= bits <= 8:
         raise InputError(f"The config states {bits!r} bits, but a GPTQ weight has 2 to 8.")
     return bits
-
-
-def _escaped(name: str) -> str:
-    return name.replace(".", r"\.")

@@ -18,6 +18,7 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.kinds import SMALLEST_GROUP, Format, packed_width
 from qcore.formats.packing import pack, unpack
+from qcore.formats.signed import Signed
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
 
@@ -39,8 +40,8 @@ class Grid:
 
     @classmethod
     def from_weight(cls, weight: QuantizedTensor) -> Grid:
-        """Return the grid of `weight`, whose format must be `Uniform`. Scales are float16, or float32 if they
-        were quantized again."""
+        """Return the grid of `weight`, whose format must be `Uniform` or `Signed`. Scales are float16, or
+        float32 if they were quantized again."""
         groups = weight.format.groups(weight.shape[1])
         scale = weight.scale if weight.scale is not None else weight.scales()
         zero = weight.zero_points()
@@ -55,9 +56,9 @@ class Grid:
         """Return the weight with these codes. Scales are rounded to float16, a relative change of at most
         2^-11; float16 and almost all bfloat16 scales are kept exactly. `name` is for messages.
 
-        The format is symmetric if every zero point is the middle of the grid and no code is 0, and otherwise
-        asymmetric. Raise `InputError` for zero points outside of the grid, scales that float16 cannot hold,
-        and groups that are not consecutive inputs.
+        The format is symmetric if every zero point is the middle of the grid and no code is 0, signed if a
+        scale is negative, and otherwise asymmetric. Raise `InputError` for zero points outside of the grid,
+        scales that float16 cannot hold, and groups that are not consecutive inputs.
         """
         if self.group_of is not None:
             raise InputError(
@@ -73,9 +74,13 @@ class Grid:
                 "points minus one)."
             )
         middle = 1 << (self.bits - 1)
-        symmetric = low == high == middle and bool((self.codes != 0).all())
-        format = Uniform(self.bits, self.group_size, symmetric)
-        zero = None if symmetric else self.zero.to(torch.uint8)
+        format: Format
+        if low == high == middle and bool((self.scale < 0).any()):
+            format = Signed(self.bits, self.group_size)
+        else:
+            symmetric = low == high == middle and bool((self.codes != 0).all())
+            format = Uniform(self.bits, self.group_size, symmetric)
+        zero = None if format.symmetric else self.zero.to(torch.uint8)
         return QuantizedTensor.from_codes(format, self.codes, stored_scale(self.scale, name), zero)
 
     def dequantize(self) -> torch.Tensor:
@@ -128,8 +133,7 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     if words.dtype not in (torch.int32, torch.uint32) or words.shape[-1] * 8 * WORD < count * bits:
         raise InputError(
             f"{count} codes of {bits} bits do not fit into the stored {words.dtype} {tuple(words.shape)}: "
-            "the "
-            "file is damaged."
+            "the file is damaged."
         )
     stream = words.flatten().view(torch.uint8).view(*words.shape[:-1], -1)
     width = packed_width(count, bits)
@@ -143,13 +147,12 @@ def reason_against_uniform(
 ) -> str | None:
     """Return why a weight of `format` and `shape` (N, K) is no even grid of `bits` that `target` can store,
     or None. The sentence names the nearest recipe."""
-    if not isinstance(format, Uniform):
+    if not isinstance(format, Uniform | Signed):
         nearest = f"int{min(bits, key=lambda each: (abs(each - format.bits), each))}"
         size = format.group_size or 64
         return (
             f"{target} stores integers with a scale and a zero point per group, but {format.label} is not "
-            "such a "
-            f"format. The nearest recipe is {nearest}-g{size}."
+            f"such a format. The nearest recipe is {nearest}-g{size}."
         )
     if format.bits not in bits:
         nearest = min(bits, key=lambda each: (abs(each - format.bits), -each))
@@ -161,8 +164,8 @@ def reason_against_uniform(
         fits = max((d for d in (16, 32, 64, 128) if d <= size and shape[1] % d == 0), default=None)
         near = Uniform(format.bits, fits, format.symmetric).label
         return (
-            f"{target} needs groups that divide the inputs, but {shape[1]} inputs are no multiple of "
-            f"{size}. The nearest recipe is {near}."
+            f"{target} needs groups that divide the inputs, but {shape[1]} inputs are no multiple of {size}. "
+            f"The nearest recipe is {near}."
         )
     return None
 
@@ -176,8 +179,7 @@ def need(parts: Mapping[str, torch.Tensor], name: str, dimensions: int) -> torch
     if part.ndim != dimensions:
         raise InputError(
             f"The part {name!r} of a quantized weight has {part.ndim} dimensions instead of {dimensions}: "
-            "the "
-            "file is damaged."
+            "the file is damaged."
         )
     return part
 

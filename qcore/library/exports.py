@@ -38,6 +38,17 @@ class TargetInfo:
 _LISTED = (
     TargetInfo("onnx", "ONNX", "ONNX Runtime", "qcore.library.onnx_folder"),
     TargetInfo("gguf", "GGUF", "llama.cpp, Ollama, LM Studio", "qcore.library.gguf_folder"),
+    TargetInfo(
+        "compressed-tensors",
+        "compressed-tensors",
+        "vLLM, SGLang, transformers",
+        "qcore.library.compressed_tensors_folder",
+    ),
+    TargetInfo("gptq", "GPTQ", "GPTQModel, transformers, vLLM", "qcore.library.gptq_folder"),
+    TargetInfo("gptq-v1", "GPTQ, version 1", "older readers of GPTQ", "qcore.library.gptq_v1_folder"),
+    TargetInfo("awq", "AWQ", "transformers, vLLM", "qcore.library.awq_folder"),
+    TargetInfo("bnb", "bitsandbytes", "transformers, vLLM", "qcore.library.bitsandbytes_folder"),
+    TargetInfo("mlx", "MLX", "mlx-lm, LM Studio", "qcore.library.mlx_folder"),
 )
 TARGETS: dict[str, TargetInfo] = {info.name: info for info in _LISTED}
 

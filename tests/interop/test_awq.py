@@ -6,6 +6,7 @@ import torch
 from interop.weights import drawn, same
 
 from qcore.base.errors import InputError
+from qcore.formats.signed import Signed
 from qcore.formats.uniform import Uniform
 from qcore.interop import awq
 
@@ -30,7 +31,14 @@ def unpacked_by_definition(parts) -> np.ndarray:
 @pytest.mark.parametrize("size", [32, 64, None], ids=str)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_every_weight_survives_both_ways_and_equals_the_definition(size, symmetric):
-    format = Uniform(4, size, symmetric)
+    check(Uniform(4, size, symmetric))
+
+
+def test_signed_scales_are_kept():
+    check(Signed(4))
+
+
+def check(format):
     weight = drawn(format, SHAPE)
     parts = awq.encode(weight)
     assert same(awq.decode(parts, awq.config(format)), weight)

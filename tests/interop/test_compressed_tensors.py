@@ -7,6 +7,7 @@ from interop.weights import drawn, same
 
 from qcore.base.errors import InputError
 from qcore.formats.codebook import Codebook
+from qcore.formats.signed import Signed
 from qcore.formats.uniform import Uniform
 from qcore.interop import compressed_tensors as ct
 
@@ -16,7 +17,7 @@ FORMATS = [
     for bits in (2, 3, 4, 8)
     for size in (32, None)
     for symmetric in (True, False)
-]
+] + [Signed(4)]
 
 
 def unpacked_by_definition(parts, bits: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from job import run
 
 
 def logits(path, ids):
-    model = GPTQModel.load(path, device="cpu", backend=BACKEND.TORCH)
+    model = GPTQModel.load(path, device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
     with torch.no_grad():
         return model.model(torch.tensor([ids])).logits[0].float().numpy()
 

@@ -1,0 +1,389 @@
+"""Folders whose weights are packed for another project: what the targets GPTQ, AWQ, compressed-tensors,
+bitsandbytes and MLX have in common.
+
+Each is a Hugging Face folder in which the tensor `….weight` of a quantized layer is replaced by a few others,
+and config.json says how to read them. A target is a subclass with four methods: `reason_against`, `encode`,
+`settings`, and where needed `config`. Weights are written one by one under the names of the original's files:
+fused experts are taken apart, tied weights are stored once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from qcore.base.errors import InputError
+from qcore.base.files import write_text
+from qcore.base.progress import Progress
+from qcore.base.tensor_file import ALIGNMENT, Piece
+from qcore.base.transformers_internals import StoredRows, stored_rows
+from qcore.formats.kinds import Format
+from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.inventory import dtype_name
+from qcore.library.companions import Shards, carry, unclaimed, whole_folder, write_marker
+from qcore.library.exports import Exported, Target
+from qcore.models.checkpoint import Checkpoint
+from qcore.models.mapping import read_tensor
+from qcore.recipes import Engine, Recipe
+
+if TYPE_CHECKING:
+    from qcore.library.parameters import Entry, Parameters
+
+_KINDS = {  # of weights: the words for them, and what to do instead
+    "conv1d": ("GPT-2's transposed layers", "The targets gguf and gptq hold them."),
+    "experts": ("quantized experts", "The targets gguf and mlx hold them."),
+    "head": ("a quantized output head", "Leave -head8 out of the recipe."),
+    "embedding": ("a quantized embedding", "Leave -head8 out of the recipe."),
+}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the original's files: its `name`, the `entry` whose weights it holds, and which: the
+    matrix of one `expert` or all, and its `rows`."""
+
+    name: str
+    entry: Entry
+    expert: int | None
+    rows: slice
+
+    @property
+    def module(self) -> str:
+        """The name of the layer in the files."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def format(self) -> Format | None:
+        """The format of its codes."""
+        format = self.entry.format
+        return format if isinstance(format, Format) else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether `rows` are all rows of the matrix."""
+        return self.rows == slice(0, self.entry.matrix[0])
+
+
+class PackedFolder(Target):
+    """The base of these targets. `title` and `readers` name the project, and the programs that read its
+    files, in messages; `kinds` are the kinds of weights, besides linear layers, that these read in codes;
+    `one_format`: all weights have one format."""
+
+    title: ClassVar[str]
+    readers: ClassVar[str] = "transformers"
+    kinds: ClassVar[frozenset[str]] = frozenset()
+    one_format: ClassVar[bool] = False
+    carries_unclaimed: ClassVar[bool] = True
+
+    # -- what a target defines
+
+    def reason_against(self, format: Format, shape: tuple[int, int], kind: str) -> str | None:
+        """Return why the target cannot hold a weight of `format`, `shape` (N, K) and `kind`, with the nearest
+        recipe, or None."""
+        raise NotImplementedError
+
+    def encode(self, weight: QuantizedTensor) -> dict[str, torch.Tensor]:
+        """Return the tensors of `weight` by the ends of their names, after that of the layer. Works on the
+        meta device."""
+        raise NotImplementedError
+
+    def settings(self, plan: Sequence[Stored], kept: Sequence[str]) -> dict[str, Any]:
+        """Return the entries of config.json that describe the quantized layers of `plan`, and those `kept` in
+        floating point."""
+        raise NotImplementedError
+
+    def notes(self, formats: Mapping[str, Format]) -> Iterator[str]:
+        """Yield sentences on what readers of these files must know."""
+        yield from ()
+
+    # -- before any work
+
+    def source(self, recipe: Recipe) -> Recipe | None:
+        """See `Target.source`."""
+        if isinstance(recipe.weights, Engine):
+            raise InputError(
+                f"{recipe.name} is quantized by another library, so qcore has no codes to write. Choose one "
+                "of qcore's own recipes, such as int4-g64."
+            )
+        if not recipe.quantizes:
+            raise InputError(
+                f"{recipe.name} does not quantize, and {self.title} is a format for quantized weights. "
+                "Choose a recipe such as int4-g64."
+            )
+        if recipe.activations == "int8":
+            raise InputError(
+                f"{recipe.name} quantizes activations while the model runs, but {self.title} is written with "
+                f"weights only. The nearest recipe is {recipe.name.replace('-dynamic', '')}."
+            )
+        return recipe
+
+    def check(self, checkpoint: Checkpoint, recipe: Recipe | None, entries: Sequence[Entry]) -> None:
+        """See `Target.check`."""
+        seen: dict[Format, str] = {}
+        for entry in entries:
+            if not entry.formats or entry.shares:
+                continue
+            kind = entry.kind or "linear"
+            if kind != "linear" and kind not in self.kinds:
+                what, advice = _KINDS[kind]
+                raise InputError(
+                    f"{entry.name} cannot be written: {self.readers} cannot load {what} from {self.title} "
+                    f"files. {advice}"
+                )
+            for format in entry.formats:
+                if reason := self.reason_against(format, entry.matrix, kind):
+                    raise InputError(f"{entry.name} cannot be written. {reason}")
+                seen.setdefault(format, entry.name)
+        if not seen:
+            raise InputError(
+                f"{checkpoint.name} is not quantized, and {self.title} is a format for quantized weights. "
+                "Give a recipe, such as int4-g64."
+            )
+        if self.one_format and len(seen) > 1:
+            (one, first), (other, second) = list(seen.items())[:2]
+            raise InputError(
+                f"{self.title} has one format for all weights, but {first} may be {one.label} and {second} "
+                f"{other.label}. The nearest recipe is {max(seen, key=lambda each: each.bits).label}."
+            )
+
+    # -- writing
+
+    def save(
+        self,
+        parameters: Parameters,
+        recipe: Recipe | None,
+        folder: Path,
+        *,
+        overwrite: bool = False,
+        progress: Progress,
+    ) -> Exported:
+        """See `Target.save`."""
+        checkpoint, used = parameters.checkpoint, parameters.recipe or recipe
+        self.check(checkpoint, used, parameters.entries)
+        plan = _plan(parameters)
+        dtypes = {each.name: _dtype(parameters, each) for each in plan if each.entry.format is None}
+        extra = unclaimed(checkpoint) if self.carries_unclaimed else ()
+        formats = formats_of(plan)
+        groups = [(each, self._pieces(each, dtypes)) for each in plan]
+        loose = [
+            Piece(name, read_tensor(checkpoint, name).dtype, checkpoint.tensors[name].shape) for name in extra
+        ]
+        # first what fills whole lines of the cache, so that a reader can use tensors where they are mapped
+        groups.sort(key=lambda group: any(piece.nbytes % ALIGNMENT for piece in group[1]))
+        pieces = [piece for _, group in groups for piece in group] + loose
+        nbytes = sum(piece.nbytes for piece in pieces)
+        weights = sum(math.prod(entry.shape) for entry in parameters.entries if not entry.shares)
+        weights += sum(math.prod(piece.shape) for piece in loose)
+        with whole_folder(folder, overwrite=overwrite, nbytes=nbytes) as scratch:
+            with Shards(scratch, pieces, weights) as shards:
+                for number, (each, _) in enumerate(groups):
+                    progress(number, len(groups), each.name)
+                    for name, tensor in self._tensors(parameters, each, dtypes):
+                        shards.write(name, tensor)
+                for name in extra:
+                    shards.write(name, read_tensor(checkpoint, name))
+            kept = _kept(parameters, plan)
+            config = self.config(parameters, plan, kept, set(dtypes.values()))
+            write_text(scratch / "config.json", json.dumps(config, indent=2, default=str))
+            notes = carry(checkpoint, parameters.model, scratch)
+            write_marker(scratch, target=self.name, recipe=used, checkpoint=checkpoint, files=shards.files)
+        return Exported(
+            used.name if used else "",
+            nbytes,
+            8 * nbytes / weights,
+            shards.files,
+            (*self._general_notes(checkpoint, formats, config, extra), *self.notes(formats), *notes),
+        )
+
+    def config(
+        self, parameters: Parameters, plan: Sequence[Stored], kept: Sequence[str], dtypes: set[torch.dtype]
+    ) -> dict[str, Any]:
+        """Return config.json: the original's, with the settings of the target and the flag of tied weights as
+        the model has it."""
+        model = parameters.model
+        config = {
+            key: value
+            for key, value in parameters.checkpoint.config.items()
+            if key not in ("quantization_config", "quantization")
+        }
+        config["architectures"] = [type(model).__name__]
+        config["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
+        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+        stated = str(config.get(key, "float32")).removeprefix("torch.")
+        if stated not in _DTYPES or (stated == "float32" and torch.float32 not in dtypes):
+            widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
+            stated = dtype_name(widest)
+        return config | {key: stated} | self.settings(plan, kept)
+
+    def _pieces(self, each: Stored, dtypes: Mapping[str, torch.dtype]) -> list[Piece]:
+        """Return the names, types and shapes of the tensors to write for one of the original's."""
+        if each.entry.format is None:
+            return [Piece(each.name, dtypes[each.name], _plain_shape(each))]
+        assert isinstance(each.entry.format, Format)
+        blank = replace(each.entry, format=_single(each.entry.format)).blank()
+        return [
+            Piece(f"{each.module}.{end}", tensor.dtype, tuple(tensor.shape))
+            for end, tensor in self.encode(_some_rows(blank, each)).items()
+        ]
+
+    def _tensors(
+        self, parameters: Parameters, each: Stored, dtypes: Mapping[str, torch.dtype]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors to write for one of the original's."""
+        weight = _read(parameters, each)
+        if isinstance(weight, QuantizedTensor):
+            for end, tensor in self.encode(_some_rows(_undoubled(weight), each)).items():
+                yield f"{each.module}.{end}", tensor
+        else:
+            yield each.name, _plain(weight, each).to(dtypes[each.name])
+
+    def _general_notes(
+        self,
+        checkpoint: Checkpoint,
+        formats: Mapping[str, Format],
+        config: Mapping[str, Any],
+        extra: Sequence[str],
+    ) -> Iterator[str]:
+        if any(format.double_quant for format in formats.values()):
+            yield "Scales are stored as the numbers that the recipe's 8-bit codes stand for, in full width."
+        dtype = str(config.get("dtype", config.get("torch_dtype", "float32")))
+        if dtype == "bfloat16":
+            yield (
+                "config.json names bfloat16, as the original does: a reader that computes in it rounds "
+                "scales to 8 binary digits. dtype=float32 or float16 uses them as they are."
+            )
+        if extra:
+            yield f"Carried unchanged, though the model's class ignores them: {', '.join(extra)}."
+        elif dropped := () if self.carries_unclaimed else unclaimed(checkpoint):
+            yield f"Not written, because its readers refuse unknown tensors: {', '.join(dropped)}."
+
+
+def formats_of(plan: Sequence[Stored]) -> dict[str, Format]:
+    """Return the formats of the quantized layers of `plan` by their names in the files."""
+    return {each.module: format for each in plan if (format := each.format)}
+
+
+# -- which tensors
+
+
+def _plan(parameters: Parameters) -> list[Stored]:
+    """Return the tensors of the original's files that are to be written, in an order in which each weight is
+    read once. Raise `InputError` if a stored tensor is not a run of rows."""
+    entries = {entry.name: entry for entry in parameters.entries}
+    shapes = {entry.name: entry.shape for entry in parameters.entries if not entry.shares}
+    transposed = {entry.name for entry in parameters.entries if entry.transposed}
+    try:
+        layout = stored_rows(parameters.model, shapes, transposed)
+    except ValueError as error:
+        raise InputError(f"The model stores its weights in a way that cannot be packed: {error}.") from error
+    order = {name: place for place, name in enumerate(entries)}
+    found = [_stored(name, entries[rows.parameter], rows) for name, rows in layout.items()]
+    return sorted(found, key=lambda each: (order[each.entry.name], each.expert or 0, each.rows.start))
+
+
+def _stored(name: str, entry: Entry, rows: StoredRows) -> Stored:
+    height = entry.matrix[0] if len(entry.shape) > 1 else 1
+    if entry.experts is None or entry.format is None or rows.count > height:
+        return Stored(name, entry, None, slice(rows.first, rows.first + rows.count))
+    expert, first = divmod(rows.first, height)
+    return Stored(name, entry, expert, slice(first, first + rows.count))
+
+
+def _kept(parameters: Parameters, plan: Sequence[Stored]) -> list[str]:
+    """Return the names, in the files, of the layers with a matrix in floating point: they must be listed, or
+    a reader would expect codes for them. Embeddings are no layers to readers."""
+    kept = {
+        each.module: None
+        for each in plan
+        if each.entry.format is None
+        and len(each.entry.shape) > 1
+        and each.entry.kind != "embedding"
+        and each.name.endswith(".weight")
+    }
+    tied = [entry.module for entry in parameters.entries if entry.shares and entry.kind == "head"]
+    return [*kept, *(name for name in tied if name not in kept)]
+
+
+# -- values
+
+
+def _read(parameters: Parameters, each: Stored) -> torch.Tensor | QuantizedTensor:
+    return parameters.read(each.entry, each.expert)
+
+
+def _single(format: Format) -> Format:
+    """Return `format` with scales that are not quantized again."""
+    return replace(format, double_quant=False) if format.double_quant else format  # type: ignore[call-arg]
+
+
+def _undoubled(weight: QuantizedTensor) -> QuantizedTensor:
+    """Return `weight` with the same scales, stored as float16."""
+    if not weight.format.double_quant:
+        return weight
+    scale = weight.scales()
+    assert scale is not None
+    return replace(
+        weight, format=_single(weight.format), scale=scale.half(), scale_codes=None, scale_range=None
+    )
+
+
+def _some_rows(weight: QuantizedTensor, each: Stored) -> QuantizedTensor:
+    """Return the rows of `weight`, whose scales are not quantized again, that `each` holds."""
+    if each.whole:
+        return weight
+    rows = each.rows
+    zero, parts = weight.zero_points(), {}
+    for name in ("scale", "minimum", "scale_codes", "min_codes"):
+        if (part := weight.parts().get(name)) is not None:
+            parts[name] = part[rows]
+    table = weight.codebook
+    made = QuantizedTensor.from_packed(
+        weight.format,
+        (rows.stop - rows.start, weight.shape[1]),
+        weight.codes[rows],
+        zero_point=zero[rows].to(torch.uint8) if isinstance(zero, torch.Tensor) else None,
+        codebook=table[rows] if table is not None and table.ndim == 2 else table,
+    )
+    return replace(made, **parts)
+
+
+def _plain(weight: torch.Tensor, each: Stored) -> torch.Tensor:
+    """Return the rows of a weight in floating point, in the layout of the original's files."""
+    if weight.ndim < 2:
+        return weight.flatten()[each.rows].view(_plain_shape(each))
+    chosen = weight.reshape(-1, weight.shape[-1])[each.rows].view(_shape(each))
+    return (chosen.transpose(-1, -2) if each.entry.transposed else chosen).contiguous()
+
+
+def _shape(each: Stored) -> tuple[int, ...]:
+    """Return the shape of the rows: that of the entry, or a matrix of some of its rows."""
+    count, entry = each.rows.stop - each.rows.start, each.entry
+    if len(entry.shape) < 2:
+        return (count,) if entry.shape else ()
+    if count == math.prod(entry.shape[:-1]):
+        return entry.shape
+    return count, entry.shape[-1]
+
+
+def _plain_shape(each: Stored) -> tuple[int, ...]:
+    """Return the shape in the original's files."""
+    shape = _shape(each)
+    return (*shape[:-2], shape[-1], shape[-2]) if each.entry.transposed else shape
+
+
+def _dtype(parameters: Parameters, each: Stored) -> torch.dtype:
+    """Return the narrowest dtype that holds a weight in floating point exactly. Models are loaded in float32,
+    also those that were stored in 16 bits."""
+    weight = _read(parameters, each)
+    assert isinstance(weight, torch.Tensor)
+    if weight.dtype == torch.float32:
+        for narrow in (torch.bfloat16, torch.float16):
+            if torch.equal(weight.to(narrow).float(), weight):
+                return narrow
+    return weight.dtype
