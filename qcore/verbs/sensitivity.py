@@ -129,10 +129,7 @@ def _measured(model, targets, request: Request, calibration, table, store, progr
 
 
 def _bits(format) -> float:
-    groups = 0 if format.group_size is None else 1 / format.group_size
-    return format.bits + groups * (
-        8 if format.double_quant else 16 + format.bits * (not getattr(format, "symmetric", True))
-    )
+    return 8 * format.nbytes(4096, 4096) / 4096**2
 
 
 def _format(name: str):

@@ -94,7 +94,7 @@ def signed(
         bottom, peak = (lowest, highest) if sign > 0 else (-highest, -lowest)
         full = sign * torch.maximum(bottom / low, peak / high)
         for share in shrink:
-            units = groups / divisor(full * share).unsqueeze(2)
+            units = (groups / divisor(full * share).unsqueeze(2)).contiguous()
             if format.even:
                 units = units.round_().clamp_(low, high)
             else:
