@@ -1,7 +1,7 @@
 """What every export carries besides its weights, and the folder that appears whole or not at all.
 
     check_room         the bytes that an export needs, before it starts
-    whole_folder       a folder that gets its name when everything is in it
+    resumed_folder     a folder that gets its name when everything is in it; finished files outlive a kill
     carry              tokenizer, chat template, generation config, licence, card
     write_marker       qcore-export.json: target, recipe, origin, SHA-256 of each file
     eos_ids            every token that ends a text
@@ -14,6 +14,7 @@ not always the same tokenizer.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -23,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcore.base.errors import InputError, UnavailableError
 from qcore.base.files import read_json, sha256, write_json, write_text
 from qcore.base.home import check_space
-from qcore.base.tensor_file import Piece, TensorFile
+from qcore.base.tensor_file import ALIGNMENT, Piece, TensorFile
 from qcore.base.transformers_internals import StoredNames
-from qcore.library.saving import EXPORTED, made_from, replaced_folder
+from qcore.library.journal import Journal
+from qcore.library.saving import EXPORTED, check_folder, made_from
 from qcore.models.checkpoint import INDEX, SINGLE, Checkpoint
 
 if TYPE_CHECKING:
@@ -68,12 +71,28 @@ def check_room(folder: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, *, overwrite: bool, nbytes: int) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` at the end; on an exception nothing is left. Raise
-    `InputError` or `UnavailableError` as `replaced_folder` and `check_room` do."""
-    check_room(folder, nbytes)
-    with replaced_folder(folder, overwrite=overwrite) as scratch:
-        yield scratch
+def resumed_folder(folder: Path, *, overwrite: bool, nbytes: int, identity: dict) -> Iterator[Journal]:
+    """Yield the journal of an unfinished folder, which replaces `folder` at the end. What is finished in it
+    stays after an exception, so the same work, described by `identity`, continues there.
+
+    Raise `InputError` or `UnavailableError` as `check_folder` and `check_room` do, or if a file cannot be
+    written.
+    """
+    final = check_folder(folder, overwrite=overwrite)
+    journal = Journal(final, identity)
+    try:
+        with journal:
+            done = sum(path.stat().st_size for path in journal.folder.glob("*.safetensors"))
+            check_room(folder, max(0, nbytes - done))
+            yield journal
+            journal.publish()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError(
+                f"The disk that holds {final.parent} is full. Unfinished files are kept in {journal.folder}. "
+                "Free some space and repeat the same request to resume, or remove that folder."
+            ) from error
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def write_marker(
@@ -261,16 +280,25 @@ class Shards:
     manager; `write` each tensor in order, at once or in parts.
 
     With several files there is an index; it, or the metadata of a single file, holds the number of logical
-    weights, `parameters`: the hub would otherwise count packed integers.
+    weights, `parameters`: the hub would otherwise count packed integers. Files that `journal` knows to be
+    finished are not written again: see `awaits`.
     """
 
     def __init__(
-        self, folder: Path, pieces: Sequence[Piece], parameters: int, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        pieces: Sequence[Piece],
+        parameters: int,
+        shard_bytes: int = SHARD_BYTES,
+        journal: Journal | None = None,
     ):
-        self.folder, self.parameters = folder, parameters
+        self.folder, self.parameters, self.journal = folder, parameters, journal
         self.nbytes = sum(piece.nbytes for piece in pieces)
         self._shards = _cut(pieces, shard_bytes)
-        self._waiting = list(self._shards)
+        self._waiting = [
+            shard for shard in self._shards if journal is None or journal.finished(shard.file) is None
+        ]
+        self._awaited = {piece.name for shard in self._waiting for piece in shard.pieces}
         self._file: TensorFile | None = None
         self._left: dict[str, int] = {}
 
@@ -297,8 +325,15 @@ class Shards:
         """The names of the files."""
         return tuple(shard.file for shard in self._shards)
 
+    def awaits(self, name: str) -> bool:
+        """Return whether the tensor `name` belongs to a file that was not finished before."""
+        return name in self._awaited
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append `tensor` to the data of `name`. Raise `OSError` if the disk cannot be written."""
+        """Append `tensor` to the data of `name`, unless its file was finished before. Raise `OSError` if the
+        disk cannot be written."""
+        if name not in self._awaited:
+            return
         if self._file is None or name not in self._left:
             self._finish()
             self._open()
@@ -316,7 +351,9 @@ class Shards:
 
     def _finish(self) -> None:
         if self._file is not None:
-            self._file.close()
+            digest = self._file.close()
+            if self.journal is not None:
+                self.journal.note(self._file.path.name, digest or sha256(self._file.path))
         self._file, self._left = None, {}
 
 
@@ -329,6 +366,10 @@ def _cut(pieces: Sequence[Piece], shard_bytes: int) -> tuple[_Shard, ...]:
             size = 0
         groups[-1].append(piece)
         size += piece.nbytes
+    for (
+        group
+    ) in groups:  # whole lines of the cache first, so that readers can use tensors where they are mapped
+        group.sort(key=lambda piece: piece.nbytes % ALIGNMENT > 0)
     if len(groups) == 1:
         return (_Shard(SINGLE, tuple(groups[0])),)
     return tuple(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+import qcore
 from qcore.base.errors import InputError
 from qcore.base.files import write_text
 from qcore.base.progress import Progress
-from qcore.base.tensor_file import ALIGNMENT, Piece
+from qcore.base.tensor_file import Piece
 from qcore.base.transformers_internals import StoredRows, stored_rows
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name
-from qcore.library.companions import Shards, carry, unclaimed, whole_folder, write_marker
+from qcore.library.companions import SHARD_BYTES, Shards, carry, resumed_folder, unclaimed, write_marker
 from qcore.library.exports import Exported, Target
+from qcore.library.parameters import LoadedParameters
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.mapping import read_tensor
 from qcore.recipes import Engine, Recipe
@@ -80,6 +83,7 @@ class PackedFolder(Target):
     kinds: ClassVar[frozenset[str]] = frozenset()
     one_format: ClassVar[bool] = False
     carries_unclaimed: ClassVar[bool] = True
+    shard_bytes: ClassVar[int] = SHARD_BYTES
 
     # -- what a target defines
 
@@ -174,32 +178,45 @@ class PackedFolder(Target):
         loose = [
             Piece(name, read_tensor(checkpoint, name).dtype, checkpoint.tensors[name].shape) for name in extra
         ]
-        # first what fills whole lines of the cache, so that a reader can use tensors where they are mapped
-        groups.sort(key=lambda group: any(piece.nbytes % ALIGNMENT for piece in group[1]))
         pieces = [piece for _, group in groups for piece in group] + loose
         nbytes = sum(piece.nbytes for piece in pieces)
         weights = sum(math.prod(entry.shape) for entry in parameters.entries if not entry.shares)
         weights += sum(math.prod(piece.shape) for piece in loose)
-        with whole_folder(folder, overwrite=overwrite, nbytes=nbytes) as scratch:
-            with Shards(scratch, pieces, weights) as shards:
-                for number, (each, _) in enumerate(groups):
+        streams = not isinstance(parameters, LoadedParameters) or checkpoint.is_quantized
+        identity = {
+            "target": self.name,
+            "model": [checkpoint.digest, checkpoint.stamp],
+            "recipe": used and used.to_dict(),
+            "qcore": qcore.__version__,
+            "shards": self.shard_bytes,
+            "run": None if streams else secrets.token_hex(8),  # codes that another run may choose differently
+        }
+        with resumed_folder(folder, overwrite=overwrite, nbytes=nbytes, identity=identity) as journal:
+            with Shards(journal.folder, pieces, weights, self.shard_bytes, journal) as shards:
+                for number, (each, group) in enumerate(groups):
                     progress(number, len(groups), each.name)
-                    for name, tensor in self._tensors(parameters, each, dtypes):
-                        shards.write(name, tensor)
+                    if any(shards.awaits(piece.name) for piece in group):
+                        for name, tensor in self._tensors(parameters, each, dtypes):
+                            shards.write(name, tensor)
                 for name in extra:
                     shards.write(name, read_tensor(checkpoint, name))
             kept = _kept(parameters, plan)
             config = self.config(parameters, plan, kept, set(dtypes.values()))
-            write_text(scratch / "config.json", json.dumps(config, indent=2, default=str))
-            notes = carry(checkpoint, parameters.model, scratch)
-            write_marker(scratch, target=self.name, recipe=used, checkpoint=checkpoint, files=shards.files)
-        return Exported(
-            used.name if used else "",
-            nbytes,
-            8 * nbytes / weights,
-            shards.files,
-            (*self._general_notes(checkpoint, formats, config, extra), *self.notes(formats), *notes),
-        )
+            write_text(journal.folder / "config.json", json.dumps(config, indent=2, default=str))
+            notes = (
+                *self._general_notes(checkpoint, formats, config, extra),
+                *self.notes(formats),
+                *carry(checkpoint, parameters.model, journal.folder),
+            )
+            write_marker(
+                journal.folder,
+                target=self.name,
+                recipe=used,
+                checkpoint=checkpoint,
+                files=shards.files,
+                notes=list(notes),
+            )
+        return Exported(used.name if used else "", nbytes, 8 * nbytes / weights, shards.files, notes)
 
     def config(
         self, parameters: Parameters, plan: Sequence[Stored], kept: Sequence[str], dtypes: set[torch.dtype]

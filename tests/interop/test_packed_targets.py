@@ -20,6 +20,7 @@ from matrix import ARCHITECTURES
 from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantLinear
+from qcore.library import exports, resolve
 from qcore.models.headers import read_header
 from qcore.verbs import export
 from qcore.verbs.prepare import find, prepare
@@ -211,8 +212,6 @@ def test_gptq_names_skipped_layers_to_each_reader(originals, tmp_path):
 
 def test_weights_are_counted_and_not_words(originals, tmp_path):
     """hub-docs#2704: the hub shows the number of packed integers."""
-    from qcore.library import resolve
-
     write(originals("mixtral"), "int4-g64-sym", tmp_path / "out", "compressed-tensors")
     size = int.from_bytes((tmp_path / "out" / "model.safetensors").read_bytes()[:8], "little")
     header = json.loads((tmp_path / "out" / "model.safetensors").read_bytes()[8 : 8 + size])
@@ -236,3 +235,41 @@ def test_a_recipe_that_a_target_cannot_express_is_refused_before_any_work(
     with pytest.raises(InputError, match=words):
         write(originals("llama"), recipe, tmp_path / "out", target)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_export_goes_on_after_its_last_whole_file(originals, tmp_path, monkeypatch):
+    target = exports.load("compressed-tensors")
+    monkeypatch.setattr(type(target), "shard_bytes", 40_000)
+    model = str(originals("llama"))
+    write(model, "int4-g64", tmp_path / "whole", "compressed-tensors")
+    encoded: list[tuple[int, int]] = []
+    encode = type(target).encode
+
+    def counted(self, weight):
+        if not weight.codes.is_meta:
+            encoded.append(weight.shape)
+            if len(encoded) == 9:
+                raise KeyboardInterrupt
+        return encode(self, weight)
+
+    monkeypatch.setattr(type(target), "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        write(model, "int4-g64", tmp_path / "resumed", "compressed-tensors")
+    assert not (tmp_path / "resumed").exists()
+    encoded.extend([(0, 0)] * 10)  # no further interruption
+    before = len(encoded)
+    write(model, "int4-g64", tmp_path / "resumed", "compressed-tensors")
+    assert len(encoded) - before < 14, "finished files were written again"
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "resumed").iterdir())
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
+    index = json.loads((tmp_path / "resumed" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_parameters"] == resolve(model).parameters
+    assert len(set(index["weight_map"].values())) > 2
+
+
+def test_data_is_aligned_so_that_readers_can_use_it_where_it_is_mapped(originals, tmp_path):
+    write(originals("llama"), "int4-g64", tmp_path / "out", "compressed-tensors")
+    for name, tensor in stored(tmp_path / "out").items():
+        assert tensor.start % 64 == 0 or tensor.nbytes % 64, name
