@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
-from qcore.interop import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from qcore.interop import awq, bitsandbytes, compressed_tensors, fp8, gptq, mlx
 from qcore.models.headers import FLOATS, TensorInfo
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ def _by_rule(config: Settings, module: str) -> Settings | None:
 
 def _by_target(config: Settings, module: str) -> Settings | None:
     return compressed_tensors.scheme(config, module)
+
+
+def _by_entry(config: Settings, module: str) -> Settings | None:
+    """Return the module's own entry in MLX's settings, or the settings; None if the entry is false."""
+    own = config.get(module, config)
+    return own if isinstance(own, Mapping) else None
 
 
 def _group_of_floats(parts: Parts, settings: Settings) -> torch.Tensor:
@@ -173,6 +179,15 @@ FORMS: dict[str, tuple[Form, ...]] = {
             label=_four_or_eight,
             decode=bitsandbytes.decode,
             dequantize=bitsandbytes.dequantize,
+        ),
+    ),
+    "mlx": (
+        Form(
+            marks=("weight", "scales", "biases"),
+            dtypes=_WORDS,
+            settings=_by_entry,
+            decode=mlx.decode,
+            dequantize=mlx.dequantize,
         ),
     ),
     "fp8": _FLOATS8,

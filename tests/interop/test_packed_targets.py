@@ -273,3 +273,21 @@ def test_data_is_aligned_so_that_readers_can_use_it_where_it_is_mapped(originals
     write(originals("llama"), "int4-g64", tmp_path / "out", "compressed-tensors")
     for name, tensor in stored(tmp_path / "out").items():
         assert tensor.start % 64 == 0 or tensor.nbytes % 64, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("architecture", ["llama-tied", "llama-bias"])
+def test_qcore_reads_its_own_exports_with_the_same_codes(target, architecture, originals, ids, tmp_path):
+    original = str(originals(architecture))
+    write(original, TARGETS[target], tmp_path / "out", target)
+    back = prepare(find(str(tmp_path / "out"), as_stored=True), None, progress=lambda *_: None).loaded.model
+    ours = prepare(
+        find(original, None), recipes.parse(TARGETS[target]), progress=lambda *_: None
+    ).loaded.model
+    wanted = {name: module for name, module in ours.named_modules() if isinstance(module, QuantLinear)}
+    found = {name: module for name, module in back.named_modules() if isinstance(module, QuantLinear)}
+    assert wanted.keys() == found.keys() and len(found) == 14
+    for name, module in wanted.items():
+        assert torch.equal(module.quantized.unpacked_codes(), found[name].quantized.unpacked_codes()), name
+        assert torch.equal(module.quantized.dequantize(), found[name].quantized.dequantize()), name
+    assert np.array_equal(reference(back, (), ids), reference(ours, (), ids))
