@@ -20,6 +20,7 @@ def pages() -> list[st.Page]:
         st.Page("pages/compare.py", title="Compare", icon=":material/bar_chart:"),
         st.Page("pages/playground.py", title="Playground", icon=":material/forum:"),
         st.Page("pages/layers.py", title="Layers", icon=":material/layers:"),
+        st.Page("pages/audit.py", title="Audit", icon=":material/fact_check:"),
         st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/grid_on:"),
         st.Page("pages/train.py", title="Train & prune", icon=":material/model_training:"),
         st.Page("pages/learn.py", title="Learn", icon=":material/school:"),

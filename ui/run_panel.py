@@ -22,7 +22,10 @@ STATES = {
     "ok": ("green", "check_circle"),
     "waiting": ("gray", "more_horiz"),
 }
-PAGES = dict.fromkeys(MAKING, "pages/train.py") | {"sensitivity": "pages/sensitivity.py"}
+PAGES = dict.fromkeys(MAKING, "pages/train.py") | {
+    "sensitivity": "pages/sensitivity.py",
+    "audit": "pages/audit.py",
+}
 LISTED, NAMED = 6, 6  # runs in the list, and recipes named per run
 
 

@@ -66,6 +66,7 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
         "Compare",
         "Playground",
         "Layers",
+        "Audit",
         "Sensitivity",
         "Train & prune",
         "Learn",
