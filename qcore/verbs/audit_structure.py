@@ -119,6 +119,8 @@ def compare(config: dict, weights: Sequence[StoredWeight], *, absent: Iterable[s
     for name, weight in by_name.items():
         renamed = _renamed(name, prefix)
         shape = weight.shape if weight.shape is not None else wanted.get(renamed)
+        if weight.quantized and shape is not None and shape[::-1] == wanted.get(renamed):
+            shape = shape[::-1]  # GPT-2's layers are transposed, their codes are not
         if shape is not None:
             shapes[renamed] = shape
     for name in filter(None, logical):

@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import qcore
+from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.interop.grid import pack_words
-from qcore.verbs import audit
+from qcore.library import exports
+from qcore.verbs import audit, export
 from qcore.verbs.audit_values import LARGEST_ERROR, zero_point_offset
 
 TURN = "<|im_start|>"
@@ -102,12 +104,35 @@ def test_the_default_models_have_no_finding(name):
 
 @pytest.mark.slow
 def test_pruned_and_exported_folders_have_no_finding(sound, tmp_path):
-    from qcore.verbs import export
-
     qcore.prune(str(sound["llama"]), "magnitude", 0.6, tmp_path / "pruned", sparse=True)
     export.run(str(sound["llama-tied"]), "int8", tmp_path / "onnx", progress=lambda *_: None)
     for folder in ("pruned", "onnx"):
         assert not audit.run(tmp_path / folder).findings, folder
+
+
+EXPORTS = {
+    "gguf": ("moe", "gguf-q4_1"),
+    "compressed-tensors": ("moe", "int4-g32-sym"),
+    "gptq": ("gpt2", "int4-g32"),
+    "gptq-v1": ("llama-tied", "int4-g32-sym"),
+    "awq": ("llama-tied", "int4-g32"),
+    "bnb": ("llama-tied", "nf4-g64"),
+    "mlx": ("moe", "int4-g64"),
+}
+
+
+def test_there_is_an_export_for_each_target():
+    assert set(EXPORTS) == set(exports.TARGETS) - {"onnx"}
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_an_export_has_no_finding(sound, tmp_path, to):
+    kind, recipe = EXPORTS[to]
+    export.run(str(sound[kind]), recipes.parse(recipe), tmp_path / "out", to=to, progress=lambda *_: None)
+    (file,) = [*(tmp_path / "out").glob("*.gguf")] or [tmp_path / "out"]
+    found = audit.run(file)
+    assert not found.findings, [(each.check, each.spots) for each in found.findings]
+    assert found.parameters == tiny.model(kind).num_parameters() and any(x.quantized for x in found.ledger)
 
 
 # -- damage --------------------------------------------------------------------------------------------------
