@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import dashboard
+import gguf
+import gguf_models
 import pytest
 from playwright.sync_api import Page, expect
+from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "app"))
 import samples  # noqa: E402
@@ -112,7 +115,7 @@ def test_texts_of_strangers_are_shown_verbatim(page, address, home):
 def test_nothing_is_wider_than_the_window(address, home, size):
     samples.write_run(home, [samples.row(name) for name in samples.FIGURES])
     with dashboard.browser(size, "dark") as page:
-        for name in ("", "quantize", "compare", "playground", "layers"):
+        for name in ("", "quantize", "compare", "playground", "layers", "audit"):
             dashboard.visit(page, f"{address}/{name}")
             wide = page.evaluate(
                 "(main => main.scrollWidth - "
@@ -143,3 +146,25 @@ def test_learning_on_a_real_weight(page, address):
     )
     page.get_by_role("link", name="Run int4-g64-hqq").click()
     page.wait_for_url("**/quantize")
+
+
+def test_a_file_is_audited(page, address, tmp_path):
+    """A GGUF file whose header promises more than it has: answer, finding and ledger."""
+    model = LlamaForCausalLM(gguf_models.CONFIG)
+    gguf_models.write(tmp_path / "model.gguf", model, gguf.GGMLQuantizationType.Q8_0)
+    (tmp_path / "model.gguf").write_bytes((tmp_path / "model.gguf").read_bytes()[:-99])
+    dashboard.visit(page, f"{address}/audit")
+    page.get_by_role("button", name="Model", exact=True).click()
+    page.get_by_text("Folder or file", exact=True).click()
+    page.get_by_role("textbox", name="Folder or GGUF file").fill(str(tmp_path / "model.gguf"))
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    page.get_by_test_id("stMain").get_by_role("button", name="Audit", exact=True).click()
+    page.wait_for_url("**/audit?run=*")
+    expect(page.get_by_text("Broken: 1 broken.")).to_be_visible(timeout=RUN)
+    expect(page.get_by_text("A weight file is shorter than its header promises")).to_be_visible()
+    expect(page.get_by_text("What to do:")).to_be_visible()
+    dashboard.settle(page)
+    assert plots(page).count() == 1
+    page.reload()
+    expect(page.get_by_text("Broken: 1 broken.")).to_be_visible()
