@@ -9,7 +9,7 @@ from ui.text import shielded
 PREFIX = "audit"
 HOW = (
     "Choose a model above: a folder or a GGUF file, or a model on the hub. The audit looks for damaged "
-    "files, NaN, lost names, a missing head or expert, zero points in the wrong convention and many more things. "
+    "files, NaN, lost names, a missing head or expert, zero points in the wrong convention and much more. "
     "Nothing in the file is executed."
 )
 

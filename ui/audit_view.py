@@ -12,7 +12,7 @@ from qcore.verbs.audit_types import BROKEN, KNOW, LOSES, Audit, Finding
 from ui import charts, run_panel, state
 from ui.forms import KEEP
 from ui.glossary import explain
-from ui.text import digits, percent, shielded, size, verbatim
+from ui.text import digits, shielded, size, verbatim
 
 LOOKS = {BROKEN: ("red", "error"), LOSES: ("orange", "warning"), KNOW: ("blue", "info")}
 NAMED = 3  # places named per finding before the list is folded
@@ -96,26 +96,23 @@ def _finding(finding: Finding) -> None:
 
 def _picture(prefix: str, found: Audit) -> None:
     totals = found.by_form()
-    weights = sum(total.weights for total in totals) or 1
     rows = [
         {
             "recipe": "int4" if total.quantized else "fp32",  # for the color of its family
             "label": total.form,
             "stored": total.nbytes,
-            "share": total.weights / weights,
             "bits": total.bits,
         }
         for total in totals[:DRAWN]
     ]
     panels = [
         charts.Panel("Stored", "", lambda row: row["stored"], size),
-        charts.Panel("Weights", "", lambda row: row["share"], percent),
         charts.Panel("Bits per weight", "", lambda row: row["bits"], digits),
     ]
     state.plot(
         charts.bars(rows, panels),
         key=f"{prefix}.forms",
-        alt="Stored bytes, share of the weights and bits per weight of each form in the file",
+        alt="Stored bytes and bits per weight of each form in the file",
     )
     st.caption(shielded(found.contents))
 

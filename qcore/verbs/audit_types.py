@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 BROKEN, LOSES, KNOW = "broken", "loses quality", "worth knowing"
 SEVERITIES = (BROKEN, LOSES, KNOW)
 FOLDER, GGUF = "folder", "gguf"
+_DOES = {  # what one finding does, and what several do
+    BROKEN: ("breaks the model", "break the model"),
+    LOSES: ("loses quality", "lose quality"),
+    KNOW: ("is worth knowing", "are worth knowing"),
+}
 
 
 @dataclass(frozen=True)
@@ -200,8 +205,11 @@ class Audit:
             looked = "" if self.read_bytes else " in the headers"
             return f"Sound: no check found anything wrong{looked}."
         counts = {name: sum(f.severity == name for f in self.findings) for name in SEVERITIES}
-        parts = [f"{count} {name}" for name, count in counts.items() if count]
-        return f"{'Broken' if self.broken else 'Usable'}: {', '.join(parts)}."
+        parts = [f"{n} {_DOES[name][n > 1]}" for name, n in counts.items() if n]
+        first, *others = parts
+        number, _, does = first.partition(" ")
+        first = f"{number} {'finding' if number == '1' else 'findings'} {does}"
+        return f"{'Broken' if self.broken else 'Usable'}: {', '.join([first, *others])}."
 
     @property
     def contents(self) -> str:

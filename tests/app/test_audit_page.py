@@ -85,7 +85,10 @@ def test_a_damaged_model_of_another_project(at_once, llama, tmp_path):
     (folder / "config.json").write_text(config)
     at = audited(folder)
     text = told(at)
-    assert "Broken: 1 broken." in text and "zero points are stored in another convention" in text
+    assert (
+        "Broken: 1 finding breaks the model." in text
+        and "zero points are stored in another convention" in text
+    )
     assert "What it does:" in text and "What to do:" in text and "down_proj.qzeros" in text
     places, ledger = at.dataframe[0].value, at.dataframe[1].value
     assert len(places) > 3 and set(ledger["form"]) == {"F32", "GPTQ int4 g32"}

@@ -161,10 +161,10 @@ def test_a_file_is_audited(page, address, tmp_path):
     page.keyboard.press("Escape")
     page.get_by_test_id("stMain").get_by_role("button", name="Audit", exact=True).click()
     page.wait_for_url("**/audit?run=*")
-    expect(page.get_by_text("Broken: 1 broken.")).to_be_visible(timeout=RUN)
+    expect(page.get_by_text("Broken: 1 finding breaks the model.")).to_be_visible(timeout=RUN)
     expect(page.get_by_text("A weight file is shorter than its header promises")).to_be_visible()
     expect(page.get_by_text("What to do:")).to_be_visible()
     dashboard.settle(page)
     assert plots(page).count() == 1
     page.reload()
-    expect(page.get_by_text("Broken: 1 broken.")).to_be_visible()
+    expect(page.get_by_text("Broken: 1 finding breaks the model.")).to_be_visible()

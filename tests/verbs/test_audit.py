@@ -709,6 +709,16 @@ def test_every_check_is_documented_with_its_severity():
     assert listed == {name: audit.CHECKS[name].severity for name in audit.CHECKS}
 
 
+def test_the_answer_in_one_sentence(sound, tmp_path):
+    folder = shutil.copytree(sound["llama"], tmp_path / "model")
+    both(*(DAMAGED[name][1] for name in ("a pickle beside", "another padding")))(folder)
+    assert audit.run(folder).sentence == "Usable: 2 findings are worth knowing."
+    settings("config.json", bos_token_id=3)(folder)
+    assert audit.run(folder).sentence == "Usable: 1 finding loses quality, 2 are worth knowing."
+    cut("model.safetensors", 9)(folder)
+    assert audit.run(folder).sentence.startswith("Broken: 1 finding breaks the model, 1 loses")
+
+
 def test_every_check_finds_something_here():
     found = {check for _, _, check, _ in (*DAMAGED.values(), *DAMAGED_GGUF.values())}
     assert set(audit.CHECKS) == found
