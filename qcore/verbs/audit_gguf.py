@@ -84,10 +84,9 @@ def _uneven(blocks: dict[int, set[str]]) -> Iterator[Spot]:
 
 def _base(name: str) -> str:
     """Return the name without the block's number and the suffix, as the gguf library lists it."""
-    plain = re.sub(r"^blk\.\d+\.", "blk.{bid}.", name)
     for part in _PARTS:
-        plain = plain.removesuffix(part)
-    return plain
+        name = name.removesuffix(part)
+    return re.sub(r"\.\d+(?=\.|$)", ".{bid}", name)
 
 
 def _known(architecture: str) -> frozenset[str]:

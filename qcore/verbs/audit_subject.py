@@ -234,11 +234,14 @@ def _read_settings(subject: Subject) -> None:
     for file in (*_SETTINGS, *others):
         if file not in subject.files:
             continue
+        if not subject.local and not (subject.folder / file).exists():
+            subject.not_looked_at.append(f"{file} was not read from the hub.")
+            continue
         try:
             subject.settings[file] = read_json(subject.folder / file)
         except InputError as error:
             subject.damaged[file] = str(error)
-    if MANIFEST in subject.files:
+    if MANIFEST in subject.files and MANIFEST not in subject.damaged:
         try:
             subject.manifest = manifests.read(subject.folder)
         except InputError as error:
@@ -298,7 +301,9 @@ def _add_gguf(subject: Subject, file: str, opened) -> None:
 def _of_hub(name: Name, progress: Progress | None) -> Subject:
     if progress is not None:
         progress(0, 0, f"querying the hub for {name.text}")
-    commit, files = hub.listing(name.text, name.revision)
+    commit, listed = hub.listing(name.text, name.revision)
+    # loaders read the files at the top; GGUF files may lie anywhere
+    files = {file: size for file, size in listed.items() if "/" not in file or file.endswith(".gguf")}
     folder = hub.about(name.text, commit, files)
     subject = Subject(name.text, FOLDER, folder or Path(), local=False, revision=commit, files=files)
     subject.not_looked_at.append(

@@ -12,6 +12,15 @@ from qcore.verbs.audit_types import BROKEN, GGUF, KNOW, LOSES, Spot, check
 _TURNS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|start_of_role\|>|<\|user\|>|\[INST\]|<\|turn>"
 )
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+)
 TEMPLATE = "chat_template.jinja"
 
 
@@ -26,8 +35,8 @@ def _ids(value: Any) -> set[int]:
     return {each for each in values if type(each) is int}
 
 
-def token_ids(subject: Subject) -> dict[str, int]:
-    """Return the tokens of tokenizer.json with their ids; empty without that file."""
+def token_ids(subject: Subject, *, added: bool = True) -> dict[str, int]:
+    """Return the tokens of tokenizer.json with their ids, with the `added` ones; empty without that file."""
     tokenizer = subject.settings.get("tokenizer.json", {})
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -38,7 +47,7 @@ def token_ids(subject: Subject) -> dict[str, int]:
         found |= {
             entry[0]: number for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry
         }
-    for entry in _entries(tokenizer.get("added_tokens")):
+    for entry in _entries(tokenizer.get("added_tokens")) if added else ():
         if isinstance(entry.get("content"), str) and type(entry.get("id")) is int:
             found[entry["content"]] = entry["id"]
     return found
@@ -76,7 +85,7 @@ def _rows(subject: Subject) -> int | None:
     remedy="Take config.json, tokenizer and weights from the same model.",
 )
 def vocabulary(subject: Subject) -> Iterator[Spot]:
-    """Compare vocab_size and the largest token id with the rows of the embedding."""
+    """Compare vocab_size and the largest id of the vocabulary with the rows of the embedding."""
     rows = _rows(subject)
     if rows is None or subject.structure is None:
         return
@@ -85,9 +94,41 @@ def vocabulary(subject: Subject) -> Iterator[Spot]:
         yield Spot(
             subject.structure.embedding, f"It has {rows:,} rows, but vocab_size in config.json is {stated:,}."
         )
-    largest = max(token_ids(subject).values(), default=0)
+    largest = max(token_ids(subject, added=False).values(), default=0)
     if largest >= rows:
         yield Spot("tokenizer.json", f"It has the token id {largest:,}, but the embedding has {rows:,} rows.")
+
+
+@check(
+    "tokens-added",
+    KNOW,
+    "Tokens were added beyond the embedding",
+    effect="A prompt with such a token crashes, or reads outside of the matrix; other prompts are fine.",
+    remedy="Avoid these tokens, or resize the embedding of the original model.",
+)
+def added(subject: Subject) -> Iterator[Spot]:
+    """Compare the ids of added tokens with the rows of the embedding."""
+    rows = _rows(subject)
+    beyond = {token: number for token, number in token_ids(subject).items() if rows and number >= rows}
+    base = token_ids(subject, added=False)
+    for token, number in sorted(beyond.items(), key=lambda item: item[1]):
+        if token not in base:
+            yield Spot(token, f"Its id is {number:,}, but the embedding has {rows:,} rows.")
+
+
+@check(
+    "tokenizer-missing",
+    KNOW,
+    "The folder has no tokenizer",
+    effect="Runtimes that take text cannot use the model by itself.",
+    remedy="Take the tokenizer's files from the original model.",
+)
+def tokenizer_missing(subject: Subject) -> Iterator[Spot]:
+    """Look for any of the files from which tokenizers are made."""
+    if not any(file in subject.files for file in _TOKENIZERS):
+        yield Spot("tokenizer.json", "Neither this file nor another vocabulary is there.")
+    elif "tokenizer.json" not in subject.files:
+        subject.not_looked_at.append("The vocabulary was not read: there is no tokenizer.json.")
 
 
 @check(

@@ -9,11 +9,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qcore.base.errors import InputError
+from qcore.interop import awq, gptq
+from qcore.interop.grid import unpack_words
 from qcore.models import gguf_file
 from qcore.verbs.audit_types import BROKEN, FOLDER, GGUF, KNOW, LOSES, Spot, check, check_of_weights
 from qcore.verbs.audit_weights import AWQ, BNB, COMPRESSED, FP8, GPTQ, MXFP4, PLAIN, StoredWeight
@@ -173,7 +175,6 @@ def parts_contradict(weight: StoredWeight, parts: Parts, subject: Subject) -> It
 
 # -- zero points ---------------------------------------------------------------------------------------------
 
-V1, V2 = "gptq", "gptq_v2"
 LARGEST_ERROR = 1e-6  # of a decision about a tensor
 _OUTPUTS, _STRETCHES = 32, 8  # outputs read per stretch of a matrix, and stretches
 _MOST_BITS = 4
@@ -230,8 +231,6 @@ def zero_point_offset(codes: torch.Tensor, stored: torch.Tensor, symmetric: int 
 def vote(weight: StoredWeight, parts: Parts, symmetric: bool) -> Vote | None:
     """Return the decision about a GPTQ or AWQ weight, from outputs spread over the matrix; None where the
     test cannot be made."""
-    from qcore.interop import awq, gptq
-
     bits, size = weight.settings["bits"], weight.settings["group_size"]
     if weight.shape is None or any(role not in parts for role in ("qweight", "qzeros", "scales")):
         return None
@@ -244,7 +243,7 @@ def vote(weight: StoredWeight, parts: Parts, symmetric: bool) -> Vote | None:
     for number in range(stretches):
         first = number * (rows // stretches) // _OUTPUTS * _OUTPUTS
         chosen = _stretch(weight, parts, first, min(_OUTPUTS, rows - first))
-        config = {"bits": bits, "group_size": size, "checkpoint_format": V2}
+        config = {"bits": bits, "group_size": size, "checkpoint_format": gptq.V2}
         try:
             grid = (gptq if weight.kind == GPTQ else awq).read(chosen, config)
         except InputError:
@@ -270,6 +269,14 @@ def _stretch(weight: StoredWeight, parts: Parts, first: int, count: int) -> dict
     return chosen | ({"g_idx": parts["g_idx"]} if "g_idx" in parts else {})
 
 
+def _stated(settings: Mapping[str, Any]) -> str | None:
+    """Return the version of GPTQ's format that the settings name; None for an unknown one."""
+    try:
+        return gptq.version(settings)
+    except InputError:
+        return None
+
+
 @check_of_weights(
     "zero-point-convention",
     BROKEN,
@@ -288,9 +295,9 @@ def zero_points(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterato
     settings = subject.quantization
     symmetric = weight.kind == GPTQ and settings.get("sym") is True
     found = vote(weight, parts, symmetric)
-    if found is None or found.offset is None:
+    if found is None or found.offset is None or (weight.kind == GPTQ and _stated(settings) is None):
         return
-    stated = int(weight.kind == GPTQ and settings.get("checkpoint_format", V1) == V1)
+    stated = int(weight.kind == GPTQ and _stated(settings) == gptq.V1)
     if found.offset != stated:
         words = ("as they are", "minus one")
         how = (
@@ -319,10 +326,8 @@ def zero_points(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterato
 def wrapped(weight: StoredWeight, parts: Parts, subject: Subject) -> Iterator[Spot]:
     """Look for the largest code among stored zero points of version 1: the zero point that it stands for is
     outside of the grid."""
-    from qcore.interop.grid import unpack_words
-
     settings = subject.quantization
-    if weight.kind != GPTQ or settings.get("checkpoint_format", V1) != V1 or weight.shape is None:
+    if weight.kind != GPTQ or _stated(settings) != gptq.V1 or weight.shape is None:
         return
     bits, zeros = weight.settings["bits"], parts.get("qzeros")
     if zeros is None or zeros.ndim != 2 or list(zero_points(weight, parts, subject)):

@@ -17,7 +17,18 @@ from PIL import Image
 from playwright.sync_api import Page
 
 OUT = dashboard.ROOT / "docs" / "screenshots"
-PAGES = ("home", "plan", "quantize", "compare", "playground", "layers", "sensitivity", "train", "learn")
+PAGES = (
+    "home",
+    "plan",
+    "quantize",
+    "compare",
+    "playground",
+    "layers",
+    "audit",
+    "sensitivity",
+    "train",
+    "learn",
+)
 TALLEST = 6000
 RUN = 600_000
 
@@ -85,11 +96,19 @@ def probe(page: Page) -> None:
         dashboard.settle(page, 2.5)
 
 
+def audited(page: Page) -> None:
+    """Audit the default model."""
+    page.get_by_test_id("stMain").get_by_role("button", name="Audit", exact=True).click()
+    page.get_by_role("heading", name="What is in the file").wait_for(timeout=RUN)
+    dashboard.settle(page, 2.5)
+
+
 FULL: dict[str, Callable[[Page], None]] = {
     "plan": probe,
     "quantize": show_run,
     "playground": write,
     "layers": measure,
+    "audit": audited,
 }
 
 

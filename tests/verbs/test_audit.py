@@ -254,6 +254,13 @@ def with_turns(folder: Path) -> None:
     settings("tokenizer_config.json", bos_token=TURN)(folder)
 
 
+def add_token(folder: Path) -> None:
+    """Add a token whose id is beyond the rows of the embedding."""
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["added_tokens"].append({"id": tiny.VOCABULARY, "content": "<extra>", "special": True})
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+
+
 def both(*damages: Callable) -> Callable:
     return lambda folder: [damage(folder) for damage in damages]
 
@@ -511,6 +518,13 @@ DAMAGED = {
         "generation_config.json",
     ),
     "a smaller vocabulary": ("llama", settings("config.json", vocab_size=200), "vocabulary-size", EMBEDDING),
+    "a token beyond the embedding": ("llama", add_token, "tokens-added", "<extra>"),
+    "no tokenizer": (
+        "llama",
+        lambda f: [(f / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
+        "tokenizer-missing",
+        "tokenizer.json",
+    ),
     "turns without a template": ("llama", with_turns, "template-missing", "chat template"),
     "two templates": (
         "llama",
