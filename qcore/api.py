@@ -50,13 +50,15 @@ def quantize(
     calibration: str | Path | None = None,
     calibration_tokens: int = TOKENS,
     calibration_minutes: float | None = None,
+    imatrix: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """Quantize `model` in place with `recipe`; the full-precision weights are freed. Modules that match a
     pattern in `skip` are not quantized.
 
     Recipes such as int4-g64-gptq read `calibration_tokens` tokens of the `calibration` text (a file, or None
-    for the packaged text). Recipes with learned rounding train for about `calibration_minutes`.
+    for the packaged text). Recipes with learned rounding train for about `calibration_minutes`. Recipes with
+    -imatrix read llama.cpp's importance matrix in the file `imatrix` in place of text.
 
     Return the model with its `recipe` and `ledger`. Raise `InputError` for an unusable model, recipe or text,
     and `NotAppliedError` if the recipe could not quantize every tensor that it selects.
@@ -64,7 +66,7 @@ def quantize(
     chosen = _recipe(recipe)
     if skip:
         chosen = chosen.with_modules(skip=tuple(skip))
-    text = prepare.CalibrationText(calibration, calibration_tokens, calibration_minutes)
+    text = prepare.CalibrationText(calibration, calibration_tokens, calibration_minutes, imatrix)
     if isinstance(model, Loaded):  # no resume: the weights may have changed since loading
         return prepare.quantize(model, chosen, calibration=text, resume=False, progress=progress).loaded
     checkpoint = prepare.find_original(model, progress=progress)

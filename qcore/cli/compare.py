@@ -49,6 +49,7 @@ def compare(
     calibration: options.Calibration = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
     calibration_minutes: options.CalibrationMinutes = None,
+    imatrix: options.Imatrix = None,
     margin: Annotated[
         float,
         typer.Option(help="A perplexity within this share of the baseline's counts as equal; 0.01 is 1 %"),
@@ -98,6 +99,7 @@ def compare(
         calibration=calibration,
         calibration_tokens=calibration_tokens,
         calibration_minutes=calibration_minutes,
+        imatrix=imatrix,
         margin=margin,
         choices=choices,
         kv=kv,

@@ -23,7 +23,7 @@ from qcore.cli.output import say
 from qcore.cli.plan import plan
 from qcore.cli.profile import profile
 from qcore.cli.progress import Show
-from qcore.cli.quantize import export, quantize
+from qcore.cli.quantize import export, imatrix, quantize
 from qcore.cli.runs import runs
 from qcore.cli.sensitivity import sensitivity
 from qcore.cli.train import distill, prune, qat
@@ -74,6 +74,7 @@ app.command()(qat)
 app.command()(prune)
 app.command()(distill)
 app.command()(export)
+app.command()(imatrix)
 app.add_typer(runs, name="runs")
 
 

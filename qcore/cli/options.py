@@ -40,6 +40,9 @@ Calibration = Annotated[
     ),
 ]
 CalibrationTokens = Annotated[int, typer.Option(help="Number of calibration tokens")]
+Imatrix = Annotated[
+    str | None, typer.Option(help="Importance matrix of llama.cpp, for recipes with -imatrix", metavar="FILE")
+]
 CalibrationMinutes = Annotated[
     float | None,
     typer.Option(help="Minutes for learned rounding (default: a fixed number of steps)", metavar="MINUTES"),

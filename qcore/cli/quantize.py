@@ -27,6 +27,7 @@ def quantize(
     calibration: options.Calibration = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
     calibration_minutes: options.CalibrationMinutes = None,
+    imatrix: options.Imatrix = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Quantize one tensor at a time, for models larger than memory")
     ] = False,
@@ -62,7 +63,7 @@ def quantize(
             folder,
             revision=revision,
             overwrite=overwrite,
-            calibration=CalibrationText(calibration, calibration_tokens, calibration_minutes),
+            calibration=CalibrationText(calibration, calibration_tokens, calibration_minutes, imatrix),
             engine=where,
             progress=show,
         )
@@ -83,6 +84,7 @@ def export(
     revision: options.Revision = None,
     calibration: options.Calibration = None,
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
+    imatrix: options.Imatrix = None,
 ) -> int:
     """Export MODEL (or a folder that quantize wrote) for another project's code. The folder holds everything
     that the model needs there."""
@@ -97,5 +99,35 @@ def export(
         overwrite=overwrite,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
+        imatrix=imatrix,
     )
     return start(request)
+
+
+def imatrix(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="File to write", metavar="FILE")] = Path("imatrix.gguf"),
+    revision: options.Revision = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="UTF-8 calibration text (default: the packaged text)", metavar="FILE")
+    ] = None,
+    calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
+) -> int:
+    """Write the importance of the inputs of MODEL's weights as llama.cpp's importance matrix, for its own
+    quantizer."""
+    from qcore.verbs import imatrix as verb
+    from qcore.verbs.prepare import CalibrationText
+
+    with Show() as show:
+        result = verb.run(
+            model,
+            out,
+            revision=revision,
+            calibration=CalibrationText(calibration, calibration_tokens),
+            progress=show,
+        )
+    print(
+        f"{result.path}: the importance of the inputs of {result.weights} weights, over {result.tokens:,} "
+        f"tokens of {result.text}"
+    )
+    return 0

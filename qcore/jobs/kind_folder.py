@@ -38,14 +38,16 @@ class FolderRequest(JobRequest):
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(FolderRequest):
     """An export for the target `to` (see `qcore.library.exports`), of the unchanged model or under `recipe`.
-    Methods that need calibration read `calibration_tokens` of the text `calibration`."""
+    Methods that need calibration read `calibration_tokens` of the text `calibration`, or the importance
+    matrix in the file `imatrix`."""
 
     kind: ClassVar[str] = "export"
-    FILES: ClassVar[tuple[str, ...]] = ("calibration",)
+    FILES: ClassVar[tuple[str, ...]] = ("calibration", "imatrix")
     recipe: Recipe | None = None
     to: str = "onnx"
     calibration: str | None = None
     calibration_tokens: int = RunSpec.calibration_tokens
+    imatrix: str | None = None
 
     def __post_init__(self):
         from qcore.library import exports
@@ -74,7 +76,7 @@ class ExportRequest(FolderRequest):
         """The calibration text."""
         from qcore.verbs.prepare import CalibrationText
 
-        return CalibrationText(self.calibration, self.calibration_tokens)
+        return CalibrationText(self.calibration, self.calibration_tokens, imatrix=self.imatrix)
 
 
 @dataclass(frozen=True, kw_only=True)

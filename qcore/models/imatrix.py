@@ -47,6 +47,16 @@ class ImportanceMatrix:
     name: str = ""
     sha256: str = ""
 
+    @property
+    def record(self) -> dict:
+        """The file and its texts, JSON-ready."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "datasets": list(self.datasets),
+            "tokens": self.tokens,
+        }
+
 
 def read(path: Path | str) -> ImportanceMatrix:
     """Return the importance matrix in the file at `path`, of either form. Raise `InputError` if the file is

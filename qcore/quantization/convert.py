@@ -40,6 +40,8 @@ from qcore.layers.select import Target, select
 from qcore.quantization import methods
 from qcore.quantization.calibration import Calibration, quantize_blocks
 from qcore.quantization.calibration.blocks import find_blocks
+from qcore.quantization.calibration.importance import Importances
+from qcore.quantization.methods import imatrix
 from qcore.quantization.methods.rotation import rotate
 from qcore.quantization.sensitivity.choosing import Chosen, choose_formats
 from qcore.recipes import Engine, Float, Recipe
@@ -205,7 +207,8 @@ def _quantize_own(job: Job) -> Outcome:
         )
         done[target.name] = weights
 
-    if needs_text(recipe.method):
+    given = _importances(job, targets)
+    if needs_text(recipe.method) and given is None:
         own = [target for target in targets if target.method == recipe.method]
         names = {target.name: target for target in own}
         walk = quantize_blocks(
@@ -218,12 +221,14 @@ def _quantize_own(job: Job) -> Outcome:
     for i, target in enumerate(left):
         report(i, len(left), target.name)
         twin = twins[target.name]
+        known = None if given is None or twin in done else given.of(target)
+        if known is not None:
+            pairs = zip(target.matrices(model), known, strict=True)
+            finish(target, [imatrix.quantize(matrix, target.format, each) for matrix, each in pairs])
+            continue
         alone = replace(target, method=target.format.method) if needs_text(target.method) else target
-        note = (
-            "Calibration text does not reach it, so its codes were rounded to nearest."
-            if alone is not target
-            else None
-        )
+        source = "Calibration text does not reach it" if given is None else "The importance matrix lacks it"
+        note = f"{source}, so its codes were rounded to nearest." if alone is not target else None
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
     report(len(left), len(left), "")
     return list(rows.values()), None if chosen is None else chosen.record
@@ -236,6 +241,22 @@ def _rotate(model: PreTrainedModel, recipe: Recipe, report: Progress) -> dict[st
         find_blocks(model)
     report(0, 0, "rotating the residual stream")
     return rotate(model)
+
+
+def _importances(job: Job, targets: list[Target]) -> Importances | None:
+    """Return the importances in the file that the recipe's method reads; None if it reads text. Raise
+    `InputError` if the file is of another model."""
+    given = None if job.calibration is None else job.calibration.importance
+    if given is None or job.recipe.method != imatrix.INFO.name:
+        return None
+    if job.recipe.prepare != "none":
+        raise InputError(
+            f"{job.recipe.name} rotates the model, so the importance of its inputs is no longer that of "
+            f"{given.name}. Leave the importance matrix out: it is then computed from calibration text."
+        )
+    found = Importances(job.model, given)
+    found.check(targets)
+    return found
 
 
 def choose_codes(model: PreTrainedModel, target: Target) -> list[QuantizedTensor]:

@@ -52,11 +52,12 @@ class RunSpec:
     of `prompt_tokens` and `new_tokens` new ones, `repeats` times. With `generate`, the evaluation prompts
     (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes with
     calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration
-    text). Learned methods take about `calibration_minutes` (None: a fixed number of steps). A recipe's
-    perplexity counts as equal to the baseline's within `margin` (0.01 is 1 %). `choices` adds multiple-choice
-    questions: "default" (the packaged ones) or a file; None asks none. `kv` is the format of the key-value
-    cache for scoring, speed and prompts ("int8", "int4"); the baseline's cache stays unquantized. Raise
-    `InputError` naming the field, its value and what is allowed.
+    text). Learned methods take about `calibration_minutes` (None: a fixed number of steps). `imatrix` is a
+    file with llama.cpp's importance matrix, for recipes with -imatrix. A recipe's perplexity counts as equal
+    to the baseline's within `margin` (0.01 is 1 %). `choices` adds multiple-choice questions: "default" (the
+    packaged ones) or a file; None asks none. `kv` is the format of the key-value cache for scoring, speed and
+    prompts ("int8", "int4"); the baseline's cache stays unquantized. Raise `InputError` naming the field, its
+    value and what is allowed.
     """
 
     kind: ClassVar[str] = "compare"  # the kind of job, see `qcore.jobs.kinds`
@@ -80,6 +81,7 @@ class RunSpec:
     calibration: str | None = None
     calibration_tokens: int = 16384
     calibration_minutes: float | None = None
+    imatrix: str | None = None
     margin: float = 0.01
     choices: str | None = None
     kv: str = NONE
@@ -90,7 +92,7 @@ class RunSpec:
             object.__setattr__(self, "model", str(self.model))
         if not isinstance(self.model, str) or not self.model.strip():
             raise InputError("No model was given; name a folder, a hub id, or smollm2-135m.")
-        for name in ("text", "prompts", "revision", "calibration", "choices"):
+        for name in ("text", "prompts", "revision", "calibration", "imatrix", "choices"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, str(value))
@@ -139,7 +141,7 @@ class RunSpec:
 
         On a public server a model name is never a path, even if a folder of that name exists.
         """
-        files = ("text", "prompts", "calibration", "choices")
+        files = ("text", "prompts", "calibration", "imatrix", "choices")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values |= {name: absolute_path(values[name]) for name in files}
         if not is_public():

@@ -47,7 +47,7 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     from qcore.base import texts
     from qcore.evaluation.questions import load_questions
     from qcore.library.vocabulary import check_vocabulary
-    from qcore.verbs.prepare import Finder, quantized_already
+    from qcore.verbs.prepare import Finder, check_imatrix, quantized_already
 
     finder = finder or Finder()
     check_device(spec.device)
@@ -57,6 +57,8 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     text = texts.load_text(spec.text)
     if any(recipe.calibrated for recipe in spec.recipes):
         check_calibration(spec, text)
+    if spec.imatrix is not None:
+        check_imatrix(spec.imatrix, spec.recipes)
     if spec.generate:
         texts.load_prompts(spec.prompts)
     if spec.choices is not None:

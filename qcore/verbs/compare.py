@@ -214,7 +214,9 @@ class _Session:
         from qcore.verbs.prepare import CalibrationText, quantize
 
         progress, spec, began = self.enter("quantize"), self.spec, time.perf_counter()
-        given = CalibrationText(spec.calibration, spec.calibration_tokens, spec.calibration_minutes)
+        given = CalibrationText(
+            spec.calibration, spec.calibration_tokens, spec.calibration_minutes, spec.imatrix
+        )
         text = given.load(loaded.tokenizer, recipe)
         if text is not None:
             check_overlap(text, self.text.name, self.text.sha256, self.ids(loaded))

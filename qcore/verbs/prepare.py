@@ -9,18 +9,21 @@ remembers the checkpoints of a request that names several models.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from qcore import library, planning
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.home import home
 from qcore.base.progress import Progress
+from qcore.formats.budget import Budget
 from qcore.library import Loaded
 from qcore.library.saving import made_from
-from qcore.models import Checkpoint
+from qcore.models import Checkpoint, imatrix
 from qcore.models.names import classify
 from qcore.quantization import convert
 from qcore.quantization.calibration import Calibration, load_calibration, unfinished
@@ -33,19 +36,24 @@ from qcore.recipes.spec import check_limits, check_minutes
 @dataclass(frozen=True)
 class CalibrationText:
     """The calibration text: `tokens` of the file `source` (None: the packaged text). Learned methods take
-    about `minutes` (None: a fixed number of steps). Raise `InputError` for numbers out of range."""
+    about `minutes` (None: a fixed number of steps). `imatrix` is a file with llama.cpp's importance matrix,
+    for recipes with -imatrix. Raise `InputError` for numbers out of range."""
 
     source: str | Path | None = None
     tokens: int = TOKENS
     minutes: float | None = None
+    imatrix: str | Path | None = None
 
     def __post_init__(self):
         check_limits(calibration_tokens=self.tokens)
         check_minutes(self.minutes)
 
     def check(self, recipe: Recipe | None) -> None:
-        """Raise `InputError` if `recipe` needs calibration text and the text cannot be read."""
-        if recipe is not None and recipe.calibrated:
+        """Raise `InputError` if `recipe` needs calibration text or an importance matrix that cannot be read,
+        or if there is an importance matrix that it does not read."""
+        if self.imatrix is not None:
+            check_imatrix(self.imatrix, (recipe,))
+        if recipe is not None and recipe.calibrated and not self._is_enough(recipe):
             calibration_text(self.source)
 
     def load(self, tokenizer, recipe: Recipe | None) -> Calibration | None:
@@ -53,7 +61,29 @@ class CalibrationText:
         `load_calibration` does."""
         if recipe is None or not recipe.calibrated:
             return None
-        return load_calibration(self.source, tokenizer, tokens=self.tokens, minutes=self.minutes)
+        given = None if self.imatrix is None or recipe.method != "imatrix" else imatrix.read(self.imatrix)
+        if given is not None and self._is_enough(recipe):
+            return Calibration(
+                given.name, given.sha256, torch.empty(0, 0, dtype=torch.long), importance=given
+            )
+        text = load_calibration(self.source, tokenizer, tokens=self.tokens, minutes=self.minutes)
+        return replace(text, importance=given)
+
+    def _is_enough(self, recipe: Recipe) -> bool:
+        """Return whether `recipe` reads the importance matrix and no text."""
+        return (
+            self.imatrix is not None and recipe.method == "imatrix" and not isinstance(recipe.weights, Budget)
+        )
+
+
+def check_imatrix(source: str | Path, recipes: Iterable[Recipe | None]) -> None:
+    """Raise `InputError` if `source` is not an importance matrix, or none of the `recipes` reads one."""
+    if not any(recipe is not None and recipe.method == "imatrix" for recipe in recipes):
+        raise InputError(
+            "No recipe reads the importance matrix. Add -imatrix to a name, as in gguf-q4_0-imatrix, or "
+            "leave the file out."
+        )
+    imatrix.read(source)
 
 
 PACKAGED = CalibrationText()

@@ -23,6 +23,8 @@ from qcore.base.texts import LARGEST_TEXT, Text, load_text, tokenize
 if TYPE_CHECKING:
     import torch
 
+    from qcore.models.imatrix import ImportanceMatrix
+
 WINDOW, TOKENS = 512, 16384
 OVERLAP = 50  # tokens in a row
 SAMPLED = 8  # one in 8 runs is stored in a record, so that a saved model can be checked later
@@ -50,12 +52,14 @@ _FEWEST_WORDS = 12
 @dataclass(frozen=True)
 class Calibration:
     """Token `ids` (windows, window) of the text called `name`. `minutes` limits the time that a learned
-    method takes for the whole model; None is the method's default number of steps."""
+    method takes for the whole model; None is the method's default number of steps. `importance` is that of a
+    file, for the method imatrix, which then reads no tokens."""
 
     name: str
     sha256: str
     ids: torch.Tensor
     minutes: float | None = None
+    importance: ImportanceMatrix | None = None
 
     def part(self, tokens: int) -> Calibration:
         """Return evenly spread windows with about `tokens` tokens in all, at least one window."""
@@ -73,7 +77,7 @@ class Calibration:
             "window": window,
             "minutes": self.minutes,
             "fingerprint": sorted(mark for mark in _marks(self.ids) if int(mark, 16) % SAMPLED == 0),
-        }
+        } | ({} if self.importance is None else {"imatrix": self.importance.record})
 
 
 def load_calibration(

@@ -7,12 +7,13 @@ Per group, weights are divided by their group's scale, one table is learned for 
 h_j · scale², and then each group's scale is searched.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
-from qcore.layers.select import Target
 from qcore.quantization.calibration import BlockWork
 from qcore.quantization.methods import MethodInfo, register
 from qcore.quantization.methods.grid import nearest, search
@@ -44,24 +45,22 @@ def quantize(weight: torch.Tensor, format: Format, importance: torch.Tensor) -> 
 @register(INFO)
 def choose(work: BlockWork) -> None:
     """Quantize a block stage by stage (SqueezeLLM, arXiv 2306.07629, section 4.1)."""
+    weighted(work, quantize)
+
+
+def weighted(
+    work: BlockWork, quantize: Callable[[torch.Tensor, Format, torch.Tensor], QuantizedTensor]
+) -> None:
+    """Choose codes for a block stage by stage with `quantize` (weight (N, K), format, importance (K,)).
+    Inputs of an expert that no text reached count alike."""
     for stage in work.stages:
         work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
-        if stage.targets[0].fused:
-            (target,) = stage.targets
-            seen = work.moments_of_experts(target)
-            importances = [
-                moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian))
-                for moments in seen
-            ]
-            work.put(target, [quantize(*pair) for pair in _pairs(work, target, importances)])
-            continue
-        importance = work.moments([stage])[0].hessian.diagonal()
+        fused = stage.targets[0].fused
+        seen = work.moments_of_experts(stage.targets[0]) if fused else work.moments([stage])
+        importances = [
+            moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian))
+            for moments in seen
+        ]
         for target in stage.targets:
-            work.put(target, [quantize(*pair) for pair in _pairs(work, target, [importance])])
-
-
-def _pairs(work: BlockWork, target: Target, importances: list[torch.Tensor]) -> list[tuple]:
-    return [
-        (matrix, target.format, importance)
-        for matrix, importance in zip(work.matrices(target), importances, strict=True)
-    ]
+            pairs = zip(work.matrices(target), importances, strict=True)
+            work.put(target, [quantize(matrix, target.format, importance) for matrix, importance in pairs])
