@@ -37,7 +37,8 @@ def row(options: dict, say: Callable[[str], None]) -> dict:
     loaded = library.load(options["model"])
     text = texts.load_text(options["text"])
     ids = texts.tokenize(text, loaded.tokenizer, limit=options["tokens"])
-    expected = frozenset(linears(loaded.model))
+    layers = options.get("layers")
+    expected = frozenset(linears(loaded.model, layers))
 
     def calibration(tokenizer):
         found = load_calibration(
@@ -65,7 +66,7 @@ def row(options: dict, say: Callable[[str], None]) -> dict:
         reference.parent.mkdir(parents=True, exist_ok=True)
         score(record=reference, checkpoint=loaded.checkpoint.folder)
     with tempfile.TemporaryDirectory(prefix="qcore-quality-") as scratch:
-        job = Job(loaded, options["item"], options["threads"], Path(scratch), calibration, say)
+        job = Job(loaded, options["item"], options["threads"], Path(scratch), calibration, say, layers)
         stored, seconds, busy = clocked(lambda: quantizer(options["module"])(job))
     if not baseline:
         check_layers(stored, expected)

@@ -151,7 +151,7 @@ def documents() -> dict:
 
     Raise `FileNotFoundError` if there is no result.
     """
-    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-")))
+    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-", "gguf-")))
     newest = list({result["environment"]["cpu"]: result for result in saved}.values())
     if not newest:
         raise FileNotFoundError("There is no result yet: run python benchmarks/speed.py first.")

@@ -20,8 +20,8 @@ from qcore.recipes import parse
 
 @dataclass(frozen=True)
 class Job:
-    """A request to quantize `loaded` to `item`. `text` calls `load_calibration` (reading it is timed); `say`
-    reports progress; `scratch` is an empty folder."""
+    """A request to quantize `loaded` to `item`; with `layers`, only the linear layers of that name. `text`
+    calls `load_calibration` (reading it is timed); `say` reports progress; `scratch` is an empty folder."""
 
     loaded: Loaded
     item: str
@@ -29,6 +29,7 @@ class Job:
     scratch: Path
     text: object
     say: object
+    layers: str | None = None
 
     def calibration(self) -> Calibration:
         """Return the windows of calibration text, the same for every program."""
@@ -57,11 +58,15 @@ def quantizer(module: str):
     return import_module(f"benchmarks.quantizers.{module}").quantize
 
 
-def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+def linears(model: torch.nn.Module, layers: str | None = None) -> dict[str, torch.nn.Linear]:
     """Return {name of the weight: layer} of the layers that every row quantizes: the targets of qcore's
-    recipes, the linear layers of the blocks."""
+    recipes, the linear layers of the blocks; with `layers`, those of that name, such as "down_proj"."""
     targets = select(model, parse("int4-g64")).targets
-    return {target.name: model.get_submodule(target.module) for target in targets}
+    return {
+        target.name: model.get_submodule(target.module)
+        for target in targets
+        if layers is None or target.module.endswith(f".{layers}")
+    }
 
 
 def check_layers(stored: Stored, expected: frozenset[str]) -> Stored:

@@ -1,41 +1,54 @@
 """llama.cpp's own quantizer, from the same weights: written as a float32 GGUF file, quantized, dequantized by
 the package `gguf`.
 
-An item is a file type, "Q4_0", or one "with imatrix". The embedding (in the default model also the output
+An item is a file type, "Q4_0", "Q4_0 pure" (this type for every tensor, in place of the file type's mixture),
+or one "with imatrix". The embedding (in the default model also the output
 head) is left in float32, so that only the linear layers differ from the baseline. If rows do not fit the
 requested type (576 inputs are not a multiple of 256), llama.cpp chooses another type for the tensor, as in
 the files that people download; `details` counts the types.
 """
 
 import ctypes
+import hashlib
 from collections import Counter
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import gguf_writer, imatrix
 from benchmarks.peers.llamacpp import silence
 from benchmarks.quantizers import Job, Stored, linears, put
 from qcore.base.errors import RunError
+from qcore.base.home import home
 
-WITH = " with imatrix"
+WITH, PURE = " with imatrix", " pure"
 
 
 def quantize(job: Job) -> Stored:
     """See the module."""
     model, kind = job.loaded.model, job.item.removesuffix(WITH)
-    layers = linears(model)
-    names = {name: _name_in_file(name) for name in layers}
     values = {}
     if job.item.endswith(WITH):
-        found = imatrix.importance(model, job.calibration().ids, job.say)
-        values = {names[name]: found[name] for name in layers}
+        values = {_name_in_file(name): value for name, value in importance(job).items()}
     whole, small = job.scratch / "f32.gguf", job.scratch / "small.gguf"
     job.say("writing the weights as a GGUF file")
     gguf_writer.write(model, whole)
     job.say(f"llama.cpp quantizes to {kind}")
     run(whole, small, kind, job.threads, values)
     whole.unlink()
-    return take(model, small)
+    return take(model, small, job.layers)
+
+
+def importance(job: Job) -> dict[str, torch.Tensor]:
+    """Return the importance matrix of the calibration text, computed once per model and text."""
+    ids = job.calibration().ids
+    about = f"{job.loaded.checkpoint.digest} {ids.tolist()}"
+    name = f"imatrix-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+    file = home() / "benchmarks" / name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(imatrix.importance(job.loaded.model, ids, job.say), file)
+    return load_file(file)
 
 
 def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]) -> None:
@@ -45,7 +58,8 @@ def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]
 
     silence(llama_cpp)
     options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    options.pure = kind.endswith(PURE)
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.removesuffix(PURE).upper()}")
     options.nthread = threads
     options.token_embedding_type = options.output_tensor_type = llama_cpp.GGML_TYPE_F32
     array = imatrix.as_c(values, llama_cpp.llama_model_imatrix_data) if values else None
@@ -55,12 +69,12 @@ def run(source, target, kind: str, threads: int, values: dict[str, torch.Tensor]
         raise RunError(f"llama.cpp could not quantize the model to {kind}.")
 
 
-def take(model: torch.nn.Module, path) -> Stored:
-    """Set the linear layers of `model` to the values in the file at `path`."""
+def take(model: torch.nn.Module, path, wanted: str | None = None) -> Stored:
+    """Set the linear layers of `model`, those called `wanted`, to the values in the file at `path`."""
     from gguf import GGUFReader, dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    layers, types, nbytes = linears(model), Counter(), 0
+    layers, types, nbytes = linears(model, wanted), Counter(), 0
     for name, layer in layers.items():
         tensor = stored[_name_in_file(name)]
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).view(layer.weight.shape)

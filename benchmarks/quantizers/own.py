@@ -1,14 +1,21 @@
 """qcore's recipes, and the libraries that qcore adapts (bitsandbytes, quanto), exactly as the app runs them
 by the same name."""
 
-from benchmarks.quantizers import Job, Stored
+from benchmarks.quantizers import Job, Stored, linears
 from qcore import recipes
+from qcore.formats.mixture import Mixture
 from qcore.quantization import convert
 
 
 def quantize(job: Job) -> Stored:
     """Quantize by the recipe `job.item`; "fp32" counts all weights of the same layers at 32 bits."""
     model, recipe = job.loaded.model, recipes.parse(job.item)
+    if isinstance(recipe.weights, Mixture):  # which would quantize the head as well
+        recipe = recipe.with_modules(head="keep", embeddings="keep")
+    if job.layers is not None:
+        wanted = linears(model, job.layers)
+        others = [name.removesuffix(".weight") for name in linears(model) if name not in wanted]
+        recipe = recipe.with_modules(skip=tuple(others))
     text = job.calibration() if recipe.calibrated else None
     ledger = convert.quantize(
         model,
