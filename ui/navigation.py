@@ -23,6 +23,7 @@ def pages() -> list[st.Page]:
         st.Page("pages/audit.py", title="Audit", icon=":material/fact_check:"),
         st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/grid_on:"),
         st.Page("pages/train.py", title="Train & prune", icon=":material/model_training:"),
+        st.Page("pages/export.py", title="Export", icon=":material/ios_share:"),
         st.Page("pages/learn.py", title="Learn", icon=":material/school:"),
     ]
 

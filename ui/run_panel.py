@@ -25,6 +25,7 @@ STATES = {
 PAGES = dict.fromkeys(MAKING, "pages/train.py") | {
     "sensitivity": "pages/sensitivity.py",
     "audit": "pages/audit.py",
+    "export": "pages/export.py",
 }
 LISTED, NAMED = 6, 6  # runs in the list, and recipes named per run
 

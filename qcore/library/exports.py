@@ -27,28 +27,89 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TargetInfo:
     """A target as users see it: its `name` after `--to`, its `title`, the programs that read the result
-    (`words`), and the module that holds `TARGET`."""
+    (`words`), the module that holds `TARGET`, recipes to offer (`recipes`), and a command that runs the
+    result (`usage`, with the placeholders {folder} and {file})."""
 
     name: str
     title: str
     words: str
     module: str
+    recipes: tuple[str, ...] = ()
+    usage: str = ""
 
 
 _LISTED = (
-    TargetInfo("onnx", "ONNX", "ONNX Runtime", "qcore.library.onnx_folder"),
-    TargetInfo("gguf", "GGUF", "llama.cpp, Ollama, LM Studio", "qcore.library.gguf_folder"),
+    TargetInfo(
+        "onnx",
+        "ONNX",
+        "ONNX Runtime",
+        "qcore.library.onnx_folder",
+        ("int4-g64", "int4-g64-gptq", "onnx-int8", "fp32"),
+        "python {folder}/run_onnx.py --prompt 'Once upon a time'",
+    ),
+    TargetInfo(
+        "gguf",
+        "GGUF",
+        "llama.cpp, Ollama, LM Studio",
+        "qcore.library.gguf_folder",
+        (
+            "gguf-q4_k_m",
+            "gguf-q4_0",
+            "gguf-q4_0-gptq",
+            "gguf-q4_1-gptq",
+            "gguf-iq4_nl-gptq",
+            "gguf-q8_0",
+            "bf16",
+        ),
+        "llama-cli -m {file}",
+    ),
     TargetInfo(
         "compressed-tensors",
         "compressed-tensors",
         "vLLM, SGLang, transformers",
         "qcore.library.compressed_tensors_folder",
+        ("int4-g128", "int4-g128-gptq", "int4-g32-sym-gptq", "int8"),
+        "vllm serve {folder}",
     ),
-    TargetInfo("gptq", "GPTQ", "GPTQModel, transformers, vLLM", "qcore.library.gptq_folder"),
-    TargetInfo("gptq-v1", "GPTQ, version 1", "older readers of GPTQ", "qcore.library.gptq_v1_folder"),
-    TargetInfo("awq", "AWQ", "transformers, vLLM", "qcore.library.awq_folder"),
-    TargetInfo("bnb", "bitsandbytes", "transformers, vLLM", "qcore.library.bitsandbytes_folder"),
-    TargetInfo("mlx", "MLX", "mlx-lm, LM Studio", "qcore.library.mlx_folder"),
+    TargetInfo(
+        "gptq",
+        "GPTQ",
+        "GPTQModel, transformers, vLLM",
+        "qcore.library.gptq_folder",
+        ("int4-g128-gptq", "int4-g128", "int4-g32-sym-gptq"),
+        "vllm serve {folder}",
+    ),
+    TargetInfo(
+        "gptq-v1",
+        "GPTQ, version 1",
+        "older readers of GPTQ",
+        "qcore.library.gptq_v1_folder",
+        ("int4-g128-sym-gptq", "int4-g128-sym"),
+    ),
+    TargetInfo(
+        "awq",
+        "AWQ",
+        "transformers, vLLM",
+        "qcore.library.awq_folder",
+        ("int4-g128", "int4-g128-gptq"),
+        "vllm serve {folder}",
+    ),
+    TargetInfo(
+        "bnb",
+        "bitsandbytes",
+        "transformers, vLLM",
+        "qcore.library.bitsandbytes_folder",
+        ("nf4-g64", "nf4-g64-gptq", "fp4-g64", "int8"),
+        "vllm serve {folder}",
+    ),
+    TargetInfo(
+        "mlx",
+        "MLX",
+        "mlx-lm, LM Studio",
+        "qcore.library.mlx_folder",
+        ("gguf-q4_1", "gguf-q4_1-gptq"),
+        "mlx_lm.generate --model {folder} --prompt 'Once upon a time'",
+    ),
 )
 TARGETS: dict[str, TargetInfo] = {info.name: info for info in _LISTED}
 

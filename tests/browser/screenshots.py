@@ -27,6 +27,7 @@ PAGES = (
     "audit",
     "sensitivity",
     "train",
+    "export",
     "learn",
 )
 TALLEST = 6000

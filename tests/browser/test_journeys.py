@@ -72,6 +72,7 @@ def test_a_deep_link_to_a_fresh_server_has_menu_and_settings(page, address):
         "Audit",
         "Sensitivity",
         "Train & prune",
+        "Export",
         "Learn",
     ]
     assert [name.split("\n")[-1] for name in names] == menu
