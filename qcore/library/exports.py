@@ -68,7 +68,7 @@ _LISTED = (
         "compressed-tensors",
         "vLLM, SGLang, transformers",
         "qcore.library.compressed_tensors_folder",
-        ("int4-g128", "int4-g128-gptq", "int4-g32-sym-gptq", "int8"),
+        ("int4-g64", "int4-g64-gptq", "int4-g32-sym-gptq", "int8"),
         "vllm serve {folder}",
     ),
     TargetInfo(
@@ -76,7 +76,7 @@ _LISTED = (
         "GPTQ",
         "GPTQModel, transformers, vLLM",
         "qcore.library.gptq_folder",
-        ("int4-g128-gptq", "int4-g128", "int4-g32-sym-gptq"),
+        ("int4-g64-gptq", "int4-g64", "int4-g32-sym-gptq"),
         "vllm serve {folder}",
     ),
     TargetInfo(
@@ -84,14 +84,14 @@ _LISTED = (
         "GPTQ, version 1",
         "older readers of GPTQ",
         "qcore.library.gptq_v1_folder",
-        ("int4-g128-sym-gptq", "int4-g128-sym"),
+        ("int4-g64-sym-gptq", "int4-g64-sym"),
     ),
     TargetInfo(
         "awq",
         "AWQ",
         "transformers, vLLM",
         "qcore.library.awq_folder",
-        ("int4-g128", "int4-g128-gptq"),
+        ("int4-g64", "int4-g64-gptq"),
         "vllm serve {folder}",
     ),
     TargetInfo(
