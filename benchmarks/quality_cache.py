@@ -40,6 +40,7 @@ PEER = ("qcore/quantization/calibration/text.py",)
 LLAMA = (
     "benchmarks/gguf_writer.py",
     "benchmarks/imatrix.py",
+    "qcore/quantization/calibration/importance.py",
     "qcore/quantization/calibration/blocks.py",
     "qcore/quantization/calibration/inputs.py",
 )

@@ -20,6 +20,7 @@ from benchmarks.peers.llamacpp import silence
 from benchmarks.quantizers import Job, Stored, linears, put
 from qcore.base.errors import RunError
 from qcore.base.home import home
+from qcore.quantization.calibration.importance import compute
 
 WITH, PURE = " with imatrix", " pure"
 
@@ -41,13 +42,14 @@ def quantize(job: Job) -> Stored:
 
 def importance(job: Job) -> dict[str, torch.Tensor]:
     """Return the importance matrix of the calibration text, computed once per model and text."""
-    ids = job.calibration().ids
-    about = f"{job.loaded.checkpoint.digest} {ids.tolist()}"
+    text = job.calibration()
+    about = f"{job.loaded.checkpoint.digest} {text.ids.tolist()}"
     name = f"imatrix-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
     file = home() / "benchmarks" / name
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(imatrix.importance(job.loaded.model, ids, job.say), file)
+        found, _ = compute(job.loaded.model, text, lambda done, total, words: job.say(f"importance, {words}"))
+        save_file({name: value[0] for name, value in found.items()}, file)
     return load_file(file)
 
 

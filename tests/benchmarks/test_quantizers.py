@@ -49,26 +49,6 @@ def test_a_weight_that_came_back_broken_is_refused():
 # -- llama.cpp -----------------------------------------------------------------------------------------------
 
 
-def test_importance_is_the_mean_square_of_what_each_layer_is_given():
-    model, ids = tiny.sharp("llama"), torch.randint(0, 256, (3, 16))
-    found = imatrix.importance(model, ids)
-    seen: dict[str, torch.Tensor] = {}
-
-    def note(name: str):
-        def hook(module, arguments):
-            seen[name] = seen.get(name, 0) + arguments[0].detach().double().square().sum((0, 1))
-
-        return hook
-
-    for name, layer in linears(model).items():
-        layer.register_forward_pre_hook(note(name))
-    with torch.no_grad():
-        model(ids)
-    assert found.keys() == seen.keys()
-    for name, total in seen.items():
-        torch.testing.assert_close(found[name], (total / ids.numel()).float(), rtol=1e-4, atol=0)
-
-
 def test_the_importance_matrix_reads_back_in_c_and_ends_with_an_empty_name():
     class Data(ctypes.Structure):  # as llama.h declares llama_model_imatrix_data
         _fields_ = [

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qcore.base.errors import InputError
+from qcore.layers.select import select
 from qcore.models import imatrix
 from qcore.models.imatrix import ImportanceMatrix
 from qcore.quantization import methods
@@ -45,20 +46,31 @@ def test_the_weighted_error_is_below_that_of_rounding(name):
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "moe"])
-def test_the_importance_is_the_mean_square_of_the_inputs(kind):
-    model = tiny.model(kind)
-    values, counts = compute(model, text(), quiet)
-    seen = []
-    name = "model.layers.1.self_attn.q_proj"
-    with model.get_submodule(name).register_forward_pre_hook(lambda module, given: seen.append(given[0])):
-        model(text().ids)
-    expected = torch.cat(seen).flatten(0, 1).square().mean(0)
-    assert torch.allclose(values[f"{name}.weight"][0], expected, rtol=1e-4)
-    assert counts[f"{name}.weight"] == [160]
-    if kind == "moe":
-        shares = counts["model.layers.0.mlp.experts.down_proj"]
-        assert sum(shares) == 2 * 160, "each token is read by two experts"
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_the_importance_is_the_mean_square_of_what_each_layer_is_given(kind):
+    model, ids = tiny.sharp(kind), text().ids
+    found, counts = compute(model, text(), quiet)
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str):
+        def hook(module, arguments):
+            seen[name] = arguments[0].detach().double().square().flatten(0, 1).mean(0).float()
+
+        return hook
+
+    targets = select(model, parse("int4-g64")).targets
+    for target in targets:
+        if not target.fused:
+            model.get_submodule(target.module).register_forward_pre_hook(note(target.name))
+    with torch.no_grad():
+        model(ids)
+    assert found.keys() == {target.name for target in targets}
+    for name, expected in seen.items():
+        torch.testing.assert_close(found[name][0], expected, rtol=1e-4, atol=0)
+        assert counts[name] == [ids.numel()]
+    for target in targets:
+        if target.fused:
+            assert sum(counts[target.name]) == 2 * ids.numel(), "each token is read by two experts"
 
 
 def written(folder, model):
