@@ -27,6 +27,7 @@ from qcore.verbs.prepare import find, prepare
 
 NO_BF16 = "import bitsandbytes.nn.modules as m; m.has_avx512bf16 = lambda: False"  # the CPU's own kernel
 RELATIVE = 1e-5  # of the largest logit: sums in another order
+HALF = 2e-3  # products in float16, in which transformers keeps dequantized experts
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Case:
     needed: tuple[str, ...] = ()
     rounded: tuple[str, ...] = ()
     relative: float = RELATIVE
+    relative_experts: float = RELATIVE  # of mixtures of experts
     setup: str = ""
     unread: tuple[str, ...] = ()  # architectures that are written for another runtime
 
@@ -50,23 +52,26 @@ class Case:
 
 CT = ("compressed_tensors",)
 CASES = [
-    Case("compressed-tensors", "int4-g64-sym", needed=CT, rounded=("experts",)),
-    Case("compressed-tensors", "int8", needed=CT, rounded=("experts",)),
+    Case("compressed-tensors", "int4-g64-sym", needed=CT, rounded=("experts",), relative_experts=HALF),
     Case("compressed-tensors", "int4-g64", needed=CT, rounded=("linear",)),
     Case("bnb", "nf4-g64", needed=("bitsandbytes",), setup=NO_BF16),
-    Case("bnb", "fp4-g64-dq", needed=("bitsandbytes",), setup=NO_BF16),
 ]
 OTHERS = [
-    Case("compressed-tensors", "gguf-q4_0", needed=CT, rounded=("experts",)),
+    Case("compressed-tensors", "int8", needed=CT, rounded=("experts",), relative_experts=HALF),
+    Case("bnb", "fp4-g64-dq", needed=("bitsandbytes",), setup=NO_BF16),
+    Case("compressed-tensors", "gguf-q4_0", needed=CT, rounded=("experts",), relative_experts=HALF),
     Case("gptq", "int4-g64", needed=("gptqmodel",), rounded=("linear", "bias"), unread=("gpt2",)),
     Case("gptq", "int3-g64-sym", needed=("gptqmodel",), rounded=("linear", "bias"), unread=("gpt2",)),
-    # GPTQModel computes in float16 throughout
-    Case("gptq", "int4-g64", "gptqmodel", rounded=("linear", "bias"), relative=5e-3),
+    # GPTQModel computes in float16 throughout. For Qwen it takes the padding token of the published models,
+    # which the small vocabulary of these lacks.
+    Case(
+        "gptq", "int4-g64", "gptqmodel", rounded=("linear", "bias"), relative=5e-3, unread=("qwen2", "qwen3")
+    ),
     Case("awq", "int4-g64", needed=("gptqmodel",), rounded=("linear", "bias")),
-    Case("mlx", "int4-g64", "mlx-lm", relative=5e-4),
-    Case("mlx", "affine4-g64", "mlx-lm", relative=5e-4),
+    Case("mlx", "int4-g64", "mlx-lm", relative=5e-4, relative_experts=5e-4),
+    Case("mlx", "affine4-g64", "mlx-lm", relative=5e-4, relative_experts=5e-4),
     # a quantized embedding returns float16, so the model computes in float16
-    Case("mlx", "int4-g64-head8", "mlx-lm", relative=1e-2),
+    Case("mlx", "int4-g64-head8", "mlx-lm", relative=1e-2, relative_experts=1e-2),
 ]
 
 
@@ -99,6 +104,7 @@ def check(case: Case, originals, ids, tmp_path):
         folders[architecture], ours[architecture] = folder, reference(loaded.model, case.rounded, ids)
     theirs = runtimes.logits(case.runtime, folders, ids, needed=case.needed, setup=case.setup)
     for architecture in folders:
+        relative = case.relative_experts if architecture == "mixtral" else case.relative
         assert not isinstance(theirs[architecture], str), theirs[architecture]
         matrix.passed(
             case.target,
@@ -107,7 +113,7 @@ def check(case: Case, originals, ids, tmp_path):
             recipe=case.recipe,
             ours=ours[architecture],
             theirs=theirs[architecture],
-            tolerance=case.relative * float(np.abs(ours[architecture]).max()),
+            tolerance=relative * float(np.abs(ours[architecture]).max()),
         )
 
 
