@@ -86,7 +86,8 @@ def declared_size(text: bytes, name: str) -> int:
     a JSON object."""
     entries = parse_json(text, name).values()
     offsets = [entry.get("data_offsets") for entry in entries if isinstance(entry, dict)]
-    return 8 + len(text) + max((pair[1] for pair in offsets if _counts(pair) and len(pair) == 2), default=0)
+    ends = [pair[1] for pair in offsets if isinstance(pair, list) and _counts(pair) and len(pair) == 2]
+    return 8 + len(text) + max(ends, default=0)
 
 
 def parse_header(text: bytes, path: PurePath, size: int) -> dict[str, TensorInfo]:

@@ -21,7 +21,7 @@ from qcore.base.errors import InputError
 from qcore.base.files import sha256
 from qcore.base.progress import Progress
 from qcore.verbs import audit_files, audit_gguf, audit_ignored, audit_names, audit_text, audit_values
-from qcore.verbs.audit_ours import digests
+from qcore.verbs.audit_ours import digests, ledger_of_graph
 from qcore.verbs.audit_reading import parts_of
 from qcore.verbs.audit_subject import Subject, read
 from qcore.verbs.audit_types import CHECKS, SEVERITIES, Audit, Check, Finding, LedgerLine, Spot
@@ -112,6 +112,9 @@ def _audit(subject: Subject, findings: list[Finding], read_bytes: int) -> Audit:
     shapes = {}
     if subject.structure is not None:
         shapes = {name: tensor.numel() for name, tensor in subject.structure.model.state_dict().items()}
+    lines = [weight.line(shapes.get(weight.name, weight.settings.get("count"))) for weight in subject.weights]
+    graph = ledger_of_graph(subject)
+    files = {tensor.file for tensor in subject.tensors.values()} or set(digests(subject)) & set(subject.files)
     config = subject.config
     architecture = config.get("model_type") if subject.of_gguf is None else subject.of_gguf.architecture
     return Audit(
@@ -120,14 +123,12 @@ def _audit(subject: Subject, findings: list[Finding], read_bytes: int) -> Audit:
         revision=subject.revision,
         architecture=architecture if isinstance(architecture, str) else None,
         method=subject.method,
-        files=len({tensor.file for tensor in subject.tensors.values()}),
-        file_bytes=sum(subject.files[file] for file in {tensor.file for tensor in subject.tensors.values()}),
+        files=len(files),
+        file_bytes=sum(subject.files[file] for file in files),
         read_bytes=read_bytes,
         tensors=len(subject.tensors),
-        parameters=subject.parameters,
+        parameters=sum(line.weights for line in graph) if graph else subject.parameters,
         findings=tuple(findings),
-        ledger=tuple(
-            weight.line(shapes.get(weight.name, weight.settings.get("count"))) for weight in subject.weights
-        ),
+        ledger=tuple(graph or lines),
         not_looked_at=tuple(dict.fromkeys(subject.not_looked_at)),
     )

@@ -91,7 +91,9 @@ def missing(subject: Subject) -> Iterator[Spot]:
 def mismatched(subject: Subject) -> Iterator[Spot]:
     """Compare shapes; the rows of embedding and head are compared by the check of the vocabulary."""
     found = subject.structure
-    for name, stored, wanted in found.mismatched if found else ():
+    if found is None:
+        return
+    for name, stored, wanted in found.mismatched:
         if not (name in (found.head, found.embedding) and stored[1:] == wanted[1:]):
             yield Spot(name, f"It has the shape {_shape(stored)}, the architecture {_shape(wanted)}.")
 

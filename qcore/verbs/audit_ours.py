@@ -10,7 +10,7 @@ from qcore.library.saving import MANIFEST
 from qcore.models.checkpoint import ONNX_MANIFEST
 from qcore.models.config import checked, to_transformers
 from qcore.verbs.audit_subject import Subject
-from qcore.verbs.audit_types import Spot
+from qcore.verbs.audit_types import LedgerLine, Spot
 
 
 def differences(subject: Subject) -> Iterator[Spot]:
@@ -44,6 +44,26 @@ def _onnx(subject: Subject) -> Iterator[Spot]:
         onnx_folder.checkpoint(subject.folder, subject.name, "")
     except QcoreError as error:
         yield Spot(ONNX_MANIFEST, str(error))
+
+
+def ledger_of_graph(subject: Subject) -> list[LedgerLine]:
+    """Return the ledger in the manifest of an ONNX folder, whose weights lie inside the graph; empty for
+    other folders, and for a manifest that is reported as damaged."""
+    try:
+        ledger = manifests.read_ledger(subject.settings[ONNX_MANIFEST]["ledger"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+    return [
+        LedgerLine(
+            row.name,
+            row.format or row.dtype,
+            row.shape,
+            0 if row.shares else row.weights,
+            row.bytes_after,
+            row.format is not None,
+        )
+        for row in ledger.rows
+    ]
 
 
 def digests(subject: Subject) -> dict[str, str]:

@@ -7,7 +7,7 @@ model and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -90,7 +90,7 @@ class FormTotal:
 
 
 Whole = Callable[["Subject"], Iterable[Spot]]
-OfWeight = Callable[["StoredWeight", "dict[str, torch.Tensor]", "Subject"], Iterable[Spot]]
+OfWeight = Callable[["StoredWeight", "Mapping[str, torch.Tensor]", "Subject"], Iterable[Spot]]
 Run = TypeVar("Run", Whole, OfWeight)
 
 

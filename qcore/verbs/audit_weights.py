@@ -94,9 +94,9 @@ def group(
             continue
         for suffix, recognize in _ANCHORS:
             if name.endswith(suffix):
-                weight = recognize(name.removesuffix(suffix), tensors, quantization)
-                if weight is not None:
-                    claim(weight)
+                recognized = recognize(name.removesuffix(suffix), tensors, quantization)
+                if recognized is not None:
+                    claim(recognized)
                     break
     for name, tensor in tensors.items():
         if name not in claimed:
@@ -174,16 +174,11 @@ def _packed(
         return _weight(stem, COMPRESSED, COMPRESSED, None, tensors, parts, {})
     unit = 8 if words.dtype == "U8" else _WORD
     columns = words.shape[1] * unit // bits
-    size = scheme.get("group_size")
-    grouped = isinstance(size, int) and size > 0
-    if (
-        grouped
-        and scale is not None
-        and len(scale.shape) == 2
-        and 0 <= columns - scale.shape[1] * size < unit
-    ):
+    stated = scheme.get("group_size")
+    size = stated if isinstance(stated, int) and stated > 0 else 0
+    if size and scale is not None and len(scale.shape) == 2 and 0 <= columns - scale.shape[1] * size < unit:
         columns = min(columns, scale.shape[1] * size)
-    form = f"{COMPRESSED} {scheme.get('type', 'int')}{bits}" + (f" g{size}" if grouped else "")
+    form = f"{COMPRESSED} {scheme.get('type', 'int')}{bits}" + (f" g{size}" if size else "")
     return _weight(stem, COMPRESSED, form, (words.shape[0], columns), tensors, parts, {"scheme": scheme})
 
 

@@ -105,9 +105,17 @@ def test_the_default_models_have_no_finding(name):
 @pytest.mark.slow
 def test_pruned_and_exported_folders_have_no_finding(sound, tmp_path):
     qcore.prune(str(sound["llama"]), "magnitude", 0.6, tmp_path / "pruned", sparse=True)
-    export.run(str(sound["llama-tied"]), "int8", tmp_path / "onnx", progress=lambda *_: None)
-    for folder in ("pruned", "onnx"):
-        assert not audit.run(tmp_path / folder).findings, folder
+    export.run(str(sound["llama-tied"]), recipes.parse("int8"), tmp_path / "onnx", progress=lambda *_: None)
+    pruned, onnx = (audit.run(tmp_path / folder) for folder in ("pruned", "onnx"))
+    assert not pruned.findings and any(line.form == "F32 without zeros" for line in pruned.ledger)
+    assert not onnx.findings and onnx.parameters == tiny.model("llama-tied").num_parameters()
+    assert onnx.stored_bytes < onnx.file_bytes and {line.form for line in onnx.ledger} == {
+        "int8-sym",
+        "float32",
+    }
+    flip(tmp_path / "onnx" / "model.onnx.data", -1)
+    (finding,) = audit.run(tmp_path / "onnx").findings
+    assert (finding.check, finding.spots[0].where) == ("qcore-manifest", "model.onnx.data")
 
 
 EXPORTS = {
