@@ -116,7 +116,10 @@ def test_make_test_runs_everything():
     ):
         assert part in commands, part
     chosen = re.findall(r"pytest .*-m \"([^\"]+)\"", commands)
-    assert chosen == ["not ray and not alone", "ray or alone"], "together these are all tests"
+    assert chosen == ["not ray and not alone and not interop", "ray or alone"], (
+        "together these are all tests but those of `make test-interop`"
+    )
+    assert re.search("pytest .*tests/interop", planned("test-interop"))
 
 
 @pytest.fixture(scope="module")
