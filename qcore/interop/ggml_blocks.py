@@ -192,7 +192,7 @@ def _unfold_sixteen(data: torch.Tensor) -> tuple[torch.Tensor, None]:
     return (low | (high << 4)).to(torch.int8) - 32, None
 
 
-def _fold_sixteen(scales: torch.Tensor, minimums: None) -> torch.Tensor:
+def _fold_sixteen(scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
     shifted = (scales + 32).to(torch.uint8)
     return torch.cat((Planes(4, 8).fold(shifted & 15), Planes(2, 4).fold(shifted >> 4)), dim=-1)
 
@@ -203,7 +203,7 @@ def _unfold_eight(data: torch.Tensor) -> tuple[torch.Tensor, None]:
     return (low | (high << 4)).to(torch.int8) - 32, None
 
 
-def _fold_eight(scales: torch.Tensor, minimums: None) -> torch.Tensor:
+def _fold_eight(scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
     shifted = (scales + 32).to(torch.uint8)
     return torch.cat((Planes(2, 1).fold(shifted >> 4), Planes(4, 1).fold(shifted & 15)), dim=-1)
 
@@ -212,7 +212,7 @@ def _unfold_int8(data: torch.Tensor) -> tuple[torch.Tensor, None]:
     return data.view(torch.int8), None
 
 
-def _fold_int8(scales: torch.Tensor, minimums: None) -> torch.Tensor:
+def _fold_int8(scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
     return scales.contiguous().view(torch.uint8)
 
 

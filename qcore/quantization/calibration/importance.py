@@ -70,13 +70,15 @@ def compute(
     and experts in the blocks of `model` over the `calibration` text. Raise `InputError` if the model has no
     list of blocks."""
     blocks, targets = Blocks(model), select(model, parse("int4-g64")).targets
-    hidden, found, counts = blocks.embed(calibration.ids), {}, {}
+    hidden = blocks.embed(calibration.ids)
+    found: dict[str, torch.Tensor] = {}
+    counts: dict[str, list[int]] = {}
     for position, block in enumerate(blocks.modules):
         report(position, len(blocks), f"block {position + 1} of {len(blocks)}")
         prefix = f"{blocks.name}.{position}"
         own = [target for target in targets if target.module.startswith(f"{prefix}.")]
         run = partial(blocks.run, position)
-        stages, _ = find_stages(lambda run=run: run(hidden[0]), block, prefix, own)
+        stages, _ = find_stages(partial(run, hidden[0]), block, prefix, own)
         linear = [stage for stage in stages if not stage.targets[0].fused]
         fused = [stage.targets[0] for stage in stages if stage.targets[0].fused]
         sums = {target.name: torch.zeros(_shape(target, model), dtype=torch.float64) for target in own}
