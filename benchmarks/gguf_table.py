@@ -35,10 +35,10 @@ def line(row: dict) -> str:
         row["type"],
         f"`{row['layers']}`" if row["layers"] else "all",
         f"{theirs['stored_bytes'] / 1e6:.3f}",
-        f"{theirs['kl_mean']:.5f}",
+        _loss(theirs),
         f"`{ours['name']}`",
         f"{ours['stored_bytes'] / 1e6:.3f}",
-        f"{ours['kl_mean']:.5f}",
+        _loss(ours),
         f"{ratio(row):.3f} x",
         "lower" if row["bar"] == 1 else f"{row['bar']:.2f} x",
         "holds" if holds(row) else "MISSED",
@@ -46,12 +46,17 @@ def line(row: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _loss(row: dict) -> str:
+    """Return the mean KL with three digits or more."""
+    return f"{row['kl_mean']:.5f}" if row["kl_mean"] >= 1e-3 else f"{row['kl_mean']:.2e}"
+
+
 def page(result: dict) -> str:
     """Return the section of docs/benchmarks.md: a table per model, and the conditions."""
     parts = []
     for each in result["models"]:
         how, base = each["conditions"], each["baseline"]
-        title = how["model"] if "/" not in how["model"] else "A small trained model (make_trained.py)"
+        title = how["model"]
         parts += [f"{title}, fp32 perplexity {base['perplexity']:.2f}:", "", *HEAD]
         parts += [line(row) for row in each["pairs"]] + [""]
     where, how = result["environment"], result["models"][0]["conditions"]

@@ -33,6 +33,7 @@ from qcore.measurement.environment import environment  # noqa: E402
 from qcore.quantization.calibration.text import TOKENS  # noqa: E402
 
 DOWN = "down_proj"
+TITLE = "a small model that make_trained.py made"  # a result names no path
 NEEDS = ("llama-cpp-python", "gguf")
 
 
@@ -117,7 +118,8 @@ def _of_model(options: argparse.Namespace, model: str, pairs: list[Pair], show: 
         }
         rows.append(row)
         print(gguf_table.line(row), flush=True)
-    return {"model": model, "baseline": baseline, "pairs": rows, "conditions": conditions}
+    title = model if "/" not in model else TITLE
+    return {"model": title, "baseline": baseline, "pairs": rows, "conditions": conditions | {"model": title}}
 
 
 def main() -> int:
