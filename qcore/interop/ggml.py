@@ -131,7 +131,12 @@ def encode(weight: QuantizedTensor) -> torch.Tensor:
     parts, codes = weight.parts(), weight.unpacked_codes()
     if not isinstance(format, SuperBlocks):
         scale, minimum = weight.scales(), weight.minimums()
-        return layout.write(Fields(codes, _per_block(scale, weight), _per_block(minimum, weight)))
+        if scale is None:
+            raise ValueError(f"{format.label} has no scales")
+        minimum = None if minimum is None else _per_block(minimum, weight)
+        return layout.write(Fields(codes, _per_block(scale, weight), minimum))
+    if weight.scale is None:
+        raise ValueError(f"a weight in {format.label} without scales")
     scales = format.scale_integers(parts).to(torch.int8 if format.signed else torch.uint8)
     minimums = (
         format.minimum_integers(parts).to(torch.uint8)
@@ -167,7 +172,7 @@ def decode(data: torch.Tensor, name: str, shape: tuple[int, int]) -> QuantizedTe
         minimum=fields.minimum,
         codebook=format.fixed,
     )
-    if isinstance(format, SuperBlocks):
+    if isinstance(format, SuperBlocks) and fields.scale_codes is not None:
         found = replace(found, scale_codes=format.pack_scales(fields.scale_codes.to(torch.int16)))
     if isinstance(format, KQuant) and fields.min_codes is not None:
         found = replace(found, min_codes=format.pack_minimums(fields.min_codes))
@@ -199,13 +204,11 @@ def _in_blocks(format: Format) -> Format:
         return Uniform(format.bits, BLOCK, format.symmetric)
     if isinstance(format, Codebook):
         return Codebook(format.kind, BLOCK)
-    return format if isinstance(format, SuperBlocks) else replace(format, group_size=BLOCK)
+    return replace(format, group_size=BLOCK) if isinstance(format, Signed | Affine) else format
 
 
-def _per_block(values: torch.Tensor | None, weight: QuantizedTensor) -> torch.Tensor | None:
+def _per_block(values: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
     """Repeat values per group (N, G), float32, for each block of 32 inputs: (N, K / 32), float16."""
-    if values is None:
-        return None
     blocks, size = weight.shape[1] // BLOCK, weight.format.group_size
     return (
         values.expand(-1, blocks) if size is None else values.repeat_interleave(size // BLOCK, 1)[:, :blocks]

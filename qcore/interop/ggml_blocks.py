@@ -141,7 +141,7 @@ class Layout:
             parts["high"] = self.high.fold(codes >> self.low.bits)
         if fields.minimum is not None:
             parts["minimum"] = _bytes(fields.minimum)
-        if self.scales:
+        if self.scales and fields.scale_codes is not None:
             minimums = fields.min_codes
             parts["scales"] = self.scales.fold(
                 fields.scale_codes.unflatten(-1, (-1, self.scales.groups)),
@@ -165,6 +165,8 @@ def _unfold_nibbles(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fold_nibbles(scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
+    if minimums is None:
+        raise ValueError("these scales come with minimums")
     return scales | (minimums << 4)
 
 
@@ -179,6 +181,8 @@ def _unfold_pairs(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fold_pairs(scales: torch.Tensor, minimums: torch.Tensor | None) -> torch.Tensor:
+    if minimums is None:
+        raise ValueError("these scales come with minimums")
     (low, high), (low_min, high_min) = scales.split(4, dim=-1), minimums.split(4, dim=-1)
     return torch.cat(
         (low | ((high & 48) << 2), low_min | ((high_min & 48) << 2), (high & 15) | ((high_min & 15) << 4)),
