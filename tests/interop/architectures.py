@@ -5,16 +5,23 @@ from copy import deepcopy
 import numpy as np
 import tiny
 import torch
-from matrix import ARCHITECTURES
+from matrix import COLUMNS
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
+    OlmoeConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 # Widths that every target can hold: groups of 32, 64 and 128 everywhere, 256 inputs (a super-block of GGUF)
@@ -48,8 +55,42 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         bos_token_id=256,
         eos_token_id=257,
     ),
+    "llama3": LlamaConfig(
+        **SIZES,
+        tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=None),
+    "qwen2-moe": Qwen2MoeConfig(
+        **SIZES,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=128,
+        num_experts=8,
+        num_experts_per_tok=2,
+    ),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SIZES,
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        head_dim=32,
+    ),
+    "olmoe": OlmoeConfig(**SIZES | {"num_key_value_heads": 4}, num_experts=4, num_experts_per_tok=2),
+    "gemma2": Gemma2Config(**SIZES, head_dim=32, query_pre_attn_scalar=32, sliding_window=16),
+    "gemma3": Gemma3TextConfig(
+        **SIZES | {"num_hidden_layers": 7}, head_dim=32, query_pre_attn_scalar=32, sliding_window=16
+    ),
+    "phi3": Phi3Config(**SIZES),
 }
-assert set(CONFIGS) == set(ARCHITECTURES)
+assert set(CONFIGS) == set(COLUMNS)
 
 
 def make(architecture: str) -> torch.nn.Module:

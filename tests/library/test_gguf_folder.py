@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GgufConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -280,3 +282,44 @@ def test_a_disk_without_room_is_named_before_writing(tmp_path, monkeypatch):
     with pytest.raises(UnavailableError, match="no room"):
         export.run(source, parse("fp32"), tmp_path / "out", to="gguf", progress=silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_the_architecture_ignores_are_listed(tmp_path, monkeypatch):
+    """Heads that predict further tokens must not vanish in silence: they are refused where the class does not
+    know them, and listed where it ignores them."""
+    folder = tmp_path / "model"
+    source = make("llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"mtp.0.weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="mtp.0.weight is not part of the model"):
+        export.run(source, parse("fp32"), tmp_path / "out", to="gguf", progress=silent)
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\."])
+    assert companions.unclaimed(library.resolve(source)) == ("mtp.0.weight",)
+    result = export.run(source, parse("fp32"), tmp_path / "out", to="gguf", progress=silent)
+    assert any("mtp.0.weight" in note for note in result["notes"])
+
+
+def test_experts_of_a_layer_are_tensors_that_llama_cpp_stacks(tmp_path):
+    source = make("qwen3-moe", tmp_path / "model")
+    export.run(source, parse("int8-g32-sym"), tmp_path / "out", to="gguf", progress=silent)
+    tensors = {each.name: each for each in gguf.GGUFReader(file_of(tmp_path / "out")).tensors}
+    made = quantize_in_memory(source, "int8-g32-sym")
+    entry = next(each for each in made.entries if each.name.endswith("layers.0.mlp.experts.gate_up_proj"))
+    for name, rows in (("gate", slice(0, 32)), ("up", slice(32, 64))):
+        wanted = torch.stack([ggml.encode(made.read(entry, i))[rows] for i in range(4)])
+        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight"].data, wanted.numpy())
+    assert tensors["blk.0.ffn_gate_inp.weight"].tensor_type.name == "F32"
+
+
+def test_settings_of_an_architecture(tmp_path):
+    """Each number that llama.cpp computes with, where the config differs from llama.cpp's defaults."""
+    export.run(make("gemma2", tmp_path / "a"), parse("fp32"), tmp_path / "g", to="gguf", progress=silent)
+    found = settings(file_of(tmp_path / "g"))
+    assert {
+        key: found[f"gemma2.{key}"] for key in ("attn_logit_softcapping", "attention.sliding_window")
+    } == {"attn_logit_softcapping": 50.0, "attention.sliding_window": 16}
+    export.run(make("qwen3-moe", tmp_path / "b"), parse("fp32"), tmp_path / "q", to="gguf", progress=silent)
+    found = settings(file_of(tmp_path / "q"))
+    assert found["qwen3moe.expert_count"] == 4 and found["qwen3moe.expert_used_count"] == 2
+    assert found["qwen3moe.expert_feed_forward_length"] == 32
+    assert found["qwen3moe.attention.key_length"] == 16

@@ -1,0 +1,98 @@
+"""GGUF files in llama.cpp and its fork: the logits of every architecture and type."""
+
+import ggml_arithmetic
+import gguf
+import matrix
+import numpy as np
+import pytest
+import runtimes
+from matrix import ARCHITECTURES, GGUF_ARCHITECTURES
+
+from qcore import library
+from qcore.base.errors import InputError
+from qcore.library.parameters import LoadedParameters
+from qcore.recipes import parse
+from qcore.verbs import export
+from qcore.verbs.prepare import prepare
+
+RECIPES = {
+    "fp32": 5e-4,  # absolute tolerance: sums in another order
+    # the share of the logits' standard deviation: inputs of 8 bits that are rounded to the other side
+    "int8-g32-sym": 0.1,
+    "gguf-q4_0": 0.1,
+    "gguf-q4_1": 0.1,
+    "gguf-iq4_nl": 0.1,
+    "gguf-q4_k": 0.1,
+    "gguf-q4_k_m": 0.1,
+    "gguf-q6_k": 0.1,
+}
+FORK = ("llama", "llama-tied", "qwen3", "gemma3")
+TOKENS = 16
+pytestmark = [pytest.mark.interop, pytest.mark.slow]
+
+
+def exported(originals, architecture, recipe, folder):
+    """Export, and return (the file, the oracle's logits)."""
+    source = str(originals(architecture))
+    result = export.run(source, parse(recipe), folder, to="gguf", progress=lambda *step: None)
+    chosen = None if recipe == "fp32" else parse(recipe)
+    made = prepare(library.resolve(source), chosen)
+    return folder / result["files"][0], ggml_arithmetic.model(LoadedParameters(made.loaded))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_llama_cpp_computes_the_same(recipe, originals, ids, tmp_path):
+    runtimes.interpreter("llama.cpp")
+    files, wanted = {}, {}
+    for name in ARCHITECTURES | GGUF_ARCHITECTURES:
+        try:
+            files[name], oracle = exported(originals, name, recipe, tmp_path / name)
+            wanted[name] = ggml_arithmetic.logits(oracle, ids[:TOKENS])
+        except InputError as error:
+            matrix.refused("gguf", name, "llama.cpp", recipe=recipe, error=error)
+    found = runtimes.logits("llama.cpp", files, ids[:TOKENS])
+    for name, ours in wanted.items():
+        assert not isinstance(found[name], str), found[name]
+        tolerance = RECIPES[recipe] if recipe == "fp32" else round(RECIPES[recipe] * float(ours.std()), 4)
+        matrix.passed(
+            "gguf", name, "llama.cpp", recipe=recipe, ours=ours, theirs=found[name], tolerance=tolerance
+        )
+
+
+def test_ik_llama_cpp_computes_the_same(originals, ids, tmp_path):
+    """It keeps keys and values in 16 bits, so a file in float32 is compared. It does not know all
+    architectures."""
+    runtimes.interpreter("ik_llama.cpp")
+    files, wanted = {}, {}
+    for name in FORK:
+        files[name], oracle = exported(originals, name, "fp32", tmp_path / name)
+        wanted[name] = ggml_arithmetic.logits(oracle, ids[:TOKENS])
+    found = runtimes.logits("ik_llama.cpp", files, ids[:TOKENS])
+    for name, ours in wanted.items():
+        assert not isinstance(found[name], str), found[name]
+        tolerance = round(0.01 * float(ours.std()), 4)
+        matrix.passed(
+            "gguf", name, "ik_llama.cpp", recipe="fp32", ours=ours, theirs=found[name], tolerance=tolerance
+        )
+
+
+def test_no_tensor_is_one_too_many(originals, tmp_path):
+    """A tied head is no tensor of its own; rotary factors are."""
+    names = {}
+    for name in ("llama-tied", "llama3"):
+        file, _ = exported(originals, name, "fp32", tmp_path / name)
+        names[name] = {tensor.name for tensor in gguf.GGUFReader(file).tensors}
+    assert "output.weight" not in names["llama-tied"] and "rope_freqs.weight" not in names["llama-tied"]
+    assert {"output.weight", "rope_freqs.weight"} <= names["llama3"]
+
+
+def test_the_oracle_rounds_inputs(originals, ids):
+    """Otherwise the test of quantized files would prove less than it says."""
+    made = prepare(library.resolve(str(originals("llama"))), parse("int8-g32-sym"))
+    parameters = LoadedParameters(made.loaded)
+    rounded = ggml_arithmetic.logits(ggml_arithmetic.model(parameters), ids[:TOKENS])
+    for module in made.loaded.model.modules():
+        if hasattr(module, "activations"):
+            module.activations = "fp32"
+    exact = ggml_arithmetic.logits(made.loaded.model, ids[:TOKENS])
+    assert 0.001 < np.abs(rounded - exact).max() / exact.std() < 0.2
