@@ -1,5 +1,6 @@
 """The verbs of `import qcore`, each a thin layer over `qcore.verbs` and the modules that do the work."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -145,7 +146,7 @@ def measure(
 
 
 def compare(
-    model: str, recipes: list[str | Recipe], *, files: str | list[str] = (), **conditions
+    model: str, recipes: list[str | Recipe], *, files: str | Sequence[str] = (), **conditions
 ) -> list[ResultRow]:
     """Run several recipes on `model`, each in a separate process, and return one row per recipe
     (docs/results.md describes its keys). A model quantized by qcore is compared with its original, and

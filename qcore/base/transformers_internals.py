@@ -170,7 +170,7 @@ class StoredRows(NamedTuple):
 
     parameter: str
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def stored_rows(

@@ -27,6 +27,7 @@ The last group may be shorter than the others: K may be any number.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -96,19 +97,21 @@ class QuantizedTensor:
         if zero_point is not None:
             stored = replace(stored, zero_point=pack(zero_point.flatten(), format.bits))
         if minimum is not None:
-            stored = replace(stored, **format.encode_minimum(minimum))
+            lowest: dict[str, Any] = format.encode_minimum(minimum)
+            stored = replace(stored, **lowest)
         return stored if scale is None else stored.with_scales(scale)
 
     def with_scales(self, scale: torch.Tensor, minimum: torch.Tensor | None = None) -> "QuantizedTensor":
         """Return the same codes with other scales (N, G), and with other minimums (N, G) of an affine format
         if given, rounded to the format's precision."""
         parts = self.format.encode_scale(scale)
+        lowest: dict[str, Any] = {} if minimum is None else self.format.encode_minimum(minimum)
         return replace(
             self,
             scale=parts.get("scale"),
             scale_codes=parts.get("scale_codes"),
             scale_range=parts.get("scale_range"),
-            **({} if minimum is None else self.format.encode_minimum(minimum)),
+            **lowest,
         )
 
     def parts(self) -> dict[str, torch.Tensor]:

@@ -52,11 +52,11 @@ def reason_against(format: Format, shape: tuple[int, int]) -> str | None:
             f"{format.label}. The nearest recipe is {near}."
         )
     size = format.group_size
-    if size not in BLOCKS:
-        near = min(BLOCKS, key=lambda each: abs(each - (size or 64)))
+    if size is None or size not in BLOCKS:
+        block = min(BLOCKS, key=lambda each: abs(each - (size or 64)))
         return (
             f"bitsandbytes has blocks of {', '.join(map(str, BLOCKS))} weights, not "
-            f"{'one per row' if size is None else size}. The nearest recipe is {format.kind}-g{near}."
+            f"{'one per row' if size is None else size}. The nearest recipe is {format.kind}-g{block}."
         )
     if shape[1] % size:
         fits = max((each for each in BLOCKS if each <= size and shape[1] % each == 0), default=None)

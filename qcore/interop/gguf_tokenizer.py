@@ -321,7 +321,9 @@ def _character_map(normalizer: Mapping[str, Any] | None) -> bytes | None:
 def _protobuf(data: bytes) -> list[tuple[int, Any]]:
     """Return (field, value) of a message: bytes of nested fields and 32-bit numbers, integers of the
     others."""
-    found, place = [], 0
+    found: list[tuple[int, Any]] = []
+    place = 0
+    value: Any
     while place < len(data):
         tag, place = _varint(data, place)
         kind = tag & 7

@@ -149,14 +149,13 @@ def reason_against_uniform(
     or None. The sentence names the nearest recipe."""
     if not isinstance(format, Uniform | Signed):
         nearest = f"int{min(bits, key=lambda each: (abs(each - format.bits), each))}"
-        size = format.group_size or 64
         return (
             f"{target} stores integers with a scale and a zero point per group, but {format.label} is not "
-            f"such a format. The nearest recipe is {nearest}-g{size}."
+            f"such a format. The nearest recipe is {nearest}-g{format.group_size or 64}."
         )
     if format.bits not in bits:
-        nearest = min(bits, key=lambda each: (abs(each - format.bits), -each))
-        near = Uniform(nearest, format.group_size, format.symmetric).label
+        width = min(bits, key=lambda each: (abs(each - format.bits), -each))
+        near = Uniform(width, format.group_size, format.symmetric).label
         allowed = ", ".join(map(str, sorted(bits)))
         return f"{target} stores codes of {allowed} bits, not {format.bits}. The nearest recipe is {near}."
     size = format.group_size

@@ -237,9 +237,9 @@ def carry_licence(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
     for key in ("license_name", "license_link", "language", "library_name", "pipeline_tag"):
         if key in metadata:
             front[key] = metadata[key]
-    origin = made_from(checkpoint.folder) or checkpoint.origin
-    if "/" in origin["model"] and not origin["model"].startswith("/"):
-        front["base_model"] = origin["model"]
+    base = made_from(checkpoint.folder) or checkpoint.origin
+    if "/" in base["model"] and not base["model"].startswith("/"):
+        front["base_model"] = base["model"]
         front["base_model_relation"] = "quantized"
     write_text(folder / "README.md", f"---\n{CardData(**front).to_yaml()}\n---\n")
     if named is None:

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -23,6 +23,7 @@ import qcore
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.progress import Progress
+from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import ggml, gguf_metadata, gguf_tokenizer
 from qcore.interop.gguf_names import Names, Place, architecture, is_always_float32
@@ -183,7 +184,7 @@ def _plan(parameters: Parameters, recipe: Recipe | None) -> list[_Unit]:
         if all(is_always_float32(place.name, len(entry.shape)) for place in places):
             kind = "F32"
         elif entry.format is not None:
-            kind = ggml.type_of(entry.format, entry.matrix[1])
+            kind = ggml.type_of(cast(Format, entry.format), entry.matrix[1])
         elif kind is None:
             kind = _exact_type(parameters, entry)
         units.append(_Unit(entry, tuple(_part(place, entry.shape, kind) for place in places)))

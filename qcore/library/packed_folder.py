@@ -355,7 +355,8 @@ def _some_rows(weight: QuantizedTensor, each: Stored) -> QuantizedTensor:
     if each.whole:
         return weight
     rows = each.rows
-    zero, parts = weight.zero_points(), {}
+    zero = weight.zero_points()
+    parts: dict[str, Any] = {}
     for name in ("scale", "minimum", "scale_codes", "min_codes"):
         if (part := weight.parts().get(name)) is not None:
             parts[name] = part[rows]

@@ -22,7 +22,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import inventory, plain_name
 from qcore.layers.modules import QuantExperts, QuantizedModule, StoredExperts
-from qcore.layers.select import select
+from qcore.layers.select import Target, select
 from qcore.library import manifest
 from qcore.library.loading import Loaded
 from qcore.models.assembly import meta_model
@@ -118,7 +118,7 @@ def outline(checkpoint: Checkpoint, recipe: Recipe | None) -> tuple[Entry, ...]:
     model = meta_model(checkpoint)
     if recipe is None and checkpoint.is_quantized:
         return _saved(model, checkpoint)
-    choices: dict[str, tuple] = {}
+    choices: dict[str, Target] = {}
     kept: dict[str, str] = {}
     if recipe is not None and recipe.quantizes:
         selection = select(model, recipe)
@@ -240,7 +240,7 @@ def _saved(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[Entry, ...]:
         row = rows.get(entry.name)
         shares = entry.shares if row is None else row.shares
         if matrix is None or (not entry.experts and not entry.name.endswith(".weight")):
-            found.append(replace(entry, shares=shares, reason=row and row.reason))
+            found.append(replace(entry, shares=shares, reason=None if row is None else row.reason))
         else:
             found.append(replace(entry, shares=shares, format=matrix.format))
     return tuple(found)

@@ -278,7 +278,7 @@ def rope_scaling(path: Path, header: Header) -> dict:
     short = _factors(path, header, "rope_freqs.weight", "rope_factors_short.weight")
     if short is not None:
         long = _factors(path, header, "rope_factors_long.weight") or short
-        scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+        scaling: dict[str, object] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         scaling["attention_factor"] = header.number(f"{own}.attn_factor") or 1.0
         scaling["original_max_position_embeddings"] = original or context
         return {"rope_scaling": scaling, "original_max_position_embeddings": original or context}

@@ -59,7 +59,8 @@ def weights(path: Path, header: Header, model: PreTrainedModel) -> list[StoredWe
     Raise `InputError` for a tensor of an unknown type, without a place in the model, or of another shape than
     its parameter.
     """
-    places, found = _places(model), []
+    places = _places(model)
+    found: list[StoredWeight] = []
     for tensor in header.tensors:
         if tensor.name in _IGNORED:
             continue
@@ -109,7 +110,8 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _places(model: PreTrainedModel) -> dict[str, _Place]:
     """Return the places of all tensors that a GGUF file of `model` can hold, by their names there."""
-    names, places = gguf_names.Names(model.config), {}
+    names = gguf_names.Names(model.config)
+    places: dict[str, _Place] = {}
     for parameter, tensor in model.named_parameters(remove_duplicate=False):
         for part, place in enumerate(names.places(parameter, _as_matrices(model, parameter, tensor))):
             places.setdefault(place.name, _Place(parameter, place, part))

@@ -73,14 +73,14 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
     lowest = None if minimum is None else round_minimum(minimum, format)
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     for part in _chunks(weight):
-        groups = grouped(weight[part], format.group_size)
+        pieces = grouped(weight[part], format.group_size)
         if lowest is not None:
-            found = _affine_codes(groups, kept[part], lowest[part], format)
+            found = _affine_codes(pieces, kept[part], lowest[part], format)
         elif format.even:
             zero = None if zero_point is None else zero_point[part]
-            found = _uniform_codes(groups, kept[part], zero, format)
+            found = _uniform_codes(pieces, kept[part], zero, format)
         else:
-            found = _table_codes(groups, kept[part], format)
+            found = _table_codes(pieces, kept[part], format)
         codes[part] = found.flatten(1)[:, :columns]
     table = None if format.even else _table(format, weight.device)
     return QuantizedTensor.from_codes(format, codes, scale, zero_point, table, minimum)
