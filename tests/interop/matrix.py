@@ -86,17 +86,29 @@ def passed(
     ours: np.ndarray,
     theirs: np.ndarray,
     tolerance: float,
+    flipped: float | None = None,
 ) -> None:
     """Fill a cell with the largest difference between two arrays of logits (T, V). Fail above `tolerance`,
-    for logits that are not finite, and for logits so alike that a wrong model could pass."""
+    for logits that are not finite, and for logits so alike that a wrong model could pass.
+
+    A runtime that rounds inputs to 8 bits may round one of them to the other side, which moves all logits of
+    later positions a little. With `flipped`, the root mean square of the differences must hold `tolerance`,
+    and the largest `flipped`.
+    """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape and ours.ndim == 2, f"logits {ours.shape} and {theirs.shape}"
     assert np.isfinite(theirs).all(), f"{runtime} computed logits that are not finite"
-    assert ours.std() > 8 * tolerance, "the logits hardly differ from each other, so the test proves nothing"
+    assert ours.std() > 20 * tolerance, "the logits hardly differ from each other, so the test proves nothing"
     difference = float(np.abs(ours - theirs).max())
     where = f"{architecture} as {target} {recipe} in {runtime}"
-    assert difference <= tolerance, f"{where}: logits differ by {difference:.3g}, tolerance {tolerance:.3g}"
-    _record(target, architecture, runtime, recipe, difference=difference, tolerance=tolerance)
+    if flipped is not None:
+        mean = float(np.sqrt(np.square(ours - theirs).mean()))
+        assert mean <= tolerance, (
+            f"{where}: logits differ by {mean:.3g} in the mean, tolerance {tolerance:.3g}"
+        )
+    most = tolerance if flipped is None else flipped
+    assert difference <= most, f"{where}: logits differ by {difference:.3g}, tolerance {most:.3g}"
+    _record(target, architecture, runtime, recipe, difference=difference, tolerance=most)
 
 
 def refused(target: str, architecture: str, runtime: str, *, recipe: str, error: BaseException | str) -> None:
