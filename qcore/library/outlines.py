@@ -43,9 +43,9 @@ def outline(
     if what.kind == "hub":
         return _from_hub(what, progress)
     if what.kind == "gguf":
-        from qcore.models import gguf_header
+        from qcore.models import gguf_checkpoint
 
-        return gguf_header.outline(Path(what.text).expanduser().absolute(), what.text)
+        return gguf_checkpoint.outline(Path(what.text).expanduser().absolute(), what.text)
     if what.kind == "folder" and (foreign := _foreign(Path(what.text).expanduser().absolute(), what.text)):
         return foreign
     return resolve(name, revision, public=public, progress=progress)

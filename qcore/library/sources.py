@@ -55,10 +55,10 @@ def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
         words = " ".join(filter(None, ("A local folder.", describe(folder))))
         return _read(folder, name.text, "folder", words, as_stored=as_stored)
     if name.kind == "gguf":
-        from qcore.models import gguf_file, gguf_stored
+        from qcore.models import gguf_checkpoint, gguf_file
 
         path = Path(name.text).expanduser().absolute()
-        if as_stored and (found := gguf_stored.read(path, name.text, progress)):
+        if as_stored and (found := gguf_checkpoint.as_stored(path, name.text, progress)):
             return found
         folder, description = gguf_file.prepare(path, progress)
         return read_folder(folder, name.text, "gguf", description)

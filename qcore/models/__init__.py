@@ -3,13 +3,14 @@
     names.py        the kind of a model name, decided from its pattern
     packaged.py     the default models
     hub.py          downloads from the hub
-    gguf_file.py    conversion of GGUF files
     headers.py      safetensors headers, validated before any allocation
     config.py       validation of config.json
     checkpoint.py   `Checkpoint`, a folder with validated headers and config
     assembly.py     models without weights, checked against the headers
     mapping.py      stored tensors as memory maps
-    gguf_header.py  GGUF headers, read in milliseconds
+    stored.py       a weight as another project stored it; places.py its place in a model
+    gguf_*.py       GGUF files: header, config, checkpoint, weights with their codes; file.py dequantizes one
+    foreign_*.py    folders that other projects quantized: the forms of weights, and a folder's weights
 
 No module here unpickles a file or runs code that comes with a model.
 """

@@ -6,8 +6,6 @@ says so.
 """
 
 import json
-import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,17 @@ from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
 from qcore.base.progress import Progress
 from qcore.base.transformers_internals import quiet, without_conversion_bar
-from qcore.models.headers import regular_size
+from qcore.models import gguf_header
+from qcore.models.config import to_transformers
+from qcore.models.gguf_config import config_of, differs_from_library
 
 SOURCE = "source.json"  # a file beside the converted weights that records their origin
-_MOST_ENTRIES = 1 << 20
-PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # llama.cpp's file names of a split model
-PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
     """Return the folder with the converted `path`, converting it unless it was before, and a description.
     Raise `InputError` or `UnavailableError`."""
-    check(path)
+    gguf_header.check(path)
     if progress is not None:
         progress(0, 0, f"reading {path.name}")
     digest = sha256(path)
@@ -40,33 +37,6 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
             "already contain that loss, and results here show the additional loss of a recipe."
         )
     return final, "A GGUF file in floating point, converted to fp32."
-
-
-def check(path: Path) -> None:
-    """Check the first 24 bytes. Raise `InputError` if the file is not a GGUF file, or is one part of
-    several."""
-    size = regular_size(path)
-    with path.open("rb") as file:
-        check_start(file.read(24), path.name, size)
-    if (part := PART.search(path.stem)) and int(part[2]) > 1:
-        raise InputError(
-            f"{path.name} is one of {int(part[2])} parts. Merge them into one file with `llama-gguf-split "
-            "--merge` first."
-        )
-
-
-def check_start(start: bytes, name: str, size: int) -> None:
-    """Check the first 24 bytes, `start`, of the file `name` of `size` bytes. Raise `InputError` if they do
-    not begin a GGUF file."""
-    if len(start) < 24 or start[:4] != b"GGUF":
-        raise InputError(f"{name} is not a GGUF file: it does not begin with the letters GGUF.")
-    version, tensors, entries = struct.unpack("<IQQ", start[4:])
-    if version not in (2, 3):
-        raise InputError(f"{name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.")
-    if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
-        raise InputError(
-            f"{name} declares {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
-        )
 
 
 def convert(path: Path, folder: Path, record: dict, progress: Progress | None = None) -> None:
@@ -82,7 +52,7 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
 
     report(0, f"reading {path.name}")
     elements, types = _inspect(path)
-    config = _scaled_config(path)
+    config = _own_config(path)
     check_space(folder, 4 * elements, f"Converting {path.name}")
     report(1, "dequantizing the weights")
     model = _load_model(path, config)
@@ -105,7 +75,7 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
 
     try:
         reader = GGUFReader(str(path))
-        types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(PLAIN))
+        types = sorted({tensor.tensor_type.name for tensor in reader.tensors} - set(gguf_header.PLAIN))
         return sum(int(tensor.n_elements) for tensor in reader.tensors), types
     except Exception as error:  # the reader does not validate the file and may raise anything
         raise InputError(
@@ -113,16 +83,10 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
         ) from error
 
 
-def _scaled_config(path: Path) -> Any:
-    """Return the config of a file with a scaled rotary embedding, which transformers ignores; None for any
-    other file."""
-    from qcore.models import gguf_header
-    from qcore.models.config import to_transformers
-
+def _own_config(path: Path) -> Any:
+    """Return the config of a file with settings that transformers leaves out; None for any other file."""
     header = gguf_header.read(path)
-    if not gguf_header.rope_scaling(path, header):
-        return None
-    return to_transformers(gguf_header.config_of(path, header))
+    return to_transformers(config_of(path, header)) if differs_from_library(path, header) else None
 
 
 def _load_model(path: Path, config: Any = None):

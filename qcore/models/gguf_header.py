@@ -1,35 +1,32 @@
-"""The header of a GGUF file, read in milliseconds: settings, and names, shapes and types of the tensors.
+"""The header of a GGUF file, read in milliseconds: settings, and names, shapes, types and places of tensors.
 
     "GGUF" version tensors entries · entries of (key, type, value) · tensors of (name, dimensions, shape,
     type, offset) · data
 
-The library's own reader makes an array of every token of the vocabulary, which takes half a minute.
-transformers still translates the settings: they are written to a file of a few kilobytes, without vocabulary
-and data.
+The library's own reader makes an array of every token of the vocabulary, which takes half a minute. Where
+transformers reads a file, it is given one of a few kilobytes without the data.
 """
 
-import hashlib
 import math
+import re
 import struct
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import gguf_config
-from qcore.models import gguf_file
-from qcore.models.checkpoint import Checkpoint
-from qcore.models.config import check_against, checked, to_transformers
-from qcore.models.headers import TensorInfo
+from qcore.models.headers import regular_size
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY, _UINT32 = 8, 9, 4
+_STRING, _ARRAY, _UINT32, _BOOL = 8, 9, 4, 7
 _LONGEST = 1 << 24  # bytes of one string, and entries of one array
 _MOST_DIMENSIONS = 8
 _START = 24  # bytes before the first entry
-_LONGEST_ROPE = 1 << 16  # frequencies
 _SHORT = 4096  # bytes of an array that is copied
+_MOST_ENTRIES = 1 << 20
+PART = re.compile(r"-(\d{5})-of-(\d{5})$")  # llama.cpp's file names of a split model
+PLAIN = ("F64", "F32", "F16", "BF16")
+_REFUSED = ("gemma", "olmoe")  # by transformers 5.24
 _ALIGNMENT = 32  # bytes, of tensors in files that name none
 _ALIGNMENTS = tuple(1 << power for power in range(3, 17))
 
@@ -80,6 +77,13 @@ class Header:
             return None
         return struct.unpack("<" + _NUMBERS[kind], value)[0]
 
+    def flags(self, key: str) -> list[bool] | None:
+        """Return the list of truth values of the entry `key`; None if there is none."""
+        kind, value = self.entries.get(key, (None, None))
+        if kind != _ARRAY or value is None or struct.unpack("<I", value[:4])[0] != _BOOL:
+            return None
+        return [byte != 0 for byte in value[12:]]
+
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the architecture, such as "qwen2"; empty if the file names none."""
@@ -88,37 +92,38 @@ class Header:
     @property
     def quantized_types(self) -> list[str]:
         """The names of the quantized types among the tensors, sorted."""
-        return sorted({tensor.type_name for tensor in self.tensors} - set(gguf_file.PLAIN))
+        return sorted({tensor.type_name for tensor in self.tensors} - set(PLAIN))
 
 
-def outline(path: Path, name: str) -> Checkpoint:
-    """Return the checkpoint, in fp32, that a conversion of `path` would give. Only headers are read. Raise
-    `InputError`."""
-    from qcore.layers.inventory import inventory
-    from qcore.models.assembly import empty_model
+def check(path: Path) -> None:
+    """Check the first 24 bytes. Raise `InputError` if the file is not a GGUF file, or is one part of
+    several."""
+    size = regular_size(path)
+    with path.open("rb") as file:
+        check_start(file.read(24), path.name, size)
+    if (part := PART.search(path.stem)) and int(part[2]) > 1:
+        raise InputError(
+            f"{path.name} is one of {int(part[2])} parts. Merge them into one file with `llama-gguf-split "
+            "--merge` first."
+        )
 
-    gguf_file.check(path)
-    found = read(path)
-    config = config_of(path, found)
-    check_against(
-        config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
-    )
-    digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
-    model = empty_model(to_transformers(config), meta_buffers=True)
-    tensors, start = {}, 0
-    for full, tensor, shared in inventory(model):
-        if not shared:
-            tensors[full] = TensorInfo(
-                "F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start
-            )
-            start += 4 * tensor.numel()
-    return Checkpoint(
-        name, path.parent, None, f"gguf-{digest}", config, tensors, False, _describe(path, found), "gguf"
-    )
+
+def check_start(start: bytes, name: str, size: int) -> None:
+    """Check the first 24 bytes, `start`, of the file `name` of `size` bytes. Raise `InputError` if they do
+    not begin a GGUF file."""
+    if len(start) < 24 or start[:4] != b"GGUF":
+        raise InputError(f"{name} is not a GGUF file: it does not begin with the letters GGUF.")
+    version, tensors, entries = struct.unpack("<IQQ", start[4:])
+    if version not in (2, 3):
+        raise InputError(f"{name} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.")
+    if not 0 < tensors <= min(_MOST_ENTRIES, size) or entries > min(_MOST_ENTRIES, size):
+        raise InputError(
+            f"{name} declares {tensors} tensors and {entries} entries in {size} bytes, so it is damaged."
+        )
 
 
 def read(path: Path) -> Header:
-    """Return the header of a file that `gguf_file.check` accepted. Raise `InputError` if it is damaged or cut
+    """Return the header of a file that `check` accepted. Raise `InputError` if it is damaged or cut
     short."""
     with path.open("rb") as file:
         return parse(file, path.name, path.stat().st_size)
@@ -249,74 +254,22 @@ def _check_ranges(tensors: tuple[Tensor, ...], size: float) -> None:
             raise ValueError(f"the tensor {tensor.name} ends at byte {end}, but the file ends at {size}")
 
 
-def config_of(path: Path, header: Header) -> dict:
-    """Return the settings as a transformers config. Raise `InputError` for an architecture that transformers
-    cannot take from GGUF."""
-    with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
-        small = Path(scratch) / path.name
-        small.write_bytes(_without_data(header))
-        try:
-            parsed = gguf_config(small)
-        except Exception as error:  # the library does not validate the file and may raise anything
-            raise InputError(
-                f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
-            ) from error
-    plain = {key: value.item() if hasattr(value, "item") else value for key, value in parsed.items()}
-    return checked(plain | rope_scaling(path, header))
-
-
-def rope_scaling(path: Path, header: Header) -> dict:
-    """Return the settings of a scaled rotary embedding, which transformers does not take from GGUF; empty
-    without one. Raise `InputError` for a scaling of an unknown kind.
-
-    Llama 3's scaling is stored as one factor per frequency. LongRoPE with equal factors for short and long
-    texts has the same frequencies.
-    """
-    own = f"{header.architecture}.rope.scaling"
-    original = header.number(f"{own}.original_context_length")
-    context = header.number(f"{header.architecture}.context_length")
-    short = _factors(path, header, "rope_freqs.weight", "rope_factors_short.weight")
-    if short is not None:
-        long = _factors(path, header, "rope_factors_long.weight") or short
-        scaling: dict[str, object] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-        scaling["attention_factor"] = header.number(f"{own}.attn_factor") or 1.0
-        scaling["original_max_position_embeddings"] = original or context
-        return {"rope_scaling": scaling, "original_max_position_embeddings": original or context}
-    kind, factor = header.text(f"{own}.type"), header.number(f"{own}.factor")
-    if kind in (None, "none", "longrope") or factor in (None, 0, 1):
-        return {}
-    if kind == "linear":
-        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
-    if kind == "yarn":
-        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-        return {"rope_scaling": {key: value for key, value in scaling.items() if value is not None}}
-    raise InputError(f"{path.name} scales its rotary embedding by {kind!r}, which qcore does not know.")
-
-
-def _factors(path: Path, header: Header, *names: str) -> list[float] | None:
-    """Return the values of the first tensor of `names` that the file holds; None if it holds none."""
-    tensor = next((tensor for tensor in header.tensors if tensor.name in names), None)
-    if tensor is None:
-        return None
-    if tensor.type_name != "F32" or math.prod(tensor.shape) > _LONGEST_ROPE:
-        raise InputError(
-            f"{path.name} stores {tensor.name} as {tensor.type_name} {tensor.shape}, not as factors."
-        )
-    with path.open("rb") as file:
-        file.seek(tensor.start)
-        return list(struct.unpack(f"<{math.prod(tensor.shape)}f", file.read(tensor.nbytes or 0)))
-
-
 def write_small(path: Path, header: Header, small: Path) -> None:
-    """Write a GGUF file `small` with all settings of `path`, vocabulary included, and one number per
-    tensor."""
+    """Write a GGUF file `small` with all settings of `path`, vocabulary included, and one number per tensor,
+    for transformers' conversion of tokenizers. An architecture that it refuses is called llama there: the
+    tokenizer does not depend on it."""
     with path.open("rb") as file:
-        file.seek(_START)
-        settings = file.read(header.end - _START)
+        settings = file.read(header.end)
+    key = "general.architecture"
+    if header.architecture in _REFUSED:
+        start = header.places[key]
+        end = start + len(header.entries[key][1] or b"")
+        settings = settings[:start] + struct.pack("<Q", 5) + b"llama" + settings[end:]
+    settings = settings[_START:]
     small.write_bytes(_with_one_number(header, len(header.entries), settings))
 
 
-def _without_data(header: Header) -> bytes:
+def without_data(header: Header) -> bytes:
     """Return a GGUF file with the same settings and tensor names, without long lists, and with one number per
     tensor."""
     entries = {key: (kind, value) for key, (kind, value) in header.entries.items() if value is not None}
@@ -339,14 +292,3 @@ def _with_one_number(header: Header, count: int, settings: bytes) -> bytes:
         parts.append(struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, 1, 0, 0))
     text = b"".join(parts)
     return text + bytes(-len(text) % 64 + 64)
-
-
-def _describe(path: Path, header: Header) -> str:
-    types = header.quantized_types
-    size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
-    if not types:
-        return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."
-    return (
-        f"A GGUF file quantized as {', '.join(types)}, {size}. It is dequantized to fp32 when used, and the "
-        "loss of a recipe adds to its own."
-    )

@@ -19,8 +19,7 @@ import torch
 from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import ggml, gguf_names
-from qcore.models import gguf_file
-from qcore.models.gguf_header import Header, Tensor
+from qcore.models.gguf_header import PLAIN, Header, Tensor
 from qcore.models.headers import TensorInfo
 from qcore.models.mapping import read_file
 from qcore.models.stored import StoredWeight
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _PIECE = 1 << 21  # weights that are decoded at once
-_IGNORED = (  # in the config, see `gguf_header.rope_scaling`
+_IGNORED = (  # in the config, see `gguf_config`
     "rope_freqs.weight",
     "rope_factors_long.weight",
     "rope_factors_short.weight",
@@ -112,7 +111,7 @@ def _places(model: PreTrainedModel) -> dict[str, _Place]:
     """Return the places of all tensors that a GGUF file of `model` can hold, by their names there."""
     names = gguf_names.Names(model.config)
     places: dict[str, _Place] = {}
-    for parameter, tensor in model.named_parameters(remove_duplicate=False):
+    for parameter, tensor in model.named_parameters():  # a tied head has no place of its own
         for part, place in enumerate(names.places(parameter, _as_matrices(model, parameter, tensor))):
             places.setdefault(place.name, _Place(parameter, place, part))
     return places
@@ -154,7 +153,7 @@ def _weight(
     """Return the weight of one tensor, whose stored `rows` are read in this order (None: as they are);
     `finish` brings values into the model's layout."""
     kind, reason = tensor.type_name, None
-    quantized = kind not in gguf_file.PLAIN
+    quantized = kind not in PLAIN
     if not quantized:
         read: Callable = lambda: finish(_floats(path, tensor, rows))  # noqa: E731
     elif len(tensor.shape) == 2 and kind in ggml.FORMATS:
@@ -204,9 +203,8 @@ def _codes(path: Path, tensor: Tensor, rows: torch.Tensor | None) -> QuantizedTe
 
 
 def _floats(path: Path, tensor: Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    data = _bytes(path, tensor)
-    data = data if rows is None else data[rows]
-    return data.view(_FLOATS[tensor.type_name]).view(tensor.shape)
+    values = _bytes(path, tensor).view(_FLOATS[tensor.type_name]).view(tensor.shape)
+    return values if rows is None else values[rows]
 
 
 def _dequantized(path: Path, tensor: Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.base.files import replaced_file
-from qcore.models import gguf_file, gguf_header
+from qcore.models import gguf_header
 from qcore.models.headers import regular_size
 
 LARGEST = 4 << 30  # bytes of a file
@@ -109,7 +109,7 @@ Found = tuple[dict[str, torch.Tensor], int | None, tuple[str, ...]]
 
 
 def _read_gguf(path: Path, file: BinaryIO) -> Found:
-    gguf_file.check(path)
+    gguf_header.check(path)
     header = gguf_header.read(path)
     if (kind := header.text("general.type")) != "imatrix":
         raise ValueError(f"its type is {kind!r}, not 'imatrix'")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qcore.library.saving import MANIFEST
-from qcore.models import gguf_file
+from qcore.models import gguf_header
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE
 from qcore.verbs.audit_subject import WEIGHTS, Subject
 from qcore.verbs.audit_types import BROKEN, FOLDER, GGUF, KNOW, Spot, check
@@ -148,9 +148,9 @@ def missing_shard(subject: Subject) -> Iterator[Spot]:
 
 def _missing_parts(subject: Subject) -> Iterator[Spot]:
     for file in list(subject.lengths) or list(subject.files):
-        if part := gguf_file.PART.search(Path(file).stem):
+        if part := gguf_header.PART.search(Path(file).stem):
             for number in range(1, int(part[2]) + 1):
-                sibling = gguf_file.PART.sub(f"-{number:05d}-of-{part[2]}", Path(file).stem) + ".gguf"
+                sibling = gguf_header.PART.sub(f"-{number:05d}-of-{part[2]}", Path(file).stem) + ".gguf"
                 if sibling not in subject.files:
                     yield Spot(sibling, f"{file} is one of {int(part[2])} parts.")
 

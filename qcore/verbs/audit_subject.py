@@ -22,7 +22,7 @@ from qcore.base.progress import Progress
 from qcore.library import manifest as manifests
 from qcore.library import outlines
 from qcore.library.saving import MANIFEST
-from qcore.models import gguf_file, gguf_header, hub
+from qcore.models import gguf_header, hub
 from qcore.models.checkpoint import INDEX, ONNX_MANIFEST, PICKLED, SINGLE
 from qcore.models.config import checked, quantized_by
 from qcore.models.gguf_header import Header
@@ -121,7 +121,7 @@ class Subject:
             return [
                 StoredWeight(
                     name,
-                    PLAIN if tensor.dtype in gguf_file.PLAIN else GGML,
+                    PLAIN if tensor.dtype in gguf_header.PLAIN else GGML,
                     tensor.dtype,
                     tensor.shape,
                     {"weight": name},
@@ -269,8 +269,8 @@ def _add_header(subject: Subject, file: str, text: bytes) -> None:
 
 def _of_gguf(path: Path, name: str) -> Subject:
     subject = Subject(name, GGUF, path.parent, files={path.name: regular_size(path)})
-    if gguf_file.PART.search(path.stem):
-        parts = path.parent.glob(f"{gguf_file.PART.sub('', path.stem)}-*.gguf")
+    if gguf_header.PART.search(path.stem):
+        parts = path.parent.glob(f"{gguf_header.PART.sub('', path.stem)}-*.gguf")
         subject.files |= {part.name: part.stat().st_size for part in parts}
     try:
         with path.open("rb") as file:
@@ -281,7 +281,7 @@ def _of_gguf(path: Path, name: str) -> Subject:
 
 
 def _add_gguf(subject: Subject, file: str, opened) -> None:
-    gguf_file.check_start(opened.read(24), file, subject.files[file])
+    gguf_header.check_start(opened.read(24), file, subject.files[file])
     opened.seek(0)
     header = gguf_header.parse(opened, file, None)
     subject.of_gguf = header

@@ -16,7 +16,7 @@ import torch
 from qcore.base.errors import InputError
 from qcore.interop import awq, gptq
 from qcore.interop.grid import unpack_words
-from qcore.models import gguf_file
+from qcore.models import gguf_header
 from qcore.verbs.audit_types import BROKEN, FOLDER, GGUF, KNOW, LOSES, Spot, check, check_of_weights
 from qcore.verbs.audit_weights import AWQ, BNB, COMPRESSED, FP8, GPTQ, MXFP4, PLAIN, StoredWeight
 
@@ -357,7 +357,12 @@ def dtypes(subject: Subject) -> Iterator[Spot]:
     """Compare the dtypes of matrices in floating point whose names differ in numbers only."""
     families: dict[str, dict[str, list[str]]] = {}
     for weight in subject.weights:
-        if weight.kind == PLAIN and weight.shape and len(weight.shape) > 1 and weight.form in gguf_file.PLAIN:
+        if (
+            weight.kind == PLAIN
+            and weight.shape
+            and len(weight.shape) > 1
+            and weight.form in gguf_header.PLAIN
+        ):
             family = re.sub(r"\d+", "N", weight.name)
             families.setdefault(family, {}).setdefault(weight.form, []).append(weight.name)
     for family, forms in families.items():

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from qcore import library
 from qcore.base.errors import InputError, UnavailableError
 from qcore.library import outlines
-from qcore.models import gguf_file, gguf_header
+from qcore.models import gguf_header
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_damaged_gguf_files_are_refused(tmp_path):
     for i, text in enumerate((content[:200], content[:24] + struct.pack("<Q", 1 << 60) + content[32:])):
         path = tmp_path / f"damaged-{i}.gguf"
         path.write_bytes(text)
-        gguf_file.check(path)
+        gguf_header.check(path)
         with pytest.raises(InputError, match="damaged or cut short"):
             gguf_header.read(path)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from qcore import library
 from qcore.base.errors import InputError
-from qcore.models import gguf_file
+from qcore.models import gguf_file, gguf_header
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ def test_one_part_of_several(part, model, tmp_path):
 @pytest.mark.parametrize("name", ["mixture-of-experts.Q4_0", "tiny-00001-of-00001", "best-of-00002-models"])
 def test_names_that_only_look_like_a_part(name, model, tmp_path):
     write(tmp_path / f"{name}.gguf", model)
-    gguf_file.check(tmp_path / f"{name}.gguf")
+    gguf_header.check(tmp_path / f"{name}.gguf")

@@ -1,4 +1,5 @@
-"""A quantized GGUF file as a checkpoint with its own codes: opened by its header, no weights converted.
+"""A GGUF file as a checkpoint, by its header alone: with its own codes, or as the original that a conversion
+would give.
 
 Settings and tokenizer are converted by transformers once, and kept in the cache folder under the SHA-256 of
 the file's settings. The weights stay where they are.
@@ -16,25 +17,24 @@ from qcore.base.transformers_internals import quiet
 from qcore.interop.ggml import FORMATS
 from qcore.models import gguf_file, gguf_header
 from qcore.models.checkpoint import GGUF, Checkpoint, sampled_digest
-from qcore.models.config import check_against
+from qcore.models.config import check_against, to_transformers
+from qcore.models.gguf_config import config_of
 from qcore.models.gguf_header import Header
 from qcore.models.gguf_weights import keeps_codes
 from qcore.models.headers import TensorInfo
 
-_END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-
-def read(path: Path, name: str, progress: Progress | None = None) -> Checkpoint | None:
+def as_stored(path: Path, name: str, progress: Progress | None = None) -> Checkpoint | None:
     """Return the checkpoint of the GGUF file `path`; None if its codes cannot be kept, because it is in
     floating point or its architecture is not one of `gguf_weights.ARCHITECTURES`.
 
     Raise `InputError` for a damaged file, `UnavailableError` if the cache folder cannot be written.
     """
-    gguf_file.check(path)
+    gguf_header.check(path)
     header = gguf_header.read(path)
     if not keeps_codes(header):
         return None
-    config = gguf_header.config_of(path, header) | _token_ids(header)
+    config = config_of(path, header)
     tensors = {
         tensor.name: TensorInfo(tensor.type_name, tensor.shape, tensor.nbytes or 0, str(path), tensor.start)
         for tensor in header.tensors
@@ -79,10 +79,38 @@ def _settings(path: Path, header: Header, config: dict, progress: Progress | Non
     return build_folder(final, build, progress=progress)
 
 
-def _token_ids(header: Header) -> dict:
-    """Return the ids of the special tokens, as in a config: one id, or a list of all that end a text."""
-    ids = {key: header.number(f"tokenizer.ggml.{key}") for key in (*_END_IDS, "bos_token_id")}
-    ids["pad_token_id"] = header.number("tokenizer.ggml.padding_token_id")
-    ends = list(dict.fromkeys(ids.pop(key) for key in _END_IDS if ids.get(key) is not None))
-    found = {key: value for key, value in ids.items() if value is not None and key not in _END_IDS}
-    return found | ({"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {})
+def outline(path: Path, name: str) -> Checkpoint:
+    """Return the checkpoint, in fp32, that a conversion of `path` would give. Only headers are read. Raise
+    `InputError`."""
+    from qcore.layers.inventory import inventory
+    from qcore.models.assembly import empty_model
+
+    gguf_header.check(path)
+    found = gguf_header.read(path)
+    config = config_of(path, found)
+    check_against(
+        config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
+    )
+    digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
+    model = empty_model(to_transformers(config), meta_buffers=True)
+    tensors, start = {}, 0
+    for full, tensor, shared in inventory(model):
+        if not shared:
+            tensors[full] = TensorInfo(
+                "F32", tuple(tensor.shape), 4 * tensor.numel(), "model.safetensors", start
+            )
+            start += 4 * tensor.numel()
+    return Checkpoint(
+        name, path.parent, None, f"gguf-{digest}", config, tensors, False, _describe(path, found), "gguf"
+    )
+
+
+def _describe(path: Path, header: Header) -> str:
+    types = header.quantized_types
+    size = f"{path.stat().st_size / 1e6:,.0f} MB on disk"
+    if not types:
+        return f"A GGUF file in floating point, {size}; it is converted to fp32 when it is used."
+    return (
+        f"A GGUF file quantized as {', '.join(types)}, {size}. It is dequantized to fp32 when used, and the "
+        "loss of a recipe adds to its own."
+    )
