@@ -35,6 +35,7 @@ _VERBS = (
     "qat",
     "prune",
     "distill",
+    "push",
 )
 __all__ = [*_VERBS, "register", "QcoreError"]
 

@@ -1,5 +1,6 @@
 """The verbs of `import qcore`, each a thin layer over `qcore.verbs` and the modules that do the work."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,9 +26,10 @@ from qcore.quantization.calibration.text import TOKENS
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_margin
 from qcore.results.rows import ResultRow
-from qcore.verbs import checks, prepare
+from qcore.verbs import card, checks, prepare
 from qcore.verbs.audit_types import Audit
 
+_log = logging.getLogger(__name__)
 ROOM = 512  # tokens whose cache and activations count in the memory check of `load`
 
 
@@ -226,10 +228,13 @@ def save(model: Loaded, folder: str | Path, *, overwrite: bool = False) -> Path:
         raise InputError(
             "This model is not quantized yet: apply a recipe with qcore.quantize before saving it."
         )
-    origin = model.checkpoint.origin
-    return safetensors.save(
-        model.model, model.tokenizer, model.recipe, model.ledger, folder, overwrite=overwrite, origin=origin
+    base, recipe = model.checkpoint, model.recipe
+    saved = safetensors.save(
+        model.model, model.tokenizer, recipe, model.ledger, folder, overwrite=overwrite, origin=base.origin
     )
+    for note in card.write(saved, base, card.words_of_ledger(base, recipe, model.ledger, saved)):
+        _log.warning(note)
+    return saved
 
 
 def export(
@@ -266,6 +271,15 @@ def export(
         calibration=prepare.CalibrationText(calibration, calibration_tokens),
         progress=progress or _unseen,
     )
+
+
+def push(folder: str | Path, repo_id: str, *, public: bool = False, message: str | None = None) -> str:
+    """Upload the model in `folder`, which qcore wrote, to the repository `repo_id` ("owner/name") of the hub
+    with the user's token, and return its address. A new repository is private unless `public`. Raise
+    `InputError` before anything is sent if the folder, the name or the token cannot be used."""
+    from qcore.verbs import push as verb
+
+    return verb.run(folder, repo_id, public=public, message=message)
 
 
 def qat(

@@ -1,6 +1,7 @@
 """A model hub on localhost: a real HTTP server that speaks as much of the hub's protocol as a download
 needs."""
 
+import base64
 import hashlib
 import json
 import re
@@ -19,9 +20,15 @@ class Hub:
     """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for
     the whole repository ("info") or its files ("files"). `requests` lists (method, path) of all that was
     asked, `sent` counts the bytes of all bodies. With `garbage`, every answer is a page of HTML; without
-    `ranges`, whole files are sent whatever part is asked for."""
+    `ranges`, whole files are sent whatever part is asked for.
+
+    An upload with TOKEN puts files into `uploads[id]`; `created` maps the ids of new repositories to whether
+    they are private. Ids in `open_to_all` are public, all others private."""
 
     def __init__(self):
+        self.uploads: dict[str, dict[str, bytes]] = {}
+        self.created: dict[str, bool] = {}
+        self.open_to_all: set[str] = set()
         self.repositories: dict[str, Path] = {}
         self.answers: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
         self.requests: list[tuple[str, str]] = []
@@ -40,6 +47,32 @@ class Hub:
 
             def do_HEAD(self):
                 self._answer(with_body=False)
+
+            def do_POST(self):
+                path = unquote(urlparse(self.path).path).strip("/")
+                hub.requests.append((self.command, path))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    return self._send(401, b"{}", {}, with_body=True)
+                answer: dict = {}
+                if path == "api/repos/create":
+                    asked = json.loads(body)
+                    repo = f"{asked.get('organization', 'me')}/{asked['name']}"
+                    hub.created[repo] = asked.get("visibility") == "private"
+                    answer = {"url": f"{hub.url}/{repo}"}
+                elif "/preupload/" in path:
+                    files = json.loads(body)["files"]
+                    modes = {"uploadMode": "regular", "shouldIgnore": False}
+                    answer = {"files": [{"path": file["path"], **modes} for file in files]}
+                elif "/commit/" in path:
+                    repo = path.removeprefix("api/models/").partition("/commit/")[0]
+                    entries = [json.loads(line) for line in body.splitlines()]
+                    for entry in entries:
+                        if entry["key"] == "file":
+                            content = base64.b64decode(entry["value"]["content"])
+                            hub.uploads.setdefault(repo, {})[entry["value"]["path"]] = content
+                    answer = {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+                self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
 
             def log_message(self, *args):
                 pass
@@ -75,7 +108,8 @@ class Hub:
                     {"rfilename": path.name, "size": path.stat().st_size}
                     for path in sorted(hub.repositories[repo].iterdir())
                 ]
-                body = json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
+                about = {"id": repo, "sha": COMMIT, "siblings": files, "private": repo not in hub.open_to_all}
+                body = json.dumps(about).encode()
                 self._send(200, body, {"Content-Type": "application/json"}, with_body)
 
             def _file(self, repo: str, revision: str, name: str, with_body: bool) -> None:

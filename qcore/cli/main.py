@@ -23,6 +23,7 @@ from qcore.cli.output import say
 from qcore.cli.plan import plan
 from qcore.cli.profile import profile
 from qcore.cli.progress import Show
+from qcore.cli.publish import card, push
 from qcore.cli.quantize import export, imatrix, quantize
 from qcore.cli.runs import runs
 from qcore.cli.sensitivity import sensitivity
@@ -75,6 +76,8 @@ app.command()(prune)
 app.command()(distill)
 app.command()(export)
 app.command()(imatrix)
+app.command()(card)
+app.command()(push)
 app.add_typer(runs, name="runs")
 
 

@@ -40,7 +40,7 @@ def _compared(result: dict) -> list[str]:
 
 
 def _training(outcome: dict) -> str:
-    return "\n".join([_trained(outcome), *_compared(outcome)])
+    return "\n".join([_trained(outcome), *_compared(outcome), *outcome.get("notes", ())])
 
 
 def _pruning(outcome: dict) -> str:
@@ -56,7 +56,7 @@ def _pruning(outcome: dict) -> str:
             share += f" and not stored, which pays from {human_percent(outcome['break_even'])} on"
     size = human_bytes(outcome["stored_bytes"])
     line = f"{outcome['method']}: {share}; {size}. Saved in {outcome['folder']}"
-    return "\n".join([line, *_compared(outcome)])
+    return "\n".join([line, *_compared(outcome), *outcome.get("notes", ())])
 
 
 def _export(outcome: dict) -> str:
@@ -78,10 +78,8 @@ def quantized(outcome: dict) -> str:
 
     size, share = human_bytes(outcome["stored_bytes"]), human_percent(outcome["coverage"])
     bits = human_number(outcome["bits_per_weight"])
-    return (
-        f"{outcome['recipe']}: {size}, {bits} bits per weight on {share} of the weights. "
-        f"Saved in {outcome['folder']}"
-    )
+    line = f"{outcome['recipe']}: {size}, {bits} bits per weight on {share} of the weights. "
+    return "\n".join([f"{line}Saved in {outcome['folder']}", *outcome.get("notes", ())])
 
 
 def _sensitivity(outcome: dict) -> str:

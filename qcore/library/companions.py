@@ -2,7 +2,8 @@
 
     check_room         the bytes that an export needs, before it starts
     resumed_folder     a folder that gets its name when everything is in it; finished files outlive a kill
-    carry              tokenizer, chat template, generation config, licence, card
+    carry              tokenizer, chat template, generation config
+    carry_licence      the files of the licence; the card itself is written by `qcore.verbs.card`
     write_marker       qcore-export.json: target, recipe, origin, SHA-256 of each file
     eos_ids            every token that ends a text
     unclaimed          stored tensors that the model's class ignores, such as heads for speculative decoding
@@ -31,6 +32,7 @@ from qcore.base.tensor_file import ALIGNMENT, Piece, TensorFile
 from qcore.base.transformers_internals import StoredNames
 from qcore.library.journal import Journal
 from qcore.library.saving import EXPORTED, check_folder, made_from
+from qcore.models import packaged
 from qcore.models.checkpoint import INDEX, SINGLE, Checkpoint
 
 if TYPE_CHECKING:
@@ -122,8 +124,8 @@ def write_marker(
 
 def carry(checkpoint: Checkpoint, model: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     """Write everything that belongs to the model besides config and weights into `folder`: tokenizer with the
-    chat template in both of its places, generation config, licence and card. Return notes on what is missing,
-    one sentence each."""
+    chat template in both of its places, generation config, files of the licence. Return notes on what is
+    missing, one sentence each."""
     carry_tokenizer(checkpoint, folder)
     carry_generation_config(checkpoint, model, folder)
     return carry_licence(checkpoint, folder)
@@ -217,32 +219,22 @@ def card(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
 
 
 def licence(checkpoint: Checkpoint) -> str | None:
-    """Return the licence that the card of the model names, such as "apache-2.0"; None if it names none."""
+    """Return the licence that the card of the model names, such as "apache-2.0"; None if it names none. The
+    default models have no card of their own: their licence is recorded with them."""
     named = card(checkpoint)[0].get("license")
-    return named if isinstance(named, str) and named.strip() else None
+    if isinstance(named, str) and named.strip():
+        return named
+    origin = made_from(checkpoint.folder) or checkpoint.origin
+    return packaged.LICENCE if origin["model"] in packaged.SUMMARIES else None
 
 
 def carry_licence(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
-    """Copy the files of the licence, and write a README.md with the base's licence, or "other" if none is
-    known; return a note on that."""
-    from huggingface_hub import CardData
-
+    """Copy the files of the base's licence; return a note if no licence is known."""
     for origin in _origins(checkpoint):
         for path in sorted(origin.iterdir()):
             if path.is_file() and _LICENCES.match(path.name) and path.stat().st_size <= _LARGEST_TEXT:
                 shutil.copyfile(path, folder / path.name)
-    metadata, _ = card(checkpoint)
-    named = licence(checkpoint)
-    front: dict[str, Any] = {"license": named or "other"}
-    for key in ("license_name", "license_link", "language", "library_name", "pipeline_tag"):
-        if key in metadata:
-            front[key] = metadata[key]
-    base = made_from(checkpoint.folder) or checkpoint.origin
-    if "/" in base["model"] and not base["model"].startswith("/"):
-        front["base_model"] = base["model"]
-        front["base_model_relation"] = "quantized"
-    write_text(folder / "README.md", f"---\n{CardData(**front).to_yaml()}\n---\n")
-    if named is None:
+    if licence(checkpoint) is None:
         return ('The model names no licence, so the card says "other". Add the licence of the original.',)
     return ()
 

@@ -18,6 +18,7 @@ from qcore.models.checkpoint import ONNX
 from qcore.recipes import Recipe
 from qcore.streaming.parameters import StreamedParameters
 from qcore.streaming.quantizing import reason_against
+from qcore.verbs import card
 from qcore.verbs.checks import check_skips
 from qcore.verbs.prepare import PACKAGED, CalibrationText, check_apart, find, prepare
 
@@ -114,6 +115,10 @@ def run(
             made = prepare(possible.checkpoint, possible.own, calibration=calibration, progress=progress)
             parameters = LoadedParameters(made.loaded)
         exported = possible.target.save(parameters, recipe, folder, overwrite=overwrite, progress=progress)
+    text = calibration.options(possible.own)
+    text.pop("calibration_minutes", None)
+    words = card.words_of("export", model, folder, to=to, recipe=recipe, revision=revision, **text)
+    notes = dict.fromkeys([*exported.notes, *card.write(folder, possible.checkpoint, words)])
     return {
         "model": model,
         "to": to,
@@ -122,7 +127,7 @@ def run(
         "files": list(exported.files),
         "stored_bytes": exported.stored_bytes,
         "bits_per_weight": exported.bits_per_weight,
-        "notes": list(exported.notes),
+        "notes": list(notes),
         "seconds": time.perf_counter() - began,
         "agreement": exported.agreement,
     }

@@ -18,6 +18,7 @@ from qcore.library import Loaded
 from qcore.measurement.throughput import measure
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe
+from qcore.verbs import card
 from qcore.verbs.prepare import quantize
 from qcore.verbs.record import stored_bytes
 
@@ -30,6 +31,12 @@ def summary(model: str, folder: Path, made: Loaded, *, began: float, **more) -> 
     seconds since `began` (`time.perf_counter`), and `more`."""
     size, seconds = stored_bytes(made), time.perf_counter() - began
     return {"model": model, "folder": str(folder), "stored_bytes": size, "seconds": seconds, **more}
+
+
+def with_card(result: dict, folder: Path, checkpoint: Checkpoint, words: list[str]) -> dict:
+    """Write the card of the model in `folder` (see `qcore.verbs.card`), with the figures of `result` if it
+    was compared, and return {"notes": sentences for the user}."""
+    return {"notes": list(card.write(folder, checkpoint, words, measured=card.of_compared(result)))}
 
 
 def compared(

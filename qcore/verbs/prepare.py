@@ -56,6 +56,14 @@ class CalibrationText:
         if recipe is not None and recipe.calibrated and not self._is_enough(recipe):
             calibration_text(self.source)
 
+    def options(self, recipe: Recipe | None) -> dict[str, str | Path | int | float | None]:
+        """Return the options of a command that reads this text for `recipe`, by name; empty if `recipe` needs
+        no calibration."""
+        if recipe is None or not recipe.calibrated:
+            return {}
+        given = {"calibration": self.source, "calibration_tokens": self.tokens}
+        return given | {"calibration_minutes": self.minutes}
+
     def load(self, tokenizer, recipe: Recipe | None) -> Calibration | None:
         """Return the text in tokens, None if `recipe` needs no calibration. Raise `InputError` as
         `load_calibration` does."""

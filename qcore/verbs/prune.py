@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from qcore.quantization.calibration import Calibration, load_calibration
 from qcore.quantization.calibration.text import calibration_text
 from qcore.recipes import Recipe
 from qcore.training.qat import check_recipe
-from qcore.verbs import made
+from qcore.verbs import card, made
 from qcore.verbs.prepare import find_original, load, quantize, saving
 from qcore.verbs.record import stored_bytes
 
@@ -126,7 +126,11 @@ def run(
         about = {"method": options.method, "amount": options.amount, **result}
         seconds = time.perf_counter() - began
         result = {"model": model, "folder": str(folder), "seconds": seconds, **about}
-        return result | made.compared(compare, checkpoint, folder, options.recipe, progress)
+        result |= made.compared(compare, checkpoint, folder, options.recipe, progress)
+        about = {each.name: getattr(options, each.name) for each in fields(options)}
+        text = about.pop("calibration")
+        words = card.words_of("prune", model, folder, **about, text=text, revision=revision)
+        return result | made.with_card(result, folder, checkpoint, words)
 
 
 def _prune_weights(

@@ -17,7 +17,7 @@ from qcore.training import qat as training
 from qcore.training.checkpoint import TrainingState
 from qcore.training.loop import History
 from qcore.training.qat import Qat
-from qcore.verbs import made
+from qcore.verbs import card, made
 from qcore.verbs.prepare import find_original, load, quantize, saving
 
 
@@ -64,7 +64,9 @@ def run(
         result = made.summary(
             model, folder, trained, began=began, recipe=recipe.name, history=history.record()
         )
-        return result | made.compared(compare, checkpoint, folder, recipe, progress)
+        result |= made.compared(compare, checkpoint, folder, recipe, progress)
+        words = card.words_of("qat", model, folder, options, recipe=recipe, revision=revision)
+        return result | made.with_card(result, folder, checkpoint, words)
 
 
 def train(

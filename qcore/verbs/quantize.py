@@ -13,6 +13,7 @@ from qcore.library import safetensors
 from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.streaming import quantizing as streaming
+from qcore.verbs import card
 from qcore.verbs.checks import check_skips
 from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, prepare, saving
 
@@ -58,7 +59,9 @@ def run(
             ledger = streaming.quantize(
                 checkpoint, recipe, folder, overwrite=overwrite, progress=progress, engine=engine
             )
-            return _saved(model, folder, ledger, time.perf_counter() - began)
+            words = card.words_of("quantize", model, folder, recipe=recipe, stream=True, revision=revision)
+            notes = card.write(folder, checkpoint, words)
+            return _saved(model, folder, ledger, time.perf_counter() - began, notes)
         made = prepare(checkpoint, recipe, calibration=calibration, progress=progress)
         with saving(folder, progress):
             safetensors.save(
@@ -70,10 +73,15 @@ def run(
                 overwrite=overwrite,
                 origin=checkpoint.origin,
             )
-    return _saved(model, folder, made.ledger, made.quantize_s)
+    words = card.words_of(
+        "quantize", model, folder, recipe=recipe, revision=revision, **calibration.options(recipe)
+    )
+    return _saved(model, folder, made.ledger, made.quantize_s, card.write(folder, checkpoint, words))
 
 
-def _saved(model: str, folder: Path, ledger: Ledger, quantize_s: float | None) -> dict:
+def _saved(
+    model: str, folder: Path, ledger: Ledger, quantize_s: float | None, notes: tuple[str, ...]
+) -> dict:
     return {
         "model": model,
         "recipe": ledger.recipe,
@@ -82,4 +90,5 @@ def _saved(model: str, folder: Path, ledger: Ledger, quantize_s: float | None) -
         "bits_per_weight": ledger.bits_per_weight,
         "coverage": ledger.coverage,
         "quantize_s": quantize_s,
+        "notes": list(notes),
     }

@@ -247,7 +247,7 @@ def test_a_killed_export_goes_on_after_its_last_whole_file(originals, tmp_path, 
     target = exports.load("compressed-tensors")
     monkeypatch.setattr(type(target), "shard_bytes", 40_000)
     model = str(originals("llama"))
-    write(model, "int4-g64", tmp_path / "whole", "compressed-tensors")
+    write(model, "int4-g64", tmp_path / "whole" / "small", "compressed-tensors")
     encoded: list[tuple[int, int]] = []
     encode = type(target).encode
 
@@ -260,17 +260,18 @@ def test_a_killed_export_goes_on_after_its_last_whole_file(originals, tmp_path, 
 
     monkeypatch.setattr(type(target), "encode", counted)
     with pytest.raises(KeyboardInterrupt):
-        write(model, "int4-g64", tmp_path / "resumed", "compressed-tensors")
-    assert not (tmp_path / "resumed").exists()
+        write(model, "int4-g64", tmp_path / "resumed" / "small", "compressed-tensors")
+    assert not (tmp_path / "resumed" / "small").exists()
     encoded.extend([(0, 0)] * 10)  # no further interruption
     before = len(encoded)
-    write(model, "int4-g64", tmp_path / "resumed", "compressed-tensors")
+    write(model, "int4-g64", tmp_path / "resumed" / "small", "compressed-tensors")
     assert len(encoded) - before < 14, "finished files were written again"
-    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "resumed").iterdir())
+    whole, resumed = (tmp_path / each / "small" for each in ("whole", "resumed"))
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in resumed.iterdir())
     for name in names:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
-    index = json.loads((tmp_path / "resumed" / "model.safetensors.index.json").read_text())
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    index = json.loads((resumed / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_parameters"] == resolve(model).parameters
     assert len(set(index["weight_map"].values())) > 2
 

@@ -199,6 +199,8 @@ def test_everything_around_the_weights(tmp_path):
     assert found["tokenizer.ggml.token_type"][256] == 3 and len(found["tokenizer.ggml.tokens"]) == 258
     names = {path.name for path in out.iterdir()}
     assert {"tokenizer.json", "README.md", "generation_config.json", "chat_template.jinja"} <= names
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card and "qcore export model --to gguf --recipe int8-g32-sym --out out" in card
     marker = json.loads((out / "qcore-export.json").read_text())
     assert marker["target"] == "gguf" and marker["from"]["model"] == source
     assert set(marker["sha256"]) == {file_of(out).name}

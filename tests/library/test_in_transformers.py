@@ -38,12 +38,12 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def reports(caplog):
-    """What transformers and qcore log from "warning" upwards."""
+    """What transformers and the quantizer log from "warning" upwards."""
     logging.enable_propagation()
     yield lambda: [
         record.getMessage()
         for record in caplog.records
-        if record.levelno >= 30 and record.name.split(".")[0] in ("transformers", "qcore")
+        if record.levelno >= 30 and record.name.startswith(("transformers", "qcore.library"))
     ]
     logging.disable_propagation()
 

@@ -1,6 +1,8 @@
 """The parameters of a model one by one: from memory, from a saved folder and from the checkpoint's files they
 are the same entries and the same codes."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -11,6 +13,7 @@ from qcore.base.tensor_file import Piece
 from qcore.formats.tensor import QuantizedTensor
 from qcore.library import companions, safetensors
 from qcore.library.parameters import LoadedParameters, outline
+from qcore.models import packaged
 from qcore.quantization import convert
 from qcore.recipes import parse
 from qcore.streaming.parameters import StreamedParameters
@@ -98,7 +101,7 @@ def test_the_template_is_in_both_places(tmp_path):
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     assert '"chat_template": "{{ messages }}"' in (out / "tokenizer_config.json").read_text()
     assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    assert (out / "LICENSE.txt").exists() and "license: mit" in (out / "README.md").read_text()
+    assert (out / "LICENSE.txt").exists()
     assert (out / "generation_config.json").exists()
 
 
@@ -106,7 +109,17 @@ def test_no_licence_is_other_and_said(tmp_path):
     checkpoint = library.resolve(str(tiny.checkpoint("llama", tmp_path / "model")))
     (out := tmp_path / "out").mkdir()
     (note,) = companions.carry_licence(checkpoint, out)
-    assert "names no licence" in note and "license: other" in (out / "README.md").read_text()
+    assert "names no licence" in note and companions.licence(checkpoint) is None
+
+
+@pytest.mark.parametrize("name", packaged.SUMMARIES)
+def test_the_licence_of_a_default_model_is_known(name, tmp_path):
+    """A default model is converted without a card, so its exports were given the licence "other"."""
+    checkpoint = replace(
+        library.resolve(str(tiny.checkpoint("llama", tmp_path / "model"))), name=name, source="default"
+    )
+    (out := tmp_path / "out").mkdir()
+    assert companions.licence(checkpoint) == "apache-2.0" and companions.carry_licence(checkpoint, out) == ()
 
 
 def test_every_end_of_text_is_known(tmp_path):

@@ -47,6 +47,7 @@ _PACKAGES = (
     "wsgiref",
 )
 _FEWEST_WORDS = 12
+DOCSTRINGS = "docstrings of Python's standard library"  # the name of the packaged text
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,7 @@ def calibration_text(source: str | Path | None) -> Text:
     if source is not None:
         return load_text(source)
     content = docstrings()
-    return Text(
-        "docstrings of Python's standard library",
-        content,
-        hashlib.sha256(content.encode("utf-8")).hexdigest(),
-    )
+    return Text(DOCSTRINGS, content, hashlib.sha256(content.encode("utf-8")).hexdigest())
 
 
 def check_overlap(calibration: Calibration, name: str, sha256: str, ids: torch.Tensor) -> None:
