@@ -6,23 +6,16 @@ import shutil
 import foreign_models
 import pytest
 import samples
-import streamlit
 import tiny
+from opened import calm, open_page, plots, words
 from streamlit.testing.v1 import AppTest
-from test_pages import calm, open_page, plots, words
 
 from qcore.base.files import write_json
 from qcore.jobs import jobs
 from qcore.jobs.kind_audit import AuditRequest
 from qcore.verbs import audit
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

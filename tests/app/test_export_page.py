@@ -1,16 +1,17 @@
 """The page Export in Streamlit's test runner: empty, finished, failed; the request of its form."""
 
 import pytest
-import streamlit
 import tiny
+from opened import calm, open_page, words
 from test_making_page import job
-from test_pages import calm, open_page, words
 
 from qcore.jobs import jobs
 from qcore.jobs.kind_folder import ExportRequest
 from qcore.library.exports import TARGETS
 from qcore.recipes import parse
 from ui import export_form
+
+pytestmark = pytest.mark.usefixtures("home")
 
 RESULT = {
     "to": "gguf",
@@ -20,14 +21,6 @@ RESULT = {
     "bits_per_weight": 5.41,
     "notes": ["The embedding is stored as Q8_0."],
 }
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path
 
 
 def exported(folder, **more):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import samples
-import streamlit
 import tiny
+from opened import calm, open_page, plots, words
 from streamlit.testing.v1 import AppTest
-from test_pages import calm, open_page, plots, words
 
 from qcore import library, recipes
 from qcore.formats.uniform import Uniform
@@ -17,13 +16,7 @@ from qcore.verbs import lessons
 from ui.learn_lessons import LESSONS
 from ui.text import digits, percent
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-import streamlit
-from test_pages import calm, open_page, plots, words
+from opened import calm, open_page, plots, words
 
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home as home_folder
@@ -21,6 +20,8 @@ from qcore.training.loop import Schedule
 from qcore.training.qat import Qat
 from qcore.verbs.prune import Prune
 from ui import making_charts
+
+pytestmark = pytest.mark.usefixtures("home")
 
 HISTORY = {
     "step": 40,
@@ -37,14 +38,6 @@ FIGURES = {
     "after": {"stored_bytes": 160_000_000, "perplexity": 44.0, "kl_mean": 0.3, "decode_tok_s": 61.0},
 }
 CONDITIONS = {"text": "a text", "tokens": 2048, "window": 256, "prompt_tokens": 64, "new_tokens": 16}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path
 
 
 def job(

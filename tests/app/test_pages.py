@@ -5,23 +5,13 @@ import json
 
 import pytest
 import samples
-import streamlit
 import tiny
-from streamlit.testing.v1 import AppTest
+from opened import calm, open_page, plots, words
 
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
 
-PATIENCE = 90  # seconds; shared machines are slow
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A cache folder per test, without cached results of other tests."""
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -37,29 +27,6 @@ def submitted(monkeypatch, home):
 
     monkeypatch.setattr(jobs, "submit", submit)
     return specs
-
-
-def open_page(name: str, **query) -> AppTest:
-    at = AppTest.from_file("../../app.py", default_timeout=PATIENCE)
-    for key, value in query.items():
-        at.query_params[key] = value
-    if name != "home":
-        at.switch_page(f"pages/{name}.py")
-    return calm(at.run())
-
-
-def calm(at: AppTest) -> AppTest:
-    assert not at.exception, at.exception[0].stack_trace
-    return at
-
-
-def words(at: AppTest) -> str:
-    kinds = (at.markdown, at.caption, at.error, at.warning, at.info, at.success, at.title, at.subheader)
-    return "\n".join(element.value for kind in kinds for element in kind)
-
-
-def plots(at: AppTest) -> int:
-    return len(at.get("plotly_chart"))
 
 
 @pytest.mark.parametrize("name", ["home", "quantize", "compare", "playground", "layers"])
@@ -381,95 +348,3 @@ def test_uploads_are_kept_once_and_checked(home, monkeypatch):
     monkeypatch.setenv("QCORE_PUBLIC", "1")
     with pytest.raises(InputError, match="limited to 5 MB"):
         text.keep_upload("x.txt", b"a" * 6_000_000)
-
-
-def test_layers_of_a_local_model(tmp_path):
-    folder = tiny.checkpoint("llama", tmp_path / "tiny")
-    at = open_page("layers")
-    calm(at.segmented_control(key="layers.source").set_value("Folder or file").run())
-    calm(at.text_input(key="layers.path").set_value(str(folder)).run())
-    calm(at.button(key="layers.measure").click().run())
-    assert plots(at) == 2 and at.metric[0].value == "14"
-    calm(at.selectbox(key="layers.recipe").set_value("int8").run())
-    assert plots(at) == 0 and at.button(key="layers.measure")
-
-
-def test_ledger_of_an_earlier_run(tmp_path, home):
-    from qcore import library
-    from qcore.results.store import Store
-
-    folder = tiny.checkpoint("llama", tmp_path / "tiny")
-    row = samples.row("int4-g64", model=str(folder))
-    row["record"]["digest"] = library.resolve(str(folder)).digest
-    samples.write_run(home, [row], model=str(folder))
-    Store().rebuild()
-    at = open_page("layers")
-    calm(at.segmented_control(key="layers.source").set_value("Folder or file").run())
-    calm(at.text_input(key="layers.path").set_value(str(folder)).run())
-    assert list(at.dataframe[0].value["tensor"]) == ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
-    assert "a vector" in at.dataframe[0].value["why it was kept"][1]
-
-
-@pytest.mark.slow
-def test_playground_writes_and_compares(tmp_path):
-    folder = tiny.checkpoint("llama", tmp_path / "tiny")
-    at = open_page("playground")
-    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
-    calm(at.text_input(key="playground.path").set_value(str(folder)).run())
-    calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int4-g64"]).run())
-    calm(at.slider(key="playground.new_tokens").set_value(8).run())
-    calm(at.button(key="playground.write").click().run())
-    session = at.session_state["playground.session"]
-    session.join(PATIENCE)
-    calm(at.run())
-    assert not at.error and list(session.panes) == ["fp32", "int4-g64"]
-    assert all(pane.state == "done" for pane in session.panes.values())
-    assert "tok/s" in words(at) and "8 tokens" in words(at)
-    streamlit.cache_resource.clear()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("origin_known", [True, False])
-def test_playground_shows_a_quantized_model_beside_its_original(tmp_path, origin_known):
-    """The quantized model is not shown as fp32 or int8. It is shown alone if its original is unknown."""
-    import qcore
-
-    folder = tiny.checkpoint("llama", tmp_path / "tiny")
-    small = qcore.save(qcore.quantize(str(folder), "int4-g32"), tmp_path / "small")
-    if not origin_known:
-        manifest = json.loads((small / "qcore.json").read_text())
-        (small / "qcore.json").write_text(json.dumps(manifest | {"from": None}))
-    at = open_page("playground")
-    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
-    calm(at.text_input(key="playground.path").set_value(str(small)).run())
-    calm(at.multiselect(key="playground.recipes").set_value(["fp32", "int8"]).run())
-    calm(at.slider(key="playground.new_tokens").set_value(8).run())
-    calm(at.button(key="playground.write").click().run())
-    session = at.session_state["playground.session"]
-    session.join(PATIENCE)
-    calm(at.run())
-    expected = ["fp32", "int8", "saved:small"] if origin_known else ["saved:small"]
-    assert not at.error and list(session.panes) == expected
-    assert all(pane.state == "done" for pane in session.panes.values())
-    streamlit.cache_resource.clear()
-
-
-@pytest.mark.parametrize(
-    "key, value, sentence", [("prompt", " ", "The prompt is empty"), ("recipes", [], "at least one recipe")]
-)
-def test_playground_says_what_is_missing(key, value, sentence):
-    at = open_page("playground")
-    widget = (
-        at.text_area(key="playground.prompt") if key == "prompt" else at.multiselect(key="playground.recipes")
-    )
-    calm(widget.set_value(value).run())
-    calm(at.button(key="playground.write").click().run())
-    assert sentence in at.error[0].value
-
-
-def test_playground_shows_a_models_error(tmp_path):
-    at = open_page("playground")
-    calm(at.segmented_control(key="playground.source").set_value("Folder or file").run())
-    calm(at.text_input(key="playground.path").set_value(str(tmp_path / "nothing")).run())
-    calm(at.button(key="playground.write").click().run())
-    assert len(at.error) >= 1

@@ -1,10 +1,11 @@
 """The plan page in Streamlit's test runner: empty, a local model, requirements, accelerators, probe,
 hand-over, bad input."""
 
+import opened
 import pytest
 import samples
-import streamlit
 import tiny
+from opened import calm, open_page, plots
 from streamlit.testing.v1 import AppTest
 
 from qcore import library, models, recipes
@@ -12,15 +13,7 @@ from qcore.jobs import jobs
 from qcore.planning import probe
 from ui import plan_charts, plan_view
 
-PATIENCE = 600  # seconds; shared machines are slow
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")
@@ -28,34 +21,18 @@ def llama(tmp_path_factory):
     return tiny.checkpoint("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
-def calm(at: AppTest) -> AppTest:
-    assert not at.exception, at.exception[0].stack_trace
-    return at
-
-
-def opened() -> AppTest:
-    at = AppTest.from_file("../../app.py", default_timeout=PATIENCE)
-    at.switch_page("pages/plan.py")
-    return calm(at.run())
-
-
 def planned(folder) -> AppTest:
-    at = opened()
+    at = open_page("plan")
     calm(at.segmented_control(key="plan.source").set_value("Folder or file").run())
     return calm(at.text_input(key="plan.path").set_value(str(folder)).run())
 
 
 def words(at: AppTest) -> str:
-    kinds = (at.markdown, at.caption, at.error, at.warning, at.info)
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
-
-
-def plots(at: AppTest) -> int:
-    return len(at.get("plotly_chart"))
+    return opened.words(at).replace("\\", "")
 
 
 def test_empty_asks_for_a_model():
-    at = opened()
+    at = open_page("plan")
     assert at.button(key="outline.smollm2-135m").label == "Fetch it" and not plots(at)
     calm(at.segmented_control(key="plan.source").set_value("Hugging Face hub").run())
     assert "Choose a model" in words(at)

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import samples
-import streamlit
+from opened import calm, open_page, plots, words
 from streamlit.testing.v1 import AppTest
-from test_pages import calm, open_page, plots, words
 
 from qcore.base.files import write_json
 from qcore.formats.budget import CANDIDATES
@@ -18,15 +17,9 @@ from qcore.quantization.sensitivity import Layer, Sensitivities
 from qcore.quantization.sensitivity.store import TableStore
 from ui import sensitivity_charts
 
+pytestmark = pytest.mark.usefixtures("home")
+
 KINDS = {"self_attn.q_proj": (64, 64), "mlp.up_proj": (128, 64), "mlp.down_proj": (64, 128)}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("QCORE_HOME", str(tmp_path))
-    monkeypatch.setenv("QCORE_PUBLIC", "0")
-    streamlit.cache_resource.clear()
-    return tmp_path
 
 
 def table(measured: bool = False, formats=CANDIDATES, model: str = "a model") -> Sensitivities:
