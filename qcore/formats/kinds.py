@@ -20,6 +20,7 @@ and tables of 16 values, with the scales of `Format`. Recipe names come from `BA
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -58,7 +59,7 @@ OTHER = Family("other formats", "#5f9ea8", "Formats that an extension has regist
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(ABC):
     """The base class of all formats: frozen dataclasses with the field `group_size` and, if scales can be
     quantized again, `double_quant`.
 
@@ -118,9 +119,9 @@ class Format:
         return math.inf
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """A short name, such as "int4-g64"; the recipe's name where possible."""
-        raise NotImplementedError
 
     @property
     def fixed(self) -> torch.Tensor | None:
@@ -157,10 +158,10 @@ class Format:
     # -- names -------------------------------------------------------------------------------------------
 
     @classmethod
+    @abstractmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Format:
         """Return the format of a recipe name with a base of `BASES` and some of `OPTIONS`. Raise `ValueError`
         for a contradiction."""
-        raise NotImplementedError
 
     # -- scales ------------------------------------------------------------------------------------------
 

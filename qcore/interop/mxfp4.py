@@ -37,7 +37,9 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> QuantizedTensor:
         raise InputError(
             f"Its scales reach from 2^{int(used.min())} to 2^{int(used.max())}, which float16 does not hold."
         )
-    scale = torch.ldexp(torch.ones(()), exponents.clamp(_LOWEST, _HIGHEST)).to(torch.float16)
+    scale = torch.ldexp(
+        torch.ones_like(exponents, dtype=torch.float32), exponents.clamp(_LOWEST, _HIGHEST)
+    ).to(torch.float16)
     return QuantizedTensor(
         FORMAT, (codes.shape[0], codes.shape[1]), pack(codes, 4), scale=scale, codebook=_table(torch.float16)
     )

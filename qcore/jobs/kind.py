@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ class JobRequest:
         return made
 
 
-class JobKind:
+class JobKind(ABC):
     """One kind of job. `title` is its display name. With `resumes` a killed task continues from its saved
     state; the worker restarts it once automatically."""
 
@@ -110,9 +111,9 @@ class JobKind:
         """Return the worker's side of a job."""
         return Course(folder, status)
 
+    @abstractmethod
     def run(self, request, context: Context) -> dict | None:
         """Run the task of `context` in the child process, and return its result, JSON-ready."""
-        raise NotImplementedError
 
 
 @dataclass

@@ -8,6 +8,7 @@ A stopped training resumes when the same request is submitted again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeRequest(JobRequest):
+class MakeRequest(JobRequest, ABC):
     """`out`: the folder to save into (None: a new folder in the cache folder); with `compare` the models
     before and after are measured."""
 
@@ -36,9 +37,9 @@ class MakeRequest(JobRequest):
     device: str = "cpu"
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Return a folder name that describes the model."""
-        raise NotImplementedError
 
     def check(self, progress: Progress) -> None:
         """Raise `InputError` for an unusable model or folder."""

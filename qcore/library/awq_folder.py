@@ -11,7 +11,8 @@ import torch
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import awq
-from qcore.library.packed_folder import PackedFolder, Stored, formats_of
+from qcore.library.packed_folder import PackedFolder
+from qcore.library.stored_tensors import Stored, formats_of
 
 
 class _Awq(PackedFolder):

@@ -10,7 +10,8 @@ import torch
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import compressed_tensors
-from qcore.library.packed_folder import PackedFolder, Stored, formats_of
+from qcore.library.packed_folder import PackedFolder
+from qcore.library.stored_tensors import Stored, formats_of
 
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # vLLM computes them as one matrix
 

@@ -9,6 +9,7 @@ in common is in `companions.py`; the weights come one by one from `parameters.py
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -128,14 +129,14 @@ class Exported:
     agreement: dict | None = None
 
 
-class Target:
+class Target(ABC):
     """One target. Methods raise `InputError` with the property that the target cannot express, and the
     nearest recipe that fits."""
 
     name: ClassVar[str]
     streams: ClassVar[bool] = True  # `save` reads one tensor at a time, so the model may exceed the memory
 
-    def available(self) -> None:
+    def available(self) -> None:  # noqa: B027 (most targets need no package)
         """Raise `UnavailableError` if a package that the export itself needs is missing."""
 
     def source(self, recipe: Recipe) -> Recipe | None:
@@ -144,11 +145,14 @@ class Target:
         with. Called before the model is known."""
         return recipe if recipe.quantizes else None
 
-    def check(self, checkpoint: Checkpoint, recipe: Recipe | None, entries: Sequence[Entry]) -> None:
+    def check(  # noqa: B027 (a target may hold everything that `source` lets through)
+        self, checkpoint: Checkpoint, recipe: Recipe | None, entries: Sequence[Entry]
+    ) -> None:
         """Raise `InputError` if the model under `recipe` (None: as it is stored) cannot be exported. Reads
         headers and small files only. `entries` are all parameters with their formats; the format of an entry
         may be a budget, whose candidates must all be possible."""
 
+    @abstractmethod
     def save(
         self,
         parameters: Parameters,
@@ -159,7 +163,6 @@ class Target:
         progress: Progress,
     ) -> Exported:
         """Write the model into `folder`, which appears complete or not at all."""
-        raise NotImplementedError
 
 
 def check_name(name: str) -> None:

@@ -9,13 +9,11 @@ killed export of weights that need no calibration text continues where it was, w
 from __future__ import annotations
 
 import errno
-import json
-import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -25,29 +23,28 @@ from qcore.base.files import read_json, write_json
 from qcore.base.progress import Progress
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
-from qcore.interop import ggml, gguf_metadata, gguf_tokenizer
+from qcore.interop import ggml, gguf_metadata
 from qcore.interop.gguf_names import Names, Place, architecture, is_always_float32
-from qcore.interop.gguf_writer import Field, GgufFile, Stored, header, total_bytes
+from qcore.interop.gguf_writer import GgufFile, Stored, header, total_bytes
 from qcore.library import companions
 from qcore.library.exports import Exported, Target
+from qcore.library.gguf_settings import fields_of, file_name, tokenizer_fields
 from qcore.library.journal import Journal
 from qcore.library.loading import load_tokenizer
-from qcore.library.parameters import Entry, LoadedParameters, Parameters
-from qcore.library.saving import check_folder, made_from
+from qcore.library.parameters import Entry, LoadedParameters, Parameters, narrowest, row_chunks
+from qcore.library.saving import check_folder
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_transformers
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, LedgerRow
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 _FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-_NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
-_CHUNK = 1 << 22  # weights of a floating-point tensor per conversion
+_NARROW = {torch.bfloat16: "BF16", torch.float16: "F16"}
 _FLUSHED = 256 << 20  # bytes after which the file is flushed and its progress noted
 _NOTE = "written.json"
-_MOST_ENDS = 3  # tokens that end a text and for which llama.cpp has a setting: eos, eot, eom
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class _Gguf(Target):
             for format in entry.formats:
                 if reason := ggml.reason_against(format, entry.matrix):
                     raise InputError(f"{entry.name}: {reason}")
-        _tokenizer_fields(checkpoint, config, load_tokenizer(checkpoint))
+        tokenizer_fields(checkpoint, config, load_tokenizer(checkpoint))
 
     def save(
         self,
@@ -123,9 +120,9 @@ class _Gguf(Target):
         stored = [part.stored for unit in units for part in unit.parts]
         kind = _file_type(units, chosen)
         tokenizer = load_tokenizer(checkpoint)
-        fields, notes = _fields(parameters, config, tokenizer, chosen, kind)
+        fields, notes = fields_of(parameters, config, tokenizer, chosen, kind)
         start = header(fields, stored)
-        file = f"{_file_name(checkpoint)}-{chosen.name if chosen else kind}.gguf"
+        file = f"{file_name(checkpoint)}-{chosen.name if chosen else kind}.gguf"
         streams = not isinstance(parameters, LoadedParameters) or parameters.checkpoint.is_quantized
         identity = {
             "target": self.name,
@@ -208,18 +205,7 @@ def _exact_type(parameters: Parameters, entry: Entry) -> str:
     """Return the smallest floating-point type that holds all values of a kept matrix."""
     tensor = parameters.read(entry)
     assert isinstance(tensor, torch.Tensor)
-    for kind, dtype in _NARROW.items():
-        if tensor.dtype == dtype or all(
-            torch.equal(rows.to(dtype).to(rows.dtype), rows) for rows in _chunks(tensor)
-        ):
-            return kind
-    return "F32"
-
-
-def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield whole rows of `tensor`, about `_CHUNK` weights at a time."""
-    rows = max(1, _CHUNK // max(1, tensor[0].numel())) if tensor.ndim > 1 else _CHUNK
-    yield from tensor.split(rows)
+    return _NARROW.get(narrowest(tensor), "F32")
 
 
 def _file_type(units: Sequence[_Unit], recipe: Recipe | None) -> str:
@@ -238,100 +224,6 @@ def _file_type(units: Sequence[_Unit], recipe: Recipe | None) -> str:
     sizes = [name for name in gguf_metadata.FILE_TYPES if name.startswith(kind)]
     exact = next((name for name in sorted(sizes, key=len, reverse=True) if named.startswith(name)), None)
     return exact or (kind if kind in gguf_metadata.FILE_TYPES else f"{kind}_M")
-
-
-def _file_name(checkpoint: Checkpoint) -> str:
-    last = Path(checkpoint.name).name.removesuffix(".gguf")
-    return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "model"
-
-
-def _model_name(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the name to store. llama.cpp treats names with "phi-3" specially, and fails if the tokens of
-    that model are missing."""
-    name, words = _file_name(checkpoint), tokenizer.get_vocab()
-    if all(token in words for token in ("</s>", "<unk>", "<s>", "<|endoftext|>")):
-        return name
-    return re.sub(r"(?i)phi-?3", "phi", name)
-
-
-# -- settings ------------------------------------------------------------------------------------------------
-
-
-def _fields(
-    parameters: Parameters, config: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe | None, kind: str
-) -> tuple[list[Field], tuple[str, ...]]:
-    """Return all settings of the file, and notes."""
-    checkpoint = parameters.checkpoint
-    metadata, _ = companions.card(checkpoint)
-    origin = made_from(checkpoint.folder) or checkpoint.origin
-    languages = metadata.get("language") or []
-    languages = [languages] if isinstance(languages, str) else [str(each) for each in languages]
-    general = gguf_metadata.general(
-        config,
-        name=_model_name(checkpoint, tokenizer),
-        file_type=kind,
-        licence=companions.licence(checkpoint),
-        base=origin["model"] if re.fullmatch(r"[\w.-]+/[\w.-]+", str(origin["model"])) else None,
-        quantized_by=f"qcore {qcore.__version__}" + (f", {recipe.name}" if recipe else ""),
-        languages=languages,
-    )
-    tokens, ends = _tokenizer_fields(checkpoint, config, tokenizer)
-    notes = list(gguf_metadata.notes(config))
-    if len(ends) > _MOST_ENDS:
-        others = ", ".join(repr(tokenizer.convert_ids_to_tokens(end)) for end in ends[_MOST_ENDS:])
-        notes.append(f"A GGUF file names at most three tokens that end a text; it does not name {others}.")
-    if lost := companions.unclaimed(checkpoint):
-        notes.append(
-            f"Not in the file, because the architecture does not use them: {lost[0]}"
-            + (f" and {len(lost) - 1} more tensors." if len(lost) > 1 else ".")
-        )
-    if recipe is not None and recipe.activations == "int8":
-        notes.append(
-            "llama.cpp chooses by itself in which precision it reads activations; the recipe's choice is "
-            "not stored."
-        )
-    return [*general, *gguf_metadata.fields(config), *tokens], tuple(notes)
-
-
-def _tokenizer_fields(
-    checkpoint: Checkpoint, config: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Field], tuple[int, ...]]:
-    """Return the settings of the tokenizer, and all tokens that end a text. Raise `InputError` if llama.cpp
-    would split text in another way."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise InputError(
-            f"The tokenizer of {checkpoint.name} has no tokenizer.json and cannot be converted to one, so "
-            "it cannot be written into a GGUF file."
-        )
-    pieces = checkpoint.folder / "tokenizer.model"
-    found = gguf_tokenizer.vocabulary(
-        json.loads(backend.to_str()),
-        config.vocab_size,
-        encode=tokenizer.encode,
-        pieces=pieces if pieces.is_file() else None,
-    )
-
-    def known(*ids: int | None) -> tuple[int, ...]:
-        """Return those that the model can read: some classes of tokenizers add tokens of their own."""
-        return tuple(dict.fromkeys(i for i in ids if i is not None and i < config.vocab_size))
-
-    ends = known(tokenizer.eos_token_id, *companions.eos_ids(checkpoint))
-    ids = tokenizer("a")["input_ids"]
-    special = gguf_tokenizer.SpecialTokens(
-        bos=next(iter(known(tokenizer.bos_token_id, config.bos_token_id)), None),
-        ends=ends,
-        unknown=next(iter(known(tokenizer.unk_token_id)), None),
-        padding=next(iter(known(tokenizer.pad_token_id, config.pad_token_id)), None),
-    )
-    fields = gguf_tokenizer.fields(
-        found,
-        special,
-        adds_bos=special.bos is not None and ids[0] == special.bos,
-        adds_eos=bool(ends) and ids[-1] == ends[0],
-        templates=companions.chat_templates(checkpoint),
-    )
-    return fields, ends
 
 
 # -- weights -------------------------------------------------------------------------------------------------
@@ -387,7 +279,7 @@ def _data(parameters: Parameters, unit: _Unit) -> Iterator[tuple[_Part, torch.Te
                 yield part, part.place.pick(rows)
             continue
         for part in unit.parts:
-            for chunk in _chunks(part.place.pick(weight)):
+            for chunk in row_chunks(part.place.pick(weight)):
                 values = chunk.float() + part.place.shift if part.place.shift else chunk
                 try:
                     yield part, ggml.encode_float(values, part.type)

@@ -13,7 +13,8 @@ import torch
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import mlx
-from qcore.library.packed_folder import PackedFolder, Stored
+from qcore.library.packed_folder import PackedFolder
+from qcore.library.stored_tensors import Stored
 
 if TYPE_CHECKING:
     from qcore.library.parameters import Parameters

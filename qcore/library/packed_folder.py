@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,13 +24,23 @@ from qcore.base.errors import InputError
 from qcore.base.files import write_text
 from qcore.base.progress import Progress
 from qcore.base.tensor_file import Piece
-from qcore.base.transformers_internals import StoredRows, stored_rows
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name
 from qcore.library.companions import SHARD_BYTES, Shards, carry, resumed_folder, unclaimed, write_marker
 from qcore.library.exports import Exported, Target
-from qcore.library.parameters import LoadedParameters
+from qcore.library.parameters import LoadedParameters, narrowest
+from qcore.library.stored_tensors import (
+    Stored,
+    formats_of,
+    kept_layers,
+    plain_rows,
+    plain_shape,
+    plan_of,
+    single_quant,
+    some_rows,
+    undoubled,
+)
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.mapping import read_tensor
 from qcore.recipes import Engine, Recipe
@@ -46,33 +57,6 @@ _KINDS = {  # of weights: the words for them, and what to do instead
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of the original's files: its `name`, the `entry` whose weights it holds, and which: the
-    matrix of one `expert` or all, and its `rows`."""
-
-    name: str
-    entry: Entry
-    expert: int | None
-    rows: slice
-
-    @property
-    def module(self) -> str:
-        """The name of the layer in the files."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def format(self) -> Format | None:
-        """The format of its codes."""
-        format = self.entry.format
-        return format if isinstance(format, Format) else None
-
-    @property
-    def whole(self) -> bool:
-        """Whether `rows` are all rows of the matrix."""
-        return self.rows == slice(0, self.entry.matrix[0])
-
-
 class PackedFolder(Target):
     """The base of these targets. `title` and `readers` name the project, and the programs that read its
     files, in messages; `kinds` are the kinds of weights, besides linear layers, that these read in codes;
@@ -87,20 +71,20 @@ class PackedFolder(Target):
 
     # -- what a target defines
 
+    @abstractmethod
     def reason_against(self, format: Format, shape: tuple[int, int], kind: str) -> str | None:
         """Return why the target cannot hold a weight of `format`, `shape` (N, K) and `kind`, with the nearest
         recipe, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, weight: QuantizedTensor) -> dict[str, torch.Tensor]:
         """Return the tensors of `weight` by the ends of their names, after that of the layer. Works on the
         meta device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self, plan: Sequence[Stored], kept: Sequence[str]) -> dict[str, Any]:
         """Return the entries of config.json that describe the quantized layers of `plan`, and those `kept` in
         floating point."""
-        raise NotImplementedError
 
     def notes(self, formats: Mapping[str, Format]) -> Iterator[str]:
         """Yield sentences on what readers of these files must know."""
@@ -170,7 +154,7 @@ class PackedFolder(Target):
         """See `Target.save`."""
         checkpoint, used = parameters.checkpoint, parameters.recipe or recipe
         self.check(checkpoint, used, parameters.entries)
-        plan = _plan(parameters)
+        plan = plan_of(parameters)
         dtypes = {each.name: _dtype(parameters, each) for each in plan if each.entry.format is None}
         extra = unclaimed(checkpoint) if self.carries_unclaimed else ()
         formats = formats_of(plan)
@@ -200,7 +184,7 @@ class PackedFolder(Target):
                             shards.write(name, tensor)
                 for name in extra:
                     shards.write(name, read_tensor(checkpoint, name))
-            kept = _kept(parameters, plan)
+            kept = kept_layers(parameters, plan)
             config = self.config(parameters, plan, kept, set(dtypes.values()))
             write_text(journal.folder / "config.json", json.dumps(config, indent=2, default=str))
             notes = (
@@ -241,24 +225,24 @@ class PackedFolder(Target):
     def _pieces(self, each: Stored, dtypes: Mapping[str, torch.dtype]) -> list[Piece]:
         """Return the names, types and shapes of the tensors to write for one of the original's."""
         if each.entry.format is None:
-            return [Piece(each.name, dtypes[each.name], _plain_shape(each))]
+            return [Piece(each.name, dtypes[each.name], plain_shape(each))]
         assert isinstance(each.entry.format, Format)
-        blank = replace(each.entry, format=_single(each.entry.format)).blank()
+        blank = replace(each.entry, format=single_quant(each.entry.format)).blank()
         return [
             Piece(f"{each.module}.{end}", tensor.dtype, tuple(tensor.shape))
-            for end, tensor in self.encode(_some_rows(blank, each)).items()
+            for end, tensor in self.encode(some_rows(blank, each)).items()
         ]
 
     def _tensors(
         self, parameters: Parameters, each: Stored, dtypes: Mapping[str, torch.dtype]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors to write for one of the original's."""
-        weight = _read(parameters, each)
+        weight = parameters.read(each.entry, each.expert)
         if isinstance(weight, QuantizedTensor):
-            for end, tensor in self.encode(_some_rows(_undoubled(weight), each)).items():
+            for end, tensor in self.encode(some_rows(undoubled(weight), each)).items():
                 yield f"{each.module}.{end}", tensor
         else:
-            yield each.name, _plain(weight, each).to(dtypes[each.name])
+            yield each.name, plain_rows(weight, each).to(dtypes[each.name])
 
     def _general_notes(
         self,
@@ -281,127 +265,9 @@ class PackedFolder(Target):
             yield f"Not written, because its readers refuse unknown tensors: {', '.join(dropped)}."
 
 
-def formats_of(plan: Sequence[Stored]) -> dict[str, Format]:
-    """Return the formats of the quantized layers of `plan` by their names in the files."""
-    return {each.module: format for each in plan if (format := each.format)}
-
-
-# -- which tensors
-
-
-def _plan(parameters: Parameters) -> list[Stored]:
-    """Return the tensors of the original's files that are to be written, in an order in which each weight is
-    read once. Raise `InputError` if a stored tensor is not a run of rows."""
-    entries = {entry.name: entry for entry in parameters.entries}
-    shapes = {entry.name: entry.shape for entry in parameters.entries if not entry.shares}
-    transposed = {entry.name for entry in parameters.entries if entry.transposed}
-    try:
-        layout = stored_rows(parameters.model, shapes, transposed)
-    except ValueError as error:
-        raise InputError(f"The model stores its weights in a way that cannot be packed: {error}.") from error
-    order = {name: place for place, name in enumerate(entries)}
-    found = [_stored(name, entries[rows.parameter], rows) for name, rows in layout.items()]
-    return sorted(found, key=lambda each: (order[each.entry.name], each.expert or 0, each.rows.start))
-
-
-def _stored(name: str, entry: Entry, rows: StoredRows) -> Stored:
-    height = entry.matrix[0] if len(entry.shape) > 1 else 1
-    if entry.experts is None or entry.format is None or rows.count > height:
-        return Stored(name, entry, None, slice(rows.first, rows.first + rows.count))
-    expert, first = divmod(rows.first, height)
-    return Stored(name, entry, expert, slice(first, first + rows.count))
-
-
-def _kept(parameters: Parameters, plan: Sequence[Stored]) -> list[str]:
-    """Return the names, in the files, of the layers with a matrix in floating point: they must be listed, or
-    a reader would expect codes for them. Embeddings are no layers to readers."""
-    kept = {
-        each.module: None
-        for each in plan
-        if each.entry.format is None
-        and len(each.entry.shape) > 1
-        and each.entry.kind != "embedding"
-        and each.name.endswith(".weight")
-    }
-    tied = [entry.module for entry in parameters.entries if entry.shares and entry.kind == "head"]
-    return [*kept, *(name for name in tied if name not in kept)]
-
-
-# -- values
-
-
-def _read(parameters: Parameters, each: Stored) -> torch.Tensor | QuantizedTensor:
-    return parameters.read(each.entry, each.expert)
-
-
-def _single(format: Format) -> Format:
-    """Return `format` with scales that are not quantized again."""
-    return replace(format, double_quant=False) if format.double_quant else format  # type: ignore[call-arg]
-
-
-def _undoubled(weight: QuantizedTensor) -> QuantizedTensor:
-    """Return `weight` with the same scales, stored as float16."""
-    if not weight.format.double_quant:
-        return weight
-    scale = weight.scales()
-    assert scale is not None
-    return replace(
-        weight, format=_single(weight.format), scale=scale.half(), scale_codes=None, scale_range=None
-    )
-
-
-def _some_rows(weight: QuantizedTensor, each: Stored) -> QuantizedTensor:
-    """Return the rows of `weight`, whose scales are not quantized again, that `each` holds."""
-    if each.whole:
-        return weight
-    rows = each.rows
-    zero = weight.zero_points()
-    parts: dict[str, Any] = {}
-    for name in ("scale", "minimum", "scale_codes", "min_codes"):
-        if (part := weight.parts().get(name)) is not None:
-            parts[name] = part[rows]
-    table = weight.codebook
-    made = QuantizedTensor.from_packed(
-        weight.format,
-        (rows.stop - rows.start, weight.shape[1]),
-        weight.codes[rows],
-        zero_point=zero[rows].to(torch.uint8) if isinstance(zero, torch.Tensor) else None,
-        codebook=table[rows] if table is not None and table.ndim == 2 else table,
-    )
-    return replace(made, **parts)
-
-
-def _plain(weight: torch.Tensor, each: Stored) -> torch.Tensor:
-    """Return the rows of a weight in floating point, in the layout of the original's files."""
-    if weight.ndim < 2:
-        return weight.flatten()[each.rows].view(_plain_shape(each))
-    chosen = weight.reshape(-1, weight.shape[-1])[each.rows].view(_shape(each))
-    return (chosen.transpose(-1, -2) if each.entry.transposed else chosen).contiguous()
-
-
-def _shape(each: Stored) -> tuple[int, ...]:
-    """Return the shape of the rows: that of the entry, or a matrix of some of its rows."""
-    count, entry = each.rows.stop - each.rows.start, each.entry
-    if len(entry.shape) < 2:
-        return (count,) if entry.shape else ()
-    if count == math.prod(entry.shape[:-1]):
-        return entry.shape
-    return count, entry.shape[-1]
-
-
-def _plain_shape(each: Stored) -> tuple[int, ...]:
-    """Return the shape in the original's files."""
-    shape = _shape(each)
-    return (*shape[:-2], shape[-1], shape[-2]) if each.entry.transposed else shape
-
-
 def _dtype(parameters: Parameters, each: Stored) -> torch.dtype:
     """Return the narrowest dtype that holds a weight in floating point exactly. Models are loaded in float32,
     also those that were stored in 16 bits."""
-    weight = _read(parameters, each)
+    weight = parameters.read(each.entry, each.expert)
     assert isinstance(weight, torch.Tensor)
-    if weight.dtype == torch.float32:
-        for narrow in (torch.bfloat16, torch.float16):
-            if torch.equal(weight.to(narrow).float(), weight):
-                return narrow
-    return weight.dtype
+    return narrowest(weight)

@@ -11,6 +11,7 @@ of their own.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,7 @@ from qcore.recipes import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CHUNK = 1 << 22  # weights of a floating-point tensor per conversion
 _EXPERT = re.compile(r"(.+)\.experts\.(\d+)")
 
 
@@ -244,3 +246,20 @@ def _saved(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[Entry, ...]:
         else:
             found.append(replace(entry, shares=shares, format=matrix.format))
     return tuple(found)
+
+
+def narrowest(tensor: torch.Tensor) -> torch.dtype:
+    """Return the narrowest floating-point dtype that holds all values of `tensor` exactly, bfloat16 before
+    float16. Rows are compared in chunks, so no copy of the tensor is made."""
+    if tensor.dtype != torch.float32:
+        return tensor.dtype
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(rows.to(dtype).float(), rows) for rows in row_chunks(tensor)):
+            return dtype
+    return torch.float32
+
+
+def row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield whole rows of `tensor`, about `_CHUNK` weights at a time."""
+    rows = max(1, _CHUNK // max(1, tensor[0].numel())) if tensor.ndim > 1 else _CHUNK
+    yield from tensor.split(rows)
