@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.registry import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 _EXPERTS = re.compile(r"(.+\.mlp)\.experts\.(gate_up_proj|down_proj)")
 
@@ -97,6 +98,8 @@ def interleaved(rows: int, heads: int) -> torch.Tensor:
     >>> interleaved(8, 2).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]
     """
+    import torch  # here, so that the command line's help needs no torch
+
     return torch.arange(rows).view(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 
