@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore.quantization.sensitivity.store import tables
-from ui import sensitivity_form, sensitivity_view, state
+from ui import run_panel, sensitivity_form, sensitivity_view, state
 
 PREFIX = "sensitivity"
 HOW = (
@@ -17,7 +17,7 @@ state.page(
     "A few layers cause most of the loss. See which ones, and how to distribute a bit budget across layers.",
 )
 
-sensitivity_form.progress()
+run_panel.in_progress("sensitivity")
 kept = dict(tables())
 if not kept:
     sensitivity_form.form(PREFIX, "Start here")

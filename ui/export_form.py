@@ -14,7 +14,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from qcore.verbs import export
 from qcore.verbs.record import safe_name
-from ui import run_panel, state
+from ui import state
 from ui.forms import KEEP, model
 from ui.text import shielded
 
@@ -69,15 +69,6 @@ def form(prefix: str) -> None:
                     request = _request(chosen, checkpoint, target, recipe)
                 st.query_params["run"] = jobs.submit(request)
                 st.rerun()
-
-
-def progress() -> None:
-    """Draw the exports in progress, or the newest one if it did not succeed."""
-    with state.shown_errors():
-        known = jobs.list_runs("export")
-        for each in [each for each in known if each.active] or known[:1]:
-            if each.state != "done":
-                run_panel.panel(each.run_id)
 
 
 def _words(recipe: recipes.Recipe) -> str:

@@ -6,19 +6,13 @@ import streamlit as st
 
 from qcore.base.home import is_public
 from qcore.jobs import jobs
-from qcore.jobs.kinds import describe
 from qcore.library.exports import TARGETS
 from qcore.recipes import FILE
 from ui import state
 from ui.forms.handover import PAGE, hand_over
-from ui.text import clock, digits, seconds, shielded, size, verbatim
+from ui.text import digits, seconds, shielded, size, verbatim
 
 LARGEST = 2_000_000_000  # bytes of a file that the server holds in memory to send it
-
-
-def title(status: jobs.JobStatus) -> str:
-    """Return the name of an export in the list."""
-    return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
 
 
 def draw(status: jobs.JobStatus) -> None:

@@ -8,7 +8,7 @@ from qcore.jobs import jobs
 from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
 from qcore.jobs.kinds import KINDS, MAKING
 from qcore.recipes import parse
-from ui import making_charts, run_panel, state
+from ui import making_charts, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough
@@ -203,16 +203,7 @@ def _minutes(place: DeltaGenerator, prefix: str) -> float:
     )
 
 
-def progress() -> None:
-    """Draw the jobs in progress, or the newest job if it did not succeed."""
-    with state.shown_errors():
-        known = jobs.list_runs(*MAKING)
-        for each in [each for each in known if each.active] or known[:1]:
-            if each.state != "done":
-                run_panel.panel(each.run_id, _curve)
-
-
-def _curve(status: jobs.JobStatus) -> None:
+def curve(status: jobs.JobStatus) -> None:
     """Draw the loss curve so far and the time left."""
     history = jobs.history(status.run_id)
     if not history or not history["curve"]:

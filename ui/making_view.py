@@ -4,20 +4,15 @@ import pandas as pd
 import streamlit as st
 
 from qcore.jobs import jobs
-from qcore.jobs.kinds import KINDS, describe
+from qcore.jobs.kinds import KINDS
 from qcore.recipes import SAVED
 from qcore.results.report import human_perplexity
 from ui import making_charts, state
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
-from ui.text import clock, digits, percent, seconds, shielded, size
+from ui.text import digits, percent, seconds, shielded, size
 
 WORDS = ("quantization-aware training", "pruning", "distillation", "sparse storage", "KL divergence")
-
-
-def title(status: jobs.JobStatus) -> str:
-    """Return the name of a job in the list."""
-    return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
 
 
 def draw(status: jobs.JobStatus) -> None:

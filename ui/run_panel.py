@@ -2,7 +2,7 @@
 jobs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import streamlit as st
 
@@ -38,6 +38,43 @@ def panel(run_id: str, more: Callable[[jobs.JobStatus], None] | None = None) -> 
             _live(run_id, more)
         else:
             _draw(jobs.status(run_id))
+
+
+def in_progress(*kinds: str, more: Callable[[jobs.JobStatus], None] | None = None) -> None:
+    """Draw the jobs of these kinds that are in progress, or the newest one if it did not succeed. `more` as
+    in `panel`."""
+    with state.shown_errors():
+        known = jobs.list_runs(*kinds)
+        for each in [each for each in known if each.active] or known[:1]:
+            if each.state != "done":
+                panel(each.run_id, more)
+
+
+def finished(
+    prefix: str, kinds: Iterable[str], *, form: Callable[[str], None], empty: str, another: str, label: str
+) -> jobs.JobStatus:
+    """Draw the `form` of a page and the list of its finished jobs, and return the one that is chosen: in the
+    list (named `label`), or by the link to the page. Without any, draw the form and the text `empty`, and
+    stop; otherwise the form is folded under the title `another`."""
+    found = {status.run_id: status for status in jobs.list_runs(*kinds) if status.state == "done"}
+    if not found:
+        form(prefix)
+        st.info(empty, icon=":material/lightbulb:")
+        st.stop()
+    with st.expander(another, icon=":material/add:"):
+        form(prefix)
+    linked = st.query_params.get("run")
+    if linked in found and linked != st.session_state.get(f"{prefix}.linked"):
+        st.session_state[f"{prefix}.job"] = st.session_state[f"{prefix}.linked"] = linked
+    run_id = st.selectbox(
+        label, list(found), format_func=lambda run_id: title(found[run_id]), key=f"{prefix}.job"
+    )
+    return found[run_id]
+
+
+def title(status: jobs.JobStatus) -> str:
+    """Return the name of a job in a list."""
+    return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
 
 
 def badge(name: str) -> str:

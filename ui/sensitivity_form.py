@@ -6,7 +6,7 @@ from qcore.base.home import is_public
 from qcore.jobs import jobs
 from qcore.jobs.kind_sensitivity import SensitivityRequest
 from qcore.verbs.sensitivity import FORMATS
-from ui import run_panel, state
+from ui import state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 
@@ -75,12 +75,3 @@ def form(prefix: str, title: str) -> None:
                     )
                 )
                 st.rerun()
-
-
-def progress() -> None:
-    """Draw the computations in progress, or the newest computation if it did not succeed."""
-    with state.shown_errors():
-        known = jobs.list_runs("sensitivity")
-        for each in [each for each in known if each.active] or known[:1]:
-            if each.state != "done":
-                run_panel.panel(each.run_id)

@@ -32,7 +32,7 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> QuantizedTensor:
     `InputError` for parts that contradict each other, for an exponent that stands for "not a number", and for
     scales outside of float16, which `dequantize` reads."""
     codes, exponents = _read(blocks, scales)
-    used = exponents[(codes.view(*exponents.shape, GROUP) & 7).any(-1)]  # other groups are zeros
+    used = exponents[(codes.view(*exponents.shape, GROUP) & 7).bool().any(-1)]  # other groups are zeros
     if used.numel() and (int(used.min()) < _LOWEST or int(used.max()) > _HIGHEST):
         raise InputError(
             f"Its scales reach from 2^{int(used.min())} to 2^{int(used.max())}, which float16 does not hold."
