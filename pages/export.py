@@ -12,7 +12,7 @@ chosen = run_panel.finished(
     "export",
     ["export"],
     form=export_form.form,
-    empty="Nothing has been exported yet. Start above: the default model becomes a GGUF file within a minute, "
+    empty="Nothing has been exported yet. Start above: the default model is a GGUF file within a minute, "
     "and is listed here with its size, a download and the command that runs it.",
     another="Export another",
     label="Finished exports",

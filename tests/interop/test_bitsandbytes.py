@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from bitsandbytes import functional
 from interop.weights import drawn, same
 
 from qcore.base.errors import InputError
@@ -18,7 +19,6 @@ SHAPE = (24, 128)
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [False, True], ids=["", "dq"])
 def test_four_bit_weights_equal_what_bitsandbytes_dequantizes(kind: str, double_quant: bool):
-    functional = pytest.importorskip("bitsandbytes.functional")
     weight = drawn(Codebook(kind, 64, double_quant), SHAPE)
     parts = bnb_file.encode(weight, torch.float32)
     state = functional.QuantState.from_dict(
@@ -36,7 +36,6 @@ def test_four_bit_weights_equal_what_bitsandbytes_dequantizes(kind: str, double_
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
 def test_what_bitsandbytes_wrote_is_read(kind: str, nested: bool):
-    functional = pytest.importorskip("bitsandbytes.functional")
     original = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     packed, state = functional.quantize_4bit(
         original, blocksize=64, quant_type=kind, compress_statistics=nested
@@ -69,7 +68,6 @@ def test_int8_codes_of_minus_128_are_kept():
 
 def test_blocks_that_run_across_rows_are_dequantized_only():
     """Against the original, because bitsandbytes 0.50 on a CPU takes such blocks for blocks of a row."""
-    functional = pytest.importorskip("bitsandbytes.functional")
     original = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
     packed, state = functional.quantize_4bit(original, blocksize=64, quant_type="nf4")
     parts = {"weight": packed} | {f"weight.{name}": part for name, part in state.as_dict(packed=True).items()}
