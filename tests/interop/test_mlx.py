@@ -72,7 +72,8 @@ import sys
 import mlx.core as core
 import numpy as np
 parts = {name: core.array(part) for name, part in np.load("parts.npz").items()}
-weight = core.dequantize(parts["words"], parts["scales"], parts["biases"], group_size=64, bits=int(sys.argv[1]))
+words, scales, biases = (parts[name] for name in ("words", "scales", "biases"))
+weight = core.dequantize(words, scales, biases, group_size=64, bits=int(sys.argv[1]))
 np.save("weight.npy", np.array(weight))
 """
 
