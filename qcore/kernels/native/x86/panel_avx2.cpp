@@ -51,7 +51,6 @@ void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
-    const uint8_t* header = p;
     const Group g = read_group(w, p);
     __m256 part[T][2];
     each(Upto<T>(), [&](auto m) { part[m()][0] = part[m()][1] = _mm256_setzero_ps(); });
@@ -65,10 +64,10 @@ void panel_float(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
       total[m()] = _mm256_fmadd_ps(_mm256_add_ps(part[m()][0], part[m()][1]), g.scale, total[m()]);
     });
     if constexpr (kKind != kTable)
-      if (w.zero_bytes == kMinimums) {
-        const int64_t blocks = left < w.group_blocks ? left : w.group_blocks;
-        add_minimums<T>(header, sum, blocks, total);
+      if (__builtin_expect(w.zero_bytes == kMinimums, 0)) {
+        const int64_t blocks = std::min<int64_t>(left, w.group_blocks);
         sum += blocks * T;
+        add_minimums<kKind, T>(p, sum, blocks, total);
       }
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);

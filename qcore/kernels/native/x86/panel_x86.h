@@ -9,6 +9,8 @@
 //   words(acc, c, x)          acc + the products of int16, added in pairs, in 32 bits
 //   look_up(v, t, even, odd)  the values in table t of the low nibbles of v's even and odd bytes, as int16
 #pragma once
+#include <algorithm>
+
 #include "common/kernels.h"
 #include "x86/codes_avx2.h"
 
@@ -52,11 +54,12 @@ inline void multiply_words(const uint8_t* p, const Table& table, const int16_t* 
   each(Upto<T>(), [&](auto m) { acc[m()] = _mm256_add_epi32(acc[m()], acc2[m()]); });
 }
 
-// Add the minimums of a group, which begins at `header`, times the sums of its activations.
-template <int T>
-inline void add_minimums(const uint8_t* header, const float* sum, int64_t blocks, __m256 (&total)[T]) {
-  const __m256 minimum = read_halves(header + 16);
-  for (; blocks > 0; --blocks, sum += T)
+// Add the minimums of a group, which ends at `p` and `sum`, times the sums of its activations. They are
+// addressed from the end, so that formats without minimums need no registers for the start.
+template <int kKind, int T>
+inline void add_minimums(const uint8_t* p, const float* sum, int64_t blocks, __m256 (&total)[T]) {
+  const __m256 minimum = read_halves(p - blocks * kCodeBytes<kKind> - kMinimums);
+  for (sum -= blocks * T; blocks > 0; --blocks, sum += T)
     each(Upto<T>(),
          [&](auto m) { total[m()] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(sum[m()]), total[m()]); });
 }
@@ -69,8 +72,6 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
-    const uint8_t* header = p;
-    const float* sums = sum;
     const Group g = read_group(w, p);
     __m256 part[T];
     each(Upto<T>(), [&](auto m) { part[m()] = _mm256_setzero_ps(); });
@@ -88,7 +89,8 @@ void panel_int8(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kRo
       sum += T;
     }
     each(Upto<T>(), [&](auto m) { total[m()] = _mm256_fmadd_ps(part[m()], g.scale, total[m()]); });
-    if (w.zero_bytes == kMinimums) add_minimums<T>(header, sums, (sum - sums) / T, total);
+    if (__builtin_expect(w.zero_bytes == kMinimums, 0))
+      add_minimums<kKind, T>(p, sum, std::min<int64_t>(left, w.group_blocks), total);
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
 }
@@ -102,8 +104,6 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
   __m256 total[T];
   each(Upto<T>(), [&](auto m) { total[m()] = _mm256_setzero_ps(); });
   for (int64_t left = w.blocks; left > 0; left -= w.group_blocks) {
-    const uint8_t* header = p;
-    const float* sums = sum;
     const Group g = read_group(w, p);
     __m256 part[T];
     each(Upto<T>(), [&](auto m) { part[m()] = _mm256_setzero_ps(); });
@@ -123,7 +123,8 @@ void panel_int16(const Weight& w, const uint8_t* p, const Tile& x, float (*y)[kR
     const __m256 factor = kKind == kTable ? _mm256_mul_ps(g.scale, _mm256_set1_ps(table.scale)) : g.scale;
     each(Upto<T>(), [&](auto m) { total[m()] = _mm256_fmadd_ps(part[m()], factor, total[m()]); });
     if constexpr (kKind != kTable)
-      if (w.zero_bytes == kMinimums) add_minimums<T>(header, sums, (sum - sums) / T, total);
+      if (__builtin_expect(w.zero_bytes == kMinimums, 0))
+        add_minimums<kKind, T>(p, sum, std::min<int64_t>(left, w.group_blocks), total);
   }
   for (int m = 0; m < T; ++m) _mm256_storeu_ps(y[m], total[m]);
 }
