@@ -103,6 +103,9 @@ ORT_INT4, ORT_HEAD8 = (
     "ort-int4-head8",
 )  # its builder's default, head in 4 bits; and the format shared by ours and Q4_0
 RANDOM = "0.6b"
+# GGUF files that `qcore export` writes, by recipe: their names in llama.cpp. K-quants need rows of whole
+# super-blocks, which the default model does not have.
+EXPORTED = {"gguf-q4_0-head8": "Q4_0", "gguf-q4_k-head8": "Q4_K", "gguf-q4_k_m": "Q4_K_M"}
 LIBRARIES = {
     "bnb-nf4": ("bitsandbytes_nf4", "bitsandbytes nf4", ("bitsandbytes",)),
     "torchao-int8": ("torchao_int8", "torchao int8", ("torchao",)),
@@ -117,6 +120,33 @@ def _generating(recipe: str, needs: tuple[str, ...] = ()) -> Process:
 
 def _generated(recipe: str) -> Figure:
     return Figure(f"generate {recipe}", recipe, "decode")
+
+
+def _exported(source: str, recipes: tuple[str, ...]) -> Stage:
+    """Return the stage of GGUF files made from the model `source`, loaded here and in llama.cpp."""
+    ours, theirs = f"qcore, GGUF {source}".strip(), f"{LLAMA}, GGUF {source}".strip()
+    items = tuple(f"{source} {recipe}".strip() for recipe in (INT4, *recipes))
+    title = f"random Llama of {source.upper()}" if source else "the default model"
+    ratios = []
+    for item, recipe in zip(items[1:], recipes, strict=True):
+        name = f"gguf_{source}_{EXPORTED[recipe].lower()}" if source else f"gguf_{EXPORTED[recipe].lower()}"
+        file, loaded = f"decode, {title}, a {EXPORTED[recipe]} file", Figure(ours, item, "decode")
+        ratios += [
+            Ratio(f"{name}_vs_int4", f"{file} against {INT4}", loaded, Figure(ours, items[0], "decode"), 0.9),
+            Ratio(
+                f"{name}_vs_llamacpp",
+                "… against llama.cpp on the same file",
+                loaded,
+                Figure(theirs, item, "decode"),
+                1.0,
+            ),
+        ]
+    return Stage(
+        f"GGUF files that qcore exported, {title}",
+        5,
+        (Process(ours, "own", items), Process(theirs, "llamacpp", items[1:], ("llama-cpp-python", "gguf"))),
+        tuple(ratios),
+    )
 
 
 STAGES = (
@@ -198,6 +228,8 @@ STAGES = (
             ),
         ),
     ),
+    _exported("", ("gguf-q4_0-head8",)),
+    _exported(RANDOM, tuple(EXPORTED)),
     Stage(
         "the default model through transformers' generate",
         4,

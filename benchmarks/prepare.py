@@ -9,6 +9,7 @@ it), so nothing stale is ever measured.
     int4-g32-head8    a folder saved by qcore
     q4_0, q8_0        GGUF files quantized by llama.cpp from float32
     ort-int4          by onnxruntime-genai's own builder
+    gguf-q4_0-head8 … GGUF files that `qcore export` writes
     0.6b …            the same of a Llama of random weights
 """
 
@@ -24,14 +25,15 @@ import torch
 
 from benchmarks import gguf_writer
 from benchmarks.peers import llamacpp
-from benchmarks.plan import MODEL, ORT_HEAD8, ORT_INT4, PROMPT, RANDOM
+from benchmarks.plan import EXPORTED, MODEL, ORT_HEAD8, ORT_INT4, PROMPT, RANDOM
 from qcore import library, recipes
 from qcore.base import texts
 from qcore.base.errors import QcoreError, RunError
 from qcore.base.home import build_folder
 from qcore.base.quiet import silence
 from qcore.cli.progress import Show
-from qcore.library import safetensors
+from qcore.library import gguf_folder, safetensors
+from qcore.library.loading import load_tokenizer
 from qcore.models.checkpoint import Checkpoint
 from qcore.quantization import convert
 
@@ -53,6 +55,7 @@ OWN_CODE = (
     ROOT / "qcore" / "formats",
     ROOT / "qcore" / "quantization" / "methods",
 )  # what qcore's files depend on
+EXPORT_CODE = (ROOT / "qcore" / "interop", gguf_folder)
 
 
 class Cache:
@@ -61,7 +64,6 @@ class Cache:
     def __init__(self, folder: Path, threads: int):
         self.folder, self.threads = folder, threads
         self.checkpoint: Checkpoint = library.resolve(MODEL)
-        self._random: torch.nn.Module | None = None
 
     def path(self, item: str, show) -> Path:
         """Return the prepared `item`, made now if missing."""
@@ -70,6 +72,8 @@ class Cache:
             parts, make = (gguf_writer, llamacpp), self._gguf
         elif kind in (ORT_INT4, ORT_HEAD8):
             parts, make = (), self._onnx
+        elif kind in EXPORTED:
+            parts, make = (*OWN_CODE, *EXPORT_CODE), self._exported
         else:
             parts, make = (*OWN_CODE, safetensors), self._own
         weights = json.dumps(SHAPE) if source == RANDOM else self.checkpoint.digest
@@ -85,7 +89,7 @@ class Cache:
         for stale in self.folder.glob(f"{source or MODEL}-{kind}-{'[0-9a-f]' * len(key)}"):
             if stale != final:
                 shutil.rmtree(stale, ignore_errors=True)
-        return final / f"{kind}.gguf" if kind in ("q4_0", "q8_0") else final
+        return final / f"{kind}.gguf" if kind in ("q4_0", "q8_0", *EXPORTED) else final
 
     def prompt(self) -> list[int]:
         """Return the first tokens of the packaged text."""
@@ -122,6 +126,23 @@ class Cache:
                     f"{seen['f32']:.2g} nats per token, and {CLOSE:.0e} is what rounding explains."
                 )
         whole.unlink()
+
+    def _exported(self, source: str, kind: str, folder: Path) -> None:
+        scratch = folder / "scratch"
+        original = scratch / "original"
+        if source == RANDOM:
+            self.model(source).save_pretrained(original)
+            load_tokenizer(self.checkpoint).save_pretrained(original)
+        command = [
+            *(sys.executable, "-m", "qcore", "export", str(original) if source == RANDOM else MODEL),
+            *("--to", "gguf", "--recipe", kind, "--out", str(scratch / "exported")),
+        ]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RunError(f"{kind} could not be exported:\n" + "\n".join(done.stdout.splitlines()[-5:]))
+        (file,) = (scratch / "exported").glob("*.gguf")
+        file.rename(folder / f"{kind}.gguf")
+        shutil.rmtree(scratch)
 
     def _onnx(self, source: str, kind: str, folder: Path) -> None:
         scratch = folder / "scratch"

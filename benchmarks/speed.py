@@ -5,9 +5,10 @@
 
 Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of
 its own; `plan.py` defines the turns and the ratios, `peers/` measures each program. The first run prepares
-files (a minute or two; about 1.5 GB in the cache folder), later ones start at once. A complete run is saved
-in `benchmarks/results/`, and `python benchmarks/table.py` writes the newest result into the README. The last
-line is JSON: {"ratios": {name: value}, "rows": [...]}.
+files (some minutes; about 3 GB in the cache folder), later ones start at once. A complete run is saved in
+`benchmarks/results/`, and `python benchmarks/table.py` writes the newest result into the README; a part of
+one, saved there with --json, goes to docs/benchmarks.md only. The last line is JSON:
+{"ratios": {name: value}, "rows": [...]}.
 """
 
 import argparse

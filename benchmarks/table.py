@@ -13,6 +13,7 @@ from benchmarks import marks  # noqa: E402
 
 BUSY = 0.15  # a run counts as disturbed if other programs kept at least this many cores busy
 USED = "generate_"  # ratios measured through transformers' `generate`, the path that users take
+FILES = "gguf_"  # ratios of GGUF files
 OURS = "generate_int4_vs_fp32"  # their "ours" is the decode speed that all of these share
 
 
@@ -81,7 +82,9 @@ def page(result: dict) -> str:
 GROUPS = (
     ("Through transformers' `generate`, the path that users take", lambda name: name.startswith(USED)),
     ("The loop in which `bench` and the playground generate: one native call per token",
-     lambda name: not name.startswith((USED, "gemv_"))),
+     lambda name: not name.startswith((USED, FILES, "gemv_"))),
+    ("GGUF files that `qcore export` wrote, loaded with their own codes",
+     lambda name: name.startswith(FILES)),
     ("One product with a matrix", lambda name: name.startswith("gemv_")),
 )  # fmt: skip
 
@@ -149,13 +152,38 @@ def _widest(flags: list[str]) -> str:
 def documents() -> dict:
     """Return README.md and docs/benchmarks.md with the newest result of each processor.
 
-    Raise `FileNotFoundError` if there is no result.
+    A result of some ratios only (`--only` with `--json`) has a section of its own in docs/benchmarks.md until
+    a later one of that processor has its ratios. The README shows results that have the ratios through
+    `generate`.
+
+    Raise `FileNotFoundError` if there is no result for the README.
     """
     saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-", "gguf-")))
-    newest = list({result["environment"]["cpu"]: result for result in saved}.values())
+    shown = current(saved)
+    newest = {_cpu(result): result for result in shown if OURS in _names(result)}
     if not newest:
         raise FileNotFoundError("There is no result yet: run python benchmarks/speed.py first.")
-    return marks.written("speed", readme(newest), "\n\n".join(page(result) for result in reversed(newest)))
+    pages = "\n\n".join(page(result) for result in reversed(shown))
+    return marks.written("speed", readme(list(newest.values())), pages)
+
+
+def current(results: list[dict]) -> list[dict]:
+    """Return the results, oldest first, without those whose ratios a later one of the same processor has."""
+    return [
+        result
+        for i, result in enumerate(results)
+        if not any(
+            _cpu(result) == _cpu(later) and _names(result) <= _names(later) for later in results[i + 1 :]
+        )
+    ]
+
+
+def _cpu(result: dict) -> str:
+    return result["environment"]["cpu"]
+
+
+def _names(result: dict) -> set[str]:
+    return {each["name"] for each in result["comparisons"]}
 
 
 def main() -> None:

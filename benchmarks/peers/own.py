@@ -1,5 +1,5 @@
-"""qcore's own decode loop on folders saved by qcore, several recipes in one process. Activation precisions
-are the recipes' defaults."""
+"""qcore's own decode loop on folders and GGUF files that qcore wrote, several recipes in one process.
+Activation precisions are the recipes' defaults."""
 
 import time
 
@@ -10,6 +10,7 @@ from benchmarks.clock import timed
 
 def load(options: dict):
     """Load a model for each item; see the package."""
+    from qcore import library
     from qcore.base.quiet import silence
     from qcore.library import safetensors
     from qcore.runtime import Context
@@ -19,7 +20,12 @@ def load(options: dict):
     torch.set_num_threads(options["threads"])
     models, about = {}, {}
     for item in options["items"]:
-        model, ledger, recipe = safetensors.load(options["files"][item])
+        path = options["files"][item]
+        if path.endswith(".gguf"):
+            loaded = library.load(library.resolve(path, as_stored=True))
+            model, ledger, recipe = loaded.model, loaded.ledger, loaded.recipe
+        else:
+            model, ledger, recipe = safetensors.load(path)
         models[item] = model
         about[item] = {
             "recipe": recipe.name,

@@ -106,6 +106,17 @@ def test_a_section_is_replaced_and_a_document_without_it_is_refused():
             marks.put(without, "speed", "new")
 
 
+def test_a_result_is_shown_until_a_later_one_of_that_processor_has_its_ratios():
+    def result(cpu: str, *names: str) -> dict:
+        return {"environment": {"cpu": cpu}, "comparisons": [{"name": name} for name in names]}
+
+    whole, part = result("A", "generate", "decode"), result("A", "gguf")
+    assert table.current([whole, part]) == [whole, part]
+    assert table.current([whole, result("B", "generate", "decode", "gguf")])[0] is whole
+    later = result("A", "generate", "decode", "gguf")
+    assert table.current([whole, part, later]) == [later]
+
+
 @pytest.mark.parametrize("tables", [table, quality_table], ids=lambda module: module.__name__)
 def test_the_documents_hold_the_newest_saved_results(tables):
     for file, text in tables.documents().items():
