@@ -31,7 +31,7 @@ else:
         state.plot(
             charts.overview(rows), key="home.latest", alt="Size, speed and perplexity of the latest run"
         )
-        compare_view.conditions(results.measured(rows))
+        compare_view.shared(results.measured(rows))
         st.page_link(
             "pages/compare.py",
             label="See the whole comparison",

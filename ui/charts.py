@@ -8,20 +8,19 @@ there are no axes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from qcore.results.report import human_perplexity
 from qcore.results.rows import FIGURE
+from qcore.results.scales import LONGEST, cut_at
 from ui import families
 from ui.text import digits, percent, seconds, size
 
 ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels per row of few and of many rows; above the first row
 MUTED = "rgba(128,134,144,0.95)"  # secondary text and lines, readable on white and on black
 FAINT = "rgba(128,134,144,0.28)"
-LONGEST = 3.0  # bars longer than this times the median, and limits this times the largest bar, are cut
 LONGEST_LABEL = 20  # characters of a name beside a narrow plot
 
 Value = Callable[[dict], float | None]
@@ -131,7 +130,7 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
     for column, panel in enumerate(panels, start=1):
         values = [panel.value(row) if row.get("status", "ok") == "ok" else None for row in rows]
-        cut = _cut(values)
+        cut = cut_at(values)
         shown = [None if value is None else min(value, cut) for value in values]
         top = max((value for value in shown if value is not None), default=1.0) or 1.0
         limits = [
@@ -261,14 +260,6 @@ def memory_limit(row: dict) -> float | None:
         "stored_bytes"
     )  # records of earlier versions lack the first
     return bandwidth / read if bandwidth and read else None
-
-
-def _cut(values: Sequence[float | None]) -> float:
-    """Return the length at which bars are cut, so that an outlier does not flatten the others."""
-    known = [value for value in values if value]
-    if len(known) < 3 or max(known) <= 2 * LONGEST * median(known):
-        return float("inf")
-    return LONGEST * median(known)
 
 
 def _bar_text(panel: Panel, row: dict, value: float | None, cut: float) -> str:

@@ -1,17 +1,19 @@
 """Parts of the compare page: table, failures, verdicts, questions, answers, record, downloads."""
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
-from qcore.results import report
+from qcore.results import conditions, html_report, report
 from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts
 from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
-from ui.text import clock, shielded, size, verbatim
+from ui.text import clock, shielded, verbatim
 
 FEW = 300  # with fewer questions a difference of 5 % is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
@@ -190,42 +192,18 @@ def record(rows: list[dict]) -> None:
     """Draw the conditions of each run, and the command that reproduces it."""
     for run_id in dict.fromkeys(row["run_id"] for row in rows):
         found = next(row["record"] for row in rows if row["run_id"] == run_id)
-        environment = found.get("environment") or {}
         st.markdown(f"**Run {run_id}**, {clock(found.get('started_at'))}")
-        lines = {
-            "model": found.get("model"),
-            "weights": found.get("model_description"),
-            "revision": found.get("revision"),
-            "digest": (found.get("digest") or "")[:16],
-            "text": f"{found['text']['name']}, SHA-256 {found['text']['sha256'][:16]}…"
-            if found.get("text")
-            else None,
-            "window and stride": f"{found.get('window')} and {found.get('stride')} tokens",
-            "seed": found.get("seed"),
-            "processor": f"{environment.get('cpu')}, {environment.get('cores')} cores, "
-            + " ".join(environment.get("flags") or []),
-            "read bandwidth": f"{environment['read_bandwidth'] / 1e9:.1f} GB/s"
-            if environment.get("read_bandwidth")
-            else None,
-            "memory": f"{size(environment.get('memory_total'))} in total, "
-            f"{size(environment.get('memory_available'))} available at the start",
-            "GPU": environment.get("gpu"),
-            "commit": environment.get("commit"),
-            "libraries": ", ".join(
-                f"{name} {version}" for name, version in (environment.get("libraries") or {}).items()
-            ),
-        }
+        lines = conditions.settings(found) | conditions.machine(found)
         st.table(
-            [{"": name, "value": str(value)} for name, value in lines.items() if value not in (None, "")],
-            hide_header=True,
-            hide_index=True,
+            [{"": name, "value": value} for name, value in lines.items()], hide_header=True, hide_index=True
         )
         st.caption("Command to reproduce the run:")
         st.code(found.get("command") or "", language="bash", wrap_lines=True)
 
 
-def downloads(rows: list[dict]) -> None:
-    """Draw the download buttons: CSV for spreadsheets, JSON with everything."""
+def downloads(rows: list[dict], margin: float | None) -> None:
+    """Draw the download buttons: CSV for spreadsheets, JSON with everything, and per run a report, whose
+    verdicts are taken within `margin`."""
     plain = [{key: value for key, value in row.items() if key != "label"} for row in rows]
     with st.container(horizontal=True):
         st.download_button(
@@ -246,9 +224,25 @@ def downloads(rows: list[dict]) -> None:
             on_click="ignore",
             help="Everything, including the raw samples.",
         )
+        runs = list(dict.fromkeys(row["run_id"] for row in rows))
+        for run_id in runs:
+            st.download_button(
+                "Report" if len(runs) == 1 else f"Report of {run_id}",
+                partial(_report, [row for row in plain if row["run_id"] == run_id], margin),
+                f"qcore-{run_id}.html",
+                "text/html",
+                key=f"compare.report.{run_id}",
+                icon=":material/article:",
+                on_click="ignore",
+                help="One page to keep, send or print: verdicts, pictures, settings, ledger, machine.",
+            )
 
 
-def conditions(rows: list[dict]) -> None:
+def _report(rows: list[dict], margin: float | None) -> str:
+    return html_report.page(with_verdicts(rows, margin))
+
+
+def shared(rows: list[dict]) -> None:
     """Draw the conditions in one line, and a warning if the rows were measured under different conditions."""
     phrases, differing = results.shared_conditions(rows)
     if differing:

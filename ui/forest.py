@@ -1,7 +1,6 @@
 """Forest plots: the interval of the ratio of perplexities, recipe / baseline, and the margin as a band.
 
-The axis is asinh(ln(ratio) / ln(1 + margin)): linear near the baseline, where the margin is, and logarithmic
-far from it. A change of 0.1 % and a change of 10 times are both visible in one plot.
+The axis is that of `qcore.results.scales`.
 """
 
 import math
@@ -9,40 +8,13 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from qcore.evaluation.phrases import percent, times
+from qcore.evaluation.phrases import percent
 from qcore.evaluation.verdict import details
+from qcore.results.scales import OUTCOMES, ratio_name, ratio_place, ratio_ticks
 from ui import families
 from ui.charts import FAINT, MUTED
 
 BAND = "rgba(46,160,94,0.16)"
-OUTCOMES = {"equivalent": "#2e9e5e", "worse": families.FAILED, "better": "#3d7fdb", "undecided": "#c07f17"}
-TICKS = (
-    0.1,
-    0.5,
-    0.9,
-    0.95,
-    0.98,
-    0.99,
-    0.995,
-    0.999,
-    1.001,
-    1.005,
-    1.01,
-    1.02,
-    1.05,
-    1.1,
-    1.2,
-    1.5,
-    2,
-    3,
-    5,
-    10,
-    100,
-    1000,
-    1e5,
-    1e8,
-)
-NEAREST = 0.07  # least distance of two ticks, as a share of the axis
 ROW, HEAD, FOOT = 30, 12, 46
 
 
@@ -54,7 +26,7 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
     figure = go.Figure()
     judged = [row for row in rows if row.get("verdict")]
     places = [
-        place(value, edge)
+        ratio_place(value, edge)
         for row in judged
         for value in row["verdict"]["ratio"].values()
         if value is not None
@@ -62,16 +34,20 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
     low, high = min([*places, -1.6]), max([*places, 1.6])
     room = 0.30 * (high - low)
     figure.add_vrect(
-        place(1 / (1 + margin), edge), place(1 + margin, edge), fillcolor=BAND, line_width=0, layer="below"
+        ratio_place(1 / (1 + margin), edge),
+        ratio_place(1 + margin, edge),
+        fillcolor=BAND,
+        line_width=0,
+        layer="below",
     )
     figure.add_vline(0, line={"color": MUTED, "width": 1, "dash": "dot"})
     for row in rows:
         _draw(figure, row, edge, high + 0.03 * room)
-    ticks, hint = _ticks(low, high, edge, margin), f"green: within {percent(margin)}, logarithmic beyond"
+    ticks, hint = ratio_ticks(low, high, edge, margin), f"green: within {percent(margin)}, logarithmic beyond"
     figure.update_xaxes(
         range=[low - 0.06 * (high - low), high + room],
-        tickvals=[place(tick, edge) for tick in ticks],
-        ticktext=[_named(t) for t in ticks],
+        tickvals=[ratio_place(tick, edge) for tick in ticks],
+        ticktext=[ratio_name(t) for t in ticks],
         showgrid=True,
         gridcolor=FAINT,
         zeroline=False,
@@ -115,11 +91,6 @@ def whiskers(low: float, center: float, high: float, color: str) -> dict:
     }
 
 
-def place(ratio: float, edge: float) -> float:
-    """Return the position of a ratio on the axis. `edge` = ln(1 + margin); the margin ends at ±asinh(1)."""
-    return math.asinh(math.log(ratio) / edge)
-
-
 def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
     verdict = row.get("verdict")
     if not verdict:
@@ -132,9 +103,13 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         )
         return
     ratio, color = verdict["ratio"], families.color(row["recipe"])
-    center = place(ratio["estimate"], edge)
+    center = ratio_place(ratio["estimate"], edge)
     known = ratio["low"] is not None
-    bars = whiskers(place(ratio["low"], edge), center, place(ratio["high"], edge), color) if known else None
+    bars = (
+        whiskers(ratio_place(ratio["low"], edge), center, ratio_place(ratio["high"], edge), color)
+        if known
+        else None
+    )
     figure.add_scatter(
         x=[center],
         y=[row["label"]],
@@ -145,32 +120,14 @@ def _draw(figure: go.Figure, row: dict, edge: float, right: float) -> None:
         hovertemplate="%{customdata}<extra></extra>",
     )
     figure.add_annotation(
-        text=f"<b>{verdict['outcome']}</b>  <span style='color:{MUTED}'>{_named(ratio['estimate'])}</span>",
+        text=f"<b>{verdict['outcome']}</b>  "
+        f"<span style='color:{MUTED}'>{ratio_name(ratio['estimate'])}</span>",
         x=right,
         y=row["label"],
         xanchor="left",
         showarrow=False,
         font={"color": OUTCOMES[verdict["outcome"]]},
     )
-
-
-def _ticks(low: float, high: float, edge: float, margin: float) -> list[float]:
-    """Return the baseline, the edges of the margin, and the round ratios that have room."""
-    taken = [1.0, 1 + margin, 1 / (1 + margin)]
-    gap = NEAREST * (high - low) * 1.36
-    for tick in sorted(TICKS, key=lambda tick: abs(math.log(tick))):
-        at = place(tick, edge)
-        if low <= at <= high and all(abs(at - place(other, edge)) >= gap for other in taken):
-            taken.append(tick)
-    return sorted(taken)
-
-
-def _named(ratio: float) -> str:
-    if ratio >= 2:
-        return times(ratio).replace(" times", "×")
-    if ratio == 1:
-        return "±0"
-    return f"{'+' if ratio > 1 else '−'}{percent(ratio - 1)}"
 
 
 def _hover(row: dict) -> str:

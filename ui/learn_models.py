@@ -5,6 +5,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from qcore.jobs import jobs
 from qcore.models.checkpoint import Checkpoint
+from qcore.results.scales import frontier
 from qcore.verbs import lessons
 from ui import learn_charts, learn_lessons, learn_view, pareto, results, start, state
 from ui.text import digits, percent, visible
@@ -110,7 +111,7 @@ def runs(lesson: learn_lessons.Lesson) -> None:
         for row in rows
         if all(axis.value(row) is not None for axis in axes)
     ]
-    front = len(pareto.frontier(points, axes[0].figure.smaller, axes[1].figure.smaller))
+    front = len(frontier(points, axes[0].figure.smaller, axes[1].figure.smaller))
     st.caption(
         f"{len(points)} recipes, the newest run of each; {front} of them are on the frontier. Runs may "
         "differ in text and length."

@@ -1,14 +1,15 @@
 """Plot size or speed against quality, with the Pareto frontier: the recipes that no other beats on both
 axes."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from qcore.results import labels
 from qcore.results.rows import FIGURE, Figure
-from ui import families, labels
+from qcore.results.scales import fraction, frontier, limits_of, on_axis, ticks
+from ui import families
 from ui.charts import FAINT, MUTED
 from ui.text import digits
 
@@ -51,24 +52,13 @@ QUALITIES = {
 }
 
 
-def frontier(points: Sequence[tuple[float, float]], smaller_x: bool, smaller_y: bool) -> list[int]:
-    """Return the indices of the points that no other beats on both axes, from the best x to the worst."""
-    signed = [(x if smaller_x else -x, y if smaller_y else -y, i) for i, (x, y) in enumerate(points)]
-    kept, best = [], math.inf
-    for _, y, i in sorted(signed):
-        if y < best:
-            kept.append(i)
-            best = y
-    return kept
-
-
 def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
     """Draw one point per row that has both figures. On a logarithmic axis a value of zero (the baseline's
     divergence) lies on the lower edge, and its hover text shows 0."""
     kept = [row for row in rows if cost.value(row) is not None and quality.value(row) is not None]
     x, y = [cost.value(row) for row in kept], [quality.value(row) for row in kept]
-    x_range, y_range = _range(x, cost.log), _range(y, quality.log)
-    drawn = [_on_axis(value, y_range, quality.log) for value in y]
+    x_range, y_range = limits_of(x, cost.log), limits_of(y, quality.log)
+    drawn = [on_axis(value, y_range, quality.log) for value in y]
     front = frontier(list(zip(x, y, strict=True)), cost.figure.smaller, quality.figure.smaller)
     figure = go.Figure()
     figure.add_scatter(
@@ -80,7 +70,7 @@ def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
         line={"color": FAINT, "width": 2, "shape": "hv"},
     )
     unit = [
-        (_fraction(a, x_range, cost.log), _fraction(b, y_range, quality.log))
+        (fraction(a, x_range, cost.log), fraction(b, y_range, quality.log))
         for a, b in zip(x, drawn, strict=True)
     ]
     places = labels.place(unit, [row["label"] for row in kept], WIDTH, HEIGHT - 70, first=front)
@@ -124,41 +114,8 @@ def _draw_axis(update: Callable, axis: Axis, limits: list[float], arrow: str) ->
         zeroline=False,
     )
     if axis.log:
-        ticks = _ticks(limits)
-        update(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-
-
-def _range(values: Sequence[float], log: bool) -> list[float]:
-    """Return the range of the axis with room for names; on a logarithmic axis, in powers of ten."""
-    known = [math.log10(value) for value in values if value > 0] if log else list(values)
-    if not known:
-        return [-4.0, 0.0] if log else [0.0, 1.0]
-    low, high = min(known), max(known)
-    span = (high - low) or (0.5 if log else abs(high) or 1.0)
-    if log and any(value <= 0 for value in values):
-        low -= 0.25 * span  # room for zero, which a logarithmic axis lacks
-    return [low - 0.08 * span, high + 0.12 * span]
-
-
-def _on_axis(value: float, limits: list[float], log: bool) -> float:
-    return 10 ** (limits[0] + 0.05 * (limits[1] - limits[0])) if log and value <= 0 else value
-
-
-def _fraction(value: float, limits: list[float], log: bool) -> float:
-    return ((math.log10(value) if log else value) - limits[0]) / (limits[1] - limits[0])
-
-
-def _ticks(limits: list[float]) -> list[float]:
-    """Return a few round numbers in the range: the more decades, the fewer per decade."""
-    span = limits[1] - limits[0]
-    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.8 else (1, 2, 5) if span < 3 else (1,)
-    decades = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)
-    return [
-        step * 10.0**decade
-        for decade in decades
-        for step in steps
-        if limits[0] <= math.log10(step) + decade <= limits[1]
-    ]
+        marks = ticks(limits)
+        update(tickvals=marks, ticktext=[f"{tick:g}" for tick in marks])
 
 
 def _hover(row: dict, cost: Axis, quality: Axis, on_frontier: bool) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui import families, labels
+from qcore.results import labels
+from ui import families
 from ui.charts import FAINT, MUTED
 from ui.layer_charts import SCALE
 from ui.text import digits

@@ -23,7 +23,7 @@ from qcore.cli.output import say
 from qcore.cli.plan import plan
 from qcore.cli.profile import profile
 from qcore.cli.progress import Show
-from qcore.cli.publish import card, push
+from qcore.cli.publish import card, push, report
 from qcore.cli.quantize import export, imatrix, quantize
 from qcore.cli.runs import runs
 from qcore.cli.sensitivity import sensitivity
@@ -78,6 +78,7 @@ app.command()(export)
 app.command()(imatrix)
 app.command()(card)
 app.command()(push)
+app.command()(report)
 app.add_typer(runs, name="runs")
 
 

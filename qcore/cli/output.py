@@ -17,17 +17,17 @@ def say(text: str) -> None:
     print("\n".join(visible(line) for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
-def check_output(path: str | None) -> None:
-    """Raise `InputError` now if a result cannot be written to `path` later."""
+def check_output(path: str | None, option: str = "--json") -> None:
+    """Raise `InputError`, naming the `option`, now if a result cannot be written to `path` later."""
     if path is None or path == STDOUT:
         return
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"--json {path} is a folder; give the name of a file.")
+        raise InputError(f"{option} {path} is a folder; give the name of a file.")
     if not target.absolute().parent.is_dir():
-        raise InputError(f"--json {path} cannot be written: there is no folder {target.absolute().parent}.")
+        raise InputError(f"{option} {path} cannot be written: there is no folder {target.absolute().parent}.")
     if not os.access(target if target.exists() else target.absolute().parent, os.W_OK):
-        raise InputError(f"--json {path} cannot be written: permission denied.")
+        raise InputError(f"{option} {path} cannot be written: permission denied.")
 
 
 def write_output(result, path: str | None, text: str) -> int:
@@ -37,11 +37,17 @@ def write_output(result, path: str | None, text: str) -> int:
     if path == STDOUT:
         sys.stdout.write(to_json(result))
     elif path is not None:
-        _replace(Path(path), to_json(result))
+        write_file(path, to_json(result))
     return 0
 
 
-def _replace(path: Path, text: str) -> None:
+def write_file(path: str | Path, text: str) -> None:
+    """Write `text` to the file `path`, or to standard output for "-". Raise `InputError` if it cannot be
+    written."""
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    path = Path(path)
     if path.exists() and not path.is_file():  # /dev/stdout, a named pipe
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return

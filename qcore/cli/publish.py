@@ -1,9 +1,15 @@
-"""`qcore card` and `qcore push`: the model card of a folder that qcore wrote, and its upload to the hub."""
+"""`qcore card`, `qcore push` and `qcore report`: the model card of a folder that qcore wrote, its
+upload to the hub, and the report of a run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from qcore.base.errors import InputError
+from qcore.cli.output import check_output, write_file
+from qcore.cli.runs import Margin, RunId
+from qcore.jobs.status import COMPARE
 
 Folder = Annotated[Path, typer.Argument(help="A folder that qcore wrote", show_default=False)]
 
@@ -39,4 +45,25 @@ def push(
     from qcore.verbs import push as verb
 
     print(verb.run(folder, repo_id, public=public, message=message))
+    return 0
+
+
+def report(
+    run_id: RunId,
+    html: Annotated[str, typer.Option(help="The file to write", metavar="FILE", show_default=False)],
+    margin: Margin = None,
+) -> int:
+    """Write the report of a comparison as one HTML file that opens without a network and prints well:
+    verdicts, pictures, settings, ledger, machine, and the command that repeats the run."""
+    from qcore.jobs import jobs
+    from qcore.recipes.spec import check_margin
+    from qcore.results import html_report
+
+    check_output(html, "--html")
+    if margin is not None:
+        check_margin(margin)
+    status = jobs.status(run_id)
+    if status.kind != COMPARE:
+        raise InputError(f"{run_id} is a job of the kind {status.kind}. Only comparisons have a report.")
+    write_file(html, html_report.page(jobs.rows(run_id, margin)))
     return 0

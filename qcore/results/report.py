@@ -81,7 +81,7 @@ def human_figure(figure: Figure, value: float | None) -> str:
     return by_unit(value) if by_unit else human_number(value, figure.digits)
 
 
-def _title(figure: Figure) -> str:
+def title(figure: Figure) -> str:
     """Return the title of a column of `human_figure`s, with the unit if the cells have none."""
     return figure.title if figure.unit in _BY_UNIT else f"{figure.title} {figure.unit}".rstrip()
 
@@ -134,7 +134,7 @@ def table(rows: Sequence[ResultRow]) -> str:
     sentence each."""
     shown = [figure for figure in FIGURES if any(figure.of(row) is not None for row in rows)]
     judged, asked = (any(row.get(key) for row in rows) for key in ("verdict", "choices"))
-    lines = [["recipe", *map(_title, shown), *["questions"] * asked, *["verdict"] * judged]]
+    lines = [["recipe", *map(title, shown), *["questions"] * asked, *["verdict"] * judged]]
     for row in rows:
         cells = [row["status"]]
         if row["status"] == "ok":

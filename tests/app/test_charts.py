@@ -7,8 +7,10 @@ import pytest
 import samples
 
 from qcore import recipes
+from qcore.results import labels
 from qcore.results.rows import FIGURES
-from ui import charts, divergence, families, glossary, labels, layer_charts, pareto
+from qcore.results.scales import frontier
+from ui import charts, divergence, families, glossary, layer_charts, pareto
 
 
 def bar_traces(figure):
@@ -130,12 +132,12 @@ def test_a_long_name_leaves_room_for_its_bar():
 )
 def test_frontier(smaller_x, expected):
     points = [(2.0, 5.0), (1.0, 9.0), (3.0, 6.0), (4.0, 1.0)]
-    assert pareto.frontier(points, smaller_x, smaller_y=True) == expected
+    assert frontier(points, smaller_x, smaller_y=True) == expected
 
 
 def test_frontier_is_what_no_point_beats():
     points = [((i * 37) % 17 / 3, (i * 53) % 29 / 5) for i in range(40)]
-    front = set(pareto.frontier(points, True, True))
+    front = set(frontier(points, True, True))
     for i, (x, y) in enumerate(points):
         beaten = any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
         twin = any(points[k] == (x, y) for k in front)

@@ -1,18 +1,13 @@
 """Journeys of a newcomer in Chromium against the real server, with a tiny model in place of the default
 model."""
 
-import sys
-from pathlib import Path
-
 import dashboard
 import gguf
 import gguf_models
 import pytest
+import samples
 from playwright.sync_api import Page, expect
 from transformers import LlamaForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "app"))
-import samples  # noqa: E402
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=dashboard.PATIENCE * 1000)

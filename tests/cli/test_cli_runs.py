@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import samples
 
 from qcore.jobs import jobs
 from qcore.verbs import checks
@@ -93,3 +94,24 @@ def test_runs_are_listed_shown_repeated_and_deleted(said, fake, tmp_path):
     assert said("runs", "repeat", run.run_id)[0] == 1 and len(jobs.list_runs()) == 2
     assert said("runs", "cancel", run.run_id)[1].strip() == f"{run.run_id}: done"
     assert said("runs", "delete", run.run_id)[0] == 0 and len(jobs.list_runs()) == 1
+
+
+def test_a_report_is_written_to_a_file(said, own_home, tmp_path):
+    run_id = samples.write_run(own_home, [samples.row(name) for name in ("fp32", "int8")])
+    out = tmp_path / "report.html"
+    status, printed, err = said("report", run_id, "--html", out, "--margin", "0.05")
+    assert status == 0, err
+    assert "within 5 %" in out.read_text() and printed == ""
+    assert said("report", run_id, "--html", "-")[1].startswith("<!doctype html>")
+
+
+def test_a_report_is_refused_where_there_is_none(said, own_home, tmp_path):
+    pending = samples.write_run(own_home, [], pending=["fp32"])
+    out = tmp_path / "report.html"
+    for words, run_id, path in (
+        ("at least one finished recipe", pending, out),
+        ("nothere", "nothere", out),
+        ("--html", pending, tmp_path / "no" / "folder.html"),
+    ):
+        status, _, err = said("report", run_id, "--html", path)
+        assert status == 2 and words in err and not out.exists()
