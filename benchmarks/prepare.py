@@ -32,6 +32,7 @@ from qcore.base.errors import QcoreError, RunError
 from qcore.base.home import build_folder
 from qcore.base.quiet import silence
 from qcore.cli.progress import Show
+from qcore.interop import gguf_metadata, gguf_names
 from qcore.library import gguf_folder, safetensors
 from qcore.library.loading import load_tokenizer
 from qcore.models.checkpoint import Checkpoint
@@ -69,7 +70,7 @@ class Cache:
         """Return the prepared `item`, made now if missing."""
         source, _, kind = item.rpartition(" ")
         if kind in ("q4_0", "q8_0"):
-            parts, make = (gguf_writer, llamacpp), self._gguf
+            parts, make = (gguf_writer, gguf_names, gguf_metadata, llamacpp), self._gguf
         elif kind in (ORT_INT4, ORT_HEAD8):
             parts, make = (), self._onnx
         elif kind in EXPORTED:

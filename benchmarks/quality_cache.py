@@ -39,6 +39,8 @@ LIBRARY = ("qcore/engines", "benchmarks/quantizers/own.py")
 PEER = ("qcore/quantization/calibration/text.py",)
 LLAMA = (
     "benchmarks/gguf_writer.py",
+    "qcore/interop/gguf_metadata.py",
+    "qcore/interop/gguf_names.py",
     "benchmarks/imatrix.py",
     "qcore/quantization/calibration/importance.py",
     "qcore/quantization/calibration/blocks.py",

@@ -160,9 +160,11 @@ def write_gguf(source: Path, path: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     from safetensors import safe_open
 
-    from benchmarks.gguf_writer import LAYER, OUTSIDE
+    from qcore.interop.gguf_names import Names
+    from qcore.models.config import to_transformers
 
     config = json.loads((source / "config.json").read_text())
+    names = Names(to_transformers(config))
     writer = GGUFWriter(str(path), "llama")
     writer.add_file_type(LlamaFileType.MOSTLY_BF16)
     writer.add_vocab_size(config["vocab_size"])
@@ -178,19 +180,13 @@ def write_gguf(source: Path, path: Path) -> None:
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for full in opened.keys():  # noqa: SIM118 (not a mapping)
-                name, tensor = full.removesuffix(".weight"), opened.get_tensor(full)
-                if name in OUTSIDE:
-                    name = OUTSIDE[name]
-                else:
-                    _, _, number, part = name.split(".", 3)
-                    name = f"blk.{number}.{LAYER[part]}"
+                tensor = opened.get_tensor(full)
+                (place,) = names.places(full, tuple(tensor.shape))
                 if tensor.ndim == 1:  # norms are kept in float32, as llama.cpp requires
-                    writer.add_tensor(f"{name}.weight", tensor.float().numpy())
+                    writer.add_tensor(place.name, tensor.float().numpy())
                 else:
                     writer.add_tensor(
-                        f"{name}.weight",
-                        tensor.view(torch.uint8).numpy(),
-                        raw_dtype=GGMLQuantizationType.BF16,
+                        place.name, tensor.view(torch.uint8).numpy(), raw_dtype=GGMLQuantizationType.BF16
                     )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -20,6 +20,8 @@ from benchmarks.peers.llamacpp import silence
 from benchmarks.quantizers import Job, Stored, linears, put
 from qcore.base.errors import RunError
 from qcore.base.home import home
+from qcore.interop import gguf_names
+from qcore.interop.gguf_names import Place
 from qcore.quantization.calibration.importance import compute
 
 WITH, PURE = " with imatrix", " pure"
@@ -30,7 +32,8 @@ def quantize(job: Job) -> Stored:
     model, kind = job.loaded.model, job.item.removesuffix(WITH)
     values = {}
     if job.item.endswith(WITH):
-        values = {_name_in_file(name): value for name, value in importance(job).items()}
+        own = importance(job)
+        values = {place.name: own[name] for name, place in file_places(model).items() if name in own}
     whole, small = job.scratch / "f32.gguf", job.scratch / "small.gguf"
     job.say("writing the weights as a GGUF file")
     gguf_writer.write(model, whole)
@@ -77,10 +80,12 @@ def take(model: torch.nn.Module, path, wanted: str | None = None) -> Stored:
 
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     layers, types, nbytes = linears(model, wanted), Counter(), 0
+    places = file_places(model)
     for name, layer in layers.items():
-        tensor = stored[_name_in_file(name)]
+        tensor = stored[places[name].name]
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).view(layer.weight.shape)
-        put(layer, _as_loaded(name, values, model.config))
+        order = places[name].pick(torch.arange(len(values)))
+        put(layer, values[order.argsort()])
         types[tensor.tensor_type.name] += layer.weight.numel()
         nbytes += int(tensor.n_bytes)
     weights = sum(types.values())
@@ -89,16 +94,9 @@ def take(model: torch.nn.Module, path, wanted: str | None = None) -> Stored:
     return Stored(nbytes, weights, frozenset(layers), (f"Weights by type: {mixture}.",), {"types": shares})
 
 
-def _name_in_file(name: str) -> str:
-    _, _, number, part = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{number}.{gguf_writer.LAYER[part]}.weight"
-
-
-def _as_loaded(name: str, values: torch.Tensor, config) -> torch.Tensor:
-    """Permute rows of queries and keys to the model's order."""
-    part = name.split(".")[-2]
-    if part not in ("q_proj", "k_proj"):
-        return values
-    heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
-    order = gguf_writer.interleaved(torch.arange(len(values)).unsqueeze(1), heads).flatten()
-    return values[order.argsort()]
+def file_places(model: torch.nn.Module) -> dict[str, Place]:
+    """Return the tensor of the file that holds each parameter, by the parameter's name."""
+    names = gguf_names.Names(model.config)
+    return {
+        name: names.places(name, tuple(parameter.shape))[0] for name, parameter in model.named_parameters()
+    }
