@@ -173,8 +173,9 @@ def test_tied_weights_are_stored_once_with_the_flag_that_says_so(target, archite
     assert config["tie_word_embeddings"] == (len(heads) == 1) == (architecture == "llama-tied")
 
 
-def test_a_rotated_model_has_its_head_apart(originals, tmp_path):
-    write(originals("llama-tied"), "rot-int4-g64", tmp_path / "out", "compressed-tensors")
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_rotated_model_has_its_head_apart(target, originals, tmp_path):
+    write(originals("llama-tied"), f"rot-{TARGETS[target]}", tmp_path / "out", target)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(stored(tmp_path / "out"))
