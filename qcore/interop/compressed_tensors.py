@@ -16,12 +16,12 @@ are refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from qcore.base import patterns
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
@@ -166,7 +166,7 @@ def scheme(config: Mapping[str, Any], module: str, kind: str = "Linear") -> Mapp
     or None if it is ignored or not targeted.
 
     A pattern is a whole name, a class, or a regular expression after "re:", which is matched from the start
-    of the name. Raise `InputError` for an invalid pattern."""
+    of the name. Raise `InputError` for an invalid pattern, and as `base.patterns` does."""
     if any(_matches(module, kind, pattern) for pattern in config.get("ignore") or ()):
         return None
     groups = (config.get("config_groups") or {}).values()
@@ -185,12 +185,7 @@ def _matches(module: str, kind: str, pattern: Any) -> bool:
     if not isinstance(pattern, str):
         raise InputError(f"The pattern {pattern!r} in the quantization_config is not a string.")
     if pattern.startswith("re:"):
-        try:
-            return re.match(pattern[3:], module) is not None
-        except re.error as error:
-            raise InputError(
-                f"The pattern {pattern!r} in the quantization_config is invalid: {error}."
-            ) from error
+        return patterns.matches(pattern.removeprefix("re:"), module)
     return pattern in (module, kind)
 
 

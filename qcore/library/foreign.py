@@ -21,6 +21,7 @@ from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
 from qcore.formats.uniform import Uniform
 from qcore.layers.inventory import dtype_name, inventory
+from qcore.layers.modules import QuantizedModule
 from qcore.layers.select import Target, select
 from qcore.library.finite import require_finite
 from qcore.models import foreign_folder, gguf_header, gguf_weights
@@ -194,7 +195,8 @@ def _matrices(checkpoint: Checkpoint, parameter: _Parameter) -> list[QuantizedTe
         if len(codes) == len(parts) and len({each.format for each in codes}) == 1:
             made.append(stacked(codes))
         else:
-            made.append(torch.cat([_floats(each) for each in parts]))
+            floats = [_floats(each) for each in parts]
+            made.append(floats[0] if len(floats) == 1 else torch.cat(floats))  # cat copies even one
     return made
 
 
@@ -257,6 +259,9 @@ def _fill(
         return
     for target in users:
         install(model, target, codes)
+        module = model.get_submodule(target.module)
+        if isinstance(module, QuantizedModule) and module.reason_for_reference() is None:
+            module.executable()  # packed now, so that the codes of the whole model are never held twice
 
 
 def _rows(

@@ -78,7 +78,8 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         model, ledger, recipe = foreign.load(checkpoint, progress)
         set_generation_config(model, checkpoint.folder)
-        cast("nn.Module", model).to(device)
+        if device != "cpu":  # moving a model restores its packed weights
+            cast("nn.Module", model).to(device)
         return Loaded(model, tokenizer, checkpoint, recipe, ledger)
     if checkpoint.is_quantized:
         from qcore.library import safetensors

@@ -199,14 +199,15 @@ def _plain(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> Iterato
                 f"{checkpoint.name} stores {name} as {info.dtype}, which its quantization_config does not "
                 "explain. Download the model again, or start from the original model."
             )
-        yield Unplaced(name, info.dtype, False, info.nbytes, partial(_load, checkpoint, info))
+        yield Unplaced(name, info.dtype, False, info.nbytes, partial(_load, checkpoint, info, align=True))
 
 
-def _load(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
-    """Return one stored tensor, mapped. Raise `InputError` if the file has changed."""
+def _load(checkpoint: Checkpoint, info: TensorInfo, *, align: bool = False) -> torch.Tensor:
+    """Return one stored tensor, mapped; see `read_file` for `align`. Raise `InputError` if the file has
+    changed."""
     raw = TensorInfo("U8", info.shape, info.nbytes, info.file, info.start) if info.dtype in _FLOAT8 else info
     try:
-        tensor = read_file(checkpoint.folder / info.file, {"": raw})[""]
+        tensor = read_file(checkpoint.folder / info.file, {"": raw}, align=align)[""]
     except OSError as error:
         raise InputError(f"{info.file} of {checkpoint.name} can no longer be read: {error}.") from error
     return tensor.view(_FLOAT8[info.dtype]) if info.dtype in _FLOAT8 else tensor

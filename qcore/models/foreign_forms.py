@@ -12,12 +12,11 @@ settings to read them with.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qcore.base.errors import InputError
+from qcore.base import patterns
 from qcore.interop import awq, bitsandbytes, compressed_tensors, fp8, gptq, mlx
 from qcore.models.headers import FLOATS, TensorInfo
 
@@ -40,13 +39,7 @@ def _by_rule(config: Settings, module: str) -> Settings | None:
     name: "-:" excludes a module, "+:" or no sign changes its settings."""
     for pattern, changes in (config.get("dynamic") or {}).items():
         sign, expression = (pattern[0], pattern[2:]) if pattern[:2] in ("-:", "+:") else ("+", pattern)
-        try:
-            found = re.match(expression, module)
-        except re.error as error:
-            raise InputError(
-                f"The pattern {pattern!r} in the quantization_config is invalid: {error}."
-            ) from error
-        if found:
+        if patterns.matches(expression, module):
             return None if sign == "-" else {**config, **(changes or {})}
     return config
 

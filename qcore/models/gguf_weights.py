@@ -203,7 +203,13 @@ def _codes(path: Path, tensor: Tensor, rows: torch.Tensor | None) -> QuantizedTe
 
 
 def _floats(path: Path, tensor: Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    values = _bytes(path, tensor).view(_FLOATS[tensor.type_name]).view(tensor.shape)
+    """Return the values, mapped if their address is aligned for matrix products, otherwise read, so that
+    memory never holds both the map and its copy."""
+    info = TensorInfo(tensor.type_name, tensor.shape, tensor.nbytes or 0, path.name, tensor.start)
+    try:
+        values = read_file(path, {tensor.name: info}, align=True)[tensor.name]
+    except OSError as error:
+        raise InputError(f"{path.name} can no longer be read: {error}.") from error
     return values if rows is None else values[rows]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from qcore.base.errors import InputError
 from qcore.base.tensor_file import ALIGNMENT, TORCH_NAMES
@@ -35,12 +35,18 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_file(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """Return the `tensors` of one file, mapped. Raise `OSError` if the file cannot be read or is too
-    short."""
+def read_file(path: Path, tensors: dict[str, TensorInfo], *, align: bool = False) -> dict[str, torch.Tensor]:
+    """Return the `tensors` of one file, mapped. With `align`, tensors that `aligned` would copy are read
+    instead: while a map is copied, memory holds its values twice. Raise `OSError` if the file cannot be read
+    or is too short."""
     try:
         with path.open("rb") as opened:
-            return {name: _map(opened.fileno(), tensor) for name, tensor in tensors.items()}
+            return {
+                name: _read(opened, tensor)
+                if align and tensor.start % ALIGNMENT
+                else _map(opened.fileno(), tensor)
+                for name, tensor in tensors.items()
+            }
     except ValueError as error:  # mmap's error for a file that is too short
         raise OSError(str(error)) from error
 
@@ -69,6 +75,18 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Return `tensor`, copied if its mapped address is not aligned: matrix products would round their last
     bit differently there."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def _read(file: BinaryIO, tensor: TensorInfo) -> torch.Tensor:
+    import torch
+
+    values = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
+    if values.nbytes != tensor.nbytes:
+        raise ValueError(f"{tensor.nbytes} bytes do not hold {tensor.shape}")
+    file.seek(tensor.start)
+    if file.readinto(values.view(-1).view(torch.uint8).numpy()) < tensor.nbytes:
+        raise ValueError("the file ends within the tensor")
+    return values
 
 
 def _map(file: int, tensor: TensorInfo) -> torch.Tensor:

@@ -10,9 +10,11 @@ Each library has its own reading of a pattern. A whole name or a part of it betw
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from qcore.base import patterns
+from qcore.base.errors import InputError
 from qcore.verbs.audit_structure import PREFIXES
 from qcore.verbs.audit_subject import Subject
 from qcore.verbs.audit_types import BROKEN, KNOW, LOSES, Spot, check
@@ -20,13 +22,12 @@ from qcore.verbs.audit_weights import AWQ, BNB, COMPRESSED, FP8, GPTQ
 
 LISTS = ("ignore", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "exclude_modules")
 _REGEX = "re:"
-_LONGEST = 256  # characters of a pattern that is tried
-_COSTLY = re.compile(r"[+*}]\s*\)\s*[+*{]")  # nested repetitions may take exponential time
+_SHOWN = 256  # characters of a pattern
 _CLASSES = ("Linear", "Embedding", "Conv1D")
 _BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 
 
-def patterns(subject: Subject) -> list[str]:
+def ignore_list(subject: Subject) -> list[str]:
     """Return the patterns of the modules that are to stay in floating point, GPTQ's negative rules too."""
     found = [entry for key in LISTS for entry in _list(subject.quantization.get(key))]
     dynamic = subject.quantization.get("dynamic")
@@ -46,19 +47,27 @@ def matches(pattern: str, name: str) -> bool:
         return True
     if not pattern.startswith(_REGEX) and f".{pattern}." in f".{name}.":
         return True
-    expression = pattern.removeprefix(_REGEX)
-    if not usable(pattern):
-        return False
     try:
-        return bool(re.match(rf"(?:{expression})(?:(?<=\.)|(?=\.|$))", name))
-    except re.error:
+        return patterns.matches(_whole_parts(pattern), name)
+    except InputError:  # see `reason_not_tried`
         return False
 
 
-def usable(pattern: str) -> bool:
-    """Return whether a pattern is tried as a regular expression: a checkpoint is untrusted, and some
-    expressions never end."""
-    return len(pattern) <= _LONGEST and not _COSTLY.search(pattern)
+def reason_not_tried(pattern: str, names: Iterable[str]) -> str | None:
+    """Return why a regular expression is not matched with all `names`, as a sentence; None if it is."""
+    if pattern.startswith(_REGEX):
+        try:
+            patterns.check(pattern.removeprefix(_REGEX))
+            for name in names:
+                patterns.matches(_whole_parts(pattern), name)
+        except InputError as error:
+            return str(error)
+    return None
+
+
+def _whole_parts(pattern: str) -> str:
+    """Return an expression that matches what `pattern` does, up to a dot or the end of the name."""
+    return rf"(?:{pattern.removeprefix(_REGEX)})(?:(?<=\.)|(?=\.|$))"
 
 
 def _names(subject: Subject) -> list[str]:
@@ -95,7 +104,7 @@ def _modules(subject: Subject, *, quantized: bool) -> list[str]:
 def lost_prefix(subject: Subject) -> Iterator[Spot]:
     """Look for patterns that match only after a change of prefix."""
     names = _names(subject) if subject.structure else []
-    for pattern in patterns(subject) if names else ():
+    for pattern in ignore_list(subject) if names else ():
         if any(matches(pattern, name) for name in names):
             continue
         if (right := _with_prefix(pattern, names)) is not None:
@@ -125,13 +134,10 @@ def _with_prefix(pattern: str, names: Sequence[str]) -> str | None:
 def nothing(subject: Subject) -> Iterator[Spot]:
     """Look for patterns that match no module, whatever the prefix."""
     names = _names(subject) if subject.structure else []
-    for pattern in patterns(subject) if names else ():
-        if not usable(pattern) and pattern.startswith(_REGEX):
-            yield Spot(pattern[:_LONGEST], "It is too long or too costly to be tried.")
-        elif not any(matches(pattern, name) or pattern in name for name in names) and not _with_prefix(
-            pattern, names
-        ):
-            yield Spot(pattern, "No module has such a name.")
+    for pattern in ignore_list(subject) if names else ():
+        if any(matches(pattern, name) or pattern in name for name in names) or _with_prefix(pattern, names):
+            continue
+        yield Spot(pattern[:_SHOWN], reason_not_tried(pattern, names) or "No module has such a name.")
 
 
 @check(
@@ -144,7 +150,7 @@ def nothing(subject: Subject) -> Iterator[Spot]:
 )
 def contradicted(subject: Subject) -> Iterator[Spot]:
     """Compare the ignore list with the modules that are stored in codes."""
-    listed = patterns(subject)
+    listed = ignore_list(subject)
     for module in _modules(subject, quantized=True) if listed else ():
         if pattern := next((each for each in listed if matches(each, module)), None):
             yield Spot(module, f"The pattern {pattern!r} exempts it.")
@@ -161,7 +167,7 @@ def contradicted(subject: Subject) -> Iterator[Spot]:
 def substring(subject: Subject) -> Iterator[Spot]:
     """Look for patterns that are substrings of names that they do not match."""
     quantized = _modules(subject, quantized=True)
-    for pattern in patterns(subject):
+    for pattern in ignore_list(subject):
         hit = [
             name
             for name in quantized
@@ -200,7 +206,7 @@ def requantized(subject: Subject) -> Iterator[Spot]:
 
 
 def _not_exempt(subject: Subject) -> Iterator[Spot]:
-    found, listed = subject.structure, patterns(subject)
+    found, listed = subject.structure, ignore_list(subject)
     if found is None or list(lost_prefix(subject)):
         return
     head = (found.head or "").removesuffix(".weight")
@@ -211,7 +217,7 @@ def _not_exempt(subject: Subject) -> Iterator[Spot]:
             continue  # only compressed-tensors quantizes the head unless it is on the list
         if found.in_model(module) != head and not _BLOCK.search(module):
             continue
-        if any(matches(pattern, module) for pattern in listed):
+        if any(matches(pattern, module) or reason_not_tried(pattern, [module]) for pattern in listed):
             continue
         if chosen is not None and not any(module.endswith(name) for name in chosen):
             continue

@@ -94,8 +94,20 @@ def test_a_pattern_is_a_name_a_class_or_an_expression_and_no_substring():
     assert ct.scheme(config, "lm_head") is None
     assert ct.scheme(config, "model.layers.0.self_attn.q_proj") is not None  # "layers.0" is no whole name
     assert ct.scheme(config, "model.embed_tokens", "Embedding") is None
-    with pytest.raises(InputError, match="invalid"):
+    with pytest.raises(InputError, match="not a valid regular expression"):
         ct.scheme(config | {"ignore": ["re:("]}, "lm_head")
+
+
+@pytest.mark.parametrize("place", ["ignore", "targets"])
+def test_an_expression_that_never_ends_in_python_does_not_hold_up_loading(place):
+    config = ct.config({"model.layers.0.mlp.up_proj": Uniform(4, 64, False)})
+    slow = r"re:(\w+\.?)+$"  # exponential in the letters before the hyphen
+    if place == "ignore":
+        config["ignore"] = [slow]
+    else:
+        config["config_groups"]["group_0"]["targets"] = [slow]
+    found = ct.scheme(config, "model.layers.0.mlp.up_proj_" + "a" * 60 + "-")
+    assert (found is None) == (place == "targets")
 
 
 def test_several_formats_name_their_modules():

@@ -148,6 +148,9 @@ def test_modules_with_settings_of_their_own(tmp_path):
     formats = {name.rpartition(".")[2]: layer.format for name, layer in linears(loaded.model).items()}
     assert formats["down_proj"] == Uniform(8, 32, False) and formats["up_proj"] == Uniform(4, 32, False)
     assert "gptq int4-g32, int8-g32" in loaded.checkpoint.description
+    made.set_config(tmp_path / "model", quantization_config={**settings, "dynamic": {"-:(?>lm_head)": {}}})
+    with pytest.raises(InputError, match="uses atomic group"):
+        as_stored(tmp_path / "model")
 
 
 def test_int8_with_quantized_activations_is_said_to_differ(tmp_path):

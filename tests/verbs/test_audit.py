@@ -837,11 +837,18 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch, name, words):
         audit.run("../secret/folder", public=True)
 
 
-def test_costly_patterns_are_not_tried(sound, tmp_path):
+def test_expressions_that_never_end_are_tried_and_those_without_bound_are_named(sound, tmp_path):
     folder = shutil.copytree(sound["ct"], tmp_path / "model")
-    quantization(ignore=["lm_head", "re:(a+)+$", "re:" + "x" * 999])(folder)
+    quantization(ignore=["lm_head", "re:(a+)+$", "re:" + "x" * 1024, "re:(?i)vision"])(folder)
     (finding,) = audit.run(folder).findings
-    assert finding.check == "ignore-nothing" and "too costly" in finding.spots[0].what
+    assert finding.check == "ignore-nothing"
+    never, long, flags = (spot.what for spot in finding.spots)
+    assert never == "No module has such a name."
+    assert "limited to 1024 characters" in long and "uses inline flags" in flags
+    # whether it exempts a layer in floating point is not known
+    quantization(ignore=["lm_head", "re:(?i).*DOWN_PROJ"])(folder)
+    in_float(folder)
+    assert [finding.check for finding in audit.run(folder).findings] == ["ignore-nothing"]
 
 
 # -- the hub -------------------------------------------------------------------------------------------------
