@@ -9,8 +9,6 @@ are dropped.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import json
 import logging
@@ -26,6 +24,7 @@ from qcore.base import errors, logs
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
 from qcore.base.quiet import silence
+from qcore.measurement.memory import give_back
 from qcore.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -223,8 +222,7 @@ class ModelCache:
         for _ in range(count):
             self._models.popitem(last=False)
         gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory without this call
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
 
 def _class_of(error: QcoreError) -> str:

@@ -24,6 +24,7 @@ from qcore.layers.inventory import dtype_name, inventory
 from qcore.layers.modules import QuantizedModule
 from qcore.layers.select import Target, select
 from qcore.library.finite import require_finite
+from qcore.measurement.memory import give_back
 from qcore.models import foreign_folder, gguf_header, gguf_weights
 from qcore.models.assembly import empty_model, meta_model
 from qcore.models.checkpoint import GGUF, Checkpoint
@@ -108,6 +109,7 @@ def load(checkpoint: Checkpoint, progress: Progress | None = None) -> tuple[PreT
             progress(i, len(coded), f"reading {name}")
         users = [target for target in targets.values() if name in (target.name, named[target.name][1])]
         _fill(checkpoint, model, found[name], users)
+        give_back()  # the work space of decoding, about 1 ms per weight
     recipe = Recipe(FILE + Path(checkpoint.name).name, Saved(checkpoint.name))
     ledger = Ledger(recipe.name, tuple(_rows(found, named)))
     run_whole_steps(model)

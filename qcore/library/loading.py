@@ -15,6 +15,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.library.finite import require_finite
 from qcore.library.sources import resolve
+from qcore.measurement.memory import give_back
 from qcore.models.assembly import assemble, meta_model
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.mapping import read_tensors
@@ -128,6 +129,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     finally:
         if collects:
             gc.enable()
+        give_back()  # 31 MB after a vocabulary of 49,152 tokens (glibc 2.36, 2026-11-30)
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):

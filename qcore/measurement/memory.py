@@ -6,6 +6,8 @@ read again, heap pages cannot, so the two are reported separately; that split is
 process: memory freed by an earlier model may be reused and then does not show.
 """
 
+import contextlib
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -67,6 +69,12 @@ class PeakMemory:
         self.peak_bytes = max(self.peak_bytes, resident, _high_water() if mark and _MARK_RESETS else 0)
         self.anonymous_bytes = max(self.anonymous_bytes, resident - mapped)
         self.file_bytes = max(self.file_bytes, mapped)
+
+
+def give_back() -> None:
+    """Return freed memory of the heap to the system: glibc keeps it until the heap's last piece is free."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident() -> tuple[int, int]:

@@ -45,7 +45,8 @@ LIBRARIES, LIBRARIES_HELP = (
 )
 MORE_HELP = (
     "Recipe names, separated by commas, with another group size, -sym, -dq or -head8. Or saved: and a "
-    "folder, for a model that was quantized, trained, pruned or distilled from this one."
+    "folder, for a model that was quantized, trained, pruned or distilled from this one. Or file: and a GGUF "
+    "file, a folder or a hub id, for a model that another project quantized from this one."
 )
 SKIP_HELP = (
     "Patterns, separated by commas, matched against the dotted parts of module names: layers.0 is block 0 "
@@ -152,7 +153,11 @@ def _line(recipe: Recipe) -> str:
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:
     """Return (additional recipe names, skip patterns, treatment of head and embedding)."""
     more = st.text_input(
-        "More recipes", placeholder="int4-g128-dq, saved:folder", key=f"{prefix}.more", help=MORE_HELP, **KEEP
+        "More recipes",
+        placeholder="int4-g128-dq, saved:folder, file:model.gguf",
+        key=f"{prefix}.more",
+        help=MORE_HELP,
+        **KEEP,
     )
     skip = st.text_input(
         "Modules to skip", placeholder="layers.0, down_proj", key=f"{prefix}.skip", help=SKIP_HELP, **KEEP
