@@ -134,7 +134,8 @@ class _Match:
                 ends |= self.after(inner, starts)
             return ends
         if name == "REPEAT":
-            return self._repeat(*argument, starts)
+            least, most, inner = argument
+            return self._repeat(least, most, inner, starts)
         if name == "AT":
             return starts & self._places(str(argument))
         direction, width, inner = argument

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
 from qcore.base.tensor_file import ALIGNMENT, TORCH_NAMES
@@ -17,6 +17,8 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.headers import TensorInfo
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     import torch
 
 
@@ -77,14 +79,14 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-def _read(file: BinaryIO, tensor: TensorInfo) -> torch.Tensor:
+def _read(file: BufferedReader, tensor: TensorInfo) -> torch.Tensor:
     import torch
 
     values = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
     if values.nbytes != tensor.nbytes:
         raise ValueError(f"{tensor.nbytes} bytes do not hold {tensor.shape}")
     file.seek(tensor.start)
-    if file.readinto(values.view(-1).view(torch.uint8).numpy()) < tensor.nbytes:
+    if file.readinto(values.view(-1).view(torch.uint8).numpy().data) < tensor.nbytes:
         raise ValueError("the file ends within the tensor")
     return values
 
