@@ -61,11 +61,8 @@ def pack(weight, kind):
     return blocks.reshape(weight.shape[0], -1)
 
 
-def write(path, model, kind=None, *, extra=None):
-    """Write `model` as GGUF: in fp32, or its matrices as `kind`, a type or a function of the name there to a
-    type. `extra` are further tensors by name. Returns the matrices that such a file holds, by our names, in
-    the file's order of rows."""
-    config = model.config
+def described(path, config):
+    """A writer of a file with the settings of `config` and the tokens of these models."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -83,6 +80,46 @@ def write(path, model, kind=None, *, extra=None):
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(62)
     writer.add_eos_token_id(63)
+    return writer
+
+
+def write_random(path, config, kind):
+    """Write a model of any size in seconds: matrices of random codes with one small scale, norms of ones. The
+    blocks of the type `kind` begin with their scale."""
+    writer, rng = described(path, config), np.random.default_rng(0)
+    width, values = config.hidden_size, config.hidden_size // config.num_attention_heads
+    narrow, inner = values * config.num_key_value_heads, config.intermediate_size
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (narrow, width),
+        "attn_v": (narrow, width),
+        "attn_output": (width, width),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    writer.add_tensor("token_embd.weight", rng.standard_normal((len(TOKENS), width), np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for layer in range(config.num_hidden_layers):
+        for name, (rows, columns) in shapes.items():
+            blocks = rng.integers(0, 256, (rows * columns // size, nbytes), dtype=np.uint8)
+            blocks[:, :2] = np.frombuffer(np.float16(2e-3).tobytes(), np.uint8)
+            writer.add_tensor(f"blk.{layer}.{name}.weight", blocks.reshape(rows, -1), raw_dtype=kind)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(path, model, kind=None, *, extra=None):
+    """Write `model` as GGUF: in fp32, or its matrices as `kind`, a type or a function of the name there to a
+    type. `extra` are further tensors by name. Returns the matrices that such a file holds, by our names, in
+    the file's order of rows."""
+    config = model.config
+    writer = described(path, config)
     held = {}
 
     def add(name, ours, weight, heads=None):

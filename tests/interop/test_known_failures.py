@@ -6,13 +6,17 @@ import json
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
+import gguf
+import gguf_models
 import matrix
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qcore import recipes
 from qcore.base.errors import InputError
@@ -213,3 +217,43 @@ def test_no_stale_shard_is_left_in_a_folder(originals, tmp_path, monkeypatch):
         progress=lambda *_: None,
     )
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+PEAK = """
+import gc, sys
+import torch
+from qcore.measurement.memory import PeakMemory
+from qcore.verbs.prepare import find, prepare
+
+def run(path):
+    loaded = prepare(find(path, None, as_stored=True), None, progress=lambda *_: None).loaded
+    with torch.no_grad():
+        loaded.model(torch.arange(3, 20)[None])
+
+run(sys.argv[1])  # so that libraries do not count
+gc.collect()
+with PeakMemory() as peak:
+    run(sys.argv[2])
+print(peak.peak_bytes - peak.start_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_a_file_takes_little_more_memory_than_its_size(own_home, tmp_path):
+    """transformers#34417: 90 GB for a file of 2 bits per weight."""
+    for name, layers in (("small", 1), ("large", 28)):  # the matrices of a model of 0.6 billion weights
+        config = LlamaConfig(
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=layers,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            max_position_embeddings=512,
+        )
+        gguf_models.write_random(tmp_path / f"{name}.gguf", config, gguf.GGMLQuantizationType.Q4_0)
+    files = [str(tmp_path / f"{name}.gguf") for name in ("small", "large")]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *files], cwd=matrix.ROOT, capture_output=True, text=True, check=True
+    )
+    size = (tmp_path / "large.gguf").stat().st_size
+    assert size > 190e6 and int(done.stdout.split()[-1]) <= 1.3 * size
