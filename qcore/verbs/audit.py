@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError
 from qcore.base.files import sha256
 from qcore.base.progress import Progress
+from qcore.base.transformers_internals import stored_order
 from qcore.verbs import audit_files, audit_gguf, audit_ignored, audit_names, audit_text, audit_values
 from qcore.verbs.audit_ours import digests, ledger_of_graph
 from qcore.verbs.audit_reading import parts_of
@@ -129,6 +130,6 @@ def _audit(subject: Subject, findings: list[Finding], read_bytes: int) -> Audit:
         tensors=len(subject.tensors),
         parameters=sum(line.weights for line in graph) if graph else subject.parameters,
         findings=tuple(findings),
-        ledger=tuple(graph or lines),
+        ledger=tuple(graph or sorted(lines, key=lambda line: stored_order(line.name))),
         not_looked_at=tuple(dict.fromkeys(subject.not_looked_at)),
     )
