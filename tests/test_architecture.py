@@ -186,3 +186,9 @@ def test_importing_qcore_loads_nothing_heavy():
     code = f"import sys, qcore; print([name for name in {heavy} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports test files by their names, so it collects only the first of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

@@ -261,6 +261,7 @@ def test_the_readmes_commands_run_on_a_tiny_model(tmp_path, monkeypatch, own_hom
             assert main([str(folder) if word == MODEL else word for word in words]) == 0, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.document != "README.md"], ids=str)
 def test_scripts_run_on_a_tiny_model(block, tmp_path, monkeypatch, own_home):
     folder = small_model(tmp_path / "model")

@@ -52,6 +52,7 @@ def test_the_table_and_the_json(model, tmp_path, capsys):
     assert found["rows"][4]["stored_bytes"] == qcore.quantize(model, "int8").ledger.stored_bytes
 
 
+@pytest.mark.slow
 def test_the_probe_fills_in_speeds(model, capsys):
     assert (
         main(

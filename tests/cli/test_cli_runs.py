@@ -80,6 +80,7 @@ def test_ctrl_c_cancels_the_run(said, fake, number):
     assert [run.state for run in jobs.list_runs()] == ["cancelled"]
 
 
+@pytest.mark.slow
 def test_runs_are_listed_shown_repeated_and_deleted(said, fake, tmp_path):
     assert "no runs yet" in said("runs")[2]
     said("compare", "m", "--recipes", "fp32,int8", "--text", '{"int8": "exit"}')

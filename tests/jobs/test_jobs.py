@@ -210,6 +210,7 @@ def test_the_same_request_is_a_new_run_once_the_first_ended_or_some_time_passed(
     assert jobs.submit(fake("fp32", model="slow", fp32="hang")) != second
 
 
+@pytest.mark.slow
 def test_repeat_runs_the_same_request_again(fake, ended):
     first = jobs.submit(fake("fp32,int8"))
     ended(first)
@@ -311,6 +312,7 @@ def test_the_log_tail_is_cut_at_a_line(tmp_path, fake, ended):
     assert Path(folder.log).exists()
 
 
+@pytest.mark.slow
 def test_compare_waits_and_returns_rows_or_says_what_is_wrong(fake, monkeypatch):
     from qcore.verbs import checks
 

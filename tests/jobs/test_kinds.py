@@ -181,6 +181,7 @@ def test_a_killed_task_that_can_be_resumed_is_started_again_once(model, text, wa
     assert "it is started again" in RunFolder(run_id).log.read_text()
 
 
+@pytest.mark.slow
 def test_what_fails_unexpectedly_leaves_its_traceback_in_the_log(tmp_path, ended):
     folder = tiny.checkpoint("llama", tmp_path / "broken")
     (folder / "tokenizer.json").write_text("{}")

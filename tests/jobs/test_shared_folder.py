@@ -47,6 +47,7 @@ def test_a_run_of_another_machine_is_never_settled_from_here(foreign):
     assert jobs.status(foreign).state == "running"
 
 
+@pytest.mark.slow
 def test_runs_queue_behind_one_of_another_machine(foreign, fake, wait_for, ended):
     run_id = jobs.submit(fake("fp32"))
     assert (jobs.status(run_id).state, jobs.status(run_id).place) == ("queued", 1)
@@ -56,6 +57,7 @@ def test_runs_queue_behind_one_of_another_machine(foreign, fake, wait_for, ended
     assert ended(run_id).state == "done"
 
 
+@pytest.mark.slow
 def test_a_worker_ends_by_itself_when_another_machine_cancels(fake, wait_for, ended, monkeypatch):
     run_id = jobs.submit(fake("fp32,int8", int8="hang"))
     wait_for(lambda: began(run_id, "int8"))
@@ -66,6 +68,7 @@ def test_a_worker_ends_by_itself_when_another_machine_cancels(fake, wait_for, en
     assert [row["status"] for row in jobs.rows(run_id)] == ["ok", "cancelled"]
 
 
+@pytest.mark.slow
 def test_a_worker_leaves_signs_of_life(fake, wait_for, monkeypatch):
     run_id = jobs.submit(fake("fp32", fp32="hang"))
     wait_for(lambda: began(run_id, "fp32"))

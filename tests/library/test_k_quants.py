@@ -58,6 +58,7 @@ def test_a_k_quant_is_planned_saved_loaded_and_streamed(name, tmp_path):
     assert torch.equal(again(ids()).logits, quantized(ids()).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hqq", "gptq", "awq", "signround"])
 @torch.no_grad()
 def test_every_method_lowers_the_error_of_a_k_quant(method):

@@ -96,6 +96,7 @@ def test_it_runs_in_a_fresh_process_with_onnxruntime_alone(exported, source):
         assert done.returncode == 0 and done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_a_model_for_eval_and_bench(exported, source):
     loaded = library.load(str(exported))
     assert loaded.recipe.name == "int4-g32-head8" and loaded.checkpoint.source == "onnx"

@@ -147,6 +147,7 @@ def test_no_pip_at_all(home, monkeypatch):
         library.resolve("smollm2-135m")
 
 
+@pytest.mark.slow
 def test_looking_for_pip_leaves_setuptools_usable():
     code = "from qcore.models import packaged; packaged._pip(); import torch.utils.cpp_extension"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -29,6 +29,7 @@ def asked(words, **changes) -> Distill:
     return Distill(**{"schedule": Schedule(steps=40, batch=8, validations=4), **about, **changes})
 
 
+@pytest.mark.slow
 def test_a_student_of_half_the_depth_beats_the_model_that_is_merely_cut(learned, words, tmp_path):
     removed = prune.Prune(method="layers", calibration=str(words / "train.txt"), tokens=512)
     cut = prune.run(str(learned), removed, tmp_path / "cut", progress=quiet)
@@ -110,6 +111,7 @@ def test_a_student_must_be_smaller(learned, words, tmp_path):
         verb.run(str(learned), asked(words, layers=2), tmp_path / "out", progress=quiet)
 
 
+@pytest.mark.slow
 def test_the_verbs_do_the_same(learned, words, tmp_path):
     about = {
         "text": str(words / "train.txt"),

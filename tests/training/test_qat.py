@@ -69,6 +69,7 @@ def test_steps_are_in_mixed_precision_where_the_processor_is_fast_at_it(monkeypa
     assert history.best < history.validations[0][1]
 
 
+@pytest.mark.slow
 def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, words, tmp_path):
     recipe, checkpoint = parse("int2-g64-a32"), library.resolve(str(learned))
     rounded = library.load(checkpoint).model
@@ -101,6 +102,7 @@ def test_the_light_form_recovers_nine_tenths_of_what_rounding_loses(learned, wor
     kept.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -145,6 +147,7 @@ def test_chosen_codes_are_trained_in_smaller_steps():
     assert qat.Qat(rate=0.01).rate_for(parse("int3-g64-gptq")) == 0.01
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_takes_the_same_steps(learned, words):
     checkpoint, recipe, options = library.resolve(str(learned)), parse("int3-g64"), asked(words, steps=10)
     whole, history, kept = verb.train(checkpoint, recipe, options, progress=quiet)

@@ -98,6 +98,7 @@ def test_the_licence_of_the_packaged_model_is_known(original, tmp_path):
     assert ModelCard((tmp_path / "small" / "README.md").read_text()).data.license == "apache-2.0"
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_folder_again(original, tmp_path, monkeypatch, said):
     made(original, tmp_path / "small", "int4-g32-gptq", skip=("layers.0", "mlp.up_proj"))
     words = command(tmp_path / "small")

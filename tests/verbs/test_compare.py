@@ -78,6 +78,7 @@ def test_every_figure_of_every_architecture(spec, tmp_path, kind):
     json.dumps(rows, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_figures_agree_with_the_parts_they_come_from(spec, tmp_path):
     wanted = spec()
     fp32, int8 = run(wanted, tmp_path)
@@ -91,6 +92,7 @@ def test_figures_agree_with_the_parts_they_come_from(spec, tmp_path):
     assert (int8["stored_bytes"], int8["coverage"]) == (ledger.stored_bytes, ledger.coverage)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_changes_no_value_diverges_nowhere(spec, tmp_path):
     """Weights that 16 bits represent exactly: KL is exactly 0, agreement exactly 1, and every answer equals
     the baseline's."""
@@ -109,6 +111,7 @@ def test_a_recipe_that_changes_no_value_diverges_nowhere(spec, tmp_path):
     assert [answer["first_divergence"] for answer in bf16["record"]["generations"]] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_baseline_without_a_row_gives_the_same_divergence(spec, tmp_path):
     with_row, alone = tmp_path / "a", tmp_path / "b"
     with_row.mkdir(), alone.mkdir()
@@ -131,6 +134,7 @@ def test_without_a_baseline_there_is_no_divergence_and_the_row_says_why(spec, tm
     assert row["record"]["notes"] == ["There is no KL and no top-1 agreement, because the baseline failed."]
 
 
+@pytest.mark.slow
 def test_the_record_has_all_conditions_and_repeats_the_run(spec, tmp_path):
     wanted = spec(seed=3, threads=1)
     events = []
@@ -169,6 +173,7 @@ def test_the_record_has_all_conditions_and_repeats_the_run(spec, tmp_path):
     assert list(dict.fromkeys(phases)) == ["load", "quantize", "speed", "quality", "prompts"]
 
 
+@pytest.mark.slow
 def test_skipped_modules_are_kept_and_said_so(spec, tmp_path):
     skipping = recipes.parse("int8").with_modules(skip=("layers.0",))
     row = run(spec(names=(recipes.parse("fp32"), skipping)), tmp_path)[1]
@@ -179,6 +184,7 @@ def test_skipped_modules_are_kept_and_said_so(spec, tmp_path):
     assert "--skip layers.0" in row["record"]["command"]
 
 
+@pytest.mark.slow
 def test_no_prompts_when_not_asked(spec, tmp_path):
     assert run(spec(generate=False), tmp_path)[1]["record"]["generations"] == []
 

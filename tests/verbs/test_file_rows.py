@@ -40,6 +40,7 @@ def text(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_downloads_stand_beside_own_recipes(files, text):
     rows = beside("fp32,int8", str(files / "?.*.gguf"))
     spec, checkpoint = checks.check_run(RunSpec(str(files / "original"), rows, text=text, **SMALL))

@@ -124,6 +124,7 @@ def test_nobody_else_prepares(call):
 # -- the playground ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_playground_never_shows_a_quantized_model_as_another_recipe(model, small):
     cache, base, saved = ModelCache(), library.resolve(model), library.resolve(small)
     with pytest.raises(InputError, match="quantized already"):

@@ -87,6 +87,7 @@ def test_a_step_goes_against_the_sign_of_the_gradient(transposed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "moe"])
 def test_predictions_are_nearer_on_text_that_was_learned_from_than_after_gptq(kind, monkeypatch):
     monkeypatch.setattr(
