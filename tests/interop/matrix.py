@@ -189,7 +189,8 @@ def tables(cells: list[Cell]) -> str:
             }
             texts = [_text(row.get(name), sentences) for name in columns]
             limits = sorted({cell["tolerance"] for cell in row.values() if cell["tolerance"] is not None})
-            limit = ", ".join(f"{each:.0e}" if each else "0" for each in limits) or "–"
+            ends = dict.fromkeys(f"{each:.0e}" if each else "0" for each in (limits[:1] + limits[-1:]))
+            limit = " to ".join(ends) or "–"
             lines.append(f"| `{recipe}` | {RUNTIMES[runtime]} | " + " | ".join(texts) + f" | {limit} |")
         notes = [f"{i}. {sentence}" for i, sentence in enumerate(sentences, 1)]
         parts.append(
