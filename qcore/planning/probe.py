@@ -173,7 +173,8 @@ def _head_seconds(model: PreTrainedModel, repeats: int = 5) -> float:
     head = model.get_output_embeddings()
     if head is None:
         return 0.0
-    hidden = torch.full((1, 1, model.config.get_text_config().hidden_size), 0.1)
+    numbers = model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long)).dtype  # bfloat16 on some CPUs
+    hidden = torch.full((1, 1, model.config.get_text_config().hidden_size), 0.1, dtype=numbers)
     elsewhere = torch.ones(2 * last_level_cache() // 8, dtype=torch.int64)
     head(hidden)
     seconds = []

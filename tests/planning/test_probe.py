@@ -92,3 +92,8 @@ def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
     (place,) = (tmp_path / "home" / "probes").iterdir()
     place.write_text(json.dumps({"recipe": "int8", "another": 1}))
     assert probe.known(model, parse("int8")) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_is_timed_in_the_numbers_that_the_model_computes_in(dtype):
+    assert probe._head_seconds(tiny.model("llama").to(dtype), repeats=1) > 0
