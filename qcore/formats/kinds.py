@@ -158,10 +158,10 @@ class Format(ABC):
     # -- names -------------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def from_name(cls, base: str, group_size: int | None, options: Collection[str]) -> Format:
         """Return the format of a recipe name with a base of `BASES` and some of `OPTIONS`. Raise `ValueError`
-        for a contradiction."""
+        for a contradiction. A format without `BASES` has no names, and leaves this as it is."""
+        raise ValueError(f"{cls.__name__} has no recipe names")
 
     # -- scales ------------------------------------------------------------------------------------------
 
