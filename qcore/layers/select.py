@@ -1,8 +1,9 @@
 """Selection of the tensors that a recipe changes, with the reason why each other tensor is kept.
 
-Linear layers are `nn.Linear`, GPT-2's `Conv1D` (stored transposed) and the fused three-dimensional expert
-parameters of a mixture of experts. Embeddings and the output head are changed only if the recipe says so.
-Routers, norms and biases never are: they are small, and routers decide which expert runs.
+Linear layers are `nn.Linear` and its equivalents (`linear.py`), GPT-2's `Conv1D` (stored transposed) and the
+fused three-dimensional expert parameters of a mixture of experts. Embeddings and the output head are changed
+only if the recipe says so. Routers, norms and biases never are: they are small, and routers decide which
+expert runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.uniform import Uniform
+from qcore.layers.linear import is_linear
 from qcore.layers.places import place_of
 from qcore.recipes import Modules, Recipe
 
@@ -114,6 +116,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     kept: dict[str, str] = {}
     missed: set[str] = set()
     used: set[str] = set()
+    kinds: set[str] = set()
+    unlike: set[str] = set()  # matrices of modules that are no linear layer to qcore
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     tied = head is not None and head.weight is embedding.weight
@@ -121,6 +125,7 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
         for parameter_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}"
             kind = _kind(module_name, module, parameter_name, parameter.ndim, head)
+            kinds.add(kind)
             choice = _choice(kind, recipe.modules, tied)
             pattern = next(
                 (pattern for pattern in recipe.modules.skip if matches(module_name, pattern)), None
@@ -129,6 +134,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
             if kind not in _QUANTIZABLE:
                 kept[name] = _REASONS[kind]
                 missed |= {name} if kind == "unknown experts" else set()
+                other = kind in ("other", "other product") and not isinstance(module, nn.Embedding)
+                unlike |= {name} if other and parameter.ndim == 2 else set()
             elif kind == "embedding" and isinstance(recipe.weights, Mixture) and module is not embedding:
                 kept[name] = "Position embeddings are kept: they are small, and llama.cpp keeps them, too."
             elif choice == "keep":
@@ -155,15 +162,19 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
                 f"The skip pattern {pattern!r} matches no module of this model. Names look like "
                 f"{next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
             )
+    if kinds.isdisjoint(_INNER):  # a recipe that reaches nothing but the head has not been applied
+        missed |= unlike
     return Selection(tuple(targets), kept, frozenset(missed))
 
 
-_QUANTIZABLE = ("linear", "conv1d", "experts", "head", "embedding")
+_INNER = ("linear", "conv1d", "experts")
+_QUANTIZABLE = (*_INNER, "head", "embedding")
 _REASONS = {
     "small": "Norms and biases are kept: they are a tiny share of the bytes.",
     "router": "Routers are kept: they are small, and an error would send tokens to other experts.",
     "other": "Kept: it is not the weight of a linear layer.",
     "unknown experts": "Kept: its three-dimensional layout is unknown.",
+    "other product": "Kept: its module computes something else than a linear layer.",
 }
 
 
@@ -179,9 +190,13 @@ def _kind(
         return "router"
     if parameter_name != "weight":
         return "other"
+    if isinstance(module, nn.Linear) and not is_linear(module):
+        return "other product"
     if module is head:
         return "head"
-    return {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}.get(type(module), "other")
+    if is_linear(module):
+        return "linear"
+    return {Conv1D: "conv1d", nn.Embedding: "embedding"}.get(type(module), "other")
 
 
 def _choice(kind: str, modules: Modules, tied: bool) -> str:

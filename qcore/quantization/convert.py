@@ -26,6 +26,7 @@ from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
+from qcore.layers.linear import is_linear
 from qcore.layers.modules import (
     QuantEmbedding,
     QuantExperts,
@@ -351,7 +352,7 @@ def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) 
         report(i, len(modules), name)
         parent_name, _, last = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        if type(module) is nn.Linear:
+        if is_linear(module):
             bias = None if module.bias is None else narrow(module.bias)
             setattr(parent, last, StoredLinear(narrow(module.weight), bias))
         elif type(module) is nn.Embedding:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qcore.base.transformers_internals import put_tensor, use_eager_experts
+from qcore.layers.linear import is_linear
 from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.layers.select import Target, select
 from qcore.models.assembly import empty_model
@@ -111,9 +112,9 @@ class Frame:
         stored = nn.Parameter(value, requires_grad=False)
         parent_name, _, own = owner_name.rpartition(".")
         parent = self.model.get_submodule(parent_name)
-        if module is self.model.get_output_embeddings() and type(module) is nn.Linear:
+        if module is self.model.get_output_embeddings() and is_linear(module):
             setattr(parent, own, _Head(stored, self._bias(owner_name, module)))
-        elif type(module) is nn.Linear:
+        elif is_linear(module):
             setattr(parent, own, StoredLinear(stored, self._bias(owner_name, module)))
         elif type(module) is nn.Embedding:
             setattr(parent, own, StoredEmbedding(stored, module.padding_idx))

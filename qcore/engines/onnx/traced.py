@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from qcore.base.errors import InputError
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.linear import is_linear
 from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def trace(model: PreTrainedModel) -> None:
             new = NBitsEmbedding(_blocks(module, held, name))
         elif type(module) is Conv1D:
             new = FloatLinear(module.weight.detach(), module.bias)
-        elif type(module) is nn.Linear and not (tied and module is head):
+        elif is_linear(module) and not (tied and module is head):
             new = FloatLinear(module.weight.detach().T.contiguous(), module.bias)
         else:
             continue
