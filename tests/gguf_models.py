@@ -114,12 +114,14 @@ def write_random(path, config, kind):
     writer.close()
 
 
-def write(path, model, kind=None, *, extra=None):
+def write(path, model, kind=None, *, extra=None, settings=None):
     """Write `model` as GGUF: in fp32, or its matrices as `kind`, a type or a function of the name there to a
-    type. `extra` are further tensors by name. Returns the matrices that such a file holds, by our names, in
-    the file's order of rows."""
+    type. `extra` are further tensors by name, `settings` adds further settings to the writer. Returns the
+    matrices that such a file holds, by our names, in the file's order of rows."""
     config = model.config
     writer = described(path, config)
+    if settings is not None:
+        settings(writer)
     held = {}
 
     def add(name, ours, weight, heads=None):

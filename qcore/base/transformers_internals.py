@@ -92,6 +92,25 @@ def gguf_config(path: Path) -> dict[str, Any]:
         return load_gguf_checkpoint(str(path), return_tensors=False)["config"]
 
 
+def gguf_setting_names(architecture: str) -> set[str] | None:
+    """Return the settings that transformers reads from a GGUF file of llama.cpp's `architecture`, without
+    the architecture in front; None if the library has no list of them."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    table: dict[str, Any] = GGUF_CONFIG_MAPPING
+    known = table.get(architecture) or table.get(architecture.replace("-", "_"))
+    return None if known is None else {key for key, name in known.items() if name is not None}
+
+
+def gguf_tensor_names(model: PreTrainedModel, architecture: str) -> set[str]:
+    """Return the tensors that transformers reads from a GGUF file of llama.cpp's `architecture` into `model`.
+    Fused experts may have other names."""
+    from transformers import modeling_gguf_pytorch_utils as converter
+
+    processor = converter.TENSOR_PROCESSORS.get(architecture, converter.TensorProcessor)
+    return set(converter.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
+
+
 # -- from stored names to the model's ------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@ sizes."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +221,14 @@ def to_transformers(config: dict) -> PreTrainedConfig:
     if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"A {kind} model does not predict the next token. Choose a causal language model.")
     return built
+
+
+def knows_field(kind: str, name: str) -> bool:
+    """Return whether the config of the model type `kind`, which transformers knows, has the field `name`."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    known = CONFIG_MAPPING[kind]
+    return name in known.attribute_map or name in {field.name for field in fields(known)}
 
 
 def _first_line(error: Exception) -> str:

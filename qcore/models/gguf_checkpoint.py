@@ -40,6 +40,7 @@ def as_stored(path: Path, name: str, progress: Progress | None = None) -> Checkp
         for tensor in header.tensors
     }
     check_against(config, tensors)
+    gguf_file.check_all_read(path, header, config)
     folder = _settings(path, header, config, progress)
     words = f"A GGUF file quantized as {', '.join(header.quantized_types)}, with its own codes."
     if wide := [kind for kind in header.quantized_types if kind not in FORMATS]:
@@ -91,6 +92,7 @@ def outline(path: Path, name: str) -> Checkpoint:
     check_against(
         config, {tensor.name: TensorInfo("F32", tensor.shape, 0, path.name, 0) for tensor in found.tensors}
     )
+    gguf_file.check_all_read(path, found, config)
     digest = hashlib.sha256(repr((path.name, found.entries, found.tensors)).encode()).hexdigest()
     model = empty_model(to_transformers(config), meta_buffers=True)
     tensors, start = {}, 0

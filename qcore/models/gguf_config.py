@@ -7,16 +7,18 @@ rotary embedding, biases, experts of Llama, caps of logits, the ids that end a t
 from __future__ import annotations
 
 import math
+import re
 import struct
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import gguf_config
+from qcore.base.transformers_internals import gguf_config, gguf_setting_names
 from qcore.interop.gguf_names import ARCHITECTURES
-from qcore.models.config import checked
+from qcore.models.config import checked, knows_field, to_transformers
 from qcore.models.gguf_header import Header, without_data
+from qcore.models.gguf_keys import Keys
 
 _LONGEST_ROPE = 1 << 16  # frequencies
 _TYPES = {known.name: kind for kind, known in reversed(ARCHITECTURES.items())}
@@ -45,6 +47,8 @@ _GPT2 = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
 }
+_ATTENTION_BIAS = re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.bias")
+_MLP_BIAS = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.bias")
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}  # layers of the size with a scaling of its own
 
 
@@ -55,7 +59,8 @@ def knows(header: Header) -> bool:
 
 def config_of(path: Path, header: Header) -> dict:
     """Return the settings as a transformers config, by transformers itself for architectures that
-    are not known here. Raise `InputError` for one that transformers does not know either."""
+    are not known here. Raise `InputError` for one that transformers does not know either, and for a setting
+    that would be ignored."""
     if knows(header):
         return checked(settings(path, header))
     with tempfile.TemporaryDirectory(prefix="qcore-gguf-") as scratch:
@@ -68,58 +73,119 @@ def config_of(path: Path, header: Header) -> dict:
                 f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}"
             ) from error
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in parsed.items()}
-    return checked(plain)
+    config = checked(plain)
+    _check_translated(path, header, config)
+    return config
+
+
+def _check_translated(path: Path, header: Header, config: dict[str, Any]) -> None:
+    """Raise `InputError` for a setting that transformers' translation to `config` ignores."""
+    names = gguf_setting_names(header.architecture)
+    if names is None:
+        return
+    keys = Keys(path, header)
+    keys.use(*names)
+    built = to_transformers(config)
+    heads = getattr(built, "num_attention_heads", 0)
+    width = getattr(built, "head_dim", None) or (built.hidden_size // heads if heads else None)
+    rope = getattr(built, "rope_parameters", None) or {}
+    share = rope.get("partial_rotary_factor", getattr(built, "partial_rotary_factor", None) or 1.0)
+    for key, meant in (
+        ("rope.dimension_count", width and int(width * share)),
+        ("attention.key_length", width),
+        ("attention.value_length", width),
+    ):
+        if (value := keys.number(key)) not in (None, meant) and key not in names:
+            raise InputError(
+                f"{path.name} has {header.architecture}.{key} = {value}, but transformers' "
+                f"{built.model_type} would have {meant}. Choose another file of this model, or its "
+                "safetensors."
+            )
+    keys.check_all_used()
 
 
 def settings(path: Path, header: Header) -> dict[str, Any]:
-    """Return the config, not yet checked. Raise `InputError` for a setting that is missing or unknown."""
-    kind = _TYPES[header.architecture]
-    experts = header.number(f"{header.architecture}.expert_count")
+    """Return the config, not yet checked. Raise `InputError` for a setting that is missing, unknown, or
+    without a counterpart in the architecture."""
+    keys = Keys(path, header)
+    kind, experts = _TYPES[header.architecture], keys.number("expert_count")
     if kind == "llama" and experts:
         kind = "mixtral"
     found: dict[str, Any] = {"model_type": kind, **_token_ids(header)}
-    for keys, required in ((_REQUIRED, True), (_OPTIONAL, False)):
-        for key, name in keys.items():
-            value = header.number(f"{header.architecture}.{key}")
-            if value is not None:
-                found[name] = value
-            elif required:
-                raise InputError(
-                    f"{path.name} has no {header.architecture}.{key}, so its model cannot be built. Download "
-                    "it again, or choose another file."
-                )
+    for key, name in _REQUIRED.items():
+        if (value := keys.number(key)) is None:
+            raise InputError(
+                f"{path.name} has no {header.architecture}.{key}, so its model cannot be built. Download "
+                "it again, or choose another file."
+            )
+        found[name] = value
+    for key, name in _OPTIONAL.items():
+        if knows_field(kind, name) and (value := keys.number(key)):
+            found[name] = value
+    if kind == "phi3" and (window := keys.number("attention.sliding_window")):
+        found["sliding_window"] = window
     names = {tensor.name for tensor in header.tensors}
     rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
-    found["vocab_size"] = rows or header.number(f"{header.architecture}.vocab_size")
+    found["vocab_size"] = rows or keys.number("vocab_size")
     found["tie_word_embeddings"] = "output.weight" not in names
     if kind == "gpt2":
         found = {_GPT2.get(name, name): value for name, value in found.items()}
-        if (epsilon := header.number("gpt2.attention.layer_norm_epsilon")) is not None:
+        if (epsilon := keys.number("attention.layer_norm_epsilon")) is not None:
             found["layer_norm_epsilon"] = epsilon
+        keys.check_all_used()
         return found
     if experts:
         found["num_local_experts" if kind == "mixtral" else "num_experts"] = experts
         if (normalized := ARCHITECTURES[kind].normalized) is not None and kind != "mixtral":
             found["norm_topk_prob"] = normalized
-    if kind in ("llama", "qwen3"):
-        found["attention_bias"] = "blk.0.attn_q.bias" in names
-        found["mlp_bias"] = "blk.0.ffn_up.bias" in names
+    if kind == "llama":
+        found["attention_bias"] = any(_ATTENTION_BIAS.fullmatch(name) for name in names)
+        found["mlp_bias"] = any(_MLP_BIAS.fullmatch(name) for name in names)
     if kind in _LARGEST_GEMMA:
-        found |= _gemma(header, kind, found)
-    return found | _rope(path, header, kind, found)
+        found |= _gemma(keys, kind, found)
+    found |= _rope(path, header, keys, kind, found)
+    _check_heads(path, header, keys, found)
+    keys.check_all_used()
+    return found
 
 
-def differs_from_library(path: Path, header: Header) -> bool:
-    """Return whether the file has settings that transformers leaves out, so that it would build another
-    model: a scaled rotary embedding or biases of Llama."""
-    if not knows(header):
-        return False
-    found = settings(path, header)
+def _check_heads(path: Path, header: Header, keys: Keys, found: dict[str, Any]) -> None:
+    """Raise `InputError` for keys or values of another width than the head, and for an embedding that
+    rotates only a part of each head, in an architecture that has neither."""
+    width, own = _head_size(found), header.architecture
+    for key in ("attention.key_length", "attention.value_length"):
+        if (length := keys.number(key)) not in (None, width):
+            raise InputError(
+                f"{path.name} has {own}.{key} = {length}, but in transformers' {found['model_type']} it can "
+                f"only be {width}, the size of a head. Choose another file of this model, or its safetensors."
+            )
+    rotated = keys.number("rope.dimension_count")
+    rope = found["rope_parameters"]
+    share = rope.get("full_attention", rope).get("partial_rotary_factor", 1.0)
+    if rotated is not None and rotated != int(width * share):
+        raise InputError(
+            f"{path.name} rotates {rotated} of the {width} numbers of each head "
+            f"({own}.rope.dimension_count), but transformers' {found['model_type']} rotates "
+            f"{int(width * share)}. Choose another file of this model, or its safetensors."
+        )
+
+
+def _head_size(found: dict[str, Any]) -> int:
+    return found.get("head_dim") or found["hidden_size"] // max(1, found["num_attention_heads"])
+
+
+def differs_from_library(found: dict[str, Any]) -> bool:
+    """Return whether the settings `found` of a known architecture include some that transformers leaves out,
+    so that it would build another model: a scaled rotary embedding, biases of Llama, a size of heads that is
+    not hidden size / heads, or a window."""
     rope = found.get("rope_parameters", {})
     scaled = any(
         part.get("rope_type", "default") != "default" for part in (rope, rope.get("full_attention", {}))
     )
-    return scaled or (found["model_type"] == "llama" and (found["attention_bias"] or found["mlp_bias"]))
+    biased = found.get("attention_bias", False) or found.get("mlp_bias", False)
+    sized = found.get("head_dim") and found["head_dim"] * found["num_attention_heads"] != found["hidden_size"]
+    windowed = found["model_type"] == "phi3" and "sliding_window" in found
+    return bool(scaled or biased or sized or windowed)
 
 
 def _token_ids(header: Header) -> dict[str, Any]:
@@ -133,17 +199,18 @@ def _token_ids(header: Header) -> dict[str, Any]:
     }
 
 
-def _gemma(header: Header, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+def _gemma(keys: Keys, kind: str, found: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of attention in Gemma 2 and 3."""
     heads, layers = found["num_attention_heads"], found["num_hidden_layers"]
-    width = found.get("head_dim") or found["hidden_size"] // max(1, heads)
+    width = _head_size(found)
     large = layers == _LARGEST_GEMMA[kind]
     made: dict[str, Any] = {"query_pre_attn_scalar": found["hidden_size"] // heads if large else width}
-    window = header.number(f"{header.architecture}.attention.sliding_window")
-    period = {"gemma2": 2, "gemma3_text": 6}[kind]
-    local = header.flags(f"{header.architecture}.attention.sliding_window_pattern") or [
-        (i + 1) % period != 0 for i in range(min(layers, 1 << 12))
-    ]
+    window = keys.number("attention.sliding_window")
+    # the pattern is a list, or its period
+    local = keys.flags("attention.sliding_window_pattern")
+    if local is None:
+        period = int(keys.number("attention.sliding_window_pattern") or {"gemma2": 2, "gemma3_text": 6}[kind])
+        local = [(i + 1) % period != 0 for i in range(min(layers, 1 << 12))]
     if window:
         made["sliding_window"] = window
     made["layer_types"] = [
@@ -152,51 +219,55 @@ def _gemma(header: Header, kind: str, found: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _rope(path: Path, header: Header, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+def _rope(path: Path, header: Header, keys: Keys, kind: str, found: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the rotary embedding. Raise `InputError` for a scaling of an unknown kind.
 
     Llama 3's scaling is stored as one factor per frequency. LongRoPE with equal factors for short and long
-    texts has the same frequencies.
+    texts has the same frequencies. A factor without a kind is linear, as in llama.cpp.
     """
-    own = header.architecture
-    theta = header.number(f"{own}.rope.freq_base") or 10000.0
+    theta = keys.number("rope.freq_base") or 10000.0
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    width = found.get("head_dim") or found["hidden_size"] // max(1, found["num_attention_heads"])
-    rotated = header.number(f"{own}.rope.dimension_count")
-    if kind == "llama" and "head_dim" not in found and rotated:
-        found["head_dim"] = rotated
-    elif kind == "phi3" and rotated and rotated < width:
+    width, rotated = _head_size(found), keys.number("rope.dimension_count")
+    if kind == "phi3" and rotated and rotated < width:
         rope["partial_rotary_factor"] = rotated / width
-    original = header.number(f"{own}.rope.scaling.original_context_length")
+    original = keys.number("rope.scaling.original_context_length")
     made: dict[str, Any] = {}
     if kind == "phi3" and original:
         made["original_max_position_embeddings"] = original
-    scaling, factor = header.text(f"{own}.rope.scaling.type"), header.number(f"{own}.rope.scaling.factor")
+    scaling = keys.text("rope.scaling.type") or "linear"
+    factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear")
     short = _factors(path, header, "rope_freqs.weight", "rope_factors_short.weight")
+    if short is not None and scaling == "yarn":
+        raise InputError(
+            f"{path.name} scales its rotary embedding by yarn and by factors of its own, which transformers "
+            "cannot combine. Choose another file of this model, or its safetensors."
+        )
     if short is not None:
+        along = factor if scaling == "linear" and factor else 1.0
+        long = _factors(path, header, "rope_factors_long.weight") or short
         rope |= {
             "rope_type": "longrope",
-            "short_factor": short,
-            "long_factor": _factors(path, header, "rope_factors_long.weight") or short,
-            "attention_factor": header.number(f"{own}.rope.scaling.attn_factor") or 1.0,
+            "short_factor": [along * each for each in short],
+            "long_factor": [along * each for each in long],
+            "attention_factor": keys.number("rope.scaling.attn_factor") or 1.0,
             "original_max_position_embeddings": original or found["max_position_embeddings"],
         }
-    elif scaling in ("linear", "yarn") and factor:
+    elif scaling in ("linear", "yarn") and factor and (scaling, factor) != ("linear", 1.0):
         rope |= {"rope_type": scaling, "factor": factor}
         if scaling == "yarn":
             given = {
                 "original_max_position_embeddings": original,
-                "beta_fast": header.number(f"{own}.rope.scaling.yarn_beta_fast"),
-                "beta_slow": header.number(f"{own}.rope.scaling.yarn_beta_slow"),
+                "beta_fast": keys.number("rope.scaling.yarn_beta_fast"),
+                "beta_slow": keys.number("rope.scaling.yarn_beta_slow"),
             }
             rope |= {name: value for name, value in given.items() if value is not None}
-    elif scaling not in (None, "none", "linear", "yarn"):
+    elif scaling not in ("none", "linear", "yarn"):
         raise InputError(
             f"{path.name} scales its rotary embedding by {scaling!r} without factors, which qcore cannot "
             "compute."
         )
     if kind == "gemma3_text":
-        local = header.number(f"{own}.rope.freq_base_swa") or 10000.0
+        local = keys.number("rope.freq_base_swa") or 10000.0
         sliding = {"rope_type": "default", "rope_theta": local}
         return {**made, "rope_parameters": {"full_attention": rope, "sliding_attention": sliding}}
     return {**made, "rope_parameters": rope}

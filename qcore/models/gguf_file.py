@@ -5,6 +5,7 @@ Most GGUF files are quantized. qcore then measures the additional loss of its re
 says so.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from qcore.base.errors import InputError
 from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
 from qcore.base.progress import Progress
-from qcore.base.transformers_internals import quiet, without_conversion_bar
-from qcore.models import gguf_header
+from qcore.base.transformers_internals import gguf_tensor_names, quiet, without_conversion_bar
+from qcore.models import gguf_header, gguf_weights
+from qcore.models.assembly import empty_model
 from qcore.models.config import to_transformers
-from qcore.models.gguf_config import config_of, differs_from_library
+from qcore.models.gguf_config import config_of, differs_from_library, knows
+from qcore.models.gguf_header import Header
 
 SOURCE = "source.json"  # a file beside the converted weights that records their origin
 
@@ -25,10 +28,15 @@ def prepare(path: Path, progress: Progress | None = None) -> tuple[Path, str]:
     """Return the folder with the converted `path`, converting it unless it was before, and a description.
     Raise `InputError` or `UnavailableError`."""
     gguf_header.check(path)
+    header = gguf_header.read(path)
+    found = config_of(path, header)
+    check_all_read(path, header, found)
+    config = _own(header, found)
     if progress is not None:
         progress(0, 0, f"reading {path.name}")
     digest = sha256(path)
-    final = home() / "models" / f"gguf-{digest[:24]}"
+    key = digest if config is None else hashlib.sha256(f"{digest} {json.dumps(config)}".encode()).hexdigest()
+    final = home() / "models" / f"gguf-{key[:24]}"
     build_folder(final, lambda folder: convert(path, folder, {"sha256": digest}, progress), progress=progress)
     record = read_source(final)
     if record["types"]:
@@ -52,10 +60,13 @@ def convert(path: Path, folder: Path, record: dict, progress: Progress | None = 
 
     report(0, f"reading {path.name}")
     elements, types = _inspect(path)
-    config = _own_config(path)
+    header = gguf_header.read(path)
+    found = config_of(path, header)
+    check_all_read(path, header, found)
+    config = _own(header, found)
     check_space(folder, 4 * elements, f"Converting {path.name}")
     report(1, "dequantizing the weights")
-    model = _load_model(path, config)
+    model = _load_model(path, header, config)
     report(2, "converting the tokenizer")
     tokenizer = load_tokenizer(path)
     report(3, "writing safetensors")
@@ -83,13 +94,29 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
         ) from error
 
 
-def _own_config(path: Path) -> Any:
-    """Return the config of a file with settings that transformers leaves out; None for any other file."""
-    header = gguf_header.read(path)
-    return to_transformers(config_of(path, header)) if differs_from_library(path, header) else None
+def check_all_read(path: Path, header: Header, config: dict[str, Any]) -> None:
+    """Raise `InputError` for a tensor that has no place in the model of `config`. Only headers are read."""
+    model = empty_model(to_transformers(config), meta_buffers=True)
+    if knows(header):
+        gguf_weights.weights(path, header, model)
+        return
+    try:
+        known = gguf_tensor_names(model, header.architecture)
+    except Exception:  # the library does not load such a file; its conversion fails with the reason
+        return
+    for tensor in header.tensors:
+        if tensor.name not in known and "_exps." not in tensor.name:
+            raise InputError(
+                f"{path.name} holds {tensor.name}, which has no place in a {config['model_type']} model."
+            )
 
 
-def _load_model(path: Path, config: Any = None):
+def _own(header: Header, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `config` of a file with settings that transformers leaves out; None for any other file."""
+    return config if knows(header) and differs_from_library(config) else None
+
+
+def _load_model(path: Path, header: Header, config: dict[str, Any] | None):
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -98,19 +125,27 @@ def _load_model(path: Path, config: Any = None):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
-                **({} if config is None else {"config": config}),
+                **({} if config is None else {"config": to_transformers(config)}),
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that mismatches are reported by name
             )
     except Exception as error:  # as above: an invalid file may raise anything
         raise InputError(f"{path.name} cannot be converted: {str(error).strip().splitlines()[0]}") from error
     model, report = loaded
-    if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+    if mismatched := sorted(report["mismatched_keys"], key=str):
+        name, stored, wanted = mismatched[0][:3]
         raise InputError(
-            f"{path.name} cannot be converted: the weights of {lost[0]} are missing or have another shape."
+            f"{path.name} cannot be converted: {name} has the shape {tuple(stored)}, but its settings demand "
+            f"{tuple(wanted)}."
         )
+    zero = gguf_weights.absent_biases(header, model) if knows(header) else []
+    for name in zero:
+        torch.nn.init.zeros_(model.get_parameter(name))
+    if lost := sorted(set(report["missing_keys"]) - set(zero)):
+        raise InputError(f"{path.name} cannot be converted: the weights of {lost[0]} are missing.")
     return model
 
 

@@ -83,7 +83,29 @@ def weights(path: Path, header: Header, model: PreTrainedModel) -> list[StoredWe
             found += _experts(path, tensor, place)
         else:
             found.append(_one(path, tensor, place, model))
-    return found
+    return found + [_zeros(parameter, model) for parameter in absent_biases(header, model)]
+
+
+def absent_biases(header: Header, model: PreTrainedModel) -> list[str]:
+    """Return the biases of `model` that the file does not hold and that are zero therefore: in a Llama with
+    biases, transformers' model has all of them, and llama.cpp's only those that the file holds."""
+    if model.config.model_type != "llama":
+        return []
+    held = {tensor.name for tensor in header.tensors}
+    places = _places(model)
+    return [
+        place.parameter
+        for name, place in places.items()
+        if place.parameter.endswith(".bias") and name not in held
+    ]
+
+
+def _zeros(parameter: str, model: PreTrainedModel) -> StoredWeight:
+    shape = model.get_parameter(parameter).shape
+    reason = "The file holds no such bias, which means zero."
+    return StoredWeight(
+        parameter, parameter, "F32", False, 0, shape.numel(), lambda: torch.zeros(shape), reason
+    )
 
 
 def _one(path: Path, tensor: Tensor, place: _Place, model: PreTrainedModel) -> StoredWeight:
