@@ -33,7 +33,7 @@ from qcore.library.parameters import LoadedParameters, Parameters
 from qcore.library.saving import replaced_folder
 from qcore.models.checkpoint import ONNX, Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST as MANIFEST
-from qcore.models.config import read_config, to_transformers
+from qcore.models.config import read_config, to_text, to_transformers
 from qcore.models.headers import read_json
 from qcore.recipes import Engine, Float, Recipe, parse
 from qcore.recipes.ledger import Ledger
@@ -91,7 +91,7 @@ def save(
         exact = recipe.name != "onnx-int8" and recipe.activations != "int8-block"
         agreement = _compare(run_onnx.OnnxModel(written.path), ids, wanted, exact)
         config |= {"architectures": [type(loaded.model).__name__]}
-        write_text(scratch / "config.json", json.dumps(config, indent=2, default=str))
+        write_text(scratch / "config.json", to_text(config))
         generation.save_pretrained(scratch)
         loaded.tokenizer.save_pretrained(scratch)
         shutil.copyfile(run_onnx.__file__, scratch / PROGRAM)

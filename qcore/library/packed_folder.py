@@ -8,7 +8,6 @@ fused experts are taken apart, tied weights are stored once."""
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from abc import abstractmethod
@@ -42,6 +41,7 @@ from qcore.library.stored_tensors import (
     undoubled,
 )
 from qcore.models.checkpoint import Checkpoint
+from qcore.models.config import to_text
 from qcore.models.mapping import read_tensor
 from qcore.recipes import Engine, Recipe
 
@@ -186,7 +186,7 @@ class PackedFolder(Target):
                     shards.write(name, read_tensor(checkpoint, name))
             kept = kept_layers(parameters, plan)
             config = self.config(parameters, plan, kept, set(dtypes.values()))
-            write_text(journal.folder / "config.json", json.dumps(config, indent=2, default=str))
+            write_text(journal.folder / "config.json", to_text(config))
             notes = (
                 *self._general_notes(checkpoint, formats, config, extra),
                 *self.notes(formats),

@@ -13,7 +13,6 @@ it once `import qcore` has run, see `in_transformers.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
 from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
 from qcore.models.assembly import empty_model
-from qcore.models.config import NEEDED, OURS, check_against, read_config, to_transformers
+from qcore.models.config import NEEDED, OURS, check_against, read_config, to_text, to_transformers
 from qcore.models.headers import TensorInfo, read_header
 from qcore.models.mapping import aligned, read_file
 from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps
@@ -268,7 +267,7 @@ def _write_config(model: PreTrainedModel, recipe: Recipe, folder: Path, ours: bo
     if ours or not isinstance(recipe.weights, Float):
         config["quantization_config"] = {"quant_method": OURS, "recipe": recipe.name}
         config["transformers_weights"] = NEEDED
-    write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
+    write_text(folder / "config.json", to_text(config))
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 

@@ -3,6 +3,8 @@ sizes."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,9 @@ _LARGEST = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 1 << 14),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 28),
 }
+# JSON has no infinity and no NaN; transformers writes them as objects with this key.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _MAY_BE_ZERO = (
     "num_experts",
     "num_local_experts",
@@ -212,7 +217,7 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         ) from None
     try:
         built = CONFIG_MAPPING[kind].from_dict(
-            {key: value for key, value in config.items() if key != "quantization_config"}
+            {key: _with_floats(value) for key, value in config.items() if key != "quantization_config"}
         )
     except Exception as error:  # a config class may raise anything; each failure is the file's fault
         raise InputError(
@@ -229,6 +234,31 @@ def knows_field(kind: str, name: str) -> bool:
 
     known = CONFIG_MAPPING[kind]
     return name in known.attribute_map or name in {field.name for field in fields(known)}
+
+
+def to_text(config: dict) -> str:
+    """Return the text of a config.json that holds the dictionary of a transformers config object."""
+    return json.dumps(_without_floats(config), indent=2, default=str)
+
+
+def _with_floats(part: Any) -> Any:
+    """Return `part` of a config.json with infinite numbers and NaN in place of the objects for them."""
+    if isinstance(part, dict):
+        if set(part) == {_FLOAT} and isinstance(part[_FLOAT], str):
+            return _FLOATS.get(part[_FLOAT], part)
+        return {key: _with_floats(value) for key, value in part.items()}
+    return [_with_floats(value) for value in part] if isinstance(part, list) else part
+
+
+def _without_floats(part: Any) -> Any:
+    """Return `part` with objects in place of infinite numbers and NaN."""
+    if isinstance(part, dict):
+        return {key: _without_floats(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_without_floats(value) for value in part]
+    if isinstance(part, float) and not math.isfinite(part):
+        return {_FLOAT: "NaN" if math.isnan(part) else "Infinity" if part > 0 else "-Infinity"}
+    return part
 
 
 def _first_line(error: Exception) -> str:

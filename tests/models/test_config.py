@@ -1,12 +1,15 @@
 """config.json from strangers: code, quantized checkpoints, absurd sizes, contradictions to the weights."""
 
 import json
+import math
 
 import pytest
 from edits import edit
 
+import qcore
 from qcore import library
 from qcore.base.errors import InputError
+from tests.zoo import build
 
 
 @pytest.mark.parametrize(
@@ -168,3 +171,20 @@ def test_a_folder_that_qcore_saved_without_its_manifest(folder):
 def test_local_folders_are_refused_in_public(folder):
     with pytest.raises(InputError, match="not accepted here"):
         library.resolve(str(folder), public=True)
+
+
+@pytest.mark.parametrize("number", [{"__float__": "Infinity"}, float("inf")], ids=["tagged", "bare"])
+def test_infinity_as_transformers_writes_it(tmp_path, number):
+    """transformers writes the open end of a range as {"__float__": "Infinity"}: JSON has no infinity."""
+    folder = build("mamba2", tmp_path / "original")
+    edit(folder / "config.json", lambda config: config | {"time_step_limit": [0.0, number]})
+    loaded = qcore.load(str(folder))
+    assert list(loaded.model.config.time_step_limit) == [0.0, math.inf]
+    saved = qcore.save(qcore.quantize(loaded, "bf16"), tmp_path / "saved")
+    json.loads((saved / "config.json").read_text(), parse_constant=pytest.fail)  # strict JSON
+    assert list(qcore.load(str(saved)).model.config.time_step_limit) == [0.0, math.inf]
+
+
+def test_other_objects_with_such_a_key_stay_objects(folder):
+    edit(folder / "config.json", lambda config: config | {"note": {"__float__": "10"}})
+    assert library.resolve(folder).config["note"] == {"__float__": "10"}
