@@ -6,6 +6,7 @@ the native step does not support (gradients, hooks on inner modules, attention m
 padding, another library's cache, another device), the modules run as usual, on the same cache.
 """
 
+import inspect
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -14,32 +15,28 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from qcore.layers.stand_in import stand_in
+from qcore.runtime.blocks import ends_of, family_of, stack_of
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
 from qcore.runtime.snapshot import Snapshot, is_hooked, is_replaced
-from qcore.runtime.weights import ARCHITECTURES, Weights, supports
+from qcore.runtime.weights import Weights, supports
 
 
 def attach(model: nn.Module) -> None:
     """Let `model` use the native step where possible. Models of other architectures, and stacks whose forward
     another library has replaced, are left unchanged. May be called again."""
-    if type(model).__name__ in ARCHITECTURES and "forward" not in vars(stack := _stack(model)):
+    if family_of(model) is not None and "forward" not in vars(stack := stack_of(model)):
         stand_in(stack, _Forward(model))
 
 
 def detach(model: nn.Module) -> None:
     """Undo `attach`. Other models are left unchanged."""
     if is_attached(model):
-        del _stack(model).forward
+        del stack_of(model).forward
 
 
 def is_attached(model: nn.Module) -> bool:
     """Return whether `model` takes the native step where possible."""
-    return type(model).__name__ in ARCHITECTURES and isinstance(vars(_stack(model)).get("forward"), _Forward)
-
-
-def _stack(model: nn.Module) -> Any:
-    """Return the part of a causal language model that `_Forward` stands in for: all but the head."""
-    return model.model
+    return family_of(model) is not None and isinstance(vars(stack_of(model)).get("forward"), _Forward)
 
 
 def reason_against(model: nn.Module) -> str | None:
@@ -62,7 +59,7 @@ def native_logits(
     """Append the tokens `ids` (1, T) to `cache` (None: a new one) by one native call, including the head.
     Return the logits (1, vocabulary) after the last token and the cache, or None if the model itself has to
     run."""
-    return vars(_stack(model))["forward"].logits(ids, cache) if is_attached(model) else None
+    return vars(stack_of(model))["forward"].logits(ids, cache) if is_attached(model) else None
 
 
 class _State(NamedTuple):
@@ -76,13 +73,26 @@ class _State(NamedTuple):
 
 
 class _Forward:
-    """Stands in for `model.model.forward`."""
+    """Stands in for the forward of a model's stack."""
 
     def __init__(self, model: Any):
         self._model = model
         self._state: _State | None = None
+        self._names = list(inspect.signature(type(stack_of(model)).forward).parameters)[1:]
 
-    def __call__(
+    def __call__(self, *arguments, **options):
+        options.update(zip(self._names, arguments, strict=False))
+        output = self._native(**options)
+        if output is not None:
+            as_tuple = options.get("return_dict", self._model.config.return_dict) is False
+            return output.to_tuple() if as_tuple else output
+        stack = stack_of(self._model)
+        return type(stack).forward(stack, **options)
+
+    def __getstate__(self):
+        return {**vars(self), "_state": None}  # addresses mean nothing in a copy
+
+    def _native(
         self,
         input_ids=None,
         attention_mask=None,
@@ -92,36 +102,16 @@ class _Forward:
         use_cache=None,
         **others,
     ):
-        output = self._native(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, others
-        )
-        if output is not None:
-            as_tuple = others.get("return_dict", self._model.config.return_dict) is False
-            return output.to_tuple() if as_tuple else output
-        if cache is not None or "past_key_values" not in others:  # the name of `cache` until 5.40
-            others["cache"] = cache
-        stack = _stack(self._model)
-        return type(stack).forward(
-            stack,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **others,
-        )
-
-    def __getstate__(self):
-        return {"_model": self._model, "_state": None}  # addresses mean nothing in a copy
-
-    def _native(self, ids, mask, position_ids, cache, embeds, use_cache, others: dict):
         """Return the stack's output from native calls, or None if its modules have to run."""
-        if not self._usable(ids, embeds, others) or (weights := self._current().weights) is None:
+        ids = input_ids
+        if not self._usable(ids, inputs_embeds, others) or (weights := self._current().weights) is None:
             return None
         keep = self._model.config.use_cache if use_cache is None else use_cache
-        starts = _padding(mask, position_ids, ids, cache)
+        starts = _padding(attention_mask, position_ids, ids, cache)
         if starts is False:
             return None
+        if weights.learns_positions and position_ids is None and starts is not None:
+            return None  # the modules count padding as positions
         if cache is None and not keep:
             return _run(weights, ids, starts, Scratch(self._model, *ids.shape), None)
         if (held := self._cache(cache, ids)) is None:
@@ -167,11 +157,12 @@ class _Forward:
         """Return the state of the model, read again if the model has changed."""
         state = self._state
         if state is None or not state.snapshot.holds():
-            model, stack = self._model, _stack(self._model)
+            model, stack = self._model, stack_of(self._model)
             inside = [module for module in stack.modules() if module is not stack]
             native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
             weights = Weights(model) if native else None  # packs, so the snapshot comes after it
-            is_plain = not is_hooked(model, stack, model.lm_head) and not is_replaced(model, model.lm_head)
+            head = ends_of(model)[1]
+            is_plain = not is_hooked(model, stack, head) and not is_replaced(model, head)
             state = self._state = _State(Snapshot(model), weights, is_plain)
         return state
 

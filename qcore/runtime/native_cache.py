@@ -6,12 +6,12 @@ The modules can use the same cache: `update` then takes and returns tensors (seq
 tokens, head size), so a sequence may change between the two at any step.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from qcore.runtime.weights import window
+from qcore.runtime.blocks import held_heads
 
 _BLOCK = 8  # slots side by side
 _LEAST = 256  # slots
@@ -125,16 +125,9 @@ class NativeLayers(list[NativeLayer]):
 
     @classmethod
     def of(cls, model: torch.nn.Module, half: bool = False) -> "NativeLayers":
-        """Return empty layers for a Llama-type `model`, in float16 if `half`."""
-        config: Any = model.config
-        stack: Any = model.model
+        """Return empty layers for `model`, of a family that the native step knows, in float16 if `half`."""
         dtype = torch.float16 if half else torch.float32
-        return cls(
-            NativeLayer(
-                config.num_key_value_heads, block.self_attn.head_dim, dtype, window(config, index) > 0
-            )
-            for index, block in enumerate(stack.layers)
-        )
+        return cls(NativeLayer(held.heads, held.size, dtype, held.window > 0) for held in held_heads(model))
 
     half = property(lambda self: int(self[0].dtype == torch.float16))
     capacity = property(lambda self: self[0].capacity)
@@ -181,10 +174,10 @@ class Scratch:
     half, length = 0, 0
 
     def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
-        self._layer = NativeLayers.of(model)[0]
+        layers = NativeLayers.of(model)
+        self._layer = max(layers, key=lambda layer: layer.heads * layer.size)
         self._layer.reserve(sequences, capacity)
-        stack: Any = model.model
-        self._count = len(stack.layers)
+        self._count = len(layers)
         self.capacity = self._layer.capacity
 
     def reserve(self, sequences: int, capacity: int) -> None:

@@ -12,127 +12,25 @@ from torch import nn
 
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
-from qcore.kernels.library import Buffer, Layout
-from qcore.kernels.packed import PackedWeight
-from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
+from qcore.kernels.library import Layout
+from qcore.kernels.packed import PANEL, PackedWeight
+from qcore.layers.modules import QuantizedModule
+from qcore.runtime import blocks, structures
+from qcore.runtime.blocks import Rows, Unsupported
 
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-)
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
-ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}  # whether it is gelu
 CHUNK = (
     1024  # tokens that go through a layer at a time: the buffers of a native call are sized for this number
 )
-_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
-
-
-class _Projection(ctypes.Structure):
-    _fields_ = [
-        ("packed", ctypes.POINTER(Layout)),
-        ("dense", Buffer),
-        ("bias", Buffer),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("mode", ctypes.c_int32),
-    ]
-
-
-class _Block(ctypes.Structure):
-    _fields_ = [
-        *((name, Buffer) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
-        *((name, _Projection) for name in _PROJECTIONS),
-        ("window", ctypes.c_int64),
-    ]
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("layers", "hidden", "heads", "kv_heads", "head_size", "inner", "vocabulary")
-        ),
-        *(
-            (name, ctypes.c_float)
-            for name in ("epsilon", "attention_scale", "embedding_scale", "norm_offset")
-        ),
-        ("gelu", ctypes.c_int64),
-        ("final_norm", Buffer),
-        ("embedding", _Projection),
-        ("head", _Projection),
-        ("blocks", Buffer),
-    ]
-
-
-class _Cache(ctypes.Structure):
-    _fields_ = [("keys", Buffer), ("values", Buffer), ("capacity", ctypes.c_int64), ("half", ctypes.c_int64)]
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
-        *((name, Buffer) for name in ("starts", "ids", "cosines", "sines", "hidden", "logits")),
-        ("best", ctypes.c_void_p),
-    ]
 
 
 def supports(model: nn.Module) -> str | None:
     """Return None if the native step can run `model`, else one sentence on why its modules run instead."""
-    if type(model).__name__ not in ARCHITECTURES:
-        return (
-            f"The decoder knows Llama, Mistral, Qwen2, Qwen3 and Gemma, and this is {type(model).__name__}."
-        )
-    if reason := library.reason_without("qcore_decode"):
+    if blocks.family_of(model) is not None and (reason := library.reason_without("qcore_decode")):
         return reason
-    config: Any = model.config
-    stack: Any = model.model
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPE_TYPES:
-        return f"The decoder does not know the position encoding {rope!r}."
-    if config.hidden_act not in ACTIVATIONS:
-        return (
-            f"The decoder knows the activation functions {' and '.join(ACTIVATIONS)}, and this "
-            f"model uses {config.hidden_act}."
-        )
-    for block in stack.layers:
-        for name, module in _projections(block).items():
-            if not isinstance(module, QuantLinear):
-                return (
-                    f"The decoder needs quantized layers, and {name}_proj of a block is "
-                    f"{type(module).__name__}."
-                )
-            if module.reason_for_reference():
-                return (
-                    "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
-                )
-    if _head_size(stack) % 8:
-        return f"The decoder needs heads of a multiple of 8 dimensions, and these have {_head_size(stack)}."
-    ends: tuple[tuple[Any, Any], ...] = (
-        (stack.embed_tokens, (nn.Embedding, QuantEmbedding)),
-        (model.lm_head, (nn.Linear, QuantLinear)),
-    )
-    for module, kinds in ends:
-        if isinstance(module, QuantizedModule):
-            if module.reason_for_reference():
-                return "The decoder needs a head and an embedding that native kernels can hold."
-        elif not isinstance(module, kinds) or not _plain(module.weight):
-            return (
-                "The decoder needs a float32 or quantized head and embedding, and this model "
-                f"has {type(module).__name__}."
-            )
-    others = [
-        *(parameter for block in stack.layers for parameter in block.parameters()),
-        *stack.norm.parameters(),
-    ]
-    if not all(_plain(parameter) for parameter in others):
-        return (
-            "The decoder computes in float32 on the CPU, and this model has parameters "
-            "elsewhere or in another type."
-        )
+    try:
+        blocks.describe(model)
+    except Unsupported as error:
+        return str(error)
     return None
 
 
@@ -140,44 +38,30 @@ class Weights:
     """Return the native description of a model that `supports` accepts."""
 
     def __init__(self, model: nn.Module):
-        config: Any = model.config
-        stack: Any = model.model
-        head: Any = model.lm_head
-        layers = stack.layers
+        found = blocks.describe(model)
         self._keep: list[Any] = []  # keeps alive what the native side points to
-        self._rotary = stack.rotary_emb
-        self._rotation: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.layers, self.kv_heads, self.head_size = (
-            len(layers),
-            config.num_key_value_heads,
-            _head_size(stack),
+        self._description = found
+        self._rotations: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._stored_rotations: ctypes.Array = (structures.Rotation * 0)()
+        self.layers, self.vocabulary = len(found.blocks), found.head.out_features
+        self.learns_positions = found.positions is not None
+        embedding = self._projection(_all_rows(found.embedding))
+        self.hidden, self.tokens = embedding.columns, embedding.rows
+        self._blocks = (structures.Block * self.layers)(*map(self._block, found.blocks))
+        self._model = structures.Model(
+            layers=self.layers,
+            hidden=self.hidden,
+            vocabulary=self.vocabulary,
+            embedding_scale=found.embedding_scale,
+            logits_scale=found.logits_scale,
+            logits_cap=found.logits_cap,
+            positions=self._buffer(found.positions),
+            position_count=0 if found.positions is None else len(found.positions),
+            final_norm=self._norm(found.final_norm, self.hidden),
+            embedding=embedding,
+            head=self._projection(_all_rows(found.head)),
+            blocks=(ctypes.addressof(self._blocks), ctypes.sizeof(self._blocks)),
         )
-        self.hidden = config.hidden_size
-        embedding = stack.embed_tokens
-        self.vocabulary = head.out_features
-        blocks = self._blocks = (_Block * self.layers)(
-            *(self._block(stack.layers[i], window(config, i)) for i in range(self.layers))
-        )
-        gemma = type(model).__name__.startswith("Gemma")
-        self._model = _Model(
-            self.layers,
-            self.hidden,
-            config.num_attention_heads,
-            self.kv_heads,
-            self.head_size,
-            config.intermediate_size,
-            self.vocabulary,
-            config.rms_norm_eps,
-            layers[0].self_attn.scaling,
-            float(getattr(embedding, "embed_scale", 1.0)),
-            float(gemma),  # Gemma stores the norms' weights minus 1
-            ACTIVATIONS[config.hidden_act],
-            self._buffer(stack.norm.weight),
-            self._projection(embedding),
-            self._projection(head),
-            (ctypes.addressof(blocks), ctypes.sizeof(blocks)),
-        )
-        self.tokens = self._model.embedding.rows
 
     def run(
         self, ids: torch.Tensor, layers, starts: torch.Tensor | None = None, *, hidden=None, logits=None
@@ -191,16 +75,17 @@ class Weights:
         """
         sequences, tokens = ids.shape
         position = layers.length
-        cosines, sines = self.rotation(position + tokens)
+        self.rotations(position + tokens)
+        rotations = self._stored_rotations
         keys, values = ((ctypes.c_int64 * len(numbers))(*numbers) for numbers in layers.buffers())
         best = ctypes.c_int64()
-        stored = _Cache(
+        stored = structures.Cache(
             (ctypes.addressof(keys), ctypes.sizeof(keys)),
             (ctypes.addressof(values), ctypes.sizeof(values)),
             layers.capacity,
             layers.half,
         )
-        call = _Call(
+        call = structures.Call(
             sequences,
             tokens,
             position,
@@ -208,7 +93,9 @@ class Weights:
             CHUNK,
             library.buffer(starts, torch.int64),
             library.buffer(ids, torch.int64),
-            *(library.buffer(part, torch.float32) for part in (cosines, sines, hidden, logits)),
+            (ctypes.addressof(rotations), ctypes.sizeof(rotations)),
+            library.buffer(hidden, torch.float32),
+            library.buffer(logits, torch.float32),
             ctypes.addressof(best),
         )
         status = library.functions().qcore_decode(
@@ -219,70 +106,130 @@ class Weights:
         )
         layers.advance(tokens)
 
-    def rotation(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines (at least `positions`, head size / 2) from the model itself, which applies
-        its own scaling of angles."""
-        known = self._rotation
-        if known is None or len(known[0]) < positions:
-            count, half = max(256, 1 << (positions - 1).bit_length()), self.head_size // 2
-            with torch.no_grad():
-                cosines, sines = self._rotary(torch.empty(1, 1), torch.arange(count)[None])
-            known = cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
-            self._rotation = known
-        return known
+    def rotations(self, positions: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return cosines and sines (at least `positions`, rotated dimensions / 2) for each kind of layers,
+        from the model itself, which applies its own scaling of angles."""
+        found = self._description
+        if found.rotations and (not self._rotations or len(self._rotations[0][0]) < positions):
+            count = max(256, 1 << (positions - 1).bit_length())
+            self.set_rotations([self._rotation(count, kind) for kind in found.rotations])
+        return self._rotations
+
+    def _rotation(self, count: int, kind: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+        options = () if kind is None else (kind,)
+        with torch.no_grad():
+            both = self._description.rotary(torch.empty(1, 1), torch.arange(count)[None], *options)
+        cosines, sines = (part[0] for part in both)
+        # both dimensions of a pair have the same angle, and either they or the halves lie side by side
+        if self._description.interleaved and torch.equal(cosines[:, ::2], cosines[:, 1::2]):
+            return cosines[:, ::2].contiguous(), sines[:, ::2].contiguous()
+        half = cosines.shape[1] // 2
+        return cosines[:, :half].contiguous(), sines[:, :half].contiguous()
+
+    def set_rotations(self, tables: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Let the next calls read these cosines and sines."""
+        self._rotations = tables
+        self._stored_rotations = (structures.Rotation * len(tables))(
+            *(
+                structures.Rotation(
+                    library.buffer(cosines, torch.float32),
+                    library.buffer(sines, torch.float32),
+                    2 * cosines.shape[1],
+                    self._description.interleaved,
+                )
+                for cosines, sines in tables
+            )
+        )
 
     def _buffer(self, tensor: torch.Tensor | None) -> tuple[int | None, int]:
         self._keep.append(tensor)
         return library.buffer(tensor, torch.float32)
 
-    def _projection(self, module: Any) -> _Projection:
-        bias = self._buffer(getattr(module, "bias", None))
+    def _projection(self, rows: Rows) -> structures.Projection:
+        module, count = rows.module, rows.last - rows.first
+        bias = getattr(module, "bias", None)
+        stored_bias = self._buffer(None if bias is None else bias[rows.first : rows.last])
         if not isinstance(module, QuantizedModule):
-            return _Projection(None, self._buffer(module.weight), bias, *module.weight.shape, 0)
+            dense = self._buffer(module.weight)
+            return structures.Projection(None, dense, stored_bias, count, module.weight.shape[1], 0)
         packed = module.executable()
         assert isinstance(packed, PackedWeight)  # guaranteed by `supports`
         self._keep.append(packed)
+        layout = packed.layout if count == packed.shape[0] else _part(packed.layout, rows)
         mode = MODES[getattr(module, "activations", "fp32")]
-        return _Projection(ctypes.pointer(packed.layout), (None, 0), bias, *packed.shape, mode)
+        return structures.Projection(
+            ctypes.pointer(layout), (None, 0), stored_bias, count, packed.shape[1], mode
+        )
 
-    def _block(self, block: Any, window: int) -> _Block:
-        attention = block.self_attn
-        return _Block(
-            self._buffer(block.input_layernorm.weight),
-            self._buffer(block.post_attention_layernorm.weight),
-            *(
-                self._buffer(getattr(getattr(attention, name, None), "weight", None))
-                for name in ("q_norm", "k_norm")
-            ),
-            *(self._projection(module) for module in _projections(block).values()),
-            window,
+    def _norm(self, norm: blocks.Norm | None, width: int) -> structures.Norm:
+        """Describe a norm; without weights of its own, over `width` values."""
+        if norm is None:
+            return structures.Norm()
+        weight = torch.ones(width) if norm.weight is None else norm.weight
+        return structures.Norm(
+            structures.NORMS[norm.kind],
+            norm.epsilon,
+            norm.offset,
+            weight.shape[-1],
+            weight.numel() // weight.shape[-1],
+            self._buffer(weight),
+            self._buffer(norm.bias),
+        )
+
+    def _block(self, block: blocks.Block) -> structures.Block:
+        return structures.Block(
+            before_attention=self._norm(block.before_attention, self.hidden),
+            after_attention=self._norm(block.after_attention, self.hidden),
+            before_feed_forward=self._norm(block.before_feed_forward, self.hidden),
+            after_feed_forward=self._norm(block.after_feed_forward, self.hidden),
+            parallel=block.parallel,
+            residual=block.residual,
+            attention=self._attention(block.attention),
+            feed_forward=self._feed_forward(block.feed_forward),
+        )
+
+    def _attention(self, attention: blocks.Attention) -> structures.Attention:
+        inputs = (structures.Projection * structures.INPUTS)(*map(self._projection, attention.inputs))
+        return structures.Attention(
+            heads=attention.heads,
+            kv_heads=attention.kv_heads,
+            head_size=attention.head_size,
+            inputs=inputs,
+            input_count=len(attention.inputs),
+            queries=attention.queries,
+            keys=attention.keys,
+            values=attention.values,
+            query_norm=self._norm(attention.query_norm, attention.head_size),
+            key_norm=self._norm(attention.key_norm, attention.head_size),
+            norm_last=attention.norm_last,
+            rotation=-1 if attention.rotation is None else attention.rotation,
+            scale=attention.scale,
+            cap=attention.cap,
+            window=attention.window,
+            output=self._projection(attention.output),
+        )
+
+    def _feed_forward(self, part: blocks.FeedForward) -> structures.FeedForward:
+        gate = self._projection(part.gate)
+        return structures.FeedForward(
+            kind=structures.DENSE,
+            activation=part.function,
+            gated=part.up is not None,
+            inner=gate.rows,
+            gate=gate,
+            up=structures.Projection() if part.up is None else self._projection(part.up),
+            down=self._projection(part.down),
         )
 
 
-def _projections(block: Any) -> dict[str, Any]:
-    attention, mlp = block.self_attn, block.mlp
-    return {
-        "q": attention.q_proj,
-        "k": attention.k_proj,
-        "v": attention.v_proj,
-        "o": attention.o_proj,
-        "gate": mlp.gate_proj,
-        "up": mlp.up_proj,
-        "down": mlp.down_proj,
-    }
+def _all_rows(module: Any) -> Rows:
+    rows = module.shape[0] if isinstance(module, QuantizedModule) else module.weight.shape[0]
+    return Rows(module, 0, rows)
 
 
-def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-
-
-def _head_size(stack: Any) -> int:
-    return stack.layers[0].self_attn.head_dim
-
-
-def window(config: Any, index: int) -> int:
-    """Return how many tokens this layer's attention sees, the current one included; 0 for no limit."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[index] != "sliding_attention":
-        return 0
-    return getattr(config, "sliding_window", None) or 0
+def _part(layout: Layout, rows: Rows) -> Layout:
+    """Describe the panels that hold `rows`, of which the first begins a panel."""
+    part = Layout.from_buffer_copy(layout)
+    begin, end = rows.first // PANEL * layout.panel_bytes, -(-rows.last // PANEL) * layout.panel_bytes
+    part.rows, part.panels = rows.last - rows.first, (layout.panels.data + begin, end - begin)
+    return part

@@ -308,9 +308,10 @@ def test_an_added_bias_is_read(name, calls):
 def test_a_changed_config_is_read(calls):
     model, tokens = make("llama", "int4-g32"), ids(5)[None]
     model(tokens)
-    model.config.hidden_act = "gelu"  # no longer supported
+    rope = model.config.rope_parameters
+    model.config.rope_parameters = {"rope_type": "dynamic"}  # no longer supported
     model(tokens)
-    model.config.hidden_act = "silu"
+    model.config.rope_parameters = rope
     model(tokens)
     assert len(calls) == 2
 
@@ -429,8 +430,10 @@ class Counting(ModelHook):
 
 def test_an_unsupported_model_says_why():
     model = make("llama", "int4-g32")
-    model.config.hidden_act = "gelu"
-    assert runtime.explain(model).startswith("module by module: The decoder knows the activation functions")
+    model.model.layers[1].mlp.act_fn = torch.nn.Mish()
+    assert runtime.explain(model) == (
+        "module by module: The decoder does not know the activation function Mish."
+    )
 
 
 def test_asking_whether_a_model_is_supported_packs_nothing():

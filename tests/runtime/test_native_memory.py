@@ -18,9 +18,12 @@ from qcore.base.errors import InputError
 from qcore.kernels import arena, library
 from qcore.quantization.convert import quantize
 from qcore.runtime import Context
+from qcore.runtime.structures import Rotation
 from qcore.runtime.weights import Weights
 
 INTEGERS = (ctypes.c_int32, ctypes.c_int64)
+PLACES = ("model", "embedding", "head", "block", "norm", "attention", "keys", "query", "query norm")
+PLACES += ("feed-forward", "down", "rotation", "cache", "call")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +97,7 @@ class _Cache:
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(("model", "embedding", "head", "block", "query", "down", "cache", "call")), st.data())
+@given(st.sampled_from(PLACES), st.data())
 def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data):
     model, weights = guarded_weights
     functions, changed = library.functions(), []
@@ -104,8 +107,12 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
             copy = type(description._obj).from_buffer_copy(description._obj)
             block = type(weights._blocks[0]).from_buffer_copy(weights._blocks[1])
             blocks = type(weights._blocks)(weights._blocks[0], block)
+            attention, rotation = block.attention, Rotation.from_address(call._obj.rotations.data)
             places = {"model": copy, "embedding": copy.embedding, "head": copy.head, "block": block}
-            places |= {"query": block.query, "down": block.down, "cache": cache._obj, "call": call._obj}
+            places |= {"norm": block.after_attention, "attention": attention, "keys": attention.keys}
+            places |= {"query": attention.inputs[0], "query norm": attention.query_norm}
+            places |= {"feed-forward": block.feed_forward, "down": block.feed_forward.down}
+            places |= {"rotation": rotation, "cache": cache._obj, "call": call._obj}
             place = places[which]
             names = [name for name, kind in place._fields_ if kind in INTEGERS and name != "threads"]
             for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
@@ -113,7 +120,7 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
                 odd = (-1, 0, 1, 3, 8, 2**31 - 1, 2**40, 2**62, value - 1, value + 1, 2 * value, 8 * value)
                 setattr(place, name, data.draw(st.sampled_from(odd), label=name))
                 changed.append(name)
-            if which in ("block", "query", "down"):
+            if which not in ("model", "embedding", "head", "rotation", "cache", "call"):
                 blocks[1] = block
                 copy.blocks = (ctypes.addressof(blocks), ctypes.sizeof(blocks))
             return functions.qcore_decode(ctypes.byref(copy), cache, call)
@@ -121,7 +128,7 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
     count = data.draw(st.sampled_from((1, 3, 20)), label="tokens")
     tokens = guarded(torch.stack([ids(count), ids(count, 1)]))
     hidden = guarded(torch.zeros(*tokens.shape, weights.hidden))
-    weights._rotation = tuple(guarded(part[:64]) for part in weights.rotation(64))
+    weights.set_rotations([tuple(guarded(part[:64]) for part in each) for each in weights.rotations(64)])
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "functions", Changing)
         try:

@@ -1,4 +1,5 @@
-// The decoder's description of a Llama-type model: sizes, and pointers to weights that Python owns.
+// The decoder's description of a model, as data: what each block computes, in which order, and pointers to
+// weights that Python owns. The decoder interprets it; no code depends on the family of a model.
 #pragma once
 #include "common/layout.h"
 
@@ -12,22 +13,103 @@ struct Projection {
   int32_t mode;
 };
 
+enum NormKind : int32_t {
+  kNoNorm = 0,
+  kRootMeanSquare = 1,  // x / sqrt(mean(x^2) + epsilon) * (weight + offset)
+  kLayerNorm = 2,       // (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias
+};
+
+// Of heads: `width` is the head size, with one set of weights for all heads or one per head; or it is the
+// width of the whole projection.
+struct Norm {
+  int32_t kind;
+  float epsilon, offset;             // Gemma stores the weights minus 1
+  int64_t width;                     // values that are normalized together
+  int64_t sets;                      // of weights
+  Buffer<const float> weight, bias;  // (sets, width); the bias may be absent
+};
+
+// Where the heads of one kind lie in a token's row of projected inputs.
+struct Heads {
+  int64_t first;  // of key-value head 0
+  int64_t step;   // from one key-value head to the next; the query heads of one lie side by side
+};
+
+constexpr int kInputs = 3;
+
+struct Attention {
+  int64_t heads, kv_heads, head_size;
+  // Their outputs lie side by side in one row per token: queries, keys and values, or one fused projection.
+  Projection inputs[kInputs];
+  int64_t input_count;
+  Heads queries, keys, values;
+  Norm query_norm, key_norm;
+  int64_t norm_last;          // normalize heads after their rotation if not 0
+  int64_t rotation;           // the index of the call's rotation, or -1 for a layer without positions
+  float scale;                // of scores
+  float cap;                  // scores become cap * tanh(score / cap); 0 for none
+  int64_t window;             // positions that a token attends to, itself included; 0 for all
+  Buffer<const float> sinks;  // (heads): scores of a position without a value, or absent
+  Projection output;
+};
+
+enum ActivationFunction : int64_t {
+  kSilu = 0,
+  kGeluTanh = 1,
+  kGelu = 2,
+  kRelu = 3,
+  kReluSquared = 4,
+  kGeluQuick = 5,
+};
+
+enum FeedForwardKind : int64_t {
+  kDense = 0,  // down(act(gate(x)) * up(x)); down(act(gate(x))) if there is no `up`
+};
+
+struct FeedForward {
+  int64_t kind, activation;
+  int64_t gated;  // whether there is an `up`
+  int64_t inner;
+  Projection gate, up, down;
+};
+
+// x + a * after_attention(attention(before_attention(x))), and likewise the feed-forward part of that sum;
+// or, if `parallel`, of x itself.
 struct Block {
-  Buffer<const float> attention_norm, mlp_norm;  // (hidden)
-  Buffer<const float> query_norm, key_norm;      // (head size), or absent
-  Projection query, key, value, output, gate, up, down;
-  int64_t window;  // positions that a token attends to, itself included; 0 for all
+  Norm before_attention, after_attention, before_feed_forward, after_feed_forward;
+  int64_t parallel;
+  float residual;  // the factor a
+  Attention attention;
+  FeedForward feed_forward;
 };
 
 struct Model {
-  int64_t layers, hidden, heads, kv_heads, head_size, inner, vocabulary;
-  float epsilon, attention_scale, embedding_scale;
-  float norm_offset;  // added to the weights of every norm: Gemma stores them minus 1
-  int64_t gelu;       // the activation function: GELU (tanh approximation) if not 0, else SiLU
-  Buffer<const float> final_norm;
+  int64_t layers, hidden, vocabulary;
+  float embedding_scale;
+  float logits_scale, logits_cap;  // logits become cap * tanh(scale * logit / cap); a cap of 0 for none
+  Buffer<const float> positions;   // (position_count, hidden), added to embeddings; or absent
+  int64_t position_count;
+  Norm final_norm;
   Projection embedding, head;
   Buffer<const Block> blocks;  // (layers)
 };
+
+// Call `f` with every projection of a block.
+template <class F>
+void each_projection(const Block& block, F&& f) {
+  for (int64_t i = 0; i < block.attention.input_count; ++i) f(block.attention.inputs[i]);
+  f(block.attention.output);
+  f(block.feed_forward.gate);
+  if (block.feed_forward.gated) f(block.feed_forward.up);
+  f(block.feed_forward.down);
+}
+
+// The floats per token of a block's projected queries, keys and values.
+inline int64_t input_width(const Attention& attention) {
+  int64_t width = 0;
+  for (int64_t i = 0; i < attention.input_count; ++i) width += attention.inputs[i].rows;
+  return width;
+}
 
 // Keys and values of each layer, in float32 or float16. All sequences hold the same number of tokens.
 //   keys   [sequence][key-value head][slot / 8][head size][8]
@@ -39,13 +121,20 @@ struct Cache {
   int64_t half;                             // float16 if not 0
 };
 
+// Rotary positions: the first `size` dimensions of a head are rotated, in pairs d and size / 2 + d, or
+// 2d and 2d + 1 if interleaved.
+struct Rotation {
+  Buffer<const float> cosines, sines;  // (positions, size / 2)
+  int64_t size, interleaved;
+};
+
 // One call: append `tokens` tokens to each sequence, from slot `position` on.
 struct Call {
   int64_t sequences, tokens, position, threads;
-  int64_t chunk;                       // tokens that go through a layer at a time: buffers hold as many
-  Buffer<const int64_t> starts;        // (sequences): slots before it are padding; absent without padding
-  Buffer<const int64_t> ids;           // (sequences, tokens)
-  Buffer<const float> cosines, sines;  // (positions, head size / 2)
+  int64_t chunk;                 // tokens that go through a layer at a time: buffers hold as many
+  Buffer<const int64_t> starts;  // (sequences): slots before it are padding; absent without padding
+  Buffer<const int64_t> ids;     // (sequences, tokens)
+  Buffer<const Rotation> rotations;
   // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence,
   // the logits after its last token and the index of the largest.
   Buffer<float> hidden;  // (sequences, tokens, hidden)

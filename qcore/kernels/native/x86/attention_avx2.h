@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "x86/codes_avx2.h"
-#include "x86/math_avx2.h"
+#include "x86/functions_avx2.h"
 
 namespace qcore {
 
@@ -94,8 +94,13 @@ void gather(const float* scores, int64_t stride, const T* values, int64_t size, 
 
 template <int N, class T>
 void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last,
-                  float* scores, int64_t stride, float* out, Part* parts) {
+                  float cap, float* scores, int64_t stride, float* out, Part* parts) {
   score<N>(q, size, keys, values, size, first / 8 * 8, last, scores, stride);
+  for (int h = 0; cap != 0.f && h < N; ++h)
+    for (int64_t p = first / 8 * 8; p < last; p += 8) {
+      float* at = scores + h * stride + p;
+      _mm256_storeu_ps(at, capped(_mm256_loadu_ps(at), cap));
+    }
   for (int h = 0; h < N; ++h) parts[h] = exponentials(scores + h * stride, first, last);
   if (size % 32 == 0)
     gather<N, 4>(scores, stride, values, size, first, last, out);
@@ -106,16 +111,16 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t size, 
 }
 
 // Attention of `count` query heads over the positions first … last − 1. The heads share keys and values, and
-// lie `size` floats apart in q and out. out is the sum of values times e^(score − most), not normalized:
-// divide it by `sum`, or merge it with the parts of other ranges first. `scores` has room for 3 * stride
-// floats.
+// lie `size` floats apart in q and out. Scores are capped unless `cap` is 0. out is the sum of values times
+// e^(score − most), not normalized: divide it by `sum`, or merge it with the parts of other ranges first.
+// `scores` has room for 3 * stride floats.
 template <class T>
 void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first,
-            int64_t last, float* scores, int64_t stride, float* out, Part* parts) {
+            int64_t last, float cap, float* scores, int64_t stride, float* out, Part* parts) {
   for (; count >= 3; count -= 3, q += 3 * size, out += 3 * size, parts += 3)
-    attend_heads<3>(q, keys, values, size, first, last, scores, stride, out, parts);
-  if (count == 2) attend_heads<2>(q, keys, values, size, first, last, scores, stride, out, parts);
-  if (count == 1) attend_heads<1>(q, keys, values, size, first, last, scores, stride, out, parts);
+    attend_heads<3>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
+  if (count == 2) attend_heads<2>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
+  if (count == 1) attend_heads<1>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
 }
 
 // out = x * factor; with `add`, out += x * factor.

@@ -33,39 +33,6 @@ inline __m256 exp(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 
-// act(g) * u with act(g) = g / (1 + e^-z). SiLU: z = g. GELU by its tanh approximation: because of
-// (1 + tanh(y)) / 2 = 1 / (1 + e^-2y), z = 2 sqrt(2 / pi) (g + 0.044715 g^3). NaN propagates, because g is a
-// factor.
-inline __m256 gated(__m256 g, __m256 u, bool gelu) {
-  __m256 z = g;
-  if (gelu) {
-    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(g, g), _mm256_set1_ps(0.044715f), _mm256_set1_ps(1.f));
-    z = _mm256_mul_ps(_mm256_mul_ps(g, cubic), _mm256_set1_ps(1.5957691216f));
-  }
-  const __m256 e = exp(_mm256_sub_ps(_mm256_setzero_ps(), z));
-  return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(e, _mm256_set1_ps(1.f))), u);
-}
-
-// out = x / sqrt(mean(x^2) + epsilon) * (weight + offset), for any n. out may be x.
-inline void rms_norm(const float* x, const float* weight, float offset, float epsilon, int64_t n,
-                     float* out) {
-  __m256 a = _mm256_setzero_ps(), b = a;
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256 u = _mm256_loadu_ps(x + i), v = _mm256_loadu_ps(x + i + 8);
-    a = _mm256_fmadd_ps(u, u, a);
-    b = _mm256_fmadd_ps(v, v, b);
-  }
-  float sum = horizontal_sum(_mm256_add_ps(a, b));
-  for (; i < n; ++i) sum += x[i] * x[i];
-  const float factor = 1.f / std::sqrt(sum / n + epsilon);
-  const __m256 f = _mm256_set1_ps(factor), o = _mm256_set1_ps(offset);
-  for (i = 0; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(weight + i), o),
-                                            _mm256_mul_ps(_mm256_loadu_ps(x + i), f)));
-  for (; i < n; ++i) out[i] = (weight[i] + offset) * (x[i] * factor);
-}
-
 // The dot products of x and four rows of w, which lie `stride` floats apart.
 inline void dot4(const float* x, const float* w, int64_t stride, int64_t n, float out[4]) {
   __m256 acc[8] = {};

@@ -1,0 +1,142 @@
+// Checks of the decoder's arguments: no pointer is followed before the sizes are known to fit.
+#pragma once
+#include <algorithm>
+
+#include "common/decoder.h"
+
+namespace qcore {
+
+inline Status check(const Projection& p, int64_t rows, int64_t columns) {
+  if (p.rows != rows || p.columns != columns || p.mode < kFloat || p.mode > kInt8Token) return kBadLayout;
+  if (p.bias.data && !p.bias.holds(rows)) return kShortBias;
+  if (!p.packed) return p.dense.holds(rows, columns) ? kOk : kShortWeights;
+  return p.packed->rows == rows && p.packed->columns == columns ? check(*p.packed) : kBadLayout;
+}
+
+// Dense projections: embedding and head only.
+inline Status check_packed(const Projection& p, int64_t rows, int64_t columns) {
+  return p.packed ? check(p, rows, columns) : kBadLayout;
+}
+
+inline bool fits(int64_t size) { return size >= 1 && size <= INT32_MAX; }
+
+inline Status check(const Norm& norm, int64_t width, int64_t sets = 1) {
+  if (norm.kind == kNoNorm) return kOk;
+  if (norm.kind != kRootMeanSquare && norm.kind != kLayerNorm) return kBadLayout;
+  if (norm.width != width || norm.sets != sets) return kBadLayout;
+  if (norm.bias.data && !norm.bias.holds(sets, width)) return kShortBias;
+  return norm.weight.holds(sets, width) ? kOk : kShortWeights;
+}
+
+// Norms of heads: over each head, with one set of weights or one per head, or over the whole projection.
+inline Status check_heads(const Norm& norm, int64_t heads, int64_t size, bool last) {
+  if (norm.kind == kNoNorm || norm.width == size) return check(norm, size, norm.sets == 1 ? 1 : heads);
+  return norm.kind == kRootMeanSquare && !last ? check(norm, heads * size) : kBadLayout;
+}
+
+inline Status check(const Attention& attention, int64_t hidden, int64_t rotations) {
+  const int64_t size = attention.head_size;
+  if (!fits(attention.heads) || !fits(attention.kv_heads) || !fits(size)) return kBadLayout;
+  if (attention.heads % attention.kv_heads || size % 8 || attention.window < 0) return kBadLayout;
+  if (attention.input_count < 1 || attention.input_count > kInputs) return kBadLayout;
+  if (attention.rotation < -1 || attention.rotation >= rotations) return kBadLayout;
+  int64_t width = 0;
+  for (int64_t i = 0; i < attention.input_count; ++i) {
+    const Projection& input = attention.inputs[i];
+    if (!fits(input.rows)) return kBadLayout;
+    if (const Status status = check_packed(input, input.rows, hidden)) return status;
+    width += input.rows;
+  }
+  const int64_t group = attention.heads / attention.kv_heads;
+  const auto inside = [&](const Heads& heads, int64_t values) {
+    const int64_t rest = width - heads.first - values;  // for the steps after the first
+    return heads.first >= 0 && heads.first <= width && rest >= 0 && heads.step >= 0 &&
+           (heads.step == 0 || attention.kv_heads - 1 <= rest / heads.step);
+  };
+  if (!inside(attention.queries, group * size) || !inside(attention.keys, size) ||
+      !inside(attention.values, size))
+    return kBadLayout;
+  if (const Status status = check_heads(attention.query_norm, attention.heads, size, attention.norm_last))
+    return status;
+  if (const Status status = check_heads(attention.key_norm, attention.kv_heads, size, attention.norm_last))
+    return status;
+  if (attention.sinks.data && !attention.sinks.holds(attention.heads)) return kShortWeights;
+  return check_packed(attention.output, hidden, attention.heads * size);
+}
+
+inline Status check(const FeedForward& part, int64_t hidden) {
+  if (part.kind != kDense || part.activation < kSilu || part.activation > kGeluQuick || !fits(part.inner))
+    return kBadLayout;
+  if (const Status status = check_packed(part.gate, part.inner, hidden)) return status;
+  if (part.gated)
+    if (const Status status = check_packed(part.up, part.inner, hidden)) return status;
+  return check_packed(part.down, hidden, part.inner);
+}
+
+inline Status check(const Block& block, int64_t hidden, int64_t rotations) {
+  for (const Norm* norm : {&block.before_attention, &block.after_attention, &block.before_feed_forward,
+                           &block.after_feed_forward})
+    if (const Status status = check(*norm, hidden)) return status;
+  if (const Status status = check(block.attention, hidden, rotations)) return status;
+  return check(block.feed_forward, hidden);
+}
+
+inline Status check(const Model& model, int64_t rotations) {
+  for (const int64_t size : {model.layers, model.hidden, model.vocabulary})
+    if (!fits(size)) return kBadLayout;
+  if (!model.blocks.holds(model.layers)) return kShortWeights;
+  if (model.positions.data && !model.positions.holds(model.position_count, model.hidden))
+    return kShortWeights;
+  if (const Status status = check(model.final_norm, model.hidden)) return status;
+  if (const Status status = check(model.head, model.vocabulary, model.hidden)) return status;
+  if (const Status status = check(model.embedding, model.embedding.rows, model.hidden)) return status;
+  for (int64_t l = 0; l < model.layers; ++l)
+    if (const Status status = check(model.blocks.data[l], model.hidden, rotations)) return status;
+  return kOk;
+}
+
+// The positions before `end`, in the rotations that blocks use and in learned positions.
+inline Status check_positions(const Model& model, const Call& call, int64_t end) {
+  if (model.positions.data && end > model.position_count) return kShortRotation;
+  for (int64_t l = 0; l < model.layers; ++l) {
+    const Attention& attention = model.blocks.data[l].attention;
+    if (attention.rotation < 0) continue;
+    const Rotation& rotation = call.rotations.data[attention.rotation];
+    if (rotation.size < 2 || rotation.size % 2 || rotation.size > attention.head_size) return kBadLayout;
+    if (!rotation.cosines.holds(end, rotation.size / 2) || !rotation.sines.holds(end, rotation.size / 2))
+      return kShortRotation;
+  }
+  return kOk;
+}
+
+inline Status check(const Model& model, const Cache& cache, const Call& call) {
+  const int64_t rotations = call.rotations.data ? call.rotations.bytes / int64_t(sizeof(Rotation)) : 0;
+  if (const Status status = check(model, rotations)) return status;
+  for (const int64_t size : {call.sequences, call.tokens, call.threads, call.chunk, cache.capacity})
+    if (!fits(size)) return kBadLayout;
+  const int64_t end = call.position + call.tokens;
+  if (call.position < 0 || call.position > cache.capacity || end > cache.capacity || cache.capacity % 8)
+    return kShortCache;
+  if (!cache.keys.holds(model.layers) || !cache.values.holds(model.layers)) return kShortCache;
+  for (int64_t l = 0; l < model.layers; ++l) {
+    const Attention& attention = model.blocks.data[l].attention;
+    const int64_t bytes = attention.head_size * (cache.half ? 2 : 4);
+    for (const Buffer<void>& held : {cache.keys.data[l], cache.values.data[l]})
+      if (!Buffer<uint8_t>{static_cast<uint8_t*>(held.data), held.bytes / bytes}.holds(
+              call.sequences * attention.kv_heads, cache.capacity))
+        return kShortCache;
+  }
+  if (const Status status = check_positions(model, call, end)) return status;
+  if (!call.ids.holds(call.sequences, call.tokens) ||
+      (call.starts.data && !call.starts.holds(call.sequences)))
+    return kShortInput;
+  for (int64_t i = 0; i < call.sequences * call.tokens; ++i)
+    if (call.ids.data[i] < 0 || call.ids.data[i] >= model.embedding.rows) return kBadIndex;
+  for (int64_t i = 0; call.starts.data && i < call.sequences; ++i)
+    if (call.starts.data[i] < 0) return kBadIndex;
+  if (call.hidden.data)
+    return call.hidden.holds(call.sequences * call.tokens, model.hidden) ? kOk : kShortOutput;
+  return call.sequences == 1 && call.logits.holds(model.vocabulary) && call.best ? kOk : kShortOutput;
+}
+
+}  // namespace qcore

@@ -1,0 +1,350 @@
+"""A model as the native step describes it: what each block computes and in which order, read from the model's
+own modules and config by the row of its family.
+
+Every number is asked of the modules or of the config. `describe` raises `Unsupported` with one sentence for
+a part that the decoder does not know.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
+from qcore.runtime.families import FAMILIES, Family
+from qcore.runtime.structures import FUNCTIONS
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
+
+
+class Unsupported(Exception):
+    """One sentence on why the native step cannot run a model."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Weights (width,) or (heads, width); None for weights of 1 and no bias."""
+
+    kind: str
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    epsilon: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows `first` … `last` − 1 of a projection's weight and bias."""
+
+    module: Any
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    heads: int
+    kv_heads: int
+    head_size: int
+    inputs: list[Rows]
+    queries: tuple[int, int]  # where the heads lie: of the first, and from one key-value head to the next
+    keys: tuple[int, int]
+    values: tuple[int, int]
+    query_norm: Norm | None
+    key_norm: Norm | None
+    norm_last: bool
+    rotation: int | None  # the index in `Description.rotations`; None without rotary positions
+    scale: float
+    cap: float
+    window: int
+    output: Rows
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    function: int
+    gate: Rows
+    up: Rows | None
+    down: Rows
+
+
+@dataclass(frozen=True)
+class Block:
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_feed_forward: Norm | None
+    after_feed_forward: Norm | None
+    parallel: bool
+    residual: float
+    attention: Attention
+    feed_forward: FeedForward
+
+
+@dataclass(frozen=True)
+class Description:
+    embedding: Any
+    head: Any
+    positions: torch.Tensor | None  # (positions, hidden), learned
+    embedding_scale: float
+    logits_scale: float
+    logits_cap: float
+    final_norm: Norm | None
+    blocks: list[Block]
+    rotary: Any  # the module that computes rotary positions
+    rotations: list[str | None]  # its argument for each kind of layers; None without that argument
+    interleaved: bool
+
+
+@dataclass(frozen=True)
+class HeldHeads:
+    """What a layer keeps of each token."""
+
+    heads: int
+    size: int
+    window: int
+
+
+def stack_of(model: Any) -> Any:
+    """Return the part of a causal language model that the native step replaces: all but the head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def ends_of(model: Any) -> tuple[Any, Any]:
+    """Return the embedding and the head of a causal language model."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """Return how `model` names its parts; None for an architecture without a row."""
+    return FAMILIES.get(type(model).__name__)
+
+
+def held_heads(model: nn.Module) -> list[HeldHeads]:
+    """Return what each layer of a model keeps; cheap, because every new cache asks."""
+    family, config = _row(model), _config(model)
+    return [
+        HeldHeads(_kv_heads(config), _head_size(attention), _window(family, config, index))
+        for index, attention in enumerate(getattr(each, family.attention) for each in _layers(model, family))
+    ]
+
+
+def describe(model: nn.Module) -> Description:
+    """Read `model`. Raise `Unsupported` for a part that the decoder does not know."""
+    family, config, stack = _row(model), _config(model), stack_of(model)
+    rotary = getattr(stack, "rotary_emb", None)
+    rotations = [] if rotary is None else list(_rotations(config))
+    layers = _layers(model, family)
+    blocks = [_block(family, config, each, index, rotations) for index, each in enumerate(layers)]
+    embedding, head = ends_of(model)
+    _check_ends(embedding, head)
+    found = Description(
+        embedding=embedding,
+        head=head,
+        positions=None if family.positions is None else _positions(getattr(stack, family.positions)),
+        embedding_scale=_number(config, family.embedding_scale, getattr(embedding, "embed_scale", 1.0)),
+        logits_scale=_number(config, family.logits_scale) / _number(config, family.logits_divisor),
+        logits_cap=_number(config, family.logits_cap, 0.0),
+        final_norm=_norm(family, getattr(stack, family.final_norm)),
+        blocks=blocks,
+        rotary=rotary,
+        rotations=rotations,
+        interleaved=family.interleaved,
+    )
+    if not all(map(_plain, _small_tensors(found))):
+        raise Unsupported(
+            "The decoder computes in float32 on the CPU, and this model has parameters "
+            "elsewhere or in another type."
+        )
+    return found
+
+
+def _row(model: nn.Module) -> Family:
+    family = family_of(model)
+    if family is None:
+        known = ", ".join(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in FAMILIES)
+        raise Unsupported(f"The decoder knows {known}, and this is {type(model).__name__}.")
+    return family
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config
+
+
+def _layers(model: nn.Module, family: Family) -> Any:
+    return getattr(stack_of(model), family.layers)
+
+
+def _number(config: Any, name: str | None, otherwise: Any = 1.0) -> float:
+    """Return an attribute of the config; `otherwise` without a name or a value."""
+    value = None if name is None else getattr(config, name)
+    return float(otherwise if value is None else value)
+
+
+def _rotations(config: Any) -> Iterator[str | None]:
+    """Return the kinds of layers with rotary positions of their own, or None for all layers alike."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_kind = bool(parameters) and all(isinstance(value, dict) for value in parameters.values())
+    for kind, one in parameters.items() if by_kind else [(None, parameters)]:
+        name = one.get("rope_type", "default")
+        if name not in ROPE_TYPES:
+            raise Unsupported(f"The decoder does not know the position encoding {name!r}.")
+        yield kind
+
+
+def _window(family: Family, config: Any, index: int) -> int:
+    """Return how many tokens this layer's attention sees, the current one included; 0 for no limit."""
+    if not family.has_windows or (_kind(config, index) or "sliding_attention") != "sliding_attention":
+        return 0
+    return getattr(config, "sliding_window", None) or 0
+
+
+def _kind(config: Any, index: int) -> str | None:
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds is None else kinds[index]
+
+
+def _kv_heads(config: Any) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _head_size(attention: Any) -> int:
+    found = getattr(attention, "head_dim", None)
+    return attention.head_size if found is None else found
+
+
+def _norm(family: Family, module: Any) -> Norm | None:
+    if module is None:
+        return None
+    is_torch = isinstance(module, nn.LayerNorm)
+    epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    return Norm("layer" if is_torch else family.norm, weight, bias, float(epsilon), family.norm_offset)
+
+
+def _rows(name: str, module: Any, share: int = 0, of: int = 1) -> Rows:
+    """Return the `share`-th part of `of` equal parts of a projection's rows."""
+    if not isinstance(module, QuantLinear):
+        raise Unsupported(
+            f"The decoder needs quantized layers, and {name} of a block is {type(module).__name__}."
+        )
+    if module.reason_for_reference():
+        raise Unsupported(
+            "The decoder needs weights that native kernels can hold, such as groups of 32, 64 or 128."
+        )
+    count = module.out_features // of
+    if share and count % 8:
+        raise Unsupported(
+            f"The decoder needs parts of a multiple of 8 outputs, and those of {name} have {count}."
+        )
+    return Rows(module, share * count, (share + 1) * count)
+
+
+def _block(family: Family, config: Any, block: Any, index: int, rotations: list[str | None]) -> Block:
+    def part(name: str | None) -> Norm | None:
+        return None if name is None else _norm(family, getattr(block, name, None))
+
+    parallel = family.parallel if isinstance(family.parallel, bool) else getattr(config, family.parallel)
+    before, before_feed_forward = part(family.before_attention), part(family.before_feed_forward)
+    return Block(
+        before_attention=before,
+        after_attention=part(family.after_attention),
+        before_feed_forward=before if parallel and before_feed_forward is None else before_feed_forward,
+        after_feed_forward=part(family.after_feed_forward),
+        parallel=parallel,
+        residual=_number(config, family.residual_scale),
+        attention=_attention(family, config, getattr(block, family.attention), index, rotations),
+        feed_forward=_feed_forward(family, getattr(block, family.feed_forward)),
+    )
+
+
+def _attention(
+    family: Family, config: Any, module: Any, index: int, rotations: list[str | None]
+) -> Attention:
+    heads, kv_heads, size = config.num_attention_heads, _kv_heads(config), _head_size(module)
+    if size % 8:
+        raise Unsupported(f"The decoder needs heads of a multiple of 8 dimensions, and these have {size}.")
+    group = heads // kv_heads
+    if len(family.inputs) == 1 and family.fused_by == "head":
+        step = (group + 2) * size
+        queries, keys, values = (0, step), (group * size, step), ((group + 1) * size, step)
+    else:
+        queries, keys = (0, group * size), (heads * size, size)
+        values = ((heads + kv_heads) * size, size)
+    rotates = bool(rotations) and (family.rotates is None or bool(getattr(module, family.rotates)))
+    kind = _kind(config, index) if rotations and rotations[0] is not None else None
+    return Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        inputs=[_rows(name, getattr(module, name)) for name in family.inputs],
+        queries=queries,
+        keys=keys,
+        values=values,
+        query_norm=_norm(family, getattr(module, family.query_norm, None)),
+        key_norm=_norm(family, getattr(module, family.key_norm, None)),
+        norm_last=family.norm_last,
+        rotation=rotations.index(kind) if rotates else None,
+        scale=module.scaling,
+        cap=float((family.score_cap and getattr(module, family.score_cap)) or 0.0),
+        window=_window(family, config, index),
+        output=_rows(family.output, getattr(module, family.output)),
+    )
+
+
+def _feed_forward(family: Family, module: Any) -> FeedForward:
+    name = type(getattr(module, family.function)).__name__
+    if name not in FUNCTIONS:
+        raise Unsupported(f"The decoder does not know the activation function {name}.")
+    gate, up = getattr(module, family.gate), family.up and getattr(module, family.up)
+    parts = 2 if up is gate else 1
+    return FeedForward(
+        FUNCTIONS[name],
+        _rows(family.gate, gate, 0, parts),
+        None if up is None else _rows(str(family.up), up, parts - 1, parts),
+        _rows(family.down, getattr(module, family.down)),
+    )
+
+
+def _positions(module: Any) -> torch.Tensor:
+    if not isinstance(module, nn.Embedding):
+        raise Unsupported(
+            f"The decoder reads learned positions in float32, and these are a {type(module).__name__}."
+        )
+    return module.weight
+
+
+def _check_ends(embedding: Any, head: Any) -> None:
+    for module, kinds in ((embedding, (nn.Embedding, QuantEmbedding)), (head, (nn.Linear, QuantLinear))):
+        if isinstance(module, QuantizedModule):
+            if module.reason_for_reference():
+                raise Unsupported("The decoder needs a head and an embedding that native kernels can hold.")
+        elif not isinstance(module, kinds) or not _plain(module.weight):
+            raise Unsupported(
+                "The decoder needs a float32 or quantized head and embedding, and this model "
+                f"has {type(module).__name__}."
+            )
+
+
+def _small_tensors(found: Description) -> Iterator[torch.Tensor]:
+    """Return norms, biases and positions, which the decoder reads in float32."""
+    norms = [found.final_norm]
+    for block in found.blocks:
+        norms += [block.before_attention, block.after_attention]
+        norms += [block.before_feed_forward, block.after_feed_forward]
+        norms += [block.attention.query_norm, block.attention.key_norm]
+    tensors = [part for norm in norms if norm is not None for part in (norm.weight, norm.bias)]
+    tensors += [rows.module.bias for block in found.blocks for rows in projections(block)]
+    tensors += [found.positions, getattr(found.head, "bias", None)]
+    return (each for each in tensors if each is not None)
+
+
+def projections(block: Block) -> list[Rows]:
+    """Return all projections of a block."""
+    attention, part = block.attention, block.feed_forward
+    return [*attention.inputs, attention.output, part.gate, *([part.up] if part.up else []), part.down]
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()

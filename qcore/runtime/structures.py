@@ -1,0 +1,111 @@
+"""The structures of decoder.h, as ctypes declares them."""
+
+import ctypes
+
+from qcore.kernels.library import Buffer, Layout
+
+INPUTS = 3  # projections into queries, keys and values, at most
+NORMS = {"rms": 1, "layer": 2}  # `NormKind`; 0 for none
+FUNCTIONS = {  # `ActivationFunction`, by the classes of torch and transformers
+    "SiLU": 0,
+    "SiLUActivation": 0,
+    "GELUTanh": 1,
+    "NewGELUActivation": 1,
+    "FastGELUActivation": 1,
+    "GELUActivation": 2,
+    "ReLU": 3,
+    "ReLUSquaredActivation": 4,
+    "QuickGELUActivation": 5,
+}
+DENSE = 0  # `FeedForwardKind`
+
+_int64, _float = ctypes.c_int64, ctypes.c_float
+
+
+class Projection(ctypes.Structure):
+    _fields_ = [
+        ("packed", ctypes.POINTER(Layout)),
+        ("dense", Buffer),
+        ("bias", Buffer),
+        ("rows", _int64),
+        ("columns", _int64),
+        ("mode", ctypes.c_int32),
+    ]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("epsilon", _float),
+        ("offset", _float),
+        ("width", _int64),
+        ("sets", _int64),
+        ("weight", Buffer),
+        ("bias", Buffer),
+    ]
+
+
+class Heads(ctypes.Structure):
+    _fields_ = [("first", _int64), ("step", _int64)]
+
+
+class Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, _int64) for name in ("heads", "kv_heads", "head_size")),
+        ("inputs", Projection * INPUTS),
+        ("input_count", _int64),
+        *((name, Heads) for name in ("queries", "keys", "values")),
+        *((name, Norm) for name in ("query_norm", "key_norm")),
+        *((name, _int64) for name in ("norm_last", "rotation")),
+        *((name, _float) for name in ("scale", "cap")),
+        ("window", _int64),
+        ("sinks", Buffer),
+        ("output", Projection),
+    ]
+
+
+class FeedForward(ctypes.Structure):
+    _fields_ = [
+        *((name, _int64) for name in ("kind", "activation", "gated", "inner")),
+        *((name, Projection) for name in ("gate", "up", "down")),
+    ]
+
+
+class Block(ctypes.Structure):
+    _fields_ = [
+        *((f"{place}_attention", Norm) for place in ("before", "after")),
+        *((f"{place}_feed_forward", Norm) for place in ("before", "after")),
+        ("parallel", _int64),
+        ("residual", _float),
+        ("attention", Attention),
+        ("feed_forward", FeedForward),
+    ]
+
+
+class Model(ctypes.Structure):
+    _fields_ = [
+        *((name, _int64) for name in ("layers", "hidden", "vocabulary")),
+        *((name, _float) for name in ("embedding_scale", "logits_scale", "logits_cap")),
+        ("positions", Buffer),
+        ("position_count", _int64),
+        ("final_norm", Norm),
+        ("embedding", Projection),
+        ("head", Projection),
+        ("blocks", Buffer),
+    ]
+
+
+class Cache(ctypes.Structure):
+    _fields_ = [("keys", Buffer), ("values", Buffer), ("capacity", _int64), ("half", _int64)]
+
+
+class Rotation(ctypes.Structure):
+    _fields_ = [("cosines", Buffer), ("sines", Buffer), ("size", _int64), ("interleaved", _int64)]
+
+
+class Call(ctypes.Structure):
+    _fields_ = [
+        *((name, _int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
+        *((name, Buffer) for name in ("starts", "ids", "rotations", "hidden", "logits")),
+        ("best", ctypes.c_void_p),
+    ]
