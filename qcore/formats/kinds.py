@@ -23,6 +23,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from qcore.base.errors import InputError
@@ -127,6 +128,11 @@ class Format(ABC):
     def fixed(self) -> torch.Tensor | None:
         """The unit (levels,), float32, of each code for formats with a fixed table; None for others."""
         return None
+
+    def fixed_on(self, device: torch.device) -> torch.Tensor:
+        """Return `fixed` on `device`, which is copied there once and shared: do not change it. Raise
+        `ValueError` for a format without a fixed table."""
+        return _fixed_on(self, device)
 
     @property
     def scaled(self) -> bool:
@@ -293,6 +299,16 @@ def from_dict(record: dict[str, Any]) -> Format:
 def bases() -> dict[str, type[Format]]:
     """Return the kind of each base of recipe names, such as "int4" and "nf4"."""
     return {base: kind for kind in KINDS.values() for base in kind.BASES}
+
+
+@lru_cache(maxsize=64)
+def _fixed_on(format: Format, device: torch.device) -> torch.Tensor:
+    import torch
+
+    if format.fixed is None:
+        raise ValueError(f"{format.label} has no fixed table")
+    with torch.inference_mode(False):  # usable with gradients later
+        return format.fixed.to(device)
 
 
 def group_count(columns: int, group_size: int | None) -> int:

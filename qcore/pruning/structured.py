@@ -170,7 +170,7 @@ def _narrow(
 def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
     """Return twice the mean x xᵀ (K, K) of the input of a block's module `last`, each token's x divided by
     the norm of its hidden state."""
-    moments, seen = Moments.empty(_matrix(last).shape[1]), []
+    moments, seen = Moments.empty(_matrix(last).shape[1], hidden[0].device), []
     hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).float()))
     try:
         for state in hidden:

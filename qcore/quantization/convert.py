@@ -48,7 +48,6 @@ from qcore.quantization.sensitivity.choosing import Chosen, choose_formats
 from qcore.recipes import Engine, Float, Recipe
 from qcore.recipes.ledger import Ledger, LedgerRow
 from qcore.recipes.methods import needs_text
-from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +84,6 @@ def quantize(
             f"{recipe.name} needs calibration text: load one with "
             "qcore.quantization.calibration.load_calibration."
         )
-    check_device_of(recipe, device_of(model).type)
     report = progress or (lambda done, total, name: None)
     job = Job(model, recipe, report, calibration, work, identity, stamp)
     with torch.no_grad():
@@ -142,16 +140,6 @@ def _(weights: Format | Mixture | Budget, job: Job) -> Outcome:
     outcome = _quantize_own(job)
     run_whole_steps(job.model)
     return outcome
-
-
-def check_device_of(recipe: Recipe, device: str) -> None:
-    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU, where the
-    moments of the inputs are accumulated."""
-    if recipe.calibrated and torch.device(device).type != "cpu":
-        raise InputError(
-            f"{recipe.name} chooses its codes from calibration text, which is supported on the CPU only. "
-            f"Use the device cpu, or a recipe without calibration."
-        )
 
 
 def run_whole_steps(model: PreTrainedModel) -> None:

@@ -73,7 +73,6 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
             check_vocabulary(loaded, checkpoint)
         check_kv(loaded, spec.kv_format)
         try:
-            check_calibrated_here(applied, spec.device)
             planning.check_fits(
                 loaded, applied, tokens=spec.prompt_tokens + spec.new_tokens, window=spec.window
             )
@@ -170,13 +169,6 @@ def loaded_from(
             "A comparison can only include quantized models made from the model that is compared."
         )
     return saved, parse(BASELINE)
-
-
-def check_calibrated_here(recipe: Recipe, device: str) -> None:
-    """Raise `InputError` for a recipe that reads calibration text on a `device` other than the CPU."""
-    from qcore.quantization.convert import check_device_of
-
-    check_device_of(recipe, device)
 
 
 def check_skips(checkpoint: Checkpoint, recipes: tuple[Recipe, ...]) -> None:

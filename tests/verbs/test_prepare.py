@@ -11,7 +11,6 @@ from qcore import library, recipes
 from qcore.base.errors import InputError, TooLargeError
 from qcore.jobs.resident_worker import ModelCache
 from qcore.quantization import convert
-from qcore.quantization.calibration import load_calibration
 from qcore.recipes.spec import RunSpec
 from qcore.verbs import checks, prepare, prune
 from qcore.verbs import evaluate as evaluate_verb
@@ -89,21 +88,6 @@ def test_a_model_that_does_not_fit_is_not_loaded(model, monkeypatch):
     ):
         with pytest.raises(TooLargeError):
             call()
-
-
-def test_calibration_is_refused_on_another_device_than_the_cpu(model, tmp_path):
-    """Use the device "meta" in place of an accelerator."""
-    (tmp_path / "text.txt").write_text("Tokens of a text that is read for calibration. " * 20)
-    loaded = library.load(model)
-    text = load_calibration(tmp_path / "text.txt", loaded.tokenizer, tokens=64)
-    with pytest.raises(InputError, match="is supported on the CPU only. Use the device cpu"):
-        convert.quantize(loaded.model.to("meta"), recipes.parse("int4-g32-gptq"), calibration=text)
-    for name, refused in (("int8", False), ("int4-g32-gptq", True), ("auto-5bpw", True)):
-        try:
-            convert.check_device_of(recipes.parse(name), "cuda")
-            assert not refused, name
-        except InputError:
-            assert refused, name
 
 
 @pytest.mark.parametrize("call", ["convert.quantize", "planning.check_fits"])

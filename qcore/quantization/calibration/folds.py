@@ -39,7 +39,7 @@ class Fold:
     def shared(self, per_channel: torch.Tensor) -> torch.Tensor:
         """Return the means (sources,) of `per_channel` (K,) over the input channels with the same source."""
         count = int(self.source.max()) + 1
-        sums = torch.zeros(count).index_add_(0, self.source, per_channel)
+        sums = per_channel.new_zeros(count).index_add_(0, self.source, per_channel)
         return sums / torch.bincount(self.source, minlength=count)
 
 
@@ -51,7 +51,8 @@ def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
     columns = work.matrices(stage.targets[0])[0].shape[1]
     before = work.run(work.hidden[0])
     for fold in _candidates(work, stage, columns):
-        scale = 1 + torch.rand(int(fold.source.max()) + 1, generator=torch.Generator().manual_seed(0))
+        drawn = torch.rand(int(fold.source.max()) + 1, generator=torch.Generator().manual_seed(0))
+        scale = 1 + drawn.to(before.device)
         apply(work, stage, fold, scale)
         error = (work.run(work.hidden[0]) - before).norm() / before.norm()
         apply(work, stage, fold, 1 / scale)
@@ -79,7 +80,7 @@ def apply(work: BlockWork, stage: Stage, fold: Fold, scale: torch.Tensor) -> Non
 
 def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
     own = {target.name for target in stage.targets}
-    straight = torch.arange(columns)
+    straight = torch.arange(columns, device=work.hidden[0].device)
     (given,) = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
     found = []
     for name, made in _norm_outputs(work).items():

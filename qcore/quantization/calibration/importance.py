@@ -81,7 +81,10 @@ def compute(
         stages, _ = find_stages(partial(run, hidden[0]), block, prefix, own)
         linear = [stage for stage in stages if not stage.targets[0].fused]
         fused = [stage.targets[0] for stage in stages if stage.targets[0].fused]
-        sums = {target.name: torch.zeros(_shape(target, model), dtype=torch.float64) for target in own}
+        sums = {
+            target.name: torch.zeros(_shape(target, model), dtype=torch.float64, device=hidden[0].device)
+            for target in own
+        }
         tokens = {target.name: [0] * len(sums[target.name]) for target in own}
         for target in fused:
             with eager_experts(target.owner(block, prefix)):
@@ -96,7 +99,7 @@ def compute(
                     tokens[target.name][0] += len(seen)
             hidden[i] = outputs[0]
         for name, total in sums.items():
-            reached = torch.tensor(tokens[name]).unsqueeze(1)
+            reached = torch.tensor(tokens[name], device=total.device).unsqueeze(1)
             found[name] = torch.where(reached > 0, total / reached.clamp_min(1), 1.0).float()
             counts[name] = tokens[name]
     report(len(blocks), len(blocks), "")

@@ -46,10 +46,17 @@ class Moments:
     tokens: int
 
     @classmethod
-    def empty(cls, columns: int, *, drift: bool = False, magnitude: bool = False) -> "Moments":
-        """Return the moments of an input of K `columns` over no tokens."""
-        square = lambda: torch.zeros(columns, columns)  # noqa: E731
-        return cls(square(), square() if drift else None, torch.zeros(columns) if magnitude else None, 0)
+    def empty(
+        cls, columns: int, device: torch.device, *, drift: bool = False, magnitude: bool = False
+    ) -> "Moments":
+        """Return the moments, on `device`, of an input of K `columns` over no tokens."""
+        zeros = partial(torch.zeros, device=device)
+        return cls(
+            zeros(columns, columns),
+            zeros(columns, columns) if drift else None,
+            zeros(columns) if magnitude else None,
+            0,
+        )
 
     def add(
         self, inputs: torch.Tensor, x_fp: torch.Tensor | None = None, weight: torch.Tensor | None = None

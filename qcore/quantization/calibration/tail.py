@@ -21,7 +21,7 @@ class Tail:
     def __call__(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (T, V), float32, of one window `ids` (T,) for the output `hidden` (1, T, H) of
         the last block."""
-        modules = self.blocks.modules
+        modules, ids = self.blocks.modules, ids.to(hidden.device)
         if self._tuple is None:
             self._tuple = self._returns_tuple(ids)
         with ExitStack() as replaced:

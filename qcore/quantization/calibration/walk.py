@@ -142,7 +142,7 @@ class BlockWork:
                     self.cache.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
             before = [inputs_fp[stage].pop(number) if inputs_fp else None for stage in stages]
             totals = totals or [
-                Moments.empty(each.shape[1], drift=inputs_fp is not None, magnitude=magnitude)
+                Moments.empty(each.shape[1], each.device, drift=inputs_fp is not None, magnitude=magnitude)
                 for each in inputs
             ]
             for stage, total, each, x_fp in zip(stages, totals, inputs, before, strict=True):
@@ -161,7 +161,7 @@ class BlockWork:
         """Return the second moments per matrix of fused experts; an expert that received no token has 0
         tokens."""
         module, matrices = self.module(target), self.matrices(target)
-        totals = [Moments.empty(matrix.shape[1]) for matrix in matrices]
+        totals = [Moments.empty(matrix.shape[1], matrix.device) for matrix in matrices]
         with eager_experts(module):
             for hidden in self.hidden:
                 parameter = getattr(module, target.parameter).detach()

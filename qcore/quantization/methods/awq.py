@@ -92,7 +92,7 @@ def choose(work: BlockWork) -> None:
         if stage.targets[0].fused:
             continue
         (moments,), fold = work.moments([stage], magnitude=True), find_fold(work, stage)
-        scale = torch.ones(len(moments.hessian))
+        scale = torch.ones_like(moments.hessian[0])
         if fold is not None and moments.magnitude is not None:
             weights = [work.matrices(target)[0] for target in stage.targets]
             magnitude = fold.shared(moments.magnitude)
@@ -116,7 +116,7 @@ def _experts(work: BlockWork, target: Target) -> None:
         clipped(
             matrix,
             target.format,
-            moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian)),
+            moments.hessian.diagonal() if moments.tokens else torch.ones_like(moments.hessian[0]),
         )
         for matrix, moments in zip(work.matrices(target), seen, strict=True)
     ]

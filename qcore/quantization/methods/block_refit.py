@@ -59,7 +59,7 @@ class _Features:
         self.units, self.size, self.minimums = units, size, minimums
         inputs, rows = units.shape
         self.count = count = -(-inputs // size)
-        self.matrix = torch.empty(rows, count * (1 + minimums), count * (1 + minimums))
+        self.matrix = units.new_empty(rows, count * (1 + minimums), count * (1 + minimums))
         for group in range(count):
             own = slice(group * size, (group + 1) * size)
             self.matrix[:, :count, group] = self._sums((hessian[:, own] @ units[own]) * units).T
@@ -119,7 +119,7 @@ def _integers(matrix: torch.Tensor, wanted: torch.Tensor, format: KQuant) -> tor
     lowest, highest = -format.scale_offset, top - format.scale_offset
     parts = format.encode_scale(wanted[:, :count], weights[:, :count])
     integers, units = format.scale_integers(parts).float(), parts["scale"].float()
-    low, high = torch.full((1, count), lowest), torch.full((1, count), highest)
+    low, high = units.new_full((1, count), lowest), units.new_full((1, count), highest)
     if format.affine:
         # the best minimums for the rounded scales, then their integers
         shift = format.decode_scale(parts) - wanted[:, :count]
@@ -129,11 +129,11 @@ def _integers(matrix: torch.Tensor, wanted: torch.Tensor, format: KQuant) -> tor
         integers = torch.cat((integers, -format.minimum_integers(parts).float()), dim=1)
         units = torch.cat((units, parts["minimum"].float()), dim=1)
         low, high = (
-            torch.cat((low, torch.full((1, count), -top)), 1),
-            torch.cat((high, torch.zeros(1, count)), 1),
+            torch.cat((low, units.new_full((1, count), -top)), 1),
+            torch.cat((high, units.new_zeros(1, count)), 1),
         )
     for _ in range(ROUNDS):
-        _sweep(matrix, wanted, integers, units, low.float(), high.float(), count)
+        _sweep(matrix, wanted, integers, units, low, high, count)
         units = _refit_units(matrix, wanted, integers, units, count)
     return integers * units.repeat_interleave(count, dim=1)
 
@@ -163,7 +163,7 @@ def _refit_units(
 ) -> torch.Tensor:
     """Return the best units (N, 1 or 2), as float16, for fixed integers."""
     parts = integers.unflatten(1, (-1, count))  # (N, units, groups)
-    basis = torch.zeros(len(integers), parts.shape[1], integers.shape[1])
+    basis = parts.new_zeros(len(integers), parts.shape[1], integers.shape[1])
     for i in range(parts.shape[1]):
         basis[:, i, i * count : (i + 1) * count] = parts[:, i]
     moved = basis @ matrix

@@ -82,7 +82,7 @@ def _refit_scale(pull: torch.Tensor, codes: torch.Tensor, grid: Grid, hessian: t
     columns, rows = pull.shape
     units, count = grid.units(codes), grid.format.groups(columns)
     size = grid.format.group_size or columns
-    system, wanted = torch.empty(rows, count, count), torch.empty(rows, count)
+    system, wanted = pull.new_empty(rows, count, count), pull.new_empty(rows, count)
     for group in range(count):
         span, upto = slice(group * size, min((group + 1) * size, columns)), min((group + 1) * size, columns)
         shared = (hessian[:upto, span] @ units[span]).mul_(units[:upto])
@@ -105,8 +105,8 @@ def _refit_table(
         raise ValueError(f"{grid.format.label} has no table")
     rows, entries = before.shape
     used = codes.T.long().contiguous()  # (N, K)
-    wanted = torch.zeros(rows, entries).scatter_add_(1, used, pull.T.contiguous())
-    system = torch.zeros(rows, entries, entries)
+    wanted = pull.new_zeros(rows, entries).scatter_add_(1, used, pull.T.contiguous())
+    system = pull.new_zeros(rows, entries, entries)
     for entry in range(entries):
         system[:, entry].scatter_add_(1, used, (hessian @ (codes == entry).float()).T.contiguous())
     ridge = _ridge(system)
@@ -114,7 +114,9 @@ def _refit_table(
     table = torch.linalg.solve(system, wanted + ridge * before)
     table = torch.where(table.isfinite(), table, before).to(torch.float16).float()
     ascending, order = table.sort(dim=1)
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(entries).expand(rows, -1))
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(entries, device=order.device).expand(rows, -1)
+    )
     return place.gather(1, used).T.float().contiguous(), replace(grid, table=ascending)
 
 

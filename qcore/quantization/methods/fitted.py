@@ -84,10 +84,8 @@ def signed(
     total = (weighted * groups).sum(2)
     if format.even:
         low, high = -float(format.levels // 2), float(format.levels // 2 - 1)
-    elif format.fixed is None:
-        raise ValueError(f"{format.label} has no fixed table")
     else:
-        table = format.fixed.sort().values
+        table = format.fixed_on(groups.device).sort().values
         midpoints = (table[1:] + table[:-1]) / 2
         low, high = float(table[0]), float(table[-1])
     best = torch.full_like(lowest, torch.inf)

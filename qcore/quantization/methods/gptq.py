@@ -66,7 +66,7 @@ def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
     flipped = torch.linalg.cholesky(
         hessian.flip(0, 1)
     )  # H = Rᵀ·R reversed, so H⁻¹ needs one triangular inverse and no second factor
-    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     return torch.linalg.solve_triangular(flipped, eye, upper=False).flip(0, 1)
 
 

@@ -152,7 +152,7 @@ class Grid:
         zero = None if self.zero is None else self.zero.T.to(torch.uint8).contiguous()
         table = self.table
         if table is not None:
-            table = table.to(torch.float16) if self.format.learned else self.format.fixed
+            table = table.to(torch.float16) if self.format.learned else self.format.fixed_on(codes.device)
         return QuantizedTensor.from_codes(
             self.format,
             codes,
@@ -229,14 +229,8 @@ def _search_fitted(
         return Grid(format, scale, minimum=torch.cat(minimums).T.contiguous())
     if format.even:
         return Grid(format, scale)
-    table, order = _fixed_table(format).sort()
+    table, order = format.fixed_on(weight.device).sort()
     return Grid(format, scale, table=table, order=order)
-
-
-def _fixed_table(format: Format) -> torch.Tensor:
-    if format.fixed is None:
-        raise ValueError(f"{format.label} has no fixed table")
-    return format.fixed
 
 
 def _search_table(
@@ -246,7 +240,7 @@ def _search_table(
 
     columns = weight.shape[1]
     if not format.scaled:
-        return Grid(format, torch.ones(1, len(weight)), table=weighted_table(weight, importance))
+        return Grid(format, weight.new_ones(1, len(weight)), table=weighted_table(weight, importance))
     groups, per_group = (
         grouped(weight, format.group_size),
         grouped(importance.unsqueeze(0), format.group_size),
@@ -254,7 +248,7 @@ def _search_table(
     absmax = groups.abs().amax(2) / format.reach
     order: torch.Tensor | None = None
     if format.fixed is not None:
-        table, order = format.fixed.sort()
+        table, order = format.fixed_on(weight.device).sort()
     else:
         relative = (groups / absmax.clamp_min(_TINY).unsqueeze(2)).flatten(1)[:, :columns]
         strength = (per_group * absmax.unsqueeze(2).square()).flatten(1)[:, :columns]
@@ -287,7 +281,7 @@ def read(tensor: QuantizedTensor) -> tuple[Grid, torch.Tensor]:
     """Return the grid and the codes (K, N), as floats, of a stored `tensor`: the inverse of `Grid.tensor`."""
     format, codes = tensor.format, tensor.unpacked_codes()
     scale = tensor.scales()
-    scale = torch.ones(1, len(codes)) if scale is None else scale.T.contiguous()
+    scale = codes.new_ones(1, len(codes), dtype=torch.float32) if scale is None else scale.T.contiguous()
     if format.affine:
         minimum = tensor.minimums()
         return Grid(

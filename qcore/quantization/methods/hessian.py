@@ -58,7 +58,7 @@ def weighted(
         fused = stage.targets[0].fused
         seen = work.moments_of_experts(stage.targets[0]) if fused else work.moments([stage])
         importances = [
-            moments.hessian.diagonal() if moments.tokens else torch.ones(len(moments.hessian))
+            moments.hessian.diagonal() if moments.tokens else torch.ones_like(moments.hessian[0])
             for moments in seen
         ]
         for target in stage.targets:

@@ -62,7 +62,7 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
         torch.cat(codes)[:, : weight.shape[1]].to(torch.uint8),
         scale,
         offset.to(torch.uint8) if format.has_zero_points else None,
-        format.fixed,
+        None if format.even else format.fixed_on(weight.device),
         offset if format.affine else None,
     )
 
@@ -108,9 +108,7 @@ def fit(groups: torch.Tensor, format: Format, rounds: int = ROUNDS) -> tuple[tor
 def encode(groups: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, format: Format) -> torch.Tensor:
     """Return the nearest codes (N, G, size), as floats; `offset` (N, G) as in `fit`."""
     if not format.even:
-        table = format.fixed
-        assert table is not None  # a fixed grid that is not even has a table
-        return nearest(groups / divisor(scale).unsqueeze(2), table.to(groups)).to(groups.dtype)
+        return nearest(groups / divisor(scale).unsqueeze(2), format.fixed_on(groups.device)).to(groups.dtype)
     if format.affine:
         codes = ((groups - offset.unsqueeze(2)) / divisor(scale).unsqueeze(2)).round_()
     else:
@@ -128,9 +126,7 @@ def _start(groups: torch.Tensor, format: Format) -> tuple[torch.Tensor, torch.Te
 
 def _units(codes: torch.Tensor, offset: torch.Tensor, format: Format) -> torch.Tensor:
     if not format.even:
-        table = format.fixed
-        assert table is not None
-        return table.to(codes)[codes.int()]
+        return format.fixed_on(codes.device)[codes.int()]
     return codes if format.affine else codes.sub_(offset.unsqueeze(2))
 
 

@@ -90,7 +90,7 @@ def lloyd(values: torch.Tensor, rounds: int = ROUNDS, weights: torch.Tensor | No
     sums, masses = (
         torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (ordered * importance, importance)
     )
-    middle = (torch.arange(ENTRIES) + 0.5) / ENTRIES
+    middle = (torch.arange(ENTRIES, device=values.device) + 0.5) / ENTRIES
     by_rank = ordered[:, (middle * count).long().clamp_max(count - 1)]
     lowest, highest = ordered[:, :1], ordered[:, -1:]
     centroids = (by_rank + lowest + (highest - lowest) * middle) / 2

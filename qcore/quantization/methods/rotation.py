@@ -62,7 +62,7 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
     width = embedding.weight.shape[1]
     if head is None or head.weight.shape[1] != width:
         raise _refusal(model, "its output head does not read the residual stream")
-    probe = torch.arange(2, 2 + 16).remainder(embedding.weight.shape[0])[None]
+    probe = torch.arange(2, 2 + 16, device=embedding.weight.device).remainder(len(embedding.weight))[None]
     norms, readers = _readers(model, probe, width)
     if not any(head is layer for layers in readers.values() for layer in layers):
         raise _refusal(model, "its last norm does not feed the head")

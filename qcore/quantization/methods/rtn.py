@@ -82,7 +82,7 @@ def reference(weight: torch.Tensor, format: Format) -> QuantizedTensor:
         else:
             found = _table_codes(pieces, kept[part], format)
         codes[part] = found.flatten(1)[:, :columns]
-    table = None if format.even else _table(format, weight.device)
+    table = None if format.even else format.fixed_on(weight.device)
     return QuantizedTensor.from_codes(format, codes, scale, zero_point, table, minimum)
 
 
@@ -151,13 +151,7 @@ def _affine_codes(
 
 
 def _table_codes(groups: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
-    return nearest(groups * (1 / divisor(scale)).unsqueeze(2), _table(format, groups.device))
-
-
-def _table(format: Format, device: torch.device) -> torch.Tensor:
-    if format.fixed is None:
-        raise ValueError(f"{format.label} has no fixed table")
-    return format.fixed.to(device)
+    return nearest(groups * (1 / divisor(scale)).unsqueeze(2), format.fixed_on(groups.device))
 
 
 def nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ def choose(
     """
     columns = len(state)
     size = grid.format.group_size or columns
-    places = torch.arange(columns) if order is None else order
+    places = torch.arange(columns, device=state.device) if order is None else order
     groups = (places // size).to(torch.int32)
     codes = torch.empty_like(state, memory_format=torch.contiguous_format)
     matrix, state, step = matrix.contiguous(), state.contiguous(), step.contiguous()
@@ -57,7 +57,7 @@ def _natively(start, stop, grid, groups, matrix, state, values, step, codes) -> 
 
 def _in_torch(start, stop, grid, groups, matrix, state, values, step, codes) -> torch.Tensor:
     steps, places = step[start:stop].tolist(), groups[start:stop].tolist()
-    errors = torch.empty(stop - start, state.shape[1])
+    errors = state.new_empty(stop - start, state.shape[1])
     for i, error in enumerate(errors.unbind()):
         j = start + i
         now = state[j] if values is None else values[j]
