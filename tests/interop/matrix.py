@@ -1,10 +1,11 @@
 """The matrix of docs/interop.md: which architecture, exported to which target, computes the same in which
 runtime.
 
-A test fills a cell by one of two calls, and fails itself if the cell is wrong:
+A test fills a cell by one of three calls, and fails itself if the cell is wrong:
 
     passed(target, architecture, runtime, recipe=…, ours=…, theirs=…, tolerance=…)   logits agree
-    refused(target, architecture, runtime, recipe=…, error=…)                        a sentence says why not
+    refused(target, architecture, runtime, recipe=…, error=…)                        the export is refused
+    unread(target, architecture, runtime, recipe=…, found=…, why=…)                  the runtime fails
 
 `make test-interop` collects the cells of all processes in the file that QCORE_CELLS names. Then it runs this
 file, which merges them into cells.json and writes docs/interop.md. Cells that a run did not reach keep their
@@ -16,8 +17,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -75,6 +77,16 @@ class Cell(TypedDict):
     difference: float | None
     tolerance: float | None
     refusal: str | None
+    word: NotRequired[str]  # before the number of the sentence, if not "refused"
+
+
+@dataclass(frozen=True)
+class Other:
+    """The reason why a runtime does not compute the logits of an export, one sentence for the page. `words`
+    stand in its traceback; None if it computes other logits."""
+
+    sentence: str
+    words: str | None
 
 
 def passed(
@@ -118,6 +130,20 @@ def refused(target: str, architecture: str, runtime: str, *, recipe: str, error:
     _record(target, architecture, runtime, recipe, refusal=sentence)
 
 
+def unread(target: str, architecture: str, runtime: str, *, recipe: str, found: object, why: Other) -> None:
+    """Fill a cell of a runtime that cannot load the export, or computes something else, with the reason. Fail
+    if `found`, the logits or the runtime's traceback, is something else by now: the cell is then out of
+    date."""
+    where = f"{architecture} as {target} {recipe} in {runtime}"
+    if why.words is None:
+        assert not isinstance(found, str), f"{where} fails now: {found}"
+    else:
+        assert isinstance(found, str), f"{where} is read now: compare its logits"
+        assert why.words in found, found
+    word = "other logits" if why.words is None else "not read"
+    _record(target, architecture, runtime, recipe, refusal=why.sentence, word=word)
+
+
 def _record(
     target: str,
     architecture: str,
@@ -127,6 +153,7 @@ def _record(
     difference: float | None = None,
     tolerance: float | None = None,
     refusal: str | None = None,
+    word: str | None = None,
 ) -> None:
     for value, known in ((target, TARGETS), (architecture, COLUMNS), (runtime, RUNTIMES)):
         assert value in known, f"{value!r} is none of {', '.join(known)}; add it to matrix.py"
@@ -139,6 +166,8 @@ def _record(
         tolerance=tolerance,
         refusal=refusal,
     )
+    if word:
+        cell["word"] = word
     if file := os.environ.get("QCORE_CELLS"):
         with open(file, "a") as cells:  # several processes append: one write per line
             cells.write(json.dumps(cell) + "\n")
@@ -206,7 +235,7 @@ def _text(cell: Cell | None, sentences: list[str]) -> str:
         return "equal" if not cell["difference"] else f"{cell['difference']:.0e}"
     if cell["refusal"] not in sentences:
         sentences.append(cell["refusal"])
-    return f"refused ({sentences.index(cell['refusal']) + 1})"
+    return f"{cell.get('word', 'refused')} ({sentences.index(cell['refusal']) + 1})"
 
 
 def write(new: list[Cell]) -> None:

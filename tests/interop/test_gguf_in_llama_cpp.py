@@ -6,7 +6,7 @@ import matrix
 import numpy as np
 import pytest
 import runtimes
-from matrix import ARCHITECTURES, GGUF_ARCHITECTURES
+from matrix import ARCHITECTURES, GGUF_ARCHITECTURES, Other
 
 from qcore import library
 from qcore.base.errors import InputError
@@ -27,7 +27,15 @@ RECIPES = (
 )
 EXACT = 5e-4  # absolute: sums in another order
 MEAN, FLIPPED = 0.02, 0.1  # shares of the logits' standard deviation, see `matrix.passed`
-FORK = ("llama", "llama-tied", "qwen3", "gemma3")
+UNKNOWN = Other("ik_llama.cpp cannot load this architecture.", "Failed to load model")
+FORK = {  # what ik_llama.cpp 0.1.5 does not compute
+    "gpt2": UNKNOWN,
+    "olmoe": UNKNOWN,
+    "phi3": UNKNOWN,
+    "gemma2": Other("ik_llama.cpp ends its process while it builds Gemma 2.", "fatal error"),
+    "llama3": Other("ik_llama.cpp computes the logits of unscaled positions.", None),
+    "mixtral": Other("ik_llama.cpp computes other logits; llama.cpp computes ours from the same file.", None),
+}
 TOKENS = 16
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
@@ -68,20 +76,24 @@ def test_llama_cpp_computes_the_same(recipe, originals, ids, tmp_path):
         )
 
 
-def test_ik_llama_cpp_computes_the_same(originals, ids, tmp_path):
-    """It keeps keys and values in 16 bits, so a file in float32 is compared. It does not know all
-    architectures."""
+@pytest.mark.parametrize("name", ARCHITECTURES | GGUF_ARCHITECTURES)
+def test_ik_llama_cpp_computes_the_same(name, originals, ids, tmp_path):
+    """It keeps keys and values in 16 bits, so a file in float32 is compared."""
     runtimes.interpreter("ik_llama.cpp")
-    files, wanted = {}, {}
-    for name in FORK:
-        files[name], oracle = exported(originals, name, "fp32", tmp_path / name)
-        wanted[name] = ggml_arithmetic.logits(oracle, ids[:TOKENS])
-    found = runtimes.logits("ik_llama.cpp", files, ids[:TOKENS])
-    for name, ours in wanted.items():
-        assert not isinstance(found[name], str), found[name]
-        tolerance = round(0.01 * float(ours.std()), 4)
+    file, oracle = exported(originals, name, "fp32", tmp_path / name)
+    ours = ggml_arithmetic.logits(oracle, ids[:TOKENS])
+    try:
+        found = runtimes.logits("ik_llama.cpp", {name: file}, ids[:TOKENS])[name]
+    except RuntimeError as death:
+        found = str(death)
+    tolerance = round(0.01 * float(ours.std()), 4)
+    if name in FORK:
+        assert isinstance(found, str) or np.abs(found - ours).max() > 10 * tolerance, "it is right now"
+        matrix.unread("gguf", name, "ik_llama.cpp", recipe="fp32", found=found, why=FORK[name])
+    else:
+        assert not isinstance(found, str), found
         matrix.passed(
-            "gguf", name, "ik_llama.cpp", recipe="fp32", ours=ours, theirs=found[name], tolerance=tolerance
+            "gguf", name, "ik_llama.cpp", ours=ours, theirs=found, tolerance=tolerance, recipe="fp32"
         )
 
 

@@ -58,6 +58,29 @@ def test_a_refusal_is_a_sentence(cells):
         matrix.refused("awq", "gpt2", "cpp", recipe="int4", error="AWQ has no form for GPT-2.")
 
 
+def test_a_runtime_that_fails_is_looked_at_again_when_it_changes(cells):
+    fails, differs = (
+        matrix.Other("X cannot load GPT-2.", "'weight'"),
+        matrix.Other("X computes other logits.", None),
+    )
+
+    def unread(found, why):
+        matrix.unread("gptq", "gpt2", "transformers", recipe="int4", found=found, why=why)
+
+    unread("no attribute 'weight'", fails)
+    unread(LOGITS, differs)
+    for found, why, words in (
+        (LOGITS, fails, "is read now"),
+        ("no attribute 'bias'", fails, "'bias'"),
+        ("no attribute 'weight'", differs, "fails now"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            unread(found, why)
+    assert [cell["word"] for cell in cells()] == ["not read", "other logits"]
+    text = matrix.tables(cells()[:1])
+    assert "not read (1)" in text and "1. X cannot load GPT-2." in text
+
+
 def test_the_page_is_written_from_merged_cells(tmp_path, monkeypatch, cells):
     page = tmp_path / "interop.md"
     page.write_text(f"# Title\n\n{matrix.BEGIN}\nold\n{matrix.END}\n\nThe end.\n")
