@@ -40,6 +40,10 @@ class _CompressedTensors(PackedFolder):
         return {"quantization_config": compressed_tensors.config(formats_of(plan), kept=kept)}
 
     def notes(self, formats: Mapping[str, Format]) -> Iterator[str]:
+        yield (
+            "transformers decompresses these weights when it loads or first runs the model: the file "
+            "saves disk there, and neither memory nor time. vLLM multiplies the codes."
+        )
         for module, format in formats.items():
             block, _, last = module.rpartition(".")
             for family in _FUSED:

@@ -52,9 +52,11 @@ class Case:
 
 
 CT = ("compressed_tensors",)
-TRANSPOSED = {"gpt2": Other("transformers cannot load GPT-2 from GPTQ files; GPTQModel can.", "'weight'")}
+TRANSPOSED = {
+    "gpt2": Other("transformers cannot load GPT-2 from GPTQ files; GPTQModel can.", "_init_weights")
+}
 # GPTQModel takes the padding token of the published models, which this small vocabulary lacks.
-PADDING = Other("GPTQModel needs the vocabulary of the published Qwen models.", "padding")
+PADDING = Other("GPTQModel needs the vocabulary of the published Qwen2 models.", "padding")
 CASES = [
     Case("compressed-tensors", "int4-g64-sym", needed=CT, rounded=("experts",), relative_experts=HALF),
     Case("compressed-tensors", "int4-g64", needed=CT, rounded=("linear",)),
@@ -67,12 +69,7 @@ OTHERS = [
     Case("gptq", "int4-g64", needed=("gptqmodel",), rounded=("linear", "bias"), unread=TRANSPOSED),
     Case("gptq", "int3-g64-sym", needed=("gptqmodel",), rounded=("linear", "bias"), unread=TRANSPOSED),
     Case(  # computes in float16 throughout
-        "gptq",
-        "int4-g64",
-        "gptqmodel",
-        rounded=("linear", "bias"),
-        relative=5e-3,
-        unread={"qwen2": PADDING, "qwen3": PADDING},
+        "gptq", "int4-g64", "gptqmodel", rounded=("linear", "bias"), relative=5e-3, unread={"qwen2": PADDING}
     ),
     Case("awq", "int4-g64", needed=("gptqmodel",), rounded=("linear", "bias")),
     Case("mlx", "int4-g64", "mlx-lm", relative=5e-4, relative_experts=5e-4),
