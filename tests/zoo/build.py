@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tests.tiny import tokenizer
 from tests.zoo.overrides import IMPOSSIBLE
-from tests.zoo.shrink import config_of
+from tests.zoo.shrink import Shape, config_of
 
 LARGEST = 2_500_000  # parameters
 WRAPPED = ":wrapped"  # the suffix of a name that means the class for images and text
@@ -29,12 +29,12 @@ def wrapped_names() -> list[str]:
     return sorted(f"{name}{WRAPPED}" for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
-def model(name: str, seed: int = 0) -> PreTrainedModel:
-    """Return a tiny random model of the architecture `name`, one of `names()` or `wrapped_names()`, in
-    evaluation mode and in the dtype of its checkpoint."""
+def model(name: str, seed: int = 0, shape: Shape | None = None) -> PreTrainedModel:
+    """Return a tiny random model of the architecture `name`, one of `names()` or `wrapped_names()`, in the
+    sizes of `shape` (None: odd ones), in evaluation mode and in the dtype of its checkpoint."""
     model_type = name.removesuffix(WRAPPED)
     family = AutoModelForImageTextToText if name.endswith(WRAPPED) else AutoModelForCausalLM
-    config = config_of(model_type)
+    config = config_of(model_type, shape)
     with torch.device("meta"):
         outline = family.from_config(deepcopy(config), dtype=torch.float32)
     size = sum(parameter.numel() for parameter in outline.parameters())
@@ -51,11 +51,11 @@ def dtype_of(name: str) -> torch.dtype:
     return torch.bfloat16 if zlib.crc32(f"{name} dtype".encode()) % 3 == 0 else torch.float32
 
 
-def build(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Save `model(name)` with the byte tokenizer into `folder` as a hub download would look, in several files
+def build(name: str, folder: str | Path, seed: int = 0, shape: Shape | None = None) -> Path:
+    """Save `model(…)` with the byte tokenizer into `folder` as a hub download would look, in several files
     for one architecture in four, and return the folder."""
     folder = Path(folder)
-    built = model(name, seed)
+    built = model(name, seed, shape)
     sharded = zlib.crc32(f"{name} shards".encode()) % 4 == 0
     built.save_pretrained(folder, max_shard_size="150KB" if sharded else "5GB")
     tokenizer().save_pretrained(folder)

@@ -37,6 +37,10 @@ class Shape:
     layers: int = 2
 
 
+# Every width is a multiple of 64, as in most published models: for exports, whose formats require it.
+EVEN = Shape(hidden=64, inner=128, expert=64, heads=4, kv_heads=2, head_dim=32)
+
+
 def shape_of(name: str) -> Shape:
     """Return the shape for the architecture `name`, by a hash of the name."""
     variants = (
@@ -113,9 +117,9 @@ _ROLES: tuple[tuple[str, _Value], ...] = (
 )
 
 
-def config_of(model_type: str) -> PreTrainedConfig:
-    """Return the tiny configuration of `model_type`."""
-    return shrink(CONFIG_MAPPING[model_type], shape_of(model_type))
+def config_of(model_type: str, shape: Shape | None = None) -> PreTrainedConfig:
+    """Return the tiny configuration of `model_type` in `shape` (None: an odd one)."""
+    return shrink(CONFIG_MAPPING[model_type], shape or shape_of(model_type))
 
 
 def shrink(
