@@ -168,6 +168,19 @@ def absent() -> nn.Module:
     return module
 
 
+def compute_buffers(model: PreTrainedModel, part: nn.Module) -> None:
+    """Compute the buffers of `part`, which belongs into `model` and was not there when transformers computed
+    those of the others. Parameters on the meta device stay there."""
+    import torch
+
+    for module in part.modules():
+        missing = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in missing.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if missing:
+            model._init_weights(module)
+
+
 def load_only(model: PreTrainedModel, incomplete: list[str]) -> None:
     """Let transformers load into `model`, whose quantized weights are left out, without a report of the
     tensors that it has no place for. The modules called `incomplete`, which lack a parameter of their own,

@@ -120,16 +120,17 @@ class QuantLinear(QuantizedModule):
 
 
 class QuantEmbedding(QuantizedModule):
-    """An embedding table whose rows are dequantized as they are looked up."""
+    """An embedding table whose rows are dequantized when they are looked up, times `embed_scale`."""
 
-    def __init__(self, weight: QuantizedTensor, padding_idx: int | None = None):
+    def __init__(self, weight: QuantizedTensor, padding_idx: int | None = None, embed_scale: float = 1.0):
         super().__init__(weight)
         self.num_embeddings, self.embedding_dim = weight.shape
-        self.padding_idx = padding_idx
+        self.padding_idx, self.embed_scale = padding_idx, embed_scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> (..., embedding_dim), float32."""
-        return dispatch.rows(self.executable(), ids)
+        rows = dispatch.rows(self.executable(), ids)
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
 def _pack_shared(weight: QuantizedTensor) -> PackedWeight:
@@ -180,17 +181,18 @@ class StoredLinear(nn.Module):
 
 
 class StoredEmbedding(nn.Module):
-    """An embedding stored in 16 bits that returns float32."""
+    """An embedding stored in 16 bits that returns float32, multiplied by `embed_scale`."""
 
-    def __init__(self, weight: nn.Parameter, padding_idx: int | None = None):
+    def __init__(self, weight: nn.Parameter, padding_idx: int | None = None, embed_scale: float = 1.0):
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.shape
-        self.padding_idx = padding_idx
+        self.padding_idx, self.embed_scale = padding_idx, embed_scale
         self.weight = weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> (..., embedding_dim), float32."""
-        return nn.functional.embedding(ids, self.weight).float()
+        rows = nn.functional.embedding(ids, self.weight).float()
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
 class StoredExperts(nn.Module):

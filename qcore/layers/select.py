@@ -21,6 +21,7 @@ from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.uniform import Uniform
+from qcore.layers.embedding import is_embedding
 from qcore.layers.linear import is_linear
 from qcore.layers.places import place_of
 from qcore.recipes import Modules, Recipe
@@ -196,7 +197,9 @@ def _kind(
         return "head"
     if is_linear(module):
         return "linear"
-    return {Conv1D: "conv1d", nn.Embedding: "embedding"}.get(type(module), "other")
+    if is_embedding(module):
+        return "embedding"
+    return "conv1d" if type(module) is Conv1D else "other"
 
 
 def _choice(kind: str, modules: Modules, tied: bool) -> str:

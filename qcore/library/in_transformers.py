@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -25,7 +26,6 @@ from qcore.models.config import OURS
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -100,7 +100,11 @@ class QcoreQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         """Put every stored tensor into `model`."""
+        from qcore.base.transformers_internals import compute_buffers
+
         for owner, name, value in self._away:
+            if isinstance(value, nn.Module):
+                compute_buffers(model, value)
             setattr(owner, name, value)
         self._away = []
         self._reading.fill(model)

@@ -111,10 +111,24 @@ def check(manifest: Manifest, model: PreTrainedModel, stored: Mapping[str, Tenso
     the `stored` tensors by name."""
     if set(manifest.sha256) != {tensor.file for tensor in stored.values()}:
         raise damaged("its list of weight files differs from the folder")
-    targets = () if isinstance(manifest.recipe.weights, Float) else select(model, manifest.recipe).targets
+    targets = targets_of(manifest, model)
     _check_matrices(manifest, model, targets)
     _check_stored(manifest, model, {target.name for target in targets}, stored)
     _check_ledger(manifest, model, targets, stored)
+
+
+def targets_of(manifest: Manifest, model: PreTrainedModel) -> tuple[Target, ...]:
+    """Return the parameters of the unquantized `model` that the folder holds quantized. Folders of 0.1.0 hold
+    scaled embeddings, such as Gemma's, in full."""
+    if isinstance(manifest.recipe.weights, Float):
+        return ()
+    return tuple(
+        target
+        for target in select(model, manifest.recipe).targets
+        if target.kind != "embedding"
+        or target.module in manifest.matrices
+        or type(target.owner(model)) is nn.Embedding
+    )
 
 
 def read_ledger(record: dict) -> Ledger:

@@ -27,7 +27,7 @@ from qcore.base.files import sha256, write_json, write_text
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import dtype_name, inventory, plain_name
 from qcore.layers.modules import QuantizedModule
-from qcore.layers.select import Target, select
+from qcore.layers.select import Target
 from qcore.library import manifest
 from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
@@ -184,8 +184,7 @@ class Reading:
         """Return the parameters of the unquantized `model`, on the meta device, whose weights are stored
         quantized. Raise `InputError` if the stored tensors do not fit it."""
         manifest.check(self.manifest, model, self.stored)
-        recipe = self.manifest.recipe
-        return () if isinstance(recipe.weights, Float) else select(model, recipe).targets
+        return manifest.targets_of(self.manifest, model)
 
     def fill(self, model: PreTrainedModel) -> None:
         """Put the stored tensors into `model`, which `check` has accepted. Raise `InputError` as `load`
@@ -279,17 +278,14 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manif
     """Put `tensors` into `model`: first the plain ones, then, after tying, the quantized ones."""
     parts = {f"{module}.{part}" for module in about.matrices for part in QuantizedTensor.PARTS}
     plain = {name: aligned(tensor) for name, tensor in tensors.items() if name not in parts}
-    targets: tuple[Target, ...] = ()
     if isinstance(about.recipe.weights, Float):
         plain = {
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
             for name, tensor in plain.items()
         }
-    else:
-        targets = select(model, about.recipe).targets
     model.load_state_dict(plain, strict=False, assign=True)  # names and shapes were compared by `check`
     model.tie_weights()
-    for target in targets:
+    for target in manifest.targets_of(about, model):
         names = manifest.stems(model, target)
         install(model, target, [_read_matrix(about.matrices[name], tensors) for name in names])
 

@@ -25,6 +25,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
+from qcore.layers.embedding import is_embedding, scale_of
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
 from qcore.layers.linear import is_linear
 from qcore.layers.modules import (
@@ -267,7 +268,7 @@ def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTenso
         use_eager_experts(old)
         return
     if target.kind == "embedding":
-        new = QuantEmbedding(weights[0], old.padding_idx)
+        new = QuantEmbedding(weights[0], old.padding_idx, scale_of(old))
     else:
         new = QuantLinear(weights[0], None if old.bias is None else old.bias.data, target.activations)
     setattr(model.get_submodule(parent_name), last, new)
@@ -343,8 +344,10 @@ def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) 
         if is_linear(module):
             bias = None if module.bias is None else narrow(module.bias)
             setattr(parent, last, StoredLinear(narrow(module.weight), bias))
-        elif type(module) is nn.Embedding:
-            setattr(parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx))
+        elif is_embedding(module):
+            setattr(
+                parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx, scale_of(module))
+            )
         else:
             _narrow_in_place(module, narrow)
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qcore.base.transformers_internals import put_tensor, use_eager_experts
+from qcore.layers.embedding import is_embedding, scale_of
 from qcore.layers.linear import is_linear
 from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.layers.select import Target, select
@@ -116,8 +117,8 @@ class Frame:
             setattr(parent, own, _Head(stored, self._bias(owner_name, module)))
         elif is_linear(module):
             setattr(parent, own, StoredLinear(stored, self._bias(owner_name, module)))
-        elif type(module) is nn.Embedding:
-            setattr(parent, own, StoredEmbedding(stored, module.padding_idx))
+        elif is_embedding(module):
+            setattr(parent, own, StoredEmbedding(stored, module.padding_idx, scale_of(module)))
         else:
             setattr(module, last, stored)
             parametrize.register_parametrization(module, last, Widen(), unsafe=True)

@@ -28,6 +28,7 @@ from qcore.layers.modules import QuantLinear
 from qcore.models.assembly import empty_model
 from qcore.quantization.methods import quantize
 from qcore.recipes import parse
+from tests.zoo.shrink import config_of
 
 
 def test_versions():
@@ -195,6 +196,18 @@ def test_a_layer_that_is_absent_is_neither_initialized_nor_reported(kind, caplog
         report = type(model)._finalize_model_loading(*_loaded(model, left))
     assert not report.missing_keys and not report.unexpected_keys
     assert all(bool((part == 1).all()) for part in model.parameters())
+
+
+def test_the_buffers_of_a_part_that_was_away_are_computed():
+    """The scale of Gemma's embedding is in no file."""
+    config = config_of("gemma2")
+    expected = empty_model(config).get_input_embeddings().embed_scale
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    part = model.get_input_embeddings()
+    internals.compute_buffers(model, part)
+    assert torch.equal(part.embed_scale, expected) and expected > 8
+    assert part.weight.is_meta
 
 
 def _loaded(model, tensors):

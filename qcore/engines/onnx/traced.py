@@ -57,7 +57,7 @@ def trace(model: PreTrainedModel) -> None:
         if isinstance(module, QuantLinear):
             new = NBitsLinear(_blocks(module, held, name), module.bias, _level(module, name))
         elif isinstance(module, QuantEmbedding):
-            new = NBitsEmbedding(_blocks(module, held, name))
+            new = NBitsEmbedding(_blocks(module, held, name), module.embed_scale)
         elif type(module) is Conv1D:
             new = FloatLinear(module.weight.detach(), module.bias)
         elif is_linear(module) and not (tied and module is head):
@@ -127,11 +127,11 @@ class NBitsLinear(nn.Module):
 
 
 class NBitsEmbedding(nn.Module):
-    """Embedding that looks up rows of codes, then scales them."""
+    """Embedding that looks up rows of codes, then scales them, and multiplies them by `embed_scale`."""
 
-    def __init__(self, weight: Blocks):
+    def __init__(self, weight: Blocks, embed_scale: float):
         super().__init__()
-        self.weight = weight
+        self.weight, self.embed_scale = weight, embed_scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> (..., size of the embedding), float32."""
@@ -143,7 +143,8 @@ class NBitsEmbedding(nn.Module):
             if points is not None:
                 points = torch.stack((points & 15, points >> 4), dim=-1).flatten(-2)[..., : scale.shape[-1]]
         zero = float(1 << (weight.bits - 1)) if points is None else points.float().unsqueeze(-1)
-        return ((codes.float() - zero) * scale.unsqueeze(-1)).flatten(-2)[..., : weight.shape[1]]
+        rows = ((codes.float() - zero) * scale.unsqueeze(-1)).flatten(-2)[..., : weight.shape[1]]
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
 def blocks(weight: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
