@@ -66,6 +66,11 @@ def without_weights(*, meta_buffers: bool) -> Iterator[None]:
         yield
 
 
+def from_config(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a new model of the class `kind` in `dtype`, as `AutoModelForCausalLM.from_config` makes it."""
+    return kind._from_config(config, dtype=dtype)
+
+
 @contextmanager
 def without_conversion_bar() -> Iterator[None]:
     """Hide the progress bar of transformers' GGUF converter, which none of its switches turns off."""

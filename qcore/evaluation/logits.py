@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qcore.formats.kv import GROUP, KVFormat
+from qcore.layers.text_part import output_head
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class LogitReader:
     def __init__(self, model: PreTrainedModel, chunk: int | None = None, kv: KVFormat | None = None) -> None:
         self.model, self.kv = model, kv
         self.head: torch.nn.Module | None = (
-            model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            output_head(model) if hasattr(model, "get_output_embeddings") else None
         )
         self.transform = LogitTransform.of(model.config)
         self.chunk = chunk

@@ -24,6 +24,7 @@ from qcore.formats.uniform import Uniform
 from qcore.layers.embedding import is_embedding
 from qcore.layers.linear import is_linear
 from qcore.layers.places import place_of
+from qcore.layers.text_part import text_part
 from qcore.recipes import Modules, Recipe
 
 if TYPE_CHECKING:
@@ -119,12 +120,15 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     used: set[str] = set()
     kinds: set[str] = set()
     unlike: set[str] = set()  # matrices of modules that are no linear layer to qcore
-    head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    tied = head is not None and head.weight is embedding.weight
+    text = text_part(model)
+    head, embedding, tied = text.head, text.embedding, text.is_tied
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}"
+            if tower := text.tower_of(name):
+                kept[name] = f"Kept: {tower} is not part of the text model."
+                used |= {pattern for pattern in recipe.modules.skip if matches(module_name, pattern)}
+                continue
             kind = _kind(module_name, module, parameter_name, parameter.ndim, head)
             kinds.add(kind)
             choice = _choice(kind, recipe.modules, tied)

@@ -24,6 +24,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.inventory import inventory, plain_name
 from qcore.layers.modules import QuantExperts, QuantizedModule, StoredExperts
 from qcore.layers.select import Target, select
+from qcore.layers.text_part import output_head
 from qcore.library import manifest
 from qcore.library.loading import Loaded
 from qcore.models.assembly import meta_model
@@ -208,7 +209,7 @@ def _coded_name(owner: str, modules: dict[str, torch.nn.Module]) -> str:
 
 def _plain(model: PreTrainedModel) -> list[Entry]:
     """Return the entries of a model whose layers are not quantized, without formats."""
-    head, modules, found = model.get_output_embeddings(), dict(model.named_modules()), []
+    head, modules, found = output_head(model), dict(model.named_modules()), []
     for full, tensor, shared in inventory(model):
         module = modules[full.rpartition(".")[0]]
         name, shape, kind, transposed = plain_name(full), tuple(tensor.shape), None, False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, StoredEmbedding
+from qcore.layers.text_part import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ class Stored(Protocol):
 def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
     """Return the bytes of weights that a step reads for one sequence, computed from the ledger `rows` of
     `model`. The key-value cache is not included."""
-    head = _name_of(model, model.get_output_embeddings())
+    head = _name_of(model, output_head(model))
     tied = any(row.name == f"{head}.weight" and not row.bytes_after for row in rows)
     whole = f"{_name_of(model, model.get_input_embeddings())}.weight" if tied else None
     return round(sum(row.bytes_after * (1.0 if row.name == whole else _share(model, row)) for row in rows))

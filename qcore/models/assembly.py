@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import quiet, without_weights
+from qcore.base.transformers_internals import from_config, quiet, without_weights
+from qcore.layers.stand_in import stand_in
+from qcore.layers.text_part import causal_model
 from qcore.models.checkpoint import Checkpoint
+from qcore.models.classes import model_class
 from qcore.models.config import to_transformers
 from qcore.models.mapping import torch_dtype
 
@@ -67,12 +70,11 @@ def empty_model(
     buffers.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with quiet(), without_weights(meta_buffers=meta_buffers):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+        model = from_config(model_class(config), config, dtype or torch.float32)
     model.tie_weights()
-    return model.eval().requires_grad_(False)
+    return _reading_text(model).eval().requires_grad_(False)
 
 
 def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: str) -> PreTrainedModel:
@@ -134,13 +136,10 @@ def _load(
 ) -> tuple[PreTrainedModel, dict]:
     """Return the model of `config` with `tensors`, and the library's report of the differences."""
     import torch
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if isinstance(model_class, tuple | list):
-        model_class = model_class[0]
+    chosen: Any = model_class(config)
     with quiet():
-        return model_class.from_pretrained(
+        model, report = chosen.from_pretrained(
             None,
             config=config,
             state_dict=tensors,
@@ -149,6 +148,15 @@ def _load(
             ignore_mismatched_sizes=True,  # so that mismatches are reported by name
             output_loading_info=True,
         )
+    return _reading_text(model), report
+
+
+def _reading_text(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a wrapper around a whole causal language model pass calls on to that, because the wrapper's own
+    forward may require an image (that of Llama 4 does in transformers 5.24)."""
+    if (inner := causal_model(model)) is not None:
+        stand_in(model, inner.forward)
+    return model
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

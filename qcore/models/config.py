@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.registry import did_you_mean
+from qcore.models.classes import with_class
 from qcore.models.headers import TensorInfo, read_json
 
 if TYPE_CHECKING:
@@ -205,7 +206,6 @@ def to_transformers(config: dict) -> PreTrainedConfig:
     architecture or invalid values."""
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config["model_type"]
     if kind not in CONFIG_MAPPING_NAMES:
@@ -223,9 +223,7 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         raise InputError(
             f"config.json does not describe a valid {kind} model: {_first_line(error)}"
         ) from error
-    if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"A {kind} model does not predict the next token. Choose a causal language model.")
-    return built
+    return with_class(built)
 
 
 def knows_field(kind: str, name: str) -> bool:

@@ -30,6 +30,7 @@ from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
 from qcore.base.progress import Progress
+from qcore.layers.text_part import output_head
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
@@ -170,7 +171,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
 @torch.no_grad()
 def _head_seconds(model: PreTrainedModel, repeats: int = 5) -> float:
     """Return the median time of one product with the output head, its weights read from memory."""
-    head = model.get_output_embeddings()
+    head = output_head(model)
     if head is None:
         return 0.0
     numbers = model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long)).dtype  # bfloat16 on some CPUs

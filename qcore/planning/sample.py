@@ -18,6 +18,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target, select
+from qcore.layers.text_part import output_head
 from qcore.models.assembly import empty_model
 from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
@@ -63,7 +64,7 @@ def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
 
 def _install_random(model: PreTrainedModel, recipe: Recipe, generator: torch.Generator) -> None:
     if recipe.prepare == "rotation":  # which unties the head
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        head, embedding = output_head(model), model.get_input_embeddings()
         if head is not None and head.weight is embedding.weight:
             head.weight = nn.Parameter(embedding.weight.clone(), requires_grad=False)
     made: dict[nn.Parameter, list[QuantizedTensor]] = {}

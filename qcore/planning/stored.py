@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qcore.formats.budget import Budget
 from qcore.layers.select import select
+from qcore.layers.text_part import output_head
 from qcore.recipes import ENGINES, Engine, Float, Recipe
 from qcore.recipes.engines import variant
 
@@ -69,7 +70,7 @@ class Item:
 def tensors(model: PreTrainedModel, recipe: Recipe) -> list[Item]:
     """Return every parameter of `model` under `recipe`. A head that the recipe unties is counted under its
     own name."""
-    head = model.get_output_embeddings()
+    head = output_head(model)
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     head_name = next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
     if isinstance(recipe.weights, Float):

@@ -20,6 +20,7 @@ from qcore.layers.embedding import is_embedding, scale_of
 from qcore.layers.linear import is_linear
 from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.layers.select import Target, select
+from qcore.layers.text_part import output_head
 from qcore.models.assembly import empty_model
 from qcore.models.config import to_transformers
 from qcore.quantization.convert import install
@@ -113,7 +114,7 @@ class Frame:
         stored = nn.Parameter(value, requires_grad=False)
         parent_name, _, own = owner_name.rpartition(".")
         parent = self.model.get_submodule(parent_name)
-        if module is self.model.get_output_embeddings() and is_linear(module):
+        if module is output_head(self.model) and is_linear(module):
             setattr(parent, own, _Head(stored, self._bias(owner_name, module)))
         elif is_linear(module):
             setattr(parent, own, StoredLinear(stored, self._bias(owner_name, module)))

@@ -16,6 +16,7 @@ from qcore.base.errors import InputError
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.modules import QuantExperts, QuantizedModule, QuantLinear
 from qcore.layers.select import select
+from qcore.layers.text_part import output_head
 from qcore.recipes import parse
 from qcore.training.fake import Full, Light
 
@@ -86,7 +87,7 @@ def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedMo
     Raise `InputError` if there is nothing to train: no quantized layers, or (light) formats without scales.
     """
     model.requires_grad_(False)
-    head, count = model.get_output_embeddings(), 0
+    head, count = output_head(model), 0
     targets = (
         {}
         if unquantized is None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from qcore.layers.text_part import output_head
 from qcore.quantization.methods.joint import divergence
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Teacher:
 
     @property
     def _head(self) -> nn.Module:
-        return self.model.get_output_embeddings()
+        return output_head(self.model)
 
     def hidden(self, ids: torch.Tensor) -> list[torch.Tensor]:
         """Return the hidden states (B, T, H) between the blocks, the embedding's output first."""

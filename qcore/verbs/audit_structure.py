@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qcore.layers.text_part import output_head
 from qcore.models.assembly import empty_model, fit
 from qcore.models.config import check_against, to_transformers
 from qcore.models.headers import TensorInfo
@@ -215,7 +216,7 @@ def _absent_experts(shapes: Mapping[str, tuple[int, ...]], config: object) -> di
 def _ends(model: PreTrainedModel) -> tuple[str | None, str]:
     """Return the names of the parameters of the output head (None without one) and of the embedding."""
     modules = {id(module): name for name, module in model.named_modules()}
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = output_head(model), model.get_input_embeddings()
     return (
         None if head is None or id(head) not in modules else f"{modules[id(head)]}.weight",
         f"{modules[id(embedding)]}.weight",

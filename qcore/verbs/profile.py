@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, record_function
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
+from qcore.layers.text_part import output_head
 from qcore.measurement.throughput import measure
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits
@@ -80,7 +81,7 @@ def run(
             progress=progress,
         )
         whole = made.loaded.model
-        head, calls = whole.get_output_embeddings(), _linear_calls(whole)
+        head, calls = output_head(whole), _linear_calls(whole)
         layers = [call for call in calls if call[0] is not head]
         outputs = [call for call in calls if call[0] is head]
         rounds: list[dict[str, float]] = []

@@ -4,6 +4,7 @@ output is its product."""
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from qcore import recipes
 from qcore.base import quiet
@@ -18,10 +19,11 @@ INPUTS, OUTPUTS = 192, 48  # 192 is not a multiple of 128: quanto takes groups o
 
 
 class One(nn.Module):
-    """A model of one linear layer, with the two methods of a transformers model that are used."""
+    """A model of one linear layer, with the parts of a transformers model that are used."""
 
     def __init__(self):
         super().__init__()
+        self.config = PretrainedConfig()
         generator = torch.Generator().manual_seed(0)
         self.linear = nn.Linear(INPUTS, OUTPUTS)
         self.linear.weight.data = 0.05 * torch.randn(OUTPUTS, INPUTS, generator=generator)

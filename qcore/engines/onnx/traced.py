@@ -28,6 +28,7 @@ from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.linear import is_linear
 from qcore.layers.modules import QuantEmbedding, QuantExperts, QuantizedModule, QuantLinear
+from qcore.layers.text_part import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +46,7 @@ def trace(model: PreTrainedModel) -> None:
     """Replace the modules of `model` in place by those above. Raise `InputError` for a module without an ONNX
     form."""
     held: dict[int, tuple] = {}  # a tied pair has one
-    head = model.get_output_embeddings()
+    head = output_head(model)
     tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
     new: nn.Module
     for name, module in list(model.named_modules()):

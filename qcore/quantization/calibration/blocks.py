@@ -17,6 +17,7 @@ from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.layers.stand_in import stand_in
+from qcore.layers.text_part import text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,11 +124,12 @@ def _fits_any_batch(value: object) -> bool:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return name and module of the list of decoder blocks: the `ModuleList` with the most weights. Raise
-    `InputError` if there is none."""
+    """Return name and module of the list of decoder blocks: the `ModuleList` with the most weights in the
+    text model. Raise `InputError` if there is none."""
+    text = text_part(model)
     lists = [
         (name, module)
-        for name, module in model.named_modules()
+        for name, module in text.stack.named_modules(prefix=text.name)
         if isinstance(module, nn.ModuleList) and len(module)
     ]
     if not lists:

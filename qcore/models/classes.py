@@ -1,0 +1,72 @@
+"""The class of transformers that a config stands for: a causal language model, or a wrapper around one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from qcore.base.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def with_class(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return `config` if it has a class, or the text config inside it if it names the class of a text model
+    alone. Raise `InputError` as `model_class` does."""
+    text, named = config.get_text_config(), config.architectures or ()
+    if any(one.__name__ in named and one.config_class is type(text) for one in _classes(config)):
+        return text
+    model_class(config)
+    return config
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return transformers' class for `config` that predicts the next token of a text: a causal language
+    model, or a wrapper around one that also reads images or sounds. Of several, return the one that the
+    config names.
+
+    Raise `InputError` if there is none.
+    """
+    kind = config.model_type
+    fitting = [one for one in _classes(config) if isinstance(config, one.config_class or ())]
+    if not fitting or config.is_encoder_decoder:
+        raise InputError(f"A {kind} model does not predict the next token. Choose a causal language model.")
+    chosen = next((one for one in fitting if one.__name__ in (config.architectures or ())), fitting[0])
+    if needed := _required(chosen):
+        raise InputError(
+            f"A {kind} model does not read text alone: it requires {needed}. Choose a causal language model."
+        )
+    return chosen
+
+
+def _classes(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
+    """Return the classes of text models and wrappers that transformers registers for `config`."""
+    from transformers.models.auto import modeling_auto as auto
+
+    found: dict[type[PreTrainedModel], None] = {}
+    for mapping in (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    ):
+        if type(config) in mapping:
+            classes: Any = mapping[type(config)]
+            found |= dict.fromkeys(classes if isinstance(classes, tuple | list) else [classes])
+    return list(found)
+
+
+def _required(chosen: type[PreTrainedModel]) -> str | None:
+    """Return the name of an input, other than a text's tokens, that `chosen` cannot do without; None if there
+    is none."""
+    parameters = list(inspect.signature(chosen.forward).parameters.values())[1:]
+    return next(
+        (
+            each.name
+            for each in parameters
+            if each.default is each.empty
+            and each.kind is each.POSITIONAL_OR_KEYWORD
+            and each.name != "input_ids"
+        ),
+        None,
+    )

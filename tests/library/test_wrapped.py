@@ -1,0 +1,140 @@
+"""Text models inside wrappers: found, quantized, saved, and loaded again as the wrapper."""
+
+import pytest
+import tiny
+import torch
+import transformers
+import wrapped_models
+from safetensors.torch import load_file
+from wrapped_models import text_logits
+
+from qcore import library
+from qcore.base.errors import InputError
+from qcore.layers.select import select
+from qcore.layers.text_part import causal_model, output_head, text_part
+from qcore.library import safetensors
+from qcore.models.classes import model_class
+from qcore.models.config import to_transformers
+from qcore.planning import fit
+from qcore.quantization.calibration import load_calibration
+from qcore.quantization.convert import quantize
+from qcore.recipes import parse
+from qcore.streaming import quantizing as streaming
+
+IDS = torch.arange(40, 72)[None]
+RECIPES = ("int8", "int4-g32-gptq", "nf4")
+# type -> the towers, and where the decoder's layers are
+PARTS = {
+    "gemma3": ({"model.vision_tower", "model.multi_modal_projector"}, "model.language_model"),
+    "mistral3": ({"model.vision_tower", "model.multi_modal_projector"}, "model.language_model"),
+    "llava": ({"model.vision_tower", "model.multi_modal_projector"}, "model.language_model"),
+    "qwen2_audio": ({"model.audio_tower", "model.multi_modal_projector"}, "model.language_model"),
+    "qwen2_5_vl": ({"model.visual"}, "model.language_model"),
+    "qwen3_vl": ({"model.visual"}, "model.language_model"),
+    "qwen3_5": ({"model.visual"}, "model.language_model"),
+    "qwen3_5_moe": ({"model.visual"}, "model.language_model"),
+    "llama4": ({"vision_model", "multi_modal_projector"}, "language_model.model"),
+    "gemma4": ({"model.vision_tower", "model.embed_vision"}, "model.language_model"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{model type: folder}, made when first asked for."""
+
+    class Folders(dict):
+        def __missing__(self, kind):
+            made = wrapped_models.checkpoint(kind, tmp_path_factory.mktemp("wrapped") / kind)
+            return self.setdefault(kind, made)
+
+    return Folders()
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_text_model_is_found_and_reads_text_as_the_wrapper_does(kind, folders):
+    loaded = library.load(folders[kind])
+    own = wrapped_models.model(kind)
+    assert type(loaded.model) is type(own)
+    part = text_part(loaded.model)
+    assert (set(part.towers), part.name) == PARTS[kind]
+    assert part.config is loaded.model.config.get_text_config()
+    assert part.head.out_features == wrapped_models.VOCABULARY
+    with torch.no_grad():
+        assert torch.equal(loaded.model(input_ids=IDS).logits, text_logits(own, IDS))
+    # every parameter of a tower is kept, and nothing else is because of a tower
+    kept = select(loaded.model, parse("int4-g32-head8")).kept
+    names = {name for name, _ in loaded.model.named_parameters()}
+    in_towers = {name for name in names if part.tower_of(name)}
+    assert in_towers == {name for name, reason in kept.items() if "is not part of the text model" in reason}
+    assert in_towers and all(name.split(".layers.")[0] != part.name for name in in_towers)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "moe"])
+def test_a_model_without_a_wrapper_is_all_text(kind):
+    model = tiny.model(kind)
+    part = text_part(model)
+    assert part.towers == () and causal_model(model) is None
+    assert part.stack is model.base_model and part.head is output_head(model) is model.lm_head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_saved_the_wrapper_loads_with_the_same_logits(kind, folders, tmp_path):
+    checkpoint = library.resolve(folders[kind])
+    own = load_file(checkpoint.folder / "model.safetensors")
+    for name in RECIPES:
+        recipe, loaded = parse(name), library.load(checkpoint)
+        text = load_calibration(None, loaded.tokenizer, tokens=1024) if recipe.calibrated else None
+        ledger = quantize(loaded.model, recipe, calibration=text)
+        part = text_part(loaded.model)
+        quantized = [row for row in ledger.rows if row.format]
+        assert quantized and all(row.name.startswith(f"{part.name}.layers.") for row in quantized)
+        towers = [row for row in ledger.rows if part.tower_of(row.name)]
+        assert sum(row.weights for row in towers) == sum(
+            tensor.numel() for stored, tensor in own.items() if not _is_text(stored)
+        )
+        folder = safetensors.save(loaded.model, loaded.tokenizer, recipe, ledger, tmp_path / name)
+        with torch.no_grad():
+            logits = library.load(folder).model(input_ids=IDS).logits
+            assert torch.equal(logits, loaded.model(input_ids=IDS).logits)
+        again = getattr(transformers, wrapped_models.KINDS[kind][0]).from_pretrained(folder)
+        assert torch.equal(text_logits(again, IDS), logits)
+        saved = load_file(folder / "model.safetensors")
+        for tower in (row.name for row in towers):
+            assert torch.equal(saved[tower], loaded.model.get_parameter(tower)), tower
+        assert fit.estimate(checkpoint, recipe).stored_bytes == ledger.stored_bytes
+        if not recipe.calibrated:
+            streaming.quantize(checkpoint, recipe, tmp_path / f"{name}-streamed")
+            streamed = load_file(tmp_path / f"{name}-streamed" / "model.safetensors")
+            assert streamed.keys() == saved.keys()
+            assert all(torch.equal(streamed[each], saved[each]) for each in saved)
+
+
+def _is_text(stored: str) -> bool:
+    return "language_model" in stored or stored.startswith("lm_head")
+
+
+def test_the_class_that_the_config_names_is_the_one_that_is_loaded():
+    config = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"]}
+    assert model_class(to_transformers(config)) is transformers.Qwen3_5ForConditionalGeneration
+    # without a name: not Qwen3_5ForCausalLM, which is registered for this config too but reads the inner one
+    assert (
+        model_class(to_transformers({"model_type": "qwen3_5"}))
+        is transformers.Qwen3_5ForConditionalGeneration
+    )
+    alone = to_transformers({"model_type": "qwen3_5", "architectures": ["Qwen3_5ForCausalLM"]})
+    assert type(alone) is transformers.Qwen3_5TextConfig
+    assert model_class(alone) is transformers.Qwen3_5ForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("florence2", "A florence2 model does not predict the next token"),
+        ("blip-2", "A blip-2 model does not read text alone: it requires pixel_values"),
+        ("clip", "A clip model does not predict the next token"),
+    ],
+)
+def test_a_model_that_does_not_continue_a_text_is_refused(kind, why):
+    with pytest.raises(InputError, match=why):
+        to_transformers({"model_type": kind})
