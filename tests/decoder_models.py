@@ -5,11 +5,29 @@ import copy
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GlmConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
+    PhiConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from qcore import recipes
@@ -27,6 +45,13 @@ SIZES = dict(
     bos_token_id=256,
     eos_token_id=257,
 )
+ALONE = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+NO_PADDING = dict(pad_token_id=None)  # in place of a token beyond this vocabulary
+PARTIAL = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)
+BY_LAYER = {
+    "sliding_attention": dict(rope_type="default", rope_theta=100.0),
+    "full_attention": dict(rope_type="linear", rope_theta=10000.0, factor=8.0),
+}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -48,7 +73,68 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "gemma": GemmaConfig(**SIZES, head_dim=32),
+    "gemma2": Gemma2Config(
+        **SIZES,
+        head_dim=32,
+        sliding_window=10,
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        head_dim=32,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=BY_LAYER,
+    ),
+    "phi3": Phi3Config(**SIZES, sliding_window=10, **NO_PADDING, rope_parameters=PARTIAL),
+    "olmo2": Olmo2Config(**SIZES),
+    "olmo3": Olmo3Config(
+        **SIZES,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=BY_LAYER,
+        **NO_PADDING,
+    ),
+    "granite": GraniteConfig(
+        **SIZES,
+        embedding_multiplier=2.0,
+        attention_multiplier=0.1,
+        residual_multiplier=0.3,
+        logits_scaling=5.0,
+    ),
+    "smollm3": SmolLM3Config(**SIZES, no_rope_layers=[1, 0], **NO_PADDING),
+    "glm": GlmConfig(**SIZES, head_dim=16, **NO_PADDING),
+    "glm4": Glm4Config(**SIZES, head_dim=16, attention_bias=True, **NO_PADDING),
+    "cohere": CohereConfig(**SIZES, use_qk_norm=True, logit_scale=0.3, **NO_PADDING),
+    "cohere2": Cohere2Config(
+        **SIZES, sliding_window=10, layer_types=["sliding_attention", "full_attention"], **NO_PADDING
+    ),
+    "exaone4": Exaone4Config(**SIZES, sliding_window=10, layer_types=["sliding_attention", "full_attention"]),
+    "hunyuan": HunYuanDenseV1Config(**SIZES, head_dim=32, **NO_PADDING),
+    "starcoder2": Starcoder2Config(**SIZES, sliding_window=10),
+    "stablelm": StableLmConfig(**SIZES, use_qkv_bias=True),
+    "stablelm-parallel": StableLmConfig(**SIZES, use_parallel_residual=True),
+    "phi": PhiConfig(**SIZES, qk_layernorm=True),
+    "gpt-neox": GPTNeoXConfig(**ALONE),
+    "gpt-neox-sequential": GPTNeoXConfig(**ALONE, use_parallel_residual=False, hidden_act="relu"),
+    "gpt2": GPT2Config(**ALONE),
 }
+# all angles change once a call goes beyond 32 positions, so the split into calls matters
+LONG_ROPE = Phi3Config(
+    **{**SIZES, "max_position_embeddings": 128},
+    **NO_PADDING,
+    original_max_position_embeddings=32,
+    rope_parameters=dict(
+        rope_type="longrope",
+        rope_theta=10000.0,
+        partial_rotary_factor=0.5,
+        original_max_position_embeddings=32,
+        short_factor=[1.0, 1.1, 1.2, 1.3],
+        long_factor=[1.0, 2.0, 4.0, 8.0],
+    ),
+)
 RECIPES = ("int4-g32", "int8", "int8-dynamic", "int4-g64-dq", "nf4-g64", "kmeans4", "int3", "int4-g32-head8")
 
 

@@ -65,7 +65,7 @@ _PROBLEMS = {
     12: "the output does not match the shape",
     13: "there are too few weights for the shape",
     14: "the key-value cache is too small",
-    15: "the rotary embedding has too few positions",
+    15: "the model has too few positions",
     16: "there are too few minimums for the shape",
 }
 

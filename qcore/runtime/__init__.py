@@ -1,4 +1,4 @@
-"""A Llama-type model run as a whole: one native call per step, with its own cache, instead of hundreds of
+"""A model run as a whole: one native call per step, with its own cache, instead of hundreds of
 small operations.
 
 The model stays an ordinary Hugging Face module. `attach` lets its forward (and so `generate` and evaluation)
@@ -7,6 +7,9 @@ native call per step where possible.
 
 forward.py       the forward that takes the native step, and when it may
 context.py       the tokens that a model has read, and the logits after them
+families.py      the architectures whose whole step is native: names of their parts
+blocks.py        what each block of a model computes, in data
+structures.py    the same as the native code declares it
 weights.py       a model as the native step reads it
 snapshot.py      whether the model is still the one that was read
 native_cache.py  keys and values as the native step reads them

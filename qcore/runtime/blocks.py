@@ -16,7 +16,8 @@ from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 from qcore.runtime.families import FAMILIES, Family
 from qcore.runtime.structures import FUNCTIONS
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose angles depend on the position alone
+# those whose angles depend on the position alone, or also on whether a call goes beyond a fixed position
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 class Unsupported(Exception):
@@ -83,6 +84,15 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Rotary positions of one kind of layers: the module's argument for it (None without one), and how many
+    positions a call may have before all of its angles change (None: they do not)."""
+
+    kind: str | None
+    short: int | None
+
+
+@dataclass(frozen=True)
 class Description:
     embedding: Any
     head: Any
@@ -93,7 +103,7 @@ class Description:
     final_norm: Norm | None
     blocks: list[Block]
     rotary: Any  # the module that computes rotary positions
-    rotations: list[str | None]  # its argument for each kind of layers; None without that argument
+    rotations: list[Rotation]
     interleaved: bool
 
 
@@ -182,15 +192,15 @@ def _number(config: Any, name: str | None, otherwise: Any = 1.0) -> float:
     return float(otherwise if value is None else value)
 
 
-def _rotations(config: Any) -> Iterator[str | None]:
-    """Return the kinds of layers with rotary positions of their own, or None for all layers alike."""
+def _rotations(config: Any) -> Iterator[Rotation]:
+    """Return one per kind of layers, or one for all layers alike."""
     parameters = getattr(config, "rope_parameters", None) or {}
     by_kind = bool(parameters) and all(isinstance(value, dict) for value in parameters.values())
     for kind, one in parameters.items() if by_kind else [(None, parameters)]:
         name = one.get("rope_type", "default")
         if name not in ROPE_TYPES:
             raise Unsupported(f"The decoder does not know the position encoding {name!r}.")
-        yield kind
+        yield Rotation(kind, one["original_max_position_embeddings"] if name == "longrope" else None)
 
 
 def _window(family: Family, config: Any, index: int) -> int:
@@ -218,6 +228,8 @@ def _norm(family: Family, module: Any) -> Norm | None:
     if module is None:
         return None
     is_torch = isinstance(module, nn.LayerNorm)
+    if isinstance(getattr(module, "norms", None), nn.ModuleList):
+        raise Unsupported("The decoder does not know norms of one module per head.")
     epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     return Norm("layer" if is_torch else family.norm, weight, bias, float(epsilon), family.norm_offset)
@@ -241,7 +253,7 @@ def _rows(name: str, module: Any, share: int = 0, of: int = 1) -> Rows:
     return Rows(module, share * count, (share + 1) * count)
 
 
-def _block(family: Family, config: Any, block: Any, index: int, rotations: list[str | None]) -> Block:
+def _block(family: Family, config: Any, block: Any, index: int, rotations: list[Rotation]) -> Block:
     def part(name: str | None) -> Norm | None:
         return None if name is None else _norm(family, getattr(block, name, None))
 
@@ -259,12 +271,12 @@ def _block(family: Family, config: Any, block: Any, index: int, rotations: list[
     )
 
 
-def _attention(
-    family: Family, config: Any, module: Any, index: int, rotations: list[str | None]
-) -> Attention:
+def _attention(family: Family, config: Any, module: Any, index: int, rotations: list[Rotation]) -> Attention:
     heads, kv_heads, size = config.num_attention_heads, _kv_heads(config), _head_size(module)
     if size % 8:
         raise Unsupported(f"The decoder needs heads of a multiple of 8 dimensions, and these have {size}.")
+    if not getattr(module, "is_causal", True):
+        raise Unsupported("The decoder lets tokens attend to those before them, and this model to all.")
     group = heads // kv_heads
     if len(family.inputs) == 1 and family.fused_by == "head":
         step = (group + 2) * size
@@ -272,8 +284,8 @@ def _attention(
     else:
         queries, keys = (0, group * size), (heads * size, size)
         values = ((heads + kv_heads) * size, size)
-    rotates = bool(rotations) and (family.rotates is None or bool(getattr(module, family.rotates)))
-    kind = _kind(config, index) if rotations and rotations[0] is not None else None
+    rotates = bool(rotations) and _rotates(family, config, module)
+    kinds = [each.kind for each in rotations]
     return Attention(
         heads=heads,
         kv_heads=kv_heads,
@@ -285,12 +297,18 @@ def _attention(
         query_norm=_norm(family, getattr(module, family.query_norm, None)),
         key_norm=_norm(family, getattr(module, family.key_norm, None)),
         norm_last=family.norm_last,
-        rotation=rotations.index(kind) if rotates else None,
+        rotation=kinds.index(None if kinds == [None] else _kind(config, index)) if rotates else None,
         scale=module.scaling,
         cap=float((family.score_cap and getattr(module, family.score_cap)) or 0.0),
         window=_window(family, config, index),
         output=_rows(family.output, getattr(module, family.output)),
     )
+
+
+def _rotates(family: Family, config: Any, attention: Any) -> bool:
+    if family.rotates is None or (family.rotates_without_window and config.sliding_window is None):
+        return True
+    return bool(getattr(attention, family.rotates))
 
 
 def _feed_forward(family: Family, module: Any) -> FeedForward:

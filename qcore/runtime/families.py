@@ -4,7 +4,7 @@ modules nor its config say.
 A new architecture of known parts is one row. `blocks.py` reads a model by its row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -54,15 +54,105 @@ class Family:
     parallel: str | bool = False
     # an attribute of attention that is false for layers without rotary positions
     rotates: str | None = None
+    rotates_without_window: bool = False  # all layers rotate if the config has no window
     score_cap: str | None = None  # an attribute of attention
 
 
-LLAMA = Family()
+_LLAMA = Family()
+_WINDOWS = Family(has_windows=True)
+_GEMMA = Family(
+    after_attention="post_attention_layernorm",
+    before_feed_forward="pre_feedforward_layernorm",
+    after_feed_forward="post_feedforward_layernorm",
+    norm_offset=1.0,
+    has_windows=True,
+    logits_cap="final_logit_softcapping",
+    score_cap="attn_logit_softcapping",
+)
+_OLMO = Family(
+    before_attention=None,
+    after_attention="post_attention_layernorm",
+    before_feed_forward=None,
+    after_feed_forward="post_feedforward_layernorm",
+)
+_GLM = Family(gate="gate_up_proj", up="gate_up_proj", function="activation_fn", interleaved=True)
+_COHERE = Family(
+    before_feed_forward=None, norm="layer", interleaved=True, logits_scale="logit_scale", parallel=True
+)
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": Family(has_windows=True),
-    "Qwen2ForCausalLM": Family(has_windows=True),
-    "Qwen3ForCausalLM": Family(has_windows=True),
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _WINDOWS,
+    "Qwen2ForCausalLM": _WINDOWS,
+    "Qwen3ForCausalLM": _WINDOWS,
     "GemmaForCausalLM": Family(norm_offset=1.0),
+    "Gemma2ForCausalLM": _GEMMA,
+    "Gemma3ForCausalLM": _GEMMA,
+    "Phi3ForCausalLM": Family(
+        inputs=("qkv_proj",),
+        gate="gate_up_proj",
+        up="gate_up_proj",
+        function="activation_fn",
+        has_windows=True,
+    ),
+    "Olmo2ForCausalLM": _OLMO,
+    "Olmo3ForCausalLM": replace(_OLMO, has_windows=True),
+    "GraniteForCausalLM": Family(
+        embedding_scale="embedding_multiplier",
+        residual_scale="residual_multiplier",
+        logits_divisor="logits_scaling",
+    ),
+    "SmolLM3ForCausalLM": Family(has_windows=True, rotates="use_rope"),
+    "GlmForCausalLM": _GLM,
+    "Glm4ForCausalLM": replace(
+        _GLM, after_attention="post_self_attn_layernorm", after_feed_forward="post_mlp_layernorm"
+    ),
+    "CohereForCausalLM": _COHERE,
+    "Cohere2ForCausalLM": replace(_COHERE, has_windows=True, rotates="sliding_window"),
+    "Exaone4ForCausalLM": replace(_OLMO, has_windows=True, rotates="is_sliding", rotates_without_window=True),
+    "HunYuanDenseV1ForCausalLM": Family(
+        query_norm="query_layernorm", key_norm="key_layernorm", norm_last=True
+    ),
+    "Starcoder2ForCausalLM": Family(gate="c_fc", up=None, down="c_proj", function="act", has_windows=True),
+    "StableLmForCausalLM": Family(
+        query_norm="q_layernorm", key_norm="k_layernorm", parallel="use_parallel_residual"
+    ),
+    "PhiForCausalLM": Family(
+        final_norm="final_layernorm",
+        before_feed_forward=None,
+        query_norm="q_layernorm",
+        key_norm="k_layernorm",
+        output="dense",
+        gate="fc1",
+        up=None,
+        down="fc2",
+        function="activation_fn",
+        parallel=True,
+    ),
+    "GPTNeoXForCausalLM": Family(
+        final_norm="final_layer_norm",
+        attention="attention",
+        inputs=("query_key_value",),
+        output="dense",
+        gate="dense_h_to_4h",
+        up=None,
+        down="dense_4h_to_h",
+        function="act",
+        fused_by="head",
+        parallel="use_parallel_residual",
+    ),
+    "GPT2LMHeadModel": Family(
+        layers="h",
+        final_norm="ln_f",
+        positions="wpe",
+        attention="attn",
+        before_attention="ln_1",
+        before_feed_forward="ln_2",
+        inputs=("c_attn",),
+        output="c_proj",
+        gate="c_fc",
+        up=None,
+        down="c_proj",
+        function="act",
+    ),
 }

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
 from qcore.layers.stand_in import stand_in
 from qcore.runtime.blocks import ends_of, family_of, stack_of
@@ -78,7 +78,11 @@ class _Forward:
     def __init__(self, model: Any):
         self._model = model
         self._state: _State | None = None
-        self._names = list(inspect.signature(type(stack_of(model)).forward).parameters)[1:]
+        signature = inspect.signature(type(stack_of(model)).forward)
+        self._names = list(signature.parameters)[1:]
+        returned = signature.return_annotation
+        known = isinstance(returned, type) and issubclass(returned, ModelOutput)
+        self._output = returned if known else BaseModelOutputWithPast
 
     def __call__(self, *arguments, **options):
         options.update(zip(self._names, arguments, strict=False))
@@ -110,13 +114,15 @@ class _Forward:
         starts = _padding(attention_mask, position_ids, ids, cache)
         if starts is False:
             return None
-        if weights.learns_positions and position_ids is None and starts is not None:
-            return None  # the modules count padding as positions
+        counts_padding = position_ids is None  # the modules then count slots
         if cache is None and not keep:
-            return _run(weights, ids, starts, Scratch(self._model, *ids.shape), None)
+            return self._output(
+                last_hidden_state=_run(weights, ids, starts, counts_padding, Scratch(self._model, *ids.shape))
+            )
         if (held := self._cache(cache, ids)) is None:
             return None
-        return _run(weights, ids, starts, _layers(held), held if keep else None)
+        hidden = _run(weights, ids, starts, counts_padding, _layers(held))
+        return self._output(last_hidden_state=hidden, cache=held if keep else None)
 
     def _usable(self, ids, embeds, others: dict) -> bool:
         if (
@@ -193,14 +199,14 @@ def _run(
     weights: Weights,
     ids: torch.Tensor,
     starts: torch.Tensor | None,
+    counts_padding: bool,
     layers: NativeLayers | Scratch,
-    cache: Cache | None,
-) -> BaseModelOutputWithPast:
+) -> torch.Tensor:
     """Return the stack's output for `ids` (sequences, tokens) and append keys and values to `layers`."""
     layers.reserve(ids.shape[0], layers.length + ids.shape[1])
     hidden = torch.empty(*ids.shape, weights.hidden)
-    weights.run(_checked(weights, ids), layers, starts, hidden=hidden)
-    return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
+    weights.run(_checked(weights, ids), layers, starts, counts_padding=counts_padding, hidden=hidden)
+    return hidden
 
 
 def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:

@@ -106,6 +106,8 @@ class Rotation(ctypes.Structure):
 class Call(ctypes.Structure):
     _fields_ = [
         *((name, _int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
-        *((name, Buffer) for name in ("starts", "ids", "rotations", "hidden", "logits")),
+        *((name, Buffer) for name in ("starts", "ids", "rotations")),
+        ("counts_padding", _int64),
+        *((name, Buffer) for name in ("hidden", "logits")),
         ("best", ctypes.c_void_p),
     ]

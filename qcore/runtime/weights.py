@@ -42,9 +42,9 @@ class Weights:
         self._keep: list[Any] = []  # keeps alive what the native side points to
         self._description = found
         self._rotations: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._is_long: list[bool] | None = None
         self._stored_rotations: ctypes.Array = (structures.Rotation * 0)()
         self.layers, self.vocabulary = len(found.blocks), found.head.out_features
-        self.learns_positions = found.positions is not None
         embedding = self._projection(_all_rows(found.embedding))
         self.hidden, self.tokens = embedding.columns, embedding.rows
         self._blocks = (structures.Block * self.layers)(*map(self._block, found.blocks))
@@ -64,18 +64,28 @@ class Weights:
         )
 
     def run(
-        self, ids: torch.Tensor, layers, starts: torch.Tensor | None = None, *, hidden=None, logits=None
+        self,
+        ids: torch.Tensor,
+        layers,
+        starts: torch.Tensor | None = None,
+        *,
+        counts_padding: bool = False,
+        hidden: torch.Tensor | None = None,
+        logits: torch.Tensor | None = None,
     ) -> None:
         """Append the tokens `ids` (sequences, tokens) int64 to a cache's `NativeLayers` (or `Scratch`), which
         must have room for them.
 
-        `starts` (sequences,) int64 is the number of padding slots of each sequence. Fill `hidden` (sequences,
+        `starts` (sequences,) int64 is the number of padding slots of each sequence, which positions leave out
+        unless they count padding. Fill `hidden` (sequences,
         tokens, hidden) with the inputs of the head, or, for one sequence, `logits` (vocabulary,) after the
         last token. Raise `MemoryError` if buffers for CHUNK tokens do not fit.
         """
         sequences, tokens = ids.shape
         position = layers.length
-        self.rotations(position + tokens)
+        end = position + tokens
+        left_out = 0 if starts is None or counts_padding else int(starts.min())
+        self.rotations(end, end - left_out)
         rotations = self._stored_rotations
         keys, values = ((ctypes.c_int64 * len(numbers))(*numbers) for numbers in layers.buffers())
         best = ctypes.c_int64()
@@ -94,6 +104,7 @@ class Weights:
             library.buffer(starts, torch.int64),
             library.buffer(ids, torch.int64),
             (ctypes.addressof(rotations), ctypes.sizeof(rotations)),
+            counts_padding,
             library.buffer(hidden, torch.float32),
             library.buffer(logits, torch.float32),
             ctypes.addressof(best),
@@ -106,19 +117,28 @@ class Weights:
         )
         layers.advance(tokens)
 
-    def rotations(self, positions: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return cosines and sines (at least `positions`, rotated dimensions / 2) for each kind of layers,
-        from the model itself, which applies its own scaling of angles."""
-        found = self._description
-        if found.rotations and (not self._rotations or len(self._rotations[0][0]) < positions):
-            count = max(256, 1 << (positions - 1).bit_length())
-            self.set_rotations([self._rotation(count, kind) for kind in found.rotations])
+    def rotations(self, slots: int, positions: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return cosines and sines (at least `slots`, rotated dimensions / 2) for each kind of layers, for a
+        call whose tokens have fewer than `positions` positions. They come from the model itself, which
+        applies its own scaling of angles."""
+        kinds = self._description.rotations
+        is_long = [each.short is not None and positions > each.short for each in kinds]
+        if kinds and (is_long != self._is_long or len(self._rotations[0][0]) < slots):
+            count, self._is_long = max(256, 1 << (slots - 1).bit_length()), is_long
+            self.set_rotations(list(map(self._rotation, kinds, is_long, [count] * len(kinds))))
         return self._rotations
 
-    def _rotation(self, count: int, kind: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-        options = () if kind is None else (kind,)
+    def _rotation(
+        self, rotation: blocks.Rotation, is_long: bool, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        options = () if rotation.kind is None else (rotation.kind,)
+        positions = torch.arange(count)
+        if rotation.short is not None:  # the largest position decides over all angles
+            positions = torch.arange(max(count, rotation.short + 1))
+            if not is_long:
+                positions.clamp_(max=rotation.short - 1)
         with torch.no_grad():
-            both = self._description.rotary(torch.empty(1, 1), torch.arange(count)[None], *options)
+            both = self._description.rotary(torch.empty(1, 1), positions[None], *options)
         cosines, sines = (part[0] for part in both)
         # both dimensions of a pair have the same angle, and either they or the halves lie side by side
         if self._description.interleaved and torch.equal(cosines[:, ::2], cosines[:, 1::2]):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from decoder_models import CONFIGS, RECIPES, SIZES, ids, make
+from decoder_models import CONFIGS, LONG_ROPE, RECIPES, SIZES, ids, make
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from qcore import runtime
@@ -79,6 +79,23 @@ def test_padded_batches_are_those_of_the_modules(config, calls):
     torch.testing.assert_close(model(**batch).logits[kept], expected[kept], **close(expected))
     assert torch.equal(model.generate(**batch, **options()), detached(model).generate(**batch, **options()))
     assert len(calls) == 1 + 12
+
+
+def test_angles_that_change_with_the_length_of_a_call_are_those_of_the_modules(calls, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "long", LONG_ROPE)
+    model = make("long", "int4-g32", "fp32")
+    modules, tokens = detached(model), ids(40)[None]
+    own, theirs = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    for part in tokens.split([30, 2, 1, 7], 1):
+        expected = modules(part, cache=theirs, use_cache=True).logits
+        found = model(part, cache=own, use_cache=True).logits
+        torch.testing.assert_close(found, expected, **close(expected))
+    for length, more in ((36, 0), (31, 5)):  # more slots than short positions, and fewer positions
+        batch = {name: torch.nn.functional.pad(part, (more, 0)) for name, part in padded(length, 9).items()}
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        expected, kept = modules(**batch).logits, batch["attention_mask"].bool()
+        torch.testing.assert_close(model(**batch).logits[kept], expected[kept], **close(expected))
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("activations, least", [("fp32", 1), ("int8-block", 0.75)], ids=["fp32", "int8"])

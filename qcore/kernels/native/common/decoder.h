@@ -135,11 +135,23 @@ struct Call {
   Buffer<const int64_t> starts;  // (sequences): slots before it are padding; absent without padding
   Buffer<const int64_t> ids;     // (sequences, tokens)
   Buffer<const Rotation> rotations;
+  int64_t counts_padding;  // whether the positions of tokens count the padding before them
   // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence,
   // the logits after its last token and the index of the largest.
   Buffer<float> hidden;  // (sequences, tokens, hidden)
   Buffer<float> logits;  // (vocabulary)
   int64_t* best;
 };
+
+// The slot of token t of the call in the cache, the first slot of its sequence that is not padding, and the
+// token's position.
+inline int64_t slot_of(const Call& call, int64_t t) { return call.position + t % call.tokens; }
+inline int64_t start_of(const Call& call, int64_t t) {
+  return call.starts.data ? call.starts.data[t / call.tokens] : 0;
+}
+inline int64_t position_of(const Call& call, int64_t t) {
+  const int64_t slot = slot_of(call, t), start = call.counts_padding ? 0 : start_of(call, t);
+  return slot > start ? slot - start : 0;
+}
 
 }  // namespace qcore

@@ -102,10 +102,6 @@ class CachedAttention {
     return found;
   }
 
-  // The slot of a token in the cache, and the first slot of its sequence that is not padding.
-  int64_t slot(int64_t t) const { return call_.position + t % call_.tokens; }
-  int64_t start(int64_t t) const { return call_.starts.data ? call_.starts.data[t / call_.tokens] : 0; }
-
   // Where the keys or values `layer` of a key-value head begin, for the sequence of token t.
   template <class T>
   T* held(void* layer, const Attention& attention, int64_t t, int64_t kv) const {
@@ -142,8 +138,8 @@ class CachedAttention {
     }
     const Span part = share(tokens * all, me, threads);
     for (int64_t n = part.first; n < part.last; ++n) {
-      const int64_t i = n / all, h = n % all, t = chunk.first + i, place = slot(t),
-                    position = std::max<int64_t>(0, place - start(t));
+      const int64_t i = n / all, h = n % all, t = chunk.first + i, place = slot_of(call_, t),
+                    position = position_of(call_, t);
       float* row = inputs_.data() + i * here.width;
       if (h < a.heads) {
         queries.ready(i, h, position, row);
@@ -162,8 +158,9 @@ class CachedAttention {
 
   // The slots that a token attends to: first … last − 1.
   Span seen(int64_t t, int64_t window) const {
-    const int64_t last = slot(t) + 1,
-                  first = std::min(start(t), last - 1);  // padding attends to itself, to stay finite
+    const int64_t last = slot_of(call_, t) + 1,
+                  first =
+                      std::min(start_of(call_, t), last - 1);  // padding attends to itself, to stay finite
     return {window ? std::max(first, last - window) : first, last};
   }
 

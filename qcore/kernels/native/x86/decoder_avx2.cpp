@@ -142,9 +142,7 @@ class Step {
     if (model_.embedding_scale != 1.f)
       for (int64_t i = 0; i < e.columns; ++i) out[i] *= model_.embedding_scale;
     if (!model_.positions.data) return;
-    const int64_t start = call_.starts.data ? call_.starts.data[t / call_.tokens] : 0,
-                  position = std::max<int64_t>(0, call_.position + t % call_.tokens - start);
-    const float* learned = model_.positions.data + position * e.columns;
+    const float* learned = model_.positions.data + position_of(call_, t) * e.columns;
     for (int64_t i = 0; i < e.columns; ++i) out[i] += learned[i];
   }
 
