@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -176,13 +177,18 @@ def simulated() -> Iterator[Traffic]:
     """Give this process the device "cuda", and yield what passes between it and the host inside."""
     _traffic.to_host.clear()
     _traffic.to_device = 0
-    capability = torch.cuda.get_device_capability
+    patched = ExitStack()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `Module.to` makes new parameters
-    torch.cuda.get_device_capability = lambda device=None: (8, 0)
+    for place, name, value in (
+        (torch.cuda, "get_device_capability", lambda device=None: (8, 0)),
+        (torch.accelerator, "is_available", lambda: True),
+        (torch.accelerator, "current_accelerator", lambda: DEVICE),
+    ):
+        patched.enter_context(mock.patch.object(place, name, value))
     try:
         with _Simulated():
             yield _traffic
     finally:
-        torch.cuda.get_device_capability = capability
+        patched.close()
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -5,7 +5,8 @@ the format as a plain attribute. They replace `nn.Linear`, GPT-2's `Conv1D`, `nn
 (experts, N, K) parameters of a mixture of experts.
 
 When a layer runs on a machine with native kernels, it repacks its weight for them and frees the buffers: the
-same bits in another order, held once. Saving, or moving to a device, restores the parts bit for bit.
+same bits in another order, held once. On a GPU the parts wait in the memory of the host meanwhile. Saving, or
+moving to a device, restores the parts bit for bit.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from qcore.base.transformers_internals import put_buffers, registered, storage_k
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels import dispatch
+from qcore.kernels.dispatch import Executable
+from qcore.kernels.gpu import GpuWeight
 from qcore.kernels.packed import PackedWeight
 
 _packing = threading.RLock()
-# packed weights by the storage of their codes, with a test whether it was freed, so that tied weights are
-# packed once
+# packed weights by the storage of their codes and their class, with a test whether it was freed, so that tied
+# weights are packed once
 _shared: dict[tuple, tuple[Callable[[], bool], weakref.ref]] = {}
 
 
@@ -37,7 +40,7 @@ class QuantizedModule(nn.Module):
         super().__init__()
         self.format: Format = weight.format
         self.shape = weight.shape
-        self.packed: PackedWeight | None = None
+        self.packed: PackedWeight | GpuWeight | None = None
         for name, part in weight.parts().items():
             self.register_buffer(name, part, persistent=weight.is_stored(name))
 
@@ -57,20 +60,23 @@ class QuantizedModule(nn.Module):
     def reason_for_reference(self) -> str | None:
         """Return None if a native kernel runs this layer, else the reason for the plain-torch reference. Does
         not pack the weight."""
-        return None if self.packed is not None else dispatch.reason_for_reference(self.quantized)
+        if isinstance(self.packed, PackedWeight):
+            return None
+        return dispatch.reason_for_reference(self.quantized)
 
-    def executable(self) -> QuantizedTensor | PackedWeight:
-        """Return the weight in the fastest form on this machine. If that is the packed form, free the
+    def executable(self) -> Executable:
+        """Return the weight in the fastest form on this machine. If that is a packed form, free the
         buffers."""
         if (packed := self.packed) is not None:
             return packed
         weight = self.quantized
-        if dispatch.reason_for_reference(weight):
-            return dispatch.packed(weight)  # unpacked, with a warning if the kernels are missing
+        activations = getattr(self, "activations", None)  # None: rows are looked up
+        if (pack := dispatch.packer(weight, activations)) is None:
+            return dispatch.packed(weight, activations)  # unpacked; warns if the kernels are missing
         with _packing:
             if self.packed is None:
                 weight = self.quantized
-                self.packed = _pack_shared(weight)
+                self.packed = _pack_shared(weight, pack)
                 put_buffers(self, dict.fromkeys(weight.parts()))
             return self.packed
 
@@ -133,7 +139,9 @@ class QuantEmbedding(QuantizedModule):
         return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
-def _pack_shared(weight: QuantizedTensor) -> PackedWeight:
+def _pack_shared(
+    weight: QuantizedTensor, pack: Callable[[QuantizedTensor], PackedWeight | GpuWeight]
+) -> PackedWeight | GpuWeight:
     """Pack `weight`, or find the packed form of a layer that shares its storage."""
     memory, is_gone = storage_key(weight.codes)
     for key in [key for key, (gone, packed) in _shared.items() if gone() or packed() is None]:
@@ -141,7 +149,7 @@ def _pack_shared(weight: QuantizedTensor) -> PackedWeight:
     key = (memory, weight.codes.storage_offset(), weight.shape, weight.format)
     found = _shared[key][1]() if key in _shared else None
     if found is None:
-        found = PackedWeight.pack(weight)
+        found = pack(weight)
         _shared[key] = (is_gone, weakref.ref(found))
     return found
 
