@@ -1,4 +1,4 @@
-"""Evaluation texts, and prompts for generation.
+"""Evaluation texts and their tokens.
 
 The default text needs no network: it is the prose of the Python language reference, which the standard
 library contains in `pydoc_data.topics`. It differs slightly between versions of Python, so every record holds
@@ -8,15 +8,15 @@ its SHA-256.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, UnavailableError
-from qcore.base.files import asset
 from qcore.base.home import build_folder, home
+from qcore.base.text_files import TextFile, decode, digest_record, read_bytes, with_line_feeds
 
 if TYPE_CHECKING:
     import torch
@@ -26,49 +26,43 @@ DEFAULT, WIKITEXT = "default", "wikitext-2"
 _WIKITEXT_ID = "Salesforce/wikitext"
 _PATIENCE = 10  # seconds for the hub to answer
 LARGEST_TEXT = 200_000_000  # bytes
-LARGEST_PROMPTS = 1_000_000  # bytes
-MOST_PROMPTS = 1000
-_PACKAGED = asset("prompts.jsonl")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text called `name` in records; `sha256` is that of its content in UTF-8."""
+    """A text called `name` in records; `sha256` is that of its content in UTF-8. `line_ends` counts the line
+    ends that were read as line feeds."""
 
     name: str
     content: str
     sha256: str
+    line_ends: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Length in UTF-8, for bits per byte."""
         return len(self.content.encode("utf-8"))
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """`kind` is the skill that the prompt tests ("facts", "arithmetic", "code", "summary", "language"; "own"
-    in a user's file)."""
-
-    id: str
-    kind: str
-    text: str
+    @property
+    def record(self) -> dict:
+        """The JSON-ready identity of the text."""
+        return digest_record(self.name, self.sha256, self.line_ends)
 
 
 def load_text(source: str | Path | None = None) -> Text:
     """Return the text called `source`: None or "default" (packaged), "wikitext-2" (from the hub), or a UTF-8
     file.
 
-    Line ends and all characters stay unchanged; a byte order mark is dropped. Raise `InputError` for a file
-    that is missing, too large or not text, `UnavailableError` if the hub cannot be reached.
+    Line ends become line feeds and a byte order mark is dropped; all other characters stay unchanged. Raise
+    `InputError` for a file that is missing, too large or not text, `UnavailableError` if the hub cannot be
+    reached.
     """
     if source is None or source == DEFAULT:
-        return _text("the Python language reference", language_reference())
+        return _text("the Python language reference", with_line_feeds(language_reference()))
     if source == WIKITEXT:
-        return _text("WikiText-2 raw, test", _wikitext())
+        return _text("WikiText-2 raw, test", with_line_feeds(_wikitext()))
     path = Path(source).expanduser()
-    content = _read(path, LARGEST_TEXT, "a text")
-    return text_from_bytes(path.name, content)
+    return text_from_bytes(path.name, read_bytes(path, LARGEST_TEXT, "a text"))
 
 
 def text_from_bytes(name: str, content: bytes) -> Text:
@@ -78,10 +72,10 @@ def text_from_bytes(name: str, content: bytes) -> Text:
             f"{name} has {len(content) / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB that a text "
             "may have. Shorten it."
         )
-    text = _decode(content, name)
-    if not text.strip():
+    file = decode(content, name)
+    if not file.content.strip():
         raise InputError(f"{name} is empty. A text needs at least 2 tokens.")
-    return _text(name, text)
+    return _text(name, file)
 
 
 def tokenize(
@@ -129,43 +123,6 @@ def _encode(content: str, tokenizer: PreTrainedTokenizerBase, limit: int | None)
         part *= 2
 
 
-def load_prompts(path: str | Path | None = None) -> list[Prompt]:
-    """Return the packaged evaluation prompts, or those in a user's file: JSON lines with "text" (and "id",
-    "kind"), or one prompt per line.
-
-    Raise `InputError` naming the line that cannot be used.
-    """
-    source = _PACKAGED if path is None else Path(path).expanduser()
-    lines = read_text_file(source, LARGEST_PROMPTS, "prompts").splitlines()
-    prompts = [_prompt(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise InputError(f"{source.name} holds no prompts. Write one per line.")
-    if len(prompts) > MOST_PROMPTS:
-        raise InputError(
-            f"{source.name} holds {len(prompts)} prompts, but at most {MOST_PROMPTS} are allowed."
-        )
-    ids = [prompt.id for prompt in prompts]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"{source.name} uses the id {next(i for i in ids if ids.count(i) > 1)!r} twice.")
-    return prompts
-
-
-def _prompt(line: str, number: int, source: Path) -> Prompt:
-    if not source.suffix.lower().startswith(".json"):
-        return Prompt(str(number), "own", line)
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f'Line {number} of {source.name} is not JSON. Each line should look like {{"text": "…"}}.'
-        ) from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
-        raise InputError(
-            f'Line {number} of {source.name} has no "text". Each line should look like {{"text": "…"}}.'
-        )
-    return Prompt(str(entry.get("id", number)), str(entry.get("kind", "own")), entry["text"])
-
-
 def language_reference() -> str:
     """Return the prose paragraphs of `pydoc_data.topics`, topics in alphabetic order, each paragraph once,
     joined by blank lines.
@@ -199,41 +156,9 @@ def _is_prose(lines: list[str], paragraph: str) -> bool:
     return paragraph.endswith((".", ".)"))
 
 
-def _text(name: str, content: str) -> Text:
-    return Text(name, content, hashlib.sha256(content.encode("utf-8")).hexdigest())
-
-
-def read_text_file(path: Path, largest: int, what: str) -> str:
-    """Return the content of a UTF-8 file of at most `largest` bytes, without a byte order mark; `what` names
-    the content in the `InputError` that is raised if it cannot be read."""
-    return _decode(_read(path, largest, what), path.name)
-
-
-def _read(path: Path, largest: int, what: str) -> bytes:
-    shown = repr(str(path) if len(str(path)) < 200 else str(path)[:200] + "…")
-    try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {shown} to read {what} from. Check the path.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{shown} is a folder, but {what} must be a file.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    if len(content) > largest:
-        raise InputError(
-            f"{path.name} is larger than the {largest / 1e6:.0f} MB that {what} may have. Shorten it."
-        )
-    return content
-
-
-def _decode(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 text (byte {error.start} is not). Save it as UTF-8, or choose another file."
-        ) from error
+def _text(name: str, file: TextFile) -> Text:
+    digest = hashlib.sha256(file.content.encode("utf-8")).hexdigest()
+    return Text(name, file.content, digest, file.line_ends)
 
 
 def _wikitext() -> str:

@@ -116,6 +116,16 @@ def gguf_tensor_names(model: PreTrainedModel, architecture: str) -> set[str]:
     return set(converter.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
 
 
+# -- chat templates ------------------------------------------------------------------------------------------
+
+
+def compile_chat_template(template: str) -> None:
+    """Compile a chat template as transformers does. Any exception may be raised."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    _compile_jinja_template(template)
+
+
 # -- from stored names to the model's ------------------------------------------------------------------------
 
 

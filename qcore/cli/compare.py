@@ -40,8 +40,12 @@ def compare(
         bool, typer.Option("--generate/--no-generate", help="Also continue the evaluation prompts")
     ] = True,
     prompts: Annotated[
-        str | None, typer.Option(help="Your own prompts: one per line, or JSON lines", metavar="FILE")
+        str | None,
+        typer.Option(help="Your own prompts: one per line, JSON lines, a JSON list, CSV", metavar="FILE"),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Send prompts as messages in the model's chat template")
+    ] = True,
     generate_tokens: Annotated[int, typer.Option(help="New tokens per prompt")] = RunSpec.generate_tokens,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -92,6 +96,7 @@ def compare(
         repeats=repeats,
         generate=generate,
         prompts=prompts,
+        chat=chat,
         generate_tokens=generate_tokens,
         seed=seed,
         threads=threads,

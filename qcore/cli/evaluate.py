@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from qcore.base.errors import InputError
+from qcore.base.text_files import line_end_notes
 from qcore.cli import options
 from qcore.cli.output import check_output, write_output
 from qcore.cli.progress import Show
@@ -81,7 +82,8 @@ def _text(model: str, revision: str | None, device: str, kv: str, json: str | No
     bits = report.human_number(result["bits_per_byte"])
     words = f"{result['tokens_scored']:,} tokens, window {result['window']}, stride {result['stride']}"
     words += "" if kv == NONE else f", KV cache in {kv}"
-    return write_output(result, json, f"perplexity {perplexity} ({words}); {bits} bits per byte")
+    text = f"perplexity {perplexity} ({words}); {bits} bits per byte"
+    return write_output(result, json, "\n".join([text, *line_end_notes(result["record"]["text"])]))
 
 
 def _streamed(
@@ -101,6 +103,7 @@ def _streamed(
         lines.append(f"{row['recipe']}: perplexity {report.human_perplexity(row['perplexity'])}{distance}")
     first = result["rows"][0]
     lines.append(f"{first['tokens_scored']:,} tokens, window {first['window']}, stride {first['stride']}")
+    lines += line_end_notes(result["record"]["text"])
     return write_output(result, json, "\n".join(lines))
 
 
@@ -110,7 +113,7 @@ def _questions(model: str, choices: str, revision: str | None, device: str, json
 
     with Show() as show:
         result = verb.run(model, choices, revision=revision, device=device, progress=show)
-    return write_output(result, json, answers_phrase(result))
+    return write_output(result, json, "\n".join([answers_phrase(result), *line_end_notes(result)]))
 
 
 def _harness(

@@ -112,8 +112,7 @@ def summary(
         }
     )
     return {
-        "name": asked.name,
-        "sha256": asked.sha256,
+        **asked.record,
         "questions": answers.questions,
         "chance": asked.chance,
         "accuracy": asdict(answers.accuracy),

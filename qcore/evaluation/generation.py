@@ -16,6 +16,8 @@ import torch
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
+from qcore.base.prompts import Message, Prompt
+from qcore.evaluation import chat as chat_template
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import KVFormat
@@ -25,7 +27,6 @@ from qcore.runtime.calls import device_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from qcore.base.texts import Prompt
 
 MAX_NEW_TOKENS = 2048
 MAX_CONTEXT = 8192  # tokens of prompt and answer together, if the model has no smaller limit
@@ -155,13 +156,17 @@ def compare_generations(
     baseline's.
 
     `baseline` maps a prompt's id to the baseline's tokens. `chat` None means: as a chat message if the model
-    has a chat template. Prompts of similar length are decoded together, padded on the left and masked,
-    several times faster than one by one. The baseline must be decoded in the same way; then an unchanged
-    model diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one, because padding
-    would share scales with the tokens. The order of prompts is kept. Raises like `generate_text`.
+    has a chat template; dialogues always need one. Prompts of similar length are decoded together, padded on
+    the left and masked, several times faster than one by one. The baseline must be decoded in the same way;
+    then an unchanged model diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one,
+    because padding would share scales with the tokens. The order of prompts is kept. Raises like
+    `generate_text`.
     """
-    chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
-    ready = [prepare(model, tokenizer, prompt.text, max_new_tokens, chat).tokens for prompt in prompts]
+    chat = chat_template.has_template(tokenizer) if chat is None else chat
+    ready = [
+        prepare(model, tokenizer, prompt.messages or prompt.text, max_new_tokens, chat).tokens
+        for prompt in prompts
+    ]
     order = sorted(range(len(prompts)), key=lambda i: len(ready[i]))
     size = batch if kv is None and "position_ids" in inspect.signature(model.forward).parameters else 1
     groups = [order[i : i + size] for i in range(0, len(order), size)]
@@ -220,20 +225,23 @@ def check_new_tokens(max_new_tokens: int) -> None:
 def prepare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: str | Sequence[Message],
     max_new_tokens: int,
     chat: bool = False,
 ) -> Ready:
-    """Check and tokenize `prompt`. Raise `InputError` if it cannot be used; cut it and add a note if it is
-    too long."""
+    """Check and tokenize `prompt`, a text (as a chat message if `chat`) or a dialogue. Raise `InputError` if
+    it cannot be used; cut it and add a note if it is too long."""
     check_new_tokens(max_new_tokens)
-    if len(prompt) > MAX_CHARACTERS:
-        raise InputError(f"The prompt has {len(prompt):,} characters; at most {MAX_CHARACTERS:,} are taken.")
-    notes = []
-    clean = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if clean != prompt:
-        notes.append("The lone surrogates in the prompt were replaced, because no tokenizer can read them.")
-    tokens = _tokenize(tokenizer, clean, chat)
+    notes: list[str] = []
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    if (length := sum(len(message.content) for message in messages)) > MAX_CHARACTERS:
+        raise InputError(f"The prompt has {length:,} characters; at most {MAX_CHARACTERS:,} are taken.")
+    messages = [Message(message.role, _without_surrogates(message.content, notes)) for message in messages]
+    chat = chat or not isinstance(prompt, str)
+    text = chat_template.render(tokenizer, messages) if chat else messages[0].content
+    if len(text) > 2 * MAX_CHARACTERS:
+        raise InputError(f"The chat template of this model makes {len(text):,} characters of the prompt.")
+    tokens = _tokenize(tokenizer, text, special=not chat)
     config = model.config.get_text_config()
     if max(tokens) >= config.vocab_size:
         raise InputError(
@@ -254,17 +262,18 @@ def prepare(
     return Ready(tokens[-keep:], tuple(notes))
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
-    """Return the token ids of `text`, by the chat template if `chat`; the BOS token if `text` is empty."""
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "This model has no chat template, so it cannot answer chat messages; send "
-                "the prompt as plain text."
-            )
-        message = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    tokens: list[int] = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+def _without_surrogates(text: str, notes: list[str]) -> str:
+    """Return `text` with halves of surrogate pairs replaced, and add a note if there were any."""
+    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if clean != text and not notes:
+        notes.append("The lone surrogates in the prompt were replaced, because no tokenizer can read them.")
+    return clean
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Return the token ids of `text`, with the tokenizer's `special` tokens around it if so; the BOS token if
+    `text` is empty."""
+    tokens: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     if not tokens and tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id]
     if not tokens:

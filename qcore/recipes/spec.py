@@ -50,8 +50,9 @@ class RunSpec:
     `text` is what `qcore.base.texts.load_text` takes (None: the packaged text); its first `tokens` tokens are
     scored in windows of `window` that move by `stride` (None: by the window). Speed is measured with a prompt
     of `prompt_tokens` and `new_tokens` new ones, `repeats` times. With `generate`, the evaluation prompts
-    (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each. Recipes with
-    calibrated methods read `calibration_tokens` of the text `calibration` (None: the packaged calibration
+    (`prompts`: a file, None: the packaged ones) are continued for `generate_tokens` each, with `chat` as
+    messages in the model's chat template if it has one. Recipes with calibrated methods read
+    `calibration_tokens` of the text `calibration` (None: the packaged calibration
     text). Learned methods take about `calibration_minutes` (None: a fixed number of steps). `imatrix` is a
     file with llama.cpp's importance matrix, for recipes with -imatrix. A recipe's perplexity counts as equal
     to the baseline's within `margin` (0.01 is 1 %). `choices` adds multiple-choice questions: "default" (the
@@ -74,6 +75,7 @@ class RunSpec:
     repeats: int = 3
     generate: bool = True
     prompts: str | None = None
+    chat: bool = True
     generate_tokens: int = 32
     seed: int = 0
     threads: int | None = None
@@ -168,9 +170,7 @@ class RunSpec:
             value = getattr(self, f.name)
             if f.name in ("model", "recipes") or value == f.default:
                 continue
-            words += (
-                ["--no-generate"] if f.name == "generate" else ["--" + f.name.replace("_", "-"), str(value)]
-            )
+            words += [f"--no-{f.name}"] if value is False else ["--" + f.name.replace("_", "-"), str(value)]
         for pattern in next(iter(skips), ()):
             words += ["--skip", pattern]
         return shlex.join(words)

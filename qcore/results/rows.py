@@ -29,7 +29,7 @@ class RunRecord(TypedDict, total=False):
     compute_dtype: str
     threads: int
     environment: dict[str, Any]
-    text: dict[str, str]
+    text: dict[str, Any]
     window: int
     stride: int
     seed: int
@@ -45,6 +45,8 @@ class RunRecord(TypedDict, total=False):
     throughput: dict[str, Any]
     evaluation: dict[str, Any]
     choices: dict[str, Any] | None
+    prompts: dict[str, Any]
+    questions: dict[str, Any]
     generations: list[dict[str, Any]]
     ledger: dict[str, Any]
     allocation: dict[str, Any] | None

@@ -65,7 +65,9 @@ def load(
     windows = ids[: available * window].view(available, window)
     part = windows[: available - held]
     count = min(-(-tokens // window), len(part))
-    train = Calibration(text.name, text.sha256, part[[len(part) * i // count for i in range(count)]])
+    train = Calibration(
+        text.name, text.sha256, part[[len(part) * i // count for i in range(count)]], line_ends=text.line_ends
+    )
     if other is None:
         held_out = Calibration(text.name, text.sha256, windows[available - held :])
     else:

@@ -17,6 +17,7 @@ from qcore.formats.kv import KVFormat
 from qcore.recipes.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:
+    from qcore.base.prompts import Prompts
     from qcore.base.texts import Text
     from qcore.models import Checkpoint
     from qcore.recipes import Recipe
@@ -45,6 +46,7 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     """
     from qcore import planning
     from qcore.base import texts
+    from qcore.base.prompts import load_prompts
     from qcore.evaluation.questions import load_questions
     from qcore.library.vocabulary import check_vocabulary
     from qcore.verbs.prepare import Finder, check_imatrix, quantized_already
@@ -60,7 +62,7 @@ def check(spec: RunSpec, finder: Finder | None = None) -> Checkpoint | None:
     if spec.imatrix is not None:
         check_imatrix(spec.imatrix, spec.recipes)
     if spec.generate:
-        texts.load_prompts(spec.prompts)
+        check_prompts(load_prompts(spec.prompts), checkpoint, chat=spec.chat)
     if spec.choices is not None:
         load_questions(spec.choices)
     if checkpoint is None:
@@ -206,6 +208,20 @@ def check_calibration(spec: RunSpec, text: Text) -> None:
             f"The calibration text is the evaluation text ({text.name}). "
             "A model must not be evaluated on its calibration text; choose another text for one of them."
         )
+
+
+def check_prompts(asked: Prompts, checkpoint: Checkpoint | None, *, chat: bool) -> None:
+    """Raise `InputError` if the prompts hold a dialogue and the model has no chat template, or if its
+    template is needed and broken. A model whose tokenizer is not on this machine yet is checked by the
+    run."""
+    from qcore.evaluation.chat import check_template
+    from qcore.library.companions import chat_templates
+
+    if checkpoint is None or not (checkpoint.folder / "tokenizer_config.json").is_file():
+        return
+    templates, dialogue = chat_templates(checkpoint), any(prompt.messages for prompt in asked.prompts)
+    if dialogue or (chat and templates):
+        check_template(templates)
 
 
 def check_device(device: str) -> None:

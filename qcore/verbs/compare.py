@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
+from qcore.base.text_files import line_end_note
 from qcore.formats.kv import KVFormat
 from qcore.recipes.spec import RunSpec
 from qcore.results.rows import ResultRow
@@ -157,6 +158,13 @@ class _Session:
         torch.manual_seed(spec.seed)
         check_device(spec.device)
         self.text = texts.load_text(spec.text)
+        self.asked: dict[str, dict] = {}  # the files of prompts and questions, for the record
+        self._note_line_ends(self.text.name, self.text.line_ends)
+
+    def _note_line_ends(self, name: str, line_ends: Mapping[str, int]) -> None:
+        """Add a note if the line ends of a file were changed."""
+        if note := line_end_note(name, line_ends):
+            self.notes.append(note)
 
     def ids(self, loaded: Loaded):
         """Return the tokens (T,) of the text to score."""
@@ -285,6 +293,8 @@ class _Session:
         if self.spec.choices is None:
             return None, None
         progress, question_set = self.enter("questions"), load_questions(self.spec.choices)
+        self._note_line_ends(question_set.name, question_set.line_ends)
+        self.asked["questions"] = question_set.record
         answers = ask(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
         self._right = {"plain": answers.right, "by_length": answers.right_by_length}
         before = None if record or not self.known else self.known.get("right")
@@ -292,22 +302,25 @@ class _Session:
 
     def generate(self, loaded: Loaded, *, record: bool) -> list[dict]:
         """Continue the evaluation prompts; with `record` these answers become the baseline's."""
-        from qcore.base import texts
         from qcore.base.files import write_json
+        from qcore.base.prompts import load_prompts
         from qcore.evaluation.generation import compare_generations
 
         answers = []
         if self.spec.generate:
             progress = self.enter("prompts")
-            prompts = texts.load_prompts(self.spec.prompts)
+            prompts = load_prompts(self.spec.prompts)
+            self._note_line_ends(prompts.name, prompts.line_ends)
+            self.asked["prompts"] = prompts.record
             before = None if record or not self.known else self.known["answers"]
             answers = compare_generations(
                 loaded.model,
                 loaded.tokenizer,
-                prompts,
+                prompts.prompts,
                 self.spec.generate_tokens,
                 before,
                 progress,
+                chat=None if self.spec.chat else False,
                 kv=self._kv(record),
             )
         if record:
@@ -327,21 +340,25 @@ class _Session:
         about = describe(loaded, self.text, spec.threads)
         if spec.device == "cpu":  # last, so that no figure includes its buffer; bounds the decode speed
             about["environment"]["read_bandwidth"] = read_bandwidth()
-        return about | {
-            "model": spec.model,
-            "revision": checkpoint.revision or spec.revision,
-            "window": spec.window,
-            "stride": spec.stride or spec.window,
-            "seed": spec.seed,
-            "device": spec.device,
-            "notes": self.notes,
-            "run_id": self.folder.name,
-            "spec": spec.to_dict(),
-            "command": spec.command or f"python -m qcore runs repeat {self.folder.name}",
-            "phase_seconds": self.seconds,
-            "started_at": self.started_at,
-            "finished_at": time.time(),
-        }
+        return (
+            about
+            | self.asked
+            | {
+                "model": spec.model,
+                "revision": checkpoint.revision or spec.revision,
+                "window": spec.window,
+                "stride": spec.stride or spec.window,
+                "seed": spec.seed,
+                "device": spec.device,
+                "notes": self.notes,
+                "run_id": self.folder.name,
+                "spec": spec.to_dict(),
+                "command": spec.command or f"python -m qcore runs repeat {self.folder.name}",
+                "phase_seconds": self.seconds,
+                "started_at": self.started_at,
+                "finished_at": time.time(),
+            }
+        )
 
     def predicted(self, checkpoint: Checkpoint, recipe: Recipe) -> dict:
         """Return the plan's prediction for this run, from which its error is computed. Computed last, because

@@ -100,7 +100,7 @@ def run_streamed(
     about = {
         "digest": checkpoint.digest,
         "revision": checkpoint.revision,
-        "text": {"name": content.name, "sha256": content.sha256},
+        "text": content.record,
         "environment": environment(),
         **record.times(began, ["eval", model, "--stream", *words]),
     }

@@ -40,7 +40,7 @@ def describe(loaded: Loaded, text: Text | None = None, threads: int | None = Non
         "threads": threads or torch.get_num_threads(),
         "environment": environment(),
     }
-    return about if text is None else about | {"text": {"name": text.name, "sha256": text.sha256}}
+    return about if text is None else about | {"text": text.record}
 
 
 def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:

@@ -1,5 +1,6 @@
-"""Texts and prompts, and every way in which a file of them can be wrong."""
+"""Texts, and every way in which a file of them can be wrong."""
 
+import gzip
 import hashlib
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcore.base import texts
+from qcore.base import text_files, texts
 from qcore.base.errors import InputError, UnavailableError
 
 
@@ -37,9 +38,27 @@ def test_no_word_of_the_default_text_is_changed():
 
 
 def test_a_file(tmp_path):
-    (tmp_path / "t.txt").write_bytes("\ufeffHällo\r\nyou".encode())
+    (tmp_path / "t.txt").write_bytes("\ufeffHällo\nyou".encode())
     text = texts.load_text(tmp_path / "t.txt")
-    assert (text.name, text.content) == ("t.txt", "Hällo\r\nyou")
+    assert (text.name, text.content) == ("t.txt", "Hällo\nyou")
+    assert text.record == {"name": "t.txt", "sha256": text.sha256}
+
+
+def test_line_ends_of_other_systems_are_line_feeds(tmp_path):
+    (tmp_path / "unix.txt").write_bytes(b"one\n\ntwo\nthree\n")
+    (tmp_path / "other.txt").write_bytes(b"one\r\n\rtwo\nthree\r\n")
+    unix, other = texts.load_text(tmp_path / "unix.txt"), texts.load_text(tmp_path / "other.txt")
+    assert other.content == unix.content and other.sha256 == unix.sha256
+    assert other.record["line_ends_read_as_line_feeds"] == {"CR LF": 2, "CR": 1}
+    assert text_files.line_end_note("t", other.line_ends) == (
+        "Line ends of t were read as line feeds (2 CR LF and 1 CR)."
+    )
+    assert text_files.line_end_note("t", unix.line_ends) is None
+
+
+def test_only_line_feeds_end_lines(tmp_path):
+    content = "a\u2028b\u2029c\x85d\x0ce\x0bf\x1cg"
+    assert texts.text_from_bytes("t", content.encode()).content == content
 
 
 def test_strange_characters_are_kept():
@@ -57,6 +76,29 @@ def test_not_utf8(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"abc\xff\xfe")
     with pytest.raises(InputError, match="t.txt is not UTF-8 text .byte 3 is not"):
         texts.load_text(tmp_path / "t.txt")
+
+
+FOUND = {
+    "gzip": (gzip.compress(b"some text"), "compressed with gzip"),
+    "zip": (b"PK\3\4\xff", "a zip archive or an office document"),
+    "parquet": (b"PAR1\xff\xff", "a Parquet table"),
+    "pdf": (b"%PDF-1.7\n\xff", "a PDF document"),
+    "UTF-16": ("text".encode("utf-16"), "UTF-16 text. Save it as UTF-8"),
+    "UTF-16 without a mark": ("some text".encode("utf-16-le"), "UTF-16 text"),
+    "UTF-16, the other order": ("some text".encode("utf-16-be"), "UTF-16 text"),
+    "Windows": ("Grüße".encode("cp1252"), "byte 2 is not"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FOUND.values(), ids=FOUND)
+def test_what_is_no_text_is_named(content, message):
+    with pytest.raises(InputError, match=f"t.txt is not UTF-8 text.*{message}"):
+        texts.text_from_bytes("t.txt", content)
+
+
+def test_a_pointer_of_git_lfs_is_no_text():
+    with pytest.raises(InputError, match="only points to a file in Git LFS"):
+        texts.text_from_bytes("t", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
 
 
 def test_too_large(tmp_path, monkeypatch):
@@ -152,49 +194,3 @@ def test_a_token_beyond_the_embedding():
     assert len(texts.tokenize("abc", tiny.tokenizer(), vocabulary=258)) == 3
     with pytest.raises(InputError, match="has only 50"):
         texts.tokenize("abc", tiny.tokenizer(), vocabulary=50)
-
-
-# -- prompts -------------------------------------------------------------------------------------------------
-
-
-def test_the_packaged_prompts():
-    prompts = texts.load_prompts()
-    assert len(prompts) == 20
-    assert {prompt.kind for prompt in prompts} == {"facts", "arithmetic", "code", "summary", "language"}
-    assert all(2 < len(prompt.text) < 300 for prompt in prompts)
-
-
-def test_prompts_one_a_line(tmp_path):
-    (tmp_path / "p.txt").write_text("first\n\n  second \n")
-    assert texts.load_prompts(tmp_path / "p.txt") == [
-        texts.Prompt("1", "own", "first"),
-        texts.Prompt("3", "own", "  second "),
-    ]
-
-
-def test_prompts_as_json_lines(tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"text": "a\\nb", "id": 7, "kind": "facts"}\n{"text": "c"}\n')
-    assert texts.load_prompts(tmp_path / "p.jsonl") == [
-        texts.Prompt("7", "facts", "a\nb"),
-        texts.Prompt("2", "own", "c"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ('{"text": "a"}\nnot json', "Line 2 of p.jsonl is not JSON"),
-        ('{"prompt": "a"}', 'Line 1 of p.jsonl has no "text"'),
-        ('{"text": " "}', 'has no "text"'),
-        ('{"text": 5}', 'has no "text"'),
-        ('["a"]', 'has no "text"'),
-        ("", "holds no prompts"),
-        ('{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}', "uses the id 'x' twice"),
-        ('{"text": "a"}\n' * 1001, "at most 1000"),
-    ],
-    ids=["json", "key", "blank", "number", "list", "empty", "twice", "many"],
-)
-def test_broken_prompts(tmp_path, content, message):
-    (tmp_path / "p.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
-        texts.load_prompts(tmp_path / "p.jsonl")

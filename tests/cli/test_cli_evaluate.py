@@ -17,6 +17,26 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("own_home")
 
 
+def test_line_ends_of_other_systems_give_the_same_figures_and_are_reported(said, model, tmp_path):
+    (tmp_path / "unix.txt").write_bytes(b"It was the best of tokens.\n" * 9)
+    (tmp_path / "windows.txt").write_bytes(b"It was the best of tokens.\r\n" * 9)
+    results = []
+    for name in ("unix", "windows"):
+        path = tmp_path / f"{name}.txt"
+        status, printed, _ = said("eval", model, "--text", path, "--window", 64, "--json", tmp_path / name)
+        assert status == 0
+        assert ("Line ends of windows.txt were read as line feeds (9 CR LF)." in printed) == (
+            name == "windows"
+        )
+        results.append(json.loads((tmp_path / name).read_text()))
+    unix, windows = results
+    assert unix["perplexity"] == windows["perplexity"] and unix["bits_per_byte"] == windows["bits_per_byte"]
+    texts = [result["record"]["text"] for result in results]
+    assert texts[0]["sha256"] == texts[1]["sha256"]
+    assert "line_ends_read_as_line_feeds" not in texts[0]
+    assert texts[1]["line_ends_read_as_line_feeds"] == {"CR LF": 9}
+
+
 def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp_path):
     folder, out = tmp_path / "small", tmp_path / "out.json"
     status, printed, _ = said(

@@ -2,7 +2,7 @@
 diverge."""
 
 import copy
-from dataclasses import dataclass
+import sys
 
 import pytest
 import tiny
@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.prompts import Message, Prompt
+from qcore.evaluation import chat
 from qcore.evaluation.generation import (
     MAX_CHARACTERS,
     compare_generations,
@@ -25,13 +27,6 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if "
     "add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-@dataclass
-class Prompt:
-    id: str
-    kind: str
-    text: str
 
 
 def says(model: torch.nn.Module, *tokens: int) -> torch.nn.Module:
@@ -197,6 +192,60 @@ def test_divergence_from_the_baseline():
     del base["1"]
     changed = compare_generations(tiny.sharp("llama"), TOKENIZER, PROMPTS, 8, base)
     assert [made.first_divergence for made in changed] == [3, None, None, None, None]
+
+
+def test_a_dialogue_goes_through_the_chat_template():
+    chatty = tiny.tokenizer()
+    chatty.chat_template = TEMPLATE
+    dialogue = (Message("system", "Be short."), Message("user", "Hi"))
+    tokens = prepare(tiny.model("llama"), chatty, dialogue, 5).tokens
+    wanted = [{"role": each.role, "content": each.content} for each in dialogue]
+    text = chatty.apply_chat_template(wanted, tokenize=False, add_generation_prompt=True)
+    assert TOKENIZER.decode(tokens) == text and "Be short." in text
+    asked = Prompt("1", "own", "shown", dialogue)
+    assert compare_generations(tiny.sharp("llama"), chatty, [asked], 4, chat=False)[0].prompt == "shown"
+    with pytest.raises(InputError, match="no chat template"):
+        compare_generations(tiny.sharp("llama"), TOKENIZER, [asked], 4)
+
+
+TEMPLATES = {
+    "syntax": ("{% for m in messages %}", "line 1 has an error of syntax"),
+    "filter": ("{{ messages | shout }}", "No filter named 'shout'"),
+    "raises": ("{{ raise_exception('Only tools!') }}", "refuses the messages .Only tools!."),
+    "tools": ("{% if not tools %}{{ tools[0].name }}{% endif %}", "something that a plain message does not"),
+    "forbidden": ("{{ messages.__class__.__mro__ }}", "forbidden"),
+    "changes": ("{% set _ = messages.append(1) %}x", "forbidden"),
+    "range": ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+    "division": ("{{ 1 / 0 }}", "it fails .division by zero."),
+    "recursion": ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "it fails .maximum recursion"),
+    "only names": ({"rag": "x", "tool_use": "y"}, r"only under names \(rag, tool_use\), and none"),
+}
+
+
+@pytest.mark.parametrize(("template", "message"), TEMPLATES.values(), ids=TEMPLATES)
+def test_a_chat_template_that_cannot_be_used(template, message):
+    chatty = tiny.tokenizer()
+    chatty.chat_template = template
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tiny.model("llama"), chatty, "Hi", 5, chat=True)
+    assert "end the prompt as plain text" in str(error.value)
+    assert prepare(tiny.model("llama"), chatty, "Hi", 5).tokens
+
+
+def test_loops_within_loops_of_a_chat_template_end(monkeypatch):
+    monkeypatch.setattr(chat, "PATIENCE", 0.2)
+    chatty, watched = tiny.tokenizer(), sys.gettrace()
+    inner = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    chatty.chat_template = inner
+    with pytest.raises(InputError, match="did not end within 0.2 seconds"):
+        prepare(tiny.model("llama"), chatty, "Hi", 5, chat=True)
+    assert sys.gettrace() is watched
+
+
+def test_the_default_of_several_chat_templates_is_used():
+    chatty = tiny.tokenizer()
+    chatty.chat_template = {"default": TEMPLATE, "tool_use": "{{ broken"}
+    assert prepare(tiny.model("llama"), chatty, "Hi", 5, chat=True).tokens
 
 
 def test_prompts_with_a_chat_template_are_asked_as_a_chat():

@@ -31,15 +31,16 @@ SPECS = [
         choices="default",
     ),
     RunSpec("m", "fp32,int8", kv="int4"),
+    RunSpec("m", "fp32,int8", prompts="own.jsonl", chat=False),
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv", "no chat"])
 def test_json_both_ways(spec):
     assert RunSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "all", "skip", "kv", "no chat"])
 def test_the_command_repeats_the_spec(spec, monkeypatch):
     """The command line, parsed again, gives the same spec."""
     from qcore.cli import main

@@ -20,6 +20,7 @@ from transformers import (
 
 from qcore import recipes
 from qcore.base.errors import InputError
+from qcore.base.prompts import Prompt
 from qcore.evaluation import Reference, evaluate
 from qcore.evaluation.generation import compare_generations, generate_text
 from qcore.evaluation.logits import LogitReader
@@ -225,7 +226,7 @@ def test_the_native_step_leaves_such_a_cache_to_the_modules_and_says_so():
 def test_prompts_are_decoded_one_by_one():
     """Padding would share a scale with tokens next to it: each answer equals the prompt's alone."""
     made, tokenizer = tiny.sharp("llama"), tiny.tokenizer()
-    prompts = [type("Prompt", (), {"id": str(i), "kind": "x", "text": "ab " * (30 + i)}) for i in range(3)]
+    prompts = [Prompt(str(i), "x", "ab " * (30 + i)) for i in range(3)]
     answers = compare_generations(made, tokenizer, prompts, 10, kv=INT4)
     assert [answer.tokens for answer in answers] == [
         generate_text(made, tokenizer, each.text, 10, kv=INT4).tokens for each in prompts

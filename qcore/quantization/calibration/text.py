@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sysconfig
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError
+from qcore.base.text_files import digest_record
 from qcore.base.texts import LARGEST_TEXT, Text, load_text, tokenize
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ DOCSTRINGS = "docstrings of Python's standard library"  # the name of the packag
 class Calibration:
     """Token `ids` (windows, window) of the text called `name`. `minutes` limits the time that a learned
     method takes for the whole model; None is the method's default number of steps. `importance` is that of a
-    file, for the method imatrix, which then reads no tokens."""
+    file, for the method imatrix, which then reads no tokens. `line_ends` counts the line ends of the text
+    that were read as line feeds."""
 
     name: str
     sha256: str
     ids: torch.Tensor
     minutes: float | None = None
     importance: ImportanceMatrix | None = None
+    line_ends: Mapping[str, int] = field(default_factory=dict)
 
     def part(self, tokens: int) -> Calibration:
         """Return evenly spread windows with about `tokens` tokens in all, at least one window."""
@@ -73,7 +76,7 @@ class Calibration:
         """The text, its windows and the fingerprint for `check_record`, JSON-ready."""
         windows, window = self.ids.shape
         return {
-            "text": {"name": self.name, "sha256": self.sha256},
+            "text": digest_record(self.name, self.sha256, self.line_ends),
             "tokens": windows * window,
             "window": window,
             "minutes": self.minutes,
@@ -104,7 +107,11 @@ def load_calibration(
     import torch
 
     return Calibration(
-        text.name, text.sha256, torch.stack([ids[start : start + window] for start in starts]), minutes
+        text.name,
+        text.sha256,
+        torch.stack([ids[start : start + window] for start in starts]),
+        minutes,
+        line_ends=text.line_ends,
     )
 
 
