@@ -164,7 +164,7 @@ def generate(subject: Subject) -> str:
 
 
 def _asked() -> list:
-    from qcore.base.texts import Prompt
+    from qcore.base.prompts import Prompt
 
     return [Prompt(str(number), "test", text) for number, text in enumerate(PROMPTS)]
 
