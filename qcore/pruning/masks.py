@@ -27,6 +27,7 @@ from qcore.layers.select import Target, select
 from qcore.pruning.scores import METHODS, keep
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import find_stages, watch, watch_experts
+from qcore.quantization.calibration.states import State
 from qcore.recipes import parse
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def prune(model: PreTrainedModel, amount: Amount, ids: torch.Tensor | None, prog
 
 
 def input_norms(
-    blocks: Blocks, position: int, targets: list[Target], hidden: list[torch.Tensor]
+    blocks: Blocks, position: int, targets: list[Target], hidden: list[State]
 ) -> dict[str, list[torch.Tensor | None]]:
     """Return ‖x‖ (K,) of each input over all windows for each target's matrices; None for an expert that
     received no token."""
@@ -115,7 +116,7 @@ def input_norms(
         seen = watch(partial(blocks.run, position, state), block, prefix, linear)
         for stage, inputs in zip(linear, seen, strict=True):
             for target in stage.targets:
-                totals.setdefault(target.name, [0.0])[0] += inputs.square().sum(0)
+                totals.setdefault(target.name, [0.0])[0] += inputs.flatten(0, -2).square().sum(0)
     for target in (target for target in targets if target.fused):
         module = blocks.model.get_submodule(target.module)
         parameter = getattr(module, target.parameter).detach()

@@ -32,6 +32,7 @@ from qcore.base.progress import Progress
 from qcore.base.registry import unknown
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
+from qcore.quantization.calibration.states import State
 from qcore.quantization.methods.gptq import damped
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def layer_influence(model: PreTrainedModel, ids: torch.Tensor, progress: Progres
         progress(position, len(blocks), f"scoring layer {position + 1} of {len(blocks)}")
         after = [blocks.run(position, state) for state in hidden]
         cosines = [
-            nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(hidden, after, strict=True)
+            nn.functional.cosine_similarity(a.hidden, b.hidden, dim=-1).mean()
+            for a, b in zip(hidden, after, strict=True)
         ]
         found.append(1 - float(torch.stack(cosines).mean()))
         hidden = after
@@ -167,14 +169,14 @@ def _narrow(
     }
 
 
-def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[torch.Tensor]) -> torch.Tensor:
+def _given(blocks: Blocks, position: int, last: nn.Module, hidden: list[State]) -> torch.Tensor:
     """Return twice the mean x xᵀ (K, K) of the input of a block's module `last`, each token's x divided by
     the norm of its hidden state."""
     moments, seen = Moments.empty(_matrix(last).shape[1], hidden[0].device), []
     hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).float()))
     try:
         for state in hidden:
-            sizes = blocks.run(position, state).flatten(0, -2).float().norm(dim=1, keepdim=True)
+            sizes = blocks.run(position, state).hidden.flatten(0, -2).float().norm(dim=1, keepdim=True)
             moments.add(seen.pop(), weight=sizes.clamp_min(1e-12).reciprocal())
     finally:
         hook.remove()
@@ -197,9 +199,9 @@ def _refitted(weight: torch.Tensor, given: torch.Tensor, columns: torch.Tensor) 
 
 
 def _run_with(
-    blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """Return the outputs of a block while its `module` has another `weight` (N, K)."""
+    blocks: Blocks, position: int, module: nn.Module, weight: torch.Tensor, hidden: list[State]
+) -> list[State]:
+    """Return the states after a block while its `module` has another `weight` (N, K)."""
     before = module.weight.data
     module.weight.data = _like(module, weight)
     try:

@@ -116,7 +116,7 @@ class _Model:
         self.frame.fill("", leave=self._name)
         self.frame.fill(f"{self._name}.0")
         hook = self.blocks[0].register_forward_hook(self._look)
-        self._states = [blocks.embed(torch.stack(members)) for blocks, members in self._groups]
+        self._states = [blocks.embed(torch.stack(members), whole=False) for blocks, members in self._groups]
         # a stand-in is a deep copy of its block, and would also copy the objects that the hook refers to
         hook.remove()
 
@@ -134,7 +134,7 @@ class _Model:
         gc.collect()
         if position == len(self.blocks) - 1:
             for (_, members), states in zip(self._groups, self._states, strict=True):
-                self._final |= {_key(text): state for text, state in zip(members, states, strict=True)}
+                self._final |= {_key(text): state.hidden for text, state in zip(members, states, strict=True)}
             self._states = []
             self.frame.model.register_forward_pre_hook(self._note, with_kwargs=True)
 

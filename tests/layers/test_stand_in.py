@@ -76,7 +76,7 @@ def test_hooks_survive_a_walk_over_the_blocks(hooked):
     (state,) = blocks.embed(torch.arange(8)[None])
     for position in range(len(blocks)):
         state = blocks.run(position, state)
-    logits = Tail(blocks)(torch.arange(8), state)
+    logits = Tail(blocks)(torch.arange(8), state.hidden)
     assert still_heard(model, hooks)
     torch.testing.assert_close(logits, model(torch.arange(8)[None]).logits[0])
 

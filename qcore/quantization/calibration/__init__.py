@@ -2,6 +2,8 @@
 
 text.py                the text and its windows, and the check against the evaluation text
 blocks.py              the model as a list of blocks that run one at a time
+calls.py               how the model calls each block
+states.py              what passes from block to block
 inputs.py              inputs of a block's layers and their second moments
 activation_cache.py    outputs of the parts of a block that are already quantized
 walk.py                block after block, each reading the output of the quantized blocks before it

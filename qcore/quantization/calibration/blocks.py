@@ -1,37 +1,31 @@
 """A model as a list of decoder blocks that run one after another, each over the whole calibration text.
 
-Every transformers decoder holds its blocks in one `ModuleList` and calls them in order: block(hidden states,
-masks and positions). The other arguments are the same for all windows of one length, so they are recorded
-once per block. Then each block can run by itself, and only one block's activations are held.
+Every transformers decoder holds its blocks in one `ModuleList` and calls them in order. How it calls each
+one is recorded once (`calls.py`), and what passes from block to block is a `State`. Then each block can run
+by itself, and only one block's activations are held. Before that, the blocks are run one by one on a few
+tokens, and must give what the model gives; a model that does something else between its blocks is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from qcore.base.errors import InputError
-from qcore.layers.stand_in import stand_in
+from qcore.layers.select import Target
 from qcore.layers.text_part import text_part
+from qcore.quantization.calibration.calls import Call, Form, NotInOrder, contents, form_of_each, record
+from qcore.quantization.calibration.states import Path, State, at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FULL_SPEED = 1024  # tokens per batch, from which on matrix products reach full speed
-
-
-@dataclass
-class Call:
-    """The arguments of a block besides its hidden states."""
-
-    arguments: tuple
-    keywords: dict
-    by_name: bool  # the hidden states are a keyword argument
+PROBE = 16  # tokens on which the blocks are compared with the model
+TOLERANCE = 1e-3  # of their outputs, relative: about 1e-6 by rounding
 
 
 class Blocks:
@@ -40,87 +34,88 @@ class Blocks:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.name, self.modules = find_blocks(model)
+        self.forms: list[Form] = []
         self._calls: list[Call] = []
 
     def __len__(self) -> int:
         return len(self.modules)
 
     @torch.no_grad()
-    def embed(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Return the inputs (1, T, H) of the first block for each window of `ids` (windows, T), and record
-        the blocks' other arguments. Raise `InputError` if the model does not call its blocks in order."""
-        device = next(self.model.parameters()).device
-        states: list[torch.Tensor] = []
-        calls: dict[int, Call] = {}
-        returns_tuple = self._returns_tuple(ids[:1, :2].to(device))
+    def embed(self, ids: torch.Tensor, *, whole: bool = True) -> list[State]:
+        """Return the state before the first block for each window of `ids` (windows, T), and record the
+        blocks' other arguments. Raise `InputError` if the blocks of the model cannot be run one by one.
 
-        def recording(position: int):
-            def forward(*arguments, **keywords):
-                by_name = not arguments
-                hidden = keywords.pop("hidden_states") if by_name else arguments[0]
-                calls.setdefault(position, Call(arguments[1:], keywords, by_name))
-                if position == 0:
-                    states.append(hidden)
-                return (hidden,) if returns_tuple else hidden
-
-            return forward
-
-        with ExitStack() as replaced:
-            for position, block in enumerate(self.modules):
-                replaced.enter_context(stand_in(block, recording(position)))
-            for window in ids:
-                self.model.base_model(input_ids=window[None].to(device), use_cache=False)
-        if len(calls) != len(self.modules):
+        With `whole` False, only the first block has its weights, and the others pass their input through;
+        then outputs are not compared with the model's."""
+        ids = ids.to(next(self.model.parameters()).device)
+        try:
+            probe = ids[:1, :PROBE]
+            modules = list(self.modules)
+            self.forms, outputs = form_of_each(self.model, modules, probe)
+            if whole:  # two texts in turns: a block may remember the text before
+                probes = torch.cat((probe, probe.flip(1)))
+                states, self._calls = record(self.model, modules, probes, self.forms)
+                self._check(states, [outputs, form_of_each(self.model, modules, probes[1:])[1]])
+            states, self._calls = record(self.model, modules, ids, self.forms)
+        except NotInOrder as reason:
             raise InputError(
-                f"{type(self.model).__name__} does not call its blocks one after another, "
-                "so it cannot be calibrated. Choose a recipe that needs no text, such as int4-g64-hqq."
-            )
-        self._calls = [calls[position] for position in range(len(self.modules))]
+                f"{type(self.model).__name__} cannot be run block by block: {reason}. Recipes that read text "
+                "need that; choose one that needs no text, such as int4-g64-hqq."
+            ) from reason
         return states
 
-    def batches(self, states: list[torch.Tensor]) -> list[slice]:
-        """Return slices of the windows to run as one batch, of about `FULL_SPEED` tokens, for their `states`
-        (1, T, H). Batches hold one window if a block has an argument made for a single window, such as a bias
-        per head."""
-        alike = all(
-            _fits_any_batch(value)
-            for call in self._calls
-            for value in (*call.arguments, *call.keywords.values())
-        )
-        size = max(1, FULL_SPEED // states[0].shape[1]) if alike else 1
+    def batches(self, states: list[State]) -> list[slice]:
+        """Return slices of the windows to run as one batch, of about `FULL_SPEED` tokens. Batches hold one
+        window if a block has an argument made for a single window, such as a bias per head."""
+        alike = states[0].plain and all(call.fits_any_batch for call in self._calls)
+        size = max(1, FULL_SPEED // states[0].hidden.shape[1]) if alike else 1
         return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
     @torch.no_grad()
-    def run(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
-        """Return the output (B, T, H) of block number `position` (or of its copy `block`) for `hidden` (B, T,
-        H)."""
-        return self.call(position, hidden, block)
+    def run(self, position: int, state: State, block: Callable | None = None) -> State:
+        """Return the state after block number `position` (or its copy `block`) for the `state` before it."""
+        return self.call(position, state, block)
 
-    def call(self, position: int, hidden: torch.Tensor, block: Callable | None = None) -> torch.Tensor:
+    def call(self, position: int, state: State, block: Callable | None = None) -> State:
         """Do the same as `run`, with gradients."""
         call, block = self._calls[position], self.modules[position] if block is None else block
-        if call.by_name:
-            result = block(*call.arguments, hidden_states=hidden, **call.keywords)
-        else:
-            result = block(hidden, *call.arguments, **call.keywords)
-        return result[0] if isinstance(result, tuple) else result
+        arguments, keywords = call.arguments(state)
+        result = block(*arguments, **keywords)
+        later = self._calls[position + 1].extra.values() if position + 1 < len(self) else ()
+        extra: dict[Path, object] = {path: at(result, path) for path in later}
+        held = {path: contents(at((arguments, keywords), path)) for path in call.shared}
+        return State(self.forms[position].hidden(result), state.windows, extra, held)
 
-    def _returns_tuple(self, ids: torch.Tensor) -> bool:
-        seen = []
-        hook = self.modules[0].register_forward_hook(
-            lambda module, arguments, output: seen.append(isinstance(output, tuple))
-        )
-        try:
-            self.model.base_model(input_ids=ids, use_cache=False)
-        finally:
-            hook.remove()
-        return bool(seen) and seen[0]
+    def passing(self, position: int, hidden: torch.Tensor) -> object:
+        """Return what block number `position` would return if it passed `hidden` through."""
+        return self.forms[position].passing(hidden)
+
+    def inside(self, targets: Sequence[Target]) -> list[list[Target]]:
+        """Return the targets of each block."""
+        return [
+            [target for target in targets if target.module.startswith(f"{self.name}.{position}.")]
+            for position in range(len(self))
+        ]
+
+    def _check(self, states: list[State], outputs: list[list[torch.Tensor]]) -> None:
+        """Raise `NotInOrder` unless the blocks, one by one, give the model's `outputs` [window][block]."""
+        for position in range(len(self)):
+            try:
+                states = [self.run(position, state) for state in states]
+            except Exception as error:  # code of others, called in another way than it was written for
+                why = f"block number {position + 1} does not run by itself ({error})"
+                raise NotInOrder(why) from error
+            for state, window in zip(states, outputs, strict=True):
+                if not _alike(state.hidden, window[position]):
+                    raise NotInOrder(f"block number {position + 1} by itself computes something else")
 
 
-def _fits_any_batch(value: object) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_fits_any_batch, value))
-    return not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[0] == 1
+def _alike(made: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Return whether `made` is `wanted` up to rounding, or `wanted` is not finite."""
+    if made.shape != wanted.shape:
+        return False
+    error = (made - wanted).float().norm() / wanted.float().norm().clamp_min(1e-30)
+    return not wanted.isfinite().all() or bool(error < TOLERANCE)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -49,12 +49,12 @@ def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
     if stage.targets[0].fused:
         return None
     columns = work.matrices(stage.targets[0])[0].shape[1]
-    before = work.run(work.hidden[0])
+    before = work.run(work.hidden[0]).hidden
     for fold in _candidates(work, stage, columns):
         drawn = torch.rand(int(fold.source.max()) + 1, generator=torch.Generator().manual_seed(0))
         scale = 1 + drawn.to(before.device)
         apply(work, stage, fold, scale)
-        error = (work.run(work.hidden[0]) - before).norm() / before.norm()
+        error = (work.run(work.hidden[0]).hidden - before).norm() / before.norm()
         apply(work, stage, fold, 1 / scale)
         if error < TOLERANCE:
             return fold
@@ -82,12 +82,11 @@ def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
     own = {target.name for target in stage.targets}
     straight = torch.arange(columns, device=work.hidden[0].device)
     (given,) = watch(lambda: work.run(work.hidden[0]), work.block, work.prefix, [stage])
-    found = []
+    given, found = given.flatten(0, -2), []
     for name, made in _norm_outputs(work).items():
         if made.shape == given.shape and torch.equal(made, given):
             found.append(Fold(name, True, straight))
-    config = work.blocks.model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = _head_sizes(work)
     for target in work.targets:
         if target.name in own or target.fused or not _comes_before(work, target, stage):
             continue
@@ -95,9 +94,21 @@ def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
         name = target.module.removeprefix(f"{work.prefix}.")
         if rows == columns:
             found.append(Fold(name, False, straight))
-        elif rows < columns and columns % rows == 0 and rows % size == 0:
-            found.append(Fold(name, False, straight // size // (columns // rows) * size + straight % size))
+        elif rows < columns and columns % rows == 0:
+            found += [
+                Fold(name, False, straight // size // (columns // rows) * size + straight % size)
+                for size in sizes
+                if rows % size == 0
+            ]
     return found
+
+
+def _head_sizes(work: BlockWork) -> list[int]:
+    """Return the sizes of the heads of the block's attention."""
+    own = {getattr(module, "head_dim", None) for module in work.block.modules()}
+    sizes = sorted(size for size in own if isinstance(size, int) and size > 0)
+    config = work.blocks.model.config.get_text_config()
+    return sizes or [config.hidden_size // config.num_attention_heads]
 
 
 def _comes_before(work: BlockWork, target: Target, stage: Stage) -> bool:

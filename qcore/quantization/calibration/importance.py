@@ -19,6 +19,7 @@ from qcore.interop.gguf_names import Names
 from qcore.layers.select import Target, select
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import find_stages, watch, watch_experts
+from qcore.quantization.calibration.states import State
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import parse
 
@@ -70,13 +71,13 @@ def compute(
     and experts in the blocks of `model` over the `calibration` text. Raise `InputError` if the model has no
     list of blocks."""
     blocks, targets = Blocks(model), select(model, parse("int4-g64")).targets
-    hidden = blocks.embed(calibration.ids)
+    inside, hidden = blocks.inside(targets), blocks.embed(calibration.ids)
     found: dict[str, torch.Tensor] = {}
     counts: dict[str, list[int]] = {}
     for position, block in enumerate(blocks.modules):
         report(position, len(blocks), f"block {position + 1} of {len(blocks)}")
         prefix = f"{blocks.name}.{position}"
-        own = [target for target in targets if target.module.startswith(f"{prefix}.")]
+        own = inside[position]
         run = partial(blocks.run, position)
         stages, _ = find_stages(partial(run, hidden[0]), block, prefix, own)
         linear = [stage for stage in stages if not stage.targets[0].fused]
@@ -91,9 +92,10 @@ def compute(
                 for state in hidden:
                     _watch_experts(partial(run, state), target, block, prefix, sums, tokens)
         for i, state in enumerate(hidden):
-            outputs: list[torch.Tensor] = []
+            outputs: list[State] = []
             inputs = watch(lambda: outputs.append(run(state)), block, prefix, linear, whole=True)  # noqa: B023
             for stage, seen in zip(linear, inputs, strict=True):
+                seen = seen.flatten(0, -2)
                 for target in stage.targets:
                     sums[target.name][0] += seen.double().square().sum(0)
                     tokens[target.name][0] += len(seen)

@@ -12,6 +12,7 @@ found by running the block once with hooks. Fused experts (three-dimensional par
 their inputs are taken from the matrix products themselves.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,10 @@ from qcore.layers.select import Target
 
 @dataclass(frozen=True)
 class Stage:
-    """Targets that read the same input, in the order of execution."""
+    """Targets that read the same input, in the order of execution; `uses` times in a run of the block."""
 
     targets: tuple[Target, ...]
+    uses: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -64,17 +66,20 @@ class Moments:
         """Add `inputs` (n, K), and the same inputs in the unquantized model, `x_fp` (n, K), for drift. The
         error of each token is multiplied by its `weight` (n, 1), if given; the mean |x| is not weighted."""
         total = self.tokens + len(inputs)
-        if total == 0:
+        if not len(inputs):
             return
         keep, share = self.tokens / total, 2 / total
         if self.magnitude is not None:
             self.magnitude.mul_(keep).add_(inputs.abs().sum(0), alpha=1 / total)
-        drift = None if self.drift is None or x_fp is None else x_fp - inputs
+        known = x_fp is not None and x_fp.shape == inputs.shape  # routers may send other tokens
+        drift = x_fp - inputs if self.drift is not None and x_fp is not None and known else None
         if weight is not None:
             inputs, drift = inputs * weight, None if drift is None else drift.mul_(weight)
         _add_square(self.hessian, inputs, keep, share)
         if self.drift is not None and drift is not None:
             self.drift.addmm_(drift.T, inputs, beta=keep, alpha=share)
+        elif self.drift is not None:
+            self.drift.mul_(keep)
         self.tokens = total
 
 
@@ -99,11 +104,13 @@ def find_stages(
     targets that `run` did not reach."""
     calls: list[tuple[Target, torch.Tensor]] = []
     modules = {target.module: target for target in targets}
+    uses: Counter[str] = Counter()
     hooks = []
     for target in modules.values():
         inside = [other for other in targets if other.module == target.module]
 
         def note(module, arguments, keywords, inside=inside):
+            uses.update([inside[0].module])
             calls.extend((each, _first(arguments, keywords)) for each in inside)
 
         hooks.append(_within(block, prefix, target).register_forward_pre_hook(note, with_kwargs=True))
@@ -119,24 +126,26 @@ def find_stages(
             continue
         seen.add(target.name)
         last = stages[-1][-1] if stages else None
-        if last is not None and not target.fused and not last[0].fused and _same(last[1], given):
+        alike = last is not None and not target.fused and not last[0].fused and _same(last[1], given)
+        if last is not None and alike and uses[target.module] == uses[last[0].module]:
             stages[-1].append((target, given))
         else:
             stages.append([(target, given)])
-    found = [Stage(tuple(target for target, _ in stage)) for stage in stages]
+    found = [Stage(tuple(target for target, _ in stage), uses[stage[0][0].module]) for stage in stages]
     return found, [target for target in targets if target.name not in seen]
 
 
 def watch(
     run: Callable[[], object], block: nn.Module, prefix: str, stages: list[Stage], *, whole: bool = False
 ) -> list[torch.Tensor]:
-    """Return the inputs (n, K), float32, of each stage's linear layers in one `run`. Stop the run at the last
-    stage unless it is to be `whole`."""
-    seen: list[torch.Tensor | None] = [None] * len(stages)
+    """Return the inputs (…, K), float32, of each stage's linear layers in one `run`: (n, K) of all uses, if
+    there are several, and (0, K) of a layer that is not reached. Stop the run at the last stage unless it is
+    to be `whole`."""
+    seen: list[list[torch.Tensor]] = [[] for _ in stages]
 
     def keep(module, arguments, keywords, place):
-        seen[place] = _first(arguments, keywords).flatten(0, -2).float()
-        if not whole and all(inputs is not None for inputs in seen):
+        seen[place].append(_first(arguments, keywords).float())
+        if not whole and all(len(each) >= stage.uses for each, stage in zip(seen, stages, strict=True)):
             raise _Reached
 
     hooks = [
@@ -152,7 +161,16 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
-    return [inputs for inputs in seen if inputs is not None]
+    return [
+        inputs[0] if len(inputs) == 1 else _all_uses(inputs, stage.targets[0], block, prefix)
+        for inputs, stage in zip(seen, stages, strict=True)
+    ]
+
+
+def _all_uses(inputs: list[torch.Tensor], target: Target, block: nn.Module, prefix: str) -> torch.Tensor:
+    if inputs:
+        return torch.cat([each.flatten(0, -2) for each in inputs])
+    return torch.zeros(0, target.matrices(block, prefix)[0].shape[1])
 
 
 def watch_experts(

@@ -23,7 +23,7 @@ from qcore.formats.tensor import QuantizedTensor
 
 KEPT_DAYS = 14
 _log = logging.getLogger(__name__)
-VERSION = 2  # increased whenever a method chooses other codes than before
+VERSION = 3  # increased whenever a method chooses other codes than before
 
 
 def unfinished() -> Path:

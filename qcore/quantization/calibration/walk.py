@@ -33,6 +33,7 @@ from qcore.layers.select import Target
 from qcore.quantization.calibration.activation_cache import ActivationCache, endings
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments, Stage, find_stages, watch, watch_experts
+from qcore.quantization.calibration.states import State, join
 from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.calibration.text import Calibration
 from qcore.recipes import Recipe
@@ -44,12 +45,12 @@ if TYPE_CHECKING:
 @dataclass
 class Finished:
     """A finished block: its name, the quantized tensors per target name, and a note per target that was not
-    quantized as requested. `output_fp`: outputs (1, T, H) of the unquantized block, by window."""
+    quantized as requested. `output_fp`: states after the unquantized block, by window."""
 
     name: str
     weights: dict[str, list[QuantizedTensor]]
     notes: dict[str, str]
-    output_fp: dict[int, torch.Tensor] = field(default_factory=dict)
+    output_fp: dict[int, State] = field(default_factory=dict)
     cache: ActivationCache | None = None  # None if the block has no targets
 
 
@@ -58,10 +59,10 @@ class BlockWork:
     """The interface of a method to one block: take `stages` in order, collect `moments`, `put` tensors in
     place.
 
-    hidden       inputs of the block per window, (1, T, H), in the quantized model
+    hidden       states before the block per window, in the quantized model
     x_fp         the same in the unquantized model; None unless the method uses drift
     original     the unquantized block; None unless the method uses drift
-    output_fp    outputs (1, T, H) of the unquantized block by window, as far as they are known
+    output_fp    states after the unquantized block by window, as far as they are known
     step         reports progress in words
     notes        a sentence per target that was not quantized as requested
     """
@@ -69,36 +70,45 @@ class BlockWork:
     blocks: Blocks
     position: int
     targets: list[Target]
-    hidden: list[torch.Tensor]
-    x_fp: list[torch.Tensor] | None
+    hidden: list[State]
+    x_fp: list[State] | None
     original: nn.Module | None
     calibration: Calibration
     step: Callable[[str], None]
     weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-    output_fp: dict[int, torch.Tensor] = field(default_factory=dict)
+    output_fp: dict[int, State] = field(default_factory=dict)
     _inputs_fp: dict[Stage, dict[int, torch.Tensor]] | None = None
 
     def __post_init__(self):
         self.block = self.blocks.modules[self.position]
         self.prefix = f"{self.blocks.name}.{self.position}"
+        after: list[State] = []
         with endings(self.block, self.prefix, self.targets) as ends:
             self.stages, self.unseen = find_stages(
-                lambda: self.run(self.hidden[0]), self.block, self.prefix, self.targets
+                lambda: after.append(self.run(self.hidden[0])), self.block, self.prefix, self.targets
             )
+        for state in self.hidden[1:]:
+            if not self.unseen:
+                break
+            more, self.unseen = find_stages(partial(self.run, state), self.block, self.prefix, self.unseen)
+            self.stages += more
         self.batches = self.blocks.batches(self.hidden)
-        self.cache = ActivationCache(self.block, self.prefix, [stage.names for stage in self.stages], ends)
+        order = [stage.names for stage in self.stages]
+        if not after[0].shares_with(self.hidden[0]):  # a part served from the cache would write nothing
+            order, ends = [], {}
+        self.cache = ActivationCache(self.block, self.prefix, order, ends)
 
-    def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output (B, T, H) of the block in its current state for `hidden` (B, T, H)."""
-        return self.blocks.run(self.position, hidden)
+    def run(self, state: State) -> State:
+        """Return the state after the block, with its current weights, for the `state` before it."""
+        return self.blocks.run(self.position, state)
 
-    def call_with(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output of the block for `hidden`, with the parameters in `tensors` (named relative to
+    def call_with(self, tensors: dict[str, torch.Tensor], state: State) -> State:
+        """Return the state after the block for `state`, with the parameters in `tensors` (named relative to
         the block) replaced; gradients flow."""
         swapped = lambda *arguments, **keywords: functional_call(self.block, tensors, arguments, keywords)  # noqa: E731
-        return self.blocks.call(self.position, hidden, swapped)
+        return self.blocks.call(self.position, state, swapped)
 
     def module(self, target: Target) -> nn.Module:
         """Return the module that holds the target's parameter."""
@@ -134,25 +144,26 @@ class BlockWork:
         totals: list[Moments] = []
         inputs_fp = self._layer_inputs_fp() if self.original is not None else None
         for number, part in enumerate(self.batches):
-            hidden = torch.cat(self.hidden[part])
+            state = join(self.hidden[part])
             with self.cache.batch(number):
-                inputs = watch(partial(self.run, hidden), self.block, self.prefix, stages)
+                inputs = watch(partial(self.run, state), self.block, self.prefix, stages)
             for stage, each in zip(stages, inputs, strict=True):
-                if hidden.dtype == torch.float32:  # otherwise `each` is a wider copy of the inputs
-                    self.cache.remember(number, stage.names, each.view(*hidden.shape[:-1], -1))
+                if state.hidden.dtype == torch.float32 and stage.uses == 1:  # otherwise `each` is a copy
+                    self.cache.remember(number, stage.names, each)
+            inputs = [each.flatten(0, -2) for each in inputs]
             before = [inputs_fp[stage].pop(number) if inputs_fp else None for stage in stages]
             totals = totals or [
                 Moments.empty(each.shape[1], each.device, drift=inputs_fp is not None, magnitude=magnitude)
                 for each in inputs
             ]
             for stage, total, each, x_fp in zip(stages, totals, inputs, before, strict=True):
-                total.add(each, x_fp, _token_weight(hidden) if self._writes(stage) else None)
+                total.add(each, x_fp, _token_weight(state.hidden, len(each)) if self._writes(stage) else None)
         return totals
 
     def _writes(self, stage: Stage) -> bool:
         """Return whether the stage's layers add to the residual stream: their output has its width, and they
         are not the first stage, which reads it."""
-        width = self.hidden[0].shape[-1]
+        width = self.hidden[0].hidden.shape[-1]
         return stage != self.stages[0] and all(
             len(self.matrices(target)[0]) == width for target in stage.targets
         )
@@ -163,9 +174,9 @@ class BlockWork:
         module, matrices = self.module(target), self.matrices(target)
         totals = [Moments.empty(matrix.shape[1], matrix.device) for matrix in matrices]
         with eager_experts(module):
-            for hidden in self.hidden:
+            for state in self.hidden:
                 parameter = getattr(module, target.parameter).detach()
-                for expert, inputs in watch_experts(partial(self.run, hidden), parameter, target.transposed):
+                for expert, inputs in watch_experts(partial(self.run, state), parameter, target.transposed):
                     totals[expert].add(inputs)
         return totals
 
@@ -183,13 +194,13 @@ class BlockWork:
             for number, part in enumerate(self.batches):
 
                 def run(part: slice = part) -> None:
-                    output = self.blocks.run(self.position, torch.cat(x_fp[part]), original)
-                    self.output_fp |= zip(range(part.start, part.stop), output.split(1), strict=True)
+                    output = self.blocks.run(self.position, join(x_fp[part]), original)
+                    self.output_fp |= zip(range(part.start, part.stop), output.split(), strict=True)
 
                 for stage, inputs in zip(
                     linear, watch(run, original, self.prefix, linear, whole=True), strict=True
                 ):
-                    self._inputs_fp[stage][number] = inputs.to(torch.bfloat16)
+                    self._inputs_fp[stage][number] = inputs.flatten(0, -2).to(torch.bfloat16)
         return self._inputs_fp
 
 
@@ -229,10 +240,7 @@ def quantize_blocks(
     of blocks.
     """
     blocks = Blocks(model)
-    inside = [
-        [target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")]
-        for i in range(len(blocks))
-    ]
+    inside = blocks.inside(targets)
     about = {
         "model": identity,
         "recipe": recipe.to_dict(),
@@ -241,7 +249,7 @@ def quantize_blocks(
     store = BlockStore(work if identity is not None else None, about | {"ids": calibration.ids.tolist()})
     report(0, len(blocks), f"reading {calibration.ids.numel()} tokens of calibration text")
     hidden = blocks.embed(calibration.ids)
-    x_fp = [state.clone() for state in hidden] if method.wants_drift else None
+    x_fp = list(hidden) if method.wants_drift else None
     refiner, waiting = method.joint() if method.joint else None, []
     for position, own in enumerate(inside):
         block = blocks.modules[position]
@@ -285,10 +293,13 @@ def _refine_jointly(
         yield replace(block, weights=block.weights | refiner.results(position)) if better else block
 
 
-def _token_weight(hidden: torch.Tensor) -> torch.Tensor:
+def _token_weight(hidden: torch.Tensor, tokens: int) -> torch.Tensor | None:
     """Return the weight (n, 1) of each token's error: 1 / RMS of the token in the residual stream `hidden`
-    (B, T, H), scaled to 1 for the median token."""
+    (B, T, H), scaled to 1 for the median token. None if the stream is not one vector for each of the
+    `tokens`."""
     size = hidden.flatten(0, -2).float().square().mean(1, keepdim=True).sqrt()
+    if len(size) != tokens:
+        return None
     return size.median() / size.clamp_min(1e-6 * size.median().clamp_min(1e-30))
 
 
@@ -300,17 +311,17 @@ def _snapshot(block: nn.Module) -> nn.Module:
 def _advance(
     blocks: Blocks,
     position: int,
-    hidden: list[torch.Tensor],
-    x_fp: list[torch.Tensor] | None,
+    hidden: list[State],
+    x_fp: list[State] | None,
     original: nn.Module | None,
     finished: Finished,
 ) -> None:
-    """Replace the hidden states (1, T, H) of all windows, `hidden` and `x_fp`, by the outputs of the block,
-    in place, batch by batch."""
+    """Replace the states of all windows before the block, `hidden` and `x_fp`, by those after it, in place,
+    batch by batch."""
     output_fp = finished.output_fp
     for number, part in enumerate(blocks.batches(hidden)):
         with finished.cache.batch(number) if finished.cache else nullcontext():
-            hidden[part] = blocks.run(position, torch.cat(hidden[part])).split(1)
+            hidden[part] = blocks.run(position, join(hidden[part])).split()
         if x_fp is None:
             continue
         windows = range(part.start, part.stop)
@@ -318,7 +329,7 @@ def _advance(
         x_fp[part] = (
             [output_fp.pop(i) for i in windows]
             if known
-            else blocks.run(position, torch.cat(x_fp[part]), original).split(1)
+            else blocks.run(position, join(x_fp[part]), original).split()
         )
 
 
@@ -327,8 +338,8 @@ def _choose(
     blocks: Blocks,
     position: int,
     own: list[Target],
-    hidden: list[torch.Tensor],
-    x_fp: list[torch.Tensor] | None,
+    hidden: list[State],
+    x_fp: list[State] | None,
     original: nn.Module | None,
     calibration: Calibration,
     report: Progress,

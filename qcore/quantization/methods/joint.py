@@ -29,6 +29,7 @@ from torch import nn
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
 from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.states import State, gradients
 from qcore.quantization.calibration.tail import Tail
 from qcore.quantization.methods import MethodInfo, gptq, register
 from qcore.quantization.methods.grid import read
@@ -48,12 +49,12 @@ HELD_OUT = 2  # windows for validation
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `ids` (T,), the inputs `first` (1, T, H) of the first block, and the outputs `wanted` (1, T, H)
-    of the last block of the unquantized model."""
+    """Tokens `ids` (T,), the state `first` before the first block, and the state `wanted` after the last
+    block of the unquantized model."""
 
     ids: torch.Tensor
-    first: torch.Tensor
-    wanted: torch.Tensor
+    first: State
+    wanted: State
 
 
 @dataclass
@@ -145,12 +146,12 @@ class JointRefiner:
         self,
         blocks: Blocks,
         ids: torch.Tensor,
-        wanted: list[torch.Tensor],
+        wanted: list[State],
         minutes: float | None,
         report: Callable[[str], None],
     ) -> bool:
-        """Learn from the windows `ids` (windows, T), given the outputs `wanted` (1, T, H) of the unquantized
-        model's last block (as the second phase of EfficientQAT, with a KL loss).
+        """Learn from the windows `ids` (windows, T), given the states `wanted` after the unquantized model's
+        last block (as the second phase of EfficientQAT, with a KL loss).
 
         Take `STEPS` steps, or as many as fit into `minutes`. Return True if the held-out KL divergence
         improved; otherwise the changes are rolled back."""
@@ -196,19 +197,21 @@ class JointRefiner:
             for tensor in tensors:
                 tensor.requires_grad_(True)
             with torch.enable_grad():
-                state = hidden.detach().requires_grad_()
+                state = hidden.detached()
                 hidden = blocks.call(position, state)
             passed.append((state, hidden, tensors))
         with torch.enable_grad():
-            last = hidden.detach().requires_grad_()
-            loss = divergence(tail(window.ids, window.wanted).detach(), tail(window.ids, last))
-            (gradient,) = torch.autograd.grad(loss, last)
+            last = hidden.hidden.detach().requires_grad_()
+            loss = divergence(tail(window.ids, window.wanted.hidden).detach(), tail(window.ids, last))
+            slopes = [*torch.autograd.grad(loss, last), *[None] * (len(hidden.tensors) - 1)]
         for layers, norms in zip(reversed(self.layers), reversed(self.norms), strict=True):
             state, outputs, tensors = passed.pop()
-            gradient, *slopes = torch.autograd.grad(outputs, [state, *tensors], gradient, allow_unused=True)
-            del state, outputs
+            before = state.tensors
+            found = gradients(outputs, slopes, [*before, *tensors])
+            slopes = found[: len(before)]
+            del state, outputs, before
             learned: list[Layer | Norm] = [*layers, *norms]
-            for tensor, part, slope in zip(tensors, learned, slopes, strict=True):
+            for tensor, part, slope in zip(tensors, learned, found[len(slopes) :], strict=True):
                 tensor.requires_grad_(False)
                 if slope is not None:
                     part.update(slope, rate)
@@ -221,7 +224,9 @@ class JointRefiner:
             hidden = window.first
             for position in range(len(blocks)):
                 hidden = blocks.run(position, hidden)
-            total += float(divergence(tail(window.ids, window.wanted), tail(window.ids, hidden)))
+            total += float(
+                divergence(tail(window.ids, window.wanted.hidden), tail(window.ids, hidden.hidden))
+            )
         return total / len(windows)
 
 

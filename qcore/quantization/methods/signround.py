@@ -202,8 +202,8 @@ def _learn(
 
 def _loss(work: BlockWork, i: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the squared error of the block's output for window `i`, relative to each token's output."""
-    output = work.call_with(tensors, work.hidden[i])
-    wanted = work.output_fp[i]
+    output = work.call_with(tensors, work.hidden[i]).hidden
+    wanted = work.output_fp[i].hidden
     return ((output - wanted).square().mean(-1) / wanted.square().mean(-1).clamp_min(1e-12)).mean()
 
 

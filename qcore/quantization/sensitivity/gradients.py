@@ -20,9 +20,12 @@ import torch
 
 from qcore.layers.select import Target
 from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.states import State
+from qcore.quantization.calibration.states import gradients as pull
 from qcore.quantization.calibration.tail import Tail
 
 SAMPLES = 2
+Slopes = list[torch.Tensor | None]  # at the tensors of a state, the hidden states first
 
 
 @dataclass
@@ -36,18 +39,19 @@ class Seen:
 
 @dataclass
 class BlockGradients:
-    """Block number `position`: its inputs `hidden` (1, T, H) per window, the gradients at its outputs
-    `outgoing[sample][window]`, and its linear layers `seen`, by the target's name, without fused experts."""
+    """Block number `position`: the states `hidden` before it per window, the gradients
+    `outgoing[sample][window]` at each of the tensors of the state after it, and its linear layers `seen`, by
+    the target's name, without fused experts."""
 
     position: int
-    hidden: list[torch.Tensor]
-    outgoing: list[list[torch.Tensor]]
+    hidden: list[State]
+    outgoing: list[list[Slopes]]
     seen: dict[str, Seen]
 
 
-def states(blocks: Blocks, ids: torch.Tensor, step: Callable[[int], None]) -> list[list[torch.Tensor]]:
-    """Return the inputs (1, T, H) of each block per window of `ids` (windows, T), and the outputs of the last
-    block, as the last entry."""
+def states(blocks: Blocks, ids: torch.Tensor, step: Callable[[int], None]) -> list[list[State]]:
+    """Return the states before each block per window of `ids` (windows, T), and those after the last block,
+    as the last entry."""
     found = [blocks.embed(ids)]
     for position in range(len(blocks)):
         step(position)
@@ -58,7 +62,7 @@ def states(blocks: Blocks, ids: torch.Tensor, step: Callable[[int], None]) -> li
 def backwards(
     blocks: Blocks,
     ids: torch.Tensor,
-    between: list[list[torch.Tensor]],
+    between: list[list[State]],
     targets: list[list[Target]],
     samples: int = SAMPLES,
     seed: int = 0,
@@ -74,21 +78,23 @@ def backwards(
 
 
 def _at_the_end(
-    tail: Tail, ids: torch.Tensor, last: list[torch.Tensor], samples: int, seed: int
-) -> list[list[torch.Tensor]]:
-    """Return ∂ Σ log p(y) / ∂ (the last block's output), [sample][window] (1, T, H)."""
+    tail: Tail, ids: torch.Tensor, last: list[State], samples: int, seed: int
+) -> list[list[Slopes]]:
+    """Return ∂ Σ log p(y) / ∂ (the last block's output), [sample][window]."""
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[torch.Tensor]] = [[] for _ in range(samples)]
+    found: list[list[Slopes]] = [[] for _ in range(samples)]
     for window, state in zip(ids, last, strict=True):
+        unread: Slopes = [None] * (len(state.tensors) - 1)
         with torch.enable_grad():
-            state = state.detach().requires_grad_()
-            log_p = tail(window, state).log_softmax(-1)
+            hidden = state.hidden.detach().requires_grad_()
+            log_p = tail(window, hidden).log_softmax(-1)
             drawn = torch.multinomial(
                 log_p.detach().exp().cpu(), samples, replacement=True, generator=generator
             )
             for sample in range(samples):
                 total = log_p.gather(1, drawn[:, sample, None].to(log_p.device)).sum()
-                found[sample].append(torch.autograd.grad(total, state, retain_graph=sample + 1 < samples)[0])
+                (slope,) = torch.autograd.grad(total, hidden, retain_graph=sample + 1 < samples)
+                found[sample].append([slope, *unread])
     return found
 
 
@@ -101,14 +107,14 @@ def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Targ
     gradients: dict[str, list[list[torch.Tensor]]] = {
         target.name: [[] for _ in outgoing] for target in linear
     }
-    incoming: list[list[torch.Tensor]] = [[] for _ in outgoing]
+    incoming: list[list[Slopes]] = [[] for _ in outgoing]
     for window, state in enumerate(hidden):
-        outputs: dict[str, torch.Tensor] = {}
+        outputs: list[tuple[str, torch.Tensor]] = []  # a layer may be used more than once
 
         def note(module, arguments, keywords, output, name: str, outputs=outputs) -> None:
             inputs = arguments[0] if arguments else next(iter(keywords.values()))
             given[name].append(inputs.detach().flatten(0, -2).float())
-            outputs[name] = output
+            outputs.append((name, output))
 
         hooks = [
             block.get_submodule(target.module.removeprefix(prefix)).register_forward_hook(
@@ -121,21 +127,18 @@ def _through(blocks: Blocks, position: int, hidden, outgoing, targets: list[Targ
         ]
         try:
             with torch.enable_grad():
-                state = state.detach().requires_grad_()
+                state = state.detached()
                 result = blocks.call(position, state)
         finally:
             for hook in hooks:
                 hook.remove()
+        before = state.tensors
         for sample, after in enumerate(outgoing):
-            found = torch.autograd.grad(
-                result,
-                [state, *outputs.values()],
-                after[window],
-                retain_graph=sample + 1 < len(outgoing),
-                allow_unused=True,
-            )
-            incoming[sample].append(found[0])
-            for (name, output), gradient in zip(outputs.items(), found[1:], strict=True):
+            more = sample + 1 < len(outgoing)
+            made = [output for _, output in outputs]
+            found = pull(result, after[window], [*before, *made], retain_graph=more)
+            incoming[sample].append(found[: len(before)])
+            for (name, output), gradient in zip(outputs, found[len(before) :], strict=True):
                 gradient = torch.zeros_like(output) if gradient is None else gradient
                 gradients[name][sample].append(gradient.flatten(0, -2).float())
     seen = {

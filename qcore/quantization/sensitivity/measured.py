@@ -23,7 +23,6 @@ from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.calibration.tail import Tail
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import states
-from qcore.quantization.sensitivity.proxy import inside
 from qcore.quantization.sensitivity.rounding import check_method, rounded, sees_inputs
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def measure(
         Blocks(model),
         Blocks(model),
     )  # two, because the recorded arguments of blocks depend on the length of windows
-    own = inside(blocks, targets)
+    own = blocks.inside(targets)
     total = sum(len(each) for each in own)
     words = "reading the calibration text"
     read = (
@@ -69,14 +68,16 @@ def measure(
         blocks, ids, lambda i: report(0, total, f"block {i + 1} of {len(blocks)}: reading the text")
     )
     tail = Tail(blocks)
-    base = [LogProbabilities(tail(window, state)) for window, state in zip(ids, between[-1], strict=True)]
+    base = [
+        LogProbabilities(tail(window, state.hidden)) for window, state in zip(ids, between[-1], strict=True)
+    ]
 
     def divergence(position: int) -> float:
         found = 0.0
         for window, state, before in zip(ids, between[position], base, strict=True):
             for later in range(position, len(blocks)):
                 state = blocks.run(later, state)
-            found += float(kl(before, LogProbabilities(tail(window, state))).sum())
+            found += float(kl(before, LogProbabilities(tail(window, state.hidden))).sum())
         return found / ids.numel()
 
     done = 0

@@ -27,6 +27,7 @@ from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
+from qcore.quantization.calibration.states import State
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
 from qcore.quantization.sensitivity.rounding import check_method, expected, sees_inputs
@@ -36,14 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS, HESSIAN_TOKENS = 2048, 8192
-
-
-def inside(blocks: Blocks, targets: list[Target]) -> list[list[Target]]:
-    """Return the targets of each block."""
-    return [
-        [target for target in targets if target.module.startswith(f"{blocks.name}.{i}.")]
-        for i in range(len(blocks))
-    ]
 
 
 def split(
@@ -86,7 +79,7 @@ def predict(
     """
     check_method(method)
     blocks = Blocks(model)
-    own = inside(blocks, targets)
+    own = blocks.inside(targets)
     steps = 2 * len(blocks)
     inputs = _Inputs(model, given if sees_inputs(method) else None)
     if not any(own):
@@ -134,7 +127,7 @@ class _Inputs:
     def __init__(self, model: PreTrainedModel, calibration: Calibration | None):
         self.calibration = calibration
         self.blocks = None if calibration is None else Blocks(model)
-        self._between: list[list[torch.Tensor]] = []
+        self._between: list[list[State]] = []
 
     def read(self, step: Callable[[int], None]) -> None:
         """Run the text through the model; 16 bits are enough for second moments."""
@@ -143,14 +136,14 @@ class _Inputs:
         hidden = self.blocks.embed(self.calibration.ids)
         for position in range(len(self.blocks)):
             step(position)
-            self._between.append([state.to(torch.bfloat16) for state in hidden])
+            self._between.append([replace(state, hidden=state.hidden.to(torch.bfloat16)) for state in hidden])
             hidden = [self.blocks.run(position, state) for state in hidden]
 
     def work(self, position: int, targets: list[Target]) -> BlockWork | None:
         """Return a block with its inputs, and free them: call once per block, from the last to the first."""
         if self.blocks is None or self.calibration is None:
             return None
-        hidden = [state.float() for state in self._between[position]]
+        hidden = [replace(state, hidden=state.hidden.float()) for state in self._between[position]]
         del self._between[position:]
         return BlockWork(
             self.blocks, position, targets, hidden, None, None, self.calibration, lambda words: None
@@ -210,12 +203,15 @@ def _experts(
     method: str,
 ) -> dict[str, Layer]:
     moments, matrices = given.moments_of_experts(target), work.matrices(target)
-    before = [work.run(hidden) for hidden in work.hidden]
+    before = [work.run(state).hidden for state in work.hidden]
     size = sum(
-        float((out - hidden).square().sum(dtype=torch.float64))
-        for out, hidden in zip(before, work.hidden, strict=True)
+        float((out - state.hidden).square().sum(dtype=torch.float64))
+        for out, state in zip(before, work.hidden, strict=True)
     )
-    gradients = [torch.cat([each.flatten(0, -2) for each in sample]) for sample in found.outgoing]
+    gradients = [
+        torch.cat([each[0].flatten(0, -2) for each in sample if each[0] is not None])
+        for sample in found.outgoing
+    ]
     module = work.module(target)
     original = getattr(module, target.parameter)
     rounded = [expected(method if each.tokens else "rtn", each.hessian) for each in moments]
@@ -225,7 +221,10 @@ def _experts(
             target, [choose([matrix], format)[0] for choose, matrix in zip(rounded, matrices, strict=True)]
         )
         error = torch.cat(
-            [(work.run(hidden) - out).flatten(0, -2) for hidden, out in zip(work.hidden, before, strict=True)]
+            [
+                (work.run(state).hidden - out).flatten(0, -2)
+                for state, out in zip(work.hidden, before, strict=True)
+            ]
         )
         losses.append(_quadratic(error, gradients))
         errors.append(float(error.square().sum(dtype=torch.float64)) / size if size else 0.0)

@@ -9,6 +9,7 @@ from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.activation_cache import ActivationCache
 from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.states import join
 from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.methods import quantize
 from qcore.recipes import parse
@@ -47,9 +48,9 @@ def test_moments_are_the_same_as_without(kind):
         ran = []
         work.block.mlp.gate_proj.register_forward_pre_hook(lambda *_: ran.append(1))
     for number, part in enumerate(work.batches):
-        hidden = torch.cat(work.hidden[part])
+        state = join(work.hidden[part])
         with work.cache.batch(number), plain.cache.batch(number):
-            assert torch.equal(work.run(hidden), plain.run(hidden))
+            assert torch.equal(work.run(state).hidden, plain.run(state).hidden)
     assert work.cache._outputs and not plain.cache._outputs
     assert kind != "llama" or not ran  # the feed-forward part resumes from the inputs of its last layer
 
@@ -63,12 +64,12 @@ def test_inputs_that_no_longer_hold_are_forgotten():
     assert work.cache._inputs
     put(work, work.stages[0])  # new weights in the first layers of the attention change everything after them
     with work.cache.batch(0):
-        again = work.run(torch.cat(work.hidden[work.batches[0]]))
+        again = work.run(join(work.hidden[work.batches[0]])).hidden
     plain = work_on("llama")
     for stage in (*plain.stages, plain.stages[0]):
         put(plain, stage)
     with plain.cache.batch(0):
-        torch.testing.assert_close(again, plain.run(torch.cat(plain.hidden[plain.batches[0]])))
+        torch.testing.assert_close(again, plain.run(join(plain.hidden[plain.batches[0]])).hidden)
 
 
 @torch.no_grad()

@@ -33,10 +33,12 @@ def test_blocks_one_by_one_give_what_the_model_gives(kind):
     blocks = Blocks(model)
     states = blocks.embed(ids())
     for position in range(len(blocks)):
-        states = [blocks.run(position, hidden) for hidden in states]
+        states = [blocks.run(position, state) for state in states]
     expected = model(ids(), output_hidden_states=True).hidden_states[-1]
     norm = getattr(model.base_model, "norm", None) or model.base_model.ln_f
-    torch.testing.assert_close(norm(torch.cat(states)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        norm(torch.cat([state.hidden for state in states])), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def work_on(model, position: int, original=None) -> BlockWork:
@@ -87,7 +89,13 @@ def test_moments_are_those_of_a_plain_forward_pass(kind):
                 moments.hessian, 2 / len(inputs) * inputs.T @ inputs, rtol=1e-3, atol=1e-5
             )
         else:
-            size = torch.cat(work.hidden).flatten(0, 1).square().mean(1, keepdim=True).sqrt()
+            size = (
+                torch.cat([state.hidden for state in work.hidden])
+                .flatten(0, 1)
+                .square()
+                .mean(1, keepdim=True)
+                .sqrt()
+            )
             assert torch.linalg.eigvalsh(moments.hessian.double()).min() > -1e-6
             assert moments.hessian.shape == (inputs.shape[1],) * 2 and len(size) == len(inputs)
 

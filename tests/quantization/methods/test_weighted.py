@@ -40,7 +40,7 @@ def block_work(kind: str, name: str) -> BlockWork:
 @torch.no_grad()
 def test_folding_alone_leaves_the_block(kind, folds):
     work = block_work(kind, "int4-g32-awq")
-    before, found = work.run(work.hidden[0]).clone(), 0
+    before, found = work.run(work.hidden[0]).hidden.clone(), 0
     for stage in work.stages:
         fold = find_fold(work, stage)
         if fold is None:
@@ -50,7 +50,7 @@ def test_folding_alone_leaves_the_block(kind, folds):
         apply(work, stage, fold, torch.linspace(0.5, 3, int(fold.source.max()) + 1))
         assert not torch.allclose(work.matrices(stage.targets[0])[0], weight)
     assert found == folds
-    torch.testing.assert_close(work.run(work.hidden[0]), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(work.run(work.hidden[0]).hidden, before, rtol=1e-4, atol=1e-5)
 
 
 def test_awq_error_is_well_below_rounding():

@@ -71,7 +71,9 @@ def test_the_tail_gives_the_models_own_logits(kind):
     last = states(blocks, ids, lambda position: None)[-1]
     tail = Tail(blocks)
     for window, state in zip(ids, last, strict=True):
-        torch.testing.assert_close(tail(window, state), model(window[None]).logits[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            tail(window, state.hidden), model(window[None]).logits[0], rtol=1e-4, atol=1e-4
+        )
     torch.testing.assert_close(model(ids).logits, tiny.model(kind)(ids).logits)
 
 

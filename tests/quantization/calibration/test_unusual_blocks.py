@@ -1,0 +1,271 @@
+"""Blocks that get and give more than hidden states: inputs per layer, keys and values shared by later blocks,
+several streams, tuples; and models that cannot be run block by block."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConfig, LlamaConfig, OPTConfig
+
+from qcore.base.errors import InputError
+from qcore.layers.select import select
+from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.states import gradients
+from qcore.quantization.calibration.tail import Tail
+from qcore.quantization.calibration.walk import BlockWork
+from qcore.quantization.convert import quantize
+from qcore.quantization.sensitivity.proxy import predict
+from qcore.recipes import parse
+
+COMMON = dict(
+    vocab_size=258,
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=128,
+    pad_token_id=None,
+)
+SHARING = dict(
+    num_kv_shared_layers=2,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    vocab_size_per_layer_input=258,
+    hidden_size_per_layer_input=8,
+    sliding_window=16,
+)
+CONFIGS = {
+    "gemma3n": Gemma3nTextConfig(
+        **COMMON,
+        **SHARING,
+        intermediate_size=[48] * 4,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+    ),
+    "gemma4": Gemma4TextConfig(**COMMON, **SHARING, intermediate_size=48, global_head_dim=32),
+    "opt": OPTConfig(
+        vocab_size=258,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        max_position_embeddings=128,
+        pad_token_id=None,
+    ),
+}
+
+KINDS = [pytest.param("gemma3n", marks=pytest.mark.slow), "gemma4", "opt"]
+
+
+def model(kind: str, times: float = 3) -> nn.Module:
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(times)
+            elif name.endswith("correct_output_scale"):  # 0 at first, which hides the inputs per layer
+                parameter.fill_(1)
+    return made
+
+
+def ids(rows: int = 3, columns: int = 24) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, columns), generator=torch.Generator().manual_seed(0))
+
+
+def text() -> Calibration:
+    return Calibration("random bytes", "0" * 64, ids())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_blocks_one_by_one_give_what_the_model_gives(kind):
+    whole = model(kind)
+    blocks = Blocks(whole)
+    states = blocks.embed(ids())
+    for position in range(len(blocks)):
+        states = [blocks.run(position, state) for state in states]
+    tail = Tail(blocks)
+    for window, state in zip(ids(), states, strict=True):
+        torch.testing.assert_close(
+            tail(window, state.hidden), whole(window[None]).logits[0], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_moments_are_those_of_a_plain_forward_pass(kind):
+    """Also when earlier stages of the block are quantized, and its parts come from the cache."""
+    whole = model(kind)
+    blocks = Blocks(whole)
+    own = blocks.inside(select(whole, parse("int8")).targets)
+    states = blocks.embed(ids())
+    for position in range(len(blocks)):
+        work = BlockWork(blocks, position, own[position], states, None, None, text(), lambda what: None)
+        assert work.unseen == []
+        for stage in work.stages:
+            seen = []
+            hook = whole.get_submodule(stage.targets[0].module).register_forward_pre_hook(
+                lambda module, given, seen=seen: seen.append(given[0].flatten(0, -2))
+            )
+            for window in ids():
+                whole(window[None])
+            hook.remove()
+            expected = torch.cat(seen)
+            (moments,) = work.moments([stage], magnitude=True)
+            assert moments.tokens == len(expected)
+            torch.testing.assert_close(moments.magnitude, expected.abs().mean(0), rtol=2e-2, atol=1e-3)
+            for target in stage.targets:
+                work.put(target, [work_code(work, target)])
+        states = [blocks.run(position, state) for state in states]
+
+
+def work_code(work: BlockWork, target):
+    from qcore.quantization.methods import quantize as alone
+
+    return alone(work.matrices(target)[0], target.format, "rtn")
+
+
+@pytest.mark.parametrize("name", ["int4-g32-gptq", "int4-g16-awq", "nf4-g16-imatrix"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibrated_methods_quantize_them(kind, name):
+    before, after = model(kind, 1), model(kind, 1)
+    forwards = {key for key, module in after.named_modules() if "forward" in vars(module)}
+    ledger = quantize(after, parse(name), calibration=text())
+    inside = [row for row in ledger.rows if ".layers." in row.name and len(row.shape) == 2]
+    assert inside and all(row.format and not row.reason for row in inside)
+    assert forwards == {key for key, module in after.named_modules() if "forward" in vars(module)}
+    with torch.no_grad():
+        wanted, made = before(ids()).logits, after(ids()).logits
+        assert made.isfinite().all()
+        if name.endswith("gptq"):
+            quantize(before, parse("int4-g32"))
+            assert (made - wanted).norm() < 0.6 * (before(ids()).logits - wanted).norm()
+
+
+def test_gradients_reach_a_block_through_the_keys_and_values_of_later_ones():
+    whole = model("gemma4")
+    blocks = Blocks(whole)
+    first = blocks.embed(ids(1))[0]
+    state = blocks.run(0, first)
+    parameter = whole.model.layers[1].self_attn.v_proj.weight.requires_grad_()
+    with torch.enable_grad():
+        after = blocks.call(1, state.detached())
+        end = blocks.call(3, blocks.call(2, after))
+    (wanted,) = torch.autograd.grad(end.hidden.sum(), parameter, retain_graph=True)
+    start = blocks.call(2, after).detached()
+    slopes = gradients(blocks.call(3, start), [torch.ones_like(start.hidden), *[None] * 4], start.tensors)
+    middle = after.detached()
+    slopes = gradients(blocks.call(2, middle), slopes, middle.tensors)
+    (found,) = gradients(after, slopes, [parameter])
+    assert len(middle.tensors) == 1 + 4 and all(slope is not None for slope in slopes[3:])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_sensitivities_of_a_model_with_shared_keys_and_values():
+    whole = model("gemma3n")
+    targets = list(select(whole, parse("int4-g32")).targets)
+    formats = [parse("int8").weights, parse("int3-g32").weights]
+    rows = predict(whole, targets, formats, "gptq", text(), lambda *_: None, text())
+    assert len(rows) == sum(".layers." in target.name for target in targets)
+    assert all(row.loss[0] < row.loss[1] for row in rows)
+
+
+# -- models of other people ----------------------------------------------------------------------------------
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(**COMMON, intermediate_size=48)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+class Stack(nn.Module):
+    """A decoder whose blocks return a tuple and read the second output of the block before."""
+
+    def __init__(self, model: nn.Module, between=None, twice: bool = False):
+        super().__init__()
+        self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
+        self.rotary_emb, self.between, self.twice = model.rotary_emb, between, twice
+
+    def forward(self, input_ids, use_cache=False, **_):
+        hidden, chosen = self.embed_tokens(input_ids), None
+        place = self.rotary_emb(hidden, torch.arange(input_ids.shape[1])[None])
+        for layer in [*self.layers, *self.layers] if self.twice else self.layers:
+            hidden, chosen, _ = layer(hidden, chosen=chosen, place=place)
+            hidden = hidden if self.between is None else self.between(hidden)
+        return self.norm(hidden)
+
+
+class Layer(nn.Module):
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden, chosen=None, *, place):
+        shift = 0 if chosen is None else 0.5 * chosen
+        result = self.inner(hidden + shift, position_embeddings=place, attention_mask=None)
+        return result, result.roll(1, dims=1), None
+
+
+def other(**options) -> nn.Module:
+    whole = llama()
+    for i, layer in enumerate(whole.model.layers):
+        whole.model.layers[i] = Layer(layer)
+    whole.model = Stack(whole.model, **options)
+    return whole
+
+
+@torch.no_grad()
+def test_outputs_that_the_next_block_reads_are_passed_on():
+    whole = other()
+    blocks = Blocks(whole)
+    states = blocks.embed(ids())
+    assert states[0].plain and [len(part) for part in [blocks.batches(states)]] == [3]
+    for position in range(len(blocks)):
+        states = [blocks.run(position, state) for state in states]
+    made = whole.model.norm(torch.cat([state.hidden for state in states]))
+    torch.testing.assert_close(made, whole.model(ids()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"between": lambda hidden: hidden / 2}, "computes something between its blocks number 1 and 2"),
+        ({"twice": True}, "does not run its blocks one after another, each once"),
+    ],
+    ids=["between", "twice"],
+)
+def test_a_model_that_does_more_is_refused_before_any_work(options, why):
+    whole, seen = other(**options), []
+    before = {name: parameter.clone() for name, parameter in whole.named_parameters()}
+    with pytest.raises(InputError, match=f"LlamaForCausalLM cannot be run block by block: it {why}"):
+        quantize(
+            whole, parse("int4-g32-gptq"), calibration=text(), progress=lambda *step: seen.append(step[2])
+        )
+    assert len(seen) == 1
+    assert all(torch.equal(parameter, before[name]) for name, parameter in whole.named_parameters())
+
+
+class Remembering(nn.Module):
+    """A block that reads what the first one left in a place that nobody passes on."""
+
+    def __init__(self, inner: nn.Module, number: int, place: dict):
+        super().__init__()
+        self.inner, self.number, self.place = inner, number, place
+
+    def forward(self, hidden_states, **keywords):
+        if self.number == 0:
+            self.place["first"] = hidden_states
+        elif self.number == 3:
+            hidden_states = hidden_states + self.place["first"]
+        return self.inner(hidden_states, **keywords)
+
+
+def test_a_model_whose_blocks_remember_the_text_before_is_refused():
+    whole, place = llama(), {}
+    for i, layer in enumerate(whole.model.layers):
+        whole.model.layers[i] = Remembering(layer, i, place)
+    with pytest.raises(InputError, match="block number 4 by itself computes something else"):
+        Blocks(whole).embed(ids())
