@@ -170,7 +170,8 @@ def watch(
 def _all_uses(inputs: list[torch.Tensor], target: Target, block: nn.Module, prefix: str) -> torch.Tensor:
     if inputs:
         return torch.cat([each.flatten(0, -2) for each in inputs])
-    return torch.zeros(0, target.matrices(block, prefix)[0].shape[1])
+    matrix = target.matrices(block, prefix)[0]
+    return torch.zeros(0, matrix.shape[1], device=matrix.device)
 
 
 def watch_experts(

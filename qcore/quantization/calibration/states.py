@@ -30,6 +30,11 @@ class State:
     shared: Mapping[Path, Mapping] = field(default_factory=dict)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the hidden states."""
+        return self.hidden.device
+
+    @property
     def plain(self) -> bool:
         """Whether the hidden states are all there is, as (B, T, H), so that windows can be joined."""
         return not self.extra and not self.shared and self.hidden.ndim == 3
