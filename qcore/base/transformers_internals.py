@@ -311,19 +311,23 @@ def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, An
 
 def use_eager_experts(module: Any) -> None:
     """Make the experts `module` read its weights one expert at a time. Quantized experts run in no other way,
-    so the setting stays while they are installed."""
-    module.config._experts_implementation = "eager"
+    so the setting stays while they are installed. Classes outside of transformers' experts interface have one
+    implementation, and are left as they are."""
+    if hasattr(module, "is_transposed"):
+        module.config._experts_implementation = "eager"
 
 
 @contextmanager
 def eager_experts(module: Any) -> Iterator[None]:
     """Apply `use_eager_experts` within the block, and restore the setting at the end."""
-    previous = module.config._experts_implementation
+    chooses = hasattr(module, "is_transposed")
+    previous = module.config._experts_implementation if chooses else None
     use_eager_experts(module)
     try:
         yield
     finally:
-        module.config._experts_implementation = previous
+        if chooses:
+            module.config._experts_implementation = previous
 
 
 # -- torch ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@ hold.
 
 select.py     which parameters a recipe changes, and why the others stay
 modules.py    quantized linear layers, embeddings and experts
+kinds.py      the kind of each parameter: what is kept by rule
 linear.py     which modules compute a linear layer
+experts.py    how fused experts are laid out
 stand_in.py   temporary replacement of a module's forward
 inventory.py  every tensor of a model, once
 """

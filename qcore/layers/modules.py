@@ -154,9 +154,60 @@ def _pack_shared(
     return found
 
 
-class QuantExperts(nn.Module):
-    """A fused expert parameter (E, N, K). Indexing it with an expert's number gives that expert's weight,
-    dequantized.
+class FusedWeight(nn.Module):
+    """Stands in for a parameter (E, rows, columns) in the products of transformers' expert modules: indexing
+    with an expert's number, and `torch.bmm` with the weight or with `weight.transpose(1, 2)`. One expert is
+    dequantized at a time. Other uses raise `TypeError`."""
+
+    shape: tuple[int, int, int]
+
+    def matrix(self, expert: int) -> torch.Tensor:
+        """Return one expert's weight (rows, columns) in float32."""
+        raise NotImplementedError
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        return self.matrix(int(expert))
+
+    def transpose(self, first: int, second: int) -> _Transposed:
+        """Return the weight with rows and columns exchanged. Raise `TypeError` for other dimensions."""
+        if {first % 3, second % 3} != {1, 2}:
+            raise TypeError("Fused experts can only exchange the rows and columns of their matrices.")
+        return _Transposed(self)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        return _multiplied(function, arguments, keywords or {})
+
+
+class _Transposed:
+    """The view that `FusedWeight.transpose` returns."""
+
+    def __init__(self, weight: FusedWeight):
+        experts, rows, columns = weight.shape
+        self.weight, self.shape = weight, (experts, columns, rows)
+
+    def matrix(self, expert: int) -> torch.Tensor:
+        """Return one expert's weight, transposed."""
+        return self.weight.matrix(expert).T
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        return _multiplied(function, arguments, keywords or {})
+
+
+def _multiplied(function: Callable, arguments: tuple, keywords: dict) -> torch.Tensor:
+    """Return the batched product of inputs (E, T, rows) with a fused weight (E, rows, columns)."""
+    if function is not torch.bmm or keywords or not isinstance(arguments[0], torch.Tensor):
+        raise TypeError(
+            f"{getattr(function, '__name__', function)} reads fused experts as one tensor. Only torch.bmm "
+            "and products of single experts are supported."
+        )
+    inputs, weight = arguments
+    return torch.stack([each @ weight.matrix(expert) for expert, each in enumerate(inputs)])
+
+
+class QuantExperts(FusedWeight):
+    """A fused expert parameter (E, N, K), dequantized per expert.
 
     With `transposed`, the model stores (E, K, N): groups still run along the inputs K, and indexing gives (K,
     N).
@@ -166,9 +217,12 @@ class QuantExperts(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(QuantizedModule(expert) for expert in experts)
         self.transposed = transposed
+        rows, columns = experts[0].shape
+        self.shape = (len(experts), columns, rows) if transposed else (len(experts), rows, columns)
 
-    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        weight = cast(QuantizedModule, self.experts[int(expert)]).weight
+    def matrix(self, expert: int) -> torch.Tensor:
+        """Return one expert's weight as the model stores it."""
+        weight = cast(QuantizedModule, self.experts[expert]).weight
         return weight.T if self.transposed else weight
 
 
@@ -203,15 +257,17 @@ class StoredEmbedding(nn.Module):
         return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
-class StoredExperts(nn.Module):
-    """A fused expert parameter stored in 16 bits; indexing it gives one expert's weight in float32."""
+class StoredExperts(FusedWeight):
+    """A fused expert parameter stored in 16 bits; one expert's weight at a time is widened to float32."""
 
     def __init__(self, weight: nn.Parameter):
         super().__init__()
         self.stored = weight
+        self.shape = cast(tuple[int, int, int], tuple(weight.shape))
 
-    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        return self.stored[int(expert)].float()
+    def matrix(self, expert: int) -> torch.Tensor:
+        """Return one expert's weight in float32."""
+        return self.stored[expert].float()
 
 
 class Widen(nn.Module):

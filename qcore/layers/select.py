@@ -1,28 +1,24 @@
 """Selection of the tensors that a recipe changes, with the reason why each other tensor is kept.
 
-Linear layers are `nn.Linear` and its equivalents (`linear.py`), GPT-2's `Conv1D` (stored transposed) and the
-fused three-dimensional expert parameters of a mixture of experts. Embeddings and the output head are changed
-only if the recipe says so. Routers, norms and biases never are: they are small, and routers decide which
-expert runs.
+`kinds.py` tells the matrices of linear layers and experts from what is kept by rule. Embeddings and the
+output head are changed only if the recipe says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.uniform import Uniform
-from qcore.layers.embedding import is_embedding
-from qcore.layers.linear import is_linear
+from qcore.layers.kinds import INNER, QUANTIZABLE, REASONS, UNKNOWN, Kinds
 from qcore.layers.places import place_of
 from qcore.layers.text_part import text_part
 from qcore.recipes import Modules, Recipe
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INT8 = Uniform(bits=8, group_size=None, symmetric=True)
-_ROUTERS = ("gate", "router")
 
 
 @dataclass(frozen=True)
@@ -111,9 +106,10 @@ def matches(name: str, pattern: str) -> bool:
     return any(all(map(fnmatchcase, run, wanted)) for run in runs)
 
 
-def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
-    """Return the selection for all parameters of `model`. Raise `InputError` if a skip pattern matches no
-    module that could be quantized."""
+def select(model: PreTrainedModel, recipe: Recipe, *, stored: Collection[str] = ()) -> Selection:
+    """Return the selection for all parameters of `model`. Linear layers whose names are in `stored` are
+    targets whatever the rules: a saved model holds their codes. Raise `InputError` if a skip pattern matches
+    no module that could be quantized."""
     targets: list[Target] = []
     kept: dict[str, str] = {}
     missed: set[str] = set()
@@ -121,7 +117,8 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
     kinds: set[str] = set()
     unlike: set[str] = set()  # matrices of modules that are no linear layer to qcore
     text = text_part(model)
-    head, embedding, tied = text.head, text.embedding, text.is_tied
+    embedding, tied = text.embedding, text.is_tied
+    rules = Kinds(model)
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}"
@@ -129,16 +126,17 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
                 kept[name] = f"Kept: {tower} is not part of the text model."
                 used |= {pattern for pattern in recipe.modules.skip if matches(module_name, pattern)}
                 continue
-            kind = _kind(module_name, module, parameter_name, parameter.ndim, head)
+            kind = rules.of(module_name, module, parameter_name, parameter)
+            kind = "linear" if module_name in stored and kind in ("gate", "router") else kind
             kinds.add(kind)
             choice = _choice(kind, recipe.modules, tied)
             pattern = next(
                 (pattern for pattern in recipe.modules.skip if matches(module_name, pattern)), None
             )
-            used |= {pattern} if pattern and kind in _QUANTIZABLE else set()
-            if kind not in _QUANTIZABLE:
-                kept[name] = _REASONS[kind]
-                missed |= {name} if kind == "unknown experts" else set()
+            used |= {pattern} if pattern and kind in QUANTIZABLE else set()
+            if kind not in QUANTIZABLE:
+                kept[name] = REASONS[kind]
+                missed |= {name} if kind == UNKNOWN else set()
                 other = kind in ("other", "other product") and not isinstance(module, nn.Embedding)
                 unlike |= {name} if other and parameter.ndim == 2 else set()
             elif kind == "embedding" and isinstance(recipe.weights, Mixture) and module is not embedding:
@@ -148,7 +146,7 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
             elif pattern:
                 kept[name] = f"Skipped by the pattern {pattern!r}."
             else:
-                transposed = kind == "conv1d" or (kind == "experts" and module.is_transposed)
+                transposed = kind == "conv1d" or rules.layouts.get(name, False)
                 columns = parameter.shape[-2 if transposed else -1]
                 weights, method = (INT8, "rtn") if choice == "int8" else (recipe.weights, recipe.method)
                 if isinstance(weights, Mixture):
@@ -167,43 +165,9 @@ def select(model: PreTrainedModel, recipe: Recipe) -> Selection:
                 f"The skip pattern {pattern!r} matches no module of this model. Names look like "
                 f"{next((target.module for target in targets), 'model.layers.0.mlp.down_proj')!r}."
             )
-    if kinds.isdisjoint(_INNER):  # a recipe that reaches nothing but the head has not been applied
+    if kinds.isdisjoint(INNER):  # a recipe that reaches nothing but the head has not been applied
         missed |= unlike
     return Selection(tuple(targets), kept, frozenset(missed))
-
-
-_INNER = ("linear", "conv1d", "experts")
-_QUANTIZABLE = (*_INNER, "head", "embedding")
-_REASONS = {
-    "small": "Norms and biases are kept: they are a tiny share of the bytes.",
-    "router": "Routers are kept: they are small, and an error would send tokens to other experts.",
-    "other": "Kept: it is not the weight of a linear layer.",
-    "unknown experts": "Kept: its three-dimensional layout is unknown.",
-    "other product": "Kept: its module computes something else than a linear layer.",
-}
-
-
-def _kind(
-    module_name: str, module: nn.Module, parameter_name: str, dimensions: int, head: nn.Module | None
-) -> str:
-    if dimensions < 2:
-        return "small"
-    if dimensions == 3 and not parameter_name.endswith("bias"):
-        return "experts" if hasattr(module, "is_transposed") else "unknown experts"
-    last = module_name.rsplit(".", 1)[-1]
-    if "Router" in type(module).__name__ or last in _ROUTERS:
-        return "router"
-    if parameter_name != "weight":
-        return "other"
-    if isinstance(module, nn.Linear) and not is_linear(module):
-        return "other product"
-    if module is head:
-        return "head"
-    if is_linear(module):
-        return "linear"
-    if is_embedding(module):
-        return "embedding"
-    return "conv1d" if type(module) is Conv1D else "other"
 
 
 def _choice(kind: str, modules: Modules, tied: bool) -> str:

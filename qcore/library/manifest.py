@@ -119,12 +119,12 @@ def check(manifest: Manifest, model: PreTrainedModel, stored: Mapping[str, Tenso
 
 def targets_of(manifest: Manifest, model: PreTrainedModel) -> tuple[Target, ...]:
     """Return the parameters of the unquantized `model` that the folder holds quantized. Folders of 0.1.0 hold
-    scaled embeddings, such as Gemma's, in full."""
+    scaled embeddings, such as Gemma's, in full, and gates of experts quantized."""
     if isinstance(manifest.recipe.weights, Float):
         return ()
     return tuple(
         target
-        for target in select(model, manifest.recipe).targets
+        for target in select(model, manifest.recipe, stored=manifest.matrices).targets
         if target.kind != "embedding"
         or target.module in manifest.matrices
         or type(target.owner(model)) is nn.Embedding

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.experts import expert_layouts
 from qcore.layers.inventory import inventory, plain_name
 from qcore.layers.modules import QuantExperts, QuantizedModule, StoredExperts
 from qcore.layers.select import Target, select
@@ -210,6 +211,7 @@ def _coded_name(owner: str, modules: dict[str, torch.nn.Module]) -> str:
 def _plain(model: PreTrainedModel) -> list[Entry]:
     """Return the entries of a model whose layers are not quantized, without formats."""
     head, modules, found = output_head(model), dict(model.named_modules()), []
+    layouts = expert_layouts(model)
     for full, tensor, shared in inventory(model):
         module = modules[full.rpartition(".")[0]]
         name, shape, kind, transposed = plain_name(full), tuple(tensor.shape), None, False
@@ -222,10 +224,8 @@ def _plain(model: PreTrainedModel) -> list[Entry]:
                 kind, transposed = "conv1d", True
             elif isinstance(module, torch.nn.Linear):
                 kind = "linear"
-        elif tensor.ndim == 3 and not name.endswith("bias"):
-            owner = modules[name.rpartition(".")[0]]
-            if hasattr(owner, "is_transposed") or isinstance(module, StoredExperts):
-                kind, transposed = "experts", bool(getattr(owner, "is_transposed", False))
+        elif name in layouts or (tensor.ndim == 3 and isinstance(module, StoredExperts)):
+            kind, transposed = "experts", layouts.get(name, False)
         if transposed:
             shape = (*shape[:-2], shape[-1], shape[-2])
         found.append(Entry(name, shape, None, kind, shared and plain_name(shared), None, transposed))

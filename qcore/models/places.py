@@ -23,6 +23,7 @@ from qcore.base.transformers_internals import (
     stored_order,
 )
 from qcore.formats.tensor import QuantizedTensor
+from qcore.layers.experts import expert_layouts
 from qcore.models.stored import StoredWeight, Widened
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Places:
 
     def __init__(self, name: str, model: PreTrainedModel):
         self._name, self._model = name, model
-        self._rules = StoredNames(model)
+        self._rules, self._layouts = StoredNames(model), expert_layouts(model)
         self._counts = {
             parameter: tensor.numel() for parameter, tensor in model.named_parameters(remove_duplicate=False)
         }
@@ -101,7 +102,7 @@ class Places:
         """Return the weights that `rule` joins: experts one by one, or the rule's result as a whole."""
         every = [each for joined in members.values() for each in joined]
         quantized = any(each.quantized for each in every)
-        if quantized and stacks_experts(rule) and not self._is_transposed(parameter):
+        if quantized and stacks_experts(rule) and not self._layouts.get(parameter, False):
             for part, pattern in enumerate(rule.source_patterns):
                 experts = members.get(pattern, [])
                 for expert, each in enumerate(experts):
@@ -118,10 +119,6 @@ class Places:
                 "Dequantized to fp32: the model joins several weights into one." if quantized else None,
             )
             yield self._placed(whole, target)
-
-    def _is_transposed(self, parameter: str) -> bool:
-        owner = self._model.get_submodule(parameter.rpartition(".")[0])
-        return bool(getattr(owner, "is_transposed", False))
 
     def _apply(
         self, first: str, target: str, rule: Any, members: Mapping[str, list[Unplaced]]

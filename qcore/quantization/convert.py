@@ -6,7 +6,7 @@ plus one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
@@ -26,6 +26,7 @@ from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
 from qcore.layers.embedding import is_embedding, scale_of
+from qcore.layers.experts import expert_layouts
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
 from qcore.layers.linear import is_linear
 from qcore.layers.modules import (
@@ -337,6 +338,7 @@ def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) 
         for name, module in model.named_modules()
         if next(module.parameters(recurse=False), None) is not None
     ]
+    fused = expert_layouts(model)
     for i, (name, module) in enumerate(modules):
         report(i, len(modules), name)
         parent_name, _, last = name.rpartition(".")
@@ -349,12 +351,14 @@ def _store_narrow(model: PreTrainedModel, dtype: torch.dtype, report: Progress) 
                 parent, last, StoredEmbedding(narrow(module.weight), module.padding_idx, scale_of(module))
             )
         else:
-            _narrow_in_place(module, narrow)
+            _narrow_in_place(name, module, narrow, fused)
 
 
-def _narrow_in_place(module: nn.Module, narrow: Callable[[nn.Parameter], nn.Parameter]) -> None:
+def _narrow_in_place(
+    owner: str, module: nn.Module, narrow: Callable[[nn.Parameter], nn.Parameter], fused: Collection[str]
+) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
-        if parameter.ndim == 3 and hasattr(module, "is_transposed"):
+        if f"{owner}.{name}" in fused:
             delattr(module, name)
             setattr(module, name, StoredExperts(narrow(parameter)))
             use_eager_experts(module)

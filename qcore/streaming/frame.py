@@ -9,7 +9,7 @@ The weights that a recipe targets are quantized when their block is filled.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from qcore.base.transformers_internals import put_tensor, use_eager_experts
 from qcore.layers.embedding import is_embedding, scale_of
+from qcore.layers.experts import expert_layouts
 from qcore.layers.linear import is_linear
-from qcore.layers.modules import QuantizedModule, StoredEmbedding, StoredLinear, Widen
+from qcore.layers.modules import FusedWeight, QuantizedModule, StoredEmbedding, StoredLinear, Widen
 from qcore.layers.select import Target, select
 from qcore.layers.text_part import output_head
 from qcore.models.assembly import empty_model
@@ -46,6 +47,7 @@ class Frame:
         self._targets: dict[str, Target] = {}
         if recipe is not None and recipe.quantizes:
             self._targets = {target.name: target for target in select(self.model, recipe).targets}
+        self._fused = expert_layouts(self.model)
         self._codes: dict[str, list] = {}  # tied weights, by their first name
         self._tied = _tied_names(self.model)
         self._shapes = {
@@ -102,9 +104,9 @@ class Frame:
         parameter = getattr(module, last, None)
         if not isinstance(parameter, nn.Parameter):
             return  # belongs to a module that was replaced, including its bias
-        if parameter.ndim == 3 and hasattr(module, "is_transposed") and not last.endswith("bias"):
+        if name in self._fused:
             delattr(module, last)
-            setattr(module, last, _Experts(self.source, name))
+            setattr(module, last, _Experts(self.source, name, tuple(parameter.shape)))
             use_eager_experts(module)
             return
         value = self.source.read(name)
@@ -128,15 +130,16 @@ class Frame:
         return None if module.bias is None else self.source.read(f"{owner_name}.bias").float()
 
 
-class _Experts(nn.Module):
+class _Experts(FusedWeight):
     """Fused experts whose weights are read on access."""
 
-    def __init__(self, source: Source, name: str):
+    def __init__(self, source: Source, name: str, shape: tuple[int, ...]):
         super().__init__()
-        self._source, self._name = source, name
+        self._source, self._name, self.shape = source, name, cast(tuple[int, int, int], shape)
 
-    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        return self._source.expert(self._name, int(expert)).float()
+    def matrix(self, expert: int) -> torch.Tensor:
+        """Return one expert's weight in float32."""
+        return self._source.expert(self._name, expert).float()
 
 
 class _Head(StoredLinear):

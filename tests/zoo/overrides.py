@@ -47,6 +47,9 @@ OVERRIDES: dict[str, Override] = {
         lambda shape: {"layer_types": ["linear_attention", "full_attention"]},
         "without types no layer has attention",
     ),
+    "lfm2": Override(
+        lambda shape: {"layer_types": ["conv", "full_attention"]}, "without types no layer is a convolution"
+    ),
     "jamba": Override(
         lambda shape: {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 2},
         "attention in every eighth layer would be none of two",

@@ -19,6 +19,8 @@ from torch import nn
 
 from qcore.base.errors import InputError
 from qcore.engines.onnx.traced import trace
+from qcore.layers.experts import expert_layouts
+from qcore.layers.modules import FusedWeight
 from qcore.runtime import detach
 
 if TYPE_CHECKING:
@@ -103,10 +105,7 @@ def export(model: PreTrainedModel, folder: Path) -> Path:
 
 def unsupported(model: PreTrainedModel) -> str | None:
     """Return the reason why `model` cannot be exported, if that is known before the export, or None."""
-    if any(
-        hasattr(module, "is_transposed") or type(module).__name__ == "QuantExperts"
-        for module in model.modules()
-    ):
+    if expert_layouts(model) or any(isinstance(module, FusedWeight) for module in model.modules()):
         return (
             f"{type(model).__name__} is a mixture of experts, which cannot be exported to ONNX: "
             "its experts are selected at run time."
