@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 import qcore
@@ -26,7 +27,7 @@ NEW_TOKENS = 8
 CALIBRATION = 512  # tokens
 TEXT = Path(__file__).with_name("shrink.py")  # any text of some pages will do
 MARGIN = 1e-3  # a difference of logits below which either of two tokens is the right one
-EXPORTS = {"gguf": "gguf-q8_0", "compressed-tensors": "int4-g32", "gptq": "int4-g32-sym", "onnx": "int8"}
+EXPORTS = {"gguf": "gguf-q8_0", "compressed-tensors": "int4-g32-sym", "gptq": "int4-g32-sym", "onnx": "int8"}
 
 
 def load(subject: Subject) -> str:
@@ -54,10 +55,11 @@ def recipe(subject: Subject, name: str) -> str:
     result = logits(loaded.model)
     if not torch.isfinite(result).all():
         raise Fault("logits are not finite")
-    bound = {"int8": 0.1}.get(name, 1.5)
     exact = logits(subject.plain)
-    if (error := ((result - exact).std() / exact.std()).item()) > bound:
-        raise Fault(f"logits are off by {error:.2f} standard deviations")
+    # of the median token, because a small error may send some tokens to other experts
+    error = ((result - exact).std(-1) / exact.std(-1)).median().item()
+    if error > (0.1 if name == "int8" else 1.0):
+        raise Fault(f"logits of the median token are off by {error:.2f} standard deviations")
     subject.stored[name], subject.models[name] = loaded.ledger.stored_bytes, loaded
     subject.saved[name] = qcore.save(loaded, subject.work / name)
     torch.save(result, subject.work / f"{name}.pt")
@@ -140,6 +142,10 @@ def generate(subject: Subject) -> str:
     loaded = subject.models.get("int4-g32") or subject.load()
     model, tokenizer = loaded.model, loaded.tokenizer
     prompts = [torch.tensor([tokenizer(text)["input_ids"]]) for text in PROMPTS]
+    try:
+        _generate(subject.plain, prompts[:1])
+    except Exception as error:
+        raise Upstream(f"{type(error).__name__}: {error}") from error
     native = forward.reason_against(model) is None
     ways = {"the native step" if native else "the modules": _decode(model, prompts)}
     ways["a padded batch"] = [
@@ -149,18 +155,20 @@ def generate(subject: Subject) -> str:
         forward.detach(model)
         ways["the modules"] = _decode(model, prompts)
         forward.attach(model)
-    ways["transformers' generate"] = [
-        model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)[
-            0, prompt.shape[1] :
-        ].tolist()
-        for prompt in prompts
-    ]
+    ways["transformers' generate"] = _generate(model, prompts)
     (first, expected), *others = ways.items()
     for way, written in others:
         for prompt, one, other in zip(prompts, expected, written, strict=True):
             if not _same(model, prompt, one, other):
                 raise Fault(f"{first} and {way} give other tokens: {one} and {other}")
     return "native step" if native else "modules"
+
+
+def _generate(model: nn.Module, prompts: list[torch.Tensor]) -> list[list[int]]:
+    """Return what transformers' own loop writes, without the settings of the checkpoint."""
+    settings = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, use_cache=True)
+    model.generation_config = settings
+    return [model.generate(prompt)[0, prompt.shape[1] :].tolist() for prompt in prompts]
 
 
 def _asked() -> list:

@@ -130,7 +130,7 @@ class NBitsLinear(nn.Module):
 class NBitsEmbedding(nn.Module):
     """Embedding that looks up rows of codes, then scales them, and multiplies them by `embed_scale`."""
 
-    def __init__(self, weight: Blocks, embed_scale: float):
+    def __init__(self, weight: Blocks, embed_scale: float = 1.0):
         super().__init__()
         self.weight, self.embed_scale = weight, embed_scale
 
