@@ -219,7 +219,8 @@ def _quantize_own(job: Job) -> Outcome:
             continue
         alone = replace(target, method=target.format.method) if needs_text(target.method) else target
         source = "Calibration text does not reach it" if given is None else "The importance matrix lacks it"
-        note = f"{source}, so its codes were rounded to nearest." if alone is not target else None
+        words = methods.without_text(alone.method)
+        note = f"{source}, so its codes were {words}." if alone is not target else None
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)
     report(len(left), len(left), "")
     return list(rows.values()), None if chosen is None else chosen.record

@@ -229,6 +229,7 @@ class _Session:
         if text is not None:
             check_overlap(text, self.text.name, self.text.sha256, self.ids(loaded))
         made = quantize(loaded, recipe, calibration=text or given, progress=progress)
+        self.notes += made.cautions
         return replace(made, quantize_s=time.perf_counter() - began)
 
     def take(self, loaded: Loaded, recipe: Recipe, original: Checkpoint) -> Prepared:

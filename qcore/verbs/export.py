@@ -109,16 +109,17 @@ def run(
     with heavy_turn(progress):
         began = time.perf_counter()
         parameters: Parameters
+        cautions: tuple[str, ...] = ()
         if possible.streams:
             parameters = StreamedParameters(possible.checkpoint, possible.own)
         else:
             made = prepare(possible.checkpoint, possible.own, calibration=calibration, progress=progress)
-            parameters = LoadedParameters(made.loaded)
+            parameters, cautions = LoadedParameters(made.loaded), made.cautions
         exported = possible.target.save(parameters, recipe, folder, overwrite=overwrite, progress=progress)
     text = calibration.options(possible.own)
     text.pop("calibration_minutes", None)
     words = card.words_of("export", model, folder, to=to, recipe=recipe, revision=revision, **text)
-    notes = dict.fromkeys([*exported.notes, *card.write(folder, possible.checkpoint, words)])
+    notes = dict.fromkeys([*cautions, *exported.notes, *card.write(folder, possible.checkpoint, words)])
     return {
         "model": model,
         "to": to,

@@ -108,6 +108,12 @@ class Prepared:
     calibration: Calibration | None = None
     quantize_s: float | None = None
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences on the calibration text for the user."""
+        caution = None if self.calibration is None else self.calibration.caution
+        return () if caution is None else (caution,)
+
 
 class Finder:
     """Find the models of one request, each only once."""

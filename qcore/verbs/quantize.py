@@ -76,7 +76,8 @@ def run(
     words = card.words_of(
         "quantize", model, folder, recipe=recipe, revision=revision, **calibration.options(recipe)
     )
-    return _saved(model, folder, made.ledger, made.quantize_s, card.write(folder, checkpoint, words))
+    notes = (*made.cautions, *card.write(folder, checkpoint, words))
+    return _saved(model, folder, made.ledger, made.quantize_s, notes)
 
 
 def _saved(

@@ -18,7 +18,7 @@ from qcore.base.errors import InputError
 from qcore.layers.select import Target
 from qcore.layers.text_part import text_part
 from qcore.quantization.calibration.calls import Call, Form, NotInOrder, contents, form_of_each, record
-from qcore.quantization.calibration.states import Path, State, at
+from qcore.quantization.calibration.states import Path, State, at, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ class Blocks:
         self.name, self.modules = find_blocks(model)
         self.forms: list[Form] = []
         self._calls: list[Call] = []
+        self._batched = True  # several windows may run as one batch
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -67,7 +68,7 @@ class Blocks:
     def batches(self, states: list[State]) -> list[slice]:
         """Return slices of the windows to run as one batch, of about `FULL_SPEED` tokens. Batches hold one
         window if a block has an argument made for a single window, such as a bias per head."""
-        alike = states[0].plain and all(call.fits_any_batch for call in self._calls)
+        alike = self._batched and states[0].plain and all(call.fits_any_batch for call in self._calls)
         size = max(1, FULL_SPEED // states[0].hidden.shape[1]) if alike else 1
         return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
@@ -100,14 +101,26 @@ class Blocks:
     def _check(self, states: list[State], outputs: list[list[torch.Tensor]]) -> None:
         """Raise `NotInOrder` unless the blocks, one by one, give the model's `outputs` [window][block]."""
         for position in range(len(self)):
+            before = states
             try:
                 states = [self.run(position, state) for state in states]
             except Exception as error:  # code of others, called in another way than it was written for
                 why = f"block number {position + 1} does not run by itself ({error})"
                 raise NotInOrder(why) from error
+            self._batched = self._batched and self._runs_batch(position, before, states)
             for state, window in zip(states, outputs, strict=True):
                 if not _alike(state.hidden, window[position]):
                     raise NotInOrder(f"block number {position + 1} by itself computes something else")
+
+    def _runs_batch(self, position: int, before: list[State], after: list[State]) -> bool:
+        """Return whether a block runs on several windows at once, for states `before` and `after` it."""
+        if not (before[0].plain and self._calls[position].fits_any_batch):
+            return False
+        try:
+            made = self.run(position, join(before)).split()
+        except Exception:  # code of others, such as a mask that is reshaped for the batch it was made for
+            return False
+        return all(_alike(own.hidden, each.hidden) for own, each in zip(made, after, strict=True))
 
 
 def _alike(made: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from qcore.layers.select import Target
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.inputs import Stage, watch
-from qcore.quantization.calibration.walk import BlockWork
 
 TOLERANCE = 1e-3  # relative change of the block's output: about 1e-6 by rounding, above 0.1 for a wrong pair
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from qcore.base.errors import InputError
 from qcore.layers.select import Target
 
 
@@ -81,6 +82,15 @@ class Moments:
         elif self.drift is not None:
             self.drift.mul_(keep)
         self.tokens = total
+
+    def check(self, names: list[str]) -> None:
+        """Raise `InputError` unless the moments of the inputs of the weights called `names` are finite."""
+        if not self.hessian.diagonal().isfinite().all():
+            raise InputError(
+                f"The inputs of {', '.join(names)} are not finite on the calibration text, or their squares "
+                "exceed float32 (inputs above about 1e19), so no codes can be chosen from them. Choose a "
+                "recipe that needs no text, such as int4-g64-hqq, or skip the layer."
+            )
 
 
 def _add_square(to: torch.Tensor, inputs: torch.Tensor, keep: float, share: float, parts: int = 4) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qcore.models.imatrix import ImportanceMatrix
 
 WINDOW, TOKENS = 512, 16384
+FEWEST = 256  # tokens, below which second moments say little about the inputs of a layer
 OVERLAP = 50  # tokens in a row
 SAMPLED = 8  # one in 8 runs is stored in a record, so that a saved model can be checked later
 _LONGEST = 400_000  # tokens: windows are spread over at most this much of a text
@@ -72,8 +73,27 @@ class Calibration:
         return replace(self, ids=self.ids[[count * i // wanted for i in range(wanted)]])
 
     @property
+    def caution(self) -> str | None:
+        """A sentence if the text is too short or too uniform to calibrate on; None if it is neither, or if
+        an importance matrix takes its place."""
+        tokens = self.ids.numel()
+        if not tokens:
+            return None
+        most = int(self.ids.unique(return_counts=True)[1].max())
+        if tokens < FEWEST:
+            what = (
+                f"has {tokens} tokens: too short to calibrate on, because layers have more inputs than that"
+            )
+        elif most > tokens / 2:
+            what = f"repeats one token {most} times in {tokens}: too uniform to calibrate on"
+        else:
+            return None
+        return f"The calibration text {self.name} {what}. Use a text like those that the model will read."
+
+    @property
     def record(self) -> dict:
-        """The text, its windows and the fingerprint for `check_record`, JSON-ready."""
+        """The text, its windows, the fingerprint for `check_record`, and a caution if there is one,
+        JSON-ready."""
         windows, window = self.ids.shape
         return {
             "text": digest_record(self.name, self.sha256, self.line_ends),
@@ -81,7 +101,9 @@ class Calibration:
             "window": window,
             "minutes": self.minutes,
             "fingerprint": sorted(mark for mark in _marks(self.ids) if int(mark, 16) % SAMPLED == 0),
-        } | ({} if self.importance is None else {"imatrix": self.importance.record})
+            **({} if self.caution is None else {"caution": self.caution}),
+            **({} if self.importance is None else {"imatrix": self.importance.record}),
+        }
 
 
 def load_calibration(

@@ -24,7 +24,16 @@ from qcore.quantization.calibration.walk import BlockMethod
 from qcore.recipes import methods as infos
 from qcore.recipes.methods import MethodInfo
 
-__all__ = ["METHODS", "Method", "MethodInfo", "OneLayer", "block_method", "quantize", "register"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodInfo",
+    "OneLayer",
+    "block_method",
+    "quantize",
+    "register",
+    "without_text",
+]
 
 Matrices = list[torch.Tensor]
 F = TypeVar("F", bound=Callable)
@@ -89,6 +98,11 @@ def block_method(name: str) -> BlockMethod:
     """Return the method called `name`, which needs text, for the walk over blocks."""
     method = METHODS[name]
     return BlockMethod(method.choose, method.info.wants_drift, method.joint)
+
+
+def without_text(method: str) -> str:
+    """Return the words for codes that `method` chose from the weights alone, where no text reaches them."""
+    return "rounded to nearest" if method == "rtn" else f"chosen by {method} from the weights alone"
 
 
 def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTensor:

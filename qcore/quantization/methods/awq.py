@@ -120,5 +120,8 @@ def _experts(work: BlockWork, target: Target) -> None:
         )
         for matrix, moments in zip(work.matrices(target), seen, strict=True)
     ]
-    work.notes[target.name] = "Fused experts are clipped by their inputs; no scales are folded into them."
+    work.note_unreached(target, seen, "whose inputs count alike")
+    unreached = work.notes.get(target.name)
+    folded = "Fused experts are clipped by their inputs; no scales are folded into them."
+    work.notes[target.name] = folded if unreached is None else f"{folded} {unreached}"
     work.put(target, tensors)

@@ -26,7 +26,7 @@ from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target
 from qcore.quantization.calibration import BlockWork
 from qcore.quantization.calibration.inputs import Stage
-from qcore.quantization.methods import MethodInfo, OneLayer, descent, register, stepwise
+from qcore.quantization.methods import MethodInfo, OneLayer, descent, register, stepwise, without_text
 from qcore.quantization.methods import quantize as quantize_alone
 from qcore.quantization.methods.grid import Grid, nearest, search
 
@@ -209,15 +209,11 @@ def names(stages: list[Stage]) -> str:
 
 
 def _experts(work: BlockWork, target: Target) -> None:
-    tensors, alone = [], 0
-    for matrix, moments in zip(work.matrices(target), work.moments_of_experts(target), strict=True):
+    tensors, seen = [], work.moments_of_experts(target)
+    for matrix, moments in zip(work.matrices(target), seen, strict=True):
         if moments.tokens:
             tensors.append(quantize([matrix], target.format, moments.hessian)[0].tensor)
         else:
             tensors.append(quantize_alone(matrix, target.format, target.format.method))
-            alone += 1
-    if alone:
-        work.notes[target.name] = (
-            f"No calibration text reached {alone} of {len(tensors)} experts, which were rounded to nearest."
-        )
+    work.note_unreached(target, seen, f"whose codes were {without_text(target.format.method)}")
     work.put(target, tensors)

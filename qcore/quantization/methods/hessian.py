@@ -57,6 +57,8 @@ def weighted(
         work.step(", ".join(target.module.rpartition(".")[2] for target in stage.targets))
         fused = stage.targets[0].fused
         seen = work.moments_of_experts(stage.targets[0]) if fused else work.moments([stage])
+        if fused:
+            work.note_unreached(stage.targets[0], seen, "whose inputs count alike")
         importances = [
             moments.hessian.diagonal() if moments.tokens else torch.ones_like(moments.hessian[0])
             for moments in seen

@@ -18,10 +18,10 @@ from qcore.base.progress import Progress
 from qcore.formats.kinds import Format
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.calibration.tail import Tail
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import states
 from qcore.quantization.sensitivity.rounding import check_method, rounded, sees_inputs
 

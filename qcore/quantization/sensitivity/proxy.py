@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +25,10 @@ from qcore.base.progress import Progress
 from qcore.formats.kinds import Format
 from qcore.layers.select import Target
 from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.inputs import Moments
 from qcore.quantization.calibration.states import State
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.sensitivity.gradients import SAMPLES, BlockGradients, Seen, backwards, states
 from qcore.quantization.sensitivity.rounding import check_method, expected, sees_inputs
 from qcore.quantization.sensitivity.table import Layer
@@ -236,6 +236,11 @@ def row(
     work: BlockWork, target: Target, formats: list[Format], losses: list[float], errors: list[float]
 ) -> Layer:
     """Return the table's row of one target."""
+    if not all(map(isfinite, (*losses, *errors))):
+        raise InputError(
+            f"The inputs of {target.name}, or its outputs, exceed float32 on the calibration text, so their "
+            "loss has no figure. Skip the layer, or use another text."
+        )
     matrices = work.matrices(target)
     rows, columns = matrices[0].shape
     kind = target.name.removeprefix(f"{work.prefix}.").removesuffix(".weight")

@@ -8,9 +8,9 @@ import torch
 from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.activation_cache import ActivationCache
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.states import join
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.methods import quantize
 from qcore.recipes import parse
 

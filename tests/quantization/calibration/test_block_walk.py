@@ -8,9 +8,9 @@ from torch import nn
 from qcore.base.errors import InputError
 from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks, find_blocks
 from qcore.quantization.calibration.store import BlockStore
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.convert import quantize
 from qcore.quantization.methods import METHODS
 from qcore.recipes import parse

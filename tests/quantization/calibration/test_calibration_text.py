@@ -11,8 +11,11 @@ from qcore.base.errors import InputError
 from qcore.base.texts import language_reference, text_from_bytes, tokenize
 from qcore.quantization.calibration import check_overlap, check_record, load_calibration
 from qcore.quantization.calibration.text import OVERLAP, Calibration, docstrings
+from qcore.recipes import parse
 from qcore.recipes.spec import RunSpec
 from qcore.verbs.checks import check
+from qcore.verbs.prepare import CalibrationText
+from qcore.verbs.quantize import run
 
 PROSE = "".join(
     f"Sentence number {number} says that {number * number} is a square. " for number in range(400)
@@ -131,3 +134,30 @@ def test_a_saved_model_is_not_judged_by_what_it_was_calibrated_on(tmp_path):
             qcore.evaluate(model, text)
         qcore.evaluate(model, written(tmp_path, "Something else entirely, " * 30, "third.txt"), window=64)
     assert other.exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([[1, 2]], "has 2 tokens: too short to calibrate on"),
+        ([[7] * 300, [7] * 300], "repeats one token 600 times in 600: too uniform to calibrate on"),
+        ([list(range(250)) + [3] * 300], "repeats one token 301 times in 550: too uniform"),
+        ([list(range(256))], None),
+        ([[]], None),
+    ],
+    ids=["two tokens", "one token", "mostly one", "fine", "an importance matrix"],
+)
+def test_a_text_too_short_or_too_uniform_gives_a_caution(ids, words):
+    caution = Calibration("a.txt", "0" * 64, torch.tensor(ids, dtype=torch.long)).caution
+    assert caution is None if words is None else f"The calibration text a.txt {words}" in caution
+
+
+def test_the_caution_is_with_the_result_of_quantize(tmp_path):
+    folder, text = tiny.checkpoint("llama", tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("ab")
+    given = CalibrationText(str(text))
+    result = run(
+        str(folder), parse("int4-g32-gptq"), tmp_path / "made", calibration=given, progress=lambda *_: None
+    )
+    assert any(note.startswith("The calibration text text.txt has 2 tokens") for note in result["notes"])
+    assert "has 2 tokens" in qcore.load(str(tmp_path / "made")).ledger.calibration["caution"]

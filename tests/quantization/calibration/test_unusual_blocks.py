@@ -2,6 +2,7 @@
 several streams, tuples; and models that cannot be run block by block."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConfig, LlamaConfig, OPTConfig
@@ -9,10 +10,10 @@ from transformers import AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConf
 from qcore.base.errors import InputError
 from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.states import gradients
 from qcore.quantization.calibration.tail import Tail
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.convert import quantize
 from qcore.quantization.sensitivity.proxy import predict
 from qcore.recipes import parse
@@ -269,3 +270,64 @@ def test_a_model_whose_blocks_remember_the_text_before_is_refused():
         whole.model.layers[i] = Remembering(layer, i, place)
     with pytest.raises(InputError, match="block number 4 by itself computes something else"):
         Blocks(whole).embed(ids())
+
+
+@pytest.mark.parametrize("name", ["int4-g32-gptq", "nf4-g16-imatrix", "int4-g16-awq"])
+def test_inputs_beyond_float32_turn_the_run_red_and_name_the_layer(name):
+    whole = llama()
+    with torch.no_grad():
+        whole.model.layers[1].post_attention_layernorm.weight.fill_(1e30)
+    with pytest.raises(InputError, match=r"inputs of model\.layers\.1\.mlp\.gate_proj\.weight, .*float32"):
+        quantize(whole, parse(name), calibration=text())
+
+
+class Pair(nn.Module):
+    """A mixture of two experts in modules of their own: tokens go to the second if their first channel is
+    above `bound`."""
+
+    def __init__(self, one: nn.Module, other: nn.Module, bound: float):
+        super().__init__()
+        self.experts, self.bound = nn.ModuleList([one, other]), bound
+
+    def forward(self, hidden):
+        flat = hidden.flatten(0, -2)
+        second = flat[:, 0] > self.bound
+        made = torch.zeros_like(flat)
+        for expert, chosen in zip(self.experts, (~second, second), strict=True):
+            if chosen.any():
+                made[chosen] = expert(flat[chosen])
+        return made.view_as(hidden)
+
+
+@pytest.mark.parametrize(("bound", "reached"), [(0.0, True), (1e6, False)], ids=["some", "none"])
+def test_experts_in_modules_of_their_own(bound, reached):
+    whole = llama()
+    for layer in whole.model.layers:
+        layer.mlp = Pair(layer.mlp, type(layer.mlp)(whole.config), bound)
+    ledger = quantize(whole, parse("int4-g32-gptq"), calibration=text())
+    rows = [row for row in ledger.rows if "experts.1." in row.name]
+    assert len(rows) == 12 and all(row.format for row in rows)
+    for row in rows:
+        if reached:
+            assert row.reason is None
+        else:
+            assert row.reason == "Calibration text does not reach it, so its codes were rounded to nearest."
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("int4-g32-gptq", "whose codes were rounded to nearest"),
+        ("kmeans4-g32-gptq", "whose codes were chosen by kmeans from the weights alone"),
+        ("nf4-g32-imatrix", "whose inputs count alike"),
+        ("int4-g32-awq", "whose inputs count alike"),
+    ],
+)
+def test_experts_that_no_text_reaches_have_a_named_fallback(name, words):
+    whole = tiny.model("moe")
+    with torch.no_grad():
+        for layer in whole.model.layers:  # all logits are 0, so the first experts get every token
+            layer.mlp.gate.weight.zero_()
+    ledger = quantize(whole, parse(name), calibration=text())
+    reasons = [row.reason or "" for row in ledger.rows if "experts" in row.name]
+    assert any(f"of 4 experts, {words}." in reason for reason in reasons)

@@ -8,9 +8,9 @@ import torch
 from qcore.formats.codebook import Codebook
 from qcore.formats.uniform import Uniform
 from qcore.layers.select import select
+from qcore.quantization.calibration.block_work import BlockWork
 from qcore.quantization.calibration.blocks import Blocks
 from qcore.quantization.calibration.folds import apply, find_fold
-from qcore.quantization.calibration.walk import BlockWork
 from qcore.quantization.methods import awq, descent, hessian, kmeans, rtn
 from qcore.recipes import parse
 
