@@ -9,6 +9,7 @@ Shapes are stored innermost first. Source: the specification in ggml's `docs/ggu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Sequence
@@ -88,6 +89,8 @@ class GgufFile:
     def __init__(
         self, path: Path, start: bytes, tensors: Sequence[Stored], finished: frozenset[str] = frozenset()
     ):
+        self.sha256: str | None = None  # set by `close` if all data came in the order of the file
+        self._hash, self._hashed = hashlib.sha256(start), len(start)
         self._next: dict[str, int] = {}
         self._end: dict[str, int] = {}
         place = len(start)
@@ -109,10 +112,16 @@ class GgufFile:
         import torch
 
         view = data.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        if self._next[name] + len(view) > self._end[name]:
+        place = self._next[name]
+        if place + len(view) > self._end[name]:
             raise ValueError(f"{name} is longer than its header says")
-        self._put(self._next[name], view)
-        self._next[name] += len(view)
+        self._put(place, view)
+        self._next[name] = end = place + len(view)
+        if place == self._hashed:
+            self._hash.update(view)
+            padding = _padded(end) - end if end == self._end[name] else 0
+            self._hash.update(bytes(padding))
+            self._hashed = end + padding
 
     def flush(self) -> None:
         """Wait until everything written is on the disk, and drop its pages from memory."""
@@ -126,6 +135,8 @@ class GgufFile:
             if short := [name for name, place in self._next.items() if place != self._end[name]]:
                 raise ValueError(f"{short[0]} is shorter than its header says")
             os.fsync(self._file.fileno())
+            if self._hashed == os.fstat(self._file.fileno()).st_size:
+                self.sha256 = self._hash.hexdigest()
         finally:
             self._file.close()
 

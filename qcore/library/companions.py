@@ -19,7 +19,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from qcore.base.files import read_json, sha256, write_json, write_text
 from qcore.base.home import check_space
 from qcore.base.tensor_file import ALIGNMENT, Piece, TensorFile
 from qcore.base.transformers_internals import StoredNames
+from qcore.base.write_behind import WriteBehind
 from qcore.library.journal import Journal
 from qcore.library.saving import EXPORTED, check_folder, made_from
 from qcore.models import packaged
@@ -103,17 +104,17 @@ def write_marker(
     target: str,
     recipe: Recipe | None,
     checkpoint: Checkpoint,
-    files: Iterable[str],
+    files: Mapping[str, str | None],
     **more: Any,
 ) -> None:
     """Write qcore-export.json, by which qcore knows the folder as its own. `files` are the weight files,
-    whose SHA-256 it holds."""
+    whose SHA-256 it holds, with that number where it is known."""
     record = {
         "version": VERSION,
         "target": target,
         "recipe": None if recipe is None else recipe.to_dict(),
         "from": made_from(checkpoint.folder) or checkpoint.origin,
-        "sha256": {file: sha256(folder / file) for file in sorted(files)},
+        "sha256": {file: known or sha256(folder / file) for file, known in sorted(files.items())},
         **more,
     }
     write_json(folder / EXPORTED, record)
@@ -293,16 +294,22 @@ class Shards:
         self._awaited = {piece.name for shard in self._waiting for piece in shard.pieces}
         self._file: TensorFile | None = None
         self._left: dict[str, int] = {}
+        self._behind = WriteBehind()
 
     def __enter__(self) -> Shards:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._finish()
+                self._behind.wait()
+        finally:
+            self._behind.stop()
             if self._file is not None:
                 self._file.discard()
+        if kind is not None:
             return
-        self._finish()
         if self._waiting:
             raise ValueError(f"{self._waiting[0].pieces[0].name} was not written")
         if len(self._shards) > 1:
@@ -313,9 +320,10 @@ class Shards:
             )
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The names of the files."""
-        return tuple(shard.file for shard in self._shards)
+    def files(self) -> dict[str, str | None]:
+        """The names of the files, with the SHA-256 of those that `journal` knows to be finished."""
+        finished = self.journal.finished if self.journal is not None else lambda file: None
+        return {shard.file: finished(shard.file) for shard in self._shards}
 
     def awaits(self, name: str) -> bool:
         """Return whether the tensor `name` belongs to a file that was not finished before."""
@@ -332,7 +340,7 @@ class Shards:
         assert self._file is not None
         if name not in self._left:
             raise ValueError(f"{name} is not in the order of the files")
-        self._file.write(name, tensor)
+        self._behind(self._file.write, name, tensor)
         self._left[name] -= tensor.nbytes
 
     def _open(self) -> None:
@@ -343,10 +351,13 @@ class Shards:
 
     def _finish(self) -> None:
         if self._file is not None:
-            digest = self._file.close()
-            if self.journal is not None:
-                self.journal.note(self._file.path.name, digest or sha256(self._file.path))
+            self._behind(self._close, self._file)
         self._file, self._left = None, {}
+
+    def _close(self, file: TensorFile) -> None:
+        digest = file.close()
+        if self.journal is not None:
+            self.journal.note(file.path.name, digest or sha256(file.path))
 
 
 def _cut(pieces: Sequence[Piece], shard_bytes: int) -> tuple[_Shard, ...]:

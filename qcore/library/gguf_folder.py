@@ -21,6 +21,7 @@ import qcore
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.progress import Progress
+from qcore.base.write_behind import WriteBehind
 from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 from qcore.interop import ggml, gguf_metadata
@@ -135,14 +136,14 @@ class _Gguf(Target):
         journal = Journal(folder, identity)
         try:
             with journal:
-                _write(parameters, units, journal.folder / file, start, progress)
+                digest = _write(parameters, units, journal.folder / file, start, progress)
                 notes += companions.carry(checkpoint, parameters.model, journal.folder)
                 companions.write_marker(
                     journal.folder,
                     target=self.name,
                     recipe=chosen,
                     checkpoint=checkpoint,
-                    files=[file],
+                    files={file: digest},
                     ledger=ledger.to_dict(),
                     notes=list(notes),
                 )
@@ -231,8 +232,9 @@ def _file_type(units: Sequence[_Unit], recipe: Recipe | None) -> str:
 
 def _write(
     parameters: Parameters, units: Sequence[_Unit], path: Path, start: bytes, progress: Progress
-) -> None:
-    """Write the file, from where an earlier process was if it was the same file."""
+) -> str | None:
+    """Write the file, from where an earlier process was if it was the same file. Return its SHA-256 if it is
+    known."""
     note = read_json(path.parent / _NOTE)
     written = set(note["tensors"]) if isinstance(note, dict) and path.is_file() else set()
     left = [unit for unit in units if not written >= {part.stored.name for part in unit.parts}]
@@ -241,24 +243,28 @@ def _write(
     stored = [part.stored for unit in units for part in unit.parts]
     file = GgufFile(path, start, stored, frozenset(written))
     unflushed = 0
+    behind = WriteBehind()
     try:
         for unit in left:
             name = unit.entry.name if unit.entry else unit.parts[0].stored.name
             progress(total - todo, total, name)
             for part, data in _data(parameters, unit):
-                file.write(part.stored.name, data)
+                behind(file.write, part.stored.name, data)
             todo -= unit.nbytes
             written |= {part.stored.name for part in unit.parts}
             unflushed += unit.nbytes
             if unflushed >= _FLUSHED:
-                file.flush()
-                write_json(path.parent / _NOTE, {"tensors": sorted(written)})
+                behind(file.flush)
+                behind(write_json, path.parent / _NOTE, {"tensors": sorted(written)})
                 unflushed = 0
+        behind.close()
         file.close()
     except BaseException:
+        behind.stop()
         file.abandon()
         raise
     progress(total, total, "")
+    return file.sha256
 
 
 def _data(parameters: Parameters, unit: _Unit) -> Iterator[tuple[_Part, torch.Tensor]]:

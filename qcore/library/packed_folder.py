@@ -200,7 +200,7 @@ class PackedFolder(Target):
                 files=shards.files,
                 notes=list(notes),
             )
-        return Exported(used.name if used else "", nbytes, 8 * nbytes / weights, shards.files, notes)
+        return Exported(used.name if used else "", nbytes, 8 * nbytes / weights, tuple(shards.files), notes)
 
     def config(
         self, parameters: Parameters, plan: Sequence[Stored], kept: Sequence[str], dtypes: set[torch.dtype]

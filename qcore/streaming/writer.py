@@ -1,20 +1,18 @@
 """Write a safetensors file in pieces, while its next tensors are still being computed.
 
-A separate thread writes and hashes, with a bounded queue. Tensors that come before their place in the file
+A separate thread writes and hashes. Tensors that come before their place in the file
 (`layout` puts unaligned ones last) wait in memory.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from pathlib import Path
 
 import torch
 
 from qcore.base.tensor_file import Piece, TensorFile
+from qcore.base.write_behind import WriteBehind
 
-WAITING = 2  # capacity of the queue, in chunks
 _FLUSHED = 64 << 20  # bytes after which write-back is started
 
 
@@ -31,10 +29,8 @@ class ShardWriter:
         self._next = 0  # the piece to be written next
         self._missing = pieces[0].nbytes if pieces else 0
         self._early: dict[str, list[torch.Tensor]] = {}
-        self._queue: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(WAITING)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._unflushed = 0
+        self._behind = WriteBehind()
 
     @property
     def sha256(self) -> str | None:
@@ -42,9 +38,7 @@ class ShardWriter:
         return self._file.sha256
 
     def write(self, name: str, chunk: torch.Tensor) -> None:
-        """Append a contiguous `chunk` to the tensor `name`. Block while the queue is full."""
-        if self._error is not None:
-            raise self._error
+        """Append a contiguous `chunk` to the tensor `name`. Block while two chunks wait."""
         if self._next < len(self._pieces) and self._pieces[self._next].name == name:
             self._append(chunk)
             self._catch_up()
@@ -53,23 +47,20 @@ class ShardWriter:
 
     def close(self) -> str:
         """Flush the file to the disk, give it its final name, and return its SHA-256."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is None and self._next < len(self._pieces):
-            self._error = ValueError(f"{self._pieces[self._next].name} is shorter than planned")
-        if self._error is not None:
+        try:
+            self._behind.close()
+            if self._next < len(self._pieces):
+                raise ValueError(f"{self._pieces[self._next].name} is shorter than planned")
+        except BaseException:
             self.discard()
-            raise self._error
+            raise
         digest = self._file.close()
         assert digest is not None  # the thread writes in the order of the file
         return digest
 
     def discard(self) -> None:
         """Stop, and remove the file."""
-        if self._thread.is_alive():
-            self._error = self._error or RuntimeError("discarded")
-            self._queue.put(None)
-            self._thread.join()
+        self._behind.stop()
         self._file.discard()
 
     def _append(self, chunk: torch.Tensor) -> None:
@@ -77,7 +68,7 @@ class ShardWriter:
         if self._missing < 0:
             raise ValueError(f"{self._pieces[self._next].name} is longer than planned")
         if chunk.nbytes:
-            self._queue.put((self._pieces[self._next].name, chunk))
+            self._behind(self._write, self._pieces[self._next].name, chunk)
 
     def _catch_up(self) -> None:
         """Advance past complete pieces, and write the chunks that came early."""
@@ -89,16 +80,9 @@ class ShardWriter:
                 for chunk in self._early.pop(piece.name, []):
                     self._append(chunk)
 
-    def _work(self) -> None:
-        unflushed = 0
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # keep emptying the queue, so that no producer blocks forever
-            try:
-                self._file.write(*item)
-                unflushed += item[1].nbytes
-                if unflushed > _FLUSHED:
-                    self._file.write_back()
-                    unflushed = 0
-            except BaseException as error:  # raised again in `write` or `close`
-                self._error = error
+    def _write(self, name: str, chunk: torch.Tensor) -> None:
+        self._file.write(name, chunk)
+        self._unflushed += chunk.nbytes
+        if self._unflushed > _FLUSHED:
+            self._file.write_back()
+            self._unflushed = 0
