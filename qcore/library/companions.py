@@ -2,7 +2,7 @@
 
     check_room         the bytes that an export needs, before it starts
     resumed_folder     a folder that gets its name when everything is in it; finished files outlive a kill
-    carry              tokenizer, chat template, generation config
+    carry              tokenizer, chat template, generation config, the settings of a processor
     carry_licence      the files of the licence; the card itself is written by `qcore.verbs.card`
     write_marker       qcore-export.json: target, recipe, origin, SHA-256 of each file
     eos_ids            every token that ends a text
@@ -35,6 +35,7 @@ from qcore.library.journal import Journal
 from qcore.library.saving import EXPORTED, check_folder, made_from
 from qcore.models import packaged
 from qcore.models.checkpoint import INDEX, SINGLE, Checkpoint
+from qcore.models.config import text_settings
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +129,7 @@ def carry(checkpoint: Checkpoint, model: PreTrainedModel, folder: Path) -> tuple
     chat template in both of its places, generation config, files of the licence. Return notes on what is
     missing, one sentence each."""
     carry_tokenizer(checkpoint, folder)
+    carry_processor(checkpoint, folder)
     carry_generation_config(checkpoint, model, folder)
     return carry_licence(checkpoint, folder)
 
@@ -157,6 +159,12 @@ def carry_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
                 write_text(folder / TEMPLATES / f"{name}.jinja", text)
     if config:
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
+
+
+def carry_processor(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the settings of the processor with which a wrapper reads images or sounds."""
+    for path in checkpoint.folder.glob("*processor_config.json"):
+        shutil.copyfile(path, folder / path.name)
 
 
 def chat_templates(checkpoint: Checkpoint) -> dict[str, str]:
@@ -194,7 +202,8 @@ def carry_generation_config(checkpoint: Checkpoint, model: PreTrainedModel, fold
 def eos_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return every token that ends a text, the most usual one first: those of generation_config.json, or
     those of config.json if it names none."""
-    for record in (read_json(checkpoint.folder / "generation_config.json"), checkpoint.config):
+    config = checkpoint.config
+    for record in (read_json(checkpoint.folder / "generation_config.json"), config, text_settings(config)):
         ids = record.get("eos_token_id") if isinstance(record, dict) else None
         ids = ids if isinstance(ids, list) else [ids]
         if found := tuple(dict.fromkeys(each for each in ids if type(each) is int and each >= 0)):

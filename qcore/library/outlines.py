@@ -21,6 +21,7 @@ from qcore.models.checkpoint import Checkpoint, read_folder
 from qcore.models.config import check_against, is_ours, quantized_by, read_config
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
+from qcore.models.unread import count_unread
 
 _FIRST = 1 << 17  # bytes read from each file; most headers are shorter
 _AT_ONCE = 8  # files
@@ -109,7 +110,7 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
         description,
         "hub",
     )
-    return checkpoint if method is None else _as_it_is(checkpoint, method)
+    return count_unread(checkpoint) if method is None else _as_it_is(checkpoint, method)
 
 
 def remote_header(repo_id: str, commit: str, file: str, size: int) -> dict[str, TensorInfo]:

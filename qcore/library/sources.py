@@ -29,11 +29,9 @@ def resolve(
     (hub, network, disk).
     """
     checkpoint = _find(classify(name, revision, public=public), as_stored, progress)
-    if not checkpoint.is_quantized:
-        from qcore.models.assembly import meta_model
+    from qcore.models.unread import count_unread
 
-        meta_model(checkpoint)
-    return checkpoint
+    return count_unread(checkpoint)
 
 
 def defaults() -> list[tuple[str, str]]:

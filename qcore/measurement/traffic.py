@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, StoredEmbedding
-from qcore.layers.text_part import output_head
+from qcore.layers.text_part import TextPart, output_head, text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,11 +38,16 @@ def bytes_a_token(model: PreTrainedModel, rows: Sequence[Stored]) -> int:
     head = _name_of(model, output_head(model))
     tied = any(row.name == f"{head}.weight" and not row.bytes_after for row in rows)
     whole = f"{_name_of(model, model.get_input_embeddings())}.weight" if tied else None
-    return round(sum(row.bytes_after * (1.0 if row.name == whole else _share(model, row)) for row in rows))
+    text = text_part(model)
+    return round(
+        sum(row.bytes_after * (1.0 if row.name == whole else _share(model, text, row)) for row in rows)
+    )
 
 
-def _share(model: PreTrainedModel, row: Stored) -> float:
+def _share(model: PreTrainedModel, text: TextPart, row: Stored) -> float:
     """Return the fraction of a tensor that one token reads."""
+    if text.tower_of(row.name):
+        return 0.0
     if len(row.shape) == 3 and (
         taken := getattr(model.config.get_text_config(), "num_experts_per_tok", None)
     ):

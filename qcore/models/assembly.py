@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
 from qcore.base.transformers_internals import from_config, quiet, without_weights
-from qcore.layers.stand_in import stand_in
-from qcore.layers.text_part import causal_model
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.classes import model_class
 from qcore.models.config import to_transformers
@@ -94,7 +92,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     except Exception as error:  # model classes may raise anything for an invalid config, assertions included
         why = _odd_expert(checkpoint) or _last_line(error)
         raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
-    _check(checkpoint, report)
+    _check(checkpoint, model, report)
     return model.eval().requires_grad_(False)
 
 
@@ -154,6 +152,9 @@ def _load(
 def _reading_text(model: PreTrainedModel) -> PreTrainedModel:
     """Let a wrapper around a whole causal language model pass calls on to that, because the wrapper's own
     forward may require an image (that of Llama 4 does in transformers 5.24)."""
+    from qcore.layers.stand_in import stand_in
+    from qcore.layers.text_part import causal_model
+
     if (inner := causal_model(model)) is not None:
         stand_in(model, inner.forward)
     return model
@@ -168,7 +169,7 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     }
 
 
-def _check(checkpoint: Checkpoint, report: dict) -> None:
+def _check(checkpoint: Checkpoint, model: PreTrainedModel, report: dict) -> None:
     where = f"{checkpoint.name} does not match its config.json:"
     if mismatched := sorted(report["mismatched_keys"], key=str):
         name, stored, expected = mismatched[0][:3]
@@ -180,10 +181,17 @@ def _check(checkpoint: Checkpoint, report: dict) -> None:
             f"{where} the weights of {missing[0]} are missing.{_more(missing)} Missing weights are never "
             "initialised at random."
         )
-    if extra := sorted(report["unexpected_keys"]):
+    if extra := _inside(model, sorted(report["unexpected_keys"])):
         raise InputError(f"{where} the tensor {extra[0]} is not part of the model.{_more(extra)}")
     if report["error_msgs"]:
         raise InputError(f"{where} {_last_line(report['error_msgs'][0])}")
+
+
+def _inside(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """Return those of `names`, for which the model has no place, that begin like the name of one of its
+    modules. Others are heads and encoders beside the model: see `unread.py`."""
+    own = {name for part in (model, model.base_model) for name, _ in part.named_children()}
+    return [name for name in names if name.partition(".")[0] in own]
 
 
 def _odd_expert(checkpoint: Checkpoint) -> str | None:

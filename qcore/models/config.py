@@ -106,10 +106,16 @@ def is_ours(config: dict) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == OURS
 
 
+def text_settings(config: dict) -> dict:
+    """Return the settings of the text model in config.json: those inside the settings of a wrapper, else
+    all."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
 def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
     """Raise `InputError` for sizes that the stored weights cannot fill, before a model is built."""
-    inner = config.get("text_config")
-    text: dict = inner if isinstance(inner, dict) else config
+    text = text_settings(config)
     layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
     if layers > len(tensors):
         raise InputError(

@@ -30,12 +30,12 @@ from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
 from qcore.base.progress import Progress
-from qcore.layers.text_part import output_head
+from qcore.layers.text_part import output_head, text_part
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
 from qcore.planning import sample
-from qcore.planning.stored import stored
+from qcore.planning.stored import tensors
 from qcore.recipes import Engine, Float, Recipe
 
 if TYPE_CHECKING:
@@ -111,12 +111,14 @@ def depth_for(model: PreTrainedModel, recipe: Recipe) -> int:
     """Return the number of blocks of the copy. Raise `TooLargeError` if not even one fits into its share of
     memory."""
     layers = model.config.get_text_config().num_hidden_layers
-    blocks = [parameter.numel() for name, parameter in model.named_parameters() if _is_block(name)]
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    text = text_part(model)
+    own = {name: each.numel() for name, each in model.named_parameters() if not text.tower_of(name)}
+    blocks = [count for name, count in own.items() if _is_block(name)]
+    whole = sum(own.values())
     if not blocks:
         return layers
     block = sum(blocks) / layers
-    bits = 8 * stored(model, recipe).total / whole
+    bits = 8 * sum(each.bytes_after for each in tensors(model, recipe) if each.name in own) / whole
     wanted = -(-COLD * last_level_cache() * 8 // max(block * bits, 1))
     loaded = (
         8 * 4 if isinstance(recipe.weights, Engine | Float) else 8 * 1.5

@@ -18,7 +18,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import QuantizedTensor
 from qcore.layers.select import Target, select
-from qcore.layers.text_part import output_head
+from qcore.layers.text_part import output_head, text_part
 from qcore.models.assembly import empty_model
 from qcore.quantization.convert import install, quantize, run_whole_steps
 from qcore.recipes import Engine, Float, Recipe
@@ -30,8 +30,8 @@ _PATTERN = 1 << 20  # random numbers; larger tensors repeat them
 
 
 def shortened(config, depth: int):
-    """Return a copy of a transformers `config` with only the last `depth` blocks, which represent most of a
-    model."""
+    """Return a copy of a transformers `config` with only the last `depth` blocks of the text model, which
+    represent most of a model."""
     text = config.get_text_config()
     layers = text.num_hidden_layers
     if depth == layers:
@@ -43,7 +43,12 @@ def shortened(config, depth: int):
     changed |= {"num_hidden_layers": depth} | ({"n_layer": depth} if "n_layer" in changed else {})
     if "first_k_dense_replace" in changed:
         changed["first_k_dense_replace"] = 0
-    return type(text).from_dict(changed)
+    short = type(text).from_dict(changed)
+    if text is config:
+        return short
+    whole = copy.deepcopy(config)
+    setattr(whole, next(name for name in config.sub_configs if getattr(config, name) is text), short)
+    return whole
 
 
 def build(config, recipe: Recipe, seed: int = 0) -> PreTrainedModel:
@@ -112,14 +117,18 @@ def random_weight(format: Format, rows: int, columns: int, generator: torch.Gene
 
 
 def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Allocate every parameter still on the meta device: vectors get ones, matrices small random numbers."""
+    """Allocate every parameter still on the meta device: vectors get ones, matrices small random numbers, and
+    towers, which do not run, zeros without memory of their own."""
+    towers = text_part(model)
     pattern = torch.randn(_PATTERN, generator=generator) * 0.02
     filled: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay one
-    for module in model.modules():
+    for module_name, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not parameter.is_meta:
                 continue
-            if parameter not in filled:
+            if towers.tower_of(f"{module_name}.{name}"):
+                filled[parameter] = nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)
+            elif parameter not in filled:
                 data = (
                     torch.ones(parameter.shape)
                     if parameter.ndim < 2

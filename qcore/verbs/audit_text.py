@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qcore.models.config import text_settings
 from qcore.verbs.audit_subject import Subject
 from qcore.verbs.audit_types import BROKEN, GGUF, KNOW, LOSES, Spot, check
 
@@ -22,12 +23,6 @@ _TOKENIZERS = (
     "tokenizer_config.json",
 )
 TEMPLATE = "chat_template.jinja"
-
-
-def _inner(config: dict) -> dict:
-    """Return the settings of the text model."""
-    found = config.get("text_config")
-    return found if isinstance(found, dict) else config
 
 
 def _ids(value: Any) -> set[int]:
@@ -89,7 +84,7 @@ def vocabulary(subject: Subject) -> Iterator[Spot]:
     rows = _rows(subject)
     if rows is None or subject.structure is None:
         return
-    stated = _inner(subject.config).get("vocab_size")
+    stated = text_settings(subject.config).get("vocab_size")
     if isinstance(stated, int) and stated != rows:
         yield Spot(
             subject.structure.embedding, f"It has {rows:,} rows, but vocab_size in config.json is {stated:,}."
@@ -142,7 +137,7 @@ def token_range(subject: Subject) -> Iterator[Spot]:
     """Compare the ids of the special tokens with the rows of the embedding."""
     rows = _rows(subject)
     for file in ("config.json", "generation_config.json") if rows else ():
-        settings = _inner(subject.settings.get(file, {}))
+        settings = text_settings(subject.settings.get(file, {}))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             for number in sorted(_ids(settings.get(name))):
                 if rows is not None and number >= rows:
@@ -159,7 +154,7 @@ def token_range(subject: Subject) -> Iterator[Spot]:
 def eos(subject: Subject) -> Iterator[Spot]:
     """Compare config, generation config and tokenizer: the tokenizer's token must be one that stops
     generation, and the two configs must have a token in common."""
-    config = _ids(_inner(subject.config).get("eos_token_id"))
+    config = _ids(text_settings(subject.config).get("eos_token_id"))
     generation = _ids(subject.settings.get("generation_config.json", {}).get("eos_token_id"))
     if config and generation and not config & generation:
         yield Spot(
@@ -204,7 +199,7 @@ def pad(subject: Subject) -> Iterator[Spot]:
 
 def _disagreement(subject: Subject, name: str) -> Iterator[Spot]:
     stated = {
-        "config.json": _inner(subject.config).get(f"{name}_token_id"),
+        "config.json": text_settings(subject.config).get(f"{name}_token_id"),
         "generation_config.json": subject.settings.get("generation_config.json", {}).get(f"{name}_token_id"),
         "tokenizer_config.json": _special_id(subject, name),
     }

@@ -108,13 +108,14 @@ def write(
     folder: Path, base: Checkpoint, words: Sequence[str], *, measured: Measured | None = None
 ) -> tuple[str, ...]:
     """Write the card of the model in `folder`, which was made from `base` by the command `words` (after
-    `qcore`, see `words_of`), and copy the files of the base's licence. Return notes for the user, such as
-    that no licence is known.
+    `qcore`, see `words_of`), and copy the base's licence and the settings of its processor. Return notes for
+    the user, such as that no licence is known.
 
     Without `measured`, figures come from the newest comparison here with the same original, recipe and
     calibration text, if there is one.
     """
     facts = _facts(folder)
+    companions.carry_processor(base, folder)
     notes = companions.carry_licence(base, folder)
     metadata = companions.card(base)[0]
     licence = companions.licence(base) or "other"

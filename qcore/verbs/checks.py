@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.progress import Progress
 from qcore.formats.kv import KVFormat
+from qcore.models.config import text_settings
 from qcore.recipes.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def loaded_from(
     if not isinstance(recipe.weights, Saved):
         return checkpoint, recipe
     saved = (finder or Finder()).stored(recipe.weights.folder)
-    ours, theirs = (each.config.get("vocab_size") for each in (checkpoint, saved))
+    ours, theirs = (text_settings(each.config).get("vocab_size") for each in (checkpoint, saved))
     if ours != theirs:
         raise InputError(
             f"{saved.name} has a vocabulary of {theirs} tokens and {checkpoint.name} one of {ours}. "

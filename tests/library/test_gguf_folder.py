@@ -286,17 +286,17 @@ def test_a_disk_without_room_is_named_before_writing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_tensors_that_the_architecture_ignores_are_listed(tmp_path, monkeypatch):
-    """Heads that predict further tokens must not vanish in silence: they are refused where the class does not
-    know them, and listed where it ignores them."""
+@pytest.mark.parametrize("ignored", [[], [r"^mtp\."]], ids=["unknown", "ignored"])
+def test_tensors_beside_the_model_are_listed(ignored, tmp_path, monkeypatch):
+    """Heads that predict further tokens must not vanish in silence, whether the class knows them or not."""
     folder = tmp_path / "model"
     source = make("llama", folder)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"mtp.0.weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="mtp.0.weight is not part of the model"):
-        export.run(source, parse("fp32"), tmp_path / "out", to="gguf", progress=silent)
-    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\."])
-    assert companions.unclaimed(library.resolve(source)) == ("mtp.0.weight",)
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", ignored)
+    found = library.resolve(source)
+    assert companions.unclaimed(found) == ("mtp.0.weight",)
+    assert "no place for it: mtp.0.weight (4 weights)." in found.description
     result = export.run(source, parse("fp32"), tmp_path / "out", to="gguf", progress=silent)
     assert any("mtp.0.weight" in note for note in result["notes"])
 

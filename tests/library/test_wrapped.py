@@ -1,25 +1,30 @@
 """Text models inside wrappers: found, quantized, saved, and loaded again as the wrapper."""
 
+import shutil
+
 import pytest
 import tiny
 import torch
 import transformers
 import wrapped_models
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from wrapped_models import text_logits
 
-from qcore import library
+from qcore import library, planning
 from qcore.base.errors import InputError
 from qcore.layers.select import select
 from qcore.layers.text_part import causal_model, output_head, text_part
 from qcore.library import safetensors
+from qcore.models import meta_model
 from qcore.models.classes import model_class
 from qcore.models.config import to_transformers
-from qcore.planning import fit
+from qcore.planning import fit, sample
+from qcore.planning.speed import weights_a_token
 from qcore.quantization.calibration import load_calibration
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 from qcore.streaming import quantizing as streaming
+from qcore.verbs import quantize as quantize_verb
 
 IDS = torch.arange(40, 72)[None]
 RECIPES = ("int8", "int4-g32-gptq", "nf4")
@@ -112,6 +117,50 @@ def test_saved_the_wrapper_loads_with_the_same_logits(kind, folders, tmp_path):
 
 def _is_text(stored: str) -> bool:
     return "language_model" in stored or stored.startswith("lm_head")
+
+
+def test_the_plan_counts_the_towers_and_what_is_not_loaded(folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["gemma3"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    extra = {"mtp.fc.weight": torch.ones(8, 16), "mtp.norm.weight": torch.ones(16)}
+    save_file(tensors | extra, folder / "model.safetensors", {"format": "pt"})
+    made = planning.plan(folder, ["int8"])
+    towers = sum(tensor.numel() for name, tensor in tensors.items() if not _is_text(name))
+    assert made.description == (
+        f"A local folder. Only its text model is quantized: model.vision_tower and "
+        f"model.multi_modal_projector ({towers:,} weights) are kept. Not loaded, because "
+        "Gemma3ForConditionalGeneration has no place for it: mtp.fc.weight and 1 more (144 weights)."
+    )
+    # a tensor inside a module that the model has would change what the model computes
+    save_file(tensors | {"language_model.model.more.weight": torch.ones(8)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="more.weight is not part of the model"):
+        library.resolve(folder)
+
+
+def test_a_step_reads_no_tower(folders):
+    meta = meta_model(library.resolve(folders["gemma3"]))
+    part = text_part(meta)
+    text = sum(each.numel() for name, each in meta.named_parameters() if not part.tower_of(name))
+    assert weights_a_token(meta, parse("fp32")) == 4 * text  # the tied head is read, the embedding is its row
+
+
+def test_a_shortened_copy_keeps_the_wrapper_and_gives_its_towers_no_memory(folders):
+    config = library.load(folders["qwen2_5_vl"]).model.config
+    copy = sample.build(sample.shortened(config, 1), parse("int4-g32"))
+    assert type(copy) is transformers.Qwen2_5_VLForConditionalGeneration
+    assert len(text_part(copy).stack.layers) == 1 and config.get_text_config().num_hidden_layers == 2
+    assert copy.model.visual.patch_embed.proj.weight.untyped_storage().nbytes() == 4
+    with torch.no_grad():
+        assert copy(input_ids=IDS).logits.isfinite().all()
+
+
+def test_the_settings_of_the_processor_come_along(folders, tmp_path):
+    quantize_verb.run(
+        str(folders["llava"]), parse("int8"), tmp_path / "out", stream=True, progress=lambda *step: None
+    )
+    for name in ("preprocessor_config.json", "tokenizer.json", "config.json", "README.md"):
+        assert (tmp_path / "out" / name).is_file(), name
 
 
 def test_the_class_that_the_config_names_is_the_one_that_is_loaded():
