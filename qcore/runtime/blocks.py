@@ -96,7 +96,7 @@ class Rotation:
 class Description:
     embedding: Any
     head: Any
-    positions: torch.Tensor | None  # (positions, hidden), learned
+    positions: Any  # an embedding of learned positions, or None
     embedding_scale: float
     logits_scale: float
     logits_cap: float
@@ -148,11 +148,12 @@ def describe(model: nn.Module) -> Description:
     layers = _layers(model, family)
     blocks = [_block(family, config, each, index, rotations) for index, each in enumerate(layers)]
     embedding, head = ends_of(model)
-    _check_ends(embedding, head)
+    positions = None if family.positions is None else getattr(stack, family.positions)
+    _check_tables(head, embedding, *([] if positions is None else [positions]))
     found = Description(
         embedding=embedding,
         head=head,
-        positions=None if family.positions is None else _positions(getattr(stack, family.positions)),
+        positions=positions,
         embedding_scale=_number(config, family.embedding_scale, getattr(embedding, "embed_scale", 1.0)),
         logits_scale=_number(config, family.logits_scale) / _number(config, family.logits_divisor),
         logits_cap=_number(config, family.logits_cap, 0.0),
@@ -325,16 +326,10 @@ def _feed_forward(family: Family, module: Any) -> FeedForward:
     )
 
 
-def _positions(module: Any) -> torch.Tensor:
-    if not isinstance(module, nn.Embedding):
-        raise Unsupported(
-            f"The decoder reads learned positions in float32, and these are a {type(module).__name__}."
-        )
-    return module.weight
-
-
-def _check_ends(embedding: Any, head: Any) -> None:
-    for module, kinds in ((embedding, (nn.Embedding, QuantEmbedding)), (head, (nn.Linear, QuantLinear))):
+def _check_tables(head: Any, *embeddings: Any) -> None:
+    tables: list[tuple[Any, tuple[type, ...]]] = [(head, (nn.Linear, QuantLinear))]
+    tables += [(module, (nn.Embedding, QuantEmbedding)) for module in embeddings]
+    for module, kinds in tables:
         if isinstance(module, QuantizedModule):
             if module.reason_for_reference():
                 raise Unsupported("The decoder needs a head and an embedding that native kernels can hold.")
@@ -346,7 +341,7 @@ def _check_ends(embedding: Any, head: Any) -> None:
 
 
 def _small_tensors(found: Description) -> Iterator[torch.Tensor]:
-    """Return norms, biases and positions, which the decoder reads in float32."""
+    """Return norms and biases, which the decoder reads in float32."""
     norms = [found.final_norm]
     for block in found.blocks:
         norms += [block.before_attention, block.after_attention]
@@ -354,7 +349,7 @@ def _small_tensors(found: Description) -> Iterator[torch.Tensor]:
         norms += [block.attention.query_norm, block.attention.key_norm]
     tensors = [part for norm in norms if norm is not None for part in (norm.weight, norm.bias)]
     tensors += [rows.module.bias for block in found.blocks for rows in projections(block)]
-    tensors += [found.positions, getattr(found.head, "bias", None)]
+    tensors += [getattr(found.head, "bias", None)]
     return (each for each in tensors if each is not None)
 
 

@@ -86,11 +86,8 @@ class Model(ctypes.Structure):
     _fields_ = [
         *((name, _int64) for name in ("layers", "hidden", "vocabulary")),
         *((name, _float) for name in ("embedding_scale", "logits_scale", "logits_cap")),
-        ("positions", Buffer),
-        ("position_count", _int64),
         ("final_norm", Norm),
-        ("embedding", Projection),
-        ("head", Projection),
+        *((name, Projection) for name in ("embedding", "head", "positions")),
         ("blocks", Buffer),
     ]
 

@@ -55,11 +55,10 @@ class Weights:
             embedding_scale=found.embedding_scale,
             logits_scale=found.logits_scale,
             logits_cap=found.logits_cap,
-            positions=self._buffer(found.positions),
-            position_count=0 if found.positions is None else len(found.positions),
             final_norm=self._norm(found.final_norm, self.hidden),
             embedding=embedding,
             head=self._projection(_all_rows(found.head)),
+            positions=self._optional(None if found.positions is None else _all_rows(found.positions)),
             blocks=(ctypes.addressof(self._blocks), ctypes.sizeof(self._blocks)),
         )
 
@@ -181,6 +180,9 @@ class Weights:
             ctypes.pointer(layout), (None, 0), stored_bias, count, packed.shape[1], mode
         )
 
+    def _optional(self, rows: Rows | None) -> structures.Projection:
+        return structures.Projection() if rows is None else self._projection(rows)
+
     def _norm(self, norm: blocks.Norm | None, width: int) -> structures.Norm:
         """Describe a norm; without weights of its own, over `width` values."""
         if norm is None:
@@ -237,7 +239,7 @@ class Weights:
             gated=part.up is not None,
             inner=gate.rows,
             gate=gate,
-            up=structures.Projection() if part.up is None else self._projection(part.up),
+            up=self._optional(part.up),
             down=self._projection(part.down),
         )
 

@@ -87,10 +87,9 @@ struct Model {
   int64_t layers, hidden, vocabulary;
   float embedding_scale;
   float logits_scale, logits_cap;  // logits become cap * tanh(scale * logit / cap); a cap of 0 for none
-  Buffer<const float> positions;   // (position_count, hidden), added to embeddings; or absent
-  int64_t position_count;
   Norm final_norm;
   Projection embedding, head;
+  Projection positions;        // a row per position, added to embeddings; without rows if absent
   Buffer<const Block> blocks;  // (layers)
 };
 

@@ -62,7 +62,7 @@ class Step {
                   activations_.data() + me * kOwn * sizes_.activations,
                   activations_.data() + (me * kOwn + 1) * sizes_.activations};
     const Span part = few_ ? Span{0, tokens_} : share(tokens_, me, threads_);
-    for (int64_t t = part.first; t < part.last; ++t) embed(t, own.stream + t * model_.hidden);
+    for (int64_t t = part.first; t < part.last; ++t) embed(t, own);
     if (!few_) barrier_.wait();
     for (int64_t l = 0; l < model_.layers; ++l)
       for (int64_t first = 0; first < tokens_; first += chunk_)
@@ -132,18 +132,21 @@ class Step {
     return {{fed}, 1};
   }
 
-  void embed(int64_t t, float* out) const {
-    const Projection& e = model_.embedding;
-    const int64_t id = call_.ids.data[t];
-    if (e.packed)
-      read_row(*e.packed, id, out);
+  static void look_up(const Projection& table, int64_t row, float* out) {
+    if (table.packed)
+      read_row(*table.packed, row, out);
     else
-      std::memcpy(out, e.dense.data + id * e.columns, e.columns * 4);
+      std::memcpy(out, table.dense.data + row * table.columns, table.columns * 4);
+  }
+
+  void embed(int64_t t, const Own& own) const {
+    float* x = own.stream + t * model_.hidden;
+    look_up(model_.embedding, call_.ids.data[t], x);
     if (model_.embedding_scale != 1.f)
-      for (int64_t i = 0; i < e.columns; ++i) out[i] *= model_.embedding_scale;
-    if (!model_.positions.data) return;
-    const float* learned = model_.positions.data + position_of(call_, t) * e.columns;
-    for (int64_t i = 0; i < e.columns; ++i) out[i] += learned[i];
+      for (int64_t i = 0; i < model_.hidden; ++i) x[i] *= model_.embedding_scale;
+    if (!model_.positions.rows) return;
+    look_up(model_.positions, position_of(call_, t), own.spare);
+    for (int64_t i = 0; i < model_.hidden; ++i) x[i] += own.spare[i];
   }
 
   // One block of the model for a chunk of tokens. The next layer's norm adds its outputs to the residual

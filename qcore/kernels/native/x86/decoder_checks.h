@@ -85,8 +85,8 @@ inline Status check(const Model& model, int64_t rotations) {
   for (const int64_t size : {model.layers, model.hidden, model.vocabulary})
     if (!fits(size)) return kBadLayout;
   if (!model.blocks.holds(model.layers)) return kShortWeights;
-  if (model.positions.data && !model.positions.holds(model.position_count, model.hidden))
-    return kShortWeights;
+  if (model.positions.rows)
+    if (const Status status = check(model.positions, model.positions.rows, model.hidden)) return status;
   if (const Status status = check(model.final_norm, model.hidden)) return status;
   if (const Status status = check(model.head, model.vocabulary, model.hidden)) return status;
   if (const Status status = check(model.embedding, model.embedding.rows, model.hidden)) return status;
@@ -97,7 +97,7 @@ inline Status check(const Model& model, int64_t rotations) {
 
 // The positions before `end`, in the rotations that blocks use and in learned positions.
 inline Status check_positions(const Model& model, const Call& call, int64_t end) {
-  if (model.positions.data && end > model.position_count) return kShortRotation;
+  if (model.positions.rows && end > model.positions.rows) return kShortRotation;
   for (int64_t l = 0; l < model.layers; ++l) {
     const Attention& attention = model.blocks.data[l].attention;
     if (attention.rotation < 0) continue;
