@@ -4,25 +4,35 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH_CPU := https://download.pytorch.org/whl/cpu
-# Tests run in parallel, each with a cache folder of its own. Those that measure or start a cluster run alone.
+# Tests run in parallel, each with a cache folder of its own. Those that measure memory or start a cluster run one
+# after the other, beside the tests under sanitizers.
 BESIDE := -n logical --maxprocesses 4 --dist worksteal
 DURATIONS := --durations 10
 
-.PHONY: setup run test quick lint types sanitize tests test-interop chromium simde model kernels
+TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
+
+.PHONY: setup run test quick lint types sanitize tests beside apart test-interop chromium simde model kernels
 
 setup: .venv/.ready model kernels
 
 run: setup
 	$(BIN)/streamlit run app.py --server.address localhost
 
-test: lint types tests sanitize
+test:
+	$(TWO) setup lint types
+	$(MAKE) --no-print-directory beside
+	$(TWO) apart sanitize
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: lint simde kernels
 	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not slow and not browser and not ray and not alone and not interop"
 
-tests: setup .venv/.test-ready chromium simde
+tests: beside apart
+
+beside: setup .venv/.test-ready chromium simde
 	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not ray and not alone and not interop"
+
+apart: setup .venv/.test-ready chromium
 	$(BIN)/pytest $(DURATIONS) -m "ray or alone"
 
 # What is exported here runs in other projects' runtimes; writes the matrix of docs/interop.md.
