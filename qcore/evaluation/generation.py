@@ -6,7 +6,6 @@ All limits are enforced here for every caller, and every truncation is reported 
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.prompts import Message, Prompt
 from qcore.evaluation import chat as chat_template
+from qcore.evaluation import padding
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import KVFormat
@@ -158,9 +158,9 @@ def compare_generations(
     `baseline` maps a prompt's id to the baseline's tokens. `chat` None means: as a chat message if the model
     has a chat template; dialogues always need one. Prompts of similar length are decoded together, padded on
     the left and masked, several times faster than one by one. The baseline must be decoded in the same way;
-    then an unchanged model diverges nowhere. With a quantized cache (`kv`) prompts are decoded one by one,
-    because padding would share scales with the tokens. The order of prompts is kept. Raises like
-    `generate_text`.
+    then an unchanged model diverges nowhere. Prompts are decoded one by one with a quantized cache (`kv`),
+    because padding would share scales with the tokens, and for models that padding changes. The order of
+    prompts is kept. Raises like `generate_text`.
     """
     chat = chat_template.has_template(tokenizer) if chat is None else chat
     ready = [
@@ -168,7 +168,7 @@ def compare_generations(
         for prompt in prompts
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(ready[i]))
-    size = batch if kv is None and "position_ids" in inspect.signature(model.forward).parameters else 1
+    size = batch if kv is None and len(ready) > 1 and padding.is_neutral(model) else 1
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     written: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
@@ -305,10 +305,7 @@ def _steps(
     context, options = Context(model, kv), {}
     while True:
         if mask is not None:
-            options = {
-                "attention_mask": mask,
-                "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :],
-            }
+            options = padding.masked(mask, ids.shape[1])
         ids = choose(context.append(ids, **options).float()).to(ids.device)[:, None]
         mask = None if mask is None else torch.cat((mask, torch.ones_like(ids)), dim=1)
         yield ids[:, 0]

@@ -262,5 +262,8 @@ def narrowest(tensor: torch.Tensor) -> torch.dtype:
 
 def row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield whole rows of `tensor`, about `_CHUNK` weights at a time."""
+    if tensor.ndim == 0:  # such as a learned parameter of Apertus' activation
+        yield tensor
+        return
     rows = max(1, _CHUNK // max(1, tensor[0].numel())) if tensor.ndim > 1 else _CHUNK
     yield from tensor.split(rows)

@@ -283,6 +283,9 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], about: Manif
             name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
             for name, tensor in plain.items()
         }
+    for name, _, shared in inventory(model):  # tied weights are stored once, under either name
+        if shared and plain_name(shared) in plain:
+            plain[plain_name(name)] = plain[plain_name(shared)]
     model.load_state_dict(plain, strict=False, assign=True)  # names and shapes were compared by `check`
     model.tie_weights()
     for target in manifest.targets_of(about, model):

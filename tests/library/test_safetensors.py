@@ -5,11 +5,14 @@ import pytest
 import tiny
 import torch
 
+import qcore
 from qcore.base.errors import InputError
 from qcore.library import safetensors
 from qcore.models.headers import read_header
 from qcore.quantization.convert import quantize
 from qcore.recipes import common, parse
+from tests.zoo import build
+from tests.zoo.shrink import EVEN
 
 
 def ids() -> torch.Tensor:
@@ -120,3 +123,23 @@ def test_weights_lie_in_the_file_where_they_can_be_used(kind, tmp_path):
     for name, parameter in model.named_parameters():
         inside = any(first <= parameter.data_ptr() < last for first, last in ranges)
         assert inside or parameter.nbytes % 64, f"{name} was copied"
+
+
+@pytest.mark.parametrize("kind", ["camembert", "apertus"])
+@torch.no_grad()
+def test_odd_models_come_back(kind, tmp_path):
+    """CamemBERT's tied head stands before its embedding: the weight was stored under the head's name, and the
+    embedding stayed empty. Apertus has parameters that are one number."""
+    loaded = qcore.quantize(str(build(kind, tmp_path / "original")), "int8")
+    folder = qcore.save(loaded, tmp_path / "saved")
+    again = qcore.load(str(folder)).model
+    assert not any(parameter.is_meta for parameter in again.parameters())
+    assert torch.equal(again(ids()).logits, loaded.model(ids()).logits)
+
+
+def test_single_numbers_are_written_for_other_projects(tmp_path):
+    """Apertus' activation has parameters without dimensions, which could not be split into rows."""
+    original = build("apertus", tmp_path / "original", shape=EVEN)
+    qcore.export(str(original), "int4-g32-sym", tmp_path / "exported", to="compressed-tensors")
+    stored = read_header(tmp_path / "exported" / "model.safetensors")
+    assert any(tensor.shape == () for tensor in stored.values())
