@@ -306,6 +306,11 @@ def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, An
     return get_layer_types_and_kwargs(config)
 
 
+def is_stateful(model: Any) -> bool:
+    """Return whether the class of `model` says that it carries more than keys and values of tokens."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
 # -- mixtures of experts -------------------------------------------------------------------------------------
 
 

@@ -302,11 +302,9 @@ def _steps(
 ) -> Iterator[torch.Tensor]:
     """Yield the next token (B,) of each row of `ids` (B, P), without end. `mask` (B, P) is 0 on the left
     padding of a row."""
-    context, options = Context(model, kv), {}
+    context = Context(model, kv)
     while True:
-        if mask is not None:
-            options = padding.masked(mask, ids.shape[1])
-        ids = choose(context.append(ids, **options).float()).to(ids.device)[:, None]
+        ids = choose(context.append(ids, mask).float()).to(ids.device)[:, None]
         mask = None if mask is None else torch.cat((mask, torch.ones_like(ids)), dim=1)
         yield ids[:, 0]
 

@@ -24,6 +24,7 @@ import torch
 from qcore.formats.kv import GROUP, KVFormat
 from qcore.layers.text_part import output_head
 from qcore.runtime.calls import device_of
+from qcore.runtime.past import past_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -77,6 +78,10 @@ class LogitReader:
         self.transform = LogitTransform.of(model.config)
         self.chunk = chunk
         self._checked = False
+        self._step, self._counts = GROUP, False
+        if kv is not None:  # before any hook, because a recurrence is tried with a few tokens
+            past = past_of(model)
+            self._step, self._counts = past.step or GROUP, past.counts
 
     @torch.no_grad()  # not inference_mode: optimum-quanto's int4 tensors fail under it
     def read(self, ids: torch.Tensor, skip: int = 0) -> Iterator[Chunk]:
@@ -131,13 +136,17 @@ class LogitReader:
         if self.kv is None:
             whole: torch.Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
             return whole
-        from qcore.runtime.kv_cache import QuantizedKVCache
+        from qcore.runtime.kv_cache import quantized_cache
 
-        cache = QuantizedKVCache(self.model.config, self.kv)
-        parts = [
-            self.model(input_ids=part[None], cache=cache, use_cache=True).logits[0]
-            for part in ids.split(GROUP)
-        ]
+        cache, start, parts = quantized_cache(self.model, self.kv), 0, []
+        for part in ids.split(self._step):
+            options = (
+                {"position_ids": torch.arange(start, start + len(part), device=ids.device)[None]}
+                if self._counts
+                else {}
+            )
+            parts.append(self.model(input_ids=part[None], cache=cache, use_cache=True, **options).logits[0])
+            start += len(part)
         return torch.cat(parts)
 
     def _agrees(self, hidden: torch.Tensor, logits: torch.Tensor) -> bool:

@@ -40,15 +40,9 @@ def is_neutral(model: PreTrainedModel) -> bool:
     alone.append(prompt)
     if not alone.keeps:
         return False
-    together.append(padded[:, :-1], **masked(mask[:, :-1], padded.shape[1] - 1))
+    together.append(padded[:, :-1], mask[:, :-1])
     expected = alone.append(last)  # one token through the cache, as in decoding
-    found = together.append(last, **masked(mask, 1))
+    found = together.append(last, mask)
     spread = (expected - expected.float().mean()).float().norm()
     bound = _BOUND if expected.dtype == torch.float32 else _BOUND_16_BIT
     return bool((found.float() - expected.float()).norm() <= bound * spread)
-
-
-def masked(mask: torch.Tensor, new: int) -> dict[str, torch.Tensor]:
-    """Return the arguments of a step that reads the `new` last columns of `mask` (B, tokens read), which is 0
-    on the left padding of a row. Padding counts no positions."""
-    return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]}

@@ -13,6 +13,7 @@ The newest tokens stay unquantized: when there are 64 of them, the oldest 32 are
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ GROUP = 32  # tokens of a key's channel, and channels of a value's token, that s
 RECENT = 32  # newest tokens that are never quantized
 SMALLEST_GROUP = 8
 SCALE_BITS = 32  # a scale and a smallest value, 16 bits each
-PLAIN = ("full_attention", "sliding_attention")
+BESIDE_STATE = ("hybrid", "hybrid_sliding")  # layers with keys and values and with the state of a recurrence
+PLAIN = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
@@ -107,27 +109,55 @@ def value_group(size: int) -> int:
     return gcd(size, GROUP)
 
 
-def check_config(config: PreTrainedConfig) -> None:
-    """Raise `InputError` unless every layer of a transformers text `config` caches plain keys and values, in
-    heads whose size is a multiple of the smallest group."""
+def quantizable(config: PreTrainedConfig) -> list[bool]:
+    """Return for each layer of a transformers text `config` whether it caches plain keys and values, in heads
+    whose size is a multiple of the smallest group."""
+    if getattr(config, "kv_lora_rank", None):
+        return [False] * len(cache_layers(config)[0])
+    return [
+        kind in (*PLAIN, *BESIDE_STATE) and value_group(_head_size(layer)) >= SMALLEST_GROUP
+        for kind, layer in zip(cache_layers(config)[0], config.per_layer_config, strict=True)
+    ]
+
+
+def kept_layers(config: PreTrainedConfig) -> dict[str, int]:
+    """Return how many layers of each kind keep their cache or state as computed: {"linear_attention": 24}."""
     text = config.get_text_config()
+    kinds = (kind for kind, can in zip(cache_layers(text)[0], quantizable(text), strict=True) if not can)
+    return dict(Counter(kinds))
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise `InputError` unless some layer of a transformers `config` caches keys and values that can be
+    quantized."""
+    text = config.get_text_config()
+    if any(quantizable(text)):
+        return
     name = (getattr(text, "architectures", None) or [text.model_type])[0]
     if getattr(text, "kv_lora_rank", None):
         raise InputError(
             f"{name} caches one compressed vector per token instead of keys and values, so its cache cannot "
             "be quantized."
         )
-    kinds = sorted(set(cache_layers(text)[0]) - set(PLAIN))
-    if kinds:
+    kinds = cache_layers(text)[0]
+    sizes = {
+        _head_size(layer)
+        for kind, layer in zip(kinds, text.per_layer_config, strict=True)
+        if kind in (*PLAIN, *BESIDE_STATE)
+    } - {0}
+    if sizes:
         raise InputError(
-            f"{name} has layers that do not cache plain keys and values ({', '.join(kinds)}), so its cache "
-            "cannot be quantized."
+            f"{name} has heads of {min(sizes)} numbers; a cache is only quantized in multiples of "
+            f"{SMALLEST_GROUP}."
         )
-    for layer in text.per_layer_config:
-        heads = layer.num_attention_heads
-        size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
-        if value_group(size) < SMALLEST_GROUP:
-            raise InputError(
-                f"{name} has heads of {size} numbers; a cache is only quantized in multiples of "
-                f"{SMALLEST_GROUP}."
-            )
+    others = sorted(set(kinds) - set(PLAIN)) or ["a state"]
+    raise InputError(
+        f"{name} has no layers that cache plain keys and values ({', '.join(others)}), so its cache cannot "
+        "be quantized."
+    )
+
+
+def _head_size(layer: PreTrainedConfig) -> int:
+    """Return the size of the layer's heads; 0 without attention heads."""
+    heads = getattr(layer, "num_attention_heads", None)
+    return getattr(layer, "head_dim", None) or (layer.hidden_size // heads if heads else 0)

@@ -89,7 +89,7 @@ def estimate(
     libraries = base
     if isinstance(recipe.weights, Engine):
         libraries += ENGINES[recipe.weights.backend].loaded_bytes
-    kv_size = cache.kv_bytes(cache.layout(config), tokens, users, kv)
+    kv_size = cache.kv_bytes(cache.layout(model), tokens, users, kv)
     activations = activation_bytes(config, window, users, scored)
     again = _held_again(recipe, size) + round(LEFT_BEHIND * fused)
     available = budget() if available is None else available

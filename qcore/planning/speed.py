@@ -50,7 +50,7 @@ def predict(
 ) -> Speed:
     """Predict the decode speed with `context` tokens in the cache, and the prefill speed of a prompt of
     `prompt` tokens (None: the probe's length)."""
-    layers = cache.layout(model.config.get_text_config())
+    layers = cache.layout(model)
     rate = probe.bandwidth * (NATIVE_RATE if probe.native else MODULES_RATE)
     held = cache.kv_bytes(layers, context)
     more = (held - cache.kv_bytes(layers, round(probe.context))) / rate

@@ -164,7 +164,7 @@ def plan(
         parameters=checkpoint.parameters,
         checkpoint_bytes=checkpoint.nbytes,
         dtypes=checkpoint.dtypes,
-        cache_layout=cache.describe(cache.layout(config)),
+        cache_layout=cache.describe(cache.layout(meta)),
         context=context,
         users=users,
         memory=goal.bytes,

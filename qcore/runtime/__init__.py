@@ -14,6 +14,7 @@ weights.py       a model as the native step reads it
 snapshot.py      whether the model is still the one that was read
 native_cache.py  keys and values as the native step reads them
 kv_cache.py      keys and values in 8 or 4 bits
+past.py          what a model carries from call to call
 """
 
 from qcore.runtime.context import Context

@@ -10,11 +10,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionLayer
 
+from qcore.base.errors import InputError
 from qcore.base.transformers_internals import cache_layers
-from qcore.formats.kv import GROUP, KVFormat, check_config, tokens_dropped, tokens_held, value_group
+from qcore.formats.kv import (
+    BESIDE_STATE,
+    GROUP,
+    KVFormat,
+    check_config,
+    quantizable,
+    tokens_dropped,
+    tokens_held,
+    value_group,
+)
 from qcore.formats.kv_affine import Codes, dequantize, quantize
+from qcore.runtime.past import held_bytes, past_of
 
 
 class QuantizedKVLayer(CacheLayerMixin):
@@ -121,24 +133,85 @@ class QuantizedKVLayer(CacheLayerMixin):
             self._old = changed(self._old[0]), changed(self._old[1])
 
 
+class QuantizedHybridLayer(LinearAttentionLayer, QuantizedKVLayer):  # type: ignore[misc, override]
+    """Quantized keys and values, and beside them the states of a recurrence, which stay as computed."""
+
+    is_croppable = False
+
+    def __init__(self, form: KVFormat, window: int | None, states: int):
+        QuantizedKVLayer.__init__(self, form, window)
+        LinearAttentionLayer.__init__(self, number_of_states=states)
+
+    def lazy_initialization(self, *keys_and_values, **states) -> None:
+        if keys_and_values:
+            QuantizedKVLayer.lazy_initialization(self, *keys_and_values)
+        else:
+            LinearAttentionLayer.lazy_initialization(self, **states)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all held tensors, the states included."""
+        states = (*self.conv_states.values(), *self.recurrent_states.values())
+        return QuantizedKVLayer.nbytes.fget(self) + held_bytes(states)  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        LinearAttentionLayer.reset(self)
+        QuantizedKVLayer.reset(self)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        LinearAttentionLayer.reorder_cache(self, beam_idx)
+        QuantizedKVLayer.reorder_cache(self, beam_idx)
+
+
 class QuantizedKVCache(Cache):
     """Return an empty cache in the form `form` for a model with this transformers `config`; pass it to a
-    model or to `generate` as `cache=`.
+    model or to `generate` as `cache=`. Layers without plain keys and values keep what the model's own cache
+    keeps.
 
-    Raise `InputError` for an architecture without plain keys and values.
+    Raise `InputError` for an architecture none of whose layers has plain keys and values.
     """
 
     def __init__(self, config, form: KVFormat):
-        check_config(config)
-        _, options = cache_layers(config.get_text_config())
-        super().__init__(layers=[QuantizedKVLayer(form, each.get("sliding_window")) for each in options])
+        super().__init__(layers=quantized_layers(config, form))
         self.form = form
 
     @property
     def nbytes(self) -> int:
-        """Return the stored bytes of all keys and values."""
-        layers: list[Any] = self.layers
-        return sum(layer.nbytes for layer in layers)
+        """Return the stored bytes of all keys, values and states."""
+        return held_bytes(self.layers)
+
+
+def quantized_layers(config, form: KVFormat) -> list[Any]:
+    """Return the empty layers of a cache in the form `form`. Raise `InputError` as `QuantizedKVCache`."""
+    check_config(config)
+    text = config.get_text_config()
+    kinds, options = cache_layers(text)
+    made: list[Any] = list(DynamicCache(config=text).layers)
+    for i, can in enumerate(quantizable(text)):
+        window = options[i].get("sliding_window")
+        if can and kinds[i] in BESIDE_STATE:
+            made[i] = QuantizedHybridLayer(form, window, options[i].get("number_of_states", 1))
+        elif can:
+            made[i] = QuantizedKVLayer(form, window)
+    return made
+
+
+def quantized_cache(model: nn.Module, form: KVFormat) -> Cache:
+    """Return an empty cache in the form `form` for `model`, of the class that the model asks for (MiniMax's
+    holds the states beside the layers). Raise `InputError` as `QuantizedKVCache`."""
+    config: Any = model.config
+    check_config(config)
+    past = past_of(model)
+    if past.argument != "cache":
+        name = type(model).__name__
+        raise InputError(f"{name} keeps no cache of keys and values, so none can be quantized.")
+    if past.cache is DynamicCache:
+        return QuantizedKVCache(config, form)
+    made = past.cache()
+    made.layer_class_to_replicate = iter(
+        quantized_layers(config, form)
+    ).__next__  # one layer per first update
+    return made
 
 
 def _joined(first: Codes, second: Codes) -> Codes:

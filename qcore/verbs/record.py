@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from qcore.formats.kv import NONE, KVFormat
+from qcore.formats.kv import NONE, KVFormat, kept_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +54,10 @@ def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
     if kv is not None:
-        return [f"module by module: the native step does not read a cache in {kv.name}.", *sorted(kernels)]
+        first = f"module by module: the native step does not read a cache in {kv.name}."
+        kept = kept_layers(model.config)
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted(kept.items()))
+        return [first, *([f"not in {kv.name}: the layers {others}"] if kept else []), *sorted(kernels)]
     return [runtime.explain(model), *sorted(kernels)] if layers else []
 
 

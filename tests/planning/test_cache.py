@@ -64,7 +64,7 @@ def test_bytes_are_those_of_the_models_own_cache(kind, tokens, users):
     held = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.arange(tokens).expand(users, -1), cache=held, use_cache=True)
-    layers = cache.layout(model.config.get_text_config())
+    layers = cache.layout(model)
     real = sum(part.numel() * part.itemsize for layer in held.layers for part in (layer.keys, layer.values))
     assert cache.kv_bytes(layers, tokens, users) == real
     assert cache.kv_bytes(layers, tokens, users, cache.FORMATS["fp16"]) == real / 2

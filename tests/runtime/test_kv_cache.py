@@ -77,7 +77,7 @@ def logits(model, ids, cache, step):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_bytes_are_what_the_plan_counts(kind, form):
     made = model(kind)
-    layers = planned.layout(made.config.get_text_config())
+    layers = planned.layout(made)
     for tokens in (1, RECENT + GROUP - 1, RECENT + GROUP, 150):
         for users in (1, 3):
             held = QuantizedKVCache(made.config, form)
@@ -203,7 +203,7 @@ def test_evaluation_scores_what_decoding_sees():
 def test_speed_is_measured_through_the_cache_and_its_bytes_are_its_own():
     made = tiny.model("llama")
     plain, kept = (throughput.measure(made, 100, 3, repeats=1, kv=kv) for kv in (None, INT8))
-    layers = planned.layout(made.config)
+    layers = planned.layout(made)
     assert kept.cache_tokens == plain.cache_tokens == 102
     assert (
         kept.cache_bytes
@@ -265,12 +265,12 @@ LATENT = DeepseekV3Config(
     [
         (LATENT, "compressed vector"),
         (
-            BambaConfig(num_key_value_heads=2, attn_layer_indices=[1], **COMMON),
-            "do not cache plain keys and values",
+            BambaConfig(num_key_value_heads=2, attn_layer_indices=[], **COMMON),
+            "no layers that cache plain keys and values",
         ),
         (LlamaConfig(num_key_value_heads=2, head_dim=12, **COMMON), "heads of 12 numbers"),
     ],
-    ids=["latent", "hybrid", "odd heads"],
+    ids=["latent", "state", "odd heads"],
 )
 def test_an_architecture_without_plain_keys_and_values_is_one_sentence(config, words):
     with pytest.raises(InputError, match=words) as error:

@@ -23,7 +23,7 @@ from qcore.results.verdicts import with_verdicts
 from qcore.verbs import checks, compare, record
 
 SMALL = dict(tokens=120, window=32, prompt_tokens=8, new_tokens=3, repeats=2, generate_tokens=3)
-LAYERS = planned_cache.layout(tiny.CONFIGS["llama"])
+LAYERS = planned_cache.layout(tiny.model("llama"))
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def _scale(built: PreTrainedModel, seed: int) -> None:
     are four times as large, and vectors have noise."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in built.state_dict().values():
+        for tensor in built.parameters():
             if not tensor.is_floating_point() or not tensor.numel():
                 continue
             if tensor.ndim > 1 and tensor.std() < 0.05:
