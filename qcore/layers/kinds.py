@@ -25,7 +25,7 @@ from qcore.layers.linear import is_linear
 from qcore.layers.text_part import output_head
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 INNER = ("linear", "conv1d", "experts")
 QUANTIZABLE = (*INNER, "head", "embedding")
@@ -104,10 +104,11 @@ class Kinds:
         return heads is not None and outputs in (heads, 2 * heads)
 
 
-def _heads(config: object) -> int:
+def _heads(config: PreTrainedConfig) -> int:
     """Return the largest number of heads in `config`; 0 if it has none."""
     names = ("num_attention_heads", "num_heads", "n_head", "num_key_value_heads")
-    return max((count for name in names if isinstance(count := getattr(config, name, 0), int)), default=0)
+    held = config.to_dict()  # an attribute that differs per layer cannot be read from the config itself
+    return max((count for name in names if isinstance(count := held.get(name), int)), default=0)
 
 
 def _is_recurrence(module: nn.Module) -> bool:

@@ -202,13 +202,14 @@ def _quantize_own(job: Job) -> Outcome:
     if needs_text(recipe.method) and given is None:
         own = [target for target in targets if target.method == recipe.method]
         names = {target.name: target for target in own}
-        walk = quantize_blocks(
-            model, own, methods.block_method(recipe.method), recipe, job.text, report, job.work, identity
-        )
+        tied = {target: names[first] for target in own if (first := twins[target.name]) in names}
+        method = methods.block_method(recipe.method)
+        walk = quantize_blocks(model, own, method, recipe, job.text, report, job.work, identity, tied)
         for block in walk:
             for name, weights in block.weights.items():
                 finish(names[name], weights, block.notes.get(name))
     left = [target for target in targets if target.name not in done]
+    blocks = f"{find_blocks(model)[0]}." if needs_text(recipe.method) and given is None else ""
     for i, target in enumerate(left):
         report(i, len(left), target.name)
         twin = twins[target.name]
@@ -218,7 +219,12 @@ def _quantize_own(job: Job) -> Outcome:
             finish(target, [imatrix.quantize(matrix, target.format, each) for matrix, each in pairs])
             continue
         alone = replace(target, method=target.format.method) if needs_text(target.method) else target
-        source = "Calibration text does not reach it" if given is None else "The importance matrix lacks it"
+        if given is not None:
+            source = "The importance matrix lacks it"
+        elif target.module.startswith(blocks):
+            source = "Calibration text does not reach it"
+        else:
+            source = "It lies outside the blocks, through which calibration walks"
         words = methods.without_text(alone.method)
         note = f"{source}, so its codes were {words}." if alone is not target else None
         finish(target, done[twin] if twin in done else choose_codes(model, alone), note)

@@ -3,7 +3,7 @@ inputs, and the place to put their codes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,6 +31,7 @@ class BlockWork:
     original     the unquantized block; None unless the method uses drift
     output_fp    states after the unquantized block by window, as far as they are known
     step         reports progress in words
+    uses         {target's name: targets of later blocks that share its parameter}
     notes        a sentence per target that was not quantized as requested
     """
 
@@ -42,6 +43,7 @@ class BlockWork:
     original: nn.Module | None
     calibration: Calibration
     step: Callable[[str], None]
+    uses: Mapping[str, list[Target]] = field(default_factory=dict)
     weights: dict[str, list[QuantizedTensor]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
@@ -125,9 +127,37 @@ class BlockWork:
             ]
             for stage, total, each, x_fp in zip(stages, totals, inputs, before, strict=True):
                 total.add(each, x_fp, _token_weight(state.hidden, len(each)) if self._writes(stage) else None)
+            for place, each, weight in self._later_inputs(stages, state):
+                totals[place].add(each, None, weight)  # their drift counts as 0
         for stage, total in zip(stages, totals, strict=True):
             total.check(stage.names)
         return totals
+
+    def _later_inputs(
+        self, stages: list[Stage], state: State
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """Yield (number of the stage, inputs (n, K), weights of their tokens) where later blocks use the same
+        parameters. The blocks between are run as they are now."""
+        found: dict[int, list[tuple[int, Stage]]] = {}
+        for place, stage in enumerate(stages):
+            for twin in self.uses.get(stage.targets[0].name, ()):
+                found.setdefault(self.blocks.position_of(twin), []).append(
+                    (place, Stage((twin,), stage.uses))
+                )
+        for position in range(self.position, max(found, default=-1) + 1):
+            here, after, block = found.get(position, []), list[State](), self.blocks.modules[position]
+            seen = watch(
+                lambda: after.append(self.blocks.run(position, state)),  # noqa: B023
+                block,
+                f"{self.blocks.name}.{position}",
+                [stage for _, stage in here],
+                whole=True,
+            )
+            for (place, _), each in zip(here, seen, strict=True):
+                inputs = each.flatten(0, -2)
+                writes = self._writes(stages[place])
+                yield place, inputs, _token_weight(state.hidden, len(inputs)) if writes else None
+            state = after[0]
 
     def _writes(self, stage: Stage) -> bool:
         """Return whether the stage's layers add to the residual stream: their output has its width, and they

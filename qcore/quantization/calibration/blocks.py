@@ -53,6 +53,7 @@ class Blocks:
             probe = ids[:1, :PROBE]
             modules = list(self.modules)
             self.forms, outputs = form_of_each(self.model, modules, probe)
+            _check_apart(modules)
             if whole:  # two texts in turns: a block may remember the text before
                 probes = torch.cat((probe, probe.flip(1)))
                 states, self._calls = record(self.model, modules, probes, self.forms)
@@ -98,6 +99,10 @@ class Blocks:
             for position in range(len(self))
         ]
 
+    def position_of(self, target: Target) -> int:
+        """Return the number of the block that holds `target`."""
+        return int(target.module.removeprefix(f"{self.name}.").partition(".")[0])
+
     def _check(self, states: list[State], outputs: list[list[torch.Tensor]]) -> None:
         """Raise `NotInOrder` unless the blocks, one by one, give the model's `outputs` [window][block]."""
         for position in range(len(self)):
@@ -121,6 +126,17 @@ class Blocks:
         except Exception:  # code of others, such as a mask that is reshaped for the batch it was made for
             return False
         return all(_alike(own.hidden, each.hidden) for own, each in zip(made, after, strict=True))
+
+
+def _check_apart(modules: list[nn.Module]) -> None:
+    """Raise `NotInOrder` if two blocks hold the same module with parameters."""
+    owner: dict[nn.Module, int] = {}
+    for position, block in enumerate(modules):
+        for module in block.modules():
+            if next(module.parameters(recurse=False), None) is None:
+                continue
+            if owner.setdefault(module, position) != position:
+                raise NotInOrder(f"its blocks number {owner[module] + 1} and {position + 1} share a module")
 
 
 def _alike(made: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -139,10 +139,19 @@ def _pass(
     with ExitStack() as replaced:
         for position, block in enumerate(modules):
             replaced.enter_context(stand_in(block, partial(forward, position)))
-        model.base_model(input_ids=window[None], use_cache=False)
+        _run(model, window[None])
     if [position for position, _, _ in seen] != list(range(len(modules))):
         raise NotInOrder("it does not run its blocks one after another, each once")
     return [(given, made) for _, given, made in seen]
+
+
+def _run(model: Any, ids: torch.Tensor) -> None:
+    try:
+        model.base_model(input_ids=ids, use_cache=False)
+    except NotInOrder:
+        raise
+    except Exception as error:  # code of others, with its blocks replaced
+        raise NotInOrder(f"it does not run on {ids.shape[1]} tokens ({error})") from error
 
 
 def hidden_of(given: Given) -> torch.Tensor:
@@ -247,7 +256,7 @@ def form_of_each(model: Any, modules: Sequence[nn.Module], ids: torch.Tensor) ->
 
     hooks = [block.register_forward_hook(partial(note, position)) for position, block in enumerate(modules)]
     try:
-        model.base_model(input_ids=ids, use_cache=False)
+        _run(model, ids)
     finally:
         for hook in hooks:
             hook.remove()

@@ -46,8 +46,8 @@ class Fold:
 def find_fold(work: BlockWork, stage: Stage) -> Fold | None:
     """Return the fold of the module that feeds `stage`, or None if no candidate leaves the output
     unchanged."""
-    if stage.targets[0].fused:
-        return None
+    if stage.targets[0].fused or any(target.name in work.uses for target in stage.targets):
+        return None  # other layers read the same columns from other modules
     columns = work.matrices(stage.targets[0])[0].shape[1]
     before = work.run(work.hidden[0]).hidden
     for fold in _candidates(work, stage, columns):
@@ -88,7 +88,12 @@ def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
             found.append(Fold(name, True, straight))
     sizes = _head_sizes(work)
     for target in work.targets:
-        if target.name in own or target.fused or not _comes_before(work, target, stage):
+        if (
+            target.name in own
+            or target.name in work.uses
+            or target.fused
+            or not _comes_before(work, target, stage)
+        ):
             continue
         rows = len(work.matrices(target)[0])
         name = target.module.removeprefix(f"{work.prefix}.")
@@ -106,9 +111,7 @@ def _candidates(work: BlockWork, stage: Stage, columns: int) -> list[Fold]:
 def _head_sizes(work: BlockWork) -> list[int]:
     """Return the sizes of the heads of the block's attention."""
     own = {getattr(module, "head_dim", None) for module in work.block.modules()}
-    sizes = sorted(size for size in own if isinstance(size, int) and size > 0)
-    config = work.blocks.model.config.get_text_config()
-    return sizes or [config.hidden_size // config.num_attention_heads]
+    return sorted(size for size in own if isinstance(size, int) and size > 0)
 
 
 def _comes_before(work: BlockWork, target: Target, stage: Stage) -> bool:

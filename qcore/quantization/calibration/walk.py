@@ -14,7 +14,7 @@ much again) and the inputs of the block's layers in it, 2 bytes per token and in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -78,16 +78,19 @@ def quantize_blocks(
     report: Progress,
     work: Path | None = None,
     identity: str | None = None,
+    tied: Mapping[Target, Target] | None = None,
 ) -> Iterator[Finished]:
     """Choose codes for the `targets` inside the decoder's blocks, and yield one block after another. Install
     a block's tensors before requesting the next: its state is freed.
 
     `work` is a folder that keeps finished blocks until all are done, and `identity` identifies the model; a
-    run with the same two resumes after the last finished block. Raise `InputError` if the model has no list
-    of blocks.
+    run with the same two resumes after the last finished block. `tied` maps targets to those earlier in the
+    model whose parameter they share: its codes are chosen once, for the inputs of all. Raise `InputError` if
+    the blocks cannot be run one by one.
     """
-    blocks = Blocks(model)
-    inside = blocks.inside(targets)
+    blocks, tied = Blocks(model), tied or {}
+    inside = blocks.inside([target for target in targets if target not in tied])
+    uses, first_name = later_uses(tied), dict[str, str]()
     about = {
         "model": identity,
         "recipe": recipe.to_dict(),
@@ -98,9 +101,13 @@ def quantize_blocks(
     hidden = blocks.embed(calibration.ids)
     x_fp = list(hidden) if method.wants_drift else None
     refiner, waiting = method.joint() if method.joint else None, []
+    shared = [position for position, each in enumerate(blocks.inside(list(tied))) if each]
+    originals = {  # their weights are replaced before their turn
+        position: _snapshot(blocks.modules[position]) for position in shared if method.wants_drift
+    }
     for position, own in enumerate(inside):
         block = blocks.modules[position]
-        original = _snapshot(block) if method.wants_drift else None
+        original = originals.pop(position, None) or (_snapshot(block) if method.wants_drift else None)
         kept = store.read(position)
         name = f"{blocks.name}.{position}"
         if kept is not None and set(kept[0]) <= {target.name for target in own}:
@@ -108,27 +115,53 @@ def quantize_blocks(
             finished = _restore(block, name, own, *kept)
         elif own:
             finished = _choose(
-                method, blocks, position, own, hidden, x_fp, original, calibration, report, store
+                method, blocks, position, own, hidden, x_fp, original, calibration, report, store, uses
             )
         else:
             finished = Finished(name, {}, {})
+        for target in own:
+            twins = uses.get(target.name, [])
+            if target.name not in finished.weights and twins:  # this block does not use it: the next one may
+                later = blocks.position_of(twins[0])
+                inside[later].append(twins[0])
+                uses[twins[0].name] = twins[1:]
+                first_name[twins[0].name] = first_name.get(target.name, target.name)
+                continue
+            for twin in twins:
+                setattr(twin.owner(model), twin.parameter, getattr(target.owner(model), target.parameter))
         if refiner is not None:
             refiner.add_block(name, block, original, own, finished.weights)
         if position + 1 < len(blocks) or refiner is not None:
             _advance(blocks, position, hidden, x_fp, original, finished)
         del original
+        named = {first_name.get(key, key): tensors for key, tensors in finished.weights.items()}
+        finished = replace(finished, weights=named)
         if refiner is None:
             yield finished
         else:
             waiting.append(finished)
     if refiner is not None:
-        yield from _refine_jointly(blocks, refiner, waiting, x_fp, calibration, report)
+        yield from _refine_jointly(blocks, refiner, waiting, x_fp, calibration, report, first_name)
     report(len(blocks), len(blocks), "")
     store.remove()
 
 
+def later_uses(tied: Mapping[Target, Target]) -> dict[str, list[Target]]:
+    """Return {name of a target: the targets that share its parameter}."""
+    uses: dict[str, list[Target]] = {}
+    for target, first in tied.items():
+        uses.setdefault(first.name, []).append(target)
+    return uses
+
+
 def _refine_jointly(
-    blocks: Blocks, refiner, finished: list[Finished], wanted, calibration: Calibration, report: Progress
+    blocks: Blocks,
+    refiner,
+    finished: list[Finished],
+    wanted,
+    calibration: Calibration,
+    report: Progress,
+    names,
 ):
     """Fine-tune all blocks jointly, then yield them; unchanged if that did not improve the divergence."""
 
@@ -137,7 +170,8 @@ def _refine_jointly(
 
     better = refiner.learn(blocks, calibration.ids, wanted, calibration.minutes, step)
     for position, block in enumerate(finished):
-        yield replace(block, weights=block.weights | refiner.results(position)) if better else block
+        learned = {names.get(key, key): tensors for key, tensors in refiner.results(position).items()}
+        yield replace(block, weights=block.weights | learned) if better else block
 
 
 def _snapshot(block: nn.Module) -> nn.Module:
@@ -181,6 +215,7 @@ def _choose(
     calibration: Calibration,
     report: Progress,
     store: BlockStore,
+    uses: Mapping[str, list[Target]],
 ) -> Finished:
     """Choose the codes of the targets `own` of block number `position` with `method`, and store them."""
     name = f"{blocks.name}.{position}"
@@ -189,7 +224,7 @@ def _choose(
         report(position, len(blocks), f"block {position + 1} of {len(blocks)}: {what}")
 
     step("reading its inputs")
-    task = BlockWork(blocks, position, own, hidden, x_fp, original, calibration, step)
+    task = BlockWork(blocks, position, own, hidden, x_fp, original, calibration, step, uses)
     method(task)
     parameters = dict(task.block.named_parameters())
     store.write(

@@ -134,11 +134,14 @@ class JointRefiner:
             owner = target.owner(block, prefix)
             layers.append(Layer(target.name, learned, owner, target.parameter, target.transposed))
         self.layers.append(layers)
+        known = {norm.owner.weight for norms in self.norms for norm in norms}  # blocks may share norms
         self.norms.append(
             [
                 Norm(f"{name}.weight", module, module.weight.detach().clone(), torch.ones_like(module.weight))
                 for name, module in block.named_modules()
-                if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+                if "norm" in type(module).__name__.lower()
+                and getattr(module, "weight", None) is not None
+                and module.weight not in known
             ]
         )
 

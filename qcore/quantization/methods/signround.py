@@ -142,6 +142,8 @@ def choose(work: BlockWork) -> None:
         for name, value in work.block.named_parameters()
         if value.ndim == 1 and "norm" in name and name.endswith("weight")
     }
+    if any(target.name in work.uses for target in work.targets):
+        norms = {}  # these are likely to be shared, too
     gains = {name: torch.ones_like(value, requires_grad=True) for name, value in norms.items()}
     x_fp = work.x_fp
     if x_fp is None:
