@@ -64,6 +64,12 @@ KINDS: dict[str, tuple[str, dict, dict, dict]] = {
         {"vision_config": {**_TOWER, "model_type": "clip_vision_model"}},
         {"image_token_index": 258},
     ),
+    "paligemma": (
+        "PaliGemmaForConditionalGeneration",
+        {**_TEXT, "model_type": "gemma"},
+        {"vision_config": {**_TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}},
+        {"image_token_index": 258, "projection_dim": 64},
+    ),
     "qwen2_audio": (
         "Qwen2AudioForConditionalGeneration",
         {**_TEXT, "model_type": "qwen2"},

@@ -53,19 +53,21 @@ class TextPart:
 def text_part(model: PreTrainedModel) -> TextPart:
     """Return the text part of `model`, which may be on the meta device, or quantized."""
     config, embedding, head = model.config.get_text_config(), model.get_input_embeddings(), output_head(model)
-    name, stack = next(
-        (
-            (name, module)
-            for name, module in _around(model, embedding)
-            if any(isinstance(child, nn.ModuleList) for child in module.children())
-        ),
-        ("", model),
-    )
+    name, stack = text_stack(model)
     towers: list[str] = []
     if config is not model.config:
         towers += _outside(model, {id(part) for part in (stack, head, embedding)})
     towers += (f"{name}.{child}" if name else child for child in _encoders(stack, config))
     return TextPart(name, stack, head, embedding, config, tuple(towers))
+
+
+def text_stack(model: PreTrainedModel) -> tuple[str, Any]:
+    """Return name and module of the stack of decoder layers; `model` itself, named "", if it has no list of
+    layers."""
+    for name, module in _around(model, model.get_input_embeddings()):
+        if any(isinstance(child, nn.ModuleList) for child in module.children()):
+            return name, module
+    return "", model
 
 
 def output_head(model: PreTrainedModel) -> Any:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from qcore.base.transformers_internals import causal_class_name
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
+from qcore.layers.text_part import output_head, text_stack
 from qcore.runtime.families import FAMILIES, Family
 from qcore.runtime.structures import FUNCTIONS
 
@@ -117,18 +119,23 @@ class HeldHeads:
 
 
 def stack_of(model: Any) -> Any:
-    """Return the part of a causal language model that the native step replaces: all but the head."""
+    """Return the part of a causal language model, or of a wrapper around one, that the native step replaces:
+    all but the head."""
     return getattr(model, model.base_model_prefix)
 
 
 def ends_of(model: Any) -> tuple[Any, Any]:
     """Return the embedding and the head of a causal language model."""
-    return model.get_input_embeddings(), model.get_output_embeddings()
+    return model.get_input_embeddings(), output_head(model)
 
 
 def family_of(model: nn.Module) -> Family | None:
-    """Return how `model` names its parts; None for an architecture without a row."""
-    return FAMILIES.get(type(model).__name__)
+    """Return how `model`, or the text model inside a wrapper, names its parts; None for an architecture
+    without a row."""
+    config: Any = model.config
+    text = config.get_text_config()
+    name = type(model).__name__ if text is config else causal_class_name(text.model_type)
+    return None if name is None else FAMILIES.get(name)
 
 
 def held_heads(model: nn.Module) -> list[HeldHeads]:
@@ -142,7 +149,7 @@ def held_heads(model: nn.Module) -> list[HeldHeads]:
 
 def describe(model: nn.Module) -> Description:
     """Read `model`. Raise `Unsupported` for a part that the decoder does not know."""
-    family, config, stack = _row(model), _config(model), stack_of(model)
+    family, config, stack = _row(model), _config(model), _text_stack(model)
     rotary = getattr(stack, "rotary_emb", None)
     rotations = [] if rotary is None else list(_rotations(config))
     layers = _layers(model, family)
@@ -180,11 +187,16 @@ def _row(model: nn.Module) -> Family:
 
 
 def _config(model: nn.Module) -> Any:
-    return model.config
+    config: Any = model.config
+    return config.get_text_config()
+
+
+def _text_stack(model: Any) -> Any:
+    return text_stack(model)[1]
 
 
 def _layers(model: nn.Module, family: Family) -> Any:
-    return getattr(stack_of(model), family.layers)
+    return getattr(_text_stack(model), family.layers)
 
 
 def _number(config: Any, name: str | None, otherwise: Any = 1.0) -> float:

@@ -7,7 +7,7 @@ padding, another library's cache, another device), the modules run as usual, on 
 """
 
 import inspect
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from qcore.runtime.blocks import ends_of, family_of, stack_of
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
 from qcore.runtime.snapshot import Snapshot, is_hooked, is_replaced
 from qcore.runtime.weights import Weights, supports
+
+_PROBED, _TOLERANCE = 8, 1e-3  # tokens and relative error of the comparison with a wrapper's modules
 
 
 def attach(model: nn.Module) -> None:
@@ -44,6 +46,8 @@ def reason_against(model: nn.Module) -> str | None:
     reason = supports(model)
     if reason is None and not is_attached(model):
         return "The decoder is not attached to this model."
+    if reason is None and _is_wrapper(model) and not vars(stack_of(model))["forward"].agrees():
+        return f"{type(model).__name__} computes something else than the text model inside it."
     return reason
 
 
@@ -81,8 +85,10 @@ class _Forward:
         signature = inspect.signature(type(stack_of(model)).forward)
         self._names = list(signature.parameters)[1:]
         returned = signature.return_annotation
-        known = isinstance(returned, type) and issubclass(returned, ModelOutput)
-        self._output = returned if known else BaseModelOutputWithPast
+        classes = [each for each in (returned, *get_args(returned)) if isinstance(each, type)]
+        self._output = next(
+            (each for each in classes if issubclass(each, ModelOutput)), BaseModelOutputWithPast
+        )
 
     def __call__(self, *arguments, **options):
         options.update(zip(self._names, arguments, strict=False))
@@ -110,7 +116,7 @@ class _Forward:
         ids = input_ids
         if not self._usable(ids, inputs_embeds, others) or (weights := self._current().weights) is None:
             return None
-        keep = self._model.config.use_cache if use_cache is None else use_cache
+        keep = self._model.config.get_text_config().use_cache if use_cache is None else use_cache
         starts = _padding(attention_mask, position_ids, ids, cache)
         if starts is False:
             return None
@@ -136,16 +142,24 @@ class _Forward:
         config = self._model.config
         if config.output_attentions or config.output_hidden_states:
             return False
-        if any(
-            value is not None and value is not False and name != "return_dict"
-            for name, value in others.items()
-        ):
+        if any(self._counts(value) for name, value in others.items() if name != "return_dict"):
             return False
         if torch.compiler.is_compiling() or self._model.training:
             return False
         return not (
             torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._model.parameters())
         )
+
+    def _counts(self, value) -> bool:
+        """Return whether an argument may change what the stack computes. A wrapper passes numbers and names
+        that say how it reads images; without images they do nothing."""
+        if value is None or value is False:
+            return False
+        if not _is_wrapper(self._model):
+            return True
+        if isinstance(value, dict | list | tuple):
+            return any(map(self._counts, value.values() if isinstance(value, dict) else value))
+        return value is True or not isinstance(value, int | float | str)
 
     def logits(self, ids: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache] | None:
         """See `native_logits`."""
@@ -167,10 +181,28 @@ class _Forward:
             inside = [module for module in stack.modules() if module is not stack]
             native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
             weights = Weights(model) if native else None  # packs, so the snapshot comes after it
+            wraps = _is_wrapper(model)
+            if wraps and weights is not None and not self._same_as_modules(weights):
+                weights = None
             head = ends_of(model)[1]
-            is_plain = not is_hooked(model, stack, head) and not is_replaced(model, head)
+            is_plain = not wraps and not is_hooked(model, stack, head) and not is_replaced(model, head)
             state = self._state = _State(Snapshot(model), weights, is_plain)
         return state
+
+    def agrees(self) -> bool:
+        """Return whether native calls run the model's stack in its present state."""
+        return self._current().weights is not None
+
+    @torch.no_grad()
+    def _same_as_modules(self, weights: Weights) -> bool:
+        """Return whether the native step and the modules of a wrapper's stack agree on a few tokens. A
+        wrapper may change what its text model computes: that of PaliGemma reads prompts without a causal
+        mask."""
+        stack = stack_of(self._model)
+        ids = torch.arange(_PROBED)[None].remainder(weights.tokens)
+        native = _run(weights, ids, None, True, Scratch(self._model, *ids.shape))
+        modules = type(stack).forward(stack, input_ids=ids, use_cache=False).last_hidden_state
+        return torch.allclose(native, modules, rtol=_TOLERANCE, atol=_TOLERANCE * float(modules.abs().max()))
 
     def _cache(self, cache, ids: torch.Tensor) -> Cache | None:
         """Return the cache to use, with native layers; None if the modules have to run on the given one.
@@ -189,6 +221,10 @@ class _Forward:
         if type(layers) is not NativeLayers or not layers.are_level():
             return None
         return cache if layers.sequences in (None, ids.shape[0]) else None
+
+
+def _is_wrapper(model: Any) -> bool:
+    return model.config.get_text_config() is not model.config
 
 
 def _layers(cache: Cache) -> NativeLayers:

@@ -9,20 +9,23 @@ which run in C.
 import copy
 from collections.abc import Mapping
 from operator import attrgetter, is_
+from typing import Any, cast
 
 from torch import nn
 
 from qcore.base.transformers_internals import collects_outputs, global_hooks, registered
 from qcore.layers.modules import QuantizedModule, QuantLinear
+from qcore.layers.text_part import text_part
 
 _packed, _activations = attrgetter("packed"), attrgetter("activations")
 
 
 class Snapshot:
-    """The state of a causal language `model` at the time of the snapshot."""
+    """The state of a causal language `model`, without towers, at the time of the snapshot."""
 
     def __init__(self, model: nn.Module):
-        modules = list(model.modules())
+        part = text_part(cast(Any, model))
+        modules = [module for name, module in model.named_modules() if not part.tower_of(name)]
         own = list(map(registered, modules))
         tables: list[Mapping] = [
             table for each in own for table in (each.children, each.hooks, each.pre_hooks)
@@ -45,8 +48,8 @@ class Snapshot:
             if not (table is each.buffers and isinstance(module, QuantizedModule))  # gone once packed
             for name, tensor in table.items()
         ]
-        self._config = model.config
-        self._values = copy.deepcopy(vars(model.config))
+        self._config = part.config
+        self._values = copy.deepcopy(vars(part.config))
 
     def holds(self) -> bool:
         """Return whether the model is unchanged since."""

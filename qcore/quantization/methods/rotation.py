@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from qcore.base.errors import InputError
+from qcore.layers.text_part import text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,8 +58,10 @@ def rotate(model: PreTrainedModel, seed: int = 0) -> dict[str, str]:
     Raise `InputError` if the residual stream is not normalized by RMSNorm alone, or if the rotated model does
     not reproduce the original logits; the model is then unchanged.
     """
-    embedding: Any = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    text = text_part(model)
+    embedding, head = text.embedding, text.head
+    if text.towers:
+        raise _refusal(model, f"{text.towers[0]} writes into the residual stream, and would stay unrotated")
     width = embedding.weight.shape[1]
     if head is None or head.weight.shape[1] != width:
         raise _refusal(model, "its output head does not read the residual stream")
