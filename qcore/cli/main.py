@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except TyperException as error:
-        return _fail(_sentence(error), 2)
+        return _fail(_sentence(error, sys.argv[1:] if arguments is None else arguments), 2)
     except (InputError, UnavailableError) as error:
         return _fail(str(error), 2)
     except QcoreError as error:
@@ -154,8 +154,9 @@ def _fail(sentence: str, status: int) -> int:
     return status
 
 
-def _sentence(error: TyperException) -> str:
-    """Return a usage error as one plain sentence; a mistyped option comes with similar ones."""
+def _sentence(error: TyperException, arguments: list[str]) -> str:
+    """Return a usage error as one plain sentence; a mistyped option comes with similar ones, and a word with
+    one dash in front, which may be a name, with the way to give it."""
     from difflib import get_close_matches
 
     context = getattr(error, "ctx", None)
@@ -174,6 +175,13 @@ def _sentence(error: TyperException) -> str:
         if context
         else []
     )
+    word = next((each for each in arguments if each.startswith(wrong)), wrong)
+    if not wrong.startswith("--") or Path(word).exists():
+        name = "" if context is None or context.parent is None else f"{context.info_name} … "
+        return (
+            f"There is no option {word}. If that is a name, put -- before it, after all options: "
+            f"{PROGRAM} {name}-- {word}"
+        )
     near = get_close_matches(wrong, known, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"See {path} --help."
     return f"There is no option {wrong}. {hint}"

@@ -50,6 +50,10 @@ def check_template(template: str | Mapping[str, str] | None) -> None:
             "This model has no chat template, so it cannot answer chat messages; send the prompt as plain "
             "text."
         )
+    if not isinstance(template, str | Mapping):
+        raise InputError(
+            f"The chat template of this model is {template!r}, not a text. Send the prompt as plain text."
+        )
     if not isinstance(template, str):
         if DEFAULT not in template:
             raise InputError(

@@ -26,6 +26,7 @@ from qcore.base.progress import Progress
 from qcore.evaluation.divergence import LogProbabilities
 from qcore.evaluation.questions import Question, Questions
 from qcore.evaluation.statistics import mcnemar, wilson
+from qcore.layers.positions import positions
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _common(left: list[int], right: list[int]) -> int:
 
 def _check(model: PreTrainedModel, rows: list[_Row], questions: Sequence[Question]) -> None:
     config = _text_config(model)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = positions(config)
     for row in rows:
         name = questions[row.question].id
         if limit and len(row.ids) > limit:

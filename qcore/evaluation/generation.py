@@ -21,6 +21,7 @@ from qcore.evaluation import padding
 from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import KVFormat
+from qcore.layers.positions import positions
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -248,7 +249,7 @@ def prepare(
             f"The tokenizer gives token {max(tokens)}, but the model knows only "
             f"{config.vocab_size}: they do not match."
         )
-    limit = min(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
+    limit = min(positions(config) or MAX_CONTEXT, MAX_CONTEXT)
     if max_new_tokens >= limit:
         raise InputError(
             f"This model has {limit} positions, so at most {limit - 1} new tokens can be generated."

@@ -24,6 +24,7 @@ from qcore.evaluation.divergence import Divergence, DivergenceMeter, LogProbabil
 from qcore.evaluation.logits import LogitReader
 from qcore.evaluation.reference import Recorder, Reference
 from qcore.formats.kv import KVFormat
+from qcore.layers.positions import positions
 from qcore.runtime.calls import device_of
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _check_ids(model: PreTrainedModel, ids: torch.Tensor, window: int) -> None:
             f"Token id {wrong} is outside the model's vocabulary of {config.vocab_size}: "
             "another tokenizer made this text."
         )
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = positions(config)
     if limit and min(window, len(ids) - 1) > limit:
         raise InputError(
             f"The window of {window} tokens is longer than the {limit} that this model can read; "

@@ -7,5 +7,6 @@ kinds.py      the kind of each parameter: what is kept by rule
 linear.py     which modules compute a linear layer
 experts.py    how fused experts are laid out
 stand_in.py   temporary replacement of a module's forward
+positions.py  how many tokens a model can read
 inventory.py  every tensor of a model, once
 """

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, cast
 
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
+from qcore.library import tokenizer_files
 from qcore.library.finite import require_finite
 from qcore.library.sources import resolve
 from qcore.measurement.memory import give_back
 from qcore.models.assembly import assemble, meta_model
 from qcore.models.checkpoint import ONNX, Checkpoint
+from qcore.models.headers import read_json
 from qcore.models.mapping import read_tensors
 
 if TYPE_CHECKING:
@@ -26,16 +28,6 @@ if TYPE_CHECKING:
 
     from qcore.recipes import Recipe
     from qcore.recipes.ledger import Ledger
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-    "tokenizer_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -109,27 +101,24 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = checkpoint.folder
-    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
-        raise InputError(
-            f"{checkpoint.name} has no tokenizer (there is no tokenizer.json), so it cannot read text. Copy "
-            "the tokenizer files of the original model into its folder."
-        )
+    tokenizer_files.check(folder, checkpoint.name)
     collects = gc.isenabled()
     # a vocabulary is parsed into 100,000 lists; without this the garbage collector would scan all objects
     # again and again
     gc.disable()
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # native code parses tokenizer files and raises bare Exceptions
         raise InputError(
-            f"The tokenizer of {checkpoint.name} cannot be read: {str(error).strip().splitlines()[0]}"
+            f"The tokenizer of {checkpoint.name} cannot be read: {tokenizer_files.reason(error)}"
         ) from error
     finally:
         if collects:
             gc.enable()
         give_back()  # 31 MB after a vocabulary of 49,152 tokens (glibc 2.36, 2026-11-30)
+    return tokenizer_files.settle(tokenizer, folder, checkpoint.name)
 
 
 def _tokenizer_hint(checkpoint: Checkpoint):
@@ -146,7 +135,26 @@ def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
 
     if not (folder / "generation_config.json").exists():
         return
+    _check_token_ids(read_json(folder / "generation_config.json"))
     try:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"generation_config.json cannot be read: {error}") from error
+
+
+def _check_token_ids(settings: dict) -> None:
+    """Raise `InputError` for the id of a special token that is not a whole number or a list of them: no token
+    would ever be equal to a text."""
+    for name, value in settings.items():
+        if not name.endswith("_token_id") or value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if any(type(each) is not int for each in ids):
+            raise InputError(
+                f"generation_config.json has {name} = {value!r}, but ids of tokens are whole numbers. "
+                "Correct the file."
+            )
+        if isinstance(value, list) and name != "eos_token_id":
+            raise InputError(
+                f"generation_config.json has {name} = {value!r}, but it must be one whole number."
+            )

@@ -26,6 +26,7 @@ from qcore.base.progress import Progress
 from qcore.formats.budget import Budget
 from qcore.formats.kinds import Format
 from qcore.layers.modules import QuantLinear
+from qcore.layers.positions import positions
 from qcore.library import manifest
 from qcore.library.exports import Exported, Target
 from qcore.library.loading import Loaded
@@ -237,7 +238,7 @@ def _reference(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random tokens (1, PROMPT) and the model's own logits (1, PROMPT, V) of them, with activations
     read exactly."""
     config = model.config.get_text_config()
-    count = min(PROMPT, getattr(config, "max_position_embeddings", None) or PROMPT)
+    count = min(PROMPT, positions(config) or PROMPT)
     ids = torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     before = [layer.activations for layer in layers]

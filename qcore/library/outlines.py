@@ -22,6 +22,7 @@ from qcore.models.config import check_against, is_ours, quantized_by, read_confi
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
 from qcore.models.unread import count_unread
+from qcore.models.wrapped_names import unwrapped
 
 _FIRST = 1 << 17  # bytes read from each file; most headers are shorter
 _AT_ONCE = 8  # files
@@ -91,6 +92,9 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
                 tensors[tensor] = info
     method = quantized_by(config, folder)
     ours = is_ours(config)
+    removed = ""
+    if not ours:
+        tensors, removed = unwrapped(tensors)
     if method is None and not ours:
         check_against(config, tensors)
     described = json.dumps(
@@ -99,6 +103,7 @@ def _from_hub(name: Name, progress: Progress | None) -> Checkpoint:
     description = f"On the hub at commit {commit[:12]}; only its headers were read." + (
         f" Ignored in its config.json: {', '.join(stripped)}." if stripped else ""
     )
+    description += f" {removed}" if removed else ""
     checkpoint = Checkpoint(
         name.text,
         folder,

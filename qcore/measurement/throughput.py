@@ -25,6 +25,7 @@ from qcore.base.errors import InputError, RunError
 from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import KVFormat
+from qcore.layers.positions import positions
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -167,7 +168,7 @@ def _check(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, repeats: 
     ):
         if value < least:
             raise InputError(f"The {name} is {value}, but it must be at least {least}.")
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(model.config)
     if limit and len(ids) + new_tokens > limit:
         raise InputError(
             f"{len(ids)} prompt tokens and {new_tokens} new ones are more than the "

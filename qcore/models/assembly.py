@@ -90,7 +90,7 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # model classes may raise anything for an invalid config, assertions included
-        why = _odd_expert(checkpoint) or _last_line(error)
+        why = _odd_expert(checkpoint) or _why(error, checkpoint.config)
         raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
     _check(checkpoint, model, report)
     return model.eval().requires_grad_(False)
@@ -222,6 +222,18 @@ def _odd_expert(checkpoint: Checkpoint) -> str | None:
 
 def _more(names: list) -> str:
     return f" (And {len(names) - 1} more.)" if len(names) > 1 else ""
+
+
+def _why(error: Exception, config: dict) -> str:
+    """Return why a model class does not take `config`."""
+    if isinstance(error, KeyError):  # of a table, such as that of activations
+        return f"it names {error.args[0]!r}, which transformers does not know"
+    if "padding_idx" in str(error).lower():
+        return (
+            f"pad_token_id is {config.get('pad_token_id')!r}, which is not one of the "
+            f"{config.get('vocab_size')} tokens"
+        )
+    return _last_line(error)
 
 
 def _last_line(error: object) -> str:

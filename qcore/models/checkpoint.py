@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.models.config import check_against, is_ours, read_config
 from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
+from qcore.models.wrapped_names import unwrapped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX, ONNX_MANIFEST = (
@@ -16,6 +18,7 @@ ONNX, ONNX_MANIFEST = (
 )  # the source of a model that qcore exported as a graph, and its marker file
 GGUF = "gguf"  # the source of models in GGUF files, and what `foreign` calls them
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+_SHARD = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _SAMPLE = 512  # bytes sampled at the start, middle and end of each tensor for the digest
 
 
@@ -111,6 +114,9 @@ def read_folder(
             f"{name} was saved by qcore, but its qcore.json is missing. Quantize the model again."
         )
     tensors = _read_tensors(folder)
+    if not ours:
+        tensors, removed = unwrapped(tensors)
+        description = " ".join(filter(None, (description, removed)))
     if not ours and not quantized:
         check_against(config, tensors)
         _refuse_integers(tensors, name)
@@ -144,6 +150,11 @@ def weight_files(folder: Path) -> list[str]:
     others = sorted(path.name for path in folder.iterdir())
     pickled = [name for name in others if name.endswith(PICKLED) and not name.startswith("training_args")]
     safe = [name for name in others if name.endswith(".safetensors")]
+    if safe and (part := _SHARD.fullmatch(safe[0])) and int(part[1]) > 1:
+        raise InputError(
+            f"{folder.name} has {safe[0]}, one of {int(part[1])} files, but no {INDEX}, which lists what "
+            "they hold. Download it too."
+        )
     if safe:
         raise InputError(
             f"{folder.name} has {safe[0]}, but neither {SINGLE} nor {INDEX}. If it is the whole model, "

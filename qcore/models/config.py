@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,26 @@ _STRIPPED = (
     "_name_or_path",
     "name_or_path",
 )
+# Fields that only set in which form a model returns its outputs; qcore sets the form that it reads.
+_OUTPUTS = ("return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "torchscript")
 _HARMLESS = ("_name_or_path", "name_or_path")  # stripped silently: present in every config
+_MOST_HINTS = 1
 _QUANTIZED = ("quantization_config", "compression_config")
 _NAMED_ELSEWHERE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _MLX = "quantization"  # MLX's own key
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_REFUSED_FIELD = re.compile(r"Validation error for field '(\w+)'")  # of the classes' own validation
+_EXPECTED = re.compile(r"expected (?:an? )?(\w+), got")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "NoneType": "null",
+}
 _VOCABULARY, _WIDTH = ("vocab_size",), ("hidden_size", "n_embd", "d_model")
 _LARGEST = {
     **dict.fromkeys(_LAYERS, 2048),
@@ -76,9 +91,12 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
             "base model first."
         )
     if not (folder / "config.json").exists():
+        inside = [path.parent for path in sorted(folder.glob("*/config.json"))[:_MOST_HINTS]]
+        inside += [path.parent for path in sorted(folder.glob("snapshots/*/config.json"))[:_MOST_HINTS]]
+        found = f" Inside it, {inside[0].relative_to(folder)} has one." if inside else ""
         raise InputError(
-            f"{folder.name} has no config.json, so it is not a model. Give a folder with config.json and "
-            "*.safetensors."
+            f"{folder.name} has no config.json, so it is not a model.{found} Give a folder with config.json "
+            "and *.safetensors."
         )
     config = read_json(folder / "config.json")
     _refuse_code(config, folder, "config.json")
@@ -223,11 +241,15 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         ) from None
     try:
         built = CONFIG_MAPPING[kind].from_dict(
-            {key: _with_floats(value) for key, value in config.items() if key != "quantization_config"}
+            {
+                key: _with_floats(value)
+                for key, value in _without(config, _OUTPUTS).items()
+                if key != "quantization_config"
+            }
         )
     except Exception as error:  # a config class may raise anything; each failure is the file's fault
         raise InputError(
-            f"config.json does not describe a valid {kind} model: {_first_line(error)}"
+            f"config.json does not describe a valid {kind} model: {_reason(error, config)}"
         ) from error
     return with_class(built)
 
@@ -263,6 +285,17 @@ def _without_floats(part: Any) -> Any:
     if isinstance(part, float) and not math.isfinite(part):
         return {_FLOAT: "NaN" if math.isnan(part) else "Infinity" if part > 0 else "-Infinity"}
     return part
+
+
+def _reason(error: Exception, config: dict) -> str:
+    """Return why a config class refused `config`: for a value of the wrong type the field, the value and the
+    types that it may have."""
+    name = _REFUSED_FIELD.search(str(error))
+    if name is None or not (kinds := list(dict.fromkeys(_EXPECTED.findall(str(error))))):
+        return _first_line(error)
+    words = [_TYPES.get(kind, kind) for kind in kinds]
+    allowed = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"{name[1]} is {config.get(name[1])!r}, but it must be {allowed}"
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from qcore.base.errors import InputError
 
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
 LONGEST_JSON = 64_000_000  # bytes of a config or an index
+_LONGEST_START = 64  # bytes by which a file in the place of another is recognized
 BITS = {
     "F64": 64,
     "F32": 32,
@@ -67,6 +68,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return parse_header(header_text(path, size), path, size)
 
 
+def check_present(path: Path) -> None:
+    """Raise `InputError` if the file only points to its content in Git LFS, or is a web page."""
+    with path.open("rb") as file:
+        _check_start(file.read(_LONGEST_START), path.name)
+
+
+def _check_start(start: bytes, name: str) -> None:
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"{name} only points to a file in Git LFS, which was not downloaded with the rest. Download the "
+            "file itself."
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{name} is a web page, saved in the place of the file. Download the file itself.")
+
+
 def header_text(path: Path, size: int) -> bytes:
     """Return the JSON of the header of a safetensors file of `size` bytes. Raise `InputError` if it has no
     header."""
@@ -74,6 +91,7 @@ def header_text(path: Path, size: int) -> bytes:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length < 2 or length > min(size - 8, LONGEST_HEADER):
+            _check_start(prefix + file.read(_LONGEST_START - 8), path.name)
             raise InputError(
                 f"{path.name} is not a valid safetensors file: its header would be {length} bytes long in a "
                 f"file of {size}. Download or save it again."
@@ -132,6 +150,7 @@ def read_json(path: Path) -> dict:
 
 def parse_json(text: bytes, name: str) -> dict:
     """Return the JSON object in `text`, which came from the file `name`."""
+    _check_start(text[:_LONGEST_START], name)
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:

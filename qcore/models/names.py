@@ -14,13 +14,14 @@ _SHOWN = 60
 # contain -- or ..
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+_ADDRESS = re.compile(rf"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/({_PART}(?:/{_PART})?)")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}")
 
 
 @dataclass(frozen=True)
 class Name:
-    """`kind` is "default", "hub", "folder" or "gguf"; `text` is the name as given, without surrounding
-    blanks."""
+    """`kind` is "default", "hub", "folder" or "gguf"; `text` is the name as given. Surrounding blanks belong
+    to a path that exists with them; around any other name they are dropped."""
 
     kind: str
     text: str
@@ -33,7 +34,8 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
 
     Raise `InputError` for a name of no kind, and for a revision of a name that is not a hub id.
     """
-    text, public = _clean(name), is_public() if public is None else public
+    public = is_public() if public is None else public
+    text = _clean(name, public)
     kind = "default" if text.lower() in DEFAULT_MODELS else _kind(name, text, public)
     if kind == "default":
         text = text.lower()
@@ -49,13 +51,15 @@ def classify(name: str | Path, revision: str | None = None, *, public: bool | No
     return Name(kind, text, revision)
 
 
-def _clean(name: str | Path) -> str:
+def _clean(name: str | Path, public: bool) -> str:
     if not isinstance(name, str | Path):
         raise InputError(
             f"A model name must be a string or a path, not {type(name).__name__}. Give a folder, a GGUF "
             f"file, a hub id or {DEFAULT_MODELS[0]}."
         )
-    text = str(name).strip()
+    text = str(name)
+    if text != text.strip() and not (text.strip() and not public and _exists(text)):
+        text = text.strip()
     if not text:
         raise InputError(f"No model was given. Name a folder, a GGUF file, a hub id, or {DEFAULT_MODELS[0]}.")
     if len(text) > LONGEST_NAME:
@@ -70,9 +74,18 @@ def _clean(name: str | Path) -> str:
     return text
 
 
+def _exists(text: str) -> bool:
+    try:
+        return len(text) <= LONGEST_NAME and Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # not a path: a null byte, an unknown home
+        return False
+
+
 def _kind(name: str | Path, text: str, public: bool) -> str:
     hub_id = _is_hub_id(text)
     if public:
+        if match := _ADDRESS.match(text):
+            raise InputError(f"{_show(text)} is an address. Give the hub id alone: {match[1]}.")
         if not hub_id:
             raise InputError(
                 f"{_show(text)} is not accepted here. Give a hub id such as owner/name, or "
@@ -89,10 +102,14 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
     except OSError as error:
         raise InputError(f"{_show(text)} cannot be opened: {error.strerror}.") from error
     if exists:
+        part = path.name == "config.json" or path.suffix == ".safetensors"
+        hint = f" Give its folder: {path.parent}." if part else ""
         raise InputError(
             f"{_show(text)} is a file, but a model is a folder with config.json and *.safetensors, or a "
-            ".gguf file."
+            f".gguf file.{hint}"
         )
+    if match := _ADDRESS.match(text):
+        raise InputError(f"{_show(text)} is an address. Give the hub id alone: {match[1]}.")
     if isinstance(name, Path) or not hub_id:
         raise InputError(
             f"{_show(text)} is neither a folder or file here nor a hub id such as owner/name. "

@@ -30,6 +30,7 @@ from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
 from qcore.base.progress import Progress
+from qcore.layers.positions import positions
 from qcore.layers.text_part import output_head, text_part
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
@@ -145,7 +146,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
         )
     layers = model.config.get_text_config().num_hidden_layers
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
-    limit = getattr(copy.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW_TOKENS
+    limit = positions(copy.config) or PROMPT + NEW_TOKENS
     prompt = max(1, min(PROMPT, limit - NEW_TOKENS))
     speed = throughput.measure(copy, prompt, NEW_TOKENS, repeats=REPEATS)
     step = statistics.median(second for each in speed.samples for second in each.token_s)

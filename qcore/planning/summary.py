@@ -17,6 +17,7 @@ from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.kv import KV_FORMATS, NONE, check_config
+from qcore.layers.positions import positions
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
@@ -187,15 +188,15 @@ def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Re
 
 
 def _context(config, context: int | None) -> int:
-    positions = getattr(config, "max_position_embeddings", None)
+    limit = positions(config)
     if context is None:
-        return min(CONTEXT, positions or CONTEXT)
+        return min(CONTEXT, limit or CONTEXT)
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= LARGEST_CONTEXT:
         raise InputError(
             f"context is {context!r}, but it must be a whole number of tokens from 1 to {LARGEST_CONTEXT:,}."
         )
-    if positions and context > positions:
-        raise InputError(f"context is {context:,} tokens, but this model has only {positions:,} positions.")
+    if limit and context > limit:
+        raise InputError(f"context is {context:,} tokens, but this model has only {limit:,} positions.")
     return context
 
 

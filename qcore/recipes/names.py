@@ -204,6 +204,8 @@ def parse(name: str) -> Recipe:
         return Recipe(name, Engine(engine.name, variant.name))
     found = Name.read(name)
     if found is None:
+        if len(words := re.split(r"[\s;]+", name)) > 1 and all(words):
+            raise InputError(f"Unknown recipe {name!r}. Separate recipes by commas: {','.join(words)}.")
         raise unknown("recipe", name, names())
     _check_once(name, found)
     try:

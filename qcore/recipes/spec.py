@@ -233,8 +233,10 @@ def _made_absolute(source: str) -> str:
     if len(source) >= LONGEST_PATH:
         return source
     try:
-        path = Path(source.strip()).expanduser()
-        return str(path.resolve()) if path.exists() else source
+        for text in dict.fromkeys((source, source.strip())):
+            if (path := Path(text).expanduser()).exists():
+                return str(path.resolve())
+        return source
     except (OSError, ValueError, RuntimeError):  # not a path: a null byte, an unknown home
         return source
 

@@ -14,6 +14,7 @@ from qcore import library
 from qcore.base import texts
 from qcore.base.progress import Progress
 from qcore.evaluation import Reference, evaluate
+from qcore.layers.positions import positions
 from qcore.library import Loaded
 from qcore.measurement.throughput import measure
 from qcore.models import Checkpoint
@@ -100,8 +101,7 @@ def _quality(loaded: dict[str, Loaded], ids: torch.Tensor) -> dict[str, dict]:
 
 
 def _window(loaded: Loaded) -> int:
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(WINDOW, limit or WINDOW)
+    return min(WINDOW, positions(loaded.model.config) or WINDOW)
 
 
 def _speeds(loaded: dict[str, Loaded]) -> dict[str, float]:

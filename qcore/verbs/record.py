@@ -93,6 +93,8 @@ def recipe_of(loaded: Loaded) -> dict | None:
 def times(began: float, words: list[str]) -> dict:
     """Return the times at which a measurement began and ended, and the command (`words` after `qcore`) that
     repeats it."""
+    if len(words) > 1 and words[1].startswith("-"):  # a name that would be taken for an option
+        words = [words[0], *words[2:], "--", words[1]]
     command = shlex.join(["python", "-m", "qcore", *words])
     return {"started_at": began, "finished_at": time.time(), "command": command}
 

@@ -165,6 +165,11 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
         ("compare MODEL --recipes fp32,,int8,int8", "given twice"),
         ("compare MODEL --recipes ,", "No recipe was given"),
         ("compare", "Missing argument 'MODEL'"),
+        ("plan -model/x --recipes int8", "If that is a name, put -- before it, after all options: "),
+        ("plan -x", "There is no option -x. If that is a name, put --"),
+        ("-model", "There is no option -model. If that is a name, put --"),
+        ("compare MODEL --prompts TMP/null.jsonl", "Line 1 of null.jsonl has id = None"),
+        ("compare MODEL --prompts TMP/talk.jsonl", "This model has no chat template"),
         ("compare MODEL --tokens many", "--tokens"),
         ("compare MODEL --tokens 1", "tokens is 1, but it must be a whole number from 2"),
         ("compare MODEL --new-tokens 1000000000", "new_tokens is 1000000000"),
@@ -207,11 +212,30 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
 def test_bad_input_is_one_plain_sentence_and_status_2(said, model, tmp_path, line, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.txt").write_text("a")
+    (tmp_path / "null.jsonl").write_text('{"text": "a", "id": null}')
+    (tmp_path / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
     line = line.replace("MODEL", model) if "'MODEL'" not in line else line
     status, out, err = said(*line.replace("TMP", str(tmp_path)).split())
     assert status == 2 and out == ""
     assert sentence.replace("TMP", str(tmp_path)) in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "home" / "runs").exists() or not list((tmp_path / "home" / "runs").iterdir())
+
+
+def test_names_that_look_like_options(said, model, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(model).rename(tmp_path / "-model")
+    words = ["eval", "--text", text, "--window", 64, "--json", "out.json", "--"]
+    assert said(*words, "-model")[0] == 0
+    command = shlex.split(json.loads(Path("out.json").read_text())["record"]["command"])
+    assert command[-2:] == ["--", "-model"]
+    assert said(*command[3:])[0] == 0
+
+
+def test_a_chat_template_that_is_broken_is_found_before_the_run(said, model, text):
+    (Path(model) / "chat_template.jinja").write_text("{{ messages")
+    words = ["compare", model, "--recipes", "fp32", "--text", text]
+    status, _, err = said(*words)
+    assert status == 2 and "chat template of this model ('default') cannot be used: line 1" in err
 
 
 def test_a_model_larger_than_memory_is_refused_from_its_headers(said, model, monkeypatch):

@@ -131,3 +131,26 @@ def test_impossible_revisions(revision):
 def test_only_hub_ids_have_revisions(name, kind):
     with pytest.raises(InputError, match=f"is a {kind}. Leave it out"):
         classify(name, "main")
+
+
+def test_blanks_around_a_path_belong_to_it_if_it_exists_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model ", " model", "plain"):
+        (tmp_path / name).mkdir()
+    assert classify("model ", public=False).text == "model "
+    assert classify(" model", public=False).text == " model"
+    assert classify(" plain\n", public=False).text == "plain"
+    assert classify(" owner/name ", public=True).text == "owner/name"
+
+
+@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize("rest", ["", "/tree/main", "?x=1"])
+def test_an_address_of_the_hub_says_what_to_give(rest, public):
+    with pytest.raises(InputError, match="is an address. Give the hub id alone: owner/name.$"):
+        classify(f"https://huggingface.co/owner/name{rest}", public=public)
+
+
+def test_a_file_of_a_folder_says_what_to_give(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"Give its folder: {tmp_path}"):
+        classify(tmp_path / "config.json", public=False)

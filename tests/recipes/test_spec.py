@@ -155,3 +155,16 @@ def test_a_public_server_never_takes_a_name_for_a_folder(tmp_path, monkeypatch):
     assert classify("owner/name").kind == "hub"
     with pytest.raises(InputError, match="is not accepted here"):
         classify(local)
+
+
+def test_a_blank_at_the_end_of_a_path_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model ").mkdir()
+    (tmp_path / "plain").mkdir()
+    assert absolute_model("model ") == str(tmp_path / "model ")
+    assert absolute_model(" plain ") == str(tmp_path / "plain")
+
+
+def test_recipes_without_commas():
+    with pytest.raises(InputError, match="Separate recipes by commas: int8,int4"):
+        RunSpec("m", "int8 int4")
