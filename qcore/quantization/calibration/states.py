@@ -101,7 +101,9 @@ def gradients(
         if slope is not None and tensor.requires_grad
     ]
     outputs, slopes = zip(*known, strict=True)
-    return list(torch.autograd.grad(outputs, inputs, slopes, retain_graph=retain_graph, allow_unused=True))
+    reached = [tensor for tensor in inputs if tensor.requires_grad]  # not what ran without gradients
+    found = iter(torch.autograd.grad(outputs, reached, slopes, retain_graph=retain_graph, allow_unused=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 def leaves(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
