@@ -54,6 +54,7 @@ def quantize(
     calibration_tokens: int = TOKENS,
     calibration_minutes: float | None = None,
     imatrix: str | Path | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Loaded:
     """Quantize `model` in place with `recipe`; the full-precision weights are freed. Modules that match a
@@ -61,7 +62,8 @@ def quantize(
 
     Recipes such as int4-g64-gptq read `calibration_tokens` tokens of the `calibration` text (a file, or None
     for the packaged text). Recipes with learned rounding train for about `calibration_minutes`. Recipes with
-    -imatrix read llama.cpp's importance matrix in the file `imatrix` in place of text.
+    -imatrix read llama.cpp's importance matrix in the file `imatrix` in place of text. A name is loaded on
+    `device`; a loaded model stays where it is.
 
     Return the model with its `recipe` and `ledger`. Raise `InputError` for an unusable model, recipe or text,
     and `NotAppliedError` if the recipe could not quantize every tensor that it selects.
@@ -73,9 +75,10 @@ def quantize(
     if isinstance(model, Loaded):  # no resume: the weights may have changed since loading
         return prepare.quantize(model, chosen, calibration=text, resume=False, progress=progress).loaded
     checkpoint = prepare.find_original(model, progress=progress)
+    checks.check_device(device)
     checks.check_skips(checkpoint, (chosen,))
     text.check(chosen)
-    return prepare.prepare(checkpoint, chosen, calibration=text, progress=progress).loaded
+    return prepare.prepare(checkpoint, chosen, device=device, calibration=text, progress=progress).loaded
 
 
 def evaluate(
@@ -172,6 +175,7 @@ def plan(
     context: int | None = None,
     users: int = 1,
     memory: str | int | None = None,
+    device: str = "cpu",
     kv: list[str] | None = None,
     probe: bool = False,
     min_tokens_per_second: float | None = None,
@@ -183,7 +187,7 @@ def plan(
     """Predict memory, speed and quality of `model` for each of `recipes` from the headers of the checkpoint,
     and return the predictions with a recommendation.
 
-    `memory` is the limit, such as "16GB" (None: the free memory of this machine). The key-value cache holds
+    `memory` is the limit, such as "16GB" (None: the free memory of `device`). The key-value cache holds
     `context` tokens for each of `users` sequences, in the formats `kv` (None: every format that the
     architecture supports). With `probe`, the model's layer shapes are timed on this machine, which takes some
     seconds per recipe. Raise `InputError` and `UnavailableError` as `load` does.
@@ -196,6 +200,7 @@ def plan(
         context=context,
         users=users,
         memory=memory,
+        device=device,
         kv=kv,
         probe=probe,
         min_tokens_per_second=min_tokens_per_second,

@@ -18,10 +18,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 DEVICE = torch.device("cuda", 0)
+FREE = 1 << 30  # bytes
 aten = torch.ops.aten
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}  # take indices of the CPU
 _BETWEEN = {aten._to_copy.default, aten.copy_.default, aten._local_scalar_dense.default}
@@ -38,11 +40,35 @@ class Traffic:
 
 
 _traffic = Traffic()
+
+
+def to_tiles(codes: torch.Tensor, inner: int) -> torch.Tensor:
+    """`_convert_weight_to_int4pack` with the checks and the result's shape of the GPU's, in our order."""
+    rows, columns = codes.shape[0], 2 * codes.shape[1]
+    assert codes.dtype == torch.uint8 and rows % 8 == 0 and columns % (inner * 16) == 0
+    return codes.view(torch.int32).view(rows // 8, columns // (inner * 16), 32, inner // 2)
+
+
+def by_tiles(x: torch.Tensor, tiles: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
+    """`_weight_int4pack_mm`, by the operator of the CPU, with the checks of the GPU's."""
+    rows, columns = tiles.shape[0] * 8, tiles.shape[1] * 16 * 2 * tiles.shape[3]
+    assert x.dtype == scales.dtype == torch.bfloat16 and x.is_contiguous() and scales.is_contiguous()
+    assert x.shape[1] == columns and group in (32, 64, 128, 256)
+    assert scales.shape == (columns // group, rows, 2)
+    pairs = tiles.reshape(-1).view(torch.uint8).view(rows, -1)
+    codes = (
+        torch.stack((pairs >> 4, pairs & 15), 2).flatten(1).int()
+    )  # the first of two codes in the high bits
+    more = -rows % 16
+    packed = aten._convert_weight_to_int4pack_for_cpu(pad(codes, (0, 0, 0, more)), 8)
+    return aten._weight_int4pack_mm_for_cpu(x, packed, group, pad(scales, (0, 0, 0, more)))[:, :rows]
+
+
 # Operators that a GPU has and the CPU has not, or not for all dtypes: the same in terms of CPU tensors.
 OPERATORS: dict[Any, Any] = {
-    aten.histc.default: lambda given, *arguments: aten.histc.default(given.float(), *arguments).to(
-        given.dtype
-    )
+    aten.histc.default: lambda given, *rest: aten.histc.default(given.float(), *rest).to(given.dtype),
+    aten._convert_weight_to_int4pack.default: to_tiles,
+    aten._weight_int4pack_mm.default: by_tiles,
 }
 
 
@@ -145,6 +171,9 @@ class _Simulated(TorchFunctionMode):
         wanted = [*arguments, *keywords.values()]
         if isinstance(tensor, OnDevice):
             keep = lambda value: not _is_device(value)  # noqa: E731
+            if any(isinstance(value, torch.Tensor) and not isinstance(value, OnDevice) for value in wanted):
+                _traffic.to_host["cpu"] += 1
+                return tensor.held.clone().to(*arguments, **keywords)
             if any(isinstance(value, OnDevice) for value in wanted):
                 arguments = tuple(
                     value.dtype if isinstance(value, OnDevice) else value for value in arguments
@@ -184,6 +213,9 @@ def simulated() -> Iterator[Traffic]:
         (torch.cuda, "get_device_capability", lambda device=None: (8, 0)),
         (torch.accelerator, "is_available", lambda: True),
         (torch.accelerator, "current_accelerator", lambda: DEVICE),
+        (torch.accelerator, "get_memory_info", lambda device: (FREE, 2 * FREE)),
+        (torch.accelerator, "reset_peak_memory_stats", lambda device: None),
+        (torch.accelerator, "max_memory_allocated", lambda device: 12345),
     ):
         patched.enter_context(mock.patch.object(place, name, value))
     try:

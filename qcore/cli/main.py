@@ -28,6 +28,7 @@ from qcore.cli.quantize import export, imatrix, quantize
 from qcore.cli.runs import runs
 from qcore.cli.sensitivity import sensitivity
 from qcore.cli.train import distill, prune, qat
+from qcore.measurement.devices import out_of_memory
 
 app = typer.Typer(
     epilog="Start with: python -m qcore compare smollm2-135m --recipes fp32,int8,int4-g64",
@@ -137,13 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except QcoreError as error:
         return _fail(str(error), 1)
-    except MemoryError:
-        return _fail(
-            "There was not enough memory. Close other programs, or take a smaller model or a shorter window.",
-            1,
-        )
     except (KeyboardInterrupt, typer.Abort):
         return _fail("Stopped.", 130)
+    except (MemoryError, RuntimeError) as error:
+        if (memory := out_of_memory(error)) is None:
+            raise
+        return _fail(memory, 1)
     except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stdout = None
         return 0

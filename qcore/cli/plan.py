@@ -18,7 +18,7 @@ Users = Annotated[int, typer.Option(help="Number of concurrent sequences")]
 Memory = Annotated[
     str | None,
     typer.Option(
-        help="Memory to run in, such as 16GB (default: the free memory of this machine)", metavar="SIZE"
+        help="Memory to run in, such as 16GB (default: the free memory of the device)", metavar="SIZE"
     ),
 ]
 Probe = Annotated[
@@ -52,6 +52,7 @@ def plan(
     users: Users = 1,
     kv: Kv = None,
     memory: Memory = None,
+    device: options.Device = "cpu",
     probe: Probe = False,
     min_tokens_per_second: Least = None,
     max_kl: MostKl = None,
@@ -72,6 +73,7 @@ def plan(
             users=users,
             kv=options.split(kv) or None,
             memory=memory,
+            device=device,
             probe=probe,
             min_tokens_per_second=min_tokens_per_second,
             max_kl=max_kl,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qcore.base.errors import InputError
 from qcore.base.executor import LOCAL
 from qcore.cli import options
 from qcore.cli.progress import Show
@@ -28,6 +29,7 @@ def quantize(
     calibration_tokens: options.CalibrationTokens = RunSpec.calibration_tokens,
     calibration_minutes: options.CalibrationMinutes = None,
     imatrix: options.Imatrix = None,
+    device: options.Device = "cpu",
     stream: Annotated[
         bool, typer.Option("--stream", help="Quantize one tensor at a time, for models larger than memory")
     ] = False,
@@ -45,6 +47,8 @@ def quantize(
 
     chosen, where = options.one_recipe(recipe, skip), Executor(engine, address)
     folder = out if out is not None else Path(safe_name(model, chosen.name))
+    if stream and device != "cpu":
+        raise InputError("A streamed quantization runs on the CPU. Leave out --device, or --stream.")
     if stream:
         request = QuantizeRequest(
             model=model,
@@ -64,6 +68,7 @@ def quantize(
             revision=revision,
             overwrite=overwrite,
             calibration=CalibrationText(calibration, calibration_tokens, calibration_minutes, imatrix),
+            device=device,
             engine=where,
             progress=show,
         )

@@ -18,6 +18,7 @@ from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
 from qcore.base.quiet import silence
 from qcore.jobs.estimate import PHASES
+from qcore.measurement.devices import out_of_memory
 from qcore.results.folder import RunFolder
 
 EVENT_SECONDS = 0.1  # between two events of the same phase
@@ -45,17 +46,13 @@ def main(arguments: list[str]) -> int:
             folder.write("outcome.json", outcome)
     except KeyboardInterrupt:
         return 128 + signal.SIGTERM
-    except MemoryError:
-        _log.exception("Out of memory")
-        return emit.error(
-            "RunError",
-            f"There was not enough memory while {emit.words}. Take a smaller model or a smaller window, or "
-            "close other programs.",
-        )
     except QcoreError as error:
         _log.warning("%s", error, exc_info=True)
         return emit.error(type(error).__name__, str(error))
     except Exception as error:
+        if memory := out_of_memory(error, f" while {emit.words}"):
+            _log.exception("Out of memory")
+            return emit.error("RunError", memory)
         _log.exception("The task failed")
         first = str(error).strip().partition("\n")[0][:300]
         what = f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -24,6 +24,7 @@ from qcore.base import errors, logs
 from qcore.base.errors import QcoreError
 from qcore.base.process import lifeline
 from qcore.base.quiet import silence
+from qcore.measurement.devices import out_of_memory
 from qcore.measurement.memory import give_back
 from qcore.recipes import Recipe
 
@@ -107,14 +108,11 @@ class Worker:
                 first = first or result
             except Cancelled:
                 raise
-            except MemoryError:
-                self._emit(
-                    number, "error", recipe=recipe.name, text="There was not enough memory for this recipe."
-                )
             except QcoreError as error:
                 self._emit(number, "error", recipe=recipe.name, text=str(error))
             except Exception as error:
-                self._emit(number, "error", recipe=recipe.name, text=_unexpected(error))
+                text = out_of_memory(error, " for this recipe") or _unexpected(error)
+                self._emit(number, "error", recipe=recipe.name, text=text)
 
     def _write(self, request: dict, checkpoint, recipe: Recipe, first: dict | None) -> dict:
         """Generate one recipe's text; `first` is the output of the first recipe."""

@@ -13,7 +13,7 @@ summary.py     `plan`: all of the above for one model
 hindsight.py   predictions made for a run, and their errors
 """
 
-from qcore.planning.fit import Estimate, budget, check_fits, estimate
+from qcore.planning.fit import Estimate, budget, check_device_fits, check_fits, estimate
 from qcore.planning.summary import Plan, plan
 
-__all__ = ["Estimate", "Plan", "budget", "check_fits", "estimate", "plan"]
+__all__ = ["Estimate", "Plan", "budget", "check_device_fits", "check_fits", "estimate", "plan"]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, TooLargeError
+from qcore.measurement.devices import free_bytes
 from qcore.measurement.memory import available_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache
@@ -116,6 +117,47 @@ def estimate(
         available_bytes=available,
         fits=max(load, run) <= available,
         arithmetic=arithmetic,
+    )
+
+
+def check_device_fits(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    device: str,
+    *,
+    tokens: int = 512,
+    window: int = 512,
+    available: int | None = None,
+) -> None:
+    """Raise `TooLargeError` with the arithmetic unless loading, quantizing and running the model fit into the
+    memory of the accelerator `device`; `available` defaults to what is free there.
+
+    The model is loaded there in fp32. Where no kernel reads the format, the largest weight is dequantized.
+    """
+    free = free_bytes(device) if available is None else available
+    found = estimate(checkpoint, recipe, tokens=tokens, window=window, available=free)
+    weights = sum(parameter.numel() for parameter in meta_model(checkpoint).parameters())
+    if checkpoint.is_quantized:
+        largest, work = 0, 0
+        full = found.stored_bytes
+    else:
+        size = stored(meta_model(checkpoint), recipe)
+        full, largest = 4 * weights, size.largest
+        work = _while_loading(checkpoint, recipe, full, 0, size)[1] if recipe.calibrated else largest
+    running = found.stored_bytes + largest + found.kv_bytes + found.activation_bytes
+    if max(full + work, running) <= free:
+        return
+    raise TooLargeError(
+        f"{checkpoint.name} does not fit into the memory of {device} as {recipe.name}: loading "
+        f"{_millions(weights)} weights needs {_gb(full + work)} there (as loaded {_gb(full)}, work space "
+        f"{_gb(work)}), running needs {_gb(running)}, and {_gb(free)} are free. Quantize it on the device "
+        "cpu and run the saved folder here, or take a smaller model or window."
+        if running <= free
+        else f"{checkpoint.name} does not fit into the memory of {device} as {recipe.name}: running needs "
+        f"{_gb(running)} there (weights {_gb(found.stored_bytes)}, the largest weight dequantized "
+        f"{_gb(largest)}, KV cache for {_tokens(tokens, 1)} {_gb(found.kv_bytes)}, activations and logits "
+        f"{_gb(found.activation_bytes)}), and {_gb(free)} are free. Take the device cpu, a recipe with fewer "
+        "bits, or a smaller model or window."
     )
 
 

@@ -18,6 +18,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.formats.kv import KV_FORMATS, NONE, check_config
 from qcore.layers.positions import positions
+from qcore.measurement.devices import free_bytes
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, quality, speed
 from qcore.planning.machines import RUNTIME, Target, machines, target
@@ -95,6 +96,7 @@ def plan(
     context: int | None = None,
     users: int = 1,
     memory: str | int | None = None,
+    device: str = "cpu",
     kv: Sequence[str] | None = None,
     probe: bool = False,
     min_tokens_per_second: float | None = None,
@@ -110,8 +112,8 @@ def plan(
     `context` tokens of KV cache for each of `users` (None: 2048, or as many positions as the model has), in
     each of the formats `kv`, the preferred one first (None: all that the architecture allows, the most exact
     first). `memory` is what it must run in, such as "16GB" or a known accelerator's name (None: what is free
-    here). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier probes
-    count. `runs` are finished rows of earlier runs, newest first, for measured quality.
+    on `device`). With `probe`, recipes are timed on a shortened copy for some seconds each; without, earlier
+    probes count. `runs` are finished rows of earlier runs, newest first, for measured quality.
 
     Raise `InputError` for a model, recipe or number that cannot be used, `UnavailableError` if the hub
     cannot be reached.
@@ -128,7 +130,7 @@ def plan(
     formats = [cache.format_named(name) for name in (cache.formats_for(config) if kv is None else kv)]
     if any(format.form is not None for format in formats):
         check_config(config)
-    goal = Target(fit.budget(), "free on this machine") if memory is None else target(memory)
+    goal = _free(device) if memory is None else target(memory)
     needs = Needs(goal.bytes, min_tokens_per_second, max_kl, max_perplexity_ratio)
     runs = list(runs)
     timed = {} if checkpoint.is_quantized else _probes(meta, chosen, probe, progress)
@@ -176,6 +178,14 @@ def plan(
         recommendation=recommend(candidates, needs),
         probed=_about([each for each in timed.values() if each is not None and not each.error]),
     )
+
+
+def _free(device: str) -> Target:
+    if device == "cpu":
+        return Target(fit.budget(), "free on this machine")
+    return Target(
+        free_bytes(device) + RUNTIME, f"free on {device}", card=True
+    )  # torch's part is taken already
 
 
 def _recipes(checkpoint: Checkpoint, recipes: Sequence[Recipe | str]) -> list[Recipe]:

@@ -30,7 +30,7 @@ def run(
         began = time.time()
         loaded = load(checkpoint, device=device, tokens=WINDOW, window=WINDOW, progress=progress)
         answers = ask(loaded.model, loaded.tokenizer, question_set.questions, progress=progress)
-    words = record.options(choices=choices, revision=revision)
+    words = record.options(choices=choices, revision=revision, device=device)
     about = record.describe(loaded) | record.times(began, ["eval", model, *words])
     about |= {"choices": answers.to_dict(), "device": device, "recipe": record.recipe_of(loaded)}
     size = record.stored_bytes(loaded)
@@ -63,7 +63,7 @@ def run_harness(
         found = harness.run_tasks(loaded.model, loaded.tokenizer, tasks, folder=folder, limit=limit)
     place = None if folder is None else str(Path(folder).expanduser())
     words = record.options(
-        lm_eval=",".join(tasks), lm_eval_folder=place, lm_eval_limit=limit, revision=revision
+        lm_eval=",".join(tasks), lm_eval_folder=place, lm_eval_limit=limit, revision=revision, device=device
     )
     about = record.describe(loaded) | record.times(began, ["eval", model, *words])
     about |= {"device": device, "recipe": record.recipe_of(loaded)}

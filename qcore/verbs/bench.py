@@ -9,6 +9,7 @@ import torch
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.formats.kv import NONE, kv_format_named
+from qcore.measurement.devices import DevicePeak
 from qcore.measurement.environment import read_bandwidth
 from qcore.measurement.memory import PeakMemory
 from qcore.measurement.throughput import measure
@@ -45,9 +46,9 @@ def run(
     length = prompt_tokens + new_tokens
     with heavy_turn(progress):
         began = time.time()
-        with PeakMemory() as loading:
+        with PeakMemory() as loading, DevicePeak(device) as loading_there:
             loaded = load(checkpoint, device=device, tokens=length, window=length, progress=progress)
-        with PeakMemory() as running:
+        with PeakMemory() as running, DevicePeak(device) as running_there:
             speed = measure(
                 loaded.model,
                 prompt_tokens,
@@ -70,6 +71,7 @@ def run(
         threads=threads,
         seed=seed,
         revision=revision,
+        device=device,
         kv=kv,
     )
     about = record.describe(loaded, threads=threads) | record.times(began, ["bench", model, *words])
@@ -79,6 +81,7 @@ def run(
         "bytes_a_token": read,
         "kv": record.kv_record(form, speed),
         "execution": record.execution(loaded.model, form),
+        "device_memory": {"loading": loading_there.peak_bytes, "running": running_there.peak_bytes},
     }
     about["environment"]["read_bandwidth"] = bandwidth
     share = result["decode_tok_s"] * read / bandwidth if bandwidth else None

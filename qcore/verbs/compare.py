@@ -53,6 +53,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     only if every phase succeeded.
     """
     from qcore.measurement import throughput
+    from qcore.measurement.devices import DevicePeak
     from qcore.measurement.memory import PeakMemory
     from qcore.measurement.traffic import bytes_a_token
 
@@ -61,7 +62,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     progress = session.enter("load")
     original = session.checkpoint(progress)
     checkpoint, applied = loaded_from(original, recipe)
-    with PeakMemory() as loading:
+    with PeakMemory() as loading, DevicePeak(spec.device) as loading_there:
         loaded = session.load(checkpoint, applied, progress)
         if applied is recipe:
             made = session.quantize(loaded, recipe)
@@ -70,7 +71,7 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
         loaded, ledger = made.loaded, made.ledger
         gc.collect()
     progress = session.enter("speed")
-    with PeakMemory() as running:
+    with PeakMemory() as running, DevicePeak(spec.device) as running_there:
         speed = throughput.measure(
             loaded.model,
             spec.prompt_tokens,
@@ -98,7 +99,11 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
         "generations": generations,
         "ledger": ledger.to_dict(),
         "allocation": None if ledger.allocation is None else _prediction(ledger.allocation, divergence),
-        "memory": {"loading": _memory(loading), "running": _memory(running)},
+        "memory": {
+            "loading": _memory(loading),
+            "running": _memory(running),
+            "device": {"loading": loading_there.peak_bytes, "running": running_there.peak_bytes},
+        },
     }
     return ResultRow(
         recipe=recipe.name,

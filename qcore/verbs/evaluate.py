@@ -56,7 +56,9 @@ def run(
             kv=form,
         ).to_dict()
     detail = {name: result.pop(name) for name in ("window_nll", "window_tokens", "divergence")}
-    words = record.options(text=text, window=window, stride=stride, tokens=tokens, revision=revision, kv=kv)
+    words = record.options(
+        text=text, window=window, stride=stride, tokens=tokens, revision=revision, device=device, kv=kv
+    )
     about = {"device": device, "recipe": record.recipe_of(loaded), "kv": record.kv_format(form)}
     about |= record.describe(loaded, content) | record.times(began, ["eval", model, *words]) | detail
     return {"model": model, **result, "stored_bytes": record.stored_bytes(loaded), "record": about}

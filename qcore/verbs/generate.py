@@ -59,7 +59,13 @@ def run(
         )
     given = {name: value for name, value in asdict(sampling).items() if value != getattr(GREEDY, name)}
     words = record.options(
-        prompt=prompt, new_tokens=new_tokens, threads=threads, revision=revision, **given, kv=kv
+        prompt=prompt,
+        new_tokens=new_tokens,
+        threads=threads,
+        revision=revision,
+        device=device,
+        **given,
+        kv=kv,
     )
     about = {
         "device": device,

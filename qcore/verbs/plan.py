@@ -9,6 +9,7 @@ from qcore.models import Checkpoint
 from qcore.planning import Plan, hindsight, plan
 from qcore.recipes.spec import absolute_model
 from qcore.results.store import Store
+from qcore.verbs.checks import check_device
 
 ROWS = 60  # newest rows read
 
@@ -18,11 +19,15 @@ def run(
     recipes: list | None = None,
     *,
     probe: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     **needs,
 ) -> Plan:
     """Return the plan for `model` under `recipes`; `needs` are the other arguments of `planning.plan`. A
-    probe waits for its turn, as a run does."""
+    probe waits for its turn, as a run does. Raise `InputError` or `UnavailableError` for a `device` that
+    cannot be used."""
+    check_device(device)
+    needs["device"] = device
     rows = known_rows(model.name if isinstance(model, Checkpoint) else str(model))
     if not probe:
         return plan(model, recipes, runs=rows, progress=progress, **needs)

@@ -231,6 +231,8 @@ def load(
     Raise `TooLargeError` with the arithmetic if it does not fit, `InputError` as `library.load` does.
     """
     planning.check_fits(checkpoint, recipe or parse("fp32"), tokens=tokens, window=window)
+    if device != "cpu":
+        planning.check_device_fits(checkpoint, recipe or parse("fp32"), device, tokens=tokens, window=window)
     return library.load(checkpoint, device=device, check_finite=check_finite, progress=progress)
 
 

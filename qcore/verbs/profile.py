@@ -110,6 +110,7 @@ def run(
         repeats=repeats,
         threads=threads,
         revision=revision,
+        device=device,
     )
     about = record.describe(made.loaded, threads=threads) | record.times(began, ["profile", model, *words])
     about |= {"device": device, "recipe": made.recipe.to_dict(), "execution": record.execution(whole)}

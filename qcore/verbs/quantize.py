@@ -14,7 +14,7 @@ from qcore.recipes import Recipe
 from qcore.recipes.ledger import Ledger
 from qcore.streaming import quantizing as streaming
 from qcore.verbs import card
-from qcore.verbs.checks import check_skips
+from qcore.verbs.checks import check_device, check_skips
 from qcore.verbs.prepare import PACKAGED, CalibrationText, find_original, prepare, saving
 
 HERE = Executor()
@@ -28,6 +28,7 @@ def run(
     revision: str | None = None,
     overwrite: bool = False,
     calibration: CalibrationText = PACKAGED,
+    device: str = "cpu",
     stream: bool = False,
     engine: Executor = HERE,
     progress: Progress,
@@ -45,7 +46,10 @@ def run(
         raise InputError(
             "Only a streamed quantization can be spread over machines. Stream it, or leave out the engine."
         )
+    if stream and device != "cpu":
+        raise InputError("A streamed quantization runs on the CPU. Leave out the device, or do not stream.")
     engine.check()
+    check_device(device)
     folder = Path(folder)
     safetensors.check_target(recipe, folder, overwrite=overwrite)
     if stream:
@@ -62,7 +66,7 @@ def run(
             words = card.words_of("quantize", model, folder, recipe=recipe, stream=True, revision=revision)
             notes = card.write(folder, checkpoint, words)
             return _saved(model, folder, ledger, time.perf_counter() - began, notes)
-        made = prepare(checkpoint, recipe, calibration=calibration, progress=progress)
+        made = prepare(checkpoint, recipe, device=device, calibration=calibration, progress=progress)
         with saving(folder, progress):
             safetensors.save(
                 made.loaded.model,
@@ -74,7 +78,13 @@ def run(
                 origin=checkpoint.origin,
             )
     words = card.words_of(
-        "quantize", model, folder, recipe=recipe, revision=revision, **calibration.options(recipe)
+        "quantize",
+        model,
+        folder,
+        recipe=recipe,
+        revision=revision,
+        **({} if device == "cpu" else {"device": device}),
+        **calibration.options(recipe),
     )
     notes = (*made.cautions, *card.write(folder, checkpoint, words))
     return _saved(model, folder, made.ledger, made.quantize_s, notes)

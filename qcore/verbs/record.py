@@ -100,11 +100,13 @@ def times(began: float, words: list[str]) -> dict:
 
 
 def options(**values) -> list[str]:
-    """Return command-line options for the values that are set; `kv` counts as set unless it is "none"."""
+    """Return command-line options for the values that are set; `kv` counts as set unless it is "none", and
+    `device` unless it is "cpu"."""
+    unset = {"kv": NONE, "device": "cpu"}
     return [
         word
         for name, value in values.items()
-        if value is not None and not (name == "kv" and value == NONE)
+        if value is not None and value != unset.get(name)
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
 

@@ -1,6 +1,6 @@
 """The kernels for GPUs, on a simulated one (`tests/accelerator.py`).
 
-The operators that only a GPU has are replaced by PyTorch's own versions for the CPU, which define the same
+There the operators that only a GPU has are PyTorch's own versions for the CPU, which define the same
 arithmetic in another layout, and bitsandbytes' operator by its own version for the CPU. So shapes, dtypes,
 the order of codes and the arithmetic of scales and offsets are tested here; the GPU's kernels are not. Their
 signatures and result shapes are those that PyTorch registers for fake tensors on "cuda".
@@ -9,43 +9,14 @@ signatures and result shapes are those that PyTorch registers for fake tensors o
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.nn.functional import pad
 
 from qcore import recipes
 from qcore.kernels import dispatch, gpu
 from qcore.layers.modules import QuantEmbedding, QuantLinear
 from qcore.quantization import methods
-from tests.accelerator import OPERATORS, simulated
+from tests.accelerator import simulated
 
 aten = torch.ops.aten
-
-
-def to_tiles(codes: torch.Tensor, inner: int) -> torch.Tensor:
-    """`_convert_weight_to_int4pack` with the checks and the result's shape of the GPU's, in our order."""
-    rows, columns = codes.shape[0], 2 * codes.shape[1]
-    assert codes.dtype == torch.uint8 and rows % 8 == 0 and columns % (inner * 16) == 0
-    return codes.view(torch.int32).view(rows // 8, columns // (inner * 16), 32, inner // 2)
-
-
-def by_tiles(x: torch.Tensor, tiles: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
-    """`_weight_int4pack_mm`, by the operator of the CPU, with the checks of the GPU's."""
-    rows, columns = tiles.shape[0] * 8, tiles.shape[1] * 16 * 2 * tiles.shape[3]
-    assert x.dtype == scales.dtype == torch.bfloat16 and x.is_contiguous() and scales.is_contiguous()
-    assert x.shape[1] == columns and group in (32, 64, 128, 256)
-    assert scales.shape == (columns // group, rows, 2)
-    pairs = tiles.reshape(-1).view(torch.uint8).view(rows, -1)
-    codes = (
-        torch.stack((pairs >> 4, pairs & 15), 2).flatten(1).int()
-    )  # the first of two codes in the high bits
-    more = -rows % 16
-    packed = aten._convert_weight_to_int4pack_for_cpu(pad(codes, (0, 0, 0, more)), 8)
-    return aten._weight_int4pack_mm_for_cpu(x, packed, group, pad(scales, (0, 0, 0, more)))[:, :rows]
-
-
-@pytest.fixture(autouse=True)
-def operators(monkeypatch):
-    monkeypatch.setitem(OPERATORS, aten._convert_weight_to_int4pack.default, to_tiles)
-    monkeypatch.setitem(OPERATORS, aten._weight_int4pack_mm.default, by_tiles)
 
 
 def quantized(name: str, rows: int = 24, columns: int = 320):
