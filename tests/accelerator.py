@@ -22,6 +22,8 @@ from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from qcore.library import loading
+
 DEVICE = torch.device("cuda", 0)
 FREE = 1 << 30  # bytes
 aten = torch.ops.aten
@@ -201,6 +203,12 @@ def _is_device(value: object) -> bool:
         return False
 
 
+def _assemble(checkpoint, tensors, device, assemble=loading.assemble):
+    """Load on the CPU, then move: transformers' loader asks the driver, and works in threads."""
+    model = assemble(checkpoint, tensors, "cpu")
+    return model if device == "cpu" else model.to(device)
+
+
 @contextmanager
 def simulated() -> Iterator[Traffic]:
     """Give this process the device "cuda", and yield what passes between it and the host inside."""
@@ -216,6 +224,10 @@ def simulated() -> Iterator[Traffic]:
         (torch.accelerator, "get_memory_info", lambda device: (FREE, 2 * FREE)),
         (torch.accelerator, "reset_peak_memory_stats", lambda device: None),
         (torch.accelerator, "max_memory_allocated", lambda device: 12345),
+        (torch.accelerator, "memory_allocated", lambda device: 2345),
+        (torch.accelerator, "synchronize", lambda device: None),
+        (torch.accelerator, "empty_cache", lambda: None),
+        (loading, "assemble", _assemble),
     ):
         patched.enter_context(mock.patch.object(place, name, value))
     try:

@@ -312,6 +312,18 @@ def test_what_does_not_fit_is_said_before_it_runs(tmp_path, submitted, monkeypat
     assert at.error and not submitted
 
 
+def test_the_device_is_a_question_on_machines_with_a_gpu_and_refused_in_one_sentence(submitted, monkeypatch):
+    assert [radio.key for radio in open_page("quantize").radio] == ["quantize.default"]
+    monkeypatch.setattr("ui.forms.text.gpu_name", lambda: "Some GPU")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)  # such as torch built for CPUs
+    at = open_page("quantize")
+    calm(at.radio(key="quantize.device").set_value("cuda").run())
+    calm(at.button(key="quantize.start").click().run())
+    assert [error.value.replace("\\", "") for error in at.error] == [
+        "The device 'cuda' is not available on this machine; use cpu."
+    ] and not submitted
+
+
 @pytest.mark.parametrize("content", ["missing", "empty", "pickle"])
 def test_a_folder_that_is_no_model_is_refused_with_a_sentence(tmp_path, content):
     folder = tmp_path / "model"

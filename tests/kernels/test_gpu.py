@@ -102,6 +102,16 @@ def test_other_weights_run_the_reference_and_say_why(name, activations, why):
             )
 
 
+def test_k_quants_of_four_bits_take_the_int4_kernel():
+    weight, x = quantized("gguf-q4_k", columns=512), torch.randn(3, 512)
+    expected = x.double() @ weight.dequantize().double().T
+    with simulated():
+        packed = dispatch.packed(gpu.moved(weight, "cuda"), "int16")
+        assert type(packed) is gpu.Int4
+        y = packed.linear(x.to("cuda"), None).cpu().double()
+    assert (y - expected).norm() / expected.norm() < 6e-3
+
+
 def test_an_older_gpu_runs_the_reference(monkeypatch):
     with simulated():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

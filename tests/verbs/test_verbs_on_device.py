@@ -12,7 +12,6 @@ from qcore import library, planning, recipes
 from qcore.base.errors import InputError, TooLargeError, UnavailableError
 from qcore.cli.main import main
 from qcore.jobs import child, kinds
-from qcore.library import loading
 from qcore.measurement.devices import out_of_memory
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
@@ -42,17 +41,8 @@ def texts(tmp_path):
     return str(tmp_path / "text.txt"), str(tmp_path / "other.txt")
 
 
-@pytest.fixture
-def loads(monkeypatch):
-    """Load as the library does on the CPU, then move: transformers' loader asks the driver."""
-    build = loading.assemble
-    monkeypatch.setattr(
-        loading, "assemble", lambda checkpoint, tensors, device: build(checkpoint, tensors, "cpu").to(device)
-    )
-
-
 @pytest.mark.slow
-def test_a_comparison_on_the_device(model, texts, loads, tmp_path):
+def test_a_comparison_on_the_device(model, texts, tmp_path):
     text, other = texts
     names = ("fp32", "int4-g32-imatrix", "kmeans4")
     spec = RunSpec(
@@ -86,7 +76,7 @@ def test_a_comparison_on_the_device(model, texts, loads, tmp_path):
     assert here["record"]["memory"]["device"] == {"loading": None, "running": None}
 
 
-def test_eval_bench_and_generate_on_the_device(model, texts, loads):
+def test_eval_bench_and_generate_on_the_device(model, texts):
     here = evaluate.run(model, text=texts[0], window=64, tokens=128, progress=quiet)
     prose = generate.run(model, "abc", 4, progress=quiet)
     with simulated():
@@ -98,7 +88,7 @@ def test_eval_bench_and_generate_on_the_device(model, texts, loads):
     assert speed["device"] == "cuda:0" and speed["record"]["device_memory"]["running"] == 12345
 
 
-def test_codes_chosen_on_the_device_are_saved_as_those_of_the_cpu(model, texts, loads, tmp_path):
+def test_codes_chosen_on_the_device_are_saved_as_those_of_the_cpu(model, texts, tmp_path):
     recipe = recipes.parse("int4-g32-hqq")
     quantize_verb.run(model, recipe, tmp_path / "cpu", progress=quiet)
     with simulated():

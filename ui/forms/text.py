@@ -9,6 +9,7 @@ from qcore.base import texts
 from qcore.base.errors import InputError
 from qcore.base.files import replaced_file
 from qcore.base.home import home, is_public
+from qcore.measurement.environment import gpu_name
 from qcore.recipes.spec import LIMITS
 from ui import state
 from ui.forms import KEEP
@@ -119,7 +120,17 @@ def conditions(prefix: str) -> dict:
         "new_tokens": new,
         "generate": generate,
     }
-    return conditions | {"choices": "default" if ask else None}
+    return conditions | {"choices": "default" if ask else None, "device": _device(prefix)}
+
+
+def _device(prefix: str) -> str:
+    """Return the device to run on, which is only a question on a machine with a GPU."""
+    gpu = gpu_name()
+    if gpu is None:
+        return "cpu"
+    return st.radio(
+        "Device", ["cpu", "cuda"], horizontal=True, key=f"{prefix}.device", help=f"cuda: {gpu}", **KEEP
+    )
 
 
 def _number(prefix: str, label: str, name: str, value: int, step: int, help_text: str) -> int:
