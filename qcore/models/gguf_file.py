@@ -15,7 +15,7 @@ from qcore.base.files import sha256, write_json
 from qcore.base.home import build_folder, check_space, home
 from qcore.base.progress import Progress
 from qcore.base.transformers_internals import gguf_tensor_names, quiet, without_conversion_bar
-from qcore.models import gguf_header, gguf_weights
+from qcore.models import gguf_header
 from qcore.models.assembly import empty_model
 from qcore.models.config import to_transformers
 from qcore.models.gguf_config import config_of, differs_from_library, knows
@@ -96,6 +96,8 @@ def _inspect(path: Path) -> tuple[int, list[str]]:
 
 def check_all_read(path: Path, header: Header, config: dict[str, Any]) -> None:
     """Raise `InputError` for a tensor that has no place in the model of `config`. Only headers are read."""
+    from qcore.models import gguf_weights  # here, because the command line's help loads no torch
+
     model = empty_model(to_transformers(config), meta_buffers=True)
     if knows(header):
         gguf_weights.weights(path, header, model)
@@ -119,6 +121,8 @@ def _own(header: Header, config: dict[str, Any]) -> dict[str, Any] | None:
 def _load_model(path: Path, header: Header, config: dict[str, Any] | None):
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
+
+    from qcore.models import gguf_weights
 
     try:
         with quiet(), without_conversion_bar():
