@@ -324,11 +324,28 @@ def is_stateful(model: Any) -> bool:
 
 
 def use_eager_experts(module: Any) -> None:
-    """Make the experts `module` read its weights one expert at a time. Quantized experts run in no other way,
-    so the setting stays while they are installed. Classes outside of transformers' experts interface have one
-    implementation, and are left as they are."""
+    """Make the experts `module` read its weights one expert at a time, by transformers' own code."""
+    set_experts(module, "eager")
+
+
+def register_experts(name: str, forward: Callable[..., Any]) -> None:
+    """Add `forward(module, hidden_states, top_k_index, top_k_weights)` to the forwards of experts that
+    `set_experts` can choose."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(name, forward)
+
+
+def set_experts(module: Any, name: str) -> None:
+    """Let the experts `module`, and all that share its config, run by the registered forward `name`. Classes
+    outside of transformers' experts interface have one implementation, and are left as they are."""
     if hasattr(module, "is_transposed"):
-        module.config._experts_implementation = "eager"
+        module.config._experts_implementation = name
+
+
+def experts_gate(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function with which the experts `module` combine gate and up (…, 2 * inner)."""
+    return module._apply_gate
 
 
 @contextmanager

@@ -22,6 +22,7 @@ NAMES = {  # instruction sets: the library's name and the display name
 }
 _X86_ONLY = {
     "qcore_decode": "The whole-step decoder",
+    "qcore_mixture": "A native mixture of experts",
     "qcore_quantize": "Native rounding",
     "qcore_choose_codes": "Native choosing of codes",
 }
@@ -114,6 +115,7 @@ def declare(loaded: ctypes.CDLL) -> None:
         "qcore_quantize": ([pointer, whole], whole),
         "qcore_choose_codes": ([pointer, whole], whole),
         "qcore_decode": ([pointer, pointer, pointer], whole),
+        "qcore_mixture": ([pointer, pointer, long, pointer, pointer, pointer, long, long, whole], whole),
     }
     for name, (arguments, result) in types.items():
         if name not in _X86_ONLY or hasattr(loaded, name):

@@ -207,18 +207,24 @@ def _multiplied(function: Callable, arguments: tuple, keywords: dict) -> torch.T
 
 
 class QuantExperts(FusedWeight):
-    """A fused expert parameter (E, N, K), dequantized per expert.
+    """A fused expert parameter (E, N, K), multiplied by activations of the precision `activations`
+    (`layers/expert_forward.py`), or dequantized per expert where transformers' own code reads it.
 
     With `transposed`, the model stores (E, K, N): groups still run along the inputs K, and indexing gives (K,
     N).
     """
 
-    def __init__(self, experts: list[QuantizedTensor], transposed: bool):
+    def __init__(self, experts: list[QuantizedTensor], transposed: bool, activations: str):
         super().__init__()
         self.experts = nn.ModuleList(QuantizedModule(expert) for expert in experts)
         self.transposed = transposed
         rows, columns = experts[0].shape
         self.shape = (len(experts), columns, rows) if transposed else (len(experts), rows, columns)
+        self.activations = activations
+
+    def matrices(self) -> list[QuantizedModule]:
+        """Return the modules that hold the weight (N, K) of each expert."""
+        return cast(list[QuantizedModule], list(self.experts))
 
     def matrix(self, expert: int) -> torch.Tensor:
         """Return one expert's weight as the model stores it."""

@@ -25,6 +25,7 @@ from qcore.formats.kinds import Format
 from qcore.formats.mixture import Mixture
 from qcore.formats.tensor import QuantizedTensor
 from qcore.kernels.precision import computes_fast
+from qcore.layers import expert_forward
 from qcore.layers.embedding import is_embedding, scale_of
 from qcore.layers.experts import expert_layouts
 from qcore.layers.inventory import dtype_name, inventory, kept_row, plain_name
@@ -272,8 +273,8 @@ def install(model: PreTrainedModel, target: Target, weights: list[QuantizedTenso
     new: nn.Module
     if target.fused:
         delattr(old, target.parameter)
-        setattr(old, target.parameter, QuantExperts(weights, target.transposed))
-        use_eager_experts(old)
+        setattr(old, target.parameter, QuantExperts(weights, target.transposed, target.activations))
+        expert_forward.use(old)
         return
     if target.kind == "embedding":
         new = QuantEmbedding(weights[0], old.padding_idx, scale_of(old))

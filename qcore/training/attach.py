@@ -40,9 +40,9 @@ class FakeLinear(nn.Module):
 class FakeExperts(nn.Module):
     """Fused experts; indexing returns one expert's ŵ, stored as in the model."""
 
-    def __init__(self, fakes: list[Light | Full], transposed: bool):
+    def __init__(self, fakes: list[Light | Full], transposed: bool, activations: str):
         super().__init__()
-        self.fakes, self.transposed = nn.ModuleList(fakes), transposed
+        self.fakes, self.transposed, self.activations = nn.ModuleList(fakes), transposed, activations
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         weight = cast(Light | Full, self.fakes[int(expert)]).weight()
@@ -108,7 +108,8 @@ def attach(model: PreTrainedModel, form: TrainableSet, unquantized: PreTrainedMo
                 count += 1
         elif isinstance(module, QuantExperts):
             tensors = [cast(QuantizedModule, expert).quantized for expert in module.experts]
-            new = FakeExperts(_fakes(name, tensors, form, before(name)), module.transposed)
+            fakes = _fakes(name, tensors, form, before(name))
+            new = FakeExperts(fakes, module.transposed, module.activations)
             count += 1
         else:
             continue
@@ -135,8 +136,8 @@ def detach(model: PreTrainedModel) -> None:
                 module.fake.result(), None if module.bias is None else module.bias.data, module.activations
             )
         elif isinstance(module, FakeExperts):
-            fakes = [cast(Light | Full, fake) for fake in module.fakes]
-            new = QuantExperts([fake.result() for fake in fakes], module.transposed)
+            results = [cast(Light | Full, fake).result() for fake in module.fakes]
+            new = QuantExperts(results, module.transposed, module.activations)
         elif isinstance(module, FakeHead):
             new = module.layer
         else:

@@ -49,10 +49,15 @@ def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
     is not quantized."""
     from qcore import runtime
     from qcore.kernels.dispatch import explain
-    from qcore.layers.modules import QuantLinear
+    from qcore.layers.modules import QuantExperts, QuantLinear
 
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    kernels = {explain(layer.packed or layer.quantized, layer.activations) for layer in layers}
+    layers = [
+        (layer, module.activations)
+        for module in model.modules()
+        if isinstance(module, QuantLinear | QuantExperts)
+        for layer in (module.matrices() if isinstance(module, QuantExperts) else (module,))
+    ]
+    kernels = {explain(layer.packed or layer.quantized, activations) for layer, activations in layers}
     if kv is not None:
         first = f"module by module: the native step does not read a cache in {kv.name}."
         kept = kept_layers(model.config)

@@ -1,0 +1,427 @@
+// A mixture of experts, computed by threads that the caller has started.
+//
+// Up to 4 tokens (`few`):   every thread routes all tokens; then two phases over panels of the reached
+// experts
+//
+//   router | gate, up, activation | down, weighted sum
+//
+// More tokens: pairs of (token, expert) are sorted by expert, and each expert multiplies its tokens at once.
+#pragma once
+#include <atomic>
+#include <cstring>
+#include <optional>
+
+#include "x86/mixture_routes.h"
+#include "x86/threads.h"
+
+namespace qcore {
+
+// The buffers of one call, for all mixtures of a model. Every thread of a team calls `run`, with one mixture
+// after another.
+class MixtureStep {
+ public:
+  // At most `tokens` tokens come at a time; with `few`, they fit in one tile.
+  MixtureStep(const Mixture* const* mixtures, int64_t count, int64_t tokens, bool few, int threads,
+              Barrier& barrier)
+      : barrier_(barrier), few_(few), need_(mixtures, count, tokens, few), lists_(few ? threads : 1),
+        logits_(few ? tokens * need_.experts : 0), inputs_(few ? 0 : tokens * need_.hidden),
+        inner_((few ? 1 : 2) * need_.inner), outputs_(few ? 0 : need_.pairs * need_.hidden),
+        hits_(lists_ * need_.hits), products_(few ? 0 : 2 * need_.hits),
+        numbers_(lists_ * (2 * need_.pairs + need_.experts)), weights_(lists_ * 2 * need_.pairs),
+        scores_(threads * 2 * need_.experts), rows_(threads * kTile * need_.rows),
+        sums_(few ? threads * kTile * need_.hidden : 0),
+        activations_((few ? threads : 1) * need_.activations) {}
+
+  bool ok() const {
+    return logits_ && inputs_ && inner_ && outputs_ && hits_ && products_ && numbers_ && weights_ &&
+           scores_ && rows_ && sums_ && activations_;
+  }
+
+  // Compute the layer for `tokens` tokens. `input(t, out)` writes the input (hidden) of token t.
+  // `output(t, first, count, y)` receives outputs of token t; every output comes once, from some thread. The
+  // team meets at the end. Without `given` experts, the router chooses them.
+  template <class Input, class Output>
+  void run(int me, int threads, const Mixture& m, int64_t tokens, Input&& input, Output&& output,
+           const Routes& given = {}) {
+    if (few_)
+      few(me, threads, m, tokens, input, output, given);
+    else
+      many(me, threads, m, tokens, input, output, given);
+  }
+
+ private:
+  Barrier& barrier_;
+  const bool few_;
+  const MixtureSizes need_;
+  const int64_t lists_;  // of hits: one per thread with few tokens, else one
+  const Memory<float> logits_, inputs_;
+  const Memory<float> inner_;    // few: act(gate) * up of each pair; many: gate and up of each pair
+  const Memory<float> outputs_;  // (pairs, hidden)
+  const Memory<Hit> hits_;
+  const Memory<Product> products_;
+  const Memory<int32_t> numbers_;
+  const Memory<float> weights_, scores_, rows_, sums_;
+  const Memory<uint8_t> activations_;
+  int64_t hit_count_ = 0, product_count_ = 0, tile_count_ = 0, job_count_ = 0;
+  std::atomic<int64_t> next_tile_{0}, next_job_{0};
+
+  Lists lists(int me) const {
+    const int64_t i = few_ ? me : 0;
+    int32_t* numbers = numbers_.data() + i * (2 * need_.pairs + need_.experts);
+    float* weights = weights_.data() + i * 2 * need_.pairs;
+    return {hits_.data() + i * need_.hits, numbers, numbers + need_.pairs,
+            numbers + 2 * need_.pairs,     weights, weights + need_.pairs};
+  }
+
+  float* rows(int me) const { return rows_.data() + me * kTile * need_.rows; }
+
+  // act(g) * u of 8 values.
+  static __m256 gate(const Mixture& m, __m256 g, __m256 u) {
+    if (m.gating != kClamped) return gated(g, u, m.gating == kGelu);
+    const __m256 limit = _mm256_set1_ps(m.limit), one = _mm256_set1_ps(1.f);
+    g = _mm256_min_ps(limit, g);  // with the arguments in this order, NaN stays NaN
+    u = _mm256_min_ps(limit, _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), limit), u));
+    const __m256 e = exp(_mm256_mul_ps(g, _mm256_set1_ps(-m.alpha)));
+    return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(e, one)), _mm256_add_ps(u, one));
+  }
+
+  // Of 16 alternating values, the even ones and the odd ones.
+  static void part(__m256 a, __m256 b, __m256& even, __m256& odd) {
+    const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+    even = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0x88), order);
+    odd = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0xdd), order);
+  }
+
+  // -- up to 4 tokens
+
+  template <class Input, class Output>
+  void few(int me, int threads, const Mixture& m, int64_t tokens, Input& input, Output& output,
+           const Routes& given) {
+    float* x = rows(me);
+    const Lists l = lists(me);
+    float shared[kTile] = {}, *own = scores_.data() + me * 2 * need_.experts;
+    for (int64_t t = 0; t < tokens; ++t) input(t, x + t * m.hidden);
+    if (!given.experts) {
+      const Span mine = share(m.router.experts, me, threads);
+      for (int64_t t = 0; t < tokens; ++t)
+        route_rows(m, x + t * m.hidden, mine.first, mine.last, logits_.data() + t * m.router.experts);
+      barrier_.wait();
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (given.experts) {
+        take(m, given, t, l);
+      } else {
+        std::memcpy(own, logits_.data() + t * m.router.experts, m.router.experts * sizeof(float));
+        choose(m, own, t, l, own + need_.experts);
+      }
+      if (m.shared.data) shared[t] = shared_weight(m, x + t * m.hidden);
+    }
+    const int64_t hits = sort(m, tokens, l, shared);
+    few_inner(me, threads, m, tokens, l, hits, x);
+    barrier_.wait();
+    few_outer(me, threads, m, tokens, l, hits, output);
+    barrier_.wait();
+  }
+
+  // The units of work of a hit: groups of 8 inner values; of 4, if rows alternate.
+  static int64_t units(const Mixture& m, const Hit& hit) {
+    const bool halves = m.interleaved && !hit.expert->up.packed;
+    return halves ? panel_count(*hit.expert->gate.packed) : (hit.inner + kRows - 1) / kRows;
+  }
+
+  void few_inner(int me, int threads, const Mixture& m, int64_t tokens, const Lists& l, int64_t hits,
+                 const float* x) const {
+    int64_t all = 0;
+    for (int64_t h = 0; h < hits; ++h) all += units(m, l.hits[h]);
+    const Span mine = share(all, me, threads);
+    uint8_t* memory = activations_.data() + me * need_.activations;
+    std::optional<Activations> for_gate, for_up;
+    const Hit* filled = nullptr;
+    int64_t unit = 0;
+    for (int64_t h = 0; h < hits; ++h) {
+      const Hit& hit = l.hits[h];
+      const int64_t count = units(m, hit), first = std::max(mine.first - unit, int64_t(0)),
+                    last = std::min(mine.last - unit, count);
+      unit += count;
+      if (first >= last) continue;
+      const Projection &gate = hit.expert->gate, &up = hit.expert->up;
+      // with one token, experts of one format share its activations
+      if (!filled || tokens > 1 || !same_activations(gate, filled->expert->gate)) {
+        for_gate.emplace(*gate.packed, gate.mode, hit.count, true, memory);
+        fill(*for_gate, m, l, hit, x, me);
+      }
+      const bool other = up.packed && !same_activations(gate, up);
+      if (other) {
+        for_up.emplace(*up.packed, up.mode, hit.count, true, memory + need_.activations / 2);
+        fill(*for_up, m, l, hit, x, me);
+      }
+      filled = &hit;
+      inner_units(m, hit, for_gate->tile(0), other ? for_up->tile(0) : for_gate->tile(0), first, last);
+    }
+  }
+
+  // Quantize the inputs of a hit's tokens.
+  void fill(Activations& to, const Mixture& m, const Lists& l, const Hit& hit, const float* x, int me) const {
+    const int32_t* tokens = l.tokens + hit.first;
+    if (hit.count == 1 || tokens[hit.count - 1] - tokens[0] == hit.count - 1) {  // one after another
+      to.fill(0, x + tokens[0] * m.hidden, m.hidden, m.hidden);
+      return;
+    }
+    float* own = sums_.data() + me * kTile * need_.hidden;  // not in use yet
+    for (int64_t i = 0; i < hit.count; ++i)
+      std::memcpy(own + i * m.hidden, x + tokens[i] * m.hidden, m.hidden * sizeof(float));
+    to.fill(0, own, m.hidden, m.hidden);
+  }
+
+  void inner_units(const Mixture& m, const Hit& hit, const Tile& x, const Tile& y, int64_t first,
+                   int64_t last) const {
+    const Projection &gate_p = hit.expert->gate, &up_p = hit.expert->up;
+    const int n = int(hit.count);
+    const PanelKernel kernel = kernels().panel(gate_p.packed->kind, gate_p.mode, n);
+    alignas(32) float g[kTile][kRows], u[kTile][2 * kRows];
+    const auto panel = [&](const Projection& p, PanelKernel use, const Tile& tile, int64_t index,
+                           float (*out)[kRows]) {
+      use(*p.packed, p.packed->panels.data + index * p.packed->panel_bytes, tile, out);
+      if (!p.bias.data) return;
+      const int64_t rows = std::min<int64_t>(kRows, p.rows - index * kRows);
+      for (int t = 0; t < n; ++t)
+        for (int64_t r = 0; r < rows; ++r) out[t][r] += p.bias.data[index * kRows + r];
+    };
+    const auto store = [&](int t, int64_t row, int64_t width, __m256 value) {
+      alignas(32) float last8[8];
+      _mm256_store_ps(last8, value);
+      std::memcpy(inner_.data() + hit.begin + t * hit.inner + row, last8,
+                  std::min(width, hit.inner - row) * sizeof(float));
+    };
+    alignas(32) float v[kTile][kRows], w[kTile][kRows];
+    if (up_p.packed) {
+      const PanelKernel other = kernels().panel(up_p.packed->kind, up_p.mode, n);
+      for (int64_t i = first; i < last; ++i) {
+        panel(gate_p, kernel, x, i, g);
+        panel(up_p, other, y, i, v);
+        for (int t = 0; t < n; ++t)
+          store(t, i * kRows, kRows, gate(m, _mm256_load_ps(g[t]), _mm256_load_ps(v[t])));
+      }
+    } else if (m.interleaved) {
+      for (int64_t i = first; i < last; ++i) {
+        panel(gate_p, kernel, x, i, g);
+        for (int t = 0; t < n; ++t) {
+          __m256 even, odd;
+          part(_mm256_load_ps(g[t]), _mm256_setzero_ps(), even, odd);
+          store(t, i * kRows / 2, kRows / 2, gate(m, even, odd));
+        }
+      }
+    } else {
+      const int64_t panels = panel_count(*gate_p.packed), shift = hit.inner % kRows;
+      for (int64_t i = first; i < last; ++i) {
+        panel(gate_p, kernel, x, i, g);
+        const int64_t p = (hit.inner + i * kRows) / kRows;
+        panel(gate_p, kernel, x, p, v);
+        const bool more = shift && p + 1 < panels;
+        if (more) panel(gate_p, kernel, x, p + 1, w);
+        for (int t = 0; t < n; ++t) {
+          std::memcpy(u[t], v[t], sizeof v[t]);
+          std::memset(u[t] + kRows, 0, sizeof w[t]);
+          if (more) std::memcpy(u[t] + kRows, w[t], sizeof w[t]);
+          store(t, i * kRows, kRows, gate(m, _mm256_load_ps(g[t]), _mm256_loadu_ps(u[t] + shift)));
+        }
+      }
+    }
+  }
+
+  template <class Output>
+  void few_outer(int me, int threads, const Mixture& m, int64_t tokens, const Lists& l, int64_t hits,
+                 Output& output) const {
+    const Span mine = share((m.hidden + kRows - 1) / kRows, me, threads);
+    float* sums = sums_.data() + me * kTile * need_.hidden;
+    const int64_t from = mine.first * kRows, end = std::min(mine.last * kRows, m.hidden);
+    if (from >= end) return;
+    for (int64_t t = 0; t < tokens; ++t)
+      std::fill(sums + t * need_.hidden + from, sums + t * need_.hidden + end, 0.f);
+    uint8_t* memory = activations_.data() + me * need_.activations;
+    alignas(32) float out[kTile][kRows];
+    for (int64_t h = 0; h < hits; ++h) {
+      const Hit& hit = l.hits[h];
+      const Projection& down = hit.expert->down;
+      Activations input(*down.packed, down.mode, hit.count, true, memory);
+      input.fill(0, inner_.data() + hit.begin, hit.inner, hit.inner);
+      const PanelKernel kernel = kernels().panel(down.packed->kind, down.mode, int(hit.count));
+      for (int64_t p = mine.first; p < mine.last; ++p) {
+        kernel(*down.packed, down.packed->panels.data + p * down.packed->panel_bytes, input.tile(0), out);
+        const int64_t row = p * kRows, n = std::min<int64_t>(kRows, m.hidden - row);
+        for (int64_t i = 0; i < hit.count; ++i) {
+          const float weight = l.weights[hit.first + i];
+          float* sum = sums + l.tokens[hit.first + i] * need_.hidden + row;
+          for (int64_t r = 0; r < n; ++r)
+            sum[r] += weight * (out[i][r] + (down.bias.data ? down.bias.data[row + r] : 0.f));
+        }
+      }
+    }
+    for (int64_t t = 0; t < tokens; ++t) output(t, from, end - from, sums + t * need_.hidden + from);
+  }
+
+  // -- many tokens
+
+  template <class Input, class Output>
+  void many(int me, int threads, const Mixture& m, int64_t tokens, Input& input, Output& output,
+            const Routes& given) {
+    const Lists l = lists(0);
+    float* own = rows(me);
+    const Span mine = share(tokens, me, threads);
+    const int64_t routed = tokens * m.router.chosen;
+    // `factors` has room for the shared expert's weights behind the routed ones
+    for (int64_t t = mine.first; t < mine.last; ++t) {
+      float* x = inputs_.data() + t * m.hidden;
+      input(t, x);
+      if (given.experts) {
+        take(m, given, t, l);
+      } else {
+        float* logits = scores_.data() + me * 2 * need_.experts;
+        route_rows(m, x, 0, m.router.experts, logits);
+        choose(m, logits, t, l, logits + need_.experts);
+      }
+      if (m.shared.data) l.factors[routed + t] = shared_weight(m, x);
+    }
+    barrier_.wait();
+    if (me == 0) {
+      hit_count_ = sort(m, tokens, l, l.factors + routed);
+      plan_inner();
+    }
+    barrier_.wait();
+    multiply(
+        [&](const Product& p, int64_t pair, float* out) {
+          std::memcpy(out, inputs_.data() + l.tokens[pair] * m.hidden, p.matrix->columns * sizeof(float));
+        },
+        own);
+    if (me == 0) plan_outer(m);
+    barrier_.wait();
+    multiply(
+        [&](const Product& p, int64_t pair, float* out) { activate(m, *p.hit, pair - p.hit->first, out); },
+        own);
+    combine(me, threads, m, tokens, l, output);
+    barrier_.wait();
+  }
+
+  static constexpr int64_t kPanelsAtOnce = 8;  // per job of a hit with few tokens
+
+  void plan_inner() {
+    begin_plan();
+    const Hit* hits = hits_.data();
+    for (int64_t h = 0; h < hit_count_; ++h) {
+      const Expert& e = *hits[h].expert;
+      float* out = inner_.data() + 2 * hits[h].begin;
+      add(e.gate, hits[h], out, 2 * hits[h].inner, nullptr);
+      if (e.up.packed)
+        add(e.up, hits[h], out + hits[h].inner, 2 * hits[h].inner,
+            same_activations(e.gate, e.up) ? &e.gate : nullptr);
+    }
+  }
+
+  void plan_outer(const Mixture& m) {
+    begin_plan();
+    const Hit* hits = hits_.data();
+    for (int64_t h = 0; h < hit_count_; ++h)
+      add(hits[h].expert->down, hits[h], outputs_.data() + hits[h].first * m.hidden, m.hidden, nullptr);
+  }
+
+  uint8_t* free_ = nullptr;
+
+  void begin_plan() {
+    product_count_ = tile_count_ = job_count_ = 0;
+    next_tile_ = next_job_ = 0;
+    free_ = activations_.data();
+  }
+
+  // Append a product, which reads the activations of the one before it if that is `like` it.
+  void add(const Projection& p, const Hit& hit, float* out, int64_t stride, const Projection* like) {
+    const bool few = hit.count <= kTile;
+    Product& product = products_.data()[product_count_++];
+    product = {&p,     &hit, like ? (&product - 1)->activations : free_, tile_count_, job_count_, out,
+               stride, few};
+    if (!like) {
+      free_ += Activations::bytes(*p.packed, p.mode, hit.count, few);
+      tile_count_ += (hit.count + kTile - 1) / kTile;
+    }
+    const int64_t panels = panel_count(*p.packed);
+    job_count_ += few ? (panels + kPanelsAtOnce - 1) / kPanelsAtOnce
+                      : (panels + 1) / 2 * ((hit.count + kTokensAtOnce - 1) / kTokensAtOnce);
+  }
+
+  // Fill the activations of all products, then multiply. `read(product, pair, out)` writes one row of input.
+  template <class Read>
+  void multiply(Read&& read, float* own) {
+    const Product* products = products_.data();
+    int64_t at = 0;
+    for (int64_t tile; (tile = next_tile_.fetch_add(1)) < tile_count_;) {
+      while (at + 1 < product_count_ && products[at + 1].tiles <= tile) ++at;
+      int64_t p = at;  // products that share activations begin at the same tile: the first one has them
+      while (p > 0 && products[p - 1].activations == products[p].activations) --p;
+      const Product& product = products[p];
+      Activations input = product.input();
+      const int64_t index = tile - product.tiles, columns = product.matrix->columns;
+      for (int i = 0; i < input.tile_tokens(index); ++i)
+        read(product, product.hit->first + index * kTile + i, own + i * columns);
+      input.fill(index, own, columns, columns);
+    }
+    barrier_.wait();
+    Stretch stretch;
+    at = 0;
+    for (int64_t job; (job = next_job_.fetch_add(1)) < job_count_;) {
+      while (at + 1 < product_count_ && products[at + 1].jobs <= job) ++at;
+      const Product& product = products[at];
+      const Weight& w = *product.matrix->packed;
+      const Activations input = product.input();
+      const int64_t index = job - product.jobs, panels = panel_count(w);
+      if (product.few) {
+        few_panels(w, product.matrix->mode, input, int(product.hit->count), index * kPanelsAtOnce,
+                   std::min((index + 1) * kPanelsAtOnce, panels), product.matrix->bias.data, product.out,
+                   product.stride);
+        continue;
+      }
+      const int64_t pairs = (panels + 1) / 2, at_once = kTokensAtOnce / kTile,
+                    first = index / pairs * at_once;
+      many_pair(w, product.matrix->mode, input, first, std::min(first + at_once, input.tiles()),
+                index % pairs, product.matrix->bias.data, product.out, product.stride, stretch);
+    }
+    barrier_.wait();
+  }
+
+  // act(gate) * up of pair number i of a hit.
+  void activate(const Mixture& m, const Hit& hit, int64_t i, float* out) const {
+    const float* g = inner_.data() + 2 * (hit.begin + i * hit.inner);
+    const bool alternate = m.interleaved && !hit.expert->up.packed;
+    for (int64_t n = 0; n < hit.inner; n += 8) {
+      const int64_t count = std::min<int64_t>(8, hit.inner - n);
+      alignas(32) float a[8] = {}, b[8] = {};
+      for (int64_t j = 0; j < count; ++j) {
+        a[j] = alternate ? g[2 * (n + j)] : g[n + j];
+        b[j] = alternate ? g[2 * (n + j) + 1] : g[hit.inner + n + j];
+      }
+      _mm256_store_ps(a, gate(m, _mm256_load_ps(a), _mm256_load_ps(b)));
+      std::memcpy(out + n, a, count * sizeof(float));
+    }
+  }
+
+  // Add the outputs of each token's experts, in the order of the experts.
+  template <class Output>
+  void combine(int me, int threads, const Mixture& m, int64_t tokens, const Lists& l, Output& output) const {
+    const Span mine = share(tokens, me, threads);
+    const int64_t k = m.router.chosen, routed = tokens * k;
+    float* sum = rows(me);
+    for (int64_t t = mine.first; t < mine.last; ++t) {
+      std::fill(sum, sum + m.hidden, 0.f);
+      int32_t* places = l.routes + t * k;
+      std::sort(places, places + k);
+      for (int64_t i = 0; i < k; ++i) add_pair(m, l, places[i], sum);
+      if (m.shared.data) add_pair(m, l, routed + t, sum);
+      output(t, 0, m.hidden, sum);
+    }
+  }
+
+  void add_pair(const Mixture& m, const Lists& l, int64_t pair, float* sum) const {
+    const float weight = l.weights[pair], *y = outputs_.data() + pair * m.hidden;
+    for (int64_t n = 0; n < m.hidden; ++n) sum[n] += weight * y[n];
+  }
+};
+
+}  // namespace qcore
