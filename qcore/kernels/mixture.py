@@ -5,11 +5,12 @@ multiplied, each with all its tokens at once.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
@@ -17,7 +18,15 @@ from qcore.kernels.library import Buffer, Layout
 from qcore.kernels.packed import PackedWeight
 
 CHUNK = 1024  # tokens at a time: the buffers of a call are sized for this number
-GATINGS = {"silu": 0, "gelu_pytorch_tanh": 1, "clamped": 2}  # `Gating` of mixture.h
+# the functions of `Gating` in the order of `ActivationFunction` of decoder.h
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": nn.functional.silu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "gelu": nn.functional.gelu,
+    "relu": nn.functional.relu,
+    "relu_squared": lambda x: nn.functional.relu(x).square(),
+    "gelu_quick": lambda x: x * (1.702 * x).sigmoid(),
+}
 
 
 class Projection(ctypes.Structure):
@@ -38,7 +47,7 @@ class _Router(ctypes.Structure):
         *((name, Buffer) for name in ("weight", "bias", "correction")),
         *((name, ctypes.c_int64) for name in ("experts", "chosen", "groups", "chosen_groups", "group_best")),
         *((name, ctypes.c_int64) for name in ("sigmoid", "normalized")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("scale", "jitter")),
     ]
 
 
@@ -51,7 +60,7 @@ class Layer(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("hidden", "inner", "shared_inner", "interleaved")),
-        ("gating", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("activation", "clamped")),
         ("alpha", ctypes.c_float),
         ("limit", ctypes.c_float),
         ("router", _Router),
@@ -77,11 +86,11 @@ class Expert(NamedTuple):
 
 @dataclass(frozen=True)
 class Gating:
-    """The function of gate and up that `down` multiplies: "silu", "gelu_pytorch_tanh", or "clamped", which is
-    min(g, limit) · sigmoid(alpha · min(g, limit)) · (clamp(u, ±limit) + 1). Rows of a fused gate and up may
-    be `interleaved`."""
+    """The function of gate g and up u that `down` multiplies: act(g) · u with `function`, one of FUNCTIONS;
+    or, without one, min(g, limit) · sigmoid(alpha · min(g, limit)) · (clamp(u, ±limit) + 1). Rows of a fused
+    gate and up may be `interleaved`."""
 
-    name: str
+    function: str | None
     alpha: float = 0.0
     limit: float = 0.0
     interleaved: bool = False
@@ -89,13 +98,10 @@ class Gating:
     def reference(self, both: torch.Tensor) -> torch.Tensor:
         """Return the gate (…, inner) of `both` (…, 2 · inner) in plain torch."""
         gate, up = (both[..., ::2], both[..., 1::2]) if self.interleaved else both.chunk(2, dim=-1)
-        if self.name == "clamped":
-            gate = gate.clamp(max=self.limit)
-            return gate * (gate * self.alpha).sigmoid() * (up.clamp(-self.limit, self.limit) + 1)
-        silu = torch.nn.functional.silu
-        return (
-            silu(gate) if self.name == "silu" else torch.nn.functional.gelu(gate, approximate="tanh")
-        ) * up
+        if self.function is not None:
+            return FUNCTIONS[self.function](gate) * up
+        gate = gate.clamp(max=self.limit)
+        return gate * (gate * self.alpha).sigmoid() * (up.clamp(-self.limit, self.limit) + 1)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,10 @@ class Router:
     (E,) is added to them for the selection only. With `groups`, only the experts of the `chosen_groups` best
     groups can be selected, where a group counts as the sum of its `group_best` best scores. The scores of the
     selected experts are divided by their sum if `normalized`, and multiplied by `scale`.
+
+    With `jitter`, two experts are selected by their logits, one after the other. The weight of each is its
+    softmax among the experts not selected before whose logit z is near the largest m: those with
+    (m − z) / max(|z|, m) <= 2 · jitter (the sparse mixer of Phi-3.5-MoE, arXiv 2409.12136, in inference).
     """
 
     experts: int
@@ -119,12 +129,15 @@ class Router:
     sigmoid: bool = False
     normalized: bool = False
     scale: float = 1.0
+    jitter: float = 0.0
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the selected experts (T, chosen) of x (T, K) and their weights, in plain torch: the
         reference of the native code."""
         assert self.weight is not None
         logits = torch.nn.functional.linear(x.float(), self.weight, self.bias)
+        if self.jitter:
+            return self._mix(logits)
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
         by = scores if self.correction is None else scores + self.correction
         if self.groups > self.chosen_groups:
@@ -137,6 +150,16 @@ class Router:
         if self.normalized:
             weights = weights / (weights.sum(-1, keepdim=True) + (1e-20 if self.sigmoid else 0.0))
         return chosen, weights * self.scale
+
+    def _mix(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen, weights, rest = [], [], logits
+        for _ in range(2):
+            most, best = rest.max(-1, keepdim=True)
+            far = (most - logits) / torch.maximum(logits.abs(), most) > 2 * self.jitter
+            chosen.append(best)
+            weights.append(rest.masked_fill(far, -torch.inf).softmax(-1).gather(-1, best))
+            rest = rest.scatter(-1, best, -torch.inf)
+        return torch.cat(chosen, -1), torch.cat(weights, -1)
 
 
 def reason_missing() -> str | None:
@@ -171,7 +194,8 @@ class Mixture:
             first.down.weight.shape[1],
             shared_inner,
             self.gating.interleaved,
-            GATINGS[self.gating.name],
+            0 if self.gating.function is None else list(FUNCTIONS).index(self.gating.function),
+            self.gating.function is None,
             self.gating.alpha,
             self.gating.limit,
             _Router(
@@ -184,6 +208,7 @@ class Mixture:
                 router.sigmoid,
                 router.normalized,
                 router.scale,
+                router.jitter,
             ),
             (ctypes.addressof(self._experts), ctypes.sizeof(self._experts)),
             (None, 0)

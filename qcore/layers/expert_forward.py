@@ -126,9 +126,9 @@ def gating(module: Any) -> Gating | None:
     """Return the gate of the experts `module`, found by trying it on numbers; None if it is not among those
     known."""
     interleaved = not module.is_concatenated
-    candidates = [Gating(name, interleaved=interleaved) for name in ("silu", "gelu_pytorch_tanh")]
+    candidates = [Gating(name, interleaved=interleaved) for name in mixture.FUNCTIONS]
     if hasattr(module, "alpha") and hasattr(module, "limit"):
-        candidates.append(Gating("clamped", float(module.alpha), float(module.limit), interleaved))
+        candidates.append(Gating(None, float(module.alpha), float(module.limit), interleaved))
     inner = module.down_proj.matrices()[0].shape[1]
     values = 12 * torch.sin(torch.arange(4 * inner) ** 1.5).view(2, -1)
     with torch.no_grad():
@@ -137,7 +137,8 @@ def gating(module: Any) -> Gating | None:
     return next(fits, None)
 
 
-def _describe(module: Any, chosen: int) -> Mixture:
+def matrices(module: Any) -> list[Expert]:
+    """Pack the weights of the experts `module`, which have a native form, and return them."""
     biases = {
         name: getattr(module, f"{name}_bias").detach() if module.has_bias else None
         for name in ("gate_up_proj", "down_proj")
@@ -150,10 +151,13 @@ def _describe(module: Any, chosen: int) -> Mixture:
         return Matrix(weight, None if bias is None else bias[expert], mode)
 
     count = len(module.gate_up_proj.matrices())
-    experts = [Expert(matrix("gate_up_proj", i), None, matrix("down_proj", i)) for i in range(count)]
+    return [Expert(matrix("gate_up_proj", i), None, matrix("down_proj", i)) for i in range(count)]
+
+
+def _describe(module: Any, chosen: int) -> Mixture:
     found = gating(module)
     assert found is not None  # by `reason_against`
-    return Mixture(Router(count, chosen), experts, found)
+    return Mixture(Router(module.num_experts, chosen), matrices(module), found)
 
 
 def _packed(module: Any) -> list[PackedWeight | None]:

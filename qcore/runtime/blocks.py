@@ -16,6 +16,8 @@ from qcore.base.transformers_internals import causal_class_name
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 from qcore.layers.text_part import output_head, text_stack
 from qcore.runtime.families import FAMILIES, Family
+from qcore.runtime.mixtures import Experts, is_mixture
+from qcore.runtime.mixtures import describe as describe_mixture
 from qcore.runtime.structures import FUNCTIONS
 
 # those whose angles depend on the position alone, or also on whether a call goes beyond a fixed position
@@ -62,6 +64,7 @@ class Attention:
     scale: float
     cap: float
     window: int
+    sinks: torch.Tensor | None  # (heads,): scores of a position without a value
     output: Rows
 
 
@@ -82,7 +85,7 @@ class Block:
     parallel: bool
     residual: float
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,10 @@ def _attention(family: Family, config: Any, module: Any, index: int, rotations: 
         raise Unsupported(f"The decoder needs heads of a multiple of 8 dimensions, and these have {size}.")
     if not getattr(module, "is_causal", True):
         raise Unsupported("The decoder lets tokens attend to those before them, and this model to all.")
+    if getattr(config, "clip_qkv", None) is not None:
+        raise Unsupported(
+            "The decoder does not limit queries, keys and values, as clip_qkv of this model does."
+        )
     group = heads // kv_heads
     if len(family.inputs) == 1 and family.fused_by == "head":
         step = (group + 2) * size
@@ -314,6 +321,7 @@ def _attention(family: Family, config: Any, module: Any, index: int, rotations: 
         scale=module.scaling,
         cap=float((family.score_cap and getattr(module, family.score_cap)) or 0.0),
         window=_window(family, config, index),
+        sinks=getattr(module, family.sinks, None),
         output=_rows(family.output, getattr(module, family.output)),
     )
 
@@ -324,7 +332,12 @@ def _rotates(family: Family, config: Any, attention: Any) -> bool:
     return bool(getattr(attention, family.rotates))
 
 
-def _feed_forward(family: Family, module: Any) -> FeedForward:
+def _feed_forward(family: Family, module: Any) -> FeedForward | Experts:
+    if is_mixture(module):
+        found = describe_mixture(module)
+        if isinstance(found, str):
+            raise Unsupported(found)
+        return found
     name = type(getattr(module, family.function)).__name__
     if name not in FUNCTIONS:
         raise Unsupported(f"The decoder does not know the activation function {name}.")
@@ -359,16 +372,20 @@ def _small_tensors(found: Description) -> Iterator[torch.Tensor]:
         norms += [block.before_attention, block.after_attention]
         norms += [block.before_feed_forward, block.after_feed_forward]
         norms += [block.attention.query_norm, block.attention.key_norm]
+    sinks = [block.attention.sinks for block in found.blocks]
     tensors = [part for norm in norms if norm is not None for part in (norm.weight, norm.bias)]
     tensors += [rows.module.bias for block in found.blocks for rows in projections(block)]
-    tensors += [getattr(found.head, "bias", None)]
+    tensors += [*sinks, getattr(found.head, "bias", None)]
     return (each for each in tensors if each is not None)
 
 
 def projections(block: Block) -> list[Rows]:
-    """Return all projections of a block."""
+    """Return all projections of a block but those of experts."""
     attention, part = block.attention, block.feed_forward
-    return [*attention.inputs, attention.output, part.gate, *([part.up] if part.up else []), part.down]
+    found = [*attention.inputs, attention.output]
+    if isinstance(part, FeedForward):
+        found += [part.gate, *([part.up] if part.up else []), part.down]
+    return found
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -32,6 +32,7 @@ class Family:
     query_norm: str = "q_norm"
     key_norm: str = "k_norm"
     output: str = "o_proj"
+    sinks: str = "sinks"
     # parts of the feed-forward network: the projection that the activation function takes, the one that it
     # multiplies (None without one; the second half of `gate` if it is the same), and the one back
     gate: str = "gate_proj"
@@ -75,6 +76,11 @@ _OLMO = Family(
     before_feed_forward=None,
     after_feed_forward="post_feedforward_layernorm",
 )
+_GRANITE = Family(
+    embedding_scale="embedding_multiplier",
+    residual_scale="residual_multiplier",
+    logits_divisor="logits_scaling",
+)
 _GLM = Family(gate="gate_up_proj", up="gate_up_proj", function="activation_fn", interleaved=True)
 _COHERE = Family(
     before_feed_forward=None, norm="layer", interleaved=True, logits_scale="logit_scale", parallel=True
@@ -98,10 +104,13 @@ FAMILIES: dict[str, Family] = {
     "Olmo2ForCausalLM": _OLMO,
     "Olmo3ForCausalLM": replace(_OLMO, has_windows=True),
     "GraniteForCausalLM": Family(
-        embedding_scale="embedding_multiplier",
-        residual_scale="residual_multiplier",
-        logits_divisor="logits_scaling",
-    ),
+    "MixtralForCausalLM": _WINDOWS,
+    "Qwen2MoeForCausalLM": _WINDOWS,
+    "Qwen3MoeForCausalLM": _WINDOWS,
+    "OlmoeForCausalLM": _LLAMA,
+    "GptOssForCausalLM": _WINDOWS,
+    "PhimoeForCausalLM": _WINDOWS,
+    "GraniteMoeForCausalLM": replace(_GRANITE, feed_forward="block_sparse_moe"),
     "SmolLM3ForCausalLM": Family(has_windows=True, rotates="use_rope"),
     "GlmForCausalLM": _GLM,
     "Glm4ForCausalLM": replace(

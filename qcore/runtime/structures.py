@@ -2,7 +2,8 @@
 
 import ctypes
 
-from qcore.kernels.library import Buffer, Layout
+from qcore.kernels.library import Buffer
+from qcore.kernels.mixture import Projection
 
 INPUTS = 3  # projections into queries, keys and values, at most
 NORMS = {"rms": 1, "layer": 2}  # `NormKind`; 0 for none
@@ -17,20 +18,9 @@ FUNCTIONS = {  # `ActivationFunction`, by the classes of torch and transformers
     "ReLUSquaredActivation": 4,
     "QuickGELUActivation": 5,
 }
-DENSE = 0  # `FeedForwardKind`
+DENSE, MIXTURE = range(2)  # `FeedForwardKind`
 
 _int64, _float = ctypes.c_int64, ctypes.c_float
-
-
-class Projection(ctypes.Structure):
-    _fields_ = [
-        ("packed", ctypes.POINTER(Layout)),
-        ("dense", Buffer),
-        ("bias", Buffer),
-        ("rows", _int64),
-        ("columns", _int64),
-        ("mode", ctypes.c_int32),
-    ]
 
 
 class Norm(ctypes.Structure):
@@ -68,6 +58,7 @@ class FeedForward(ctypes.Structure):
     _fields_ = [
         *((name, _int64) for name in ("kind", "activation", "gated", "inner")),
         *((name, Projection) for name in ("gate", "up", "down")),
+        ("mixture", Buffer),
     ]
 
 

@@ -17,6 +17,7 @@ from qcore.kernels.packed import PANEL, PackedWeight
 from qcore.layers.modules import QuantizedModule
 from qcore.runtime import blocks, structures
 from qcore.runtime.blocks import Rows, Unsupported
+from qcore.runtime.mixtures import Experts
 
 CHUNK = (
     1024  # tokens that go through a layer at a time: the buffers of a native call are sized for this number
@@ -143,6 +144,8 @@ class Weights:
         if self._description.interleaved and torch.equal(cosines[:, ::2], cosines[:, 1::2]):
             return cosines[:, ::2].contiguous(), sines[:, ::2].contiguous()
         half = cosines.shape[1] // 2
+        if not torch.equal(cosines[:, :half], cosines[:, half:]):  # one angle per pair, not both
+            return cosines.contiguous(), sines.contiguous()
         return cosines[:, :half].contiguous(), sines[:, :half].contiguous()
 
     def set_rotations(self, tables: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -228,10 +231,16 @@ class Weights:
             scale=attention.scale,
             cap=attention.cap,
             window=attention.window,
+            sinks=self._buffer(attention.sinks),
             output=self._projection(attention.output),
         )
 
-    def _feed_forward(self, part: blocks.FeedForward) -> structures.FeedForward:
+    def _feed_forward(self, part: blocks.FeedForward | Experts) -> structures.FeedForward:
+        if isinstance(part, Experts):
+            mixture = part.matrices()
+            self._keep.append(mixture)
+            layer = (ctypes.addressof(mixture.layer), ctypes.sizeof(mixture.layer))
+            return structures.FeedForward(kind=structures.MIXTURE, mixture=layer)
         gate = self._projection(part.gate)
         return structures.FeedForward(
             kind=structures.DENSE,

@@ -13,8 +13,8 @@ from qcore.kernels.packed import PackedWeight
 pytestmark = pytest.mark.skipif(mixture.reason_missing() is not None, reason="needs the native kernels")
 GATINGS = {
     "silu": Gating("silu"),
-    "gelu": Gating("gelu_pytorch_tanh"),
-    "gpt-oss": Gating("clamped", 1.702, 1.5, interleaved=True),
+    "gelu": Gating("gelu_tanh"),
+    "gpt-oss": Gating(None, 1.702, 1.5, interleaved=True),
 }
 TOKENS = (1, 2, 4, 5, 30)
 
@@ -45,7 +45,7 @@ class Reference(NamedTuple):
         linear = torch.nn.functional.linear
         both = linear(x, *self.gate)
         if self.up is not None:
-            gating, both = Gating(gating.name), torch.cat((both, linear(x, *self.up)), -1)
+            gating, both = Gating(gating.function), torch.cat((both, linear(x, *self.up)), -1)
         return linear(gating.reference(both), *self.down)
 
 
@@ -125,7 +125,7 @@ ROUTERS = {
     ),
     "groups by their best": dict(groups=4, chosen_groups=2),
     "a correction for the selection": dict(sigmoid=True, correction=torch.linspace(-0.5, 0.5, 16)),
-    "of softmax": dict(correction=torch.linspace(-0.5, 0.5, 16)),
+    "a correction of softmax": dict(correction=torch.linspace(-0.5, 0.5, 16)),
 }
 
 
@@ -162,3 +162,8 @@ def test_threads_agree():
             assert all(torch.equal(result, results[0]) for result in results[1:])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("function", mixture.FUNCTIONS)
+def test_functions(function):
+    check(*make(SHAPES["odd"], Gating(function)))

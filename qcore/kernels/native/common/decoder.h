@@ -63,14 +63,18 @@ enum ActivationFunction : int64_t {
 };
 
 enum FeedForwardKind : int64_t {
-  kDense = 0,  // down(act(gate(x)) * up(x)); down(act(gate(x))) if there is no `up`
+  kDense = 0,    // down(act(gate(x)) * up(x)); down(act(gate(x))) if there is no `up`
+  kMixture = 1,  // of experts
 };
+
+struct Mixture;
 
 struct FeedForward {
   int64_t kind, activation;
   int64_t gated;  // whether there is an `up`
   int64_t inner;
   Projection gate, up, down;
+  Buffer<const Mixture> mixture;  // instead of all the above but the kind
 };
 
 // x + a * after_attention(attention(before_attention(x))), and likewise the feed-forward part of that sum;
@@ -93,11 +97,12 @@ struct Model {
   Buffer<const Block> blocks;  // (layers)
 };
 
-// Call `f` with every projection of a block.
+// Call `f` with every projection of a block but those of experts.
 template <class F>
 void each_projection(const Block& block, F&& f) {
   for (int64_t i = 0; i < block.attention.input_count; ++i) f(block.attention.inputs[i]);
   f(block.attention.output);
+  if (block.feed_forward.kind != kDense) return;
   f(block.feed_forward.gate);
   if (block.feed_forward.gated) f(block.feed_forward.up);
   f(block.feed_forward.down);

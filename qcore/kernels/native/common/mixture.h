@@ -18,12 +18,7 @@ struct Router {
   int64_t sigmoid;                // scores are the sigmoid of the logits if not 0, else their softmax
   int64_t normalized;             // the chosen scores are divided by their sum if not 0
   float scale;                    // of the scores, at last
-};
-
-enum Gating : int32_t {
-  kSilu = 0,
-  kGelu = 1,     // the tanh approximation
-  kClamped = 2,  // min(g, limit) * sigmoid(alpha * min(g, limit)) * (clamp(u, ±limit) + 1)
+  float jitter;                   // if not 0, the two experts of a sparse mixer, see `Choice::mix`
 };
 
 // With a packed `up`, gate and up are (inner, hidden) each. Without, `gate` (2 * inner, hidden) holds both.
@@ -34,7 +29,9 @@ struct Expert {
 struct Mixture {
   int64_t hidden, inner, shared_inner;
   int64_t interleaved;  // rows of a fused gate alternate if not 0, else the gate's rows come first
-  int32_t gating;
+  int64_t activation;   // the function act
+  // act(g) * u is min(g, limit) * sigmoid(alpha * min(g, limit)) * (clamp(u, ±limit) + 1) if not 0
+  int64_t clamped;
   float alpha, limit;
   Router router;
   Buffer<const Expert> experts;     // (experts), all in the same format

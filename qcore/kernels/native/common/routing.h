@@ -16,6 +16,7 @@ class Choice {
 
   void run(int32_t* experts, float* weights) {
     for (int64_t e = 0; r_.bias.data && e < r_.experts; ++e) s_[e] += r_.bias.data[e];
+    if (r_.jitter > 0) return mix(experts, weights);
     score();
     for (int64_t e = 0; e < r_.experts; ++e)
       by_[e] = s_[e] + (r_.correction.data ? r_.correction.data[e] : 0.f);
@@ -32,6 +33,24 @@ class Choice {
  private:
   const Router& r_;
   float *const s_, *const by_;
+
+  // The sparse mixer of Phi-3.5-MoE in inference: two experts, one after the other. The weight of each is its
+  // softmax among the experts not chosen before whose logit z is near the largest m:
+  // (m - z) / max(|z|, m) <= 2 * jitter.
+  void mix(int32_t* experts, float* weights) {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t before = i ? experts[0] : -1;
+      int64_t most = -1;
+      for (int64_t e = 0; e < r_.experts; ++e)
+        if (e != before && (most < 0 || s_[e] > s_[most])) most = e;
+      float total = 0;
+      for (int64_t e = 0; e < r_.experts; ++e)
+        if (e != before && !((s_[most] - s_[e]) / std::max(std::abs(s_[e]), s_[most]) > 2 * r_.jitter))
+          total += std::exp(s_[e] - s_[most]);
+      experts[i] = int32_t(most);
+      weights[i] = 1.f / total;
+    }
+  }
 
   // Turn logits into scores.
   void score() {

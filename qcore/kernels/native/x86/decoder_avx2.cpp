@@ -29,11 +29,11 @@ class Step {
         chunk_(few_ ? tokens_ : std::min(tokens_, call.chunk)), sizes_(model, chunk_, few_),
         most_threads_(thread_count(call.threads)), products_(sizes_, few_, barrier_),
         attention_(model, cache, call, most_threads_, chunk_, few_, barrier_),
-        feed_forward_(model, chunk_, products_, barrier_), scratch_(CachedAttention::scratch(cache)),
-        stream_((few_               ? most_threads_
-                 : call.hidden.data ? 0
-                                    : 1) *
-                tokens_ * model.hidden),
+        feed_forward_(model, chunk_, most_threads_, products_, barrier_),
+        scratch_(CachedAttention::scratch(cache)), stream_((few_               ? most_threads_
+                                                            : call.hidden.data ? 0
+                                                                               : 1) *
+                                                           tokens_ * model.hidden),
         deltas_((any_parallel(model) ? 2 : 1) * chunk_ * model.hidden), rows_(most_threads_ * sizes_.rows),
         spares_(most_threads_ * model.hidden), scores_(most_threads_ * scratch_),
         activations_(most_threads_ * kOwn * sizes_.activations), best_(most_threads_) {}

@@ -3,22 +3,10 @@
 #include <algorithm>
 
 #include "common/decoder.h"
+#include "x86/mixture_parts.h"
+#include "x86/projection_checks.h"
 
 namespace qcore {
-
-inline Status check(const Projection& p, int64_t rows, int64_t columns) {
-  if (p.rows != rows || p.columns != columns || p.mode < kFloat || p.mode > kInt8Token) return kBadLayout;
-  if (p.bias.data && !p.bias.holds(rows)) return kShortBias;
-  if (!p.packed) return p.dense.holds(rows, columns) ? kOk : kShortWeights;
-  return p.packed->rows == rows && p.packed->columns == columns ? check(*p.packed) : kBadLayout;
-}
-
-// Dense projections: embedding and head only.
-inline Status check_packed(const Projection& p, int64_t rows, int64_t columns) {
-  return p.packed ? check(p, rows, columns) : kBadLayout;
-}
-
-inline bool fits(int64_t size) { return size >= 1 && size <= INT32_MAX; }
 
 inline Status check(const Norm& norm, int64_t width, int64_t sets = 1) {
   if (norm.kind == kNoNorm) return kOk;
@@ -65,6 +53,10 @@ inline Status check(const Attention& attention, int64_t hidden, int64_t rotation
 }
 
 inline Status check(const FeedForward& part, int64_t hidden) {
+  if (part.kind == kMixture) {
+    if (!part.mixture.holds(1)) return kShortWeights;
+    return part.mixture.data->hidden == hidden ? check_mixture(*part.mixture.data) : kBadLayout;
+  }
   if (part.kind != kDense || part.activation < kSilu || part.activation > kGeluQuick || !fits(part.inner))
     return kBadLayout;
   if (const Status status = check_packed(part.gate, part.inner, hidden)) return status;

@@ -3,24 +3,34 @@
 #include <cstring>
 
 #include "x86/functions_avx2.h"
+#include "x86/mixture.h"
 #include "x86/products.h"
 
 namespace qcore {
 
 class FeedForwards {
  public:
-  // Buffers for chunks of at most `chunk` tokens.
-  FeedForwards(const Model& model, int64_t chunk, Products& products, Barrier& barrier)
+  // Buffers for chunks of at most `chunk` tokens and as many threads.
+  FeedForwards(const Model& model, int64_t chunk, int threads, Products& products, Barrier& barrier)
       : products_(products), barrier_(barrier), gate_(chunk * inner(model) + 8),
-        up_(products.few() ? 0 : chunk * inner(model) + 8) {}
+        up_(products.few() ? 0 : chunk * inner(model) + 8),
+        mixtures_(sizes(model, chunk, products.few()), chunk, products.few(), threads, barrier) {}
 
-  bool ok() const { return gate_ && up_; }
+  bool ok() const { return gate_ && up_ && mixtures_.ok(); }
 
   // Compute `part` for `tokens` tokens, whose inputs `input(i, out, again)` computes as for `Products`. All
   // threads call it, and return when all rows of `to` are stored.
   template <class Input>
   void run(int me, int threads, int64_t tokens, const FeedForward& part, const Own& own, Input&& input,
            const Target& to) {
+    if (part.kind == kMixture) {
+      mixtures_.run(
+          me, threads, *part.mixture.data, tokens, [&](int64_t i, float* out) { input(i, out, false); },
+          [&](int64_t i, int64_t first, int64_t count, const float* y) {
+            std::memcpy(to.rows + i * to.stride + first, y, count * sizeof(float));
+          });
+      return;
+    }
     if (products_.few())
       few_gates(me, threads, tokens, part, own, input);
     else
@@ -34,11 +44,24 @@ class FeedForwards {
   Products& products_;
   Barrier& barrier_;
   const Memory<float> gate_, up_;  // (tokens, inner)
+  MixtureStep mixtures_;
 
   static int64_t inner(const Model& model) {
     int64_t most = 0;
-    for (int64_t l = 0; l < model.layers; ++l) most = std::max(most, model.blocks.data[l].feed_forward.inner);
+    for (int64_t l = 0; l < model.layers; ++l) {
+      const FeedForward& part = model.blocks.data[l].feed_forward;
+      if (part.kind == kDense) most = std::max(most, part.inner);
+    }
     return most;
+  }
+
+  static MixtureSizes sizes(const Model& model, int64_t chunk, bool few) {
+    MixtureSizes sizes;
+    for (int64_t l = 0; l < model.layers; ++l) {
+      const FeedForward& part = model.blocks.data[l].feed_forward;
+      if (part.kind == kMixture) sizes.add(*part.mixture.data, chunk, few);
+    }
+    return sizes;
   }
 
   template <class Input>

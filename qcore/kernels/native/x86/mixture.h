@@ -11,6 +11,7 @@
 #include <cstring>
 #include <optional>
 
+#include "x86/functions_avx2.h"
 #include "x86/mixture_routes.h"
 #include "x86/threads.h"
 
@@ -20,10 +21,9 @@ namespace qcore {
 // after another.
 class MixtureStep {
  public:
-  // At most `tokens` tokens come at a time; with `few`, they fit in one tile.
-  MixtureStep(const Mixture* const* mixtures, int64_t count, int64_t tokens, bool few, int threads,
-              Barrier& barrier)
-      : barrier_(barrier), few_(few), need_(mixtures, count, tokens, few), lists_(few ? threads : 1),
+  // At most `tokens` tokens come at a time; with `few`, they fit in one tile. `sizes` are those for as many.
+  MixtureStep(const MixtureSizes& sizes, int64_t tokens, bool few, int threads, Barrier& barrier)
+      : barrier_(barrier), few_(few), need_(sizes), lists_(few ? threads : 1),
         logits_(few ? tokens * need_.experts : 0), inputs_(few ? 0 : tokens * need_.hidden),
         inner_((few ? 1 : 2) * need_.inner), outputs_(few ? 0 : need_.pairs * need_.hidden),
         hits_(lists_ * need_.hits), products_(few ? 0 : 2 * need_.hits),
@@ -77,12 +77,12 @@ class MixtureStep {
 
   // act(g) * u of 8 values.
   static __m256 gate(const Mixture& m, __m256 g, __m256 u) {
-    if (m.gating != kClamped) return gated(g, u, m.gating == kGelu);
-    const __m256 limit = _mm256_set1_ps(m.limit), one = _mm256_set1_ps(1.f);
+    if (!m.clamped) return _mm256_mul_ps(activate(m.activation, g), u);
+    const __m256 limit = _mm256_set1_ps(m.limit);
     g = _mm256_min_ps(limit, g);  // with the arguments in this order, NaN stays NaN
     u = _mm256_min_ps(limit, _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), limit), u));
-    const __m256 e = exp(_mm256_mul_ps(g, _mm256_set1_ps(-m.alpha)));
-    return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(e, one)), _mm256_add_ps(u, one));
+    const __m256 swish = sigmoid_times(_mm256_mul_ps(g, _mm256_set1_ps(m.alpha)), g);
+    return _mm256_mul_ps(swish, _mm256_add_ps(u, _mm256_set1_ps(1.f)));
   }
 
   // Of 16 alternating values, the even ones and the odd ones.
@@ -146,11 +146,11 @@ class MixtureStep {
       if (first >= last) continue;
       const Projection &gate = hit.expert->gate, &up = hit.expert->up;
       // with one token, experts of one format share its activations
-      if (!filled || tokens > 1 || !same_activations(gate, filled->expert->gate)) {
+      if (!filled || tokens > 1 || !alike(gate, filled->expert->gate)) {
         for_gate.emplace(*gate.packed, gate.mode, hit.count, true, memory);
         fill(*for_gate, m, l, hit, x, me);
       }
-      const bool other = up.packed && !same_activations(gate, up);
+      const bool other = up.packed && !alike(gate, up);
       if (other) {
         for_up.emplace(*up.packed, up.mode, hit.count, true, memory + need_.activations / 2);
         fill(*for_up, m, l, hit, x, me);
@@ -296,7 +296,7 @@ class MixtureStep {
     if (me == 0) plan_outer(m);
     barrier_.wait();
     multiply(
-        [&](const Product& p, int64_t pair, float* out) { activate(m, *p.hit, pair - p.hit->first, out); },
+        [&](const Product& p, int64_t pair, float* out) { activated(m, *p.hit, pair - p.hit->first, out); },
         own);
     combine(me, threads, m, tokens, l, output);
     barrier_.wait();
@@ -312,8 +312,7 @@ class MixtureStep {
       float* out = inner_.data() + 2 * hits[h].begin;
       add(e.gate, hits[h], out, 2 * hits[h].inner, nullptr);
       if (e.up.packed)
-        add(e.up, hits[h], out + hits[h].inner, 2 * hits[h].inner,
-            same_activations(e.gate, e.up) ? &e.gate : nullptr);
+        add(e.up, hits[h], out + hits[h].inner, 2 * hits[h].inner, alike(e.gate, e.up) ? &e.gate : nullptr);
     }
   }
 
@@ -387,7 +386,7 @@ class MixtureStep {
   }
 
   // act(gate) * up of pair number i of a hit.
-  void activate(const Mixture& m, const Hit& hit, int64_t i, float* out) const {
+  void activated(const Mixture& m, const Hit& hit, int64_t i, float* out) const {
     const float* g = inner_.data() + 2 * (hit.begin + i * hit.inner);
     const bool alternate = m.interleaved && !hit.expert->up.packed;
     for (int64_t n = 0; n < hit.inner; n += 8) {

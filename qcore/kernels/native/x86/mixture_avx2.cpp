@@ -42,7 +42,10 @@ int qcore_mixture(const Mixture* mixture, const float* x, int64_t x_size,
   }
   threads = thread_count(threads);
   Barrier barrier;
-  MixtureStep step(&mixture, 1, most, most <= kTile, threads, barrier);
+  const bool few = most <= kTile;
+  MixtureSizes sizes;
+  sizes.add(*mixture, most, few);
+  MixtureStep step(sizes, most, few, threads, barrier);
   if (!step.ok()) return kNoMemory;
 #pragma omp parallel num_threads(threads)
   {

@@ -4,31 +4,17 @@
 
 #include "common/linear.h"
 #include "common/mixture.h"
+#include "x86/products.h"
+#include "x86/projection_checks.h"
 
 namespace qcore {
 
-// -- checks of the description
-
-inline Status check_matrix(const Projection& p, int64_t rows, int64_t columns) {
-  if (!p.packed || p.rows != rows || p.columns != columns || p.mode < kFloat || p.mode > kInt8Token)
-    return kBadLayout;
-  if (p.bias.data && !p.bias.holds(rows)) return kShortBias;
-  return p.packed->rows == rows && p.packed->columns == columns ? check(*p.packed) : kBadLayout;
-}
-
-// Return whether activations that are prepared for one weight can be read with the other.
-inline bool same_activations(const Projection& a, const Projection& b) {
-  return a.mode == b.mode && a.packed->kind == b.packed->kind && a.packed->blocks == b.packed->blocks &&
-         Activations::sums(*a.packed, a.mode) == Activations::sums(*b.packed, b.mode) &&
-         Activations::shared_blocks(*a.packed, a.mode) == Activations::shared_blocks(*b.packed, b.mode);
-}
-
 inline Status check_expert(const Expert& e, int64_t inner, int64_t hidden) {
   const bool fused = !e.up.packed;
-  if (const Status status = check_matrix(e.gate, fused ? 2 * inner : inner, hidden)) return status;
+  if (const Status status = check_packed(e.gate, fused ? 2 * inner : inner, hidden)) return status;
   if (!fused)
-    if (const Status status = check_matrix(e.up, inner, hidden)) return status;
-  return check_matrix(e.down, hidden, inner);
+    if (const Status status = check_packed(e.up, inner, hidden)) return status;
+  return check_packed(e.down, hidden, inner);
 }
 
 // With `routed`, the caller chooses the experts, and the router has no weights.
@@ -37,7 +23,8 @@ inline Status check_mixture(const Mixture& m, bool routed = false) {
   for (const int64_t size : {m.hidden, m.inner, r.experts, r.chosen, r.groups, r.chosen_groups, r.group_best})
     if (size < 1 || size > INT32_MAX / 2) return kBadLayout;
   if (r.experts % r.groups || r.chosen_groups > r.groups || r.group_best > r.experts / r.groups ||
-      r.chosen > r.experts / r.groups * r.chosen_groups || m.gating < kSilu || m.gating > kClamped)
+      r.chosen > r.experts / r.groups * r.chosen_groups || (r.jitter > 0 && r.chosen != 2) ||
+      m.activation < kSilu || m.activation > kGeluQuick)
     return kBadLayout;
   if ((!routed && !r.weight.holds(r.experts, m.hidden)) || !m.experts.holds(r.experts)) return kShortWeights;
   for (const Buffer<const float>* each : {&r.bias, &r.correction})
@@ -47,10 +34,9 @@ inline Status check_mixture(const Mixture& m, bool routed = false) {
   for (int64_t e = 0; e < r.experts; ++e) {
     const Expert& each = m.experts.data[e];
     if (const Status status = check_expert(each, m.inner, m.hidden)) return status;
-    if (!each.up.packed != !first.up.packed || !same_activations(each.gate, first.gate) ||
-        !same_activations(each.down, first.down))
+    if (!each.up.packed != !first.up.packed || !alike(each.gate, first.gate) || !alike(each.down, first.down))
       return kBadLayout;  // buffers are sized for the first expert
-    if (each.up.packed && !same_activations(each.up, first.up)) return kBadLayout;
+    if (each.up.packed && !alike(each.up, first.up)) return kBadLayout;
   }
   if (!m.shared.data) return kOk;
   if (m.shared_inner < 1 || m.shared_inner > INT32_MAX / 2) return kBadLayout;
@@ -87,13 +73,6 @@ struct Product {
 struct MixtureSizes {
   int64_t experts = 0, chosen = 0, hidden = 0, pairs = 0, hits = 0, inner = 0, rows = 0, activations = 0;
 
-  // `mixtures` (count) holds pointers, which may be null.
-  MixtureSizes(const Mixture* const* mixtures, int64_t count, int64_t tokens, bool few) {
-    for (int64_t i = 0; i < count; ++i)
-      if (mixtures[i]) add(*mixtures[i], tokens, few);
-  }
-
- private:
   void add(const Mixture& m, int64_t tokens, bool few) {
     const int64_t routed = tokens * m.router.chosen, all = m.shared.data ? tokens : 0;
     const int64_t reached = std::min(m.router.experts, routed) + (all ? 1 : 0);
@@ -110,6 +89,7 @@ struct MixtureSizes {
     activations = std::max(activations, 2 * tile * (few ? 1 : (routed + all) / kTile + reached + 1));
   }
 
+ private:
   static int64_t bytes(const Expert& e, bool few) {
     int64_t most = 0;
     for (const Projection* p : {&e.gate, &e.up, &e.down}) {
