@@ -9,16 +9,19 @@ from benchmarks.plan import STEPS
 
 
 def timed(
-    read: Callable[[Sequence[int]], int], write: Callable[[int], int], prompt: Sequence[int]
+    read: Callable[[Sequence[int]], tuple[float, int]],
+    write: Callable[[int], tuple[float, int]],
+    prompt: Sequence[int],
+    count: int = STEPS,
 ) -> dict[str, float]:
-    """Return rates in tokens per second: "prefill" of `prompt`, "decode" of STEPS tokens after it.
+    """Return rates in tokens per second: "prefill" of `prompt`, "decode" of `count` tokens after it.
 
     `read(tokens)` starts anew and processes a prompt, `write(token)` processes one further token; both return
     the seconds taken and the most likely next token.
     """
     seconds, token = read(prompt)
     steps = 0.0
-    for _ in range(STEPS):
+    for _ in range(count):
         taken, token = write(token)
         steps += taken
-    return {"prefill": len(prompt) / seconds, "decode": STEPS / steps}
+    return {"prefill": len(prompt) / seconds, "decode": count / steps}

@@ -27,14 +27,14 @@ LONGEST = 900
 
 
 class Worker:
-    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS` and sends it requests. A context
-    manager."""
+    """The parent's end: starts `python -m benchmarks.pipe MODULE OPTIONS`, with this interpreter unless
+    another is given, and sends it requests. A context manager."""
 
-    def __init__(self, name: str, module: str, options: dict):
+    def __init__(self, name: str, module: str, options: dict, python: str = sys.executable):
         self.name = name
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.pipe", module, json.dumps(options)],
+            [python, "-m", "benchmarks.pipe", module, json.dumps(options)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
     pip install -r benchmarks/requirements.txt        (once; compiles llama.cpp)
     python benchmarks/speed.py [--threads 2] [--rounds N] [--only NAMES] [--json FILE] [--cache FOLDER]
+    python benchmarks/speed.py --zoo       (every family of the native step, see zoo.py)
 
 Every program gets the same weights, the same 256-token prompt and the same number of threads, in a process of
 its own; `plan.py` defines the turns and the ratios, `peers/` measures each program. The first run prepares
@@ -24,7 +25,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
-from benchmarks import pipe, plan, table  # noqa: E402
+from benchmarks import pipe, plan, table, zoo, zoo_table  # noqa: E402
 from qcore.base.errors import InputError, QcoreError, RunError  # noqa: E402
 from qcore.base.home import home  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
@@ -116,7 +117,7 @@ def rows_of(stage: plan.Stage, samples: plan.Samples) -> list[dict]:
 
 def run(options: argparse.Namespace) -> dict:
     """Measure all requested ratios; return the JSON object of the last line."""
-    stages = plan.chosen([name.strip() for name in (options.only or "").split(",") if name.strip()])
+    stages = plan.chosen(_names(options.only))
     packages = installed()
     plan.check_installed(stages, packages)
     began = time.time()
@@ -165,6 +166,24 @@ def run(options: argparse.Namespace) -> dict:
     }
 
 
+def run_zoo(options: argparse.Namespace) -> dict:
+    """Measure the families of the native step; print the table and return the result."""
+    result = zoo.run(
+        only=_names(options.only),
+        threads=options.threads,
+        rounds=options.rounds,
+        python=options.llama_cpp,
+        target=options.json,
+        say=say,
+    )
+    print(zoo_table.text(result))
+    return result
+
+
+def _names(only: str | None) -> list[str]:
+    return [name.strip() for name in (only or "").split(",") if name.strip()]
+
+
 def _without_paths(value):
     """Cut absolute paths in `value` to their last part: a result describes the measurement, not the machine's
     folders."""
@@ -205,10 +224,24 @@ def main() -> int:
         metavar="FOLDER",
         help="folder of prepared files; default: in qcore's cache folder",
     )
+    parser.add_argument(
+        "--zoo",
+        action="store_true",
+        help="instead, the native step beside the modules for every family that it covers; --only then takes "
+        "parts of their names",
+    )
+    parser.add_argument(
+        "--llama-cpp",
+        metavar="PYTHON",
+        help="with --zoo, the interpreter whose llama-cpp-python takes part; default: this one",
+    )
     options = parser.parse_args()
     try:
         if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
             raise InputError("--threads and --rounds must be at least 1.")
+        if options.zoo:
+            print(json.dumps(run_zoo(options)))
+            return 0
         result = run(options)
     except InputError as error:
         say(str(error))

@@ -158,7 +158,7 @@ def documents() -> dict:
 
     Raise `FileNotFoundError` if there is no result for the README.
     """
-    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-", "gguf-")))
+    saved = marks.results(lambda name: not name.startswith(("quality-", "streaming-", "gguf-", "zoo-")))
     shown = current(saved)
     newest = {_cpu(result): result for result in shown if OURS in _names(result)}
     if not newest:

@@ -15,23 +15,30 @@ from transformers import (
     GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PhiConfig,
+    PhimoeConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
 )
 
 from qcore import recipes
-from qcore.layers.modules import QuantLinear
+from qcore.layers.modules import QuantExperts, QuantLinear
 from qcore.quantization.convert import quantize
 
 SIZES = dict(
@@ -46,6 +53,7 @@ SIZES = dict(
     eos_token_id=257,
 )
 ALONE = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+EXPERTS = dict(moe_intermediate_size=44, num_experts=8, num_experts_per_tok=3)
 NO_PADDING = dict(pad_token_id=None)  # in place of a token beyond this vocabulary
 PARTIAL = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)
 BY_LAYER = {
@@ -120,6 +128,29 @@ CONFIGS = {
     "gpt-neox": GPTNeoXConfig(**ALONE),
     "gpt-neox-sequential": GPTNeoXConfig(**ALONE, use_parallel_residual=False, hidden_act="relu"),
     "gpt2": GPT2Config(**ALONE),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4, sliding_window=10),
+    "qwen2-moe": Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=72),
+    "qwen3-moe": Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=32, norm_topk_prob=True, mlp_only_layers=[1]),
+    "olmoe": OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=3, **NO_PADDING),
+    "gpt-oss": GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention"],
+        **NO_PADDING,
+    ),
+    "phimoe": PhimoeConfig(**SIZES, num_local_experts=4, attention_bias=True, lm_head_bias=True),
+    "granite-moe": GraniteMoeConfig(
+        **SIZES,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        embedding_multiplier=2.0,
+        attention_multiplier=0.1,
+        residual_multiplier=0.3,
+        logits_scaling=5.0,
+    ),
 }
 # all angles change once a call goes beyond 32 positions, so the split into calls matters
 LONG_ROPE = Phi3Config(
@@ -150,7 +181,7 @@ def make(config: str, recipe: str, activations: str | None = None) -> torch.nn.M
             parameter.mul_(4)  # away from logits that are all alike
     quantize(model, recipes.parse(recipe))
     for module in model.modules():
-        if activations and isinstance(module, QuantLinear):
+        if activations and isinstance(module, QuantLinear | QuantExperts):
             module.activations = activations
     return model
 

@@ -6,6 +6,7 @@ repacked for the processor where it has a layout for that), except the number of
 """
 
 import ctypes
+import sys
 import time
 
 import numpy as np
@@ -117,9 +118,14 @@ def load(options: dict):
             model.reset()
             return model.decode(tokens)
 
-        return timed(read, lambda token: model.decode([token]), options["prompt"])
+        steps = options.get("steps", STEPS)
+        return timed(read, lambda token: model.decode([token]), options["prompt"], steps)
 
     about = {"system": llama_cpp.llama_print_system_info().decode().strip()}
     return measure, about | {
         item: {"stored_bytes": int(llama_cpp.llama_model_size(model.model))} for item, model in models.items()
     }
+
+
+if __name__ == "__main__":  # quantizes a file in an environment without qcore's own libraries
+    quantize(*sys.argv[1:4], threads=int(sys.argv[4]))

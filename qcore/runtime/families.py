@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Olmo2ForCausalLM": _OLMO,
     "Olmo3ForCausalLM": replace(_OLMO, has_windows=True),
-    "GraniteForCausalLM": Family(
+    "GraniteForCausalLM": _GRANITE,
     "MixtralForCausalLM": _WINDOWS,
     "Qwen2MoeForCausalLM": _WINDOWS,
     "Qwen3MoeForCausalLM": _WINDOWS,

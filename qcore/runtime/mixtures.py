@@ -139,7 +139,7 @@ def _candidates(module: Any, chosen: int) -> Iterator[Router]:
     )
     groups = getattr(module, "num_group", None) or getattr(module, "n_group", None) or 1
     kept = getattr(module, "topk_group", None) or groups
-    ways: list[dict[str, int]] = [{}]
+    ways: list[dict[str, Any]] = [{}]
     if groups > 1 and common["experts"] % groups == 0:
         size = common["experts"] // groups
         ways = [

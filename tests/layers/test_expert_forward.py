@@ -16,7 +16,7 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from qcore import recipes
+from qcore import recipes, runtime
 from qcore.base.transformers_internals import eager_experts
 from qcore.layers import expert_forward as experts
 from qcore.quantization.convert import quantize
@@ -51,6 +51,7 @@ def make(config: str, recipe: str = "int4-g32") -> torch.nn.Module:
             parameter.requires_grad_(False)
             parameter.mul_(4).add_(torch.randn_like(parameter), alpha=0.1 if "bias" in name else 0.0)
     quantize(model, recipes.parse(recipe))
+    runtime.detach(model)  # the whole step would take the place of this forward
     return model
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from qcore import recipes
 from qcore.base.errors import InputError
 from qcore.kernels import arena, library
+from qcore.layers.modules import QuantExperts
 from qcore.quantization.convert import quantize
 from qcore.runtime import Context
 from qcore.runtime.structures import Rotation
@@ -64,8 +65,13 @@ def test_every_architecture_may_go_in_chunks(config, monkeypatch):
     model, tokens = make(config, "int4-g32", "fp32"), ids(60)[None]
     expected, context = model(tokens, use_cache=False).logits, Context(model)
     monkeypatch.setattr("qcore.runtime.weights.CHUNK", 13)
-    assert torch.equal(model(tokens, use_cache=False).logits, expected)
     atol = 2e-5 * expected.abs().max().item()
+    found = model(tokens, use_cache=False).logits
+    if any(isinstance(module, QuantExperts) for module in model.modules()):
+        # the tokens of an expert choose its kernels, and a chunk has fewer of them
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    else:
+        assert torch.equal(found, expected)
     torch.testing.assert_close(context.append(tokens)[0], expected[0, -1], rtol=0, atol=atol)
 
 
