@@ -26,7 +26,7 @@ class _Described(NamedTuple):
     """The native description of a layer's experts and what it was made from; None if there is no native
     form."""
 
-    packed: list[PackedWeight | None]
+    packed: list
     others: list  # activations, and addresses of biases
     chosen: int
     native: Mixture | None
@@ -147,6 +147,7 @@ def matrices(module: Any) -> list[Expert]:
     def matrix(name: str, expert: int) -> Matrix:
         held, bias = getattr(module, name), biases[name]
         weight = held.matrices()[expert].executable()
+        assert isinstance(weight, PackedWeight)  # by `reason_against`
         mode = mixture.mode(held.activations)
         return Matrix(weight, None if bias is None else bias[expert], mode)
 
@@ -160,7 +161,7 @@ def _describe(module: Any, chosen: int) -> Mixture:
     return Mixture(Router(module.num_experts, chosen), matrices(module), found)
 
 
-def _packed(module: Any) -> list[PackedWeight | None]:
+def _packed(module: Any) -> list:
     return [expert.packed for each in _quantized(module) for expert in each.matrices()]
 
 
