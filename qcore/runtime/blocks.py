@@ -7,7 +7,7 @@ a part that the decoder does not know.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -358,7 +358,7 @@ def _check_tables(head: Any, *embeddings: Any) -> None:
         if isinstance(module, QuantizedModule):
             if module.reason_for_reference():
                 raise Unsupported("The decoder needs a head and an embedding that native kernels can hold.")
-        elif not isinstance(module, kinds) or not _plain(module.weight):
+        elif not isinstance(module, kinds) or not _plain(cast(Any, module).weight):
             raise Unsupported(
                 "The decoder needs a float32 or quantized head and embedding, and this model "
                 f"has {type(module).__name__}."
