@@ -3,6 +3,7 @@
 
 import copy
 import time
+from pathlib import Path
 
 import torch
 
@@ -36,7 +37,7 @@ def load(options: dict):
         from benchmarks import gguf_writer
 
         try:
-            gguf_writer.write(original, options["gguf"])
+            gguf_writer.write(original, Path(options["gguf"]))
         except (InputError, ValueError) as error:
             about["no_gguf"] = f"not written as GGUF: {error}"
     models = {}

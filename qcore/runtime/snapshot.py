@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import nn
 
 from qcore.base.transformers_internals import collects_outputs, global_hooks, registered
-from qcore.layers.modules import QuantizedModule, QuantLinear
+from qcore.layers.modules import QuantExperts, QuantizedModule, QuantLinear
 from qcore.layers.text_part import text_part
 
 _packed, _activations = attrgetter("packed"), attrgetter("activations")
@@ -25,7 +25,12 @@ class Snapshot:
 
     def __init__(self, model: nn.Module):
         part = text_part(cast(Any, model))
-        modules = [module for name, module in model.named_modules() if not part.tower_of(name)]
+        everything = [module for name, module in model.named_modules() if not part.tower_of(name)]
+        # the matrices of fused experts are many, and never called: neither hooks nor forwards of theirs count
+        inside = {
+            matrix for each in everything if isinstance(each, QuantExperts) for matrix in each.matrices()
+        }
+        modules = [module for module in everything if module not in inside]
         own = list(map(registered, modules))
         tables: list[Mapping] = [
             table for each in own for table in (each.children, each.hooks, each.pre_hooks)
@@ -37,9 +42,9 @@ class Snapshot:
         self._contents = [dict(table) for table in self._filled]
         self._attributes = [vars(module) for module in modules]
         self._forwards = [attributes.get("forward") for attributes in self._attributes]
-        self._quantized = [module for module in modules if isinstance(module, QuantizedModule)]
+        self._quantized = [module for module in everything if isinstance(module, QuantizedModule)]
         self._packed = list(map(_packed, self._quantized))
-        self._linear = [module for module in self._quantized if isinstance(module, QuantLinear)]
+        self._linear = [module for module in modules if isinstance(module, QuantLinear | QuantExperts)]
         self._activations = list(map(_activations, self._linear))
         self._tensors = [
             (table, name, tensor, None if tensor is None else tensor.data_ptr())

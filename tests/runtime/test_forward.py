@@ -466,3 +466,22 @@ def test_compiled_models_are_traced_through_their_modules(calls):
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected, **close(expected))
     assert calls == []
+
+
+def test_changes_of_experts_are_noticed(calls):
+    model = make("gpt-oss", "int4-g32", "fp32")
+    tokens = ids(20)[None]
+    model(tokens)
+    experts = model.model.layers[1].mlp.experts
+    experts.down_proj.experts[0], experts.down_proj.experts[1] = (
+        experts.down_proj.experts[1],
+        experts.down_proj.experts[0],
+    )
+    expected = detached(model)(tokens).logits
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected))
+    experts.gate_up_proj.activations = "int8"
+    expected = detached(model)(tokens).logits
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected, 1e-3))
+    experts.down_proj.experts[2].restore()
+    torch.testing.assert_close(model(tokens).logits, expected, **close(expected, 1e-3))
+    assert len(calls) == 4
