@@ -93,8 +93,10 @@ def bands(rows: Iterable[dict]) -> list[Band]:
 
 
 def of_row(row: dict) -> dict[str, float]:
-    """Return {figure: predicted / measured − 1} of one row."""
-    predicted = (row.get("record") or {}).get("predicted") or {}
+    """Return {figure: predicted / measured − 1} of one row; empty for a row of an accelerator, because the
+    predictions are those of the CPU."""
+    record = row.get("record") or {}
+    predicted = (record.get("predicted") or {}) if record.get("device", "cpu") == "cpu" else {}
     pairs = ((figure, predicted.get(figure), row.get(figure)) for figure in FIGURES)
     return {figure: expected / found - 1 for figure, expected, found in pairs if expected and found}
 

@@ -133,7 +133,10 @@ def plan(
     goal = _free(device) if memory is None else target(memory)
     needs = Needs(goal.bytes, min_tokens_per_second, max_kl, max_perplexity_ratio)
     runs = list(runs)
-    timed = {} if checkpoint.is_quantized else _probes(meta, chosen, probe, progress)
+    if probe and device != "cpu":
+        raise InputError("A probe times the processor. Leave out the probe, or plan for the device cpu.")
+    untimed = checkpoint.is_quantized or device != "cpu"
+    timed = {} if untimed else _probes(meta, chosen, probe, progress)
     found_quality = quality.from_runs(checkpoint, runs)
     rows = []
     for recipe in chosen:

@@ -13,6 +13,7 @@ from qcore.base.errors import InputError, TooLargeError, UnavailableError
 from qcore.cli.main import main
 from qcore.jobs import child, kinds
 from qcore.measurement.devices import out_of_memory
+from qcore.planning import hindsight
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
 from qcore.verbs import bench, checks, compare, evaluate, generate
@@ -104,6 +105,20 @@ def test_a_plan_for_the_device_counts_its_free_memory(model):
         found = plan_verb.run(model, ["int8"], device="cuda")
     assert found.memory == FREE + planning.machines.RUNTIME and found.memory_is == "free on cuda"
     assert found.rows[0].run_bytes == found.rows[0].card_bytes and found.rows[0].fits
+    with simulated(), pytest.raises(InputError, match="probe times the processor"):
+        plan_verb.run(model, ["int8"], device="cuda", probe=True)
+
+
+def test_speeds_and_errors_of_the_cpu_are_not_those_of_the_device(model, monkeypatch):
+    monkeypatch.setattr(
+        "qcore.planning.probe.known", lambda *_: pytest.fail("a probe of the processor was read")
+    )
+    with simulated():
+        assert plan_verb.run(model, ["int8"], device="cuda").rows[0].decode_tok_s is None
+    row = {"peak_run_bytes": 100, "record": {"predicted": {"peak_run_bytes": 110}, "device": "cpu"}}
+    assert hindsight.of_row(row) == {"peak_run_bytes": pytest.approx(0.1)}
+    row["record"]["device"] = "cuda"
+    assert hindsight.of_row(row) == {}
 
 
 @pytest.mark.parametrize(
