@@ -23,7 +23,9 @@ def inventory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, str | None]
         ]
         for name, tensor in tensors:
             full = f"{module_name}.{name}" if module_name else name
-            place = (tensor.data_ptr(), tensor.nbytes) if tensor.data_ptr() else (id(tensor), 0)
+            # on the meta device the address is the offset in the storage, which other tensors' parts have too
+            is_real = tensor.data_ptr() and not tensor.is_meta
+            place = (tensor.data_ptr(), tensor.nbytes) if is_real else (id(tensor), 0)
             yield full, tensor, seen.get(place)
             seen.setdefault(place, full)
 

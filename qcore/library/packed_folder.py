@@ -40,6 +40,7 @@ from qcore.library.stored_tensors import (
     some_rows,
     undoubled,
 )
+from qcore.models.assembly import meta_model
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.config import to_text
 from qcore.models.mapping import read_tensor
@@ -133,6 +134,12 @@ class PackedFolder(Target):
                 f"{checkpoint.name} is not quantized, and {self.title} is a format for quantized weights. "
                 "Give a recipe, such as int4-g64."
             )
+        for each in plan_of(meta_model(checkpoint), entries):
+            if each.entry.format is not None and each.entry.experts is not None and each.expert is None:
+                raise InputError(
+                    f"{each.name} cannot be written: the model's files hold all experts in one tensor, and "
+                    f"{self.readers} read quantized experts one by one. The targets gguf and mlx hold them."
+                )
         if self.one_format and len(seen) > 1:
             (one, first), (other, second) = list(seen.items())[:2]
             raise InputError(
@@ -154,7 +161,7 @@ class PackedFolder(Target):
         """See `Target.save`."""
         checkpoint, used = parameters.checkpoint, parameters.recipe or recipe
         self.check(checkpoint, used, parameters.entries)
-        plan = plan_of(parameters)
+        plan = plan_of(parameters.model, parameters.entries)
         dtypes = {each.name: _dtype(parameters, each) for each in plan if each.entry.format is None}
         extra = unclaimed(checkpoint) if self.carries_unclaimed else ()
         formats = formats_of(plan)

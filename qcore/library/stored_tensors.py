@@ -16,6 +16,8 @@ from qcore.formats.kinds import Format
 from qcore.formats.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from qcore.library.parameters import Entry, Parameters
 
 
@@ -54,14 +56,15 @@ def formats_of(plan: Sequence[Stored]) -> dict[str, Format]:
 # -- which tensors
 
 
-def plan_of(parameters: Parameters) -> list[Stored]:
+def plan_of(model: PreTrainedModel, listed: Sequence[Entry]) -> list[Stored]:
     """Return the tensors of the original's files that are to be written, in an order in which each weight is
-    read once. Raise `InputError` if a stored tensor is not a run of rows."""
-    entries = {entry.name: entry for entry in parameters.entries}
-    shapes = {entry.name: entry.shape for entry in parameters.entries if not entry.shares}
-    transposed = {entry.name for entry in parameters.entries if entry.transposed}
+    read once. `model` may be on the meta device. Raise `InputError` if a stored tensor is not a run of rows
+    of the `listed` parameters."""
+    entries = {entry.name: entry for entry in listed}
+    shapes = {entry.name: entry.shape for entry in listed if not entry.shares}
+    transposed = {entry.name for entry in listed if entry.transposed}
     try:
-        layout = stored_rows(parameters.model, shapes, transposed)
+        layout = stored_rows(model, shapes, transposed)
     except ValueError as error:
         raise InputError(f"The model stores its weights in a way that cannot be packed: {error}.") from error
     order = {name: place for place, name in enumerate(entries)}

@@ -29,7 +29,10 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raise `InputError` if there is none.
     """
     kind = config.model_type
-    fitting = [one for one in _classes(config) if isinstance(config, one.config_class or ())]
+    flat = (
+        config.get_text_config() is config
+    )  # several flat configs share a class, such as InternLM 3 and Llama
+    fitting = [one for one in _classes(config) if flat or isinstance(config, one.config_class or ())]
     if not fitting or config.is_encoder_decoder:
         raise InputError(f"A {kind} model does not predict the next token. Choose a causal language model.")
     chosen = next((one for one in fitting if one.__name__ in (config.architectures or ())), fitting[0])

@@ -77,7 +77,8 @@ def linear_weights(model: nn.Module) -> set[str]:
             continue
         for own, parameter in module.named_parameters(recurse=False):
             is_matrix = isinstance(module, (nn.Linear, Conv1D)) and own == "weight"
-            if is_matrix or (parameter.ndim == 3 and hasattr(module, "is_transposed") and "bias" not in own):
+            is_conv = isinstance(module, nn.modules.conv._ConvNd) or "conv" in path.rsplit(".")[-1]
+            if is_matrix or (parameter.ndim == 3 and not is_conv and "bias" not in own):
                 names.add(f"{path}.{own}")
     return names
 

@@ -34,9 +34,11 @@ _DOTS3_AUDIO = {
 # What transformers itself cannot build or run as a causal language model.
 IMPOSSIBLE: dict[str, str] = {
     "blt": "transformers cannot make a key-value cache for it: its configuration has no number of layers.",
+    "emu3": "transformers cannot load what it saves: the text configuration is not registered.",
     "gemma3n": "Its vision tower needs the package timm; the text model is gemma3n_text.",
     "gemma4_assistant": "It drafts for another model, whose keys and values it reads.",
     "gemma4_unified_assistant": "It drafts for another model, whose keys and values it reads.",
+    "mllama": "transformers cannot load what it saves: the text configuration is not registered.",
     "musicgen": "It generates sound; AutoModelForCausalLM cannot build its decoder.",
     "musicgen_melody": "It generates sound; AutoModelForCausalLM cannot build its decoder.",
 }

@@ -46,7 +46,7 @@ def shape_of(name: str) -> Shape:
     variants = (
         Shape(hidden=64, inner=120, expert=40, heads=4, kv_heads=1, head_dim=32),
         Shape(hidden=96, inner=160, expert=48, heads=4, kv_heads=2, head_dim=16),
-        Shape(hidden=80, inner=136, expert=56, heads=4, kv_heads=2, head_dim=32),
+        Shape(hidden=80, inner=136, expert=56, heads=2, kv_heads=1, head_dim=48),
         Shape(hidden=128, inner=200, expert=64, heads=8, kv_heads=1, head_dim=32),
     )
     return variants[zlib.crc32(name.encode()) % len(variants)]
