@@ -22,6 +22,8 @@ LOGGED = (
     # CUDA kernels, or kernels built for another Python; the paths used here are plain torch
     ("torchao", r"Failed to load \S*_C_(mxfp8|cutlass)"),
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass"),
+    # packages with GPU kernels for recurrences and convolutions; transformers' plain torch computes the same
+    ("transformers.integrations.hub_kernels", r"`\w+` is falling back to its reference PyTorch"),
 )
 WARNED = (
     (

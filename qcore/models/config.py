@@ -251,6 +251,10 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         raise InputError(
             f"config.json does not describe a valid {kind} model: {_reason(error, config)}"
         ) from error
+    if getattr(built, "rescale_every", 0):
+        # RWKV would halve its states every few layers, against overflow in 16 bits, and divide weights in
+        # place at the first call. qcore computes in fp32, and codes cannot be divided.
+        built.rescale_every = 0
     return with_class(built)
 
 

@@ -91,3 +91,27 @@ def test_progress_bars_are_off_even_in_libraries_already_imported():
     quiet.silence()
     assert hub.are_progress_bars_disabled()
     assert not bars.is_progress_bar_enabled()
+
+
+def test_recurrences_run_without_a_word_on_missing_kernels():
+    """transformers reports each missing package at the first call of a Mamba or a gated delta net."""
+    import torch
+    from transformers.utils import logging as library
+
+    from tests import zoo
+
+    logger = logging.getLogger("transformers.integrations.hub_kernels")
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        for filters, expected in ((list(logger.filters), 0), ([], 1)):
+            before, logger.filters = logger.filters, filters
+            library.warning_once.cache_clear()
+            with torch.no_grad():
+                zoo.model("mamba")(input_ids=torch.arange(4)[None], use_cache=False)
+            logger.filters = before
+            assert bool(seen) == bool(expected), seen
+    finally:
+        logger.removeHandler(handler)
