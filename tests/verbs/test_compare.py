@@ -197,6 +197,38 @@ QUESTIONS = [
 
 
 @pytest.mark.slow
+def test_files_of_other_systems_and_dialogues_are_on_record(spec, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"It was the best of tokens.\r\n" * 20)
+    (tmp_path / "talk.jsonl").write_bytes(
+        b'{"messages": [{"role": "user", "content": "Hi"}], "id": "q7"}\r\n{"prompt": "What?"}\r\n'
+    )
+    wanted = replace(spec(names="fp32"), prompts=str(tmp_path / "talk.jsonl"))
+    template = tmp_path / "llama" / "chat_template.jinja"
+    template.write_text("{% for message in messages %}<{{ message.content }}>{% endfor %}")
+    checks.check(wanted)
+    (row,) = run(wanted, tmp_path)
+    about = row["record"]
+    assert about["text"]["line_ends_read_as_line_feeds"] == {"CR LF": 20}
+    assert about["prompts"]["line_ends_read_as_line_feeds"] == {"CR LF": 2}
+    assert about["notes"][:2] == [
+        "Line ends of text.txt were read as line feeds (20 CR LF).",
+        "Line ends of talk.jsonl were read as line feeds (2 CR LF).",
+    ]
+    assert [(answer["id"], answer["prompt"]) for answer in about["generations"]] == [
+        ("q7", "Hi"),
+        ("2", "What?"),
+    ]
+    template.write_text("{{ broken")
+    with pytest.raises(InputError, match="chat template of this model .'default'. cannot be used"):
+        checks.check(wanted)
+    (tmp_path / "plain.txt").write_text("What?")
+    checks.check(replace(wanted, prompts=str(tmp_path / "plain.txt"), chat=False))
+    template.unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        checks.check(wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("row_of_its_own", [True, False], ids=["fp32 in the run", "a baseline without a row"])
 def test_questions_are_asked_of_each_recipe_and_compared_with_the_baseline(spec, tmp_path, row_of_its_own):
     file = tmp_path / "questions.json"
