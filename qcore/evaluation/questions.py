@@ -9,9 +9,9 @@ The forms of these data sets are read as well: ARC, OpenBookQA and CommonsenseQA
 their own, answerKey), MMLU-Pro and MedQA (options), HellaSwag (ctx, endings, label), PIQA (goal, sol1, sol2,
 label), SciQ (correct_answer, distractor1 …) and TruthfulQA (mc1_targets).
 
-The answer is a label where the choices have labels; otherwise the text of a choice, its letter, or its number
-from 0, tried in this order; a JSON number is an index. The model reads the question verbatim: a frame such as
-"Question: … Answer:", or examples before it, must be in the file.
+Where the choices have labels, the answer is a label. Elsewhere it is the text of a choice, its letter, or its
+number from 0, tried in this order. A JSON number is an index. The model reads the question verbatim: a frame
+such as "Question: … Answer:", or examples before it, must be in the file.
 """
 
 import csv
@@ -80,7 +80,7 @@ class _Heading:
     needed = "the columns question, answer, and choices (with | between) or A, B, C …"
 
     def fits(self, columns: Sequence[str]) -> bool:
-        """Return whether they hold questions, choices and answers."""
+        """Return whether `columns` hold questions, choices and answers."""
         single = [column for column in columns if column != _TOGETHER and _CHOICE.fullmatch(column)]
         return {"question", "answer"} <= set(columns) and (_TOGETHER in columns or bool(single))
 
@@ -225,8 +225,8 @@ def _checked_choices(given: Any, where: str, value: dict[str, Any]) -> tuple[str
 def _answer(
     value: object, labels: list[Any], choices: tuple[str, ...], given: list[Any], where: str
 ) -> int | None:
-    """Return the index of the right choice, None if `value` names none. Raise `InputError` for a number that
-    is both the index of one choice and the text of another."""
+    """Return the index of the right choice, None if `value` names no choice. Raise `InputError` for a number
+    that is both the index of one choice and the text of another."""
     if labels:
         names = [str(label).strip() for label in labels]
         name = str(value).strip()

@@ -24,15 +24,15 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _number(self.temperature) or not 0 <= self.temperature <= HOTTEST:
+        if not _is_finite(self.temperature) or not 0 <= self.temperature <= HOTTEST:
             raise InputError(
                 f"The temperature is {self.temperature}, but it must be between 0 (greedy) and {HOTTEST:g}."
             )
-        if not _number(self.top_p) or not 0 < self.top_p <= 1:
+        if not _is_finite(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but it must be above 0 and at most 1 (off).")
-        if not _whole(self.top_k) or self.top_k < 0:
+        if not _is_whole(self.top_k) or self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}, but it must be a whole number, 0 (off) or more.")
-        if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
+        if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise InputError(
                 f"The seed is {self.seed}, but it must be a whole number between 0 and 2^63 - 1."
             )
@@ -45,7 +45,7 @@ class Sampling:
         """Return the next token (B,) for each row of `logits` (B, V); greedy sampling needs no `generator`.
         Raise `RunError` if a row holds NaN."""
         if logits.isnan().any():
-            raise RunError("The model's logits are NaN, so it cannot write: this recipe has failed.")
+            raise RunError("The model's logits are NaN, so it cannot generate text: this recipe has failed.")
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = logits.double().cpu()
@@ -53,15 +53,15 @@ class Sampling:
         ordered, tokens = probabilities.sort(descending=True, stable=True)
         if self.top_k:
             ordered[:, self.top_k :] = 0
-        if self.top_p < 1:  # keep a token while those before it hold less than top_p of what top_k left
+        if self.top_p < 1:  # keep a token while the tokens before it hold less than top_p of the rest
             before = ordered.cumsum(-1) - ordered
             ordered[before >= self.top_p * ordered.sum(-1, keepdim=True)] = 0
         return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator)).squeeze(1)
 
 
-def _number(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(value: object) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

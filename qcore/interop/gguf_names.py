@@ -27,10 +27,14 @@ _EXPERTS = re.compile(r"(.+\.mlp)\.experts\.(gate_up_proj|down_proj)")
 class Architecture:
     """How llama.cpp computes a `model_type` of transformers.
 
-    `name` is llama.cpp's. `interleaved`: rows of queries and keys are. `shift` is added to norms. `head`:
-    "free" (own or tied), "tied" (never a tensor of its own) or "own" (always one). `normalized`: whether the
-    weights of the chosen experts are divided by their sum. `activations` are those that it can mean.
-    `biases` may stand besides those of queries, keys and values. `ropes`: kinds of rotary scaling.
+    name          llama.cpp's name
+    interleaved   whether the file interleaves the rows of queries and keys
+    shift         added to the weights of norms
+    head          "free" (own or tied), "tied" (never a tensor of its own) or "own" (always one)
+    normalized    whether the weights of the chosen experts are divided by their sum
+    activations   the activation functions that it stands for
+    biases        layers that may have a bias, besides queries, keys and values
+    ropes         kinds of rotary scaling
     """
 
     name: str
@@ -83,7 +87,8 @@ class Place:
     shift: float = 0.0
 
     def pick(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return those of the `rows` (N, …), in the order of the file. The rows may be weights or bytes."""
+        """Return the rows of the tensor in file order, from the `rows` (N, …) of the parameter. The
+        rows may be weights or bytes."""
         chosen = rows[self.start : self.stop]
         return chosen if self.heads is None else chosen[interleaved(len(chosen), self.heads)]
 
@@ -121,8 +126,8 @@ class Names:
         import gguf
 
         self._known, self._config = architecture(config.model_type), config
-        number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self._known.name)
-        self._map = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+        key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self._known.name)
+        self._map = gguf.get_tensor_name_map(key, config.num_hidden_layers)
 
     def places(self, parameter: str, shape: tuple[int, ...]) -> tuple[Place, ...]:
         """Return the tensors that hold `parameter` of `shape` (matrices as (N, K)). Raise `InputError` if the

@@ -6,8 +6,8 @@ is small, and an error in it spreads. Routers decide which expert runs; gates an
 a recurrence, where errors accumulate over tokens; a depthwise convolution has a few weights per channel. The
 rules ask for properties of modules, not for names of architectures.
 
-A parameter of experts in an unknown layout is a fault, and so is any three-dimensional one whose class holds
-more than `SMALL` of the model.
+An expert parameter in an unknown layout is a fault. So is a three-dimensional parameter of a class of modules
+that holds more than `SMALL` of the model's weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REASONS = {
     "convolution": "Convolutions are kept: they are not linear layers.",
     "state": "Parameters of a recurrence are kept: they are small, and errors add up over tokens.",
     "other": "Kept: it is not the weight of a linear layer.",
-    "other product": "Kept: its module computes something else than a linear layer.",
+    "other product": "Kept: its module computes something other than a linear layer.",
     UNKNOWN: "Kept: it is large, but its layout is unknown.",
 }
 _ROUTERS = ("gate", "router")
@@ -56,10 +56,10 @@ class Kinds:
         self._head = output_head(model)
         self._members: dict[str, nn.Module] = dict(model.named_modules())
         self._heads = _heads(model.config.get_text_config())
-        held: Counter[type] = Counter()
+        weights: Counter[type] = Counter()
         for module in self._members.values():
-            held[type(module)] += sum(each.numel() for each in module.parameters(recurse=False))
-        self._shares = {key: count / max(1, held.total()) for key, count in held.items()}
+            weights[type(module)] += sum(each.numel() for each in module.parameters(recurse=False))
+        self._shares = {kind: count / max(1, weights.total()) for kind, count in weights.items()}
 
     def of(self, module_name: str, module: nn.Module, name: str, parameter: torch.Tensor) -> str:
         """Return the kind of the own parameter `name` of `module`: one of `QUANTIZABLE` or of `REASONS`."""

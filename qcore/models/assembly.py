@@ -112,10 +112,10 @@ def fit(config: dict, shapes: Mapping[str, tuple[int, ...]]) -> Fit:
     Raise `InputError` if the architecture is not known, or the loading library cannot load such shapes."""
     import torch
 
-    built = to_transformers(config)
+    checked = to_transformers(config)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
-        model, report = _load(built, tensors, "meta")
+        model, report = _load(checked, tensors, "meta")
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # as in `assemble`
@@ -150,8 +150,8 @@ def _load(
 
 
 def _reading_text(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a wrapper around a whole causal language model pass calls on to that, because the wrapper's own
-    forward may require an image (that of Llama 4 does in transformers 5.24)."""
+    """Let a wrapper around a whole causal language model pass calls on to that model. The wrapper's own
+    forward may require an image, as that of Llama 4 does in transformers 5.24."""
     from qcore.layers.stand_in import stand_in
     from qcore.layers.text_part import causal_model
 
@@ -188,8 +188,8 @@ def _check(checkpoint: Checkpoint, model: PreTrainedModel, report: dict) -> None
 
 
 def _inside(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """Return those of `names`, for which the model has no place, that begin like the name of one of its
-    modules. Others are heads and encoders beside the model: see `unread.py`."""
+    """Return those of `names` that begin like the name of one of the model's modules. The model has a place
+    for none of `names`; the others belong to heads and encoders beside it (see `unread.py`)."""
     own = {name for part in (model, model.base_model) for name, _ in part.named_children()}
     return [name for name in names if name.partition(".")[0] in own]
 
@@ -225,7 +225,7 @@ def _more(names: list) -> str:
 
 
 def _why(error: Exception, config: dict) -> str:
-    """Return why a model class does not take `config`."""
+    """Return why a model class rejects `config`."""
     if isinstance(error, KeyError):  # of a table, such as that of activations
         return f"it names {error.args[0]!r}, which transformers does not know"
     if "padding_idx" in str(error).lower():

@@ -2,7 +2,7 @@
 model's class has no place for, which are not loaded.
 
 A tensor without a place is an error if its name begins like that of a module of the model, because the model
-would then compute something else than its weights say. Others are heads and encoders beside the model, such
+would then compute something other than its weights say. Others are heads and encoders beside the model, such
 as a head that predicts further tokens.
 """
 

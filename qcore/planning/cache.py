@@ -150,20 +150,17 @@ def _find(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
     states = _states(model, len(layers))
     if states is None:  # the model keeps nothing that qcore could carry: see runtime/past.py
         return tuple(CacheLayer("none", 0) for _ in layers)
-    known = {
-        *kv.PLAIN,
-        *kv.BESIDE_STATE,
-        *_RECURRENT,
-        "dummy",
-    }  # others grow with the text in ways of their own
     return tuple(
-        layer
-        if kind not in known
-        else replace(layer, state=state)
-        if numbers
-        else CacheLayer("none", 0, state=state)
-        for kind, layer, (numbers, state) in zip(kinds, layers, states, strict=True)
+        _with_state(kind, layer, *held) for kind, layer, held in zip(kinds, layers, states, strict=True)
     )
+
+
+def _with_state(kind: str, layer: CacheLayer, numbers: int, state: int) -> CacheLayer:
+    """Return `layer` with the numbers of its `state`; without keys and values if it holds no `numbers` of
+    them."""
+    if kind not in (*kv.PLAIN, *kv.BESIDE_STATE, *_RECURRENT, "dummy"):
+        return layer  # another kind: its content may grow with the text, so one token says nothing about it
+    return replace(layer, state=state) if numbers else CacheLayer("none", 0, state=state)
 
 
 def _states(model: PreTrainedModel, count: int) -> list[tuple[int, int]] | None:

@@ -34,12 +34,11 @@ LIBRARIES = 380_000_000  # bytes that Python, torch and transformers hold before
 # tokenizer, module objects and what reading them leaves behind, as measured with a small model
 AROUND = 45_000_000
 LOGIT_COPIES = 3  # logits, their logarithm of the softmax, and the baseline's
-# Experts are put together from what the file holds one by one: what that takes beside both forms, and what
-# the system has not got back afterwards; shares of their bytes in fp32, as measured
+# Fusing experts that the file holds one by one: the memory that it takes besides both forms, and the memory
+# that the system has not got back afterwards. Both are shares of the experts' fp32 bytes, as measured
 FUSING, LEFT_BEHIND = 0.4, 0.45
-STREAM_AROUND = (
-    56_000_000  # a piece of a kept tensor that is widened, and what waits to be written, as measured
-)
+# a piece of a kept tensor that is widened, and the tensors that wait to be written, as measured
+STREAM_AROUND = 56_000_000
 SMALLER = ("int8", "int4-g64", "int3", "int2")
 
 
@@ -137,27 +136,26 @@ def check_device_fits(
     free = free_bytes(device) if available is None else available
     found = estimate(checkpoint, recipe, tokens=tokens, window=window, available=free)
     weights = sum(parameter.numel() for parameter in meta_model(checkpoint).parameters())
-    if checkpoint.is_quantized:
-        largest, work = 0, 0
-        full = found.stored_bytes
-    else:
+    loaded, largest, work = found.stored_bytes, 0, 0
+    if not checkpoint.is_quantized:
         size = stored(meta_model(checkpoint), recipe)
-        full, largest = 4 * weights, size.largest
-        work = _while_loading(checkpoint, recipe, full, 0, size)[1] if recipe.calibrated else largest
+        loaded, largest = 4 * weights, size.largest
+        work = _while_loading(checkpoint, recipe, loaded, 0, size)[1] if recipe.calibrated else largest
     running = found.stored_bytes + largest + found.kv_bytes + found.activation_bytes
-    if max(full + work, running) <= free:
+    if max(loaded + work, running) <= free:
         return
+    refusal = f"{checkpoint.name} does not fit into the memory of {device} as {recipe.name}:"
+    if running > free:
+        raise TooLargeError(
+            f"{refusal} running needs {_gb(running)} there (weights {_gb(found.stored_bytes)}, the largest "
+            f"weight dequantized {_gb(largest)}, KV cache for {_tokens(tokens, 1)} {_gb(found.kv_bytes)}, "
+            f"activations and logits {_gb(found.activation_bytes)}), and {_gb(free)} are free. Take the "
+            "device cpu, a recipe with fewer bits, or a smaller model or window."
+        )
     raise TooLargeError(
-        f"{checkpoint.name} does not fit into the memory of {device} as {recipe.name}: loading "
-        f"{_millions(weights)} weights needs {_gb(full + work)} there (as loaded {_gb(full)}, work space "
-        f"{_gb(work)}), running needs {_gb(running)}, and {_gb(free)} are free. Quantize it on the device "
-        "cpu and run the saved folder here, or take a smaller model or window."
-        if running <= free
-        else f"{checkpoint.name} does not fit into the memory of {device} as {recipe.name}: running needs "
-        f"{_gb(running)} there (weights {_gb(found.stored_bytes)}, the largest weight dequantized "
-        f"{_gb(largest)}, KV cache for {_tokens(tokens, 1)} {_gb(found.kv_bytes)}, activations and logits "
-        f"{_gb(found.activation_bytes)}), and {_gb(free)} are free. Take the device cpu, a recipe with fewer "
-        "bits, or a smaller model or window."
+        f"{refusal} loading {_millions(weights)} weights needs {_gb(loaded + work)} there (as loaded "
+        f"{_gb(loaded)}, work space {_gb(work)}), running needs {_gb(running)}, and {_gb(free)} are free. "
+        "Quantize it on the device cpu and run the saved folder here, or take a smaller model or window."
     )
 
 
@@ -230,12 +228,16 @@ def _while_loading(
     if checkpoint.is_quantized:
         return size.total, 0
     if isinstance(recipe.weights, Float):
-        work = 0 if recipe.name == "fp32" else size.total  # the wide form is let go when all is narrow
+        work = (
+            0 if recipe.name == "fp32" else size.total
+        )  # the fp32 form is freed when all tensors are narrow
     elif isinstance(recipe.weights, Engine):
         work = size.largest
     else:
         work = round(size.largest * METHODS[recipe.method].work)
-    own = checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else fused  # let go when the wide form stands
+    own = (
+        checkpoint.nbytes if checkpoint.dtypes[0] != "F32" else fused
+    )  # freed when the fp32 form is complete
     return full, max(own + round(FUSING * fused), work)
 
 

@@ -14,10 +14,10 @@ from qcore.results.rows import ResultRow
 
 
 def with_verdicts(rows: Sequence[ResultRow], margin: float | None = None) -> list[ResultRow]:
-    """Return the rows of one run, each with its "verdict" (a dictionary or None) before its record. `margin`
-    None: the run's margin."""
+    """Return the rows of one run, each with its "verdict" (a dictionary or None) before its record. Without
+    a `margin`, the run's margin applies."""
     baseline = next((row for row in rows if is_baseline(row) and row.get("status") == "ok"), None)
-    return [_with(row, of_row(row, baseline, margin)) for row in rows]
+    return [_with_verdict(row, of_row(row, baseline, margin)) for row in rows]
 
 
 def of_row(row: ResultRow, baseline: ResultRow | None = None, margin: float | None = None) -> Verdict | None:
@@ -46,7 +46,8 @@ def kv_of(row: ResultRow) -> str:
     return ((row.get("record") or {}).get("kv") or {}).get("name", NONE)
 
 
-def _with(row: ResultRow, verdict: Verdict | None) -> ResultRow:
+def _with_verdict(row: ResultRow, verdict: Verdict | None) -> ResultRow:
+    """Return a copy of `row` with the `verdict` before its record."""
     judged = {key: value for key, value in row.items() if key not in ("verdict", "record")}
     judged["verdict"] = verdict and verdict.to_dict()
     if "record" in row:

@@ -47,7 +47,7 @@ def reason_against(model: nn.Module) -> str | None:
     if reason is None and not is_attached(model):
         return "The decoder is not attached to this model."
     if reason is None and _is_wrapper(model) and not vars(stack_of(model))["forward"].agrees():
-        return f"{type(model).__name__} computes something else than the text model inside it."
+        return f"{type(model).__name__} computes something other than the text model inside it."
     return reason
 
 

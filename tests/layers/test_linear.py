@@ -97,10 +97,10 @@ def test_a_recipe_that_reaches_only_the_head_is_red():
     model = unlike()
     selection = select(model, parse("int8-head8"))
     assert {target.kind for target in selection.targets} == {"head", "embedding"}
-    with pytest.raises(NotAppliedError, match="left 8 tensors .*something else than a linear layer"):
+    with pytest.raises(NotAppliedError, match="left 8 tensors .*something other than a linear layer"):
         quantize(model, parse("int8-head8"))
 
 
 def test_a_recipe_that_reaches_nothing_says_why():
-    with pytest.raises(NotAppliedError, match="changed nothing.*something else than a linear layer"):
+    with pytest.raises(NotAppliedError, match="changed nothing.*something other than a linear layer"):
         quantize(unlike(), parse("int8"))

@@ -52,7 +52,7 @@ def test_a_wrapper_that_changes_its_text_model_runs_its_modules(monkeypatch):
         return output
 
     monkeypatch.setattr(stack, "forward", shifted)
-    assert "computes something else than the text model inside it" in runtime.reason_against(model)
+    assert "computes something other than the text model inside it" in runtime.reason_against(model)
     attached = _generate(model)
     runtime.detach(model)
     assert torch.equal(_generate(model), attached)

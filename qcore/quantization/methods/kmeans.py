@@ -29,9 +29,8 @@ INFO = MethodInfo(
 
 ROUNDS = 30
 _ROWS = 512  # rows clustered at a time
-_SAMPLE = (
-    1 << 20
-)  # values sampled at even strides for a table per matrix: enough for four digits of 16 centroids
+# values sampled at even strides for a table per matrix: enough for four digits of 16 centroids
+_SAMPLE = 1 << 20
 
 
 @register(INFO)
@@ -48,6 +47,7 @@ def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor:
 
 
 def _per_row(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tables (R, 16), float16, and the codes (R, K) of the rows `values` (R, K)."""
     table = lloyd(values).to(torch.float16)
     return table, assign(values, table.float())
 
@@ -71,7 +71,7 @@ def weighted_table(values: torch.Tensor, importance: torch.Tensor) -> torch.Tens
     step = max(1, values.shape[1] // _SAMPLE)
     parts = zip(values.float().split(_ROWS), importance.split(_ROWS), strict=True)
     return (
-        torch.cat([lloyd(part[:, ::step], weights=importance[:, ::step]) for part, importance in parts])
+        torch.cat([lloyd(part[:, ::step], weights=weights[:, ::step]) for part, weights in parts])
         .to(torch.float16)
         .float()
     )
