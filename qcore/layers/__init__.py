@@ -4,6 +4,7 @@ hold.
 select.py     which parameters a recipe changes, and why the others stay
 modules.py    quantized linear layers, embeddings and experts
 kinds.py      the kind of each parameter: what is kept by rule
+text_part.py   the text model inside a model, and the towers beside it
 linear.py     which modules compute a linear layer
 experts.py    how fused experts are laid out
 stand_in.py   temporary replacement of a module's forward

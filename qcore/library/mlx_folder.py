@@ -47,7 +47,7 @@ class _Mlx(PackedFolder):
     ) -> dict[str, Any]:
         """Return config.json with the rotary embedding in the words of transformers 4, which mlx-lm reads."""
         config = super().config(parameters, plan, kept, dtypes)
-        rope = getattr(parameters.model.config, "rope_parameters", None) or {}
+        rope = getattr(parameters.model.config.get_text_config(), "rope_parameters", None) or {}
         if "rope_theta" in rope and "rope_theta" not in config:
             config["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):

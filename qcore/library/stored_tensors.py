@@ -81,11 +81,13 @@ def _stored(name: str, entry: Entry, rows: StoredRows) -> Stored:
 
 
 def kept_layers(parameters: Parameters, plan: Sequence[Stored]) -> list[str]:
-    """Return the names, in the files, of the layers with a matrix in floating point: they must be listed, or
-    a reader would expect codes for them. Embeddings are no layers to readers."""
+    """Return the names of the layers with a matrix in floating point: they must be listed, or a reader would
+    expect codes for them. Some readers look for the name in the files, transformers for that in the model.
+    Embeddings are no layers to readers."""
     kept = {
-        each.module: None
+        name: None
         for each in plan
+        for name in (each.module, *([each.entry.module] if each.entry.name.endswith(".weight") else []))
         if each.entry.format is None
         and len(each.entry.shape) > 1
         and each.entry.kind != "embedding"

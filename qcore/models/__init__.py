@@ -6,6 +6,8 @@
     headers.py      safetensors headers, validated before any allocation
     config.py       validation of config.json
     checkpoint.py   `Checkpoint`, a folder with validated headers and config
+    classes.py      the class of transformers that a config stands for: a causal language model or a wrapper
+    unread.py       towers, and stored tensors without a place in the model, as sentences
     assembly.py     models without weights, checked against the headers
     mapping.py      stored tensors as memory maps
     stored.py       a weight as another project stored it; places.py its place in a model

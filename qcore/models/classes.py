@@ -53,10 +53,14 @@ def _classes(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
     ):
-        if type(config) in mapping:
-            classes: Any = mapping[type(config)]
-            found |= dict.fromkeys(classes if isinstance(classes, tuple | list) else [classes])
+        found |= dict.fromkeys(_registered(mapping, config))
     return list(found)
+
+
+def _registered(mapping: Any, config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
+    """Return the classes that one of transformers' registries has for `config`."""
+    classes = mapping.get(type(config), [])
+    return list(classes) if isinstance(classes, tuple | list) else [classes]
 
 
 def _required(chosen: type[PreTrainedModel]) -> str | None:
@@ -73,3 +77,15 @@ def _required(chosen: type[PreTrainedModel]) -> str | None:
         ),
         None,
     )
+
+
+def auto_class(config: PreTrainedConfig) -> str:
+    """Return the name of the class of transformers whose `from_pretrained` loads a model of `config`, such as
+    "AutoModelForCausalLM"."""
+    from transformers.models.auto import modeling_auto as auto
+
+    chosen = model_class(config)
+    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
+        if chosen in _registered(getattr(auto, name)._model_mapping, config):
+            return name
+    return "AutoModelForMultimodalLM"

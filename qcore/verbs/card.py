@@ -23,6 +23,8 @@ from qcore.library import companions
 from qcore.library.saving import MADE, MANIFEST, MARKERS, made_from
 from qcore.models import Checkpoint
 from qcore.models.checkpoint import ONNX_MANIFEST, read_folder
+from qcore.models.classes import auto_class
+from qcore.models.config import read_config, to_transformers
 from qcore.models.packaged import HUB_ID
 from qcore.models.packaged import SUMMARIES as DEFAULTS
 from qcore.quantization.calibration.text import DOCSTRINGS
@@ -51,6 +53,7 @@ _FORMS = {
     "bnb": ("transformers", "bitsandbytes"),
 }
 """Target -> the hub's name of the library that reads it, and the form in words."""
+_AUTO = "AutoModelForCausalLM"
 _USES = {
     "qcore": """```python
 import qcore  # before from_pretrained, which refuses the folder otherwise
@@ -395,6 +398,8 @@ def _quality(measured: Measured) -> str:
 def _use(folder: Path, facts: _Facts) -> str:
     file = next((path.name for path in weight_files(folder)), "")
     text = _USES.get(facts.target, _PLAIN_USE)
+    if _AUTO in text:
+        text = text.replace(_AUTO, auto_class(to_transformers(read_config(folder, quantized=True)[0])))
     # a folder's name is data: it must not end the code block
     return text.replace("FOLDER", _one_line(folder.name).replace("`", "")).replace("FILE", file)
 

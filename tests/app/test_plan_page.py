@@ -5,6 +5,7 @@ import opened
 import pytest
 import samples
 import tiny
+import wrapped_models
 from opened import calm, open_page, plots
 from streamlit.testing.v1 import AppTest
 
@@ -61,6 +62,15 @@ def test_a_local_model_is_planned_at_once(llama):
         and "orange-badge[estimated]" in text
         and "gray-badge[not probed]" in text
     )
+
+
+def test_a_text_model_inside_a_wrapper_is_planned(tmp_path):
+    at = planned(wrapped_models.checkpoint("mistral3", tmp_path / "mistral3"))
+    assert plots(at) == 1 and not at.error
+    assert "Only its text model is quantized: model.vision_tower and model.multi_modal_projector (" in words(
+        at
+    )
+    assert "layers of 64 numbers per token" in words(at)
 
 
 def test_needs_change_the_plan(llama):

@@ -1,6 +1,8 @@
 """Text models inside wrappers: found, quantized, saved, and loaded again as the wrapper."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -12,6 +14,8 @@ from wrapped_models import text_logits
 
 from qcore import library, planning
 from qcore.base.errors import InputError
+from qcore.evaluation import evaluate
+from qcore.formats.kv import KV_FORMATS
 from qcore.layers.select import select
 from qcore.layers.text_part import causal_model, output_head, text_part
 from qcore.library import safetensors
@@ -24,6 +28,7 @@ from qcore.quantization.calibration import load_calibration
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 from qcore.streaming import quantizing as streaming
+from qcore.streaming.evaluating import evaluate_streamed
 from qcore.verbs import quantize as quantize_verb
 
 IDS = torch.arange(40, 72)[None]
@@ -83,13 +88,13 @@ def test_a_model_without_a_wrapper_is_all_text(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_5", "llama4"])
 def test_saved_the_wrapper_loads_with_the_same_logits(kind, folders, tmp_path):
     checkpoint = library.resolve(folders[kind])
     own = load_file(checkpoint.folder / "model.safetensors")
     for name in RECIPES:
         recipe, loaded = parse(name), library.load(checkpoint)
-        text = load_calibration(None, loaded.tokenizer, tokens=1024) if recipe.calibrated else None
+        text = load_calibration(None, loaded.tokenizer, tokens=512) if recipe.calibrated else None
         ledger = quantize(loaded.model, recipe, calibration=text)
         part = text_part(loaded.model)
         quantized = [row for row in ledger.rows if row.format]
@@ -108,11 +113,43 @@ def test_saved_the_wrapper_loads_with_the_same_logits(kind, folders, tmp_path):
         for tower in (row.name for row in towers):
             assert torch.equal(saved[tower], loaded.model.get_parameter(tower)), tower
         assert fit.estimate(checkpoint, recipe).stored_bytes == ledger.stored_bytes
-        if not recipe.calibrated:
-            streaming.quantize(checkpoint, recipe, tmp_path / f"{name}-streamed")
-            streamed = load_file(tmp_path / f"{name}-streamed" / "model.safetensors")
+        if name == "nf4":
+            save_file({"logits": logits}, tmp_path / "logits.safetensors")
+            streaming.quantize(checkpoint, recipe, tmp_path / "streamed")
+            streamed = load_file(tmp_path / "streamed" / "model.safetensors")
             assert streamed.keys() == saved.keys()
             assert all(torch.equal(streamed[each], saved[each]) for each in saved)
+    if kind == "qwen3_5":
+        _load_elsewhere(tmp_path)
+
+
+def _load_elsewhere(folder) -> None:
+    """Compare the logits of the streamed model in a fresh process with those in `logits.safetensors`."""
+    code = f"""
+import torch
+from safetensors.torch import load_file
+import qcore
+model = qcore.load({str(folder / "streamed")!r}).model
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(40, 72)[None]).logits
+assert torch.equal(logits, load_file({str(folder / "logits.safetensors")!r})["logits"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_perplexity_through_the_cache_and_streamed_is_that_of_the_modules(folders):
+    checkpoint = library.resolve(folders["mistral3"])
+    ids, recipe = torch.arange(200).remainder(97) + 30, parse("int8")
+    streamed = evaluate_streamed(checkpoint, [recipe], ids, window=64)
+    loaded = library.load(checkpoint)
+    whole = evaluate(loaded.model, ids, window=64)
+    assert streamed["fp32"].perplexity == pytest.approx(whole.perplexity, rel=1e-5)
+    quantize(loaded.model, recipe)
+    whole = evaluate(loaded.model, ids, window=64)
+    assert streamed["int8"].perplexity == pytest.approx(whole.perplexity, rel=1e-4)
+    cached = evaluate(loaded.model, ids, window=64, kv=KV_FORMATS["int8"])
+    assert cached.perplexity == pytest.approx(whole.perplexity, rel=0.01)
 
 
 def _is_text(stored: str) -> bool:
@@ -161,6 +198,7 @@ def test_the_settings_of_the_processor_come_along(folders, tmp_path):
     )
     for name in ("preprocessor_config.json", "tokenizer.json", "config.json", "README.md"):
         assert (tmp_path / "out" / name).is_file(), name
+    assert "AutoModelForImageTextToText.from_pretrained(" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_class_that_the_config_names_is_the_one_that_is_loaded():
