@@ -85,15 +85,6 @@ def without_conversion_bar() -> Iterator[None]:
             converter.tqdm = drawn
 
 
-def causal_class_name(model_type: str) -> str | None:
-    """Return the name of transformers' causal language model class for a model type, such as
-    "LlamaForCausalLM"; None if there is none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    return found if found is None or isinstance(found, str) else found[0]
-
-
 # -- GGUF ----------------------------------------------------------------------------------------------------
 
 

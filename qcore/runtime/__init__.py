@@ -10,6 +10,7 @@ context.py       the tokens that a model has read, and the logits after them
 families.py      the architectures whose whole step is native: names of their parts
 blocks.py        what each block of a model computes, in data
 structures.py    the same as the native code declares it
+masks.py         whether a mask is one that the native step applies
 weights.py       a model as the native step reads it
 snapshot.py      whether the model is still the one that was read
 native_cache.py  keys and values as the native step reads them

@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from qcore.base.transformers_internals import causal_class_name
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
-from qcore.layers.text_part import output_head, text_stack
+from qcore.layers.text_part import output_head
 from qcore.runtime.families import FAMILIES, Family
 from qcore.runtime.mixtures import Experts, is_mixture
 from qcore.runtime.mixtures import describe as describe_mixture
@@ -102,7 +101,9 @@ class Description:
     embedding: Any
     head: Any
     positions: Any  # an embedding of learned positions, or None
-    embedding_scale: float
+    embedding_scale: float  # of the rows of the embedding
+    input_scale: float  # of the inputs of the first block
+    windows: dict[str | None, int]  # of each kind of layers; None for a model without kinds
     logits_scale: float
     logits_cap: float
     final_norm: Norm | None
@@ -122,23 +123,20 @@ class HeldHeads:
 
 
 def stack_of(model: Any) -> Any:
-    """Return the part of a causal language model, or of a wrapper around one, that the native step replaces:
-    all but the head."""
-    return getattr(model, model.base_model_prefix)
+    """Return the part of a model that the native step replaces: the layers of its text model with embedding
+    and last norm."""
+    inner = getattr(model, model.base_model_prefix, None)  # much faster than asking each token
+    return inner if type(inner).__name__ in FAMILIES else model.get_decoder()
 
 
 def ends_of(model: Any) -> tuple[Any, Any]:
-    """Return the embedding and the head of a causal language model."""
+    """Return the embedding and the head of a model; None for a head that it does not have."""
     return model.get_input_embeddings(), output_head(model)
 
 
-def family_of(model: nn.Module) -> Family | None:
-    """Return how `model`, or the text model inside a wrapper, names its parts; None for an architecture
-    without a row."""
-    config: Any = model.config
-    text = config.get_text_config()
-    name = type(model).__name__ if text is config else causal_class_name(text.model_type)
-    return None if name is None else FAMILIES.get(name)
+def family_of(model: Any) -> Family | None:
+    """Return how `model` names its parts; None for an architecture without a row."""
+    return FAMILIES.get(type(stack_of(model)).__name__) if hasattr(model, "get_decoder") else None
 
 
 def held_heads(model: nn.Module) -> list[HeldHeads]:
@@ -152,7 +150,7 @@ def held_heads(model: nn.Module) -> list[HeldHeads]:
 
 def describe(model: nn.Module) -> Description:
     """Read `model`. Raise `Unsupported` for a part that the decoder does not know."""
-    family, config, stack = _row(model), _config(model), _text_stack(model)
+    family, config, stack = _row(model), _config(model), stack_of(model)
     rotary = getattr(stack, "rotary_emb", None)
     rotations = [] if rotary is None else list(_rotations(config))
     layers = _layers(model, family)
@@ -164,7 +162,9 @@ def describe(model: nn.Module) -> Description:
         embedding=embedding,
         head=head,
         positions=positions,
-        embedding_scale=_number(config, family.embedding_scale, getattr(embedding, "embed_scale", 1.0)),
+        embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
+        input_scale=_number(config, family.input_scale),
+        windows={_kind(config, index): block.attention.window for index, block in enumerate(blocks)},
         logits_scale=_number(config, family.logits_scale) / _number(config, family.logits_divisor),
         logits_cap=_number(config, family.logits_cap, 0.0),
         final_norm=_norm(family, getattr(stack, family.final_norm)),
@@ -184,22 +184,17 @@ def describe(model: nn.Module) -> Description:
 def _row(model: nn.Module) -> Family:
     family = family_of(model)
     if family is None:
-        known = ", ".join(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in FAMILIES)
+        known = ", ".join(name.removesuffix("Model").removesuffix("Text") for name in FAMILIES)
         raise Unsupported(f"The decoder knows {known}, and this is {type(model).__name__}.")
     return family
 
 
 def _config(model: nn.Module) -> Any:
-    config: Any = model.config
-    return config.get_text_config()
-
-
-def _text_stack(model: Any) -> Any:
-    return text_stack(model)[1]
+    return stack_of(model).config
 
 
 def _layers(model: nn.Module, family: Family) -> Any:
-    return getattr(_text_stack(model), family.layers)
+    return getattr(stack_of(model), family.layers)
 
 
 def _number(config: Any, name: str | None, otherwise: Any = 1.0) -> float:
@@ -352,7 +347,9 @@ def _feed_forward(family: Family, module: Any) -> FeedForward | Experts:
 
 
 def _check_tables(head: Any, *embeddings: Any) -> None:
-    tables: list[tuple[Any, tuple[type, ...]]] = [(head, (nn.Linear, QuantLinear))]
+    if head is None:
+        raise Unsupported("The decoder needs a head that predicts tokens, and this model has none.")
+    tables: list[tuple[Any, Any]] = [(head, (nn.Linear, QuantLinear))]
     tables += [(module, (nn.Embedding, QuantEmbedding)) for module in embeddings]
     for module, kinds in tables:
         if isinstance(module, QuantizedModule):

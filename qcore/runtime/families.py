@@ -47,7 +47,7 @@ class Family:
     has_windows: bool = False  # the config's sliding window counts
     function: str = "act_fn"  # the activation function of the feed-forward network
     # names of attributes of the config, or values
-    embedding_scale: str | None = None
+    input_scale: str | None = None  # of embeddings, in the stack; their own scale is asked of the embedding
     residual_scale: str | None = None
     logits_scale: str | None = None
     logits_divisor: str | None = None
@@ -77,56 +77,53 @@ _OLMO = Family(
     after_feed_forward="post_feedforward_layernorm",
 )
 _GRANITE = Family(
-    embedding_scale="embedding_multiplier",
-    residual_scale="residual_multiplier",
-    logits_divisor="logits_scaling",
+    input_scale="embedding_multiplier", residual_scale="residual_multiplier", logits_divisor="logits_scaling"
 )
 _GLM = Family(gate="gate_up_proj", up="gate_up_proj", function="activation_fn", interleaved=True)
 _COHERE = Family(
     before_feed_forward=None, norm="layer", interleaved=True, logits_scale="logit_scale", parallel=True
 )
 
+# by the class of the stack of layers, which models of text and wrappers of them share
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _WINDOWS,
-    "Qwen2ForCausalLM": _WINDOWS,
-    "Qwen3ForCausalLM": _WINDOWS,
-    "GemmaForCausalLM": Family(norm_offset=1.0),
-    "Gemma2ForCausalLM": _GEMMA,
-    "Gemma3ForCausalLM": _GEMMA,
-    "Phi3ForCausalLM": Family(
+    "LlamaModel": _LLAMA,
+    "MistralModel": _WINDOWS,
+    "Qwen2Model": _WINDOWS,
+    "Qwen3Model": _WINDOWS,
+    "GemmaModel": Family(norm_offset=1.0),
+    "Gemma2Model": _GEMMA,
+    "Gemma3TextModel": _GEMMA,
+    "Phi3Model": Family(
         inputs=("qkv_proj",),
         gate="gate_up_proj",
         up="gate_up_proj",
         function="activation_fn",
         has_windows=True,
     ),
-    "Olmo2ForCausalLM": _OLMO,
-    "Olmo3ForCausalLM": replace(_OLMO, has_windows=True),
-    "GraniteForCausalLM": _GRANITE,
-    "MixtralForCausalLM": _WINDOWS,
-    "Qwen2MoeForCausalLM": _WINDOWS,
-    "Qwen3MoeForCausalLM": _WINDOWS,
-    "OlmoeForCausalLM": _LLAMA,
-    "GptOssForCausalLM": _WINDOWS,
-    "PhimoeForCausalLM": _WINDOWS,
-    "GraniteMoeForCausalLM": replace(_GRANITE, feed_forward="block_sparse_moe"),
-    "SmolLM3ForCausalLM": Family(has_windows=True, rotates="use_rope"),
-    "GlmForCausalLM": _GLM,
-    "Glm4ForCausalLM": replace(
+    "Olmo2Model": _OLMO,
+    "Olmo3Model": replace(_OLMO, has_windows=True),
+    "GraniteModel": _GRANITE,
+    "MixtralModel": _WINDOWS,
+    "Qwen2MoeModel": _WINDOWS,
+    "Qwen3MoeModel": _WINDOWS,
+    "OlmoeModel": _LLAMA,
+    "GptOssModel": _WINDOWS,
+    "PhimoeModel": _WINDOWS,
+    "GraniteMoeModel": replace(_GRANITE, feed_forward="block_sparse_moe"),
+    "SmolLM3Model": Family(has_windows=True, rotates="use_rope"),
+    "GlmModel": _GLM,
+    "Glm4Model": replace(
         _GLM, after_attention="post_self_attn_layernorm", after_feed_forward="post_mlp_layernorm"
     ),
-    "CohereForCausalLM": _COHERE,
-    "Cohere2ForCausalLM": replace(_COHERE, has_windows=True, rotates="sliding_window"),
-    "Exaone4ForCausalLM": replace(_OLMO, has_windows=True, rotates="is_sliding", rotates_without_window=True),
-    "HunYuanDenseV1ForCausalLM": Family(
-        query_norm="query_layernorm", key_norm="key_layernorm", norm_last=True
-    ),
-    "Starcoder2ForCausalLM": Family(gate="c_fc", up=None, down="c_proj", function="act", has_windows=True),
-    "StableLmForCausalLM": Family(
+    "CohereModel": _COHERE,
+    "Cohere2Model": replace(_COHERE, has_windows=True, rotates="sliding_window"),
+    "Exaone4Model": replace(_OLMO, has_windows=True, rotates="is_sliding", rotates_without_window=True),
+    "HunYuanDenseV1Model": Family(query_norm="query_layernorm", key_norm="key_layernorm", norm_last=True),
+    "Starcoder2Model": Family(gate="c_fc", up=None, down="c_proj", function="act", has_windows=True),
+    "StableLmModel": Family(
         query_norm="q_layernorm", key_norm="k_layernorm", parallel="use_parallel_residual"
     ),
-    "PhiForCausalLM": Family(
+    "PhiModel": Family(
         final_norm="final_layernorm",
         before_feed_forward=None,
         query_norm="q_layernorm",
@@ -138,7 +135,7 @@ FAMILIES: dict[str, Family] = {
         function="activation_fn",
         parallel=True,
     ),
-    "GPTNeoXForCausalLM": Family(
+    "GPTNeoXModel": Family(
         final_norm="final_layer_norm",
         attention="attention",
         inputs=("query_key_value",),
@@ -150,7 +147,7 @@ FAMILIES: dict[str, Family] = {
         fused_by="head",
         parallel="use_parallel_residual",
     ),
-    "GPT2LMHeadModel": Family(
+    "GPT2Model": Family(
         layers="h",
         final_norm="ln_f",
         positions="wpe",

@@ -7,7 +7,7 @@ padding, another library's cache, another device), the modules run as usual, on 
 """
 
 import inspect
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import nn
@@ -16,11 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
 from qcore.layers.stand_in import stand_in
 from qcore.runtime.blocks import ends_of, family_of, stack_of
+from qcore.runtime.masks import padding_of
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
 from qcore.runtime.snapshot import Snapshot, is_hooked, is_replaced
 from qcore.runtime.weights import Weights, supports
-
-_PROBED, _TOLERANCE = 8, 1e-3  # tokens and relative error of the comparison with a wrapper's modules
 
 
 def attach(model: nn.Module) -> None:
@@ -46,8 +45,6 @@ def reason_against(model: nn.Module) -> str | None:
     reason = supports(model)
     if reason is None and not is_attached(model):
         return "The decoder is not attached to this model."
-    if reason is None and _is_wrapper(model) and not vars(stack_of(model))["forward"].agrees():
-        return f"{type(model).__name__} computes something other than the text model inside it."
     return reason
 
 
@@ -80,9 +77,9 @@ class _Forward:
     """Stands in for the forward of a model's stack."""
 
     def __init__(self, model: Any):
-        self._model = model
+        self._model, self._stack = model, stack_of(model)
         self._state: _State | None = None
-        signature = inspect.signature(type(stack_of(model)).forward)
+        signature = inspect.signature(type(self._stack).forward)
         self._names = list(signature.parameters)[1:]
         returned = signature.return_annotation
         classes = [each for each in (returned, *get_args(returned)) if isinstance(each, type)]
@@ -94,10 +91,9 @@ class _Forward:
         options.update(zip(self._names, arguments, strict=False))
         output = self._native(**options)
         if output is not None:
-            as_tuple = options.get("return_dict", self._model.config.return_dict) is False
+            as_tuple = options.get("return_dict", self._stack.config.return_dict) is False
             return output.to_tuple() if as_tuple else output
-        stack = stack_of(self._model)
-        return type(stack).forward(stack, **options)
+        return type(self._stack).forward(self._stack, **options)
 
     def __getstate__(self):
         return {**vars(self), "_state": None}  # addresses mean nothing in a copy
@@ -113,53 +109,47 @@ class _Forward:
         **others,
     ):
         """Return the stack's output from native calls, or None if its modules have to run."""
-        ids = input_ids
-        if not self._usable(ids, inputs_embeds, others) or (weights := self._current().weights) is None:
+        if not self._usable(input_ids, inputs_embeds, others):
             return None
-        keep = self._model.config.get_text_config().use_cache if use_cache is None else use_cache
-        starts = _padding(attention_mask, position_ids, ids, cache)
+        if (weights := self._current().weights) is None:
+            return None
+        ids, embeds = _inputs(weights, input_ids, inputs_embeds)
+        keep = self._stack.config.use_cache if use_cache is None else use_cache
+        past = 0 if cache is None else cache.get_seq_length()
+        starts = padding_of(attention_mask, position_ids, ids.shape, past, weights.windows)
         if starts is False:
             return None
-        counts_padding = position_ids is None  # the modules then count slots
+        # without position ids, the modules count slots
+        options = dict(starts=starts, counts_padding=position_ids is None, embeds=embeds)
         if cache is None and not keep:
-            return self._output(
-                last_hidden_state=_run(weights, ids, starts, counts_padding, Scratch(self._model, *ids.shape))
-            )
+            scratch = Scratch(self._model, *ids.shape)
+            return self._output(last_hidden_state=_run(weights, ids, scratch, **options))
         if (held := self._cache(cache, ids)) is None:
             return None
-        hidden = _run(weights, ids, starts, counts_padding, _layers(held))
+        hidden = _run(weights, ids, _layers(held), **options)
         return self._output(last_hidden_state=hidden, cache=held if keep else None)
 
     def _usable(self, ids, embeds, others: dict) -> bool:
-        if (
-            type(ids) is not torch.Tensor
-            or embeds is not None
-            or ids.device.type != "cpu"
-            or ids.ndim != 2
-            or not ids.numel()
-        ):
+        if (ids is None) == (embeds is None):
             return False
-        config = self._model.config
+        given, dimensions = (ids, 2) if embeds is None else (embeds, 3)
+        if type(given) is not torch.Tensor or given.device.type != "cpu" or given.ndim != dimensions:
+            return False
+        if not given.numel() or (embeds is not None and embeds.dtype != torch.float32):
+            return False
+        config = self._stack.config
         if config.output_attentions or config.output_hidden_states:
             return False
-        if any(self._counts(value) for name, value in others.items() if name != "return_dict"):
+        if any(
+            value is not None and value is not False and name != "return_dict"
+            for name, value in others.items()
+        ):
             return False
         if torch.compiler.is_compiling() or self._model.training:
             return False
-        return not (
-            torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._model.parameters())
-        )
-
-    def _counts(self, value) -> bool:
-        """Return whether an argument may change what the stack computes. A wrapper passes numbers and names
-        that say how it reads images; without images they do nothing."""
-        if value is None or value is False:
-            return False
-        if not _is_wrapper(self._model):
+        if not torch.is_grad_enabled():
             return True
-        if isinstance(value, dict | list | tuple):
-            return any(map(self._counts, value.values() if isinstance(value, dict) else value))
-        return value is True or not isinstance(value, int | float | str)
+        return not given.requires_grad and not any(each.requires_grad for each in self._model.parameters())
 
     def logits(self, ids: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache] | None:
         """See `native_logits`."""
@@ -177,32 +167,15 @@ class _Forward:
         """Return the state of the model, read again if the model has changed."""
         state = self._state
         if state is None or not state.snapshot.holds():
-            model, stack = self._model, stack_of(self._model)
+            model, stack = self._model, self._stack
             inside = [module for module in stack.modules() if module is not stack]
             native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
             weights = Weights(model) if native else None  # packs, so the snapshot comes after it
-            wraps = _is_wrapper(model)
-            if wraps and weights is not None and not self._same_as_modules(weights):
-                weights = None
             head = ends_of(model)[1]
-            is_plain = not wraps and not is_hooked(model, stack, head) and not is_replaced(model, head)
+            is_plain = not is_hooked(model, stack, head) and not is_replaced(model, head)
+            is_plain &= stack.config is model.config  # a wrapper prepares masks and logits of its own
             state = self._state = _State(Snapshot(model), weights, is_plain)
         return state
-
-    def agrees(self) -> bool:
-        """Return whether native calls run the model's stack in its present state."""
-        return self._current().weights is not None
-
-    @torch.no_grad()
-    def _same_as_modules(self, weights: Weights) -> bool:
-        """Return whether the native step and the modules of a wrapper's stack agree on a few tokens. A
-        wrapper may change what its text model computes: that of PaliGemma reads prompts without a causal
-        mask."""
-        stack = stack_of(self._model)
-        ids = torch.arange(_PROBED)[None].remainder(weights.tokens)
-        native = _run(weights, ids, None, True, Scratch(self._model, *ids.shape))
-        modules = type(stack).forward(stack, input_ids=ids, use_cache=False).last_hidden_state
-        return torch.allclose(native, modules, rtol=_TOLERANCE, atol=_TOLERANCE * float(modules.abs().max()))
 
     def _cache(self, cache, ids: torch.Tensor) -> Cache | None:
         """Return the cache to use, with native layers; None if the modules have to run on the given one.
@@ -223,50 +196,30 @@ class _Forward:
         return cache if layers.sequences in (None, ids.shape[0]) else None
 
 
-def _is_wrapper(model: Any) -> bool:
-    return model.config.get_text_config() is not model.config
-
-
 def _layers(cache: Cache) -> NativeLayers:
     return cast(NativeLayers, cache.layers)
 
 
-def _run(
-    weights: Weights,
-    ids: torch.Tensor,
-    starts: torch.Tensor | None,
-    counts_padding: bool,
-    layers: NativeLayers | Scratch,
-) -> torch.Tensor:
+def _run(weights: Weights, ids: torch.Tensor, layers: NativeLayers | Scratch, **options) -> torch.Tensor:
     """Return the stack's output for `ids` (sequences, tokens) and append keys and values to `layers`."""
     layers.reserve(ids.shape[0], layers.length + ids.shape[1])
     hidden = torch.empty(*ids.shape, weights.hidden)
-    weights.run(_checked(weights, ids), layers, starts, counts_padding=counts_padding, hidden=hidden)
+    weights.run(_checked(weights, ids), layers, hidden=hidden, **options)
     return hidden
+
+
+def _inputs(
+    weights: Weights, ids: torch.Tensor | None, embeds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return token ids and, in place of their embeddings, what the first block gets."""
+    if embeds is None:
+        assert ids is not None
+        return ids, None
+    scaled = embeds if weights.input_scale == 1.0 else embeds * weights.input_scale
+    return torch.zeros(embeds.shape[:2], dtype=torch.int64), scaled.contiguous()
 
 
 def _checked(weights: Weights, ids: torch.Tensor) -> torch.Tensor:
     if int(ids.min()) < 0 or int(ids.max()) >= weights.tokens:
         raise IndexError(f"a token lies outside the vocabulary of {weights.tokens}")
     return ids.to(torch.int64).contiguous()
-
-
-def _padding(mask, position_ids, ids: torch.Tensor, cache) -> torch.Tensor | Literal[False] | None:
-    """Return how many slots of each sequence are padding (sequences,); None for none, False if mask or
-    positions describe anything else."""
-    past = 0 if cache is None else cache.get_seq_length()
-    total = past + ids.shape[1]
-    starts = None
-    if mask is not None:
-        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape != (ids.shape[0], total):
-            return False
-        kept = mask != 0
-        if not kept.all():
-            starts = (~kept).sum(1)
-            if not torch.equal(kept, torch.arange(total) >= starts[:, None]):
-                return False
-    if position_ids is not None:
-        expected = torch.arange(past, total)[None] - (0 if starts is None else starts[:, None])
-        if not ((position_ids == expected) | (expected < 0)).all():  # positions of padding do not matter
-            return False
-    return starts

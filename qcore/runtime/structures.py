@@ -96,6 +96,6 @@ class Call(ctypes.Structure):
         *((name, _int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
         *((name, Buffer) for name in ("starts", "ids", "rotations")),
         ("counts_padding", _int64),
-        *((name, Buffer) for name in ("hidden", "logits")),
+        *((name, Buffer) for name in ("embeds", "hidden", "logits")),
         ("best", ctypes.c_void_p),
     ]

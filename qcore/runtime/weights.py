@@ -42,6 +42,7 @@ class Weights:
         found = blocks.describe(model)
         self._keep: list[Any] = []  # keeps alive what the native side points to
         self._description = found
+        self.windows, self.input_scale = found.windows, found.input_scale
         self._rotations: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._is_long: list[bool] | None = None
         self._stored_rotations: ctypes.Array = (structures.Rotation * 0)()
@@ -53,7 +54,7 @@ class Weights:
             layers=self.layers,
             hidden=self.hidden,
             vocabulary=self.vocabulary,
-            embedding_scale=found.embedding_scale,
+            embedding_scale=found.embedding_scale * found.input_scale,
             logits_scale=found.logits_scale,
             logits_cap=found.logits_cap,
             final_norm=self._norm(found.final_norm, self.hidden),
@@ -70,6 +71,7 @@ class Weights:
         starts: torch.Tensor | None = None,
         *,
         counts_padding: bool = False,
+        embeds: torch.Tensor | None = None,
         hidden: torch.Tensor | None = None,
         logits: torch.Tensor | None = None,
     ) -> None:
@@ -77,8 +79,9 @@ class Weights:
         must have room for them.
 
         `starts` (sequences,) int64 is the number of padding slots of each sequence, which positions leave out
-        unless they count padding. Fill `hidden` (sequences,
-        tokens, hidden) with the inputs of the head, or, for one sequence, `logits` (vocabulary,) after the
+        unless they count padding. `embeds` (sequences, tokens, hidden) takes the place of the embedding's
+        rows, already scaled. Fill `hidden` (sequences, tokens, hidden) with the inputs of the head, or, for
+        one sequence, `logits` (vocabulary,) after the
         last token. Raise `MemoryError` if buffers for CHUNK tokens do not fit.
         """
         sequences, tokens = ids.shape
@@ -105,6 +108,7 @@ class Weights:
             library.buffer(ids, torch.int64),
             (ctypes.addressof(rotations), ctypes.sizeof(rotations)),
             counts_padding,
+            library.buffer(embeds, torch.float32),
             library.buffer(hidden, torch.float32),
             library.buffer(logits, torch.float32),
             ctypes.addressof(best),

@@ -39,7 +39,7 @@ def test_a_wrapper_around_a_known_text_model_takes_the_native_step(kind, monkeyp
     torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
 
 
-def test_a_wrapper_that_changes_its_text_model_runs_its_modules(monkeypatch):
+def test_what_a_wrapper_does_to_the_output_of_its_text_model_stays(monkeypatch):
     model = wrapped_models.model("mistral3")
     quantize(model, parse("int8"))
     stack = type(model.base_model)
@@ -52,7 +52,7 @@ def test_a_wrapper_that_changes_its_text_model_runs_its_modules(monkeypatch):
         return output
 
     monkeypatch.setattr(stack, "forward", shifted)
-    assert "computes something other than the text model inside it" in runtime.reason_against(model)
+    assert runtime.reason_against(model) is None
     attached = _generate(model)
     runtime.detach(model)
     assert torch.equal(_generate(model), attached)

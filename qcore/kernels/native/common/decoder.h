@@ -139,7 +139,8 @@ struct Call {
   Buffer<const int64_t> starts;  // (sequences): slots before it are padding; absent without padding
   Buffer<const int64_t> ids;     // (sequences, tokens)
   Buffer<const Rotation> rotations;
-  int64_t counts_padding;  // whether the positions of tokens count the padding before them
+  int64_t counts_padding;      // whether the positions of tokens count the padding before them
+  Buffer<const float> embeds;  // (sequences, tokens, hidden) in place of embedded ids; or absent
   // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence,
   // the logits after its last token and the index of the largest.
   Buffer<float> hidden;  // (sequences, tokens, hidden)

@@ -141,9 +141,13 @@ class Step {
 
   void embed(int64_t t, const Own& own) const {
     float* x = own.stream + t * model_.hidden;
-    look_up(model_.embedding, call_.ids.data[t], x);
-    if (model_.embedding_scale != 1.f)
-      for (int64_t i = 0; i < model_.hidden; ++i) x[i] *= model_.embedding_scale;
+    if (call_.embeds.data) {
+      std::memcpy(x, call_.embeds.data + t * model_.hidden, model_.hidden * 4);
+    } else {
+      look_up(model_.embedding, call_.ids.data[t], x);
+      if (model_.embedding_scale != 1.f)
+        for (int64_t i = 0; i < model_.hidden; ++i) x[i] *= model_.embedding_scale;
+    }
     if (!model_.positions.rows) return;
     look_up(model_.positions, position_of(call_, t), own.spare);
     for (int64_t i = 0; i < model_.hidden; ++i) x[i] += own.spare[i];

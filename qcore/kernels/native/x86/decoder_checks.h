@@ -122,6 +122,7 @@ inline Status check(const Model& model, const Cache& cache, const Call& call) {
   if (!call.ids.holds(call.sequences, call.tokens) ||
       (call.starts.data && !call.starts.holds(call.sequences)))
     return kShortInput;
+  if (call.embeds.data && !call.embeds.holds(call.sequences * call.tokens, model.hidden)) return kShortInput;
   for (int64_t i = 0; i < call.sequences * call.tokens; ++i)
     if (call.ids.data[i] < 0 || call.ids.data[i] >= model.embedding.rows) return kBadIndex;
   for (int64_t i = 0; call.starts.data && i < call.sequences; ++i)
