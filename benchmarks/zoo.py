@@ -116,10 +116,13 @@ _OTHERS = ("like Llama 3.2 1B", _shape(1024, 4096, 16, 4, 64))  # of a family wi
 
 
 def families() -> list[str]:
-    """Return the architectures that the native step knows."""
+    """Return the architectures that the native step knows, which names them by their stacks of layers."""
+    import transformers
+
     from qcore.runtime.families import FAMILIES
 
-    return list(FAMILIES)
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return [known[getattr(transformers, stack).config_class].__name__ for stack in FAMILIES]
 
 
 def config(architecture: str, layers: int | None = None) -> Any:
