@@ -35,7 +35,9 @@ def places(model: torch.nn.Module) -> Iterator[tuple[Place, torch.Tensor]]:
 def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Return (name in the file, tensor in float32) for every weight of `model`."""
     for place, parameter in places(model):
-        yield place.name, place.pick(parameter).float() + place.shift
+        experts = parameter.ndim == 3
+        picked = torch.stack([*map(place.pick, parameter)]) if experts else place.pick(parameter)
+        yield place.name, picked.float() + place.shift
     yield from gguf_metadata.extra_tensors(model.config).items()
 
 

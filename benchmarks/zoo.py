@@ -182,9 +182,12 @@ def measure(architecture: str, threads: int, rounds: int, python: str | None, sa
         workers = [(own, item) for recipe in RECIPES for item in (recipe, f"{recipe} modules")]
         reason = about.pop("no_gguf")
         if python and reason is None:
-            llama = stack.enter_context(_llama(folder, options, python))
-            about[LLAMA] = llama.ready()
-            workers.append((llama, "q4_0"))
+            try:
+                llama = stack.enter_context(_llama(folder, options, python))
+                about[LLAMA] = llama.ready()
+                workers.append((llama, "q4_0"))
+            except RunError:
+                reason = f"{LLAMA} does not load the model"
         for number in range(-1, rounds):
             say(f"  {'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}")
             for worker, item in workers if number % 2 else workers[::-1]:
