@@ -58,6 +58,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return "Did you mean …?" with the nearest of the `known` names, or None if none is near."""
-    near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    """Return "Did you mean …?" with the nearest of the `known` names, or those that have `name` as a part, or
+    None if there are none."""
+    known = list(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = near or [each for each in known if name in each.split("-")][:3]
     return f"Did you mean {' or '.join(near)}?" if near else None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT, WIKITEXT = "default", "wikitext-2"
 _WIKITEXT_ID = "Salesforce/wikitext"
+_NEARLY_WIKITEXT = ("wikitext", "wikitext2", "wikitext2raw", "wikitext2rawv1")
 _PATIENCE = 10  # seconds for the hub to answer
 LARGEST_TEXT = 200_000_000  # bytes
 
@@ -62,6 +63,8 @@ def load_text(source: str | Path | None = None) -> Text:
     if source == WIKITEXT:
         return _text("WikiText-2 raw, test", with_line_feeds(_wikitext()))
     path = Path(source).expanduser()
+    if re.sub(r"[^a-z0-9]", "", str(source).lower()) in _NEARLY_WIKITEXT and not path.exists():
+        raise InputError(f"There is no file {str(source)!r}. Did you mean {WIKITEXT}?")
     return text_from_bytes(path.name, read_bytes(path, LARGEST_TEXT, "a text"))
 
 

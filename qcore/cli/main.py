@@ -162,7 +162,7 @@ def _sentence(error: TyperException, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else PROGRAM
     wrong = getattr(error, "option_name", None)
-    if wrong is None:
+    if wrong is None or type(error).__name__ != "NoSuchOption":  # typer does not export the class
         message = error.format_message()
         return f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} See {path} --help."
     known = (
@@ -176,7 +176,7 @@ def _sentence(error: TyperException, arguments: list[str]) -> str:
         else []
     )
     word = next((each for each in arguments if each.startswith(wrong)), wrong)
-    if not wrong.startswith("--") or Path(word).exists():
+    if (not word.startswith("--") and len(word) > 2) or Path(word).exists():
         name = "" if context is None or context.parent is None else f"{context.info_name} … "
         return (
             f"There is no option {word}. If that is a name, put -- before it, after all options: "

@@ -204,6 +204,8 @@ def parse(name: str) -> Recipe:
         return Recipe(name, Engine(engine.name, variant.name))
     found = Name.read(name)
     if found is None:
+        if match := re.fullmatch(r"([2-8])[-_ ]?bits?", name):
+            raise InputError(f"Unknown recipe {name!r}. Did you mean int{match[1]}?")
         if len(words := re.split(r"[\s;]+", name)) > 1 and all(words):
             raise InputError(f"Unknown recipe {name!r}. Separate recipes by commas: {','.join(words)}.")
         raise unknown("recipe", name, names())
