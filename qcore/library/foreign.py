@@ -9,7 +9,7 @@ so. Sizes in the ledger are those of the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,22 @@ def load(checkpoint: Checkpoint, progress: Progress | None = None) -> tuple[PreT
     Raise `InputError` for a parameter without weights, for an expert that is missing, and for weights that
     cannot be read.
     """
+    model, ledger = _load(checkpoint, progress, widen=False)
+    run_whole_steps(model)
+    recipe = Recipe(FILE + Path(checkpoint.name).name, Saved(checkpoint.name))
+    return model.eval(), replace(ledger, recipe=recipe.name), recipe
+
+
+def values(checkpoint: Checkpoint, progress: Progress | None = None) -> PreTrainedModel:
+    """Return the model of `checkpoint` with the values of its weights, in fp32. Raise `InputError` as `load`
+    does."""
+    model, _ = _load(checkpoint, progress, widen=True)
+    return model.eval()
+
+
+def _load(
+    checkpoint: Checkpoint, progress: Progress | None, *, widen: bool
+) -> tuple[PreTrainedModel, Ledger]:
     config = to_transformers(checkpoint.config)
     model = empty_model(config)
     found = _by_parameter(stored_weights(checkpoint, model))
@@ -108,12 +124,9 @@ def load(checkpoint: Checkpoint, progress: Progress | None = None) -> tuple[PreT
         if progress is not None:
             progress(i, len(coded), f"reading {name}")
         users = [target for target in targets.values() if name in (target.name, named[target.name][1])]
-        _fill(checkpoint, model, found[name], users)
+        _fill(checkpoint, model, found[name], users, widen=widen)
         give_back()  # the work space of decoding, about 1 ms per weight
-    recipe = Recipe(FILE + Path(checkpoint.name).name, Saved(checkpoint.name))
-    ledger = Ledger(recipe.name, tuple(_rows(found, named)))
-    run_whole_steps(model)
-    return model.eval(), ledger, recipe
+    return model, Ledger(checkpoint.name, tuple(_rows(found, named)))
 
 
 def stored_weights(checkpoint: Checkpoint, model: PreTrainedModel) -> list[StoredWeight]:
@@ -239,10 +252,15 @@ def _values(checkpoint: Checkpoint, parameter: _Parameter, like: torch.Tensor) -
 
 
 def _fill(
-    checkpoint: Checkpoint, model: PreTrainedModel, parameter: _Parameter, users: Sequence[Target]
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    parameter: _Parameter,
+    users: Sequence[Target],
+    *,
+    widen: bool,
 ) -> None:
-    """Install the codes of a parameter in all modules that use it, or its values if its parts have different
-    formats."""
+    """Install the codes of a parameter in all modules that use it; its values if its parts have different
+    formats, or with `widen`."""
     matrices = _matrices(checkpoint, parameter)
     count, *shape = users[0].shape(model)
     if len(matrices) != count or any(list(matrix.shape) != shape for matrix in matrices):
@@ -250,7 +268,7 @@ def _fill(
             f"{parameter.weights[0].name} of {checkpoint.name} has the shape {tuple(matrices[0].shape)}, but "
             f"its config.json demands {tuple(shape)}."
         )
-    codes = [matrix for matrix in matrices if isinstance(matrix, QuantizedTensor)]
+    codes = [matrix for matrix in matrices if isinstance(matrix, QuantizedTensor) and not widen]
     if len(codes) < len(matrices):
         parameter.own_reason = (
             parameter.own_reason

@@ -18,7 +18,7 @@ from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models import hub
 from qcore.models.checkpoint import Checkpoint, read_folder
-from qcore.models.config import check_against, is_ours, quantized_by, read_config
+from qcore.models.config import LOW_PRECISION, check_against, is_ours, quantized_by, read_config
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
 from qcore.models.unread import count_unread
@@ -73,6 +73,8 @@ def _foreign(folder: Path, name: str) -> Checkpoint | None:
 
 def _as_it_is(checkpoint: Checkpoint, method: str) -> Checkpoint:
     note = f" It was quantized by another library ({method}). Recipes start from the original model."
+    if method in LOW_PRECISION:
+        note = f" It is stored as {method}. Recipes start from its values, which are dequantized first."
     return replace(checkpoint, is_quantized=True, description=checkpoint.description + note)
 
 

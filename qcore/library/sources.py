@@ -7,7 +7,7 @@ from qcore.base.progress import Progress
 from qcore.library.plain import describe
 from qcore.models import packaged
 from qcore.models.checkpoint import ONNX_MANIFEST, Checkpoint, read_folder
-from qcore.models.config import check_against, quantized_by, read_config
+from qcore.models.config import LOW_PRECISION, check_against, quantized_by, read_config
 from qcore.models.headers import TensorInfo
 from qcore.models.names import Name, classify
 
@@ -51,7 +51,7 @@ def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
     if name.kind == "folder":
         folder = Path(name.text).expanduser().absolute()
         words = " ".join(filter(None, ("A local folder.", describe(folder))))
-        return _read(folder, name.text, "folder", words, as_stored=as_stored)
+        return _read(folder, name.text, "folder", words, as_stored=as_stored, progress=progress)
     if name.kind == "gguf":
         from qcore.models import gguf_checkpoint, gguf_file
 
@@ -71,17 +71,29 @@ def _read(
     revision: str | None = None,
     *,
     as_stored: bool = False,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Check a folder of weights or of an exported graph, and describe it."""
     if (folder / ONNX_MANIFEST).exists():
         from qcore.library import onnx_folder
 
         return onnx_folder.checkpoint(folder, name, description)
-    if as_stored and (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
         config, _ = read_config(folder, quantized=True)
-        if method := quantized_by(config, folder):
-            return _foreign(read_folder(folder, name, source, description, revision, quantized=True), method)
+        method = quantized_by(config, folder)
+        if method is not None and (as_stored or method in LOW_PRECISION):
+            stored = read_folder(folder, name, source, description, revision, quantized=True)
+            found = _foreign(stored, method)
+            return found if as_stored else _widened(found, description, progress)
     return read_folder(folder, name, source, description, revision)
+
+
+def _widened(found: Checkpoint, description: str, progress: Progress | None) -> Checkpoint:
+    """Return the checkpoint of the values of `found`, which is stored in low precision."""
+    from qcore.library import widened
+
+    folder, words = widened.prepare(found, progress)
+    return read_folder(folder, found.name, found.source, f"{description} {words}", found.revision)
 
 
 def _foreign(checkpoint: Checkpoint, method: str) -> Checkpoint:
@@ -104,4 +116,4 @@ def _from_hub(name: Name, as_stored: bool, progress: Progress | None) -> Checkpo
 
     folder, commit, note = hub.fetch(name.text, name.revision, progress, quantized=as_stored)
     words = f"From the hub at commit {commit[:12]}.{note}"
-    return _read(folder, name.text, "hub", words, commit, as_stored=as_stored)
+    return _read(folder, name.text, "hub", words, commit, as_stored=as_stored, progress=progress)

@@ -202,8 +202,13 @@ def quantized_by(config: dict, folder: Path) -> str | None:
     return None if found is None else found[0]
 
 
+# The forms in which models are published, and not only quantized afterwards; see `library/widened.py`.
+LOW_PRECISION = ("fp8", "fbgemm_fp8", "mxfp4")
+
+
 def _refuse_quantized(config: dict, folder: Path) -> None:
-    if name := quantized_by(config, folder):
+    name = quantized_by(config, folder)
+    if name and name not in LOW_PRECISION:
         raise InputError(
             f"{folder.name} is already quantized ({name}). Start from the original model: quantizing it "
             "again would measure both losses at once."

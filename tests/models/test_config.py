@@ -61,7 +61,7 @@ def test_fields_that_choose_code_are_stripped_and_named(folder):
     assert "/" not in model.config._attn_implementation
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf"])
 @pytest.mark.parametrize("nested", [False, True], ids=["top", "nested"])
 def test_quantized_checkpoints_are_refused_by_name(folder, method, nested):
     entry = {"quantization_config": {"quant_method": method, "bits": 4}}
