@@ -44,7 +44,7 @@ def test_recipes_start_from_the_values_of_the_file(kind, tmp_path):
     folder = write(kind, tmp_path)
     stored, plain = qcore.load(str(folder)), library.load(library.resolve(folder))
     assert plain.ledger is None and plain.recipe is None
-    assert f"Stored as {kind[:5].strip()} and dequantized" in plain.checkpoint.description
+    assert f"Stored as {kind.split()[0]} and dequantized" in plain.checkpoint.description
     torch.testing.assert_close(plain.model(IDS).logits, stored.model(IDS).logits, rtol=1e-4, atol=1e-4)
     assert {info.dtype for info in plain.checkpoint.tensors.values()} == {"F32"}
     for stream in (False, True):
