@@ -209,18 +209,25 @@ class _Products(TorchFunctionMode):
         )
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if function in self._products and len(arguments) > 1:
+        if len(arguments) > 1 and self._is_own(arguments[1]):
             inputs, weight = arguments[0], arguments[1]
-            own = self.parameter.untyped_storage().data_ptr()
-            if (
-                isinstance(weight, torch.Tensor)
-                and weight.ndim == 2
-                and weight.untyped_storage().data_ptr() == own
-            ):
+            if function in self._products and weight.ndim == 2:
                 size = self.parameter[0].numel()
                 expert = (weight.storage_offset() - self.parameter.storage_offset()) // size
                 self.seen.append((expert, inputs.detach().flatten(0, -2).float()))
+            elif function is torch.bmm:
+                self.seen += enumerate(map(_routed, inputs.detach().float()))
         return function(*arguments, **(keywords or {}))
+
+    def _is_own(self, weight: object) -> bool:
+        own = self.parameter.untyped_storage().data_ptr()
+        return isinstance(weight, torch.Tensor) and weight.untyped_storage().data_ptr() == own
+
+
+def _routed(inputs: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `inputs` (n, K) that are not zero: Llama 4 gives every token to every expert, and
+    multiplies those that are not routed to it by 0."""
+    return inputs[inputs.ne(0).any(dim=1)]
 
 
 def _within(block: nn.Module, prefix: str, target: Target) -> nn.Module:

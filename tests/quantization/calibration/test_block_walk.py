@@ -14,6 +14,7 @@ from qcore.quantization.calibration.store import BlockStore
 from qcore.quantization.convert import quantize
 from qcore.quantization.methods import METHODS
 from qcore.recipes import parse
+from tests import zoo
 
 KINDS = ["llama", "gpt2", "moe"]
 
@@ -115,6 +116,28 @@ def test_experts_see_the_tokens_that_the_router_sends():
     model(ids())
     hook.remove()
     for target in (target for target in work.targets if target.kind == "experts"):
+        assert [moments.tokens for moments in work.moments_of_experts(target)] == sent
+
+
+@torch.no_grad()
+def test_experts_in_one_batched_product_see_the_tokens_that_the_router_sends():
+    """Llama 4 multiplies all experts by torch.bmm, and tokens of other experts are zeros there: its experts
+    once counted as not reached by the text."""
+    model = zoo.model("llama4_text").float()
+    work = work_on(model, 0)
+    sent = [0] * 4
+    router = model.model.layers[0].feed_forward.router
+
+    def count(module, arguments, output):
+        for expert in output[0].gt(0).nonzero()[:, 1].tolist():
+            sent[expert] += 1
+
+    hook = router.register_forward_hook(count)
+    model(ids())
+    hook.remove()
+    experts = [target for target in work.targets if target.kind == "experts"]
+    assert len(experts) == 2 and sum(sent) > 0
+    for target in experts:
         assert [moments.tokens for moments in work.moments_of_experts(target)] == sent
 
 
