@@ -1,12 +1,17 @@
 """The native mixture of experts against plain torch."""
 
+import ctypes
 from typing import NamedTuple
 
 import pytest
 import torch
+from guarded import guarded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_weights import FORMATS, weight
 
-from qcore.kernels import library, mixture
+from qcore.base.errors import InputError
+from qcore.kernels import arena, library, mixture
 from qcore.kernels.mixture import Expert, Gating, Matrix, Mixture, Router
 from qcore.kernels.packed import PackedWeight
 
@@ -167,3 +172,31 @@ def test_threads_agree():
 @pytest.mark.parametrize("function", mixture.FUNCTIONS)
 def test_functions(function):
     check(*make(SHAPES["odd"], Gating(function)))
+
+
+@pytest.fixture(scope="module")
+def guarded_mixture():
+    """A mixture whose panels end where readable memory ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "empty", lambda nbytes: guarded(torch.zeros(nbytes, dtype=torch.uint8)))
+        return make(SHAPES["odd"], GATINGS["silu"], shared=50, bias=True)[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(("layer", "router")), st.sampled_from((1, 3, 30)), st.data())
+def test_no_numbers_make_it_leave_its_buffers(guarded_mixture, which, tokens, data):
+    kept = guarded_mixture.layer
+    layer = guarded_mixture.layer = type(kept).from_buffer_copy(kept)
+    place = layer if which == "layer" else layer.router
+    names = [name for name, kind in place._fields_ if kind is ctypes.c_int64]
+    for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
+        value = getattr(place, name)
+        odd = (-1, 0, 1, 2, 8, 2**31 - 1, 2**40, value - 1, value + 1, 2 * value)
+        setattr(place, name, data.draw(st.sampled_from(odd), label=name))
+    try:
+        result = guarded_mixture.run(guarded(torch.randn(tokens, kept.hidden)))
+        assert result.shape == (tokens, kept.hidden)
+    except (InputError, MemoryError, IndexError):
+        pass
+    finally:
+        guarded_mixture.layer = kept
