@@ -14,10 +14,10 @@ _CHUNK = 1 << 24  # elements per check
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise `InputError` with the index of the first NaN or infinity of `tensor`, read in pieces to avoid a
-    copy."""
+    copy. A single number may be infinite: the open end of a range, as in Gemma 4's audio tower."""
     import torch
 
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or (tensor.ndim == 0 and not tensor.isnan()):
         return
     flat = tensor.reshape(-1)
     for start in range(0, flat.numel(), _CHUNK):

@@ -1,8 +1,10 @@
 """Models whose files hold several weights in one tensor: streamed whole, or refused before any work."""
 
 import pytest
+import torch
 
 from qcore.base.errors import InputError
+from qcore.library.finite import require_finite
 from qcore.recipes import parse
 from qcore.verbs import export
 from tests.zoo import build
@@ -36,3 +38,11 @@ def test_sizes_that_differ_between_layers(tmp_path):
 def test_flat_configs_that_share_a_class(kind, tmp_path):
     subject = Subject(kind, build(kind, tmp_path / "original"), tmp_path)
     assert run(subject, "load").outcome == "ok"
+
+
+def test_an_open_bound_is_no_weight(tmp_path):
+    """Gemma 4's audio tower stores infinite bounds, and was refused for weights that are not finite."""
+    require_finite("bound", torch.tensor(float("inf")))
+    for tensor in (torch.tensor(float("nan")), torch.tensor([float("inf")])):
+        with pytest.raises(InputError, match="must be finite"):
+            require_finite("weight", tensor)

@@ -43,7 +43,7 @@ def recipe(subject: Subject, name: str) -> str:
     options = {"calibration": TEXT, "calibration_tokens": CALIBRATION} if parse(name).calibrated else {}
     loaded = qcore.quantize(subject.load(), name, **options)
     assert loaded.ledger is not None
-    found = {row.name for row in loaded.ledger.quantized}
+    found = {row.name for row in loaded.ledger.rows if row.format is not None}  # under all names of tied ones
     kept = {row.name for row in loaded.ledger.rows if row.format is None and row.reason}
     expected = linear_weights(subject.plain)
     if name.endswith("head8"):
@@ -72,7 +72,7 @@ def linear_weights(model: nn.Module) -> set[str]:
     routers."""
     names = set()
     head = model.get_output_embeddings()
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if module is head or path.rsplit(".")[-1] in ("gate", "router") or "Router" in type(module).__name__:
             continue
         for own, parameter in module.named_parameters(recurse=False):
@@ -160,7 +160,7 @@ def generate(subject: Subject) -> str:
     (first, expected), *others = ways.items()
     for way, written in others:
         for prompt, one, other in zip(prompts, expected, written, strict=True):
-            if not _same(model, prompt, one, other):
+            if not _same(model, prompt, one, other, trusted=way != "transformers' generate"):
                 raise Fault(f"{first} and {way} give other tokens: {one} and {other}")
     return "native step" if native else "modules"
 
@@ -189,13 +189,18 @@ def _decode(model: nn.Module, prompts: list[torch.Tensor]) -> list[list[int]]:
     return written
 
 
-def _same(model: nn.Module, prompt: torch.Tensor, one: list[int], other: list[int]) -> bool:
-    """Return whether both continuations are equal up to the end of a text, or leave each other at a tie."""
+def _same(
+    model: nn.Module, prompt: torch.Tensor, one: list[int], other: list[int], trusted: bool = True
+) -> bool:
+    """Return whether both continuations are equal up to the end of a text, or leave each other at a tie. If
+    `other` is not `trusted`, it is enough that `one` is what the model's forward gives: RoBERTa's `generate`
+    counts positions otherwise than its forward."""
     for step, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             seen = torch.cat((prompt, torch.tensor([one[:step]], dtype=torch.long)), dim=1)
             last = model(input_ids=seen, use_cache=False).logits[0, -1]
-            return abs(float(last[left] - last[right])) < MARGIN
+            tied = abs(float(last[left] - last[right])) < MARGIN
+            return tied or (not trusted and float(last.max() - last[left]) < MARGIN)
     return True
 
 

@@ -106,7 +106,7 @@ OVERRIDES: dict[str, Override] = {
         lambda shape: {
             "indexer_n_heads": 2,
             "indexer_kv_heads": 1,
-            "indexer_head_dim": 32,
+            "indexer_head_dim": shape.head_dim,
             "indexer_budget": 16,
             "indexer_compress_ratio": 4,
             "ple_layer_ids": [1],
@@ -139,6 +139,10 @@ OVERRIDES: dict[str, Override] = {
     "gpt_neo": Override(
         lambda shape: {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
         "the kinds of attention are counted",
+    ),
+    "diffllama": Override(
+        lambda shape: {"num_attention_heads": 4, "num_key_value_heads": 2},
+        "values are split along an even number of key-value heads",
     ),
     "helium": Override(
         lambda shape: {"head_dim": shape.hidden // shape.heads}, "o_proj has hidden_size inputs"
@@ -178,8 +182,9 @@ OVERRIDES: dict[str, Override] = {
             "axial_pos_embds_dim": (shape.hidden // 4, shape.hidden * 3 // 4),
             "attn_layers": ["local", "lsh"],
             "num_buckets": 4,
+            "hash_seed": 0,
         },
-        "positions are a grid of two embeddings",
+        "positions are a grid of two embeddings, and hashes are random without a seed",
     ),
     "xlstm": Override(lambda shape: {"hidden_size": 128, "num_heads": 4}, "widths are rounded up to 64"),
     "xmod": Override(lambda shape: {"default_language": "en_XX"}, "there is an adapter for each language"),

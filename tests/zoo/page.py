@@ -15,7 +15,7 @@ _BASICS = ("load", "int8", "int4-g32", "nf4", "int4-g32-head8", "plan", "reload"
 _EXPORTS = ("gguf", "compressed-tensors", "gptq", "onnx")
 _INTRODUCTION = """# Models
 
-Written by `python -m tests.zoo --all`; do not edit. transformers {version} registers {registered} model types
+Written by `python -m tests.zoo`; do not edit. transformers {version} registers {registered} model types
 with a causal language model class. {driven} of them were driven through qcore as tiny checkpoints: random
 weights, two to four layers, every kind of layer of the architecture among them, widths of 64 to 128 that are
 often not a multiple of 32, one or two key-value heads, head sizes other than width / heads, tied and untied,
