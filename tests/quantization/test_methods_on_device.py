@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 
 from qcore import recipes
 from qcore.formats.k_quants import KQuant
-from qcore.kernels import choosing, dispatch, rounding
+from qcore.kernels import choosing, dispatch, gpu, rounding
 from qcore.quantization import convert
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.methods import awq, gptq, joint, rtn, signround
@@ -52,10 +52,11 @@ def parts(quantized) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def in_torch(monkeypatch):
-    """Choose and round in plain torch on the CPU too, as the device does."""
+    """Choose, round and multiply in plain torch on both."""
     monkeypatch.setattr(choosing, "available", lambda levels: False)
     monkeypatch.setattr(rounding, "reason_against", lambda weight, format: "in torch")
     monkeypatch.setattr(dispatch, "reason_for_reference", lambda weight: "in torch")
+    monkeypatch.setattr(gpu, "kernel_of", lambda weight, activations: gpu.Kernel(None, "in torch"))
     monkeypatch.setattr(signround, "STEPS", 2)
     monkeypatch.setattr(joint, "STEPS", 2)
     monkeypatch.setattr(awq, "STEPS", 4)
