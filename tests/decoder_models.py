@@ -96,6 +96,13 @@ CONFIGS = {
         layer_types=["sliding_attention", "full_attention"],
         rope_parameters=BY_LAYER,
     ),
+    "gemma3-windows-alone": Gemma3TextConfig(  # the config has angles for a kind of layers that there is not
+        **SIZES,
+        head_dim=32,
+        sliding_window=10,
+        layer_types=["sliding_attention"] * 2,
+        rope_parameters=BY_LAYER,
+    ),
     "phi3": Phi3Config(**SIZES, sliding_window=10, **NO_PADDING, rope_parameters=PARTIAL),
     "olmo2": Olmo2Config(**SIZES),
     "olmo3": Olmo3Config(

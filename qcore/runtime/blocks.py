@@ -207,7 +207,8 @@ def _rotations(config: Any) -> Iterator[Rotation]:
     """Return one per kind of layers, or one for all layers alike."""
     parameters = getattr(config, "rope_parameters", None) or {}
     by_kind = bool(parameters) and all(isinstance(value, dict) for value in parameters.values())
-    for kind, one in parameters.items() if by_kind else [(None, parameters)]:
+    used = {kind: one for kind, one in parameters.items() if kind in config.layer_types} if by_kind else None
+    for kind, one in [(None, parameters)] if used is None else used.items():
         name = one.get("rope_type", "default")
         if name not in ROPE_TYPES:
             raise Unsupported(f"The decoder does not know the position encoding {name!r}.")
