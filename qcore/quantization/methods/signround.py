@@ -108,7 +108,9 @@ class Learned:
 
     def update(self, rate: float) -> None:
         """Take one step of size `rate` against the sign of the gradients (SignRound, arXiv 2309.05516,
-        section 3)."""
+        section 3). What the block does not use, or runs without gradients, keeps GPTQ's codes."""
+        if self.position.grad is None:
+            return
         self.position.data.sub_(_sign(self.position), alpha=rate)
         self.position.grad = None
         if self.grid.scaled:
@@ -192,7 +194,7 @@ def _learn(
         rate = (1 - step / steps) / steps
         for each in learned.values():
             each.update(rate)
-        for gain in gains.values():
+        for gain in (gain for gain in gains.values() if gain.grad is not None):
             gain.data.sub_(_sign(gain), alpha=rate * NORM_RATE)
             gain.grad = None
         step += 1

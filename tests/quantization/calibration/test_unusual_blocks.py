@@ -421,3 +421,12 @@ def test_a_shared_module_is_refused():
     whole.model.layers[3].mlp = whole.model.layers[1].mlp
     with pytest.raises(InputError, match="its blocks number 2 and 4 share a module"):
         quantize(whole, parse("int4-g32-gptq"), calibration=text())
+
+
+def test_learned_rounding_leaves_what_a_block_does_not_use():
+    whole = llama()
+    whole.model.layers[0].spare_norm = nn.LayerNorm(32)
+    few = Calibration("random bytes", "0" * 64, ids(), minutes=0.0001)
+    ledger = quantize(whole, parse("int4-g32-signround"), calibration=few)
+    assert len(ledger.quantized) == 28
+    assert torch.equal(whole.model.layers[0].spare_norm.weight, torch.ones(32))
