@@ -60,9 +60,8 @@ def execution(model: PreTrainedModel, kv: KVFormat | None = None) -> list[str]:
     kernels = {explain(layer.packed or layer.quantized, activations) for layer, activations in layers}
     if kv is not None:
         first = f"module by module: the native step does not read a cache in {kv.name}."
-        kept = kept_layers(model.config)
-        others = ", ".join(f"{count} {kind}" for kind, count in sorted(kept.items()))
-        return [first, *([f"not in {kv.name}: the layers {others}"] if kept else []), *sorted(kernels)]
+        kept = ", ".join(f"{count} {kind}" for kind, count in sorted(kept_layers(model.config).items()))
+        return [f"{first} Layers that keep theirs: {kept}." if kept else first, *sorted(kernels)]
     return [runtime.explain(model), *sorted(kernels)] if layers else []
 
 

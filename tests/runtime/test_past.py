@@ -123,5 +123,4 @@ def test_attention_layers_of_hybrids_are_quantized_and_the_others_kept(name):
 def test_the_layers_that_keep_their_cache_are_named():
     assert kept_layers(model("qwen3_next").config) == {"linear_attention": 2}
     assert kept_layers(model("falcon_h1").config) == {}
-    lines = execution(model("qwen3_next"), INT8)
-    assert "not in int8: the layers 2 linear_attention" in lines
+    assert execution(model("qwen3_next"), INT8)[0].endswith("Layers that keep theirs: 2 linear_attention.")
