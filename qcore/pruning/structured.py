@@ -83,14 +83,15 @@ def with_layers(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     """Return a model of the blocks `kept`, in this order, with everything else of `model`."""
     blocks = Blocks(model)
     config = deepcopy(model.config)
+    text = config.get_text_config()
     total = len(blocks)
-    for name, value in config.to_dict().items():
+    for name, value in text.to_dict().items():
         if name in _DEPTHS:
-            setattr(config, name, len(kept))
+            setattr(text, name, len(kept))
         elif (
             isinstance(value, list) and len(value) == total
         ):  # one entry per layer, such as its kind of attention
-            setattr(config, name, [value[i] for i in kept])
+            setattr(text, name, [value[i] for i in kept])
     places = {str(i): str(place) for place, i in enumerate(kept)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -135,10 +136,11 @@ def _narrow(
 ) -> tuple[PreTrainedModel, dict]:
     blocks = Blocks(model)
     config, state = deepcopy(model.config), dict(model.state_dict())
+    text = config.get_text_config()
     hidden, size, kept = blocks.embed(ids), 0, []
     for position, block in enumerate(blocks.modules):
         progress(position, len(blocks), f"scoring {what.method} of layer {position + 1} of {len(blocks)}")
-        plan = _neurons(block) if what.method == "neurons" else _heads(block, config)
+        plan = _neurons(block) if what.method == "neurons" else _heads(block, text)
         last = block.get_submodule(plan.out)
         weight, given = _matrix(last).float(), _given(blocks, position, last, hidden)
         parts = _parts(weight, given, plan.width_in)
@@ -158,11 +160,11 @@ def _narrow(
             blocks, position, last, torch.zeros_like(weight).index_copy_(1, columns, left), hidden
         )
     if what.method == "neurons":
-        setattr(config, next(name for name in _WIDTHS if hasattr(config, name)), size)
+        setattr(text, next(name for name in _WIDTHS if hasattr(text, name)), size)
     else:
-        shared = config.num_attention_heads // _groups(config)
-        config.head_dim = _head_size(config)
-        config.num_attention_heads, config.num_key_value_heads = size * shared, size
+        shared = text.num_attention_heads // _groups(text)
+        text.head_dim = _head_size(text)
+        text.num_attention_heads, text.num_key_value_heads = size * shared, size
     return _build(model, config, state), {
         f"kept_{'neurons' if what.method == 'neurons' else 'groups'}": size,
         "kept": kept,
