@@ -16,6 +16,7 @@ bytes.
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from qcore.formats.kv import GROUP, SCALE_BITS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger("qcore.planning")
 _RECURRENT = ("conv", "linear_attention", "mamba")  # kinds of layers without keys and values
 
 
@@ -147,7 +149,11 @@ def _find(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
     ]
     if not is_stateful(model) and set(kinds) <= {*kv.PLAIN, "dummy"}:
         return tuple(layers)
-    states = _states(model, len(layers))
+    try:
+        states = _states(model, len(layers))
+    except (NotImplementedError, RuntimeError) as error:  # an operation that needs values
+        log.warning("The states of %s are left out of its plan: %s", type(model).__name__, error)
+        return tuple(layers)
     if states is None:  # the model keeps nothing that qcore could carry: see runtime/past.py
         return tuple(CacheLayer("none", 0) for _ in layers)
     return tuple(

@@ -16,6 +16,7 @@ from transformers import (
 
 from qcore.base.errors import InputError
 from qcore.planning import cache
+from tests import zoo
 
 COMMON = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=258
@@ -92,3 +93,10 @@ def test_layers_in_words():
 def test_an_unknown_format_is_answered_with_near_ones():
     with pytest.raises(InputError, match="fp16"):
         cache.format_named("fp61")
+
+
+def test_states_that_cannot_be_found_are_left_out_with_a_word(caplog):
+    """Qwen4's layers choose tokens by their values, which the meta device does not have."""
+    layers = cache.layout(zoo.model("qwen4_exp_text"))
+    assert "states of Qwen4ExpForCausalLM are left out" in caplog.text
+    assert {layer.kind for layer in layers} == {"none", "full"}
