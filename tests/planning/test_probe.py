@@ -1,10 +1,12 @@
 """The probe on tiny models: copies of the right shapes, results that are kept, failures that are told."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import tiny
 import torch
+from transformers import AutoModelForCausalLM
 
 from qcore import library, models, runtime
 from qcore.layers.inventory import inventory
@@ -80,11 +82,19 @@ def test_depth_covers_the_cache_and_respects_memory(monkeypatch):
 
 
 def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
-    model = models.meta_model(library.outline(tiny.checkpoint("moe", tmp_path / "moe")))
+    config = deepcopy(tiny.CONFIGS["moe"])
+    config.hidden_size, config.intermediate_size = (
+        256,
+        2048,
+    )  # so that blocks take longer than the head's call
+    folder = tmp_path / "moe"
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    model = models.meta_model(library.outline(folder))
     seen = []
     found = probe.probe(model, [parse("int8"), parse("bnb-nf4")], progress=lambda *event: seen.append(event))
     good = found["int8"]
-    assert good.error is None and good.block_s > 0 and good.layers == good.depth == 2 and not good.native
+    assert good.error is None and good.block_s > 0 and good.layers == good.depth == 2 and good.native
     assert "full precision" in found["bnb-nf4"].error
     assert seen[0] == (0, 2, "timing int8") and seen[-1][:2] == (2, 2)
     assert probe.known(model, parse("int8")) == good
