@@ -154,7 +154,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     lists = [
         (name, module)
         for name, module in text.stack.named_modules(prefix=text.name)
-        if isinstance(module, nn.ModuleList) and len(module)
+        if isinstance(module, nn.ModuleList) and len(module) and text.tower_of(name) is None
     ]
     if not lists:
         raise InputError(

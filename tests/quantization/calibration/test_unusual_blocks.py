@@ -11,12 +11,13 @@ from qcore.base.errors import InputError
 from qcore.layers.select import select
 from qcore.quantization.calibration import Calibration
 from qcore.quantization.calibration.block_work import BlockWork
-from qcore.quantization.calibration.blocks import Blocks
+from qcore.quantization.calibration.blocks import Blocks, find_blocks
 from qcore.quantization.calibration.states import gradients
 from qcore.quantization.calibration.tail import Tail
 from qcore.quantization.convert import quantize
 from qcore.quantization.sensitivity.proxy import predict
 from qcore.recipes import parse
+from tests import zoo
 
 COMMON = dict(
     vocab_size=258,
@@ -430,3 +431,9 @@ def test_learned_rounding_leaves_what_a_block_does_not_use():
     ledger = quantize(whole, parse("int4-g32-signround"), calibration=few)
     assert len(ledger.quantized) == 28
     assert torch.equal(whole.model.layers[0].spare_norm.weight, torch.ones(32))
+
+
+def test_the_blocks_are_the_decoders_and_not_those_of_an_encoder_beside_them():
+    whole = zoo.model("phi4_multimodal")
+    name, blocks = find_blocks(whole)
+    assert name == "model.layers" and len(blocks) == whole.config.num_hidden_layers
