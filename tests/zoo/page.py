@@ -135,5 +135,6 @@ def _impossible(by_name: dict[str, dict[str, Row]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return `text` so that Markdown shows it as it stands."""
+    """Return `text` so that Markdown shows it as it stands, without folders."""
+    text = re.sub(r"/\S+/(original|even)", "The checkpoint", text)
     return re.sub(r"([|*_<>\[\]])", r"\\\1", text)
