@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import qcore
 from tests.zoo import build, names
 from tests.zoo.checks import run
+from tests.zoo.drive import drive, reload
 from tests.zoo.rows import Row
-from tests.zoo.subject import Subject, ids, logits
+from tests.zoo.subject import Subject, ids
 
 # By downloads of their checkpoints in the years 2024 to 2026.
 MOST_USED = (
@@ -23,6 +23,8 @@ MOST_USED = (
 )  # fmt: skip
 TURNS = 10  # runs until every architecture has had its turn
 WHOLE = ("qwen3",)  # with all checks in each run
+# What does not work yet (docs/models.md has the sentences); a name that works leaves this list.
+LEFT = ("dbrx", "git", "inkling2_loop_text", "qwen4_exp", "qwen4_exp_text", "xlnet", "zamba2")
 
 
 def turn() -> int:
@@ -53,18 +55,16 @@ def test_every_architecture_has_a_turn():
 def test_int4_covers_saves_and_loads(name, tmp_path):
     """Logits are those of transformers, int4-g32 covers every linear weight, the saved model is bit-equal."""
     subject = Subject(name, build(name, tmp_path / "original"), tmp_path)
-    rows = [run(subject, check) for check in ("load", "int4-g32")]
+    rows = [*(run(subject, check) for check in ("load", "int4-g32")), reload(name, tmp_path)]
+    if name in LEFT:
+        assert any(row.outcome in ("refused", "fault") for row in rows), f"{name} works: take it out of LEFT"
+        return
     assert all(row.outcome in ("ok", "transformers") for row in rows), rows
-    if "int4-g32" in subject.saved:
-        again = qcore.load(str(subject.saved["int4-g32"])).model
-        assert torch.equal(logits(again), torch.load(tmp_path / "int4-g32.pt"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_everything(name, tmp_path):
-    from tests.zoo.drive import drive, reload
-
     rows: list[Row] = [*drive(name, tmp_path), reload(name, tmp_path)]
     assert not [row for row in rows if row.outcome != "ok"]
 
