@@ -55,6 +55,8 @@ def load(options: dict):
         name, _, modules = item.partition(" ")
         model, context = models[name], None
         (runtime.detach if modules else runtime.attach)(model)
+        # the first call after `attach` describes the model, as after loading: that is not part of a prefill
+        Context(model).append(torch.tensor([options["prompt"]]))
 
         def append(tokens: list[int]) -> tuple[float, int]:
             ids = torch.tensor([tokens])

@@ -144,15 +144,17 @@ def matrices(module: Any) -> list[Expert]:
         for name in ("gate_up_proj", "down_proj")
     }
 
-    def matrix(name: str, expert: int) -> Matrix:
+    def each(name: str) -> list[Matrix]:
         held, bias = getattr(module, name), biases[name]
-        weight = held.matrices()[expert].executable()
-        assert isinstance(weight, PackedWeight)  # by `reason_against`
-        mode = mixture.mode(held.activations)
-        return Matrix(weight, None if bias is None else bias[expert], mode)
+        precision, found = mixture.mode(held.activations), []
+        for number, expert in enumerate(held.matrices()):
+            weight = expert.executable()
+            assert isinstance(weight, PackedWeight)  # by `reason_against`
+            found.append(Matrix(weight, None if bias is None else bias[number], precision))
+        return found
 
-    count = len(module.gate_up_proj.matrices())
-    return [Expert(matrix("gate_up_proj", i), None, matrix("down_proj", i)) for i in range(count)]
+    both = zip(each("gate_up_proj"), each("down_proj"), strict=True)
+    return [Expert(gate_up, None, down) for gate_up, down in both]
 
 
 def _describe(module: Any, chosen: int) -> Mixture:

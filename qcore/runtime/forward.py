@@ -19,7 +19,7 @@ from qcore.runtime.blocks import ends_of, family_of, stack_of
 from qcore.runtime.masks import padding_of
 from qcore.runtime.native_cache import NativeCache, NativeLayers, Scratch
 from qcore.runtime.snapshot import Snapshot, is_hooked, is_replaced
-from qcore.runtime.weights import Weights, supports
+from qcore.runtime.weights import Weights, read, supports
 
 
 def attach(model: nn.Module) -> None:
@@ -169,8 +169,8 @@ class _Forward:
         if state is None or not state.snapshot.holds():
             model, stack = self._model, self._stack
             inside = [module for module in stack.modules() if module is not stack]
-            native = supports(model) is None and not is_hooked(*inside) and not is_replaced(*inside)
-            weights = Weights(model) if native else None  # packs, so the snapshot comes after it
+            changed = is_hooked(*inside) or is_replaced(*inside)
+            weights = None if changed else read(model)  # packs, so the snapshot comes after it
             head = ends_of(model)[1]
             is_plain = not is_hooked(model, stack, head) and not is_replaced(model, head)
             is_plain &= stack.config is model.config  # a wrapper prepares masks and logits of its own

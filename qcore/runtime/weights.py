@@ -26,20 +26,23 @@ CHUNK = (
 
 def supports(model: nn.Module) -> str | None:
     """Return None if the native step can run `model`, else one sentence on why its modules run instead."""
+    found = _read(model)
+    return found if isinstance(found, str) else None
+
+
+def _read(model: nn.Module) -> blocks.Description | str:
     if blocks.family_of(model) is not None and (reason := library.reason_without("qcore_decode")):
         return reason
     try:
-        blocks.describe(model)
+        return blocks.describe(model)
     except Unsupported as error:
         return str(error)
-    return None
 
 
 class Weights:
-    """Return the native description of a model that `supports` accepts."""
+    """The native description of a model whose parts are `found`."""
 
-    def __init__(self, model: nn.Module):
-        found = blocks.describe(model)
+    def __init__(self, found: blocks.Description):
         self._keep: list[Any] = []  # keeps alive what the native side points to
         self._description = found
         self.windows, self.input_scale = found.windows, found.input_scale
@@ -255,6 +258,12 @@ class Weights:
             up=self._optional(part.up),
             down=self._projection(part.down),
         )
+
+
+def read(model: nn.Module) -> Weights | None:
+    """Return the native description of `model`; None if its modules run instead."""
+    found = _read(model)
+    return None if isinstance(found, str) else Weights(found)
 
 
 def _all_rows(module: Any) -> Rows:

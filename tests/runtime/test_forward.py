@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
-from qcore.runtime import Context, NativeCache, attach, detach, explain
+from qcore.runtime import Context, NativeCache, attach, blocks, detach, explain
 from qcore.runtime.weights import Weights
 
 
@@ -69,6 +69,14 @@ def test_logits_are_those_of_the_modules(config, calls):
     assert calls == []
     torch.testing.assert_close(model(ids(40)[None]).logits, expected, **close(expected))
     assert calls == [(1, 40)]
+
+
+def test_the_first_call_describes_the_model_once(calls, monkeypatch):
+    model, seen, describe = make("llama", "int8"), [], blocks.describe
+    monkeypatch.setattr(blocks, "describe", lambda part: seen.append(part) or describe(part))
+    for _ in range(2):
+        model(ids(9)[None])
+    assert len(calls) == 2 and len(seen) == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -20,7 +20,7 @@ from qcore.layers.modules import QuantExperts
 from qcore.quantization.convert import quantize
 from qcore.runtime import Context
 from qcore.runtime.structures import Rotation
-from qcore.runtime.weights import Weights
+from qcore.runtime.weights import Weights, read
 
 INTEGERS = (ctypes.c_int32, ctypes.c_int64)
 PLACES = ("model", "embedding", "head", "block", "norm", "attention", "keys", "query", "query norm")
@@ -82,7 +82,7 @@ def guarded_weights():
         model = make("llama", "int4-g32", "fp32")
         for parameter in model.parameters():
             parameter.data = guarded(parameter.data)
-        return model, Weights(model)
+        return model, read(model)
 
 
 class _Cache:

@@ -28,7 +28,7 @@ class MixtureStep {
         inner_((few ? 1 : 2) * need_.inner), outputs_(few ? 0 : need_.pairs * need_.hidden),
         hits_(lists_ * need_.hits), products_(few ? 0 : 2 * need_.hits),
         numbers_(lists_ * (2 * need_.pairs + need_.experts)), weights_(lists_ * 2 * need_.pairs),
-        scores_(threads * 2 * need_.experts), rows_(threads * kTile * need_.rows),
+        scores_(threads * scored() * need_.experts), rows_(threads * kTile * need_.rows),
         sums_(few ? threads * kTile * need_.hidden : 0),
         activations_((few ? threads : 1) * need_.activations) {}
 
@@ -73,6 +73,9 @@ class MixtureStep {
             numbers + 2 * need_.pairs,     weights, weights + need_.pairs};
   }
 
+  // The rows of `scores_` per thread: logits of the tokens that it routes at once, and scores of one.
+  int64_t scored() const { return few_ ? 2 : kRouted + 1; }
+  float* scores(int me) const { return scores_.data() + me * scored() * need_.experts; }
   float* rows(int me) const { return rows_.data() + me * kTile * need_.rows; }
 
   // act(g) * u of 8 values.
@@ -99,12 +102,11 @@ class MixtureStep {
            const Routes& given) {
     float* x = rows(me);
     const Lists l = lists(me);
-    float shared[kTile] = {}, *own = scores_.data() + me * 2 * need_.experts;
+    float shared[kTile] = {}, *own = scores(me);
     for (int64_t t = 0; t < tokens; ++t) input(t, x + t * m.hidden);
     if (!given.experts) {
       const Span mine = share(m.router.experts, me, threads);
-      for (int64_t t = 0; t < tokens; ++t)
-        route_rows(m, x + t * m.hidden, mine.first, mine.last, logits_.data() + t * m.router.experts);
+      route_rows(m, x, tokens, mine.first, mine.last, logits_.data());
       barrier_.wait();
     }
     for (int64_t t = 0; t < tokens; ++t) {
@@ -273,14 +275,14 @@ class MixtureStep {
     for (int64_t t = mine.first; t < mine.last; ++t) {
       float* x = inputs_.data() + t * m.hidden;
       input(t, x);
-      if (given.experts) {
-        take(m, given, t, l);
-      } else {
-        float* logits = scores_.data() + me * 2 * need_.experts;
-        route_rows(m, x, 0, m.router.experts, logits);
-        choose(m, logits, t, l, logits + need_.experts);
-      }
+      if (given.experts) take(m, given, t, l);
       if (m.shared.data) l.factors[routed + t] = shared_weight(m, x);
+    }
+    float *chosen_by = scores(me), *logits = chosen_by + need_.experts;
+    for (int64_t t = mine.first; !given.experts && t < mine.last; t += kRouted) {
+      const int64_t count = std::min(kRouted, mine.last - t);
+      route_rows(m, inputs_.data() + t * m.hidden, count, 0, m.router.experts, logits);
+      for (int64_t i = 0; i < count; ++i) choose(m, logits + i * m.router.experts, t + i, l, chosen_by);
     }
     barrier_.wait();
     if (me == 0) {
@@ -389,8 +391,18 @@ class MixtureStep {
   void activated(const Mixture& m, const Hit& hit, int64_t i, float* out) const {
     const float* g = inner_.data() + 2 * (hit.begin + i * hit.inner);
     const bool alternate = m.interleaved && !hit.expert->up.packed;
-    for (int64_t n = 0; n < hit.inner; n += 8) {
-      const int64_t count = std::min<int64_t>(8, hit.inner - n);
+    int64_t n = 0;
+    for (; n + 8 <= hit.inner; n += 8) {
+      __m256 a, b;
+      if (alternate) {
+        part(_mm256_loadu_ps(g + 2 * n), _mm256_loadu_ps(g + 2 * n + 8), a, b);
+      } else {
+        a = _mm256_loadu_ps(g + n);
+        b = _mm256_loadu_ps(g + hit.inner + n);
+      }
+      _mm256_storeu_ps(out + n, gate(m, a, b));
+    }
+    if (const int64_t count = hit.inner - n; count > 0) {
       alignas(32) float a[8] = {}, b[8] = {};
       for (int64_t j = 0; j < count; ++j) {
         a[j] = alternate ? g[2 * (n + j)] : g[n + j];
