@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -28,9 +29,24 @@ from qcore.kernels.gpu import GpuWeight
 from qcore.kernels.packed import PackedWeight
 
 _packing = threading.RLock()
-# packed weights by the storage of their codes and their class, with a test whether it was freed, so that tied
-# weights are packed once
-_shared: dict[tuple, tuple[Callable[[], bool], weakref.ref]] = {}
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A packed weight, and the parts that it was packed from, while another layer still holds them."""
+
+    is_gone: Callable[[], bool]  # whether the storage of the codes was freed
+    packed: weakref.ref
+    parts: dict[str, weakref.ref]
+
+    def held_parts(self) -> dict[str, torch.Tensor] | None:
+        """Return the parts if all of them still exist."""
+        held = {name: part for name, ref in self.parts.items() if (part := ref()) is not None}
+        return held if len(held) == len(self.parts) else None
+
+
+# by the storage of the codes and the shape and format of the weight, so that tied weights are packed once
+_shared: dict[tuple, _Shared] = {}
 
 
 class QuantizedModule(nn.Module):
@@ -41,6 +57,7 @@ class QuantizedModule(nn.Module):
         self.format: Format = weight.format
         self.shape = weight.shape
         self.packed: PackedWeight | GpuWeight | None = None
+        self._key: tuple | None = None  # of `packed` in `_shared`
         for name, part in weight.parts().items():
             self.register_buffer(name, part, persistent=weight.is_stored(name))
 
@@ -76,17 +93,23 @@ class QuantizedModule(nn.Module):
         with _packing:
             if self.packed is None:
                 weight = self.quantized
-                self.packed = _pack_shared(weight, pack)
+                self.packed, self._key = _pack_shared(weight, pack)
                 put_buffers(self, dict.fromkeys(weight.parts()))
             return self.packed
 
     def restore(self) -> None:
         """Undo `executable`: restore the parts as buffers. Layers that share a weight share its parts
-        again."""
+        again, also with layers that have not run."""
         with _packing:
             if self.packed is not None:
-                put_buffers(self, self.packed.unpacked_once.parts())
+                put_buffers(self, self._held_parts() or self.packed.unpacked_once.parts())
                 self.packed = None
+
+    def _held_parts(self) -> dict[str, torch.Tensor] | None:
+        """Return the parts from which `packed` was made, if a layer that shares them and has not run holds
+        them."""
+        known = None if self._key is None else _shared.get(self._key)
+        return known.held_parts() if known is not None and known.packed() is self.packed else None
 
     def _apply(self, *args, **kwargs):
         self.restore()
@@ -141,17 +164,19 @@ class QuantEmbedding(QuantizedModule):
 
 def _pack_shared(
     weight: QuantizedTensor, pack: Callable[[QuantizedTensor], PackedWeight | GpuWeight]
-) -> PackedWeight | GpuWeight:
-    """Pack `weight`, or find the packed form of a layer that shares its storage."""
+) -> tuple[PackedWeight | GpuWeight, tuple]:
+    """Pack `weight`, or find the packed form of a layer that shares its storage. Return it with its key in
+    `_shared`."""
     memory, is_gone = storage_key(weight.codes)
-    for key in [key for key, (gone, packed) in _shared.items() if gone() or packed() is None]:
+    for key in [key for key, each in _shared.items() if each.is_gone() or each.packed() is None]:
         del _shared[key]
     key = (memory, weight.codes.storage_offset(), weight.shape, weight.format)
-    found = _shared[key][1]() if key in _shared else None
+    found = _shared[key].packed() if key in _shared else None
     if found is None:
         found = pack(weight)
-        _shared[key] = (is_gone, weakref.ref(found))
-    return found
+        parts = {name: weakref.ref(part) for name, part in weight.parts().items()}
+        _shared[key] = _Shared(is_gone, weakref.ref(found), parts)
+    return found, key
 
 
 class FusedWeight(nn.Module):

@@ -141,6 +141,22 @@ def test_a_tied_head_and_embedding_share_one_packed_weight_and_come_back_shared(
     assert head.codes.data_ptr() == embedding.codes.data_ptr() and head.packed is None
 
 
+def test_a_tied_layer_that_has_not_run_is_shared_again():
+    """Some of Zamba 2's tied adapters, and one of ProphetNet's tied embeddings, never run: they kept the parts
+    that the others unpacked anew, so saved models held them twice and were refused as damaged."""
+    shared = weight(INT4, 64, 256)
+    first, idle, last = (QuantLinear(shared, None, "fp32") for _ in range(3))
+    del shared
+    x = torch.randn(2, 256)
+    expected = first(x), last(x)
+    assert first.packed is last.packed is not None and idle.packed is None
+    for layer in (first, idle, last):
+        layer.restore()
+        assert layer.codes.data_ptr() == idle.codes.data_ptr()
+        assert layer.scale.data_ptr() == idle.scale.data_ptr()
+    assert torch.equal(first(x), expected[0]) and torch.equal(last(x), expected[1])
+
+
 def test_a_model_can_be_copied_and_moved_after_it_ran():
     model, ids = quantized_model(), torch.arange(5)[None]
     logits = model(ids).logits
