@@ -72,6 +72,24 @@ def from_config(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: to
 
 
 @contextmanager
+def meta_stays_meta() -> Iterator[None]:
+    """Let transformers load tensors on the meta device there. It would copy those that it joins in the memory
+    of the host, such as Qwen4-exp's embedding of n-grams, and they have no values. One thread at a time."""
+    from transformers import core_model_loading as loading
+
+    def copied(tensor: Any, device: Any = None, dtype: Any = None) -> torch.Tensor:
+        return original(tensor, "meta" if getattr(tensor, "is_meta", False) else device, dtype)
+
+    with _process:
+        original = loading._materialize_copy
+        loading._materialize_copy = copied
+        try:
+            yield
+        finally:
+            loading._materialize_copy = original
+
+
+@contextmanager
 def without_conversion_bar() -> Iterator[None]:
     """Hide the progress bar of transformers' GGUF converter, which none of its switches turns off."""
     from transformers import modeling_gguf_pytorch_utils as converter
@@ -309,6 +327,13 @@ def cache_layers(config: PretrainedConfig) -> tuple[list[str], list[dict[str, An
 def is_stateful(model: Any) -> bool:
     """Return whether the class of `model` says that it carries more than keys and values of tokens."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+def is_old_style(model: Any) -> bool:
+    """Return whether the class of `model` says neither that its attention is interchangeable nor that its
+    forward can be compiled whole. Those are classes with a forward of their own kind."""
+    known = ("_supports_attention_backend", "_can_compile_fullgraph")
+    return not any(getattr(model, name, False) for name in known)
 
 
 # -- mixtures of experts -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError
-from qcore.base.transformers_internals import from_config, quiet, without_weights
+from qcore.base.transformers_internals import from_config, meta_stays_meta, quiet, without_weights
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.classes import model_class
 from qcore.models.config import to_transformers
@@ -136,7 +136,7 @@ def _load(
     import torch
 
     chosen: Any = model_class(config)
-    with quiet():
+    with quiet(), meta_stays_meta():
         model, report = chosen.from_pretrained(
             None,
             config=config,

@@ -25,9 +25,11 @@ from transformers.utils import logging as library_logging
 import qcore
 from qcore.base import transformers_internals as internals
 from qcore.layers.modules import QuantLinear
-from qcore.models.assembly import empty_model
+from qcore.library import resolve
+from qcore.models.assembly import empty_model, meta_model
 from qcore.quantization.methods import quantize
 from qcore.recipes import parse
+from tests.zoo import build
 from tests.zoo.shrink import config_of
 
 
@@ -46,6 +48,7 @@ def test_versions():
 
 def state() -> tuple:
     """Return all process-wide state that the functions change."""
+    from transformers import core_model_loading as loading
     from transformers import modeling_gguf_pytorch_utils as converter
     from transformers.modeling_utils import PreTrainedModel
 
@@ -53,6 +56,7 @@ def state() -> tuple:
         logging.getLogger("transformers").level,
         library_logging.is_progress_bar_enabled(),
         converter.tqdm,
+        loading._materialize_copy,
         PreTrainedModel.init_weights,
         nn.init.normal_,
         nn.Module.register_parameter,
@@ -83,7 +87,7 @@ def test_a_model_without_weights(meta_buffers):
     assert model.lm_head.weight is model.model.embed_tokens.weight and not model.training
 
 
-@pytest.mark.parametrize("name", ["quiet", "without_weights", "without_conversion_bar"])
+@pytest.mark.parametrize("name", ["quiet", "without_weights", "without_conversion_bar", "meta_stays_meta"])
 def test_two_threads_leave_what_was_there(name):
     """Without the lock the second thread saves the first one's setting, and restores that at the end."""
     options = {"meta_buffers": True} if name == "without_weights" else {}
@@ -104,6 +108,19 @@ def test_two_threads_leave_what_was_there(name):
     second.join()
     assert state() == before
     assert seen[0][:2] == seen[1][:2] and seen[0] != before
+
+
+def test_tensors_without_values_are_joined_where_they_are(tmp_path):
+    """Qwen4-exp's embedding of n-grams is joined in the memory of the host: its checkpoints did not match
+    their config.json."""
+    model = meta_model(resolve(build("qwen4_exp_text", tmp_path)))
+    joined = [each for name, each in model.named_parameters() if "ngram_embedding" in name]
+    assert joined and all(each.is_meta for each in joined)
+
+
+def test_classes_of_the_old_style():
+    gpt_neo, llama = transformers.GPTNeoForCausalLM, transformers.LlamaForCausalLM
+    assert internals.is_old_style(gpt_neo) and not internals.is_old_style(llama)
 
 
 def test_the_converters_bar(tmp_path, capfd):
