@@ -156,9 +156,7 @@ def _find(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
         return tuple(layers)
     if states is None:  # the model keeps nothing that qcore could carry: see runtime/past.py
         return tuple(CacheLayer("none", 0) for _ in layers)
-    return tuple(
-        _with_state(kind, layer, *held) for kind, layer, held in zip(kinds, layers, states, strict=True)
-    )
+    return tuple(_with_state(kinds[like], layers[like], *held) for like, *held in states)
 
 
 def _with_state(kind: str, layer: CacheLayer, numbers: int, state: int) -> CacheLayer:
@@ -169,9 +167,10 @@ def _with_state(kind: str, layer: CacheLayer, numbers: int, state: int) -> Cache
     return replace(layer, state=state) if numbers else CacheLayer("none", 0, state=state)
 
 
-def _states(model: PreTrainedModel, count: int) -> list[tuple[int, int]] | None:
-    """Return (numbers of keys and values, numbers of the state) of each layer after one token; None if the
-    model returns no cache."""
+def _states(model: PreTrainedModel, count: int) -> list[tuple[int, int, int]] | None:
+    """Return (number of a layer of the same kind, numbers of keys and values, numbers of the state) of each
+    layer of the cache after one token; None if the model returns no cache. There are more than the model's
+    `count` layers if the model runs some of them several times (Inkling 2)."""
     from qcore.runtime.past import held_bytes
 
     past = _after_one_token(model)
@@ -186,7 +185,10 @@ def _states(model: PreTrainedModel, count: int) -> list[tuple[int, int]] | None:
     empty = [i for i, (numbers, state) in enumerate(found) if not numbers and not state]
     for i in empty:
         found[i] = (0, beside // len(empty))
-    return found
+    forms = [(type(layer), getattr(layer, "sliding_window", None)) for layer in layers]
+    return [
+        (i if i < count else forms.index(forms[i], 0, count), *numbers) for i, numbers in enumerate(found)
+    ]
 
 
 def _after_one_token(model: PreTrainedModel) -> object:
