@@ -201,10 +201,15 @@ def quantized_cache(model: nn.Module, form: KVFormat) -> Cache:
     holds the states beside the layers). Raise `InputError` as `QuantizedKVCache`."""
     config: Any = model.config
     check_config(config)
-    past = past_of(model)
+    past, name = past_of(model), type(model).__name__
     if past.argument != "cache":
-        name = type(model).__name__
-        raise InputError(f"{name} keeps no cache of keys and values, so none can be quantized.")
+        raise InputError(
+            f"{name} does not read on from a cache of keys and values, so none can be quantized."
+        )
+    if not issubclass(past.cache, Cache):
+        raise InputError(
+            f"{name} keeps a state instead of keys and values, so its cache cannot be quantized."
+        )
     if past.cache is DynamicCache:
         return QuantizedKVCache(config, form)
     made = past.cache()

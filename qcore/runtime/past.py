@@ -6,9 +6,10 @@
     cache      the class of cache that the model makes for itself
     step       the most tokens that a call may add to a text that was begun; None: any number
 
-Models of attention layers alone carry keys and values, and any number of tokens. Others are tried with a few
-tokens. The first generation of Mamba reads its state only in calls of one token: a longer call gives the
-same logits whatever the state.
+Models of attention layers alone carry keys and values, and any number of tokens; old classes among them are
+tried, because ProphetNet adds one token per call, and CPM-Ant wants the whole text in each. Others are tried
+with a few tokens. The first generation of Mamba reads its state only in calls of one token: a longer call
+gives the same logits whatever the state.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
-from qcore.base.transformers_internals import cache_layers, is_stateful
+from qcore.base.transformers_internals import cache_layers, is_old_style, is_stateful
 from qcore.formats.kv import PLAIN
 from qcore.runtime.calls import device_of
 
@@ -71,13 +72,35 @@ def _find(model: nn.Module) -> Past:
         return Past(argument)
     kinds = set(cache_layers(config.get_text_config())[0])
     if argument == "cache" and not is_stateful(model) and kinds <= {*PLAIN, "dummy"}:
-        return Past(argument)
+        return _tried(model, argument) if is_old_style(model) else Past(argument)
     counts = "position_ids" in takes
     carried = _after(model, argument, 4, counts)
     if carried is None:
         return Past(None)
     step = 1 if _state_is_unread(model, carried, counts) else None
     return Past(argument, type(carried), step, counts)
+
+
+@torch.no_grad()
+def _tried(model: nn.Module, argument: str) -> Past:
+    """Return how `model` takes more tokens after its first: any number, one at a time, or only with all
+    others."""
+    try:
+        _after(model, argument, 4, False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # it needs other inputs than tokens
+        return Past(argument)
+    for tokens, step in ((2, None), (1, 1)):
+        ids, carried = torch.arange(tokens, device=device_of(model))[None], _after(model, argument, 4, False)
+        try:
+            model(input_ids=ids, use_cache=True, **{argument: carried})
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever the model's code raises
+            continue
+        return Past(argument, step=step)
+    return Past(None)
 
 
 @torch.no_grad()

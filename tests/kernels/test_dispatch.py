@@ -142,8 +142,8 @@ def test_a_tied_head_and_embedding_share_one_packed_weight_and_come_back_shared(
 
 
 def test_a_tied_layer_that_has_not_run_is_shared_again():
-    """Some of Zamba 2's tied adapters, and one of ProphetNet's tied embeddings, never run: they kept the parts
-    that the others unpacked anew, so saved models held them twice and were refused as damaged."""
+    """Some of Zamba 2's tied adapters, and one of ProphetNet's tied embeddings, never run: they kept the
+    parts that the others unpacked anew, so saved models held them twice and were refused as damaged."""
     shared = weight(INT4, 64, 256)
     first, idle, last = (QuantLinear(shared, None, "fp32") for _ in range(3))
     del shared

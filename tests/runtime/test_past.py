@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from qcore.base.errors import InputError
 from qcore.base.prompts import Prompt
 from qcore.evaluation.generation import compare_generations
 from qcore.evaluation.logits import LogitReader
@@ -14,7 +15,7 @@ from qcore.formats.kv import KV_FORMATS, kept_layers
 from qcore.planning import cache as planned
 from qcore.runtime import Context
 from qcore.runtime.kv_cache import quantized_cache
-from qcore.runtime.past import held_bytes, past_of
+from qcore.runtime.past import Past, held_bytes, past_of
 from qcore.verbs.record import execution
 from tests import zoo
 
@@ -77,6 +78,42 @@ def test_what_models_carry():
     assert past_of(model("recurrent_gemma")).argument is None
     assert past_of(model("rwkv")).argument == "state"
     assert past_of(model("minimax")).cache.__name__ == "MiniMaxCache"
+    assert past_of(model("llama")) == past_of(model("gpt_neo")) == Past("cache")
+
+
+@torch.no_grad()
+def test_old_classes_are_tried():
+    """CPM-Ant wants all tokens in every call, and ProphetNet one per call: both raised their own errors."""
+    made, ids = model("cpmant"), text(40)
+    assert past_of(made) == Past(None)
+    context = Context(made)
+    for start, stop in ((0, 20), (20, 21), (21, 40)):
+        logits = context.append(ids[None, start:stop])  # of the whole text: attention looks ahead
+        assert torch.allclose(logits[0], whole(made, ids[:stop])[-1], atol=1e-3), (start, stop)
+    made = model("prophetnet")
+    assert past_of(made) == Past("cache", step=1)
+    together, alone = Context(made), Context(made)
+    for context, step in ((together, 20), (alone, 1)):
+        context.append(ids[None, :20])
+        found = [context.append(each) for each in ids[None, 20:].split(step, dim=1)]
+    assert torch.equal(together.append(ids[None, :1]), alone.append(ids[None, :1])) and found
+
+
+@pytest.mark.parametrize("name", ["cpmant", "xlstm"])
+def test_a_cache_without_keys_and_values_is_not_quantized(name):
+    """The first raised RuntimeError in the second call, the second TypeError."""
+    with pytest.raises(InputError, match="quantized"):
+        Context(model(name), INT8)
+
+
+@pytest.mark.slow
+def test_layers_that_run_twice_are_planned_twice():
+    """The plan of Inkling 2 raised ValueError: the cache has more layers than the model."""
+    made = model("inkling2_loop_text")
+    layers, context = planned.layout(made), Context(made)
+    assert len(layers) == made.config.num_hidden_layers + 1
+    context.append(text(5)[None])
+    assert context.nbytes == planned.kv_bytes(layers, 5)
 
 
 @pytest.mark.parametrize("name", [*USUAL, *_slow("recurrent_gemma", *OTHERS)])
