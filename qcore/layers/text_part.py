@@ -8,7 +8,8 @@ The stack is the innermost module around the embedding that holds a list of laye
 tower if it is
 
     outside       neither the stack, the head or the embedding, nor around one of them, or
-    encoder       a part of the stack that holds a model with another config than the text's
+    encoder       a part of the stack that holds a model with another config than the text's, and not the
+                  embedding
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def text_part(model: PreTrainedModel) -> TextPart:
     towers: list[str] = []
     if config is not model.config:
         towers += _outside(model, {id(part) for part in (stack, head, embedding)})
-    towers += (f"{name}.{child}" if name else child for child in _encoders(stack, config))
+    towers += _encoders(stack, config, embedding, f"{name}." if name else "")
     return TextPart(name, stack, head, embedding, config, tuple(towers))
 
 
@@ -110,12 +111,15 @@ def _outside(module: nn.Module, text: set[int], prefix: str = "") -> Iterator[st
             yield f"{prefix}{name}"
 
 
-def _encoders(stack: nn.Module, config: PreTrainedConfig) -> Iterator[str]:
-    """Yield the names of the children of `stack` that hold a model of another modality, which has a config of
-    its own."""
+def _encoders(stack: nn.Module, config: PreTrainedConfig, embedding: Any, prefix: str) -> Iterator[str]:
+    """Yield the names of the parts of `stack` that hold a model of another modality, which has a config of
+    its own, and not the `embedding`."""
     from transformers import PreTrainedModel
 
     for name, child in stack.named_children():
+        if any(each is embedding for each in child.modules()):  # such as GIT's whole model
+            yield from _encoders(child, config, embedding, f"{prefix}{name}.")
+            continue
         models = (each for each in child.modules() if isinstance(each, PreTrainedModel))
         if any(type(each.config) is not type(config) for each in models):
-            yield name
+            yield f"{prefix}{name}"
