@@ -212,7 +212,7 @@ def quantized_cache(model: nn.Module, form: KVFormat) -> Cache:
         )
     if past.cache is DynamicCache:
         return QuantizedKVCache(config, form)
-    made = past.cache()
+    made: Any = past.cache()
     made.layer_class_to_replicate = iter(
         quantized_layers(config, form)
     ).__next__  # one layer per first update
