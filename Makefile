@@ -19,9 +19,9 @@ run: setup
 	$(BIN)/streamlit run app.py --server.address localhost
 
 test:
-	$(TWO) setup lint types
-	$(MAKE) --no-print-directory beside
-	$(TWO) apart sanitize
+	+$(TWO) setup lint types
+	+$(MAKE) --no-print-directory beside
+	+$(TWO) apart sanitize
 
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: lint simde kernels
