@@ -36,6 +36,6 @@ class WriteBehind:
             self.stop()
 
     def stop(self) -> None:
-        """End the thread after the call that it is making. May be called again."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the thread after the calls that wait; their errors are lost. May be called again."""
+        self._pool.shutdown()
         self._pending.clear()
