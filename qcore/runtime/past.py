@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from qcore.base.transformers_internals import cache_layers, is_old_style, is_stateful
 from qcore.formats.kv import PLAIN
+from qcore.layers.text_part import text_stack
 from qcore.runtime.calls import device_of
 
 
@@ -72,7 +73,7 @@ def _find(model: nn.Module) -> Past:
         return Past(argument)
     kinds = set(cache_layers(config.get_text_config())[0])
     if argument == "cache" and not is_stateful(model) and kinds <= {*PLAIN, "dummy"}:
-        return _tried(model, argument) if is_old_style(model) else Past(argument)
+        return _tried(model, argument) if is_old_style(text_stack(cast(Any, model))[1]) else Past(argument)
     counts = "position_ids" in takes
     carried = _after(model, argument, 4, counts)
     if carried is None:

@@ -2,13 +2,12 @@
 architecture and recipe; and the modules wherever the native step would compute something else."""
 
 import threading
-from copy import deepcopy
 
 import pytest
 import tiny
 import torch
 from decoder_models import CONFIGS, RECIPES, ids, make
-from transformers import LlamaForCausalLM
+from transformers import LlamaModel
 
 from qcore import library, recipes
 from qcore.formats.kv import KV_FORMATS
@@ -200,8 +199,9 @@ def test_tokens_outside_the_vocabulary_are_refused(bad):
 
 
 def test_other_models_are_refused_with_the_reason():
-    other = type("SomeForCausalLM", (LlamaForCausalLM,), {})
-    assert "this is SomeForCausalLM" in supports(other(deepcopy(tiny.CONFIGS["llama"])))
+    other = tiny.model("llama")
+    other.model.__class__ = type("SomeModel", (LlamaModel,), {})
+    assert "The decoder knows Llama, " in supports(other)
     assert "needs quantized layers" in supports(tiny.model("llama"))
     model = make("llama", "int4-g32")
     model.model.layers[1].mlp.act_fn = torch.nn.Mish()
