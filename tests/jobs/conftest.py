@@ -42,7 +42,7 @@ def fake(monkeypatch):
 def wait_for():
     """Wait until a condition holds; fail loudly if it never does."""
 
-    def wait(condition, seconds=20):
+    def wait(condition, seconds=60):
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, "it never happened"
