@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -179,16 +180,16 @@ def _pack_shared(
     return found, key
 
 
-class FusedWeight(nn.Module):
+class FusedWeight(nn.Module, ABC):
     """Stands in for a parameter (E, rows, columns) in the products of transformers' expert modules: indexing
     with an expert's number, and `torch.bmm` with the weight or with `weight.transpose(1, 2)`. One expert is
     dequantized at a time. Other uses raise `TypeError`."""
 
     shape: tuple[int, int, int]
 
+    @abstractmethod
     def matrix(self, expert: int) -> torch.Tensor:
         """Return one expert's weight (rows, columns) in float32."""
-        raise NotImplementedError
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         return self.matrix(int(expert))

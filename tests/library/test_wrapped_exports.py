@@ -68,7 +68,6 @@ def test_a_target_that_does_not_know_the_wrapper_says_so(tmp_path):
 
 
 def test_the_compressed_wrapper_runs_in_transformers(tmp_path):
-    pytest.importorskip("compressed_tensors")
     wrapped_models.checkpoint("mistral3", tmp_path / "model")
     export.run(
         str(tmp_path / "model"),
