@@ -11,20 +11,6 @@ from transformers import DynamicCache, LlamaConfig, StaticCache
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
 from qcore.runtime import Context, NativeCache, attach, blocks, detach, explain
-from qcore.runtime.weights import Weights
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Record the number of tokens of each native call."""
-    seen, run = [], Weights.run
-
-    def count(self, tokens, *args, **kwargs):
-        seen.append(tuple(tokens.shape))
-        return run(self, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(Weights, "run", count)
-    return seen
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from qcore.layers.modules import QuantLinear
 from qcore.quantization.convert import quantize
 from qcore.runtime import Context, detach, explain
 from qcore.runtime.masks import padding_of
-from qcore.runtime.weights import Weights
 
 WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_audio")
 
@@ -22,19 +21,6 @@ WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_audio")
 def inference():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Record the number of tokens of each native call."""
-    seen, run = [], Weights.run
-
-    def count(self, tokens, *args, **kwargs):
-        seen.append(tuple(tokens.shape))
-        return run(self, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(Weights, "run", count)
-    return seen
 
 
 def both(kind: str) -> tuple[torch.nn.Module, torch.nn.Module]:
