@@ -11,7 +11,7 @@ DURATIONS := --durations 10
 
 TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 
-.PHONY: setup run test quick lint types sanitize tests beside apart test-interop chromium simde model kernels
+.PHONY: setup run test quick reliability lint types sanitize tests beside apart test-interop chromium simde model kernels
 
 setup: .venv/.ready model kernels
 
@@ -26,6 +26,13 @@ test:
 # The tests that need neither the default model nor a browser; for the minutes between two commits.
 quick: lint simde kernels
 	$(BIN)/pytest $(BESIDE) $(DURATIONS) -m "not slow and not browser and not ray and not alone and not interop"
+
+# The tests of bad inputs and faults; writes tests and results into docs/reliability.md.
+reliability: setup .venv/.test-ready chromium simde
+	rm -f .venv/rows.jsonl
+	QCORE_ROWS=.venv/rows.jsonl $(BIN)/pytest $(BESIDE) -m "row and not ray and not alone and not interop"
+	QCORE_ROWS=.venv/rows.jsonl $(BIN)/pytest -m "row and (ray or alone)"
+	$(BIN)/python tests/reliability.py .venv/rows.jsonl
 
 tests: beside apart
 

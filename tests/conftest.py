@@ -26,6 +26,7 @@ if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _workers)))
 
 import pytest  # noqa: E402
+import reliability  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from trained import learned, words  # noqa: E402, F401 (fixtures)
 
@@ -40,9 +41,17 @@ silence()
 
 def pytest_collection_modifyitems(items):
     """In parallel, slow tests come first, so that no worker ends with one while the others have nothing
-    left."""
+    left. The rows of docs/reliability.md that a test covers go with its report."""
+    for item in items:
+        if numbers := [number for mark in item.iter_markers("row") for number in mark.args]:
+            item.user_properties.append(("rows", numbers))
     if _workers:
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_runtest_logreport(report):
+    if not _workers:  # in parallel, the process that starts the others hears everything
+        reliability.remember(report)
 
 
 def pytest_unconfigure():

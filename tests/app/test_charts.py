@@ -58,6 +58,7 @@ def test_a_bar_off_by_orders_of_magnitude_is_cut_and_says_so():
     assert trace.x[at] < 100 and "51,234" in trace.text[at] and "cut" in trace.text[at]
 
 
+@pytest.mark.row("40")
 def test_failed_rows_have_no_bar_and_are_named():
     rows = [
         *samples.labeled(("fp32",)),

@@ -24,12 +24,14 @@ def shown(markdown: str) -> str:
     )
 
 
+@pytest.mark.row("16")
 @given(st.text())
 def test_verbatim_shows_every_character(text):
     expected = re.sub(r"(?m)^$", " ", visible(text).replace(NBSP, " ").replace(JOINER, ""))
     assert shown(verbatim(text)) == expected
 
 
+@pytest.mark.row("16")
 @given(st.text())
 def test_nothing_in_it_has_a_meaning(text):
     assert not re.search(r"(?<!\\)(?:\\\\)*[*_`\[\]<>$:#|~]", verbatim(text))

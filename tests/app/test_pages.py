@@ -59,6 +59,7 @@ def test_home_shows_the_latest_results(home):
     assert plots(at) == 1 and "home.first" not in [button.key for button in at.button]
 
 
+@pytest.mark.row("36")
 def test_a_replaced_database_is_told_until_seen(home):
     samples.write_run(home, [samples.row("fp32")])
     (home / "qcore.db").write_bytes(b"no database" * 1000)
@@ -194,6 +195,7 @@ def test_the_trade_off_follows_its_axes(home):
         calm(at.segmented_control(key="compare.quality_axis").set_value(quality).run())
 
 
+@pytest.mark.row("16")
 def test_hostile_texts_are_shown_and_not_obeyed(home):
     samples.write_run(home, [samples.row("fp32"), samples.row("int4-g64")], model="owner/<b>*x*")
     at = open_page("compare")
@@ -252,6 +254,7 @@ def test_run_panel_of_a_run_under_way(home, monkeypatch):
     assert cancelled == [run]
 
 
+@pytest.mark.row("37")
 def test_a_queued_run_shows_its_place(home, monkeypatch):
     monkeypatch.setattr(jobs, "_alive", lambda folder, about: True)
     samples.write_run(home, [], state="running", pending=["fp32"])
@@ -338,6 +341,7 @@ def test_a_folder_that_is_no_model_is_refused_with_a_sentence(tmp_path, content)
     assert len(at.error) == 1 and at.error[0].value.endswith("\\.")
 
 
+@pytest.mark.row("2")
 def test_public_mode_takes_no_paths_and_caps_sizes(monkeypatch):
     monkeypatch.setenv("QCORE_PUBLIC", "1")
     at = open_page("quantize")
@@ -349,6 +353,7 @@ def test_public_mode_takes_no_paths_and_caps_sizes(monkeypatch):
     assert "is not accepted here" in words(at)
 
 
+@pytest.mark.row("19")
 def test_uploads_are_kept_once_and_checked(home, monkeypatch):
     from ui.forms import text
 

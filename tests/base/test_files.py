@@ -56,6 +56,7 @@ def test_what_cannot_be_read_is_not_missing(tmp_path, monkeypatch):
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.row("33")
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(KeyboardInterrupt), replaced_file(tmp_path / "a.json") as file:
@@ -122,6 +123,7 @@ files.publish(place / "new", place / "final")
 """
 
 
+@pytest.mark.row("31", "F3")
 def test_a_kill_at_any_step_leaves_a_complete_folder(tmp_path, way):
     moment, codes = 0, []
     while not codes or codes[-1]:
@@ -146,6 +148,7 @@ def test_a_kill_at_any_step_leaves_a_complete_folder(tmp_path, way):
     assert (place / "final" / "a").read_text() == "new"
 
 
+@pytest.mark.row("31")
 def test_files_are_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "new" / "deep").mkdir(parents=True)
     (tmp_path / "new" / "deep" / "x").write_text("x")
@@ -160,6 +163,7 @@ def test_files_are_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypa
     assert flushed[place + 1] == str(tmp_path)
 
 
+@pytest.mark.row("18")
 def test_where_a_folder_can_appear(tmp_path, monkeypatch):
     (tmp_path / "here" / "below").mkdir(parents=True)
     (tmp_path / "file").touch()

@@ -48,6 +48,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     assert build_folder(tmp_path / "m", fill).is_dir()
 
 
+@pytest.mark.row("31")
 def test_what_a_killed_process_left_behind_is_cleared(tmp_path):
     code = """
 import os, signal, sys
@@ -95,12 +96,14 @@ def test_two_at_once_build_it_once(tmp_path):
     assert waited == ["waiting for another process to prepare m"]
 
 
+@pytest.mark.row("33")
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UnavailableError, match="cannot be written.*QCORE_HOME"):
         build_folder(tmp_path / "file" / "m", fill)
 
 
+@pytest.mark.row("33")
 def test_a_disk_that_fills_up_while_building(tmp_path):
     def full(folder):
         fill(folder)
@@ -111,6 +114,7 @@ def test_a_disk_that_fills_up_while_building(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.row("33")
 def test_space_is_checked_ahead(tmp_path, monkeypatch):
     check_space(tmp_path / "not" / "there" / "yet", 1000, "This")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))

@@ -62,6 +62,7 @@ def test_a_wrong_length_leaves_the_old_file(tmp_path):
     assert set(load_file(tmp_path / "x")) == {"old"} and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.row("33")
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_disk_that_refuses_leaves_nothing(call, tmp_path, monkeypatch):
     def refuse(*arguments):

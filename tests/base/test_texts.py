@@ -66,6 +66,7 @@ def test_strange_characters_are_kept():
     assert texts.text_from_bytes("t", content.encode()).content == content
 
 
+@pytest.mark.row("14")
 @pytest.mark.parametrize("content", [b"", b"  \n\t ", "\ufeff".encode()], ids=["empty", "blank", "bom"])
 def test_empty_texts(content):
     with pytest.raises(InputError, match="needs at least 2 tokens"):
@@ -160,6 +161,7 @@ def test_tokens():
     assert ids.tolist() == tiny.tokenizer()("abc")["input_ids"]
 
 
+@pytest.mark.row("14")
 @pytest.mark.parametrize("content", ["", "a"])
 def test_too_few_tokens(content):
     with pytest.raises(InputError, match=f"has {len(content)} token.*at least 2"):
@@ -190,6 +192,7 @@ def test_a_limit_reads_on_where_tokens_are_long():
     assert texts.tokenize(text, Words(), 10).tolist() == [500] * 10
 
 
+@pytest.mark.row("13")
 def test_a_token_beyond_the_embedding():
     assert len(texts.tokenize("abc", tiny.tokenizer(), vocabulary=258)) == 3
     with pytest.raises(InputError, match="has only 50"):

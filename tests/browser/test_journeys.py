@@ -37,6 +37,7 @@ def test_the_first_run(page, address):
     expect(page.get_by_text("Latest results")).to_be_visible()
 
 
+@pytest.mark.row("37")
 def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
     dashboard.visit(page, f"{address}/quantize")
     page.get_by_role("button", name="Decreasing bits").click()
@@ -91,6 +92,7 @@ def test_the_playground_writes_and_stops(page, address):
     expect(page.get_by_text("tok/s").first).to_be_visible()
 
 
+@pytest.mark.row("16")
 def test_texts_of_strangers_are_shown_verbatim(page, address, home):
     samples.write_run(home, [samples.row("fp32"), samples.row("int4-g64")], model="owner/*x*<i>y</i>:smile:")
     dashboard.visit(page, f"{address}/compare", 2.5)

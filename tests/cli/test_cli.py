@@ -57,6 +57,7 @@ def test_compare_from_the_command_line_to_json(model, text, tmp_path):
     assert not list((tmp_path / "home" / "runs").rglob("reference*")), "megabytes that nobody needs any more"
 
 
+@pytest.mark.row("14")
 @pytest.mark.slow
 def test_too_little_text_ends_the_run_with_one_sentence(model, tmp_path):
     """Only the tokenizer can tell, so the baseline's process finds out; status 2 all the same."""
@@ -147,6 +148,7 @@ def test_quantize_without_a_folder_names_one(said, model, tmp_path, monkeypatch)
     assert (tmp_path / "llama-int8" / "model.safetensors").exists()
 
 
+@pytest.mark.row("12")
 def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
     said("quantize", model, "--recipe", "int8", "--out", tmp_path / "small")
     status, out, err = said("quantize", tmp_path / "small", "--recipe", "int4")
@@ -156,6 +158,7 @@ def test_a_quantized_model_is_not_quantized_again(said, model, tmp_path):
 # -- bad input -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("21")
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -242,6 +245,7 @@ def test_a_chat_template_that_is_broken_is_found_before_the_run(said, model, tex
     assert status == 2 and "chat template of this model ('default') cannot be used: line 1" in err
 
 
+@pytest.mark.row("11")
 def test_a_model_larger_than_memory_is_refused_from_its_headers(said, model, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000000")
     for command in (

@@ -131,6 +131,7 @@ def test_skip_patterns_are_honoured_and_said(name):
     assert rows["model.layers.1.mlp.up_proj.weight"].format
 
 
+@pytest.mark.row("21")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_skip_pattern_that_matches_nothing_is_an_error(name):
     with pytest.raises(InputError, match="nosuch"):
@@ -187,6 +188,7 @@ def test_a_quantized_model_is_not_quantized_again(name):
         convert.quantize(model, recipes.parse(name))
 
 
+@pytest.mark.row("9")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1e-40], ids=str)
 def test_vanishing_rows_stay_finite(name, value):
@@ -253,6 +255,7 @@ def test_a_silent_no_op_of_bitsandbytes_is_noticed(monkeypatch, name, kind):
         quantized("llama", name)
 
 
+@pytest.mark.row("39")
 @pytest.mark.parametrize("library", list(engines.ENGINES))
 def test_a_missing_library_says_how_to_get_it(monkeypatch, library):
     assert engines.available(library) is None
@@ -262,6 +265,7 @@ def test_a_missing_library_says_how_to_get_it(monkeypatch, library):
         engines.load(library)
 
 
+@pytest.mark.row("39")
 def test_a_missing_parent_package_counts_as_missing(monkeypatch):
     def raise_it(package):
         raise ModuleNotFoundError("No module named 'optimum'")
@@ -270,6 +274,7 @@ def test_a_missing_parent_package_counts_as_missing(monkeypatch):
     assert "optimum-quanto is not installed" in engines.available("quanto")
 
 
+@pytest.mark.row("39")
 def test_a_library_that_does_not_load_gives_its_reason(monkeypatch):
     backend = engines.load("quanto")
     monkeypatch.setitem(sys.modules, "optimum.quanto", None)

@@ -75,6 +75,7 @@ def test_a_model_that_guesses_prefers_the_shortest():
     assert 0 < answers.accuracy.low < 0.25 < answers.accuracy.high < 1
 
 
+@pytest.mark.row("40")
 def test_logits_that_are_nan_are_an_error():
     with pytest.raises(RunError, match="NaN"):
         ask(Fixed(torch.full((tiny.VOCABULARY,), torch.nan)), TOKENIZER, QUESTIONS)

@@ -84,6 +84,7 @@ def test_the_end_token_ends_the_text_and_is_not_part_of_it():
     assert generate_text(says(model, 66, 7), TOKENIZER, "Hi", 9).tokens == [66]
 
 
+@pytest.mark.row("15")
 def test_a_prompt_that_is_too_long_loses_its_beginning_and_says_so():
     made = generate_text(tiny.model("llama"), TOKENIZER, "x" * 600 + "end", 12)
     assert made.prompt_tokens == 500
@@ -95,6 +96,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_says_so():
     assert prepare(tiny.model("llama"), TOKENIZER, "x" * 500, 12).notes == ()
 
 
+@pytest.mark.row("16")
 @pytest.mark.parametrize(
     "prompt", ["\u202eabc", "a\u200bb", "\0", "<b>$x$</b>", "\x1b[31m", "\U0001f600"], ids=ascii
 )
@@ -103,11 +105,13 @@ def test_odd_characters_are_read_as_they_are(prompt):
     assert TOKENIZER.decode(ready.tokens) == prompt and ready.notes == ()
 
 
+@pytest.mark.row("16")
 def test_half_characters_are_replaced_and_it_is_said():
     ready = prepare(tiny.model("llama"), TOKENIZER, "a\ud800b", 5)
     assert TOKENIZER.decode(ready.tokens) == "a\ufffdb" and "lone surrogates" in ready.notes[0]
 
 
+@pytest.mark.row("13")
 def test_an_empty_prompt_begins_with_bos_or_is_refused():
     assert prepare(tiny.model("llama"), TOKENIZER, "", 5).tokens == [256]
     bare = tiny.tokenizer()
@@ -127,6 +131,7 @@ def test_chat_uses_the_template_or_says_there_is_none():
     )
 
 
+@pytest.mark.row("15")
 @pytest.mark.parametrize(
     ("prompt", "tokens", "options", "words"),
     [
@@ -145,6 +150,7 @@ def test_bad_requests(prompt, tokens, options, words):
         generate_text(tiny.model("llama"), TOKENIZER, prompt, tokens, **options)
 
 
+@pytest.mark.row("13")
 def test_a_tokenizer_of_another_model_is_refused():
     model = tiny.model("llama")
     model.config = copy.copy(model.config)
@@ -153,6 +159,7 @@ def test_a_tokenizer_of_another_model_is_refused():
         prepare(model, TOKENIZER, "zebra", 5)
 
 
+@pytest.mark.row("40")
 def test_nan_logits_write_nothing():
     model = tiny.model("llama")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
@@ -222,6 +229,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.row("F17")
 @pytest.mark.parametrize(("template", "message"), TEMPLATES.values(), ids=TEMPLATES)
 def test_a_chat_template_that_cannot_be_used(template, message):
     chatty = tiny.tokenizer()
@@ -232,6 +240,7 @@ def test_a_chat_template_that_cannot_be_used(template, message):
     assert prepare(tiny.model("llama"), chatty, "Hi", 5).tokens
 
 
+@pytest.mark.row("F17")
 def test_loops_within_loops_of_a_chat_template_end(monkeypatch):
     monkeypatch.setattr(chat, "PATIENCE", 0.2)
     chatty, watched = tiny.tokenizer(), sys.gettrace()
@@ -242,6 +251,7 @@ def test_loops_within_loops_of_a_chat_template_end(monkeypatch):
     assert sys.gettrace() is watched
 
 
+@pytest.mark.row("F17")
 def test_the_default_of_several_chat_templates_is_used():
     chatty = tiny.tokenizer()
     chatty.chat_template = {"default": TEMPLATE, "tool_use": "{{ broken"}

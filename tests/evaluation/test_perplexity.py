@@ -184,6 +184,7 @@ def test_progress_ends_at_the_number_of_scored_tokens():
     assert calls[-1] == (99, 99, "window 4 of 4")
 
 
+@pytest.mark.row("40")
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 def test_broken_logits_get_no_number(value):
     model = tiny.model("llama")

@@ -54,6 +54,7 @@ def test_top_k_and_top_p_keep_what_they_should(options, expected):
     assert set(draw(Sampling(temperature=1.0, **options))) == expected
 
 
+@pytest.mark.row("15")
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -250,6 +250,7 @@ def test_a_recipe_that_a_target_cannot_express_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.row("31")
 def test_a_killed_export_goes_on_after_its_last_whole_file(originals, tmp_path, monkeypatch):
     target = exports.load("compressed-tensors")
     monkeypatch.setattr(type(target), "shard_bytes", 40_000)

@@ -58,6 +58,7 @@ def test_without_fp32_the_baseline_runs_first_and_has_no_row(fake, ended):
     assert log.index("baseline does ok") < log.index("int8 does ok") < log.index("int4 does ok")
 
 
+@pytest.mark.row("34")
 @pytest.mark.parametrize(
     ("plan", "sentence"),
     [
@@ -145,6 +146,7 @@ def test_cancel_kills_what_does_not_listen(fake, wait_for, monkeypatch, plan):
     assert wait_for(lambda: pid_gone(child))
 
 
+@pytest.mark.row("31")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_a_run_killed_from_outside_is_interrupted_and_leaves_nothing_behind(fake, wait_for, ended, number):
     run_id = jobs.submit(fake("fp32,int8", int8="hang"))
@@ -160,6 +162,7 @@ def test_a_run_killed_from_outside_is_interrupted_and_leaves_nothing_behind(fake
     assert wait_for(lambda: pid_gone(child)), "the child outlived its worker"
 
 
+@pytest.mark.row("37")
 def test_runs_queue_in_the_order_of_submission(fake, wait_for, ended):
     first = jobs.submit(fake("fp32", model="a", fp32="hang"))
     wait_for(lambda: began(first, "fp32"))
@@ -181,6 +184,7 @@ def test_runs_queue_in_the_order_of_submission(fake, wait_for, ended):
     assert [status.run_id for status in jobs.list_runs()] == [*reversed(others), first]
 
 
+@pytest.mark.row("31")
 def test_the_next_run_starts_when_the_one_before_is_killed(fake, wait_for, ended):
     first = jobs.submit(fake("fp32", model="a", fp32="hang"))
     wait_for(lambda: began(first, "fp32"))
@@ -190,6 +194,7 @@ def test_the_next_run_starts_when_the_one_before_is_killed(fake, wait_for, ended
     assert jobs.status(first).state == "interrupted"
 
 
+@pytest.mark.row("37", "F6")
 def test_fifty_clicks_at_once_are_one_run(fake):
     spec, seen = fake("fp32", fp32="hang"), []
     clicks = [threading.Thread(target=lambda: seen.append(jobs.submit(spec))) for _ in range(50)]
@@ -295,6 +300,7 @@ def test_a_damaged_status_is_told(fake, ended):
     assert status.state == "interrupted" and "damaged" in status.error
 
 
+@pytest.mark.row("33")
 def test_a_cache_folder_that_cannot_be_made_is_one_sentence(fake, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QCORE_HOME", str(tmp_path / "file" / "home"))

@@ -156,6 +156,7 @@ def test_training_is_cancelled_and_goes_on_when_it_is_repeated(model, text, wait
     jobs.cancel(again)
 
 
+@pytest.mark.row("31")
 @pytest.mark.slow
 def test_a_killed_task_that_can_be_resumed_is_started_again_once(model, text, wait_for, ended):
     options = Qat(text=text, window=64, tokens=2048, schedule=Schedule(steps=100_000, validations=1))
@@ -209,6 +210,7 @@ def test_a_probe_is_a_job_and_its_figures_are_kept(model, ended, tmp_path):
     )
 
 
+@pytest.mark.row("37")
 def test_all_kinds_wait_in_one_queue(model, fake, wait_for):
     first = jobs.submit(fake("fp32", fp32="hang"))
     wait_for(lambda: jobs.status(first).state == "running")

@@ -133,6 +133,7 @@ def test_no_recipes_is_an_input_error(folder):
         Resident(str(folder), [])
 
 
+@pytest.mark.row("38")
 def test_closing_the_iterator_cancels_the_rest(resident):
     pid = resident.pid
     events = resident.generate("Hi", 400, temperature=5.0)
@@ -181,6 +182,7 @@ def test_the_thread_that_asked_first_may_end(folder):
     assert gone(pid) and client.pid is None
 
 
+@pytest.mark.row("34")
 def test_a_killed_process_is_reported_and_the_next_request_starts_another(folder):
     with Resident(str(folder), ["fp32"], threads=1) as client:
         events = client.generate("Hi", 400, temperature=5.0)
@@ -273,6 +275,7 @@ def checkpoint_and_report(folder):
     return library.resolve(str(folder)), lambda done, total, text: None
 
 
+@pytest.mark.row("38")
 def test_the_least_recently_used_model_makes_room(folder, monkeypatch):
     checkpoint, report = checkpoint_and_report(folder)
     cache, room = ModelCache(), 2

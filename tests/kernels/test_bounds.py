@@ -51,6 +51,7 @@ def change(data, structure: ctypes.Structure) -> None:
 # -- packed weights
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("shape", [(ROWS, 8 * COLUMNS), (8 * ROWS, COLUMNS), (ROWS + 8, COLUMNS + 64)])
 def test_a_shape_that_the_parts_do_not_fill_is_refused(name, shape):
@@ -59,6 +60,7 @@ def test_a_shape_that_the_parts_do_not_fill_is_refused(name, shape):
         PackedWeight.pack(replace(stored(name), shape=larger))
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize(
     "part", ["codes", "scale", "zero_point", "codebook", "minimum", "scale_codes", "min_codes"]
 )
@@ -150,6 +152,7 @@ def test_no_numbers_make_products_and_rows_leave_their_buffers(name, tokens, mod
     assert status in (library.OK, library.BAD_INDEX, *library._PROBLEMS)
 
 
+@pytest.mark.row("F1")
 def test_the_operators_check_what_they_are_handed():
     right = PackedWeight.pack(stored("int4-g32"))
     numbers, x = list(right.numbers), guarded(torch.randn(2, COLUMNS))

@@ -59,6 +59,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so(monkeypatch):
     )
 
 
+@pytest.mark.row("39")
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_a_missing_or_broken_compiler_is_a_plain_message(monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
@@ -71,6 +72,7 @@ def test_a_missing_or_broken_compiler_is_a_plain_message(monkeypatch, compiler):
         build._compiler.cache_clear()
 
 
+@pytest.mark.row("39")
 def test_another_processor_is_a_plain_message(monkeypatch):
     monkeypatch.setattr(build.platform, "machine", lambda: "riscv64")
     with pytest.raises(UnavailableError, match="riscv64"):

@@ -41,6 +41,7 @@ def test_product_is_right_for_every_format_mode_and_number_of_tokens(format, act
         check(stored, torch.randn(tokens, stored.shape[1]), activations)
 
 
+@pytest.mark.row("9")
 @pytest.mark.parametrize("activations", MODES)
 @pytest.mark.parametrize("format", ENOUGH.values(), ids=ENOUGH)
 def test_awkward_shapes_are_right(format, activations):

@@ -250,6 +250,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_before_any_work(case, tmp_path
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.row("31")
 def test_a_killed_export_continues_with_the_same_bytes(tmp_path, monkeypatch):
     source, out = make("llama", tmp_path / "model"), tmp_path / "out"
     recipe = parse("gguf-q4_1")
@@ -274,6 +275,7 @@ def test_a_killed_export_continues_with_the_same_bytes(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.row("33")
 def test_a_disk_without_room_is_named_before_writing(tmp_path, monkeypatch):
     source = make("llama", tmp_path / "model")
 

@@ -177,6 +177,7 @@ def test_skeleton_names_and_shapes_are_the_models(originals):
         assert all(parameter.is_meta for parameter in models.meta_model(checkpoint).parameters())
 
 
+@pytest.mark.row("8")
 @pytest.mark.parametrize(
     "value, what",
     [(float("nan"), "is NaN"), (float("inf"), "is infinite"), (-float("inf"), "is infinite")],

@@ -57,6 +57,7 @@ def saved(tmp_path_factory):
     }
 
 
+@pytest.mark.row("F1")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "sparse"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
@@ -114,6 +115,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.row("F1")
 @pytest.mark.parametrize(("kind", "path", "value", "message"), CHANGES, ids=lambda value: str(value)[:30])
 def test_what_a_manifest_may_not_say(kind, path, value, message, saved, tmp_path):
     folder, record, _ = saved[kind]
@@ -154,6 +156,7 @@ WEIGHTS = [
 ]
 
 
+@pytest.mark.row("35")
 @pytest.mark.parametrize(("name", "damage", "message"), WEIGHTS, ids=[name for name, *_ in WEIGHTS])
 def test_weight_files_that_do_not_fit_their_manifest(name, damage, message, saved, tmp_path):
     """Their SHA-256 is correct: an attacker writes both."""

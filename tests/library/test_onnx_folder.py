@@ -143,6 +143,7 @@ def test_what_an_onnx_model_cannot_do_is_said(exported):
         model(input_ids=IDS, logits_to_keep=torch.tensor([0]))
 
 
+@pytest.mark.row("35")
 def test_damage_is_noticed(exported, tmp_path):
     import shutil
 

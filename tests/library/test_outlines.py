@@ -74,6 +74,7 @@ def test_a_long_header_takes_a_second_read(hub, originals, monkeypatch):
     assert sum(path.endswith("model.safetensors") for _, path in hub.requests) == 2
 
 
+@pytest.mark.row("20")
 def test_a_hub_that_says_no_is_told_in_the_same_words(hub, originals, tmp_path):
     with pytest.raises(InputError, match="There is no model owner/missing"):
         library.outline("owner/missing")

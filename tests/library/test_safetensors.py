@@ -55,6 +55,7 @@ def test_skipped_layers_come_back_unquantized(tmp_path):
     assert type(loaded.model.layers[1].mlp.up_proj) is torch.nn.Linear
 
 
+@pytest.mark.row("35")
 def test_one_flipped_bit_is_found(tmp_path):
     _, _, folder = saved("llama", "int4-g64", tmp_path)
     data = bytearray((folder / "model.safetensors").read_bytes())

@@ -22,6 +22,7 @@ def fill(folder):
         (scratch / "qcore-made.json").write_text("{}")
 
 
+@pytest.mark.row("18")
 def test_a_link_to_a_folder_is_followed(tmp_path):
     (tmp_path / "link").symlink_to("disk/model")
     for _ in range(2):
@@ -57,6 +58,7 @@ def test_a_file_is_refused(tmp_path):
             check_folder(tmp_path / "file", overwrite=overwrite)
 
 
+@pytest.mark.row("33")
 def test_an_old_model_stays_until_the_new_one_is_complete(tmp_path):
     fill(tmp_path / "model")
     with pytest.raises(KeyboardInterrupt), replaced_folder(tmp_path / "model", overwrite=True) as scratch:
@@ -66,6 +68,7 @@ def test_an_old_model_stays_until_the_new_one_is_complete(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "qcore-made.json"]
 
 
+@pytest.mark.row("33")
 def test_a_full_disk_is_one_sentence(tmp_path):
     with (
         pytest.raises(UnavailableError, match=r"The disk that holds .* is full"),
@@ -79,6 +82,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         raise PermissionError(13, "Permission denied")
 
 
+@pytest.mark.row("33")
 def test_a_full_disk_at_the_start_of_streaming_is_one_sentence(tmp_path, monkeypatch):
     tiny.checkpoint("llama", tmp_path / "model")
 

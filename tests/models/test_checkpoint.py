@@ -106,6 +106,7 @@ def test_no_weights(folder):
         library.resolve(folder)
 
 
+@pytest.mark.row("4")
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"])
 def test_pickled_weights_are_refused_and_never_opened(folder, name):
     (folder / SINGLE).unlink()
@@ -133,6 +134,7 @@ def test_both_a_single_file_and_an_index(sharded, originals):
         library.resolve(sharded)
 
 
+@pytest.mark.row("4")
 @pytest.mark.parametrize(
     "name",
     ["pytorch_model.bin", "../model.safetensors", "/etc/model.safetensors", "a\\b.safetensors", 5, None],
@@ -152,18 +154,21 @@ def test_an_index_without_a_map(sharded):
         library.resolve(sharded)
 
 
+@pytest.mark.row("7")
 def test_a_missing_shard(sharded):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match="lacks model-00002-of-00002.safetensors"):
         library.resolve(sharded)
 
 
+@pytest.mark.row("7")
 def test_a_shard_too_many(sharded):
     shutil.copy(sharded / "model-00002-of-00002.safetensors", sharded / "model-00003-of-00003.safetensors")
     with pytest.raises(InputError, match="model-00003-of-00003.safetensors is not listed in"):
         library.resolve(sharded)
 
 
+@pytest.mark.row("7")
 def test_a_tensor_that_is_not_where_the_index_says(sharded):
     edit(
         sharded / INDEX,
@@ -176,6 +181,7 @@ def test_a_tensor_that_is_not_where_the_index_says(sharded):
         library.resolve(sharded)
 
 
+@pytest.mark.row("7")
 def test_a_tensor_that_the_index_does_not_know(sharded):
     edit(sharded / INDEX, lambda index: index["weight_map"].pop("lm_head.weight") and None)
     with pytest.raises(InputError, match="holds 'lm_head.weight', which .* does not list"):
@@ -197,6 +203,7 @@ def test_a_truncated_file(folder):
         library.resolve(folder)
 
 
+@pytest.mark.row("7")
 def test_a_missing_tensor_is_named_and_not_initialised(folder):
     retensor(folder, lambda tensors: tensors.pop("model.layers.1.self_attn.k_proj.weight"))
     with pytest.raises(
@@ -212,6 +219,7 @@ def test_a_tensor_without_a_place(folder):
         library.resolve(folder)
 
 
+@pytest.mark.row("7")
 def test_a_tensor_of_another_shape(folder):
     retensor(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
     with pytest.raises(InputError, match=r"model.norm.weight has the shape \(65,\), expected \(64,\)"):
@@ -236,6 +244,7 @@ def test_one_expert_that_does_not_fit(originals, tmp_path, change, message):
         library.resolve(folder)
 
 
+@pytest.mark.row("12")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8], ids=str)
 def test_eight_bit_weights_are_quantized_already(folder, dtype):
     name = "model.layers.0.mlp.up_proj.weight"

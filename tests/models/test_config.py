@@ -33,6 +33,7 @@ def test_a_config_that_contradicts_the_weights(folder, field, value, tensor):
         library.resolve(folder)
 
 
+@pytest.mark.row("3")
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("nested", [False, True], ids=["top", "nested"])
 def test_code_is_refused(folder, file, nested):
@@ -42,6 +43,7 @@ def test_code_is_refused(folder, file, nested):
         library.resolve(folder)
 
 
+@pytest.mark.row("3")
 def test_fields_that_choose_code_are_stripped_and_named(folder):
     wishes = {
         "trust_remote_code": True,
@@ -61,6 +63,7 @@ def test_fields_that_choose_code_are_stripped_and_named(folder):
     assert "/" not in model.config._attn_implementation
 
 
+@pytest.mark.row("12")
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "gguf"])
 @pytest.mark.parametrize("nested", [False, True], ids=["top", "nested"])
 def test_quantized_checkpoints_are_refused_by_name(folder, method, nested):
@@ -70,6 +73,7 @@ def test_quantized_checkpoints_are_refused_by_name(folder, method, nested):
         library.resolve(folder)
 
 
+@pytest.mark.row("12")
 @pytest.mark.parametrize("file, name", [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
 def test_older_quantized_checkpoints(folder, file, name):
     (folder / file).write_text("{}")
@@ -83,6 +87,7 @@ def test_an_adapter_is_no_model(folder):
         library.resolve(folder)
 
 
+@pytest.mark.row("10")
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -107,6 +112,7 @@ def test_absurd_sizes_are_refused_before_anything_is_built(folder, field, value,
         library.resolve(folder)
 
 
+@pytest.mark.row("10")
 @pytest.mark.parametrize(
     "field, value, message",
     [("num_hidden_layers", 2000, "2000 layers"), ("vocab_size", 1 << 23, "an embedding of 8388608 x 64")],
@@ -171,6 +177,7 @@ def test_a_folder_that_qcore_saved_without_its_manifest(folder):
         library.resolve(folder)
 
 
+@pytest.mark.row("2")
 def test_local_folders_are_refused_in_public(folder):
     with pytest.raises(InputError, match="not accepted here"):
         library.resolve(str(folder), public=True)

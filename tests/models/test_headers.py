@@ -62,12 +62,14 @@ def test_a_header_padded_with_spaces(tmp_path):
     assert len(read_header(write(tmp_path / "x", json.dumps(PAIR).encode() + b"   "))) == 2
 
 
+@pytest.mark.row("5")
 @pytest.mark.parametrize("length", [0, 1, 10_000, 100_000_001, 1 << 63, (1 << 64) - 1])
 def test_impossible_header_lengths(tmp_path, length):
     with pytest.raises(InputError, match=f"header would be {length} bytes long"):
         read_header(write(tmp_path / "x", PAIR, length=length))
 
 
+@pytest.mark.row("5")
 @pytest.mark.parametrize(
     "content", [b"", b"\0\0\0", b"\x02\0\0\0\0\0\0\0"], ids=["empty", "short", "no-header"]
 )
@@ -77,6 +79,7 @@ def test_files_too_short_for_a_header(tmp_path, content):
         read_header(tmp_path / "x")
 
 
+@pytest.mark.row("5")
 def test_a_sparse_file_with_a_header_above_the_limit_takes_no_memory(tmp_path):
     with (tmp_path / "x").open("wb") as file:
         file.write((200_000_000).to_bytes(8, "little"))
@@ -85,6 +88,7 @@ def test_a_sparse_file_with_a_header_above_the_limit_takes_no_memory(tmp_path):
         read_header(tmp_path / "x")
 
 
+@pytest.mark.row("5")
 @pytest.mark.parametrize(
     "header, message",
     [
@@ -101,6 +105,7 @@ def test_headers_that_are_no_json_object(tmp_path, header, message):
         read_header(write(tmp_path / "x", header))
 
 
+@pytest.mark.row("6")
 @pytest.mark.parametrize(
     "header, message",
     [
@@ -131,6 +136,7 @@ def test_damaged_entries_name_the_tensor(tmp_path, header, message):
         read_header(write(tmp_path / "x.safetensors", header))
 
 
+@pytest.mark.row("6")
 def test_a_truncated_file_names_the_tensor(tmp_path):
     with pytest.raises(InputError, match="'b' in x.safetensors ends at byte .* so it is cut short"):
         read_header(write(tmp_path / "x.safetensors", PAIR, data=b"\0" * 20))
@@ -165,6 +171,7 @@ def test_a_json_file_that_is_far_too_long(tmp_path):
         read_json(tmp_path / "config.json")
 
 
+@pytest.mark.row("6")
 @given(st.data())
 def test_no_damage_raises_anything_but_an_input_error(tmp_path_factory, data):
     path = write(tmp_path_factory.getbasetemp() / "fuzzed.safetensors", PAIR)

@@ -109,6 +109,7 @@ def point_at_nothing(monkeypatch):
     )
 
 
+@pytest.mark.row("20")
 def test_unreachable(hub, monkeypatch):
     point_at_nothing(monkeypatch)
     with pytest.raises(
@@ -117,6 +118,7 @@ def test_unreachable(hub, monkeypatch):
         library.resolve("owner/tiny")
 
 
+@pytest.mark.row("20")
 def test_switched_off(hub, monkeypatch):
     from huggingface_hub import constants
 
@@ -132,17 +134,20 @@ def test_a_misspelt_default_is_asked_about(hub):
         library.resolve("smolm2-135m")
 
 
+@pytest.mark.row("20")
 def test_missing(hub):
     with pytest.raises(InputError, match="There is no model owner/nothing on the hub, or it is private"):
         library.resolve("owner/nothing")
 
 
+@pytest.mark.row("20")
 def test_missing_revision(hub, repository):
     hub.repositories["owner/tiny"] = repository
     with pytest.raises(InputError, match="owner/tiny has no revision 'v9'"):
         library.resolve("owner/tiny", "v9")
 
 
+@pytest.mark.row("20")
 @pytest.mark.parametrize("kind", ["info", "files"])
 def test_gated(hub, repository, kind):
     hub.repositories["owner/gated"] = repository
@@ -151,12 +156,14 @@ def test_gated(hub, repository, kind):
         library.resolve("owner/gated")
 
 
+@pytest.mark.row("20")
 def test_rate_limited(hub):
     hub.answers["owner/tiny", "info"] = (429, {"Retry-After": "300"})
     with pytest.raises(UnavailableError, match="rate limit of the hub"):
         library.resolve("owner/tiny")
 
 
+@pytest.mark.row("F7")
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_hub_in_trouble(hub, status):
     hub.answers["owner/tiny", "info"] = (status, {})
@@ -170,6 +177,7 @@ def test_something_that_is_no_hub(hub):
         library.resolve("owner/tiny")
 
 
+@pytest.mark.row("4")
 @pytest.mark.parametrize(
     "files, message",
     [
@@ -259,6 +267,7 @@ def test_what_config_forbids_is_refused_before_the_weights(hub, repository, tmp_
     assert not hub.asked_for("model.safetensors")
 
 
+@pytest.mark.row("20")
 def test_no_message_shows_the_token(hub, repository):
     hub.repositories["owner/tiny"] = repository
     cases = [
@@ -277,6 +286,7 @@ def test_no_message_shows_the_token(hub, repository):
         assert fakehub.TOKEN not in str(raised.value)
 
 
+@pytest.mark.row("33")
 def test_a_full_disk_is_seen_before_the_weights(hub, repository, monkeypatch):
     from types import SimpleNamespace
 

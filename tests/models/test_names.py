@@ -43,6 +43,7 @@ def test_hub_ids(name):
     assert classify(name).kind == classify(name, public=True).kind == "hub"
 
 
+@pytest.mark.row("1")
 @pytest.mark.parametrize("name", NOT_HUB_IDS, ids=lambda name: name[:20])
 def test_the_public_can_name_nothing_but_hub_ids(name, monkeypatch):
     def forbidden(*args, **kwargs):
@@ -63,6 +64,7 @@ def test_at_home_they_are_paths_that_do_not_exist(name, tmp_path, monkeypatch):
             classify(name)
 
 
+@pytest.mark.row("2")
 def test_a_folder_of_the_public_is_not_seen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
@@ -82,6 +84,7 @@ def test_gguf_files(tmp_path):
     assert classify(str(tmp_path / "absent.gguf")).kind == "gguf"
 
 
+@pytest.mark.row("1")
 @pytest.mark.parametrize(
     "name", ["", "   ", "a\0b", "a\nb", "a\u202eb", "a\u200bb", "\x1b[31m", "a\ud800"], ids=ascii
 )
@@ -109,6 +112,7 @@ def test_a_path_object_is_never_a_hub_id():
         classify(Path("owner/name"))
 
 
+@pytest.mark.row("1")
 def test_the_name_of_a_path_that_is_too_long_for_the_system():
     with pytest.raises(InputError):
         classify("x" * 500)

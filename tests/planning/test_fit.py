@@ -89,6 +89,7 @@ def test_a_model_saved_quantized_is_counted_as_it_is(tmp_path, checkpoints):
     assert plan.estimate(saved, parse("fp32")).stored_bytes == saved.nbytes == ledger.stored_bytes
 
 
+@pytest.mark.row("11")
 def test_what_does_not_fit_is_refused_with_the_arithmetic(checkpoints, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(HELD + 100_000))
     with pytest.raises(
@@ -105,6 +106,7 @@ def test_too_little_memory_for_anything(checkpoints, monkeypatch):
         plan.check_fits(checkpoints["llama"], parse("int8"))
 
 
+@pytest.mark.row("11")
 def test_what_would_fit_is_named_if_only_the_window_is_too_wide(checkpoints, monkeypatch):
     monkeypatch.setenv("QCORE_MEMORY_LIMIT", str(HELD + 4_000_000))
     with pytest.raises(TooLargeError, match="As int8 it would fit"):

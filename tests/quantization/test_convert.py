@@ -102,6 +102,7 @@ def test_skip_patterns_match_whole_segments(pattern, skipped):
             assert (f"pattern {pattern!r}" in (row.reason or "")) == skipped(row.name)
 
 
+@pytest.mark.row("21")
 @pytest.mark.parametrize("pattern", ["layers.7", "yer.0", "down", "lm_heads", ""])
 def test_a_pattern_that_matches_nothing_is_an_error(pattern):
     with pytest.raises(InputError, match="matches no module"):
@@ -123,6 +124,7 @@ def test_experts_whose_layout_is_unknown_turn_the_run_red():
         quantize(model, parse("int4-g64"))
 
 
+@pytest.mark.row("12")
 def test_quantizing_twice_is_refused():
     model = tiny.model("llama")
     quantize(model, parse("int8"))

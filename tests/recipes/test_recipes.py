@@ -36,6 +36,7 @@ def test_names_mean_what_the_field_means_by_them():
     assert parse("kmeans4").method == "kmeans" and parse("nf4-g64").method == "rtn"
 
 
+@pytest.mark.row("21")
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -100,6 +100,7 @@ def spoiled():
     return [*rows, {**failed, "recipe": HOSTILE}]
 
 
+@pytest.mark.row("16")
 def test_hostile_strings_are_text():
     usual = [*made(("fp32", "int8", "int4-g64")), samples.row("nf4-g64", status="failed", error="no")]
     page = html_report.page(spoiled())

@@ -79,11 +79,13 @@ def test_table_has_units_values_and_the_error_of_what_failed():
     assert failed.split() == ["bnb-nf4", "failed"] and error == "bnb-nf4 failed: It was killed."
 
 
+@pytest.mark.row("16")
 def test_table_shows_control_characters_instead_of_obeying_them():
     text = report.table([{**FAILED, "error": "\x1b[31mred\u202e\x00\n"}])
     assert "\\x1b[31mred\\u202e\\x00\\n" in text
 
 
+@pytest.mark.row("16")
 @given(st.text(st.characters()))
 def test_visible_text_never_controls_a_terminal(text):
     assert (
@@ -163,6 +165,7 @@ def test_csv_has_every_figure_unrounded():
     assert failed["perplexity"] == "" and failed["error"] == "It was killed."
 
 
+@pytest.mark.row("17")
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "=cmd|' /C calc'!A0"])
 def test_csv_escapes_what_a_spreadsheet_would_run(cell):
     (found,) = read_csv(report.to_csv([{**FAILED, "error": cell}]))

@@ -49,6 +49,7 @@ def test_latest_is_newest_first_of_one_model_and_successful():
     assert [r["run_id"] for r in store.runs()] == ["c", "b", "a"]
 
 
+@pytest.mark.row("16")
 def test_any_text_is_stored_without_loss_and_nan_becomes_null():
     text = "a\x00b \u202e \ud800 $x$ <b> \x1b[31m =1+1"
     store = Store()
@@ -57,6 +58,7 @@ def test_any_text_is_stored_without_loss_and_nan_becomes_null():
     assert found["error"] == text and found["perplexity"] is None and found["kl_mean"] is None
 
 
+@pytest.mark.row("41")
 def test_fifty_threads_lose_nothing():
     Store()
     with ThreadPoolExecutor(50) as pool:
@@ -65,6 +67,7 @@ def test_fifty_threads_lose_nothing():
     assert all([r["size"] for r in store.rows(f"run{i}")] == [0, 1, 2, 3] for i in range(50))
 
 
+@pytest.mark.row("41")
 @pytest.mark.slow
 def test_fifty_processes_lose_nothing(own_home):
     code = """
@@ -84,6 +87,7 @@ for j in range(3):
     assert all([r["size"] for r in store.rows(f"run{i}")] == [0, 1, 2] for i in range(50))
 
 
+@pytest.mark.row("32")
 def test_a_writer_killed_half_way_leaves_the_old_row(own_home):
     Store().put_row("a", 0, row(size=1))
     code = f"""
@@ -97,6 +101,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert store.rows("a")[0]["size"] == 1 and store.notice is None
 
 
+@pytest.mark.row("36")
 @pytest.mark.parametrize("damage", ["text", "middle", "header"])
 def test_a_damaged_database_is_set_aside_and_rebuilt_from_the_folders(own_home, damage, caplog):
     folder = run_folder()
@@ -147,6 +152,7 @@ def test_a_newer_schema_is_refused_and_left_alone(own_home):
     assert not list(own_home.glob("*.damaged-*"))
 
 
+@pytest.mark.row("33")
 def test_a_database_that_cannot_be_written_does_not_lose_the_result(own_home, caplog):
     folder = run_folder()
     (own_home / "qcore.db").mkdir()
@@ -156,6 +162,7 @@ def test_a_database_that_cannot_be_written_does_not_lose_the_result(own_home, ca
     assert len(result["rows"]) == 2 and result["state"] == "done" and "not in the database" in caplog.text
 
 
+@pytest.mark.row("F10")
 def test_a_damaged_row_file_does_not_hide_the_others():
     folder = run_folder()
     Path(folder.path / "rows" / "00.json").write_text('{"recipe": ')

@@ -59,6 +59,7 @@ def test_every_byte_is_that_of_the_model_in_memory(config, recipe, tmp_path):
     assert torch.equal(one(ids).logits, other(ids).logits)
 
 
+@pytest.mark.row("31")
 def test_a_stopped_run_goes_on_at_the_next_shard(tmp_path):
     recipe = recipes.parse("int4-g64")
     tiny.checkpoint("llama", tmp_path / "model")

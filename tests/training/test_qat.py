@@ -185,6 +185,7 @@ verb.train(library.resolve(sys.argv[1]), parse("int3-g64"), options, progress=la
 """
 
 
+@pytest.mark.row("31")
 @pytest.mark.slow
 def test_kill_9_leaves_a_state_to_go_on_from(learned, words, tmp_path):
     root, environment = (

@@ -261,6 +261,7 @@ def test_a_model_that_changed_since_the_baseline_is_refused(spec, tmp_path):
         compare.run_recipe(wanted, wanted.recipes[1], tmp_path, lambda event: None)
 
 
+@pytest.mark.row("40")
 def test_a_model_whose_logits_are_nan_has_failed(spec, tmp_path):
     """Finite weights whose activations overflow: an error, never a number."""
     wanted = spec()
@@ -300,6 +301,7 @@ def test_check_finds_bad_input_before_anything_starts(spec, tmp_path, monkeypatc
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.row("39")
 def test_check_refuses_a_device_that_is_not_here(spec):
     if torch.accelerator.is_available():
         checks.check(spec(device=torch.accelerator.current_accelerator().type))

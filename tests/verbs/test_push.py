@@ -96,6 +96,7 @@ def test_without_a_token_nothing_is_sent(hub, folder, monkeypatch):
     assert hub.requests == []
 
 
+@pytest.mark.row("20")
 def test_failures_never_show_the_token(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises((InputError, UnavailableError)) as caught:

@@ -22,6 +22,7 @@ def test_names(model, name):
     assert safe_name(model, "int8") == name
 
 
+@pytest.mark.row("18")
 @given(st.text())
 def test_any_model_gives_a_harmless_name(model):
     assert re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,80}-int8", safe_name(model, "int8"))

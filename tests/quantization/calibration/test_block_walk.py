@@ -141,6 +141,7 @@ def test_experts_in_one_batched_product_see_the_tokens_that_the_router_sends():
         assert [moments.tokens for moments in work.moments_of_experts(target)] == sent
 
 
+@pytest.mark.row("31")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_gptq_goes_on_to_the_same_bits(kind, tmp_path):
     recipe, options = parse("int4-g32-gptq"), {"work": tmp_path, "identity": "model"}
@@ -195,6 +196,7 @@ def test_blocks_of_other_work_are_not_taken_up(other, tmp_path):
         assert any(what.startswith("block 1") for what in seen)
 
 
+@pytest.mark.row("31")
 def test_a_damaged_file_is_a_block_that_is_not_finished(tmp_path, caplog):
     store = BlockStore(tmp_path, {"a": 1})
     store.folder.mkdir(parents=True)

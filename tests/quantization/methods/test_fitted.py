@@ -118,6 +118,7 @@ def test_a_signed_grid_turns_its_longer_end_to_the_longer_tail():
     assert torch.equal(grid.tensor(nearest(weight.T.contiguous(), grid)).dequantize(), weight)
 
 
+@pytest.mark.row("9")
 @EVERY
 def test_zeros_and_constants_stay_finite(format):
     weight = torch.zeros(3, 512)

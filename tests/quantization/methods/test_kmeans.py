@@ -48,6 +48,7 @@ def test_a_learned_table_beats_the_fixed_one_on_weights_that_are_not_normal(size
     assert (learned - weight).norm() < 0.6 * (fixed - weight).norm()
 
 
+@pytest.mark.row("9")
 def test_constant_and_zero_rows_are_exact():
     weight = torch.zeros(3, 64)
     weight[1] = 0.5

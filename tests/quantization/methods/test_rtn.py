@@ -39,6 +39,7 @@ def test_no_weight_moves_further_than_half_a_step(format, rows, columns, magnitu
     assert ((tensor.dequantize() - weight).abs() <= half_step + slack).all()
 
 
+@pytest.mark.row("9")
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.label)
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1e-40, 6e-8], ids=str)
 def test_vanishing_groups_stay_finite_and_zero_stays_zero(format, value):
