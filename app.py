@@ -1,13 +1,25 @@
-"""The dashboard, `streamlit run app.py`: page settings and navigation."""
+"""The dashboard, `streamlit run app.py`: page settings and navigation.
+
+The command imports this file once and serves `app`; Streamlit then runs the file again for every visit and
+interaction. A host that starts Streamlit in its own way gets the pages without what `ui/gate.py` adds.
+"""
+
+from pathlib import Path
 
 import streamlit as st
+from starlette.middleware import Middleware
+from streamlit import runtime
 
 from qcore.base import logs
-from ui import exposure, navigation
+from ui import exposure, gate, navigation
 
 logs.configure()
+declared = gate.declared()
 exposure.settle()
-st.set_page_config(
-    page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
-)
-st.navigation(navigation.pages()).run()
+if runtime.exists():
+    st.set_page_config(
+        page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
+    )
+    st.navigation(navigation.pages()).run()
+else:
+    app = st.App(Path(__file__), middleware=[Middleware(gate.Gate, declared=declared)])

@@ -2,8 +2,7 @@
 
 import streamlit as st
 
-from qcore.jobs import jobs
-from ui import allocation_view, charts, compare_view, families, pareto, results, start, state
+from ui import allocation_view, charts, compare_view, families, jobs, pareto, results, start, state
 from ui.glossary import explain
 from ui.text import clock
 

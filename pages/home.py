@@ -2,8 +2,7 @@
 
 import streamlit as st
 
-from qcore.jobs import jobs
-from ui import charts, compare_view, results, start, state
+from ui import charts, compare_view, jobs, results, start, state
 from ui.text import clock, shielded
 
 state.page(

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from qcore.quantization.sensitivity.store import tables
-from ui import run_panel, sensitivity_form, sensitivity_view, state
+from ui import jobs, run_panel, sensitivity_form, sensitivity_view, state
 
 PREFIX = "sensitivity"
 HOW = (
@@ -18,7 +18,7 @@ state.page(
 )
 
 run_panel.in_progress("sensitivity")
-kept = dict(tables())
+kept = jobs.visible_tables(dict(tables()))
 if not kept:
     sensitivity_form.form(PREFIX, "Start here")
     st.info(HOW, icon=":material/grid_on:")

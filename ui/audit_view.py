@@ -4,12 +4,11 @@ import streamlit as st
 
 from qcore.base.errors import InputError
 from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.jobs.kind_audit import AuditRequest
 from qcore.models.names import classify
 from qcore.results.report import to_json
 from qcore.verbs.audit_types import BROKEN, KNOW, LOSES, Audit, Finding
-from ui import charts, run_panel, state
+from ui import charts, jobs, run_panel, state
 from ui.forms import KEEP
 from ui.glossary import explain
 from ui.text import digits, shielded, size, verbatim

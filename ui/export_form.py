@@ -7,14 +7,13 @@ import streamlit as st
 
 from qcore import recipes
 from qcore.base.home import home, is_public
-from qcore.jobs import jobs
 from qcore.jobs.kind_folder import ExportRequest
 from qcore.library.exports import TARGETS, TargetInfo
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from qcore.verbs import export
 from qcore.verbs.record import safe_name
-from ui import state
+from ui import jobs, state
 from ui.forms import KEEP, model
 from ui.text import shielded
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import streamlit as st
 
 from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.library.exports import TARGETS
 from qcore.recipes import FILE
-from ui import state
+from ui import jobs, state
 from ui.forms.handover import PAGE, hand_over
 from ui.text import digits, seconds, shielded, size, verbatim
 
@@ -17,11 +16,11 @@ LARGEST = 2_000_000_000  # bytes of a file that the server holds in memory to se
 
 def draw(status: jobs.JobStatus) -> None:
     """Draw one finished export."""
-    result = jobs.outcome(status.run_id) or {}
-    if not result:
+    result, made = jobs.outcome(status.run_id) or {}, jobs.result_folder(status.run_id)
+    if not result or made is None:
         st.info("The record of this export has been deleted.", icon=":material/info:")
         return
-    target, folder = TARGETS[result["to"]], Path(result["folder"])
+    target, folder = TARGETS[result["to"]], Path(made)
     st.markdown(
         f"**{size(result['stored_bytes'])}**, {digits(result['bits_per_weight'])} bits per weight, in "
         f"{seconds(result['seconds'])}: {shielded(state.model_of(status))} as {shielded(result['recipe'])} "

@@ -7,6 +7,9 @@ import os
 
 import streamlit as st
 
+from qcore.jobs import public
+
+PUBLIC = "QCORE_PUBLIC"
 log = logging.getLogger("qcore.dashboard")
 
 
@@ -14,17 +17,18 @@ def settle() -> None:
     """Set QCORE_PUBLIC, unless it is set, by the address that the server is bound to. Jobs inherit it.
 
     Anything but a loopback address counts as public, and so does no address at all: Streamlit then listens on
-    all interfaces.
+    all interfaces. Raise `InputError` if the limits of a public server cannot be read.
     """
-    if "QCORE_PUBLIC" in os.environ:
-        return
-    public = not is_loopback(st.get_option("server.address"))
-    os.environ["QCORE_PUBLIC"] = "1" if public else "0"
-    if public:
-        log.warning(
-            "Other machines can reach this server, so it runs in public mode: no local folders, capped "
-            "sizes. Start it with --server.address localhost, or set QCORE_PUBLIC=0, to allow everything."
-        )
+    if not os.environ.get(PUBLIC, "").strip():
+        private = is_loopback(st.get_option("server.address"))
+        os.environ[PUBLIC] = "0" if private else "1"
+        if not private:
+            log.warning(
+                "Other machines can reach this server, so it runs in public mode: no local folders, capped "
+                "sizes, and visitors see their own runs only. Start it with --server.address localhost, or "
+                "set QCORE_PUBLIC=0, to allow everything."
+            )
+    public.limits()
 
 
 def is_loopback(address: str | None) -> bool:

@@ -3,11 +3,10 @@
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from qcore.jobs import jobs
 from qcore.models.checkpoint import Checkpoint
 from qcore.results.scales import frontier
 from qcore.verbs import lessons
-from ui import learn_charts, learn_lessons, learn_view, pareto, results, start, state
+from ui import jobs, learn_charts, learn_lessons, learn_view, pareto, results, start, state
 from ui.text import digits, percent, visible
 
 PREFIX = "learn"

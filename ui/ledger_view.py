@@ -5,8 +5,7 @@ import streamlit as st
 
 from qcore.models.checkpoint import Checkpoint
 from qcore.recipes.spec import absolute_model
-from qcore.results.store import Store
-from ui import state
+from ui import jobs, state
 from ui.glossary import explain
 from ui.text import size
 
@@ -20,7 +19,7 @@ def draw(checkpoint: Checkpoint, recipe: str) -> None:
         row = next(
             (
                 row
-                for row in Store().latest(absolute_model(checkpoint.name))
+                for row in jobs.latest_rows(absolute_model(checkpoint.name))
                 if row["recipe"] == recipe and row["record"]["digest"] == checkpoint.digest
             ),
             None,

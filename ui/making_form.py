@@ -4,11 +4,10 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.jobs.kind_make import DistillRequest, PruneRequest, QatRequest
 from qcore.jobs.kinds import KINDS, MAKING
 from qcore.recipes import parse
-from ui import making_charts, state
+from ui import jobs, making_charts, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 from ui.text import rough

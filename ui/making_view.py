@@ -3,11 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from qcore.jobs import jobs
+from qcore.base.home import is_public
 from qcore.jobs.kinds import KINDS
 from qcore.recipes import SAVED
 from qcore.results.report import human_perplexity
-from ui import making_charts, state
+from ui import jobs, making_charts, state
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import digits, percent, seconds, shielded, size
@@ -47,6 +47,8 @@ def draw(status: jobs.JobStatus) -> None:
     if compared:
         st.subheader("Numbers", anchor=False)
         _table(result)
+    if is_public():
+        return
     st.caption("The model is saved in this folder. To use it on any page, choose the folder as the model:")
     st.code(result["folder"], language=None)
     chosen = str(result["model"]), status.request.get("revision")

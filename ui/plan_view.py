@@ -7,20 +7,20 @@ import streamlit as st
 from qcore import library
 from qcore.base.errors import InputError
 from qcore.base.home import home, is_public
-from qcore.jobs import jobs
 from qcore.jobs.kind_probe import ProbeRequest
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
 from qcore.planning.summary import RECIPES, PlanRow
-from qcore.verbs.plan import error_bands, known_rows
-from ui import plan_charts, state
+from qcore.verbs.plan import known_rows
+from ui import jobs, plan_charts, state
 from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
 from ui.text import digits, percent, shielded, size, verbatim
+from ui.visitor import visitor
 
 HERE, AMOUNT = "Free on this machine", "Other amount"
 SOURCES = {"measured": "green", "counted": "green", "probed": "blue", "estimated": "orange"}
@@ -152,7 +152,9 @@ def needs(prefix: str, positions: int, formats: Sequence[str]) -> dict:
 def rows_of(name: str) -> list[dict]:
     """Return the finished rows of the model, read again only after a run has ended."""
     newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
-    return state.remember(("rows of model", name, newest), lambda: known_rows(name))
+    return state.remember(
+        ("rows of model", name, newest, visitor()), lambda: jobs.visible_rows(known_rows(name))
+    )
 
 
 def recommendation(prefix: str, plan: Plan, chosen: tuple[str, str | None]) -> None:
@@ -257,7 +259,9 @@ def accelerators(plan: Plan) -> None:
 def error_band() -> None:
     """Draw the error of earlier plans on this machine."""
     newest = tuple((status.run_id, status.finished_at) for status in jobs.list_runs("compare")[:3])
-    found: list[hindsight.Band] = state.remember(("error bands", newest), error_bands)
+    found: list[hindsight.Band] = state.remember(
+        ("error bands", newest, visitor()), lambda: hindsight.bands(jobs.visible_rows(known_rows()))
+    )
     if not found:
         st.caption(
             "No run on this machine has a prediction yet. Each new run stores one, and its error appears "

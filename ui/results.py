@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcore.formats.kv import NONE
-from qcore.jobs import jobs
 from qcore.results.verdicts import kv_of
-from ui import state
+from ui import jobs, state
 from ui.text import clock, digits, percent, size
 
 CONDITIONS = {

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 
 import streamlit as st
 
-from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.jobs.kinds import KINDS, MAKING, describe
-from ui import families, state
+from ui import families, jobs, state
 from ui.text import clock, rough, seconds, shielded, verbatim
 
 STATES = {
@@ -179,11 +177,13 @@ def _actions(status: jobs.JobStatus) -> None:
         st.page_link(
             "pages/compare.py", label=label, icon=":material/bar_chart:", query_params={"run": status.run_id}
         )
+    if not jobs.is_own(status):
+        return
     if status.active and st.button("Cancel", icon=":material/stop_circle:", key=f"cancel.{status.run_id}"):
         with st.spinner("Cancelling…"):
             jobs.cancel(status.run_id)
         st.rerun()
-    if status.active or is_public():
+    if status.active:
         return
     again = status.state != "done" and st.button(
         "Run again", icon=":material/replay:", key=f"again.{status.run_id}"

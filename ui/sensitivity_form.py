@@ -3,10 +3,9 @@
 import streamlit as st
 
 from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.jobs.kind_sensitivity import SensitivityRequest
 from qcore.verbs.sensitivity import FORMATS
-from ui import state
+from ui import jobs, state
 from ui.forms import KEEP, model
 from ui.glossary import explain
 

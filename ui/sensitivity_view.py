@@ -8,12 +8,11 @@ import streamlit as st
 
 from qcore.base.errors import QcoreError
 from qcore.formats.budget import Budget
-from qcore.jobs import jobs
 from qcore.quantization.sensitivity import frontier
 from qcore.quantization.sensitivity.choosing import solve_within
 from qcore.quantization.sensitivity.table import Sensitivities
+from ui import jobs, state
 from ui import sensitivity_charts as charts
-from ui import state
 from ui.glossary import explain
 from ui.text import clock, digits, percent, seconds, shielded, verbatim
 

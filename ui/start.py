@@ -5,12 +5,11 @@ import streamlit as st
 from qcore import planning
 from qcore.base.errors import InputError, QcoreError
 from qcore.base.home import is_public
-from qcore.jobs import jobs
 from qcore.models.checkpoint import Checkpoint
 from qcore.recipes.spec import RunSpec
 from qcore.verbs import checks
 from qcore.verbs.prepare import Finder
-from ui import charts, families, state
+from ui import charts, families, jobs, state
 from ui.forms import recipes
 from ui.text import digits, size, verbatim
 
@@ -54,6 +53,9 @@ def review(
         "Start", type="primary", icon=":material/play_arrow:", width="stretch", key=f"{prefix}.start"
     ):
         submit(spec, finder)
+    if is_public() and (waiting := jobs.waiting()):
+        runs = "One run is" if waiting == 1 else f"{waiting} runs are"
+        st.caption(f":material/groups: {runs} in the queue of this server. Runs take turns.")
     with st.expander(
         f"The {len(spec.recipes)} recipes explained",
         icon=":material/menu_book:",

@@ -8,23 +8,17 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from qcore.base.errors import QcoreError
-from qcore.jobs import jobs
+from qcore.base.home import is_public
+from qcore.jobs import public
 from qcore.results.store import Store
-from ui import navigation
+from ui import jobs, navigation
 from ui.memo import Memo
 from ui.text import shielded, verbatim
 
 INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
 KEPT = 24  # cached results, over all sessions
-PUBLIC_LIMITS = {
-    "tokens": 4096,
-    "window": 1024,
-    "prompt_tokens": 512,
-    "new_tokens": 64,
-    "generate_tokens": 48,
-    "repeats": 3,
-}
-PUBLIC_RECIPES = 8
+PUBLIC_LIMITS = public.LARGEST["compare"]
+PUBLIC_RECIPES = public.RECIPES
 PUBLIC_UPLOAD = 5_000_000  # bytes
 
 
@@ -56,6 +50,8 @@ def plot(figure: go.Figure, key: str, alt: str) -> None:
 
 def notices() -> None:
     """Show the notice that the database was replaced, until the user dismisses it."""
+    if is_public():
+        return  # of no use to a visitor, who must not dismiss it either
     with shown_errors():
         store = Store()
         if store.notice:

@@ -1,4 +1,4 @@
-"""`python -m qcore runs …`: look at jobs of any kind, follow, repeat, cancel and delete them."""
+"""`python -m qcore runs …`: look at jobs of any kind, follow, repeat, share, cancel and delete them."""
 
 import signal
 import threading
@@ -15,7 +15,7 @@ from qcore.cli.progress import Show
 
 BAD_INPUT = ("InputError", "TooLargeError", "UnavailableError")  # end a command with status 2
 runs = typer.Typer(
-    help="Jobs of all kinds that were started here: list them, show, follow, repeat, cancel or delete one.",
+    help="Jobs of all kinds that were started here: list, show, follow, repeat, share, cancel or delete one.",
     rich_markup_mode=None,
 )
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
@@ -110,6 +110,16 @@ def cancel(run_id: RunId) -> int:
     from qcore.jobs import jobs
 
     print(f"{run_id}: {jobs.cancel(run_id).state}")
+    return 0
+
+
+@runs.command()
+def share(run_id: RunId) -> int:
+    """Show an ended run to every visitor of a public dashboard, as a sample."""
+    from qcore.jobs import jobs
+
+    jobs.share(run_id)
+    print(f"{run_id}: shown to every visitor of a public dashboard on this cache folder")
     return 0
 
 

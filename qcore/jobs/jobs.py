@@ -32,6 +32,7 @@ from qcore.base.errors import InputError, RunError
 from qcore.base.executor import LOCAL, Executor
 from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, identity, start_detached
 from qcore.base.registry import unknown
+from qcore.jobs import public
 from qcore.jobs.kind import Request
 from qcore.jobs.kinds import kind_of
 from qcore.jobs.status import ACTIVE, COMPARE, JobStatus, StatusRecord
@@ -48,16 +49,20 @@ _ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the ti
 _lock = threading.Lock()
 
 
-def submit(request: Request, engine: Executor = HERE) -> str:
+def submit(request: Request, engine: Executor = HERE, *, visitor: str | None = None) -> str:
     """Start the job, or queue it behind earlier jobs, and return its id at once. An `engine` other than this
-    machine spreads the recipes of a comparison over a cluster.
+    machine spreads the recipes of a comparison over a cluster. `visitor`: who submits it on a public server,
+    within the limits of `qcore.jobs.public`.
 
     The same request twice within two seconds (a double click) is one job, as long as the first has not ended.
-    Raise `InputError` if the cache folder cannot be written.
+    Raise `InputError` if the cache folder cannot be written, and for what a visitor may not request.
     """
     record = request.absolute().to_dict()
     engine.check()
-    digest = hashlib.sha256(json.dumps([record, asdict(engine)], sort_keys=True).encode()).hexdigest()
+    if visitor is not None:
+        public.check_request(record)
+    words = [record, asdict(engine), *([visitor] if visitor else [])]
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
     with FileLock(str(runs_folder() / ".submit.lock")):
         now = time.time()
         for run_id in reversed(run_ids()):
@@ -66,9 +71,12 @@ def submit(request: Request, engine: Executor = HERE) -> str:
                 break
             if about.get("digest") == digest and status(run_id).active:
                 return run_id
+        if visitor is not None:
+            public.admit(visitor, list_runs())
         folder = _new_folder(now)
         try:
-            folder.write("status.json", _first_status(folder.run_id, now, digest, request.kind, record))
+            first = _first_status(folder.run_id, now, digest, request.kind, record)
+            folder.write("status.json", first | _granted(visitor))
             if not engine.is_local:
                 folder.write("engine.json", asdict(engine))
             folder.write("spec.json", record)  # last: makes the job visible to other processes
@@ -186,14 +194,26 @@ def delete(run_id: str) -> None:
     Store().delete(run_id)
 
 
-def repeat(run_id: str) -> str:
-    """Submit the same request again, from the run's own record, and return the new id."""
+def repeat(run_id: str, *, visitor: str | None = None) -> str:
+    """Submit the same request again, from the run's own record, and return the new id. `visitor` as in
+    `submit`."""
     folder = RunFolder(run_id)
     record = folder.read("spec.json")
     if record is None:
         raise InputError(f"The run {run_id} cannot be repeated: its request is missing or damaged.")
     engine = folder.read("engine.json")
-    return submit(kind_of(record).request.from_dict(record), Executor(**engine) if engine else HERE)
+    where = Executor(**engine) if engine else HERE
+    return submit(kind_of(record).request.from_dict(record), where, visitor=visitor)
+
+
+def share(run_id: str) -> None:
+    """Show an ended run to every visitor of a public server, as a sample. Raise `InputError` while it has not
+    ended."""
+    if status(run_id).active:
+        raise InputError(f"The run {run_id} has not ended; share it afterwards.")
+    folder = RunFolder(run_id)
+    about: StatusRecord = folder.read("status.json") or StatusRecord()
+    folder.write("status.json", {**about, "owner": public.SAMPLE})
 
 
 def compare(
@@ -258,6 +278,13 @@ def _first_status(run_id: str, now: float, digest: str, kind: str, record: dict)
         "digest": digest,
         "recipes": [{"recipe": recipe["name"], "state": "waiting", "phase": ""} for recipe in recipes],
     }
+
+
+def _granted(visitor: str | None) -> StatusRecord:
+    """Return the part of a first status that belongs to a visitor."""
+    if visitor is None:
+        return {}
+    return {"owner": visitor, "limit_s": 60 * public.limits().minutes}
 
 
 def worker_command(folder: RunFolder) -> list[str]:

@@ -34,6 +34,8 @@ class StatusRecord(TypedDict, total=False):
     error_kind: str | None
     recipes: list[RecipeState]
     digest: str
+    owner: str | None
+    limit_s: float | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class JobStatus:
     display text. `done` of `total` counts within the phase; `fraction` (0 … 1) and `eta_s` (seconds, None
     while unknown) cover the whole job. `place` counts the jobs ahead in the queue. Times are seconds since
     1970. `request` is the request's dictionary. `recipes` holds the recipes of a comparison. `error_kind` is
-    the class of `error` from `qcore.base.errors`, which distinguishes bad input from a failure.
+    the class of `error` from `qcore.base.errors`, which distinguishes bad input from a failure. `owner` is
+    the visitor who submitted it on a public server (`qcore.jobs.public`), and `limit_s` the time it may take.
     """
 
     run_id: str
@@ -65,6 +68,8 @@ class JobStatus:
     request: dict = field(default_factory=dict)
     log_tail: str = ""
     recipes: list[RecipeState] = field(default_factory=list)
+    owner: str | None = None
+    limit_s: float | None = None
 
     @property
     def active(self) -> bool:

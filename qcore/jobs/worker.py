@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from qcore.base import logs
-from qcore.base.errors import QcoreError
+from qcore.base.errors import QcoreError, RunError
 from qcore.base.executor import Executor
 from qcore.base.process import identity
 from qcore.base.quiet import silence
@@ -52,6 +52,7 @@ class Worker:
         self._phases: dict[str, str] = {}
         self._account: Account = Shares(len(self.course.tasks))
         self._written = 0.0
+        self._began = time.monotonic()
         self._lock = threading.RLock()  # several tasks of a cluster report concurrently
 
     def run(self) -> None:
@@ -62,6 +63,7 @@ class Worker:
             try:
                 with self.runner.turn():
                     self._account = self.runner.estimate(self.course)
+                    self._began = time.monotonic()
                     self._update(state="running", started_at=time.time(), force=True)
                     self.runner.run(self.course.tasks, self._take)
                     end = self.course.finish()
@@ -102,9 +104,21 @@ class Worker:
                     code = event["code"]
                 elif event["event"] == "idle":
                     self._update()
+                if event["event"] != "ended":
+                    self._check_limit()
         if code is None or (code and self.folder.cancel_asked):
             raise Stopped  # the signal that ended the child is on its way to this process
         return Outcome(code, began, self._phases[task], error, kind)
+
+    def _check_limit(self) -> None:
+        """Raise `RunError` if the run has taken longer than its server allows."""
+        limit = self.status.get("limit_s")
+        if limit is not None and time.monotonic() - self._began > limit:
+            kept = self.kind.kept(self.folder)
+            raise RunError(
+                f"The run was ended after {limit / 60:g} minutes, the most that this server allows; {kept}. "
+                "Choose a smaller model, fewer recipes or fewer tokens."
+            )
 
     def _phase(self, task: str, event: dict) -> None:
         with self._lock:

@@ -141,13 +141,14 @@ class RunSpec:
     def absolute(self) -> RunSpec:
         """Return the same spec with relative paths made absolute, so that it is valid from any folder.
 
-        On a public server a model name is never a path, even if a folder of that name exists.
+        On a public server a name is never a path, even if a folder of that name exists.
         """
+        if is_public():
+            return self
         files = ("text", "prompts", "calibration", "imatrix", "choices")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values |= {name: absolute_path(values[name]) for name in files}
-        if not is_public():
-            values["model"] = absolute_model(self.model)
+        values["model"] = absolute_model(self.model)
         return RunSpec(**{**values, "recipes": tuple(_absolute(recipe) for recipe in self.recipes)})
 
     @property

@@ -2,11 +2,12 @@
 
 import pytest
 import tiny
-from opened import calm, open_page, words
+from opened import calm, everything, open_page, words
 from test_making_page import job
 
 from qcore.jobs import jobs
 from qcore.jobs.kind_folder import ExportRequest
+from qcore.jobs.public import SAMPLE
 from qcore.library.exports import TARGETS
 from qcore.recipes import parse
 from ui import export_form
@@ -23,9 +24,9 @@ RESULT = {
 }
 
 
-def exported(folder, **more):
+def exported(folder, **about):
     request = ExportRequest(model="a/model", recipe=parse("gguf-q4_0"), to="gguf", out=str(folder))
-    return job(request, result={**RESULT, "folder": str(folder), **more})
+    return job(request, result={**RESULT, "folder": str(folder)}, **about)
 
 
 def test_empty():
@@ -90,8 +91,8 @@ def test_a_stranger_sees_no_paths(monkeypatch, tmp_path):
     folder = tmp_path / "made" / "model"
     folder.mkdir(parents=True)
     (folder / "model.gguf").write_bytes(b"GGUF")
-    exported(folder)
+    exported(folder, owner=SAMPLE)
     monkeypatch.setenv("QCORE_PUBLIC", "1")
-    assert str(tmp_path) not in words(open_page("export")) + "".join(
-        code.value for code in open_page("export").code
-    )
+    at = open_page("export")
+    assert [button.label for button in at.get("download_button")] == ["Download"]
+    assert str(tmp_path) not in everything(at) and at.code[-1].value == "llama-cli -m model/model.gguf"

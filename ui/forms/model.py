@@ -5,10 +5,9 @@ import streamlit as st
 from qcore import library
 from qcore.base.home import home, is_public
 from qcore.base.progress import Progress
-from qcore.jobs import jobs
 from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
-from ui import state
+from ui import jobs, state
 from ui.forms import KEEP
 from ui.text import shielded
 
@@ -117,10 +116,7 @@ def _before(prefix: str) -> tuple[str, str | None] | None:
 
 
 def _used_before() -> list[tuple[str, str | None]]:
-    """Return the models of earlier runs, without the default models. Empty on a public server, where users
-    must not see each other's models."""
-    if is_public():
-        return []
+    """Return the models of earlier runs of this visitor, without the default models."""
     known = {name for name, _ in library.defaults()}
     used = dict.fromkeys(
         (status.request.get("model"), status.request.get("revision")) for status in jobs.list_runs()
