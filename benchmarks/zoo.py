@@ -41,7 +41,8 @@ def _shape(hidden: int, inner: int, heads: int, kv_heads: int, head: int, **othe
     )
 
 
-# The proportions of a real model each, at a width of about 1,000. The number of layers follows from WEIGHTS.
+# The proportions of a real model each, at a width of about 1,000. The number of layers follows from WEIGHTS;
+# a setting may be a function of it.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "LlamaForCausalLM": ("Llama 3.2 1B", _shape(1024, 4096, 16, 4, 64)),
     "MistralForCausalLM": ("Mistral 7B", _shape(1024, 3584, 8, 2, 128)),
@@ -50,6 +51,21 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "GemmaForCausalLM": ("Gemma 2B", _shape(1024, 8192, 4, 1, 256)),
     "Gemma2ForCausalLM": ("Gemma 2 2B", _shape(1152, 4608, 4, 2, 256, query_pre_attn_scalar=256)),
     "Gemma3ForCausalLM": ("Gemma 3 1B", _shape(1152, 6912, 4, 1, 256)),
+    "Gemma4ForCausalLM": (
+        "Gemma 4 E2B",
+        _shape(
+            1024,
+            4096,
+            4,
+            1,
+            256,
+            global_head_dim=512,
+            hidden_size_per_layer_input=128,
+            vocab_size_per_layer_input=VOCABULARY,
+            num_kv_shared_layers=lambda layers: 4 * layers // 7 if layers > 12 else 0,
+            use_double_wide_mlp=True,
+        ),
+    ),
     "Phi3ForCausalLM": ("Phi-3 mini", _shape(1152, 3072, 12, 12, 96)),
     "Olmo2ForCausalLM": ("OLMo 2 1B", _shape(1024, 4096, 8, 8, 128)),
     "Olmo3ForCausalLM": ("OLMo 3 7B", _shape(1024, 2752, 8, 8, 128)),
@@ -132,7 +148,9 @@ def config(architecture: str, layers: int | None = None) -> Any:
     _, shape = SHAPES.get(architecture, _OTHERS)
     if layers is None:
         one, three = (_count(config(architecture, count)) for count in (1, 3))
-        layers = max(2, round((WEIGHTS - one) / ((three - one) / 2)) + 1)
+        layers = _layers(one, 3, three)
+        if any(callable(value) for value in shape.values()):  # layers are not all alike
+            layers = _layers(one, layers, _count(config(architecture, layers)))
     made = getattr(transformers, architecture).config_class(
         vocab_size=VOCABULARY,
         max_position_embeddings=4096,
@@ -140,10 +158,15 @@ def config(architecture: str, layers: int | None = None) -> Any:
         eos_token_id=2,
         pad_token_id=None,
         num_hidden_layers=layers,
-        **shape,
+        **{name: value(layers) if callable(value) else value for name, value in shape.items()},
     )
     made.architectures = [architecture]
     return made
+
+
+def _layers(one: int, layers: int, weights: int) -> int:
+    """Return how many layers make WEIGHTS weights, if one layer makes `one` and `layers` make `weights`."""
+    return max(2, round((WEIGHTS - one) / ((weights - one) / (layers - 1))) + 1)
 
 
 def _count(made: Any) -> int:

@@ -10,6 +10,7 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
     GlmConfig,
@@ -40,6 +41,7 @@ from transformers import (
 from qcore import recipes
 from qcore.layers.modules import QuantExperts, QuantLinear
 from qcore.quantization.convert import quantize
+from qcore.runtime import detach
 
 SIZES = dict(
     vocab_size=258,
@@ -52,6 +54,7 @@ SIZES = dict(
     bos_token_id=256,
     eos_token_id=257,
 )
+FIVE = {**SIZES, "num_hidden_layers": 5}
 ALONE = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
 EXPERTS = dict(moe_intermediate_size=44, num_experts=8, num_experts_per_tok=3)
 NO_PADDING = dict(pad_token_id=None)  # in place of a token beyond this vocabulary
@@ -102,6 +105,32 @@ CONFIGS = {
         sliding_window=10,
         layer_types=["sliding_attention"] * 2,
         rope_parameters=BY_LAYER,
+    ),
+    "gemma4": Gemma4TextConfig(
+        **FIVE,
+        head_dim=16,
+        global_head_dim=32,
+        hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=258,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        final_logit_softcapping=3.0,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention", *["sliding_attention"] * 2, "full_attention"],
+    ),
+    "gemma4-experts": Gemma4TextConfig(
+        **SIZES,
+        head_dim=16,
+        global_head_dim=32,
+        hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        enable_moe_block=True,
+        num_experts=8,
+        top_k_experts=3,
+        moe_intermediate_size=44,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention"],
     ),
     "phi3": Phi3Config(**SIZES, sliding_window=10, **NO_PADDING, rope_parameters=PARTIAL),
     "olmo2": Olmo2Config(**SIZES),
@@ -186,6 +215,10 @@ def make(config: str, recipe: str, activations: str | None = None) -> torch.nn.M
             parameter.add_(0.2 * torch.randn_like(parameter))
         elif "embed" not in name:
             parameter.mul_(4)  # away from logits that are all alike
+    stored = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in stored:  # factors of layers, corrections of routers
+            buffer.add_(0.2 * torch.randn_like(buffer))
     quantize(model, recipes.parse(recipe))
     for module in model.modules():
         if activations and isinstance(module, QuantLinear | QuantExperts):
@@ -195,3 +228,14 @@ def make(config: str, recipe: str, activations: str | None = None) -> torch.nn.M
 
 def ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 258, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def detached(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the same model without the native step."""
+    twin = copy.deepcopy(model)
+    detach(twin)
+    return twin
+
+
+def close(expected: torch.Tensor, share: float = 2e-5) -> dict:
+    return dict(rtol=0, atol=share * expected.abs().max().item())

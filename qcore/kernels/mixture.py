@@ -42,12 +42,33 @@ class Projection(ctypes.Structure):
     ]
 
 
+NORMS = {"rms": 1, "layer": 2}  # `NormKind` of decoder.h; 0 for none
+
+
+class Norm(ctypes.Structure):
+    """`struct Norm` of decoder.h."""
+
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("offset", ctypes.c_float),
+        ("width", ctypes.c_int64),
+        ("sets", ctypes.c_int64),
+        ("weight", Buffer),
+        ("bias", Buffer),
+    ]
+
+
 class _Router(ctypes.Structure):
     _fields_ = [
+        ("norm", Norm),
+        ("logits_scale", ctypes.c_float),
         *((name, Buffer) for name in ("weight", "bias", "correction")),
         *((name, ctypes.c_int64) for name in ("experts", "chosen", "groups", "chosen_groups", "group_best")),
         *((name, ctypes.c_int64) for name in ("sigmoid", "normalized")),
-        *((name, ctypes.c_float) for name in ("scale", "jitter")),
+        ("scale", ctypes.c_float),
+        ("factors", Buffer),
+        ("jitter", ctypes.c_float),
     ]
 
 
@@ -63,6 +84,7 @@ class Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("activation", "clamped")),
         ("alpha", ctypes.c_float),
         ("limit", ctypes.c_float),
+        ("before", Norm),
         ("router", _Router),
         *((name, Buffer) for name in ("experts", "shared", "shared_gate")),
     ]
@@ -105,13 +127,26 @@ class Gating:
 
 
 @dataclass(frozen=True)
+class RootMeanSquare:
+    """x / sqrt(mean(x²) + epsilon) · weight (K,)."""
+
+    weight: torch.Tensor
+    epsilon: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the norm of x (…, K)."""
+        return x * (x.pow(2).mean(-1, keepdim=True) + self.epsilon).rsqrt() * self.weight
+
+
+@dataclass(frozen=True)
 class Router:
     """How `chosen` of `experts` are selected, and their weights.
 
     Scores are the softmax or, with `sigmoid`, the sigmoid of `weight` (E, K) · x + `bias` (E,). `correction`
     (E,) is added to them for the selection only. With `groups`, only the experts of the `chosen_groups` best
     groups can be selected, where a group counts as the sum of its `group_best` best scores. The scores of the
-    selected experts are divided by their sum if `normalized`, and multiplied by `scale`.
+    selected experts are divided by their sum if `normalized`, and multiplied by `scale` and by the `factors`
+    (E,) of the experts. With `norm`, x is normalized before; `logits_scale` is a factor of `weight`.
 
     With `jitter`, two experts are selected by their logits, one after the other. The weight of each is its
     softmax among the experts not selected before whose logit z is near the largest m: those with
@@ -130,12 +165,16 @@ class Router:
     normalized: bool = False
     scale: float = 1.0
     jitter: float = 0.0
+    norm: RootMeanSquare | None = None
+    logits_scale: float = 1.0
+    factors: torch.Tensor | None = None
 
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the selected experts (T, chosen) of x (T, K) and their weights, in plain torch: the
         reference of the native code."""
         assert self.weight is not None
-        logits = torch.nn.functional.linear(x.float(), self.weight, self.bias)
+        given = x.float() if self.norm is None else self.norm(x.float())
+        logits = torch.nn.functional.linear(given, self.weight * self.logits_scale, self.bias)
         if self.jitter:
             return self._mix(logits)
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
@@ -149,7 +188,8 @@ class Router:
         weights = scores.gather(1, chosen)
         if self.normalized:
             weights = weights / (weights.sum(-1, keepdim=True) + (1e-20 if self.sigmoid else 0.0))
-        return chosen, weights * self.scale
+        factors = 1.0 if self.factors is None else self.factors[chosen]
+        return chosen, weights * self.scale * factors
 
     def _mix(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen, weights, rest = [], [], logits
@@ -170,7 +210,8 @@ def reason_missing() -> str | None:
 @dataclass
 class Mixture:
     """A mixture of `experts`, all of one format, and perhaps a `shared` expert that all tokens reach, whose
-    weight is the sigmoid of `shared_gate` (hidden,) · x, or 1 without it.
+    weight is the sigmoid of `shared_gate` (hidden,) · x, or 1 without it. `before` normalizes x for the
+    experts.
 
     Tensors are contiguous float32 on the CPU. Raise `InputError` for other ones.
     """
@@ -180,6 +221,7 @@ class Mixture:
     gating: Gating
     shared: Expert | None = None
     shared_gate: torch.Tensor | None = None
+    before: RootMeanSquare | None = None
     layer: Layer = field(init=False)
 
     def __post_init__(self):
@@ -198,7 +240,10 @@ class Mixture:
             self.gating.function is None,
             self.gating.alpha,
             self.gating.limit,
+            self._norm(self.before),
             _Router(
+                self._norm(router.norm),
+                router.logits_scale,
                 *map(self._buffer, (router.weight, router.bias, router.correction)),
                 router.experts,
                 router.chosen,
@@ -208,6 +253,7 @@ class Mixture:
                 router.sigmoid,
                 router.normalized,
                 router.scale,
+                self._buffer(router.factors),
                 router.jitter,
             ),
             (ctypes.addressof(self._experts), ctypes.sizeof(self._experts)),
@@ -250,6 +296,12 @@ class Mixture:
         if status:
             library.check(status, f"The input {tuple(x.shape)} cannot pass this mixture of experts")
         return result
+
+    def _norm(self, norm: RootMeanSquare | None) -> Norm:
+        if norm is None:
+            return Norm()
+        width, weight = norm.weight.numel(), self._buffer(norm.weight)
+        return Norm(NORMS["rms"], norm.epsilon, 0.0, width, 1, weight)
 
     def _expert(self, expert: Expert) -> _Expert:
         return _Expert(*map(self._projection, expert))

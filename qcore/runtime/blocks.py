@@ -1,12 +1,12 @@
-"""A model as the native step describes it: what each block computes and in which order, read from the model's
-own modules and config by the row of its family.
+"""Read the native description of a model (`description.py`) from its own modules and config, by the row of
+its family.
 
 Every number is asked of the modules or of the config. `describe` raises `Unsupported` with one sentence for
 a part that the decoder does not know.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,112 +14,26 @@ from torch import nn
 
 from qcore.layers.modules import QuantEmbedding, QuantizedModule, QuantLinear
 from qcore.layers.text_part import output_head
+from qcore.runtime import mixtures
+from qcore.runtime.description import (
+    Attention,
+    Block,
+    Description,
+    FeedForward,
+    HeldHeads,
+    Norm,
+    Rotation,
+    Rows,
+    TokenPart,
+    Unsupported,
+    small_tensors,
+)
 from qcore.runtime.families import FAMILIES, Family
-from qcore.runtime.mixtures import Experts, is_mixture
-from qcore.runtime.mixtures import describe as describe_mixture
+from qcore.runtime.mixtures import Experts
 from qcore.runtime.structures import FUNCTIONS
 
 # those whose angles depend on the position alone, or also on whether a call goes beyond a fixed position
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
-
-
-class Unsupported(Exception):
-    """One sentence on why the native step cannot run a model."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Weights (width,) or (heads, width); None for weights of 1 and no bias."""
-
-    kind: str
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-    epsilon: float
-    offset: float
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows `first` … `last` − 1 of a projection's weight and bias."""
-
-    module: Any
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    heads: int
-    kv_heads: int
-    head_size: int
-    inputs: list[Rows]
-    queries: tuple[int, int]  # where the heads lie: of the first, and from one key-value head to the next
-    keys: tuple[int, int]
-    values: tuple[int, int]
-    query_norm: Norm | None
-    key_norm: Norm | None
-    norm_last: bool
-    rotation: int | None  # the index in `Description.rotations`; None without rotary positions
-    scale: float
-    cap: float
-    window: int
-    sinks: torch.Tensor | None  # (heads,): scores of a position without a value
-    output: Rows
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    function: int
-    gate: Rows
-    up: Rows | None
-    down: Rows
-
-
-@dataclass(frozen=True)
-class Block:
-    before_attention: Norm | None
-    after_attention: Norm | None
-    before_feed_forward: Norm | None
-    after_feed_forward: Norm | None
-    parallel: bool
-    residual: float
-    attention: Attention
-    feed_forward: FeedForward | Experts
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Rotary positions of one kind of layers: the module's argument for it (None without one), and how many
-    positions a call may have before all of its angles change (None: they do not)."""
-
-    kind: str | None
-    short: int | None
-
-
-@dataclass(frozen=True)
-class Description:
-    embedding: Any
-    head: Any
-    positions: Any  # an embedding of learned positions, or None
-    embedding_scale: float  # of the rows of the embedding
-    input_scale: float  # of the inputs of the first block
-    windows: dict[str | None, int]  # of each kind of layers; None for a model without kinds
-    logits_scale: float
-    logits_cap: float
-    final_norm: Norm | None
-    blocks: list[Block]
-    rotary: Any  # the module that computes rotary positions
-    rotations: list[Rotation]
-    interleaved: bool
-
-
-@dataclass(frozen=True)
-class HeldHeads:
-    """What a layer keeps of each token."""
-
-    heads: int
-    size: int
-    window: int
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 
 
 def stack_of(model: Any) -> Any:
@@ -143,7 +57,12 @@ def held_heads(model: nn.Module) -> list[HeldHeads]:
     """Return what each layer of a model keeps; cheap, because every new cache asks."""
     family, config = _row(model), _config(model)
     return [
-        HeldHeads(_kv_heads(config), _head_size(attention), _window(family, config, index))
+        HeldHeads(
+            _kv_heads(config, attention),
+            _head_size(attention),
+            _window(family, config, index),
+            _source(config, index),
+        )
         for index, attention in enumerate(getattr(each, family.attention) for each in _layers(model, family))
     ]
 
@@ -154,14 +73,18 @@ def describe(model: nn.Module) -> Description:
     rotary = getattr(stack, "rotary_emb", None)
     rotations = [] if rotary is None else list(_rotations(config))
     layers = _layers(model, family)
-    blocks = [_block(family, config, each, index, rotations) for index, each in enumerate(layers)]
+    blocks = [_block(family, stack, each, index, rotations) for index, each in enumerate(layers)]
     embedding, head = ends_of(model)
     positions = None if family.positions is None else getattr(stack, family.positions)
-    _check_tables(head, embedding, *([] if positions is None else [positions]))
+    token_rows = None if family.token is None else getattr(stack, family.token.rows, None)
+    _check_tables(head, *(each for each in (embedding, positions, token_rows) if each is not None))
+    token_scale = float(getattr(token_rows, "embed_scale", 1.0))
     found = Description(
         embedding=embedding,
         head=head,
         positions=positions,
+        token_rows=token_rows,
+        token_scale=token_scale,
         embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
         input_scale=_number(config, family.input_scale),
         windows={_kind(config, index): block.attention.window for index, block in enumerate(blocks)},
@@ -173,7 +96,7 @@ def describe(model: nn.Module) -> Description:
         rotations=rotations,
         interleaved=family.interleaved,
     )
-    if not all(map(_plain, _small_tensors(found))):
+    if not all(map(_plain, small_tensors(found))):
         raise Unsupported(
             "The decoder computes in float32 on the CPU, and this model has parameters "
             "elsewhere or in another type."
@@ -227,8 +150,22 @@ def _kind(config: Any, index: int) -> str | None:
     return None if kinds is None else kinds[index]
 
 
-def _kv_heads(config: Any) -> int:
+def _kv_heads(config: Any, attention: Any) -> int:
+    if groups := getattr(attention, "num_key_value_groups", None):  # the config may differ per layer
+        return config.num_attention_heads // groups
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _source(config: Any, index: int) -> int:
+    """Return the layer whose keys and values a layer reads: the last of its kind that says so, or itself."""
+    modes = getattr(config, "kv_sharing_modes", None)
+    if modes is None or modes[index] != "reuse":
+        return index
+    kinds = config.layer_types
+    return next(
+        (other for other in range(index)[::-1] if modes[other] == "store" and kinds[other] == kinds[index]),
+        index,
+    )
 
 
 def _head_size(attention: Any) -> int:
@@ -265,10 +202,11 @@ def _rows(name: str, module: Any, share: int = 0, of: int = 1) -> Rows:
     return Rows(module, share * count, (share + 1) * count)
 
 
-def _block(family: Family, config: Any, block: Any, index: int, rotations: list[Rotation]) -> Block:
+def _block(family: Family, stack: Any, block: Any, index: int, rotations: list[Rotation]) -> Block:
     def part(name: str | None) -> Norm | None:
         return None if name is None else _norm(family, getattr(block, name, None))
 
+    config = stack.config
     parallel = family.parallel if isinstance(family.parallel, bool) else getattr(config, family.parallel)
     before, before_feed_forward = part(family.before_attention), part(family.before_feed_forward)
     return Block(
@@ -280,11 +218,51 @@ def _block(family: Family, config: Any, block: Any, index: int, rotations: list[
         residual=_number(config, family.residual_scale),
         attention=_attention(family, config, getattr(block, family.attention), index, rotations),
         feed_forward=_feed_forward(family, getattr(block, family.feed_forward)),
+        beside=_beside(family, block),
+        after_dense=None if family.beside is None else part(family.beside.after_dense),
+        after_beside=None if family.beside is None else part(family.beside.after_experts),
+        token=_token_part(family, stack, block, index),
+        scale=None if family.block_scale is None else getattr(block, family.block_scale),
+    )
+
+
+def _beside(family: Family, block: Any) -> Experts | None:
+    names = family.beside
+    if names is None or getattr(block, names.experts, None) is None:
+        return None
+    found = mixtures.describe_parts(
+        getattr(block, names.experts), getattr(block, names.router), getattr(block, names.before)
+    )
+    if isinstance(found, str):
+        raise Unsupported(found)
+    return found
+
+
+def _token_part(family: Family, stack: Any, block: Any, index: int) -> TokenPart | None:
+    names = family.token
+    if names is None or getattr(stack, names.rows, None) is None:
+        return None
+    count, mix = len(getattr(stack, family.layers)), getattr(stack, names.mix)
+    rows = _rows(names.mix, mix, index, count)
+    if (rows.last - rows.first) % 8:
+        raise Unsupported("The decoder needs per-layer embeddings of a multiple of 8 dimensions.")
+    norm = _norm(family, getattr(stack, names.norm))
+    assert norm is not None
+    return TokenPart(
+        function=_function(getattr(block, names.function)),
+        gate=_rows(names.gate, getattr(block, names.gate)),
+        mix=rows,
+        down=_rows(names.down, getattr(block, names.down)),
+        first=rows.first,
+        # norm(scale · x) is norm(x) with another epsilon
+        norm=replace(norm, epsilon=norm.epsilon / getattr(stack, names.mix_scale) ** 2),
+        after=_norm(family, getattr(block, names.after)),
+        scale=getattr(stack, names.scale),
     )
 
 
 def _attention(family: Family, config: Any, module: Any, index: int, rotations: list[Rotation]) -> Attention:
-    heads, kv_heads, size = config.num_attention_heads, _kv_heads(config), _head_size(module)
+    heads, kv_heads, size = config.num_attention_heads, _kv_heads(config, module), _head_size(module)
     if size % 8:
         raise Unsupported(f"The decoder needs heads of a multiple of 8 dimensions, and these have {size}.")
     if not getattr(module, "is_causal", True):
@@ -300,23 +278,31 @@ def _attention(family: Family, config: Any, module: Any, index: int, rotations: 
     else:
         queries, keys = (0, group * size), (heads * size, size)
         values = ((heads + kv_heads) * size, size)
+    present = [name for name in family.inputs if getattr(module, name, None) is not None]
+    source = _source(config, index)
+    if len(family.inputs) > 1 and len(present) != len(family.inputs):
+        if present != list(family.inputs[: 1 if source != index else 2]):
+            raise Unsupported("The decoder does not know where keys and values of a block come from.")
+        values = keys  # without a projection of their own, values are the keys before norm and rotation
     rotates = bool(rotations) and _rotates(family, config, module)
     kinds = [each.kind for each in rotations]
     return Attention(
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
-        inputs=[_rows(name, getattr(module, name)) for name in family.inputs],
+        inputs=[_rows(name, getattr(module, name)) for name in present],
         queries=queries,
         keys=keys,
         values=values,
         query_norm=_norm(family, getattr(module, family.query_norm, None)),
         key_norm=_norm(family, getattr(module, family.key_norm, None)),
+        value_norm=_norm(family, getattr(module, family.value_norm, None)),
         norm_last=family.norm_last,
         rotation=kinds.index(None if kinds == [None] else _kind(config, index)) if rotates else None,
         scale=module.scaling,
         cap=float((family.score_cap and getattr(module, family.score_cap)) or 0.0),
         window=_window(family, config, index),
+        source=source,
         sinks=getattr(module, family.sinks, None),
         output=_rows(family.output, getattr(module, family.output)),
     )
@@ -329,22 +315,27 @@ def _rotates(family: Family, config: Any, attention: Any) -> bool:
 
 
 def _feed_forward(family: Family, module: Any) -> FeedForward | Experts:
-    if is_mixture(module):
-        found = describe_mixture(module)
+    if mixtures.is_mixture(module):
+        found = mixtures.describe(module)
         if isinstance(found, str):
             raise Unsupported(found)
         return found
-    name = type(getattr(module, family.function)).__name__
-    if name not in FUNCTIONS:
-        raise Unsupported(f"The decoder does not know the activation function {name}.")
+    function = _function(getattr(module, family.function))
     gate, up = getattr(module, family.gate), family.up and getattr(module, family.up)
     parts = 2 if up is gate else 1
     return FeedForward(
-        FUNCTIONS[name],
+        function,
         _rows(family.gate, gate, 0, parts),
         None if up is None else _rows(str(family.up), up, parts - 1, parts),
         _rows(family.down, getattr(module, family.down)),
     )
+
+
+def _function(module: Any) -> int:
+    name = type(module).__name__
+    if name not in FUNCTIONS:
+        raise Unsupported(f"The decoder does not know the activation function {name}.")
+    return FUNCTIONS[name]
 
 
 def _check_tables(head: Any, *embeddings: Any) -> None:
@@ -361,29 +352,6 @@ def _check_tables(head: Any, *embeddings: Any) -> None:
                 "The decoder needs a float32 or quantized head and embedding, and this model "
                 f"has {type(module).__name__}."
             )
-
-
-def _small_tensors(found: Description) -> Iterator[torch.Tensor]:
-    """Return norms and biases, which the decoder reads in float32."""
-    norms = [found.final_norm]
-    for block in found.blocks:
-        norms += [block.before_attention, block.after_attention]
-        norms += [block.before_feed_forward, block.after_feed_forward]
-        norms += [block.attention.query_norm, block.attention.key_norm]
-    sinks = [block.attention.sinks for block in found.blocks]
-    tensors = [part for norm in norms if norm is not None for part in (norm.weight, norm.bias)]
-    tensors += [rows.module.bias for block in found.blocks for rows in projections(block)]
-    tensors += [*sinks, getattr(found.head, "bias", None)]
-    return (each for each in tensors if each is not None)
-
-
-def projections(block: Block) -> list[Rows]:
-    """Return all projections of a block but those of experts."""
-    attention, part = block.attention, block.feed_forward
-    found = [*attention.inputs, attention.output]
-    if isinstance(part, FeedForward):
-        found += [part.gate, *([part.up] if part.up else []), part.down]
-    return found
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -9,6 +9,34 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenNames:
+    """Names of the part of a block for the token itself (per-layer embeddings, Gemma 4)."""
+
+    # in the stack
+    rows: str = "embed_tokens_per_layer"
+    mix: str = "per_layer_model_projection"
+    mix_scale: str = "per_layer_model_projection_scale"
+    norm: str = "per_layer_projection_norm"
+    scale: str = "per_layer_input_scale"
+    # in a block
+    gate: str = "per_layer_input_gate"
+    function: str = "act_fn"
+    down: str = "per_layer_projection"
+    after: str = "post_per_layer_input_norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideNames:
+    """Names in a block of experts beside its feed-forward part, and of the norms of both."""
+
+    router: str = "router"
+    experts: str = "experts"
+    before: str = "pre_feedforward_layernorm_2"
+    after_dense: str = "post_feedforward_layernorm_1"
+    after_experts: str = "post_feedforward_layernorm_2"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Names of modules, relative to the part that contains them, and names of attributes.
 
@@ -27,10 +55,14 @@ class Family:
     after_attention: str | None = None
     before_feed_forward: str | None = "post_attention_layernorm"
     after_feed_forward: str | None = None
+    beside: BesideNames | None = None
+    token: TokenNames | None = None
+    block_scale: str | None = None  # a tensor, the last factor of the stream
     # parts of attention
     inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one fused projection
     query_norm: str = "q_norm"
     key_norm: str = "k_norm"
+    value_norm: str = "v_norm"
     output: str = "o_proj"
     sinks: str = "sinks"
     # parts of the feed-forward network: the projection that the activation function takes, the one that it
@@ -93,6 +125,14 @@ FAMILIES: dict[str, Family] = {
     "GemmaModel": Family(norm_offset=1.0),
     "Gemma2Model": _GEMMA,
     "Gemma3TextModel": _GEMMA,
+    "Gemma4TextModel": replace(
+        _GEMMA,
+        norm_offset=0.0,
+        score_cap=None,
+        beside=BesideNames(),
+        token=TokenNames(),
+        block_scale="layer_scalar",
+    ),
     "Phi3Model": Family(
         inputs=("qkv_proj",),
         gate="gate_up_proj",

@@ -106,12 +106,17 @@ class _Forward:
         cache=None,
         inputs_embeds=None,
         use_cache=None,
+        per_layer_inputs=None,
+        logits_to_keep=None,  # callers select tokens themselves, too
         **others,
     ):
         """Return the stack's output from native calls, or None if its modules have to run."""
         if not self._usable(input_ids, inputs_embeds, others):
             return None
         if (weights := self._current().weights) is None:
+            return None
+        token_rows = None if per_layer_inputs is None else per_layer_inputs.float().flatten(2).contiguous()
+        if (token_rows is not None) != (weights.has_token_rows and inputs_embeds is not None):
             return None
         ids, embeds = _inputs(weights, input_ids, inputs_embeds)
         keep = self._stack.config.use_cache if use_cache is None else use_cache
@@ -120,7 +125,11 @@ class _Forward:
         if starts is False:
             return None
         # without position ids, the modules count slots
-        options = dict(starts=starts, counts_padding=position_ids is None, embeds=embeds)
+        options: dict[str, Any] = dict(
+            starts=starts, counts_padding=position_ids is None, embeds=embeds, token_rows=token_rows
+        )
+        if weights.narrows and len(ids) == 1 and type(logits_to_keep) is int and logits_to_keep == 1:
+            options["last"] = True
         if cache is None and not keep:
             scratch = Scratch(self._model, *ids.shape)
             return self._output(last_hidden_state=_run(weights, ids, scratch, **options))
@@ -200,10 +209,13 @@ def _layers(cache: Cache) -> NativeLayers:
     return cast(NativeLayers, cache.layers)
 
 
-def _run(weights: Weights, ids: torch.Tensor, layers: NativeLayers | Scratch, **options) -> torch.Tensor:
-    """Return the stack's output for `ids` (sequences, tokens) and append keys and values to `layers`."""
+def _run(
+    weights: Weights, ids: torch.Tensor, layers: NativeLayers | Scratch, last: bool = False, **options
+) -> torch.Tensor:
+    """Return the stack's output for `ids` (sequences, tokens), or for the last of them, and append keys and
+    values to `layers`."""
     layers.reserve(ids.shape[0], layers.length + ids.shape[1])
-    hidden = torch.empty(*ids.shape, weights.hidden)
+    hidden = torch.empty(ids.shape[0], 1 if last else ids.shape[1], weights.hidden)
     weights.run(_checked(weights, ids), layers, hidden=hidden, **options)
     return hidden
 

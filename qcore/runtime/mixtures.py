@@ -5,14 +5,14 @@ those of each way of selection that the native code knows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 
-from qcore.kernels.mixture import Expert, Gating, Matrix, Mixture, Router, mode
+from qcore.kernels.mixture import Expert, Gating, Matrix, Mixture, RootMeanSquare, Router, mode
 from qcore.layers import expert_forward as experts
 from qcore.layers.modules import QuantLinear
 
@@ -30,14 +30,16 @@ class Experts:
     router: Router
     gating: Gating
     shared: Any
-    shared_gate: torch.Tensor | None  # (hidden,)
+    shared_gate: torch.Tensor | None = None  # (hidden,)
+    before: RootMeanSquare | None = None  # of the input of the experts
 
     def matrices(self) -> Mixture:
         """Return the native description, with packed weights."""
         shared = None
         if self.shared is not None:
             shared = Expert(*(_matrix(getattr(self.shared, name)) for name in _DENSE))
-        return Mixture(self.router, experts.matrices(self.module), self.gating, shared, self.shared_gate)
+        parts = self.router, experts.matrices(self.module), self.gating
+        return Mixture(*parts, shared, self.shared_gate, self.before)
 
 
 _DENSE = ("gate_proj", "up_proj", "down_proj")
@@ -57,23 +59,36 @@ def describe(module: nn.Module) -> Experts | str:
     shared_gate = parts.pop(_SHARED_GATE, None)
     if parts or len(routers) != 1 or len(shared) > 1:
         return f"The decoder does not know the parts of {type(module).__name__}."
-    if reason := experts.reason_against(held):
-        return reason
-    router, gating = _router(routers[0]), experts.gating(held)
-    assert gating is not None  # by `reason_against`
-    if router is None:
-        return f"The decoder does not know how {type(routers[0]).__name__} selects experts."
-    if shared and (reason := _reason_against_shared(shared[0], gating)):
+    found = describe_parts(held, routers[0])
+    if isinstance(found, str):
+        return found
+    if shared and (reason := _reason_against_shared(shared[0], found.gating)):
         return reason
     weights = None
     if shared_gate is not None:
         if not isinstance(shared_gate, nn.Linear) or shared_gate.bias is not None:
             return f"The decoder needs a float32 {_SHARED_GATE} without bias."
         weights = shared_gate.weight.detach()[0]
-    tensors = (router.weight, router.bias, router.correction, weights)
+        if not _plain(weights):
+            return "The decoder needs routers in float32 on the CPU."
+    return replace(found, shared=shared[0] if shared else None, shared_gate=weights)
+
+
+def describe_parts(held: Any, selects: Any, before: Any = None) -> Experts | str:
+    """Return the mixture of the fused experts `held`, of which the router `selects` some, and whose input the
+    norm `before` normalizes; or one sentence on why it has no native form."""
+    if reason := experts.reason_against(held):
+        return reason
+    router, gating = _router(selects), experts.gating(held)
+    assert gating is not None  # by `reason_against`
+    if router is None:
+        return f"The decoder does not know how {type(selects).__name__} selects experts."
+    norm = None if before is None else RootMeanSquare(before.weight.detach(), float(before.eps))
+    tensors = [router.weight, router.bias, router.correction, router.factors]
+    tensors += [each.weight for each in (router.norm, norm) if each is not None]
     if not all(each is None or _plain(each) for each in tensors):
         return "The decoder needs routers in float32 on the CPU."
-    return Experts(held, router, gating, shared[0] if shared else None, weights)
+    return Experts(held, router, gating, None, before=norm)
 
 
 def _plain(tensor: torch.Tensor) -> bool:
@@ -104,7 +119,7 @@ def _matrix(layer: Any) -> Matrix:
 
 def _router(module: Any) -> Router | None:
     """Return the way in which the router `module` selects experts, None if it is not among those known."""
-    weight = getattr(module, "weight", None)
+    weight = _weight(module)
     if weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return None
     generator = torch.Generator().manual_seed(0)
@@ -121,6 +136,11 @@ def _router(module: Any) -> Router | None:
     return None
 
 
+def _weight(module: Any) -> torch.Tensor | None:
+    projection = getattr(module, "proj", module)
+    return getattr(projection, "weight", None)
+
+
 def _spread(chosen: torch.Tensor, weights: torch.Tensor, experts: int) -> torch.Tensor:
     """Return the weight of every expert (T, E), 0 for those that are not selected."""
     return torch.zeros(len(chosen), experts).scatter_(1, chosen, weights.float())
@@ -130,13 +150,21 @@ def _candidates(module: Any, chosen: int) -> Iterator[Router]:
     correction = getattr(module, "e_score_correction_bias", None)
     bias = getattr(module, "bias", None)
     scale = float(getattr(module, "routed_scaling_factor", None) or 1.0)
+    weight = _weight(module)
+    assert weight is not None
     common: dict[str, Any] = dict(
-        experts=module.weight.shape[0],
+        experts=weight.shape[0],
         chosen=chosen,
-        weight=module.weight.detach(),
+        weight=weight.detach(),
         bias=None if bias is None else bias.detach(),
         correction=None if correction is None else correction.detach(),
     )
+    if hasattr(module, "per_expert_scale"):  # Gemma 4's normalizes its input
+        common |= dict(
+            norm=RootMeanSquare(module.scale.detach(), float(module.eps)),
+            logits_scale=float(module.scalar_root_size),
+            factors=module.per_expert_scale.detach(),
+        )
     groups = getattr(module, "num_group", None) or getattr(module, "n_group", None) or 1
     kept = getattr(module, "topk_group", None) or groups
     ways: list[dict[str, Any]] = [{}]

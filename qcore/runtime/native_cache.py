@@ -6,10 +6,10 @@ The modules can use the same cache: `update` then takes and returns tensors (seq
 tokens, head size), so a sequence may change between the two at any step.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from qcore.runtime.blocks import held_heads
 
@@ -120,14 +120,24 @@ class NativeLayer(CacheLayerMixin):
             self.data = self.data.repeat_interleave(repeats, dim=1)
 
 
-class NativeLayers(list[NativeLayer]):
-    """The layers of one cache, read and filled by the native step."""
+class NativeLayers(list[Any]):
+    """The layers of one cache, read and filled by the native step: a `NativeLayer`, or transformers' stand-in
+    for a layer that reads the keys and values of another."""
 
     @classmethod
     def of(cls, model: torch.nn.Module, half: bool = False) -> "NativeLayers":
         """Return empty layers for `model`, of a family that the native step knows, in float16 if `half`."""
         dtype = torch.float16 if half else torch.float32
-        return cls(NativeLayer(held.heads, held.size, dtype, held.window > 0) for held in held_heads(model))
+        return cls(
+            NativeLayer(held.heads, held.size, dtype, held.window > 0)
+            if held.source == index
+            else DummyLayer()
+            for index, held in enumerate(held_heads(model))
+        )
+
+    @property
+    def _own(self) -> list[NativeLayer]:
+        return [layer for layer in self if isinstance(layer, NativeLayer)]
 
     half = property(lambda self: int(self[0].dtype == torch.float16))
     capacity = property(lambda self: self[0].capacity)
@@ -137,23 +147,28 @@ class NativeLayers(list[NativeLayer]):
     def are_level(self) -> bool:
         """Return whether all layers hold the same number of tokens. A step that failed midway leaves them
         unequal."""
-        return len({layer.length for layer in self}) == 1
+        return len({layer.length for layer in self._own}) == 1
 
     def reserve(self, sequences: int, capacity: int) -> None:
         """Make room for `capacity` tokens of each of `sequences` sequences."""
-        for layer in self:
+        for layer in self._own:
             layer.reserve(sequences, capacity)
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as held."""
-        for layer in self:
+        for layer in self._own:
             layer.length += tokens
 
     def buffers(self) -> tuple[list[int], list[int]]:
-        """Return address and bytes of each layer's keys, in order, and the same for its values."""
+        """Return address and bytes of each layer's keys, in order, and the same for its values; zeros for a
+        layer that has none."""
         keys: list[int] = []
         values: list[int] = []
         for layer in self:
+            if not isinstance(layer, NativeLayer):
+                keys += (0, 0)
+                values += (0, 0)
+                continue
             address, nbytes = layer.key_buffer()
             keys += (address, nbytes)
             values += (address + nbytes, nbytes)
@@ -169,16 +184,23 @@ class NativeCache(Cache):
 
 
 class Scratch:
-    """Stands in for `NativeLayers` in a call that keeps nothing: every layer overwrites the one before."""
+    """Stands in for `NativeLayers` in a call that keeps nothing: every layer overwrites the one before, but
+    for those that later layers read."""
 
     half, length = 0, 0
 
     def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
-        layers = NativeLayers.of(model)
-        self._layer = max(layers, key=lambda layer: layer.heads * layer.size)
-        self._layer.reserve(sequences, capacity)
-        self._count = len(layers)
-        self.capacity = self._layer.capacity
+        held = held_heads(model)
+        made = {
+            source: NativeLayer(held[source].heads, held[source].size, torch.float32, False)
+            for source in {each.source for index, each in enumerate(held) if each.source != index}
+        }
+        largest = max(held, key=lambda each: each.heads * each.size)
+        common = NativeLayer(largest.heads, largest.size, torch.float32, False)
+        for layer in (common, *made.values()):
+            layer.reserve(sequences, capacity)
+        self._layers = [made.get(index, common) for index in range(len(held))]
+        self.capacity = common.capacity
 
     def reserve(self, sequences: int, capacity: int) -> None:
         """Do nothing: the buffer has room for the whole call."""
@@ -187,6 +209,7 @@ class Scratch:
         """Do nothing: no tokens are held after the call."""
 
     def buffers(self) -> tuple[list[int], list[int]]:
-        """Return the same memory for each layer."""
-        address, nbytes = self._layer.key_buffer()
-        return [address, nbytes] * self._count, [address + nbytes, nbytes] * self._count
+        """Return addresses and bytes as `NativeLayers` does."""
+        both = [layer.key_buffer() for layer in self._layers]
+        keys = [number for address, nbytes in both for number in (address, nbytes)]
+        return keys, [number for address, nbytes in both for number in (address + nbytes, nbytes)]

@@ -3,10 +3,9 @@
 import ctypes
 
 from qcore.kernels.library import Buffer
-from qcore.kernels.mixture import Projection
+from qcore.kernels.mixture import Norm, Projection
 
 INPUTS = 3  # projections into queries, keys and values, at most
-NORMS = {"rms": 1, "layer": 2}  # `NormKind`; 0 for none
 FUNCTIONS = {  # `ActivationFunction`, by the classes of torch and transformers
     "SiLU": 0,
     "SiLUActivation": 0,
@@ -23,18 +22,6 @@ DENSE, MIXTURE = range(2)  # `FeedForwardKind`
 _int64, _float = ctypes.c_int64, ctypes.c_float
 
 
-class Norm(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("epsilon", _float),
-        ("offset", _float),
-        ("width", _int64),
-        ("sets", _int64),
-        ("weight", Buffer),
-        ("bias", Buffer),
-    ]
-
-
 class Heads(ctypes.Structure):
     _fields_ = [("first", _int64), ("step", _int64)]
 
@@ -45,10 +32,10 @@ class Attention(ctypes.Structure):
         ("inputs", Projection * INPUTS),
         ("input_count", _int64),
         *((name, Heads) for name in ("queries", "keys", "values")),
-        *((name, Norm) for name in ("query_norm", "key_norm")),
+        *((name, Norm) for name in ("query_norm", "key_norm", "value_norm")),
         *((name, _int64) for name in ("norm_last", "rotation")),
         *((name, _float) for name in ("scale", "cap")),
-        ("window", _int64),
+        *((name, _int64) for name in ("window", "source")),
         ("sinks", Buffer),
         ("output", Projection),
     ]
@@ -62,6 +49,15 @@ class FeedForward(ctypes.Structure):
     ]
 
 
+class TokenPart(ctypes.Structure):
+    _fields_ = [
+        *((name, Projection) for name in ("gate", "mix", "down")),
+        *((name, _int64) for name in ("activation", "first")),
+        *((name, Norm) for name in ("norm", "after")),
+        ("scale", _float),
+    ]
+
+
 class Block(ctypes.Structure):
     _fields_ = [
         *((f"{place}_attention", Norm) for place in ("before", "after")),
@@ -70,6 +66,10 @@ class Block(ctypes.Structure):
         ("residual", _float),
         ("attention", Attention),
         ("feed_forward", FeedForward),
+        ("beside", Buffer),
+        *((name, Norm) for name in ("after_dense", "after_beside")),
+        ("token", TokenPart),
+        ("scale", Buffer),
     ]
 
 
@@ -78,7 +78,8 @@ class Model(ctypes.Structure):
         *((name, _int64) for name in ("layers", "hidden", "vocabulary")),
         *((name, _float) for name in ("embedding_scale", "logits_scale", "logits_cap")),
         ("final_norm", Norm),
-        *((name, Projection) for name in ("embedding", "head", "positions")),
+        *((name, Projection) for name in ("embedding", "head", "positions", "token_rows")),
+        ("token_scale", _float),
         ("blocks", Buffer),
     ]
 
@@ -96,6 +97,8 @@ class Call(ctypes.Structure):
         *((name, _int64) for name in ("sequences", "tokens", "position", "threads", "chunk")),
         *((name, Buffer) for name in ("starts", "ids", "rotations")),
         ("counts_padding", _int64),
-        *((name, Buffer) for name in ("embeds", "hidden", "logits")),
+        *((name, Buffer) for name in ("embeds", "token_rows")),
+        ("last", _int64),
+        *((name, Buffer) for name in ("hidden", "logits")),
         ("best", ctypes.c_void_p),
     ]

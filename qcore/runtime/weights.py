@@ -13,10 +13,21 @@ from torch import nn
 from qcore.kernels import library
 from qcore.kernels.dispatch import MODES
 from qcore.kernels.library import Layout
+from qcore.kernels.mixture import NORMS
 from qcore.kernels.packed import PANEL, PackedWeight
 from qcore.layers.modules import QuantizedModule
 from qcore.runtime import blocks, structures
-from qcore.runtime.blocks import Rows, Unsupported
+from qcore.runtime.description import (
+    Attention,
+    Block,
+    Description,
+    FeedForward,
+    Norm,
+    Rotation,
+    Rows,
+    TokenPart,
+    Unsupported,
+)
 from qcore.runtime.mixtures import Experts
 
 CHUNK = (
@@ -30,7 +41,7 @@ def supports(model: nn.Module) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _read(model: nn.Module) -> blocks.Description | str:
+def _read(model: nn.Module) -> Description | str:
     if blocks.family_of(model) is not None and (reason := library.reason_without("qcore_decode")):
         return reason
     try:
@@ -42,7 +53,7 @@ def _read(model: nn.Module) -> blocks.Description | str:
 class Weights:
     """The native description of a model whose parts are `found`."""
 
-    def __init__(self, found: blocks.Description):
+    def __init__(self, found: Description):
         self._keep: list[Any] = []  # keeps alive what the native side points to
         self._description = found
         self.windows, self.input_scale = found.windows, found.input_scale
@@ -51,7 +62,11 @@ class Weights:
         self._stored_rotations: ctypes.Array = (structures.Rotation * 0)()
         self.layers, self.vocabulary = len(found.blocks), found.head.out_features
         embedding = self._projection(_all_rows(found.embedding))
-        self.hidden, self.tokens = embedding.columns, embedding.rows
+        token_rows = self._optional(None if found.token_rows is None else _all_rows(found.token_rows))
+        self.hidden, self.tokens = embedding.columns, min(embedding.rows, token_rows.rows or embedding.rows)
+        self.has_token_rows = token_rows.rows > 0
+        # whether the last layers only read keys and values of earlier ones: the last token needs no others
+        self.narrows = found.blocks[-1].attention.source != self.layers - 1
         self._blocks = (structures.Block * self.layers)(*map(self._block, found.blocks))
         self._model = structures.Model(
             layers=self.layers,
@@ -64,6 +79,8 @@ class Weights:
             embedding=embedding,
             head=self._projection(_all_rows(found.head)),
             positions=self._optional(None if found.positions is None else _all_rows(found.positions)),
+            token_rows=token_rows,
+            token_scale=found.token_scale,
             blocks=(ctypes.addressof(self._blocks), ctypes.sizeof(self._blocks)),
         )
 
@@ -75,6 +92,7 @@ class Weights:
         *,
         counts_padding: bool = False,
         embeds: torch.Tensor | None = None,
+        token_rows: torch.Tensor | None = None,
         hidden: torch.Tensor | None = None,
         logits: torch.Tensor | None = None,
     ) -> None:
@@ -83,9 +101,11 @@ class Weights:
 
         `starts` (sequences,) int64 is the number of padding slots of each sequence, which positions leave out
         unless they count padding. `embeds` (sequences, tokens, hidden) takes the place of the embedding's
-        rows, already scaled. Fill `hidden` (sequences, tokens, hidden) with the inputs of the head, or, for
-        one sequence, `logits` (vocabulary,) after the
-        last token. Raise `MemoryError` if buffers for CHUNK tokens do not fit.
+        rows, already scaled, and `token_rows` (sequences, tokens, columns) that of a table of per-layer
+        embeddings. Fill `hidden` (sequences, tokens, hidden) with the inputs of the head; or, for one
+        sequence, `hidden` (1, 1, hidden) or `logits` (vocabulary,) with those of the last token.
+
+        Raise `MemoryError` if buffers for CHUNK tokens do not fit.
         """
         sequences, tokens = ids.shape
         position = layers.length
@@ -112,6 +132,8 @@ class Weights:
             (ctypes.addressof(rotations), ctypes.sizeof(rotations)),
             counts_padding,
             library.buffer(embeds, torch.float32),
+            library.buffer(token_rows, torch.float32),
+            hidden is not None and hidden.shape[1] < tokens,
             library.buffer(hidden, torch.float32),
             library.buffer(logits, torch.float32),
             ctypes.addressof(best),
@@ -135,9 +157,7 @@ class Weights:
             self.set_rotations(list(map(self._rotation, kinds, is_long, [count] * len(kinds))))
         return self._rotations
 
-    def _rotation(
-        self, rotation: blocks.Rotation, is_long: bool, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotation(self, rotation: Rotation, is_long: bool, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         options = () if rotation.kind is None else (rotation.kind,)
         positions = torch.arange(count)
         if rotation.short is not None:  # the largest position decides over all angles
@@ -193,13 +213,13 @@ class Weights:
     def _optional(self, rows: Rows | None) -> structures.Projection:
         return structures.Projection() if rows is None else self._projection(rows)
 
-    def _norm(self, norm: blocks.Norm | None, width: int) -> structures.Norm:
+    def _norm(self, norm: Norm | None, width: int) -> structures.Norm:
         """Describe a norm; without weights of its own, over `width` values."""
         if norm is None:
             return structures.Norm()
         weight = torch.ones(width) if norm.weight is None else norm.weight
         return structures.Norm(
-            structures.NORMS[norm.kind],
+            NORMS[norm.kind],
             norm.epsilon,
             norm.offset,
             weight.shape[-1],
@@ -208,7 +228,7 @@ class Weights:
             self._buffer(norm.bias),
         )
 
-    def _block(self, block: blocks.Block) -> structures.Block:
+    def _block(self, block: Block) -> structures.Block:
         return structures.Block(
             before_attention=self._norm(block.before_attention, self.hidden),
             after_attention=self._norm(block.after_attention, self.hidden),
@@ -218,9 +238,27 @@ class Weights:
             residual=block.residual,
             attention=self._attention(block.attention),
             feed_forward=self._feed_forward(block.feed_forward),
+            beside=(None, 0) if block.beside is None else self._mixture(block.beside),
+            after_dense=self._norm(block.after_dense, self.hidden),
+            after_beside=self._norm(block.after_beside, self.hidden),
+            token=structures.TokenPart() if block.token is None else self._token_part(block.token),
+            scale=self._buffer(block.scale),
         )
 
-    def _attention(self, attention: blocks.Attention) -> structures.Attention:
+    def _token_part(self, part: TokenPart) -> structures.TokenPart:
+        gate = self._projection(part.gate)
+        return structures.TokenPart(
+            gate=gate,
+            mix=self._projection(part.mix),
+            down=self._projection(part.down),
+            activation=part.function,
+            first=part.first,
+            norm=self._norm(part.norm, gate.rows),
+            after=self._norm(part.after, self.hidden),
+            scale=part.scale,
+        )
+
+    def _attention(self, attention: Attention) -> structures.Attention:
         inputs = (structures.Projection * structures.INPUTS)(*map(self._projection, attention.inputs))
         return structures.Attention(
             heads=attention.heads,
@@ -233,21 +271,20 @@ class Weights:
             values=attention.values,
             query_norm=self._norm(attention.query_norm, attention.head_size),
             key_norm=self._norm(attention.key_norm, attention.head_size),
+            value_norm=self._norm(attention.value_norm, attention.head_size),
             norm_last=attention.norm_last,
             rotation=-1 if attention.rotation is None else attention.rotation,
             scale=attention.scale,
             cap=attention.cap,
             window=attention.window,
+            source=attention.source,
             sinks=self._buffer(attention.sinks),
             output=self._projection(attention.output),
         )
 
-    def _feed_forward(self, part: blocks.FeedForward | Experts) -> structures.FeedForward:
+    def _feed_forward(self, part: FeedForward | Experts) -> structures.FeedForward:
         if isinstance(part, Experts):
-            mixture = part.matrices()
-            self._keep.append(mixture)
-            layer = (ctypes.addressof(mixture.layer), ctypes.sizeof(mixture.layer))
-            return structures.FeedForward(kind=structures.MIXTURE, mixture=layer)
+            return structures.FeedForward(kind=structures.MIXTURE, mixture=self._mixture(part))
         gate = self._projection(part.gate)
         return structures.FeedForward(
             kind=structures.DENSE,
@@ -258,6 +295,11 @@ class Weights:
             up=self._optional(part.up),
             down=self._projection(part.down),
         )
+
+    def _mixture(self, part: Experts) -> tuple[int, int]:
+        mixture = part.matrices()
+        self._keep.append(mixture)
+        return ctypes.addressof(mixture.layer), ctypes.sizeof(mixture.layer)
 
 
 def read(model: nn.Module) -> Weights | None:

@@ -25,6 +25,17 @@ from qcore.runtime.weights import Weights, read
 INTEGERS = (ctypes.c_int32, ctypes.c_int64)
 PLACES = ("model", "embedding", "head", "block", "norm", "attention", "keys", "query", "query norm")
 PLACES += ("feed-forward", "down", "rotation", "cache", "call")
+TOKEN_PLACES = (
+    "token part",
+    "gate",
+    "mix",
+    "projection",
+    "part norm",
+    "rows",
+    "attention",
+    "value norm",
+    "call",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +90,13 @@ def test_every_architecture_may_go_in_chunks(config, monkeypatch):
 def guarded_weights():
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(arena, "empty", lambda nbytes: guarded(torch.zeros(nbytes, dtype=torch.uint8)))
-        model = make("llama", "int4-g32", "fp32")
-        for parameter in model.parameters():
-            parameter.data = guarded(parameter.data)
-        return model, read(model)
+        made = {}
+        for config in ("llama", "gemma4"):
+            model = make(config, "int4-g32", "fp32")
+            for parameter in model.parameters():
+                parameter.data = guarded(parameter.data)
+            made[config] = model, read(model)
+        return made
 
 
 class _Cache:
@@ -90,9 +104,9 @@ class _Cache:
 
     half, capacity, length = 0, 64, 40
 
-    def __init__(self, layers: int, width: int):
+    def __init__(self, *widths: int):
         self.keys, self.values = (
-            [guarded(torch.zeros(2 * width * self.capacity)) for _ in range(layers)] for _ in range(2)
+            [guarded(torch.zeros(2 * width * self.capacity)) for width in widths] for _ in range(2)
         )
 
     def advance(self, tokens: int) -> None:
@@ -105,20 +119,33 @@ class _Cache:
 @settings(max_examples=150)
 @given(st.sampled_from(PLACES), st.data())
 def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data):
-    model, weights = guarded_weights
+    _change(guarded_weights["llama"][1], _Cache(32, 32), 1, which, data)
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(TOKEN_PLACES), st.data())
+def test_no_numbers_make_parts_for_tokens_and_shared_keys_leave_their_buffers(guarded_weights, which, data):
+    _change(guarded_weights["gemma4"][1], _Cache(32, 64, 32, 0, 0), 3, which, data)
+
+
+def _change(weights: Weights, held: _Cache, layer: int, which: str, data: st.DataObject) -> None:
+    """Run a step after random numbers of the part `which` of its description have taken random values."""
     functions, changed = library.functions(), []
 
     class Changing:
         def qcore_decode(self, description, cache, call):
             copy = type(description._obj).from_buffer_copy(description._obj)
-            block = type(weights._blocks[0]).from_buffer_copy(weights._blocks[1])
-            blocks = type(weights._blocks)(weights._blocks[0], block)
+            blocks = type(weights._blocks)(*weights._blocks)
+            block = blocks[layer]
             attention, rotation = block.attention, Rotation.from_address(call._obj.rotations.data)
             places = {"model": copy, "embedding": copy.embedding, "head": copy.head, "block": block}
             places |= {"norm": block.after_attention, "attention": attention, "keys": attention.keys}
             places |= {"query": attention.inputs[0], "query norm": attention.query_norm}
             places |= {"feed-forward": block.feed_forward, "down": block.feed_forward.down}
             places |= {"rotation": rotation, "cache": cache._obj, "call": call._obj}
+            places |= {"token part": block.token, "gate": block.token.gate, "mix": block.token.mix}
+            places |= {"projection": block.token.down, "part norm": block.token.norm, "rows": copy.token_rows}
+            places |= {"value norm": attention.value_norm}
             place = places[which]
             names = [name for name, kind in place._fields_ if kind in INTEGERS and name != "threads"]
             for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
@@ -126,9 +153,7 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
                 odd = (-1, 0, 1, 3, 8, 2**31 - 1, 2**40, 2**62, value - 1, value + 1, 2 * value, 8 * value)
                 setattr(place, name, data.draw(st.sampled_from(odd), label=name))
                 changed.append(name)
-            if which not in ("model", "embedding", "head", "rotation", "cache", "call"):
-                blocks[1] = block
-                copy.blocks = (ctypes.addressof(blocks), ctypes.sizeof(blocks))
+            copy.blocks = (ctypes.addressof(blocks), ctypes.sizeof(blocks))
             return functions.qcore_decode(ctypes.byref(copy), cache, call)
 
     count = data.draw(st.sampled_from((1, 3, 20)), label="tokens")
@@ -138,21 +163,21 @@ def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "functions", Changing)
         try:
-            weights.run(tokens, _Cache(2, 2 * 16), guarded(torch.tensor([0, 5])), hidden=hidden)
+            weights.run(tokens, held, guarded(torch.tensor([0, 5])), hidden=hidden)
         except (InputError, IndexError, MemoryError) as error:
             assert str(error).startswith("The native step cannot run ")
     assert changed
 
 
 def test_a_cache_without_room_and_a_token_outside_are_refused(guarded_weights):
-    model, weights = guarded_weights
+    weights = guarded_weights["llama"][1]
     hidden = torch.zeros(2, 30, weights.hidden)
     with pytest.raises(InputError, match="2 x 30 tokens at position 40: the key-value cache is too small"):
-        weights.run(torch.zeros(2, 30, dtype=torch.int64), _Cache(2, 32), hidden=hidden)
+        weights.run(torch.zeros(2, 30, dtype=torch.int64), _Cache(32, 32), hidden=hidden)
     with pytest.raises(IndexError, match="outside the valid range"):
-        weights.run(torch.full((2, 9), 258), _Cache(2, 32), hidden=hidden)
+        weights.run(torch.full((2, 9), 258), _Cache(32, 32), hidden=hidden)
     with pytest.raises(InputError, match="the output does not match"):
-        weights.run(torch.zeros(2, 20, dtype=torch.int64), _Cache(2, 32), hidden=hidden[:1])
+        weights.run(torch.zeros(2, 20, dtype=torch.int64), _Cache(32, 32), hidden=hidden[:1])
 
 
 LITTLE = """

@@ -42,13 +42,14 @@ struct Attention {
   // Their outputs lie side by side in one row per token: queries, keys and values, or one fused projection.
   Projection inputs[kInputs];
   int64_t input_count;
-  Heads queries, keys, values;
-  Norm query_norm, key_norm;
+  Heads queries, keys, values;  // values may be the projected keys, before norm and rotation
+  Norm query_norm, key_norm, value_norm;
   int64_t norm_last;          // normalize heads after their rotation if not 0
   int64_t rotation;           // the index of the call's rotation, or -1 for a layer without positions
   float scale;                // of scores
   float cap;                  // scores become cap * tanh(score / cap); 0 for none
   int64_t window;             // positions that a token attends to, itself included; 0 for all
+  int64_t source;             // the layer whose keys and values are read; another than this one adds none
   Buffer<const float> sinks;  // (heads): scores of a position without a value, or absent
   Projection output;
 };
@@ -77,14 +78,34 @@ struct FeedForward {
   Buffer<const Mixture> mixture;  // instead of all the above but the kind
 };
 
+// What a block adds to the stream x for the token itself (the per-layer embeddings of Gemma 4):
+//   x + after(down(act(gate(x)) * b * (norm(mix(e)) + own)))
+// of the embedded token e, as it is before the first block, and the block's part `own` of the token's row in
+// the model's `token_rows`.
+struct TokenPart {
+  Projection gate, mix;  // (width, hidden); without rows if a block has no such part
+  Projection down;       // (hidden, width)
+  int64_t activation;
+  int64_t first;  // of the columns of the table
+  Norm norm;      // over the width
+  Norm after;
+  float scale;  // the factor b
+};
+
 // x + a * after_attention(attention(before_attention(x))), and likewise the feed-forward part of that sum;
-// or, if `parallel`, of x itself.
+// or, if `parallel`, of x itself. Then comes the token's own part, and last the factor `scale`.
 struct Block {
   Norm before_attention, after_attention, before_feed_forward, after_feed_forward;
   int64_t parallel;
   float residual;  // the factor a
   Attention attention;
   FeedForward feed_forward;
+  // Experts that read the stream beside the feed-forward part, or absent: the sum becomes
+  // after_dense(feed_forward) + after_beside(beside).
+  Buffer<const Mixture> beside;
+  Norm after_dense, after_beside;
+  TokenPart token;
+  Buffer<const float> scale;  // (1) of the stream, or absent
 };
 
 struct Model {
@@ -94,6 +115,8 @@ struct Model {
   Norm final_norm;
   Projection embedding, head;
   Projection positions;        // a row per position, added to embeddings; without rows if absent
+  Projection token_rows;       // a row per token with the parts of all blocks; without rows if absent
+  float token_scale;           // of those rows
   Buffer<const Block> blocks;  // (layers)
 };
 
@@ -102,6 +125,8 @@ template <class F>
 void each_projection(const Block& block, F&& f) {
   for (int64_t i = 0; i < block.attention.input_count; ++i) f(block.attention.inputs[i]);
   f(block.attention.output);
+  if (block.token.gate.rows)
+    for (const Projection* each : {&block.token.gate, &block.token.mix, &block.token.down}) f(*each);
   if (block.feed_forward.kind != kDense) return;
   f(block.feed_forward.gate);
   if (block.feed_forward.gated) f(block.feed_forward.up);
@@ -139,11 +164,14 @@ struct Call {
   Buffer<const int64_t> starts;  // (sequences): slots before it are padding; absent without padding
   Buffer<const int64_t> ids;     // (sequences, tokens)
   Buffer<const Rotation> rotations;
-  int64_t counts_padding;      // whether the positions of tokens count the padding before them
-  Buffer<const float> embeds;  // (sequences, tokens, hidden) in place of embedded ids; or absent
-  // The output: `hidden` for all tokens after the last norm; or, if that is absent and there is one sequence,
-  // the logits after its last token and the index of the largest.
-  Buffer<float> hidden;  // (sequences, tokens, hidden)
+  int64_t counts_padding;          // whether the positions of tokens count the padding before them
+  Buffer<const float> embeds;      // (sequences, tokens, hidden) in place of embedded ids; or absent
+  Buffer<const float> token_rows;  // (sequences, tokens, columns of the table), scaled; only with `embeds`
+  // The output: `hidden` after the last norm, for all tokens or, if `last` is not 0, for the last token of
+  // the only sequence; or, if that is absent and there is one sequence, the logits after its last token and
+  // the index of the largest.
+  int64_t last;
+  Buffer<float> hidden;  // (sequences, tokens, hidden), or (hidden)
   Buffer<float> logits;  // (vocabulary)
   int64_t* best;
 };

@@ -115,7 +115,7 @@ int qcore_rows(const Weight* w, const int64_t* ids, int64_t count, float* out, i
   if (count < 0 || out_size / w->columns < count) return kShortOutput;
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= w->rows) return kBadIndex;
-  for (int64_t i = 0; i < count; ++i) read_row(*w, ids[i], out + i * w->columns);
+  for (int64_t i = 0; i < count; ++i) read_row(*w, ids[i], 0, w->columns, out + i * w->columns);
   return kOk;
 }
 

@@ -13,7 +13,7 @@ void few_panels(const Weight& w, int mode, const Activations& x, int tokens, int
 // kTokensAtOnce tokens.
 void many_pair(const Weight& w, int mode, const Activations& x, int64_t first_tile, int64_t last_tile,
                int64_t pair, const float* bias, float* y, int64_t y_stride, Stretch& stretch);
-// Dequantize one row of the weight into out (columns).
-void read_row(const Weight& w, int64_t row, float* out);
+// Dequantize the columns first … last − 1 of one row of the weight into out.
+void read_row(const Weight& w, int64_t row, int64_t first, int64_t last, float* out);
 
 }  // namespace qcore

@@ -9,6 +9,8 @@ namespace qcore {
 
 // How the experts of a token are chosen from the router's logits, and what they are multiplied by.
 struct Router {
+  Norm norm;                       // of its input, or none
+  float logits_scale;              // of the product with its weight
   Buffer<const float> weight;      // (experts, hidden)
   Buffer<const float> bias;        // (experts), added to the logits; or absent
   Buffer<const float> correction;  // (experts), added to the scores for the choice only; or absent
@@ -18,6 +20,7 @@ struct Router {
   int64_t sigmoid;                // scores are the sigmoid of the logits if not 0, else their softmax
   int64_t normalized;             // the chosen scores are divided by their sum if not 0
   float scale;                    // of the scores, at last
+  Buffer<const float> factors;    // (experts), of the scores of each expert, at last; or absent
   float jitter;                   // if not 0, the two experts of a sparse mixer, see `Choice::mix`
 };
 
@@ -33,6 +36,7 @@ struct Mixture {
   // act(g) * u is min(g, limit) * sigmoid(alpha * min(g, limit)) * (clamp(u, ±limit) + 1) if not 0
   int64_t clamped;
   float alpha, limit;
+  Norm before;  // of the input of the experts, or none
   Router router;
   Buffer<const Expert> experts;     // (experts), all in the same format
   Buffer<const Expert> shared;      // one that all tokens reach, or absent

@@ -15,6 +15,8 @@ class Choice {
   Choice(const Router& router, float* logits, float* scores) : r_(router), s_(logits), by_(scores) {}
 
   void run(int32_t* experts, float* weights) {
+    if (r_.logits_scale != 1.f)
+      for (int64_t e = 0; e < r_.experts; ++e) s_[e] *= r_.logits_scale;
     for (int64_t e = 0; r_.bias.data && e < r_.experts; ++e) s_[e] += r_.bias.data[e];
     if (r_.jitter > 0) return mix(experts, weights);
     score();
@@ -28,6 +30,7 @@ class Choice {
       for (int64_t i = 0; i < r_.chosen; ++i) total += s_[experts[i]];
     }
     for (int64_t i = 0; i < r_.chosen; ++i) weights[i] = s_[experts[i]] / total * r_.scale;
+    for (int64_t i = 0; r_.factors.data && i < r_.chosen; ++i) weights[i] *= r_.factors.data[experts[i]];
   }
 
  private:

@@ -1,4 +1,5 @@
 // Dequantizes single rows, for embeddings. Plain C++: a row takes microseconds in any case.
+#include <algorithm>
 #include <cstring>
 
 #include "common/linear.h"
@@ -39,23 +40,23 @@ void read_integers(int kind, const uint8_t* p, int r, float (&scale)[2], float (
 
 }  // namespace
 
-void read_row(const Weight& w, int64_t row, float* out) {
+void read_row(const Weight& w, int64_t row, int64_t first, int64_t last, float* out) {
   const uint8_t* panel = w.panels.data + row / kRows * w.panel_bytes;
   const int r = int(row % kRows);
   if (w.kind == kRowTable) {
     float table[16];
     for (int i = 0; i < 16; ++i) table[i] = from_half(panel + 32 * r + 2 * i);
     const uint8_t* codes = panel + kRows * 32;
-    for (int64_t k = 0; k < w.columns; ++k) {
+    for (int64_t k = first; k < last; ++k) {
       const uint8_t byte = codes[(k / 64 * kRows + r) * 32 + k % 32];
-      out[k] = table[k % 64 < 32 ? byte & 15 : byte >> 4];
+      out[k - first] = table[k % 64 < 32 ? byte & 15 : byte >> 4];
     }
     return;
   }
   const int size = block_bytes(w.kind), halves = halves_of(w.kind);
   const Planes planes = planes_of(w.kind);
   const int64_t group_bytes = header_bytes(w) + w.group_blocks * size;
-  for (int64_t b = 0; b * kBlock < w.columns; ++b) {
+  for (int64_t b = first / kBlock; b * kBlock < last; ++b) {
     const uint8_t* header = panel + b / w.group_blocks * group_bytes;
     const uint8_t* block = header + header_bytes(w) + b % w.group_blocks * size;
     float zero = w.zero;
@@ -68,10 +69,11 @@ void read_row(const Weight& w, int64_t row, float* out) {
       read_integers(w.kind, block, r, scale, minimum);
       block += kIntegers;
     }
-    for (int c = 0; c < kBlock && b * kBlock + c < w.columns; ++c) {
+    for (int64_t k = std::max(first, b * kBlock); k < std::min(last, (b + 1) * kBlock); ++k) {
+      const int c = int(k - b * kBlock);
       const int code = code_at(planes, block, c / 4, 4 * r + c % 4), half = c * halves / kBlock;
       const float value = (w.kind == kTable ? w.table.data[code] : code - zero) * scale[half];
-      out[b * kBlock + c] = minimums ? value + minimum[half] : value;
+      out[k - first] = minimums ? value + minimum[half] : value;
     }
   }
 }

@@ -24,9 +24,10 @@ class CachedAttention {
         heads_(most(model, [](const Attention& a) { return a.heads; })),
         width_(most(model, [](const Attention& a) { return a.heads * a.head_size; })),
         inputs_(chunk * most(model, input_width)), mixed_(chunk * width_ * (few ? most_threads : 1)),
-        parts_((few ? chunk : 1) * heads_ * most_threads), whole_(2 * chunk) {}
+        parts_((few ? chunk : 1) * heads_ * most_threads), whole_(2 * chunk),
+        size_(most(model, [](const Attention& a) { return a.head_size; })), values_(most_threads * size_) {}
 
-  bool ok() const { return inputs_ && mixed_ && parts_ && whole_; }
+  bool ok() const { return inputs_ && mixed_ && parts_ && whole_ && values_; }
 
   // The outputs of the projections, one row of `input_width` per token of the chunk.
   float* inputs() { return inputs_.data(); }
@@ -36,8 +37,13 @@ class CachedAttention {
 
   // Attention of the tokens `chunk` of the call in a layer. All threads call it.
   void run(int me, int threads, int64_t layer, const Attention& attention, Span chunk, float* scores) {
-    const Layer here{attention, cache_.keys.data[layer].data, cache_.values.data[layer].data,
-                     input_width(attention), attention.heads / attention.kv_heads};
+    const int64_t source = attention.source;
+    const Layer here{attention,
+                     cache_.keys.data[source].data,
+                     cache_.values.data[source].data,
+                     input_width(attention),
+                     attention.heads / attention.kv_heads,
+                     source == layer};
     if (cache_.half)
       run_in<uint16_t>(me, threads, here, chunk, scores);
     else
@@ -79,6 +85,7 @@ class CachedAttention {
     void *keys, *values;
     int64_t width;  // of a token's inputs
     int64_t group;  // query heads that share a key-value head
+    bool appends;   // keys and values to the cache
   };
 
   const Cache& cache_;
@@ -92,6 +99,8 @@ class CachedAttention {
   // For each thread: with few tokens (tokens, heads), otherwise (query heads of a group).
   const Memory<Part> parts_;
   const Memory<Moments> whole_;  // (2, tokens) of norms over whole projections: queries, keys
+  const int64_t size_;
+  const Memory<float> values_;  // of one head, per thread
   std::atomic<int64_t> jobs_{0};
 
   template <class F>
@@ -121,14 +130,16 @@ class CachedAttention {
     barrier_.wait();
   }
 
-  // Make the heads ready, and append keys and values to the cache.
+  // Make the heads ready, and append keys and values to the cache, unless the layer reads those of another.
   template <class T>
   void append(int me, int threads, const Layer& here, Span chunk) {
     const Attention& a = here.attention;
     const Rotation* rotation = a.rotation < 0 ? nullptr : call_.rotations.data + a.rotation;
-    const int64_t size = a.head_size, all = a.heads + a.kv_heads, tokens = chunk.last - chunk.first;
+    const int64_t size = a.head_size, all = a.heads + (here.appends ? a.kv_heads : 0),
+                  tokens = chunk.last - chunk.first;
     const HeadKind queries(a, a.queries, a.query_norm, here.group, a.scale, rotation, whole_.data());
     const HeadKind keys(a, a.keys, a.key_norm, 1, 1.f, rotation, whole_.data() + chunk_);
+    float* own = values_.data() + me * size_;
     if (queries.is_whole() || keys.is_whole()) {
       const Span part = share(tokens, me, threads);
       for (int64_t i = part.first; i < part.last; ++i)
@@ -146,13 +157,16 @@ class CachedAttention {
         continue;
       }
       const int64_t kv = h - a.heads;
-      const float *k = keys.ready(i, kv, position, row), *v = row + a.values.first + kv * a.values.step;
+      const float* v = row + a.values.first + kv * a.values.step;
       T* to_keys = held<T>(here.keys, a, t, kv) + place / 8 * 8 * size + place % 8;
       T* to_values = held<T>(here.values, a, t, kv) + place * size;
-      for (int64_t d = 0; d < size; ++d) {
-        store1(to_keys + 8 * d, k[d]);
-        store1(to_values + d, v[d]);
+      if (a.value_norm.kind != kNoNorm) {
+        normalize(a.value_norm, v, own);
+        v = own;
       }
+      for (int64_t d = 0; d < size; ++d) store1(to_values + d, v[d]);  // before the keys, which it may be
+      const float* k = keys.ready(i, kv, position, row);
+      for (int64_t d = 0; d < size; ++d) store1(to_keys + 8 * d, k[d]);
     }
   }
 

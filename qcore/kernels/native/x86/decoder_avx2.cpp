@@ -2,6 +2,7 @@
 //
 //   norm, q k v | rotate, write the cache | attention | output | norm, gate, up, activation | down
 //
+// and, in a block with a part for the token itself, | gate, mix | down.
 // A norm first adds the outputs before it to the residual stream. Every thread repeats small work (norms,
 // quantization of activations) if that is cheaper than another barrier.
 #include <omp.h>
@@ -15,6 +16,7 @@
 #include "x86/decoder_checks.h"
 #include "x86/feed_forward.h"
 #include "x86/products.h"
+#include "x86/token_parts.h"
 
 namespace qcore {
 namespace {
@@ -30,17 +32,23 @@ class Step {
         most_threads_(thread_count(call.threads)), products_(sizes_, few_, barrier_),
         attention_(model, cache, call, most_threads_, chunk_, few_, barrier_),
         feed_forward_(model, chunk_, most_threads_, products_, barrier_),
-        scratch_(CachedAttention::scratch(cache)), stream_((few_               ? most_threads_
-                                                            : call.hidden.data ? 0
-                                                                               : 1) *
-                                                           tokens_ * model.hidden),
-        deltas_((any_parallel(model) ? 2 : 1) * chunk_ * model.hidden), rows_(most_threads_ * sizes_.rows),
-        spares_(most_threads_ * model.hidden), scores_(most_threads_ * scratch_),
-        activations_(most_threads_ * kOwn * sizes_.activations), best_(most_threads_) {}
+        token_parts_(model, call, chunk_, products_), scratch_(CachedAttention::scratch(cache)),
+        spare_(std::max(2 * model.hidden, TokenParts::width(model))),
+        in_place_(!few_ && call.hidden.data && !call.last), stream_((few_        ? most_threads_
+                                                                     : in_place_ ? 0
+                                                                                 : 1) *
+                                                                    tokens_ * model.hidden),
+        deltas_((two_deltas(model) ? 2 : 1) * chunk_ * model.hidden), rows_(most_threads_ * sizes_.rows),
+        spares_(most_threads_ * spare_), scores_(most_threads_ * scratch_),
+        activations_(most_threads_ * kOwn * sizes_.activations), best_(most_threads_) {
+    if (few_ || (call.hidden.data && !call.last)) return;
+    for (int64_t l = model.layers; l > 1 && model.blocks.data[l - 1].attention.source != l - 1; --l)
+      narrow_ = l - 1;
+  }
 
   bool ok() const {
-    return products_.ok() && attention_.ok() && feed_forward_.ok() && stream_ && deltas_ && rows_ &&
-           spares_ && scores_ && activations_ && best_;
+    return products_.ok() && attention_.ok() && feed_forward_.ok() && token_parts_.ok() && stream_ &&
+           deltas_ && rows_ && spares_ && scores_ && activations_ && best_;
   }
 
   int most_threads() const { return most_threads_; }
@@ -54,34 +62,43 @@ class Step {
   void run(int me) {
     const int64_t all = tokens_ * model_.hidden;
     const Own own{rows_.data() + me * sizes_.rows,
-                  spares_.data() + me * model_.hidden,
-                  few_                ? stream_.data() + me * all
-                  : call_.hidden.data ? call_.hidden.data
-                                      : stream_.data(),
+                  spares_.data() + me * spare_,
+                  few_        ? stream_.data() + me * all
+                  : in_place_ ? call_.hidden.data
+                              : stream_.data(),
                   scores_.data() + me * scratch_,
                   activations_.data() + me * kOwn * sizes_.activations,
                   activations_.data() + (me * kOwn + 1) * sizes_.activations};
     const Span part = few_ ? Span{0, tokens_} : share(tokens_, me, threads_);
     for (int64_t t = part.first; t < part.last; ++t) embed(t, own);
     if (!few_) barrier_.wait();
-    for (int64_t l = 0; l < model_.layers; ++l)
+    for (int64_t l = 0; l < model_.layers; ++l) {
+      if (l >= narrow_) {
+        layer(me, l, {tokens_ - 1, tokens_}, own);
+        continue;
+      }
       for (int64_t first = 0; first < tokens_; first += chunk_)
         layer(me, l, {first, std::min(first + chunk_, tokens_)}, own);
+    }
     finish(me, own);
   }
 
  private:
   static constexpr int kOwn = 2;  // buffers for activations per thread
 
-  // Outputs of projections that a norm adds to the residual stream: a * after(row i) of `rows`.
+  // Outputs of projections that a norm adds to the residual stream: a * after(row i) of `rows`. With
+  // `beside`, rows is the sum of two outputs with norms of their own.
   struct Added {
     const float* rows;
     const Norm* after;
     float factor;
+    const float* beside = nullptr;
+    const Norm *after_rows = nullptr, *after_beside = nullptr;
   };
   struct Addends {
     Added of[2];
     int count;
+    float scale = 1.f;  // of the sum
   };
 
   const Model& model_;
@@ -96,7 +113,11 @@ class Step {
   Products products_;
   CachedAttention attention_;
   FeedForwards feed_forward_;
-  const int64_t scratch_;
+  TokenParts token_parts_;
+  const int64_t scratch_, spare_;
+  const bool in_place_;  // the stream is in the call's `hidden`
+  // From here on, layers read the keys and values of earlier ones only, and only the last token is computed.
+  int64_t narrow_ = std::numeric_limits<int64_t>::max();
   // (all tokens, hidden) the residual stream; with many tokens, in the call's `hidden` if there is one
   const Memory<float> stream_;
   const Memory<float> deltas_;  // (tokens, hidden) outputs of attention and of the feed-forward part
@@ -108,13 +129,14 @@ class Step {
   };
   const Memory<Best> best_;
 
-  static bool any_parallel(const Model& model) {
+  static bool two_deltas(const Model& model) {
     for (int64_t l = 0; l < model.layers; ++l)
-      if (model.blocks.data[l].parallel) return true;
+      if (model.blocks.data[l].parallel || model.blocks.data[l].beside.data) return true;
     return false;
   }
 
-  bool is_whole() const { return chunk_ == tokens_; }
+  // Whether the outputs of layer l wait for the next norm: those of all tokens fit, and all are needed there.
+  bool waits(int64_t l) const { return chunk_ == tokens_ && l + 1 < narrow_; }
 
   // Parallel parts of a block keep their outputs side by side until the next block.
   float* attention_delta() const { return deltas_.data(); }
@@ -124,32 +146,41 @@ class Step {
   Added attended(const Block& block) const {
     return {attention_delta(), &block.after_attention, block.residual};
   }
-  // The outputs of block l that are not yet in the residual stream once the block is done.
-  Addends outputs(int64_t l) const {
-    const Block& block = model_.blocks.data[l];
-    const Added fed{feed_forward_delta(block), &block.after_feed_forward, block.residual};
+  float* beside_delta() const { return deltas_.data() + chunk_ * model_.hidden; }
+  // The outputs of the feed-forward part, and of attention beside it, that are not in the stream yet.
+  Addends fed(const Block& block) const {
+    Added fed{feed_forward_delta(block), &block.after_feed_forward, block.residual};
+    if (block.beside.data)
+      fed.beside = beside_delta(), fed.after_rows = &block.after_dense,
+      fed.after_beside = &block.after_beside;
     if (block.parallel) return {{attended(block), fed}, 2};
     return {{fed}, 1};
   }
+  // The outputs of block l that are not in the residual stream once the block is done.
+  Addends outputs(int64_t l) const {
+    const Block& block = model_.blocks.data[l];
+    Addends all =
+        block.token.gate.rows ? Addends{{{deltas_.data(), &block.token.after, 1.f}}, 1} : fed(block);
+    if (block.scale.data) all.scale = *block.scale.data;
+    return all;
+  }
 
-  static void look_up(const Projection& table, int64_t row, float* out) {
-    if (table.packed)
-      read_row(*table.packed, row, out);
-    else
-      std::memcpy(out, table.dense.data + row * table.columns, table.columns * 4);
+  // The embedded token t, without its position.
+  void embedded(int64_t t, float* x) const {
+    if (call_.embeds.data) {
+      std::memcpy(x, call_.embeds.data + t * model_.hidden, model_.hidden * 4);
+      return;
+    }
+    look_up(model_.embedding, call_.ids.data[t], 0, model_.hidden, x);
+    if (model_.embedding_scale != 1.f)
+      for (int64_t i = 0; i < model_.hidden; ++i) x[i] *= model_.embedding_scale;
   }
 
   void embed(int64_t t, const Own& own) const {
     float* x = own.stream + t * model_.hidden;
-    if (call_.embeds.data) {
-      std::memcpy(x, call_.embeds.data + t * model_.hidden, model_.hidden * 4);
-    } else {
-      look_up(model_.embedding, call_.ids.data[t], x);
-      if (model_.embedding_scale != 1.f)
-        for (int64_t i = 0; i < model_.hidden; ++i) x[i] *= model_.embedding_scale;
-    }
+    embedded(t, x);
     if (!model_.positions.rows) return;
-    look_up(model_.positions, position_of(call_, t), own.spare);
+    look_up(model_.positions, position_of(call_, t), 0, model_.hidden, own.spare);
     for (int64_t i = 0; i < model_.hidden; ++i) x[i] += own.spare[i];
   }
 
@@ -160,7 +191,7 @@ class Step {
     const Block& block = model_.blocks.data[l];
     const Attention& attention = block.attention;
     const int64_t tokens = chunk.last - chunk.first, width = input_width(attention);
-    const Addends before = l > 0 && is_whole() ? outputs(l - 1) : Addends{};
+    const Addends before = l > 0 && waits(l - 1) ? outputs(l - 1) : Addends{};
     const Projection* inputs[kInputs];
     Target to[kInputs];
     for (int64_t i = 0, at = 0; i < attention.input_count; at += attention.inputs[i++].rows) {
@@ -184,7 +215,20 @@ class Step {
                              out);
                       },
                       {feed_forward_delta(block), model_.hidden});
-    if (is_whole()) return;
+    if (block.beside.data)
+      feed_forward_.experts(me, threads_, tokens, *block.beside.data,
+                            [&](int64_t i, float* out) {
+                              std::memcpy(out, own.stream + (chunk.first + i) * model_.hidden,
+                                          model_.hidden * 4);
+                            },
+                            {beside_delta(), model_.hidden});
+    if (block.token.gate.rows)
+      token_parts_.run(
+          me, threads_, chunk.first, tokens, block.token, own,
+          [&](int64_t i, float* out, bool) { norm(chunk.first + i, i, fed(block), Norm{}, own, out); },
+          [&](int64_t i, float* out, bool) { embedded(chunk.first + i, out); },
+          {deltas_.data(), model_.hidden});
+    if (waits(l)) return;
     const Span part = share(tokens, me, threads_);
     for (int64_t i = part.first; i < part.last; ++i) add(chunk.first + i, i, outputs(l), own);
     barrier_.wait();
@@ -206,6 +250,7 @@ class Step {
     for (int a = 0; a < addends.count; ++a) {
       const Added& added = addends.of[a];
       const float* d = added.rows + i * model_.hidden;
+      if (added.beside) d = both(added, i, own.spare);
       if (added.after->kind != kNoNorm) {
         normalize(*added.after, d, own.spare);
         d = own.spare;
@@ -215,26 +260,50 @@ class Step {
       else
         for (int64_t n = 0; n < model_.hidden; ++n) x[n] += added.factor * d[n];
     }
+    if (addends.scale != 1.f)
+      for (int64_t n = 0; n < model_.hidden; ++n) x[n] *= addends.scale;
+  }
+
+  // Return the sum of row i of two outputs, each normalized, in `spare` (2, hidden).
+  const float* both(const Added& added, int64_t i, float* spare) const {
+    const int64_t hidden = model_.hidden;
+    const float *a = added.rows + i * hidden, *b = added.beside + i * hidden;
+    if (added.after_rows->kind != kNoNorm) normalize(*added.after_rows, a, spare), a = spare;
+    if (added.after_beside->kind != kNoNorm)
+      normalize(*added.after_beside, b, spare + hidden), b = spare + hidden;
+    for (int64_t n = 0; n < hidden; ++n) spare[n] = a[n] + b[n];
+    return spare;
   }
 
   // Compute the output: all tokens after the last norm, or the logits of the last token.
   void finish(int me, const Own& own) {
     if (!call_.hidden.data) return head(me, own);
-    const Addends rest = is_whole() ? outputs(model_.layers - 1) : Addends{};
+    if (call_.last) {
+      if (me == 0) normed_last(own, call_.hidden.data);
+      return;
+    }
+    const Addends rest = waits(model_.layers - 1) ? outputs(model_.layers - 1) : Addends{};
     const Span part = share(tokens_, me, threads_);
     for (int64_t t = part.first; t < part.last; ++t)
       norm(t, t, rest, model_.final_norm, own, call_.hidden.data + t * model_.hidden);
   }
 
+  // The last token after the last norm. With many tokens, one thread calls it.
+  void normed_last(const Own& own, float* out) const {
+    const int64_t last = tokens_ - 1, l = model_.layers - 1;
+    norm(last, last, waits(l) ? outputs(l) : Addends{}, model_.final_norm, own, out);
+  }
+
   // The logits of the last token of the only sequence, and the index of the first maximum.
   void head(int me, const Own& own) {
     const Projection& p = model_.head;
-    const int64_t last = tokens_ - 1;
-    if (!few_ && is_whole()) {
-      if (me == 0) add(last, last, outputs(model_.layers - 1), own);
+    if (few_) {
+      normed_last(own, own.rows);
+    } else {
+      if (me == 0) normed_last(own, rows_.data());
       barrier_.wait();
+      if (me) std::memcpy(own.rows, rows_.data(), model_.hidden * 4);
     }
-    norm(last, last, few_ ? outputs(model_.layers - 1) : Addends{}, model_.final_norm, own, own.rows);
     float* logits = call_.logits.data;
     const Span part = share((p.rows + kRows - 1) / kRows, me, threads_);
     const int64_t begin = part.first * kRows, end = std::min(part.last * kRows, p.rows);

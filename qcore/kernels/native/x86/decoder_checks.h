@@ -8,21 +8,16 @@
 
 namespace qcore {
 
-inline Status check(const Norm& norm, int64_t width, int64_t sets = 1) {
-  if (norm.kind == kNoNorm) return kOk;
-  if (norm.kind != kRootMeanSquare && norm.kind != kLayerNorm) return kBadLayout;
-  if (norm.width != width || norm.sets != sets) return kBadLayout;
-  if (norm.bias.data && !norm.bias.holds(sets, width)) return kShortBias;
-  return norm.weight.holds(sets, width) ? kOk : kShortWeights;
-}
-
 // Norms of heads: over each head, with one set of weights or one per head, or over the whole projection.
 inline Status check_heads(const Norm& norm, int64_t heads, int64_t size, bool last) {
   if (norm.kind == kNoNorm || norm.width == size) return check(norm, size, norm.sets == 1 ? 1 : heads);
   return norm.kind == kRootMeanSquare && !last ? check(norm, heads * size) : kBadLayout;
 }
 
-inline Status check(const Attention& attention, int64_t hidden, int64_t rotations) {
+// Of layer `l`, whose keys and values another layer may have added.
+inline Status check(const Model& model, int64_t l, int64_t rotations) {
+  const Attention& attention = model.blocks.data[l].attention;
+  const int64_t hidden = model.hidden, source = attention.source;
   const int64_t size = attention.head_size;
   if (!fits(attention.heads) || !fits(attention.kv_heads) || !fits(size)) return kBadLayout;
   if (attention.heads % attention.kv_heads || size % 8 || attention.window < 0) return kBadLayout;
@@ -41,22 +36,31 @@ inline Status check(const Attention& attention, int64_t hidden, int64_t rotation
     return heads.first >= 0 && heads.first <= width && rest >= 0 && heads.step >= 0 &&
            (heads.step == 0 || attention.kv_heads - 1 <= rest / heads.step);
   };
-  if (!inside(attention.queries, group * size) || !inside(attention.keys, size) ||
-      !inside(attention.values, size))
-    return kBadLayout;
+  if (!inside(attention.queries, group * size)) return kBadLayout;
+  if (source == l) {
+    if (!inside(attention.keys, size) || !inside(attention.values, size)) return kBadLayout;
+  } else {
+    if (source < 0 || source > l) return kBadLayout;
+    const Attention& other = model.blocks.data[source].attention;
+    if (other.source != source || other.kv_heads != attention.kv_heads || other.head_size != size)
+      return kBadLayout;
+  }
   if (const Status status = check_heads(attention.query_norm, attention.heads, size, attention.norm_last))
     return status;
   if (const Status status = check_heads(attention.key_norm, attention.kv_heads, size, attention.norm_last))
     return status;
+  if (const Status status = check(attention.value_norm, size)) return status;
   if (attention.sinks.data && !attention.sinks.holds(attention.heads)) return kShortWeights;
   return check_packed(attention.output, hidden, attention.heads * size);
 }
 
+inline Status check(const Buffer<const Mixture>& mixture, int64_t hidden) {
+  if (!mixture.holds(1)) return kShortWeights;
+  return mixture.data->hidden == hidden ? check_mixture(*mixture.data) : kBadLayout;
+}
+
 inline Status check(const FeedForward& part, int64_t hidden) {
-  if (part.kind == kMixture) {
-    if (!part.mixture.holds(1)) return kShortWeights;
-    return part.mixture.data->hidden == hidden ? check_mixture(*part.mixture.data) : kBadLayout;
-  }
+  if (part.kind == kMixture) return check(part.mixture, hidden);
   if (part.kind != kDense || part.activation < kSilu || part.activation > kGeluQuick || !fits(part.inner))
     return kBadLayout;
   if (const Status status = check_packed(part.gate, part.inner, hidden)) return status;
@@ -65,11 +69,32 @@ inline Status check(const FeedForward& part, int64_t hidden) {
   return check_packed(part.down, hidden, part.inner);
 }
 
-inline Status check(const Block& block, int64_t hidden, int64_t rotations) {
+// The token's own part of a block, which reads columns of the table `rows`.
+inline Status check(const TokenPart& part, const Projection& rows, int64_t hidden) {
+  const int64_t width = part.gate.rows;
+  if (!width) return kOk;
+  if (!fits(width) || width % 8 || part.activation < kSilu || part.activation > kGeluQuick) return kBadLayout;
+  if (part.first < 0 || part.first > rows.columns - width) return kBadLayout;
+  for (const Projection* each : {&part.gate, &part.mix})
+    if (const Status status = check_packed(*each, width, hidden)) return status;
+  if (const Status status = check_packed(part.down, hidden, width)) return status;
+  if (const Status status = check(part.norm, width)) return status;
+  return check(part.after, hidden);
+}
+
+inline Status check(const Model& model, const Block& block) {
+  const int64_t hidden = model.hidden;
   for (const Norm* norm : {&block.before_attention, &block.after_attention, &block.before_feed_forward,
                            &block.after_feed_forward})
     if (const Status status = check(*norm, hidden)) return status;
-  if (const Status status = check(block.attention, hidden, rotations)) return status;
+  if (block.beside.data) {
+    if (block.parallel) return kBadLayout;
+    if (const Status status = check(block.beside, hidden)) return status;
+    for (const Norm* norm : {&block.after_dense, &block.after_beside})
+      if (const Status status = check(*norm, hidden)) return status;
+  }
+  if (block.scale.data && !block.scale.holds(1)) return kShortWeights;
+  if (const Status status = check(block.token, model.token_rows, hidden)) return status;
   return check(block.feed_forward, hidden);
 }
 
@@ -82,8 +107,14 @@ inline Status check(const Model& model, int64_t rotations) {
   if (const Status status = check(model.final_norm, model.hidden)) return status;
   if (const Status status = check(model.head, model.vocabulary, model.hidden)) return status;
   if (const Status status = check(model.embedding, model.embedding.rows, model.hidden)) return status;
-  for (int64_t l = 0; l < model.layers; ++l)
-    if (const Status status = check(model.blocks.data[l], model.hidden, rotations)) return status;
+  const Projection& rows = model.token_rows;
+  if (rows.rows)
+    if (const Status status = check(rows, rows.rows, rows.columns)) return status;
+  for (int64_t l = 0; l < model.layers; ++l) {
+    if (model.blocks.data[l].token.gate.rows && (!rows.rows || !fits(rows.columns))) return kBadLayout;
+    if (const Status status = check(model, l, rotations)) return status;
+    if (const Status status = check(model, model.blocks.data[l])) return status;
+  }
   return kOk;
 }
 
@@ -112,6 +143,7 @@ inline Status check(const Model& model, const Cache& cache, const Call& call) {
   if (!cache.keys.holds(model.layers) || !cache.values.holds(model.layers)) return kShortCache;
   for (int64_t l = 0; l < model.layers; ++l) {
     const Attention& attention = model.blocks.data[l].attention;
+    if (attention.source != l) continue;
     const int64_t bytes = attention.head_size * (cache.half ? 2 : 4);
     for (const Buffer<void>& held : {cache.keys.data[l], cache.values.data[l]})
       if (!Buffer<uint8_t>{static_cast<uint8_t*>(held.data), held.bytes / bytes}.holds(
@@ -122,13 +154,19 @@ inline Status check(const Model& model, const Cache& cache, const Call& call) {
   if (!call.ids.holds(call.sequences, call.tokens) ||
       (call.starts.data && !call.starts.holds(call.sequences)))
     return kShortInput;
-  if (call.embeds.data && !call.embeds.holds(call.sequences * call.tokens, model.hidden)) return kShortInput;
-  for (int64_t i = 0; i < call.sequences * call.tokens; ++i)
-    if (call.ids.data[i] < 0 || call.ids.data[i] >= model.embedding.rows) return kBadIndex;
+  const int64_t tokens = call.sequences * call.tokens;
+  if (call.embeds.data && !call.embeds.holds(tokens, model.hidden)) return kShortInput;
+  if (model.token_rows.rows && call.embeds.data && !call.token_rows.holds(tokens, model.token_rows.columns))
+    return kShortInput;
+  const int64_t known =
+      model.token_rows.rows ? std::min(model.embedding.rows, model.token_rows.rows) : model.embedding.rows;
+  for (int64_t i = 0; i < tokens; ++i)
+    if (call.ids.data[i] < 0 || call.ids.data[i] >= known) return kBadIndex;
   for (int64_t i = 0; call.starts.data && i < call.sequences; ++i)
     if (call.starts.data[i] < 0) return kBadIndex;
-  if (call.hidden.data)
-    return call.hidden.holds(call.sequences * call.tokens, model.hidden) ? kOk : kShortOutput;
+  if (call.hidden.data && call.last)
+    return call.sequences == 1 && call.hidden.holds(model.hidden) ? kOk : kShortOutput;
+  if (call.hidden.data) return call.hidden.holds(tokens, model.hidden) ? kOk : kShortOutput;
   return call.sequences == 1 && call.logits.holds(model.vocabulary) && call.best ? kOk : kShortOutput;
 }
 

@@ -24,11 +24,8 @@ class FeedForwards {
   void run(int me, int threads, int64_t tokens, const FeedForward& part, const Own& own, Input&& input,
            const Target& to) {
     if (part.kind == kMixture) {
-      mixtures_.run(
-          me, threads, *part.mixture.data, tokens, [&](int64_t i, float* out) { input(i, out, false); },
-          [&](int64_t i, int64_t first, int64_t count, const float* y) {
-            std::memcpy(to.rows + i * to.stride + first, y, count * sizeof(float));
-          });
+      experts(
+          me, threads, tokens, *part.mixture.data, [&](int64_t i, float* out) { input(i, out, false); }, to);
       return;
     }
     if (products_.few())
@@ -38,6 +35,15 @@ class FeedForwards {
     const Projection* down[] = {&part.down};
     products_.project(me, threads, tokens, down, &to, 1, own,
                       [&](int64_t i, float* out, bool) { activated(part, i, out); });
+  }
+
+  // The same for a mixture, whose inputs `input(i, out)` computes.
+  template <class Input>
+  void experts(int me, int threads, int64_t tokens, const Mixture& mixture, Input&& input, const Target& to) {
+    mixtures_.run(me, threads, mixture, tokens, input,
+                  [&](int64_t i, int64_t first, int64_t count, const float* y) {
+                    std::memcpy(to.rows + i * to.stride + first, y, count * sizeof(float));
+                  });
   }
 
  private:
@@ -58,8 +64,9 @@ class FeedForwards {
   static MixtureSizes sizes(const Model& model, int64_t chunk, bool few) {
     MixtureSizes sizes;
     for (int64_t l = 0; l < model.layers; ++l) {
-      const FeedForward& part = model.blocks.data[l].feed_forward;
-      if (part.kind == kMixture) sizes.add(*part.mixture.data, chunk, few);
+      const Block& block = model.blocks.data[l];
+      if (block.feed_forward.kind == kMixture) sizes.add(*block.feed_forward.mixture.data, chunk, few);
+      if (block.beside.data) sizes.add(*block.beside.data, chunk, few);
     }
     return sizes;
   }

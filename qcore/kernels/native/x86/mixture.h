@@ -7,12 +7,13 @@
 //
 // More tokens: pairs of (token, expert) are sorted by expert, and each expert multiplies its tokens at once.
 #pragma once
-#include <atomic>
 #include <cstring>
 #include <optional>
 
-#include "x86/functions_avx2.h"
+#include "x86/gating.h"
 #include "x86/mixture_routes.h"
+#include "x86/norms_avx2.h"
+#include "x86/product_jobs.h"
 #include "x86/threads.h"
 
 namespace qcore {
@@ -26,15 +27,15 @@ class MixtureStep {
       : barrier_(barrier), few_(few), need_(sizes), lists_(few ? threads : 1),
         logits_(few ? tokens * need_.experts : 0), inputs_(few ? 0 : tokens * need_.hidden),
         inner_((few ? 1 : 2) * need_.inner), outputs_(few ? 0 : need_.pairs * need_.hidden),
-        hits_(lists_ * need_.hits), products_(few ? 0 : 2 * need_.hits),
-        numbers_(lists_ * (2 * need_.pairs + need_.experts)), weights_(lists_ * 2 * need_.pairs),
-        scores_(threads * scored() * need_.experts), rows_(threads * kTile * need_.rows),
-        sums_(few ? threads * kTile * need_.hidden : 0),
-        activations_((few ? threads : 1) * need_.activations) {}
+        hits_(lists_ * need_.hits), numbers_(lists_ * (2 * need_.pairs + need_.experts)),
+        weights_(lists_ * 2 * need_.pairs), scores_(threads * scored() * need_.experts),
+        rows_(threads * kTile * need_.rows), sums_(few ? threads * kTile * need_.hidden : 0),
+        activations_(few ? threads * need_.activations : 0),
+        jobs_(few ? 0 : 2 * need_.hits, few ? 0 : need_.activations, barrier) {}
 
   bool ok() const {
-    return logits_ && inputs_ && inner_ && outputs_ && hits_ && products_ && numbers_ && weights_ &&
-           scores_ && rows_ && sums_ && activations_;
+    return logits_ && inputs_ && inner_ && outputs_ && hits_ && numbers_ && weights_ && scores_ && rows_ &&
+           sums_ && activations_ && jobs_.ok();
   }
 
   // Compute the layer for `tokens` tokens. `input(t, out)` writes the input (hidden) of token t.
@@ -58,12 +59,11 @@ class MixtureStep {
   const Memory<float> inner_;    // few: act(gate) * up of each pair; many: gate and up of each pair
   const Memory<float> outputs_;  // (pairs, hidden)
   const Memory<Hit> hits_;
-  const Memory<Product> products_;
   const Memory<int32_t> numbers_;
   const Memory<float> weights_, scores_, rows_, sums_;
   const Memory<uint8_t> activations_;
-  int64_t hit_count_ = 0, product_count_ = 0, tile_count_ = 0, job_count_ = 0;
-  std::atomic<int64_t> next_tile_{0}, next_job_{0};
+  ProductJobs jobs_;  // of many tokens
+  int64_t hit_count_ = 0;
 
   Lists lists(int me) const {
     const int64_t i = few_ ? me : 0;
@@ -78,21 +78,15 @@ class MixtureStep {
   float* scores(int me) const { return scores_.data() + me * scored() * need_.experts; }
   float* rows(int me) const { return rows_.data() + me * kTile * need_.rows; }
 
-  // act(g) * u of 8 values.
-  static __m256 gate(const Mixture& m, __m256 g, __m256 u) {
-    if (!m.clamped) return _mm256_mul_ps(activate(m.activation, g), u);
-    const __m256 limit = _mm256_set1_ps(m.limit);
-    g = _mm256_min_ps(limit, g);  // with the arguments in this order, NaN stays NaN
-    u = _mm256_min_ps(limit, _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), limit), u));
-    const __m256 swish = sigmoid_times(_mm256_mul_ps(g, _mm256_set1_ps(m.alpha)), g);
-    return _mm256_mul_ps(swish, _mm256_add_ps(u, _mm256_set1_ps(1.f)));
+  // The inputs of the router for `tokens` inputs of the layer: themselves, or normalized in `memory`.
+  static const float* routed(const Mixture& m, const float* x, int64_t tokens, float* memory) {
+    if (m.router.norm.kind == kNoNorm) return x;
+    for (int64_t t = 0; t < tokens; ++t) normalize(m.router.norm, x + t * m.hidden, memory + t * m.hidden);
+    return memory;
   }
 
-  // Of 16 alternating values, the even ones and the odd ones.
-  static void part(__m256 a, __m256 b, __m256& even, __m256& odd) {
-    const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
-    even = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0x88), order);
-    odd = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0xdd), order);
+  static void before(const Mixture& m, float* x) {
+    if (m.before.kind != kNoNorm) normalize(m.before, x, x);
   }
 
   // -- up to 4 tokens
@@ -106,9 +100,11 @@ class MixtureStep {
     for (int64_t t = 0; t < tokens; ++t) input(t, x + t * m.hidden);
     if (!given.experts) {
       const Span mine = share(m.router.experts, me, threads);
-      route_rows(m, x, tokens, mine.first, mine.last, logits_.data());
+      const float* r = routed(m, x, tokens, sums_.data() + me * kTile * need_.hidden);  // not in use yet
+      route_rows(m, r, tokens, mine.first, mine.last, logits_.data());
       barrier_.wait();
     }
+    for (int64_t t = 0; t < tokens; ++t) before(m, x + t * m.hidden);
     for (int64_t t = 0; t < tokens; ++t) {
       if (given.experts) {
         take(m, given, t, l);
@@ -270,147 +266,69 @@ class MixtureStep {
     const Lists l = lists(0);
     float* own = rows(me);
     const Span mine = share(tokens, me, threads);
-    const int64_t routed = tokens * m.router.chosen;
+    const int64_t pairs = tokens * m.router.chosen;
+    for (int64_t t = mine.first; t < mine.last; ++t) {
+      input(t, inputs_.data() + t * m.hidden);
+      if (given.experts) take(m, given, t, l);
+    }
+    float *chosen_by = scores(me), *logits = chosen_by + need_.experts;
+    const int64_t at_once = m.router.norm.kind == kNoNorm ? kRouted : kTile;  // a tile fits into `own`
+    for (int64_t t = mine.first; !given.experts && t < mine.last; t += at_once) {
+      const int64_t count = std::min(at_once, mine.last - t);
+      const float* r = routed(m, inputs_.data() + t * m.hidden, count, own);
+      route_rows(m, r, count, 0, m.router.experts, logits);
+      for (int64_t i = 0; i < count; ++i) choose(m, logits + i * m.router.experts, t + i, l, chosen_by);
+    }
     // `factors` has room for the shared expert's weights behind the routed ones
     for (int64_t t = mine.first; t < mine.last; ++t) {
       float* x = inputs_.data() + t * m.hidden;
-      input(t, x);
-      if (given.experts) take(m, given, t, l);
-      if (m.shared.data) l.factors[routed + t] = shared_weight(m, x);
-    }
-    float *chosen_by = scores(me), *logits = chosen_by + need_.experts;
-    for (int64_t t = mine.first; !given.experts && t < mine.last; t += kRouted) {
-      const int64_t count = std::min(kRouted, mine.last - t);
-      route_rows(m, inputs_.data() + t * m.hidden, count, 0, m.router.experts, logits);
-      for (int64_t i = 0; i < count; ++i) choose(m, logits + i * m.router.experts, t + i, l, chosen_by);
+      before(m, x);
+      if (m.shared.data) l.factors[pairs + t] = shared_weight(m, x);
     }
     barrier_.wait();
     if (me == 0) {
-      hit_count_ = sort(m, tokens, l, l.factors + routed);
+      hit_count_ = sort(m, tokens, l, l.factors + pairs);
       plan_inner();
     }
     barrier_.wait();
-    multiply(
+    jobs_.run(
         [&](const Product& p, int64_t pair, float* out) {
           std::memcpy(out, inputs_.data() + l.tokens[pair] * m.hidden, p.matrix->columns * sizeof(float));
         },
         own);
     if (me == 0) plan_outer(m);
     barrier_.wait();
-    multiply(
+    jobs_.run(
         [&](const Product& p, int64_t pair, float* out) { activated(m, *p.hit, pair - p.hit->first, out); },
         own);
     combine(me, threads, m, tokens, l, output);
     barrier_.wait();
   }
 
-  static constexpr int64_t kPanelsAtOnce = 8;  // per job of a hit with few tokens
-
   void plan_inner() {
-    begin_plan();
+    jobs_.begin();
     const Hit* hits = hits_.data();
     for (int64_t h = 0; h < hit_count_; ++h) {
       const Expert& e = *hits[h].expert;
       float* out = inner_.data() + 2 * hits[h].begin;
-      add(e.gate, hits[h], out, 2 * hits[h].inner, nullptr);
+      jobs_.add(e.gate, hits[h], out, 2 * hits[h].inner, nullptr);
       if (e.up.packed)
-        add(e.up, hits[h], out + hits[h].inner, 2 * hits[h].inner, alike(e.gate, e.up) ? &e.gate : nullptr);
+        jobs_.add(e.up, hits[h], out + hits[h].inner, 2 * hits[h].inner,
+                  alike(e.gate, e.up) ? &e.gate : nullptr);
     }
   }
 
   void plan_outer(const Mixture& m) {
-    begin_plan();
+    jobs_.begin();
     const Hit* hits = hits_.data();
     for (int64_t h = 0; h < hit_count_; ++h)
-      add(hits[h].expert->down, hits[h], outputs_.data() + hits[h].first * m.hidden, m.hidden, nullptr);
-  }
-
-  uint8_t* free_ = nullptr;
-
-  void begin_plan() {
-    product_count_ = tile_count_ = job_count_ = 0;
-    next_tile_ = next_job_ = 0;
-    free_ = activations_.data();
-  }
-
-  // Append a product, which reads the activations of the one before it if that is `like` it.
-  void add(const Projection& p, const Hit& hit, float* out, int64_t stride, const Projection* like) {
-    const bool few = hit.count <= kTile;
-    Product& product = products_.data()[product_count_++];
-    product = {&p,     &hit, like ? (&product - 1)->activations : free_, tile_count_, job_count_, out,
-               stride, few};
-    if (!like) {
-      free_ += Activations::bytes(*p.packed, p.mode, hit.count, few);
-      tile_count_ += (hit.count + kTile - 1) / kTile;
-    }
-    const int64_t panels = panel_count(*p.packed);
-    job_count_ += few ? (panels + kPanelsAtOnce - 1) / kPanelsAtOnce
-                      : (panels + 1) / 2 * ((hit.count + kTokensAtOnce - 1) / kTokensAtOnce);
-  }
-
-  // Fill the activations of all products, then multiply. `read(product, pair, out)` writes one row of input.
-  template <class Read>
-  void multiply(Read&& read, float* own) {
-    const Product* products = products_.data();
-    int64_t at = 0;
-    for (int64_t tile; (tile = next_tile_.fetch_add(1)) < tile_count_;) {
-      while (at + 1 < product_count_ && products[at + 1].tiles <= tile) ++at;
-      int64_t p = at;  // products that share activations begin at the same tile: the first one has them
-      while (p > 0 && products[p - 1].activations == products[p].activations) --p;
-      const Product& product = products[p];
-      Activations input = product.input();
-      const int64_t index = tile - product.tiles, columns = product.matrix->columns;
-      for (int i = 0; i < input.tile_tokens(index); ++i)
-        read(product, product.hit->first + index * kTile + i, own + i * columns);
-      input.fill(index, own, columns, columns);
-    }
-    barrier_.wait();
-    Stretch stretch;
-    at = 0;
-    for (int64_t job; (job = next_job_.fetch_add(1)) < job_count_;) {
-      while (at + 1 < product_count_ && products[at + 1].jobs <= job) ++at;
-      const Product& product = products[at];
-      const Weight& w = *product.matrix->packed;
-      const Activations input = product.input();
-      const int64_t index = job - product.jobs, panels = panel_count(w);
-      if (product.few) {
-        few_panels(w, product.matrix->mode, input, int(product.hit->count), index * kPanelsAtOnce,
-                   std::min((index + 1) * kPanelsAtOnce, panels), product.matrix->bias.data, product.out,
-                   product.stride);
-        continue;
-      }
-      const int64_t pairs = (panels + 1) / 2, at_once = kTokensAtOnce / kTile,
-                    first = index / pairs * at_once;
-      many_pair(w, product.matrix->mode, input, first, std::min(first + at_once, input.tiles()),
-                index % pairs, product.matrix->bias.data, product.out, product.stride, stretch);
-    }
-    barrier_.wait();
+      jobs_.add(hits[h].expert->down, hits[h], outputs_.data() + hits[h].first * m.hidden, m.hidden, nullptr);
   }
 
   // act(gate) * up of pair number i of a hit.
   void activated(const Mixture& m, const Hit& hit, int64_t i, float* out) const {
-    const float* g = inner_.data() + 2 * (hit.begin + i * hit.inner);
-    const bool alternate = m.interleaved && !hit.expert->up.packed;
-    int64_t n = 0;
-    for (; n + 8 <= hit.inner; n += 8) {
-      __m256 a, b;
-      if (alternate) {
-        part(_mm256_loadu_ps(g + 2 * n), _mm256_loadu_ps(g + 2 * n + 8), a, b);
-      } else {
-        a = _mm256_loadu_ps(g + n);
-        b = _mm256_loadu_ps(g + hit.inner + n);
-      }
-      _mm256_storeu_ps(out + n, gate(m, a, b));
-    }
-    if (const int64_t count = hit.inner - n; count > 0) {
-      alignas(32) float a[8] = {}, b[8] = {};
-      for (int64_t j = 0; j < count; ++j) {
-        a[j] = alternate ? g[2 * (n + j)] : g[n + j];
-        b[j] = alternate ? g[2 * (n + j) + 1] : g[hit.inner + n + j];
-      }
-      _mm256_store_ps(a, gate(m, _mm256_load_ps(a), _mm256_load_ps(b)));
-      std::memcpy(out + n, a, count * sizeof(float));
-    }
+    gate_row(m, hit.inner, m.interleaved && !hit.expert->up.packed,
+             inner_.data() + 2 * (hit.begin + i * hit.inner), out);
   }
 
   // Add the outputs of each token's experts, in the order of the experts.

@@ -27,7 +27,9 @@ inline Status check_mixture(const Mixture& m, bool routed = false) {
       m.activation < kSilu || m.activation > kGeluQuick)
     return kBadLayout;
   if ((!routed && !r.weight.holds(r.experts, m.hidden)) || !m.experts.holds(r.experts)) return kShortWeights;
-  for (const Buffer<const float>* each : {&r.bias, &r.correction})
+  for (const Norm* norm : {&m.before, &r.norm})
+    if (const Status status = check(*norm, m.hidden)) return status;
+  for (const Buffer<const float>* each : {&r.bias, &r.correction, &r.factors})
     if (each->data && !each->holds(r.experts)) return kShortBias;
   if (m.shared_gate.data && !m.shared_gate.holds(m.hidden)) return kShortWeights;
   const Expert& first = m.experts.data[0];

@@ -13,7 +13,7 @@ namespace qcore {
 // The working memory of one thread.
 struct Own {
   float* rows;           // the inputs of a tile
-  float* spare;          // (hidden)
+  float* spare;          // (2, hidden), or more
   float* stream;         // (tokens, hidden) with few tokens: the thread's own residual stream
   float* scores;         // of attention
   uint8_t* activations;  // the inputs as the kernels read them
@@ -59,10 +59,10 @@ class Products {
 
   // Multiply `count` projections by the same input of `tokens` tokens. `input(i, out, again)` computes its
   // row i; with `again`, it must not change the residual stream a second time. All threads call it, and
-  // return when all products are stored.
+  // return when all products are stored; with few tokens, only if they `meet`.
   template <class Input>
   void project(int me, int threads, int64_t tokens, const Projection* const* projections, const Target* to,
-               int count, const Own& own, Input&& input) {
+               int count, const Own& own, Input&& input, bool meet = true) {
     if (few_) {
       const int64_t columns = projections[0]->columns;
       for (int64_t t = 0; t < tokens; ++t) input(t, own.rows + t * columns, false);
@@ -74,7 +74,7 @@ class Products {
         few_panels(*p.packed, p.mode, *x, int(tokens), part.first, part.last, p.bias.data, to[i].rows,
                    to[i].stride);
       }
-      barrier_.wait();
+      if (meet) barrier_.wait();
       return;
     }
     for (int i = 0; i < count; ++i) {
