@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from qcore.base.errors import QcoreError, RunError
+from qcore.measurement.other_work import OtherWork
 
 ROOT = Path(__file__).resolve().parent.parent
 # timeout of a silent process in seconds: preparing the largest model takes two minutes on two cores
@@ -63,13 +64,11 @@ class Worker:
 
     def measure(self, item: str) -> tuple[dict[str, float], float]:
         """Return the rates of `item`, and how many processors other programs kept busy meanwhile."""
-        before = _busy(self._usage)
+        others = OtherWork(self._usage)
         self._process.stdin.write(json.dumps({"measure": item}).encode() + b"\n")
         self._process.stdin.flush()
         rates = self._read()["rates"]
-        after = _busy(self._usage)
-        wall, everyone, own = (end - start for start, end in zip(before, after, strict=True))
-        return rates, max(0.0, (everyone - own) / wall)
+        return rates, others.cores()
 
     def _read(self) -> dict:
         """Return the next line. Raise `RunError` with the end of the log if the process ended, failed, or
@@ -106,17 +105,6 @@ def environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
     }
-
-
-def _busy(process: psutil.Process) -> tuple[float, float, float]:
-    """Return (clock, processor seconds of all processes, those of this process), to be subtracted from each
-    other."""
-    everyone, own = psutil.cpu_times(), process.cpu_times()
-    return (
-        time.monotonic(),
-        sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0) - getattr(everyone, "guest", 0),
-        sum(own[:2]),
-    )
 
 
 def serve(module: str, options: dict) -> None:

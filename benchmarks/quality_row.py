@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
 from benchmarks.quantizers import Job, Stored, check_layers, linears, quantizer
@@ -25,6 +24,7 @@ from qcore.base.errors import QcoreError
 from qcore.base.quiet import silence
 from qcore.evaluation.perplexity import evaluate
 from qcore.evaluation.reference import Reference
+from qcore.measurement.other_work import OtherWork
 from qcore.quantization.calibration import check_overlap, load_calibration
 
 
@@ -94,17 +94,9 @@ def row(options: dict, say: Callable[[str], None]) -> dict:
 
 def clocked(call) -> tuple[Stored, float, float]:
     """Return the result of `call`, its seconds, and the processors that other programs kept busy."""
-    process = psutil.Process()
-
-    def marks() -> tuple[float, float, float]:
-        everyone, own = psutil.cpu_times(), process.cpu_times()
-        idle = everyone.idle + getattr(everyone, "iowait", 0) + getattr(everyone, "guest", 0)
-        return time.monotonic(), sum(everyone) - idle, sum(own[:4])  # its children's as well
-
-    before = marks()
+    others, began = OtherWork(), time.monotonic()
     result = call()
-    wall, others, own = (end - start for start, end in zip(before, marks(), strict=True))
-    return result, wall, max(0.0, (others - own) / wall) if wall else 0.0
+    return result, time.monotonic() - began, others.cores()
 
 
 def _peak() -> int:

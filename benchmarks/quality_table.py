@@ -11,8 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from benchmarks import marks  # noqa: E402
 
-BUSY = 0.15  # a time counts as disturbed if other programs kept at least this many cores busy
-
 
 def text(result: dict) -> str:
     """Return the tables for a terminal, followed by what was left out and the conditions."""
@@ -21,7 +19,7 @@ def text(result: dict) -> str:
     rows = [(*heads, *([f"KL / {against['name']}"] if against else []), "")]
     for row in result["rows"]:
         share = [_number(row["kl_mean"] / against["kl_mean"], 3)] if against else []
-        busy = row["seconds"] >= 1 and row["others_busy"] > BUSY
+        busy = row["seconds"] >= 1 and row["others_busy"] > marks.BUSY
         rows.append((row["name"], *_cells(row), *share, "time disturbed" * busy))
     checks = [("", "ours", "value", "bar", "")]
     checks += [

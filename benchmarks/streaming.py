@@ -35,8 +35,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a file, from anywhere
 
@@ -45,6 +43,7 @@ from benchmarks.pipe import environment as variables  # noqa: E402
 from benchmarks.streaming_steps import Stopwatch, flush  # noqa: E402
 from qcore.base.files import read_json, write_json  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
+from qcore.measurement.other_work import busy_seconds  # noqa: E402
 
 RECIPE, RECIPES = "int4-g64", ("int4-g64", "nf4-g64")
 BARS = {"quantize_share_of_copy": 0.5, "quantize_peak_bytes": 1.5e9, "evaluate_peak_bytes": 3e9}
@@ -92,13 +91,13 @@ def step(name: str, threads: int, **options) -> dict:
     whole process was stopped from outside ("stopped_s", not included in any time) and its exit code, negative
     for a signal ("code")."""
     command = [sys.executable, "-m", "benchmarks.streaming_steps", name, json.dumps(options)]
-    before, watch = psutil.cpu_times(), Stopwatch()
+    before, watch = busy_seconds(), Stopwatch()
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables(threads))
     said = child.stdout.read().strip().splitlines()
     _, status, usage = os.wait4(child.pid, 0)
-    wall, after = watch.seconds, psutil.cpu_times()
+    wall, busy = watch.seconds, busy_seconds() - before
     child.returncode = os.waitstatus_to_exitcode(status)
-    others = max(0.0, (busy(after) - busy(before) - usage.ru_utime - usage.ru_stime) / (wall + watch.stopped))
+    others = max(0.0, (busy - usage.ru_utime - usage.ru_stime) / (wall + watch.stopped))
     figures = json.loads(said[-1]) if said and not child.returncode else {}
     return figures | {
         "code": child.returncode,
@@ -107,11 +106,6 @@ def step(name: str, threads: int, **options) -> dict:
         "peak_bytes": 1024 * usage.ru_maxrss,
         "others_busy": others,
     }
-
-
-def busy(times) -> float:
-    """Return the processor seconds that were not idle."""
-    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 def measured(name: str, threads: int, source: Path, **options) -> dict:

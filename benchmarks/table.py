@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from benchmarks import marks  # noqa: E402
 
-BUSY = 0.15  # a run counts as disturbed if other programs kept at least this many cores busy
 USED = "generate_"  # ratios measured through transformers' `generate`, the path that users take
 FILES = "gguf_"  # ratios of GGUF files
 OURS = "generate_int4_vs_fp32"  # their "ours" is the decode speed that all of these share
@@ -22,7 +21,7 @@ def text(result: dict) -> str:
     lines = [("", "ours", "theirs", "ratio", "bar", "")]
     lines += [(each["measure"], *_cells(each), _remark(each)) for each in result["comparisons"]]
     busy = result["others_busy"]
-    state = "DISTURBED: " if busy["median"] > BUSY else ""
+    state = "DISTURBED: " if busy["median"] > marks.BUSY else ""
     others = f"{state}other programs kept {busy['median']:.2f} cores busy, {busy['most']:.2f} at most."
     return "\n".join([*marks.columns(lines), "", conditions(result), others])
 

@@ -12,7 +12,6 @@ from benchmarks import marks  # noqa: E402
 from benchmarks.zoo import LLAMA, RECIPES  # noqa: E402
 
 PAGE = marks.ROOT / "docs" / "speed.md"
-BUSY = 0.15  # a row counts as disturbed if other programs kept at least this many cores busy
 _HEADS = (
     "architecture",
     "in the shape of",
@@ -50,7 +49,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         cells.append(f"{row['rates'][recipe]['decode']:.0f}")
         cells += [_ratio(row, f"{recipe} against modules, {figure}") for figure in ("decode", "prefill")]
     cells += [_ratio(row, f"{RECIPES[0]} against {LLAMA}, {figure}") for figure in ("decode", "prefill")]
-    if row["others_busy"] >= BUSY:
+    if row["others_busy"] >= marks.BUSY:
         cells[0] += " (disturbed)"
     return tuple(cells)
 

@@ -12,6 +12,7 @@ WORDS = (
     "decode",
     "prefill",
     "memory limit",
+    "other work",
     "perplexity",
     "KL divergence",
     "top-1 agreement",
@@ -95,6 +96,7 @@ st.subheader("Memory", anchor=False, help=explain("stored bytes"))
 state.plot(charts.memory(rows), key="compare.memory", alt="Stored bytes and peak memory of each recipe")
 st.subheader("Throughput", anchor=False, help=explain("decode"))
 state.plot(charts.throughput(rows), key="compare.throughput", alt="Decode and prefill speed of each recipe")
+compare_view.disturbed(good)
 st.subheader("Quality", anchor=False, help=explain("perplexity"))
 state.plot(charts.quality(rows), key="compare.quality", alt="Perplexity and divergence of each recipe")
 compare_view.shared(good)

@@ -12,11 +12,13 @@
         print(row["recipe"], row["stored_bytes"], row["perplexity"], row["decode_tok_s"])
 
 The import is cheap: modules that need torch are imported on first use. It also lets transformers load saved
-models: `AutoModelForCausalLM.from_pretrained("smollm2-int4")`, whichever of the two is imported first.
+models: `AutoModelForCausalLM.from_pretrained("smollm2-int4")`, whichever of the two is imported first. And it
+lowers torch's number of threads to the quota of a control group, see `qcore.base.cpu.limit_threads`.
 """
 
 from importlib import import_module
 
+from qcore.base.cpu import limit_threads
 from qcore.base.imports import after_import
 
 __version__ = "0.1.0"
@@ -54,4 +56,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+after_import("torch", limit_threads)
 after_import("transformers.quantizers", lambda: import_module("qcore.library.in_transformers").register())

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qcore.results.report import human_perplexity
+from qcore.measurement.other_work import share_of
+from qcore.results.report import beside_other_work, human_perplexity
 from qcore.results.rows import FIGURE
 from qcore.results.scales import LONGEST, cut_at
 from ui import families
@@ -363,7 +364,9 @@ def _prefill_hover(row: dict) -> str:
 def _speed_conditions(row: dict) -> str:
     record = row.get("record") or {}
     threads, dtype = record.get("threads"), record.get("compute_dtype")
-    return (f"<br>{threads} threads" if threads else "") + (f", computed in {dtype}" if dtype else "")
+    words = (f"<br>{threads} threads" if threads else "") + (f", computed in {dtype}" if dtype else "")
+    mark = beside_other_work(share_of(record))
+    return words + (f"<br>{mark}" if mark else "")
 
 
 def _quality_hover(row: dict) -> str:

@@ -8,6 +8,7 @@ import streamlit as st
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
+from qcore.measurement.other_work import share_of
 from qcore.results import conditions, html_report, report
 from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts
@@ -48,6 +49,13 @@ def table(rows: list[dict]) -> None:
         column_config=config | {"recipe": st.column_config.TextColumn(pinned=True, width=150)},
         key="compare.table",
     )
+
+
+def disturbed(rows: list[dict]) -> None:
+    """Mark the recipes whose speed was measured beside other work."""
+    marks = {row["label"]: report.beside_other_work(share_of(row["record"])) for row in rows}
+    if lines := [f"**{shielded(label)}** {mark}." for label, mark in marks.items() if mark]:
+        st.caption(":material/warning: " + " ".join(lines), help=explain("other work"))
 
 
 def failures(rows: list[dict]) -> None:

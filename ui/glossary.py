@@ -20,6 +20,8 @@ TERMS = {
     "time to first token": "Time from sending the prompt to the first new token.",
     "memory limit": "Read bandwidth of this machine ÷ bytes of weights read per token: the decode speed if "
     "each weight is read once and nothing else takes time. An untied embedding counts one row per token.",
+    "other work": "Share of the processor that other processes took while a speed was measured. Above 7.5 % "
+    "the speed is marked, and the plan's predictions are not compared with it.",
     "KV cache": "Keys and values of all earlier tokens, kept so that they are not computed again. It grows "
     "with the context and the number of users. Grouped queries, sliding windows and latent attention "
     "shrink it.",

@@ -6,7 +6,7 @@ import streamlit as st
 from qcore.base.home import is_public
 from qcore.jobs.kinds import KINDS
 from qcore.recipes import SAVED
-from qcore.results.report import human_perplexity
+from qcore.results.report import beside_other_work, human_perplexity
 from ui import jobs, making_charts, state
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
@@ -102,3 +102,5 @@ def _table(result: dict) -> None:
         for row in making_charts.rows(result)
     ]
     st.dataframe(pd.DataFrame(lines), hide_index=True, key="making.table")
+    if mark := beside_other_work(result["compared"].get("others_share")):
+        st.caption(f":material/warning: Speeds {mark}.")

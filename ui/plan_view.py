@@ -12,7 +12,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from qcore.planning import Plan, hindsight
 from qcore.planning.machines import machines
-from qcore.planning.summary import RECIPES, PlanRow
+from qcore.planning.summary import DISTURBED, RECIPES, PlanRow
 from qcore.verbs.plan import known_rows
 from ui import jobs, plan_charts, state
 from ui.forms import KEEP, model
@@ -23,7 +23,13 @@ from ui.text import digits, percent, shielded, size, verbatim
 from ui.visitor import visitor
 
 HERE, AMOUNT = "Free on this machine", "Other amount"
-SOURCES = {"measured": "green", "counted": "green", "probed": "blue", "estimated": "orange"}
+SOURCES = {
+    "measured": "green",
+    "counted": "green",
+    "probed": "blue",
+    "estimated": "orange",
+    DISTURBED: "orange",
+}
 FIGURES = {
     "stored_bytes": "stored bytes",
     "peak_load_bytes": "peak while loading",
@@ -203,7 +209,7 @@ def probing(prefix: str, chosen: tuple[str, str | None], names: Sequence[str], p
         return
     if probe is not None and probe.error:
         st.warning(verbatim(probe.error), icon=":material/timer_off:")
-    known = set() if probed is None else set(probed["recipes"])
+    known = set() if probed is None else {*probed["recipes"]} - {*probed["disturbed"]}
     missing = [name for name in names if name not in known]
     if missing:
         with st.container(horizontal=True, vertical_alignment="center"):

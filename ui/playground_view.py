@@ -7,6 +7,7 @@ from qcore.base.errors import InputError
 from qcore.base.home import is_public
 from qcore.formats.kv import NONE
 from qcore.jobs.resident import Resident
+from qcore.results.report import beside_other_work
 from qcore.verbs import checks
 from qcore.verbs.prepare import Finder
 from ui import diff, families, state
@@ -170,6 +171,7 @@ def _about(pane: Pane) -> str:
         return "generating…" if pane.state == "generating" else pane.state
     parts = [
         f"**{digits(result['decode_tok_s'])} tok/s**" if result.get("decode_tok_s") else "",
+        beside_other_work(result.get("others_share")) or "",
         f"first token after {seconds(result['ttft_s'])}",
         f"{len(result['tokens'])} tokens, {REASONS.get(result['reason'], result['reason'])}",
     ]

@@ -1,8 +1,14 @@
-"""The processor's name and the instruction sets that affect kernel speed. Imports no heavy library."""
+"""The processor: its name, the instruction sets that affect kernel speed, and how much of it this process may
+use. Imports no heavy library."""
 
+import math
+import os
 import platform
+import sys
 from functools import lru_cache
 from pathlib import Path
+
+from qcore.base import cgroups
 
 FLAGS = (
     "avx",
@@ -58,3 +64,29 @@ def has_fast_bf16() -> bool:
     """Return whether the processor has instructions for bf16 products. Without such instructions bf16 is
     emulated, about 100 times slower than fp32."""
     return not FAST_BF16.isdisjoint(cpu_flags())
+
+
+def cores() -> int:
+    """Return the number of processors that this process may run on (its affinity)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def capacity() -> float:
+    """Return the processors' worth of time that this process may use: its cores, or the quota of its control
+    group if that is less."""
+    quota = cgroups.cpu_quota()
+    return cores() if quota is None else min(quota, cores())
+
+
+def default_threads() -> int:
+    """Return the number of threads that fits `capacity`."""
+    return max(1, math.ceil(capacity()))
+
+
+def limit_threads() -> None:
+    """Lower torch's number of threads to `default_threads`, unless the user has set OMP_NUM_THREADS. Torch
+    itself follows the affinity, but not the quota of a control group. Does nothing if torch is not imported.
+    """
+    torch = sys.modules.get("torch")
+    if torch and not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > default_threads():
+        torch.set_num_threads(default_threads())

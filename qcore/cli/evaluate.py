@@ -190,6 +190,8 @@ def bench(
             f"{report.human_bytes(bandwidth)}/s that "
             f"this machine reads, whose limit is {report.human_number(bandwidth / read)} tok/s"
         )
+    if mark := report.beside_other_work(result["others_share"]):
+        text += f"\n{mark}"
     if kv != NONE:
         text += f"\n{report.cache_phrase(result['record']['kv'])}; {result['record']['execution'][0]}"
     return write_output(result, json, text)

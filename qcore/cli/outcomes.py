@@ -23,13 +23,14 @@ def _trained(result: dict) -> str:
 
 def _compared(result: dict) -> list[str]:
     """Return one line per measured model."""
-    from qcore.results.report import human_bytes, human_number, human_perplexity
+    from qcore.results.report import beside_other_work, human_bytes, human_number, human_perplexity
 
     found = result.get("compared")
     if not found:
         return []
     words = {"before": "before", "rounded": "quantized without training", "after": "after"}
-    return [
+    mark = beside_other_work(found.get("others_share"))
+    lines = [
         f"{words[name]}: {human_bytes(found[name]['stored_bytes'])}, "
         f"perplexity {human_perplexity(found[name]['perplexity'])}, KL "
         f"{human_number(found[name]['kl_mean'])} nats, "
@@ -37,6 +38,7 @@ def _compared(result: dict) -> list[str]:
         for name in words
         if name in found
     ]
+    return [*lines, f"speeds {mark}"] if mark else lines
 
 
 def _training(outcome: dict) -> str:

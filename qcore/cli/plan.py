@@ -131,7 +131,9 @@ def text(found) -> str:
 def _bandwidth(found) -> str:
     if found.probed is None:
         return "Speeds are unknown until they are timed: add --probe. "
-    return f"Speeds probed with {found.probed['threads']} threads. "
+    disturbed = ", ".join(found.probed["disturbed"])
+    mark = f", {disturbed} beside other work: repeat it on a quiet machine" if disturbed else ""
+    return f"Speeds probed with {found.probed['threads']} threads{mark}. "
 
 
 def _telling_rows(found) -> list:

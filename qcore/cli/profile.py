@@ -65,7 +65,9 @@ def profile(
 
 def text(result: dict) -> str:
     """Return a table of the phases and how they were measured."""
-    step = result["step_s"]
+    from qcore.results.report import beside_other_work
+
+    step, mark = result["step_s"], beside_other_work(result["others_share"])
     lines = [
         f"one decoding step of {result['recipe']}, about {result['context']:.0f} tokens in the cache: "
         f"{1000 * step:.2f} ms",
@@ -81,6 +83,7 @@ def text(result: dict) -> str:
         "from Python. Attention is the time of the step minus that of a step with an almost empty cache "
         f"({1000 * result['short_step_s']:.2f} ms).",
         *result["record"]["execution"],
+        *[mark] * bool(mark),
         f"Trace: {result['trace']}",
     ]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import KVFormat
 from qcore.layers.positions import positions
+from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -46,7 +47,7 @@ class Ready:
 @dataclass(frozen=True)
 class Generated:
     """A text and its `tokens` (without the end-of-text token). `reason` tells why the text ends: "end",
-    "length" or "stopped"."""
+    "length" or "stopped". `others_share` is the share of the processor that other processes took."""
 
     text: str
     tokens: list[int]
@@ -55,6 +56,7 @@ class Generated:
     notes: tuple[str, ...]
     ttft_s: float
     seconds: float
+    others_share: float | None = None
 
     @property
     def decode_tok_s(self) -> float | None:
@@ -63,7 +65,8 @@ class Generated:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        return {**asdict(self), "notes": list(self.notes), "decode_tok_s": self.decode_tok_s}
+        more = {"decode_tok_s": self.decode_tok_s, "disturbed": is_disturbed(self.others_share)}
+        return {**asdict(self), "notes": list(self.notes), **more}
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def generate_text(
     beginning, which `notes` reports. Raise `InputError` for a number out of range, an empty prompt, or a
     model without a chat template; `RunError` if a logit is NaN.
     """
-    sampling = Sampling(temperature, top_p, top_k, seed)
+    sampling, others = Sampling(temperature, top_p, top_k, seed), OtherWork()
     start = time.perf_counter()
     ready = prepare(model, tokenizer, prompt, max_new_tokens, chat)
     ends, stream, generator = end_tokens(model, tokenizer), TextStream(tokenizer), sampling.generator()
@@ -136,9 +139,8 @@ def generate_text(
             reason = "stopped"
             break
     show(stream.finish())
-    return Generated(
-        "".join(pieces), tokens, reason, len(ready.tokens), ready.notes, first, time.perf_counter() - start
-    )
+    seconds, text = time.perf_counter() - start, "".join(pieces)
+    return Generated(text, tokens, reason, len(ready.tokens), ready.notes, first, seconds, others.share())
 
 
 def compare_generations(

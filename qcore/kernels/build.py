@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from qcore.base.cpu import default_threads
 from qcore.base.errors import UnavailableError
 from qcore.base.home import build_folder, home
 
@@ -76,7 +77,7 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
 
     def compile_all(folder: Path) -> None:
         largest = sorted(used, key=lambda source: -source.stat().st_size)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(default_threads()) as pool:
             objects = list(pool.map(lambda source: _compile(compiler, source, folder, used[source]), largest))
         _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
         for path in objects:

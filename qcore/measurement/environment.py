@@ -4,7 +4,6 @@ of every record.
 Lookups import no library that is not already loaded, so that a page can show the environment at once.
 """
 
-import os
 import platform
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from qcore.base import extensions
-from qcore.base.cpu import cpu_flags, cpu_name, has_fast_bf16
+from qcore.base.cgroups import cpu_quota
+from qcore.base.cpu import cores, cpu_flags, cpu_name, has_fast_bf16
 from qcore.measurement.memory import available_bytes, total_bytes
 from qcore.recipes import ENGINES
 
@@ -39,7 +39,8 @@ def environment() -> dict:
     return {
         "cpu": cpu_name(),
         "flags": cpu_flags(),
-        "cores": _cores(),
+        "cores": cores(),
+        "cpu_quota": cpu_quota(),
         "threads": torch.get_num_threads() if torch else None,
         "fast_bf16": has_fast_bf16(),
         "memory_total": total_bytes(),
@@ -52,11 +53,6 @@ def environment() -> dict:
         "commit": commit(),
         "gpu": gpu_name(),
     }
-
-
-def _cores() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

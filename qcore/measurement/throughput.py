@@ -26,6 +26,7 @@ from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import KVFormat
 from qcore.layers.positions import positions
+from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 
@@ -46,7 +47,8 @@ class Sample:
 @dataclass(frozen=True)
 class Throughput:
     """Medians over the repeats, percentiles over all their tokens, and the raw `samples`. `cache_bytes` is
-    the stored size of the key-value cache of `cache_tokens` tokens."""
+    the stored size of the key-value cache of `cache_tokens` tokens. `others_share` is the share of the
+    processor that other processes took during the repeats."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -62,6 +64,7 @@ class Throughput:
     samples: tuple[Sample, ...]
     cache_bytes: int | None = None
     cache_tokens: int | None = None
+    others_share: float | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample], prompt_tokens: int, **conditions) -> Throughput:
@@ -87,7 +90,12 @@ class Throughput:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
-        return asdict(self)
+        return {**asdict(self), "disturbed": self.disturbed}
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes took so much of the processor that the speeds are not this machine's."""
+        return is_disturbed(self.others_share)
 
 
 def measure(
@@ -111,13 +119,16 @@ def measure(
     ids = _prompt(model, prompt, seed)
     _check(model, ids, new_tokens, repeats, warmup)
     ids = ids.to(device_of(model))[None]
-    samples, held = [], None
+    samples, held, others = [], None, OtherWork()
     for round_number in range(warmup + repeats):
         if progress:
             phase = "warm-up" if round_number < warmup else f"repeat {round_number - warmup + 1} of {repeats}"
             progress(round_number, warmup + repeats, phase)
+        if round_number == warmup:
+            others = OtherWork()
         sample, held = _sample(model, ids, new_tokens, clock, kv)
         samples.append(sample)
+    others_share = others.share()
     if progress:
         progress(warmup + repeats, warmup + repeats, "measured")
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -128,6 +139,7 @@ def measure(
         dtype=str(model.dtype if weight is None else weight.dtype).removeprefix("torch."),
         device=str(ids.device),
         cache_bytes=held,
+        others_share=others_share,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import QcoreError
 from qcore.formats.kv import NONE
 from qcore.measurement.memory import available_bytes
+from qcore.measurement.other_work import is_disturbed, share_of
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, probe, speed
 from qcore.recipes import Recipe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FIGURES = {"stored_bytes": 0.01, "peak_load_bytes": 0.10, "peak_run_bytes": 0.10, "decode_tok_s": 0.20}
 """Predicted figures and the relative error allowed for each."""
+SPEEDS = ("decode_tok_s",)
 # times the fp32 bytes of a shortened copy that must be free before one is timed beside a loaded model
 ROOM = 3.0
 
@@ -62,12 +64,13 @@ def predict(
         return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": f"no probe {what}"}
     model = meta_model(checkpoint)
     known, reason = probe.known(model, recipe), "no probe"
-    if known is None and timed:
+    if (known is None or known.disturbed) and timed:
         known, reason = _probe(model, recipe)
     if known is None:
         return figures | {"decode_tok_s": None, "prefill_tok_s": None, "decode_is": reason}
     there = speed.predict(known, model, recipe, prompt_tokens + new_tokens // 2, prompt_tokens)
     about = {"decode_is": "probed", "depth": known.depth, "layers": known.layers, "probe_s": known.took_s}
+    about["disturbed"] = known.disturbed
     return figures | {"decode_tok_s": there.decode_tok_s, "prefill_tok_s": there.prefill_tok_s, **about}
 
 
@@ -94,10 +97,12 @@ def bands(rows: Iterable[dict]) -> list[Band]:
 
 def of_row(row: dict) -> dict[str, float]:
     """Return {figure: predicted / measured − 1} of one row; empty for a row of an accelerator, because the
-    predictions are those of the CPU."""
+    predictions are those of the CPU. A speed that was measured or probed beside other work is left out."""
     record = row.get("record") or {}
     predicted = (record.get("predicted") or {}) if record.get("device", "cpu") == "cpu" else {}
-    pairs = ((figure, predicted.get(figure), row.get(figure)) for figure in FIGURES)
+    disturbed = predicted.get("disturbed") or is_disturbed(share_of(record))
+    figures = [figure for figure in FIGURES if not (disturbed and figure in SPEEDS)]
+    pairs = ((figure, predicted.get(figure), row.get(figure)) for figure in figures)
     return {figure: expected / found - 1 for figure, expected, found in pairs if expected and found}
 
 

@@ -35,6 +35,7 @@ from qcore.layers.text_part import output_head, text_part
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
+from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.planning import sample
 from qcore.planning.stored import tensors
 from qcore.recipes import Engine, Float, Recipe
@@ -52,7 +53,8 @@ class Probe:
     """Seconds of the head and of one block per decoding step, and of one block per prompt. `depth` of the
     model's `layers` blocks were timed, after a prompt of `prompt_tokens`. `context` is the mean number of
     tokens in the cache while decoding. `bandwidth` is the read bandwidth at the time, bytes per second.
-    `error` is the reason why the recipe could not be timed; the numbers are 0 then."""
+    `others_share` is the share of the processor that other processes took meanwhile. `error` is the reason
+    why the recipe could not be timed; the numbers are 0 then."""
 
     recipe: str
     layers: int
@@ -68,6 +70,12 @@ class Probe:
     measured_at: float = 0.0
     native: bool = False
     error: str | None = None
+    others_share: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the recipe was timed beside other work."""
+        return is_disturbed(self.others_share)
 
 
 def probe(
@@ -148,9 +156,11 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
     copy = sample.build(sample.shortened(model.config, depth := depth_for(model, recipe)), recipe)
     limit = positions(copy.config) or PROMPT + NEW_TOKENS
     prompt = max(1, min(PROMPT, limit - NEW_TOKENS))
+    others = OtherWork()
     speed = throughput.measure(copy, prompt, NEW_TOKENS, repeats=REPEATS)
     step = statistics.median(second for each in speed.samples for second in each.token_s)
     head = min(_head_seconds(copy), step)
+    others_share = others.share()
     native = runtime.reason_against(copy) is None
     del copy
     gc.collect()
@@ -168,6 +178,7 @@ def _time(model: PreTrainedModel, recipe: Recipe, bandwidth: float) -> Probe:
         took_s=time.perf_counter() - began,
         measured_at=time.time(),
         native=native,
+        others_share=others_share,
     )
 
 

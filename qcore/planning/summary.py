@@ -2,7 +2,7 @@
 its source.
 
 measured     taken from a run of this model, or counted from its shapes where that is exact
-probed       timed on a shortened copy of the model on this machine
+probed       timed on a shortened copy of the model on this machine; marked if beside other work
 estimated    a formula or a typical figure
 """
 
@@ -32,6 +32,7 @@ RECIPES = ("fp32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g64-gptq", "nf4
 CONTEXT = 2048
 LARGEST_CONTEXT, MOST_USERS = 100_000_000, 1_000_000
 AS_IT_IS = "as it is"
+PROBED, DISTURBED = "probed", "probed beside other work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ def _row(
             "prefill_tok_s": found.prefill_tok_s,
             "limit_tok_s": found.limit_tok_s,
         }
-        sources |= dict.fromkeys(("decode", "prefill"), "probed")
+        sources |= dict.fromkeys(("decode", "prefill"), DISTURBED if timed.disturbed else PROBED)
     name = AS_IT_IS if checkpoint.is_quantized else recipe.name
     known = None if checkpoint.is_quantized else _quality(recipe.name, kv, measured)
     if known is not None:
@@ -315,4 +316,5 @@ def _about(probes: list) -> dict | None:
         "prompt_tokens": newest.prompt_tokens,
         "measured_at": newest.measured_at,
         "recipes": {each.recipe: asdict(each) for each in probes},
+        "disturbed": [each.recipe for each in probes if each.disturbed],
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qcore.results.report import human_bytes, human_percent
+from qcore.results.report import human_bytes, human_number, human_percent
 from qcore.results.rows import RunRecord
 
 _SHOWN = 16  # hexadecimal digits of a SHA-256
@@ -46,6 +46,7 @@ def machine(record: RunRecord) -> dict[str, str]:
         [
             *[str(found["cpu"])] * bool(found.get("cpu")),
             *[f"{found['cores']} cores"] * bool(found.get("cores")),
+            *[f"a quota of {human_number(found['cpu_quota'])} of them"] * bool(found.get("cpu_quota")),
         ]
     )
     return _known(

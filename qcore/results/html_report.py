@@ -22,6 +22,7 @@ from qcore.base.errors import InputError
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.formats.kv import NONE
+from qcore.measurement.other_work import share_of
 from qcore.recipes import Recipe
 from qcore.recipes.names import describe
 from qcore.results import conditions, pictures, report
@@ -102,8 +103,11 @@ def _clock(moment: float | None) -> str:
 
 
 def _notes(rows: Sequence[ResultRow]) -> Iterator[tuple[str, str]]:
-    """Yield (recipe, sentence): key-value caches, answers to questions, and notes of the measurement."""
+    """Yield (recipe, sentence): other work, key-value caches, answers to questions, and notes of the
+    measurement."""
     for row in rows:
+        if mark := report.beside_other_work(share_of(row["record"])):
+            yield row["recipe"], f"Speed {mark}."
         if kv_of(row) != NONE:
             yield row["recipe"], f"{report.cache_phrase(row['record']['kv'])}."
         if choices := row.get("choices"):

@@ -16,6 +16,7 @@ from qcore.base.files import finite
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.formats.kv import NONE
+from qcore.measurement.other_work import is_disturbed, share_of
 from qcore.results.rows import FIGURES, ROW_KEYS, Figure, ResultRow, RunRecord
 from qcore.results.verdicts import kv_of
 
@@ -157,6 +158,11 @@ def table(rows: Sequence[ResultRow]) -> str:
         if kv_of(row) != NONE
     ]
     text += [
+        f"{visible(row['recipe'])}: {phrase}."
+        for row in rows
+        if (phrase := beside_other_work(share_of(row.get("record"))))
+    ]
+    text += [
         f"{visible(row['recipe'])}: {answers_phrase(choices)}."
         for row in rows
         if (choices := row.get("choices"))
@@ -186,6 +192,14 @@ def cache_phrase(kv: dict) -> str:
     return f"KV cache in {kv['name']}" + (f": {taken}" if taken else "")
 
 
+def beside_other_work(share: float | None) -> str | None:
+    """Return the mark of a speed during whose measurement other processes took `share` of the processor; None
+    if that is too little to matter, or unknown."""
+    if not is_disturbed(share):
+        return None
+    return f"measured beside other work: other processes took {human_percent(share)} of the processor"
+
+
 def to_json(value) -> str:
     """Return rows or records as JSON text; NaN and infinity become null."""
     return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -196,13 +210,14 @@ def to_csv(rows: Sequence[ResultRow]) -> str:
     are escaped."""
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS])
+    writer.writerow([*ROW_KEYS[:-1], *VERDICT_CELLS, *RECORD_CELLS, "others_share"])
     for row in rows:
         record = row.get("record") or {}
         cells = [
             *(row.get(key) for key in ROW_KEYS[:-1]),
             *_verdict_cells(row.get("verdict")),
             *(record.get(key) for key in RECORD_CELLS),
+            share_of(record),
         ]
         writer.writerow([escape_cell(cell) for cell in cells])
     return file.getvalue()

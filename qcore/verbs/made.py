@@ -16,6 +16,7 @@ from qcore.base.progress import Progress
 from qcore.evaluation import Reference, evaluate
 from qcore.layers.positions import positions
 from qcore.library import Loaded
+from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.measurement.throughput import measure
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe
@@ -64,14 +65,18 @@ def compared(
     progress(2, 4, "measuring quality")
     found = _quality(loaded, ids)
     progress(3, 4, "measuring speed")
+    others = OtherWork()
     for name, speed in _speeds(loaded).items():
         found[name]["decode_tok_s"] = speed
+    others_share = others.share()
     conditions = {
         "text": content.name,
         "tokens": len(ids),
         "window": _window(original),
         "prompt_tokens": PROMPT,
         "new_tokens": NEW,
+        "others_share": others_share,
+        "disturbed": is_disturbed(others_share),
     }
     return {"compared": found | conditions}
 

@@ -24,6 +24,7 @@ from qcore.base.errors import InputError
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.layers.text_part import output_head
+from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.measurement.throughput import measure
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits
@@ -85,6 +86,7 @@ def run(
         layers = [call for call in calls if call[0] is not head]
         outputs = [call for call in calls if call[0] is head]
         rounds: list[dict[str, float]] = []
+        others = OtherWork()
         for number in range(repeats):  # alternating, so that other load on the machine affects all phases
             progress(number, repeats + 1, f"measuring, repeat {number + 1} of {repeats}")
             speed = measure(whole, prompt_tokens, new_tokens, repeats=1)
@@ -99,6 +101,7 @@ def run(
             )
         found = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         found["attention_s"] = found["step_s"] - found["short_step_s"]
+        found["others_share"] = others.share()
         parts = ("linears_s", "attention_s", "head_s")
         found["rest_s"] = found["step_s"] - sum(found[name] for name in parts)
         progress(repeats, repeats + 1, "tracing")
@@ -116,6 +119,7 @@ def run(
     about |= {"device": device, "recipe": made.recipe.to_dict(), "execution": record.execution(whole)}
     counts = {"linear_layers": len(layers), "context": prompt_tokens + new_tokens / 2}
     place = str(trace.absolute())
+    counts["disturbed"] = is_disturbed(found["others_share"])
     return {"model": model, "recipe": made.recipe.name, **found, **counts, "trace": place, "record": about}
 
 

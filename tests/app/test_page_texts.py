@@ -7,7 +7,8 @@ import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui import diff, results
+from ui import charts, compare_view, diff, playground_view, results
+from ui.playground_session import Pane
 from ui.text import NBSP, verbatim, visible
 
 JOINER = "\N{WORD JOINER}"
@@ -128,6 +129,21 @@ def test_labels_say_what_was_left_out(join):
     row = samples.row("int8")
     row["record"]["recipe"]["modules"]["skip"] = ["layers.0"]
     assert join(Run("a", [row]))[0]["label"] == "int8 without layers.0"
+
+
+def test_speeds_beside_other_work_are_marked(monkeypatch):
+    rows, captions = samples.labeled(("fp32", "int8")), []
+    monkeypatch.setattr(compare_view.st, "caption", lambda text, **_: captions.append(text))
+    compare_view.disturbed(rows)
+    assert not captions
+    rows[1]["record"]["throughput"] = {"others_share": 0.5}
+    compare_view.disturbed(rows)
+    mark = "measured beside other work: other processes took 50.0 % of the processor"
+    assert len(captions) == 1 and f"**int8** {mark}." in captions[0] and "fp32" not in captions[0]
+    hovers = [text for trace in charts.throughput(rows).data for text in trace.customdata or ()]
+    assert sum(mark in str(text) for text in hovers) == 2  # decode and prefill of one recipe
+    result = {"decode_tok_s": 9.0, "ttft_s": 1.0, "tokens": [1], "reason": "end", "others_share": 0.5}
+    assert mark in playground_view._about(Pane("int8", "done", result=result))
 
 
 def test_best():

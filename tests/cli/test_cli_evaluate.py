@@ -9,6 +9,7 @@ import pytest
 
 from qcore import library, recipes
 from qcore.evaluation import evaluate
+from qcore.measurement.other_work import OtherWork
 from qcore.quantization import convert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def test_line_ends_of_other_systems_give_the_same_figures_and_are_reported(said,
     assert texts[1]["line_ends_read_as_line_feeds"] == {"CR LF": 9}
 
 
-def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp_path):
+def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp_path, monkeypatch):
     folder, out = tmp_path / "small", tmp_path / "out.json"
     status, printed, _ = said(
         "quantize", model, "--recipe", "int4-g32", "--out", folder, "--skip", "layers.0"
@@ -56,6 +57,7 @@ def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp
     assert result["stored_bytes"] == ledger.stored_bytes and result["bits_per_byte"] > 0
     assert result["record"]["recipe"]["name"] == "int4-g32" and len(result["record"]["text"]["sha256"]) == 64
 
+    monkeypatch.setattr(OtherWork, "share", lambda self: 0.5)
     status, printed, _ = said(
         "bench", folder, "--prompt-tokens", 8, "--new-tokens", 4, "--repeats", 2, "--json", out
     )
@@ -80,6 +82,8 @@ def test_a_quantized_folder_is_a_model_for_eval_and_bench(said, model, text, tmp
         and result["bandwidth_share"] == result["decode_tok_s"] * read / bandwidth
     )
     assert "% of the" in printed and "that this machine reads" in printed
+    assert "measured beside other work: other processes took 50.0 % of the processor" in printed
+    assert result["others_share"] == 0.5 and result["disturbed"] is True
 
 
 def test_eval_of_some_tokens_to_standard_output(said, model, text):

@@ -20,6 +20,7 @@ def test_the_record():
         "cpu",
         "flags",
         "cores",
+        "cpu_quota",
         "threads",
         "fast_bf16",
         "memory_total",

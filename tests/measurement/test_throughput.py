@@ -1,6 +1,7 @@
 """The formulas, exactly, with a clock that moves only when read; and the calls of the model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from qcore.base.errors import InputError, RunError
 from qcore.base.quantile import quantile
+from qcore.measurement import throughput
 from qcore.measurement.throughput import Sample, Throughput, measure
 
 
@@ -56,6 +58,32 @@ def test_exact_values():
     assert (result.prompt_tokens, result.new_tokens, result.dtype, result.device) == (16, 4, "float32", "cpu")
     assert result.threads == torch.get_num_threads()
     assert result.to_dict()["samples"][0] == {"ttft_s": 0.5, "token_s": (0.25, 0.25, 0.5)}
+
+
+class Watch:
+    """A stopwatch of other work that started after `calls` calls of the model."""
+
+    started: list[int] = []
+
+    def __init__(self):
+        self.started.append(len(calls))
+
+    def share(self) -> float:
+        return 0.3
+
+
+calls: list[int] = []
+
+
+def test_other_work_is_recorded_without_that_of_the_warm_up(monkeypatch):
+    model = tiny.model("llama")
+    model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(throughput, "OtherWork", Watch)
+    found = measure(model, 8, 3, repeats=2, warmup=2)
+    assert Watch.started[-1] == 2 * 3 and len(calls) == 4 * 3
+    assert found.others_share == 0.3 and found.disturbed and found.to_dict()["disturbed"]
+    quiet = replace(found, others_share=0.01)
+    assert not quiet.disturbed and not quiet.to_dict()["disturbed"]
 
 
 @given(times=st.lists(st.floats(1e-4, 10), min_size=1, max_size=30), factor=st.floats(0.5, 4))

@@ -295,3 +295,17 @@ def test_error_bands():
     )
     assert (decode.within, decode.bar) == (1, 0.2) and decode.largest == pytest.approx(-0.3)
     assert hindsight.bands([]) == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"throughput": {"others_share": 0.5}, "predicted": {}},
+        {"throughput": {"others_share": 0.0}, "predicted": {"disturbed": True}},
+    ],
+    ids=["measured", "probed"],
+)
+def test_a_speed_beside_other_work_is_not_held_against_the_prediction(record):
+    record["predicted"] |= {"stored_bytes": 100, "decode_tok_s": 20.0}
+    row = {"stored_bytes": 100, "decode_tok_s": 10.0, "record": record}
+    assert hindsight.of_row(row) == {"stored_bytes": 0.0}

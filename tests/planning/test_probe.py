@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import asdict, replace
 
 import pytest
 import tiny
@@ -9,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qcore import library, models, runtime
+from qcore.base.files import write_json
 from qcore.layers.inventory import inventory
-from qcore.planning import probe, sample
+from qcore.planning import hindsight, probe, sample
 from qcore.quantization.convert import quantize
 from qcore.recipes import parse
 
@@ -102,6 +104,30 @@ def test_what_was_timed_is_kept_and_what_failed_is_told(tmp_path):
     (place,) = (tmp_path / "home" / "probes").iterdir()
     place.write_text(json.dumps({"recipe": "int8", "another": 1}))
     assert probe.known(model, parse("int8")) is None
+
+
+def test_probes_of_earlier_versions_still_count(monkeypatch, tmp_path):
+    model = models.meta_model(library.outline(tiny.checkpoint("llama", tmp_path / "llama")))
+    known = {**asdict(probe.Probe("int8", 2, depth=2, block_s=1.0)), "threads": 2}
+    del known["others_share"]
+    write_json(probe._place(model, parse("int8")), known)
+    found = probe.known(model, parse("int8"))
+    assert found.block_s == 1.0 and found.others_share is None and not found.disturbed
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.5, 1), (0.0, 0), (None, 0)])
+def test_a_probe_beside_other_work_is_made_again(monkeypatch, tmp_path, share, times):
+    checkpoint = library.outline(tiny.checkpoint("llama", tmp_path / "llama"))
+    good = probe.Probe(
+        "int8", 2, depth=2, head_s=1.0, block_s=1.0, prefill_block_s=1.0, prompt_tokens=8, bandwidth=1e9
+    )
+    calls = []
+    monkeypatch.setattr(probe, "known", lambda *_: replace(good, others_share=share))
+    monkeypatch.setattr(probe, "probe", lambda *_: calls.append(1) or {"int8": good})
+    for timed in (False, True):
+        found = hindsight.predict(checkpoint, parse("int8"), 8, 4, timed=timed)
+        assert found["disturbed"] is (bool(share) and not timed)
+    assert len(calls) == times
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

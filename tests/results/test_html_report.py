@@ -42,6 +42,13 @@ def made(names=NAMES, margin=None, **changes):
     return with_verdicts(rows, margin)
 
 
+def test_a_speed_beside_other_work_is_marked():
+    rows = made(("int8",), throughput={"others_share": 0.5})
+    mark = "int8: Speed measured beside other work: other processes took 50.0 % of the processor."
+    assert mark in Reader(html_report.page(rows)).text
+    assert "other work" not in Reader(html_report.page(made(("int8",)))).text
+
+
 def test_everything_of_a_run_is_there():
     rows = made()
     found = Reader(html_report.page(rows))

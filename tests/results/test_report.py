@@ -99,6 +99,15 @@ def read_csv(text):
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
+def test_a_speed_beside_other_work_is_marked():
+    disturbed, quiet = ({**OK, "record": {"throughput": {"others_share": share}}} for share in (0.234, 0.07))
+    mark = "int4-g64: measured beside other work: other processes took 23.4 % of the processor."
+    assert report.table([disturbed]).splitlines()[-1] == mark
+    assert "other work" not in report.table([quiet, OK])  # OK was measured before shares were recorded
+    shares = [row["others_share"] for row in read_csv(report.to_csv([disturbed, quiet, OK, FAILED]))]
+    assert shares == ["0.234", "0.07", "", ""]
+
+
 VERDICT = {
     "outcome": "worse",
     "sentence": "Worse.",
