@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # tables run as files, from anywhere
 
-from qcore.measurement.other_work import DISTURBED  # noqa: E402
+from qcore.base.other_work import DISTURBED  # noqa: E402
 
 BUSY = 2 * DISTURBED  # cores, of two: from there on a figure counts as disturbed by other programs
 RESULTS = ROOT / "benchmarks" / "results"

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from qcore.base.errors import QcoreError, RunError
-from qcore.measurement.other_work import OtherWork
+from qcore.base.other_work import OtherWork
 
 ROOT = Path(__file__).resolve().parent.parent
 # timeout of a silent process in seconds: preparing the largest model takes two minutes on two cores

@@ -21,10 +21,10 @@ from benchmarks.quantizers import Job, Stored, check_layers, linears, quantizer
 from qcore import library
 from qcore.base import texts
 from qcore.base.errors import QcoreError
+from qcore.base.other_work import OtherWork
 from qcore.base.quiet import silence
 from qcore.evaluation.perplexity import evaluate
 from qcore.evaluation.reference import Reference
-from qcore.measurement.other_work import OtherWork
 from qcore.quantization.calibration import check_overlap, load_calibration
 
 

@@ -42,8 +42,8 @@ from benchmarks import make_checkpoint  # noqa: E402
 from benchmarks.pipe import environment as variables  # noqa: E402
 from benchmarks.streaming_steps import Stopwatch, flush  # noqa: E402
 from qcore.base.files import read_json, write_json  # noqa: E402
+from qcore.base.other_work import busy_seconds  # noqa: E402
 from qcore.measurement.environment import environment  # noqa: E402
-from qcore.measurement.other_work import busy_seconds  # noqa: E402
 
 RECIPE, RECIPES = "int4-g64", ("int4-g64", "nf4-g64")
 BARS = {"quantize_share_of_copy": 0.5, "quantize_peak_bytes": 1.5e9, "evaluate_peak_bytes": 3e9}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qcore.measurement.other_work import share_of
+from qcore.base.other_work import share_of
 from qcore.results.report import beside_other_work, human_perplexity
 from qcore.results.rows import FIGURE
 from qcore.results.scales import LONGEST, cut_at

@@ -5,10 +5,10 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
+from qcore.base.other_work import share_of
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.phrases import percent as percent_of
 from qcore.evaluation.verdict import details
-from qcore.measurement.other_work import share_of
 from qcore.results import conditions, html_report, report
 from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts

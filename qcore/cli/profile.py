@@ -83,7 +83,7 @@ def text(result: dict) -> str:
         "from Python. Attention is the time of the step minus that of a step with an almost empty cache "
         f"({1000 * result['short_step_s']:.2f} ms).",
         *result["record"]["execution"],
-        *[mark] * bool(mark),
+        *([mark] if mark else []),
         f"Trace: {result['trace']}",
     ]
     return "\n".join(lines)

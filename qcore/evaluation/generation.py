@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qcore.base.errors import InputError
+from qcore.base.other_work import OtherWork, is_disturbed
 from qcore.base.progress import Progress
 from qcore.base.prompts import Message, Prompt
 from qcore.evaluation import chat as chat_template
@@ -22,7 +23,6 @@ from qcore.evaluation.sampling import Sampling
 from qcore.evaluation.textstream import TextStream, decode
 from qcore.formats.kv import KVFormat
 from qcore.layers.positions import positions
-from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from qcore.base.errors import InputError, RunError
+from qcore.base.other_work import OtherWork, is_disturbed
 from qcore.base.progress import Progress
 from qcore.base.quantile import quantile
 from qcore.formats.kv import KVFormat
 from qcore.layers.positions import positions
-from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.runtime import Context
 from qcore.runtime.calls import device_of
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import QcoreError
+from qcore.base.other_work import is_disturbed, share_of
 from qcore.formats.kv import NONE
 from qcore.measurement.memory import available_bytes
-from qcore.measurement.other_work import is_disturbed, share_of
 from qcore.models import Checkpoint, meta_model
 from qcore.planning import cache, fit, probe, speed
 from qcore.recipes import Recipe

@@ -29,13 +29,13 @@ from qcore import runtime
 from qcore.base.errors import QcoreError, TooLargeError, UnavailableError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
+from qcore.base.other_work import OtherWork, is_disturbed
 from qcore.base.progress import Progress
 from qcore.layers.positions import positions
 from qcore.layers.text_part import output_head, text_part
 from qcore.measurement import throughput
 from qcore.measurement.environment import environment, last_level_cache, read_bandwidth
 from qcore.measurement.memory import available_bytes
-from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.planning import sample
 from qcore.planning.stored import tensors
 from qcore.recipes import Engine, Float, Recipe

@@ -46,7 +46,7 @@ def machine(record: RunRecord) -> dict[str, str]:
         [
             *[str(found["cpu"])] * bool(found.get("cpu")),
             *[f"{found['cores']} cores"] * bool(found.get("cores")),
-            *[f"a quota of {human_number(found['cpu_quota'])} of them"] * bool(found.get("cpu_quota")),
+            *[f"a quota of {human_number(found.get('cpu_quota'))} of them"] * bool(found.get("cpu_quota")),
         ]
     )
     return _known(

@@ -19,10 +19,10 @@ import jinja2
 
 import qcore
 from qcore.base.errors import InputError
+from qcore.base.other_work import share_of
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.formats.kv import NONE
-from qcore.measurement.other_work import share_of
 from qcore.recipes import Recipe
 from qcore.recipes.names import describe
 from qcore.results import conditions, pictures, report

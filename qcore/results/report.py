@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from qcore.base.files import finite
+from qcore.base.other_work import is_disturbed, share_of
 from qcore.evaluation.phrases import answers_phrase
 from qcore.evaluation.verdict import details
 from qcore.formats.kv import NONE
-from qcore.measurement.other_work import is_disturbed, share_of
 from qcore.results.rows import FIGURES, ROW_KEYS, Figure, ResultRow, RunRecord
 from qcore.results.verdicts import kv_of
 

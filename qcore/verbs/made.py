@@ -12,11 +12,11 @@ import torch
 
 from qcore import library
 from qcore.base import texts
+from qcore.base.other_work import OtherWork, is_disturbed
 from qcore.base.progress import Progress
 from qcore.evaluation import Reference, evaluate
 from qcore.layers.positions import positions
 from qcore.library import Loaded
-from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.measurement.throughput import measure
 from qcore.models import Checkpoint
 from qcore.recipes import Recipe

@@ -21,10 +21,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 
 from qcore.base.errors import InputError
+from qcore.base.other_work import OtherWork, is_disturbed
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.layers.text_part import output_head
-from qcore.measurement.other_work import OtherWork, is_disturbed
 from qcore.measurement.throughput import measure
 from qcore.recipes import Recipe
 from qcore.recipes.spec import check_limits

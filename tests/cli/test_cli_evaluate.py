@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qcore import library, recipes
+from qcore.base.other_work import OtherWork
 from qcore.evaluation import evaluate
-from qcore.measurement.other_work import OtherWork
 from qcore.quantization import convert
 
 ROOT = Path(__file__).resolve().parents[2]
