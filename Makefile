@@ -11,7 +11,8 @@ DURATIONS := --durations 10
 
 TWO := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 
-.PHONY: setup run test quick reliability lint types sanitize tests beside apart test-interop chromium simde model kernels
+.PHONY: setup run test quick reliability lint types sanitize tests beside apart test-interop chromium simde model kernels \
+	lock audit
 
 setup: .venv/.ready model kernels
 
@@ -61,15 +62,15 @@ sanitize: .venv/.test-ready simde
 	PYTHON=$(BIN)/python tests/kernels/sanitize.sh -q $(BESIDE)
 
 # Without an NVIDIA driver torch's CUDA build (3 GB) is useless. PyTorch's own index has a CPU build (0.2 GB).
-.venv/.ready: requirements.txt
+.venv/.ready: requirements-pins.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"qcore needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	@if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null; then \
 		$(PIP) --retries 0 --timeout 5 install --no-deps --index-url $(TORCH_CPU) \
-			"$$(grep '^torch==' requirements.txt)" 2>/dev/null \
+			"$$(grep '^torch==' requirements-pins.txt)" 2>/dev/null \
 		|| echo "PyTorch's index of CPU builds does not answer; torch comes from the default index."; fi
-	$(PIP) install -r requirements.txt
+	$(PIP) install -r requirements-pins.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -84,6 +85,26 @@ sanitize: .venv/.test-ready simde
 		"$$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/qcore-venv.pth"
 	.venv-interop/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
 		-r requirements-interop.txt
+	touch $@
+
+# Every package that the dashboard needs, with hashes; without torch, whose build for CPUs has an index of its own, and
+# without what only torch's CUDA build needs. To raise a version, edit requirements-pins.txt, then run this.
+CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+lock: .venv-tools/.ready
+	printf '%s\n' $(CUDA) > .venv-tools/cuda.txt
+	.venv-tools/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-emit-package torch \
+		--excludes .venv-tools/cuda.txt --custom-compile-command "make lock" requirements-pins.txt \
+		--output-file requirements.lock
+
+# Known vulnerabilities of the locked packages and of torch. Asks PyPI, so it needs a network, and no test runs it.
+audit: .venv-tools/.ready
+	grep '^torch==' requirements-pins.txt > .venv-tools/torch.txt
+	.venv-tools/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-tools/torch.txt
+	.venv-tools/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+.venv-tools/.ready: requirements-tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip --quiet --disable-pip-version-check install -r requirements-tools.txt
 	touch $@
 
 chromium:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from importlib.metadata import packages_distributions
+from fnmatch import fnmatch
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -40,7 +41,7 @@ def pins(*names: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
-PINS = pins("requirements.txt", "requirements-ray.txt", "requirements-test.txt")
+PINS = pins("requirements-pins.txt", "requirements-ray.txt", "requirements-test.txt")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_each_range_starts_at_the_tested_version(name, wanted):
 
 
 def test_every_pin_is_declared():
-    assert set(pins("requirements.txt")) == set(
+    assert set(pins("requirements-pins.txt")) == set(
         ranges(PROJECT["dependencies"], *(EXTRAS[name] for name in ("app", "engines", "onnx")))
     )
     assert set(pins("requirements-ray.txt")) == set(ranges(EXTRAS["ray"]))
@@ -80,6 +81,62 @@ def test_everything_that_qcore_imports_is_declared():
     assert not undeclared
 
 
+def test_hosts_install_the_pins_with_torchs_build_for_cpus():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [
+        "--find-links https://download.pytorch.org/whl/cpu/torch/",
+        "-r requirements-pins.txt",
+    ]
+    assert (ROOT / "packages.txt").read_text().split() == ["g++"], "no comments: each word is installed"
+
+
+def locked() -> dict[str, set[str]]:
+    """The versions of each package in the lock file; a package may have several, by marker."""
+    found: dict[str, set[str]] = {}
+    for block in re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())[1:]:
+        requirement = Requirement(block.partition("\\")[0])
+        assert "--hash=sha256:" in block, f"{requirement} has no hash"
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", requirement
+        found.setdefault(canonicalize_name(requirement.name), set()).add(pin.version)
+    return found
+
+
+def test_the_lock_file_holds_the_pins_without_torch():
+    lock, wanted = locked(), pins("requirements-pins.txt")
+    wanted.pop("torch")
+    assert {name: lock.get(name) for name in wanted} == {name: {version} for name, version in wanted.items()}
+    assert not [name for name in lock if fnmatch(name, "*cuda*") or fnmatch(name, "nvidia*")]
+    assert not lock.keys() & {"torch", "triton"}
+
+
+def test_the_lock_file_holds_what_the_pins_require():
+    lock, waiting, seen = locked(), list(pins("requirements-pins.txt")), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for text in distribution(name).requires or ():
+            requirement = Requirement(text)
+            if name == "torch" and fnmatch(requirement.name, "*cu*") or requirement.name == "triton":
+                continue  # of torch's CUDA build
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+    assert seen - {"torch"} <= lock.keys(), "run `make lock`"
+
+
+def test_the_container_copies_what_exists_and_what_is_not_ignored():
+    text = (ROOT / "Containerfile").read_text()
+    sources = [
+        name for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.M) for name in line.split()[:-1]
+    ]
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(sources) == kept
+    assert all((ROOT / name).exists() for name in sources)
+    assert re.search(r"^USER \d+$", text, re.M) and re.search(r"^HEALTHCHECK ", text, re.M)
+
+
 def test_pre_commit_uses_the_pinned_versions():
     used = re.findall(
         r"additional_dependencies: \[(\S+)==(\S+)\]", (ROOT / ".pre-commit-config.yaml").read_text()
@@ -96,10 +153,10 @@ def planned(target: str) -> str:
 
 def test_make_run_installs_only_what_it_runs():
     commands = planned("run")
-    assert "-r requirements.txt" in commands and "streamlit run app.py" in commands
+    assert "-r requirements-pins.txt" in commands and "streamlit run app.py" in commands
     assert not re.search("requirements-(test|ray)|chromium|simde|pytest", commands)
     extras = pins("requirements-ray.txt", "requirements-test.txt").keys()
-    assert not extras & pins("requirements.txt").keys()
+    assert not extras & pins("requirements-pins.txt").keys()
 
 
 def test_make_test_runs_everything():

@@ -5,6 +5,9 @@
 The library is written to KEY in the folder QCORE_KERNELS, or in `home()/kernels` if that is not set. KEY is a
 digest of the sources, the flags, and the compiler's version, so a stale library is never loaded. A lock makes
 concurrent processes build once.
+
+A machine without a compiler, such as a container that was made in two stages, loads a library that lies there
+and was compiled from the same sources with the same flags.
 """
 
 import hashlib
@@ -21,7 +24,7 @@ from qcore.base.errors import UnavailableError
 from qcore.base.home import build_folder, home
 
 SOURCES = Path(__file__).parent / "native"
-LIBRARY = "qcore_kernels.so"
+LIBRARY, MADE_OF = "qcore_kernels.so", "made_of.txt"  # the second holds the digest of sources and flags
 COMMON = (
     "-std=c++17",
     "-O3",
@@ -66,14 +69,19 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
             f"but this machine is {platform.machine()}."
         )
     extra = tuple(os.environ.get("QCORE_KERNEL_FLAGS", "").split()) if extra is None else extra
-    compiler, version = _compiler()
     flags = {source: _flags(source, family, extra, emulate) for source in sorted(SOURCES.rglob("*.cpp"))}
     used = {source: given for source, given in flags.items() if given is not None}
-    digest = hashlib.sha256(
-        f"{version}\0{COMMON}{[(source.name, given) for source, given in used.items()]}".encode()
-    )
+    digest = hashlib.sha256(f"{COMMON}{[(source.name, given) for source, given in used.items()]}".encode())
     for source in sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h")):
         digest.update(source.relative_to(SOURCES).as_posix().encode() + source.read_bytes())
+    made_of = digest.hexdigest()
+    root = Path(os.environ.get("QCORE_KERNELS") or home() / "kernels")
+    try:
+        compiler, version = _compiler()
+    except UnavailableError:
+        if not os.environ.get("CXX") and (found := _compiled_before(root, made_of)):
+            return found
+        raise
 
     def compile_all(folder: Path) -> None:
         largest = sorted(used, key=lambda source: -source.stat().st_size)
@@ -82,9 +90,18 @@ def build(extra: tuple[str, ...] | None = None, *, emulate: bool = False) -> Pat
         _run(compiler, *COMMON, *extra, "-shared", "-o", folder / LIBRARY, *objects)
         for path in objects:
             path.unlink()
+        (folder / MADE_OF).write_text(made_of)
 
-    folder = Path(os.environ.get("QCORE_KERNELS") or home() / "kernels")
-    return build_folder(folder / digest.hexdigest()[:20], compile_all) / LIBRARY
+    key = hashlib.sha256(f"{version}\0{made_of}".encode()).hexdigest()[:20]
+    return build_folder(root / key, compile_all) / LIBRARY
+
+
+def _compiled_before(root: Path, made_of: str) -> Path | None:
+    """Return the library below `root` whose sources and flags have the digest `made_of`."""
+    for record in root.glob(f"[!.]*/{MADE_OF}"):
+        if record.read_text() == made_of:
+            return record.parent / LIBRARY
+    return None
 
 
 def _flags(source: Path, family: str, extra: tuple[str, ...], emulate: bool) -> tuple[str, ...] | None:
