@@ -3,7 +3,6 @@
 python benchmarks/gguf_table.py        writes the newest gguf-types-*.json in results/ into the page
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def page(result: dict) -> str:
 
 def file_name(result: dict) -> str:
     """Return a name such as "gguf-types-some-processor-2025-01-31.json"."""
-    machine = re.sub(r"[^a-z0-9]+", "-", result["environment"]["cpu"].lower()).strip("-")
+    machine = marks.slug(result["environment"]["cpu"])
     return f"gguf-types-{machine}-{marks.day(result)}.json"
 
 

@@ -2,6 +2,7 @@
 again."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +46,11 @@ def results(belongs: Callable[[str], bool]) -> list[dict]:
 def day(result: dict) -> str:
     """Return the local date on which the run began, as 2025-01-31."""
     return time.strftime("%Y-%m-%d", time.localtime(result["started_at"]))
+
+
+def slug(name: str) -> str:
+    """Return a processor's name for a file name, such as "some-processor"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def columns(lines: list[tuple[str, ...]]) -> list[str]:

@@ -3,7 +3,6 @@
 python benchmarks/quality_table.py        writes the newest quality-*.json in results/ into both documents
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def conditions(result: dict) -> str:
 
 def file_name(result: dict) -> str:
     """Return a name such as "quality-some-processor-2025-01-31.json"."""
-    machine = re.sub(r"[^a-z0-9]+", "-", result["environment"]["cpu"].lower()).strip("-")
+    machine = marks.slug(result["environment"]["cpu"])
     return f"quality-{machine}-{marks.day(result)}.json"
 
 

@@ -3,7 +3,6 @@
 python benchmarks/table.py        writes the newest result of each processor in results/ into both documents
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def conditions(result: dict) -> str:
 
 def file_name(result: dict) -> str:
     """Return a name such as "some-processor-2-threads-2025-01-31.json"."""
-    machine = re.sub(r"[^a-z0-9]+", "-", result["environment"]["cpu"].lower()).strip("-")
+    machine = marks.slug(result["environment"]["cpu"])
     return f"{machine}-{result['conditions']['threads']}-threads-{marks.day(result)}.json"
 
 
