@@ -39,7 +39,11 @@ OF_OTHERS = {
     "--head",
     "--pid",
     "--server",
-}  # pip, ray, py-spy, streamlit
+    "--tag",
+    "--extra-index-url",
+    "--file",
+    "--find-links",
+}  # pip, ray, py-spy, streamlit, podman, docker
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ CHECKS = {
     "tail": lambda words: None,
     "ray": lambda words: None,
     "git": lambda words: None,
+    "podman": lambda words: None,
 }
 
 
