@@ -179,7 +179,7 @@ def summary(record: Record, samples: list[dict], log: str, minutes: float) -> di
     rows = []
     for minute in range(int(minutes)):
         inside = [each for each in samples if minute <= (each["at"] - began) / 60 < minute + 1]
-        seconds = [taken for at, _, taken in record.reruns if minute <= (at - began) / 60 < minute + 1]
+        seconds = [taken for at, *_, taken in record.reruns if minute <= (at - began) / 60 < minute + 1]
         if len(inside) > 1:
             rows.append(
                 {
@@ -193,14 +193,19 @@ def summary(record: Record, samples: list[dict], log: str, minutes: float) -> di
                     "p95_s": percentile(seconds, 95),
                 }
             )
-    kinds = sorted({kind for _, kind, _ in record.reruns})
-    reruns = {kind: _times([taken for _, each, taken in record.reruns if each == kind]) for kind in kinds}
-    everything = _times([taken for _, _, taken in record.reruns])
+    by_kind, by_page = {}, {}
+    for _, kind, page, taken in record.reruns:
+        by_kind.setdefault(kind, []).append(taken)
+        if kind != "fragment":
+            by_page.setdefault(page, []).append(taken)
+    reruns = {kind: _times(seconds) for kind, seconds in sorted(by_kind.items())}
+    everything = _times([taken for *_, taken in record.reruns])
     settled = [row["rss_bytes"] for row in rows if row["minute"] >= SETTLED]
     growth = max(settled) / settled[0] - 1 if len(settled) > 1 else None
     errors = record.errors + [f"in the server's log: {line}" for line in log_errors(log)]
     return {
         "reruns": {"all": everything, **reruns},
+        "pages": {page: _times(seconds) for page, seconds in sorted(by_page.items())},
         "errors": {text: errors.count(text) for text in dict.fromkeys(errors)},
         "messages": record.messages,
         "sent_bytes": record.nbytes,

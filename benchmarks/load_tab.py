@@ -27,17 +27,17 @@ KEPT_RUNS = 2  # runs for which the page keeps an unused message, as in Streamli
 
 @dataclass
 class Record:
-    """What the tabs of one program saw: reruns as (time, kind, seconds), and errors in words."""
+    """What the tabs of one program saw: reruns as (time, kind, page, seconds), and errors in words."""
 
-    reruns: list[tuple[float, str, float]] = field(default_factory=list)
+    reruns: list[tuple[float, str, str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     messages: int = 0
     nbytes: int = 0
 
-    def rerun(self, kind: str, began: float) -> None:
+    def rerun(self, kind: str, page: str, began: float) -> None:
         """Add a rerun of `kind` ("page", "widget", "fragment") that began at `began` and ended now."""
         now = time.monotonic()
-        self.reruns.append((now, kind, now - began))
+        self.reruns.append((now, kind, page, now - began))
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Tab:
         """Whether a fragment of the page reruns by itself: a run in progress is shown."""
         return bool(self._timers)
 
+    @property
+    def page(self) -> str:
+        """The title of the page that shows; "" if it is not known yet."""
+        return next((title for title, (key, _) in self.pages.items() if key == self._page_hash), "")
+
     async def enter(self, path: str = "", **query: str) -> None:
         """Open the URL of a page in this new tab; the first page if `path` is ""."""
         self._path, self._query = path, urlencode(query)
@@ -123,11 +128,11 @@ class Tab:
             await self._send(pressed)
             await asyncio.wait_for(self._answer, PATIENCE)
         except TimeoutError:
-            self._record.errors.append(f"no answer within {PATIENCE:.0f} s ({kind})")
+            self._record.errors.append(f"no answer within {PATIENCE:.0f} s ({kind}, {self.page})")
         except ConnectionClosed as closed:
             self._record.errors.append(f"the connection was closed: {closed}")
         else:
-            self._record.rerun(kind, began)
+            self._record.rerun(kind, self.page, began)
         finally:
             self._answer = None
 
@@ -210,7 +215,7 @@ class Tab:
         elif status == ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY:
             for fragment in message.metadata.run.fragment_ids:
                 if began := self._waiting.pop(fragment, 0.0):
-                    self._record.rerun("fragment", began)
+                    self._record.rerun("fragment", self.page, began)
             self.widgets.update(self._drawn)
             return
         elif status != ForwardMsg.FINISHED_SUCCESSFULLY:
