@@ -18,9 +18,10 @@ TOKEN = "hf_" + "secret" * 5
 
 class Hub:
     """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for
-    the whole repository ("info") or its files ("files"). `requests` lists (method, path) of all that was
-    asked, `sent` counts the bytes of all bodies. With `garbage`, every answer is a page of HTML; without
-    `ranges`, whole files are sent whatever part is asked for.
+    the whole repository ("info") or its files ("files"). `slow` maps them to how they never end: "silent", or
+    "headers" or "body" that come byte by byte; the first answers, `first` of them, do end. `requests` lists
+    (method, path) of all that was asked, `sent` counts the bytes of all bodies. With `garbage`, every answer
+    is a page of HTML; without `ranges`, whole files are sent whatever part is asked for.
 
     An upload with TOKEN puts files into `uploads[id]`; `created` maps the ids of new repositories to whether
     they are private. Ids in `open_to_all` are public, all others private."""
@@ -31,6 +32,9 @@ class Hub:
         self.open_to_all: set[str] = set()
         self.repositories: dict[str, Path] = {}
         self.answers: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
+        self.slow: dict[tuple[str, str], str] = {}
+        self.first: dict[tuple[str, str], int] = {}
+        self.closing = threading.Event()
         self.requests: list[tuple[str, str]] = []
         self.garbage = False
         self.ranges, self.sent = True, 0
@@ -93,11 +97,31 @@ class Hub:
                 if repo not in hub.repositories and (repo, kind) not in hub.answers:
                     self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
                     return True
+                if (repo, kind) in hub.slow and hub.first.get((repo, kind), 0) <= 0:
+                    self._never_end(hub.slow[repo, kind])
+                    return True
+                hub.first[repo, kind] = hub.first.get((repo, kind), 0) - 1
                 if (repo, kind) in hub.answers:
                     status, headers = hub.answers[repo, kind]
                     self._send(status, b"{}", headers, with_body)
                     return True
                 return False
+
+            def _never_end(self, how: str) -> None:
+                if how == "body":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "1000000")
+                    self.send_header("ETag", '"0"')
+                    self.send_header("X-Repo-Commit", COMMIT)
+                    self.end_headers()
+                elif how == "headers":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                self.close_connection = True
+                with suppress(OSError):  # who has given up hangs up
+                    while not hub.closing.wait(0.05):
+                        if how != "silent":
+                            self.wfile.write(b"x")
+                            self.wfile.flush()
 
             def _info(self, repo: str, revision: str, with_body: bool) -> None:
                 if self._special(repo, "info", with_body):
@@ -153,6 +177,7 @@ def serve() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         hub.server.shutdown()
         hub.server.server_close()
         thread.join()

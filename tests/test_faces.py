@@ -85,7 +85,7 @@ def started(place, tmp_path, monkeypatch):
     streamlit.cache_resource.clear()
     submitted = []
 
-    def submit(spec, *engine):
+    def submit(spec, *engine, **_):
         submitted.append(spec.absolute().to_dict())
         raise RunError(STOPPED)
 

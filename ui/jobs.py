@@ -8,6 +8,8 @@ somebody else and one that does not exist get the same answer. Pages use these f
 
 from typing import Any, TypeVar
 
+import streamlit as st
+
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
 from qcore.jobs.kind import Request
@@ -15,6 +17,7 @@ from qcore.jobs.public import SAMPLE
 from qcore.jobs.status import JobStatus
 from qcore.results.rows import ResultRow
 from qcore.results.store import Store
+from ui.navigation import ASKED
 from ui.redaction import redacted
 from ui.visitor import visitor
 
@@ -23,9 +26,10 @@ T = TypeVar("T")
 
 
 def submit(request: Request) -> str:
-    """Start a job of this visitor, see `qcore.jobs.jobs.submit`."""
-    who = visitor()
-    return jobs.submit(request) if who is None else jobs.submit(request, visitor=who)
+    """Start a job of this visitor, see `qcore.jobs.jobs.submit`. A click that comes while another one is
+    being checked, in this tab or another, starts no second job."""
+    options = {"visitor": visitor(), "asked": st.session_state.pop(ASKED, None)}
+    return jobs.submit(request, **{name: value for name, value in options.items() if value is not None})
 
 
 def status(run_id: str) -> JobStatus:

@@ -1,11 +1,13 @@
 """The list of pages, and the entry from a deep link."""
 
 import runpy
+import time
 from pathlib import Path
 
 import streamlit as st
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
+ASKED = "asked"  # in the session
 _opened = False
 
 
@@ -34,7 +36,10 @@ def enter() -> None:
     Until `st.navigation` has run once, Streamlit treats a folder named `pages` as its older multipage app. If
     the first visit to a fresh server is a deep link (an old tab, say), Streamlit runs that page's file alone,
     without menu and settings. The page then runs `app.py`, which runs the page again.
+
+    Note when this run of the page began: a click on it is as old.
     """
     if not _opened:
         runpy.run_path(str(APP))
         st.stop()
+    st.session_state[ASKED] = time.time()

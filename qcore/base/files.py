@@ -3,6 +3,7 @@
     replaced_file(path)    write beside `path`, flush to the disk, rename
     new_folder(path)       fill a folder beside `path`, flush it, give it the name
     publish(made, final)   the last step alone: `made` replaces `final` atomically
+    tidy(final)            undo a replacement that a kill cut short, and remove leftovers
 
 Readers see the old state or the new one, also after a kill or a power cut. Files get the permissions that the
 user's umask gives, so that others who share a cache folder can read them.
@@ -10,12 +11,15 @@ user's umask gives, so that others who share a cache folder can read them.
 
 import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import logging
 import math
 import mmap
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -27,6 +31,7 @@ from typing import IO, Any
 from qcore.base.errors import InputError
 
 _WINDOW = 256 << 20  # bytes hashed in one call, a multiple of the page size
+_TEMPORARY = re.compile(r"(partial|replaced)-[0-9a-f]{8}")  # ends of the names of temporary folders
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 _log = logging.getLogger(__name__)
 
@@ -113,6 +118,16 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def expanded(path: Path | str) -> Path:
+    """Return `path` with "~" and "~user" replaced by a home folder. Raise `InputError` if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} cannot be found: this system knows no such home folder. Give the path without '~'."
+        ) from error
+
+
 def asset(name: str) -> Path:
     """Return the path of a data file of the package."""
     return Path(__file__).resolve().parents[1] / "assets" / name
@@ -128,7 +143,7 @@ def real_target(folder: Path | str) -> Path:
     point, a loop of links, or a parent folder that cannot be written.
     """
     try:
-        final = Path(folder).expanduser().resolve()
+        final = expanded(folder).resolve()
     except RuntimeError as error:  # `resolve` on a loop of links, `expanduser` without a home
         raise InputError(f"{folder} cannot be resolved: {error}. Check its links.") from error
     except OSError as error:
@@ -140,6 +155,7 @@ def real_target(folder: Path | str) -> Path:
         )
     if final.is_mount():
         raise InputError(f"{folder} is a mount point, so it cannot be replaced. Give a folder inside it.")
+    restore(final)
     parent = next(parent for parent in final.parents if parent.exists())
     if not parent.is_dir():
         raise InputError(f"{folder} cannot be created: {parent} is a file.")
@@ -156,13 +172,17 @@ def new_folder(final: Path) -> Iterator[Path]:
     The folder that holds `final` is created if needed. Raise `OSError`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    tidy(final)
     scratch = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     scratch.mkdir()
+    lock = _lock(scratch)
     try:
         yield scratch
         publish(scratch, final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def publish(made: Path, final: Path) -> None:
@@ -170,10 +190,10 @@ def publish(made: Path, final: Path) -> None:
     removed after that.
 
     At every moment one complete folder is on the disk. On Linux the two exchange their names in one step.
-    Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…": a process killed
-    between the two renames leaves both folders complete, under their hidden names. Raise `OSError`.
+    Where the file system cannot do that, `final` is first renamed to ".NAME.replaced-…". If the process is
+    killed between the two renames, `restore` gives that folder its name back. Raise `OSError`.
     """
-    _settle(made)
+    settle(made)
     try:
         if not final.exists():
             os.replace(made, final)
@@ -185,11 +205,54 @@ def publish(made: Path, final: Path) -> None:
             try:
                 os.replace(made, final)
             except BaseException:
-                os.replace(aside, final)
+                if not final.exists():
+                    os.replace(aside, final)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
     finally:
         sync_folder(final.parent)
+
+
+def tidy(final: Path) -> None:
+    """Restore `final` if that is needed, and remove the temporary folders of processes that were killed. A
+    folder in use is locked by its process, and stays."""
+    restore(final)
+    for stale in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
+        if not _TEMPORARY.fullmatch(stale.name.removeprefix(f".{final.name}.")):
+            continue
+        if (unused := _lock(stale)) is not None:
+            shutil.rmtree(stale, ignore_errors=True)
+            os.close(unused)
+
+
+def restore(final: Path) -> bool:
+    """Give a folder its name back whose replacement by `publish` was cut short by a kill. Return whether
+    there was one."""
+    try:
+        if os.path.exists(final):
+            return False
+        found = sorted(final.parent.glob(f".{glob.escape(final.name)}.replaced-*"))
+        for aside in found[-1:]:
+            os.replace(aside, final)
+            _log.warning("%s was being replaced when its process ended; the old one is back", final)
+        return bool(found)
+    except OSError:  # no such folder, or another process was faster
+        return os.path.exists(final)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a handle that holds the lock of a folder until it is closed, or None if another process has the
+    lock or the file system has none."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError:
+        os.close(handle)
+        return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -206,7 +269,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Flush all files below `folder` and give them the read permissions of the folder: some libraries write
     files that only the owner can read."""
     readable = folder.stat().st_mode & 0o444

@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from qcore.base.errors import UnavailableError
-from qcore.base.files import new_folder
+from qcore.base.errors import InputError, UnavailableError
+from qcore.base.files import expanded, new_folder
 from qcore.base.progress import Progress
 
 # names of the default models, never read as a path or a hub id
@@ -25,9 +25,18 @@ _FLOOR = 64 << 20  # bytes of disk that stay free after a write
 
 
 def home() -> Path:
-    """Return the cache folder: QCORE_HOME if it is set, else ~/.cache/qcore. It may not exist yet."""
-    chosen = os.environ.get("QCORE_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "qcore"
+    """Return the cache folder: QCORE_HOME if it is set, else ~/.cache/qcore. It may not exist yet.
+
+    Raise `InputError` if there is no home folder.
+    """
+    chosen = os.environ.get("QCORE_HOME") or "~/.cache/qcore"
+    try:
+        return expanded(chosen).absolute()
+    except InputError as error:
+        raise InputError(
+            f"The cache folder {chosen} cannot be found: this system knows no such home folder. Set "
+            "QCORE_HOME to a folder that can be written."
+        ) from error
 
 
 def is_public() -> bool:
@@ -55,9 +64,8 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
     """Return `final`. If it does not exist, call `build(temporary)` to fill a temporary folder, and rename
     that.
 
-    A second process waits for the first. Leftovers of a killed process are removed. Raise `UnavailableError`
-    if the cache folder cannot be written. Exceptions of `build` propagate, and the temporary folder is
-    removed.
+    A second process waits for the first. Raise `UnavailableError` if the cache folder cannot be written.
+    Exceptions of `build` propagate, and the temporary folder is removed.
     """
     from filelock import FileLock, Timeout
 
@@ -77,8 +85,6 @@ def build_folder(final: Path, build: Callable[[Path], None], *, progress: Progre
     try:
         if final.is_dir():
             return final
-        for stale in final.parent.glob(f".{final.name}.partial-*"):
-            shutil.rmtree(stale, ignore_errors=True)
         with new_folder(final) as temporary:
             build(temporary)
         return final

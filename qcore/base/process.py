@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TypedDict
 
@@ -16,16 +18,22 @@ import psutil
 
 START_SECONDS = 30.0  # seconds after which a silent worker counts as failed to start
 PATIENCE_SECONDS = 5.0  # seconds between SIGTERM and SIGKILL
-START_TIME_SLACK = (
-    2.0  # seconds; a start time is derived from the boot time, which the kernel corrects now and then
-)
+START_TIME_SLACK = 2.0  # seconds by which a start time moves when the clock is corrected
 
 
 class Identity(TypedDict, total=False):
-    """Identifies a process among all that ever have its pid, on any machine."""
+    """Identifies a process among all that ever have its pid, on any machine.
+
+    `ticks` is the start in clock ticks since the boot, which no correction of the clock changes. `place`
+    names the boot of the kernel and the namespace in which `pid` counts: two containers may share a host
+    name. Both are missing outside Linux and in earlier records, where `process_started` decides, in seconds
+    since 1970.
+    """
 
     pid: int
     process_started: float
+    ticks: int
+    place: str
     host: str  # missing in records of version 0.1.0, which count as this machine's
 
 
@@ -51,7 +59,11 @@ def host() -> str:
 
 def identity(pid: int) -> Identity:
     """Return the identity of the process `pid` of this machine. Raise `psutil.Error` if it has ended."""
-    return {"pid": pid, "process_started": psutil.Process(pid).create_time(), "host": host()}
+    found: Identity = {"pid": pid, "process_started": psutil.Process(pid).create_time(), "host": host()}
+    ticks, here = _ticks(pid), _place()
+    if ticks is not None and here is not None:
+        found |= {"ticks": ticks, "place": here}
+    return found
 
 
 def host_of(record: Identity | None) -> str | None:
@@ -60,17 +72,63 @@ def host_of(record: Identity | None) -> str | None:
     return name if name not in (None, host()) else None
 
 
+def is_local(record: Identity | None) -> bool:
+    """Return whether the record's pid counts here. It does not on another machine, in another container, and
+    after a restart of the machine."""
+    return host_of(record) is None and (record or {}).get("place") in (None, _place())
+
+
 def living(record: Identity | None) -> psutil.Process | None:
     """Return the process of an `identity` record if it still runs on this machine; None for a zombie, and for
     another process with the same pid."""
-    if record is None or host_of(record) is not None:
+    if record is None or not is_local(record):
         return None
     try:
         process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
+        if "ticks" in record:
+            same = _ticks(process.pid) == record["ticks"]
+        else:
+            same = abs(process.create_time() - record["process_started"]) < START_TIME_SLACK
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (TypeError, KeyError, ValueError, psutil.Error):
         return None
+
+
+def _ticks(pid: int) -> int | None:
+    """Return field 22 of /proc/PID/stat; None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+@cache
+def _place() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def holder(*paths: Path) -> str:
+    """Return a phrase for the process that holds a lock on one of the files: "process 123 (python)"."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return "another process"
+    wanted = set()
+    for path in paths:
+        with suppress(OSError):
+            found = path.stat()
+            wanted.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    for line in lines:
+        parts = line.split()
+        if len(parts) == 8 and parts[5] in wanted and parts[4].isdecimal() and int(parts[4]) != os.getpid():
+            with suppress(psutil.Error):
+                return f"process {parts[4]} ({psutil.Process(int(parts[4])).name()})"
+    return "another process"
 
 
 def end(process: psutil.Process, patience: float = PATIENCE_SECONDS) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from qcore.base import entries
 from qcore.base.entries import Entry
 from qcore.base.errors import InputError
-from qcore.base.files import asset
+from qcore.base.files import asset, expanded
 from qcore.base.text_files import digest_record, read_text
 
 KEYS = ("text", "prompt", "instruction", "question", "query", "input")
@@ -84,7 +84,7 @@ def load_prompts(source: str | Path | None = None) -> Prompts:
 
     Raise `InputError` naming the line that cannot be used, and what it holds.
     """
-    path = _PACKAGED if source is None else Path(source).expanduser()
+    path = _PACKAGED if source is None else expanded(source)
     file = read_text(path, LARGEST, "prompts")
     if path.suffix.lower() in (*entries.JSONS, *entries.TABLES):
         found = [_prompt(entry) for entry in entries.read(file.content, path, _LOOKS, _Heading())]

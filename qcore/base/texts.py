@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcore.base.errors import InputError, UnavailableError
+from qcore.base.files import expanded
 from qcore.base.home import build_folder, home
+from qcore.base.patience import watched
 from qcore.base.text_files import TextFile, decode, digest_record, read_bytes, with_line_feeds
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT, WIKITEXT = "default", "wikitext-2"
 _WIKITEXT_ID = "Salesforce/wikitext"
+_WIKITEXT_SECONDS = 300.0  # for 5 MB
 _NEARLY_WIKITEXT = ("wikitext", "wikitext2", "wikitext2raw", "wikitext2rawv1")
 _PATIENCE = 10  # seconds for the hub to answer
 LARGEST_TEXT = 200_000_000  # bytes
@@ -62,7 +65,7 @@ def load_text(source: str | Path | None = None) -> Text:
         return _text("the Python language reference", with_line_feeds(language_reference()))
     if source == WIKITEXT:
         return _text("WikiText-2 raw, test", with_line_feeds(_wikitext()))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if re.sub(r"[^a-z0-9]", "", str(source).lower()) in _NEARLY_WIKITEXT and not path.exists():
         raise InputError(f"There is no file {str(source)!r}. Did you mean {WIKITEXT}?")
     return text_from_bytes(path.name, read_bytes(path, LARGEST_TEXT, "a text"))
@@ -187,9 +190,11 @@ def _download_wikitext() -> list[str]:
             "instead."
         ) from error
     try:
-        HfApi().dataset_info(
-            _WIKITEXT_ID, timeout=_PATIENCE
-        )  # one request; load_dataset would retry for half a minute
-        return load_dataset(_WIKITEXT_ID, "wikitext-2-raw-v1", split="test")["text"]
+        # one request; load_dataset would retry for half a minute
+        watched(lambda moving: HfApi().dataset_info(_WIKITEXT_ID, timeout=_PATIENCE), seconds=3 * _PATIENCE)
+        return watched(
+            lambda moving: load_dataset(_WIKITEXT_ID, "wikitext-2-raw-v1", split="test")["text"],
+            seconds=_WIKITEXT_SECONDS,
+        )
     except Exception as error:  # the library raises errors of its own, of the hub and of the network
         raise UnavailableError(failed) from error

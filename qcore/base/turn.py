@@ -1,14 +1,19 @@
-"""One measurement at a time: a process that loads a model to measure it holds a file lock, which the kernel
-frees if the process dies."""
+"""Locks between processes: files that the kernel frees if their process dies.
+
+heavy_turn()          one measurement at a time
+held(path, seconds)   short work that must not wait for ever
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from qcore.base.errors import UnavailableError
 from qcore.base.home import home
+from qcore.base.process import holder
 from qcore.base.progress import Progress
 
 LOOK_SECONDS = 0.3
@@ -20,6 +25,24 @@ def inherit() -> None:
     """Declare that the parent process holds the turn, so that `heavy_turn` does not wait in this process."""
     global _inherited
     _inherited = True
+
+
+@contextmanager
+def held(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock file `path`. Raise `UnavailableError`, which names the process, if another one, perhaps a
+    stopped one, has held it for `seconds`."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise UnavailableError(
+            f"{holder(path).capitalize()} has held {path} for {seconds:.0f} seconds. Wait for that "
+            "process, or end it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

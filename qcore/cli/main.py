@@ -4,6 +4,7 @@ Exit status: 0 if everything succeeded, 1 if something failed while it ran, 2 if
 plain sentence on standard error), 130 after Ctrl-C.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from qcore.base.quiet import silence
 from qcore.cli.audit import audit
 from qcore.cli.compare import compare
 from qcore.cli.evaluate import bench, evaluate, generate
-from qcore.cli.output import say
+from qcore.cli.output import degrade, say
 from qcore.cli.plan import plan
 from qcore.cli.profile import profile
 from qcore.cli.progress import Show
@@ -130,8 +131,11 @@ def list_recipes() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     silence()
+    degrade()
     try:
-        return app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0
+        status = app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0
+        print(end="", flush=True)  # a full device shows here
+        return status
     except TyperException as error:
         return _fail(_sentence(error, sys.argv[1:] if arguments is None else arguments), 2)
     except (InputError, UnavailableError) as error:
@@ -147,6 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the pipe has closed it
         sys.stdout = None
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            sys.stdout = None  # its buffer cannot be written at the end either
+            return _fail(f"The output cannot be written: {error.strerror}.", 1)
+        raise
 
 
 def _fail(sentence: str, status: int) -> int:

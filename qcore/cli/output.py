@@ -1,6 +1,9 @@
 """Output of a command: messages to standard error, results to standard output, JSON to a file or to standard
 output."""
 
+import contextlib
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,9 +15,17 @@ from qcore.results.report import to_json, visible
 STDOUT = "-"
 
 
+def degrade() -> None:
+    """Print a question mark for each character that the terminal or file cannot hold."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def say(text: str) -> None:
-    """Print a message on standard error with control characters escaped."""
-    print("\n".join(visible(line) for line in text.splitlines()), file=sys.stderr, flush=True)
+    """Print a message on standard error with control characters escaped. A full device receives nothing."""
+    with contextlib.suppress(OSError):
+        print("\n".join(visible(line) for line in text.splitlines()), file=sys.stderr, flush=True)
 
 
 def check_output(path: str | None, option: str = "--json") -> None:
@@ -34,9 +45,7 @@ def write_output(result, path: str | None, text: str) -> int:
     """Print `text` and write `result` as JSON to `path`; on standard output the JSON stands alone. Returns
     0."""
     print(text, file=sys.stderr if path == STDOUT else sys.stdout, flush=True)
-    if path == STDOUT:
-        sys.stdout.write(to_json(result))
-    elif path is not None:
+    if path is not None:
         write_file(path, to_json(result))
     return 0
 
@@ -45,6 +54,11 @@ def write_file(path: str | Path, text: str) -> None:
     """Write `text` to the file `path`, or to standard output for "-". Raise `InputError` if it cannot be
     written."""
     if path == STDOUT:
+        try:
+            text.encode(sys.stdout.encoding or "ascii")
+        except UnicodeError:  # JSON has escapes of its own, other text is degraded
+            with contextlib.suppress(ValueError):
+                text = json.dumps(json.loads(text), indent=2) + "\n"
         sys.stdout.write(text)
         return
     path = Path(path)

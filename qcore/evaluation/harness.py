@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcore.base.errors import InputError, RunError, UnavailableError
+from qcore.base.files import expanded
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -30,7 +31,7 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> TaskM
     """
     if not tasks:
         raise InputError("No lm-eval task was given; try hellaswag, arc_easy or piqa.")
-    if folder is not None and not Path(folder).expanduser().is_dir():
+    if folder is not None and not expanded(folder).is_dir():
         raise InputError(f"There is no folder {str(folder)!r} with task files for lm-eval.")
     try:
         from lm_eval.tasks import TaskManager
@@ -38,7 +39,7 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> TaskM
         raise UnavailableError(
             f"lm-eval is not installed here ({error}). Install it with: {INSTALL}"
         ) from error
-    manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
+    manager = TaskManager(include_path=None if folder is None else str(expanded(folder)))
     for task in tasks:
         if task not in manager.all_tasks:
             near = get_close_matches(task, manager.all_tasks, n=3, cutoff=0.6)

@@ -28,7 +28,7 @@ from typing import Any
 from qcore.base import entries
 from qcore.base.entries import Entry
 from qcore.base.errors import InputError
-from qcore.base.files import asset
+from qcore.base.files import asset, expanded
 from qcore.base.text_files import digest_record, read_text
 
 DEFAULT = "default"
@@ -91,7 +91,7 @@ def load_questions(source: str | Path | None = None) -> Questions:
     Raise `InputError` for a file that cannot be read, and for an invalid question, with its place and what it
     holds.
     """
-    own = None if source is None or source == DEFAULT else Path(source).expanduser()
+    own = None if source is None or source == DEFAULT else expanded(source)
     path = own or PACKAGED
     file = read_text(path, LARGEST, "questions")
     found = _without_heading(file.content, path)

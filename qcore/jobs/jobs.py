@@ -6,8 +6,8 @@ session, so a job survives a closed tab, a page rerun or a server restart, and a
 its id. The worker queues itself (see `worker.py`) and reports through `status.json`; this module reads that
 file, and checks that its writer is alive.
 
-Several machines may share the folder. A job of another machine is judged by its heartbeat alone: it queues
-with the other jobs, is never settled from here, and ends itself when cancelled.
+Several machines may share the folder. A job of another machine or container is judged by its heartbeat
+alone: it queues with the other jobs, is never settled from another machine, and ends itself when cancelled.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
+from types import MappingProxyType
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from qcore.base.errors import InputError, RunError
 from qcore.base.executor import LOCAL, Executor
-from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, identity, start_detached
+from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, host, identity, start_detached
 from qcore.base.registry import unknown
+from qcore.base.turn import held
 from qcore.jobs import public
 from qcore.jobs.kind import Request
 from qcore.jobs.kinds import kind_of
@@ -42,35 +43,52 @@ from qcore.results.rows import ResultRow
 from qcore.results.store import Store, judged_rows, keep_end
 
 DOUBLE_CLICK_SECONDS = 2.0
+SUBMITTING = ".submit.lock"
+LOCK_SECONDS = 30.0  # for which another submission is waited for
 SILENT_SECONDS = 60.0  # of silence after which a job of another machine counts as dead
 HERE = Executor()
+NOTHING: Mapping[int, ResultRow] = MappingProxyType({})
 _started: list[subprocess.Popen] = []  # workers of this process, to be reaped
 _ended: dict[str, tuple[int, JobStatus]] = {}  # jobs that have ended, by the time of their status.json
 _lock = threading.Lock()
 
 
-def submit(request: Request, engine: Executor = HERE, *, visitor: str | None = None) -> str:
+def submit(
+    request: Request,
+    engine: Executor = HERE,
+    *,
+    visitor: str | None = None,
+    asked: float | None = None,
+    finished: Mapping[int, ResultRow] = NOTHING,
+) -> str:
     """Start the job, or queue it behind earlier jobs, and return its id at once. An `engine` other than this
     machine spreads the recipes of a comparison over a cluster. `visitor`: who submits it on a public server,
     within the limits of `qcore.jobs.public`.
 
     The same request twice within two seconds (a double click) is one job, as long as the first has not ended.
-    Raise `InputError` if the cache folder cannot be written, and for what a visitor may not request.
+    `asked` is the time of the click, in seconds since 1970, where checks came between: a job that another
+    click started since then is the answer to this one as well. `finished` are rows of a comparison that are
+    not measured again. Raise `InputError` if the cache folder cannot be written, and for what a visitor may
+    not request.
     """
     record = request.absolute().to_dict()
     engine.check()
     if visitor is not None:
         public.check_request(record)
-    words = [record, asdict(engine), *([visitor] if visitor else [])]
+    words = [record, asdict(engine), visitor, host()]  # a double click does not span visitors or machines
     digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
-    with FileLock(str(runs_folder() / ".submit.lock")):
+    with held(runs_folder() / SUBMITTING, LOCK_SECONDS):
         now = time.time()
+        asked = now if asked is None else asked
         for run_id in reversed(run_ids()):
             about = RunFolder(run_id).read("status.json") or {}
-            if now - (about.get("created_at") or 0) > DOUBLE_CLICK_SECONDS:
+            before = asked - (about.get("created_at") or 0)
+            if before > DOUBLE_CLICK_SECONDS:
                 break
-            if about.get("digest") == digest and status(run_id).active:
-                return run_id
+            if about.get("digest") == digest:
+                found = status(run_id)
+                if found.active or (before < 0 and found.state != "cancelled"):
+                    return run_id
         if visitor is not None:
             public.admit(visitor, list_runs())
         folder = _new_folder(now)
@@ -79,6 +97,8 @@ def submit(request: Request, engine: Executor = HERE, *, visitor: str | None = N
             folder.write("status.json", first | _granted(visitor))
             if not engine.is_local:
                 folder.write("engine.json", asdict(engine))
+            for position, row in finished.items():
+                folder.write_row(position, row)
             folder.write("spec.json", record)  # last: makes the job visible to other processes
             _start(folder)
         except OSError as error:
@@ -101,9 +121,9 @@ def status(run_id: str) -> JobStatus:
     kept = _ended.get(run_id)
     if kept is not None and kept[0] == written:
         return kept[1]
-    about: StatusRecord = folder.read("status.json") or StatusRecord(
-        state="interrupted", error="The record of this run is damaged."
-    )
+    about: StatusRecord = folder.read("status.json") or StatusRecord()
+    if not isinstance(about.get("state"), str):
+        about = StatusRecord(state="interrupted", error="The record of this run is damaged.")
     if about["state"] in ACTIVE and not _alive(folder, about):
         about = folder.read("status.json") or about  # it may have ended since the first read
         if about["state"] in ACTIVE:
@@ -175,7 +195,7 @@ def cancel(run_id: str) -> JobStatus:
     worker = _wait_for_process(folder)
     if worker is not None:
         end(worker, PATIENCE_SECONDS)
-    deadline = time.monotonic() + (PATIENCE_SECONDS if folder.other_host is not None else 0)
+    deadline = time.monotonic() + (0 if folder.is_local else PATIENCE_SECONDS)
     while (now := status(run_id)).active and time.monotonic() < deadline:
         time.sleep(0.1)  # the worker on the other machine sees the file `cancel`
     return now
@@ -195,15 +215,16 @@ def delete(run_id: str) -> None:
 
 
 def repeat(run_id: str, *, visitor: str | None = None) -> str:
-    """Submit the same request again, from the run's own record, and return the new id. `visitor` as in
-    `submit`."""
+    """Submit the same request again, from the run's own record, and return the new id. Rows that an
+    interrupted comparison finished are taken over. `visitor` as in `submit`."""
     folder = RunFolder(run_id)
     record = folder.read("spec.json")
     if record is None:
         raise InputError(f"The run {run_id} cannot be repeated: its request is missing or damaged.")
-    engine = folder.read("engine.json")
+    engine, kind = folder.read("engine.json"), kind_of(record)
+    finished = kind.finished(folder) if status(run_id).state == "interrupted" else NOTHING
     where = Executor(**engine) if engine else HERE
-    return submit(kind_of(record).request.from_dict(record), where, visitor=visitor)
+    return submit(kind.request.from_dict(record), where, visitor=visitor, finished=finished)
 
 
 def share(run_id: str) -> None:
@@ -311,15 +332,15 @@ def _reap() -> None:
 def _alive(folder: RunFolder, about: StatusRecord) -> bool:
     _reap()
     if folder.read("process.json") is None:
-        return time.time() - (about.get("created_at") or 0) < START_SECONDS
-    if folder.other_host is not None:
+        return abs(time.time() - (about.get("created_at") or 0)) < START_SECONDS
+    if not folder.is_local:
         return folder.silence() < SILENT_SECONDS
     return folder.process() is not None
 
 
 def _wait_for_process(folder: RunFolder) -> psutil.Process | None:
     """Return the worker, after waiting for a submission in progress to record its process."""
-    with FileLock(str(runs_folder() / ".submit.lock")):
+    with held(runs_folder() / SUBMITTING, LOCK_SECONDS):
         return folder.process()
 
 
@@ -333,7 +354,12 @@ def _settle(folder: RunFolder, about: StatusRecord) -> StatusRecord:
             row = finished.get(position)
             recipe |= {"state": row["status"] if row else state, "phase": ""}
     where = f" while it was at: {about['phase']}" if about.get("phase") else ""
-    kept = kind_of(folder.read("spec.json")).kept(folder)
+    try:
+        kind = kind_of(folder.read("spec.json"))
+        kind.clear(folder)
+        kept = kind.kept(folder)
+    except InputError:
+        kept = "this version of qcore does not know its kind"
     about = {
         **about,
         "state": state,

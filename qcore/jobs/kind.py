@@ -23,6 +23,7 @@ from qcore.jobs.estimate import Account, Shares
 from qcore.jobs.status import StatusRecord
 from qcore.recipes.spec import RunSpec, absolute_model, absolute_path
 from qcore.results.folder import RunFolder
+from qcore.results.rows import ResultRow
 
 HISTORY_SECONDS = 0.3
 WHOLE = "job"  # the single task of most kinds
@@ -106,6 +107,13 @@ class JobKind(ABC):
     def kept(self, folder: RunFolder) -> str:
         """Return a phrase for the results that an interrupted job keeps."""
         return "repeat it, and it goes on where it was" if self.resumes else "nothing was kept"
+
+    def clear(self, folder: RunFolder) -> None:  # noqa: B027 (most kinds leave nothing)
+        """Remove what an ended job needs no longer."""
+
+    def finished(self, folder: RunFolder) -> dict[int, ResultRow]:
+        """Return the rows of an interrupted job that a repeated one takes over."""
+        return {}
 
     def course(self, folder: RunFolder, status: StatusRecord) -> Course:
         """Return the worker's side of a job."""
@@ -219,9 +227,6 @@ class Course:
 
     def stopped(self, cancelled: bool) -> None:
         """Record that the job was cancelled, or ended from outside."""
-
-    def close(self) -> None:
-        """Remove files that are no longer needed."""
 
 
 def check_output(request: JobRequest, out: str, overwrite: bool, progress: Progress) -> None:

@@ -5,7 +5,8 @@ import json
 import logging
 import sqlite3
 
-from qcore.base.errors import InputError
+from qcore import __version__
+from qcore.base.errors import QcoreError
 from qcore.formats.kv import NONE
 from qcore.jobs.estimate import PHASES, Estimate, guess
 from qcore.jobs.kind import Context, Course, JobKind, Outcome
@@ -13,7 +14,7 @@ from qcore.jobs.status import COMPARE, StatusRecord
 from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
 from qcore.results.report import unfinished_row
-from qcore.results.rows import ResultRow
+from qcore.results.rows import ResultRow, RunRecord
 from qcore.results.store import Store, keep_row
 from qcore.verbs.compare import REFERENCE
 
@@ -34,7 +35,25 @@ class Comparison(JobKind):
     def kept(self, folder: RunFolder) -> str:
         """Return the number of finished rows, as a phrase."""
         finished = len(folder.rows())
-        return f"{finished} finished rows were kept" if finished else "no recipe had finished"
+        if not finished:
+            return "no recipe had finished"
+        return f"{finished} finished rows were kept, and a repeated run takes them over"
+
+    def clear(self, folder: RunFolder) -> None:
+        """Remove the baseline's outputs: megabytes that no later step reads."""
+        (folder.path / REFERENCE).unlink(missing_ok=True)
+
+    def finished(self, folder: RunFolder) -> dict[int, ResultRow]:
+        """Return the rows that a repeated run takes over, each with a note: those that succeeded in this
+        version of qcore. Models that were saved before may have changed."""
+        note = f"Taken over from the run {folder.run_id}, which was interrupted."
+        found = {}
+        for position, row in folder.rows().items():
+            record = row["record"]
+            if row["status"] == "ok" and record.get("qcore") == __version__ and not _is_saved(record):
+                record["notes"] = [*record.get("notes", ()), note]
+                found[position] = row
+        return found
 
     def course(self, folder: RunFolder, status: StatusRecord) -> Course:
         """Return the worker's side of a comparison."""
@@ -49,7 +68,10 @@ class Comparison(JobKind):
             compare.record_reference(request, folder.path, context.send)
         else:
             position = int(context.task)
-            row = compare.run_recipe(request, request.recipes[position], folder.path, context.send)
+            recipe, known = request.recipes[position], folder.rows().get(position)
+            if known and not request.is_baseline(recipe.name) and compare.is_current(known, folder.path):
+                return
+            row = compare.run_recipe(request, recipe, folder.path, context.send)
             folder.write_row(position, row)
 
 
@@ -123,10 +145,6 @@ class CompareCourse(Course):
             if position not in finished:
                 self._leave(position, "cancelled", "Cancelled before it finished.", None)
 
-    def close(self) -> None:
-        """Remove the baseline's outputs: megabytes that no later step reads."""
-        (self.folder.path / REFERENCE).unlink(missing_ok=True)
-
     def _name(self, task: str) -> str:
         return BASELINE if task == BASELINE else self.names[int(task)]
 
@@ -169,13 +187,17 @@ class CompareCourse(Course):
         return row
 
 
+def _is_saved(record: RunRecord) -> bool:
+    return "folder" in ((record.get("recipe") or {}).get("weights") or {})
+
+
 def expected_seconds(spec: dict) -> dict[str, float]:
     """Return the seconds per phase: measured in the newest rows of the same model and scaled to this request,
     or else a guess."""
     expected = guess(spec)
     try:
         known = Store().latest(spec["model"], limit=20)
-    except (InputError, OSError, sqlite3.Error, json.JSONDecodeError) as error:
+    except (QcoreError, OSError, sqlite3.Error, json.JSONDecodeError) as error:
         _log.warning("No earlier times: %s", error)  # a missing estimate must not fail the run
         return expected
     measured: dict[str, list[float]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from qcore.base.executor import LOCAL, Executor
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
 from qcore.recipes.spec import RunSpec
@@ -32,7 +33,7 @@ class FolderRequest(JobRequest):
 
     def absolute(self):
         """Return the same request with relative paths made absolute."""
-        return replace(super().absolute(), out=str(Path(self.out).expanduser().absolute()))
+        return replace(super().absolute(), out=str(expanded(self.out).absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)

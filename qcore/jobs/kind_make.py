@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from qcore.base.files import expanded
 from qcore.base.home import home
 from qcore.base.progress import Progress
 from qcore.jobs.kind import Context, JobKind, JobRequest, check_output
@@ -54,7 +55,7 @@ class MakeRequest(JobRequest, ABC):
         """Return the same request with relative paths made absolute."""
         from dataclasses import replace
 
-        out = None if self.out is None else str(Path(self.out).expanduser().absolute())
+        out = None if self.out is None else str(expanded(self.out).absolute())
         return replace(super().absolute(), out=out)
 
 

@@ -165,7 +165,7 @@ class Worker:
             "done": 0,
             "total": 0,
         }
-        self.course.close()
+        self.kind.clear(self.folder)
         keep_end(self.folder, self.status)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.formats.packing import pack
 from qcore.formats.tensor import QuantizedTensor
@@ -133,7 +134,7 @@ def stored_weights(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Store
     """Return the weights of `checkpoint`, not yet read, for `model`, which may be on the meta device. Raise
     `InputError` for weights that have no place in the model, or that cannot be read."""
     if checkpoint.foreign == GGUF:
-        path = Path(checkpoint.name).expanduser().absolute()
+        path = expanded(checkpoint.name).absolute()
         return gguf_weights.weights(path, gguf_header.read(path), model)
     return foreign_folder.weights(checkpoint, model)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qcore.base.errors import InputError
-from qcore.base.files import publish, read_json, write_json
+from qcore.base.files import publish, read_json, settle, tidy, write_json
 
 VERSION = 1  # increased whenever the same recipe writes different bytes
 _NOTE, _LOCK = "finished.json", ".lock"
@@ -38,6 +38,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
+        tidy(self.final)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -49,7 +50,11 @@ class Journal:
             self._forget_halves()
             note = read_json(self.folder / _NOTE)
             shards = note.get("shards") if isinstance(note, dict) else None
-            self._finished = shards if isinstance(shards, dict) else {}
+            if not isinstance(shards, dict):
+                self._empty()
+                shards = {}
+                write_json(self.folder / _NOTE, {"shards": shards})
+            self._finished = shards
         except BaseException:
             self._lock.release()
             raise
@@ -72,14 +77,25 @@ class Journal:
     def publish(self) -> None:
         """Give the finished folder its final name, replacing an existing folder."""
         self._forget_halves()
+        settle(self.folder)  # takes seconds; after the note is removed, a kill would cost the finished shards
         (self.folder / _NOTE).unlink(missing_ok=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
         publish(self.folder, self.final)
 
     def _forget_halves(self) -> None:
-        """Remove the temporary files of shards whose writer was killed."""
-        for path in self.folder.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+        """Remove the temporary files of shards, and of files beside them, whose writer was killed."""
+        for pattern in (".*.partial", ".*.tmp"):
+            for path in self.folder.rglob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _empty(self) -> None:
+        """Remove everything from a folder without a note: after a kill in the middle of `publish` it may hold
+        the model that was replaced."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
 
     def _forget_others(self) -> None:
         """Remove unfinished folders of other recipes or sources for the same target, unless a process works

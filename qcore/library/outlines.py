@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from qcore.base.errors import InputError, UnavailableError
+from qcore.base.files import expanded
+from qcore.base.patience import Moving
 from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models import hub
@@ -47,8 +49,8 @@ def outline(
     if what.kind == "gguf":
         from qcore.models import gguf_checkpoint
 
-        return gguf_checkpoint.outline(Path(what.text).expanduser().absolute(), what.text)
-    if what.kind == "folder" and (foreign := _foreign(Path(what.text).expanduser().absolute(), what.text)):
+        return gguf_checkpoint.outline(expanded(what.text).absolute(), what.text)
+    if what.kind == "folder" and (foreign := _foreign(expanded(what.text).absolute(), what.text)):
         return foreign
     return resolve(name, revision, public=public, progress=progress)
 
@@ -149,7 +151,8 @@ def read_range(repo_id: str, commit: str, file: str, first: int, end: int) -> by
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = {**build_hf_headers(), "Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
-    try:
+
+    def read_bytes(moving: Moving) -> tuple[bytes, int]:
         with get_session().stream(
             "GET", hf_hub_url(repo_id, file, revision=commit), headers=headers, timeout=_PATIENCE
         ) as answer:
@@ -157,13 +160,13 @@ def read_range(repo_id: str, commit: str, file: str, first: int, end: int) -> by
             skip = first if answer.status_code == 200 else 0
             read = b""
             for piece in answer.iter_bytes():
+                moving(len(piece))
                 read += piece
                 if len(read) >= skip + end - first:
                     break
-    except Exception as error:
-        if (explained := hub.explain(error, repo_id, commit)) is error:
-            raise
-        raise explained from error
+        return read, skip
+
+    read, skip = hub.ask(read_bytes, repo_id, commit)
     if len(read) < skip + end - first:
         raise UnavailableError(f"The hub returned fewer bytes of {file} than requested. Try again later.")
     return read[skip : skip + end - first]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.library.plain import describe
 from qcore.models import packaged
@@ -49,13 +50,13 @@ def _find(name: Name, as_stored: bool, progress: Progress | None) -> Checkpoint:
         folder = packaged.prepare(name.text, progress)
         return read_folder(folder, name.text, "default", packaged.describe(folder))
     if name.kind == "folder":
-        folder = Path(name.text).expanduser().absolute()
+        folder = expanded(name.text).absolute()
         words = " ".join(filter(None, ("A local folder.", describe(folder))))
         return _read(folder, name.text, "folder", words, as_stored=as_stored, progress=progress)
     if name.kind == "gguf":
         from qcore.models import gguf_checkpoint, gguf_file
 
-        path = Path(name.text).expanduser().absolute()
+        path = expanded(name.text).absolute()
         if as_stored and (found := gguf_checkpoint.as_stored(path, name.text, progress)):
             return found
         folder, description = gguf_file.prepare(path, progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.models.config import check_against, is_ours, read_config
 from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
 from qcore.models.wrapped_names import unwrapped
@@ -52,7 +53,7 @@ class Checkpoint:
         """The JSON-ready record of this model in models made from it; `model` and `revision` are valid from
         any folder."""
         local = self.source in ("folder", "gguf", ONNX)
-        name = str(Path(self.name).expanduser().absolute()) if local else self.name
+        name = str(expanded(self.name).absolute()) if local else self.name
         return {"model": name, "revision": self.revision, "digest": self.digest}
 
     @property

@@ -7,12 +7,14 @@ requests, and requests may contain a token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.base.home import DEFAULT_MODELS, check_space
+from qcore.base.patience import Moving, StalledError, watched
 from qcore.base.progress import Progress
 from qcore.base.registry import did_you_mean
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
@@ -54,7 +56,10 @@ _DESCRIBING = (
     "adapter_config.json",
     "qcore.json",
 )
-_PATIENCE = 10  # seconds for an answer
+_PATIENCE = 10  # seconds for the next bytes of an answer
+ANSWER_SECONDS = 30.0  # for a whole answer, and for the next LEAST bytes of a file
+LEAST = 30_000
+T = TypeVar("T")
 
 
 def fetch(
@@ -73,18 +78,14 @@ def fetch(
     `InputError` for a model that is missing, gated, or not usable, `UnavailableError` if the hub is
     unreachable or limits the rate.
     """
-    from huggingface_hub import HfApi
-
     if progress is not None:
         progress(0, 0, f"querying the hub for {repo_id}")
     try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
-    except Exception as error:
-        if (explained := explain(error, repo_id, revision)) is error:
-            raise
-        if isinstance(explained, UnavailableError) and cached and (folder := _cached(repo_id, revision)):
+        info = _info(repo_id, revision, patience)
+    except UnavailableError:
+        if cached and (folder := _cached(repo_id, revision)):
             return folder, folder.name, " The hub could not be reached, so an earlier download was used."
-        raise explained from error
+        raise
     sizes, note = _choose({file.rfilename: file.size or 0 for file in info.siblings or ()}, repo_id)
     _download(
         repo_id, "config.json", revision or "main", patience
@@ -95,15 +96,9 @@ def fetch(
     weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
     check_space(folder, missing, f"Downloading {repo_id}")
-    done = 0
+    done, total = 0, sum(sizes[name] for name in weights)
     for name in weights:
-        _download(
-            repo_id,
-            name,
-            commit,
-            patience,
-            _bar(progress, done, sum(sizes[name] for name in weights), f"downloading {name}"),
-        )
+        _download(repo_id, name, commit, patience, _shown(progress, done, total, f"downloading {name}"))
         done += sizes[name]
     return folder, commit, note
 
@@ -126,14 +121,7 @@ def look(
 
 def listing(repo_id: str, revision: str | None, *, patience: float = _PATIENCE) -> tuple[str, dict[str, int]]:
     """Return (commit, {name: size in bytes} of all files) of `repo_id`. Raise the errors of `fetch`."""
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience)
-    except Exception as error:
-        if (explained := explain(error, repo_id, revision)) is error:
-            raise
-        raise explained from error
+    info = _info(repo_id, revision, patience)
     return _commit(info, repo_id), {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
 
@@ -198,15 +186,46 @@ def _weights(folder: Path, sizes: dict[str, int], repo_id: str) -> list[str]:
     return weights
 
 
-def _download(repo_id: str, name: str, revision: str, patience: float, bar: type | None = None) -> Path:
-    from huggingface_hub import hf_hub_download
-
+def ask(
+    call: Callable[[Moving], T],
+    repo_id: str,
+    revision: str | None,
+    *,
+    seconds: float | None = None,
+    look: Callable[[int], None] | None = None,
+) -> T:
+    """Return the result of `call`, which asks the hub and reports the bytes that arrive; `look` gets their
+    number. Raise the hub's errors in qcore's words, and `UnavailableError` if fewer than LEAST bytes arrive
+    within `seconds` (None: ANSWER_SECONDS) before the call ends."""
     try:
-        return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
+        return watched(call, seconds=seconds or ANSWER_SECONDS, least=LEAST, look=look)
     except Exception as error:
         if (explained := explain(error, repo_id, revision)) is error:
             raise
         raise explained from error
+
+
+def _info(repo_id: str, revision: str | None, patience: float) -> ModelInfo:
+    from huggingface_hub import HfApi
+
+    return ask(
+        lambda moving: HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience),
+        repo_id,
+        revision,
+        seconds=min(3 * patience, ANSWER_SECONDS),
+    )
+
+
+def _download(
+    repo_id: str, name: str, revision: str, patience: float, look: Callable[[int], None] | None = None
+) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    def download(moving: Moving) -> Path:
+        bar = _bar(moving)
+        return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
+
+    return ask(download, repo_id, revision, look=look)
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:
@@ -229,6 +248,11 @@ def explain(error: Exception, repo_id: str, revision: str | None) -> Exception:
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(cause, QcoreError):
         return cause
+    if isinstance(cause, StalledError):
+        return UnavailableError(
+            f"The hub sends nothing or next to nothing, so {repo_id} was given up. Try again later, or use "
+            f"{DEFAULT_MODELS[0]} or a local folder."
+        )
     if isinstance(cause, errors.GatedRepoError) or status == 403:
         return InputError(
             f"{repo_id} is gated: its owner gives access on request. Ask for it on the model's page, then "
@@ -271,17 +295,21 @@ def _hint(repo_id: str) -> str:
     return f" {hint}" if hint else ""
 
 
-def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | None:
-    """Return a progress bar class for the library that draws nothing and reports bytes to `progress`."""
+def _shown(progress: Progress | None, done: int, total: int, what: str) -> Callable[[int], None] | None:
+    """Return a function that reports bytes of a file to `progress`, after `done` bytes of earlier files."""
     if progress is None:
         return None
-    from tqdm.auto import tqdm
-
     report = progress
+    return lambda count: report(min(done + count, total), total, what)
+
+
+def _bar(moving: Moving) -> type:
+    """Return a progress bar class for the library that draws nothing and reports bytes to `moving`."""
+    from tqdm.auto import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args, **kwargs):
-            self.seen = kwargs.get("initial") or 0
+            moving(kwargs.get("initial") or 0)
             super().__init__(
                 *args,
                 **{key: value for key, value in kwargs.items() if key != "name"}
@@ -289,8 +317,7 @@ def _bar(progress: Progress | None, done: int, total: int, what: str) -> type | 
             )
 
         def update(self, n=1):
-            self.seen += n or 0
-            report(min(done + self.seen, total), total, what)
+            moving(n or 0)
             return super().update(n)
 
     return Bar

@@ -24,7 +24,7 @@ from typing import BinaryIO
 import torch
 
 from qcore.base.errors import InputError
-from qcore.base.files import replaced_file
+from qcore.base.files import expanded, replaced_file
 from qcore.models import gguf_header
 from qcore.models.headers import regular_size
 
@@ -61,7 +61,7 @@ class ImportanceMatrix:
 def read(path: Path | str) -> ImportanceMatrix:
     """Return the importance matrix in the file at `path`, of either form. Raise `InputError` if the file is
     missing, damaged, or something else."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     size = regular_size(path)
     if size > LARGEST:
         raise InputError(f"{path.name} has {size:,} bytes, but an importance matrix has at most {LARGEST:,}.")
@@ -88,7 +88,7 @@ def write(
     written."""
     from gguf import GGUFWriter
 
-    path = Path(path).expanduser()
+    path = expanded(path)
     with replaced_file(path) as file:
         writer = GGUFWriter(file.name, "")
         writer.add_type("imatrix")

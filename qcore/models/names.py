@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded, restore
 from qcore.base.home import DEFAULT_MODELS, is_public
 
 LONGEST_NAME = 1024
@@ -76,7 +77,7 @@ def _clean(name: str | Path, public: bool) -> str:
 
 def _exists(text: str) -> bool:
     try:
-        return len(text) <= LONGEST_NAME and Path(text).expanduser().exists()
+        return len(text) <= LONGEST_NAME and expanded(text).exists()
     except (OSError, ValueError, RuntimeError):  # not a path: a null byte, an unknown home
         return False
 
@@ -92,9 +93,9 @@ def _kind(name: str | Path, text: str, public: bool) -> str:
                 f"{' or '.join(DEFAULT_MODELS)}."
             )
         return "hub"
-    path = Path(text).expanduser()
+    path = expanded(text)
     try:
-        if path.is_dir():
+        if path.is_dir() or restore(path):
             return "folder"
         if path.suffix.lower() == ".gguf" and (path.is_file() or not hub_id):
             return "gguf"

@@ -7,6 +7,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.recipes.names import FILE, parse_row
 from qcore.recipes.recipe import Recipe
 
@@ -24,9 +25,9 @@ def file_rows(files: str | Path | Iterable[str | Path]) -> tuple[Recipe, ...]:
 
 
 def _matches(name: str) -> list[str]:
-    if not has_magic(name) or Path(name).expanduser().exists():
+    if not has_magic(name) or expanded(name).exists():
         return [name]
-    found = sorted(glob(str(Path(name).expanduser())))
+    found = sorted(glob(str(expanded(name))))
     if not found:
         raise InputError(f"No file matches {name!r}. Check the folder, or name the files one by one.")
     return found

@@ -32,9 +32,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.base.registry import unknown
 from qcore.formats import budget, kinds, mixture
 from qcore.formats.budget import Budget
@@ -225,7 +225,7 @@ def parse_row(name: str) -> Recipe:
     if prefix is None:
         return parse(name)
     folder = name.removeprefix(prefix)
-    last = folder and Path(folder).expanduser().absolute().name
+    last = folder and expanded(folder).absolute().name
     if not last and prefix == SAVED:
         raise InputError(
             f"{name!r} does not name a folder. Write {SAVED} and the folder that quantize, qat, prune, "

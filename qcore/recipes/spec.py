@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.base.home import DEFAULT_MODELS, is_public
 from qcore.base.texts import DEFAULT, WIKITEXT
 from qcore.formats.kv import NONE, KVFormat, kv_format_named
@@ -235,7 +236,7 @@ def _made_absolute(source: str) -> str:
         return source
     try:
         for text in dict.fromkeys((source, source.strip())):
-            if (path := Path(text).expanduser()).exists():
+            if (path := expanded(text)).exists():
                 return str(path.resolve())
         return source
     except (OSError, ValueError, RuntimeError):  # not a path: a null byte, an unknown home
@@ -258,7 +259,7 @@ def _absolute(recipe: Recipe) -> Recipe:
         return recipe
     if recipe.name.startswith(FILE):  # it may be a hub id
         return replace(recipe, weights=Saved(_made_absolute(recipe.weights.folder)))
-    return replace(recipe, weights=Saved(str(Path(recipe.weights.folder).expanduser().absolute())))
+    return replace(recipe, weights=Saved(str(expanded(recipe.weights.folder).absolute())))
 
 
 def _plain(recipe: Recipe) -> Recipe | None:

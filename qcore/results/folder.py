@@ -2,8 +2,8 @@
 
     runs/RUN_ID/spec.json       the request; "kind" is the kind of job, absent for a comparison
                 status.json     the state, replaced atomically, written by one process at a time
-                process.json    host, pid and start time of the worker, to detect a recycled pid;
-                                touched every few seconds as a heartbeat
+                process.json    machine, pid and start of the worker, to detect a recycled pid; touched
+                                every few seconds as a heartbeat
                 rows/00.json    one finished recipe each, in the requested order (comparisons)
                 outcome.json    the outcome (other kinds)
                 history.json    the loss curve so far (training)
@@ -15,6 +15,7 @@ Imports no heavy library: the dashboard reads these files several times per seco
 """
 
 import contextlib
+import logging
 import os
 import re
 import tempfile
@@ -26,11 +27,14 @@ import psutil
 from qcore.base.errors import InputError
 from qcore.base.files import read_json, write_json
 from qcore.base.home import home
-from qcore.base.process import Identity, host_of, living
+from qcore.base.process import Identity, host_of, is_local, living
 from qcore.results.rows import ResultRow
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+ROW_FILE = re.compile(r"\d{2,}\.json")
+ENDS = ("ok", "failed", "cancelled")  # states of a row
 LOG_TAIL = 4000  # characters
+_log = logging.getLogger(__name__)
 
 
 def runs_folder() -> Path:
@@ -58,7 +62,7 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         """Return the JSON object in the file `name`, or None if the file is missing or damaged."""
-        return read_json(self.path / name)
+        return _object(self.path / name)
 
     def write(self, name: str, value) -> None:
         """Replace the file `name` atomically."""
@@ -69,11 +73,18 @@ class RunFolder:
         self.write(f"rows/{position:02d}.json", row)
 
     def rows(self) -> dict[int, ResultRow]:
-        """Return the finished rows by position."""
-        found = (
-            (int(path.stem), read_json(path)) for path in sorted((self.path / "rows").glob("[0-9]*.json"))
-        )
-        return {position: cast(ResultRow, row) for position, row in found if row is not None}
+        """Return the finished rows by position. Files that are no rows are named in the log and left out."""
+        found: dict[int, ResultRow] = {}
+        for path in sorted((self.path / "rows").glob("*.json")):
+            if not ROW_FILE.fullmatch(path.name):
+                _log.warning("%s is not a row of this run and is ignored", path)
+                continue
+            row = _object(path)
+            if row is not None and not (isinstance(row.get("recipe"), str) and row.get("status") in ENDS):
+                _log.warning("%s is damaged and is ignored: it names no recipe and state", path)
+            elif row is not None:
+                found[int(path.stem)] = cast(ResultRow, row)
+        return found
 
     @property
     def log(self) -> Path:
@@ -104,6 +115,11 @@ class RunFolder:
         folder; else None."""
         return host_of(self._identity())
 
+    @property
+    def is_local(self) -> bool:
+        """Return whether the worker's pid counts here; otherwise only its heartbeat shows that it lives."""
+        return is_local(self._identity())
+
     def _identity(self) -> Identity | None:
         return cast(Identity | None, self.read("process.json"))
 
@@ -129,6 +145,14 @@ def run_ids() -> list[str]:
         for path in runs_folder().iterdir()
         if RUN_ID.fullmatch(path.name) and (path / "spec.json").exists()
     )
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        _log.warning("%s is damaged and is ignored: it holds no object", path)
+        return None
+    return value
 
 
 def _unknown_run(run_id: str, known: list[str]) -> InputError:

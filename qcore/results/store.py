@@ -10,16 +10,16 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from qcore.base.errors import InputError
+from qcore.base.errors import InputError, QcoreError
 from qcore.base.files import finite
 from qcore.base.home import home
+from qcore.base.process import holder
+from qcore.base.turn import held
 from qcore.results.folder import RunFolder, run_ids
 from qcore.results.rows import ResultRow
 from qcore.results.verdicts import with_verdicts
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS rows (
 );
 CREATE INDEX IF NOT EXISTS rows_by_model ON rows (model, status);
 """
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 15.0  # for which a lock of another process is waited for
 _checked: dict[
     Path, tuple[int, int, int] | None
 ] = {}  # databases found intact, with their state at that time
@@ -53,17 +53,20 @@ class Store:
     def __init__(self, path: Path | None = None):
         self.path = Path(path) if path is not None else home() / "qcore.db"
         self._notice = self.path.with_name(self.path.name + ".notice")
+        self._behind = self.path.with_name(self.path.name + ".behind")
         look = _look_of(self.path)
-        if look is not None and _checked.get(self.path) == look:
+        if look is not None and _checked.get(self.path) == look and not self._behind.exists():
             return
+        lock = self.path.with_name(self.path.name + ".lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(str(self.path) + ".lock"):
+            with held(lock, BUSY_SECONDS):
                 try:
                     self._prepare()
+                    self._catch_up()
                 except sqlite3.DatabaseError as error:
                     if isinstance(error, sqlite3.OperationalError):
-                        raise InputError(f"The database {self.path} cannot be opened: {error}.") from error
+                        raise self._refused(error) from error
                     self._set_aside(error)
             _checked[self.path] = _look_of(self.path)
         except OSError as error:
@@ -87,18 +90,12 @@ class Store:
     def put_run(self, run_id: str, created_at: float, state: str, status: Mapping[str, Any]) -> None:
         """Insert or replace the run's own line."""
         with self._connection() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (run_id, created_at, state, _dump(status))
-            )
+            _put_run(db, run_id, created_at, state, status)
 
     def put_row(self, run_id: str, position: int, row: ResultRow) -> None:
         """Insert or replace the row of the recipe at `position` of a run."""
-        model = (row.get("record") or {}).get("model")
         with self._connection() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?)",
-                (run_id, position, model, row["recipe"], row["status"], _dump(row)),
-            )
+            _put_row(db, run_id, position, row)
 
     def rows(self, run_id: str) -> list[ResultRow]:
         """Return the rows of one run, in the requested order of recipes."""
@@ -134,25 +131,41 @@ class Store:
             db.execute("DELETE FROM rows WHERE run_id = ?", (run_id,))
             db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
 
-    def rebuild(self) -> int:
-        """Insert every run folder again; return how many runs were found."""
-        found = run_ids()
+    def put_end(self, run_id: str, about: Mapping[str, Any], rows: Mapping[int, ResultRow]) -> None:
+        """Insert or replace a run and its rows, all or none."""
+        with self._connection() as db:
+            for position, row in rows.items():
+                _put_row(db, run_id, position, row)
+            _put_run(db, run_id, about.get("created_at") or 0.0, about.get("state") or "interrupted", about)
+
+    def rebuild(self, ids: Iterable[str] | None = None) -> int:
+        """Insert the folders of these runs (None: of all) again; return the number of runs."""
+        found = run_ids() if ids is None else list(ids)
         for run_id in found:
             folder = RunFolder(run_id)
-            status = folder.read("status.json") or {}
-            self.put_run(
-                run_id, status.get("created_at") or 0.0, status.get("state") or "interrupted", status
-            )
-            for position, row in judged_rows(folder).items():
-                self.put_row(run_id, position, row)
+            self.put_end(run_id, folder.read("status.json") or {}, judged_rows(folder))
         return len(found)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as db:
-            db.execute("PRAGMA synchronous = NORMAL")
-            with db:
-                yield db
+        """Yield a connection in a transaction. Raise `InputError` if the database stays locked or cannot be
+        read or written."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as db:
+                db.execute("PRAGMA synchronous = NORMAL")
+                with db:
+                    yield db
+        except sqlite3.DatabaseError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: sqlite3.Error) -> InputError:
+        if getattr(error, "sqlite_errorname", None) not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            return InputError(f"The database {self.path} cannot be opened: {error}.")
+        files = (self.path.with_name(self.path.name + suffix) for suffix in ("", "-shm", "-wal"))
+        return InputError(
+            f"The database {self.path} cannot be opened: {holder(*files)} has locked it for "
+            f"{BUSY_SECONDS:.0f} seconds. Wait for that process, or end it."
+        )
 
     def _prepare(self) -> None:
         with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as db:
@@ -170,6 +183,21 @@ class Store:
             db.executescript(SCHEMA)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    @property
+    def _is_main(self) -> bool:
+        return self.path == home() / "qcore.db"
+
+    def _catch_up(self) -> None:
+        """Insert runs that ended while the database was locked or could not be written."""
+        if self._is_main and self._behind.exists():
+            self._behind.unlink(missing_ok=True)
+            known = {run["run_id"] for run in self.runs()}
+            self.rebuild(
+                run_id
+                for run_id in run_ids()
+                if run_id not in known and (RunFolder(run_id).path / "result.json").exists()
+            )
+
     def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(
             f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
@@ -183,7 +211,7 @@ class Store:
             if leftover.exists():
                 leftover.replace(aside.with_name(aside.name + suffix))
         self._prepare()
-        found = self.rebuild() if self.path == home() / "qcore.db" else 0
+        found = self.rebuild() if self._is_main else 0
         notice = (
             f"The database of results could not be read ({error}). It was set aside as "
             f"{aside.name}, and a new one was started with "
@@ -198,7 +226,7 @@ def keep_row(folder: RunFolder, position: int, row: ResultRow) -> None:
     safe, and `rebuild` finds it."""
     try:
         Store().put_row(folder.run_id, position, row)
-    except (InputError, OSError, sqlite3.Error) as error:
+    except (QcoreError, OSError, sqlite3.Error) as error:
         _log.warning(
             "The row of %s is in the run's folder, but not in the database: %s", row["recipe"], error
         )
@@ -216,12 +244,11 @@ def keep_end(folder: RunFolder, about: Mapping[str, Any]) -> None:
     rows = judged_rows(folder)
     folder.write("result.json", {**about, "spec": folder.read("spec.json"), "rows": list(rows.values())})
     try:
-        store = Store()
-        for position, row in rows.items():
-            store.put_row(folder.run_id, position, row)
-        store.put_run(folder.run_id, about.get("created_at") or 0.0, about["state"], about)
-    except (InputError, OSError, sqlite3.Error) as error:
+        Store().put_end(folder.run_id, about, rows)
+    except (QcoreError, OSError, sqlite3.Error) as error:
         _log.warning("The results are in the run's folder, but not in the database: %s", error)
+        with suppress(OSError):
+            (home() / "qcore.db.behind").touch()
     folder.write("status.json", about)
 
 
@@ -233,6 +260,20 @@ def _look_of(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _put_run(
+    db: sqlite3.Connection, run_id: str, created_at: float, state: str, status: Mapping[str, Any]
+) -> None:
+    db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", (run_id, created_at, state, _dump(status)))
+
+
+def _put_row(db: sqlite3.Connection, run_id: str, position: int, row: ResultRow) -> None:
+    model = (row.get("record") or {}).get("model")
+    db.execute(
+        "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?)",
+        (run_id, position, model, row["recipe"], row["status"], _dump(row)),
+    )
 
 
 def _dump(value) -> str:

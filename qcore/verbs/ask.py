@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.evaluation import harness
@@ -61,7 +61,7 @@ def run_harness(
         loaded = load(checkpoint, device=device, tokens=WINDOW, window=WINDOW, progress=progress)
         progress(0, 0, f"lm-eval does {', '.join(tasks)}")
         found = harness.run_tasks(loaded.model, loaded.tokenizer, tasks, folder=folder, limit=limit)
-    place = None if folder is None else str(Path(folder).expanduser())
+    place = None if folder is None else str(expanded(folder))
     words = record.options(
         lm_eval=",".join(tasks), lm_eval_folder=place, lm_eval_limit=limit, revision=revision, device=device
     )

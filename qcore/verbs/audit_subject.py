@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qcore.base.errors import InputError, QcoreError
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.library import manifest as manifests
 from qcore.library import outlines
@@ -201,7 +202,7 @@ def read(
         from qcore.models import packaged
 
         return _of_folder(packaged.prepare(what.text, progress), what.text)
-    path = Path(what.text).expanduser().absolute()
+    path = expanded(what.text).absolute()
     return _of_gguf(path, what.text) if what.kind == "gguf" else _of_folder(path, what.text)
 
 

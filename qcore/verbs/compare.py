@@ -127,6 +127,15 @@ def run_recipe(spec: RunSpec, recipe: Recipe, folder: Path, emit: Emit) -> Resul
     )
 
 
+def is_current(row: ResultRow, folder: Path) -> bool:
+    """Return whether `row`, which an interrupted run measured, is of the model that the baseline in `folder`
+    was measured on."""
+    from qcore.base.files import read_json
+
+    known = read_json(folder / BASELINE)
+    return known is not None and row["record"].get("digest") == known["digest"]
+
+
 def record_reference(spec: RunSpec, folder: Path, emit: Emit) -> None:
     """Run the unquantized model over text and prompts and write its reference into `folder`, for runs without
     an fp32 row."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcore.base.errors import InputError
+from qcore.base.files import expanded
 from qcore.base.progress import Progress
 from qcore.base.turn import heavy_turn
 from qcore.interop.gguf_names import Names
@@ -36,7 +37,7 @@ def run(
 ) -> Written:
     """Compute the importance matrix of `model` and write it to `path`. Raise `InputError` for an unusable
     model, text or path, or an architecture that GGUF does not know."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     if path.exists():

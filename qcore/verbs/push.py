@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 from qcore.base.errors import InputError
-from qcore.base.files import read_json, sha256
+from qcore.base.files import expanded, read_json, sha256
+from qcore.base.patience import watched
 from qcore.library.saving import MARKERS
 from qcore.models.hub import explain
 from qcore.verbs.card import CARD, weight_files
 
+_PATIENCE = 10  # seconds for the next bytes of an answer
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -22,7 +24,7 @@ def run(folder: Path | str, repo_id: str, *, public: bool = False, message: str 
     it was written, without a token, or if the repository exists and is public without `public`. Raise
     `UnavailableError` if the hub does not answer.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     check(folder, repo_id)
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -33,7 +35,7 @@ def run(folder: Path | str, repo_id: str, *, public: bool = False, message: str 
     api = HfApi(token=token)
     try:
         try:
-            found = api.model_info(repo_id)
+            found = watched(lambda moving: api.model_info(repo_id, timeout=_PATIENCE), seconds=3 * _PATIENCE)
         except RepositoryNotFoundError:
             api.create_repo(repo_id, private=not public)
         else:

@@ -27,7 +27,7 @@ def llama(tmp_path_factory):
 def at_once(home, monkeypatch):
     """Audits run in this process and end before `submit` returns; one real job is tested below."""
 
-    def submit(request):
+    def submit(request, **_):
         record = request.absolute().to_dict()
         run_id = samples.write_run(home, [], model=request.model)
         write_json(home / "runs" / run_id / "spec.json", record)

@@ -70,7 +70,7 @@ def test_the_form_asks_for_what_it_says(monkeypatch, home):
     tiny.checkpoint("llama", home / "models" / "smollm2-135m")
     (home / "models" / "smollm2-135m" / "source.json").write_text('{"from": "wheel", "types": []}')
     asked = []
-    monkeypatch.setattr(jobs, "submit", lambda request: asked.append(request) or "job")
+    monkeypatch.setattr(jobs, "submit", lambda request, **_: asked.append(request) or "job")
     monkeypatch.setattr(export_form.export, "check", lambda *about, **more: asked.append(about))
     at = calm(open_page("export").text_input(key="export.other").set_value("gguf-q5_1").run())
     calm(at.button(key="export.start").click().run())

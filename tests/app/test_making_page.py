@@ -146,7 +146,7 @@ def test_under_way_and_how_it_can_end():
 @pytest.mark.parametrize("kind", ["qat", "prune", "distill"])
 def test_the_form_asks_for_what_it_says(kind, monkeypatch):
     asked = []
-    monkeypatch.setattr(jobs, "submit", lambda request: asked.append(request) or "job")
+    monkeypatch.setattr(jobs, "submit", lambda request, **_: asked.append(request) or "job")
     at = open_page("train")
     calm(at.segmented_control(key="making.kind").set_value(kind).run())
     calm(at.button(key="making.start").click().run())

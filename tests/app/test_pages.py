@@ -19,7 +19,7 @@ def submitted(monkeypatch, home):
     """The submitted runs; none is started."""
     specs = []
 
-    def submit(spec):
+    def submit(spec, **_):
         specs.append(spec)
         return samples.write_run(
             home, [], state="done", pending=[recipe.name for recipe in spec.recipes], second=len(specs)

@@ -139,7 +139,7 @@ def test_runs_of_the_model_are_drawn_as_measured(home):
 
 def test_what_is_asked_for_is_submitted(monkeypatch):
     asked = []
-    monkeypatch.setattr(jobs, "submit", asked.append)
+    monkeypatch.setattr(jobs, "submit", lambda request, **_: asked.append(request))
     at = open_page("sensitivity")
     calm(at.segmented_control(key="sensitivity.method").set_value("gptq").run())
     calm(at.toggle(key="sensitivity.measure").set_value(True).run())

@@ -145,7 +145,7 @@ def test_what_is_downloaded_holds_no_path(runs, public, monkeypatch):
 def test_a_start_is_recorded_with_its_visitor(public, monkeypatch):
     asked = []
     run = "20250102-030400-abcdef"
-    monkeypatch.setattr(jobs, "submit", lambda spec, visitor: asked.append(visitor) or run)
+    monkeypatch.setattr(jobs, "submit", lambda spec, visitor, **_: asked.append(visitor) or run)
     at = open_page("home", secret=MINE)
     at.button(key="home.first").click().run()
     assert asked == [owner_of(MINE)]

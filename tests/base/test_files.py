@@ -13,7 +13,16 @@ import pytest
 
 from qcore.base import files
 from qcore.base.errors import InputError
-from qcore.base.files import new_folder, publish, read_json, real_target, replaced_file, sha256, write_json
+from qcore.base.files import (
+    new_folder,
+    publish,
+    read_json,
+    real_target,
+    replaced_file,
+    restore,
+    sha256,
+    write_json,
+)
 
 
 @pytest.fixture(params=["exchange", "two renames"])
@@ -135,17 +144,35 @@ def test_a_kill_at_any_step_leaves_a_complete_folder(tmp_path, way):
         codes.append(
             subprocess.run([sys.executable, "-c", KILL, str(place), way, str(moment)], check=False).returncode
         )
-        complete = [
-            folder
-            for folder in place.iterdir()
-            if {path.name: path.read_text() for path in folder.iterdir()}
-            in ({part: "old" for part in "abc"}, {part: "new" for part in "abc"})
-        ]
-        assert complete, f"killed at step {moment}, nothing was left"
+        assert (place / "final").exists() or restore(place / "final"), f"killed at step {moment}"
+        found = {path.name: path.read_text() for path in (place / "final").iterdir()}
+        assert found in ({part: "old" for part in "abc"}, {part: "new" for part in "abc"}), moment
         moment += 1
     assert set(codes[:-1]) == {-signal.SIGKILL} and len(codes) >= 3
     assert [path.name for path in place.iterdir()] == ["final"]
     assert (place / "final" / "a").read_text() == "new"
+
+
+@pytest.mark.row("33", "F3")
+def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_path):
+    """A model half saved by a process that was killed took its gigabytes for ever."""
+    final = tmp_path / "mo[d]el"  # also a name that is a pattern
+    for name in ("partial-00000001", "replaced-00000002", "partial-not-ours"):
+        (tmp_path / f".{final.name}.{name}").mkdir()
+    (tmp_path / ".other.partial-00000003").mkdir()
+    with new_folder(final) as first, new_folder(final) as second:
+        assert first.exists() and second.exists()
+        (second / "new").touch()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".{final.name}.partial-not-ours", ".other.partial-00000003", final.name}
+
+
+def test_a_folder_that_was_being_replaced_is_found_again(tmp_path):
+    (tmp_path / ".final.replaced-0123abcd").mkdir()
+    (tmp_path / ".final.replaced-0123abcd" / "old").touch()
+    assert restore(tmp_path / "final") and (tmp_path / "final" / "old").exists()
+    assert not restore(tmp_path / "final") and not restore(tmp_path / "none")
+    assert not restore(tmp_path / "final" / "old" / "below")
 
 
 @pytest.mark.row("31")

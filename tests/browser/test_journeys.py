@@ -38,13 +38,22 @@ def test_the_first_run(page, address):
 
 
 @pytest.mark.row("37")
-def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address):
+def test_a_run_is_cancelled_and_found_again_in_another_tab(page, address, home):
+    """A double click, a reload and the back button start nothing twice and lose nothing."""
+    before = len(list((home / "runs").glob("*/spec.json")))
     dashboard.visit(page, f"{address}/quantize")
     page.get_by_role("button", name="Decreasing bits").click()
     dashboard.settle(page)
-    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_role("button", name="Start", exact=True).dblclick()
     page.wait_for_url("**/quantize?run=*")
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.go_back()
+    page.go_forward()
+    page.wait_for_url("**/quantize?run=*")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    assert len(list((home / "runs").glob("*/spec.json"))) == before + 1
     other = page.context.new_page()
     dashboard.visit(other, f"{address}/layers")
     expect(other.get_by_test_id("stSidebar").get_by_role("link", name="smollm2-135m")).to_be_visible()

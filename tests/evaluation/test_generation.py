@@ -174,6 +174,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.row("13")
 def test_prompts_decoded_together_are_as_if_alone(kind):
     model, calls = tiny.sharp(kind), []
     together = compare_generations(

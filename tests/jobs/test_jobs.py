@@ -9,11 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qcore import __version__
 from qcore.base import process
 from qcore.base.errors import InputError
 from qcore.jobs import jobs
+from qcore.jobs.kind import Context
+from qcore.jobs.kind_compare import Comparison
+from qcore.recipes.spec import RunSpec
 from qcore.results.folder import RunFolder
 from qcore.results.store import Store
+from qcore.verbs import compare
 
 
 def pid_gone(pid: int) -> bool:
@@ -205,6 +210,20 @@ def test_fifty_clicks_at_once_are_one_run(fake):
     assert len(seen) == 50 and len(set(seen)) == 1 == len(jobs.list_runs())
 
 
+@pytest.mark.row("37", "F6")
+def test_clicks_whose_checks_take_long_are_one_run(fake, ended, monkeypatch):
+    """Of twenty clicks on Start, fifteen were accepted: their checks ended more than two seconds apart."""
+    clicked = time.time()
+    spec = fake("fp32", fp32="hang")
+    first = jobs.submit(spec, asked=clicked)
+    monkeypatch.setattr(jobs, "DOUBLE_CLICK_SECONDS", 0)  # as if the time had passed
+    assert {jobs.submit(spec, asked=clicked) for _ in range(20)} == {first} and len(jobs.list_runs()) == 1
+    jobs.cancel(first)
+    again = jobs.submit(spec, asked=clicked)
+    assert again != first  # what was cancelled is not the answer to a click
+    assert jobs.submit(spec, asked=time.time() + 1) not in (first, again)
+
+
 def test_the_same_request_is_a_new_run_once_the_first_ended_or_some_time_passed(fake, ended, monkeypatch):
     spec = fake("fp32")
     first = jobs.submit(spec)
@@ -257,7 +276,7 @@ def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
     ended(run_id)
     folder = RunFolder(run_id)
     me = process.identity(os.getpid())
-    folder.write("process.json", {**me, "process_started": me["process_started"] - 60})
+    folder.write("process.json", {**me, "ticks": me["ticks"] - 6000})
     folder.write("status.json", {**folder.read("status.json"), "state": "running"})
     assert folder.process() is None
     assert jobs.cancel(run_id).state == "interrupted"
@@ -278,6 +297,28 @@ def test_a_process_that_took_over_the_pid_is_not_ours(fake, ended):
 )
 def test_records_without_a_living_process(record):
     assert process.living(record) is None
+
+
+@pytest.mark.row("F11")
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_run_goes_on_when_the_clock_is_set(fake, wait_for, monkeypatch, hours):
+    run_id = jobs.submit(fake("fp32", fp32="hang"))
+    wait_for(lambda: began(run_id, "fp32"))
+    now, started = time.time, psutil.Process.create_time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+    # psutil adds the time since the boot to the time of the boot, which moves with the clock
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + 3600 * hours)
+    assert jobs.status(run_id).state == "running"
+    second = jobs.submit(fake("fp32", model="other"))
+    assert jobs.status(run_id).state == "running"
+    assert jobs.cancel(run_id).state == "cancelled" and jobs.cancel(second).state == "cancelled"
+
+
+def test_a_process_of_an_earlier_record_is_known_by_the_second_of_its_start():
+    me = process.identity(os.getpid())
+    earlier = {"pid": me["pid"], "process_started": me["process_started"] + 1}
+    assert process.living(earlier).pid == os.getpid()
+    assert process.living(earlier | {"process_started": me["process_started"] - 60}) is None
 
 
 def test_a_zombie_is_dead():
@@ -329,3 +370,35 @@ def test_compare_waits_and_returns_rows_or_says_what_is_wrong(fake, monkeypatch)
         jobs.compare("m", ["fp32"], text='{"fp32": "InputError"}')
     with pytest.raises(InputError, match="Unknown option 'token'. Did you mean tokens"):
         jobs.compare("m", ["fp32"], token=5)
+
+
+@pytest.mark.row("31")
+def test_a_repeated_run_takes_over_what_an_interrupted_one_finished(fake, wait_for, ended, monkeypatch):
+    """Measured rows of a run that was killed had to be measured again."""
+    run_id = jobs.submit(fake("fp32,int8,int4", int4="hang"))
+    wait_for(lambda: began(run_id, "int4"))
+    folder = RunFolder(run_id)
+    for position, row in folder.rows().items():
+        folder.write_row(position, row | {"record": {"model": "fake", "qcore": __version__, "digest": "d"}})
+    (folder.path / "reference.safetensors").write_bytes(b"megabytes")
+    os.kill(folder.process().pid, signal.SIGKILL)
+    status = ended(run_id)
+    assert status.state == "interrupted" and "a repeated run takes them over" in status.error
+    assert not (folder.path / "reference.safetensors").exists()
+    again = RunFolder(jobs.repeat(run_id))
+    rows = again.rows()
+    assert [row["recipe"] for row in rows.values()] == ["fp32", "int8"]
+    assert rows[1]["record"]["notes"] == [f"Taken over from the run {run_id}, which was interrupted."]
+    spec = RunSpec.from_dict(again.read("spec.json"))
+    measured = []
+    monkeypatch.setattr(compare, "run_recipe", lambda spec, recipe, *rest: measured.append(recipe.name) or {})
+    for digest, expected in (("d", ["fp32", "int4"]), ("another model", ["fp32", "int8", "int4"])):
+        again.write("baseline.json", {"digest": digest})
+        for position, row in rows.items():
+            again.write_row(position, row)
+        (again.path / "rows" / "02.json").unlink(missing_ok=True)
+        measured.clear()
+        for task in "012":
+            Comparison().run(spec, Context(again, task, print))
+        assert measured == expected
+    assert folder.rows().keys() == {0, 1}, "the interrupted run keeps its rows"

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import tiny
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qcore import library, planning
 from qcore.base.errors import InputError, RunError, TooLargeError
@@ -320,3 +321,42 @@ def test_another_checkpoint_clears_the_cache(folder, tmp_path):
     old = weakref.ref(cache.get(checkpoint, parse("fp32"), report).model)
     cache.get(library.resolve(str(tiny.checkpoint("gpt2", tmp_path))), parse("fp32"), report)
     assert old() is None and len(cache._models) == 1
+
+
+@pytest.mark.row("38")
+def test_memory_is_flat_over_ten_rounds_of_two_models(tmp_path):
+    """Each model has 17 MB; one that stayed would show."""
+    shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 2}
+    config = LlamaConfig(vocab_size=258, num_attention_heads=4, num_key_value_heads=4, **shape)
+    folders = []
+    for name in ("one", "other"):
+        model = LlamaForCausalLM(config)
+        model.save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+        folders.append(tmp_path / name)
+    del model
+    cache, seen = ModelCache(), []
+    for _ in range(10):
+        for folder in folders:
+            checkpoint, report = checkpoint_and_report(folder)
+            loaded = cache.get(checkpoint, parse("bf16"), report)
+            generate_text(loaded.model, loaded.tokenizer, "Hi", 2)
+        del loaded
+        seen.append(psutil.Process().memory_info().rss)
+    assert max(seen[4:]) - seen[3] < 10e6, [round(each / 1e6) for each in seen]
+
+
+@pytest.mark.row("38")
+def test_another_model_is_asked_for_while_one_writes(folder, tmp_path):
+    other = tiny.checkpoint("gpt2", tmp_path / "other")
+    with Resident(str(folder), ["fp32"], threads=1) as client:
+        events = client.generate("Hi", 400, temperature=5.0)
+        while next(events).kind != "text":
+            pass
+        client.model = str(other)
+        second = client.generate("Hi", 2)
+        assert next(second).kind == "queued"
+        events.close()  # cancelled: the first gives way
+        assert [event.kind for event in second][-1] == "done"
+        client.model = str(folder)
+        assert list(client.generate("Hi", 1))[-1].kind == "done"

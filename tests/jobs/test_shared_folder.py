@@ -36,6 +36,7 @@ def foreign(fake, ended):
     return run_id
 
 
+@pytest.mark.row("42")
 def test_a_run_of_another_machine_is_never_settled_from_here(foreign):
     folder = RunFolder(foreign)
     assert jobs.status(foreign).state == "running" and jobs.list_runs()[0].active
@@ -47,6 +48,34 @@ def test_a_run_of_another_machine_is_never_settled_from_here(foreign):
     assert jobs.status(foreign).state == "running"
 
 
+@pytest.mark.row("42")
+def test_a_container_of_the_same_name_judges_nobody_by_a_pid(fake, wait_for):
+    """Two containers had one host name and one cache folder: each took the other's runs for dead."""
+    run_id = jobs.submit(fake("fp32", fp32="hang"))
+    wait_for(lambda: began(run_id, "fp32"))
+    folder = RunFolder(run_id)
+    mine = folder.read("process.json")
+    folder.write("process.json", mine | {"place": "another boot or container"})
+    assert jobs.status(run_id).state == "running" and folder.process() is None  # not ours to signal
+    os.utime(folder.path / "process.json", (time.time() - 3600,) * 2)
+    assert jobs.status(run_id).state == "interrupted"  # silent: that boot or container is gone
+    assert folder.read("status.json")["state"] == "interrupted"
+    assert process.living(mine) is not None
+    folder.write("process.json", mine)
+
+
+@pytest.mark.row("42")
+def test_two_machines_start_the_same_request_at_once(fake, monkeypatch):
+    """A double click does not span machines: cancelling one's run would have ended the other's."""
+    spec = fake("fp32", fp32="hang")
+    first = jobs.submit(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "host", lambda: "another-machine")
+        second = jobs.submit(spec)
+    assert first != second and jobs.submit(spec) == first
+
+
+@pytest.mark.row("42")
 @pytest.mark.slow
 def test_runs_queue_behind_one_of_another_machine(foreign, fake, wait_for, ended):
     run_id = jobs.submit(fake("fp32"))

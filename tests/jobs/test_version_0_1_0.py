@@ -34,7 +34,7 @@ def test_a_run_is_listed_with_its_rows_and_verdicts(said):
 
 def test_its_request_can_be_repeated(monkeypatch):
     asked = []
-    monkeypatch.setattr(jobs, "submit", lambda request, engine: asked.append(request) or "again")
+    monkeypatch.setattr(jobs, "submit", lambda request, engine, **_: asked.append(request) or "again")
     assert jobs.repeat(RUN) == "again"
     (spec,) = asked
     assert isinstance(spec, RunSpec) and [each.name for each in spec.recipes] == ["fp32", "int8"]

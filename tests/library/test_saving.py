@@ -96,8 +96,8 @@ def test_a_full_disk_at_the_start_of_streaming_is_one_sentence(tmp_path, monkeyp
 
 
 def test_everybody_may_read_a_saved_model_and_it_is_on_the_disk(tmp_path, monkeypatch):
-    flushed, settle = [], files._settle
-    monkeypatch.setattr(files, "_settle", lambda folder: (flushed.append(folder), settle(folder)))
+    flushed, settle = [], files.settle
+    monkeypatch.setattr(files, "settle", lambda folder: (flushed.append(folder), settle(folder)))
     plain.save(tiny.model("llama"), tiny.tokenizer(), {"kind": "prune"}, tmp_path / "model")
     assert len(flushed) == 1
     (tmp_path / "model" / "x").touch()

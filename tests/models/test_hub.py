@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import fakehub
 import pytest
@@ -169,6 +170,52 @@ def test_a_hub_in_trouble(hub, status):
     hub.answers["owner/tiny", "info"] = (status, {})
     with pytest.raises(UnavailableError, match=f"answered with an error \\(status {status}\\)"):
         library.resolve("owner/tiny")
+
+
+@pytest.mark.row("F7")
+@pytest.mark.parametrize("kind", ["info", "files"])
+@pytest.mark.parametrize("how", ["silent", "headers", "body"])
+def test_a_hub_that_never_ends_is_given_up(hub, repository, monkeypatch, how, kind):
+    """A byte every two seconds kept each time limit for a single read, for ever."""
+    monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.5)
+    hub.repositories["owner/tiny"] = repository
+    hub.slow["owner/tiny", kind] = how
+    began = time.monotonic()
+    for find in (library.resolve, library.outline):
+        with pytest.raises(UnavailableError, match="sends nothing or next to nothing, so owner/tiny was"):
+            find("owner/tiny")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.row("F7")
+def test_a_hub_that_limits_and_falls_silent_is_given_up(hub, repository, monkeypatch):
+    monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.5)
+    hub.repositories["owner/tiny"] = repository
+    hub.answers["owner/tiny", "files"] = (429, {"Retry-After": "0"})
+    hub.slow["owner/tiny", "files"], hub.first["owner/tiny", "files"] = "silent", 2
+    with pytest.raises(UnavailableError, match="sends nothing or next to nothing|rate limit"):
+        library.resolve("owner/tiny")
+
+
+@pytest.mark.row("F7")
+def test_a_hub_that_redirects_for_ever(hub, repository):
+    hub.repositories["owner/tiny"] = repository
+    hub.answers["owner/tiny", "info"] = (302, {"Location": f"{hub.url}/api/models/owner/tiny"})
+    with pytest.raises(UnavailableError, match="hub cannot be reached"):
+        library.resolve("owner/tiny")
+    del hub.answers["owner/tiny", "info"]
+    hub.answers["owner/tiny", "files"] = (302, {"Location": f"{hub.url}/owner/tiny/resolve/main/config.json"})
+    with pytest.raises(UnavailableError, match="hub cannot be reached"):
+        library.resolve("owner/tiny")
+
+
+@pytest.mark.row("F7")
+def test_an_earlier_download_serves_while_the_hub_is_silent(hub, repository, monkeypatch):
+    hub.repositories["owner/tiny"] = repository
+    first = library.resolve("owner/tiny")
+    monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.5)
+    hub.slow["owner/tiny", "info"] = "silent"
+    assert library.resolve("owner/tiny").digest == first.digest
 
 
 def test_something_that_is_no_hub(hub):

@@ -1,15 +1,18 @@
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from qcore.base.errors import InputError
+from qcore.jobs import jobs
+from qcore.results import store as store_module
 from qcore.results.folder import RunFolder
 from qcore.results.store import SCHEMA_VERSION, Store, keep_end, keep_row
 
@@ -162,8 +165,85 @@ def test_a_database_that_cannot_be_written_does_not_lose_the_result(own_home, ca
     assert len(result["rows"]) == 2 and result["state"] == "done" and "not in the database" in caplog.text
 
 
-@pytest.mark.row("F10")
-def test_a_damaged_row_file_does_not_hide_the_others():
+@pytest.mark.row("43")
+def test_a_run_of_a_kind_that_is_unknown_here_is_listed():
+    """One run of a newer version that was killed made the list of runs an error on every page."""
     folder = run_folder()
-    Path(folder.path / "rows" / "00.json").write_text('{"recipe": ')
+    folder.write("spec.json", {"kind": "dreaming", "model": "m"})
+    folder.write("status.json", {"state": "running", "phase": "asleep", "created_at": 1.0})
+    (found,) = jobs.list_runs()
+    assert found.state == "interrupted" and found.kind == "dreaming"
+    assert "while it was at: asleep; this version of qcore does not know its kind" in found.error
+
+
+HOLD = """
+import sqlite3, sys, time
+from filelock import FileLock
+if sys.argv[1] == "database":
+    db = sqlite3.connect(sys.argv[2], isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("BEGIN EXCLUSIVE")
+else:
+    lock = FileLock(sys.argv[2] + ".lock")
+    lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.row("F9")
+@pytest.mark.parametrize("what", ["database", "lock file"])
+def test_another_process_holds_the_database(what, own_home, monkeypatch, caplog):
+    """A row waited for more than 90 seconds, and for a stopped process without end."""
+    folder, path = run_folder(), own_home / "qcore.db"
+    Store()
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(store_module, "_checked", {})
+    command = [sys.executable, "-c", HOLD, what, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            other.send_signal(signal.SIGSTOP)  # a stopped process keeps its locks
+            began = time.monotonic()
+            keep_row(folder, 0, row())
+            keep_end(folder, {"state": "done", "created_at": 1.0})
+            assert time.monotonic() - began < 5
+            assert f"process {other.pid} (" in caplog.text.lower() and "not in the database" in caplog.text
+            result = json.loads((folder.path / "result.json").read_text())
+            assert [each["recipe"] for each in result["rows"]] == ["r0", "r1"]
+        finally:
+            other.kill()
+    assert [each["recipe"] for each in Store().rows(folder.run_id)] == ["r0", "r1"]  # caught up
+
+
+@pytest.mark.row("F10")
+@pytest.mark.parametrize(
+    "text", ['{"recipe": ', "[1, 2]", '"r0"', "7", "{}", '{"recipe": 3, "status": "ok"}', "\xff", ""]
+)
+def test_a_damaged_row_file_does_not_hide_the_others(text, caplog):
+    folder = run_folder()
+    (folder.path / "rows" / "00.json").write_text(text, encoding="latin-1")
     assert [r["recipe"] for r in folder.rows().values()] == ["r1"]
+    assert "00.json" in caplog.text and "ignored" in caplog.text
+    keep_end(folder, {"state": "done", "created_at": 1.0})
+    assert [r["recipe"] for r in Store().rows(folder.run_id)] == ["r1"]
+
+
+@pytest.mark.row("F10")
+@pytest.mark.parametrize("name", ["5 copy.json", "01 (1).json", "x.json", "1.json", "-1.json"])
+def test_a_file_beside_the_rows_is_named_and_left_out(name, caplog):
+    folder = run_folder()
+    (folder.path / "rows" / name).write_bytes((folder.path / "rows" / "00.json").read_bytes())
+    assert list(folder.rows()) == [0, 1]
+    assert name in caplog.text
+
+
+@pytest.mark.row("F10")
+@pytest.mark.parametrize("name", ["status.json", "spec.json", "process.json", "outcome.json", "history.json"])
+def test_a_file_of_a_run_that_holds_a_list_does_no_harm(name):
+    folder = run_folder()
+    folder.write("status.json", {"state": "done", "created_at": 1.0})
+    folder.write(name, [1, 2])
+    assert jobs.status(folder.run_id).state == ("interrupted" if name == "status.json" else "done")
+    assert len(jobs.rows(folder.run_id)) == 2 and jobs.outcome(folder.run_id) is None
+    assert jobs.list_runs() and jobs.history(folder.run_id) is None
