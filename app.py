@@ -11,12 +11,16 @@ from starlette.middleware import Middleware
 from streamlit import runtime
 
 from qcore.base import logs
+from qcore.base.home import is_public
+from qcore.jobs import upkeep
 from ui import exposure, gate, navigation
 
 logs.configure()
 declared = gate.declared()
 exposure.settle()
 if runtime.exists():
+    if is_public():
+        upkeep.now_and_then()
     st.set_page_config(
         page_title="qcore", page_icon=":material/compress:", layout="wide", initial_sidebar_state=220
     )

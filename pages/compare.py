@@ -4,7 +4,7 @@ import streamlit as st
 
 from ui import allocation_view, charts, compare_view, families, jobs, pareto, results, start, state
 from ui.glossary import explain
-from ui.text import clock
+from ui.text import clock, one_line, shielded
 
 WORDS = (
     "stored bytes",
@@ -41,9 +41,9 @@ if "compare.runs" not in st.session_state or (linked and linked != st.session_st
 
 def name(run_id: str) -> str:
     status = runs[run_id]
-    return f"{state.model_of(status)} · {len(status.recipes)} recipes · {clock(status.created_at)}" + (
-        "" if status.state == "done" else f" · {status.state}"
-    )
+    ended = "" if status.state == "done" else f" · {status.state}"
+    model = one_line(state.model_of(status))
+    return f"{model} · {len(status.recipes)} recipes · {clock(status.created_at)}{ended}"
 
 
 st.session_state["compare.runs"] = [run_id for run_id in st.session_state["compare.runs"] if run_id in runs]
@@ -74,7 +74,7 @@ if not good:
 with st.container(horizontal=True):
     for best in results.best(good):
         st.metric(
-            f"{best.title} · {best.recipe}",
+            f"{best.title} · {shielded(best.recipe)}",
             best.value,
             best.against,
             delta_color="off",

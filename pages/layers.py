@@ -24,7 +24,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = model.choose(PREFIX)
     button = st.container()
 recipe = recipes.parse(name)
-st.caption(f"{shielded(chosen[0]) if chosen else 'no model'} · {name}: {recipes.describe(recipe)}")
+st.caption(f"{shielded(chosen[0]) if chosen else 'no model'} · {name}: {shielded(recipes.describe(recipe))}")
 checkpoint = model.resolve(*chosen, "Fetch it to inspect its layers.") if chosen else None
 if checkpoint is None:
     if not chosen:

@@ -7,7 +7,7 @@ from qcore.verbs import lessons
 from ui import learn_models, learn_view, state
 from ui.forms import model
 from ui.learn_lessons import LESSONS
-from ui.text import shielded
+from ui.text import one_line, shielded
 
 PREFIX, DITHERED = "learn", "smollm2-135m-dithered"
 TITLES = {lesson.title: lesson for lesson in LESSONS}
@@ -29,7 +29,12 @@ if checkpoint is not None:
         names = state.remember(("lesson names", checkpoint.digest), lambda: lessons.names(checkpoint))
         usual = next((i for i, name in enumerate(names) if name.endswith("mlp.down_proj.weight")), 0)
         name = place.selectbox(
-            "Weight", names, index=usual, key=f"{PREFIX}.weight.{checkpoint.digest[:8]}", width=420
+            "Weight",
+            names,
+            index=usual,
+            format_func=one_line,
+            key=f"{PREFIX}.weight.{checkpoint.digest[:8]}",
+            width=420,
         )
         sample = state.remember(
             ("lesson weight", checkpoint.digest, name), lambda: lessons.read(checkpoint, name)

@@ -20,8 +20,9 @@ class Hub:
     """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for
     the whole repository ("info") or its files ("files"). `slow` maps them to how they never end: "silent", or
     "headers" or "body" that come byte by byte; the first answers, `first` of them, do end. `requests` lists
-    (method, path) of all that was asked, `sent` counts the bytes of all bodies. With `garbage`, every answer
-    is a page of HTML; without `ranges`, whole files are sent whatever part is asked for.
+    (method, path) of all that was asked, `tokens` the tokens that came with it, `sent` counts the bytes of all
+    bodies. With `garbage`, every answer is a page of HTML; without `ranges`, whole files are sent whatever
+    part is asked for.
 
     An upload with TOKEN puts files into `uploads[id]`; `created` maps the ids of new repositories to whether
     they are private. Ids in `open_to_all` are public, all others private."""
@@ -36,6 +37,7 @@ class Hub:
         self.first: dict[tuple[str, str], int] = {}
         self.closing = threading.Event()
         self.requests: list[tuple[str, str]] = []
+        self.tokens: set[str | None] = set()
         self.garbage = False
         self.ranges, self.sent = True, 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -84,6 +86,7 @@ class Hub:
             def _answer(self, with_body: bool) -> None:
                 path = unquote(urlparse(self.path).path).strip("/")
                 hub.requests.append((self.command, path))
+                hub.tokens.add((self.headers.get("Authorization") or "").removeprefix("Bearer ") or None)
                 if hub.garbage:
                     return self._send(200, b"<html>Please log in to the Wi-Fi</html>", {}, with_body)
                 if path.startswith("api/models/"):

@@ -17,7 +17,7 @@ from qcore.results.report import beside_other_work, human_perplexity
 from qcore.results.rows import FIGURE
 from qcore.results.scales import LONGEST, cut_at
 from ui import families
-from ui.text import digits, percent, seconds, size
+from ui.text import digits, drawn, drawn_labels, percent, seconds, size
 
 ROOMY, TIGHT, HEAD = 30, 25, 26  # pixels per row of few and of many rows; above the first row
 MUTED = "rgba(128,134,144,0.95)"  # secondary text and lines, readable on white and on black
@@ -126,6 +126,7 @@ def overview(rows: Sequence[dict]) -> go.Figure:
 def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
     """Draw one horizontal bar per row in each panel, first row on top. A failed row has its status instead of
     a bar."""
+    rows = drawn_labels(rows)
     labels = [row["label"] for row in rows]
     pitch = ROOMY if len(rows) <= 6 else TIGHT
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.035)
@@ -193,6 +194,8 @@ def bars(rows: Sequence[dict], panels: Sequence[Panel]) -> go.Figure:
 def estimate(rows: Sequence[dict], available: float) -> go.Figure:
     """Draw the predicted stored bytes (solid) and peak (pale) of each row {"recipe", "label", "stored_bytes",
     "peak_bytes", "fits"} against the `available` bytes of this machine."""
+    shortened = [drawn(_shortened(row["label"])) for row in rows]
+    rows = drawn_labels(rows)
     labels = [row["label"] for row in rows]
     peaks = [row["peak_bytes"] for row in rows]
     top = max(peaks)
@@ -232,7 +235,7 @@ def estimate(rows: Sequence[dict], available: float) -> go.Figure:
         font={"color": MUTED},
     )
     figure.update_xaxes(visible=False, range=[0, reach * 1.8], fixedrange=True)
-    names = {"tickvals": labels, "ticktext": [_shortened(label) for label in labels]}
+    names = {"tickvals": labels, "ticktext": shortened}
     figure.update_yaxes(range=[len(rows) - 0.5, -0.5], showgrid=False, ticks="", fixedrange=True, **names)
     figure.update_layout(
         barmode="overlay",

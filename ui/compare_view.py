@@ -14,7 +14,7 @@ from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts
 from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
-from ui.text import clock, shielded, verbatim
+from ui.text import clock, one_line, shielded, verbatim, visible
 
 FEW = 300  # with fewer questions a difference of 5 % is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
@@ -24,7 +24,7 @@ BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": 
 def table(rows: list[dict]) -> None:
     """Draw all figures. The line of a failed recipe is red."""
     lines = [
-        {"recipe": row["label"], "state": row["status"]}
+        {"recipe": one_line(row["label"]), "state": row["status"]}
         | {each.heading: None if row[each.key] is None else row[each.key] * each.scale for each in FIGURES}
         for row in rows
     ]
@@ -160,7 +160,7 @@ def answers(rows: list[dict]) -> None:
     chosen = st.selectbox(
         "Prompt",
         list(prompts),
-        format_func=lambda name: f"{prompts[name]['kind']}: {name}",
+        format_func=lambda name: one_line(f"{prompts[name]['kind']}: {name}"),
         key="compare.prompt",
     )
     st.caption(verbatim(prompts[chosen]["prompt"]))
@@ -203,10 +203,12 @@ def record(rows: list[dict]) -> None:
         st.markdown(f"**Run {run_id}**, {clock(found.get('started_at'))}")
         lines = conditions.settings(found) | conditions.machine(found)
         st.table(
-            [{"": name, "value": value} for name, value in lines.items()], hide_header=True, hide_index=True
+            [{"": name, "value": shielded(value)} for name, value in lines.items()],
+            hide_header=True,
+            hide_index=True,
         )
         st.caption("Command to reproduce the run:")
-        st.code(found.get("command") or "", language="bash", wrap_lines=True)
+        st.code(visible(found.get("command") or ""), language="bash", wrap_lines=True)
 
 
 def downloads(rows: list[dict], margin: float | None) -> None:

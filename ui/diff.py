@@ -1,13 +1,20 @@
-"""Compare two texts word by word, and mark the words of the second that differ from the first."""
+"""Compare two texts word by word, and mark the words of the second that differ from the first.
+
+The words that stay are a longest common subsequence. Its table has a bounded number of cells, whatever the
+texts repeat: difflib takes cubic time for two answers that repeat one word.
+"""
 
 import re
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+
+import numpy as np
 
 from ui.text import NBSP, shielded, visible
 
 _PIECES = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
 LONGEST = 20_000  # characters compared per text; the rest is shown unmarked
+MOST = 2000  # pieces compared per text, between equal beginnings and ends
 
 
 def pieces(text: str) -> list[str]:
@@ -18,10 +25,7 @@ def pieces(text: str) -> list[str]:
 def spans(base: str, other: str) -> list[tuple[str, bool]]:
     """Split `other` into (text, whether it differs from `base`)."""
     a, b = pieces(base[:LONGEST]), pieces(other[:LONGEST])
-    found: list[tuple[str, bool]] = []
-    for tag, _, _, low, high in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if high > low:
-            found.append(("".join(b[low:high]), tag != "equal"))
+    found = _merged([(piece, not kept) for piece, kept in zip(b, kept_of(a, b), strict=True)])
     for i in range(1, len(found) - 1):  # a blank between two differing words counts as differing
         text, differs = found[i]
         if not differs and not text.strip(" ") and found[i - 1][1] and found[i + 1][1]:
@@ -30,6 +34,40 @@ def spans(base: str, other: str) -> list[tuple[str, bool]]:
     if len(other) > LONGEST:
         found.append((other[LONGEST:], False))
     return found
+
+
+def kept_of(a: Sequence[str], b: Sequence[str]) -> list[bool]:
+    """Return for each piece of `b` whether it belongs to a longest common subsequence with `a`. Pieces beyond
+    the bound count as kept."""
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rest = min(len(a), len(b)) - start
+    end = next((i for i in range(rest) if a[-1 - i] != b[-1 - i]), rest)
+    x, y = a[start : len(a) - end][:MOST], b[start : len(b) - end][:MOST]
+    kept = [True] * len(b)
+    kept[start : start + len(y)] = [False] * len(y)
+    for j in _common(x, y):
+        kept[start + j] = True
+    return kept
+
+
+def _common(x: Sequence[str], y: Sequence[str]) -> Iterator[int]:
+    """Yield the positions in `y` of a longest common subsequence with `x`."""
+    numbers = {piece: number for number, piece in enumerate({*x, *y})}
+    ids = np.array([numbers[piece] for piece in y], dtype=np.int32)
+    lengths = np.zeros((len(x) + 1, len(y) + 1), dtype=np.int16)  # [i, j]: of x[i:] and y[j:]
+    for i in range(len(x) - 1, -1, -1):
+        below = lengths[i + 1]
+        best = np.maximum(below[:-1], below[1:] + (ids == numbers[x[i]]))
+        lengths[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    i = j = 0
+    while i < len(x) and j < len(y):
+        if x[i] == y[j]:
+            yield j
+            i, j = i + 1, j + 1
+        elif lengths[i + 1, j] >= lengths[i, j + 1]:
+            i += 1
+        else:
+            j += 1
 
 
 def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:

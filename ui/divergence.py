@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from ui.text import drawn, drawn_labels
+
 SCALE = [[0.0, "rgba(61,127,219,0.04)"], [1.0, "rgba(61,127,219,1)"]]
 
 
@@ -11,6 +13,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
     """Draw the share of each answer before its first divergence, in percent: one row per recipe, one column
     per prompt. A cell contains the number of tokens, or = if the whole answer is identical."""
     rows = [row for row in rows if row["recipe"] != "fp32"] or list(rows)
+    rows = drawn_labels(rows)
     prompts = [answer["id"] for answer in rows[0]["record"]["generations"]]
     cells, texts, marks = [], [], []
     for row in rows:
@@ -22,7 +25,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
     figure = go.Figure()
     figure.add_heatmap(
         z=cells,
-        x=prompts,
+        x=[drawn(name) for name in prompts],
         y=[row["label"] for row in rows],
         colorscale=SCALE,
         zmin=0,
@@ -59,4 +62,4 @@ def _hover(row: dict, answer: dict | None) -> str:
         return "no answer"
     at = answer["first_divergence"]
     what = "identical" if at is None else f"first difference: token {at + 1} of {len(answer['tokens'])}"
-    return f"<b>{row['label']}</b><br>{answer['kind']}: {answer['id']}<br>{what}"
+    return f"<b>{row['label']}</b><br>{drawn(answer['kind'])}: {drawn(answer['id'])}<br>{what}"

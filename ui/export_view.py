@@ -9,7 +9,7 @@ from qcore.library.exports import TARGETS
 from qcore.recipes import FILE
 from ui import jobs, state
 from ui.forms.handover import PAGE, hand_over
-from ui.text import digits, seconds, shielded, size, verbatim
+from ui.text import digits, seconds, shielded, size, verbatim, visible
 
 LARGEST = 2_000_000_000  # bytes of a file that the server holds in memory to send it
 
@@ -37,11 +37,11 @@ def draw(status: jobs.JobStatus) -> None:
     file = folder / result["files"][0]
     if not is_public():
         st.caption("The folder, with tokenizer, licence and model card:")
-        st.code(str(folder), language=None)
+        st.code(visible(str(folder)), language=None)
     if target.usage:
         st.subheader("Run it", anchor=False)
         place = Path(folder.name) if is_public() else folder
-        st.code(target.usage.format(folder=place, file=place / file.name), language="bash")
+        st.code(visible(target.usage.format(folder=place, file=place / file.name)), language="bash")
     if is_public():
         return
     st.subheader("Prove it", anchor=False)
@@ -65,7 +65,9 @@ def _file(file: Path) -> None:
     """Draw a line with the name, size and download of one file."""
     with st.container(horizontal=True, vertical_alignment="center"):
         bytes_ = file.stat().st_size if file.is_file() else None
-        st.markdown(f"`{file.name}` {'is gone' if bytes_ is None else size(bytes_)}", width="content")
+        st.markdown(
+            f"**{shielded(file.name)}** {'is gone' if bytes_ is None else size(bytes_)}", width="content"
+        )
         if bytes_ is None:
             return
         if bytes_ > LARGEST:

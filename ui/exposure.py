@@ -7,7 +7,7 @@ import os
 
 import streamlit as st
 
-from qcore.jobs import public
+from qcore.base.limits import limits
 
 PUBLIC = "QCORE_PUBLIC"
 log = logging.getLogger("qcore.dashboard")
@@ -28,7 +28,7 @@ def settle() -> None:
                 "sizes, and visitors see their own runs only. Start it with --server.address localhost, or "
                 "set QCORE_PUBLIC=0, to allow everything."
             )
-    public.limits()
+    limits()
 
 
 def is_loopback(address: str | None) -> bool:

@@ -8,6 +8,4 @@ __all__ = ["FAILED", "OTHER", "SAVED", "badge", "color", "family"]
 
 def badge(recipe: str) -> str:
     """Return Markdown: a dot in the family's color, then the recipe's name."""
-    # a folder's name may contain Markdown, a known recipe's cannot
-    name = shielded(recipe) if family(recipe) is SAVED else recipe
-    return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{name}'
+    return f':color[●]{{foreground="{color(recipe)}"}}&nbsp;{shielded(recipe)}'

@@ -13,6 +13,7 @@ from qcore.evaluation.verdict import details
 from qcore.results.scales import OUTCOMES, ratio_name, ratio_place, ratio_ticks
 from ui import families
 from ui.charts import FAINT, MUTED
+from ui.text import drawn_labels
 
 BAND = "rgba(46,160,94,0.16)"
 ROW, HEAD, FOOT = 30, 12, 46
@@ -22,6 +23,7 @@ def picture(rows: Sequence[dict], margin: float) -> go.Figure:
     """Draw one line per row: an interval for a row with a verdict, its status otherwise. The verdicts must
     have been taken with the same `margin`."""
     rows = [row for row in rows if row["recipe"] != "fp32" or row.get("verdict")]
+    rows = drawn_labels(rows)
     edge = math.log1p(margin)
     figure = go.Figure()
     judged = [row for row in rows if row.get("verdict")]

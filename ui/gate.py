@@ -17,11 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
 
 from qcore.base.home import is_public
+from qcore.jobs import public
 from ui.exposure import PUBLIC, is_loopback
 from ui.visitor import COOKIE, DAYS, is_secret, new_secret
 
 CONNECTIONS = 200  # open web sockets
-UPLOAD = 5_100_000  # bytes of a request: a text of 5 MB and its frame
+FRAME = 100_000  # bytes around the file in a request
+UPLOAD = public.UPLOAD + FRAME
 SESSION_UPLOADS, ALL_UPLOADS = 4 * UPLOAD, 40 * UPLOAD  # bytes that Streamlit holds, per session and together
 CLOSED = ("/_stcore/metrics", "/_stcore/agent", "/_stcore/script-health-check")
 HEADERS = {

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from qcore.base.errors import InputError
-from qcore.jobs import jobs
+from qcore.jobs import jobs, upkeep
 from qcore.jobs.kind import Request
 from qcore.jobs.public import SAMPLE
 from qcore.jobs.status import JobStatus
@@ -87,7 +87,7 @@ def cancel(run_id: str) -> JobStatus:
 def delete(run_id: str) -> None:
     """Delete an ended job of this visitor. Raise `InputError` for any other."""
     _own(run_id)
-    jobs.delete(run_id)
+    jobs.delete(run_id) if visitor() is None else upkeep.remove(run_id)
 
 
 def repeat(run_id: str) -> str:

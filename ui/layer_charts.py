@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ui import families
 from ui.charts import FAINT, MUTED
-from ui.text import digits, percent
+from ui.text import digits, drawn, percent
 
 if TYPE_CHECKING:
     from qcore.verbs.layer_errors import Histogram, LayerError
@@ -158,6 +158,6 @@ def _mean(values: Sequence[float]) -> float:
 def _hover(error: LayerError) -> str:
     shape = " × ".join(str(length) for length in error.shape)
     return (
-        f"<b>{error.name}</b><br>{shape}<br>relative error {percent(error.relative_error)}<br>signal to "
-        f"noise {error.snr_db:.1f} dB<br>{digits(error.bits_per_weight)} bits per weight"
+        f"<b>{drawn(error.name)}</b><br>{shape}<br>relative error {percent(error.relative_error)}<br>"
+        f"signal to noise {error.snr_db:.1f} dB<br>{digits(error.bits_per_weight)} bits per weight"
     )

@@ -9,7 +9,7 @@ from qcore.recipes import Recipe
 from qcore.verbs import layer_errors
 from ui import layer_charts, state
 from ui.glossary import explain
-from ui.text import digits, percent
+from ui.text import digits, one_line, percent, shielded
 
 BINS = 240
 
@@ -33,6 +33,7 @@ def draw(checkpoint: Checkpoint, recipe: Recipe, errors: Sequence[layer_errors.L
         "Weight",
         names,
         index=names.index(worst.name),
+        format_func=one_line,
         key=key,
         help="Starts at the layer with the largest error.",
     )
@@ -60,7 +61,7 @@ def _summary(errors: Sequence[layer_errors.LayerError], worst: layer_errors.Laye
         (
             "Worst layer",
             percent(worst.relative_error),
-            worst.name.removesuffix(".weight"),
+            shielded(worst.name.removesuffix(".weight")),
             explain("relative error"),
         ),
     )

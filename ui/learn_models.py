@@ -7,7 +7,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.results.scales import frontier
 from qcore.verbs import lessons
 from ui import jobs, learn_charts, learn_lessons, learn_view, pareto, results, start, state
-from ui.text import digits, percent, visible
+from ui.text import digits, drawn, one_line, percent
 
 PREFIX = "learn"
 PROMPT = "The capital of France is"
@@ -67,7 +67,7 @@ def _show(
             border=True,
         )
     with right:
-        words = [visible(predictions.words[token]).strip() or "(blank)" for token in found.tokens]
+        words = [drawn(predictions.words[token]).strip() or "(blank)" for token in found.tokens]
         state.plot(
             learn_charts.taught(found, words),
             key=f"{PREFIX}.distillation.bars",
@@ -94,7 +94,7 @@ def runs(lesson: learn_lessons.Lesson) -> None:
         learn_view.links(lesson)
         return
     places = st.columns(3)
-    model = places[0].selectbox("Model", list(by_model), key=f"{PREFIX}.runs.model")
+    model = places[0].selectbox("Model", list(by_model), format_func=one_line, key=f"{PREFIX}.runs.model")
     cost = places[1].selectbox("Cost", list(pareto.COSTS), key=f"{PREFIX}.runs.cost")
     quality = places[2].selectbox("Quality", list(pareto.QUALITIES), key=f"{PREFIX}.runs.quality")
     newest: dict[str, dict] = {}

@@ -10,7 +10,7 @@ from qcore.results.report import beside_other_work, human_perplexity
 from ui import jobs, making_charts, state
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
-from ui.text import digits, percent, seconds, shielded, size
+from ui.text import digits, one_line, percent, seconds, shielded, size, visible
 
 WORDS = ("quantization-aware training", "pruning", "distillation", "sparse storage", "KL divergence")
 
@@ -50,7 +50,7 @@ def draw(status: jobs.JobStatus) -> None:
     if is_public():
         return
     st.caption("The model is saved in this folder. To use it on any page, choose the folder as the model:")
-    st.code(result["folder"], language=None)
+    st.code(visible(result["folder"]), language=None)
     chosen = str(result["model"]), status.request.get("revision")
     beside = {"on_click": hand_over, "args": (chosen, f"{SAVED}{result['folder']}")}
     if st.button("Compare with the original", icon=":material/bar_chart:", key="making.beside", **beside):
@@ -93,7 +93,7 @@ def _verdict(result: dict) -> str:
 def _table(result: dict) -> None:
     lines = [
         {
-            "model": row["label"],
+            "model": one_line(row["label"]),
             "stored": size(row["stored_bytes"]),
             "perplexity": human_perplexity(row["perplexity"]),
             "KL, nats": digits(row["kl_mean"]),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from qcore.base.home import is_public
+
 APP = Path(__file__).resolve().parents[1] / "app.py"
 ASKED = "asked"  # in the session
 _opened = False
@@ -27,6 +29,7 @@ def pages() -> list[st.Page]:
         st.Page("pages/train.py", title="Train & prune", icon=":material/model_training:"),
         st.Page("pages/export.py", title="Export", icon=":material/ios_share:"),
         st.Page("pages/learn.py", title="Learn", icon=":material/school:"),
+        *[st.Page("pages/privacy.py", title="What is kept", icon=":material/shield:")] * is_public(),
     ]
 
 

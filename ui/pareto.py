@@ -11,7 +11,7 @@ from qcore.results.rows import FIGURE, Figure
 from qcore.results.scales import fraction, frontier, limits_of, on_axis, ticks
 from ui import families
 from ui.charts import FAINT, MUTED
-from ui.text import digits
+from ui.text import digits, drawn_labels
 
 HEIGHT = 430
 WIDTH = 900  # pixels assumed when names are placed; a wider plot leaves more room
@@ -55,7 +55,9 @@ QUALITIES = {
 def pareto(rows: Sequence[dict], cost: Axis, quality: Axis) -> go.Figure:
     """Draw one point per row that has both figures. On a logarithmic axis a value of zero (the baseline's
     divergence) lies on the lower edge, and its hover text shows 0."""
-    kept = [row for row in rows if cost.value(row) is not None and quality.value(row) is not None]
+    kept = drawn_labels(
+        [row for row in rows if cost.value(row) is not None and quality.value(row) is not None]
+    )
     x, y = [cost.value(row) for row in kept], [quality.value(row) for row in kept]
     x_range, y_range = limits_of(x, cost.log), limits_of(y, quality.log)
     drawn = [on_axis(value, y_range, quality.log) for value in y]

@@ -2,13 +2,20 @@
 while the user changes pages."""
 
 import threading
+import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qcore.base.errors import QcoreError
+from qcore.base.errors import InputError, QcoreError
 from qcore.jobs.resident import Event, Resident
 from qcore.recipes import Recipe
+
+MOST_WAITING = 8  # requests of all visitors of a public server
+LONGEST_SECONDS = 300.0  # of a request, once it is its turn
+_sessions: weakref.WeakSet["Session"] = weakref.WeakSet()
+_lock = threading.Lock()
 
 
 @dataclass
@@ -26,11 +33,20 @@ class Pane:
 
 class Session:
     """Start a request at once. `panes` fill in the order of the recipes; `error` is a sentence if the whole
-    request failed."""
+    request failed. `visitor`: who asks on a public server, which bounds the requests at a time and their
+    time; raise `InputError` if there are too many."""
 
     def __init__(
-        self, resident: Resident, prompt: str, recipes: Sequence[Recipe], new_tokens: int, **sampling: Any
+        self,
+        resident: Resident,
+        prompt: str,
+        recipes: Sequence[Recipe],
+        new_tokens: int,
+        *,
+        visitor: str | None = None,
+        **sampling: Any,
     ):
+        self.visitor = visitor
         self.prompt = prompt
         self.sampling = {"new_tokens": new_tokens, **sampling}
         self.panes = {recipe.name: Pane(recipe.name) for recipe in recipes}
@@ -38,7 +54,7 @@ class Session:
         self._stopped = threading.Event()
         self._arguments = (resident, prompt, recipes, new_tokens, sampling)
         self._thread = threading.Thread(target=self._follow, name="playground session", daemon=True)
-        self._thread.start()
+        _begin(self, self._thread)
 
     @property
     def active(self) -> bool:
@@ -57,9 +73,14 @@ class Session:
         resident, prompt, recipes, new_tokens, sampling = self._arguments
         try:
             events = resident.generate(prompt, new_tokens, recipes=recipes, **sampling)
+            began = None
             for event in events:
                 self._take(event)
-                if self._stopped.is_set():
+                began = began or (time.monotonic() if event.recipe is not None else None)
+                late = self.visitor is not None and began and time.monotonic() - began > LONGEST_SECONDS
+                if late:
+                    self.error = f"Texts are limited to {LONGEST_SECONDS / 60:.0f} minutes on this server."
+                if late or self._stopped.is_set():
                     events.close()
                     break
         except QcoreError as error:
@@ -86,3 +107,16 @@ class Session:
             pane.text = pane.result.get("text", pane.text)
         elif event.kind == "error":
             pane.state, pane.note = "failed", event.text
+
+
+def _begin(session: Session, thread: threading.Thread) -> None:
+    """Start a new request. Raise `InputError` if its visitor has another one, or too many are waiting."""
+    with _lock:
+        if session.visitor is not None:
+            active = [each for each in _sessions if each.active]
+            if any(each.visitor == session.visitor for each in active):
+                raise InputError("Another text of yours is being generated. Wait for it, or stop it.")
+            if len(active) >= MOST_WAITING:
+                raise InputError(f"{len(active)} texts are being generated or wait. Try again in a moment.")
+        thread.start()
+        _sessions.add(session)

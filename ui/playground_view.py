@@ -16,6 +16,7 @@ from ui.forms import recipes as recipe_form
 from ui.glossary import explain
 from ui.playground_session import Pane, Session
 from ui.text import digits, seconds, shielded, verbatim
+from ui.visitor import visitor
 
 MOST = 4
 LONGEST_PUBLIC = 128
@@ -110,7 +111,9 @@ def controls(
         found = finder.headers(name, revision)
         if found is not None and found.is_quantized:  # the original is unknown, so this model runs alone
             chosen = (recipes.parse_row(recipes.SAVED + name),)
-        st.session_state[f"{prefix}.session"] = Session(resident(name, revision), prompt, chosen, **options)
+        st.session_state[f"{prefix}.session"] = Session(
+            resident(name, revision), prompt, chosen, visitor=visitor(), **options
+        )
         st.rerun()
 
 

@@ -7,13 +7,14 @@ import plotly.graph_objects as go
 from ui import families
 from ui.charts import FAINT, MUTED
 from ui.forest import one_line_each, whiskers
-from ui.text import percent
+from ui.text import drawn_labels, percent
 
 
 def picture(rows: Sequence[dict]) -> go.Figure:
     """Draw one line per row; each needs "choices". A full point with its interval is the accuracy of plain
     scores, an open point that of scores divided by length."""
     figure = go.Figure()
+    rows = drawn_labels(rows)
     for row in rows:
         plain, by_length, color = (
             row["choices"]["accuracy"],
@@ -21,13 +22,13 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             families.color(row["recipe"]),
         )
         center = 100 * plain["estimate"]
-        words = f"<b>{row['label']}</b><br>{{}} of {row['choices']['questions']:,} correct, {{}}"
+        head, asked = f"<b>{row['label']}</b><br>", f"{row['choices']['questions']:,}"
         figure.add_scatter(
             x=[100 * by_length["estimate"]],
             y=[row["label"]],
             mode="markers",
             marker={"symbol": "circle-open", "color": color, "size": 15, "line": {"width": 2}},
-            customdata=[words.format(by_length["right"], "scores divided by length")],
+            customdata=[f"{head}{by_length['right']} of {asked} correct, scores divided by length"],
             hovertemplate="%{customdata}<extra></extra>",
         )
         figure.add_scatter(
@@ -36,7 +37,7 @@ def picture(rows: Sequence[dict]) -> go.Figure:
             mode="markers",
             marker={"color": color, "size": 9},
             error_x=whiskers(100 * plain["low"], center, 100 * plain["high"], color),
-            customdata=[words.format(plain["right"], "plain scores")],
+            customdata=[f"{head}{plain['right']} of {asked} correct, plain scores"],
             hovertemplate="%{customdata}<extra></extra>",
         )
         figure.add_annotation(

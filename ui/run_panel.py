@@ -8,7 +8,7 @@ import streamlit as st
 
 from qcore.jobs.kinds import KINDS, MAKING, describe
 from ui import families, jobs, state
-from ui.text import clock, rough, seconds, shielded, verbatim
+from ui.text import clock, one_line, rough, seconds, shielded, verbatim, visible
 
 STATES = {
     "queued": ("gray", "schedule"),
@@ -72,7 +72,7 @@ def finished(
 
 def title(status: jobs.JobStatus) -> str:
     """Return the name of a job in a list."""
-    return f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}"
+    return one_line(f"{state.model_of(status)} · {describe(status.request)} · {clock(status.finished_at)}")
 
 
 def badge(name: str) -> str:
@@ -128,7 +128,7 @@ def _draw(status: jobs.JobStatus) -> None:
         _actions(status)
     if status.log_tail and status.state in ("failed", "interrupted"):
         with st.expander("End of the log"):
-            st.code(status.log_tail, language=None)
+            st.code(visible(status.log_tail), language=None)
 
 
 def _doing(status: jobs.JobStatus) -> str:

@@ -13,7 +13,7 @@ from qcore.results import labels
 from ui import families
 from ui.charts import FAINT, MUTED
 from ui.layer_charts import SCALE
-from ui.text import digits
+from ui.text import digits, drawn
 
 if TYPE_CHECKING:
     from qcore.quantization.sensitivity.table import Layer, Sensitivities
@@ -117,7 +117,7 @@ def agreement(table: Sensitivities) -> go.Figure:
             mode="markers",
             name=label,
             marker={"size": 6, "opacity": 0.7, "color": colors[k % len(colors)]},
-            customdata=[layer.name.removesuffix(".weight") for layer in table.layers],
+            customdata=[drawn(layer.name.removesuffix(".weight")) for layer in table.layers],
             hovertemplate=f"<b>%{{customdata}}</b><br>{label}: predicted %{{x:.3g}}, measured %{{y:.3g}} nats"
             "<extra></extra>",
         )
@@ -166,12 +166,14 @@ def frontier(
                 y=[max(SMALLEST, loss) for _, _, loss in part],
                 mode="markers+text",
                 name=name,
-                text=[label if place else "" for (label, _, _), place in zip(part, where, strict=True)],
+                text=[
+                    drawn(label) if place else "" for (label, _, _), place in zip(part, where, strict=True)
+                ],
                 textposition=[place or "top right" for place in where],
                 textfont={"size": 12},
                 cliponaxis=False,
                 marker=marker,
-                customdata=[label for label, _, _ in part],
+                customdata=[drawn(label) for label, _, _ in part],
                 hovertemplate="%{customdata}<br>%{x:.3f} bits per weight<br>"
                 f"{words} %{{y:.3g}} nats<extra></extra>",
             )
@@ -217,7 +219,10 @@ def allocation_map(table: Sensitivities, options: Sequence[int]) -> go.Figure:
         hoverongaps=False,
         hovertemplate="%{customdata}<extra></extra>",
         customdata=[
-            [f"<b>{cell.name}</b><br>{table.labels[picked[cell.name]]}" if cell else "" for cell in row]
+            [
+                f"<b>{drawn(cell.name)}</b><br>{table.labels[picked[cell.name]]}" if cell else ""
+                for cell in row
+            ]
             for row in cells
         ],
         colorbar={
@@ -278,7 +283,7 @@ def _legend() -> dict:
 
 def _hover(table: Sensitivities, layer: Layer) -> str:
     shape = " × ".join(str(length) for length in layer.shape)
-    lines = [f"<b>{layer.name}</b>", shape]
+    lines = [f"<b>{drawn(layer.name)}</b>", shape]
     for k, label in enumerate(table.labels):
         measured = f", measured {digits(layer.kl[k])}" if layer.kl is not None else ""
         lines.append(f"{label}: predicted {digits(layer.loss[k])}{measured} nats")

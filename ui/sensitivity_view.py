@@ -14,7 +14,7 @@ from qcore.quantization.sensitivity.table import Sensitivities
 from ui import jobs, state
 from ui import sensitivity_charts as charts
 from ui.glossary import explain
-from ui.text import clock, digits, percent, seconds, shielded, verbatim
+from ui.text import clock, digits, one_line, percent, seconds, shielded, verbatim
 
 TOP = 0.1  # share of the layers whose part of the loss is reported
 START = 4.25
@@ -34,7 +34,9 @@ def title(table: Sensitivities, models: dict[str, str]) -> str:
     about = table.conditions
     measured = ", measured" if table.measured else ""
     formats = f"{len(table.formats)} formats{measured}"
-    return " · ".join([_model(table, models), about["method"], formats, clock(about.get("made_at"))])
+    return one_line(
+        " · ".join([_model(table, models), about["method"], formats, clock(about.get("made_at"))])
+    )
 
 
 def models_of_runs() -> dict[str, str]:
@@ -196,7 +198,7 @@ def _measured_runs(table: Sensitivities) -> list[tuple[str, float, float]]:
 def _table(table: Sensitivities, options: Sequence[int] | None) -> None:
     lines = []
     for i, layer in enumerate(table.layers):
-        line = {"layer": layer.name.removesuffix(".weight"), "weights": layer.weights}
+        line = {"layer": one_line(layer.name.removesuffix(".weight")), "weights": layer.weights}
         if options is not None:
             line["chosen"] = table.labels[options[i]]
         for k, label in enumerate(table.labels):

@@ -19,7 +19,7 @@ INK = {"light": "#1f2430", "dark": "#e4e6ea"}  # as in .streamlit/config.toml
 KEPT = 24  # cached results, over all sessions
 PUBLIC_LIMITS = public.LARGEST["compare"]
 PUBLIC_RECIPES = public.RECIPES
-PUBLIC_UPLOAD = 5_000_000  # bytes
+PUBLIC_UPLOAD = public.UPLOAD
 
 
 def page(title: str, lead: str) -> bool:
@@ -100,7 +100,7 @@ def model_of(status: jobs.JobStatus) -> str:
 def _under_way(run_id: str) -> None:
     status = jobs.status(run_id)
     if not status.active:
-        st.toast(f"The run of {model_of(status)} is {status.state}.", icon=":material/flag:")
+        st.toast(f"The run of {shielded(model_of(status))} is {status.state}.", icon=":material/flag:")
         st.rerun()
     st.page_link(
         "pages/quantize.py",

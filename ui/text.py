@@ -1,15 +1,38 @@
-"""Format numbers with units as `qcore.results.report` does, and show untrusted text literally."""
+"""Format numbers with units as `qcore.results.report` does, and show untrusted text literally:
 
+verbatim    Markdown of a text of several lines     st.markdown, st.error, …
+shielded    Markdown of a name                      the same, and labels of buttons, links and metrics
+one_line    plain                                   options of select boxes, cells of st.dataframe
+visible     plain, several lines                    st.code
+drawn       the HTML that Plotly reads              labels in figures
+"""
+
+import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 
 from qcore.results.report import human_bytes as size
 from qcore.results.report import human_number as digits
 from qcore.results.report import human_percent as percent
 from qcore.results.report import human_seconds as seconds
+from ui.redaction import redacted
 
-__all__ = ["clock", "digits", "percent", "rough", "seconds", "size", "verbatim", "visible", "shielded"]
+__all__ = [
+    "clock",
+    "digits",
+    "drawn",
+    "drawn_labels",
+    "one_line",
+    "percent",
+    "rough",
+    "seconds",
+    "shielded",
+    "size",
+    "verbatim",
+    "visible",
+]
 
 NBSP = "\N{NO-BREAK SPACE}"
 # positions inside :emoji:, arrows and dashes, web and mail addresses
@@ -40,9 +63,9 @@ def verbatim(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return `text` with control, bidirectional and lone surrogate characters spelled out as ⟨U+XXXX⟩. Line
-    breaks are kept, a tab becomes four blanks."""
-    text = text.replace("\r\n", "\n").replace("\t", "    ")
+    """Return `text` with control, bidirectional and lone surrogate characters spelled out as ⟨U+XXXX⟩, and
+    without paths of a public server. Line breaks are kept, a tab becomes four blanks."""
+    text = redacted(text).replace("\r\n", "\n").replace("\t", "    ")
     return "".join(
         c
         if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -51,8 +74,28 @@ def visible(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return `text` as `visible` does, with line breaks spelled out too: for lists and tables, which do not
+    read Markdown."""
+    return visible(text).replace("\n", "⟨U+000A⟩")
+
+
+def drawn(text: str) -> str:
+    """Return `text` on one line for a figure, which reads some HTML."""
+    return html.escape(one_line(text), quote=False)
+
+
+def drawn_labels(rows: Sequence[dict]) -> list[dict]:
+    """Return `rows` with their "label" as `drawn`."""
+    return [{**row, "label": drawn(row["label"])} for row in rows]
+
+
 def shielded(text: str) -> str:
-    """Return `text`, which has no line breaks, as Markdown with all markup escaped."""
+    """Return `text` on one line as Markdown with all markup escaped."""
+    return _escaped(one_line(text))
+
+
+def _escaped(text: str) -> str:
     # Streamlit replaces emoji codes, typographic symbols and links after Markdown's escapes are resolved.
     # An invisible word joiner prevents that.
     text = re.sub(_REPLACED, "\N{WORD JOINER}", text)
@@ -61,4 +104,4 @@ def shielded(text: str) -> str:
 
 def _line(line: str) -> str:
     body = line.lstrip(" ")
-    return NBSP * (len(line) - len(body)) + shielded(body) or NBSP
+    return NBSP * (len(line) - len(body)) + _escaped(body) or NBSP

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.files import write_text
-from qcore.results.report import to_json, visible
+from qcore.results.report import to_json, visible, visible_text
 
 STDOUT = "-"
 
@@ -44,7 +44,7 @@ def check_output(path: str | None, option: str = "--json") -> None:
 def write_output(result, path: str | None, text: str) -> int:
     """Print `text` and write `result` as JSON to `path`; on standard output the JSON stands alone. Returns
     0."""
-    print(text, file=sys.stderr if path == STDOUT else sys.stdout, flush=True)
+    print(visible_text(text), file=sys.stderr if path == STDOUT else sys.stdout, flush=True)
     if path is not None:
         write_file(path, to_json(result))
     return 0

@@ -2,6 +2,8 @@
 
 import sys
 
+from qcore.results.report import visible
+
 
 class Show:
     """Context manager that shows steps on standard error, so that results on standard output stay clean.
@@ -37,13 +39,13 @@ class Show:
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Show `done` of `total` (0: unknown) steps."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total or None, description=text)
+            self._bar.update(self._task, completed=done, total=total or None, description=visible(text))
 
     def run(self, fraction: float, text: str, step: str) -> None:
         """Show the `fraction` done and the name of the current `step`, which is printed once where there is
         no bar."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=fraction, total=1.0, description=text)
+            self._bar.update(self._task, completed=fraction, total=1.0, description=visible(text))
         elif step != self._said:
             self._said = step
-            print(step, file=sys.stderr, flush=True)
+            print(visible(step), file=sys.stderr, flush=True)

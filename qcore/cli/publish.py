@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qcore.base.errors import InputError
-from qcore.cli.output import check_output, write_file
+from qcore.cli.output import check_output, write_file, write_output
 from qcore.cli.runs import Margin, RunId
 from qcore.jobs.status import COMPARE
 
@@ -27,8 +27,7 @@ def card(
 
     measured = verb.from_run(folder, run)
     verb.measure(folder, measured)
-    print(f"{folder / verb.CARD}: figures of {measured.source}")
-    return 0
+    return write_output(None, None, f"{folder / verb.CARD}: figures of {measured.source}")
 
 
 def push(
@@ -44,8 +43,7 @@ def push(
     """Upload FOLDER to the hub with your own token (hf auth login, or HF_TOKEN)."""
     from qcore.verbs import push as verb
 
-    print(verb.run(folder, repo_id, public=public, message=message))
-    return 0
+    return write_output(None, None, verb.run(folder, repo_id, public=public, message=message))
 
 
 def report(

@@ -8,6 +8,7 @@ import typer
 from qcore.base.errors import InputError
 from qcore.base.executor import LOCAL
 from qcore.cli import options
+from qcore.cli.output import write_output
 from qcore.cli.progress import Show
 from qcore.cli.runs import start
 from qcore.library import exports
@@ -72,8 +73,7 @@ def quantize(
             engine=where,
             progress=show,
         )
-    print(quantized(result))
-    return 0
+    return write_output(None, None, quantized(result))
 
 
 def export(
@@ -131,8 +131,5 @@ def imatrix(
             calibration=CalibrationText(calibration, calibration_tokens),
             progress=show,
         )
-    print(
-        f"{result.path}: the importance of the inputs of {result.weights} weights, over {result.tokens:,} "
-        f"tokens of {result.text}"
-    )
-    return 0
+    words = f"{result.path}: the importance of the inputs of {result.weights} weights, over "
+    return write_output(None, None, f"{words}{result.tokens:,} tokens of {result.text}")

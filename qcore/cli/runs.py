@@ -31,6 +31,7 @@ def list_runs(context: typer.Context) -> int:
         return 0
     from qcore.jobs import jobs
     from qcore.jobs.kinds import describe
+    from qcore.results.report import visible
     from qcore.results.store import Store
 
     store = Store()
@@ -46,7 +47,8 @@ def list_runs(context: typer.Context) -> int:
     for run in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at or 0))
         model = run.request.get("model", "?")
-        print(f"{run.run_id}  {when}  {run.state:<11}  {run.kind:<11}  {model}  {describe(run.request)}")
+        words = f"{model}  {describe(run.request)}"
+        print(f"{run.run_id}  {when}  {run.state:<11}  {run.kind:<11}  {visible(words)}")
     return 0
 
 

@@ -30,6 +30,7 @@ import psutil
 
 from qcore.base.errors import InputError, RunError
 from qcore.base.executor import LOCAL, Executor
+from qcore.base.limits import limits
 from qcore.base.process import PATIENCE_SECONDS, START_SECONDS, end, host, identity, start_detached
 from qcore.base.registry import unknown
 from qcore.base.turn import held
@@ -305,7 +306,7 @@ def _granted(visitor: str | None) -> StatusRecord:
     """Return the part of a first status that belongs to a visitor."""
     if visitor is None:
         return {}
-    return {"owner": visitor, "limit_s": 60 * public.limits().minutes}
+    return {"owner": visitor, "limit_s": 60 * limits().minutes}
 
 
 def worker_command(folder: RunFolder) -> list[str]:

@@ -1,34 +1,27 @@
-"""What a public server grants: which requests, how many runs per visitor, how long, and how much disk.
+"""What a public server grants a visitor: which requests, and how many runs; see `qcore.base.limits`.
 
 A visitor is an opaque word (see `ui/visitor.py`). The job keeps it as its owner, in status.json. `SAMPLE` in
-its place makes a finished run visible to everybody. The variable QCORE_PUBLIC_LIMITS changes the limits:
-
-    QCORE_PUBLIC_LIMITS="hourly=5,minutes=20,disk=5GB"
+its place makes a finished run visible to everybody.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qcore.base.errors import InputError
 from qcore.base.home import home
-from qcore.base.registry import unknown
+from qcore.base.limits import limits
 from qcore.base.texts import DEFAULT, WIKITEXT
 from qcore.jobs.status import COMPARE, JobStatus
 
 SAMPLE = "everybody"
-VARIABLE = "QCORE_PUBLIC_LIMITS"
 HOUR = 3600.0
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB|TB)?", re.I)
-_UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
 RECIPES = 8  # per run
+UPLOAD = 5_000_000  # bytes of a text
 LARGEST: dict[str, dict[str, float]] = {  # per kind of job, the largest value of each field
     COMPARE: {
         "tokens": 4096,
@@ -45,41 +38,6 @@ LARGEST: dict[str, dict[str, float]] = {  # per kind of job, the largest value o
     "audit": {"values": False},  # every byte of a model
 }
 _NAMES = {"text", "choices", "prompts", "calibration", "imatrix", "validation"}  # fields that may name files
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a public server. `active`: queued and running runs per visitor; `hourly`: runs per
-    visitor and hour; `queue`: queued and running runs of all visitors; `minutes`: time that a run may take;
-    `days`: how long runs and uploads are kept; `disk`: bytes of downloaded and made models."""
-
-    active: int = 2
-    hourly: int = 10
-    queue: int = 20
-    minutes: float = 45.0
-    days: float = 3.0
-    disk: float = 20e9
-
-
-def limits() -> Limits:
-    """Return the limits of this server. Raise `InputError` for a variable that cannot be read."""
-    return _parsed(os.environ.get(VARIABLE, ""))
-
-
-@lru_cache(maxsize=4)
-def _parsed(text: str) -> Limits:
-    known = {each.name for each in fields(Limits)}
-    changes: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in known:
-            raise unknown("limit", name, sorted(known))
-        found = _SIZE.fullmatch(value)
-        number = float(found[1]) * _UNITS.get((found[2] or "").lower(), 1.0) if found else 0.0
-        if number <= 0:
-            raise InputError(f"{VARIABLE}: {name} is {value!r}, but it must be a number above 0.")
-        changes[name] = int(number) if name in ("active", "hourly", "queue") else number
-    return replace(Limits(), **changes)
 
 
 def admit(visitor: str, jobs: Iterable[JobStatus]) -> None:

@@ -150,7 +150,8 @@ def read_range(repo_id: str, commit: str, file: str, first: int, end: int) -> by
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    headers = {**build_hf_headers(), "Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
+    part = {"Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=hub.access()) | part
 
     def read_bytes(moving: Moving) -> tuple[bytes, int]:
         with get_session().stream(

@@ -7,16 +7,20 @@ requests, and requests may contain a token.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from qcore.base.errors import InputError, QcoreError, UnavailableError
-from qcore.base.home import DEFAULT_MODELS, check_space
+from qcore.base import quota
+from qcore.base.errors import InputError, QcoreError, TooLargeError, UnavailableError
+from qcore.base.home import DEFAULT_MODELS, check_space, is_public
+from qcore.base.limits import limits
 from qcore.base.patience import Moving, StalledError, watched
 from qcore.base.progress import Progress
 from qcore.base.registry import did_you_mean
+from qcore.measurement.memory import total_bytes
 from qcore.models.checkpoint import INDEX, PICKLED, SINGLE, index_files
 from qcore.models.config import read_config
 from qcore.models.headers import LONGEST_JSON
@@ -95,6 +99,8 @@ def fetch(
     read_config(folder, quantized=quantized)
     weights = _weights(folder, sizes, repo_id)
     missing = sum(sizes[name] for name in weights if not (folder / name).exists())
+    if is_public():
+        _check_public(repo_id, sum(sizes[name] for name in weights), missing)
     check_space(folder, missing, f"Downloading {repo_id}")
     done, total = 0, sum(sizes[name] for name in weights)
     for name in weights:
@@ -208,8 +214,9 @@ def ask(
 def _info(repo_id: str, revision: str | None, patience: float) -> ModelInfo:
     from huggingface_hub import HfApi
 
+    api = HfApi(token=access())
     return ask(
-        lambda moving: HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=patience),
+        lambda moving: api.model_info(repo_id, revision=revision, files_metadata=True, timeout=patience),
         repo_id,
         revision,
         seconds=min(3 * patience, ANSWER_SECONDS),
@@ -221,18 +228,48 @@ def _download(
 ) -> Path:
     from huggingface_hub import hf_hub_download
 
+    where = {"token": access(), "cache_dir": _cache(repo_id)}
+
     def download(moving: Moving) -> Path:
-        bar = _bar(moving)
-        return Path(hf_hub_download(repo_id, name, revision=revision, etag_timeout=patience, tqdm_class=bar))
+        how = {"etag_timeout": patience, "tqdm_class": _bar(moving), **where}
+        return Path(hf_hub_download(repo_id, name, revision=revision, **how))
 
     return ask(download, repo_id, revision, look=look)
+
+
+def access() -> bool | None:
+    """Return the token for the hub's library: on a public server none, so that visitors reach nothing that
+    only the owner of the server may read; otherwise the library's own choice."""
+    return False if is_public() else None
+
+
+def _cache(repo_id: str) -> Path | None:
+    """Return the cache folder for downloads, None for the library's own. A public server has its own, within
+    a quota, and marks the model as used."""
+    if not is_public():
+        return None
+    quota.use(quota.download_folder(repo_id))
+    return quota.hub_folder()
+
+
+def _check_public(repo_id: str, nbytes: int, missing: int) -> None:
+    """Raise `InputError` if a model of `nbytes` fits neither the memory nor the disk quota of a public
+    server; make room for the `missing` bytes."""
+    limit = os.environ.get("QCORE_MEMORY_LIMIT", "")
+    memory = min(total_bytes(), int(limit) if limit.isdecimal() else total_bytes())
+    if nbytes > memory:
+        raise TooLargeError(
+            f"{repo_id} has {nbytes / 1e9:.1f} GB of weights, but this server has {memory / 1e9:.1f} GB of "
+            "memory. Choose a smaller one."
+        )
+    quota.make_room(missing, limits().disk)
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:
     """Return the folder of an earlier download. The check of its headers finds out whether it is complete."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    found = try_to_load_from_cache(repo_id, "config.json", cache_dir=_cache(repo_id), revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 

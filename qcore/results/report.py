@@ -8,6 +8,7 @@ for a formula are escaped; JSON holds unformatted values.
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,6 +22,9 @@ from qcore.results.rows import FIGURES, ROW_KEYS, Figure, ResultRow, RunRecord
 from qcore.results.verdicts import kv_of
 
 NOTHING = "–"
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 def human_bytes(count: float | None) -> str:
@@ -201,8 +205,9 @@ def beside_other_work(share: float | None) -> str | None:
 
 
 def to_json(value) -> str:
-    """Return rows or records as JSON text; NaN and infinity become null."""
-    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return rows or records as JSON text; NaN and infinity become null, lone surrogates are escaped."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _LONE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 cannot hold them
 
 
 def to_csv(rows: Sequence[ResultRow]) -> str:
@@ -235,16 +240,18 @@ def escape_cell(cell):
     unchanged."""
     if isinstance(cell, dict):
         cell = cell["accuracy"]["estimate"] if "accuracy" in cell else cell.get("name", "")
-    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + cell
-    return cell
+    if not isinstance(cell, str):
+        return cell
+    cell = _LONE.sub(lambda found: _escape(found[0]), cell)
+    return "'" + cell if cell.startswith(_FORMULA) else cell
 
 
 def visible(text: str | None) -> str:
     """Escape control characters of `text` (ANSI sequences, right-to-left overrides, NUL), so that a terminal
     only displays it."""
     return "".join(
-        _escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text or ""
+        _escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c
+        for c in text or ""
     )
 
 

@@ -127,6 +127,7 @@ def test_a_public_server_opens_pages_only(public, path, method, status):
     assert asked(path, method)[0] == status
 
 
+@pytest.mark.row("19")
 def test_uploads_are_bounded_before_a_byte_is_read(session):
     path, upload = "/_stcore/upload_file/abc/f", str(gate.UPLOAD)
     assert asked(path, "PUT")[0] == 411

@@ -79,7 +79,7 @@ def test_compare_draws_memory_throughput_quality_and_the_trade_off(home):
         "Verdicts",
         "The trade-off",
     ]
-    assert [metric.label for metric in at.metric] == [
+    assert [metric.label.replace("\\", "") for metric in at.metric] == [
         "Smallest · int4-g64",
         "Fastest decode · int8",
         "Closest to fp32 · int8",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import samples
-from opened import everything, open_page, words
+from opened import calm, everything, open_page, words
 
 from qcore.base.errors import InputError
 from qcore.base.files import write_json
@@ -64,6 +64,7 @@ def runs(public, monkeypatch):
     return [*found, running]
 
 
+@pytest.mark.row("F4")
 @pytest.mark.parametrize("name", PAGES)
 def test_a_stranger_finds_nothing_of_it_on_any_page(runs, name):
     at = open_page(name, secret=YOURS, run=runs)
@@ -78,6 +79,7 @@ def changing(at) -> list[str]:
     return [key for key in keys if key.startswith(("cancel", "delete", "again"))]
 
 
+@pytest.mark.row("F4")
 @pytest.mark.parametrize("name", ["quantize", "audit"])
 def test_a_link_to_a_run_of_somebody_else_is_answered_like_one_to_no_run(runs, name):
     answers = []
@@ -87,6 +89,7 @@ def test_a_link_to_a_run_of_somebody_else_is_answered_like_one_to_no_run(runs, n
     assert len(set(answers)) == 1 and "There is no run 'RUN' of yours" in answers[0]
 
 
+@pytest.mark.row("F5")
 def test_its_owner_finds_it_without_paths(runs, public):
     seen = everything(open_page("compare", secret=MINE, run=runs[0]))
     assert "hidden-model" in seen and str(public) not in seen
@@ -95,6 +98,7 @@ def test_its_owner_finds_it_without_paths(runs, public):
     assert "It failed in x" in words(at).replace("\\", "") and str(public) not in everything(at)
 
 
+@pytest.mark.row("F4")
 def test_its_owner_cancels_it_and_nobody_else(runs, monkeypatch):
     cancelled = []
     monkeypatch.setattr(jobs, "cancel", lambda run: cancelled.append(run) or jobs.status(run))
@@ -113,6 +117,7 @@ def test_its_owner_cancels_it_and_nobody_else(runs, monkeypatch):
     assert cancelled == [runs[-1]]
 
 
+@pytest.mark.row("F4")
 def test_a_sample_is_seen_by_all_and_changed_by_none(runs, public, monkeypatch):
     jobs.share(runs[0])
     assert jobs.status(runs[0]).owner == SAMPLE
@@ -132,6 +137,7 @@ def test_runs_without_an_owner_belong_to_the_server(public):
     assert "hidden-model" not in everything(open_page("home", secret=YOURS))
 
 
+@pytest.mark.row("F5")
 def test_what_is_downloaded_holds_no_path(runs, public, monkeypatch):
     from qcore.results import html_report, report
 
@@ -158,6 +164,7 @@ def test_two_browsers_are_two_visitors_and_a_private_server_knows_none(public, m
     assert visitor.visitor() is None
 
 
+@pytest.mark.row("F5")
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -196,3 +203,26 @@ def test_pages_reach_jobs_and_rows_only_through_the_visitor():
 def test_a_queue_is_visible_without_what_is_in_it(runs):
     at = open_page("quantize", secret=YOURS)
     assert "One run is in the queue" in words(at)
+
+
+def test_the_page_about_what_is_kept(runs, monkeypatch):
+    monkeypatch.setenv("QCORE_PUBLIC_LIMITS", "days=2,minutes=7,disk=5GB")
+    at = open_page("privacy", secret=MINE)
+    tables = str([table.value.to_dict() for table in at.table])
+    assert at.title[0].value == "What this server keeps"
+    assert "2 days after its end" in tables and "7 minutes" in tables and "5.00 GB" in tables
+    assert "this tab" in tables and "6 runs are kept, 5 of them have ended" in words(at)
+    calm(at.button(key="privacy.delete").click().run())
+    assert [run.run_id for run in jobs.list_runs()] == [runs[-1]]
+    assert "There are none" in words(open_page("privacy", secret=YOURS))
+
+
+def test_the_page_is_in_the_menu_of_a_public_server_only(home, monkeypatch):
+    from ui import navigation
+
+    shown = []
+    for value in "01":
+        monkeypatch.setenv("QCORE_PUBLIC", value)
+        monkeypatch.setattr(navigation.st, "Page", lambda path, **about: path)
+        shown.append("pages/privacy.py" in navigation.pages())
+    assert shown == [False, True]

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from qcore.base import limits
 from qcore.base.errors import InputError
 from qcore.base.home import home
 from qcore.jobs import jobs, public
@@ -21,6 +22,7 @@ def job(owner: str, state: str = "running", age: float = 0.0) -> JobStatus:
     return JobStatus("20260101-000000-000000", state, owner=owner, created_at=time.time() - age)
 
 
+@pytest.mark.row("1")
 @pytest.mark.parametrize(
     "model",
     [
@@ -41,12 +43,14 @@ def test_a_name_that_is_no_hub_id_is_refused_before_the_disk_is_read(model):
         public.check_request(request(model=model))
 
 
+@pytest.mark.row("2")
 def test_a_local_folder_is_refused_though_it_exists(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError, match="not accepted here"):
         public.check_request(request(model=str(tmp_path / "model")))
 
 
+@pytest.mark.row("2")
 @pytest.mark.parametrize(
     "name", ["saved:/home/me/model", "file:/etc/passwd", "file:x.gguf/../../y", "saved:~"]
 )
@@ -56,6 +60,7 @@ def test_a_recipe_that_names_a_path_is_refused(name):
     public.check_request(RunSpec("owner/name", ("fp32", "file:owner/other")).to_dict())
 
 
+@pytest.mark.row("2")
 @pytest.mark.parametrize("field", ["text", "prompts", "choices", "calibration", "imatrix"])
 @pytest.mark.parametrize("value", ["/etc/passwd", "notes.txt", "texts/../../x.txt"])
 def test_files_of_the_server_are_refused(field, value):
@@ -84,6 +89,7 @@ def test_the_number_of_recipes_is_limited():
         public.check_request(RunSpec("owner/name", tuple(names)).to_dict())
 
 
+@pytest.mark.row("2", "18")
 @pytest.mark.parametrize(
     "record",
     [
@@ -123,16 +129,6 @@ def test_a_visitor_may_not_start_any_number_of_runs(others, why):
             public.admit("me", others)
 
 
-def test_the_owner_of_the_server_sets_the_limits(monkeypatch):
-    monkeypatch.setenv(public.VARIABLE, "hourly=1, minutes=0.5, disk=1.5GB")
-    found = public.limits()
-    assert (found.hourly, found.minutes, found.disk, found.active) == (1, 0.5, 1.5e9, 2)
-    for wrong, words in (("hourli=3", "hourly"), ("hourly=none", "above 0"), ("minutes=0", "above 0")):
-        monkeypatch.setenv(public.VARIABLE, wrong)
-        with pytest.raises(InputError, match=words):
-            public.limits()
-
-
 def test_two_visitors_with_the_same_request_have_a_job_each(monkeypatch):
     monkeypatch.setattr(jobs, "_start", lambda folder: None)
     spec = RunSpec("smollm2-135m", ("fp32",))
@@ -140,13 +136,13 @@ def test_two_visitors_with_the_same_request_have_a_job_each(monkeypatch):
     assert jobs.submit(spec, visitor="me") == first  # a double click
     second = jobs.submit(spec, visitor="you")
     assert second != first and [jobs.status(each).owner for each in (first, second)] == ["me", "you"]
-    assert jobs.status(first).limit_s == 60 * public.limits().minutes
+    assert jobs.status(first).limit_s == 60 * limits.limits().minutes
     assert jobs.status(jobs.submit(spec)).owner is None
 
 
 @pytest.mark.slow
 def test_a_run_that_exceeds_its_time_is_ended_and_says_so(fake, ended, monkeypatch):
-    monkeypatch.setenv(public.VARIABLE, "minutes=0.02")
+    monkeypatch.setenv(limits.VARIABLE, "minutes=0.02")
     monkeypatch.setattr(public, "check_request", lambda record: None)  # its model is a stand-in
     run = jobs.submit(fake("fp32,int8,int4", int8="hang"), visitor="me")
     found = ended(run)

@@ -374,3 +374,50 @@ def test_hub_names_are_asked_for_as_they_are(hub):
         library.resolve("gpt2")
     assert hub.requests == [("GET", "api/models/gpt2")]
     assert hub_module._PATIENCE <= 10
+
+
+@pytest.fixture
+def public(monkeypatch, own_home):
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    return own_home
+
+
+@pytest.mark.row("20")
+def test_a_public_server_lends_its_token_to_nobody_and_keeps_downloads_apart(
+    hub, repository, public, tmp_path
+):
+    hub.repositories["owner/tiny"] = repository
+    assert library.resolve("owner/tiny").folder.is_relative_to(public / "hub" / "models--owner--tiny")
+    library.outline("owner/tiny")
+    assert hub.tokens == {None} and not (tmp_path / "cache").exists()
+
+
+def test_a_private_server_uses_the_token_of_its_owner(hub, repository, own_home):
+    hub.repositories["owner/tiny"] = repository
+    library.resolve("owner/tiny")
+    assert hub.tokens == {fakehub.TOKEN}
+
+
+@pytest.mark.row("20")
+def test_what_the_owner_downloaded_before_is_no_visitors(hub, repository, public, monkeypatch):
+    hub.repositories["owner/secret"] = repository
+    monkeypatch.setenv("QCORE_PUBLIC", "0")
+    library.resolve("owner/secret")
+    monkeypatch.setenv("QCORE_PUBLIC", "1")
+    hub.answers["owner/secret", "info"] = (503, {})  # offline, an earlier download would be used
+    with pytest.raises(QcoreError):
+        library.resolve("owner/secret")
+
+
+def test_a_model_above_the_memory_or_the_quota_is_refused_before_it_is_downloaded(
+    hub, repository, public, monkeypatch
+):
+    hub.repositories["owner/tiny"] = repository
+    monkeypatch.setenv("QCORE_MEMORY_LIMIT", "1000")
+    with pytest.raises(InputError, match="GB of memory"):
+        library.resolve("owner/tiny")
+    monkeypatch.delenv("QCORE_MEMORY_LIMIT")
+    monkeypatch.setenv("QCORE_PUBLIC_LIMITS", "disk=1kB")
+    with pytest.raises(InputError, match="of models in all"):
+        library.resolve("owner/tiny")
+    assert not hub.asked_for("model.safetensors")

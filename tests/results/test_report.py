@@ -175,7 +175,9 @@ def test_csv_has_every_figure_unrounded():
 
 
 @pytest.mark.row("17")
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "=cmd|' /C calc'!A0"])
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\n=1", "＝1", "=cmd|' /C calc'!A0"]
+)
 def test_csv_escapes_what_a_spreadsheet_would_run(cell):
     (found,) = read_csv(report.to_csv([{**FAILED, "error": cell}]))
     assert found["error"] == "'" + cell

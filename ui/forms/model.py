@@ -9,7 +9,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.models.names import classify
 from ui import jobs, state
 from ui.forms import KEEP
-from ui.text import shielded
+from ui.text import one_line, shielded
 
 BUILT_IN, HUB, LOCAL, BEFORE = "Built in", "Hugging Face hub", "Folder or file", "Used before"
 HUB_HELP = "As in the model's URL on huggingface.co."
@@ -108,7 +108,7 @@ def _local(prefix: str) -> tuple[str, None] | None:
 
 def _before(prefix: str) -> tuple[str, str | None] | None:
     def show(pair: tuple[str, str | None]) -> str:
-        return pair[0] + (f" @ {pair[1]}" if pair[1] else "")
+        return one_line(pair[0] + (f" @ {pair[1]}" if pair[1] else ""))
 
     return st.selectbox(
         "Model of an earlier run", _used_before(), format_func=show, key=f"{prefix}.before", **KEEP

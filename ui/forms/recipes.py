@@ -146,8 +146,7 @@ def explained(chosen: Iterable[Recipe]) -> str:
 
 
 def _line(recipe: Recipe) -> str:
-    text = recipes.describe(recipe)
-    return shielded(text) if recipe.name.startswith(recipes.SAVED) else text  # a path may contain Markdown
+    return shielded(recipes.describe(recipe))
 
 
 def advanced(prefix: str) -> tuple[list[str], tuple[str, ...], str]:

@@ -1,14 +1,16 @@
 """Choose the text to score and the measurement conditions."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import streamlit as st
 
-from qcore.base import texts
+from qcore.base import quota, texts
 from qcore.base.errors import InputError
 from qcore.base.files import replaced_file
 from qcore.base.home import home, is_public
+from qcore.base.limits import limits
 from qcore.measurement.environment import gpu_name
 from qcore.recipes.spec import LIMITS
 from ui import state
@@ -67,9 +69,13 @@ def keep_upload(name: str, content: bytes) -> Path:
         )
     texts.text_from_bytes(name, content)
     folder = home() / "texts"
+    if is_public() and quota.size_of(folder) > 2 * limits().uploads:
+        raise InputError("This server has no space for another upload now. Try again later.")
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.txt"
-    if not final.exists():
+    if final.exists():
+        os.utime(final)
+    else:
         with replaced_file(final) as file:
             file.write(content)
     return final
