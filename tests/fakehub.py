@@ -20,9 +20,9 @@ class Hub:
     """`repositories` maps ids to folders; `answers` maps ids to (status, headers) that are given instead, for
     the whole repository ("info") or its files ("files"). `slow` maps them to how they never end: "silent", or
     "headers" or "body" that come byte by byte; the first answers, `first` of them, do end. `requests` lists
-    (method, path) of all that was asked, `tokens` the tokens that came with it, `sent` counts the bytes of all
-    bodies. With `garbage`, every answer is a page of HTML; without `ranges`, whole files are sent whatever
-    part is asked for.
+    (method, path) of all that was asked, `tokens` the tokens that came with it, `sent` counts the bytes of
+    all bodies. With `garbage`, every answer is a page of HTML; without `ranges`, whole files are sent
+    whatever part is asked for.
 
     An upload with TOKEN puts files into `uploads[id]`; `created` maps the ids of new repositories to whether
     they are private. Ids in `open_to_all` are public, all others private."""
