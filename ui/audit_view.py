@@ -11,7 +11,7 @@ from qcore.verbs.audit_types import BROKEN, KNOW, LOSES, Audit, Finding
 from ui import charts, jobs, run_panel, state
 from ui.forms import KEEP
 from ui.glossary import explain
-from ui.text import digits, one_line, shielded, size, verbatim
+from ui.text import cell, digits, shielded, size, verbatim
 
 LOOKS = {BROKEN: ("red", "error"), LOSES: ("orange", "warning"), KNOW: ("blue", "info")}
 NAMED = 3  # places named per finding before the list is folded
@@ -84,8 +84,8 @@ def _finding(finding: Finding) -> None:
             with st.expander(f"All {len(finding.spots)} places"):
                 st.dataframe(
                     {
-                        "where": [one_line(spot.where) for spot in finding.spots],
-                        "what": [one_line(spot.what) for spot in finding.spots],
+                        "where": [cell(spot.where) for spot in finding.spots],
+                        "what": [cell(spot.what) for spot in finding.spots],
                     },
                     hide_index=True,
                 )
@@ -132,8 +132,8 @@ def _ledger(prefix: str, found: Audit) -> None:
     st.dataframe(
         [
             {
-                "tensor": one_line(line.name),
-                "form": one_line(line.form),
+                "tensor": cell(line.name),
+                "form": cell(line.form),
                 "shape": " × ".join(map(str, line.shape)),
                 "weights": line.weights,
                 "stored, MB": line.nbytes / 1e6,

@@ -14,7 +14,7 @@ from qcore.results.rows import FIGURES
 from qcore.results.verdicts import with_verdicts
 from ui import diff, divergence, families, forest, questions_chart, results, state
 from ui.glossary import explain
-from ui.text import clock, one_line, shielded, verbatim, visible
+from ui.text import cell, clock, one_line, shielded, verbatim, visible
 
 FEW = 300  # with fewer questions a difference of 5 % is within the noise
 MARGINS = (0.005, 0.01, 0.02, 0.05)
@@ -24,7 +24,7 @@ BADGES = {"equivalent": "green", "worse": "red", "better": "blue", "undecided": 
 def table(rows: list[dict]) -> None:
     """Draw all figures. The line of a failed recipe is red."""
     lines = [
-        {"recipe": one_line(row["label"]), "state": row["status"]}
+        {"recipe": cell(row["label"]), "state": row["status"]}
         | {each.heading: None if row[each.key] is None else row[each.key] * each.scale for each in FIGURES}
         for row in rows
     ]

@@ -38,6 +38,7 @@ def is_loopback(address: str | None) -> bool:
     if address == "localhost":
         return True
     try:
-        return ipaddress.ip_address(address.strip("[]")).is_loopback
+        found = ipaddress.ip_address(address.strip("[]"))
+        return (getattr(found, "ipv4_mapped", None) or found).is_loopback
     except ValueError:
         return False

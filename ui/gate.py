@@ -1,9 +1,9 @@
 """What stands before every request to the dashboard, as ASGI middleware: response headers, the visitor's
 cookie, and limits that must hold before Streamlit reads anything.
 
-A private server (bound to this machine, without QCORE_PUBLIC) answers loopback host names only. That keeps
-out web pages that resolve their own name to 127.0.0.1, and strangers who come through a proxy that was put
-before it. A public server closes the metrics, and bounds connections and uploads.
+A private server (bound to this machine, without QCORE_PUBLIC) answers this machine only, and under loopback
+names only. That keeps out web pages that resolve their own name to 127.0.0.1, and strangers who come through
+a proxy that was put before it. A public server closes the metrics, and bounds connections and uploads.
 """
 
 import os
@@ -86,8 +86,9 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Return (status, sentence) for a request that must not reach Streamlit."""
         if not is_public():
-            host = re.sub(r":\d+$", "", headers.get("host", ""))
-            return None if self.declared or is_loopback(host) else (403, FOREIGN)
+            near = is_loopback((scope.get("client") or ("",))[0])
+            name = re.sub(r":\d+$", "", headers.get("host", ""))
+            return None if self.declared or (near and is_loopback(name)) else (403, FOREIGN)
         if scope["type"] == "websocket":
             full = self._open >= CONNECTIONS
             return (503, "Too many visitors are here right now. Try again later.\n") if full else None

@@ -7,7 +7,7 @@ from qcore.models.checkpoint import Checkpoint
 from qcore.recipes.spec import absolute_model
 from ui import jobs, state
 from ui.glossary import explain
-from ui.text import one_line, size
+from ui.text import cell, size
 
 
 def draw(checkpoint: Checkpoint, recipe: str) -> None:
@@ -36,7 +36,7 @@ def table(row: dict) -> None:
     tensors = sorted(row["record"]["ledger"]["rows"], key=lambda tensor: -tensor["bytes_before"])
     lines = [
         {
-            "tensor": one_line(tensor["name"]),
+            "tensor": cell(tensor["name"]),
             "shape": " × ".join(map(str, tensor["shape"])),
             "weights": tensor["weights"],
             "dtype": tensor["dtype"],

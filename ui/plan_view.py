@@ -19,7 +19,7 @@ from ui.forms import KEEP, model
 from ui.forms import recipes as recipe_form
 from ui.forms.handover import PAGE, hand_over
 from ui.glossary import explain
-from ui.text import digits, one_line, percent, shielded, size, verbatim
+from ui.text import cell, digits, percent, shielded, size, verbatim
 from ui.visitor import visitor
 
 HERE, AMOUNT = "Free on this machine", "Other amount"
@@ -244,7 +244,7 @@ def table(rows: Sequence[PlanRow]) -> None:
         "perplexity ratio": [
             "–" if row.perplexity_ratio is None else digits(row.perplexity_ratio) for row in rows
         ],
-        "notes": [one_line(" ".join(row.notes)) for row in rows],
+        "notes": [cell(" ".join(row.notes)) for row in rows],
     }
     st.dataframe(columns, hide_index=True, width="stretch")
 

@@ -14,7 +14,7 @@ from qcore.quantization.sensitivity.table import Sensitivities
 from ui import jobs, state
 from ui import sensitivity_charts as charts
 from ui.glossary import explain
-from ui.text import clock, digits, one_line, percent, seconds, shielded, verbatim
+from ui.text import cell, clock, digits, one_line, percent, seconds, shielded, verbatim
 
 TOP = 0.1  # share of the layers whose part of the loss is reported
 START = 4.25
@@ -198,7 +198,7 @@ def _measured_runs(table: Sensitivities) -> list[tuple[str, float, float]]:
 def _table(table: Sensitivities, options: Sequence[int] | None) -> None:
     lines = []
     for i, layer in enumerate(table.layers):
-        line = {"layer": one_line(layer.name.removesuffix(".weight")), "weights": layer.weights}
+        line = {"layer": cell(layer.name.removesuffix(".weight")), "weights": layer.weights}
         if options is not None:
             line["chosen"] = table.labels[options[i]]
         for k, label in enumerate(table.labels):

@@ -2,7 +2,8 @@
 
 verbatim    Markdown of a text of several lines     st.markdown, st.error, …
 shielded    Markdown of a name                      the same, and labels of buttons, links and metrics
-one_line    plain                                   options of select boxes, cells of st.dataframe
+one_line    plain                                   options of select boxes
+cell        plain, and no formula                   cells of st.dataframe
 visible     plain, several lines                    st.code
 drawn       the HTML that Plotly reads              labels in figures
 """
@@ -13,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 
+from qcore.results.report import escape_cell
 from qcore.results.report import human_bytes as size
 from qcore.results.report import human_number as digits
 from qcore.results.report import human_percent as percent
@@ -20,6 +22,7 @@ from qcore.results.report import human_seconds as seconds
 from ui.redaction import redacted
 
 __all__ = [
+    "cell",
     "clock",
     "digits",
     "drawn",
@@ -78,6 +81,11 @@ def one_line(text: str) -> str:
     """Return `text` as `visible` does, with line breaks spelled out too: for lists and tables, which do not
     read Markdown."""
     return visible(text).replace("\n", "⟨U+000A⟩")
+
+
+def cell(text: str) -> str:
+    """Return `text` on one line for a cell of a table, which the browser saves as CSV without an escape."""
+    return escape_cell(one_line(text))
 
 
 def drawn(text: str) -> str:

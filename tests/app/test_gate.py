@@ -15,7 +15,15 @@ async def _page(scope, receive, send):
     await send({"type": "http.response.body", "body": b"page"})
 
 
-def asked(path="/", method="GET", host="dashboard.example.org", to=None, scheme="http", **headers):
+def asked(
+    path="/",
+    method="GET",
+    host="dashboard.example.org",
+    to=None,
+    scheme="http",
+    client="127.0.0.1",
+    **headers,
+):
     """Return (status, headers) of the answer to a request."""
     sent = []
     listed = [(b"host", host.encode())]
@@ -27,6 +35,7 @@ def asked(path="/", method="GET", host="dashboard.example.org", to=None, scheme=
         "scheme": scheme,
         "headers": listed,
         "query_string": b"",
+        "client": (client, 50000),
     }
 
     async def send(message):
@@ -109,8 +118,15 @@ def test_a_private_server_answers_to_loopback_names_only(private, host, status):
     assert asked(host=host)[0] == status
 
 
+@pytest.mark.parametrize(
+    ("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("10.0.0.7", 403)]
+)
+def test_a_private_server_answers_to_this_machine_only(private, client, status):
+    assert asked(host="localhost", client=client)[0] == status
+
+
 def test_unless_its_owner_said_so(private):
-    assert asked(to=gate.Gate(_page, declared=True))[0] == 200
+    assert asked(to=gate.Gate(_page, declared=True), client="10.0.0.7")[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -169,9 +169,8 @@ def test_a_trained_model(home):
     check(open_page("train", run=run))
 
 
-def test_an_audit(home):
-    spots = (Spot(HOSTILE, HOSTILE),) * 5
-    found = Audit(
+def audit_of(finding: Finding, line: LedgerLine) -> Audit:
+    return Audit(
         model=HOSTILE,
         kind="folder",
         revision=HOSTILE,
@@ -180,12 +179,17 @@ def test_an_audit(home):
         files=1,
         file_bytes=16,
         tensors=1,
-        findings=(Finding("x", "broken", HOSTILE, HOSTILE, HOSTILE, spots),),
-        ledger=(LedgerLine(HOSTILE, HOSTILE, (2, 2), 4, 16, False),),
+        findings=(finding,),
+        ledger=(line,),
         read_bytes=16,
         not_looked_at=(HOSTILE,),
         parameters=4,
     )
+
+
+def test_an_audit(home):
+    finding = Finding("x", "broken", HOSTILE, HOSTILE, HOSTILE, (Spot(HOSTILE, HOSTILE),) * 5)
+    found = audit_of(finding, LedgerLine(HOSTILE, HOSTILE, (2, 2), 4, 16, False))
     check(open_page("audit", run=job(home, "audit", {"values": True}, found.to_dict())))
 
 
@@ -222,6 +226,19 @@ def test_texts_of_models_in_the_playground(monkeypatch):
     at.session_state["playground.session"] = Written()
     at.switch_page("pages/playground.py")
     check(at.run())
+
+
+@pytest.mark.row("17")
+def test_the_browser_saves_tables_without_formulas(home):
+    spots = (Spot("@where", "+what"),) * 5
+    finding = Finding("x", "broken", "a title", "an effect", "a remedy", spots)
+    line = LedgerLine("=name", "-form", (2, 2), 4, 16, False)
+    at = open_page("audit", run=job(home, "audit", {"values": True}, audit_of(finding, line).to_dict()))
+    cells = [
+        cell for table in at.dataframe for column in table.value.to_dict("list").values() for cell in column
+    ]
+    assert {"'@where", "'+what", "'=name", "'-form"} <= set(cells)
+    assert not [cell for cell in cells if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@"))]
 
 
 @pytest.mark.row("F16")
