@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qcore.base.errors import InputError
+from qcore.base.strict_json import distinct, is_deep, repeated
 
 TABLES = (".csv", ".tsv")
 JSONS = (".json", ".jsonl", ".ndjson")
@@ -135,7 +136,7 @@ def _load(text: str, where: str, looks: str | None = None) -> Any:
     example = f" Each line should look like {looks}." if looks else ""
     try:
         value = json.loads(
-            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_distinct
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=distinct
         )
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON: {_why(text, error)}.{example}") from error
@@ -143,6 +144,8 @@ def _load(text: str, where: str, looks: str | None = None) -> Any:
         raise InputError(f"{where} is not JSON: it is nested too deeply.{example}") from error
     except ValueError as error:
         raise InputError(f"{where} cannot be used: {error}.") from error
+    if is_deep(value):
+        raise InputError(f"{where} is not JSON: it is nested too deeply.{example}")
     if "\\u" in text and (half := _half_pair(value)) is not None:
         raise InputError(
             f"{where} holds half of a surrogate pair ({half!a}), which is not a character. Write the "
@@ -172,14 +175,6 @@ def _at(text: str, error: json.JSONDecodeError) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is not a number and not JSON")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {next(n for n in names if names.count(n) > 1)!r} twice")
-    return found
 
 
 def _half_pair(value: Any) -> str | None:
@@ -251,8 +246,9 @@ def _table(text: str, path: Path, heading: Heading) -> Iterator[Entry]:
     if not heading.fits(columns):
         raise InputError(f"{name} needs {heading.needed}; its first line has {', '.join(columns) or 'none'}.")
     if len(set(columns)) < len(columns):
-        twice = next(column for column in columns if columns.count(column) > 1)
-        raise InputError(f"{name} has two columns called {twice!r}, so its cells are ambiguous.")
+        raise InputError(
+            f"{name} has two columns called {shown(repeated(columns))}, so its cells are ambiguous."
+        )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         next(reader)

@@ -21,6 +21,7 @@ from qcore.base import entries
 from qcore.base.entries import Entry
 from qcore.base.errors import InputError
 from qcore.base.files import asset, expanded
+from qcore.base.strict_json import repeated
 from qcore.base.text_files import digest_record, read_text
 
 KEYS = ("text", "prompt", "instruction", "question", "query", "input")
@@ -97,7 +98,7 @@ def load_prompts(source: str | Path | None = None) -> Prompts:
         raise InputError(f"{path.name} holds {len(found)} prompts, but at most {MOST} are allowed.")
     ids = [prompt.id for prompt in found]
     if len(set(ids)) < len(ids):
-        raise InputError(f"{path.name} uses the id {next(i for i in ids if ids.count(i) > 1)!r} twice.")
+        raise InputError(f"{path.name} uses the id {entries.shown(repeated(ids))} twice.")
     name = "packaged prompts" if source is None else path.name
     return Prompts(name, hashlib.sha256(file.content.encode()).hexdigest(), tuple(found), file.line_ends)
 

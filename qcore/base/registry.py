@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from qcore.base.errors import InputError
 
 T = TypeVar("T")
+_LONGEST = 200  # characters of a name that is compared with the known ones
 
 
 class Registry(Generic[T]):
@@ -61,6 +62,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return "Did you mean …?" with the nearest of the `known` names, or those that have `name` as a part, or
     None if there are none."""
     known = list(known)
+    if len(name) > _LONGEST:  # matching takes time with the square of the length
+        return None
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     near = near or [each for each in known if name in each.split("-")][:3]
     return f"Did you mean {' or '.join(near)}?" if near else None

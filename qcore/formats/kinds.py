@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 SCALES_PER_BLOCK = 256
+LARGEST_GROUP = 1 << 20  # inputs; more than any row has
 SMALLEST_GROUP = 8  # eight codes of b bits fill exactly b bytes, so every group starts at a byte
 EIGHT = 8
 DEFAULT_GROUP = 64
@@ -323,7 +324,9 @@ def packed_width(count: int, bits: int) -> int:
 
 def check_group_size(group_size: int | None) -> None:
     """Raise `ValueError` unless `group_size` is None (per channel) or a positive multiple of 8."""
-    if group_size is not None and (group_size < SMALLEST_GROUP or group_size % SMALLEST_GROUP):
+    if group_size is None:
+        return
+    if not SMALLEST_GROUP <= group_size <= LARGEST_GROUP or group_size % SMALLEST_GROUP:
         raise ValueError(
             f"group_size is {group_size}, but it must be a positive multiple of {SMALLEST_GROUP}, such as "
             "32, 64 or 128"

@@ -38,7 +38,9 @@ from qcore.formats.packing import pack, unpack
 def spread(per_group: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
     """Repeat values per group (N, G) for each input of the group. Return (N, K), or (N, 1) per channel, which
     broadcasts."""
-    return per_group if group_size is None else per_group.repeat_interleave(group_size, dim=1)[:, :columns]
+    if group_size is None:
+        return per_group
+    return per_group.repeat_interleave(min(group_size, columns), dim=1)[:, :columns]
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,12 @@ class PackedWeight:
         if packed.layout.panel_bytes < 0:
             raise InputError(f"{failure}: the sizes contradict one another.")
         packed = replace(packed, panels=arena.empty(-(-rows // PANEL) * packed.layout.panel_bytes))
-        parts = _parts(weight)
+        if missing := sorted(set(format.layout(rows, columns)) - set(weight.parts())):
+            raise InputError(f"{failure}: it has no {missing[0]}.")
+        try:
+            parts = _parts(weight)
+        except RuntimeError as error:  # of torch, for parts of other sizes
+            raise InputError(f"{failure}: its parts do not fit its shape.") from error
         stored = _Stored.of(format.bits, _groups(format, columns), parts)
         status = library.functions().qcore_pack(
             ctypes.byref(packed.layout), ctypes.byref(stored), torch.get_num_threads()

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from qcore.base.errors import InputError
 from qcore.formats.kinds import Format
 from qcore.formats.packing import packed_width
 from qcore.formats.tensor import QuantizedTensor, round_scale
@@ -50,9 +51,12 @@ def reason_against(weight: torch.Tensor, format: Format) -> str | None:
 def quantize(weight: torch.Tensor, format: Format) -> QuantizedTensor | None:
     """Round `weight` (N, K) to a uniform `format` or to one with a fixed codebook.
 
-    Return None if the weight holds NaN, or if the scale of a group overflows float16. Raise `MemoryError` if
-    memory is exhausted.
+    Return None if the weight holds NaN, or if the scale of a group overflows float16. Raise `InputError` as
+    `reason_against` says, and `MemoryError` if memory is exhausted.
     """
+    if weight.ndim != 2 or (reason := reason_against(weight, format)):
+        reason = reason if weight.ndim == 2 else "it is not a matrix"
+        raise InputError(f"The weight {tuple(weight.shape)} cannot be rounded natively: {reason}.")
     (rows, columns), bits = weight.shape, format.bits
     groups, uniform = format.groups(columns), format.even
     wide = format.double_quant or not uniform  # these scales are rounded later, so keep them in float32

@@ -143,6 +143,8 @@ def select(model: PreTrainedModel, recipe: Recipe, *, stored: Collection[str] = 
                 kept[name] = "Position embeddings are kept: they are small, and llama.cpp keeps them, too."
             elif choice == "keep":
                 kept[name] = f"The {kind} is kept unless the recipe says otherwise."
+            elif not parameter.numel():
+                kept[name] = "It has no inputs or no outputs, so it holds no weights."
             elif pattern:
                 kept[name] = f"Skipped by the pattern {pattern!r}."
             else:

@@ -35,7 +35,7 @@ from qcore.library.journal import Journal
 from qcore.library.saving import EXPORTED, check_folder, made_from
 from qcore.models import packaged
 from qcore.models.checkpoint import INDEX, SINGLE, Checkpoint
-from qcore.models.config import text_settings
+from qcore.models.config_limits import text_settings
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +176,8 @@ def chat_templates(checkpoint: Checkpoint) -> dict[str, str]:
     if isinstance(stored, str):
         found["default"] = stored
     elif isinstance(stored, list):
-        found = {each["name"]: each["template"] for each in stored if {"name", "template"} <= set(each)}
+        pairs = [(each.get("name"), each.get("template")) for each in stored if isinstance(each, dict)]
+        found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
     elif isinstance(stored, dict):
         found = {str(name): text for name, text in stored.items() if isinstance(text, str)}
     older = read_json(source / "chat_template.json")

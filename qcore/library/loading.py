@@ -19,7 +19,7 @@ from qcore.library.sources import resolve
 from qcore.measurement.memory import give_back
 from qcore.models.assembly import assemble, meta_model
 from qcore.models.checkpoint import ONNX, Checkpoint
-from qcore.models.headers import read_json
+from qcore.models.headers import LONGEST_SETTINGS, read_json
 from qcore.models.mapping import read_tensors
 
 if TYPE_CHECKING:
@@ -108,9 +108,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     gc.disable()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=_tokenizer_hint(checkpoint), trust_remote_code=False, local_files_only=True
+            folder,
+            config=_tokenizer_hint(checkpoint),
+            trust_remote_code=False,
+            local_files_only=True,
+            **tokenizer_files.overrides(folder),
         )
-    except Exception as error:  # native code parses tokenizer files and raises bare Exceptions
+    except BaseException as error:  # native code parses tokenizer files; its panics are no `Exception`s
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
             f"The tokenizer of {checkpoint.name} cannot be read: {tokenizer_files.reason(error)}"
         ) from error
@@ -135,11 +141,14 @@ def set_generation_config(model: PreTrainedModel, folder: Path) -> None:
 
     if not (folder / "generation_config.json").exists():
         return
-    _check_token_ids(read_json(folder / "generation_config.json"))
+    _check_token_ids(read_json(folder / "generation_config.json", LONGEST_SETTINGS))
     try:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"generation_config.json cannot be read: {error}") from error
+    except Exception as error:  # the library compares and calls what the file holds, so anything may fail
+        raise InputError(
+            f"generation_config.json cannot be read: {tokenizer_files.reason(error).rstrip('.')}. Correct "
+            "the file."
+        ) from error
 
 
 def _check_token_ids(settings: dict) -> None:

@@ -30,7 +30,7 @@ from qcore.layers.select import Target, select
 from qcore.library.saving import MANIFEST
 from qcore.library.sparse import MASK, VALUES, SparseMatrix
 from qcore.models.checkpoint import SINGLE
-from qcore.models.headers import BITS, TensorInfo, read_json
+from qcore.models.headers import BITS, TensorInfo, is_file_name, read_json
 from qcore.recipes import Float, Recipe
 from qcore.recipes.ledger import Ledger
 
@@ -231,7 +231,7 @@ def read_digests(record: object, is_weights: Callable[[str], bool]) -> dict[str,
     if not isinstance(record, dict) or not record:
         raise ValueError("it has no SHA-256 of the weights")
     for file, digest in record.items():
-        if file != Path(file).name or "\\" in file or not is_weights(file):
+        if not is_file_name(file) or not is_weights(file):
             raise ValueError(f"{file!r} is not the name of a weight file beside it")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ValueError(f"the SHA-256 of {file} is {digest!r}")

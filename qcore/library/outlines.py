@@ -20,7 +20,8 @@ from qcore.base.progress import Progress
 from qcore.library.sources import resolve
 from qcore.models import hub
 from qcore.models.checkpoint import Checkpoint, read_folder
-from qcore.models.config import LOW_PRECISION, check_against, is_ours, quantized_by, read_config
+from qcore.models.config import LOW_PRECISION, is_ours, quantized_by, read_config
+from qcore.models.config_limits import check_against
 from qcore.models.headers import LONGEST_HEADER, TensorInfo, parse_header
 from qcore.models.names import Name, classify
 from qcore.models.unread import count_unread

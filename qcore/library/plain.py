@@ -80,4 +80,5 @@ def describe(folder: Path) -> str | None:
 
 def read_made(folder: Path) -> dict | None:
     """Return the record of how the model in `folder` was made; None if qcore did not make it."""
-    return read_json(Path(folder) / MADE)
+    record = read_json(Path(folder) / MADE)
+    return record if isinstance(record, dict) else None

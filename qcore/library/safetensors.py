@@ -33,7 +33,8 @@ from qcore.library.manifest import Manifest, Matrix
 from qcore.library.saving import MANIFEST, check_folder, replaced_folder
 from qcore.library.sparse import MASK, SparseMatrix, grow, shrink
 from qcore.models.assembly import empty_model
-from qcore.models.config import NEEDED, OURS, check_against, read_config, to_text, to_transformers
+from qcore.models.config import NEEDED, OURS, read_config, to_text, to_transformers
+from qcore.models.config_limits import check_against
 from qcore.models.headers import TensorInfo, read_header
 from qcore.models.mapping import aligned, read_file
 from qcore.quantization.convert import DTYPES, install, quantize, run_whole_steps

@@ -8,7 +8,8 @@ from qcore.base.progress import Progress
 from qcore.library.plain import describe
 from qcore.models import packaged
 from qcore.models.checkpoint import ONNX_MANIFEST, Checkpoint, read_folder
-from qcore.models.config import LOW_PRECISION, check_against, quantized_by, read_config
+from qcore.models.config import LOW_PRECISION, quantized_by, read_config
+from qcore.models.config_limits import check_against
 from qcore.models.headers import TensorInfo
 from qcore.models.names import Name, classify
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _KEPT = 4
+_MOST_BUFFERS = 1 << 30  # bytes of computed tables that any model may have
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.*)")
 _cache: OrderedDict[str, PreTrainedModel] = OrderedDict()
 _caching = threading.RLock()
@@ -48,7 +49,11 @@ def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
             _cache.move_to_end(checkpoint.digest)
             return _cache[checkpoint.digest]
         if checkpoint.is_quantized:
-            model = empty_model(to_transformers(checkpoint.config), meta_buffers=True)
+            config = to_transformers(checkpoint.config)
+            try:
+                model = empty_model(config, meta_buffers=True)
+            except Exception as error:  # as in `assemble`
+                raise _no_match(checkpoint, error) from error
         else:
             model = assemble(checkpoint, _shapes(checkpoint), "meta")
         _cache[checkpoint.digest] = model
@@ -64,15 +69,29 @@ def empty_model(
     gradients; in float32 unless `dtype` is given.
 
     Buffers (such as rotary frequencies) are computed, because files do not hold all of them; with
-    `meta_buffers` they are also on the meta device. Use that for untrusted configs, which decide the size of
-    buffers.
+    `meta_buffers` they are also on the meta device. Raise `InputError` as `check_buffers`.
     """
     import torch
 
+    if not meta_buffers:
+        check_buffers(config)
     with quiet(), without_weights(meta_buffers=meta_buffers):
         model = from_config(model_class(config), config, dtype or torch.float32)
     model.tie_weights()
     return _reading_text(model).eval().requires_grad_(False)
+
+
+def check_buffers(config: PretrainedConfig) -> None:
+    """Raise `InputError` if a model of `config` computes tables, such as those of positions, that take more
+    than `_MOST_BUFFERS` bytes: the numbers of config.json decide their size, and no file holds them."""
+    model = empty_model(config, meta_buffers=True)
+    sizes = {name: buffer.nbytes for name, buffer in model.named_buffers()}
+    if (total := sum(sizes.values())) > _MOST_BUFFERS:
+        raise InputError(
+            f"config.json demands {total / 1e9:.1f} GB of computed tables, such as "
+            f"{max(sizes, key=sizes.__getitem__)}, but models have at most {_MOST_BUFFERS / 1e9:.1f} GB. Its "
+            "numbers, such as the largest position, are not those of a model."
+        )
 
 
 def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: str) -> PreTrainedModel:
@@ -90,10 +109,15 @@ def assemble(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], device: s
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # model classes may raise anything for an invalid config, assertions included
-        why = _odd_expert(checkpoint) or _why(error, checkpoint.config)
-        raise InputError(f"{checkpoint.name} does not match its config.json: {why}") from error
+        raise _no_match(checkpoint, error) from error
     _check(checkpoint, model, report)
     return model.eval().requires_grad_(False)
+
+
+def _no_match(checkpoint: Checkpoint, error: Exception) -> InputError:
+    """Return the error for a model class that rejects the config of `checkpoint`."""
+    why = _odd_expert(checkpoint) or _why(error, checkpoint.config)
+    return InputError(f"{checkpoint.name} does not match its config.json: {why}")
 
 
 @dataclass(frozen=True)
@@ -135,6 +159,7 @@ def _load(
     """Return the model of `config` with `tensors`, and the library's report of the differences."""
     import torch
 
+    check_buffers(config)
     chosen: Any = model_class(config)
     with quiet(), meta_stays_meta():
         model, report = chosen.from_pretrained(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from qcore.base.errors import InputError
 from qcore.base.files import expanded
-from qcore.models.config import check_against, is_ours, read_config
-from qcore.models.headers import FLOATS, TensorInfo, read_header, read_json
+from qcore.models.config import is_ours, read_config
+from qcore.models.config_limits import check_against
+from qcore.models.headers import FLOATS, TensorInfo, is_file_name, read_header, read_json
 from qcore.models.wrapped_names import unwrapped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -180,12 +181,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{INDEX} has no weight_map, so the weights cannot be located. Download it again.")
     for tensor, file in weight_map.items():
-        if (
-            not isinstance(file, str)
-            or not file.endswith(".safetensors")
-            or file != Path(file).name
-            or "\\" in file
-        ):
+        if not is_file_name(file) or not file.endswith(".safetensors"):
             raise InputError(
                 f"{INDEX} places {tensor!r} in {file!r}, but weights are only read from .safetensors files "
                 "in the same folder."

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from qcore.base.errors import InputError
 from qcore.base.registry import did_you_mean
 from qcore.models.classes import with_class
-from qcore.models.headers import TensorInfo, read_json
+from qcore.models.config_limits import check_fields, check_sizes, parts
+from qcore.models.headers import LONGEST_SETTINGS, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -45,7 +46,6 @@ _QUANTIZED = ("quantization_config", "compression_config")
 _NAMED_ELSEWHERE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _MLX = "quantization"  # MLX's own key
 
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _REFUSED_FIELD = re.compile(r"Validation error for field '(\w+)'")  # of the classes' own validation
 _EXPECTED = re.compile(r"expected (?:an? )?(\w+), got")
 _TYPES = {
@@ -57,25 +57,9 @@ _TYPES = {
     "dict": "an object",
     "NoneType": "null",
 }
-_VOCABULARY, _WIDTH = ("vocab_size",), ("hidden_size", "n_embd", "d_model")
-_LARGEST = {
-    **dict.fromkeys(_LAYERS, 2048),
-    **dict.fromkeys(_VOCABULARY, 1 << 24),
-    **dict.fromkeys((*_WIDTH, "intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim"), 1 << 20),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 1 << 14),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 1 << 14),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 28),
-}
 # JSON has no infinity and no NaN; transformers writes them as objects with this key.
 _FLOAT = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
-_MAY_BE_ZERO = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-)
 
 
 def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[str]]:
@@ -98,23 +82,23 @@ def read_config(folder: Path, *, quantized: bool = False) -> tuple[dict, list[st
             f"{folder.name} has no config.json, so it is not a model.{found} Give a folder with config.json "
             "and *.safetensors."
         )
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", LONGEST_SETTINGS)
     _refuse_code(config, folder, "config.json")
     for name in ("tokenizer_config.json", "generation_config.json"):
         if (folder / name).exists():
-            _refuse_code(read_json(folder / name), folder, name)
+            _refuse_code(read_json(folder / name, LONGEST_SETTINGS), folder, name)
     if not quantized:
         _refuse_quantized(config, folder)
-    _check_sizes(config)
+    check_sizes(config)
     silent = {*_HARMLESS, "transformers_weights"} if is_ours(config) else {*_HARMLESS}
-    stripped = sorted({key for part in _parts(config) for key in part if key in _STRIPPED} - silent)
+    stripped = sorted({key for part in parts(config) for key in part if key in _STRIPPED} - silent)
     return _without(config, _STRIPPED), stripped
 
 
 def checked(config: dict) -> dict:
     """Return a config from another source, without the forbidden fields. Raise `InputError` for absurd
     sizes."""
-    _check_sizes(config)
+    check_sizes(config)
     return _without(config, _STRIPPED)
 
 
@@ -124,45 +108,6 @@ def is_ours(config: dict) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == OURS
 
 
-def text_settings(config: dict) -> dict:
-    """Return the settings of the text model in config.json: those inside the settings of a wrapper, else
-    all."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
-
-
-def check_against(config: dict, tensors: dict[str, TensorInfo]) -> None:
-    """Raise `InputError` for sizes that the stored weights cannot fill, before a model is built."""
-    text = text_settings(config)
-    layers = next((text[key] for key in _LAYERS if isinstance(text.get(key), int)), 1)
-    if layers > len(tensors):
-        raise InputError(
-            f"config.json declares {layers} layers, but the weight files hold only {len(tensors)} tensors. "
-            "They belong to different models."
-        )
-    rows = next((text[key] for key in _VOCABULARY if key in text), 1)
-    width = next((text[key] for key in _WIDTH if key in text), 1)
-    elements = sum(tensor.elements for tensor in tensors.values())
-    if isinstance(rows, int) and isinstance(width, int) and rows * width > 2 * elements:
-        raise InputError(
-            f"config.json declares an embedding of {rows} x {width}, but the weight files hold only "
-            f"{elements} values. They belong to different models."
-        )
-
-
-def _parts(config: dict) -> list[dict]:
-    """Return the config and all objects inside it."""
-    found, stack = [], [config]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, dict):
-            found.append(part)
-            stack.extend(part.values())
-        elif isinstance(part, list):
-            stack.extend(part)
-    return found
-
-
 def _without(part: Any, keys: tuple[str, ...]) -> Any:
     if isinstance(part, dict):
         return {key: _without(value, keys) for key, value in part.items() if key not in keys}
@@ -170,7 +115,7 @@ def _without(part: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _refuse_code(config: dict, folder: Path, name: str) -> None:
-    if any(part.get("auto_map") for part in _parts(config)):
+    if any(part.get("auto_map") for part in parts(config)):
         raise InputError(
             f"{folder.name} requires code of its own (auto_map in {name}), which qcore never runs. "
             "Choose a model whose architecture the transformers library knows."
@@ -185,12 +130,12 @@ def quantization(config: dict, folder: Path) -> tuple[str, dict] | None:
         return None
     if isinstance(settings := config.get(_MLX), dict) and {"bits", "group_size"} <= set(settings):
         return "mlx", settings
-    found = next((part[key] for part in _parts(config) for key in _QUANTIZED if part.get(key)), None)
+    found = next((part[key] for part in parts(config) for key in _QUANTIZED if part.get(key)), None)
     if found is None:
         beside = next(
             ((file, name) for file, name in _NAMED_ELSEWHERE.items() if (folder / file).exists()), None
         )
-        return None if beside is None else (beside[1], read_json(folder / beside[0]))
+        return None if beside is None else (beside[1], read_json(folder / beside[0], LONGEST_SETTINGS))
     settings = found if isinstance(found, dict) else {}
     name = settings.get("quant_method") or settings.get("quant_algo")
     return str(name or "method not named"), settings
@@ -215,26 +160,11 @@ def _refuse_quantized(config: dict, folder: Path) -> None:
         )
 
 
-def _check_sizes(config: dict) -> None:
-    if not isinstance(config.get("model_type"), str):
-        raise InputError("config.json does not name a model_type, so its architecture is not known.")
-    for part in _parts(config):
-        for key, largest in _LARGEST.items():
-            values = part.get(key)
-            for value in values if isinstance(values, list) else [values]:
-                smallest = 0 if key in _MAY_BE_ZERO else 1
-                if value is not None and (type(value) is not int or not smallest <= value <= largest):
-                    raise InputError(
-                        f"config.json has {key} = {value!r}, but it must be a whole number from {smallest} "
-                        f"to {largest}."
-                    )
-
-
-def to_transformers(config: dict) -> PreTrainedConfig:
-    """Return the transformers config object for a checked `config`. Raise `InputError` for an unknown
-    architecture or invalid values."""
+def refuse_unknown(config: dict) -> None:
+    """Raise `InputError` for an architecture that transformers has no code for. Its registry is the list of
+    architectures that qcore builds: no other code is ever run for a model."""
     from transformers import __version__
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = config["model_type"]
     if kind not in CONFIG_MAPPING_NAMES:
@@ -243,7 +173,17 @@ def to_transformers(config: dict) -> PreTrainedConfig:
         raise InputError(
             f"{hint} transformers {__version__} has no code for it, and qcore runs no code that comes with a "
             "model."
-        ) from None
+        )
+
+
+def to_transformers(config: dict) -> PreTrainedConfig:
+    """Return the transformers config object for a checked `config`. Raise `InputError` for an unknown
+    architecture, a number beyond its limit, or invalid values."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config["model_type"]
+    refuse_unknown(config)
+    check_fields(config, _known(CONFIG_MAPPING[kind]))
     try:
         built = CONFIG_MAPPING[kind].from_dict(
             {
@@ -263,12 +203,16 @@ def to_transformers(config: dict) -> PreTrainedConfig:
     return with_class(built)
 
 
+def _known(kind: type[PreTrainedConfig]) -> set[str]:
+    """Return the names of the fields of a config class."""
+    return {*kind.attribute_map, *(field.name for field in fields(kind))}
+
+
 def knows_field(kind: str, name: str) -> bool:
     """Return whether the config of the model type `kind`, which transformers knows, has the field `name`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    known = CONFIG_MAPPING[kind]
-    return name in known.attribute_map or name in {field.name for field in fields(known)}
+    return name in _known(CONFIG_MAPPING[kind])
 
 
 def to_text(config: dict) -> str:

@@ -17,7 +17,8 @@ from qcore.base.transformers_internals import quiet
 from qcore.interop.ggml import FORMATS
 from qcore.models import gguf_file, gguf_header
 from qcore.models.checkpoint import GGUF, Checkpoint, sampled_digest
-from qcore.models.config import check_against, to_transformers
+from qcore.models.config import to_transformers
+from qcore.models.config_limits import check_against
 from qcore.models.gguf_config import config_of
 from qcore.models.gguf_header import Header
 from qcore.models.gguf_weights import keeps_codes

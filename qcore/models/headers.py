@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from qcore.base.errors import InputError
+from qcore.base.strict_json import distinct, is_deep
 
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
-LONGEST_JSON = 64_000_000  # bytes of a config or an index
+LONGEST_JSON = 64_000_000  # bytes of an index
+LONGEST_NAME = 512  # characters of the name of a tensor
+LONGEST_SETTINGS = 16_000_000  # bytes of other JSON files beside the weights
+_LONGEST_FILE_NAME = 200  # bytes
+_DEEP = "it is nested too deeply"
 _LONGEST_START = 64  # bytes by which a file in the place of another is recognized
 BITS = {
     "F64": 64,
@@ -136,14 +141,26 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
-def read_json(path: Path) -> dict:
-    """Return a JSON object from a small file. Raise `InputError` if it is too long, not UTF-8, not a JSON
-    object, or repeats a key."""
+def is_file_name(name: object) -> bool:
+    """Return whether `name`, which a file gives, is the plain name of a file beside it: no path, and no name
+    that a file system refuses."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_FILE_NAME
+        and name.isprintable()
+        and name == PurePath(name).name != ".."
+        and "\\" not in name
+    )
+
+
+def read_json(path: Path, longest: int = LONGEST_JSON) -> dict:
+    """Return a JSON object from a small file. Raise `InputError` if it has more than `longest` bytes, is not
+    UTF-8, not a JSON object, nested too deeply, or repeats a key."""
     size = regular_size(path)
-    if size > LONGEST_JSON:
+    if size > longest:
         raise InputError(
             f"{path.name} is {size / 1e6:.0f} MB; config and index files are limited to "
-            f"{LONGEST_JSON / 1e6:.0f} MB."
+            f"{longest / 1e6:.0f} MB."
         )
     return parse_json(path.read_bytes(), path.name)
 
@@ -152,31 +169,27 @@ def parse_json(text: bytes, name: str) -> dict:
     """Return the JSON object in `text`, which came from the file `name`."""
     _check_start(text[:_LONGEST_START], name)
     try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{name} is not valid UTF-8 where it should hold JSON. Download or save it again."
         ) from error
     except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        why = str(error) if isinstance(error, ValueError) else _DEEP
         raise InputError(f"{name} does not hold valid JSON: {why}. Download or save it again.") from error
     if not isinstance(parsed, dict):
         raise InputError(f"{name} must hold a JSON object, but holds a {type(parsed).__name__}.")
+    if is_deep(parsed):
+        raise InputError(f"{name} does not hold valid JSON: {_DEEP}. Download or save it again.")
     return parsed
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return found
 
 
 def _tensor(path: PurePath, name: str, entry: object, start: int, size: int) -> TensorInfo:
     def broken(why: str) -> InputError:
         return InputError(f"The tensor {name!r} in {path.name} {why}. Download or save the file again.")
 
+    if len(name) > LONGEST_NAME:
+        raise broken(f"has a name of {len(name)} characters, more than {LONGEST_NAME}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise broken("is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -188,7 +201,7 @@ def _tensor(path: PurePath, name: str, entry: object, start: int, size: int) -> 
         raise broken(f"has the impossible byte range {offsets!r}")
     bits = math.prod(shape) * BITS[dtype]  # Python's integers cannot overflow
     if bits != 8 * (offsets[1] - offsets[0]):
-        raise broken(f"has {offsets[1] - offsets[0]} bytes where {dtype} {list(shape)} needs {bits / 8:.0f}")
+        raise broken(f"has {offsets[1] - offsets[0]} bytes where {dtype} {shape} needs {-(-bits // 8)}")
     if start + offsets[1] > size:
         raise broken(f"ends at byte {start + offsets[1]}, but the file ends at {size}, so it is cut short")
     return TensorInfo(dtype, tuple(shape), offsets[1] - offsets[0], path.name, start + offsets[0])
@@ -198,7 +211,7 @@ def _counts(values: object) -> bool:
     return (
         isinstance(values, list)
         and len(values) <= 64
-        and all(type(value) is int and value >= 0 for value in values)
+        and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
     )
 
 

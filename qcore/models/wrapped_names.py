@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from qcore.base.errors import InputError
+from qcore.base.strict_json import repeated
 from qcore.models.headers import TensorInfo
 
 _ANYWHERE = {
@@ -42,10 +43,10 @@ def unwrapped(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo],
     if not found:
         return dict(tensors), ""
     if len(set(names.values())) < len(names):
-        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
         raise InputError(
             f"Without what a wrapper left in the names of the tensors ({', '.join(found)}), two of them are "
-            f"called {twice!r}, so their values are ambiguous. Save the model again, without the wrapper."
+            f"called {repeated(names.values())!r}, so their values are ambiguous. Save the model again, "
+            "without the wrapper."
         )
     listed = " and ".join(f"{part} ({wrapper})" for part, wrapper in found.items())
     words = (

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
+from qcore.kernels import library
 from qcore.runtime.blocks import held_heads
 
 _BLOCK = 8  # slots side by side
@@ -77,8 +78,9 @@ class NativeLayer(CacheLayerMixin):
 
     def key_buffer(self) -> tuple[int, int]:
         """Return the address and the bytes of the keys; the values follow in as many bytes."""
-        assert self.data is not None
-        return self.data.data_ptr(), self.data.nbytes // 2
+        address, nbytes = library.buffer(self.data, self.dtype)
+        assert address is not None
+        return address, nbytes // 2
 
     def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.data is not None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from qcore.layers.text_part import output_head
 from qcore.models.assembly import empty_model, fit
-from qcore.models.config import check_against, to_transformers
+from qcore.models.config import to_transformers
+from qcore.models.config_limits import check_against
 from qcore.models.headers import TensorInfo
 from qcore.verbs.audit_weights import StoredWeight
 

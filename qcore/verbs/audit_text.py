@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from qcore.models.config import text_settings
+from qcore.models.config_limits import text_settings
 from qcore.verbs.audit_subject import Subject
 from qcore.verbs.audit_types import BROKEN, GGUF, KNOW, LOSES, Spot, check
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qcore.base.errors import InputError, UnavailableError
 from qcore.base.progress import Progress
 from qcore.formats.kv import KVFormat
-from qcore.models.config import text_settings
+from qcore.models.config_limits import text_settings
 from qcore.recipes.spec import BASELINE, RunSpec
 
 if TYPE_CHECKING:

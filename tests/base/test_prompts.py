@@ -151,7 +151,7 @@ BROKEN = {
     ),
     "infinity": ('{"text": "a", "x": -Infinity}', "p.jsonl", "it holds -Infinity"),
     "half a pair": ('{"text": "a\\ud83d"}', "p.jsonl", r"Line 1 of p.jsonl holds half of a surrogate pair"),
-    "key twice": ('{"text": "a", "text": "b"}', "p.jsonl", "the key 'text' twice"),
+    "key twice": ('{"text": "a", "text": "b"}', "p.jsonl", "the key 'text' occurs twice"),
     "role": ('{"messages": [{"role": "king", "content": "a"}]}', "p.jsonl", "its role is 'king'"),
     "no content": ('{"messages": [{"role": "user"}]}', "p.jsonl", "has a message that cannot be used"),
     "no user": (

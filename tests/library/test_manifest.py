@@ -206,3 +206,29 @@ def test_a_config_that_is_too_large_for_the_weights_is_refused(saved, tmp_path):
         (tmp_path / "model" / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(InputError, match=r"config\.json declares"):
             safetensors.load(tmp_path / "model")
+
+
+@pytest.mark.row("F1")
+@pytest.mark.parametrize("size", [1 << 40, 1 << 62, -64, 0, 7, "64", 64.0, True, [64]], ids=str)
+def test_a_group_size_that_recipe_and_matrices_agree_on(saved, tmp_path, size):
+    """2^40 was a list of as many scales per group, and a division by zero in native code."""
+    folder, record, _ = saved["table"]
+    changed = copy.deepcopy(record)
+    changed["recipe"]["weights"]["group_size"] = size
+    for matrix in changed["tensors"]:
+        matrix["format"]["group_size"] = size
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "qcore.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError):
+        safetensors.load(tmp_path / "model")
+
+
+@pytest.mark.row("F1", "18")
+@pytest.mark.parametrize("file", ["a\0.safetensors", "x" * 300 + ".safetensors", "\ud800.safetensors", ".."])
+def test_a_name_of_a_weight_file_that_no_file_has(saved, tmp_path, file):
+    """A null byte was an error of Python."""
+    folder, record, _ = saved["uniform"]
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "qcore.json").write_text(json.dumps(record | {"sha256": {file: "0" * 64}}))
+    with pytest.raises(InputError, match="not the name of a weight file"):
+        safetensors.load(tmp_path / "model")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qcore.base.errors import InputError
-from qcore.models.headers import BITS, read_header, read_json
+from qcore.models.headers import BITS, is_file_name, read_header, read_json
 
 PAIR = {
     "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
@@ -97,8 +97,9 @@ def test_a_sparse_file_with_a_header_above_the_limit_takes_no_memory(tmp_path):
         (b"[1, 2]", "must hold a JSON object"),
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply"),
     ],
-    ids=["utf8", "json", "list", "twice", "deep"],
+    ids=["utf8", "json", "list", "twice", "deep", "deeper than files are"],
 )
 def test_headers_that_are_no_json_object(tmp_path, header, message):
     with pytest.raises(InputError, match=message):
@@ -116,6 +117,10 @@ def test_headers_that_are_no_json_object(tmp_path, header, message):
         (changed("b", shape="3"), "'b'.*impossible shape"),
         (changed("b", shape=[True, 3]), "'b'.*impossible shape"),
         (changed("b", shape=[1] * 100), "'b'.*impossible shape"),
+        (changed("b", shape=[1 << 63]), "'b'.*impossible shape"),
+        (changed("b", shape=[1 << 62] * 40), "'b'.*has 6 bytes where BF16.*needs 7"),
+        (changed("b", data_offsets=[[[]], 22]), "'b'.*impossible byte range"),
+        ({"n" * 600: PAIR["a"]}, "a name of 600 characters, more than 512"),
         (changed("b", shape=[1 << 40, 1 << 40]), "'b'.*has 6 bytes where BF16"),
         (changed("b", shape=[4]), "'b'.*has 6 bytes where BF16 .4. needs 8"),
         (changed("b", data_offsets=[22, 16]), "'b'.*impossible byte range"),
@@ -185,3 +190,26 @@ def test_no_damage_raises_anything_but_an_input_error(tmp_path_factory, data):
         assert str(error)
     else:
         assert sum(info.nbytes for info in found.values()) == 22
+
+
+@pytest.mark.row("4", "18")
+def test_names_of_files_that_a_file_may_give():
+    assert all(map(is_file_name, ("model.safetensors", "model-00001-of-00002.safetensors", "größe 1.gguf")))
+    wrong = (
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "../a",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "x" * 300,
+        "\ud800",
+        "a/",
+        None,
+        1,
+        ["a"],
+    )
+    assert not any(map(is_file_name, wrong))

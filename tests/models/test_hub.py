@@ -10,6 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import qcore
 from qcore import library
 from qcore.base.errors import InputError, QcoreError, UnavailableError
 from qcore.models import hub as hub_module
@@ -270,6 +271,47 @@ def test_a_small_file_that_is_not_small_is_refused_before_its_download(hub, repo
         with pytest.raises(InputError, match=f"{name} of owner/long is 100 MB"):
             find("owner/long")
     assert hub.sent < 1_000_000
+
+
+@pytest.mark.row("F8")
+def test_an_unknown_architecture_is_refused_before_its_weights(hub, repository, tmp_path):
+    """Gigabytes were downloaded before."""
+    folder = copy(repository, tmp_path / "unknown")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "lama"}
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.repositories["owner/unknown"] = folder
+    with pytest.raises(InputError, match="Unknown architecture 'lama'. Did you mean llama"):
+        library.resolve("owner/unknown")
+    assert not hub.asked_for("model.safetensors")
+
+
+@pytest.mark.row("F2")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record["tensors"][0].update(shape=[64, 10**7]), "has the shape|another shape"),
+        (
+            lambda record: record["tensors"][0]["format"].update(group_size=1 << 40),
+            "group_size is 1099511627776",
+        ),
+        (lambda record: record["recipe"]["weights"].update(bits=8), "but the recipe"),
+        (
+            lambda record: record.update(sha256={"../x.safetensors": "0" * 64}),
+            "not the name of a weight file",
+        ),
+        (lambda record: record.update(tensors="all"), "instead of a list"),
+    ],
+    ids=["shape", "group", "bits", "path", "type"],
+)
+def test_a_strangers_manifest_is_refused_as_a_local_one(hub, repository, tmp_path, damage, message):
+    saved = qcore.save(qcore.quantize(str(repository), "int4-g64"), tmp_path / "saved")
+    record = json.loads((saved / "qcore.json").read_text())
+    damage(record)
+    (saved / "qcore.json").write_text(json.dumps(record))
+    hub.repositories["owner/saved"] = saved
+    for name in ("owner/saved", str(saved)):
+        with pytest.raises(InputError, match=message):
+            qcore.load(name)
 
 
 def test_weights_that_are_there_twice_are_downloaded_once(hub, repository, tmp_path):

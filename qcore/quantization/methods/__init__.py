@@ -108,8 +108,8 @@ def without_text(method: str) -> str:
 def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTensor:
     """Quantize `weight` (N, K) of any float dtype to `format` with the method called `method`.
 
-    Raise `InputError` for an unknown method, for one that needs calibration text, or for a weight whose scale
-    exceeds float16.
+    Raise `InputError` for an unknown method, for one that needs calibration text, for a weight that is not a
+    matrix of floats, or for one whose scale exceeds float16.
     """
     found = METHODS[method]
     if found.info.needs_text:
@@ -117,5 +117,10 @@ def quantize(weight: torch.Tensor, format: Format, method: str) -> QuantizedTens
             f"The method {method} chooses codes from the layer inputs on calibration text, "
             "so it cannot quantize a single weight. Quantize the whole model, "
             "or choose a recipe that needs no text, such as int4-g64-hqq."
+        )
+    if weight.ndim != 2 or 0 in weight.shape or not weight.is_floating_point():
+        raise InputError(
+            f"A weight {tuple(weight.shape)} of type {weight.dtype} cannot be quantized: it must be a matrix "
+            "of floating-point numbers with at least one row and one column."
         )
     return found.choose(weight.detach(), format)
