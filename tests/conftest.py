@@ -34,6 +34,7 @@ from qcore.base.quiet import silence  # noqa: E402
 
 # Machines are noisy: no test fails for being slow.
 settings.register_profile("steady", deadline=None, max_examples=60)
+settings.register_profile("heavy", deadline=None, max_examples=5000)
 settings.load_profile("steady")
 
 silence()
