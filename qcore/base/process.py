@@ -1,6 +1,7 @@
 """Detached processes: started in a session of their own, identified by host, pid and start time, ended with
 their children. And the lifeline of processes that must exit with their parent."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -153,6 +154,17 @@ def lifeline(on_line: Callable[[str], None] | None = None) -> None:
         os._exit(1)
 
     threading.Thread(target=listen, name="lifeline", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Exit this process, started by `multiprocessing`, as soon as the process that started it has ended."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def _signal_group(process: psutil.Process, number: int) -> None:

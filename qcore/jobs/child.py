@@ -1,8 +1,9 @@
-"""`python -m qcore.jobs.child RUN_DIR TASK EVENTS`: run one task of a job in this process.
+"""Run one task of a job in this process, which a worker has forked for it.
 
-TASK is one of the tasks of the job's course (see `kind.py`). EVENTS is a file descriptor or a file, which
-receives one JSON object per line. Results are written to the run's folder. The process exits when its
-standard input closes, because its parent has ended.
+The task is one of the job's course (see `kind.py`). Events are sent as one JSON object per line, and results
+are written to the run's folder. On the machines of a cluster, `python -m qcore.jobs.child RUN_DIR TASK EVENTS`
+runs the task and appends its events to the file EVENTS; the process exits when its standard input closes,
+because its parent has ended.
 """
 
 import json
@@ -26,11 +27,18 @@ _log = logging.getLogger("qcore.jobs.child")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the task; return 0 on success, 1 after a reported failure."""
-    folder, task, channel = RunFolder(Path(arguments[0]).name), arguments[1], _channel(arguments[2])
+    """Run the task of the command line; return 0 on success, 1 after a reported failure."""
+    lifeline()
+    folder, task, events = arguments
+    return run(folder, task, os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+
+
+def run(path: str, task: str, channel: int) -> int:
+    """Run the task of the job in folder `path` and send events to the file descriptor `channel`. Return 0 on
+    success, 1 after a reported failure."""
+    folder = RunFolder(Path(path).name)
     silence()
     logs.configure("info")
-    lifeline()
     emit = Emitter(channel)
     try:
         from qcore.jobs.kind import Context
@@ -102,10 +110,6 @@ class Emitter:
 def _interrupt(number: int, frame) -> None:
     """Raise `KeyboardInterrupt`, so that a cancelled job saves its resumable state on exit."""
     raise KeyboardInterrupt
-
-
-def _channel(events: str) -> int:
-    return int(events) if events.isdecimal() else os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 if __name__ == "__main__":

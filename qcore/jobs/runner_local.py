@@ -1,17 +1,25 @@
-"""Tasks as child processes of the worker on this machine, one after another."""
+"""Tasks as child processes of the worker on this machine, one after another.
+
+On Linux, a child is forked from a server process that has imported torch and transformers once for all tasks
+of the job (`multiprocessing`'s fork server). It has computed nothing, so it has no threads.
+"""
 
 import json
+import multiprocessing
 import os
 import selectors
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Protocol
 
-from qcore.base.process import PATIENCE_SECONDS
+from qcore.base.process import PATIENCE_SECONDS, end_with_parent
 from qcore.base.turn import heavy_turn
+from qcore.jobs import child
 from qcore.jobs.estimate import Account
 from qcore.jobs.jobs import active_before
 from qcore.jobs.kind import Course
@@ -39,19 +47,20 @@ class Runner(Protocol):
         {"event": "ended", "code": …}. Closing the iterator ends the process."""
 
 
-def child_command(folder: RunFolder, task: str, events: int) -> list[str]:
-    """Return the command that runs `task` and reports to the file descriptor `events`."""
-    return [sys.executable, "-m", "qcore.jobs.child", str(folder.path), task, str(events)]
-
-
 class LocalRunner:
-    """Runner of this machine: earlier jobs run first, and one heavy task at a time. `command` builds the
-    command line of a child, so that tests can replace it."""
+    """Runner of this machine: earlier jobs run first, and one heavy task at a time. `main` is the function
+    that a child runs, and `imports` are the modules that its server has imported; tests replace both."""
 
     def __init__(
-        self, folder: RunFolder, command: Callable[[RunFolder, str, int], list[str]] = child_command
+        self,
+        folder: RunFolder,
+        main: Callable[[str, str, int], int] = child.run,
+        imports: Sequence[str] = ("qcore.jobs.imports",),
     ):
-        self.folder, self.command = folder, command
+        self.folder, self.main = folder, main
+        forks = sys.platform == "linux"  # elsewhere, system libraries do not survive a fork
+        self._processes = multiprocessing.get_context("forkserver" if forks else "spawn")
+        self._processes.set_forkserver_preload(["qcore.jobs.fork_server", *imports])
         self._threads: int | None = None
 
     def estimate(self, course: Course) -> Account:
@@ -75,36 +84,37 @@ class LocalRunner:
 
     def child(self, task: str) -> Generator[dict]:
         """Start a child and yield its events, and finally {"event": "ended", "code": …}."""
-        reader, writer = os.pipe()
-        below, lifeline = os.pipe()  # empty and held open: the child exits when this process is killed
-        with self.folder.log.open("ab") as log:
-            child = subprocess.Popen(
-                self.command(self.folder, task, writer),
-                stdin=below,
-                stdout=log,
-                stderr=log,
-                pass_fds=[writer],
-                env=self._environment(),
-            )
-        os.close(writer)
-        os.close(below)
+        if self._threads:  # read by the libraries when the server imports them
+            os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
+        reader, writer = self._processes.Pipe(duplex=False)
+        process = self._processes.Process(
+            target=_run, args=(self.main, str(self.folder.path), task, writer), name=task
+        )
+        process.start()
+        writer.close()
         try:
-            yield from _events(reader)
-            yield {"event": "ended", "code": child.wait()}
+            yield from _events(reader.fileno())
+            process.join()
+            yield {"event": "ended", "code": process.exitcode}
         finally:
-            os.close(reader)
-            os.close(lifeline)
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(STATE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+            reader.close()
+            if process.is_alive():
+                process.terminate()
+                process.join(STATE_SECONDS)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
 
-    def _environment(self) -> dict[str, str]:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
-        return {**os.environ, **(threads if self._threads else {})}
+
+def _run(main: Callable[[str, str, int], int], folder: str, task: str, events: Connection) -> None:
+    """Run a task in a forked child: its output goes to the run's log, and it ends with the worker."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with RunFolder(Path(folder).name).log.open("ab") as log:
+        for output in (sys.stdout, sys.stderr):
+            output.flush()
+            os.dup2(log.fileno(), output.fileno())
+    end_with_parent()
+    sys.exit(main(folder, task, events.fileno()))
 
 
 def whole_lines(text: bytes) -> tuple[list[dict], bytes]:

@@ -1,6 +1,6 @@
-"""A stand-in for `qcore.jobs.child` that loads nothing: the spec's text holds its behavior per recipe.
+"""`python fake_child.py RUN_DIR`: a real worker whose children load nothing.
 
-As `python fake_child.py worker RUN_DIR` it is a real worker whose children are stand-ins.
+The spec's text holds the behavior per recipe.
 """
 
 import json
@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-from qcore.base.process import lifeline
 from qcore.jobs import worker
 from qcore.jobs.child import Emitter
 from qcore.jobs.runner_local import LocalRunner
@@ -18,11 +17,8 @@ from qcore.results.folder import RunFolder
 from qcore.results.rows import ROW_KEYS
 
 
-def command(folder, task, events):
-    return [sys.executable, __file__, "child", str(folder.path), task, str(events)]
-
-
-def child(folder: RunFolder, which: str, channel: int) -> int:
+def child(path: str, which: str, channel: int) -> int:
+    folder = RunFolder(Path(path).name)
     spec = folder.read("spec.json")
     name = "baseline" if which == "baseline" else spec["recipes"][int(which)]["name"]
     plan = json.loads(spec["text"] or "{}").get(name, "ok")
@@ -55,11 +51,7 @@ def child(folder: RunFolder, which: str, channel: int) -> int:
 
 
 if __name__ == "__main__":
-    run = RunFolder(Path(sys.argv[2]).name)
-    if sys.argv[1] == "worker":
-        if json.loads(run.read("spec.json")["text"] or "{}").get("worker") == "deaf":
-            worker._stop = lambda number, frame: None
-        worker.start(run, LocalRunner(run, command))
-    else:
-        lifeline()
-        sys.exit(child(run, sys.argv[3], int(sys.argv[4])))
+    run = RunFolder(Path(sys.argv[1]).name)
+    if json.loads(run.read("spec.json")["text"] or "{}").get("worker") == "deaf":
+        worker._stop = lambda number, frame: None
+    worker.start(run, LocalRunner(run, child, imports=()))
