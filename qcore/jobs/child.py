@@ -1,8 +1,8 @@
 """Run one task of a job in this process, which a worker has forked for it.
 
 The task is one of the job's course (see `kind.py`). Events are sent as one JSON object per line, and results
-are written to the run's folder. On the machines of a cluster, `python -m qcore.jobs.child RUN_DIR TASK EVENTS`
-runs the task and appends its events to the file EVENTS; the process exits when its standard input closes,
+are written to the folder of the run. On a cluster, `python -m qcore.jobs.child RUN_DIR TASK EVENTS`
+runs the task and appends its events to the file EVENTS. That process exits when its standard input closes,
 because its parent has ended.
 """
 

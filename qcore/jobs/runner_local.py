@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Protocol
 
@@ -58,8 +59,12 @@ class LocalRunner:
         imports: Sequence[str] = ("qcore.jobs.imports",),
     ):
         self.folder, self.main = folder, main
-        forks = sys.platform == "linux"  # elsewhere, system libraries do not survive a fork
-        self._processes = multiprocessing.get_context("forkserver" if forks else "spawn")
+        # Only on Linux do system libraries survive a fork.
+        self._processes: ForkServerContext | SpawnContext = (
+            multiprocessing.get_context("forkserver")
+            if sys.platform == "linux"
+            else multiprocessing.get_context("spawn")
+        )
         self._processes.set_forkserver_preload(["qcore.jobs.fork_server", *imports])
         self._threads: int | None = None
 

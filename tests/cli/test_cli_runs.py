@@ -24,9 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_home")
 @pytest.fixture
 def fake(monkeypatch):
     """`compare` with stand-ins for the processes that measure; the text says what each recipe does."""
-    monkeypatch.setattr(
-        jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), str(folder.path)]
-    )
+    monkeypatch.setattr(jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), str(folder.path)])
     checkpoint = type("Checkpoint", (), {"description": "A model."})
     monkeypatch.setattr(checks, "check_run", lambda spec: (spec, checkpoint))
 

@@ -26,9 +26,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     """Run submitted jobs with stand-ins; call the fixture with recipes and their behavior to get a spec."""
-    monkeypatch.setattr(
-        jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), str(folder.path)]
-    )
+    monkeypatch.setattr(jobs, "worker_command", lambda folder: [sys.executable, str(FAKE), str(folder.path)])
 
     def spec(recipes="fp32,int8,int4", model="fake", **plan):
         return RunSpec(
