@@ -228,13 +228,18 @@ def _download(
 ) -> Path:
     from huggingface_hub import hf_hub_download
 
-    where = {"token": access(), "cache_dir": _cache(repo_id)}
+    def download(moving: Moving) -> str:
+        return hf_hub_download(
+            repo_id,
+            name,
+            revision=revision,
+            token=access(),
+            cache_dir=_cache(repo_id),
+            etag_timeout=patience,
+            tqdm_class=_bar(moving),
+        )
 
-    def download(moving: Moving) -> Path:
-        how = {"etag_timeout": patience, "tqdm_class": _bar(moving), **where}
-        return Path(hf_hub_download(repo_id, name, revision=revision, **how))
-
-    return ask(download, repo_id, revision, look=look)
+    return Path(ask(download, repo_id, revision, look=look))
 
 
 def access() -> bool | None:
