@@ -5,6 +5,7 @@ import streamlit as st
 
 from ui import playground_view, state
 from ui.forms import KEEP, model
+from ui.playground_session import LONGEST_PROMPT
 
 PREFIX = "playground"
 START = "The three most important things to know about the Moon are"
@@ -16,7 +17,9 @@ measuring = state.page(
 
 left, right = st.columns([3, 2], gap="large")
 with left:
-    prompt = st.text_area("Prompt", START, height=132, max_chars=20_000, key=f"{PREFIX}.prompt", **KEEP)
+    prompt = st.text_area(
+        "Prompt", START, height=132, max_chars=LONGEST_PROMPT, key=f"{PREFIX}.prompt", **KEEP
+    )
     buttons = st.container()
 with right:
     picked = playground_view.recipes_wanted(PREFIX)

@@ -12,6 +12,7 @@ from qcore.base.errors import InputError, QcoreError
 from qcore.jobs.resident import Event, Resident
 from qcore.recipes import Recipe
 
+LONGEST_PROMPT, MOST_RECIPES, MOST_TOKENS = 20_000, 4, 128  # characters; of a request on a public server
 MOST_WAITING = 8  # requests of all visitors of a public server
 LONGEST_SECONDS = 300.0  # of a request, once it is its turn
 _sessions: weakref.WeakSet["Session"] = weakref.WeakSet()
@@ -46,6 +47,8 @@ class Session:
         visitor: str | None = None,
         **sampling: Any,
     ):
+        if visitor is not None:
+            _check(prompt, recipes, new_tokens)
         self.visitor = visitor
         self.prompt = prompt
         self.sampling = {"new_tokens": new_tokens, **sampling}
@@ -107,6 +110,16 @@ class Session:
             pane.text = pane.result.get("text", pane.text)
         elif event.kind == "error":
             pane.state, pane.note = "failed", event.text
+
+
+def _check(prompt: str, recipes: Sequence[Recipe], new_tokens: int) -> None:
+    """Raise `InputError` for a request that the form of a public server does not offer: a browser may send
+    anything."""
+    if len(prompt) > LONGEST_PROMPT or len(recipes) > MOST_RECIPES or not 1 <= new_tokens <= MOST_TOKENS:
+        raise InputError(
+            f"This server allows prompts of {LONGEST_PROMPT:,} characters, {MOST_RECIPES} recipes and "
+            f"{MOST_TOKENS} new tokens at most."
+        )
 
 
 def _begin(session: Session, thread: threading.Thread) -> None:

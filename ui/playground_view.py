@@ -14,12 +14,10 @@ from ui import diff, families, state
 from ui.forms import KEEP
 from ui.forms import recipes as recipe_form
 from ui.glossary import explain
-from ui.playground_session import Pane, Session
+from ui.playground_session import MOST_RECIPES, MOST_TOKENS, Pane, Session
 from ui.text import digits, seconds, shielded, verbatim
 from ui.visitor import visitor
 
-MOST = 4
-LONGEST_PUBLIC = 128
 REASONS = {"end": "end of text", "length": "length limit reached", "stopped": "stopped"}
 
 
@@ -31,14 +29,14 @@ def resident(model: str, revision: str | None) -> Resident:
 
 
 def recipes_wanted(prefix: str) -> list[str]:
-    """Return the names of the recipes to run: at most `MOST`, because they share the machine's memory."""
+    """Return the names of the recipes to run: at most four, because they share the machine's memory."""
     offered, _ = recipe_form.groups()
     names = [name for members, _ in offered.values() for name in members]
     return st.multiselect(
         "Recipes",
         names,
         recipe_form.START,
-        max_selections=MOST,
+        max_selections=MOST_RECIPES,
         key=f"{prefix}.recipes",
         help=explain("recipe"),
         **KEEP,
@@ -56,7 +54,7 @@ def summary(model: tuple[str, str | None] | None, options: dict) -> str:
 
 def sampling(prefix: str) -> dict:
     """Return the sampling settings of a request."""
-    most = LONGEST_PUBLIC if is_public() else 512
+    most = MOST_TOKENS if is_public() else 512
     return {
         "new_tokens": st.slider(
             "New tokens", 8, most, 64, 8, key=f"{prefix}.new_tokens", help=explain("tokens"), **KEEP

@@ -60,6 +60,19 @@ def test_so_many_may_wait(slow, monkeypatch):
     assert all(session.active for session in sessions)
 
 
+@pytest.mark.row("15", "19")
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [("a" * 20_001, 8), ("a", 129), ("a", -1), ("a", 10**9)],
+    ids=["long", "129", "-1", "10^9"],
+)
+def test_what_the_form_does_not_offer_is_refused(slow, prompt, tokens):
+    with pytest.raises(InputError, match="This server allows"):
+        Session(slow, prompt, RECIPES, tokens, visitor="me")
+    with pytest.raises(InputError, match="This server allows"):
+        Session(slow, "a", RECIPES * 5, 8, visitor="me")
+
+
 def test_a_text_that_takes_too_long_is_ended_and_says_so(slow, monkeypatch):
     monkeypatch.setattr(playground_session, "LONGEST_SECONDS", 0.05)
     session = ask(slow, "me")
