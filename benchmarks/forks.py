@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,12 +19,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
-from qcore.jobs import child, jobs, runner_local, worker
+from qcore.jobs import child, jobs, worker
+from qcore.jobs.runner_local import LocalRunner
 from qcore.results.folder import RunFolder
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -46,30 +47,24 @@ def reap() -> None:
 class Fork:
     """A function in a process of its own, with as much of `subprocess.Popen` as jobs use."""
 
-    def __init__(
-        self, call: Callable[[], int | None], *, stdin: int | None = None, log: int | None = None, keep=()
-    ):
+    def __init__(self, call: Callable[[], int | None], log: int | None = None):
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(call, stdin, log, keep)
+            self._become(call, log)
 
     @staticmethod
-    def _become(call: Callable[[], int | None], stdin: int | None, log: int | None, keep) -> None:
+    def _become(call: Callable[[], int | None], log: int | None) -> None:
         status = 1
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(
                     number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
                 )
-            if stdin is not None:
-                os.dup2(stdin, 0)
             if log is not None:
                 os.dup2(log, 1)
                 os.dup2(log, 2)
-            kept = sorted({0, 1, 2, *keep})
-            for low, high in zip(kept, [*kept[1:], 4096], strict=True):
-                os.closerange(low + 1, high)
+            os.closerange(3, 4096)
             status = call() or 0
         except BaseException:
             sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
@@ -153,25 +148,22 @@ class Machine:
         def work() -> int:
             os.setsid()
             self.note("worker")
-            runner_local.subprocess = SimpleNamespace(  # type: ignore[assignment]
-                Popen=self._start_task, TimeoutExpired=subprocess.TimeoutExpired
-            )
+            worker.LocalRunner = self._runner  # type: ignore[assignment,misc]
             return worker.main([str(path)])
 
         return Fork(work, log=log.fileno())
 
-    def _start_task(self, command: list[str], *, stdin, stdout, stderr, pass_fds, env) -> Fork:
-        folder, task, events = command[-3:]
+    def _runner(self, folder: RunFolder) -> LocalRunner:
+        runner = LocalRunner(folder, self._task)
+        runner.processes = multiprocessing.get_context("fork")
+        return runner
 
-        def run() -> int:
-            self.note("child")
-            os.environ.update(env)
-            code = child.main([folder, task, events])
-            if self.modules is not None:
-                write_modules(self.modules)
-            return code
-
-        return Fork(run, stdin=stdin, log=stdout.fileno(), keep=pass_fds)
+    def _task(self, folder: str, task: str, events: int) -> int:
+        self.note("child")
+        code = child.run(folder, task, events)
+        if self.modules is not None:
+            write_modules(self.modules)
+        return code
 
 
 def write_modules(path: Path) -> None:

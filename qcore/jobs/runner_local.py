@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +50,8 @@ class Runner(Protocol):
 
 class LocalRunner:
     """Runner of this machine: earlier jobs run first, and one heavy task at a time. `main` is the function
-    that a child runs, and `imports` are the modules that its server has imported; tests replace both."""
+    that a child runs, and `imports` are the modules that its server has imported; tests replace both.
+    `processes` starts the children."""
 
     def __init__(
         self,
@@ -60,12 +61,12 @@ class LocalRunner:
     ):
         self.folder, self.main = folder, main
         # Only on Linux do system libraries survive a fork.
-        self._processes: ForkServerContext | SpawnContext = (
+        self.processes: ForkServerContext | SpawnContext | ForkContext = (
             multiprocessing.get_context("forkserver")
             if sys.platform == "linux"
             else multiprocessing.get_context("spawn")
         )
-        self._processes.set_forkserver_preload(["qcore.jobs.fork_server", *imports])
+        self.processes.set_forkserver_preload(["qcore.jobs.fork_server", *imports])
         self._threads: int | None = None
 
     def estimate(self, course: Course) -> Account:
@@ -91,8 +92,8 @@ class LocalRunner:
         """Start a child and yield its events, and finally {"event": "ended", "code": …}."""
         if self._threads:  # read by the libraries when the server imports them
             os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads))
-        reader, writer = self._processes.Pipe(duplex=False)
-        process = self._processes.Process(
+        reader, writer = self.processes.Pipe(duplex=False)
+        process = self.processes.Process(
             target=_run, args=(self.main, str(self.folder.path), task, writer), name=task
         )
         process.start()
