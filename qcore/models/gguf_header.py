@@ -68,7 +68,7 @@ class Header:
     def text(self, key: str) -> str | None:
         """Return the text of the entry `key`; None if there is none."""
         kind, value = self.entries.get(key, (None, None))
-        return value[8:].decode() if kind == _STRING and value is not None else None
+        return value[8:].decode("utf-8", "replace") if kind == _STRING and value is not None else None
 
     def number(self, key: str) -> int | float | None:
         """Return the number of the entry `key`; None if there is none."""

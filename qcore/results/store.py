@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qcore.base.errors import InputError, QcoreError
 from qcore.base.files import finite
@@ -64,7 +64,10 @@ class Store:
                 try:
                     self._prepare()
                     self._catch_up()
-                except sqlite3.DatabaseError as error:
+                except (
+                    sqlite3.DatabaseError,
+                    UnicodeDecodeError,
+                ) as error:  # the latter: a message of SQLite
                     if isinstance(error, sqlite3.OperationalError):
                         raise self._refused(error) from error
                     self._set_aside(error)
@@ -103,7 +106,7 @@ class Store:
             found = db.execute(
                 "SELECT row FROM rows WHERE run_id = ? ORDER BY position", (run_id,)
             ).fetchall()
-        return [json.loads(row) for (row,) in found]
+        return [row for (text,) in found if (row := self._read(run_id, text)) is not None]
 
     def runs(self) -> list[dict]:
         """Return all runs, newest first: run_id, created_at, state."""
@@ -123,7 +126,19 @@ class Store:
                 f"{where} ORDER BY runs.created_at DESC, rows.position LIMIT ?",
                 [*values, limit],
             ).fetchall()
-        return [{"run_id": run_id, **json.loads(row)} for run_id, row in found]
+        rows = ((run_id, self._read(run_id, text)) for run_id, text in found)
+        return [{"run_id": run_id, **row} for run_id, row in rows if row is not None]
+
+    def _read(self, run_id: str, text: object) -> ResultRow | None:
+        """Return the row in `text`, or None if it is damaged, which is logged."""
+        try:
+            row = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            return cast(ResultRow, row)
+        _log.warning("a row of the run %s in %s is damaged and is left out", run_id, self.path)
+        return None
 
     def delete(self, run_id: str) -> None:
         """Delete a run and its rows."""
@@ -155,10 +170,10 @@ class Store:
                 db.execute("PRAGMA synchronous = NORMAL")
                 with db:
                     yield db
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise self._refused(error) from error
 
-    def _refused(self, error: sqlite3.Error) -> InputError:
+    def _refused(self, error: Exception) -> InputError:
         if getattr(error, "sqlite_errorname", None) not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
             return InputError(f"The database {self.path} cannot be opened: {error}.")
         files = (self.path.with_name(self.path.name + suffix) for suffix in ("", "-shm", "-wal"))

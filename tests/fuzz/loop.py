@@ -219,8 +219,10 @@ def made(name: str, batch: int, index: int) -> bytes:
 
 
 def _opened(name: str):
+    from qcore.base.home import home
     from tests.fuzz.parsers import PARSERS, scratch
 
+    os.environ.setdefault("QCORE_KERNELS", str(home() / "kernels"))
     os.environ["QCORE_HOME"] = str(scratch() / "home")
     return PARSERS[name].open(scratch())
 

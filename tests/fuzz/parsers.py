@@ -180,7 +180,7 @@ def _architecture(folder: Path) -> tuple[Mutator, Call]:
         check_against(config, tensors)
         try:
             empty_model(to_transformers(config), meta_buffers=True)
-        except (QcoreError, MemoryError, AssertionError):
+        except (QcoreError, MemoryError):
             raise
         except Exception as error:  # every caller of `empty_model` says the same in its own words
             raise InputError(f"No model: {type(error).__name__}") from error

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from qcore import library
 from qcore.base.errors import InputError
 from qcore.models import gguf_file, gguf_header
+from tests.fuzz.samples import gguf_model
 
 
 @pytest.fixture
@@ -115,3 +116,12 @@ def test_one_part_of_several(part, model, tmp_path):
 def test_names_that_only_look_like_a_part(name, model, tmp_path):
     write(tmp_path / f"{name}.gguf", model)
     gguf_header.check(tmp_path / f"{name}.gguf")
+
+
+def test_texts_that_are_not_utf8_are_shown_all_the_same(tmp_path):
+    """Found by `python -m tests.fuzz gguf`: the name of the architecture was an error of Python."""
+
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_model().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0ll\xd2ma", 1))
+    gguf_header.check(path)
+    assert gguf_header.read(path).architecture == "ll\ufffdma"

@@ -247,3 +247,28 @@ def test_a_file_of_a_run_that_holds_a_list_does_no_harm(name):
     assert jobs.status(folder.run_id).state == ("interrupted" if name == "status.json" else "done")
     assert len(jobs.rows(folder.run_id)) == 2 and jobs.outcome(folder.run_id) is None
     assert jobs.list_runs() and jobs.history(folder.run_id) is None
+
+
+@pytest.mark.row("36")
+@pytest.mark.parametrize("text", ["", "[1]", "{", "null", "5", b"\xff"], ids=repr)
+def test_a_damaged_row_in_the_database_is_left_out(own_home, text, caplog):
+    """Found by `python -m tests.fuzz database`."""
+    store = Store()
+    for position, name in enumerate(("fp32", "int8")):
+        store.put_row("a", position, row(name))
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("UPDATE rows SET row = ? WHERE position = 0", (text,))
+    assert [found["recipe"] for found in store.rows("a")] == ["int8"]
+    assert [found["recipe"] for found in store.latest("m")] == ["int8"]
+    assert "is damaged and is left out" in caplog.text
+
+
+@pytest.mark.row("36")
+def test_a_database_whose_error_is_no_text_is_set_aside(own_home):
+    """Found by `python -m tests.fuzz database`: SQLite quotes the bytes of a damaged schema."""
+    path = Store().path
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes().replace(b"TEXT PRIMARY KEY", b"TEXT \xccRIMARY KEY"))
+    store = Store()
+    assert store.runs() == [] and "could not be read" in store.notice
