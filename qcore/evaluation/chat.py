@@ -1,18 +1,18 @@
 """Messages as the text of a prompt, by the chat template that comes with a tokenizer.
 
-A template is a small program (Jinja) of the model's author. It runs in transformers' sandbox, for at most
-`PATIENCE` seconds, and every way in which it can fail becomes one sentence with the template's name.
+A template is a small program (Jinja) of the model's author. It is compiled and run in transformers' sandbox,
+in a process of its own that may take `PATIENCE` seconds and `MEMORY` bytes: `{{ 10 ** (10 ** 9) }}` is one
+operation of native code that no sandbox ends. Every way in which it can fail becomes one sentence with the
+template's name.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from qcore.base.apart import apart
 from qcore.base.errors import InputError
 from qcore.base.transformers_internals import compile_chat_template
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qcore.base.prompts import Message
 
 PATIENCE = 5.0  # seconds; real templates take milliseconds
+MEMORY = 512 << 20  # bytes
 DEFAULT = "default"  # the name of the usual template
 
 
@@ -33,18 +34,22 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """Return the text that asks for an answer to `messages`. Raise `InputError` if there is no chat template,
     or if it cannot be used."""
-    check_template(getattr(tokenizer, "chat_template", None))
+    _chosen(getattr(tokenizer, "chat_template", None))
     plain = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        with _deadline():
-            return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template runs code of its author, which may raise anything
-        raise _unusable(error) from error
+    return _apart(
+        lambda: str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+    )
 
 
 def check_template(template: str | Mapping[str, str] | None) -> None:
     """Raise `InputError` if there is no chat `template`, several of them and none for plain messages, or one
     with an error of syntax."""
+    chosen = _chosen(template)
+    _apart(lambda: compile_chat_template(chosen) or "")
+
+
+def _chosen(template: str | Mapping[str, str] | None) -> str:
+    """Return the template for plain messages. Raise `InputError` if there is none."""
     if not template:
         raise InputError(
             "This model has no chat template, so it cannot answer chat messages; send the prompt as plain "
@@ -61,16 +66,32 @@ def check_template(template: str | Mapping[str, str] | None) -> None:
                 f"called {DEFAULT!r} for plain messages. Send the prompt as plain text."
             )
         template = template[DEFAULT]
+    return template
+
+
+def _apart(work: Callable[[], str]) -> str:
+    """Return the text of `work()`, which compiles or runs a template. Raise `InputError` if that fails."""
+    compile_chat_template("")  # loads Jinja here, once
+
+    def answer() -> str:
+        try:
+            return json.dumps([work(), None])
+        except MemoryError:
+            raise
+        except Exception as error:  # a template runs code of its author, which may raise anything
+            return json.dumps([None, _reason(error)])
+
     try:
-        compile_chat_template(template)
-    except Exception as error:  # as above
-        raise _unusable(error) from error
-
-
-def _unusable(error: Exception) -> InputError:
-    return InputError(
-        f"The chat template of this model ({DEFAULT!r}) cannot be used: {_reason(error)}. Send the prompt as "
-        "plain text, or repair the template."
+        text, why = json.loads(apart(answer, PATIENCE, MEMORY))
+    except TimeoutError:
+        text, why = None, f"it did not end within {PATIENCE:g} seconds"
+    except (MemoryError, RuntimeError):
+        text, why = None, f"it takes more than {MEMORY >> 20} MB of memory"
+    if why is None:
+        return text
+    raise InputError(
+        f"The chat template of this model ({DEFAULT!r}) cannot be used: {why}. Send the prompt as plain "
+        "text, or repair the template."
     )
 
 
@@ -85,24 +106,4 @@ def _reason(error: Exception) -> str:
         return f"it reaches for something forbidden ({words})"
     if isinstance(error, UndefinedError):
         return f"it needs something that a plain message does not have ({words})"
-    if isinstance(error, TimeoutError):
-        return f"it did not end within {PATIENCE:g} seconds"
     return f"it refuses the messages ({words})" if type(error) is TemplateError else f"it fails ({words})"
-
-
-@contextmanager
-def _deadline() -> Iterator[None]:
-    """Raise `TimeoutError` in this thread after `PATIENCE` seconds of Python code: a sandbox limits each
-    range of a template, not the loops within loops."""
-    end, before = time.monotonic() + PATIENCE, sys.gettrace()
-
-    def watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise TimeoutError
-        return watch
-
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)

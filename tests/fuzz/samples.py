@@ -160,7 +160,15 @@ TEMPLATE_WORDS = (
         b" ~ ",
         b"{#",
     ),
-    *(b"include 'x'", b"{% import 'os' as os %}", b"{% break %}", b"strftime_now('%Y')", b"| tojson"),
+    *(
+        b"include 'x'",
+        b"{% import 'os' as os %}",
+        b" ** (10 ** 9)",
+        b".center(10 ** 10)",
+        b"{% break %}",
+        b"strftime_now('%Y')",
+        b"| tojson",
+    ),
 )
 TEXTS = (
     "Ein Text.\nNoch einer.\r\nÄ☃😀".encode(),
