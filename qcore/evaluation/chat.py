@@ -45,7 +45,12 @@ def check_template(template: str | Mapping[str, str] | None) -> None:
     """Raise `InputError` if there is no chat `template`, several of them and none for plain messages, or one
     with an error of syntax."""
     chosen = _chosen(template)
-    _apart(lambda: compile_chat_template(chosen) or "")
+
+    def compiled() -> str:
+        compile_chat_template(chosen)
+        return ""
+
+    _apart(compiled)
 
 
 def _chosen(template: str | Mapping[str, str] | None) -> str:
@@ -88,7 +93,7 @@ def _apart(work: Callable[[], str]) -> str:
     except (MemoryError, RuntimeError):
         text, why = None, f"it takes more than {MEMORY >> 20} MB of memory"
     if why is None:
-        return text
+        return str(text)
     raise InputError(
         f"The chat template of this model ({DEFAULT!r}) cannot be used: {why}. Send the prompt as plain "
         "text, or repair the template."
