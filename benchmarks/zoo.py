@@ -46,6 +46,7 @@ def _shape(hidden: int, inner: int, heads: int, kv_heads: int, head: int, **othe
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "LlamaForCausalLM": ("Llama 3.2 1B", _shape(1024, 4096, 16, 4, 64)),
     "MistralForCausalLM": ("Mistral 7B", _shape(1024, 3584, 8, 2, 128)),
+    "Ministral3ForCausalLM": ("Ministral 3 3B", _shape(1024, 3072, 12, 3, 128)),
     "Qwen2ForCausalLM": ("Qwen2.5 0.5B", _shape(896, 4864, 14, 2, 64)),
     "Qwen3ForCausalLM": ("Qwen3 0.6B", _shape(1024, 3072, 16, 8, 128)),
     "GemmaForCausalLM": ("Gemma 2B", _shape(1024, 8192, 4, 1, 256)),
@@ -66,6 +67,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             use_double_wide_mlp=True,
         ),
     ),
+    "Gemma4UnifiedForCausalLM": (
+        "Gemma 4 12B",
+        _shape(
+            1024, 4096, 4, 2, 256, global_head_dim=512, num_global_key_value_heads=1, attention_k_eq_v=True
+        ),
+    ),
     "Phi3ForCausalLM": ("Phi-3 mini", _shape(1152, 3072, 12, 12, 96)),
     "Olmo2ForCausalLM": ("OLMo 2 1B", _shape(1024, 4096, 8, 8, 128)),
     "Olmo3ForCausalLM": ("OLMo 3 7B", _shape(1024, 2752, 8, 8, 128)),
@@ -78,6 +85,40 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Exaone4ForCausalLM": ("EXAONE 4.0 1.2B", _shape(1024, 2048, 16, 4, 64)),
     "HunYuanDenseV1ForCausalLM": ("Hunyuan 1.8B", _shape(1024, 3072, 8, 2, 128)),
     "Starcoder2ForCausalLM": ("StarCoder2 3B", _shape(1024, 4096, 8, 1, 128)),
+    "SeedOssForCausalLM": ("Seed-OSS 36B", _shape(1024, 5504, 16, 2, 128)),
+    "Ernie4_5ForCausalLM": ("ERNIE 4.5 0.3B", _shape(1024, 3072, 16, 2, 128)),
+    "Dots1ForCausalLM": (
+        "dots.llm1",
+        _shape(
+            576,
+            1376,
+            4,
+            4,
+            128,
+            moe_intermediate_size=176,
+            n_routed_experts=128,
+            n_shared_experts=2,
+            num_experts_per_tok=6,
+            first_k_dense_replace=1,
+            norm_topk_prob=True,
+        ),
+    ),
+    "Glm4MoeForCausalLM": (
+        "GLM-4.5-Air",
+        _shape(
+            512,
+            1408,
+            12,
+            1,
+            128,
+            moe_intermediate_size=176,
+            n_routed_experts=128,
+            num_experts_per_tok=8,
+            first_k_dense_replace=1,
+        ),
+    ),
+    "FalconForCausalLM": ("Falcon 7B", dict(hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096)),
+    "OPTForCausalLM": ("OPT 1.3B", dict(hidden_size=1024, num_attention_heads=16, ffn_dim=4096)),
     "StableLmForCausalLM": ("StableLM 2 1.6B", _shape(1024, 2816, 16, 16, 64)),
     "PhiForCausalLM": ("Phi-2", _shape(1280, 5120, 16, 16, 80)),
     "GPTNeoXForCausalLM": ("Pythia 410M", _shape(1024, 4096, 16, 16, 64)),
@@ -138,7 +179,8 @@ def families() -> list[str]:
     from qcore.runtime.families import FAMILIES
 
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    return [known[getattr(transformers, stack).config_class].__name__ for stack in FAMILIES]
+    models = (getattr(transformers, stack.replace("Decoder", "Model")) for stack in FAMILIES)
+    return [known[model.config_class].__name__ for model in models]
 
 
 def config(architecture: str, layers: int | None = None) -> Any:

@@ -56,6 +56,7 @@ class Norm(ctypes.Structure):
         ("sets", ctypes.c_int64),
         ("weight", Buffer),
         ("bias", Buffer),
+        ("each", Buffer),
     ]
 
 

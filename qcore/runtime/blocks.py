@@ -5,6 +5,7 @@ Every number is asked of the modules or of the config. `describe` raises `Unsupp
 a part that the decoder does not know.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -62,6 +63,7 @@ def held_heads(model: nn.Module) -> list[HeldHeads]:
             _head_size(attention),
             _window(family, config, index),
             _source(config, index),
+            _copies(family, config, attention),
         )
         for index, attention in enumerate(getattr(each, family.attention) for each in _layers(model, family))
     ]
@@ -77,12 +79,19 @@ def describe(model: nn.Module) -> Description:
     embedding, head = ends_of(model)
     positions = None if family.positions is None else getattr(stack, family.positions)
     token_rows = None if family.token is None else getattr(stack, family.token.rows, None)
+    for name, value, meaning in family.needs:
+        if getattr(config, name) != value:
+            raise Unsupported(f"The decoder does not know {meaning}.")
     _check_tables(head, *(each for each in (embedding, positions, token_rows) if each is not None))
+    if embedding.embedding_dim != config.hidden_size:
+        raise Unsupported("The decoder does not know embeddings of another width than the layers'.")
     token_scale = float(getattr(token_rows, "embed_scale", 1.0))
     found = Description(
         embedding=embedding,
         head=head,
         positions=positions,
+        position_offset=int(getattr(positions, "offset", 0)),
+        skips_padding=family.skips_padding,
         token_rows=token_rows,
         token_scale=token_scale,
         embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
@@ -107,7 +116,7 @@ def describe(model: nn.Module) -> Description:
 def _row(model: nn.Module) -> Family:
     family = family_of(model)
     if family is None:
-        known = ", ".join(name.removesuffix("Model").removesuffix("Text") for name in FAMILIES)
+        known = ", ".join(re.sub("(Text)?(Model|Decoder)$", "", name) for name in FAMILIES)
         raise Unsupported(f"The decoder knows {known}, and this is {type(model).__name__}.")
     return family
 
@@ -135,7 +144,9 @@ def _rotations(config: Any) -> Iterator[Rotation]:
         name = one.get("rope_type", "default")
         if name not in ROPE_TYPES:
             raise Unsupported(f"The decoder does not know the position encoding {name!r}.")
-        yield Rotation(kind, one["original_max_position_embeddings"] if name == "longrope" else None)
+        length = one.get("original_max_position_embeddings") or 1
+        growth = one.get("llama_4_scaling_beta") or 0.0
+        yield Rotation(kind, length if name == "longrope" else None, growth, length)
 
 
 def _window(family: Family, config: Any, index: int) -> int:
@@ -153,7 +164,16 @@ def _kind(config: Any, index: int) -> str | None:
 def _kv_heads(config: Any, attention: Any) -> int:
     if groups := getattr(attention, "num_key_value_groups", None):  # the config may differ per layer
         return config.num_attention_heads // groups
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    for holder, name in ((attention, "num_kv_heads"), (config, "num_key_value_heads")):
+        if found := getattr(holder, name, None):
+            return found
+    return config.num_attention_heads
+
+
+def _copies(family: Family, config: Any, attention: Any) -> int:
+    if family.copies_heads is None or not getattr(config, family.copies_heads):
+        return 1
+    return config.num_attention_heads // _kv_heads(config, attention)
 
 
 def _source(config: Any, index: int) -> int:
@@ -177,8 +197,14 @@ def _norm(family: Family, module: Any) -> Norm | None:
     if module is None:
         return None
     is_torch = isinstance(module, nn.LayerNorm)
-    if isinstance(getattr(module, "norms", None), nn.ModuleList):
-        raise Unsupported("The decoder does not know norms of one module per head.")
+    norms = getattr(module, "norms", None)
+    if isinstance(norms, nn.ModuleList):  # one per head
+        each: list[Any] = list(norms)
+        first = _norm(family, each[0])
+        assert first is not None
+        if any(norm.bias is not None or norm.eps != first.epsilon for norm in each):
+            raise Unsupported("The decoder does not know norms of heads that have biases or differ.")
+        return replace(first, weight=None, each=tuple(norm.weight for norm in each))
     epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     return Norm("layer" if is_torch else family.norm, weight, bias, float(epsilon), family.norm_offset)
@@ -203,8 +229,10 @@ def _rows(name: str, module: Any, share: int = 0, of: int = 1) -> Rows:
 
 
 def _block(family: Family, stack: Any, block: Any, index: int, rotations: list[Rotation]) -> Block:
-    def part(name: str | None) -> Norm | None:
-        return None if name is None else _norm(family, getattr(block, name, None))
+    def part(names: str | tuple[str, ...] | None) -> Norm | None:
+        all_names = () if names is None else (names,) if isinstance(names, str) else names
+        present = (found for name in all_names if (found := getattr(block, name, None)) is not None)
+        return _norm(family, next(present, None))
 
     config = stack.config
     parallel = family.parallel if isinstance(family.parallel, bool) else getattr(config, family.parallel)
@@ -217,7 +245,9 @@ def _block(family: Family, stack: Any, block: Any, index: int, rotations: list[R
         parallel=parallel,
         residual=_number(config, family.residual_scale),
         attention=_attention(family, config, getattr(block, family.attention), index, rotations),
-        feed_forward=_feed_forward(family, getattr(block, family.feed_forward)),
+        feed_forward=_feed_forward(
+            family, block if family.feed_forward is None else getattr(block, family.feed_forward)
+        ),
         beside=_beside(family, block),
         after_dense=None if family.beside is None else part(family.beside.after_dense),
         after_beside=None if family.beside is None else part(family.beside.after_experts),
@@ -299,7 +329,7 @@ def _attention(family: Family, config: Any, module: Any, index: int, rotations: 
         value_norm=_norm(family, getattr(module, family.value_norm, None)),
         norm_last=family.norm_last,
         rotation=kinds.index(None if kinds == [None] else _kind(config, index)) if rotates else None,
-        scale=module.scaling,
+        scale=getattr(module, family.scale),
         cap=float((family.score_cap and getattr(module, family.score_cap)) or 0.0),
         window=_window(family, config, index),
         source=source,

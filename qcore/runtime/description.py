@@ -23,6 +23,7 @@ class Norm:
     bias: torch.Tensor | None
     epsilon: float
     offset: float
+    each: tuple[torch.Tensor, ...] = ()  # (width,) of each head, in place of `weight`
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,13 @@ class Block:
 @dataclass(frozen=True)
 class Rotation:
     """Rotary positions of one kind of layers: the module's argument for it (None without one), and how many
-    positions a call may have before all of its angles change (None: they do not)."""
+    positions a call may have before all of its angles change (None: they do not). With `growth`, queries are
+    multiplied by 1 + growth · log(1 + floor(position / period))."""
 
     kind: str | None
     short: int | None
+    growth: float = 0.0
+    period: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Description:
     embedding: Any
     head: Any
     positions: Any  # an embedding of learned positions, or None
+    position_offset: int  # of the row of position 0
+    skips_padding: bool  # positions never count padding
     token_rows: Any  # an embedding with the parts of all blocks for a token, or None
     embedding_scale: float  # of the rows of the embedding
     token_scale: float  # of the rows of `token_rows`
@@ -132,6 +138,7 @@ class HeldHeads:
     size: int
     window: int
     source: int
+    copies: int  # equal heads that the modules hand over for each
 
 
 def projections(block: Block) -> list[Rows]:
@@ -154,5 +161,5 @@ def small_tensors(found: Description) -> Iterator[torch.Tensor]:
         norms += [block.after_dense, block.after_beside]
         norms += [] if token is None else [token.norm, token.after]
         tensors += [attention.sinks, block.scale, *(rows.module.bias for rows in projections(block))]
-    tensors += [part for norm in norms if norm is not None for part in (norm.weight, norm.bias)]
+    tensors += [part for norm in norms if norm is not None for part in (norm.weight, norm.bias, *norm.each)]
     return (each for each in tensors if each is not None)

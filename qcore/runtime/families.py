@@ -5,7 +5,7 @@ A new architecture of known parts is one row. `blocks.py` reads a model by its r
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,13 @@ class Family:
     layers: str = "layers"
     final_norm: str = "norm"
     positions: str | None = None  # an embedding of learned positions, added to that of the tokens
-    # parts of a block
+    skips_padding: bool = False  # these positions are derived from the mask
+    # parts of a block; of several names, the first that a block has
     attention: str = "self_attn"
-    feed_forward: str = "mlp"
-    before_attention: str | None = "input_layernorm"
+    feed_forward: str | None = "mlp"  # None: its projections are parts of the block
+    before_attention: str | tuple[str, ...] | None = "input_layernorm"
     after_attention: str | None = None
-    before_feed_forward: str | None = "post_attention_layernorm"
+    before_feed_forward: str | tuple[str, ...] | None = "post_attention_layernorm"
     after_feed_forward: str | None = None
     beside: BesideNames | None = None
     token: TokenNames | None = None
@@ -65,6 +66,7 @@ class Family:
     value_norm: str = "v_norm"
     output: str = "o_proj"
     sinks: str = "sinks"
+    scale: str = "scaling"  # of scores, an attribute
     # parts of the feed-forward network: the projection that the activation function takes, the one that it
     # multiplies (None without one; the second half of `gate` if it is the same), and the one back
     gate: str = "gate_proj"
@@ -85,6 +87,8 @@ class Family:
     logits_divisor: str | None = None
     logits_cap: str | None = None
     parallel: str | bool = False
+    copies_heads: str | None = None  # whether modules keep a copy of keys and values for each query head
+    needs: tuple[tuple[str, Any, str], ...] = ()  # attribute, its only known value, and what another means
     # an attribute of attention that is false for layers without rotary positions
     rotates: str | None = None
     rotates_without_window: bool = False  # all layers rotate if the config has no window
@@ -101,6 +105,14 @@ _GEMMA = Family(
     has_windows=True,
     logits_cap="final_logit_softcapping",
     score_cap="attn_logit_softcapping",
+)
+_GEMMA4 = replace(
+    _GEMMA,
+    norm_offset=0.0,
+    score_cap=None,
+    beside=BesideNames(),
+    token=TokenNames(),
+    block_scale="layer_scalar",
 )
 _OLMO = Family(
     before_attention=None,
@@ -120,19 +132,14 @@ _COHERE = Family(
 FAMILIES: dict[str, Family] = {
     "LlamaModel": _LLAMA,
     "MistralModel": _WINDOWS,
+    "Ministral3Model": _WINDOWS,
     "Qwen2Model": _WINDOWS,
     "Qwen3Model": _WINDOWS,
     "GemmaModel": Family(norm_offset=1.0),
     "Gemma2Model": _GEMMA,
     "Gemma3TextModel": _GEMMA,
-    "Gemma4TextModel": replace(
-        _GEMMA,
-        norm_offset=0.0,
-        score_cap=None,
-        beside=BesideNames(),
-        token=TokenNames(),
-        block_scale="layer_scalar",
-    ),
+    "Gemma4TextModel": _GEMMA4,
+    "Gemma4UnifiedTextModel": _GEMMA4,
     "Phi3Model": Family(
         inputs=("qkv_proj",),
         gate="gate_up_proj",
@@ -160,6 +167,42 @@ FAMILIES: dict[str, Family] = {
     "Exaone4Model": replace(_OLMO, has_windows=True, rotates="is_sliding", rotates_without_window=True),
     "HunYuanDenseV1Model": Family(query_norm="query_layernorm", key_norm="key_layernorm", norm_last=True),
     "Starcoder2Model": Family(gate="c_fc", up=None, down="c_proj", function="act", has_windows=True),
+    "Glm4MoeModel": _LLAMA,
+    "Dots1Model": _WINDOWS,
+    "SeedOssModel": _LLAMA,
+    "Ernie4_5Model": Family(interleaved=True),
+    "FalconModel": Family(
+        layers="h",
+        final_norm="ln_f",
+        attention="self_attention",
+        before_attention=("input_layernorm", "ln_attn"),
+        before_feed_forward=("post_attention_layernorm", "ln_mlp"),
+        inputs=("query_key_value",),
+        fused_by="head",
+        output="dense",
+        scale="inv_norm_factor",
+        gate="dense_h_to_4h",
+        up=None,
+        down="dense_4h_to_h",
+        function="act",
+        parallel="parallel_attn",
+        copies_heads="new_decoder_architecture",
+        needs=(("alibi", False, "linear biases of attention (ALiBi)"),),
+    ),
+    "OPTDecoder": Family(
+        positions="embed_positions",
+        skips_padding=True,
+        final_norm="final_layer_norm",
+        before_attention="self_attn_layer_norm",
+        feed_forward=None,
+        before_feed_forward="final_layer_norm",
+        output="out_proj",
+        gate="fc1",
+        up=None,
+        down="fc2",
+        function="activation_fn",
+        needs=(("do_layer_norm_before", True, "norms of the residual stream itself"),),
+    ),
     "StableLmModel": Family(
         query_norm="q_layernorm", key_norm="k_layernorm", parallel="use_parallel_residual"
     ),

@@ -124,9 +124,10 @@ class _Forward:
         starts = padding_of(attention_mask, position_ids, ids.shape, past, weights.windows)
         if starts is False:
             return None
-        # without position ids, the modules count slots
+        # without position ids, the modules count slots, or derive them from the mask
+        counts = position_ids is None and not weights.skips_padding
         options: dict[str, Any] = dict(
-            starts=starts, counts_padding=position_ids is None, embeds=embeds, token_rows=token_rows
+            starts=starts, counts_padding=counts, embeds=embeds, token_rows=token_rows
         )
         if weights.narrows and len(ids) == 1 and type(logits_to_keep) is int and logits_to_keep == 1:
             options["last"] = True

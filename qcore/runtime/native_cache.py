@@ -23,9 +23,10 @@ class NativeLayer(CacheLayerMixin):
 
     is_croppable = True
 
-    def __init__(self, heads: int, size: int, dtype: torch.dtype, is_sliding: bool):
+    def __init__(self, heads: int, size: int, dtype: torch.dtype, is_sliding: bool, copies: int = 1):
         self.is_initialized = False
         self.heads, self.size, self.dtype, self.is_sliding = heads, size, dtype, is_sliding
+        self.copies = copies  # equal heads that modules hand over and get for each
         self.length, self.capacity = 0, 0
         self.data: torch.Tensor | None = None
 
@@ -51,8 +52,9 @@ class NativeLayer(CacheLayerMixin):
         self.reserve(key_states.shape[0], end)
         keys, values = self._views()
         slots = torch.arange(self.length, end)
-        keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_states.permute(2, 0, 1, 3).to(self.dtype)
-        values[:, :, self.length : end] = value_states.to(self.dtype)
+        key_heads, value_heads = key_states[:, :: self.copies], value_states[:, :: self.copies]
+        keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_heads.permute(2, 0, 1, 3).to(self.dtype)
+        values[:, :, self.length : end] = value_heads.to(self.dtype)
         self.length = end
         all_keys, all_values = self._held()
         return all_keys.to(key_states.dtype), all_values.to(value_states.dtype)
@@ -69,7 +71,10 @@ class NativeLayer(CacheLayerMixin):
 
     def _held(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._views()
-        return keys.transpose(3, 4).flatten(2, 3)[:, :, : self.length], values[:, :, : self.length]
+        held = keys.transpose(3, 4).flatten(2, 3)[:, :, : self.length], values[:, :, : self.length]
+        if self.copies == 1:
+            return held
+        return held[0].repeat_interleave(self.copies, 1), held[1].repeat_interleave(self.copies, 1)
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +136,7 @@ class NativeLayers(list[Any]):
         """Return empty layers for `model`, of a family that the native step knows, in float16 if `half`."""
         dtype = torch.float16 if half else torch.float32
         return cls(
-            NativeLayer(held.heads, held.size, dtype, held.window > 0)
+            NativeLayer(held.heads, held.size, dtype, held.window > 0, held.copies)
             if held.source == index
             else DummyLayer()
             for index, held in enumerate(held_heads(model))

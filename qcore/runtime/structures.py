@@ -78,7 +78,9 @@ class Model(ctypes.Structure):
         *((name, _int64) for name in ("layers", "hidden", "vocabulary")),
         *((name, _float) for name in ("embedding_scale", "logits_scale", "logits_cap")),
         ("final_norm", Norm),
-        *((name, Projection) for name in ("embedding", "head", "positions", "token_rows")),
+        *((name, Projection) for name in ("embedding", "head", "positions")),
+        ("position_offset", _int64),
+        ("token_rows", Projection),
         ("token_scale", _float),
         ("blocks", Buffer),
     ]
@@ -89,7 +91,10 @@ class Cache(ctypes.Structure):
 
 
 class Rotation(ctypes.Structure):
-    _fields_ = [("cosines", Buffer), ("sines", Buffer), ("size", _int64), ("interleaved", _int64)]
+    _fields_ = [
+        *((name, Buffer) for name in ("cosines", "sines", "scales")),
+        *((name, _int64) for name in ("size", "interleaved")),
+    ]
 
 
 class Call(ctypes.Structure):

@@ -57,7 +57,8 @@ class Weights:
         self._keep: list[Any] = []  # keeps alive what the native side points to
         self._description = found
         self.windows, self.input_scale = found.windows, found.input_scale
-        self._rotations: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.skips_padding = found.skips_padding
+        self._rotations: list[tuple[torch.Tensor, ...]] = []
         self._is_long: list[bool] | None = None
         self._stored_rotations: ctypes.Array = (structures.Rotation * 0)()
         self.layers, self.vocabulary = len(found.blocks), found.head.out_features
@@ -79,6 +80,7 @@ class Weights:
             embedding=embedding,
             head=self._projection(_all_rows(found.head)),
             positions=self._optional(None if found.positions is None else _all_rows(found.positions)),
+            position_offset=found.position_offset,
             token_rows=token_rows,
             token_scale=found.token_scale,
             blocks=(ctypes.addressof(self._blocks), ctypes.sizeof(self._blocks)),
@@ -146,15 +148,20 @@ class Weights:
         )
         layers.advance(tokens)
 
-    def rotations(self, slots: int, positions: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def rotations(self, slots: int, positions: int = 0) -> list[tuple[torch.Tensor, ...]]:
         """Return cosines and sines (at least `slots`, rotated dimensions / 2) for each kind of layers, for a
-        call whose tokens have fewer than `positions` positions. They come from the model itself, which
-        applies its own scaling of angles."""
+        call whose tokens have fewer than `positions` positions, and factors of queries (at least `slots`,) if
+        there are any. Angles come from the model itself, which applies its own scaling."""
         kinds = self._description.rotations
         is_long = [each.short is not None and positions > each.short for each in kinds]
         if kinds and (is_long != self._is_long or len(self._rotations[0][0]) < slots):
             count, self._is_long = max(256, 1 << (slots - 1).bit_length()), is_long
-            self.set_rotations(list(map(self._rotation, kinds, is_long, [count] * len(kinds))))
+            tables: list[tuple[torch.Tensor, ...]] = []
+            for kind, long in zip(kinds, is_long, strict=True):
+                growing = torch.log1p(torch.arange(count) // kind.period)
+                scales = (1 + kind.growth * growing,) if kind.growth else ()
+                tables.append(self._rotation(kind, long, count) + scales)
+            self.set_rotations(tables)
         return self._rotations
 
     def _rotation(self, rotation: Rotation, is_long: bool, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,18 +182,19 @@ class Weights:
             return cosines.contiguous(), sines.contiguous()
         return cosines[:, :half].contiguous(), sines[:, :half].contiguous()
 
-    def set_rotations(self, tables: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Let the next calls read these cosines and sines."""
+    def set_rotations(self, tables: list[tuple[torch.Tensor, ...]]) -> None:
+        """Let the next calls read these cosines, sines and factors."""
         self._rotations = tables
         self._stored_rotations = (structures.Rotation * len(tables))(
             *(
                 structures.Rotation(
                     library.buffer(cosines, torch.float32),
                     library.buffer(sines, torch.float32),
+                    library.buffer(scales[0] if scales else None, torch.float32),
                     2 * cosines.shape[1],
                     self._description.interleaved,
                 )
-                for cosines, sines in tables
+                for cosines, sines, *scales in tables
             )
         )
 
@@ -217,6 +225,15 @@ class Weights:
         """Describe a norm; without weights of its own, over `width` values."""
         if norm is None:
             return structures.Norm()
+        if norm.each:
+            each = (library.Buffer * len(norm.each))(
+                *(library.Buffer(*self._buffer(one)) for one in norm.each)
+            )
+            self._keep.append(each)
+            stored = (ctypes.addressof(each), ctypes.sizeof(each))
+            return structures.Norm(
+                NORMS[norm.kind], norm.epsilon, norm.offset, width, len(norm.each), each=stored
+            )
         weight = torch.ones(width) if norm.weight is None else norm.weight
         return structures.Norm(
             NORMS[norm.kind],

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from decoder_models import CONFIGS, LONG_ROPE, RECIPES, SIZES, close, detached, ids, make
-from transformers import DynamicCache, LlamaConfig, StaticCache
+from decoder_models import ALONE, CONFIGS, FALCON, LONG_ROPE, RECIPES, SIZES, close, detached, ids, make
+from transformers import DynamicCache, FalconConfig, LlamaConfig, OPTConfig, StaticCache
 
 from qcore import runtime
 from qcore.layers.modules import QuantLinear
@@ -157,13 +157,14 @@ def test_a_cache_grows_and_goes_on(calls):
     torch.testing.assert_close(second.logits, expected[:, 200:], **close(expected))
 
 
-@pytest.mark.parametrize("config", ["llama", "mistral-window", "gemma4"])
+@pytest.mark.parametrize("config", ["llama", "mistral-window", "gemma4", "falcon-groups"])
 def test_a_sequence_may_change_between_native_steps_and_modules(config, calls):
     model, tokens = make(config, "int4-g32", "fp32"), ids(40)[None]
     expected = detached(model)(tokens).logits
     cache, got = DynamicCache(config=model.config), []
+    first = next(module for name, module in model.named_modules() if name.endswith(".0.mlp"))
     for number, part in enumerate(tokens.split(8, dim=1)):
-        hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: None) if number % 2 else None
+        hook = first.register_forward_hook(lambda *_: None) if number % 2 else None
         got.append(model(part, cache=cache, use_cache=True).logits)
         if hook:
             hook.remove()
@@ -300,6 +301,20 @@ def test_an_unsupported_model_says_why():
     assert runtime.explain(model) == (
         "module by module: The decoder does not know the activation function Mish."
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (FalconConfig(**FALCON, alibi=True), "linear biases of attention"),
+        (OPTConfig(**ALONE, ffn_dim=120, do_layer_norm_before=False), "norms of the residual stream itself"),
+        (OPTConfig(**ALONE, ffn_dim=120, word_embed_proj_dim=32), "embeddings of another width"),
+    ],
+    ids=["alibi", "norms after", "projected embeddings"],
+)
+def test_members_of_a_family_that_compute_something_else_say_what(config, words, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "other", config)
+    assert f"The decoder does not know {words}" in explain(make("other", "int4-g32"))
 
 
 def test_asking_whether_a_model_is_supported_packs_nothing():

@@ -23,10 +23,11 @@ enum NormKind : int32_t {
 // width of the whole projection.
 struct Norm {
   int32_t kind;
-  float epsilon, offset;             // Gemma stores the weights minus 1
-  int64_t width;                     // values that are normalized together
-  int64_t sets;                      // of weights
-  Buffer<const float> weight, bias;  // (sets, width); the bias may be absent
+  float epsilon, offset;                   // Gemma stores the weights minus 1
+  int64_t width;                           // values that are normalized together
+  int64_t sets;                            // of weights
+  Buffer<const float> weight, bias;        // (sets, width); the bias may be absent
+  Buffer<const Buffer<const float>> each;  // (sets) of (width), in place of `weight`; of heads only
 };
 
 // Where the heads of one kind lie in a token's row of projected inputs.
@@ -115,6 +116,7 @@ struct Model {
   Norm final_norm;
   Projection embedding, head;
   Projection positions;        // a row per position, added to embeddings; without rows if absent
+  int64_t position_offset;     // of the row of position 0
   Projection token_rows;       // a row per token with the parts of all blocks; without rows if absent
   float token_scale;           // of those rows
   Buffer<const Block> blocks;  // (layers)
@@ -154,6 +156,7 @@ struct Cache {
 // 2d and 2d + 1 if interleaved.
 struct Rotation {
   Buffer<const float> cosines, sines;  // (positions, size / 2)
+  Buffer<const float> scales;          // (positions): factors of queries, or absent
   int64_t size, interleaved;
 };
 

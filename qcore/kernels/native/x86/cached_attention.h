@@ -137,8 +137,9 @@ class CachedAttention {
     const Rotation* rotation = a.rotation < 0 ? nullptr : call_.rotations.data + a.rotation;
     const int64_t size = a.head_size, all = a.heads + (here.appends ? a.kv_heads : 0),
                   tokens = chunk.last - chunk.first;
-    const HeadKind queries(a, a.queries, a.query_norm, here.group, a.scale, rotation, whole_.data());
-    const HeadKind keys(a, a.keys, a.key_norm, 1, 1.f, rotation, whole_.data() + chunk_);
+    const HeadKind queries(a, a.queries, a.query_norm, here.group, a.scale,
+                           rotation ? rotation->scales.data : nullptr, rotation, whole_.data());
+    const HeadKind keys(a, a.keys, a.key_norm, 1, 1.f, nullptr, rotation, whole_.data() + chunk_);
     float* own = values_.data() + me * size_;
     if (queries.is_whole() || keys.is_whole()) {
       const Span part = share(tokens, me, threads);

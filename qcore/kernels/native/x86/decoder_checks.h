@@ -10,6 +10,16 @@ namespace qcore {
 
 // Norms of heads: over each head, with one set of weights or one per head, or over the whole projection.
 inline Status check_heads(const Norm& norm, int64_t heads, int64_t size, bool last) {
+  if (norm.kind != kNoNorm && norm.each.data) {
+    Norm one = norm;
+    one.sets = 1;
+    if (norm.sets != heads || norm.bias.data || !norm.each.holds(heads)) return kBadLayout;
+    for (int64_t h = 0; h < heads; ++h) {
+      one.weight = norm.each.data[h];
+      if (const Status status = check(one, size)) return status;
+    }
+    return kOk;
+  }
   if (norm.kind == kNoNorm || norm.width == size) return check(norm, size, norm.sets == 1 ? 1 : heads);
   return norm.kind == kRootMeanSquare && !last ? check(norm, heads * size) : kBadLayout;
 }
@@ -120,7 +130,8 @@ inline Status check(const Model& model, int64_t rotations) {
 
 // The positions before `end`, in the rotations that blocks use and in learned positions.
 inline Status check_positions(const Model& model, const Call& call, int64_t end) {
-  if (model.positions.rows && end > model.positions.rows) return kShortRotation;
+  const int64_t offset = model.position_offset;
+  if (model.positions.rows && (offset < 0 || offset > model.positions.rows - end)) return kShortRotation;
   for (int64_t l = 0; l < model.layers; ++l) {
     const Attention& attention = model.blocks.data[l].attention;
     if (attention.rotation < 0) continue;
@@ -128,6 +139,7 @@ inline Status check_positions(const Model& model, const Call& call, int64_t end)
     if (rotation.size < 2 || rotation.size % 2 || rotation.size > attention.head_size) return kBadLayout;
     if (!rotation.cosines.holds(end, rotation.size / 2) || !rotation.sines.holds(end, rotation.size / 2))
       return kShortRotation;
+    if (rotation.scales.data && !rotation.scales.holds(end)) return kShortRotation;
   }
   return kOk;
 }

@@ -35,11 +35,12 @@ inline void rotate(float* x, int64_t size, const Rotation* rotation, int64_t pos
 // The heads of one kind, queries or keys, of every token of a chunk.
 class HeadKind {
  public:
-  // `whole`: the moments (tokens) of norms over the whole projection.
+  // `scales`: further factors, by position, or null. `whole`: the moments (tokens) of norms over the whole
+  // projection.
   HeadKind(const Attention& attention, const Heads& heads, const Norm& norm, int64_t per_group, float scale,
-           const Rotation* rotation, Moments* whole)
+           const float* scales, const Rotation* rotation, Moments* whole)
       : attention_(attention), heads_(heads), norm_(norm), per_group_(per_group), scale_(scale),
-        rotation_(rotation), whole_(whole) {}
+        scales_(scales), rotation_(rotation), whole_(whole) {}
 
   bool is_whole() const { return norm_.kind != kNoNorm && norm_.width != attention_.head_size; }
 
@@ -55,14 +56,15 @@ class HeadKind {
   // Return head h of token i, ready for attention from `position`.
   float* ready(int64_t i, int64_t h, int64_t position, float* row) const {
     const int64_t size = attention_.head_size;
+    const float scale = scales_ ? scale_ * scales_[position] : scale_;
     float* x = row + at(h);
     if (!attention_.norm_last) {
       apply_norm(i, h, x);
-      rotate(x, size, rotation_, position, scale_);
+      rotate(x, size, rotation_, position, scale);
     } else {
       rotate(x, size, rotation_, position, 1.f);
       apply_norm(i, h, x);
-      rotate(x, size, nullptr, position, scale_);
+      rotate(x, size, nullptr, position, scale);
     }
     return x;
   }
@@ -73,6 +75,7 @@ class HeadKind {
   const Norm& norm_;
   const int64_t per_group_;  // heads per key-value head
   const float scale_;
+  const float* const scales_;
   const Rotation* const rotation_;
   Moments* const whole_;
 
@@ -83,6 +86,12 @@ class HeadKind {
   void apply_norm(int64_t i, int64_t h, float* x) const {
     if (norm_.kind == kNoNorm) return;
     const bool whole = is_whole();
+    if (norm_.each.data) {
+      Norm own = norm_;
+      own.weight = norm_.each.data[h];
+      normalize(own, moments(own, x), x, 0, attention_.head_size, x);
+      return;
+    }
     normalize(norm_, whole ? whole_[i] : moments(norm_, x), x,
               whole || norm_.sets > 1 ? h * attention_.head_size : 0, attention_.head_size, x);
   }
