@@ -87,6 +87,43 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Starcoder2ForCausalLM": ("StarCoder2 3B", _shape(1024, 4096, 8, 1, 128)),
     "SeedOssForCausalLM": ("Seed-OSS 36B", _shape(1024, 5504, 16, 2, 128)),
     "Ernie4_5ForCausalLM": ("ERNIE 4.5 0.3B", _shape(1024, 3072, 16, 2, 128)),
+    "DeepseekV3ForCausalLM": (
+        "DeepSeek V3",
+        dict(
+            hidden_size=512,
+            intermediate_size=1344,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            q_lora_rank=192,
+            kv_lora_rank=128,
+            moe_intermediate_size=160,
+            n_routed_experts=128,
+            first_k_dense_replace=1,
+        ),
+    ),
+    "Glm4MoeLiteForCausalLM": (
+        "GLM-4.7-Flash",
+        dict(
+            hidden_size=768,
+            intermediate_size=3840,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            q_lora_rank=288,
+            kv_lora_rank=192,
+            moe_intermediate_size=576,
+        ),
+    ),
+    "YoutuForCausalLM": (
+        "Youtu-LLM 2B",
+        dict(
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            q_lora_rank=768,
+            kv_lora_rank=256,
+        ),
+    ),
     "Dots1ForCausalLM": (
         "dots.llm1",
         _shape(

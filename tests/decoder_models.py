@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
     CohereConfig,
+    DeepseekV3Config,
     Dots1Config,
     Ernie4_5Config,
     Exaone4Config,
@@ -18,6 +19,7 @@ from transformers import (
     GemmaConfig,
     Glm4Config,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -44,6 +46,7 @@ from transformers import (
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
+    YoutuConfig,
 )
 
 from qcore import recipes
@@ -66,6 +69,8 @@ FIVE = {**SIZES, "num_hidden_layers": 5}
 ALONE = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
 FALCON = dict({name: ALONE[name] for name in ALONE if name != "intermediate_size"}, ffn_hidden_size=120)
 EXPERTS = dict(moe_intermediate_size=44, num_experts=8, num_experts_per_tok=3)
+LATENTS = dict(kv_lora_rank=32, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16)
+GROUPS = dict(moe_intermediate_size=44, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3)
 NO_PADDING = dict(pad_token_id=None)  # in place of a token beyond this vocabulary
 PARTIAL = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)
 BY_LAYER = {
@@ -208,6 +213,31 @@ CONFIGS = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4, sliding_window=10),
     "qwen2-moe": Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=72),
     "qwen3-moe": Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=32, norm_topk_prob=True, mlp_only_layers=[1]),
+    "deepseek-v3": DeepseekV3Config(
+        **ALONE,
+        **LATENTS,
+        **GROUPS,
+        num_key_value_heads=4,
+        q_lora_rank=24,
+        first_k_dense_replace=1,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=10000.0,
+            factor=4.0,
+            original_max_position_embeddings=128,
+            mscale=1.0,
+            mscale_all_dim=0.5,
+        ),
+    ),
+    "glm4-moe-lite": Glm4MoeLiteConfig(
+        **ALONE,
+        **LATENTS,
+        **GROUPS,
+        num_key_value_heads=4,
+        q_lora_rank=24,
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "youtu": YoutuConfig(**ALONE, **LATENTS, num_key_value_heads=4, q_lora_rank=None, rope_interleave=False),
     "dots1": Dots1Config(
         **SIZES,
         moe_intermediate_size=44,

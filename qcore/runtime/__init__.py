@@ -8,7 +8,9 @@ native call per step where possible.
 forward.py       the forward that takes the native step, and when it may
 context.py       the tokens that a model has read, and the logits after them
 families.py      the architectures whose whole step is native: names of their parts
-blocks.py        what each block of a model computes, in data
+description.py   what each block of a model computes, in data
+blocks.py        the description read from a model; its attention by attentions.py, mixtures by mixtures.py
+parts.py         what those readers share
 structures.py    the same as the native code declares it
 masks.py         whether a mask is one that the native step applies
 weights.py       a model as the native step reads it

@@ -36,10 +36,28 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Attention over latents: see decoder.h.
+
+    `queries`, after `query_norm`, turns the first input into queries; None if that is the queries. The rows
+    of the module `up` are the matrices of keys and values."""
+
+    rank: int
+    plain: int
+    rotated: int
+    values: int
+    norm: Norm | None
+    query_norm: Norm | None
+    queries: Rows | None
+    up: Any
+
+
+@dataclass(frozen=True)
 class Attention:
     heads: int
     kv_heads: int
     head_size: int
+    value_size: int
     inputs: list[Rows]
     queries: tuple[int, int]  # where the heads lie: of the first, and from one key-value head to the next
     keys: tuple[int, int]
@@ -55,6 +73,7 @@ class Attention:
     source: int  # the layer whose keys and values are read
     sinks: torch.Tensor | None  # (heads,): scores of a position without a value
     output: Rows
+    latent: Latent | None
 
 
 @dataclass(frozen=True)
@@ -136,15 +155,19 @@ class HeldHeads:
 
     heads: int
     size: int
+    value_size: int
     window: int
     source: int
     copies: int  # equal heads that the modules hand over for each
+    is_latent: bool  # modules hand over the latent and the rotated part of keys
 
 
 def projections(block: Block) -> list[Rows]:
     """Return all projections of a block but those of experts."""
     attention, part, token = block.attention, block.feed_forward, block.token
     found = [*attention.inputs, attention.output]
+    if attention.latent is not None and attention.latent.queries is not None:
+        found.append(attention.latent.queries)
     if isinstance(part, FeedForward):
         found += [part.gate, *([part.up] if part.up else []), part.down]
     return found + ([] if token is None else [token.gate, token.mix, token.down])
@@ -158,6 +181,7 @@ def small_tensors(found: Description) -> Iterator[torch.Tensor]:
         norms += [block.before_attention, block.after_attention]
         norms += [block.before_feed_forward, block.after_feed_forward]
         norms += [attention.query_norm, attention.key_norm, attention.value_norm]
+        norms += [attention.latent.norm, attention.latent.query_norm] if attention.latent else []
         norms += [block.after_dense, block.after_beside]
         norms += [] if token is None else [token.norm, token.after]
         tensors += [attention.sinks, block.scale, *(rows.module.bias for rows in projections(block))]

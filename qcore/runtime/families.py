@@ -37,6 +37,24 @@ class BesideNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentNames:
+    """Names of attention over latents (DeepSeek-V3), in place of `Family.inputs`."""
+
+    queries: str = "q_proj"  # or, if it is None, of low rank: down, norm, up
+    query_down: str = "q_a_proj"
+    query_norm: str = "q_a_layernorm"
+    query_up: str = "q_b_proj"
+    down: str = "kv_a_proj_with_mqa"
+    norm: str = "kv_a_layernorm"
+    up: str = "kv_b_proj"
+    # numbers
+    rank: str = "kv_lora_rank"
+    plain: str = "qk_nope_head_dim"
+    rotated: str = "qk_rope_head_dim"
+    values: str = "v_head_dim"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Names of modules, relative to the part that contains them, and names of attributes.
 
@@ -64,6 +82,7 @@ class Family:
     query_norm: str = "q_norm"
     key_norm: str = "k_norm"
     value_norm: str = "v_norm"
+    latent: LatentNames | None = None
     output: str = "o_proj"
     sinks: str = "sinks"
     scale: str = "scaling"  # of scores, an attribute
@@ -77,10 +96,10 @@ class Family:
     norm_offset: float = 0.0  # added to the weights of norms
     norm_last: bool = False  # heads are normalized after their rotation
     fused_by: Literal["kind", "head"] = "kind"  # q q … k k … v v …, or q k v q k v …
-    interleaved: bool = False  # rotary positions turn neighboring dimensions, not halves
+    interleaved: bool | str = False  # rotary positions turn neighboring dimensions, not halves
     has_windows: bool = False  # the config's sliding window counts
     function: str = "act_fn"  # the activation function of the feed-forward network
-    # names of attributes of the config, or values
+    # names of attributes of the config, or values, as `interleaved`
     input_scale: str | None = None  # of embeddings, in the stack; their own scale is asked of the embedding
     residual_scale: str | None = None
     logits_scale: str | None = None
@@ -124,6 +143,7 @@ _GRANITE = Family(
     input_scale="embedding_multiplier", residual_scale="residual_multiplier", logits_divisor="logits_scaling"
 )
 _GLM = Family(gate="gate_up_proj", up="gate_up_proj", function="activation_fn", interleaved=True)
+_LATENTS = Family(latent=LatentNames(), interleaved="rope_interleave")
 _COHERE = Family(
     before_feed_forward=None, norm="layer", interleaved=True, logits_scale="logit_scale", parallel=True
 )
@@ -168,6 +188,9 @@ FAMILIES: dict[str, Family] = {
     "HunYuanDenseV1Model": Family(query_norm="query_layernorm", key_norm="key_layernorm", norm_last=True),
     "Starcoder2Model": Family(gate="c_fc", up=None, down="c_proj", function="act", has_windows=True),
     "Glm4MoeModel": _LLAMA,
+    "DeepseekV3Model": _LATENTS,
+    "Glm4MoeLiteModel": _LATENTS,
+    "YoutuModel": _LATENTS,
     "Dots1Model": _WINDOWS,
     "SeedOssModel": _LLAMA,
     "Ernie4_5Model": Family(interleaved=True),

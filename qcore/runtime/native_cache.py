@@ -1,7 +1,7 @@
 """The key-value cache of the native step, also a cache of transformers, so that `generate` can carry it.
 
-A layer keeps its keys and values as the native step reads them (see decoder.h): one tensor (2, sequences,
-key-value heads x capacity x head size). Growing doubles the capacity. Grouped-query heads are stored once.
+A layer keeps its keys and values as the native step reads them (see decoder.h): tensors (sequences, key-value
+heads, capacity x head size). Growing doubles the capacity. Grouped-query heads are stored once.
 The modules can use the same cache: `update` then takes and returns tensors (sequences, key-value heads,
 tokens, head size), so a sequence may change between the two at any step.
 """
@@ -13,32 +13,35 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from qcore.kernels import library
 from qcore.runtime.blocks import held_heads
+from qcore.runtime.description import HeldHeads
 
 _BLOCK = 8  # slots side by side
 _LEAST = 256  # slots
 
 
 class NativeLayer(CacheLayerMixin):
-    """Keys and values of one layer."""
+    """Keys and values of one layer, as `held` says."""
 
     is_croppable = True
 
-    def __init__(self, heads: int, size: int, dtype: torch.dtype, is_sliding: bool, copies: int = 1):
+    def __init__(self, held: HeldHeads, dtype: torch.dtype):
         self.is_initialized = False
-        self.heads, self.size, self.dtype, self.is_sliding = heads, size, dtype, is_sliding
-        self.copies = copies  # equal heads that modules hand over and get for each
+        self.held, self.dtype, self.is_sliding = held, dtype, held.window > 0
         self.length, self.capacity = 0, 0
-        self.data: torch.Tensor | None = None
+        self.data: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def reserve(self, sequences: int, capacity: int) -> None:
         """Make room for `capacity` tokens; held tokens are kept."""
         if capacity <= self.capacity:
             return
         grown = max(_LEAST, 2 * self.capacity, -(-capacity // _BLOCK) * _BLOCK)
-        data = torch.zeros(2, sequences, self.heads, grown * self.size, dtype=self.dtype)
-        if self.data is not None:
-            data[..., : self.capacity * self.size] = self.data
-        self.data, self.capacity, self.is_initialized = data, grown, True
+        sizes = self.held.size, self.held.value_size
+        data = tuple(
+            torch.zeros(sequences, self.held.heads, grown * size, dtype=self.dtype) for size in sizes
+        )
+        for new, old in zip(data, self.data or (), strict=False):
+            new[..., : old.shape[-1]] = old
+        self.data, self.capacity, self.is_initialized = (data[0], data[1]), grown, True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.reserve(key_states.shape[0], key_states.shape[2])
@@ -46,13 +49,16 @@ class NativeLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (sequences, heads, tokens, head size) and return all held ones, in the same
-        type."""
+        """Append keys and values (sequences, heads, tokens, head size) as modules compute them.
+
+        Return all held ones, in the same type."""
         end = self.length + key_states.shape[2]
         self.reserve(key_states.shape[0], end)
         keys, values = self._views()
         slots = torch.arange(self.length, end)
-        key_heads, value_heads = key_states[:, :: self.copies], value_states[:, :: self.copies]
+        if self.held.is_latent:  # keys are the latent and its rotated part, values the latent
+            key_states, value_states = torch.cat((key_states, value_states), -1), key_states
+        key_heads, value_heads = (part[:, :: self.held.copies] for part in (key_states, value_states))
         keys[:, :, slots // _BLOCK, :, slots % _BLOCK] = key_heads.permute(2, 0, 1, 3).to(self.dtype)
         values[:, :, self.length : end] = value_heads.to(self.dtype)
         self.length = end
@@ -61,7 +67,8 @@ class NativeLayer(CacheLayerMixin):
 
     @property
     def keys(self) -> torch.Tensor | None:  # type: ignore[override]  # read-only: `data` holds them
-        """Return a copy of the held keys (sequences, heads, tokens, head size); None before the first."""
+        """Return a copy of the held keys (sequences, heads, tokens, head size) as modules compute them; None
+        before the first."""
         return None if self.data is None else self._held()[0]
 
     @property
@@ -70,27 +77,37 @@ class NativeLayer(CacheLayerMixin):
         return None if self.data is None else self._held()[1]
 
     def _held(self) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._views()
-        held = keys.transpose(3, 4).flatten(2, 3)[:, :, : self.length], values[:, :, : self.length]
-        if self.copies == 1:
-            return held
-        return held[0].repeat_interleave(self.copies, 1), held[1].repeat_interleave(self.copies, 1)
+        stored_keys, stored_values = self._views()
+        keys = stored_keys.transpose(3, 4).flatten(2, 3)[:, :, : self.length]
+        values = stored_values[:, :, : self.length]
+        if self.held.is_latent:
+            return values, keys[..., self.held.value_size :]
+        if self.held.copies == 1:
+            return keys, values
+        return keys.repeat_interleave(self.held.copies, 1), values.repeat_interleave(self.held.copies, 1)
 
     @property
     def nbytes(self) -> int:
         """Return the bytes reserved for keys and values."""
-        return 0 if self.data is None else self.data.nbytes
+        return 0 if self.data is None else sum(part.nbytes for part in self.data)
 
-    def key_buffer(self) -> tuple[int, int]:
-        """Return the address and the bytes of the keys; the values follow in as many bytes."""
-        address, nbytes = library.buffer(self.data, self.dtype)
-        assert address is not None
-        return address, nbytes // 2
+    def buffers(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return address and bytes of the keys, and of the values."""
+        found: list[tuple[int, int]] = []
+        for part in self.data or ():
+            address, nbytes = library.buffer(part, self.dtype)
+            assert address is not None
+            found.append((address, nbytes))
+        keys, values = found
+        return keys, values
 
     def _views(self) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.data is not None
-        keys, values = self.data.unbind()
-        return keys.unflatten(-1, (-1, self.size, _BLOCK)), values.unflatten(-1, (-1, self.size))
+        keys, values = self.data
+        return (
+            keys.unflatten(-1, (-1, self.held.size, _BLOCK)),
+            values.unflatten(-1, (-1, self.held.value_size)),
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the mask's length and offset 0: all slots are held, whatever the window."""
@@ -120,11 +137,12 @@ class NativeLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.data is not None:
-            self.data = self.data[:, indices].contiguous()
+            self.data = self.data[0][indices].contiguous(), self.data[1][indices].contiguous()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.data is not None:
-            self.data = self.data.repeat_interleave(repeats, dim=1)
+            keys, values = self.data
+            self.data = keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0)
 
 
 class NativeLayers(list[Any]):
@@ -136,9 +154,7 @@ class NativeLayers(list[Any]):
         """Return empty layers for `model`, of a family that the native step knows, in float16 if `half`."""
         dtype = torch.float16 if half else torch.float32
         return cls(
-            NativeLayer(held.heads, held.size, dtype, held.window > 0, held.copies)
-            if held.source == index
-            else DummyLayer()
+            NativeLayer(held, dtype) if held.source == index else DummyLayer()
             for index, held in enumerate(held_heads(model))
         )
 
@@ -149,7 +165,7 @@ class NativeLayers(list[Any]):
     half = property(lambda self: int(self[0].dtype == torch.float16))
     capacity = property(lambda self: self[0].capacity)
     length = property(lambda self: self[0].length)
-    sequences = property(lambda self: None if self[0].data is None else self[0].data.shape[1])
+    sequences = property(lambda self: None if self[0].data is None else self[0].data[0].shape[0])
 
     def are_level(self) -> bool:
         """Return whether all layers hold the same number of tokens. A step that failed midway leaves them
@@ -172,13 +188,9 @@ class NativeLayers(list[Any]):
         keys: list[int] = []
         values: list[int] = []
         for layer in self:
-            if not isinstance(layer, NativeLayer):
-                keys += (0, 0)
-                values += (0, 0)
-                continue
-            address, nbytes = layer.key_buffer()
-            keys += (address, nbytes)
-            values += (address + nbytes, nbytes)
+            of_keys, of_values = layer.buffers() if isinstance(layer, NativeLayer) else ((0, 0), (0, 0))
+            keys += of_keys
+            values += of_values
         return keys, values
 
 
@@ -198,12 +210,10 @@ class Scratch:
 
     def __init__(self, model: torch.nn.Module, sequences: int, capacity: int):
         held = held_heads(model)
-        made = {
-            source: NativeLayer(held[source].heads, held[source].size, torch.float32, False)
-            for source in {each.source for index, each in enumerate(held) if each.source != index}
-        }
-        largest = max(held, key=lambda each: each.heads * each.size)
-        common = NativeLayer(largest.heads, largest.size, torch.float32, False)
+        read_later = {each.source for index, each in enumerate(held) if each.source != index}
+        largest = max(held, key=lambda each: each.heads * (each.size + each.value_size))
+        common = NativeLayer(largest, torch.float32)
+        made = {source: NativeLayer(held[source], torch.float32) for source in read_later}
         for layer in (common, *made.values()):
             layer.reserve(sequences, capacity)
         self._layers = [made.get(index, common) for index in range(len(held))]
@@ -217,6 +227,6 @@ class Scratch:
 
     def buffers(self) -> tuple[list[int], list[int]]:
         """Return addresses and bytes as `NativeLayers` does."""
-        both = [layer.key_buffer() for layer in self._layers]
-        keys = [number for address, nbytes in both for number in (address, nbytes)]
-        return keys, [number for address, nbytes in both for number in (address + nbytes, nbytes)]
+        both = [layer.buffers() for layer in self._layers]
+        keys = [number for of_keys, _ in both for number in of_keys]
+        return keys, [number for _, of_values in both for number in of_values]

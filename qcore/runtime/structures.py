@@ -26,9 +26,18 @@ class Heads(ctypes.Structure):
     _fields_ = [("first", _int64), ("step", _int64)]
 
 
+class Latent(ctypes.Structure):
+    _fields_ = [
+        *((name, _int64) for name in ("rank", "plain", "rotated", "values")),
+        *((name, Norm) for name in ("norm", "query_norm")),
+        ("queries", Projection),
+        ("matrices", Buffer),
+    ]
+
+
 class Attention(ctypes.Structure):
     _fields_ = [
-        *((name, _int64) for name in ("heads", "kv_heads", "head_size")),
+        *((name, _int64) for name in ("heads", "kv_heads", "head_size", "value_size")),
         ("inputs", Projection * INPUTS),
         ("input_count", _int64),
         *((name, Heads) for name in ("queries", "keys", "values")),
@@ -38,6 +47,7 @@ class Attention(ctypes.Structure):
         *((name, _int64) for name in ("window", "source")),
         ("sinks", Buffer),
         ("output", Projection),
+        ("latent", Latent),
     ]
 
 

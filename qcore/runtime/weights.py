@@ -1,7 +1,9 @@
 """A model's weights as the native step reads them: pointers to the modules' own tensors, without copies.
 
 Each layer is computed as in its module (same kernels, same activation precision), the small operations
-between them in float32, so the native step and the modules generate the same tokens.
+between them in float32, so the native step and the modules generate the same tokens. Attention over latents
+is computed in another order: in each step, modules make the keys and values of all held tokens anew, and the
+native step multiplies queries and results instead, by a float32 copy of the same matrices.
 """
 
 import ctypes
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcore.kernels import library
+from qcore.kernels import dispatch, library
 from qcore.kernels.dispatch import MODES
 from qcore.kernels.library import Layout
 from qcore.kernels.mixture import NORMS
@@ -22,6 +24,7 @@ from qcore.runtime.description import (
     Block,
     Description,
     FeedForward,
+    Latent,
     Norm,
     Rotation,
     Rows,
@@ -281,6 +284,7 @@ class Weights:
             heads=attention.heads,
             kv_heads=attention.kv_heads,
             head_size=attention.head_size,
+            value_size=attention.value_size,
             inputs=inputs,
             input_count=len(attention.inputs),
             queries=attention.queries,
@@ -288,7 +292,7 @@ class Weights:
             values=attention.values,
             query_norm=self._norm(attention.query_norm, attention.head_size),
             key_norm=self._norm(attention.key_norm, attention.head_size),
-            value_norm=self._norm(attention.value_norm, attention.head_size),
+            value_norm=self._norm(attention.value_norm, attention.value_size),
             norm_last=attention.norm_last,
             rotation=-1 if attention.rotation is None else attention.rotation,
             scale=attention.scale,
@@ -297,6 +301,21 @@ class Weights:
             source=attention.source,
             sinks=self._buffer(attention.sinks),
             output=self._projection(attention.output),
+            latent=structures.Latent() if attention.latent is None else self._latent(attention.latent),
+        )
+
+    def _latent(self, latent: Latent) -> structures.Latent:
+        queries = self._optional(latent.queries)
+        packed = latent.up.executable()
+        return structures.Latent(
+            rank=latent.rank,
+            plain=latent.plain,
+            rotated=latent.rotated,
+            values=latent.values,
+            norm=self._norm(latent.norm, latent.rank),
+            query_norm=self._norm(latent.query_norm, queries.columns),
+            queries=queries,
+            matrices=self._buffer(dispatch.rows(packed, torch.arange(packed.shape[0]))),
         )
 
     def _feed_forward(self, part: FeedForward | Experts) -> structures.FeedForward:

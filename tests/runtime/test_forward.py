@@ -157,7 +157,7 @@ def test_a_cache_grows_and_goes_on(calls):
     torch.testing.assert_close(second.logits, expected[:, 200:], **close(expected))
 
 
-@pytest.mark.parametrize("config", ["llama", "mistral-window", "gemma4", "falcon-groups"])
+@pytest.mark.parametrize("config", ["llama", "mistral-window", "gemma4", "falcon-groups", "deepseek-v3"])
 def test_a_sequence_may_change_between_native_steps_and_modules(config, calls):
     model, tokens = make(config, "int4-g32", "fp32"), ids(40)[None]
     expected = detached(model)(tokens).logits

@@ -25,6 +25,7 @@ from qcore.runtime.weights import Weights, read
 INTEGERS = (ctypes.c_int32, ctypes.c_int64)
 PLACES = ("model", "embedding", "head", "block", "norm", "attention", "keys", "query", "query norm")
 PLACES += ("feed-forward", "down", "rotation", "cache", "call")
+LATENT_PLACES = ("attention", "latent", "latent norm", "latent queries", "query", "rotation", "cache", "call")
 TOKEN_PLACES = (
     "token part",
     "gate",
@@ -91,7 +92,7 @@ def guarded_weights():
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(arena, "empty", lambda nbytes: guarded(torch.zeros(nbytes, dtype=torch.uint8)))
         made = {}
-        for config in ("llama", "gemma4"):
+        for config in ("llama", "gemma4", "deepseek-v3"):
             model = make(config, "int4-g32", "fp32")
             for parameter in model.parameters():
                 parameter.data = guarded(parameter.data)
@@ -104,9 +105,10 @@ class _Cache:
 
     half, capacity, length = 0, 64, 40
 
-    def __init__(self, *widths: int):
+    def __init__(self, *widths: tuple[int, int]):
         self.keys, self.values = (
-            [guarded(torch.zeros(2 * width * self.capacity)) for width in widths] for _ in range(2)
+            [guarded(torch.zeros(2 * width * self.capacity)) for width in part]
+            for part in zip(*widths, strict=True)
         )
 
     def advance(self, tokens: int) -> None:
@@ -119,13 +121,20 @@ class _Cache:
 @settings(max_examples=150)
 @given(st.sampled_from(PLACES), st.data())
 def test_no_numbers_make_the_step_leave_its_buffers(guarded_weights, which, data):
-    _change(guarded_weights["llama"][1], _Cache(32, 32), 1, which, data)
+    _change(guarded_weights["llama"][1], _Cache((32, 32), (32, 32)), 1, which, data)
 
 
 @settings(max_examples=50)
 @given(st.sampled_from(TOKEN_PLACES), st.data())
 def test_no_numbers_make_parts_for_tokens_and_shared_keys_leave_their_buffers(guarded_weights, which, data):
-    _change(guarded_weights["gemma4"][1], _Cache(32, 64, 32, 0, 0), 3, which, data)
+    held = _Cache((32, 32), (64, 64), (32, 32), (0, 0), (0, 0))
+    _change(guarded_weights["gemma4"][1], held, 3, which, data)
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(LATENT_PLACES), st.data())
+def test_no_numbers_make_attention_over_latents_leave_its_buffers(guarded_weights, which, data):
+    _change(guarded_weights["deepseek-v3"][1], _Cache((40, 32), (40, 32)), 1, which, data)
 
 
 def _change(weights: Weights, held: _Cache, layer: int, which: str, data: st.DataObject) -> None:
@@ -145,7 +154,9 @@ def _change(weights: Weights, held: _Cache, layer: int, which: str, data: st.Dat
             places |= {"rotation": rotation, "cache": cache._obj, "call": call._obj}
             places |= {"token part": block.token, "gate": block.token.gate, "mix": block.token.mix}
             places |= {"projection": block.token.down, "part norm": block.token.norm, "rows": copy.token_rows}
-            places |= {"value norm": attention.value_norm}
+            latent = attention.latent
+            places |= {"value norm": attention.value_norm, "latent": latent, "latent norm": latent.norm}
+            places |= {"latent queries": latent.queries}
             place = places[which]
             names = [name for name, kind in place._fields_ if kind in INTEGERS and name != "threads"]
             for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
@@ -173,11 +184,11 @@ def test_a_cache_without_room_and_a_token_outside_are_refused(guarded_weights):
     weights = guarded_weights["llama"][1]
     hidden = torch.zeros(2, 30, weights.hidden)
     with pytest.raises(InputError, match="2 x 30 tokens at position 40: the key-value cache is too small"):
-        weights.run(torch.zeros(2, 30, dtype=torch.int64), _Cache(32, 32), hidden=hidden)
+        weights.run(torch.zeros(2, 30, dtype=torch.int64), _Cache((32, 32), (32, 32)), hidden=hidden)
     with pytest.raises(IndexError, match="outside the valid range"):
-        weights.run(torch.full((2, 9), 258), _Cache(32, 32), hidden=hidden)
+        weights.run(torch.full((2, 9), 258), _Cache((32, 32), (32, 32)), hidden=hidden)
     with pytest.raises(InputError, match="the output does not match"):
-        weights.run(torch.zeros(2, 20, dtype=torch.int64), _Cache(32, 32), hidden=hidden[:1])
+        weights.run(torch.zeros(2, 20, dtype=torch.int64), _Cache((32, 32), (32, 32)), hidden=hidden[:1])
 
 
 LITTLE = """

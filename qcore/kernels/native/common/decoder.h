@@ -38,8 +38,22 @@ struct Heads {
 
 constexpr int kInputs = 3;
 
+// Attention over latents (DeepSeek-V3, arXiv 2412.19437). A token has one latent c for the keys and values of
+// all heads, and one rotated part r of keys: key h is [K_h c | r], value h is V_h c. Only c and r are held.
+// Queries are multiplied by K_h before attention, and its results by V_h after it.
+struct Latent {
+  int64_t rank;                  // of c; 0 for ordinary attention
+  int64_t plain, rotated;        // dimensions of a query's head: without positions, and then with them
+  int64_t values;                // dimensions of a value
+  Norm norm;                     // of c
+  Norm query_norm;               // of the first input, from which `queries` come
+  Projection queries;            // without rows if the first input is the queries themselves
+  Buffer<const float> matrices;  // (heads, plain + values, rank): K_h and V_h
+};
+
 struct Attention {
   int64_t heads, kv_heads, head_size;
+  int64_t value_size;  // as held
   // Their outputs lie side by side in one row per token: queries, keys and values, or one fused projection.
   Projection inputs[kInputs];
   int64_t input_count;
@@ -53,6 +67,7 @@ struct Attention {
   int64_t source;             // the layer whose keys and values are read; another than this one adds none
   Buffer<const float> sinks;  // (heads): scores of a position without a value, or absent
   Projection output;
+  Latent latent;  // held as keys [c | r] and values c of one head; `keys` says where they lie in the inputs
 };
 
 enum ActivationFunction : int64_t {
@@ -127,6 +142,7 @@ template <class F>
 void each_projection(const Block& block, F&& f) {
   for (int64_t i = 0; i < block.attention.input_count; ++i) f(block.attention.inputs[i]);
   f(block.attention.output);
+  if (block.attention.latent.queries.rows) f(block.attention.latent.queries);
   if (block.token.gate.rows)
     for (const Projection* each : {&block.token.gate, &block.token.mix, &block.token.down}) f(*each);
   if (block.feed_forward.kind != kDense) return;
@@ -144,7 +160,7 @@ inline int64_t input_width(const Attention& attention) {
 
 // Keys and values of each layer, in float32 or float16. All sequences hold the same number of tokens.
 //   keys   [sequence][key-value head][slot / 8][head size][8]
-//   values [sequence][key-value head][slot][head size]
+//   values [sequence][key-value head][slot][value size]
 // 8 keys lie side by side, so that 8 scores need no horizontal addition.
 struct Cache {
   Buffer<const Buffer<void>> keys, values;  // (layers)

@@ -93,8 +93,9 @@ void gather(const float* scores, int64_t stride, const T* values, int64_t size, 
 }
 
 template <int N, class T>
-void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t first, int64_t last,
-                  float cap, float* scores, int64_t stride, float* out, Part* parts) {
+void attend_heads(const float* q, const T* keys, const T* values, int64_t size, int64_t value_size,
+                  int64_t first, int64_t last, float cap, float* scores, int64_t stride, float* out,
+                  Part* parts) {
   score<N>(q, size, keys, values, size, first / 8 * 8, last, scores, stride);
   for (int h = 0; cap != 0.f && h < N; ++h)
     for (int64_t p = first / 8 * 8; p < last; p += 8) {
@@ -102,25 +103,27 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t size, 
       _mm256_storeu_ps(at, capped(_mm256_loadu_ps(at), cap));
     }
   for (int h = 0; h < N; ++h) parts[h] = exponentials(scores + h * stride, first, last);
-  if (size % 32 == 0)
-    gather<N, 4>(scores, stride, values, size, first, last, out);
-  else if (size % 16 == 0)
-    gather<N, 2>(scores, stride, values, size, first, last, out);
+  if (value_size % 32 == 0)
+    gather<N, 4>(scores, stride, values, value_size, first, last, out);
+  else if (value_size % 16 == 0)
+    gather<N, 2>(scores, stride, values, value_size, first, last, out);
   else
-    gather<N, 1>(scores, stride, values, size, first, last, out);
+    gather<N, 1>(scores, stride, values, value_size, first, last, out);
 }
 
 // Attention of `count` query heads over the positions first … last − 1. The heads share keys and values, and
-// lie `size` floats apart in q and out. Scores are capped unless `cap` is 0. out is the sum of values times
-// e^(score − most), not normalized: divide it by `sum`, or merge it with the parts of other ranges first.
-// `scores` has room for 3 * stride floats.
+// lie `size` floats apart in q, and `value_size` in out. Scores are capped unless `cap` is 0. out is the sum
+// of values times e^(score − most), not normalized: divide it by `sum`, or merge it with the parts of other
+// ranges first. `scores` has room for 3 * stride floats.
 template <class T>
-void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t first,
-            int64_t last, float cap, float* scores, int64_t stride, float* out, Part* parts) {
-  for (; count >= 3; count -= 3, q += 3 * size, out += 3 * size, parts += 3)
-    attend_heads<3>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
-  if (count == 2) attend_heads<2>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
-  if (count == 1) attend_heads<1>(q, keys, values, size, first, last, cap, scores, stride, out, parts);
+void attend(int64_t count, const float* q, const T* keys, const T* values, int64_t size, int64_t value_size,
+            int64_t first, int64_t last, float cap, float* scores, int64_t stride, float* out, Part* parts) {
+  for (; count >= 3; count -= 3, q += 3 * size, out += 3 * value_size, parts += 3)
+    attend_heads<3>(q, keys, values, size, value_size, first, last, cap, scores, stride, out, parts);
+  if (count == 2)
+    attend_heads<2>(q, keys, values, size, value_size, first, last, cap, scores, stride, out, parts);
+  if (count == 1)
+    attend_heads<1>(q, keys, values, size, value_size, first, last, cap, scores, stride, out, parts);
 }
 
 // out = x * factor; with `add`, out += x * factor.

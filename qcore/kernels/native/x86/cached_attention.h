@@ -10,6 +10,7 @@
 #include "common/decoder.h"
 #include "x86/attention_avx2.h"
 #include "x86/heads.h"
+#include "x86/latents.h"
 #include "x86/threads.h"
 
 namespace qcore {
@@ -22,18 +23,25 @@ class CachedAttention {
                   bool few, Barrier& barrier)
       : cache_(cache), call_(call), chunk_(chunk), few_(few), barrier_(barrier),
         heads_(most(model, [](const Attention& a) { return a.heads; })),
-        width_(most(model, [](const Attention& a) { return a.heads * a.head_size; })),
+        width_(most(model, [](const Attention& a) { return a.heads * a.value_size; })),
         inputs_(chunk * most(model, input_width)), mixed_(chunk * width_ * (few ? most_threads : 1)),
         parts_((few ? chunk : 1) * heads_ * most_threads), whole_(2 * chunk),
-        size_(most(model, [](const Attention& a) { return a.head_size; })), values_(most_threads * size_) {}
+        size_(most(model, [](const Attention& a) { return std::max(a.head_size, a.value_size); })),
+        values_(most_threads * size_), latents_(model, chunk) {}
 
-  bool ok() const { return inputs_ && mixed_ && parts_ && whole_ && values_; }
+  bool ok() const { return inputs_ && mixed_ && parts_ && whole_ && values_ && latents_.ok(); }
 
   // The outputs of the projections, one row of `input_width` per token of the chunk.
   float* inputs() { return inputs_.data(); }
 
   // The floats of working memory that `run` needs per thread.
   static int64_t scratch(const Cache& cache) { return 3 * (cache.capacity + 16); }
+
+  // Compute the queries of attention over latents, which come from the first input. All threads call it.
+  void project(int me, int threads, int64_t tokens, const Attention& attention, const Own& own,
+               Products& products) {
+    latents_.project(me, threads, tokens, attention, inputs_.data(), input_width(attention), own, products);
+  }
 
   // Attention of the tokens `chunk` of the call in a layer. All threads call it.
   void run(int me, int threads, int64_t layer, const Attention& attention, Span chunk, float* scores) {
@@ -48,34 +56,24 @@ class CachedAttention {
       run_in<uint16_t>(me, threads, here, chunk, scores);
     else
       run_in<float>(me, threads, here, chunk, scores);
+    if (!attention.latent.rank) return;
+    const int64_t tokens = chunk.last - chunk.first, heads = attention.heads;
+    float* own = values_.data() + me * size_;
+    const Span part = share(tokens * heads, me, threads);
+    for (int64_t n = part.first; n < part.last; ++n)
+      latents_.expand(attention, n / heads, n % heads, mixed(threads, attention, n / heads, n % heads, own));
+    barrier_.wait();
   }
 
   // Copy the result for token `i` of the chunk; with few tokens, merge the threads' parts.
   void read(int threads, const Attention& attention, int64_t i, float* out) const {
-    const int64_t size = attention.head_size, width = attention.heads * size;
+    if (attention.latent.rank) return latents_.read(attention, i, out);
+    const int64_t size = attention.value_size, width = attention.heads * size;
     if (!few_) {
       std::memcpy(out, mixed_.data() + i * width, width * 4);
       return;
     }
-    const int64_t stride = chunk_ * heads_;
-    for (int64_t h = 0; h < attention.heads; ++h) {
-      const Part* parts = parts_.data() + i * heads_ + h;
-      float most = attention.sinks.data ? attention.sinks.data[h] : -std::numeric_limits<float>::infinity();
-      for (int n = 0; n < threads; ++n)
-        if (parts[n * stride].sum != 0) most = std::max(parts[n * stride].most, most);
-      float sum = attention.sinks.data ? std::exp(attention.sinks.data[h] - most) : 0.f;
-      for (int n = 0; n < threads; ++n)
-        if (parts[n * stride].sum != 0)
-          sum += parts[n * stride].sum * std::exp(parts[n * stride].most - most);
-      bool add = false;
-      for (int n = 0; n < threads; ++n) {
-        const Part part = parts[n * stride];
-        if (part.sum == 0) continue;
-        scale(mixed_.data() + (n * chunk_ + i) * width_ + h * size, std::exp(part.most - most) / sum, size,
-              add, out + h * size);
-        add = true;
-      }
-    }
+    for (int64_t h = 0; h < attention.heads; ++h) mixed(threads, attention, i, h, out + h * size);
   }
 
  private:
@@ -87,6 +85,28 @@ class CachedAttention {
     int64_t group;  // query heads that share a key-value head
     bool appends;   // keys and values to the cache
   };
+
+  // Return the values that head h of token i of the chunk has mixed; with few tokens, merged in `out`.
+  const float* mixed(int threads, const Attention& attention, int64_t i, int64_t h, float* out) const {
+    const int64_t size = attention.value_size, stride = chunk_ * heads_;
+    if (!few_) return mixed_.data() + (i * attention.heads + h) * size;
+    const Part* parts = parts_.data() + i * heads_ + h;
+    float most = attention.sinks.data ? attention.sinks.data[h] : -std::numeric_limits<float>::infinity();
+    for (int n = 0; n < threads; ++n)
+      if (parts[n * stride].sum != 0) most = std::max(parts[n * stride].most, most);
+    float sum = attention.sinks.data ? std::exp(attention.sinks.data[h] - most) : 0.f;
+    for (int n = 0; n < threads; ++n)
+      if (parts[n * stride].sum != 0) sum += parts[n * stride].sum * std::exp(parts[n * stride].most - most);
+    bool add = false;
+    for (int n = 0; n < threads; ++n) {
+      const Part part = parts[n * stride];
+      if (part.sum == 0) continue;
+      scale(mixed_.data() + (n * chunk_ + i) * width_ + h * size, std::exp(part.most - most) / sum, size, add,
+            out);
+      add = true;
+    }
+    return out;
+  }
 
   const Cache& cache_;
   const Call& call_;
@@ -101,6 +121,7 @@ class CachedAttention {
   const Memory<Moments> whole_;  // (2, tokens) of norms over whole projections: queries, keys
   const int64_t size_;
   const Memory<float> values_;  // of one head, per thread
+  Latents latents_;
   std::atomic<int64_t> jobs_{0};
 
   template <class F>
@@ -111,17 +132,19 @@ class CachedAttention {
     return found;
   }
 
-  // Where the keys or values `layer` of a key-value head begin, for the sequence of token t.
+  // Where the keys or values `layer` of a key-value head begin, of `size` each, for the sequence of token t.
   template <class T>
-  T* held(void* layer, const Attention& attention, int64_t t, int64_t kv) const {
-    return static_cast<T*>(layer) +
-           (t / call_.tokens * attention.kv_heads + kv) * cache_.capacity * attention.head_size;
+  T* held(void* layer, const Attention& attention, int64_t t, int64_t kv, int64_t size) const {
+    return static_cast<T*>(layer) + (t / call_.tokens * attention.kv_heads + kv) * cache_.capacity * size;
   }
 
   template <class T>
   void run_in(int me, int threads, const Layer& here, Span chunk, float* scores) {
     if (me == 0) jobs_ = 0;
-    append<T>(me, threads, here, chunk);
+    if (here.attention.latent.rank)
+      append_latents<T>(me, threads, here, chunk);
+    else
+      append<T>(me, threads, here, chunk);
     barrier_.wait();
     if (few_)
       attend_some<T>(me, threads, here, scores);
@@ -159,15 +182,45 @@ class CachedAttention {
       }
       const int64_t kv = h - a.heads;
       const float* v = row + a.values.first + kv * a.values.step;
-      T* to_keys = held<T>(here.keys, a, t, kv) + place / 8 * 8 * size + place % 8;
-      T* to_values = held<T>(here.values, a, t, kv) + place * size;
+      T* to_keys = held<T>(here.keys, a, t, kv, size) + place / 8 * 8 * size + place % 8;
+      T* to_values = held<T>(here.values, a, t, kv, a.value_size) + place * a.value_size;
       if (a.value_norm.kind != kNoNorm) {
         normalize(a.value_norm, v, own);
         v = own;
       }
-      for (int64_t d = 0; d < size; ++d) store1(to_values + d, v[d]);  // before the keys, which it may be
+      for (int64_t d = 0; d < a.value_size; ++d)
+        store1(to_values + d, v[d]);  // before the keys, which it may be
       const float* k = keys.ready(i, kv, position, row);
       for (int64_t d = 0; d < size; ++d) store1(to_keys + 8 * d, k[d]);
+    }
+  }
+
+  // The same for attention over latents.
+  template <class T>
+  void append_latents(int me, int threads, const Layer& here, Span chunk) {
+    const Attention& a = here.attention;
+    const Rotation& rotation = call_.rotations.data[a.rotation];
+    const int64_t rank = a.latent.rank, size = a.head_size, all = a.heads + 1,
+                  tokens = chunk.last - chunk.first;
+    float* own = values_.data() + me * size_;
+    const Span part = share(tokens * all, me, threads);
+    for (int64_t n = part.first; n < part.last; ++n) {
+      const int64_t i = n / all, h = n % all, t = chunk.first + i, place = slot_of(call_, t),
+                    position = position_of(call_, t);
+      const float *row = inputs_.data() + i * here.width, *c = row + a.keys.first;
+      if (h < a.heads) {
+        latents_.seek(a, i, h, row, rotation, position);
+        continue;
+      }
+      if (a.latent.norm.kind == kNoNorm)
+        std::memcpy(own, c, rank * 4);
+      else
+        normalize(a.latent.norm, c, own);
+      Latents::turn(c + rank, a.latent.rotated, rotation, position, 1.f, own + rank);
+      T* to_keys = held<T>(here.keys, a, t, 0, size) + place / 8 * 8 * size + place % 8;
+      T* to_values = held<T>(here.values, a, t, 0, rank) + place * rank;
+      for (int64_t d = 0; d < size; ++d) store1(to_keys + 8 * d, own[d]);
+      for (int64_t d = 0; d < rank; ++d) store1(to_values + d, own[d]);
     }
   }
 
@@ -184,10 +237,11 @@ class CachedAttention {
   void attend_group(const Layer& here, int64_t t, int64_t i, int64_t kv, Span slots, float* scores,
                     float* out, Part* parts) const {
     const Attention& a = here.attention;
-    const float* q = inputs_.data() + i * here.width + a.queries.first + kv * a.queries.step;
-    attend(here.group, q, held<const T>(here.keys, a, t, kv), held<const T>(here.values, a, t, kv),
-           a.head_size, slots.first, slots.last, a.cap, scores, cache_.capacity + 16,
-           out + kv * here.group * a.head_size, parts);
+    const float* q = a.latent.rank ? latents_.seeking(a, i)
+                                   : inputs_.data() + i * here.width + a.queries.first + kv * a.queries.step;
+    attend(here.group, q, held<const T>(here.keys, a, t, kv, a.head_size),
+           held<const T>(here.values, a, t, kv, a.value_size), a.head_size, a.value_size, slots.first,
+           slots.last, a.cap, scores, cache_.capacity + 16, out + kv * here.group * a.value_size, parts);
   }
 
   // Many tokens: one key-value head after another, so that it stays in the processor's cache. Later tokens
@@ -195,7 +249,7 @@ class CachedAttention {
   template <class T>
   void attend_all(int me, const Layer& here, Span chunk, float* scores) {
     const Attention& a = here.attention;
-    const int64_t size = a.head_size, tokens = chunk.last - chunk.first, width = a.heads * size;
+    const int64_t size = a.value_size, tokens = chunk.last - chunk.first, width = a.heads * size;
     Part* parts = parts_.data() + me * heads_;
     for (int64_t job; (job = jobs_.fetch_add(1)) < tokens * a.kv_heads;) {
       const int64_t kv = job / tokens, i = tokens - 1 - job % tokens, t = chunk.first + i;

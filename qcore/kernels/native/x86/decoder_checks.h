@@ -24,6 +24,28 @@ inline Status check_heads(const Norm& norm, int64_t heads, int64_t size, bool la
   return norm.kind == kRootMeanSquare && !last ? check(norm, heads * size) : kBadLayout;
 }
 
+// Attention over latents, whose inputs have been checked.
+inline Status check_latent(const Attention& a, int64_t hidden) {
+  const Latent& latent = a.latent;
+  for (const int64_t size : {latent.rank, latent.plain, latent.rotated, latent.values})
+    if (!fits(size)) return kBadLayout;
+  const int64_t size = latent.plain + latent.rotated;
+  if (latent.rank % 8 || latent.values % 8 || latent.rotated % 2 || a.kv_heads != 1 ||
+      size > INT32_MAX / a.heads || a.head_size != latent.rank + latent.rotated ||
+      a.value_size != latent.rank)
+    return kBadLayout;
+  if (latent.queries.rows) {
+    if (const Status status = check_packed(latent.queries, a.heads * size, a.inputs[0].rows)) return status;
+    if (const Status status = check(latent.query_norm, a.inputs[0].rows)) return status;
+  } else if (a.inputs[0].rows != a.heads * size) {
+    return kBadLayout;
+  }
+  if (const Status status = check(latent.norm, latent.rank)) return status;
+  if (a.sinks.data && !a.sinks.holds(a.heads)) return kShortWeights;
+  if (!latent.matrices.holds(a.heads * (latent.plain + latent.values), latent.rank)) return kShortWeights;
+  return check_packed(a.output, hidden, a.heads * latent.values);
+}
+
 // Of layer `l`, whose keys and values another layer may have added.
 inline Status check(const Model& model, int64_t l, int64_t rotations) {
   const Attention& attention = model.blocks.data[l].attention;
@@ -31,6 +53,7 @@ inline Status check(const Model& model, int64_t l, int64_t rotations) {
   const int64_t size = attention.head_size;
   if (!fits(attention.heads) || !fits(attention.kv_heads) || !fits(size)) return kBadLayout;
   if (attention.heads % attention.kv_heads || size % 8 || attention.window < 0) return kBadLayout;
+  if (!fits(attention.value_size) || attention.value_size % 8) return kBadLayout;
   if (attention.input_count < 1 || attention.input_count > kInputs) return kBadLayout;
   if (attention.rotation < -1 || attention.rotation >= rotations) return kBadLayout;
   int64_t width = 0;
@@ -46,22 +69,27 @@ inline Status check(const Model& model, int64_t l, int64_t rotations) {
     return heads.first >= 0 && heads.first <= width && rest >= 0 && heads.step >= 0 &&
            (heads.step == 0 || attention.kv_heads - 1 <= rest / heads.step);
   };
+  if (attention.latent.rank) {
+    if (source != l || attention.rotation < 0 || !inside(attention.keys, size)) return kBadLayout;
+    return check_latent(attention, hidden);
+  }
   if (!inside(attention.queries, group * size)) return kBadLayout;
   if (source == l) {
-    if (!inside(attention.keys, size) || !inside(attention.values, size)) return kBadLayout;
+    if (!inside(attention.keys, size) || !inside(attention.values, attention.value_size)) return kBadLayout;
   } else {
     if (source < 0 || source > l) return kBadLayout;
     const Attention& other = model.blocks.data[source].attention;
-    if (other.source != source || other.kv_heads != attention.kv_heads || other.head_size != size)
+    if (other.source != source || other.kv_heads != attention.kv_heads || other.head_size != size ||
+        other.value_size != attention.value_size || other.latent.rank)
       return kBadLayout;
   }
   if (const Status status = check_heads(attention.query_norm, attention.heads, size, attention.norm_last))
     return status;
   if (const Status status = check_heads(attention.key_norm, attention.kv_heads, size, attention.norm_last))
     return status;
-  if (const Status status = check(attention.value_norm, size)) return status;
+  if (const Status status = check(attention.value_norm, attention.value_size)) return status;
   if (attention.sinks.data && !attention.sinks.holds(attention.heads)) return kShortWeights;
-  return check_packed(attention.output, hidden, attention.heads * size);
+  return check_packed(attention.output, hidden, attention.heads * attention.value_size);
 }
 
 inline Status check(const Buffer<const Mixture>& mixture, int64_t hidden) {
@@ -137,6 +165,7 @@ inline Status check_positions(const Model& model, const Call& call, int64_t end)
     if (attention.rotation < 0) continue;
     const Rotation& rotation = call.rotations.data[attention.rotation];
     if (rotation.size < 2 || rotation.size % 2 || rotation.size > attention.head_size) return kBadLayout;
+    if (attention.latent.rank && rotation.size != attention.latent.rotated) return kBadLayout;
     if (!rotation.cosines.holds(end, rotation.size / 2) || !rotation.sines.holds(end, rotation.size / 2))
       return kShortRotation;
     if (rotation.scales.data && !rotation.scales.holds(end)) return kShortRotation;
@@ -156,11 +185,13 @@ inline Status check(const Model& model, const Cache& cache, const Call& call) {
   for (int64_t l = 0; l < model.layers; ++l) {
     const Attention& attention = model.blocks.data[l].attention;
     if (attention.source != l) continue;
-    const int64_t bytes = attention.head_size * (cache.half ? 2 : 4);
-    for (const Buffer<void>& held : {cache.keys.data[l], cache.values.data[l]})
-      if (!Buffer<uint8_t>{static_cast<uint8_t*>(held.data), held.bytes / bytes}.holds(
-              call.sequences * attention.kv_heads, cache.capacity))
-        return kShortCache;
+    const int64_t heads = call.sequences * attention.kv_heads, bytes = cache.half ? 2 : 4;
+    const auto holds = [&](const Buffer<void>& held, int64_t size) {
+      const Buffer<uint8_t> slots{static_cast<uint8_t*>(held.data), held.bytes / (size * bytes)};
+      return slots.holds(heads, cache.capacity);
+    };
+    if (!holds(cache.keys.data[l], attention.head_size) || !holds(cache.values.data[l], attention.value_size))
+      return kShortCache;
   }
   if (const Status status = check_positions(model, call, end)) return status;
   if (!call.ids.holds(call.sequences, call.tokens) ||

@@ -202,6 +202,7 @@ class Step {
                         norm(chunk.first + i, i, again ? Addends{} : before, block.before_attention, own,
                              out);
                       });
+    attention_.project(me, threads_, tokens, attention, own, products_);
     attention_.run(me, threads_, l, attention, chunk, own.scores);
     const Projection* output[] = {&attention.output};
     const Target attended_to{attention_delta(), model_.hidden};
